@@ -1,0 +1,155 @@
+"""The four messages that the worker accepts, validated. Unknown keys are refused."""
+
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StringConstraints,
+    model_validator,
+)
+
+
+def _job_as_text(value: object) -> object:
+    """An integer id and its decimal text are the same job."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Job = Annotated[
+    str,
+    BeforeValidator(_job_as_text),
+    StringConstraints(strict=True, pattern=r"\A[A-Za-z0-9_.-]{1,100}\Z"),
+]
+"""The backend's id of a job: an integer or `[A-Za-z0-9_.-]`, at most 100 characters; held as text."""
+
+_RELEASE_PART = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}"
+
+
+def _no_dot_dot(value: str) -> str:
+    if ".." in value:
+        raise ValueError("must not contain '..'")
+    return value
+
+
+PluginName = Annotated[
+    str,
+    StringConstraints(strict=True, pattern=rf"\A{_RELEASE_PART}@{_RELEASE_PART}\Z"),
+    AfterValidator(_no_dot_dot),
+]
+"""A release in the worker's plugin store, `code@version`: never a path, a module or a URL."""
+
+PositiveId = Annotated[StrictInt, Field(gt=0)]
+NonEmpty = Annotated[str, StringConstraints(strict=True, min_length=1)]
+
+
+class _Strict(BaseModel):
+    # hide_input_in_errors: what a message holds is not shown in logs, and an error's text is logged.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class DeployParams(BaseModel):
+    """Resources of one replica and how many; a plugin's own params model may declare more keys."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
+
+    num_cpus: Annotated[float, Field(ge=0)] | None = None
+    num_gpus: Annotated[float, Field(ge=0)] | None = None
+    memory: Annotated[int, Field(ge=0)] | None = Field(default=None, description="bytes")
+    num_replicas: Annotated[int, Field(ge=1)] | None = None
+
+
+class ToTaskMethod(StrEnum):
+    """Where the annotation of a task comes from."""
+
+    FILE = "file"
+    INFERENCE = "inference"
+
+
+class ToTaskParams(BaseModel):
+    """What to pre-annotate and how; a plugin's own params model may declare more keys."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
+
+    name: NonEmpty
+    description: str | None = None
+    project: PositiveId
+    agent: PositiveId
+    task_filters: dict[str, Any] = Field(default_factory=dict)
+    method: ToTaskMethod = ToTaskMethod.FILE
+    target_specification_name: NonEmpty | None = None
+    pre_processor: PositiveId | None = None
+    model: PositiveId | None = None
+    pre_processor_params: dict[str, Any] = Field(default_factory=dict)
+    batch_size: Annotated[StrictInt, Field(ge=1)] = 1
+    # `schema` is a method of pydantic's models.
+    data_schema: Literal["dm_schema_v1", "any"] = Field(default="dm_schema_v1", alias="schema")
+
+    @model_validator(mode="after")
+    def _method_has_what_it_needs(self) -> "ToTaskParams":
+        if self.method is ToTaskMethod.FILE:
+            needed: dict[str, object] = {"target_specification_name": self.target_specification_name}
+        else:
+            needed = {"pre_processor": self.pre_processor, "model": self.model}
+        missing = [name for name, value in needed.items() if value is None]
+        if missing:
+            raise ValueError(f"method {self.method.value!r} requires {', '.join(missing)}")
+        return self
+
+
+class Message(_Strict):
+    """One piece of work. `task` and `queue` are where it goes."""
+
+    task: ClassVar[str]
+    queue: ClassVar[str]
+
+    job: Job
+
+
+class _RunMessage(Message):
+    plugin: PluginName
+    language: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=35)] = "en"
+    tenant: NonEmpty | None = None
+
+
+class DeployMessage(_RunMessage):
+    """Put a plugin's model online on Ray Serve."""
+
+    task: ClassVar[str] = "deploy"
+    queue: ClassVar[str] = "deploy"
+
+    agent: PositiveId
+    params: DeployParams = Field(default_factory=DeployParams)
+    action: NonEmpty = "deployment"
+
+
+class ToTaskMessage(_RunMessage):
+    """Pre-annotate the tasks of a project."""
+
+    task: ClassVar[str] = "to_task"
+    queue: ClassVar[str] = "to_task"
+
+    params: ToTaskParams
+    action: NonEmpty = "to_task"
+
+
+class TailLogsMessage(Message):
+    """Follow the log of a Ray job on the run's log channel."""
+
+    task: ClassVar[str] = "tail_logs"
+    queue: ClassVar[str] = "logs"
+
+    ray_job: Annotated[str, StringConstraints(strict=True, pattern=r"\A[A-Za-z0-9_-]{1,100}\Z")]
+    agent: PositiveId | None = None
+    protocol: Literal["auto", "websocket", "stream"] = "auto"
+
+
+class StopMessage(Message):
+    """End a run, also one whose message has not been read yet."""
+
+    task: ClassVar[str] = "stop"
+    queue: ClassVar[str] = "control"

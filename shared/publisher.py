@@ -1,0 +1,44 @@
+"""Publish work: a thin, typed skin over Celery's ``send_task``."""
+
+from celery import Celery
+
+from shared.messages import Message
+
+
+class Publisher:
+    """Publishes messages to the broker at `broker_url`.
+
+    Raises kombu's ``OperationalError`` when the broker cannot be reached within a few seconds.
+    """
+
+    def __init__(self, broker_url: str) -> None:
+        self._celery = Celery("synapse-publisher", broker=broker_url, set_as_current=False)
+        self._celery.conf.update(
+            task_serializer="json",
+            task_ignore_result=True,
+            # A publisher has no worker's habits: no event per message, no result backend.
+            task_send_sent_event=False,
+            broker_connection_timeout=4,
+        )
+
+    def publish(self, message: Message) -> str:
+        """Send `message` to its queue and return the id of the Celery task.
+
+        Keys left at their default are not sent, so an older worker accepts what it knows.
+        """
+        kwargs = message.model_dump(mode="json", exclude_unset=True, by_alias=True)
+        shown = {key: kwargs[key] for key in ("job", "plugin", "action") if key in kwargs}
+        sent = self._celery.send_task(
+            message.task, kwargs=kwargs, queue=message.queue, argsrepr="()", kwargsrepr=repr(shown)
+        )
+        return str(sent.id)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._celery.close()
+
+    def __enter__(self) -> "Publisher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
