@@ -1,0 +1,117 @@
+"""The Celery app and its settings, each with its reason."""
+
+import sys
+from typing import Any
+
+from celery import Celery, bootsteps, signals
+from kombu import Queue
+
+from worker import logging as worker_logging
+from worker.maintenance import Maintenance
+from worker.settings import Settings, SettingsError, settings
+
+QUEUES = ("deploy", "to_task", "annotate", "logs", "control")
+
+
+def make_app(settings: Settings) -> Celery:
+    """The app for these settings."""
+    app = Celery("worker", broker=settings.broker_url, set_as_current=True)
+    app.conf.update(
+        # Work is data from other services: JSON and nothing that could carry code.
+        accept_content=["json"],
+        task_serializer="json",
+        event_serializer="json",
+        # What a step finds out is in the run's record; a result backend would be a second truth.
+        task_ignore_result=True,
+        result_backend=None,
+        # A message is gone only after its step has sent the next one.
+        task_acks_late=True,
+        task_acks_on_failure_or_timeout=True,
+        # With threads the whole process dies with its task, and the broker delivers again; with prefork a
+        # task that kills its child would come back for ever.
+        task_reject_on_worker_lost=False,
+        # Steps are short; whoever is free takes the next.
+        worker_prefetch_multiplier=1,
+        # Plain durable queues of these names, so that a bare `send_task` just works.
+        task_queues=[Queue(name, routing_key=name) for name in QUEUES],
+        task_default_queue="control",
+        task_create_missing_queues=True,
+        # A step whose successor cannot be published keeps trying for about half a minute; a default policy
+        # gives up within a second, and a restart of Redis takes longer.
+        task_publish_retry=True,
+        task_publish_retry_policy={
+            "max_retries": 30,
+            "interval_start": 0.2,
+            "interval_step": 0.2,
+            "interval_max": 1.0,
+        },  # fmt: skip
+        broker_transport_options=_transport_options(settings),
+        # A worker outlives its broker, however long that is away.
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        # The one logging setup is ours.
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        # Returned values appear in events and logs; ours are None anyway.
+        resultrepr_maxsize=64,
+        # Flower shows runs as they go.
+        worker_send_task_events=True,
+        # Modules that hold tasks.
+        imports=(
+            "worker.control.tasks",
+            "worker.deploy.tasks",
+            "worker.pre_processor.tasks",
+            "worker.to_task.tasks",
+        ),
+    )
+    app.steps["worker"].add(MaintenanceStep)
+    return app
+
+
+def _transport_options(settings: Settings) -> dict[str, Any]:
+    if not settings.broker_url.startswith(("redis://", "rediss://")):
+        return {}
+    return {
+        "visibility_timeout": settings.worker_visibility_timeout_seconds,
+        # Look for what dead workers held every second; the default takes 100 s more.
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+        "socket_timeout": 10,
+        "socket_connect_timeout": 5,
+        "socket_keepalive": True,
+        "health_check_interval": 15,
+    }
+
+
+class MaintenanceStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Runs the sweep beside the pool, in the parent process of every worker."""
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._maintenance = Maintenance()
+
+    def start(self, parent: Any) -> None:  # noqa: ARG002 - the bootstep's signature
+        """The worker is up."""
+        self._maintenance.start()
+
+    def stop(self, parent: Any) -> None:  # noqa: ARG002 - the bootstep's signature
+        """The worker goes down."""
+        self._maintenance.stop()
+
+    terminate = stop
+
+
+@signals.setup_logging.connect
+def _configure_logging(loglevel: int | str = "INFO", **_: Any) -> None:
+    worker_logging.configure(loglevel)
+
+
+def _load_settings() -> Settings:
+    try:
+        return settings()
+    except SettingsError as error:
+        print(f"synapse-worker cannot start:\n{error}", file=sys.stderr)
+        raise SystemExit(78) from None  # EX_CONFIG
+
+
+app = make_app(_load_settings())

@@ -1,0 +1,76 @@
+"""Tasks on the queue `control`: reports to the backend, refusals, stops. Short, and always consumed."""
+
+from typing import Any
+
+import structlog
+from celery import shared_task
+from pydantic import ValidationError as MessageError
+
+from shared.messages import StopMessage
+from shared.statuses import JobStatus
+from worker.platform import ClientError, NotFoundError, ValidationError, clean
+from worker.runs import reports
+from worker.runs.keys import lock_key
+from worker.runs.runs import REPORT
+from worker.runs.step_task import BACKBONE_ERRORS
+from worker.services import services
+from worker.workflow import REFUSE_JOB, WorkflowTask
+
+log = structlog.get_logger(__name__)
+
+
+@shared_task(base=WorkflowTask, bind=True, name=REPORT.name)
+def report(self: WorkflowTask, job: str, attempt: int = 0) -> None:
+    """Send what is new of a run to the backend; comes back until the backend has it."""
+    runs = services().runs
+    token = runs.leases.new_token()
+    key = lock_key(job, REPORT.name)
+    try:
+        if runs.store.is_sealed(job):
+            return
+        if not runs.leases.take(key, token):
+            self.come_back(0.5)
+        with runs.leases.keep(key, token):
+            tenant = runs.store.load(job).message.tenant
+            wait = reports.report(job, runs, services().backend(tenant))
+    except BACKBONE_ERRORS:
+        self.come_back(1.0)
+    except ClientError as error:
+        log.warning("report not taken", job=job, error=clean(str(error)), attempt=attempt)
+        self.come_back(min(0.5 * 2 ** min(attempt, 10), runs.timing.longest_countdown), attempt=attempt + 1)
+    else:
+        if wait is not None:
+            self.come_back(wait, attempt=0)
+
+
+@shared_task(base=WorkflowTask, bind=True, name=REFUSE_JOB.name)
+def refuse_job(self: WorkflowTask, job: str, reason: str, attempt: int = 0) -> None:
+    """Set the job of a refused message FAILED, unless it is over."""
+    backend = services().backend()
+    try:
+        if JobStatus(backend.get_job(job)["status"]).is_final:
+            return
+        backend.update_job(job, status=JobStatus.FAILED, result={"error": reason})
+    except (NotFoundError, ValidationError) as error:
+        log.warning("refusal not taken", job=job, error_type=type(error).__name__)
+    except ClientError:
+        self.come_back(
+            min(0.5 * 2 ** min(attempt, 10), services().runs.timing.longest_countdown), attempt=attempt + 1
+        )
+
+
+@shared_task(base=WorkflowTask, bind=True, name=StopMessage.task)
+def stop(self: WorkflowTask, *args: Any, **kwargs: Any) -> None:
+    """End a run; a stop that comes before its job's message is remembered for a day."""
+    try:
+        message = StopMessage.model_validate(kwargs)
+    except MessageError as error:
+        self.refuse(args, kwargs, "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors()))
+        return
+    runs = services().runs
+    try:
+        runs.store.remember_stop(message.job)
+        if runs.store.exists(message.job):
+            reports.stop(message.job, runs)
+    except BACKBONE_ERRORS:
+        self.come_back(1.0)

@@ -1,0 +1,57 @@
+"""What every worker does now and then, beside its tasks: send again what was lost on the way."""
+
+import threading
+
+import structlog
+
+from worker.platform import clean
+from worker.pre_processor.recovery import ROOM_PREFIX, recover_room
+from worker.runs.recovery import RUN_PREFIX, recover_run
+from worker.runs.step_task import BACKBONE_ERRORS
+from worker.services import services
+
+log = structlog.get_logger(__name__)
+
+SECONDS_BETWEEN_SWEEPS = 5.0
+
+
+def sweep() -> int:
+    """Send again the messages of runs and waiting rooms that gave no sign of life; returns how many."""
+    runs = services().runs
+    members = runs.live.overdue()
+    for member in members:
+        log.warning("no sign of life", member=member)
+        if member.startswith(RUN_PREFIX):
+            recover_run(member.removeprefix(RUN_PREFIX), runs)
+        elif member.startswith(ROOM_PREFIX):
+            recover_room(member.removeprefix(ROOM_PREFIX), runs)
+    return len(members)
+
+
+class Maintenance:
+    """A thread that sweeps every few seconds."""
+
+    def __init__(self) -> None:
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin; again after a stop."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End within seconds."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while not self._stop.wait(SECONDS_BETWEEN_SWEEPS):
+            try:
+                sweep()
+            except BACKBONE_ERRORS as error:
+                log.warning("sweep put off", error_type=type(error).__name__)
+            except Exception as error:
+                log.error("sweep failed", error_type=type(error).__name__, error=clean(str(error)))

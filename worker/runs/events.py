@@ -1,0 +1,45 @@
+"""What a run tells its listeners: state, progress, metrics and messages, over pub/sub."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from redis import Redis
+
+from shared.channels import events_channel
+from worker.platform import redact
+from worker.runs.keys import messages_key
+
+
+class Events:
+    """Publishes a run's events; nobody has to listen."""
+
+    def __init__(self, redis: "Redis") -> None:
+        self._redis = redis
+
+    def publish(self, job: str, kind: str, **content: Any) -> None:
+        """Send `{"type": kind, ...content}` on the run's channel."""
+        self._redis.publish(events_channel(job), json.dumps({"type": kind, **content}))
+
+    def message(self, job: str, text: str, *, step: str = "", level: str = "info") -> None:
+        """A message for users: on the channel now, in the backend's log with the next report."""
+        content = redact(text)
+        self.publish(job, "message", level=level, step=step, content=content)
+        entry: dict[str, Any] = {
+            "event": "message",
+            "data": {"content": content},
+            "datetime": datetime.now(UTC).isoformat(),
+            "level": level,
+        }
+        if step:
+            entry["step"] = step
+        self._redis.rpush(messages_key(job), json.dumps(entry))
+
+    def take_messages(self, job: str, most: int = 100) -> list[dict[str, Any]]:
+        """Messages that the backend has not been sent; they are taken, for sending twice shows twice."""
+        taken = self._redis.lpop(messages_key(job), most)
+        return [json.loads(entry) for entry in taken or []]
+
+    def give_back(self, job: str, entries: list[dict[str, Any]]) -> None:
+        """Messages that certainly were not delivered wait for the next report."""
+        self._redis.lpush(messages_key(job), *[json.dumps(entry) for entry in reversed(entries)])

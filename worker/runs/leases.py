@@ -1,0 +1,65 @@
+"""Locks of steps: shorter than the visibility timeout, renewed while work goes on."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from uuid import uuid4
+
+import structlog
+from redis import Redis, RedisError
+
+from worker.runs.scripts import Scripts
+
+log = structlog.get_logger(__name__)
+
+
+class LeaseKeeper:
+    """Renews every lock that this process holds, from one thread that lives while there is one.
+
+    A process that dies stops renewing, so what it held is free after `seconds`.
+    """
+
+    def __init__(self, redis: "Redis", seconds: float) -> None:
+        self.seconds = seconds
+        self._scripts = Scripts(redis, "worker.runs")
+        self._held: dict[str, str] = {}
+        self._change = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    @staticmethod
+    def new_token() -> str:
+        """Who holds a lock."""
+        return uuid4().hex
+
+    @contextmanager
+    def keep(self, key: str, token: str) -> Iterator[None]:
+        """Renew the lock `key`, taken with `token`, until the block ends; then give it back."""
+        with self._change:
+            self._held[token] = key
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._renew_all, name="lease-keeper", daemon=True)
+                self._thread.start()
+        try:
+            yield
+        finally:
+            with self._change:
+                del self._held[token]
+                self._change.notify()
+            self._scripts.run("release", [key], token)
+
+    def take(self, key: str, token: str) -> bool:
+        """Take a lock that no script takes along."""
+        return bool(self._scripts.run("take", [key], token, int(self.seconds * 1000)))
+
+    def _renew_all(self) -> None:
+        while True:
+            with self._change:
+                self._change.wait(timeout=self.seconds / 3)
+                if not self._held:
+                    return
+                held = list(self._held.items())
+            for token, key in held:
+                try:
+                    self._scripts.run("renew", [key], token, int(self.seconds * 1000))
+                except RedisError as error:
+                    log.warning("lock not renewed", key=key, error_type=type(error).__name__)

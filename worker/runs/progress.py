@@ -1,0 +1,118 @@
+"""Progress in the platform's shape: steps with proportions, an overall that never falls, metrics."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from shared.channels import job_key
+from shared.messages import ToTaskMessage, ToTaskMethod
+from worker.runs.keys import progress_key
+from worker.runs.record import RunMessage
+from worker.runs.scripts import Scripts
+
+Proportions = Mapping[str, int]
+"""Steps in their order, each with its share of the whole in percent; the shares add up to 100."""
+
+DEPLOY: Proportions = {"initialize": 10, "deploy": 75, "register": 15}
+TO_TASK_FILE: Proportions = {
+    "initialize": 10, "prepare": 5, "fetch_tasks": 10, "annotate_task_data": 70, "finalize": 5,
+}  # fmt: skip
+TO_TASK_INFERENCE: Proportions = {
+    "initialize": 10, "prepare": 20, "fetch_tasks": 10, "annotate_task_data": 55, "finalize": 5,
+}  # fmt: skip
+
+
+def proportions_of(message: RunMessage) -> Proportions:
+    """The steps of a run (platform-api: `progress_record`)."""
+    if not isinstance(message, ToTaskMessage):
+        return DEPLOY
+    return TO_TASK_FILE if message.params.method is ToTaskMethod.FILE else TO_TASK_INFERENCE
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the backend is told: `progress_record` and `metrics_record`."""
+
+    progress: dict[str, Any]
+    metrics: dict[str, Any]
+
+
+class Progress:
+    """Percent by step and metrics of runs, in Redis."""
+
+    def __init__(self, redis: "Redis") -> None:
+        self._redis = redis
+        self._scripts = Scripts(redis, "worker.runs")
+
+    def set(self, job: str, proportions: Proportions, step: str, percent: float) -> bool:
+        """Note that `step` is done to `percent`; false when that was known. Earlier steps are then done."""
+        done = {name: 0.0 for name in proportions} | self._percents(job)
+        for earlier in proportions:
+            if earlier == step:
+                break
+            done[earlier] = 100.0
+        done[step] = max(done[step], min(percent, 100.0))
+        overall = _overall(proportions, done)
+        keys = [progress_key(job), job_key(job)]
+        return bool(self._scripts.run("progress", keys, step, round(done[step], 2), overall))
+
+    def set_metrics(self, job: str, step: str, metrics: Mapping[str, float]) -> None:
+        """Replace the metrics of `step`."""
+        self._redis.hset(progress_key(job), f"metrics:{step}", json.dumps(dict(metrics)))
+
+    def snapshot(self, job: str, proportions: Proportions, *, complete: bool = False) -> Snapshot:
+        """The records as they stand now; `complete` when the run has succeeded."""
+        stored = self._redis.hgetall(progress_key(job))
+        percents = {name: float(stored.get(name, 0.0)) for name in proportions}
+        started = [name for name in proportions if name in stored]
+        current = started[-1] if started else next(iter(proportions))
+        for name in started[:-1]:
+            percents[name] = 100.0
+        if complete:
+            percents = dict.fromkeys(proportions, 100.0)
+            current = list(proportions)[-1]
+        now = int(self._redis.time()[0])
+        left = None if complete else _time_left(percents[current], stored.get(f"since:{current}"), now)
+        order = {name: position for position, name in enumerate(proportions, start=1)}
+        steps = {
+            name: {
+                "proportion": share,
+                "order": order[name],
+                "percent": percents[name],
+                "time_remaining": left if name == current else None,
+            }
+            for name, share in proportions.items()
+        }
+        now_at = {
+            "overall": max(
+                _overall(proportions, percents), float(self._redis.hget(job_key(job), "overall") or 0)
+            ),
+            "step": current,
+            "percent": percents[current],
+            "time_remaining": left,
+            "order": order[current],
+        }
+        prefix = "metrics:"
+        metrics = {k.removeprefix(prefix): json.loads(v) for k, v in stored.items() if k.startswith(prefix)}
+        return Snapshot(
+            progress={"record": {"steps": steps}, "current_progress": now_at},
+            metrics={"record": {"steps": metrics}},
+        )
+
+    def _percents(self, job: str) -> dict[str, float]:
+        stored = self._redis.hgetall(progress_key(job))
+        return {name: float(value) for name, value in stored.items() if ":" not in name}
+
+
+def _overall(proportions: Proportions, percents: Mapping[str, float]) -> float:
+    return round(sum(share * percents[name] for name, share in proportions.items()) / 100, 2)
+
+
+def _time_left(percent: float, since: str | None, now: int) -> float | None:
+    """Seconds, from the pace of the step so far; None before there is a pace."""
+    if since is None or not 0 < percent < 100:
+        return None
+    return round((now - int(since)) * (100 - percent) / percent, 1)

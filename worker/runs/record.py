@@ -1,0 +1,60 @@
+"""A run as a step sees it: an immutable reading of its record."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from shared.messages import DeployMessage, ToTaskMessage
+from shared.statuses import JobStatus
+
+RunMessage = DeployMessage | ToTaskMessage
+
+
+@dataclass(frozen=True)
+class End:
+    """How a run ended; `result` is what the backend gets in the job's `result`."""
+
+    status: JobStatus
+    result: dict[str, Any]
+
+    @property
+    def error(self) -> str:
+        """The message of a run that did not succeed, else empty."""
+        return str(self.result.get("error", ""))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run at the moment in which it was read.
+
+    `again` is true when this step of it has begun before, so the step must look before it acts.
+    """
+
+    job: str
+    message: RunMessage
+    queue: str
+    position: int
+    step: str
+    findings: dict[str, Any] = field(default_factory=dict)
+    end: End | None = None
+    again: bool = False
+    generation: int = 0
+
+
+class Acceptance(StrEnum):
+    """What became of an entry message."""
+
+    ACCEPTED = "accepted"
+    KNOWN = "known"
+    STOPPED = "stopped"
+
+
+class Beginning(StrEnum):
+    """Whether a step may work."""
+
+    BEGUN = "begun"
+    LOCKED = "locked"
+    PASSED = "passed"
+    OVER = "over"
+    UNKNOWN = "unknown"
+    REPUBLISH = "republish"

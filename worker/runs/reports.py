@@ -1,0 +1,123 @@
+"""The outbox: what the backend hears of a run, by one sender, in order, sealed by the final status."""
+
+from typing import Any, Protocol
+
+import structlog
+
+from shared.channels import job_key
+from shared.statuses import JobStatus
+from worker.platform import ClientConnectionError, ClientError, NotFoundError, RateLimitError, ValidationError
+from worker.runs.keys import run_key
+from worker.runs.live import run_member
+from worker.runs.progress import proportions_of
+from worker.runs.record import End, Run
+from worker.runs.runs import Runs
+
+log = structlog.get_logger(__name__)
+
+SECONDS_BETWEEN_PATCHES = 1.0
+
+
+class JobsApi(Protocol):
+    """The calls of the backend that reporting needs."""
+
+    def get_job(self, job: str) -> dict[str, Any]: ...
+    def update_job(self, job: str, **fields: Any) -> dict[str, Any]: ...
+    def create_logs(self, entries: list[dict[str, Any]]) -> object: ...
+
+
+def report(job: str, runs: Runs, backend: JobsApi) -> float | None:
+    """Send what is new of the run; returns after how many seconds there is more to send, or None.
+
+    Raises `ClientError` when the backend did not take it; whoever calls comes back later.
+    """
+    if runs.store.is_sealed(job):
+        return None
+    run = runs.store.load(job)
+    _send_messages(run, runs, backend)
+    if run.end is not None:
+        _send_end(run, run.end, runs, backend)
+        return None
+    wait = _seconds_until_next_patch(job, runs)
+    if wait > 0:
+        return wait
+    return _send_progress(run, runs, backend)
+
+
+def _send_progress(run: Run, runs: Runs, backend: JobsApi) -> float | None:
+    key = run_key(run.job)
+    version = runs.redis.hget(key, "version") or "0"
+    snapshot = runs.progress.snapshot(run.job, proportions_of(run.message))
+    fields: dict[str, Any] = {"progress_record": snapshot.progress, "metrics_record": snapshot.metrics}
+    if not runs.redis.hexists(key, "running_sent"):
+        fields["status"] = JobStatus.RUNNING
+    _note_patch(run.job, runs)
+    answer = backend.update_job(run.job, **fields)
+    runs.redis.hset(key, "running_sent", 1)
+    if answer.get("status") == JobStatus.STOPPED:
+        stop(run.job, runs)
+    return SECONDS_BETWEEN_PATCHES if runs.report_sent(run.job, version) else None
+
+
+def _send_end(run: Run, end: End, runs: Runs, backend: JobsApi) -> None:
+    complete = end.status is JobStatus.SUCCEEDED
+    snapshot = runs.progress.snapshot(run.job, proportions_of(run.message), complete=complete)
+    try:
+        backend.update_job(
+            run.job,
+            status=end.status,
+            result=end.result,
+            progress_record=snapshot.progress,
+            metrics_record=snapshot.metrics,
+        )
+    except NotFoundError:
+        log.error("the backend does not know the job", status=end.status)
+    except ValidationError:
+        # Somebody else ended the job first, or the answer to our first report was lost.
+        if not JobStatus(backend.get_job(run.job)["status"]).is_final:
+            raise
+    if complete:
+        runs.redis.hset(job_key(run.job), "overall", 100)
+    runs.store.seal(run.job)
+    runs.live.forget(run_member(run.job))
+    log.info("end reported", status=end.status)
+
+
+def _send_messages(run: Run, runs: Runs, backend: JobsApi) -> None:
+    """Messages go out before what follows them; one whose answer was lost is not sent twice."""
+    while entries := runs.events.take_messages(run.job):
+        try:
+            backend.create_logs([{**entry, "job": _wire_id(run.job)} for entry in entries])
+        except (ClientConnectionError, RateLimitError):
+            runs.events.give_back(run.job, entries)
+            raise
+        except ClientError as error:
+            log.warning("messages lost", error_type=type(error).__name__, count=len(entries))
+
+
+def _wire_id(job: str) -> int | str:
+    return int(job) if job.isascii() and job.isdigit() and str(int(job)) == job else job
+
+
+def _note_patch(job: str, runs: Runs) -> None:
+    seconds, microseconds = runs.redis.time()
+    runs.redis.hset(run_key(job), "patched", seconds + microseconds / 1e6)
+
+
+def _seconds_until_next_patch(job: str, runs: Runs) -> float:
+    patched = runs.redis.hget(run_key(job), "patched")
+    if patched is None:
+        return 0.0
+    seconds, microseconds = runs.redis.time()
+    return float(patched) + SECONDS_BETWEEN_PATCHES - (seconds + microseconds / 1e6)
+
+
+def stop(job: str, runs: Runs) -> bool:
+    """End the run STOPPED, with the counts so far; false when it had ended already (or is unknown)."""
+    record = runs.redis.hgetall(job_key(job))
+    result: dict[str, Any] = {"error": "stopped"}
+    if record.get("action") == "to_task":
+        counts = {"total_tasks": "total", "success_count": "success", "failed_count": "failed"}
+        result |= {name: int(record.get(field, 0)) for name, field in counts.items()}
+        result |= {"status": JobStatus.STOPPED, "message": "stopped", "failures": []}
+    return runs.finish(job, End(JobStatus.STOPPED, result))

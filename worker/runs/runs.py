@@ -1,0 +1,113 @@
+"""Everything that a workflow does to a run, in one place."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from redis import Redis
+
+from shared.channels import job_key
+from shared.statuses import JobStatus
+from worker.runs.events import Events
+from worker.runs.keys import run_key
+from worker.runs.leases import LeaseKeeper
+from worker.runs.live import Live, run_member
+from worker.runs.outcomes import Step
+from worker.runs.progress import Progress, proportions_of
+from worker.runs.record import End, Run
+from worker.runs.scripts import Scripts
+from worker.runs.store import RunStore
+
+REPORT = Step("runs.report", position=0, queue="control")
+"""Not a step of a run, but of its reporting; it works on ended runs too."""
+
+
+class StepSender(Protocol):
+    """Publishes the message of a step."""
+
+    def send(self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0) -> None:
+        """Raises kombu's `OperationalError` when the broker does not take it."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that follow from the visibility timeout.
+
+    A lock is shorter than it, so that a redelivered step finds its dead owner's lock gone. A countdown above
+    half of it would multiply the task. A silent run counts as lost when the broker had its time to redeliver.
+    """
+
+    visibility_timeout: float
+
+    @property
+    def lock(self) -> float:
+        """How long a lock outlives its owner."""
+        return min(self.visibility_timeout / 2, 30.0)
+
+    @property
+    def longest_countdown(self) -> float:
+        """No countdown is longer."""
+        return self.visibility_timeout / 2
+
+    @property
+    def patience(self) -> float:
+        """After so long without a sign of life a run's message counts as lost."""
+        return self.visibility_timeout + 10.0
+
+
+class Runs:
+    """Runs in Redis, and the messages that carry them on."""
+
+    def __init__(self, redis: "Redis", sender: StepSender, timing: Timing) -> None:
+        self.redis = redis
+        self.sender = sender
+        self.timing = timing
+        self.store = RunStore(redis)
+        self.leases = LeaseKeeper(redis, timing.lock)
+        self.live = Live(redis, timing.patience)
+        self.progress = Progress(redis)
+        self.events = Events(redis)
+        self._scripts = Scripts(redis, "worker.runs")
+
+    def start(self, run: Run) -> None:
+        """The job is RUNNING from here on."""
+        self.redis.hset(job_key(run.job), "status", JobStatus.RUNNING)
+        self.events.publish(run.job, "state", status=JobStatus.RUNNING)
+        self.report_due(run.job)
+
+    def advance(self, run: Run, step: str, percent: float) -> None:
+        """Note how far `step` of the platform's progress record is."""
+        proportions = proportions_of(run.message)
+        if not self.progress.set(run.job, proportions, step, percent):
+            return
+        overall = float(self.redis.hget(job_key(run.job), "overall") or 0)
+        self.events.publish(run.job, "progress", step=step, percent=round(percent, 2), overall=overall)
+        self.report_due(run.job)
+
+    def measure(self, run: Run, step: str, **metrics: float) -> None:
+        """Replace the metrics of `step`."""
+        self.progress.set_metrics(run.job, step, metrics)
+        self.events.publish(run.job, "metrics", step=step, metrics=metrics)
+        self.report_due(run.job)
+
+    def finish(self, job: str, end: End) -> bool:
+        """End the run, once; the report of it follows until the backend has it."""
+        first = self.store.finish(job, end)
+        if first:
+            self.events.publish(job, "state", status=end.status, error=end.error)
+        self.report_end(job)
+        return first
+
+    def report_due(self, job: str) -> None:
+        """Let the backend hear what is new, within a second or so."""
+        if self._scripts.run("report_due", [run_key(job)], self.timing.patience):
+            self.sender.send(REPORT, "control", {"job": job})
+
+    def report_end(self, job: str) -> None:
+        """Let the backend hear the end now, if it has not yet."""
+        if not self.store.is_sealed(job):
+            self.live.expect(run_member(job))
+            self.sender.send(REPORT, "control", {"job": job})
+
+    def report_sent(self, job: str, version: str) -> bool:
+        """A snapshot of that version reached the backend; true when something newer waits."""
+        return bool(self._scripts.run("report_sent", [run_key(job)], version))

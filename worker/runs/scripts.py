@@ -1,0 +1,29 @@
+"""The Lua scripts: what must happen to a run's keys in one go."""
+
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from redis import Redis
+from redis.commands.core import Script
+
+
+@cache
+def _source(package: str, name: str) -> str:
+    return (resources.files(package) / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+
+
+class Scripts:
+    """Runs the scripts in the folder `lua` of `package` by name; Redis keeps them compiled."""
+
+    def __init__(self, redis: "Redis", package: str) -> None:
+        self._redis = redis
+        self._package = package
+        self._registered: dict[str, Script] = {}
+
+    def run(self, name: str, keys: list[str], *args: str | int | float) -> Any:
+        """Run script `name`; what it returns depends on the script."""
+        script = self._registered.get(name)
+        if script is None:
+            script = self._registered[name] = self._redis.register_script(_source(self._package, name))
+        return script(keys=keys, args=list(args))

@@ -1,0 +1,26 @@
+"""Publishes the messages of steps through the Celery app."""
+
+from typing import Any
+
+from celery import Celery
+
+from worker.runs.outcomes import Step
+from worker.runs.request import shown
+
+
+class CelerySender:
+    """Sends a step's message to its queue; what it carries is private."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def send(self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0) -> None:
+        """Raises kombu's `OperationalError` when the broker does not take it after the app's retries."""
+        self._app.send_task(
+            step.name,
+            kwargs=kwargs,
+            queue=queue,
+            countdown=countdown or None,
+            argsrepr="()",
+            kwargsrepr=repr(shown(kwargs)),
+        )

@@ -1,0 +1,135 @@
+"""The base task: what every step does, once."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NoReturn
+
+import structlog
+from celery import Task
+from celery.exceptions import Reject
+from kombu.exceptions import OperationalError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from structlog.contextvars import bound_contextvars
+
+from shared.statuses import JobStatus
+from worker.platform import clean
+from worker.runs.keys import lock_key
+from worker.runs.live import run_member
+from worker.runs.outcomes import Continue, Finish, Outcome, Park, PollAgain, Step
+from worker.runs.record import Beginning, End, Run
+from worker.runs.runs import Runs
+
+log = structlog.get_logger(__name__)
+
+StepFunction = Callable[[Run], Outcome]
+
+BACKBONE_ERRORS = (RedisConnectionError, RedisTimeoutError, OperationalError)
+"""Redis or the broker is away: says nothing about the run, so the message comes back."""
+
+LONGEST_WAIT_FOR_NEIGHBOUR = 120
+"""Times that a step comes back for a neighbour that is away; with the back-off about an hour."""
+
+
+class StepTask(Task):
+    """Loads the run, drops out when it is over or further on, holds the step's lock, follows the outcome."""
+
+    abstract = True
+    # The contract's doors take what comes and refuse it by name; Celery's check would only fail the task.
+    typing = False
+    max_retries = None
+    Request = "worker.runs.request:QuietRequest"
+
+    transient: ClassVar[tuple[type[Exception], ...]] = ()
+    """Errors of a neighbour that is away: the step comes back later."""
+
+    @property
+    def runs(self) -> Runs:
+        """The runs of this process."""
+        raise NotImplementedError
+
+    def carry_out(self, step: Step, job: str, function: StepFunction, *, part: str = "") -> None:
+        """Do `step` of the run of `job` by calling `function`."""
+        generation = int(self.request.kwargs.get("generation", 0))
+        name = f"{step.name}:{part}" if part else step.name
+        token = self.runs.leases.new_token()
+        with bound_contextvars(job=job, step=name):
+            try:
+                redelivered = bool((self.request.delivery_info or {}).get("redelivered"))
+                begun = self.runs.store.begin(
+                    job, step, part, token, self.runs.leases.seconds, generation, redelivered
+                )
+                match begun.beginning:
+                    case Beginning.LOCKED:
+                        self.come_back(1.0)
+                    case Beginning.REPUBLISH:
+                        self.come_back(0.5, generation=begun.generation)
+                    case Beginning.OVER:
+                        self.runs.report_end(job)
+                        self.after_end(job)
+                if begun.run is None:
+                    return
+                with self.runs.leases.keep(lock_key(job, name), token):
+                    self.runs.live.expect(run_member(job))
+                    self._follow(step, name, begun.run, self._work(begun.run, function))
+            except BACKBONE_ERRORS as error:
+                log.warning("step comes back", error_type=type(error).__name__)
+                self.come_back(1.0)
+
+    def after_end(self, job: str) -> None:
+        """A step's message arrived after the run's end; a workflow may have something to clean up."""
+
+    def come_back(self, countdown: float, **changed: Any) -> NoReturn:
+        """Deliver this message again after `countdown` seconds, with arguments `changed`."""
+        kwargs = {**self.request.kwargs, **changed}
+        try:
+            self.retry(kwargs=kwargs, countdown=min(countdown, self.runs.timing.longest_countdown))
+        except Reject as reject:
+            # The retry could not be published. Celery would now drop the message; the broker keeps it instead.
+            raise Reject(reject.reason, requeue=True) from None
+        raise AssertionError("retry always raises")
+
+    def _work(self, run: Run, function: StepFunction) -> Outcome:
+        try:
+            return function(run)
+        except BACKBONE_ERRORS:
+            raise
+        except self.transient as error:
+            return self._wait_for_neighbour(error)
+        except Exception as error:
+            message = user_message(error)
+            log.error("step failed", error=message, error_type=type(error).__name__, exc_info=True)
+            return Finish(JobStatus.FAILED, {"error": message})
+
+    def _wait_for_neighbour(self, error: Exception) -> Outcome:
+        attempt = int(self.request.kwargs.get("attempt", 0)) + 1
+        if attempt > LONGEST_WAIT_FOR_NEIGHBOUR:
+            return Finish(JobStatus.FAILED, {"error": user_message(error)})
+        log.warning(
+            "neighbour away", error_type=type(error).__name__, error=clean(str(error)), attempt=attempt
+        )
+        self.come_back(min(0.5 * 2**attempt, self.runs.timing.longest_countdown), attempt=attempt)
+
+    def _follow(self, step: Step, name: str, run: Run, outcome: Outcome) -> None:
+        match outcome:
+            case Continue():
+                kwargs = {"job": run.job, **outcome.kwargs}
+                queue = outcome.step.queue or run.queue
+                self.runs.live.expect(run_member(run.job), outcome.countdown)
+                self.runs.sender.send(outcome.step, queue, kwargs, outcome.countdown)
+            case PollAgain():
+                self.runs.live.expect(run_member(run.job), outcome.countdown)
+                following = self.runs.store.announce_poll(run.job, name, run.generation)
+                self.come_back(outcome.countdown, generation=following, attempt=0)
+            case Finish():
+                self.runs.finish(run.job, End(outcome.status, outcome.result))
+                log.info("run ended", status=outcome.status, at=step.name)
+            case Park():
+                pass
+
+
+def user_message(error: Exception) -> str:
+    """What users read of an exception: a RuntimeError speaks for itself, others are named. No secrets."""
+    text = clean(str(error))
+    return (
+        text if isinstance(error, RuntimeError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
+    )

@@ -1,0 +1,179 @@
+"""The record of a run in Redis: accept, begin, note findings, end."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from redis import Redis
+
+from shared.channels import job_key, logs_history
+from shared.messages import DeployMessage, ToTaskMessage
+from shared.statuses import JobStatus
+from worker.runs import keys
+from worker.runs.outcomes import Step
+from worker.runs.record import Acceptance, Beginning, End, Run, RunMessage
+from worker.runs.scripts import Scripts
+
+DAY_SECONDS = 86_400
+
+_MESSAGES: dict[str, type[RunMessage]] = {"deploy": DeployMessage, "to_task": ToTaskMessage}
+
+
+class UnknownRunError(LookupError):
+    """There is no record of this run: it never was, or it expired a day after its end was reported."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The answer to `begin`: `run` is there only when the step may work."""
+
+    beginning: Beginning
+    generation: int
+    run: Run | None = None
+
+
+class RunStore:
+    """Reads and writes runs. Every change that two workers could race for is one script."""
+
+    def __init__(self, redis: "Redis") -> None:
+        self.redis = redis
+        self._scripts = Scripts(redis, "worker.runs")
+
+    def accept(self, message: RunMessage, queue: str) -> Acceptance:
+        """Create the run of `message`, once a job; `queue` is where its steps will go."""
+        stored = json.dumps(
+            {
+                "task": message.task,
+                "kwargs": message.model_dump(mode="json", exclude_unset=True, by_alias=True),
+            }
+        )
+        stopped = json.dumps({"status": JobStatus.STOPPED, "result": {"error": "stopped"}})
+        job = message.job
+        answer = self._scripts.run(
+            "accept",
+            [keys.run_key(job), job_key(job), keys.stop_key(job)],
+            stored,
+            message.action,
+            message.plugin,
+            queue,
+            stopped,
+        )
+        return Acceptance(answer[0])
+
+    def exists(self, job: str) -> bool:
+        """Whether there is a run of this job, live or ended."""
+        return bool(self.redis.exists(keys.run_key(job)))
+
+    def load(self, job: str) -> Run:
+        """Read the run; raises `UnknownRunError`."""
+        return self._run(job, again=False, generation=0)
+
+    def begin(
+        self,
+        job: str,
+        step: Step,
+        part: str,
+        token: str,
+        lock_seconds: float,
+        generation: int,
+        redelivered: bool,
+    ) -> Begun:
+        """Take the step's lock and move the run on to it, if the run lives and is not further on."""
+        name = f"{step.name}:{part}" if part else step.name
+        beginning, times, newest = self._scripts.run(
+            "begin",
+            [keys.run_key(job), job_key(job), keys.lock_key(job, name)],
+            name,
+            step.position,
+            token,
+            int(lock_seconds * 1000),
+            generation,
+            int(redelivered),
+            int(not step.has_parts),
+        )
+        run = None
+        if beginning == Beginning.BEGUN:
+            run = self._run(job, again=int(times) > 1, generation=generation)
+        return Begun(Beginning(beginning), int(newest), run)
+
+    def announce_poll(self, job: str, step_name: str, generation: int) -> int:
+        """The generation of the poll that follows `generation`; copies of that one can no longer go on."""
+        field = f"generation:{step_name}"
+        return int(self._scripts.run("announce", [keys.run_key(job)], field, generation))
+
+    def newest_poll(self, job: str, step_name: str) -> int:
+        """The generation that a poll of this step must have to go on."""
+        return int(self.redis.hget(keys.run_key(job), f"generation:{step_name}") or 0)
+
+    def is_over(self, job: str) -> bool:
+        """Whether the run has ended, or is gone."""
+        return bool(self.redis.hexists(keys.run_key(job), "end")) or not self.redis.exists(keys.run_key(job))
+
+    def note(self, job: str, name: str, finding: Any) -> None:
+        """Keep what a step found out, any JSON, for later steps and for its own second delivery."""
+        self.redis.hset(keys.run_key(job), f"finding:{name}", json.dumps(finding))
+
+    def finish(self, job: str, end: End) -> bool:
+        """Write the end; false when the run had one already (or is gone)."""
+        stored = json.dumps({"status": end.status, "result": end.result})
+        return bool(
+            self._scripts.run("finish", [keys.run_key(job), job_key(job)], stored, end.status, end.error)
+        )
+
+    def remember_stop(self, job: str) -> None:
+        """A stop that came before its job's message holds for a day."""
+        self.redis.set(keys.stop_key(job), 1, ex=DAY_SECONDS)
+
+    def seal(self, job: str) -> None:
+        """The backend has the end: nothing more will be sent, and the run's keys expire in a day."""
+        self.redis.hset(keys.run_key(job), "reported", 1)
+        for key in self._all_keys(job):
+            self.redis.expire(key, DAY_SECONDS)
+
+    def is_sealed(self, job: str) -> bool:
+        """Whether the backend has the end (or the run is gone)."""
+        key = keys.run_key(job)
+        return bool(self.redis.hexists(key, "reported")) or not self.redis.exists(key)
+
+    def _all_keys(self, job: str) -> list[str]:
+        workflow_keys = self.redis.smembers(f"{job_key(job)}:keys")
+        own = [
+            job_key(job),
+            keys.run_key(job),
+            keys.progress_key(job),
+            keys.messages_key(job),
+            logs_history(job),
+            f"{job_key(job)}:keys",
+        ]
+        return own + sorted(workflow_keys)
+
+    def owns(self, job: str, *names: str) -> None:
+        """Let further keys of a workflow expire with the run."""
+        self.redis.sadd(f"{job_key(job)}:keys", *names)
+
+    def _run(self, job: str, *, again: bool, generation: int) -> Run:
+        stored = self.redis.hgetall(keys.run_key(job))
+        if not stored:
+            raise UnknownRunError(f"job {job} has no run here")
+        message = json.loads(stored["message"])
+        prefix = "finding:"
+        return Run(
+            job=job,
+            message=_MESSAGES[message["task"]].model_validate(message["kwargs"]),
+            queue=stored["queue"],
+            position=int(stored["position"]),
+            step=stored.get("step", ""),
+            findings={
+                k.removeprefix(prefix): json.loads(v) for k, v in stored.items() if k.startswith(prefix)
+            },
+            end=_end(stored.get("end")),
+            again=again,
+            generation=generation,
+        )
+
+
+def _end(stored: str | None) -> End | None:
+    if stored is None:
+        return None
+    end = json.loads(stored)
+    return End(JobStatus(end["status"]), end["result"])

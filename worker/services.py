@@ -1,0 +1,107 @@
+"""What a process has one of: settings, Redis, clients, the plugin store and host, the runs."""
+
+from functools import cached_property, lru_cache
+from pathlib import Path
+from tempfile import gettempdir
+
+from celery import Celery, current_app
+from redis import Redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from worker.platform import AgentClient, BackendClient, NotFoundError, register_secrets
+from worker.plugins import PluginHost, PluginStore, make_host
+from worker.runs.runs import Runs, Timing
+from worker.runs.sender import CelerySender
+from worker.settings import MB, Settings, settings
+
+NEIGHBOUR_TIMEOUT = {"connect": 3.0, "read": 10.0}
+"""Seconds. A step holds one of the worker's slots, so no neighbour may hold it for long."""
+
+
+class Services:
+    """Made on first use, so that a forked pool process has its own connections."""
+
+    def __init__(self, settings: Settings, app: Celery) -> None:
+        self.settings = settings
+        self._app = app
+        register_secrets(settings.secrets())
+
+    @cached_property
+    def redis(self) -> "Redis":
+        """Answers are text. A dead Redis is an error within seconds."""
+        return Redis.from_url(
+            self.settings.redis_url,
+            decode_responses=True,
+            socket_timeout=5,
+            socket_connect_timeout=3,
+            health_check_interval=15,
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=3),
+        )
+
+    @cached_property
+    def runs(self) -> Runs:
+        """The runs, and the messages that carry them on."""
+        timing = Timing(self.settings.worker_visibility_timeout_seconds)
+        return Runs(self.redis, CelerySender(self._app), timing)
+
+    @cached_property
+    def store(self) -> PluginStore:
+        """Where releases are found."""
+        cache = Path(gettempdir()) / "synapse-worker-plugins"
+        return PluginStore(self.settings.plugins_dir, cache, self.settings.worker_plugin_max_mb * MB)
+
+    @cached_property
+    def host(self) -> PluginHost:
+        """Where releases' code runs."""
+        return make_host(self.settings)
+
+    def backend(self, tenant: str | None = None) -> BackendClient:
+        """The worker's own client of the backend, for the tenant of a run."""
+        return self._backend_of(tenant or self.settings.synapse_tenant)
+
+    @lru_cache(maxsize=64)  # noqa: B019 - the services live as long as the process
+    def _backend_of(self, tenant: str | None) -> BackendClient:
+        settings = self.settings
+        return BackendClient(
+            settings.synapse_host,
+            settings.synapse_access_token.get_secret_value(),
+            tenant=tenant,
+            timeout=NEIGHBOUR_TIMEOUT,
+        )
+
+    def agent(self, agent: int, tenant: str | None = None) -> AgentClient | None:
+        """The client of a Ray cluster's agent: the configured one, else the one that the backend knows.
+
+        None when no agent is known or it has no URL. Raises `ClientError` when the look-up fails.
+        """
+        settings = self.settings
+        tenant = tenant or settings.synapse_tenant
+        if settings.synapse_agent_url is not None:
+            token = settings.synapse_agent_token
+            return self._agent_of(settings.synapse_agent_url, token and token.get_secret_value(), tenant)
+        try:
+            found = self.backend(tenant).get_agent(agent)
+        except NotFoundError:
+            return None
+        if not found.get("url"):
+            return None
+        if found.get("token"):
+            register_secrets([found["token"]])
+        return self._agent_of(found["url"], found.get("token"), tenant)
+
+    @lru_cache(maxsize=64)  # noqa: B019 - the services live as long as the process
+    def _agent_of(self, url: str, token: str | None, tenant: str | None) -> AgentClient:
+        return AgentClient(
+            url,
+            token or "",
+            user_token=self.settings.synapse_access_token.get_secret_value(),
+            tenant=tenant,
+            timeout=NEIGHBOUR_TIMEOUT,
+        )
+
+
+@lru_cache(maxsize=1)
+def services() -> Services:
+    """The services of this process."""
+    return Services(settings(), current_app._get_current_object())
