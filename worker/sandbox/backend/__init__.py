@@ -1,0 +1,1 @@
+"""A backend that speaks the platform's API, with its state in one SQLite file."""

@@ -1,0 +1,150 @@
+"""What the backend knows: rows of one SQLite file that several processes may open at once."""
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from worker.sandbox.backend.schema import SCHEMA
+
+JSON_COLUMNS = frozenset(
+    {
+        "file_specifications",
+        "files",
+        "data",
+        "config",
+        "params",
+        "progress_record",
+        "metrics_record",
+        "console_logs",
+        "result",
+        "meta",
+    }
+)
+
+Row = dict[str, Any]
+JobId = int | str
+
+
+class State:
+    """Rows in and out as dictionaries; columns that hold JSON are decoded."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.RLock()
+        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=20)
+        self._db.row_factory = sqlite3.Row
+        self._db.execute("PRAGMA journal_mode = WAL")
+        # What is committed survives a killed process, which is all that a sandbox needs.
+        self._db.execute("PRAGMA synchronous = OFF")
+        self._db.executescript(SCHEMA)
+
+    def close(self) -> None:
+        """Give the file back."""
+        with self._lock:
+            self._db.close()
+
+    def __enter__(self) -> "State":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is written inside is seen at once, or not at all. Does not nest."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    def rows(self, sql: str, *values: object) -> list[Row]:
+        """All rows of a query."""
+        with self._lock:
+            return [_decoded(row) for row in self._db.execute(sql, values).fetchall()]
+
+    def row(self, sql: str, *values: object) -> Row | None:
+        """The first row of a query, or None."""
+        with self._lock:
+            row = self._db.execute(sql, values).fetchone()
+        return None if row is None else _decoded(row)
+
+    def value(self, sql: str, *values: object) -> Any:
+        """The first column of the first row, or None; JSON is not decoded."""
+        with self._lock:
+            row = self._db.execute(sql, values).fetchone()
+        return None if row is None else row[0]
+
+    def execute(self, sql: str, *values: object) -> int:
+        """Change rows; the number of rows changed."""
+        with self._lock:
+            return self._db.execute(sql, values).rowcount
+
+    def insert(self, table: str, values: Mapping[str, object]) -> int:
+        """Add a row; its row id."""
+        names, encoded = _encoded(values)
+        sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
+        with self._lock:
+            return self._db.execute(sql, encoded).lastrowid or 0
+
+    def insert_many(self, table: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Add rows that all have the same columns."""
+        if rows:
+            names = list(rows[0])
+            sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
+            with self._lock:
+                self._db.executemany(sql, [_encoded(row)[1] for row in rows])
+
+    def update(self, table: str, key: object, values: Mapping[str, object]) -> None:
+        """Change the row whose id is `key`."""
+        names, encoded = _encoded(values)
+        changes = ", ".join(f"{name} = ?" for name in names)
+        self.execute(f"UPDATE {table} SET {changes} WHERE id = ?", *encoded, key)  # noqa: S608
+
+    def add_job(self, *, id: JobId | None = None, status: str = "PENDING", **columns: object) -> JobId:
+        """Add a job; without an `id` it gets the next integer."""
+        now = time.time()
+        with self.transaction():
+            if id is None:
+                highest = "SELECT coalesce(max(id), 0) + 1 FROM jobs WHERE typeof(id) = 'integer'"
+                id = int(self.value(highest))
+            self.insert("jobs", {"id": id, "status": status, "created": now, "updated": now, **columns})
+        return id
+
+    def job(self, id: JobId) -> Row | None:
+        """A job, as auditors and tests read it."""
+        return self.row("SELECT * FROM jobs WHERE id = ?", id)
+
+    def annotate(self, task: int, data: object) -> bool:
+        """Write a task's data and book the write; False when there is no such task."""
+        text = json.dumps(data)
+        with self.transaction():
+            writes = self.value(
+                "UPDATE tasks SET data = ?, writes = writes + 1 WHERE id = ? RETURNING writes", text, task
+            )
+            if writes is None:
+                return False
+            self._db.execute("INSERT INTO annotations VALUES (?, ?, ?, ?)", (task, text, time.time(), writes))
+        return True
+
+
+def _encoded(values: Mapping[str, object]) -> tuple[list[str], list[object]]:
+    encoded = [
+        json.dumps(value) if name in JSON_COLUMNS and value is not None else value
+        for name, value in values.items()
+    ]
+    return list(values), encoded
+
+
+def _decoded(row: sqlite3.Row) -> Row:
+    return {
+        name: json.loads(row[name]) if name in JSON_COLUMNS and row[name] is not None else row[name]
+        for name in row.keys()  # noqa: SIM118 - a sqlite3.Row iterates over its values
+    }

@@ -1,0 +1,129 @@
+"""A real Ray on this machine: one head node, its dashboard and Ray Serve, behind a random token."""
+
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from worker.sandbox.processes import Process, SandboxError, free_port, start
+
+# Ray rewrites 127.0.0.1 to the machine's outer address; any other address of the loopback stays as it is.
+NODE_ADDRESS: Final = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+OBJECT_STORE_BYTES: Final = 200 * 1024 * 1024
+
+
+class LocalRay:
+    """Started in two halves, so that other parts of the sandbox start while Ray does."""
+
+    def __init__(self, directory: Path, *, num_cpus: int, environ: Mapping[str, str]) -> None:
+        self._directory, self._num_cpus, self._environ = directory, num_cpus, dict(environ)
+        port, dashboard, serve = free_port(), free_port(), free_port()
+        self.address = f"{NODE_ADDRESS}:{port}"
+        self.dashboard_url = f"http://127.0.0.1:{dashboard}"
+        self.serve_url = f"http://127.0.0.1:{serve}"
+        self.token = secrets.token_hex(32)
+        self._ports = {"port": port, "dashboard-port": dashboard}
+        self._serve_port = serve
+        self._temp: Path | None = None
+        self._serve_starter: Process | None = None
+        self.process: Process | None = None
+
+    def environment(self) -> dict[str, str]:
+        """What a driver needs."""
+        return {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
+
+    def launch(self) -> None:
+        """Start the processes without waiting for them."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        # Ray keeps unix sockets in its folder, and their paths may have 107 characters at most.
+        self._temp = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # noqa: S108
+        environ = self._environ | self.environment()
+        command = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--head",
+            "--block",
+            *self._options(),
+        ]
+        self.process = start(
+            "ray", command, log=self._directory / "ray.log", env=environ | self._tuning(), grace=0
+        )
+        self._serve_starter = start(
+            "serve",
+            [sys.executable, "-m", "worker.sandbox.serve", "start", str(self._serve_port)],
+            log=self._directory / "serve.log",
+            env=environ,
+            grace=0,
+        )
+
+    def await_ready(self, seconds: float = 90) -> None:
+        """Wait until the node, the dashboard and Serve answer."""
+        assert self.process is not None
+        assert self._serve_starter is not None
+        self.process.wait_until(self._serve_is_up, seconds)
+        self._serve_starter.stop()
+
+    def stop(self) -> None:
+        """End every process of this Ray; a draining node would take 30 s, and nothing here is worth keeping."""
+        for process in (self._serve_starter, self.process):
+            if process is not None:
+                process.stop()
+        if self._temp is not None:
+            shutil.rmtree(self._temp, ignore_errors=True)
+
+    def _options(self) -> list[str]:
+        ports = self._ports | {
+            "dashboard-agent-listen-port": free_port(),
+            "ray-client-server-port": free_port(),
+            "node-manager-port": 0,
+            "object-manager-port": 0,
+        }
+        return [
+            f"--node-ip-address={NODE_ADDRESS}",
+            "--dashboard-host=127.0.0.1",
+            "--include-dashboard=true",
+            f"--num-cpus={self._num_cpus}",
+            "--num-gpus=0",
+            f"--object-store-memory={OBJECT_STORE_BYTES}",
+            f"--temp-dir={self._temp}",
+            "--disable-usage-stats",
+            *(f"--{name}={port}" for name, port in ports.items()),
+        ]
+
+    def _tuning(self) -> dict[str, str]:
+        return {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # Resources in use are gathered at this interval; the default of 5 s would mislead the agent.
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "AUTOSCALER_METRIC_PORT": str(free_port()),
+            "DASHBOARD_METRIC_PORT": str(free_port()),
+        }
+
+    def _serve_is_up(self) -> bool:
+        assert self._serve_starter is not None
+        if not self._serve_starter.alive and not self._serve_answers():
+            raise SandboxError(f"Ray Serve did not start\n{self._serve_starter.tail()}")
+        return not self._serve_starter.alive and self._resources_are_known()
+
+    def _serve_answers(self) -> bool:
+        try:
+            httpx.get(f"{self.serve_url}/-/healthz", timeout=2)
+        except httpx.TransportError:
+            return False
+        return True
+
+    def _resources_are_known(self) -> bool:
+        headers = {"Authorization": f"Bearer {self.token}"}
+        try:
+            answer = httpx.get(f"{self.dashboard_url}/api/cluster_status", headers=headers, timeout=2)
+            status = answer.raise_for_status().json()["data"]["clusterStatus"]
+        except httpx.HTTPError:
+            return False
+        return bool(status and status["loadMetricsReport"]["usageByNode"])
