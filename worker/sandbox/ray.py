@@ -41,7 +41,7 @@ class LocalRay:
         """Start the processes without waiting for them."""
         self._directory.mkdir(parents=True, exist_ok=True)
         # Ray keeps unix sockets in its folder, and their paths may have 107 characters at most.
-        self._temp = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # noqa: S108
+        self._temp = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         environ = self._environ | self.environment()
         command = [
             sys.executable,
