@@ -1,0 +1,59 @@
+"""The outside world of the worker: clients of the backend and of the agents, their errors, and redaction."""
+
+from worker.platform.agent import AgentClient
+from worker.platform.async_client import AsyncBackendClient
+from worker.platform.backend import BackendClient
+from worker.platform.base import BaseClient
+from worker.platform.cleaning import clean_exception
+from worker.platform.errors import (
+    AuthenticationError,
+    AuthorizationError,
+    ClientConnectionError,
+    ClientError,
+    ClientTimeoutError,
+    HTTPError,
+    MalformedResponseError,
+    NotFoundError,
+    RateLimitError,
+    ServerError,
+    StreamError,
+    StreamLimitExceededError,
+    ValidationError,
+    WebSocketError,
+    error_type,
+)
+from worker.platform.ray_client import RayClientMixin
+from worker.platform.redaction import clean, redact, redact_event, register_secrets
+from worker.platform.retries import RetryPolicy
+
+__all__ = [  # noqa: RUF022 - grouped by topic
+    # clients
+    "BaseClient",
+    "BackendClient",
+    "AsyncBackendClient",
+    "AgentClient",
+    "RayClientMixin",
+    "RetryPolicy",
+    # errors
+    "ClientError",
+    "ClientTimeoutError",
+    "ClientConnectionError",
+    "HTTPError",
+    "AuthenticationError",
+    "AuthorizationError",
+    "NotFoundError",
+    "ValidationError",
+    "RateLimitError",
+    "ServerError",
+    "MalformedResponseError",
+    "StreamError",
+    "StreamLimitExceededError",
+    "WebSocketError",
+    "error_type",
+    # secrets
+    "register_secrets",
+    "redact",
+    "redact_event",
+    "clean",
+    "clean_exception",
+]

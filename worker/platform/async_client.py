@@ -1,0 +1,120 @@
+"""The backend's client for the annotation path, where one event loop keeps many requests in flight.
+
+Over aiohttp's connections, because httpx's own pool slows down with the number of waiting requests. Requests,
+answers, errors and retries are the sync client's.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Self
+
+import aiohttp
+import httpx
+import tenacity
+from httpx_aiohttp import AiohttpTransport
+
+from worker.platform import backend_requests as calls
+from worker.platform.answers import Answer, value_of
+from worker.platform.backend import backend_headers
+from worker.platform.base_url import BaseUrl
+from worker.platform.deadline import KEEPALIVE_SECONDS, tls_context
+from worker.platform.requests import Request, body_of
+from worker.platform.retries import RetryPolicy
+from worker.platform.wire import AnswerReader, Timeouts, after_failure, checked_headers, no_cookies
+
+
+class AsyncBackendClient:
+    """The backend at `base_url`, for many calls at once. To be made and closed inside the running loop."""
+
+    def __init__(
+        self,
+        base_url: str,
+        access_token: str,
+        *,
+        tenant: str | None = None,
+        agent_token: str | None = None,
+        timeout: Mapping[str, float] | None = None,
+        connections: int = 64,
+        retries: RetryPolicy | None = None,
+    ) -> None:
+        asyncio.get_running_loop()
+        self._base = BaseUrl(base_url)
+        self._timeouts = Timeouts.of(timeout)
+        self._retries = retries or RetryPolicy()
+        # Taken before the clock of an attempt starts: waiting in the queue is not the service's fault.
+        self._turns = asyncio.Semaphore(connections)
+        self._http = httpx.AsyncClient(
+            headers=checked_headers(backend_headers(access_token, tenant, agent_token)),
+            timeout=self._timeouts.for_httpx(),
+            transport=AiohttpTransport(verify=tls_context(), client=_session(connections)),
+            cookies=no_cookies(),
+            trust_env=False,
+            follow_redirects=False,
+        )
+
+    async def get_task(self, task: int | str) -> dict[str, Any]:
+        """A task with its data and its data unit."""
+        return await self._object(calls.get_task(task))
+
+    async def get_data_unit(self, data_unit: int | str) -> dict[str, Any]:
+        """A data unit with its files."""
+        return await self._object(calls.get_data_unit(data_unit))
+
+    async def annotate_task_data(
+        self, task: int | str, data: Mapping[str, Any], schema: str | None = None
+    ) -> dict[str, Any]:
+        """Submit a task's annotation; `schema="any"` has the backend take any shape."""
+        return await self._object(calls.annotate_task_data(task, data, schema))
+
+    async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
+        """Run a plugin's action: an inference answers with any JSON. Sent once."""
+        return await self._send(calls.run_plugin(code, data))
+
+    async def aclose(self) -> None:
+        """Give the connections back."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def _send(self, request: Request) -> Any:
+        content = body_of(request)
+        attempts = tenacity.AsyncRetrying(**self._retries.arguments(request))
+        return await attempts(self._attempt, request, content)
+
+    async def _object(self, request: Request) -> dict[str, Any]:
+        answer: dict[str, Any] = await self._send(request)
+        return answer
+
+    async def _attempt(self, request: Request, content: bytes | None) -> Any:
+        async with self._turns:
+            return value_of(await self._exchange(request, content), request.expect)
+
+    async def _exchange(self, request: Request, content: bytes | None) -> Answer:
+        url = self._base.join(request.path, request.query)
+        headers = {"Content-Type": "application/json"} if content is not None else None
+        reader: AnswerReader | None = None
+        try:
+            async with (
+                asyncio.timeout(self._timeouts.total),
+                self._http.stream(request.method, url, content=content, headers=headers) as response,
+            ):
+                reader = AnswerReader(response)
+                async for chunk in response.aiter_bytes():
+                    if not reader.add(chunk):
+                        break
+                return reader.answer()
+        # Not every error of aiohttp is made one of httpx by the transport.
+        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError) as error:
+            failure = error
+        return after_failure(failure, reader)
+
+
+def _session(connections: int) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(
+        limit=connections, ssl=tls_context(), keepalive_timeout=KEEPALIVE_SECONDS
+    )
+    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)

@@ -1,0 +1,129 @@
+"""Takes secrets out of whatever leaves the process: log lines, error messages, log fields.
+
+The process's own secrets are registered once; what merely looks like one (an `Authorization` header,
+`token=`) is found by its form.
+"""
+
+import html
+import json
+import sys
+import threading
+import traceback
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+from worker.platform import patterns
+from worker.platform.patterns import MASK
+
+SHORTEST_SECRET = 6  # shorter ones would mask ordinary words
+DEEPEST = 8  # levels of nesting looked into; what lies deeper is shown as masked text
+
+
+class _Registry:
+    """The secrets known to this process, in every spelling in which they may turn up."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._spellings: tuple[str, ...] = ()
+
+    def add(self, secrets: Iterable[str]) -> None:
+        found = {spelling for secret in secrets for spelling in _spellings(secret)}
+        with self._lock:
+            # Longest first: a secret that holds another one is masked whole.
+            self._spellings = tuple(sorted(found.union(self._spellings), key=len, reverse=True))
+
+    def mask(self, text: str) -> str:
+        for spelling in self._spellings:
+            if spelling in text:
+                text = text.replace(spelling, MASK)
+        return text
+
+
+_registry = _Registry()
+
+
+def register_secrets(secrets: Iterable[str]) -> None:
+    """Mask these from now on, everywhere in this process. Those under 6 characters are ignored."""
+    _registry.add(secrets)
+
+
+def redact(text: str) -> str:
+    """`text` with every secret masked and the rest left as it is."""
+    text = _registry.mask(text)
+    for pattern in (patterns.HEADERS, patterns.NAMED, patterns.SPOKEN, patterns.SIGNED):
+        text = pattern.sub(patterns.mask_value, text)
+    text = patterns.CREDENTIALS.sub(rf"\g<scheme> {MASK}", text)
+    return patterns.USERINFO.sub(f"{MASK}@", text)
+
+
+def clean(text: str) -> str:
+    """`text` fit to be shown to users: one line without secrets, URLs, query strings and terminal codes."""
+    text = redact(patterns.ANSI.sub("", text))
+    text = patterns.QUERY.sub("", patterns.URL.sub("<url>", text))
+    return patterns.CONTROL.sub(" ", text).strip()
+
+
+def redact_value(value: Any, depth: int = 0) -> Any:
+    """A JSON-like value with its strings redacted; what stands under a secret's name is masked whole."""
+    if isinstance(value, str):
+        return redact(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if depth < DEEPEST:
+        if isinstance(value, Mapping):
+            return {_key(key): _under(key, each, depth + 1) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            redacted = [redact_value(each, depth + 1) for each in value]
+            return redacted if isinstance(value, list) else tuple(redacted)
+    if isinstance(value, BaseException):
+        return redact(f"{type(value).__name__}: {value}")
+    text = repr(value)
+    redacted_text = redact(text)
+    return value if text == redacted_text else redacted_text
+
+
+def redact_event(
+    logger: object,  # noqa: ARG001 - structlog passes it
+    name: str,  # noqa: ARG001 - structlog passes it
+    event_dict: MutableMapping[str, Any],
+) -> MutableMapping[str, Any]:
+    """A processor for structlog: no field of a log line shows a secret, wherever in the row it stands."""
+    exc_info = event_dict.pop("exc_info", None)
+    if exc_info:
+        event_dict["exception"] = _exception_text(exc_info)
+    for key in list(event_dict):
+        event_dict[key] = _under(key, event_dict[key], 0)
+    return event_dict
+
+
+def _under(key: object, value: Any, depth: int) -> Any:
+    if isinstance(key, str) and value is not None and patterns.SECRET_KEY.fullmatch(key[-100:]):
+        return MASK
+    return redact_value(value, depth)
+
+
+def _key(key: Any) -> Any:
+    return redact(key) if isinstance(key, str) else key
+
+
+def _exception_text(exc_info: Any) -> str:
+    if isinstance(exc_info, tuple):
+        exc_info = exc_info[1]
+    exception = exc_info if isinstance(exc_info, BaseException) else sys.exception()
+    return "".join(traceback.format_exception(exception)) if exception is not None else ""
+
+
+def _spellings(secret: str) -> set[str]:
+    secret = secret.strip()
+    if len(secret) < SHORTEST_SECRET:
+        return set()
+    quoted = {quote(secret, safe=""), quote(secret), quote_plus(secret)}
+    lower = {_lower_hex(each) for each in quoted}
+    escaped = {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1]}
+    return {secret, html.escape(secret), *quoted, *lower, *escaped}
+
+
+def _lower_hex(quoted: str) -> str:
+    first, *rest = quoted.split("%")
+    return "%".join([first, *(part[:2].lower() + part[2:] for part in rest)])

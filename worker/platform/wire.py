@@ -1,0 +1,135 @@
+"""What sync and async clients share at the wire: timeouts, headers, limits of an answer, failures."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+import httpx
+
+from worker.platform.answers import Answer
+from worker.platform.errors import (
+    ClientConnectionError,
+    ClientError,
+    ClientTimeoutError,
+    MalformedResponseError,
+)
+
+MB = 1024 * 1024
+LARGEST_ANSWER = 16 * MB
+LARGEST_ERROR = 64 * 1024  # of an error's body, the rest is not read
+_ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
+_HUNG_UP = re.compile("disconnected|closed connection")
+_TIMEOUTS = {"connect": 5.0, "read": 15.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds: to connect, to wait for the next bytes, and for one attempt as a whole."""
+
+    connect: float
+    read: float
+    total: float
+
+    @classmethod
+    def of(cls, timeout: Mapping[str, float] | None) -> "Timeouts":
+        """From the client's argument: a dict of `connect`, `read` and, rarely, `total`."""
+        given = {**_TIMEOUTS, **(timeout or {})}
+        given.setdefault("total", given["connect"] + 2 * given["read"])
+        if set(given) != {"connect", "read", "total"} or not all(each > 0 for each in given.values()):
+            raise ValueError("timeout is a dict of 'connect', 'read' and 'total', in seconds above 0")
+        return cls(**given)
+
+    def for_httpx(self) -> httpx.Timeout:
+        """The part of it that httpx can keep by itself."""
+        return httpx.Timeout(connect=self.connect, read=self.read, write=self.read, pool=None)
+
+
+def checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """The headers of every request. A value that cannot be sent is refused here, and not shown."""
+    for name, value in (headers or {}).items():
+        if not (value.isascii() and value.isprintable()):
+            raise ValueError(f"the value for the header {name} has characters that a header cannot hold")
+    return {
+        "Accept": "application/json",
+        # What httpx could also unpack (brotli, zstd) may fill the memory from a small answer.
+        "Accept-Encoding": "gzip, deflate",
+        "User-Agent": "synapse-worker",
+        **(headers or {}),
+    }
+
+
+def no_cookies() -> CookieJar:
+    """A jar that takes nothing: a session cookie would outlive the token that it came with."""
+    return CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
+
+
+class AnswerReader:
+    """Collects one answer and holds it to its limits."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self._body = bytearray()
+        self._is_error = not response.is_success
+        declared = response.headers.get("content-length", "")
+        if response.headers.get("content-encoding", "").strip().lower() not in _ENCODINGS:
+            raise MalformedResponseError("malformed answer: packed in a way that was not asked for")
+        if declared.isdecimal() and len(declared) < 20 and not self._is_error:
+            self._check_size(int(declared))
+
+    def add(self, chunk: bytes) -> bool:
+        """Take what came; False when no more is wanted."""
+        self._body += chunk
+        if self._is_error:
+            return len(self._body) < LARGEST_ERROR
+        self._check_size(len(self._body))
+        return True
+
+    def broke_off(self, failure: ClientError) -> Answer:
+        """The answer after its body failed: an error says enough by its status, anything else is lost."""
+        if self._is_error:
+            return self.answer()
+        if isinstance(failure, ClientConnectionError):
+            raise MalformedResponseError("malformed answer: cut off", cut_off=True)
+        raise failure
+
+    def answer(self) -> Answer:
+        """What was collected."""
+        headers = {name.lower(): value for name, value in self._response.headers.items()}
+        return Answer(self._response.status_code, headers, bytes(self._body))
+
+    def _check_size(self, size: int) -> None:
+        if size > LARGEST_ANSWER:
+            raise MalformedResponseError(f"malformed answer: larger than {LARGEST_ANSWER // MB} MB")
+
+
+def after_failure(error: Exception, reader: AnswerReader | None) -> Answer:
+    """What is left of an exchange that `error` ended: an answer that is an error anyway, else raises.
+
+    To be called outside of the except block: `error` knows the URL and is not to become a context.
+    """
+    failure = wire_error(error)
+    if reader is None:
+        raise failure
+    return reader.broke_off(failure)
+
+
+def wire_error(error: Exception) -> ClientError:
+    """The client error for a failure below HTTP, with nothing of `error`: that one knows URL and headers."""
+    if _is_timeout(error):
+        return ClientTimeoutError("408 Request Timeout: the service did not answer in time", 408)
+    if isinstance(error, httpx.DecodingError):
+        return MalformedResponseError("malformed answer: it cannot be unpacked")
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError | httpx.InvalidURL):
+        return ClientError("the request cannot be sent", 400)
+    if isinstance(error, httpx.RemoteProtocolError) and _HUNG_UP.search(str(error)) is None:
+        return MalformedResponseError("malformed answer: not HTTP")
+    return ClientConnectionError("503 Service Unavailable: the service cannot be reached", 503)
+
+
+def _is_timeout(error: Exception) -> bool:
+    # The aiohttp transport calls every lost or refused connection a ConnectTimeout; its cause tells.
+    cause = error.__cause__
+    if type(cause).__module__.partition(".")[0] == "aiohttp":
+        return isinstance(cause, TimeoutError)
+    return isinstance(error, TimeoutError | httpx.TimeoutException)
