@@ -1,0 +1,28 @@
+"""The README's table of settings is the settings."""
+
+from pathlib import Path
+
+from pydantic import SecretStr
+from pydantic_core import PydanticUndefined
+
+from worker.settings import Settings
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def settings_table() -> str:
+    rows = []
+    for name, field in Settings.model_fields.items():
+        default = "required" if field.default is PydanticUndefined else field.default
+        shown = "" if default is None or isinstance(default, SecretStr) else f"`{default}`"
+        rows.append(f"| `{name.upper()}` | {'required' if field.is_required() else shown} | {field.description} |")
+    return "\n".join(rows)
+
+
+def test_readme_lists_every_setting_with_its_default() -> None:
+    # Given the README's table between its marks
+    text = README.read_text(encoding="utf-8")
+    table = text.split("<!-- settings -->")[1].split("<!-- /settings -->")[0]
+
+    # Then it is what the settings say
+    assert settings_table() in table
