@@ -1,9 +1,9 @@
 """Runs one command and sees to it that nothing of it outlives the owner.
 
 Started by `worker.sandbox.processes` as a plain script with the standard library alone. The owner holds the
-other end of a pipe, the lifeline; the kernel closes it when the owner ends, however it ends. Then, or when the
-command itself has ended, everything below this process is ended: it is a subreaper, so a daemon that detaches
-itself is handed to it by the kernel and not to init. The id of the command's process goes to stdout.
+other end of a pipe, the lifeline; the kernel closes it when the owner ends, however it ends. Then, or when
+the command itself has ended, everything below this process is ended: it is a subreaper, so a daemon that
+detaches itself is handed to it by the kernel and not to init. The id of the command's process goes to stdout.
 """
 
 import ctypes

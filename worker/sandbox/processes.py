@@ -20,7 +20,7 @@ import psutil
 
 GUARDIAN: Final = Path(__file__).with_name("guardian.py")
 POLL_SECONDS: Final = 0.05
-# Below the ports that the kernel hands out for outgoing connections, so that a port stays free over a restart.
+# Below what the kernel hands out for outgoing connections, so that a port stays free over a restart.
 PORTS: Final = range(20_000, 32_000)
 
 
@@ -124,7 +124,7 @@ def start(
     ours, lifeline = os.pipe()
     with log.open("ab") as output:
         guardian = subprocess.Popen(
-            # -S and -E are not given: -I alone keeps this folder's modules from hiding others' (redis, ray).
+            # -I keeps this folder's modules from hiding others' (redis, ray).
             [sys.executable, "-I", str(GUARDIAN), str(ours), str(grace), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

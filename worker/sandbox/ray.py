@@ -71,7 +71,7 @@ class LocalRay:
         self._serve_starter.stop()
 
     def stop(self) -> None:
-        """End every process of this Ray; a draining node would take 30 s, and nothing here is worth keeping."""
+        """End every process of this Ray at once: a node that drains would take 30 s."""
         for process in (self._serve_starter, self.process):
             if process is not None:
                 process.stop()

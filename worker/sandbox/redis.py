@@ -9,7 +9,7 @@ from worker.sandbox.processes import Process, free_port, start
 
 
 class RedisServer:
-    """Append-only file flushed once a second, so that `kill()` and `start()` lose nothing that was answered."""
+    """Append-only file, flushed once a second: what was answered survives `kill()` and `start()`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

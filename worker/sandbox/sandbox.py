@@ -1,1 +1,178 @@
-class Sandbox: ...
+"""A whole platform on one machine, for as long as a `with` block lasts."""
+
+import os
+import re
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, Self
+
+from worker.sandbox.backend.state import State
+from worker.sandbox.processes import Process, start
+from worker.sandbox.ray import LocalRay
+from worker.sandbox.redis import RedisServer
+from worker.sandbox.seed import seed_agent
+from worker.sandbox.services import HttpService
+
+AGENT_ID: Final = 1
+ALL_QUEUES: Final = "deploy,to_task,annotate,logs,control"
+WORKER_READY: Final = re.compile(r"@\S+ ready")
+
+
+def _silent(_: str) -> None:
+    """Nobody listens."""
+
+
+class Sandbox:
+    """Redis, Ray, backend and agent. `directory` is kept when given, else a temporary one is made and removed.
+
+    Without Ray there is no agent either, and its record in the backend has no URL.
+    """
+
+    def __init__(
+        self,
+        directory: Path | None = None,
+        *,
+        plugins_dir: Path,
+        num_cpus: int = 4,
+        with_ray: bool = True,
+        on_progress: Callable[[str], None] = _silent,
+    ) -> None:
+        self._remove = directory is None
+        self.directory = directory or Path(tempfile.mkdtemp(prefix="synapse-sandbox-"))
+        self.plugins_dir = plugins_dir
+        self.files_dir = self.directory / "files"
+        self._logs = self.directory / "logs"
+        for folder in (self.directory, self.files_dir, self._logs):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._on_progress = on_progress
+        self._workers: list[Process] = []
+        self.access_token = secrets.token_hex(24)
+        self.plugin_token = secrets.token_hex(24)
+        self.agent_token = secrets.token_hex(24)
+        self.redis = RedisServer(self.directory / "redis")
+        self.backend = HttpService("backend", "worker.sandbox.backend", log=self._logs / "backend.log")
+        self.ray: LocalRay | None = None
+        self.agent: HttpService | None = None
+        if with_ray:
+            self.ray = LocalRay(self.directory / "ray", num_cpus=num_cpus, environ=os.environ)
+            self.agent = HttpService("agent", "worker.sandbox.agent", log=self._logs / "agent.log")
+        self.state = State(self.directory / "backend.sqlite3")
+        self._configure()
+
+    @property
+    def redis_url(self) -> str:
+        """The broker, and where runs are kept."""
+        return self.redis.url
+
+    @property
+    def backend_url(self) -> str:
+        """`SYNAPSE_HOST`"""
+        return self.backend.url
+
+    @property
+    def agent_url(self) -> str | None:
+        """`SYNAPSE_AGENT_URL`; None without Ray."""
+        return None if self.agent is None else self.agent.url
+
+    @property
+    def files_url(self) -> str:
+        """Where `files_dir` is served, without a token, as a storage's signed URLs are."""
+        return f"{self.backend.url}/files"
+
+    def environment(self) -> dict[str, str]:
+        """Every setting that a worker needs; nothing of it is in this process's environment."""
+        environ = {
+            "SYNAPSE_HOST": self.backend_url,
+            "SYNAPSE_ACCESS_TOKEN": self.access_token,
+            "WORKER_PLUGIN_ACCESS_TOKEN": self.plugin_token,
+            "REDIS_URL": self.redis_url,
+            "PLUGINS_DIR": str(self.plugins_dir),
+        }
+        if self.agent is not None and self.ray is not None:
+            environ |= {"SYNAPSE_AGENT_URL": self.agent.url, "SYNAPSE_AGENT_TOKEN": self.agent_token}
+            environ |= self.ray.environment()
+        return environ
+
+    def start(self) -> Self:
+        """Start everything; Ray takes longest, so the others start meanwhile."""
+        try:
+            if self.ray is not None:
+                self._on_progress("starting Ray")
+                self.ray.launch()
+            self.redis.start()
+            self._on_progress(f"Redis on port {self.redis.port}")
+            self.backend.start()
+            self._on_progress(f"backend on {self.backend.url}")
+            if self.ray is not None and self.agent is not None:
+                self.agent.launch()
+                self.ray.await_ready()
+                self._on_progress(f"Ray on {self.ray.address}, dashboard on {self.ray.dashboard_url}")
+                self.agent.await_ready()
+                self._on_progress(f"agent on {self.agent.url}")
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End everything, workers first, and remove a temporary directory."""
+        for worker in self._workers:
+            worker.stop()
+        for part in (self.backend, self.agent, self.ray, self.redis):
+            if part is not None:
+                part.stop()
+        self.state.close()
+        if self._remove:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start_worker(
+        self,
+        *,
+        queues: str = ALL_QUEUES,
+        concurrency: int = 8,
+        env: Mapping[str, str] | None = None,
+        seconds: float = 60,
+    ) -> Process:
+        """Start a worker on this sandbox and wait until it consumes; it ends with the sandbox."""
+        number = len(self._workers) + 1
+        command = [sys.executable, "-m", "celery", "-A", "worker", "worker"]
+        command += ["-Q", queues, "--pool", "threads", "-c", str(concurrency), "-l", "INFO"]
+        command += ["--without-mingle", "--without-gossip", "-n", f"worker{number}@%h"]
+        log = self._logs / f"worker{number}.log"
+        environ = {**os.environ, **self.environment(), **(env or {})}
+        worker = start(f"worker{number}", command, log=log, env=environ, grace=15)
+        self._workers.append(worker)
+        worker.wait_until(lambda: WORKER_READY.search(log.read_text(errors="replace")) is not None, seconds)
+        self._on_progress(f"worker {number} on {queues}")
+        return worker
+
+    def _configure(self) -> None:
+        seed_agent(self.state, url=self.agent_url, token=self.agent_token, id=AGENT_ID)
+        backend = {
+            "SANDBOX_ACCESS_TOKEN": self.access_token,
+            "SANDBOX_PLUGIN_TOKEN": self.plugin_token,
+            "SANDBOX_FILES_DIR": str(self.files_dir),
+            "SANDBOX_STATE": str(self.directory / "backend.sqlite3"),
+            "PLUGINS_DIR": str(self.plugins_dir),
+            "REDIS_URL": self.redis_url,
+        }
+        if self.ray is not None and self.agent is not None:
+            backend["SANDBOX_SERVE_URL"] = self.ray.serve_url
+            self.agent.configure(
+                {
+                    "SANDBOX_AGENT_TOKEN": self.agent_token,
+                    "SANDBOX_DASHBOARD_URL": self.ray.dashboard_url,
+                    **self.ray.environment(),
+                }
+            )
+        self.backend.configure(backend)

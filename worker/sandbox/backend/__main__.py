@@ -1,4 +1,4 @@
-"""`python -m worker.sandbox.backend`: everything comes from the environment, so no token is in a command line."""
+"""`python -m worker.sandbox.backend`: all of it comes from the environment, no token in a command line."""
 
 import os
 from pathlib import Path

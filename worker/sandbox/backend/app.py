@@ -64,15 +64,15 @@ def create_app(
             with contextlib.suppress(asyncio.CancelledError):
                 await watching
 
-    parts = [
-        Entities(state, releases),
-        Jobs(state),
-        Applications(state, feed),
-        PluginRuns(state, releases, feed, client, publish, config.serve_url),
+    routes = [
+        *Entities(state, releases).routes(api),
+        *Jobs(state).routes(api),
+        *Applications(state, feed).routes(api),
+        *PluginRuns(state, releases, feed, client, publish, config.serve_url).routes(api),
+        Mount("/files", StaticFiles(directory=config.files_dir)),
+        api.nothing_else(),
     ]
-    routes = [route for part in parts for route in part.routes(api)]
-    files = Mount("/files", StaticFiles(directory=config.files_dir))
-    return Starlette(routes=[*routes, files, api.nothing_else()], lifespan=lifespan)
+    return Starlette(routes=routes, lifespan=lifespan)
 
 
 class Gate:

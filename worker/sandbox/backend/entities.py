@@ -1,4 +1,4 @@
-"""What a run reads (projects, tasks, files, releases, agents) and the one thing that it writes: annotations."""
+"""What a run reads (projects, tasks, files, releases, agents) and what it writes: annotations."""
 
 from collections.abc import Sequence
 

@@ -35,7 +35,11 @@ class Releases:
 
     def find(self, key: int | str) -> Row | None:
         """By number, or by `code@version`."""
-        return self._find(key) or (self.read() or self._find(key))
+        found = self._find(key)
+        if found is None:
+            self.read()
+            found = self._find(key)
+        return found
 
     def latest(self, code: str, version: str | None = None) -> Row | None:
         """That version of a plugin, or the highest."""

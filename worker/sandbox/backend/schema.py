@@ -1,4 +1,4 @@
-"""The tables of the sandbox's backend. Columns that end in nothing special but hold JSON say so."""
+"""The tables of the sandbox's backend. Those columns that hold JSON say so."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS agents (id INTEGER PRIMARY KEY, name TEXT, url TEXT, token TEXT, status TEXT);
@@ -23,7 +23,8 @@ CREATE TABLE IF NOT EXISTS plugin_releases (
 CREATE TABLE IF NOT EXISTS jobs (
     id PRIMARY KEY,                   -- an integer, or text where somebody seeded one
     action TEXT, plugin TEXT, agent INTEGER, status TEXT, parent,
-    params TEXT, progress_record TEXT, metrics_record TEXT, console_logs TEXT, result TEXT, meta TEXT,  -- JSON
+    -- JSON:
+    params TEXT, progress_record TEXT, metrics_record TEXT, console_logs TEXT, result TEXT, meta TEXT,
     created REAL, updated REAL
 );
 CREATE TABLE IF NOT EXISTS serve_applications (

@@ -1,0 +1,62 @@
+"""The sandbox's own two HTTP services, each a process that can be ended and started on the same port."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+
+from worker.sandbox.processes import Process, free_port, start
+
+
+class HttpService:
+    """`python -m {module}` on a port of the loopback; its settings travel in the environment alone."""
+
+    def __init__(self, name: str, module: str, *, log: Path) -> None:
+        self._name, self._module, self._log = name, module, log
+        self._environ: dict[str, str] = {}
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: Process | None = None
+
+    def configure(self, environ: Mapping[str, str]) -> None:
+        """What the process is told; holds from its next start on."""
+        self._environ = {**os.environ, **environ, "SANDBOX_PORT": str(self.port)}
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        self.launch()
+        self.await_ready()
+
+    def launch(self) -> None:
+        """Start without waiting."""
+        command = [sys.executable, "-m", self._module]
+        self.process = start(self._name, command, log=self._log, env=self._environ)
+
+    def await_ready(self, seconds: float = 60) -> None:
+        """Wait until it answers anything at all."""
+        assert self.process is not None
+        self.process.wait_until(self._answers, seconds)
+
+    def stop(self) -> None:
+        """End it in order."""
+        if self.process is not None:
+            self.process.stop()
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        if self.process is not None:
+            self.process.kill()
+
+    def restart(self) -> None:
+        """End it in order and start it on the same port."""
+        self.stop()
+        self.start()
+
+    def _answers(self) -> bool:
+        try:
+            httpx.get(f"{self.url}/health/", timeout=2, trust_env=False)
+        except httpx.TransportError:
+            return False
+        return True
