@@ -10,7 +10,16 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from worker.platform import AgentClient, BackendClient, NotFoundError, register_secrets
-from worker.plugins import PluginHost, PluginStore, make_host
+from worker.plugins import (
+    ActionRequest,
+    ClientAccess,
+    PluginHost,
+    PluginStore,
+    Release,
+    make_host,
+    request_for,
+)
+from worker.runs.record import Run
 from worker.runs.runs import Runs, Timing
 from worker.runs.sender import CelerySender
 from worker.settings import MB, Settings, settings
@@ -55,6 +64,21 @@ class Services:
     def host(self) -> PluginHost:
         """Where releases' code runs."""
         return make_host(self.settings)
+
+    def action_of(self, run: Run) -> tuple[Release, ActionRequest]:
+        """The release that a run names, and the request for its action; plugin code gets the lesser token."""
+        message, settings = run.message, self.settings
+        token = settings.worker_plugin_access_token
+        access = ClientAccess(
+            host=settings.synapse_host,
+            token=token.get_secret_value() if token else None,
+            tenant=message.tenant or settings.synapse_tenant,
+            agent_url=settings.synapse_agent_url,
+        )
+        release = self.store.get(message.plugin)
+        params = message.params.model_dump(mode="json", exclude_unset=True, by_alias=True)
+        request = request_for(release, message.action, params, access, job=run.job, language=message.language)
+        return release, request
 
     def backend(self, tenant: str | None = None) -> BackendClient:
         """The worker's own client of the backend, for the tenant of a run."""
