@@ -1,0 +1,255 @@
+"""Put a model online on Ray Serve: what authors subclass, and the capacity gate before it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from shared.messages import DeployParams
+from worker.actions import serve_options as options
+from worker.actions.base import BaseAction, P
+from worker.platform import ClientError, MalformedResponseError, clean, clean_exception, error_type
+
+_CAPACITY_DENIED_MSG = "Serve deploy denied: insufficient cluster capacity ({reasons})"
+_CAPACITY_UNREACHABLE_MSG = "Serve deploy capacity check failed: agent unreachable ({error_type})"
+_CAPACITY_SKIP_LOG = "serve capacity gate skipped: agent_client not provided"
+
+DIRECT_TIMEOUT_SECONDS = 600.0
+"""Longest wait of a direct `deploy()`."""
+
+
+def check_serve_capacity(
+    agent_client: Any,
+    *,
+    app_name: str,
+    agent: int | str | None,
+    ray_actor_options: Mapping[str, Any],
+    serve_options: Mapping[str, Any],
+    logger: Any,
+) -> None:
+    """Ask the agent, once, whether the cluster has room. Returns when it has, else raises `RuntimeError`.
+
+    Without an agent client it says so in the log and returns. An agent that cannot be asked means no.
+    """
+    if agent_client is None:
+        logger.warning(_CAPACITY_SKIP_LOG)
+        return
+    memory = ray_actor_options.get("memory")
+    asked = {
+        "kind": "serve",
+        "num_cpus": _number(ray_actor_options.get("num_cpus"), 1.0),
+        "num_gpus": _number(ray_actor_options.get("num_gpus"), 0.0),
+        "memory_bytes": None if memory is None else int(memory),
+        "replicas": options.replicas(serve_options),
+        "metadata": {"plugin_code": app_name, "agent": agent},
+    }
+    try:
+        answer = agent_client.check_feasibility(**asked)
+        if not isinstance(answer, dict) or not isinstance(answer.get("allowed"), bool):
+            raise MalformedResponseError("the agent's answer has no allowed: true or false")
+    except (ClientError, TimeoutError, ConnectionError, OSError) as error:
+        raise unreachable(error) from clean_exception(error)
+    if not answer["allowed"]:
+        reasons = answer.get("reasons") or []
+        listed = reasons if isinstance(reasons, list) else [reasons]
+        cleaned = [clean(reason) if isinstance(reason, str) else reason for reason in listed]
+        raise RuntimeError(_CAPACITY_DENIED_MSG.format(reasons=cleaned))
+
+
+def unreachable(error: BaseException) -> RuntimeError:
+    """The gate's error for an agent that cannot be asked, also when looking it up failed."""
+    return RuntimeError(_CAPACITY_UNREACHABLE_MSG.format(error_type=error_type(error)))
+
+
+def _number(value: Any, default: float) -> float:
+    return default if value is None else float(value)
+
+
+class DeploymentProgressCategories:
+    """Names of the steps of a deployment."""
+
+    INITIALIZE = "initialize"
+    DEPLOY = "deploy"
+    REGISTER = "register"
+
+
+class BaseDeploymentAction(BaseAction[P]):
+    """Deploys `entrypoint` on Ray Serve.
+
+    `entrypoint` is a `BaseServeDeployment`, any class, function or `serve.Deployment` that Serve can run, or
+    a bound application. Override the `get_` methods to change how.
+    """
+
+    progress: ClassVar[DeploymentProgressCategories] = DeploymentProgressCategories()
+    entrypoint: Any = None
+    base_params = DeployParams
+    params_model = DeployParams
+    operations: ClassVar[Mapping[str, str]] = {
+        "plan": "_plan_operation",
+        "submit": "submit",
+        "check_params": "_check_params_operation",
+    }
+
+    @property
+    def client(self) -> Any:
+        """The backend client of the context."""
+        if self.ctx.client is None:
+            raise RuntimeError("the context has no backend client: give RuntimeContext(client=...)")
+        return self.ctx.client
+
+    @property
+    def agent_client(self) -> Any:
+        """The agent client of the context."""
+        if self.ctx.agent_client is None:
+            raise RuntimeError("the context has no agent client: give RuntimeContext(agent_client=...)")
+        return self.ctx.agent_client
+
+    def get_serve_app_name(self) -> str:
+        """Name of the application: the release, `code@version`."""
+        name = self.ctx.env.get("SYNAPSE_PLUGIN_RELEASE_CODE")
+        if not name:
+            raise RuntimeError("SYNAPSE_PLUGIN_RELEASE_CODE is not set: the application has no name")
+        return name
+
+    def get_route_prefix(self) -> str:
+        """Where the application listens: the release's checksum, or the MD5 of the application's name."""
+        checksum = self.ctx.env.get("SYNAPSE_PLUGIN_RELEASE_CHECKSUM")
+        if checksum:
+            return f"/{checksum}"
+        name = self.get_serve_app_name().encode()
+        return f"/{hashlib.md5(name, usedforsecurity=False).hexdigest()}"
+
+    def get_ray_actor_options(self) -> dict[str, Any]:
+        """What one replica needs: the parameters `num_cpus`, `num_gpus`, `memory` (bytes)."""
+        declared = self._request.required_resources if self._request else {}
+        found = {
+            "num_cpus": self._param("num_cpus", declared, "required_cpu_count", "num_cpus"),
+            "num_gpus": self._param("num_gpus", declared, "required_gpu_count", "num_gpus"),
+            "memory": self._param("memory", declared, "memory", "memory_bytes"),
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def get_serve_options(self) -> dict[str, Any]:
+        """`serve_options` of config.yaml's action."""
+        return dict(self._request.serve_options) if self._request else {}
+
+    def get_runtime_env(self) -> dict[str, Any]:
+        """What the replicas' runtime environment has beyond the release's own."""
+        return {}
+
+    def ray_init(self, **kwargs: Any) -> None:
+        """Connect to the cluster of RAY_ADDRESS; nothing to do where a connection is."""
+        from worker.actions.serve_submit import connect
+
+        connect(self.ctx.env.get("RAY_ADDRESS") or os.environ.get("RAY_ADDRESS"), kwargs)
+
+    def plan(self) -> dict[str, Any]:
+        """What `submit` will do, as JSON: names, options and a digest over everything that matters."""
+        declared = self._param("num_replicas", self._request.required_resources if self._request else {})
+        actor_options = self.get_ray_actor_options()
+        runtime_env = self.get_runtime_env()
+        if runtime_env:
+            own = actor_options.get("runtime_env") or {}
+            actor_options = {**actor_options, "runtime_env": {**own, **runtime_env}}
+        plan: dict[str, Any] = {
+            "app_name": self.get_serve_app_name(),
+            "route_prefix": self.get_route_prefix(),
+            "ray_actor_options": actor_options,
+            "serve_options": options.checked(self.get_serve_options(), declared),
+        }
+        entrypoint = (
+            self._request.entrypoint if self._request else f"{type(self).__module__}.{type(self).__name__}"
+        )
+        facts = [
+            plan,
+            entrypoint,
+            self._backend_url(),
+            self.ctx.env.get("SYNAPSE_PLUGIN_RELEASE_CHECKSUM", ""),
+        ]
+        plan["digest"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return plan
+
+    def submit(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+        """Hand the application to Serve and return at once; a running one is updated in place.
+
+        Answers `{"submitted", "reason", "replaced", "messages"}`; submitting what already runs does nothing.
+        """
+        from worker.actions.serve_submit import submit
+
+        target = type(self).entrypoint
+        if target is None:
+            raise RuntimeError(
+                "entrypoint is not set: name the class to deploy (entrypoint = MyServeDeployment)"
+            )
+        runtime_env = self._request.runtime_env if self._request else {}
+        return submit(target, plan, runtime_env, self._backend_url())
+
+    def deploy(self) -> None:
+        """Gate, submit, wait until the application runs; `RuntimeError` with the reason when it fails."""
+        from worker.actions.serve_submit import wait_until_running
+
+        if type(self).entrypoint is None:
+            raise RuntimeError(
+                "entrypoint is not set: name the class to deploy (entrypoint = MyServeDeployment)"
+            )
+        plan = self.plan()
+        self.ray_init()
+        self._check_serve_capacity(plan["ray_actor_options"], plan["serve_options"])
+        outcome = self.submit(plan)
+        for message in outcome["messages"]:
+            self.ctx.log_message(message)
+        wait_until_running(plan["app_name"], DIRECT_TIMEOUT_SECONDS, remove_failed=not outcome["replaced"])
+
+    def execute(self) -> dict[str, Any]:
+        """The whole action in this process: deploy and register."""
+        self.set_progress(1, 3, self.progress.INITIALIZE)
+        self.deploy()
+        self.set_progress(2, 3, self.progress.DEPLOY)
+        application = self.register_serve_application()
+        self.set_progress(3, 3, self.progress.REGISTER)
+        return {"serve_application": application}
+
+    def _check_serve_capacity(self, ray_actor_options: dict[str, Any], serve_options: dict[str, Any]) -> None:
+        check_serve_capacity(
+            self.ctx.agent_client,
+            app_name=self.get_serve_app_name(),
+            agent=self.ctx.env.get("SYNAPSE_AGENT_ID"),
+            ray_actor_options=ray_actor_options,
+            serve_options=serve_options,
+            logger=self.ctx.logger,
+        )
+
+    def register_serve_application(self) -> int | None:
+        """Tell the backend of the application; None for a run without a job."""
+        if not self.ctx.job_id:
+            return None
+        from worker.actions.serve_state import serve_application_state
+
+        name = self.get_serve_app_name()
+        state = serve_application_state(name)
+        data = {"name": name, "route_prefix": self.get_route_prefix()}
+        made = self.client.create_serve_application(
+            job=self.ctx.job_id, status=state.get("status"), data=data
+        )
+        identifier = made.get("id") if isinstance(made, dict) else None
+        return identifier if isinstance(identifier, int) else None
+
+    def _backend_url(self) -> str:
+        return self.ctx.env.get("SYNAPSE_HOST", "")
+
+    def _param(self, name: str, declared: Mapping[str, Any], *aliases: str) -> Any:
+        """The run's parameter, else what config.yaml's `required_resources` declares."""
+        value = getattr(self.params, name, None)
+        if value is None:
+            value = self.given.get(name)
+        for alias in aliases or (name,):
+            if value is None:
+                value = declared.get(alias)
+        return value
+
+    def _plan_operation(self, _: Any) -> dict[str, Any]:
+        return self.plan()
+
+    def _check_params_operation(self, _: Any) -> dict[str, Any]:
+        return {"ok": True}  # constructing the action has checked them

@@ -1,0 +1,138 @@
+"""Every form that an entrypoint may have, made into an application that Serve runs."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+
+def application(
+    target: Any, deployment_options: Mapping[str, Any], batch: Mapping[str, Any], url: str
+) -> Any:
+    """`target` bound: an application, a deployment, a builder of an application, a class or a function.
+
+    `deployment_options` are those of `serve.deployment`; `url` goes to a constructor that asks for it.
+    """
+    from ray import serve
+
+    if inspect.isfunction(target) and _is_builder(target):
+        target = target()
+        if not isinstance(target, serve.Application | serve.Deployment):
+            raise TypeError("the entrypoint's function takes nothing, so it must return a serve.Application")
+    if isinstance(target, serve.Application):
+        return _reconfigured(target, deployment_options)
+    if isinstance(target, serve.Deployment):
+        arguments = _arguments(target.func_or_class, url)
+        return target.options(**_merged(target, deployment_options)).bind(**arguments)
+    if inspect.isclass(target):
+        arguments = _arguments(target, url)
+        served = _ingressed(_completed(target, batch))
+        return serve.deployment(served, name=target.__name__, **deployment_options).bind(**arguments)
+    if callable(target):
+        return serve.deployment(target, **deployment_options).bind()
+    raise TypeError(
+        f"cannot serve {type(target).__name__}: expected a class, function, deployment or application"
+    )
+
+
+def _is_builder(function: Any) -> bool:
+    """A function that takes nothing builds an application; one that takes a request answers it."""
+    signature = inspect.signature(function)
+    required = [item for item in signature.parameters.values() if item.default is item.empty]
+    returns = signature.return_annotation
+    name = returns if isinstance(returns, str) else getattr(returns, "__name__", "")
+    return not required or name.rpartition(".")[2] == "Application"
+
+
+def _completed(cls: Any, batch: Mapping[str, Any]) -> Any:
+    """The class with what its options and its lack of routes ask for, as a subclass that travels by value."""
+    from ray import serve
+
+    extra: dict[str, Any] = {}
+    if batch and hasattr(cls, "infer_batch"):
+        extra["infer_batch"] = serve.batch(**batch)(cls.infer_batch)
+        extra["batched"] = True
+    if not _has_routes(cls) and "__call__" not in _members(cls) and hasattr(cls, "handle_inference"):
+        extra["__call__"] = _answer
+    if not extra:
+        return cls
+    name = f"{cls.__name__}Served"
+    return type(name, (cls,), {**extra, "__module__": cls.__module__, "__qualname__": name})
+
+
+async def _answer(self: Any, request: Any) -> Any:
+    """`__call__` of a class that has neither routes nor one of its own."""
+    return await self.handle_inference(request)
+
+
+def _members(cls: Any) -> set[str]:
+    return {name for base in cls.__mro__ if base is not object for name in vars(base)}
+
+
+def _has_routes(cls: Any) -> bool:
+    return getattr(cls, "app", None) is not None
+
+
+def _ingressed(cls: Any) -> Any:
+    """The class behind its FastAPI `app`. A class that was ingressed before shows a property there."""
+    app = getattr(cls, "app", None)
+    if app is None or isinstance(app, property):
+        return cls
+    from ray import serve
+
+    owner = next(base for base in cls.__mro__ if not base.__name__.endswith("Served"))
+    module, qualified = owner.__module__, owner.__qualname__
+
+    def build() -> Any:
+        # Runs in the replica: routes are patched there, in the module that is imported there. A nested
+        # function, so that it travels by value.
+        found: Any = importlib.import_module(module)
+        for part in qualified.split("."):
+            found = getattr(found, part)
+        from ray import serve
+
+        serve.ingress(found.app)(found)
+        return found.app
+
+    return serve.ingress(build)(cls)
+
+
+def _arguments(callable_: Any, url: str) -> dict[str, Any]:
+    """The backend's URL for a constructor that takes `backend_url` or one argument that it needs."""
+    if not inspect.isclass(callable_):
+        return {}
+    constructor = next(
+        (
+            vars(base)["__init__"]
+            for base in callable_.__mro__
+            if "__init__" in vars(base) and base is not object and not base.__module__.startswith("ray.serve")
+        ),
+        None,
+    )
+    if constructor is None:
+        return {}
+    parameters = list(inspect.signature(constructor).parameters.values())[1:]
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    taken = [item for item in parameters if item.kind in kinds]
+    named = [item for item in taken if item.name == "backend_url"]
+    needed = named or [item for item in taken if item.default is item.empty]
+    if len(needed) > 1:
+        names = ", ".join(item.name for item in needed)
+        raise TypeError(f"{callable_.__name__}.__init__ needs {names}; only the backend's URL can be given")
+    return {needed[0].name: url} if needed else {}
+
+
+def _reconfigured(app: Any, options: Mapping[str, Any]) -> Any:
+    """A bound application keeps its deployments' own options; its ingress carries the digest and ours."""
+    bound = app._bound_deployment  # no public way in; ray is pinned to the very version
+    app._bound_deployment = bound.options(**_merged(bound, options))
+    return app
+
+
+def _merged(deployment: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    own = dict(deployment.ray_actor_options or {})
+    ours = dict(options.get("ray_actor_options") or {})
+    environment = {**(own.get("runtime_env") or {}), **(ours.get("runtime_env") or {})}
+    variables = [(options_.get("runtime_env") or {}).get("env_vars") or {} for options_ in (own, ours)]
+    environment["env_vars"] = {**variables[0], **variables[1]}
+    return {**options, "ray_actor_options": {**own, **ours, "runtime_env": environment}}

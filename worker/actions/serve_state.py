@@ -1,0 +1,101 @@
+"""What Ray Serve says about an application, and what that means."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from worker.platform import clean
+
+FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY", "UNAVAILABLE"})
+MAX_LINES = 12
+"""Lines of a reason: the last ones say what went wrong."""
+MAX_CHARACTERS = 2_000
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_PACKAGE = re.compile(r"/\S*?/_ray_pkg_[0-9a-f]+/")
+_LIBRARY = re.compile(r"/\S*?/site-packages/")
+_WORKER = re.compile(r"\s*\(?(?:pid|ip|actor_id|repr)=[^,)\s]+[,)]?")
+_ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b")
+_FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>\S+)')
+_RAY_FILE = re.compile(
+    r"(^|/)(site-packages/)?(ray|starlette|fastapi|uvicorn|asyncio|concurrent)/|^<|/lib/python"
+)
+
+
+def serve_application_state(name: str) -> dict[str, Any]:
+    """Status and messages of an application and its deployments; empty when Serve does not know it."""
+    from ray import serve
+
+    found = serve.status().applications.get(name)
+    if found is None:
+        return {}
+    return {
+        "status": _value(found.status),
+        "message": found.message,
+        "deployments": {
+            key: {
+                "status": _value(item.status),
+                "trigger": _value(item.status_trigger),
+                "message": item.message,
+            }
+            for key, item in found.deployments.items()
+        },
+    }
+
+
+def serve_details() -> dict[str, dict[str, Any]]:
+    """Applications with their deployments' configuration; empty when Serve does not run.
+
+    What `GET /api/serve/applications/` of the dashboard answers, which a task does not know the address of.
+    """
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return dict(client.get_serve_details()["applications"]) if client is not None else {}
+
+
+def interpret_serve_status(state: Mapping[str, Any] | None) -> tuple[str, str | None, str]:
+    """(`running`, `failed` or `pending`; Serve's word; the reason, cleaned, empty when there is none).
+
+    The reason stands in the deployments' messages, already while Serve tries again.
+    """
+    status = state.get("status") if state else None
+    bucket = "running" if status == "RUNNING" else "failed" if status in FAILED else "pending"
+    if not state or bucket == "running":
+        return bucket, status, ""
+    messages = [str(item.get("message") or "") for item in (state.get("deployments") or {}).values()]
+    reasons = [reduced for message in messages if (reduced := explain(message))]
+    if not reasons and bucket == "failed":
+        reasons = [explain(str(state.get("message") or ""))]
+    return bucket, status, "\n".join(reasons)
+
+
+def explain(message: str) -> str:
+    """A deployment's message without colours, paths, addresses and frames that are not the author's."""
+    text = _ANSI.sub("", message)
+    text = _LIBRARY.sub("", _PACKAGE.sub("", text))
+    text = _ADDRESS.sub("", _WORKER.sub("", text))
+    lines = [line.rstrip() for line in text.splitlines() if line.strip(" ^~\t")]
+    kept = _without_foreign_frames(lines)
+    return clean("\n".join(kept[-MAX_LINES:]))[-MAX_CHARACTERS:].strip()
+
+
+def _without_foreign_frames(lines: list[str]) -> list[str]:
+    """Frames of Ray and of libraries say nothing to an author; each is one line and its source lines."""
+    kept: list[str] = []
+    foreign = False
+    for line in lines:
+        frame = _FRAME.match(line)
+        if frame:
+            foreign = bool(_RAY_FILE.search(frame["file"]))
+        elif foreign and line.startswith("    "):
+            continue
+        else:
+            foreign = False
+        if not foreign and line.strip() != "Traceback (most recent call last):":
+            kept.append(line)
+    return kept
+
+
+def _value(status: Any) -> str:
+    return str(getattr(status, "value", status))

@@ -1,0 +1,124 @@
+"""Hand an application to Ray Serve: in place, without a gap where there is room, never twice the same."""
+
+import math
+import os
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from worker.actions import serve_options as options
+from worker.actions.serve_forms import application
+from worker.actions.serve_state import interpret_serve_status, serve_application_state, serve_details
+
+DIGEST = "SYNAPSE_DEPLOYMENT_DIGEST"
+"""In the deployment's environment: what runs can be compared with what is asked for."""
+POLL_SECONDS = 0.5
+
+_submitting = threading.Lock()
+"""Serve's decorator, bind and submission share a table of the process that is not safe for threads."""
+
+
+def connect(address: str | None, kwargs: Mapping[str, Any]) -> None:
+    """Connect this process to the cluster at `address`, with the current folder as the code to run."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = kwargs.get("address") or address
+    if not address:
+        raise RuntimeError("no Ray cluster is configured: set RAY_ADDRESS (host:port)")
+    settings = {"namespace": "synapse", "runtime_env": {"working_dir": os.getcwd()}, **kwargs}  # noqa: PTH109
+    ray.init(**{**settings, "address": address})
+
+
+def submit(target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any], url: str) -> dict[str, Any]:
+    """Submit and return at once; see `BaseDeploymentAction.submit`."""
+    from ray import serve
+
+    name = plan["app_name"]
+    with _submitting:
+        running = serve_details().get(name)
+        if running is not None and _is_same(running, plan["digest"]):
+            return {"submitted": False, "reason": "identical", "replaced": True, "messages": []}
+        known = dict(plan["serve_options"])
+        batch = known.pop("batch", {})
+        actor_options = _actor_options(plan, runtime_env)
+        messages = []
+        replaced = running is not None and _has_replicas(running)
+        if replaced:
+            surge = _surge(plan, actor_options)
+            known["max_surge_percent"] = surge
+            messages.append(_replacement_message(name, surge))
+        made = application(target, {**known, "ray_actor_options": actor_options}, batch, url)
+        serve.run_many(
+            [serve.RunTarget(made, name=name, route_prefix=plan["route_prefix"])],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+    return {"submitted": True, "reason": None, "replaced": replaced, "messages": messages}
+
+
+def wait_until_running(name: str, timeout: float, remove_failed: bool) -> None:
+    """Block until the application runs; `RuntimeError` with Serve's reason when it fails or time is up."""
+    deadline = time.monotonic() + timeout
+    while True:
+        bucket, status, reason = interpret_serve_status(serve_application_state(name))
+        if bucket == "running":
+            return
+        if bucket == "failed" or time.monotonic() > deadline:
+            if remove_failed:
+                remove_application(name)
+            what = f"reached {status}" if bucket == "failed" else f"did not run within {timeout:g} s"
+            raise RuntimeError(f"Serve application {name} {what}{': ' if reason else ''}{reason}")
+        time.sleep(POLL_SECONDS)
+
+
+def remove_application(name: str) -> None:
+    """Take an application off Serve; nothing happens when there is none of that name."""
+    from ray import serve
+
+    serve.delete(name)
+
+
+def _is_same(running: Mapping[str, Any], digest: str) -> bool:
+    """What runs, or is on its way, is what is asked for."""
+    if running["status"] not in ("RUNNING", "DEPLOYING"):
+        return False
+    configs = (item["deployment_config"] for item in running["deployments"].values())
+    environments = ((item.get("ray_actor_options") or {}).get("runtime_env") or {} for item in configs)
+    return any((found.get("env_vars") or {}).get(DIGEST) == digest for found in environments)
+
+
+def _has_replicas(running: Mapping[str, Any]) -> bool:
+    return any(
+        replica["state"] == "RUNNING"
+        for item in running["deployments"].values()
+        for replica in item["replicas"]
+    )
+
+
+def _actor_options(plan: Mapping[str, Any], runtime_env: Mapping[str, Any]) -> dict[str, Any]:
+    asked = dict(plan["ray_actor_options"])
+    own = dict(asked.pop("runtime_env", None) or {})
+    variables = {**(runtime_env.get("env_vars") or {}), **(own.pop("env_vars", None) or {})}
+    environment = {**own, **runtime_env, "env_vars": {**variables, DIGEST: plan["digest"]}}
+    return {**asked, "runtime_env": environment}
+
+
+def _surge(plan: Mapping[str, Any], actor_options: Mapping[str, Any]) -> int:
+    """Percent of the replicas that may start beside the old ones, by what is free; 0 when none fits."""
+    import ray
+
+    needs = {"CPU": actor_options.get("num_cpus", 1), "GPU": actor_options.get("num_gpus", 0)}
+    needs["memory"] = actor_options.get("memory", 0)
+    free = ray.available_resources()
+    count = options.replicas(plan["serve_options"])
+    fits = [math.floor(free.get(name, 0) / need + 1e-9) for name, need in needs.items() if need]
+    return int(min([count, *fits]) * 100 // count)
+
+
+def _replacement_message(name: str, surge: int) -> str:
+    if surge:
+        return f"{name} is replaced in place: the running version serves until the new one is ready"
+    return f"{name} is replaced in place: no room for both versions, requests wait while the new one starts"

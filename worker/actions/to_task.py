@@ -1,0 +1,117 @@
+"""Pre-annotate tasks: the hooks that authors override, and the batches in which a host calls them."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
+
+from shared.messages import ToTaskMethod, ToTaskParams
+from shared.statuses import ToTaskResult
+from worker.actions.base import BaseAction, P
+from worker.platform import clean
+
+__all__ = ["ToTaskAction", "ToTaskMethod", "ToTaskParams", "ToTaskResult"]
+
+Item = Mapping[str, Any]
+
+
+class ToTaskAction(BaseAction[P]):
+    """Turns files or inference results into task data. Override the hook of the method that you support."""
+
+    base_params = ToTaskParams
+    params_model = ToTaskParams
+    concurrency: ClassVar[int] = 1
+    """Tasks converted at a time, in threads. Raise it when your hooks wait for files and are thread-safe."""
+    operations: ClassVar[Mapping[str, str]] = {
+        "convert_from_files": "convert_from_files",
+        "prepare_inference": "prepare_inference",
+        "convert_from_inference": "convert_from_inference",
+        "check_params": "_check_params_operation",
+    }
+
+    @property
+    def client(self) -> Any:
+        """The backend client of the context."""
+        if self.ctx.client is None:
+            raise RuntimeError("the context has no backend client: give RuntimeContext(client=...)")
+        return self.ctx.client
+
+    def convert_data_from_file(
+        self,
+        primary_file_url: str,
+        primary_file_name: str | None,
+        data_file_url: str,
+        data_file_name: str | None,
+        task_data: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Task data from the file of the target specification. Override for method `file`."""
+        raise NotImplementedError("override convert_data_from_file() to support method 'file'")
+
+    def convert_data_from_inference(
+        self,
+        inference_data: Any,
+        task_data: dict[str, Any] | None = None,  # noqa: ARG002 - for overrides
+    ) -> dict[str, Any]:
+        """Task data from the pre-processor's answer; as it is, unless overridden."""
+        answer: dict[str, Any] = inference_data
+        return answer
+
+    def setup_inference_params(
+        self,
+        primary_file_url: str,
+        primary_file_name: str | None,  # noqa: ARG002 - this and others: for overrides
+        data_files: list[dict[str, Any]],  # noqa: ARG002
+        *,
+        model_id: int | None = None,
+        pre_processor_params: dict[str, Any] | None = None,
+        pre_processor_config: dict[str, Any] | None = None,  # noqa: ARG002
+        task_data: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """The `params` of the inference call: which model, and what is posted to it.
+
+        `data_files` are the task's other files: `url`, `file_name`, `specification_name`.
+        """
+        body = {"image_path": primary_file_url, **(pre_processor_params or {})}
+        return {"model": model_id, "method": "post", "json": body}
+
+    def execute(self) -> ToTaskResult:
+        """The whole run in this process, blocking, with the same functions as the worker's steps."""
+        from worker.to_task.direct import run  # a workflow: only a direct run needs it
+
+        result: ToTaskResult = run(self)
+        return result
+
+    def convert_from_files(self, items: Sequence[Item]) -> list[dict[str, Any]]:
+        """`convert_data_from_file` for each item; an item is the hook's arguments by name."""
+        return self._each(self.convert_data_from_file, items)
+
+    def prepare_inference(self, items: Sequence[Item]) -> list[dict[str, Any]]:
+        """`setup_inference_params` for each item."""
+        return self._each(self.setup_inference_params, items)
+
+    def convert_from_inference(self, items: Sequence[Item]) -> list[dict[str, Any]]:
+        """`convert_data_from_inference` for each item."""
+        return self._each(self.convert_data_from_inference, items)
+
+    def _each(self, hook: Callable[..., Any], items: Sequence[Item]) -> list[dict[str, Any]]:
+        if self.concurrency <= 1 or len(items) <= 1:
+            return [_outcome(hook, item) for item in items]
+        with ThreadPoolExecutor(min(self.concurrency, len(items))) as pool:
+            return list(pool.map(lambda item: _outcome(hook, item), items))
+
+    def _check_params_operation(self, _: Any) -> dict[str, Any]:
+        return {"ok": True}  # constructing the action has checked them
+
+
+def _outcome(hook: Callable[..., Any], item: Item) -> dict[str, Any]:
+    """`{"ok": value}`, or `{"error": text}`: one bad task never fails its batch."""
+    try:
+        value = hook(**item)
+        if not isinstance(value, dict):
+            raise TypeError(f"{hook.__name__} must return a dict, not {type(value).__name__}")
+        json.dumps(value, allow_nan=False)
+    except Exception as error:  # the author's code
+        text = clean(str(error))
+        name = type(error).__name__
+        return {"error": f"{name}: {text}" if text else name}
+    return {"ok": value}

@@ -1,0 +1,40 @@
+"""Plugin releases: find, verify and unpack them; run their code where it can do no harm."""
+
+from worker.plugins.config import ActionConfig, ReleaseConfig
+from worker.plugins.errors import (
+    PluginCallError,
+    PluginError,
+    PluginHostUnavailableError,
+    PluginTimeoutError,
+    ReleaseInvalidError,
+    ReleaseNotFoundError,
+)
+from worker.plugins.host import PluginHost
+from worker.plugins.hosts import make_host
+from worker.plugins.process_host import ProcessHost
+from worker.plugins.ray_host import RayHost
+from worker.plugins.requests import ActionRequest, ClientAccess, request_for
+from worker.plugins.store import PluginStore, Release
+
+__all__ = [  # noqa: RUF022 - grouped by topic
+    # releases
+    "PluginStore",
+    "Release",
+    "ReleaseConfig",
+    "ActionConfig",
+    # running their code
+    "PluginHost",
+    "RayHost",
+    "ProcessHost",
+    "make_host",
+    "ActionRequest",
+    "ClientAccess",
+    "request_for",
+    # errors
+    "PluginError",
+    "ReleaseNotFoundError",
+    "ReleaseInvalidError",
+    "PluginCallError",
+    "PluginHostUnavailableError",
+    "PluginTimeoutError",
+]

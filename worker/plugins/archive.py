@@ -1,0 +1,120 @@
+"""Unpack a release's zip as if its author wished us ill."""
+
+import re
+import shutil
+import stat
+import tempfile
+import time
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from worker.plugins.errors import ReleaseInvalidError
+
+MAX_ENTRIES = 100_000
+CHUNK = 1024 * 1024
+"""Bytes read at a time."""
+STALE_SECONDS = 3600
+"""A half-unpacked folder older than this was left behind by a killed process."""
+
+_TEMPORARY = ".unpacking-"
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+
+def unpack(archive: Path, destination: Path, max_bytes: int) -> None:
+    """Unpack `archive` so that `destination` holds its config.yaml.
+
+    The folder appears whole or not at all, whatever is killed; of two processes one wins and both are served.
+    """
+    if destination.is_dir():
+        return
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(destination.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=destination.parent))
+    try:
+        _extract(archive, temporary, max_bytes)
+        root = _release_root(temporary)
+        root.chmod(0o755)
+        try:
+            root.rename(destination)
+        except OSError:
+            if not destination.is_dir():
+                raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ReleaseInvalidError(f"{archive.name} is not a usable zip: {error}") from None
+    except OSError as error:
+        raise ReleaseInvalidError(f"{archive.name} cannot be unpacked: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _extract(archive: Path, folder: Path, max_bytes: int) -> None:
+    with zipfile.ZipFile(archive) as opened:
+        entries = opened.infolist()
+        if len(entries) > MAX_ENTRIES:
+            raise ReleaseInvalidError(f"{archive.name} has more than {MAX_ENTRIES} entries")
+        if sum(entry.file_size for entry in entries) > max_bytes:
+            raise ReleaseInvalidError(f"{archive.name} is larger than {max_bytes} bytes unpacked")
+        seen: set[PurePosixPath] = set()
+        left = max_bytes
+        for entry in entries:
+            path = _checked_path(entry)
+            if path in seen:
+                raise ReleaseInvalidError(f"{archive.name} has {entry.filename!r} twice")
+            seen.add(path)
+            if entry.is_dir():
+                (folder / path).mkdir(parents=True, exist_ok=True)
+            else:
+                left -= _write(opened, entry, folder / path, left)
+
+
+def _checked_path(entry: zipfile.ZipInfo) -> PurePosixPath:
+    """The entry's path inside the release, or `ReleaseInvalidError` when it is hostile."""
+    name = entry.orig_filename
+    if "\\" in name or "\0" in name or name.startswith("/") or _DRIVE.match(name):
+        raise ReleaseInvalidError(f"archive entry {name!r} is not a plain relative path")
+    path = PurePosixPath(name)
+    if ".." in path.parts:
+        raise ReleaseInvalidError(f"archive entry {name!r} leaves the release's folder")
+    if entry.flag_bits & 0x1:
+        raise ReleaseInvalidError(f"archive entry {name!r} is encrypted")
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise ReleaseInvalidError(f"archive entry {name!r} is a link or a special file")
+    return path
+
+
+def _write(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, limit: int) -> int:
+    """Write one file; what comes out is counted, because what the archive declares may be a lie."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written = 0
+    with opened.open(entry) as source, target.open("xb") as sink:
+        while chunk := source.read(CHUNK):
+            written += len(chunk)
+            if written > limit:
+                raise ReleaseInvalidError("the archive unpacks to more bytes than it may")
+            sink.write(chunk)
+    executable = (entry.external_attr >> 16) & 0o100
+    target.chmod(0o755 if executable else 0o644)
+    return written
+
+
+def _release_root(folder: Path) -> Path:
+    """Where config.yaml is: at the top, or in the one folder at the top."""
+    if (folder / "config.yaml").is_file():
+        return folder
+    inside = [path for path in folder.iterdir() if path.name != "__MACOSX"]
+    if len(inside) == 1 and (inside[0] / "config.yaml").is_file():
+        return inside[0]
+    raise ReleaseInvalidError("the archive has no config.yaml at its top or in its one top folder")
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what killed processes left behind."""
+    for path in parent.glob(f"{_TEMPORARY}*"):
+        try:
+            stale = time.time() - path.stat().st_mtime > STALE_SECONDS
+        except OSError:
+            continue
+        if stale:
+            shutil.rmtree(path, ignore_errors=True)

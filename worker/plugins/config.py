@@ -1,0 +1,148 @@
+"""A release's config.yaml: what it declares, checked."""
+
+import re
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
+
+from worker.plugins.errors import ReleaseInvalidError
+
+MAX_BYTES = 256 * 1024
+MAX_NODES = 50_000
+"""Nodes after aliases are expanded: a few lines of aliases of aliases can stand for billions."""
+
+_ENTRYPOINT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*", re.ASCII)
+
+
+def _text_only(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, str):
+        raise ValueError("must be text: write it in quotes")
+    return value
+
+
+def _env_value(value: object) -> object:
+    """Numbers and truth values are text in an environment; YAML reads them as what they look like."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _is_entrypoint(value: str) -> str:
+    if not _ENTRYPOINT.fullmatch(value):
+        raise ValueError("must look like package.module.Class or package.module:Class")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_text_only), StringConstraints(min_length=1)]
+EnvValue = Annotated[str, BeforeValidator(_env_value)]
+
+
+class _Declared(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+
+class ActionConfig(_Declared):
+    """One action of a release: where its code is and what it needs."""
+
+    entrypoint: Annotated[str, BeforeValidator(_text_only), AfterValidator(_is_entrypoint)]
+    method: str | None = None
+    required_resources: dict[str, Any] = Field(default_factory=dict)
+    serve_options: dict[str, Any] = Field(default_factory=dict)
+
+
+class ReleaseConfig(_Declared):
+    """config.yaml. Keys that are not known are ignored."""
+
+    code: Text
+    version: Text
+    actions: dict[str, ActionConfig]
+    name: str | None = None
+    category: str | None = None
+    description: str | None = None
+    package_manager: Literal["pip", "uv"] = "pip"
+    env: dict[str, EnvValue] = Field(default_factory=dict)
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+    wheels_dir: str | None = None
+
+
+def parse(text: bytes) -> ReleaseConfig:
+    """Read config.yaml; raise `ReleaseInvalidError` with one line that names every mistake."""
+    if len(text) > MAX_BYTES:
+        raise ReleaseInvalidError(f"config.yaml is larger than {MAX_BYTES} bytes")
+    try:
+        decoded = text.decode("utf-8-sig")
+        root = yaml.compose(decoded, Loader=yaml.SafeLoader)
+        _refuse_bomb(root)
+        content = yaml.safe_load(decoded)
+    except RecursionError:
+        raise ReleaseInvalidError("config.yaml is nested too deeply") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        raise ReleaseInvalidError(f"config.yaml is not valid YAML: {_one_line(str(error))}") from None
+    if not isinstance(content, dict):
+        raise ReleaseInvalidError("config.yaml must be a mapping with code, version and actions")
+    try:
+        return ReleaseConfig.model_validate(_without_nulls(content))
+    except ValidationError as error:
+        mistakes = "; ".join(_mistake(item) for item in error.errors())
+        raise ReleaseInvalidError(f"config.yaml: {mistakes}") from None
+
+
+def _without_nulls(content: dict[Any, Any]) -> dict[str, Any]:
+    """A key that is written but left empty is a key that is not there."""
+    kept = {str(key): value for key, value in content.items() if value is not None}
+    actions = kept.get("actions")
+    if isinstance(actions, dict):
+        kept["actions"] = {
+            str(name): {str(k): v for k, v in action.items() if v is not None}
+            if isinstance(action, dict)
+            else action
+            for name, action in actions.items()
+        }
+    return kept
+
+
+def _mistake(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "missing":
+        return f"{where} is missing"
+    return f"{where} {item['msg'].removeprefix('Value error, ')}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]
+
+
+def _refuse_bomb(root: yaml.Node | None) -> None:
+    """Count nodes as if every alias were written out, without writing them out."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        key = id(node)
+        if key in open_nodes:
+            raise ReleaseInvalidError("config.yaml has an alias that contains itself")
+        if key not in sizes:
+            open_nodes.add(key)
+            sizes[key] = 1 + sum(size(child) for child in _children(node))
+            open_nodes.discard(key)
+        return sizes[key]
+
+    if root is not None and size(root) > MAX_NODES:
+        raise ReleaseInvalidError(
+            f"config.yaml has more than {MAX_NODES} values once its aliases are expanded"
+        )
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []

@@ -1,0 +1,31 @@
+"""What can go wrong between the worker and a plugin's code. Every message is one clear line."""
+
+
+class PluginError(Exception):
+    """Something about a release or its host; the base of all errors of this package."""
+
+
+class ReleaseNotFoundError(PluginError):
+    """The plugin store has no release of that name. Put it in PLUGINS_DIR."""
+
+
+class ReleaseInvalidError(PluginError):
+    """The release is there but cannot be used: its archive, its config.yaml or its files are wrong."""
+
+
+class PluginCallError(PluginError):
+    """The author's code raised: `error_type` is the exception's class, `trace` the author's frames."""
+
+    def __init__(self, error_type: str, message: str, trace: str = "") -> None:
+        super().__init__(f"{error_type}: {message}" if message else error_type)
+        self.error_type = error_type
+        self.message = message
+        self.trace = trace
+
+
+class PluginHostUnavailableError(PluginError):
+    """The place where plugin code runs cannot be reached. Trying again later may help."""
+
+
+class PluginTimeoutError(PluginError):
+    """Plugin code took longer than WORKER_PLUGIN_TIMEOUT_SECONDS; it was stopped."""

@@ -1,0 +1,137 @@
+"""A release as a package that Ray's workers can fetch, kept where they can."""
+
+import hashlib
+import io
+import os
+import threading
+import time
+import zipfile
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+
+from worker.plugins import content
+from worker.plugins.errors import PluginHostUnavailableError
+from worker.plugins.store import Release
+
+RECHECK_SECONDS = 60
+"""Ray forgets a package that nobody refers to after ten minutes; each check holds it for ten more."""
+REQUEST_SECONDS = 30
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_MARK = ".synapse-worker-package"
+"""A second entry at the top: Ray strips the folder of a `file://` package that has only one."""
+
+
+def zipped(root: Path) -> bytes:
+    """The release's files as a zip whose bytes depend on their names and contents only."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name in (_MARK, f"{_MARK}-2"):
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), b"")
+        for relative, path in content.files(root):
+            entry = zipfile.ZipInfo(relative, _EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = (0o755 if os.access(path, os.X_OK) else 0o644) << 16
+            archive.writestr(entry, path.read_bytes())
+    return buffer.getvalue()
+
+
+class Packages(Protocol):
+    """Where packages are kept."""
+
+    def ensure(self, release: Release) -> str:
+        """The URI under which Ray's workers find the release right now; puts it there when it is not."""
+
+    def pin_all(self) -> None:
+        """Keep every package that this process has used from expiring; call it every few minutes."""
+
+
+class RayPackages:
+    """Ray's own store, over the dashboard. Not durable: see `RECHECK_SECONDS`."""
+
+    def __init__(self, dashboard_url: str, headers: dict[str, str]) -> None:
+        self._client = httpx.Client(base_url=dashboard_url, headers=headers, timeout=REQUEST_SECONDS)
+        self._lock = threading.Lock()
+        self._checked: dict[str, tuple[str, float]] = {}
+        self._releases: dict[str, Release] = {}
+
+    def ensure(self, release: Release) -> str:
+        """Verified at most once a minute a release."""
+        with self._lock:
+            uri, checked = self._checked.get(release.checksum, ("", 0.0))
+            if not uri or time.monotonic() - checked > RECHECK_SECONDS:
+                uri = self._verify(release, uri)
+                self._checked[release.checksum] = (uri, time.monotonic())
+                self._releases[release.checksum] = release
+            return uri
+
+    def pin_all(self) -> None:
+        """Look at every package again, whatever the time since the last look."""
+        with self._lock:
+            for checksum, release in list(self._releases.items()):
+                if release.path.is_dir():
+                    uri, _ = self._checked[checksum]
+                    self._checked[checksum] = (self._verify(release, uri), time.monotonic())
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._client.close()
+
+    def _verify(self, release: Release, uri: str) -> str:
+        data = None
+        if not uri:
+            data = zipped(release.path)
+            uri = f"gcs://_ray_pkg_{hashlib.sha1(data, usedforsecurity=False).hexdigest()}.zip"
+        route = f"/api/packages/gcs/{uri.removeprefix('gcs://')}"
+        try:
+            if self._client.get(route).status_code == httpx.codes.NOT_FOUND:
+                self._client.put(route, content=data or zipped(release.path)).raise_for_status()
+                self._client.get(route).raise_for_status()
+        except httpx.HTTPStatusError as error:
+            raise PluginHostUnavailableError(_refused(error.response.status_code)) from None
+        except httpx.HTTPError as error:
+            kind = type(error).__name__
+            raise PluginHostUnavailableError(f"Ray's dashboard cannot be reached ({kind})") from None
+        return uri
+
+
+class FolderPackages:
+    """WORKER_PACKAGE_STORE: a folder that every node of the cluster sees at the same path."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[str, Path] = {}
+
+    def ensure(self, release: Release) -> str:
+        """Written once, whole or not at all."""
+        known = self._known.get(release.checksum)
+        if known is None or not known.is_file():
+            data = zipped(release.path)
+            known = self._folder.resolve() / f"{hashlib.sha256(data).hexdigest()[:40]}.zip"
+            if not known.is_file():
+                self._write(known, data)
+            self._known[release.checksum] = known
+        return f"file://{known}"  # as it stands: Ray does not undo percent signs
+
+    def pin_all(self) -> None:
+        """A folder forgets nothing."""
+
+    def _write(self, path: Path, data: bytes) -> None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        except OSError as error:
+            why = error.strerror or error
+            raise PluginHostUnavailableError(f"WORKER_PACKAGE_STORE cannot be written: {why}") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _refused(status: int) -> str:
+    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        return "Ray's dashboard asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+    return f"Ray's dashboard refused the release's package (HTTP {status})"

@@ -1,0 +1,208 @@
+"""Plugin code in Ray: one-off calls in a task, hot calls in an actor that stays loaded."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from worker.platform import clean
+from worker.plugins.answers import read_answer
+from worker.plugins.environment import runtime_env
+from worker.plugins.errors import PluginCallError, PluginHostUnavailableError, PluginTimeoutError
+from worker.plugins.package import Packages
+from worker.plugins.ray_session import RaySession
+from worker.plugins.requests import ActionRequest
+from worker.plugins.store import Release
+
+IDLE_SECONDS = 600.0
+"""An actor that was not called for so long is let go."""
+MAX_ACTORS = 16
+
+
+@dataclass
+class _Actor:
+    handle: Any
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    used: float = field(default_factory=time.monotonic)
+    busy: int = 0
+
+
+class RayHost:
+    """Runs operations on the cluster that `session` is connected to; `timeout` is in seconds a call."""
+
+    def __init__(
+        self, session: RaySession, address: str | None, packages: Callable[[], Packages], timeout: float
+    ) -> None:
+        self._session = session
+        self._address = address
+        self._make_packages = packages
+        self._packages: Packages | None = None
+        self._timeout = timeout
+        self._generation = 0
+        self._actors: dict[tuple[str, str], _Actor] = {}
+        self._lock = threading.Lock()
+
+    def call(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
+        """In a task of zero CPUs that is never repeated; another process for each release."""
+        request = self._prepared(release, request)
+        task = _remote_task().options(runtime_env=request.runtime_env)
+        ref = self._submit(lambda: task.remote(request.to_json(), operation, json.dumps(payload)))
+        return read_answer(self._wait(ref, release, operation, lambda: _cancel(ref)))
+
+    def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
+        """In the release's actor. One that was found dead is started again, once a call."""
+        import ray
+
+        request = self._prepared(release, request)
+        text, key = json.dumps(payload), (release.checksum, request.entrypoint)
+        for last_try in (False, True):
+            actor = self._actor(key, request)
+            try:
+                return read_answer(self._take_turn(key, actor, release, request, operation, text))
+            except ray.exceptions.RayActorError as error:
+                self._kill(key, actor)
+                if last_try:
+                    raise PluginCallError(
+                        type(error).__name__, f"the process of {release.name} died"
+                    ) from None
+            finally:
+                with self._lock:
+                    actor.busy -= 1
+                    actor.used = time.monotonic()
+        raise AssertionError("unreachable")
+
+    def _take_turn(
+        self,
+        key: tuple[str, str],
+        actor: _Actor,
+        release: Release,
+        request: ActionRequest,
+        operation: str,
+        payload: str,
+    ) -> str:
+        """One call at a time, so that the deadline counts the call and not the queue before it."""
+        if not actor.turn.acquire(timeout=self._timeout):
+            raise PluginTimeoutError(f"{release.name}: {operation} waited {self._timeout:g} s for its turn")
+        try:
+            ref = self._submit(lambda: actor.handle.run.remote(request.to_json(), operation, payload))
+            return self._wait(ref, release, operation, lambda: self._kill(key, actor))
+        finally:
+            actor.turn.release()
+
+    def pin(self) -> None:
+        """Keep packages from expiring and let idle actors go."""
+        if self._packages is not None:
+            self._packages.pin_all()
+        with self._lock:
+            self._drop_idle()
+
+    def close(self) -> None:
+        """End the actors. The connection is the process's and stays."""
+        with self._lock:
+            self._actors.clear()
+
+    def runtime_env(self, release: Release, env: dict[str, str]) -> dict[str, Any]:
+        """Connect, make sure that the release's package is there, and say what Ray needs to know."""
+        self._session.connect(self._address)
+        with self._lock:
+            if self._packages is None or self._generation != self._session.generation:
+                self._actors.clear()  # handles of a cluster that is gone
+                self._packages = self._make_packages()
+                self._generation = self._session.generation
+            packages = self._packages
+        return runtime_env(release, packages.ensure(release), env)
+
+    def _prepared(self, release: Release, request: ActionRequest) -> ActionRequest:
+        return replace(request, runtime_env=self.runtime_env(release, request.env))
+
+    def _actor(self, key: tuple[str, str], request: ActionRequest) -> _Actor:
+        with self._lock:
+            self._drop_idle()
+            actor = self._actors.get(key)
+            if actor is None:
+                while len(self._actors) >= MAX_ACTORS:
+                    del self._actors[min(self._actors, key=lambda other: self._actors[other].used)]
+                options = {"runtime_env": request.runtime_env, "num_cpus": 0, "max_restarts": 0}
+                handle = self._submit(lambda: _remote_actor().options(**options).remote())
+                actor = self._actors[key] = _Actor(handle)
+            actor.busy += 1
+            return actor
+
+    def _drop_idle(self) -> None:
+        """A handle that is let go ends its actor."""
+        now = time.monotonic()
+        for key, actor in list(self._actors.items()):
+            if actor.busy == 0 and now - actor.used > IDLE_SECONDS:
+                del self._actors[key]
+
+    def _kill(self, key: tuple[str, str], actor: _Actor) -> None:
+        import ray
+
+        with self._lock:
+            if self._actors.get(key) is actor:
+                del self._actors[key]
+        try:
+            ray.kill(actor.handle)
+        except Exception:  # it is dead already, or the connection is; either way it is forgotten
+            self._session.suspect()
+
+    def _submit(self, start: Callable[[], Any]) -> Any:
+        try:
+            return start()
+        except Exception as error:  # nothing of the author's runs here: what fails is Ray
+            self._session.suspect()
+            raise PluginHostUnavailableError(f"Ray did not take the call ({type(error).__name__})") from None
+
+    def _wait(self, ref: Any, release: Release, operation: str, stop: Callable[[], None]) -> str:
+        import ray
+
+        try:
+            return str(ray.get(ref, timeout=self._timeout))
+        except ray.exceptions.GetTimeoutError:
+            stop()
+            raise PluginTimeoutError(
+                f"{release.name}: {operation} took longer than {self._timeout:g} s and was stopped"
+            ) from None
+        except ray.exceptions.RuntimeEnvSetupError as error:
+            raise PluginCallError("RuntimeEnvSetupError", clean(_tail(str(error)))) from None
+        except ray.exceptions.RayActorError:
+            raise
+        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+            raise PluginCallError(type(error).__name__, f"the process of {release.name} died") from None
+        except ray.exceptions.RayTaskError as error:
+            raise PluginCallError("RayTaskError", clean(_tail(str(error)))) from None
+        except Exception as error:  # the connection, in one of its many ways
+            self._session.suspect()
+            raise PluginHostUnavailableError(f"the Ray cluster was lost ({type(error).__name__})") from None
+
+
+def _cancel(ref: Any) -> None:
+    import ray
+
+    ray.cancel(ref, force=True)
+
+
+def _tail(text: str) -> str:
+    """The last lines say what went wrong; the ones before are Ray's own."""
+    return "\n".join(text.strip().splitlines()[-6:])[-2_000:]
+
+
+@lru_cache(maxsize=1)
+def _remote_task() -> Any:
+    import ray
+
+    from worker.plugins.runner import run_in_ray
+
+    return ray.remote(num_cpus=0, max_retries=0)(run_in_ray)
+
+
+@lru_cache(maxsize=1)
+def _remote_actor() -> Any:
+    import ray
+
+    from worker.plugins.batch_actor import BatchActor
+
+    return ray.remote(BatchActor)

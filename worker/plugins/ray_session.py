@@ -1,0 +1,167 @@
+"""This process's connection to the Ray cluster of RAY_ADDRESS. Never starts a cluster."""
+
+import logging
+import os
+import socket
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from worker.plugins.errors import PluginHostUnavailableError
+
+logger = logging.getLogger(__name__)
+
+NAMESPACE = "synapse"
+CONNECT_SECONDS = 30.0
+"""Ray itself waits for minutes when nobody listens."""
+PROBE_SECONDS = 2.0
+RECHECK_SECONDS = 5.0
+"""How long a connection that answered is taken to be alive."""
+SHUTDOWN_SECONDS = 10.0
+
+
+class RaySession:
+    """One connection a process, made by whoever comes first, shared by all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._address: str | None = None
+        self._dashboard: str | None = None
+        self._checked = 0.0
+        self.generation = 0
+        """Grows with every new connection: handles of an older one are of no use."""
+        self._attempt: threading.Thread | None = None
+        self._outcome: dict[str, Any] = {}
+
+    def connect(self, address: str | None, timeout: float = CONNECT_SECONDS) -> None:
+        """Connect within `timeout` seconds, or raise `PluginHostUnavailableError` that says what to do."""
+        if not address:
+            raise PluginHostUnavailableError("no Ray cluster is configured: set RAY_ADDRESS (host:port)")
+        with self._lock:
+            if self._is_alive(address):
+                return
+            self._drop()
+            _probe(address, min(timeout, PROBE_SECONDS))
+            self._start(address, timeout)
+            self._address = address
+            self.generation += 1
+            self._checked = time.monotonic()
+
+    def dashboard_url(self) -> str:
+        """Base URL of the connected cluster's dashboard, where packages are uploaded."""
+        if not self._dashboard:
+            raise PluginHostUnavailableError(
+                "the Ray cluster has no dashboard: start it with the dashboard on"
+            )
+        return f"http://{self._dashboard}"
+
+    def disconnect(self) -> None:
+        """Let go of the cluster; the next `connect` starts anew."""
+        with self._lock:
+            self._drop()
+
+    def suspect(self) -> None:
+        """A call failed in a way that a dead connection fails: look again before the next one."""
+        self._checked = 0.0
+
+    def _is_alive(self, address: str) -> bool:
+        import ray
+
+        if self._address != address or not ray.is_initialized():
+            return False
+        if time.monotonic() - self._checked > RECHECK_SECONDS:
+            if not _nodes_answer():
+                return False
+            self._checked = time.monotonic()
+        return True
+
+    def _start(self, address: str, timeout: float) -> None:
+        if self._attempt is None or not self._attempt.is_alive():
+            self._outcome = {}
+            self._attempt = threading.Thread(
+                target=_init, args=(address, self._outcome), name="ray-connect", daemon=True
+            )
+            self._attempt.start()
+        self._attempt.join(timeout)
+        outcome = self._outcome
+        if "context" in outcome:
+            self._dashboard = outcome["context"].dashboard_url
+            return
+        why = outcome.get("error", f"no answer within {timeout:.0f} s")
+        hint = (
+            ""
+            if os.environ.get("RAY_AUTH_MODE")
+            else "; a cluster that asks for a token needs RAY_AUTH_MODE=token"
+        )
+        raise PluginHostUnavailableError(f"the Ray cluster at RAY_ADDRESS cannot be used: {why}{hint}")
+
+    def _drop(self) -> None:
+        import ray
+
+        self._address = None
+        if not ray.is_initialized():
+            return
+        thread = threading.Thread(target=ray.shutdown, name="ray-disconnect", daemon=True)
+        thread.start()
+        thread.join(SHUTDOWN_SECONDS)
+        if thread.is_alive():
+            raise PluginHostUnavailableError("the connection to the Ray cluster was lost and does not let go")
+
+
+def auth_headers() -> dict[str, str]:
+    """The dashboard's header for a token cluster, from the variables that Ray itself reads."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return {}
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    if not token:
+        file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+        token = file.read_text().strip() if file.is_file() else ""
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _init(address: str, outcome: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="synapse-empty-") as empty:
+            # With a working_dir of its own the driver does not push its folder into every process of the
+            # cluster, where a package `plugin` in it would hide the releases' packages.
+            outcome["context"] = ray.init(
+                address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                configure_logging=False,
+                runtime_env={"working_dir": empty},
+            )
+    except (Exception, SystemExit) as error:  # the thread that waits reports it
+        outcome["error"] = type(error).__name__
+        logger.warning("ray.init failed", extra={"error_type": type(error).__name__})
+
+
+def _probe(address: str, timeout: float) -> None:
+    """Fail at once when nobody listens."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise PluginHostUnavailableError("RAY_ADDRESS must be host:port of the cluster's head")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout).close()
+    except OSError as error:
+        why = type(error).__name__
+        raise PluginHostUnavailableError(
+            f"the Ray cluster at RAY_ADDRESS cannot be reached ({why}): check the address and that it runs"
+        ) from None
+
+
+def _nodes_answer() -> bool:
+    import ray
+
+    try:
+        return any(node.get("Alive") for node in ray.nodes())
+    except Exception:  # Ray raises many kinds here; all mean that the connection is of no use
+        return False
+
+
+session = RaySession()
+"""The process's one connection."""

@@ -1,0 +1,86 @@
+"""Runs inside the host: imports a release's entrypoint and calls one operation of it.
+
+What the author's code raises comes back as data, never as a pickled exception, whose class the worker could
+not import and should not trust.
+"""
+
+import importlib
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from worker.plugins.requests import ActionRequest
+
+ADAPTER = "worker.actions.adapter:action_for"
+"""Turns an entrypoint that is no action (a Serve class, function or application) into one."""
+MAX_FRAMES = 8
+MAX_MESSAGE = 4_000
+"""Characters of an author's error that travel."""
+
+
+class EntrypointError(Exception):
+    """The entrypoint that config.yaml names is not there."""
+
+
+def run(folder: Path, request: ActionRequest, operation: str, payload: str) -> str:
+    """Call `operation` of the entrypoint found under `folder`; answer `{"ok": value}` or `{"error": ...}`."""
+    try:
+        target = load(folder, request.entrypoint)
+        if not hasattr(target, "run_operation"):
+            target = _adapt(target)
+        value = target.run_operation(request, operation, json.loads(payload))
+        return json.dumps({"ok": value}, allow_nan=False)
+    except (Exception, SystemExit) as error:  # whatever the author's code does ends here
+        return json.dumps({"error": describe(error, folder)})
+
+
+def run_in_ray(request: str, operation: str, payload: str) -> str:
+    """`run`, as Ray calls it: the release's package is the working directory."""
+    return run(Path.cwd(), ActionRequest.from_json(request), operation, payload)
+
+
+def load(folder: Path, entrypoint: str) -> Any:
+    """Import `package.module.Class` or `package.module:Class` from the release's folder."""
+    module_name, _, name = entrypoint.replace(":", ".").rpartition(".")
+    path = str(folder)
+    if sys.path[:1] != [path]:
+        # First, also before the worker's own folder, which Ray hands on to its processes.
+        sys.path[:] = [path, *(entry for entry in sys.path if entry != path)]
+        importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
+            raise EntrypointError(f"entrypoint {entrypoint}: there is no module {error.name}") from None
+        raise
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        raise EntrypointError(f"entrypoint {entrypoint}: module {module_name} has no {name}") from None
+
+
+def describe(error: BaseException, folder: Path) -> dict[str, str]:
+    """An exception as data: its class, its message with the author's last line, the author's frames."""
+    frames = [
+        f"{Path(frame.filename).relative_to(folder)}:{frame.lineno} in {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).is_relative_to(folder)
+    ][-MAX_FRAMES:]
+    message = _safe_text(error)
+    if frames:
+        message = f"{message} ({frames[-1]})" if message else frames[-1]
+    return {"type": type(error).__name__, "message": message, "trace": "\n".join(frames)}
+
+
+def _safe_text(error: BaseException) -> str:
+    try:
+        return str(error)[:MAX_MESSAGE]
+    except Exception:  # an author's __str__
+        return "(its message cannot be printed)"
+
+
+def _adapt(target: Any) -> Any:
+    module_name, _, name = ADAPTER.partition(":")
+    return getattr(importlib.import_module(module_name), name)(target)

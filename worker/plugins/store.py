@@ -1,0 +1,129 @@
+"""The plugin store: releases by the name `code@version`, nothing else."""
+
+import hashlib
+import os
+import re
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.plugins import config, content
+from worker.plugins.archive import unpack
+from worker.plugins.config import ActionConfig, ReleaseConfig
+from worker.plugins.errors import PluginError, ReleaseInvalidError, ReleaseNotFoundError
+from worker.settings import MB
+
+MAX_BYTES = 512 * MB
+
+_PART = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}"
+_NAME = re.compile(rf"{_PART}@{_PART}")
+_TAKEN = ("worker", "shared", "ray")
+"""Packages that the host itself imports; a release's own of that name would hide them."""
+
+
+@dataclass(frozen=True)
+class Release:
+    """One release, verified and unpacked. `path` holds config.yaml; `checksum` is over its content."""
+
+    code: str
+    version: str
+    name: str
+    path: Path
+    config: ReleaseConfig
+    checksum: str
+
+    def action(self, name: str) -> ActionConfig:
+        """What config.yaml declares for an action; `ReleaseInvalidError` when it declares none."""
+        try:
+            return self.config.actions[name]
+        except KeyError:
+            known = ", ".join(sorted(self.config.actions)) or "none"
+            raise ReleaseInvalidError(f"{self.name} has no action {name!r} (it has: {known})") from None
+
+
+class PluginStore:
+    """Finds, verifies and unpacks releases. Safe for threads and for several processes."""
+
+    def __init__(self, directory: Path, cache_dir: Path | None = None, max_bytes: int = MAX_BYTES) -> None:
+        self.directory = directory
+        self._cache_dir = cache_dir or _private_cache()
+        self._max_bytes = max_bytes
+        self._known: dict[str, tuple[str, Release]] = {}
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """Names of what lies in the store, sorted; a broken release is listed too."""
+        found = {path.name.removesuffix(".zip") for path in self.directory.iterdir()}
+        return sorted(name for name in found if _NAME.fullmatch(name) and self._find(name) is not None)
+
+    def get(self, name: str) -> Release:
+        """The release `code@version`; raises `ReleaseNotFoundError` or `ReleaseInvalidError`."""
+        if not _NAME.fullmatch(name) or ".." in name:
+            raise ReleaseNotFoundError(f"{name[:300]!r} is not a release's name: it must be code@version")
+        source = self._find(name)
+        if source is None:
+            raise ReleaseNotFoundError(f"the plugin store has no release {name!r}")
+        with self._lock:
+            try:
+                stamp = _stamp(source)
+                known = self._known.get(name)
+                if known is None or known[0] != stamp or not known[1].path.is_dir():
+                    known = self._known[name] = (stamp, self._load(name, source))
+            except PluginError as error:
+                raise type(error)(f"{name}: {error}") from None
+            except OSError as error:
+                raise ReleaseInvalidError(f"{name} cannot be read: {error.strerror or error}") from None
+        return known[1]
+
+    def _find(self, name: str) -> Path | None:
+        folder, archive = self.directory / name, self.directory / f"{name}.zip"
+        root = self.directory.resolve()
+        for path, fits in ((folder, folder.is_dir()), (archive, archive.is_file())):
+            if fits and path.resolve().is_relative_to(root):
+                return path
+        return None
+
+    def _load(self, name: str, source: Path) -> Release:
+        folder = source if source.is_dir() else self._unpacked(name, source)
+        config_file = folder / "config.yaml"
+        if config_file.is_symlink() or not config_file.is_file():
+            raise ReleaseInvalidError("has no config.yaml")
+        with config_file.open("rb") as file:
+            declared = config.parse(file.read(config.MAX_BYTES + 1))
+        code, _, version = name.partition("@")
+        if (declared.code, declared.version) != (code, version):
+            raise ReleaseInvalidError(f"config.yaml says {declared.code}@{declared.version}")
+        for taken in _TAKEN:
+            if (folder / taken / "__init__.py").exists() or (folder / f"{taken}.py").exists():
+                raise ReleaseInvalidError(f"its top-level name {taken!r} is taken by the host; rename it")
+        checksum = content.checksum(folder, self._max_bytes)
+        return Release(code, version, name, folder.resolve(), declared, checksum)
+
+    def _unpacked(self, name: str, archive: Path) -> Path:
+        """Where the archive's content lies, unpacked under a name that changes with every byte of it."""
+        if archive.stat().st_size > self._max_bytes:
+            raise ReleaseInvalidError(f"the archive is larger than {self._max_bytes} bytes")
+        with archive.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        folder = self._cache_dir / f"{name}-{digest[:16]}"
+        unpack(archive, folder, self._max_bytes)
+        return folder
+
+
+def _stamp(source: Path) -> str:
+    if source.is_dir():
+        return content.stamp(source)
+    stat = source.stat()
+    return f"{stat.st_mtime_ns}:{stat.st_size}:{stat.st_ino}"
+
+
+def _private_cache() -> Path:
+    """A folder that only this user can write: what lies there is run."""
+    folder = Path(tempfile.gettempdir()) / f"synapse-worker-{os.getuid()}" / "releases"
+    folder.parent.mkdir(mode=0o700, exist_ok=True)
+    owner = folder.parent.lstat()
+    if owner.st_uid != os.getuid() or folder.parent.is_symlink() or owner.st_mode & 0o022:
+        raise PluginError(f"{folder.parent} belongs to somebody else or others can write it; remove it")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
