@@ -83,7 +83,7 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-class MaintenanceStep(bootsteps.StartStopStep):  # type: ignore[misc]
+class MaintenanceStep(bootsteps.StartStopStep):
     """Runs the sweep beside the pool, in the parent process of every worker."""
 
     def __init__(self, parent: Any, **options: Any) -> None:

@@ -1,5 +1,6 @@
 """Is everything there that a worker needs? One line a finding, with what to do."""
 
+import contextlib
 from collections.abc import Callable
 
 import typer
@@ -7,8 +8,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from worker.cli.console import out
-from worker.platform import ClientError, clean
-from worker.plugins import PluginError, ray_session
+from worker.platform import AgentClient, BackendClient, ClientError, NotFoundError, clean
+from worker.plugins import PluginError
+from worker.plugins.ray_session import session
 from worker.settings import Settings, SettingsError, load
 
 Check = Callable[[Settings], str]
@@ -51,20 +53,14 @@ def _redis(settings: Settings) -> str:
 
 
 def _backend(settings: Settings) -> str:
-    from worker.platform import BackendClient, NotFoundError
-
     token = settings.synapse_access_token.get_secret_value()
     with BackendClient(settings.synapse_host, token, tenant=settings.synapse_tenant) as backend:
-        try:
+        with contextlib.suppress(NotFoundError):
             backend.get_job("0")
-        except NotFoundError:
-            pass
     return "answers and knows the token"
 
 
 def _agent(settings: Settings) -> str:
-    from worker.platform import AgentClient
-
     if settings.synapse_agent_url is None:
         return "not configured: looked up in the backend by its id"
     token = settings.synapse_agent_token
@@ -76,7 +72,7 @@ def _agent(settings: Settings) -> str:
 def _ray(settings: Settings) -> str:
     if settings.ray_address is None:
         return "RAY_ADDRESS is not set: a deploy would end FAILED"
-    ray_session.connect(settings.ray_address)
+    session.connect(settings.ray_address)
     return "connected"
 
 

@@ -11,7 +11,7 @@ from worker.cli.status import status, watch
 
 app = typer.Typer(
     name="synapse-worker",
-    help="Deploys models on Ray Serve and pre-annotates tasks. A worker itself starts as `celery -A worker worker`.",
+    help="Deploys models on Ray Serve and pre-annotates tasks. A worker starts as `celery -A worker worker`.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )

@@ -33,20 +33,21 @@ def sandbox(
 ) -> None:
     """Start a Redis, a Ray, an agent and a backend on this machine, and wait for Ctrl-C."""
     # Imported here: the other commands work without the sandbox's packages.
-    from worker.sandbox import Sandbox, SandboxError, digits
+    from worker.sandbox import Sandbox, SandboxError
+    from worker.sandbox.digits import seed_digits
 
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
         with Sandbox(directory, plugins_dir=plugins_dir, num_cpus=cpus, on_progress=say) as running:
-            project = digits.seed(running)
+            project = seed_digits(running.state, running.files_dir, running.files_url)
             for _ in range(workers):
                 running.start_worker()
             env_file.touch(mode=0o600)
             lines = [f"export {name}={value!r}" for name, value in running.environment().items()]
             env_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            say(f"project {project} holds the digits; settings: source {env_file}; Ctrl-C ends it")
+            say(f"project {project.id} holds the digits; settings: source {env_file}; Ctrl-C ends it")
             stop.wait()
             say("stopping")
     except SandboxError as error:

@@ -109,7 +109,8 @@ def _seconds_until_next_patch(job: str, runs: Runs) -> float:
     if patched is None:
         return 0.0
     seconds, microseconds = runs.redis.time()
-    return float(patched) + SECONDS_BETWEEN_PATCHES - (seconds + microseconds / 1e6)
+    now: float = seconds + microseconds / 1e6
+    return float(patched) + SECONDS_BETWEEN_PATCHES - now
 
 
 def stop(job: str, runs: Runs) -> bool:

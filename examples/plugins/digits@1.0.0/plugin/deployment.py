@@ -1,7 +1,6 @@
 """Puts the classifier online."""
 
 from plugin.classifier import DigitClassifier
-
 from worker.actions import BaseDeploymentAction
 
 
