@@ -56,36 +56,33 @@ class Service:
 
         return self.behaves(behave)
 
+    def writes(self, *pieces: bytes) -> "Service":
+        """The next answer is these bytes as they are; then the server hangs up."""
+
+        def behave(handler: BaseHTTPRequestHandler) -> None:
+            handler.close_connection = True
+            handler.wfile.write(b"".join(pieces))
+
+        return self.behaves(behave)
+
+    def drips(self, start: bytes, piece: bytes = b"x") -> "Service":
+        """The next answer is `start`, then a piece every few milliseconds until nobody listens any more."""
+
+        def behave(handler: BaseHTTPRequestHandler) -> None:
+            handler.close_connection = True
+            handler.wfile.write(start)
+            while not self.ended.wait(0.02):
+                handler.wfile.write(piece)
+
+        return self.behaves(behave)
+
+    def is_silent(self) -> "Service":
+        """The next request is never answered."""
+        return self.behaves(lambda _: self.ended.wait(60) and None)
+
     def behaves(self, behaviour: Behaviour) -> "Service":
         self.script.append(behaviour)
         return self
-
-
-def raw(*pieces: bytes) -> Behaviour:
-    """Write these bytes as they are and hang up."""
-
-    def behave(handler: BaseHTTPRequestHandler) -> None:
-        for piece in pieces:
-            handler.wfile.write(piece)
-        handler.wfile.flush()
-        handler.close_connection = True
-
-    return behave
-
-
-def drip(start: bytes, piece: bytes, ended: threading.Event) -> Behaviour:
-    """Write `start`, then a piece every few milliseconds until nobody listens any more."""
-
-    def behave(handler: BaseHTTPRequestHandler) -> None:
-        handler.close_connection = True
-        try:
-            handler.wfile.write(start)
-            while not ended.wait(0.02):
-                handler.wfile.write(piece)
-        except OSError:
-            pass
-
-    return behave
 
 
 @pytest.fixture

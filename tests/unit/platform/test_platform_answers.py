@@ -1,0 +1,143 @@
+"""From status, headers and bytes to JSON or the right error."""
+
+import json
+from typing import Any
+
+import pytest
+
+from worker.platform import (
+    AuthenticationError,
+    AuthorizationError,
+    ClientError,
+    ClientTimeoutError,
+    HTTPError,
+    MalformedResponseError,
+    NotFoundError,
+    RateLimitError,
+    ServerError,
+    ValidationError,
+)
+from worker.platform.answers import Answer, value_of
+
+
+def answer(value: Any = None, status: int = 200, body: bytes | None = None, **headers: str) -> Answer:
+    return Answer(status, headers, json.dumps(value).encode() if body is None else body)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (302, HTTPError),
+        (400, ValidationError),
+        (401, AuthenticationError),
+        (403, AuthorizationError),
+        (404, NotFoundError),
+        (408, ClientTimeoutError),
+        (409, HTTPError),
+        (422, ValidationError),
+        (429, RateLimitError),
+        (500, ServerError),
+        (503, ServerError),
+        (599, ServerError),
+        (999, ServerError),
+    ],
+)
+def test_a_status_is_its_error(status: int, kind: type[ClientError]) -> None:
+    with pytest.raises(ClientError) as caught:
+        value_of(answer({"detail": "why"}, status), "object")
+
+    assert type(caught.value) is kind
+    assert caught.value.status_code == status
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"detail": "why"}', "404 Not Found: why"),
+        (
+            b'{"params": ["bad", "worse"], "agent": ["gone"]}',
+            "404 Not Found: params: bad, worse; agent: gone",
+        ),
+        (b'["one", "two"]', "404 Not Found: one, two"),
+        (b"plain\n text", "404 Not Found: plain text"),
+        (b" <!DOCTYPE html><h1>secret</h1>", "404 Not Found"),
+        (b"", "404 Not Found"),
+        (b'{"detail": "see http://h/x?y=z for \\u001b[1mmore"}', "404 Not Found: see <url> for more"),
+        (b'{"detail": {"token": "abc", "why": "x"}}', "404 Not Found: token: ***; why: x"),
+    ],
+)
+def test_the_message_says_why_without_urls_secrets_and_html(body: bytes, text: str) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        value_of(answer(status=404, body=body), "object")
+
+    assert str(caught.value) == text
+
+
+def test_a_long_detail_is_cut() -> None:
+    with pytest.raises(NotFoundError) as caught:
+        value_of(answer({"detail": "x" * 5000}, 404), "object")
+
+    assert len(caught.value.detail) == 300
+
+
+def test_a_redirect_says_that_it_is_not_followed() -> None:
+    with pytest.raises(HTTPError, match="302 Found: the service redirects; redirects are not followed"):
+        value_of(answer(status=302, body=b"", location="http://evil/"), "object")
+
+
+def test_retry_after_is_kept() -> None:
+    with pytest.raises(RateLimitError) as caught:
+        value_of(answer(None, 429, **{"retry-after": "7"}), "object")
+
+    assert caught.value.retry_after == 7
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"  ", b"<html></html>", b'{"a": ', b"[1]", b"null", b"\xff\xfe\xff", b"[" * 100_000, b"9" * 5000],
+)
+def test_what_is_no_object_is_malformed_and_leaves_no_trace_of_the_answer(body: bytes) -> None:
+    with pytest.raises(MalformedResponseError) as caught:
+        value_of(answer(body=body), "object")
+
+    assert caught.value.__context__ is None
+
+
+def test_a_bare_array_and_a_page_are_the_same_list() -> None:
+    page = {"count": 1, "next": None, "previous": None, "results": [{"id": 1}]}
+
+    assert value_of(answer([{"id": 1}]), "list") == page
+    assert value_of(answer({"results": [{"id": 1}]}), "list") == page
+
+
+def test_what_else_a_page_says_is_kept() -> None:
+    page = value_of(answer({"count": 9, "next": "http://h/?page=2", "results": [], "more": 1}), "list")
+
+    assert (page["count"], page["next"], page["more"]) == (9, "http://h/?page=2", 1)
+
+
+@pytest.mark.parametrize(
+    "value", [{}, {"results": None}, {"results": {}}, [1], ["a"], [None], "x", {"results": [], "next": 5}]
+)
+def test_what_is_no_list_of_objects_is_malformed(value: Any) -> None:
+    with pytest.raises(MalformedResponseError):
+        value_of(answer(value), "list")
+
+
+def test_any_takes_any_json_and_nothing_for_204() -> None:
+    assert value_of(answer([1, "a", None]), "any") == [1, "a", None]
+    assert value_of(answer(status=204, body=b""), "any") is None
+
+
+@pytest.mark.parametrize("body", [b"", b"<html></html>"])
+def test_any_is_still_json(body: bytes) -> None:
+    with pytest.raises(MalformedResponseError):
+        value_of(answer(body=body), "any")
+
+
+def test_text_is_text_whatever_its_bytes() -> None:
+    assert value_of(answer(body=b"a\xffb"), "text") == "a\ufffdb"
+
+
+def test_nothing_is_made_of_an_answer_that_nobody_reads() -> None:
+    assert value_of(answer(status=201, body=b"whatever"), "none") is None
