@@ -27,7 +27,8 @@ def _silent(_: str) -> None:
 
 
 class Sandbox:
-    """Redis, Ray, backend and agent. `directory` is kept when given, else a temporary one is made and removed.
+    """Redis, Ray, backend and agent. `directory` is kept when given, else a temporary one is made and
+    removed.
 
     Without Ray there is no agent either, and its record in the backend has no URL.
     """
