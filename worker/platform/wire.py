@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 
+import aiohttp
 import httpx
 
 from worker.platform.answers import Answer
@@ -122,6 +123,8 @@ def wire_error(error: Exception) -> ClientError:
         return MalformedResponseError("malformed answer: it cannot be unpacked")
     if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError | httpx.InvalidURL):
         return ClientError("the request cannot be sent", 400)
+    if isinstance(error, aiohttp.ClientResponseError):
+        return MalformedResponseError("malformed answer: not HTTP")
     if isinstance(error, httpx.RemoteProtocolError) and _HUNG_UP.search(str(error)) is None:
         return MalformedResponseError("malformed answer: not HTTP")
     return ClientConnectionError("503 Service Unavailable: the service cannot be reached", 503)
@@ -129,7 +132,6 @@ def wire_error(error: Exception) -> ClientError:
 
 def _is_timeout(error: Exception) -> bool:
     # The aiohttp transport calls every lost or refused connection a ConnectTimeout; its cause tells.
-    cause = error.__cause__
-    if type(cause).__module__.partition(".")[0] == "aiohttp":
-        return isinstance(cause, TimeoutError)
+    if isinstance(error.__cause__, aiohttp.ClientError):
+        return isinstance(error.__cause__, TimeoutError)
     return isinstance(error, TimeoutError | httpx.TimeoutException)

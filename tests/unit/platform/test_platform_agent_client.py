@@ -1,0 +1,183 @@
+"""The agent's calls as they go over the wire, the gate's question above all."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from worker.platform import (
+    AgentClient,
+    BaseClient,
+    ClientError,
+    MalformedResponseError,
+    RayClientMixin,
+    RetryPolicy,
+    ServerError,
+    ValidationError,
+    redact,
+)
+
+if TYPE_CHECKING:
+    from conftest import Service
+
+Call = Callable[[AgentClient], Any]
+
+
+def client_of(service: "Service", policy: RetryPolicy, **more: Any) -> AgentClient:
+    return AgentClient(service.url, "agent-token", retries=policy, **more)
+
+
+@pytest.mark.parametrize(
+    ("call", "method", "path"),
+    [
+        (lambda c: c.get_job("a-1_B"), "GET", "/jobs/a-1_B/"),
+        (lambda c: c.stop_job("a"), "POST", "/jobs/a/stop/"),
+        (lambda c: c.get_node("n"), "GET", "/nodes/n/"),
+        (lambda c: c.get_task("t"), "GET", "/tasks/t/"),
+        (lambda c: c.get_serve_application("code@1.0"), "GET", "/serve_applications/code%401.0/"),
+        (lambda c: c.get_cluster_resources(), "GET", "/resources/cluster/?use_cache=true"),
+        (lambda c: c.get_cluster_resources(use_cache=False), "GET", "/resources/cluster/?use_cache=false"),
+        (lambda c: c.get_policy(), "GET", "/resources/policy/"),
+        (lambda c: c.update_policy(max_concurrent_serve_replicas=3), "PATCH", "/resources/policy/"),
+        (lambda c: c.gpu_status(), "GET", "/gpu_status/"),
+    ],
+)
+def test_a_call_is_what_the_agent_documents(
+    service: "Service", hasty: RetryPolicy, call: Call, method: str, path: str
+) -> None:
+    service.answers({"status": "x"})
+
+    with client_of(service, hasty) as client:
+        assert call(client) == {"status": "x"}
+
+    assert (service.seen[0].method, service.seen[0].path) == (method, path)
+
+
+@pytest.mark.parametrize(
+    "answer", [[{"id": 1}], {"results": [{"id": 1}]}, {"count": 1, "next": None, "results": [{"id": 1}]}]
+)
+@pytest.mark.parametrize(
+    ("call", "path"),
+    [
+        (lambda c: c.list_jobs(), "/jobs/"),
+        (lambda c: c.list_nodes(), "/nodes/"),
+        (lambda c: c.list_tasks(), "/tasks/"),
+        (lambda c: c.list_serve_applications(), "/serve_applications/"),
+    ],
+)
+def test_a_list_is_the_same_in_either_shape(
+    service: "Service", hasty: RetryPolicy, call: Call, path: str, answer: Any
+) -> None:
+    service.answers(answer)
+
+    with client_of(service, hasty) as client:
+        assert call(client) == {"results": [{"id": 1}]}
+
+    assert service.seen[0].path == path
+
+
+def test_the_log_so_far_is_text(service: "Service", hasty: RetryPolicy) -> None:
+    service.answers(body="línea\n<b>2</b>\n".encode())
+
+    with client_of(service, hasty) as client:
+        assert client.list_job_logs("a") == "línea\n<b>2</b>\n"
+
+
+@pytest.mark.parametrize("call", [lambda c: c.health(), lambda c: c.delete_serve_application("a@1")])
+def test_some_calls_answer_nothing(service: "Service", hasty: RetryPolicy, call: Call) -> None:
+    service.answers(status=204)
+
+    with client_of(service, hasty) as client:
+        assert call(client) is None
+
+
+def test_the_caller_is_named_in_the_headers(service: "Service", hasty: RetryPolicy) -> None:
+    service.answers({})
+
+    with client_of(service, hasty, user_token="user-token", tenant="acme") as client:
+        client.get_policy()
+
+    headers = service.seen[0].headers
+    assert headers["authorization"] == "agent-token"
+    assert headers["synapse-user"] == "Token user-token"
+    assert headers["synapse-tenant"] == "Token acme"
+    assert redact("agent-token user-token") == "*** ***"
+
+
+@pytest.mark.parametrize("bad", ["a/b", "..", "", "a" * 101, "a?b"])
+def test_an_id_that_cannot_be_one_is_not_sent(service: "Service", hasty: RetryPolicy, bad: str) -> None:
+    with client_of(service, hasty) as client, pytest.raises(ValidationError):
+        client.stop_job(bad)
+
+    assert service.seen == []
+
+
+def test_the_gate_s_question_goes_out_whole(service: "Service", hasty: RetryPolicy) -> None:
+    service.answers({"allowed": True})
+
+    with client_of(service, hasty) as client:
+        verdict = client.check_feasibility("serve", num_gpus=0.5, metadata={"plugin_code": "a@1", "agent": 3})
+
+    assert verdict == {"allowed": True, "reasons": []}
+    assert service.seen[0].path == "/resources/feasibility/"
+    assert service.seen[0].json == {
+        "kind": "serve",
+        "num_cpus": 1.0,
+        "num_gpus": 0.5,
+        "memory_bytes": None,
+        "replicas": 1,
+        "metadata": {"plugin_code": "a@1", "agent": 3},
+    }
+
+
+def test_a_no_comes_with_its_reasons(service: "Service", hasty: RetryPolicy) -> None:
+    answer = {"allowed": False, "reasons": ["no CPU"], "feasible_replicas": 0}
+    service.answers(answer)
+
+    with client_of(service, hasty) as client:
+        assert client.check_feasibility("serve") == answer
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"allowed": "true"},
+        {"allowed": 1},
+        {"allowed": None},
+        {"allowed": True, "reasons": "none"},
+        {"allowed": True, "reasons": None},
+        [],
+        None,
+    ],
+)
+def test_what_is_no_verdict_is_malformed(service: "Service", hasty: RetryPolicy, answer: Any) -> None:
+    service.answers(answer)
+
+    with client_of(service, hasty) as client, pytest.raises(MalformedResponseError):
+        client.check_feasibility("serve")
+
+
+def test_the_gate_asks_once(service: "Service", hasty: RetryPolicy) -> None:
+    service.answers(status=503)
+
+    with client_of(service, hasty) as client, pytest.raises(ServerError):
+        client.check_feasibility("serve")
+
+    assert len(service.seen) == 1
+
+
+def test_the_mixin_works_with_the_plain_client(service: "Service") -> None:
+    class RayClient(RayClientMixin, BaseClient):
+        pass
+
+    service.answers([{"id": "job-12345", "status": "RUNNING"}]).answers(
+        {"detail": "already ended"}, status=400
+    )
+
+    with RayClient(service.url, {"connect": 1, "read": 1}) as client:
+        assert client.list_jobs()["results"][0]["status"] == "RUNNING"
+        with pytest.raises(ClientError) as caught:
+            client.stop_job("job-12345")
+
+    assert caught.value.status == 400
