@@ -92,7 +92,7 @@ def _unpack(archive: Path, folder: Path) -> None:
             opened.extractall(folder)  # noqa: S202 - zipfile drops what leads out of the folder
     elif tarfile.is_tarfile(archive):
         with tarfile.open(archive) as opened_tar:
-            opened_tar.extractall(folder, filter="data")  # noqa: S202 - the filter does
+            opened_tar.extractall(folder, filter="data")
     else:
         return
     archive.unlink()

@@ -165,3 +165,13 @@ def _nodes_answer() -> bool:
 
 session = RaySession()
 """The process's one connection."""
+
+
+def connect(address: str | None, timeout: float = CONNECT_SECONDS) -> None:
+    """Connect this process to the cluster; see `RaySession.connect`."""
+    session.connect(address, timeout)
+
+
+def dashboard_url() -> str:
+    """Base URL of the connected cluster's dashboard."""
+    return session.dashboard_url()

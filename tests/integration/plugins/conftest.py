@@ -1,0 +1,117 @@
+"""A real Ray of this module's own, and releases to run on it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from worker.plugins import PluginStore, RayHost
+from worker.plugins.package import RayPackages
+from worker.plugins.ray_session import auth_headers, session
+from worker.sandbox.ray import LocalRay
+
+SERVE = """
+    from fastapi import FastAPI
+    from worker.actions import BaseServeDeployment
+    from plugin.words import WORD
+
+    app = FastAPI()
+
+    class Model(BaseServeDeployment):
+        app = app
+
+        @app.get("/")
+        async def word(self) -> dict:
+            return {"word": WORD, "url": self.backend_url}
+
+        @app.post("/")
+        async def double(self, body: dict) -> dict:
+            return {"word": WORD, "doubled": body["n"] * 2}
+"""
+
+PLAIN = """
+    from worker.actions import BaseServeDeployment
+
+    class Plain(BaseServeDeployment):
+        async def infer(self, body):
+            return {"got": body, "batched": self.batched}
+
+        async def infer_batch(self, bodies):
+            return [{"got": body, "of": len(bodies), "batched": self.batched} for body in bodies]
+
+    class Broken:
+        def __init__(self):
+            raise ValueError("the weights are gone")
+"""
+
+TO_TASK = """
+    import os, time
+    from plugin.words import WORD
+    from worker.actions import ToTaskAction
+
+    class ToTask(ToTaskAction):
+        def convert_data_from_inference(self, inference_data, task_data=None):
+            if inference_data == "die":
+                os._exit(1)
+            if inference_data == "sleep":
+                time.sleep(60)
+            return {"word": WORD, "value": inference_data["value"], "pid": os.getpid()}
+"""
+
+CONFIG = """
+    code: {code}
+    version: "1.0.0"
+    actions:
+      deployment: {{entrypoint: plugin.serve.Model}}
+      plain: {{entrypoint: "plugin.plain:Plain", serve_options: {{batch: {{max_batch_size: 4}}}}}}
+      broken: {{entrypoint: plugin.plain.Broken}}
+      to_task: {{entrypoint: plugin.to_task.ToTask}}
+"""
+
+
+def write_release(store: Path, code: str) -> None:
+    """A release whose package is called `plugin`, like everybody's."""
+    folder = store / f"{code}@1.0.0" / "plugin"
+    folder.mkdir(parents=True)
+    (folder.parent / "config.yaml").write_text(dedent(CONFIG.format(code=code)))
+    (folder / "__init__.py").touch()
+    (folder / "words.py").write_text(f"WORD = {code!r}\n")
+    for name, text in {"serve": SERVE, "plain": PLAIN, "to_task": TO_TASK}.items():
+        (folder / f"{name}.py").write_text(dedent(text))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
+    local = LocalRay(tmp_path_factory.mktemp("ray"), num_cpus=4, environ=os.environ)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in local.environment().items():
+            patch.setenv(name, value)
+        local.launch()
+        try:
+            local.await_ready()
+            yield local
+        finally:
+            session.disconnect()
+            local.stop()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> PluginStore:
+    folder = tmp_path_factory.mktemp("plugins")
+    for code in ("apple", "pear"):
+        write_release(folder, code)
+    return PluginStore(folder, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def ray_host(ray_cluster: LocalRay) -> Iterator[RayHost]:
+    host = RayHost(
+        session,
+        ray_cluster.address,
+        lambda: RayPackages(session.dashboard_url(), auth_headers()),
+        timeout=60,
+    )
+    yield host
+    host.close()
