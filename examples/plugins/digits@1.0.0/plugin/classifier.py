@@ -24,9 +24,13 @@ class DigitClassifier(BaseServeDeployment):
         self._classifier = SVC(gamma=0.001).fit(images[:TRAINING_ROWS], labels[:TRAINING_ROWS])
         self._http = httpx.AsyncClient(timeout=10)
 
-    async def infer(self, image_url: str, **_: Any) -> dict[str, int]:
-        answer = await self._http.get(image_url)
+    async def _get_model(self, model_info: dict[str, Any]) -> SVC:
+        return self._classifier
+
+    async def infer(self, data: dict[str, Any]) -> dict[str, int]:
+        model = await self.get_model()
+        answer = await self._http.get(data["image_url"])
         answer.raise_for_status()
         image = Image.open(io.BytesIO(answer.content)).convert("L").resize((8, 8), Image.Resampling.BOX)
         pixels = np.asarray(image, dtype=float).reshape(1, 64) / GREY_STEP
-        return {"digit": int(self._classifier.predict(pixels)[0])}
+        return {"digit": int(model.predict(pixels)[0])}
