@@ -1,0 +1,62 @@
+"""The demo, as a newcomer runs it."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+
+from worker.sandbox import wait_for
+
+COMMAND = [sys.executable, "-c", "from worker.cli import main; main()", "demo"]
+
+
+def test_the_demo_annotates_nine_hundred_images_and_leaves_nothing_behind() -> None:
+    # When the demo runs
+    mark, environ = _marked_environment()
+    done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=110, env=environ)
+
+    # Then both methods succeed on every image with an accuracy above 90 %
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = re.findall(r"(inference|file)\s*│\s*SUCCEEDED\s*│\s*899\s*│\s*0\s*│\s*([\d.]+)%", done.stdout)
+    assert [method for method, _ in rows] == ["inference", "file"], done.stdout
+    assert all(float(accuracy) > 90 for _, accuracy in rows)
+    # And everything that it started is gone
+    wait_for(lambda: not _processes(mark), 20, "end of the demo's processes")
+
+
+def test_ctrl_c_ends_everything_that_the_demo_started(tmp_path: Path) -> None:
+    # Given a demo whose Ray and worker run
+    mark, environ = _marked_environment()
+    log = tmp_path / "demo.log"
+    with log.open("wb") as sink:
+        demo = subprocess.Popen(COMMAND, stdout=sink, stderr=sink, env=environ, start_new_session=True)
+    wait_for(lambda: "worker 1 on" in log.read_text() or demo.poll() is not None, 60, "the demo's worker")
+    assert len(_processes(mark)) > 5
+
+    # When it is interrupted
+    demo.send_signal(signal.SIGINT)
+
+    # Then it ends with the shell's code for that, and nothing is left
+    assert demo.wait(timeout=60) == 130, log.read_text()
+    wait_for(lambda: not _processes(mark), 20, "end of the demo's processes")
+
+
+def _marked_environment() -> tuple[str, dict[str, str]]:
+    """An environment by which every process below is known, also one that has detached itself."""
+    mark = uuid4().hex
+    return mark, {**os.environ, "COLUMNS": "200", "DEMO_TEST_MARK": mark}
+
+
+def _processes(mark: str) -> list[str]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("DEMO_TEST_MARK") == mark:
+                found.append(" ".join(process.info["cmdline"] or []))
+    return found
