@@ -44,7 +44,7 @@ def make_app(settings: Settings) -> Celery:
             "interval_start": 0.2,
             "interval_step": 0.2,
             "interval_max": 1.0,
-        },  # fmt: skip
+        },
         broker_transport_options=_transport_options(settings),
         # A worker outlives its broker, however long that is away.
         broker_connection_retry_on_startup=True,
@@ -69,7 +69,7 @@ def make_app(settings: Settings) -> Celery:
 
 
 def _transport_options(settings: Settings) -> dict[str, Any]:
-    if not settings.broker_url.startswith(("redis://", "rediss://")):
+    if not settings.broker_url.startswith(("redis://", "rediss://", "redis+socket://", "sentinel://")):
         return {}
     return {
         "visibility_timeout": settings.worker_visibility_timeout_seconds,

@@ -7,6 +7,7 @@ import structlog
 from worker.platform import clean
 from worker.pre_processor.recovery import ROOM_PREFIX, recover_room
 from worker.runs.recovery import RUN_PREFIX, recover_run
+from worker.runs.runs import Runs
 from worker.runs.step_task import BACKBONE_ERRORS
 from worker.services import services
 
@@ -21,11 +22,23 @@ def sweep() -> int:
     members = runs.live.overdue()
     for member in members:
         log.warning("no sign of life", member=member)
-        if member.startswith(RUN_PREFIX):
-            recover_run(member.removeprefix(RUN_PREFIX), runs)
-        elif member.startswith(ROOM_PREFIX):
-            recover_room(member.removeprefix(ROOM_PREFIX), runs)
+        try:
+            _recover(member, runs)
+        except BACKBONE_ERRORS:
+            raise
+        except Exception as error:
+            # One that cannot be read must not keep the others waiting; it comes up again, later each time.
+            log.error(
+                "not recovered", member=member, error_type=type(error).__name__, error=clean(str(error))
+            )
     return len(members)
+
+
+def _recover(member: str, runs: Runs) -> None:
+    if member.startswith(RUN_PREFIX):
+        recover_run(member.removeprefix(RUN_PREFIX), runs)
+    elif member.startswith(ROOM_PREFIX):
+        recover_room(member.removeprefix(ROOM_PREFIX), runs)
 
 
 class Maintenance:

@@ -3,6 +3,7 @@
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,13 +17,38 @@ class SettingsError(Exception):
 
 
 def _http_url(value: str) -> str:
+    value = value.strip()
     if not value.startswith(("http://", "https://")):
         raise ValueError("must start with http:// or https://")
+    if not _split(value).hostname:
+        raise ValueError("names no host")
     return value.rstrip("/")
 
 
+def _token(value: SecretStr) -> SecretStr:
+    # A secret mounted from a file often ends with a line break, which no HTTP header can carry.
+    text = value.get_secret_value().strip()
+    if not text:
+        raise ValueError("is empty")
+    if not text.isascii() or not text.isprintable():
+        raise ValueError("holds characters that an HTTP header cannot carry")
+    return SecretStr(text)
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("is not a URL") from None
+    return parts
+
+
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
-Seconds = Annotated[float, Field(gt=0)]
+Token = Annotated[SecretStr, AfterValidator(_token)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "amqp", "amqps", "pyamqp", "memory")
 
 
 class Settings(BaseSettings):
@@ -32,16 +58,20 @@ class Settings(BaseSettings):
         frozen=True, extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
     )
 
-    synapse_host: HttpUrl = Field(description="Base URL of the platform's backend.")
-    synapse_access_token: SecretStr = Field(description="The worker's access token at the backend.")
+    synapse_host: HttpUrl = Field(repr=False, description="Base URL of the platform's backend.")
+    synapse_access_token: Token = Field(description="The worker's access token at the backend.")
     synapse_tenant: str | None = Field(None, description="Tenant sent to the backend and the agents.")
     synapse_agent_url: HttpUrl | None = Field(
-        None, description="Base URL of the agent; without it the agent is looked up in the backend by its id."
+        None,
+        repr=False,
+        description="Base URL of the agent; without it the agent is looked up in the backend by its id.",
     )
-    synapse_agent_token: SecretStr | None = Field(None, description="Token for the agent.")
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis: runs, waiting rooms, pub/sub.")
+    synapse_agent_token: Token | None = Field(None, description="Token for the agent.")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", repr=False, description="Redis: runs, waiting rooms, pub/sub."
+    )
     celery_broker_url: str | None = Field(
-        None, description="The message queue; default `REDIS_URL`. RabbitMQ works too."
+        None, repr=False, description="The message queue; default `REDIS_URL`. RabbitMQ works too."
     )
     plugins_dir: Path = Field(
         description="Folder of plugin releases, each a folder or .zip named `code@version`."
@@ -51,7 +81,7 @@ class Settings(BaseSettings):
     )
 
     worker_plugin_host: Literal["ray", "process"] = Field("ray", description="Where plugin code runs.")
-    worker_plugin_access_token: SecretStr | None = Field(
+    worker_plugin_access_token: Token | None = Field(
         None, description="The lesser token that plugin code's own clients use; without it they are None."
     )
     worker_plugin_timeout_seconds: Seconds = Field(300, description="Longest call of plugin code.")
@@ -60,7 +90,8 @@ class Settings(BaseSettings):
     )
     worker_package_store: str | None = Field(
         None,
-        description="Durable place for releases' packages: a folder that all nodes see. Default: Ray's own store.",
+        description="Durable place for releases' packages: a folder that all nodes see, or an object store. "
+        "Default: Ray's own store.",
     )
     worker_agent: Annotated[int, Field(gt=0)] | None = Field(
         None, description="Id of the one agent that this worker serves; deploys for another are passed on."
@@ -78,7 +109,7 @@ class Settings(BaseSettings):
     worker_annotate_chunk: Annotated[int, Field(ge=1, le=10_000)] = Field(
         100, description="Tasks in a chunk."
     )
-    worker_visibility_timeout_seconds: Annotated[float, Field(ge=10)] = Field(
+    worker_visibility_timeout_seconds: Annotated[float, Field(ge=10, allow_inf_nan=False)] = Field(
         60, description="After this long a message that a dead worker held is delivered again; 10 or more."
     )
     worker_stream_max_messages: Annotated[int, Field(ge=1)] = Field(
@@ -102,6 +133,15 @@ class Settings(BaseSettings):
     def _is_redis(cls, value: str) -> str:
         if not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must start with redis://, rediss:// or unix://")
+        _split(value)
+        return value
+
+    @field_validator("celery_broker_url")
+    @classmethod
+    def _is_broker(cls, value: str | None) -> str | None:
+        for url in (value or "").split(";"):
+            if value is not None and _split(url).scheme not in BROKER_SCHEMES:
+                raise ValueError(f"must start with one of {', '.join(BROKER_SCHEMES)} and ://")
         return value
 
     @field_validator("plugins_dir")
@@ -120,7 +160,10 @@ class Settings(BaseSettings):
     @property
     def broker_url(self) -> str:
         """Where the queues are."""
-        return self.celery_broker_url or self.redis_url
+        if self.celery_broker_url is not None:
+            return self.celery_broker_url
+        # Celery has another name for what the Redis client calls unix://.
+        return self.redis_url.replace("unix://", "redis+socket://", 1)
 
     @property
     def longest_countdown(self) -> float:
@@ -131,15 +174,14 @@ class Settings(BaseSettings):
         """Every secret value, to be masked wherever text leaves the process."""
         held = (self.synapse_access_token, self.synapse_agent_token, self.worker_plugin_access_token)
         tokens = [token.get_secret_value() for token in held if token is not None]
-        passwords = [password for url in (self.redis_url, self.broker_url) if (password := _password(url))]
-        return [secret for secret in tokens + passwords if secret]
+        urls = [self.synapse_host, self.synapse_agent_url or "", self.redis_url, *self.broker_url.split(";")]
+        return tokens + [password for url in urls for password in _passwords(url)]
 
 
-def _password(url: str) -> str | None:
-    from urllib.parse import unquote, urlsplit
-
-    password = urlsplit(url).password
-    return unquote(password) if password else None
+def _passwords(url: str) -> list[str]:
+    parts = _split(url)
+    in_query = parse_qs(parts.query).get("password", [])
+    return [*in_query, unquote(parts.password)] if parts.password else in_query
 
 
 def load() -> Settings:

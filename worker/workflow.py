@@ -14,13 +14,14 @@ from worker.platform import (
     NotFoundError,
     RateLimitError,
     ServerError,
+    clean,
 )
 from worker.plugins import PluginError, PluginHostUnavailableError
 from worker.runs.live import run_member
 from worker.runs.outcomes import Step
 from worker.runs.record import Acceptance, End, Run
 from worker.runs.runs import Runs
-from worker.runs.step_task import StepTask
+from worker.runs.step_task import BACKBONE_ERRORS, StepTask
 from worker.services import services
 
 log = structlog.get_logger(__name__)
@@ -28,6 +29,9 @@ log = structlog.get_logger(__name__)
 REFUSE_JOB = Step("runs.refuse_job", position=0, queue="control")
 """Tells the backend that a job's message could not be accepted."""
 
+
+MOST_LOOKS_AT_STORE = 60
+"""Times that a message comes back for a plugin store that cannot be read."""
 
 RUN_TASKS = (DeployMessage.task, ToTaskMessage.task)
 
@@ -56,13 +60,27 @@ class WorkflowTask(StepTask):
         args: tuple[Any, ...],
         kwargs: Any,
     ) -> None:
-        """Take a message in: create its run, once, and send its first step; or keep it as a dead letter."""
+        """Take a message in: create its run, once, and send its first step; or keep it as a dead letter.
+
+        A message that cannot be looked at now, for Redis, the broker or the plugin store is away, comes back.
+        """
         try:
             message = parse(model, args, kwargs)
+            self._take_in(message, first)
         except RefusedMessageError as refusal:
             self.refuse(args, kwargs, str(refusal))
-            return
-        queue = (self.request.delivery_info or {}).get("routing_key") or model.queue
+        except BACKBONE_ERRORS as error:
+            log.warning("message comes back", error_type=type(error).__name__)
+            self.come_back(1.0)
+        except OSError as error:
+            if self.request.retries >= MOST_LOOKS_AT_STORE:
+                self.refuse(args, kwargs, f"the plugin store cannot be read ({type(error).__name__})")
+                return
+            log.warning("plugin store away", error_type=type(error).__name__)
+            self.come_back(0.5 * 2 ** min(self.request.retries, 10))
+
+    def _take_in(self, message: DeployMessage | ToTaskMessage, first: Step) -> None:
+        queue = (self.request.delivery_info or {}).get("routing_key") or message.queue
         runs = self.runs
         acceptance = runs.store.accept(message, queue)
         if acceptance is Acceptance.STOPPED:
@@ -70,18 +88,27 @@ class WorkflowTask(StepTask):
             return
         # A second delivery may come from a worker that died right here, so the first step is sent again
         # while the run has not begun it.
-        if runs.store.load(message.job).position < first.position:
+        run = runs.store.load(message.job)
+        if run.end is not None:
+            runs.report_end(message.job)
+        elif run.position < first.position:
             runs.live.expect(run_member(message.job))
             runs.sender.send(first, queue, {"job": message.job})
         log.info("message taken in", job=message.job, plugin=message.plugin, acceptance=acceptance)
 
     def refuse(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> None:
         """Keep the message whole with the reason, and let its job end FAILED if it has no run."""
-        log.warning("message refused", reason=reason, **{"refused_job": str(kwargs.get("job"))[:100]})
-        DeadLetters(services().redis).add(self.name, [list(args), kwargs], reason, message_id=self.request.id)
-        job = readable_job(kwargs) if self.name in RUN_TASKS else None
-        if job is not None and not self.runs.store.exists(job):
-            self.runs.sender.send(REFUSE_JOB, "control", {"job": job, "reason": reason})
+        log.warning("message refused", reason=reason, refused_job=str(kwargs.get("job"))[:100])
+        try:
+            letters = DeadLetters(services().redis)
+            letters.add(self.name, [list(args), kwargs], reason, message_id=self.request.id)
+            job = readable_job(kwargs) if self.name in RUN_TASKS else None
+            if job is not None and not self.runs.store.exists(job):
+                about = {"job": job, "reason": reason, "tenant": readable_tenant(kwargs)}
+                self.runs.sender.send(REFUSE_JOB, "control", about)
+        except BACKBONE_ERRORS as error:
+            log.warning("refusal comes back", error_type=type(error).__name__)
+            self.come_back(1.0)
 
 
 class RefusedMessageError(ValueError):
@@ -97,13 +124,26 @@ def parse(
     try:
         message = model.model_validate(kwargs)
     except ValidationError as error:
-        lines = (f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors())
-        raise RefusedMessageError("; ".join(lines)[:2000]) from None
+        raise RefusedMessageError(mistakes(error)) from None
     try:
         services().store.get(message.plugin).action(message.action)
     except PluginError as error:
-        raise RefusedMessageError(str(error)) from None
+        raise RefusedMessageError(clean(str(error))) from None
+    except OSError:
+        raise  # The store is away, which says nothing about the message.
+    except Exception as error:
+        log.error("release not read", plugin=message.plugin, exc_info=True)
+        raise RefusedMessageError(clean(f"{type(error).__name__}: {error}")) from None
     return message
+
+
+def mistakes(error: ValidationError) -> str:
+    """Where and what is wrong, in one line, without what the message holds."""
+    lines = []
+    for mistake in error.errors(include_input=False, include_url=False, include_context=False):
+        where = ".".join(str(part) for part in mistake["loc"])
+        lines.append(f"{where}: {mistake['msg']}" if where else mistake["msg"])
+    return clean("; ".join(lines))[:2000]
 
 
 _JOB: TypeAdapter[str] = TypeAdapter(Job)
@@ -117,20 +157,45 @@ def readable_job(kwargs: Any) -> str | None:
         return None
 
 
+def readable_tenant(kwargs: Any) -> str | None:
+    """The tenant of a message that is otherwise wrong."""
+    tenant = kwargs.get("tenant")
+    return tenant if isinstance(tenant, str) and tenant else None
+
+
+REOPENED = "reopened"
+"""Finding: the backend's FAILED was a refusal of an earlier message of this job."""
+
+
 def begin_run(run: Run) -> bool:
-    """The first step's common part: false when the backend says that the job is over, so nothing starts."""
+    """The first step's common part: false when the backend says that the job is over, so nothing starts.
+
+    A job that is FAILED only because a message of it was refused is opened again.
+    """
     runs = services().runs
     try:
         status = JobStatus(services().backend(run.message.tenant).get_job(run.job)["status"])
     except NotFoundError:
         runs.events.message(run.job, "The backend does not know this job.", level="warning")
         status = JobStatus.PENDING
-    if status.is_final and not run.again:
+    if status.is_final and not _may_reopen(run, status):
         log.info("job is over already", status=status)
-        runs.store.finish(run.job, End(status, {}))
+        # Sealed first: whoever dies in between must not report an end that is the backend's own.
         runs.store.seal(run.job)
+        runs.store.finish(run.job, End(status, {}))
         runs.live.forget(run_member(run.job))
         return False
     runs.start(run)
     runs.advance(run, "initialize", 100)
     return True
+
+
+def _may_reopen(run: Run, status: JobStatus) -> bool:
+    if status is not JobStatus.FAILED:
+        return False
+    letters = DeadLetters(services().redis)
+    if letters.is_refused(run.job):
+        services().runs.store.note(run.job, REOPENED, True)
+        letters.forget(run.job)
+        return True
+    return bool(run.findings.get(REOPENED))

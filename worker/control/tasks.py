@@ -8,13 +8,15 @@ from pydantic import ValidationError as MessageError
 
 from shared.messages import StopMessage
 from shared.statuses import JobStatus
+from worker.dead_letters import DeadLetters
 from worker.platform import ClientError, NotFoundError, ValidationError, clean
 from worker.runs import reports
 from worker.runs.keys import lock_key
+from worker.runs.live import run_member
 from worker.runs.runs import REPORT
 from worker.runs.step_task import BACKBONE_ERRORS
 from worker.services import services
-from worker.workflow import REFUSE_JOB, WorkflowTask
+from worker.workflow import REFUSE_JOB, WorkflowTask, mistakes
 
 log = structlog.get_logger(__name__)
 
@@ -37,22 +39,37 @@ def report(self: WorkflowTask, job: str, attempt: int = 0) -> None:
         self.come_back(1.0)
     except ClientError as error:
         log.warning("report not taken", job=job, error=clean(str(error)), attempt=attempt)
-        self.come_back(min(0.5 * 2 ** min(attempt, 10), runs.timing.longest_countdown), attempt=attempt + 1)
+        countdown = min(0.5 * 2 ** min(attempt, 10), runs.timing.longest_countdown)
+        try:
+            if runs.store.is_over(job):
+                # This report is on its way: the sweep need not send another.
+                runs.live.expect(run_member(job), countdown)
+        except BACKBONE_ERRORS as away:
+            log.warning("sign of life not given", job=job, error_type=type(away).__name__)
+        self.come_back(countdown, attempt=attempt + 1)
     else:
         if wait is not None:
             self.come_back(wait, attempt=0)
 
 
 @shared_task(base=WorkflowTask, bind=True, name=REFUSE_JOB.name)
-def refuse_job(self: WorkflowTask, job: str, reason: str, attempt: int = 0) -> None:
-    """Set the job of a refused message FAILED, unless it is over."""
-    backend = services().backend()
+def refuse_job(
+    self: WorkflowTask, job: str, reason: str, tenant: str | None = None, attempt: int = 0
+) -> None:
+    """Set the job of a refused message FAILED, unless it is over or has got a run by now."""
+    backend = services().backend(tenant)
+    letters = DeadLetters(services().redis)
     try:
-        if JobStatus(backend.get_job(job)["status"]).is_final:
+        if services().runs.store.exists(job) or JobStatus(backend.get_job(job)["status"]).is_final:
             return
+        # Noted first: who dies in between must not leave a job that a replay cannot open again.
+        letters.refused(job)
         backend.update_job(job, status=JobStatus.FAILED, result={"error": reason})
     except (NotFoundError, ValidationError) as error:
+        letters.forget(job)
         log.warning("refusal not taken", job=job, error_type=type(error).__name__)
+    except BACKBONE_ERRORS:
+        self.come_back(1.0)
     except ClientError:
         self.come_back(
             min(0.5 * 2 ** min(attempt, 10), services().runs.timing.longest_countdown), attempt=attempt + 1
@@ -62,10 +79,13 @@ def refuse_job(self: WorkflowTask, job: str, reason: str, attempt: int = 0) -> N
 @shared_task(base=WorkflowTask, bind=True, name=StopMessage.task)
 def stop(self: WorkflowTask, *args: Any, **kwargs: Any) -> None:
     """End a run; a stop that comes before its job's message is remembered for a day."""
+    if args:
+        self.refuse(args, kwargs, "arguments must be sent by name")
+        return
     try:
         message = StopMessage.model_validate(kwargs)
     except MessageError as error:
-        self.refuse(args, kwargs, "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors()))
+        self.refuse(args, kwargs, mistakes(error))
         return
     runs = services().runs
     try:

@@ -1,6 +1,7 @@
 """What a run tells its listeners: state, progress, metrics and messages, over pub/sub."""
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -8,14 +9,16 @@ from redis import Redis
 
 from shared.channels import events_channel
 from worker.platform import redact
-from worker.runs.keys import messages_key
+from worker.runs.keys import messages_key, run_key
 
 
 class Events:
     """Publishes a run's events; nobody has to listen."""
 
-    def __init__(self, redis: "Redis") -> None:
+    def __init__(self, redis: "Redis", changed: Callable[[str], None] = lambda _job: None) -> None:
+        """`changed` is told of a run that has something to report."""
         self._redis = redis
+        self._changed = changed
 
     def publish(self, job: str, kind: str, **content: Any) -> None:
         """Send `{"type": kind, ...content}` on the run's channel."""
@@ -33,7 +36,10 @@ class Events:
         }
         if step:
             entry["step"] = step
+        if self._redis.hexists(run_key(job), "reported"):
+            return  # Nobody would send it any more.
         self._redis.rpush(messages_key(job), json.dumps(entry))
+        self._changed(job)
 
     def take_messages(self, job: str, most: int = 100) -> list[dict[str, Any]]:
         """Messages that the backend has not been sent; they are taken, for sending twice shows twice."""

@@ -36,7 +36,7 @@ class LeaseKeeper:
         """Renew the lock `key`, taken with `token`, until the block ends; then give it back."""
         with self._change:
             self._held[token] = key
-            if self._thread is None or not self._thread.is_alive():
+            if self._thread is None:
                 self._thread = threading.Thread(target=self._renew_all, name="lease-keeper", daemon=True)
                 self._thread.start()
         try:
@@ -44,18 +44,28 @@ class LeaseKeeper:
         finally:
             with self._change:
                 del self._held[token]
-                self._change.notify()
-            self._scripts.run("release", [key], token)
+                if not self._held:
+                    self._change.notify()
+            self._release(key, token)
 
     def take(self, key: str, token: str) -> bool:
         """Take a lock that no script takes along."""
         return bool(self._scripts.run("take", [key], token, int(self.seconds * 1000)))
+
+    def _release(self, key: str, token: str) -> None:
+        try:
+            self._scripts.run("release", [key], token)
+        except RedisError as error:
+            # It runs out by itself; what was done under it is done.
+            log.warning("lock not released", key=key, error_type=type(error).__name__)
 
     def _renew_all(self) -> None:
         while True:
             with self._change:
                 self._change.wait(timeout=self.seconds / 3)
                 if not self._held:
+                    # Said under the lock, so that the next holder starts another thread.
+                    self._thread = None
                     return
                 held = list(self._held.items())
             for token, key in held:

@@ -9,7 +9,7 @@ from redis import Redis
 
 from shared.channels import job_key
 from shared.messages import ToTaskMessage, ToTaskMethod
-from worker.runs.keys import progress_key
+from worker.runs.keys import progress_key, run_key
 from worker.runs.record import RunMessage
 from worker.runs.scripts import Scripts
 
@@ -49,14 +49,14 @@ class Progress:
 
     def set(self, job: str, proportions: Proportions, step: str, percent: float) -> bool:
         """Note that `step` is done to `percent`; false when that was known. Earlier steps are then done."""
-        done = {name: 0.0 for name in proportions} | self._percents(job)
+        done = dict.fromkeys(proportions, 0.0) | self._percents(job)
         for earlier in proportions:
             if earlier == step:
                 break
             done[earlier] = 100.0
         done[step] = max(done[step], min(percent, 100.0))
         overall = _overall(proportions, done)
-        keys = [progress_key(job), job_key(job)]
+        keys = [progress_key(job), job_key(job), run_key(job)]
         return bool(self._scripts.run("progress", keys, step, round(done[step], 2), overall))
 
     def set_metrics(self, job: str, step: str, metrics: Mapping[str, float]) -> None:
@@ -69,7 +69,7 @@ class Progress:
         percents = {name: float(stored.get(name, 0.0)) for name in proportions}
         started = [name for name in proportions if name in stored]
         current = started[-1] if started else next(iter(proportions))
-        for name in started[:-1]:
+        for name in list(proportions)[: list(proportions).index(current)]:
             percents[name] = 100.0
         if complete:
             percents = dict.fromkeys(proportions, 100.0)
@@ -115,4 +115,5 @@ def _time_left(percent: float, since: str | None, now: int) -> float | None:
     """Seconds, from the pace of the step so far; None before there is a pace."""
     if since is None or not 0 < percent < 100:
         return None
-    return round((now - int(since)) * (100 - percent) / percent, 1)
+    elapsed = now - int(since)
+    return round(elapsed * (100 - percent) / percent, 1) if elapsed > 0 else None

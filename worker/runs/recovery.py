@@ -15,10 +15,15 @@ def recover_run(job: str, runs: Runs) -> None:
     except UnknownRunError:
         runs.live.forget(run_member(job))
         return
+    if runs.store.is_sealed(job):
+        runs.live.forget(run_member(job))
+        return
     if run.end is not None:
-        runs.report_end(job)
+        # Not a sign of life: while the backend is away, each copy comes later than the one before.
+        runs.send_report(job)
         return
     name = run.step or f"{run.message.task}.initialize"
     generation = runs.store.newest_poll(job, name)
     step = Step(name, run.position)
-    runs.sender.send(step, run.queue, {"job": job, "generation": generation})
+    queue = runs.store.step_queue(job) or run.queue
+    runs.sender.send(step, queue, {"job": job, "generation": generation})

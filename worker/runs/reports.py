@@ -6,7 +6,14 @@ import structlog
 
 from shared.channels import job_key
 from shared.statuses import JobStatus
-from worker.platform import ClientConnectionError, ClientError, NotFoundError, RateLimitError, ValidationError
+from worker.platform import (
+    AuthenticationError,
+    ClientConnectionError,
+    ClientError,
+    NotFoundError,
+    RateLimitError,
+    ValidationError,
+)
 from worker.runs.keys import run_key
 from worker.runs.live import run_member
 from worker.runs.progress import proportions_of
@@ -16,6 +23,7 @@ from worker.runs.runs import Runs
 log = structlog.get_logger(__name__)
 
 SECONDS_BETWEEN_PATCHES = 1.0
+FINAL = [status for status in JobStatus if status.is_final]
 
 
 class JobsApi(Protocol):
@@ -46,15 +54,24 @@ def report(job: str, runs: Runs, backend: JobsApi) -> float | None:
 
 def _send_progress(run: Run, runs: Runs, backend: JobsApi) -> float | None:
     key = run_key(run.job)
-    version = runs.redis.hget(key, "version") or "0"
+    version, version_sent = runs.redis.hmget(key, "version", "version_sent")
+    version = version or "0"
+    if version == version_sent:
+        return None  # A second copy of this report: the first said it all.
     snapshot = runs.progress.snapshot(run.job, proportions_of(run.message))
     fields: dict[str, Any] = {"progress_record": snapshot.progress, "metrics_record": snapshot.metrics}
     if not runs.redis.hexists(key, "running_sent"):
         fields["status"] = JobStatus.RUNNING
     _note_patch(run.job, runs)
-    answer = backend.update_job(run.job, **fields)
+    try:
+        status = backend.update_job(run.job, **fields).get("status")
+    except ValidationError:
+        # A job that is over takes no progress.
+        status = backend.get_job(run.job).get("status")
+        if status not in FINAL:
+            raise
     runs.redis.hset(key, "running_sent", 1)
-    if answer.get("status") == JobStatus.STOPPED:
+    if status == JobStatus.STOPPED:
         stop(run.job, runs)
     return SECONDS_BETWEEN_PATCHES if runs.report_sent(run.job, version) else None
 
@@ -74,7 +91,7 @@ def _send_end(run: Run, end: End, runs: Runs, backend: JobsApi) -> None:
         log.error("the backend does not know the job", status=end.status)
     except ValidationError:
         # Somebody else ended the job first, or the answer to our first report was lost.
-        if not JobStatus(backend.get_job(run.job)["status"]).is_final:
+        if backend.get_job(run.job).get("status") not in FINAL:
             raise
     if complete:
         runs.redis.hset(job_key(run.job), "overall", 100)
@@ -88,7 +105,7 @@ def _send_messages(run: Run, runs: Runs, backend: JobsApi) -> None:
     while entries := runs.events.take_messages(run.job):
         try:
             backend.create_logs([{**entry, "job": _wire_id(run.job)} for entry in entries])
-        except (ClientConnectionError, RateLimitError):
+        except (ClientConnectionError, RateLimitError, AuthenticationError):
             runs.events.give_back(run.job, entries)
             raise
         except ClientError as error:

@@ -65,14 +65,14 @@ class Runs:
         self.leases = LeaseKeeper(redis, timing.lock)
         self.live = Live(redis, timing.patience)
         self.progress = Progress(redis)
-        self.events = Events(redis)
+        self.events = Events(redis, self.report_due)
         self._scripts = Scripts(redis, "worker.runs")
 
     def start(self, run: Run) -> None:
         """The job is RUNNING from here on."""
-        self.redis.hset(job_key(run.job), "status", JobStatus.RUNNING)
-        self.events.publish(run.job, "state", status=JobStatus.RUNNING)
-        self.report_due(run.job)
+        if self._scripts.run("start", [run_key(run.job), job_key(run.job)], JobStatus.RUNNING):
+            self.events.publish(run.job, "state", status=JobStatus.RUNNING)
+            self.report_due(run.job)
 
     def advance(self, run: Run, step: str, percent: float) -> None:
         """Note how far `step` of the platform's progress record is."""
@@ -84,7 +84,9 @@ class Runs:
         self.report_due(run.job)
 
     def measure(self, run: Run, step: str, **metrics: float) -> None:
-        """Replace the metrics of `step`."""
+        """Replace the metrics of `step`; nothing after the end."""
+        if self.store.is_over(run.job):
+            return
         self.progress.set_metrics(run.job, step, metrics)
         self.events.publish(run.job, "metrics", step=step, metrics=metrics)
         self.report_due(run.job)
@@ -100,13 +102,17 @@ class Runs:
     def report_due(self, job: str) -> None:
         """Let the backend hear what is new, within a second or so."""
         if self._scripts.run("report_due", [run_key(job)], self.timing.patience):
-            self.sender.send(REPORT, "control", {"job": job})
+            self.send_report(job)
 
     def report_end(self, job: str) -> None:
         """Let the backend hear the end now, if it has not yet."""
         if not self.store.is_sealed(job):
             self.live.expect(run_member(job))
-            self.sender.send(REPORT, "control", {"job": job})
+            self.send_report(job)
+
+    def send_report(self, job: str) -> None:
+        """Publish the message of the report."""
+        self.sender.send(REPORT, "control", {"job": job})
 
     def report_sent(self, job: str, version: str) -> bool:
         """A snapshot of that version reached the backend; true when something newer waits."""

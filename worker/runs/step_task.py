@@ -7,8 +7,7 @@ import structlog
 from celery import Task
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
 
 from shared.statuses import JobStatus
@@ -23,11 +22,11 @@ log = structlog.get_logger(__name__)
 
 StepFunction = Callable[[Run], Outcome]
 
-BACKBONE_ERRORS = (RedisConnectionError, RedisTimeoutError, OperationalError)
-"""Redis or the broker is away: says nothing about the run, so the message comes back."""
+BACKBONE_ERRORS: tuple[type[Exception], ...] = (RedisError, OperationalError)
+"""Redis or the broker is away, full or read-only: says nothing about the run, so the message comes back."""
 
-LONGEST_WAIT_FOR_NEIGHBOUR = 120
-"""Times that a step comes back for a neighbour that is away; with the back-off about an hour."""
+LONGEST_WAIT_FOR_NEIGHBOUR = 3600.0
+"""Seconds for which a step comes back for a neighbour that is away."""
 
 
 class StepTask(Task):
@@ -52,17 +51,17 @@ class StepTask(Task):
         generation = int(self.request.kwargs.get("generation", 0))
         name = f"{step.name}:{part}" if part else step.name
         token = self.runs.leases.new_token()
+        redelivered = self._is_redelivered()
         with bound_contextvars(job=job, step=name):
             try:
-                redelivered = bool((self.request.delivery_info or {}).get("redelivered"))
                 begun = self.runs.store.begin(
                     job, step, part, token, self.runs.leases.seconds, generation, redelivered
                 )
                 match begun.beginning:
                     case Beginning.LOCKED:
-                        self.come_back(1.0)
+                        self.come_back(1.0, redelivered=redelivered)
                     case Beginning.REPUBLISH:
-                        self.come_back(0.5, generation=begun.generation)
+                        self.come_back(0.5, generation=begun.generation, redelivered=False)
                     case Beginning.OVER:
                         self.runs.report_end(job)
                         self.after_end(job)
@@ -73,7 +72,12 @@ class StepTask(Task):
                     self._follow(step, name, begun.run, self._work(begun.run, function))
             except BACKBONE_ERRORS as error:
                 log.warning("step comes back", error_type=type(error).__name__)
-                self.come_back(1.0)
+                # As after a redelivery, nobody knows how far this one came.
+                self.come_back(1.0, redelivered=True)
+
+    def _is_redelivered(self) -> bool:
+        by_broker = (self.request.delivery_info or {}).get("redelivered")
+        return bool(by_broker or self.request.kwargs.get("redelivered"))
 
     def after_end(self, job: str) -> None:
         """A step's message arrived after the run's end; a workflow may have something to clean up."""
@@ -84,7 +88,7 @@ class StepTask(Task):
         try:
             self.retry(kwargs=kwargs, countdown=min(countdown, self.runs.timing.longest_countdown))
         except Reject as reject:
-            # The retry could not be published. Celery would now drop the message; the broker keeps it instead.
+            # The retry could not be published. Celery would drop the message; the broker keeps it instead.
             raise Reject(reject.reason, requeue=True) from None
         raise AssertionError("retry always raises")
 
@@ -100,26 +104,29 @@ class StepTask(Task):
             log.error("step failed", error=message, error_type=type(error).__name__, exc_info=True)
             return Finish(JobStatus.FAILED, {"error": message})
 
-    def _wait_for_neighbour(self, error: Exception) -> Outcome:
+    def _wait_for_neighbour(self, error: Exception) -> Finish:
         attempt = int(self.request.kwargs.get("attempt", 0)) + 1
-        if attempt > LONGEST_WAIT_FOR_NEIGHBOUR:
-            return Finish(JobStatus.FAILED, {"error": user_message(error)})
-        log.warning(
-            "neighbour away", error_type=type(error).__name__, error=clean(str(error)), attempt=attempt
-        )
-        self.come_back(min(0.5 * 2**attempt, self.runs.timing.longest_countdown), attempt=attempt)
+        longest = self.runs.timing.longest_countdown
+        if attempt * longest <= LONGEST_WAIT_FOR_NEIGHBOUR:
+            log.warning(
+                "neighbour away", error_type=type(error).__name__, error=clean(str(error)), attempt=attempt
+            )
+            self.come_back(min(0.5 * 2 ** min(attempt, 20), longest), attempt=attempt)
+        return Finish(JobStatus.FAILED, {"error": user_message(error)})
 
     def _follow(self, step: Step, name: str, run: Run, outcome: Outcome) -> None:
         match outcome:
             case Continue():
                 kwargs = {"job": run.job, **outcome.kwargs}
                 queue = outcome.step.queue or run.queue
-                self.runs.live.expect(run_member(run.job), outcome.countdown)
-                self.runs.sender.send(outcome.step, queue, kwargs, outcome.countdown)
+                countdown = min(outcome.countdown, self.runs.timing.longest_countdown)
+                self.runs.live.expect(run_member(run.job), countdown)
+                self.runs.sender.send(outcome.step, queue, kwargs, countdown)
             case PollAgain():
-                self.runs.live.expect(run_member(run.job), outcome.countdown)
+                countdown = min(outcome.countdown, self.runs.timing.longest_countdown)
+                self.runs.live.expect(run_member(run.job), countdown)
                 following = self.runs.store.announce_poll(run.job, name, run.generation)
-                self.come_back(outcome.countdown, generation=following, attempt=0)
+                self.come_back(countdown, generation=following, attempt=0, redelivered=False)
             case Finish():
                 self.runs.finish(run.job, End(outcome.status, outcome.result))
                 log.info("run ended", status=outcome.status, at=step.name)

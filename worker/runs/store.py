@@ -90,6 +90,7 @@ class RunStore:
             generation,
             int(redelivered),
             int(not step.has_parts),
+            step.queue or "",
         )
         run = None
         if beginning == Beginning.BEGUN:
@@ -104,6 +105,10 @@ class RunStore:
     def newest_poll(self, job: str, step_name: str) -> int:
         """The generation that a poll of this step must have to go on."""
         return int(self.redis.hget(keys.run_key(job), f"generation:{step_name}") or 0)
+
+    def step_queue(self, job: str) -> str | None:
+        """The queue that belongs to the step at which the run stands; None: the run's own."""
+        return self.redis.hget(keys.run_key(job), "step_queue") or None
 
     def is_over(self, job: str) -> bool:
         """Whether the run has ended, or is gone."""
@@ -126,9 +131,13 @@ class RunStore:
 
     def seal(self, job: str) -> None:
         """The backend has the end: nothing more will be sent, and the run's keys expire in a day."""
-        self.redis.hset(keys.run_key(job), "reported", 1)
-        for key in self._all_keys(job):
-            self.redis.expire(key, DAY_SECONDS)
+        expiring = self._all_keys(job)
+        # In one go: a sealed run without expiry would stay for ever.
+        with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hset(keys.run_key(job), "reported", 1)
+            for key in expiring:
+                pipe.expire(key, DAY_SECONDS)
+            pipe.execute()
 
     def is_sealed(self, job: str) -> bool:
         """Whether the backend has the end (or the run is gone)."""

@@ -1,5 +1,6 @@
--- Percent of a step and of the whole never fall.
--- KEYS: progress, record   ARGV: step, percent, overall
+-- Percent of a step and of the whole never fall; after the end nothing changes.
+-- KEYS: progress, record, run   ARGV: step, percent, overall
+if redis.call('EXISTS', KEYS[3]) == 0 or redis.call('HEXISTS', KEYS[3], 'end') == 1 then return 0 end
 local percent = tonumber(ARGV[2])
 local before = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or '-1')
 if percent <= before then return 0 end

@@ -1,3 +1,5 @@
+-- The answer to whoever took it may get lost, and the client asks again: that one holds it already.
 -- KEYS: lock   ARGV: token, ms
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
+if redis.call('GET', KEYS[1]) == ARGV[1] then return 1 end
 return 0
