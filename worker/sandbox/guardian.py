@@ -9,6 +9,7 @@ detaches itself is handed to it by the kernel and not to init. The id of the com
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,8 +59,8 @@ def signal_all(pids: list[int], number: signal.Signals) -> None:
 class Guardian:
     """One command, its descendants and the lifeline."""
 
-    def __init__(self, lifeline: int, grace: float, command: list[str]) -> None:
-        self._lifeline, self._grace = lifeline, grace
+    def __init__(self, lifeline: int, grace: float, scratch: str, command: list[str]) -> None:
+        self._lifeline, self._grace, self._scratch = lifeline, grace, scratch
         self._status: int | None = None
         self._asked_to_end = False
         self._wakeup, signals = os.pipe()
@@ -93,6 +94,8 @@ class Guardian:
             signal_all(pids, signal.SIGKILL)
             self._wait(0.05)
         self._reap()
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
         return os.waitstatus_to_exitcode(self._status or 0) & 0xFF
 
     def _before_command(self) -> None:
@@ -121,4 +124,4 @@ class Guardian:
 
 
 if __name__ == "__main__":
-    sys.exit(Guardian(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]).run())
+    sys.exit(Guardian(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4:]).run())

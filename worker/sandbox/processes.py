@@ -119,13 +119,17 @@ def start(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     grace: float = 5.0,
+    scratch: Path | None = None,
 ) -> Process:
-    """Start `command` with its output appended to `log`; SIGTERM is given `grace` seconds, 0 means none."""
+    """Start `command` with its output appended to `log`.
+
+    SIGTERM is given `grace` seconds, 0 means none; the folder `scratch` is removed after the end.
+    """
     ours, lifeline = os.pipe()
     with log.open("ab") as output:
         guardian = subprocess.Popen(
             # -I keeps this folder's modules from hiding others' (redis, ray).
-            [sys.executable, "-I", str(GUARDIAN), str(ours), str(grace), *command],
+            [sys.executable, "-I", str(GUARDIAN), str(ours), str(grace), str(scratch or ""), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=output,

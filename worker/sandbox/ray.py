@@ -1,7 +1,6 @@
 """A real Ray on this machine: one head node, its dashboard and Ray Serve, behind a random token."""
 
 import secrets
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ class LocalRay:
         self.token = secrets.token_hex(32)
         self._ports = {"port": port, "dashboard-port": dashboard}
         self._serve_port = serve
-        self._temp: Path | None = None
+        self.temp_dir: Path | None = None
         self._serve_starter: Process | None = None
         self.process: Process | None = None
 
@@ -41,7 +40,7 @@ class LocalRay:
         """Start the processes without waiting for them."""
         self._directory.mkdir(parents=True, exist_ok=True)
         # Ray keeps unix sockets in its folder, and their paths may have 107 characters at most.
-        self._temp = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+        self.temp_dir = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         environ = self._environ | self.environment()
         command = [
             sys.executable,
@@ -53,7 +52,12 @@ class LocalRay:
             *self._options(),
         ]
         self.process = start(
-            "ray", command, log=self._directory / "ray.log", env=environ | self._tuning(), grace=0
+            "ray",
+            command,
+            log=self._directory / "ray.log",
+            env=environ | self._tuning(),
+            grace=0,
+            scratch=self.temp_dir,
         )
         self._serve_starter = start(
             "serve",
@@ -75,8 +79,6 @@ class LocalRay:
         for process in (self._serve_starter, self.process):
             if process is not None:
                 process.stop()
-        if self._temp is not None:
-            shutil.rmtree(self._temp, ignore_errors=True)
 
     def _options(self) -> list[str]:
         ports = self._ports | {
@@ -92,7 +94,7 @@ class LocalRay:
             f"--num-cpus={self._num_cpus}",
             "--num-gpus=0",
             f"--object-store-memory={OBJECT_STORE_BYTES}",
-            f"--temp-dir={self._temp}",
+            f"--temp-dir={self.temp_dir}",
             "--disable-usage-stats",
             *(f"--{name}={port}" for name, port in ports.items()),
         ]
