@@ -89,9 +89,9 @@ def redact_event(
     event_dict: MutableMapping[str, Any],
 ) -> MutableMapping[str, Any]:
     """A processor for structlog: no field of a log line shows a secret, wherever in the row it stands."""
-    exc_info = event_dict.pop("exc_info", None)
-    if exc_info:
-        event_dict["exception"] = _exception_text(exc_info)
+    # Rendered here, because a renderer further on would do it behind our back, perhaps with local variables.
+    if text := _exception_text(event_dict.pop("exc_info", None)):
+        event_dict["exception"] = text
     for key in list(event_dict):
         event_dict[key] = _under(key, event_dict[key], 0)
     return event_dict
@@ -110,7 +110,7 @@ def _key(key: Any) -> Any:
 def _exception_text(exc_info: Any) -> str:
     if isinstance(exc_info, tuple):
         exc_info = exc_info[1]
-    exception = exc_info if isinstance(exc_info, BaseException) else sys.exception()
+    exception = exc_info if isinstance(exc_info, BaseException) else sys.exception() if exc_info else None
     return "".join(traceback.format_exception(exception)) if exception is not None else ""
 
 

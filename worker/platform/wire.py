@@ -1,6 +1,8 @@
 """What sync and async clients share at the wire: timeouts, headers, limits of an answer, failures."""
 
 import re
+import socket
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -21,6 +23,13 @@ LARGEST_ANSWER = 16 * MB
 LARGEST_ERROR = 64 * 1024  # of an error's body, the rest is not read
 _ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
 _HUNG_UP = re.compile("disconnected|closed connection")
+# In this order: a failed certificate is an SSLError, and all of them are OSErrors.
+_REASONS: dict[type[BaseException], str] = {
+    ssl.SSLCertVerificationError: "the service's certificate is not trusted (see SSL_CERT_FILE)",
+    ssl.SSLError: "the service does not speak TLS as it should",
+    socket.gaierror: "the service's host name is unknown",
+    ConnectionRefusedError: "nobody listens at the service's address",
+}
 _TIMEOUTS = {"connect": 5.0, "read": 15.0}
 
 
@@ -127,7 +136,18 @@ def wire_error(error: Exception) -> ClientError:
         return MalformedResponseError("malformed answer: not HTTP")
     if isinstance(error, httpx.RemoteProtocolError) and _HUNG_UP.search(str(error)) is None:
         return MalformedResponseError("malformed answer: not HTTP")
-    return ClientConnectionError("503 Service Unavailable: the service cannot be reached", 503)
+    return ClientConnectionError(f"503 Service Unavailable: {_reason(error)}", 503)
+
+
+def _reason(error: BaseException) -> str:
+    """Why there is no connection, as an operator has to know it; found in the chain of causes."""
+    link: BaseException | None = error
+    for _ in range(8):
+        for kind, reason in _REASONS.items():
+            if isinstance(link, kind):
+                return reason
+        link = link and (link.__cause__ or link.__context__)
+    return "the connection was lost"
 
 
 def _is_timeout(error: Exception) -> bool:

@@ -125,11 +125,17 @@ async def test_an_inference_is_sent_once_when_the_connection_is_lost(
 
 
 async def test_nobody_there_is_a_connection_error(hasty: RetryPolicy) -> None:
-    assert isinstance(await failure("http://127.0.0.1:9", hasty), ClientConnectionError)
+    error = await failure("http://127.0.0.1:9", hasty)
+
+    assert isinstance(error, ClientConnectionError)
+    assert str(error) == "503 Service Unavailable: nobody listens at the service's address"
 
 
 async def test_an_unknown_host_is_a_connection_error(hasty: RetryPolicy) -> None:
-    assert isinstance(await failure("http://host.invalid", hasty), ClientConnectionError)
+    error = await failure("http://host.invalid", hasty)
+
+    assert isinstance(error, ClientConnectionError)
+    assert str(error) == "503 Service Unavailable: the service's host name is unknown"
 
 
 async def test_a_lost_connection_is_a_connection_error(service: "Service", hasty: RetryPolicy) -> None:

@@ -141,11 +141,17 @@ def test_a_call_that_must_not_be_repeated_is_not_repeated_on_a_lost_connection(
 
 
 def test_nobody_there_is_a_connection_error(hasty: RetryPolicy) -> None:
-    assert isinstance(failure("http://127.0.0.1:9", hasty), ClientConnectionError)
+    error = failure("http://127.0.0.1:9", hasty)
+
+    assert isinstance(error, ClientConnectionError)
+    assert str(error) == "503 Service Unavailable: nobody listens at the service's address"
 
 
 def test_an_unknown_host_is_a_connection_error(hasty: RetryPolicy) -> None:
-    assert isinstance(failure("http://host.invalid", hasty), ClientConnectionError)
+    error = failure("http://host.invalid", hasty)
+
+    assert isinstance(error, ClientConnectionError)
+    assert str(error) == "503 Service Unavailable: the service's host name is unknown"
 
 
 def test_silence_is_a_timeout(service: "Service") -> None:

@@ -4,6 +4,8 @@ import json
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from worker.platform import clean, redact, redact_event, register_secrets
 
@@ -204,3 +206,59 @@ def test_an_event_that_contains_itself_is_survived() -> None:
     event["self"] = event
 
     assert redact_event(None, "info", event)["event"] == "x"
+
+
+def test_an_event_without_an_exception_gets_none() -> None:
+    assert redact_event(None, "info", {"event": "x", "exc_info": False}) == {"event": "x"}
+    assert redact_event(None, "info", {"event": "x", "exc_info": True}) == {"event": "x"}
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            "token",
+            "=",
+            ":",
+            " ",
+            '"',
+            "'",
+            "\\",
+            "authorization",
+            "Bearer ",
+            "abc123",
+            "http://",
+            "@",
+            "?",
+            "&",
+            "x",
+            "\n",
+        ]
+    )
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(PIECES)
+def test_text_that_was_redacted_stays_as_it_is(pieces: list[str]) -> None:
+    once = redact("".join(pieces))
+
+    assert redact(once) == once
+
+
+@settings(deadline=None, max_examples=50)
+@given(PIECES)
+def test_no_url_and_no_line_break_survives_cleaning(pieces: list[str]) -> None:
+    cleaned = clean("".join(pieces))
+
+    assert "http://" not in cleaned
+    assert "\n" not in cleaned
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.text(max_size=30), st.text(min_size=6, max_size=30), st.text(max_size=30))
+def test_a_registered_secret_never_comes_through(before: str, secret: str, after: str) -> None:
+    if len(secret.strip()) < 6 or set(secret) <= set("* "):
+        return
+    register_secrets([secret])
+
+    assert secret.strip() not in redact(f"{before}{secret}{after}")
