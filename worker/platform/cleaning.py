@@ -50,7 +50,8 @@ def _stand_in(error: BaseException) -> BaseException:
         text = str(error)
     except Exception:
         text = ""
-    return CleanedError(clean(f"{type(error).__name__}: {text}"))
+    name = type(error).__name__
+    return CleanedError(clean(f"{name}: {text}" if text else name))
 
 
 def _clean_argument(argument: Any, depth: int) -> Any:

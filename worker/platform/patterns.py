@@ -24,7 +24,7 @@ _END_OF_NAME = r"(?:\\{0,7}[\"'])?[ \t]{0,8}"
 
 HEADERS = re.compile(
     rf"(?i)(?P<name>(?:proxy-)?authorization|synapse[-_](?:access[-_]token|agent|user|tenant))"
-    rf"(?P<sep>{_END_OF_NAME}[:=][ \t]{{0,8}}|[\"'],[ \t]{{0,8}}){_VALUE}"
+    rf"(?P<sep>{_END_OF_NAME}[:=][ \t]{{0,8}}[\[(]?|[\"'],[ \t]{{0,8}}){_VALUE}"
 )
 """`Authorization: Token x`, also in a repr (`'Authorization': 'x'`, `(b'authorization', b'x')`)."""
 
@@ -36,7 +36,7 @@ _NAMES = (
 )
 NAMED = re.compile(
     rf"(?i)(?P<name>{_NAMES})"
-    rf"(?P<sep>{_END_OF_NAME}=[ \t]{{0,8}}|\\{{0,7}}[\"'][ \t]{{0,8}}:[ \t]{{0,8}}){_VALUE}"
+    rf"(?P<sep>{_END_OF_NAME}=[ \t]{{0,8}}|\\{{0,7}}[\"'][ \t]{{0,8}}:[ \t]{{0,8}}[\[(]?){_VALUE}"
 )
 """`token=x`, `access_token='x'`, `"password": "x"`."""
 

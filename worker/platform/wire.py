@@ -61,7 +61,7 @@ def checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
         if not (value.isascii() and value.isprintable()):
             raise ValueError(f"the value for the header {name} has characters that a header cannot hold")
     return {
-        "Accept": "application/json",
+        "Accept": "application/json, */*;q=0.5",  # a log comes as text
         # What httpx could also unpack (brotli, zstd) may fill the memory from a small answer.
         "Accept-Encoding": "gzip, deflate",
         "User-Agent": "synapse-worker",

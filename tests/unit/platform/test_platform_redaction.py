@@ -27,6 +27,7 @@ SECRET = 'pä/ss+w"ord & more'
         '{"body": "{\\"token\\": \\"abc123secret\\", \\"x\\": 1}"}',
         "[(b'authorization', b'Token abc123secret')]",
         "('authorization', 'Token with spaces abc123secret')",
+        '{"headers": {"Authorization": ["Token abc123secret"], "token": ["abc123secret"]}}',
         "token=abc123secret",
         "token = abc123secret",
         "access_token=abc123secret&x=1",
