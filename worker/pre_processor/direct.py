@@ -1,0 +1,93 @@
+"""The same way in a plain process, blocking: how an author tries `ToTaskAction.execute()` out."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from worker.platform import ClientError, clean_exception
+from worker.pre_processor import errors
+from worker.pre_processor.classify import classify_serve_app, snapshot_of
+from worker.pre_processor.payload import dispatch_body, dispatched_job
+from worker.pre_processor.room import Dispatch
+from worker.pre_processor.target import Backend, find, job_status, records, records_if_legible
+from worker.pre_processor.verdict import Kind, judge
+
+TIMEOUT_SECONDS = 180.0
+POLL_SECONDS = 10.0
+
+
+class PrepareStep:
+    """Makes sure that a pre-processor runs: looks, dispatches its deployment, waits."""
+
+    def __init__(
+        self,
+        client: Backend,
+        *,
+        pre_processor: int | str,
+        agent: int,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        poll_seconds: float = POLL_SECONDS,
+    ) -> None:
+        self._client = client
+        self._timeout = timeout_seconds
+        self._poll = poll_seconds
+        self.target = find(client, pre_processor, agent)
+        self._dispatch = Dispatch(token="", claimed=0.0, sent=0.0)
+
+    def _ensure_pre_processor_running(self) -> None:
+        """Return when it runs; `RuntimeError` in the contract's words when it cannot."""
+        found = records_if_legible(self._client, self.target)
+        if classify_serve_app(found)[0] == "running":
+            return
+        body = dispatch_body(self.target)
+        failure: Exception | None = None
+        try:
+            job = dispatched_job(self._client.run_plugin(self.target.code, body))
+        except (ClientError, OSError) as error:
+            failure = error
+        if failure is not None:
+            raise errors.dispatch_failed(failure)
+        self._dispatch = replace(self._dispatch, job=job, snapshot=snapshot_of(found))
+        self._wait_for_pre_processor(self._timeout)
+
+    def _wait_for_pre_processor(self, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        """Poll until it runs, has failed, or the time is up. An answer that is an error says nothing."""
+        deadline = time.monotonic() + timeout_seconds
+        last_error: Exception | None = None
+        while True:
+            try:
+                found = records(self._client, self.target)
+                status = job_status(self._client, self._dispatch.job)
+            except (ClientError, OSError) as error:
+                last_error = error
+            else:
+                last_error = None
+                verdict = judge(found, self._dispatch, status, 0.0, 1.0)
+                if verdict.kind is Kind.READY:
+                    return
+                if verdict.kind is Kind.FAILED:
+                    raise RuntimeError(verdict.message)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise errors.timed_out() from (clean_exception(last_error) if last_error else None)
+            time.sleep(min(self._poll, left))
+
+
+def ensure_running(
+    client: Backend,
+    *,
+    pre_processor: int | str,
+    agent: int,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    poll_seconds: float = POLL_SECONDS,
+) -> dict[str, Any]:
+    """Block until the pre-processor runs; returns the finding that the workflow's steps read."""
+    step = PrepareStep(
+        client,
+        pre_processor=pre_processor,
+        agent=agent,
+        timeout_seconds=timeout_seconds,
+        poll_seconds=poll_seconds,
+    )
+    step._ensure_pre_processor_running()
+    return step.target.to_finding()

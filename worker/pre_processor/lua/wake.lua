@@ -1,0 +1,8 @@
+-- A new poll now, if anybody waits; older ones die. Returns its generation, 0 when nobody waits.
+-- KEYS: room, waiters
+if redis.call('ZCARD', KEYS[2]) == 0 then
+  redis.call('HDEL', KEYS[1], 'polling')
+  return 0
+end
+redis.call('HSET', KEYS[1], 'polling', 1)
+return redis.call('HINCRBY', KEYS[1], 'generation', 1)

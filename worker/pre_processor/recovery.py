@@ -1,0 +1,14 @@
+"""Bring a waiting room back whose poll was lost."""
+
+from worker.pre_processor.names import ROOM_PREFIX, RoomName
+from worker.pre_processor.polls import wake
+from worker.runs.runs import Runs
+
+__all__ = ["ROOM_PREFIX", "recover_room"]
+
+
+def recover_room(key: str, runs: Runs) -> None:
+    """Publish a poll of a new generation; forget a room in which nobody waits."""
+    name = RoomName.parse(key)
+    if not wake(runs, name):
+        runs.live.forget(name.member)

@@ -1,0 +1,39 @@
+"""Doors of the steps before a pre-processor runs."""
+
+from typing import Any
+
+import structlog
+from celery import shared_task
+
+from worker.pre_processor import detection, dispatch, waiting
+from worker.pre_processor.steps import AWAIT_READY, DETECT, DISPATCH
+from worker.runs.step_task import BACKBONE_ERRORS
+from worker.services import services
+from worker.workflow import WorkflowTask
+
+log = structlog.get_logger(__name__)
+
+
+@shared_task(base=WorkflowTask, bind=True, name=DETECT.name)
+def detect(self: WorkflowTask, job: str, **_: Any) -> None:
+    """Is the pre-processor running?"""
+    self.carry_out(DETECT, job, lambda run: detection.detect(run, services()))
+
+
+@shared_task(base=WorkflowTask, bind=True, name=DISPATCH.name)
+def join(self: WorkflowTask, job: str, **_: Any) -> None:
+    """Wait for it; one of all starts it."""
+    self.carry_out(DISPATCH, job, lambda run: dispatch.dispatch(run, services()))
+
+
+@shared_task(base=WorkflowTask, bind=True, name=AWAIT_READY.name)
+def await_ready(self: WorkflowTask, room: str, generation: int, attempt: int = 0) -> None:
+    """The one poll of a room, for everybody in it."""
+    redelivered = bool((self.request.delivery_info or {}).get("redelivered"))
+    try:
+        again = waiting.poll(room, generation, services(), redelivered=redelivered, attempt=attempt)
+    except BACKBONE_ERRORS as error:
+        log.warning("poll comes back", room=room, error_type=type(error).__name__)
+        again = waiting.Again(1.0, generation, attempt)
+    if again is not None:
+        self.come_back(again.countdown, generation=again.generation, attempt=again.attempt)

@@ -1,0 +1,76 @@
+"""What a look at the backend means for those who wait. Knows no Redis and no clock."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shared.statuses import JobStatus
+from worker.pre_processor import errors
+from worker.pre_processor.classify import FAILED_STATUSES, Record, classify_serve_app, counts_as_failed
+from worker.pre_processor.room import UNSENT_CLAIM_SECONDS, Dispatch
+
+
+class Kind(StrEnum):
+    """What to do with the waiters."""
+
+    READY = "ready"
+    FAILED = "failed"
+    LOST = "lost"
+    """Nothing came of the dispatch, or there is none: somebody is to dispatch."""
+    PENDING = "pending"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`message` is what users read of a failure."""
+
+    kind: Kind
+    message: str = ""
+
+
+def judge(
+    records: Sequence[Record],
+    dispatch: Dispatch | None,
+    job_status: str | None,
+    now: float,
+    patience: float,
+) -> Verdict:
+    """`records` are those of the release; `job_status` is the dispatched job's, None when it is not known.
+
+    `patience`: seconds after which a dispatch of which nothing is seen counts as lost.
+    """
+    if classify_serve_app(records)[0] == "running":
+        return Verdict(Kind.READY)
+    if dispatch is None or _is_lost(dispatch, records, job_status, now, patience):
+        return Verdict(Kind.LOST)
+    if dispatch.failure is not None:
+        return Verdict(Kind.FAILED, dispatch.failure)
+    if dispatch.sent is None:
+        return Verdict(Kind.PENDING)
+    counting = [record for record in records if counts_as_failed(record, dispatch.job, dispatch.snapshot)]
+    bucket, status = classify_serve_app(counting)
+    if bucket == "failed":
+        return Verdict(Kind.FAILED, str(errors.application_failed(str(status))))
+    if job_status in (JobStatus.FAILED, JobStatus.STOPPED):
+        return Verdict(Kind.FAILED, str(errors.job_failed(str(job_status))))
+    return Verdict(Kind.PENDING)
+
+
+def _is_lost(
+    dispatch: Dispatch, records: Sequence[Record], job_status: str | None, now: float, patience: float
+) -> bool:
+    if dispatch.sent is None:
+        return now - dispatch.claimed > UNSENT_CLAIM_SECONDS
+    if dispatch.failure is not None:
+        return False
+    if dispatch.doubtful and job_status is not None and JobStatus(job_status).is_final:
+        return True  # it ended while nobody waited: its end is none of those who wait now
+    if dispatch.job is None:
+        came = any(_is_on_its_way(record, dispatch) for record in records)
+        return not came and now - dispatch.sent > patience
+    return dispatch.ended is not None and now - dispatch.ended > patience
+
+
+def _is_on_its_way(record: Record, dispatch: Dispatch) -> bool:
+    changed = counts_as_failed(record, None, dispatch.snapshot)
+    return changed and record.get("status") not in FAILED_STATUSES

@@ -1,0 +1,141 @@
+"""The one poll of a room: ask the backend, let everybody out, fail everybody, or look again later."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from shared.statuses import JobStatus
+from worker.platform import clean
+from worker.pre_processor import errors, waiters
+from worker.pre_processor.classify import Record, snapshot_of
+from worker.pre_processor.names import RoomName
+from worker.pre_processor.polls import ramp
+from worker.pre_processor.room import Dispatch, Room
+from worker.pre_processor.target import job_status, records
+from worker.pre_processor.verdict import Kind, Verdict, judge
+from worker.pre_processor.waiters import Waiter
+from worker.runs.step_task import BACKBONE_ERRORS
+from worker.services import Services
+
+log = structlog.get_logger(__name__)
+
+BATCH = 500
+"""Waiters that one turn sees to: it must end well before its message is delivered again."""
+LOCKED_SECONDS = 0.3
+LEAST_PATIENCE_SECONDS = 30.0
+"""Longer than the dispatch's own request may take."""
+
+
+@dataclass(frozen=True)
+class Again:
+    """The poll comes back."""
+
+    countdown: float
+    generation: int
+    attempt: int = 0
+
+
+def poll(key: str, generation: int, services: Services, *, redelivered: bool, attempt: int) -> Again | None:
+    """One turn of the room `key`; None when the polling is over or a newer poll is out."""
+    runs, name = services.runs, RoomName.parse(key)
+    room = Room(runs.redis, name)
+    token = runs.leases.new_token()
+    if not runs.leases.take(room.lock, token):
+        return Again(LOCKED_SECONDS, generation, attempt)
+    with runs.leases.keep(room.lock, token):
+        said, newest = room.begin_poll(generation, redelivered)
+        if said == "republish":
+            return Again(LOCKED_SECONDS, newest, attempt)
+        if said == "stale":
+            return None
+        runs.live.expect(name.member)
+        countdown = _turn(room, services, attempt)
+        # Forgotten before the end is written: whoever joins after the end says anew that the room lives.
+        runs.live.forget(name.member)
+        said, following = room.end_poll(generation)
+        if said == "ended":
+            return None
+        runs.live.expect(name.member, countdown)
+        return Again(countdown, following, attempt + 1) if said == "again" else None
+
+
+def _turn(room: Room, services: Services, attempt: int) -> float:
+    """See to the waiters; returns the seconds until the next look."""
+    runs, settings = services.runs, services.settings
+    here = waiters.present(room, runs)
+    if not here:
+        return 0.0
+    verdict = _look(room, services)
+    due = here[:BATCH]
+    if verdict.kind is Kind.READY:
+        waiters.let_out(due, room, runs)
+        return 0.0
+    if verdict.kind is Kind.FAILED:
+        waiters.fail(due, verdict.message, room, runs)
+        if due == here:
+            _end_dispatch(room)
+        return 0.0
+    now = room.now()
+    waiters.fail([each for each in due if each.deadline <= now], errors.TIMED_OUT, room, runs)
+    left = [each for each in here if each.deadline > now]
+    if left and verdict.kind is Kind.LOST:
+        waiters.let_one_dispatch(left, runs)
+    ceiling = min(settings.worker_pre_processor_poll_seconds, runs.timing.longest_countdown)
+    return min(ramp(attempt, ceiling), _until_due(left, now))
+
+
+def _until_due(left: list[Waiter], now: float) -> float:
+    return min((each.deadline for each in left), default=now) - now + 0.01
+
+
+def _look(room: Room, services: Services) -> Verdict:
+    """Ask the backend. No answer may strand those who wait: what cannot be read means to look again."""
+    try:
+        return _ask(room, services)
+    except BACKBONE_ERRORS:
+        raise
+    except Exception as error:
+        log.warning("poll failed", error_type=type(error).__name__, error=clean(str(error)))
+        return Verdict(Kind.PENDING)
+
+
+def _ask(room: Room, services: Services) -> Verdict:
+    backend = services.backend(room.name.tenant or None)
+    dispatch = room.dispatch()
+    found = records(backend, room.name.target)
+    status = job_status(backend, dispatch.job if dispatch else None)
+    patience = max(LEAST_PATIENCE_SECONDS, services.settings.worker_pre_processor_timeout_seconds / 3)
+    verdict = judge(found, dispatch, status, room.now(), patience)
+    if dispatch is not None and verdict.kind is Kind.PENDING:
+        _remember(room, dispatch, found, status)
+    if dispatch is not None and verdict.kind is Kind.LOST and dispatch.sent is not None:
+        room.forget_dispatch(dispatch.token)
+    return verdict
+
+
+def _remember(room: Room, dispatch: Dispatch, found: list[Record], status: JobStatus | None) -> None:
+    """What this look has shown that the next one must know."""
+    news: dict[str, Any] = {}
+    current = snapshot_of(found)
+    unchanged = {key: was for key, was in dispatch.snapshot.items() if current.get(key) == was}
+    if unchanged != dispatch.snapshot:
+        news["snapshot"] = json.dumps(unchanged)
+    if status is not None and dispatch.doubtful:
+        news["doubtful"] = 0  # it has not ended, so its end will be the end of those who wait now
+    if status is JobStatus.SUCCEEDED and dispatch.ended is None:
+        news["ended"] = room.now()
+    if news:
+        room.amend(dispatch.token, **news)
+
+
+def _end_dispatch(room: Room) -> None:
+    """It has failed everybody. One that the backend may have taken all the same stays for newcomers."""
+    dispatch = room.dispatch()
+    if dispatch is None:
+        return
+    if dispatch.unclear:
+        room.amend(dispatch.token, failure="", unclear=0)
+    else:
+        room.forget_dispatch(dispatch.token)
