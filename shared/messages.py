@@ -23,7 +23,7 @@ def _job_as_text(value: object) -> object:
 Job = Annotated[
     str,
     BeforeValidator(_job_as_text),
-    StringConstraints(strict=True, pattern=r"\A[A-Za-z0-9_.-]{1,100}\Z"),
+    StringConstraints(strict=True, pattern=r"\A[A-Za-z0-9_.-]{1,100}\z"),
 ]
 """The backend's id of a job: an integer or `[A-Za-z0-9_.-]`, at most 100 characters; held as text."""
 
@@ -38,7 +38,7 @@ def _no_dot_dot(value: str) -> str:
 
 PluginName = Annotated[
     str,
-    StringConstraints(strict=True, pattern=rf"\A{_RELEASE_PART}@{_RELEASE_PART}\Z"),
+    StringConstraints(strict=True, pattern=rf"\A{_RELEASE_PART}@{_RELEASE_PART}\z"),
     AfterValidator(_no_dot_dot),
 ]
 """A release in the worker's plugin store, `code@version`: never a path, a module or a URL."""
@@ -143,7 +143,7 @@ class TailLogsMessage(Message):
     task: ClassVar[str] = "tail_logs"
     queue: ClassVar[str] = "logs"
 
-    ray_job: Annotated[str, StringConstraints(strict=True, pattern=r"\A[A-Za-z0-9_-]{1,100}\Z")]
+    ray_job: Annotated[str, StringConstraints(strict=True, pattern=r"\A[A-Za-z0-9_-]{1,100}\z")]
     agent: PositiveId | None = None
     protocol: Literal["auto", "websocket", "stream"] = "auto"
 
