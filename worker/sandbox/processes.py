@@ -23,6 +23,8 @@ POLL_SECONDS: Final = 0.05
 # Below what the kernel hands out for outgoing connections, so that a port stays free over a restart.
 PORTS: Final = range(20_000, 32_000)
 
+FOREIGN: Final = ("SYNAPSE_", "SANDBOX_", "WORKER_", "RAY_", "CELERY_", "REDIS_URL", "PLUGINS_DIR")
+
 
 class SandboxError(RuntimeError):
     """A part of the sandbox did not start, or ended; the message holds the last lines of its log."""
@@ -45,6 +47,11 @@ def free_port() -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
             return port
+
+
+def own_environment() -> dict[str, str]:
+    """This process's environment without what is meant for another worker, Ray or backend."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
 
 
 def listens(port: int, host: str = "127.0.0.1") -> bool:

@@ -3,13 +3,12 @@
 import secrets
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import httpx
 
-from worker.sandbox.processes import Process, SandboxError, free_port, start
+from worker.sandbox.processes import Process, SandboxError, free_port, own_environment, start
 
 # Ray rewrites 127.0.0.1 to the machine's outer address; any other address of the loopback stays as it is.
 NODE_ADDRESS: Final = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
@@ -19,8 +18,8 @@ OBJECT_STORE_BYTES: Final = 200 * 1024 * 1024
 class LocalRay:
     """Started in two halves, so that other parts of the sandbox start while Ray does."""
 
-    def __init__(self, directory: Path, *, num_cpus: int, environ: Mapping[str, str]) -> None:
-        self._directory, self._num_cpus, self._environ = directory, num_cpus, dict(environ)
+    def __init__(self, directory: Path, *, num_cpus: int) -> None:
+        self._directory, self._num_cpus = directory, num_cpus
         port, dashboard, serve = free_port(), free_port(), free_port()
         self.address = f"{NODE_ADDRESS}:{port}"
         self.dashboard_url = f"http://127.0.0.1:{dashboard}"
@@ -41,7 +40,7 @@ class LocalRay:
         self._directory.mkdir(parents=True, exist_ok=True)
         # Ray keeps unix sockets in its folder, and their paths may have 107 characters at most.
         self.temp_dir = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-        environ = self._environ | self.environment()
+        environ = own_environment() | self.environment()
         command = [
             sys.executable,
             "-m",

@@ -1,6 +1,5 @@
 """A whole platform on one machine, for as long as a `with` block lasts."""
 
-import os
 import re
 import secrets
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from worker.sandbox.backend.state import State
-from worker.sandbox.processes import Process, start
+from worker.sandbox.processes import Process, own_environment, start
 from worker.sandbox.ray import LocalRay
 from worker.sandbox.redis import RedisServer
 from worker.sandbox.seed import seed_agent
@@ -59,7 +58,7 @@ class Sandbox:
         self.ray: LocalRay | None = None
         self.agent: HttpService | None = None
         if with_ray:
-            self.ray = LocalRay(self.directory / "ray", num_cpus=num_cpus, environ=os.environ)
+            self.ray = LocalRay(self.directory / "ray", num_cpus=num_cpus)
             self.agent = HttpService("agent", "worker.sandbox.agent", log=self._logs / "agent.log")
         self.state = State(self.directory / "backend.sqlite3")
         self._configure()
@@ -150,7 +149,7 @@ class Sandbox:
         command += ["-Q", queues, "--pool", "threads", "-c", str(concurrency), "-l", "INFO"]
         command += ["--without-mingle", "--without-gossip", "-n", f"worker{number}@%h"]
         log = self._logs / f"worker{number}.log"
-        environ = {**os.environ, **self.environment(), **(env or {})}
+        environ = {**own_environment(), **self.environment(), **(env or {})}
         worker = start(f"worker{number}", command, log=log, env=environ, grace=15)
         self._workers.append(worker)
         worker.wait_until(lambda: WORKER_READY.search(log.read_text(errors="replace")) is not None, seconds)

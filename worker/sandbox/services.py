@@ -1,13 +1,12 @@
 """The sandbox's own two HTTP services, each a process that can be ended and started on the same port."""
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import httpx
 
-from worker.sandbox.processes import Process, free_port, start
+from worker.sandbox.processes import Process, free_port, own_environment, start
 
 
 class HttpService:
@@ -22,7 +21,7 @@ class HttpService:
 
     def configure(self, environ: Mapping[str, str]) -> None:
         """What the process is told; holds from its next start on."""
-        self._environ = {**os.environ, **environ, "SANDBOX_PORT": str(self.port)}
+        self._environ = {**own_environment(), **environ, "SANDBOX_PORT": str(self.port)}
 
     def start(self) -> None:
         """Start and wait until it answers."""

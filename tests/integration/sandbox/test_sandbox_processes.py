@@ -17,9 +17,7 @@ from worker.sandbox.processes import start
 from worker.sandbox.redis import RedisServer
 
 # A shell whose daemon has a session and a parent of its own, as Ray's have.
-DETACHING = (
-    "setsid sleep 1000 & (setsid sh -c 'sleep 1001 & sleep 1002' &) ; sleep 0.1; echo ready; sleep 1003"
-)
+DETACHING = "setsid sleep 1000 & (setsid sh -c 'sleep 1001 & sleep 1002' &); sleep 1003"
 
 
 def gone(pids: list[int]) -> bool:

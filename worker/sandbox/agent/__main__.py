@@ -17,6 +17,8 @@ def main() -> None:
         access_log=False,
         log_level="warning",
         timeout_graceful_shutdown=2,
+        # Longer than clients keep an idle connection, else one closes under their hands.
+        timeout_keep_alive=75,
     )
 
 

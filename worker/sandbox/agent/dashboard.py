@@ -36,6 +36,8 @@ class Dashboard:
         books = await self.get("/api/cluster_status")
         status = books["data"]["clusterStatus"] or {}
         usage = status.get("loadMetricsReport", {}).get("usageByNode", {})
+        if not usage:
+            raise refusal(503, "The Ray cluster has not reported its resources yet.")
         actors = await self.listed("actors", detail="1", limit="10000")
         held: dict[str, dict[str, float]] = {id: {} for id in usage}
         for actor in actors:

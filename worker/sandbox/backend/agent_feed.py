@@ -32,6 +32,7 @@ class AgentFeed:
     async def refresh(self) -> None:
         """Bring all records up to date; callers that come at the same time share one question."""
         if time.monotonic() - self._refreshed < FRESH_SECONDS:
+            self._write()  # a record may be younger than the news
             return
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh())
