@@ -72,12 +72,19 @@ def interpret_serve_status(state: Mapping[str, Any] | None) -> tuple[str, str | 
 
 def explain(message: str) -> str:
     """A deployment's message without colours, paths, addresses and frames that are not the author's."""
-    text = _ANSI.sub("", message)
+    lines = [line.rstrip() for line in _ANSI.sub("", message).splitlines() if line.strip(" ^~\t")]
+    wrapped = [at for at, line in enumerate(lines[:-1]) if line.startswith("ray.exceptions.")]
+    kept = _without_foreign_frames(lines[wrapped[-1] + 1 :] if wrapped else lines)
+    cleaned = [_cleaned(line) for line in kept[-MAX_LINES:]]
+    return "\n".join(line for line in cleaned if line.strip())[-MAX_CHARACTERS:]
+
+
+def _cleaned(line: str) -> str:
+    """One line, its indentation kept, which shows what belongs to which frame."""
+    text = line.lstrip()
+    indent = " " * min(len(line) - len(text), 4)
     text = _LIBRARY.sub("", _PACKAGE.sub("", text))
-    text = _ADDRESS.sub("", _WORKER.sub("", text))
-    lines = [line.rstrip() for line in text.splitlines() if line.strip(" ^~\t")]
-    kept = _without_foreign_frames(lines)
-    return clean("\n".join(kept[-MAX_LINES:]))[-MAX_CHARACTERS:].strip()
+    return indent + clean(_ADDRESS.sub("", _WORKER.sub("", text)))
 
 
 def _without_foreign_frames(lines: list[str]) -> list[str]:

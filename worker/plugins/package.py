@@ -86,9 +86,11 @@ class RayPackages:
             uri = f"gcs://_ray_pkg_{hashlib.sha1(data, usedforsecurity=False).hexdigest()}.zip"
         route = f"/api/packages/gcs/{uri.removeprefix('gcs://')}"
         try:
-            if self._client.get(route).status_code == httpx.codes.NOT_FOUND:
+            found = self._client.get(route)
+            if found.status_code == httpx.codes.NOT_FOUND:
                 self._client.put(route, content=data or zipped(release.path)).raise_for_status()
-                self._client.get(route).raise_for_status()
+                found = self._client.get(route)
+            found.raise_for_status()
         except httpx.HTTPStatusError as error:
             raise PluginHostUnavailableError(_refused(error.response.status_code)) from None
         except httpx.HTTPError as error:

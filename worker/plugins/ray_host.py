@@ -11,7 +11,12 @@ from typing import Any
 from worker.platform import clean
 from worker.plugins.answers import read_answer
 from worker.plugins.environment import runtime_env
-from worker.plugins.errors import PluginCallError, PluginHostUnavailableError, PluginTimeoutError
+from worker.plugins.errors import (
+    PluginCallError,
+    PluginError,
+    PluginHostUnavailableError,
+    PluginTimeoutError,
+)
 from worker.plugins.package import Packages
 from worker.plugins.ray_session import RaySession
 from worker.plugins.requests import ActionRequest
@@ -20,6 +25,8 @@ from worker.plugins.store import Release
 IDLE_SECONDS = 600.0
 """An actor that was not called for so long is let go."""
 MAX_ACTORS = 16
+LOOK_SECONDS = 5.0
+"""How often a waiting call looks whether the cluster is still there."""
 
 
 @dataclass
@@ -156,16 +163,31 @@ class RayHost:
             self._session.suspect()
             raise PluginHostUnavailableError(f"Ray did not take the call ({type(error).__name__})") from None
 
+    def _ready(self, ref: Any) -> bool:
+        """Wait for the call to end, and notice when the cluster is lost meanwhile."""
+        import ray
+
+        deadline = time.monotonic() + self._timeout
+        while (left := deadline - time.monotonic()) > 0:
+            if ray.wait([ref], timeout=min(left, LOOK_SECONDS))[0]:
+                return True
+            if not self._session.listens():
+                self._session.suspect()
+                raise PluginHostUnavailableError("the Ray cluster was lost during the call")
+        return False
+
     def _wait(self, ref: Any, release: Release, operation: str, stop: Callable[[], None]) -> str:
         import ray
 
         try:
-            return str(ray.get(ref, timeout=self._timeout))
-        except ray.exceptions.GetTimeoutError:
-            stop()
-            raise PluginTimeoutError(
-                f"{release.name}: {operation} took longer than {self._timeout:g} s and was stopped"
-            ) from None
+            if not self._ready(ref):
+                stop()
+                raise PluginTimeoutError(
+                    f"{release.name}: {operation} took longer than {self._timeout:g} s and was stopped"
+                )
+            return str(ray.get(ref))
+        except PluginError:
+            raise
         except ray.exceptions.RuntimeEnvSetupError as error:
             raise PluginCallError("RuntimeEnvSetupError", clean(_tail(str(error)))) from None
         except ray.exceptions.RayActorError:

@@ -6,12 +6,17 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from worker.plugins.errors import PluginHostUnavailableError
 
 logger = logging.getLogger(__name__)
+
+# Ray ends the whole process when its control store was gone for 60 s; runs that need no Ray go on here instead.
+# Read when Ray's library is loaded, hence before the first `import ray`.
+os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(7 * 24 * 3600))
 
 NAMESPACE = "synapse"
 CONNECT_SECONDS = 30.0
@@ -62,6 +67,14 @@ class RaySession:
         with self._lock:
             self._drop()
 
+    def listens(self) -> bool:
+        """Whether the head that this process is connected to still accepts connections."""
+        try:
+            _probe(self._address or "", PROBE_SECONDS)
+        except PluginHostUnavailableError:
+            return False
+        return True
+
     def suspect(self) -> None:
         """A call failed in a way that a dead connection fails: look again before the next one."""
         self._checked = 0.0
@@ -72,7 +85,7 @@ class RaySession:
         if self._address != address or not ray.is_initialized():
             return False
         if time.monotonic() - self._checked > RECHECK_SECONDS:
-            if not _nodes_answer():
+            if not self.listens() or not _within(PROBE_SECONDS, _nodes_answer):
                 return False
             self._checked = time.monotonic()
         return True
@@ -103,10 +116,7 @@ class RaySession:
         self._address = None
         if not ray.is_initialized():
             return
-        thread = threading.Thread(target=ray.shutdown, name="ray-disconnect", daemon=True)
-        thread.start()
-        thread.join(SHUTDOWN_SECONDS)
-        if thread.is_alive():
+        if not _within(SHUTDOWN_SECONDS, _shutdown):
             raise PluginHostUnavailableError("the connection to the Ray cluster was lost and does not let go")
 
 
@@ -152,6 +162,22 @@ def _probe(address: str, timeout: float) -> None:
         raise PluginHostUnavailableError(
             f"the Ray cluster at RAY_ADDRESS cannot be reached ({why}): check the address and that it runs"
         ) from None
+
+
+def _within(seconds: float, call: Callable[[], bool]) -> bool:
+    """What `call` answers; False when it has not answered in time. Ray's calls know no deadline."""
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(call()), name="ray-call", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(answers and answers[0])
+
+
+def _shutdown() -> bool:
+    import ray
+
+    ray.shutdown()
+    return True
 
 
 def _nodes_answer() -> bool:

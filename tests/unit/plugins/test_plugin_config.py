@@ -1,0 +1,64 @@
+"""config.yaml: what is accepted, and the one line that says what is wrong."""
+
+import pytest
+
+from worker.plugins import ReleaseInvalidError
+from worker.plugins.config import MAX_BYTES, parse
+
+GOOD = """
+code: cat
+version: "1.0"
+actions:
+  deployment:
+    entrypoint: plugin.serve:Model
+    serve_options: {num_replicas: 2}
+    required_resources:
+"""
+
+
+def test_a_config_says_what_it_declares() -> None:
+    config = parse(GOOD.encode() + b"env: {SIZE: 3, FAST: true, NAME: x}\nsomething_else: [1]\nwheels_dir:\n")
+    assert config.actions["deployment"].entrypoint == "plugin.serve:Model"
+    assert config.actions["deployment"].serve_options == {"num_replicas": 2}
+    assert config.actions["deployment"].required_resources == {}
+    assert config.package_manager == "pip"
+    assert config.env == {"SIZE": "3", "FAST": "true", "NAME": "x"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must be a mapping"),
+        ("[1, 2]", "must be a mapping"),
+        ("code: [", "not valid YAML"),
+        ("code: cat\nversion: '1'", "actions is missing"),
+        ("code: cat\nversion: 1.10\nactions: {}", "version must be text: write it in quotes"),
+        ("code: c\nversion: '1'\nactions: {a: {}}", "actions.a.entrypoint is missing"),
+        ("code: c\nversion: '1'\nactions: {a: {entrypoint: Model}}", "actions.a.entrypoint must look like"),
+        ("code: c\nversion: '1'\nactions: {a: {entrypoint: ../x.Model}}", "must look like"),
+        ("code: c\nversion: '1'\nactions: {}\npackage_manager: conda", "package_manager"),
+        ("code: c\nversion: '1'\nactions: {}\nenv: {A: [1]}", "env.A"),
+        ("!!python/object/apply:os.system [echo]", "not valid YAML"),
+        ("a: &a [*a]", "contains itself"),
+        ("a: 2026-13-45", "not valid YAML"),
+        ("[" * 5000, "config.yaml"),
+        ("x" * (MAX_BYTES + 1), "larger than"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(text: str, message: str) -> None:
+    with pytest.raises(ReleaseInvalidError) as caught:
+        parse(text.encode())
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bomb_of_aliases_is_refused_before_it_unfolds() -> None:
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    with pytest.raises(ReleaseInvalidError, match="once its aliases are expanded"):
+        parse("\n".join(levels).encode())
+
+
+def test_bytes_that_are_not_text_are_refused() -> None:
+    with pytest.raises(ReleaseInvalidError, match="not valid YAML"):
+        parse(b"\xff\xfe\x00")
