@@ -1,0 +1,72 @@
+"""What every unit test may use: a Redis in memory, its clock, and no way out to the network."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import fakeredis
+import pytest
+
+LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections leave for this machine only."""
+    connect, connect_ex = socket.socket.connect, socket.socket.connect_ex
+
+    def guard(original: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(self: socket.socket, address: Any) -> Any:
+            if self.family != socket.AF_UNIX and not str(address[0]).startswith(LOOPBACK):
+                raise AssertionError(f"a unit test wants to reach {address!r}")
+            return original(self, address)
+
+        return checked
+
+    monkeypatch.setattr(socket.socket, "connect", guard(connect))
+    monkeypatch.setattr(socket.socket, "connect_ex", guard(connect_ex))
+
+
+class Clock:
+    """Redis's clock; `forward` lets time pass without waiting."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def forward(self, seconds: float) -> None:
+        self.ahead += seconds
+
+    def time(self) -> float:
+        return time.time() + self.ahead
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("fakeredis.commands_mixins.server_mixin.time", clock)
+    monkeypatch.setattr("fakeredis._socket._base.time", clock)
+    return clock
+
+
+@pytest.fixture
+def redis() -> Iterator[fakeredis.FakeRedis]:
+    client = fakeredis.FakeRedis(server=fakeredis.FakeServer(), decode_responses=True)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], object]], None]:
+    """Wait for a condition, five seconds at most."""
+
+    def wait(condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 5
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen in time"
+            time.sleep(0.01)
+
+    return wait
