@@ -1,0 +1,1 @@
+"""A run of `deploy`: capacity gate, submission to Ray Serve, wait, registration."""

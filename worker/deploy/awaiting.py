@@ -1,0 +1,97 @@
+"""Wait until the application runs, has failed, or the time is up."""
+
+import hashlib
+from typing import NoReturn
+
+from worker.deploy.cleanup import remove_if_never_ran
+from worker.deploy.cluster import Cluster, ServeState
+from worker.deploy.findings import Submission, plan_of, redis_now, submission_of
+from worker.deploy.steps import PROGRESS, REGISTER
+from worker.plugins import PluginHostUnavailableError
+from worker.runs.outcomes import Continue, Outcome, PollAgain, RunFailedError
+from worker.runs.record import Run
+from worker.services import Services
+
+FIRST_SECONDS = 0.3
+LONGEST_SECONDS = 5.0
+ASTRAY_SECONDS = 10.0
+"""An application that is gone, or is another one, for so long does not come back."""
+
+FAILURE = "failure"
+ASTRAY = "astray"
+TOLD = "told"
+
+
+def await_running(run: Run, services: Services, cluster: Cluster) -> Outcome:
+    """One look at Serve. Its explanation goes into the run's messages from the first failed attempt on."""
+    runs, name = services.runs, plan_of(run)["app_name"]
+    submission = submission_of(run) or Submission(existed=True, at=redis_now(runs))
+    if FAILURE in run.findings:  # this step died between saying so and ending the run
+        _give_up(run, services, cluster, run.findings[FAILURE])
+    timeout = services.settings.worker_deploy_timeout_seconds
+    elapsed = redis_now(runs) - submission.at
+    reason = ""
+    try:
+        state = cluster.state(name)
+    except PluginHostUnavailableError as error:
+        reason = str(error)
+    else:
+        reason = _tell(run, services, state)
+        failure = _failure(run, services, state, reason)
+        if failure is not None:
+            _give_up(run, services, cluster, failure)
+        if state.bucket == "running" and _is_ours(run, state):
+            runs.advance(run, PROGRESS, 100)
+            return Continue(REGISTER)
+    if elapsed > timeout:
+        _give_up(run, services, cluster, _sentence(f"{name} did not run within {timeout:g} s", reason))
+    runs.advance(run, PROGRESS, 30 + 60 * elapsed / (elapsed + 30))
+    return PollAgain(min(countdown(elapsed), timeout - elapsed + 0.01, runs.timing.longest_countdown))
+
+
+def countdown(elapsed: float) -> float:
+    """Seconds until the next look: a quarter of the wait so far, within bounds."""
+    return max(FIRST_SECONDS, min(elapsed / 4, LONGEST_SECONDS))
+
+
+def _is_ours(run: Run, state: ServeState) -> bool:
+    return state.is_of(plan_of(run)["digest"])
+
+
+def _failure(run: Run, services: Services, state: ServeState, reason: str) -> str | None:
+    """What ends the run, or None."""
+    name, runs = plan_of(run)["app_name"], services.runs
+    if _is_ours(run, state):
+        if run.findings.get(ASTRAY) is not None:
+            runs.store.note(run.job, ASTRAY, None)
+        return _sentence(f"{name} reached {state.status}", reason) if state.bucket == "failed" else None
+    now, since = redis_now(runs), run.findings.get(ASTRAY)
+    if since is None:
+        runs.store.note(run.job, ASTRAY, now)
+        return None
+    if now - since <= ASTRAY_SECONDS:
+        return None
+    what = "was replaced by another deployment" if state.exists else "was removed"
+    return _sentence(f"{name} {what} while it started", "")
+
+
+def _tell(run: Run, services: Services, state: ServeState) -> str:
+    """Serve's explanation of what is ours; said once in the run's messages."""
+    if not state.reason or not _is_ours(run, state):
+        return ""
+    digest = hashlib.sha256(state.reason.encode()).hexdigest()[:16]
+    told: list[str] = run.findings.get(TOLD, [])
+    if digest not in told:
+        services.runs.events.message(run.job, state.reason, step=PROGRESS, level="warning")
+        services.runs.store.note(run.job, TOLD, [*told, digest][-50:])
+    return state.reason
+
+
+def _give_up(run: Run, services: Services, cluster: Cluster, failure: str) -> NoReturn:
+    services.runs.store.note(run.job, FAILURE, failure)
+    remove_if_never_ran(run, services, cluster)
+    raise RunFailedError(failure)
+
+
+def _sentence(what: str, reason: str) -> str:
+    return f"Serve application {what}: {reason}" if reason else f"Serve application {what}"

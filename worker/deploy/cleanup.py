@@ -1,0 +1,50 @@
+"""Take away what a run brought and what never ran."""
+
+import structlog
+
+from shared.messages import DeployMessage
+from shared.statuses import JobStatus
+from worker.deploy.cluster import Cluster
+from worker.deploy.findings import PLAN, plan_of
+from worker.deploy.ownership import Ownership
+from worker.deploy.steps import PROGRESS, REGISTER
+from worker.plugins import PluginHostUnavailableError
+from worker.runs.record import Run
+from worker.runs.store import UnknownRunError
+from worker.services import Services
+
+log = structlog.get_logger(__name__)
+
+
+def remove_if_never_ran(run: Run, services: Services, cluster: Cluster) -> None:
+    """Remove the run's application, unless it was there before, runs, or belongs to another run by now.
+
+    Safe to repeat. A cluster that does not answer keeps what it has: the run's own end matters more.
+    """
+    if PLAN not in run.findings:
+        return
+    plan = plan_of(run)
+    name = plan["app_name"]
+    owner = Ownership(services, name)
+    if not owner.holds(run.job) or owner.existed_before():
+        return
+    try:
+        state = cluster.state(name)
+        if state.bucket == "running" or not state.is_of(plan["digest"]):
+            return
+        cluster.remove(name)
+    except PluginHostUnavailableError as error:
+        log.warning("application not removed", app=name, error=str(error))
+        return
+    services.runs.events.message(run.job, f"{name} never ran; it was removed.", step=PROGRESS)
+
+
+def clean_after_end(job: str, services: Services, cluster: Cluster) -> None:
+    """A step's message came after the run's end: what a stopped run left half-started is removed."""
+    try:
+        run = services.runs.store.load(job)
+    except UnknownRunError:
+        return
+    stopped = run.end is not None and run.end.status is JobStatus.STOPPED
+    if stopped and isinstance(run.message, DeployMessage) and run.position < REGISTER.position:
+        remove_if_never_ran(run, services, cluster)

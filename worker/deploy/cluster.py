@@ -1,0 +1,92 @@
+"""The Serve applications of the cluster of RAY_ADDRESS, as the steps see them."""
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from worker.actions.serve_state import interpret_serve_status, serve_details
+from worker.actions.serve_submit import DIGEST, remove_application
+from worker.plugins import PluginHostUnavailableError
+from worker.plugins.ray_session import session
+
+T = TypeVar("T")
+
+LOOK_SECONDS = 10.0
+REMOVE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class ServeState:
+    """An application; `bucket` is `running`, `failed` or `pending`, `reason` Serve's explanation, cleaned."""
+
+    exists: bool = False
+    bucket: str = "pending"
+    status: str | None = None
+    reason: str = ""
+    digests: frozenset[str] = frozenset()
+
+    def is_of(self, digest: str) -> bool:
+        """Whether what Serve holds was submitted with `digest`; also while Serve does not show it yet."""
+        return self.exists and (not self.digests or digest in self.digests)
+
+
+class Cluster(Protocol):
+    """Raises `PluginHostUnavailableError` when the cluster does not answer."""
+
+    def state(self, app_name: str) -> ServeState: ...
+    def remove(self, app_name: str) -> None: ...
+
+
+class RayCluster:
+    """Through this process's connection to Ray. Every call ends in seconds, also when Ray is gone."""
+
+    def __init__(self, address: str | None) -> None:
+        self._address = address
+
+    def state(self, app_name: str) -> ServeState:
+        """What Serve says of the application."""
+        session.connect(self._address)
+        found = _within(LOOK_SECONDS, serve_details).get(app_name)
+        return read_state(found) if found else ServeState()
+
+    def remove(self, app_name: str) -> None:
+        """Take the application off Serve; nothing happens when there is none of that name."""
+        session.connect(self._address)
+        _within(REMOVE_SECONDS, lambda: remove_application(app_name))
+
+
+def read_state(details: Mapping[str, Any]) -> ServeState:
+    """From an application's part of Serve's details."""
+    bucket, status, reason = interpret_serve_status(details)
+    digests = {_digest(item) for item in (details.get("deployments") or {}).values()}
+    word = str(getattr(status, "value", status)) if status is not None else None
+    return ServeState(True, bucket, word, reason, frozenset(digest for digest in digests if digest))
+
+
+def _digest(deployment: Mapping[str, Any]) -> str | None:
+    config = deployment.get("deployment_config") or {}
+    environment = (config.get("ray_actor_options") or {}).get("runtime_env") or {}
+    digest = (environment.get("env_vars") or {}).get(DIGEST)
+    return str(digest) if digest else None
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """Ray waits for minutes for a cluster that died; a step does not."""
+    answers: list[T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            answers.append(call())
+        except Exception as error:  # whatever Ray raises means that it did not answer
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="serve-call", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if answers:
+        return answers[0]
+    session.suspect()
+    why = type(errors[0]).__name__ if errors else f"no answer within {seconds:g} s"
+    raise PluginHostUnavailableError(f"Ray Serve did not answer: {why}")

@@ -1,0 +1,95 @@
+"""Tell the backend of the application, once, and wake who waits for it."""
+
+from typing import Any
+
+import structlog
+
+from shared.messages import DeployMessage
+from shared.statuses import JobStatus, ServeApplicationStatus
+from worker.deploy.findings import plan_of
+from worker.deploy.messages import deploy_message
+from worker.platform import BackendClient, MalformedResponseError
+from worker.pre_processor.names import RoomName
+from worker.pre_processor.polls import wake
+from worker.runs.outcomes import Finish, Outcome, PollAgain
+from worker.runs.record import Run
+from worker.services import Services
+
+log = structlog.get_logger(__name__)
+
+REGISTERED = "registered"
+POSTED = "register_attempts"
+MOST_ATTEMPTS = 5
+LOOK_AGAIN_SECONDS = 1.0
+
+
+def register(run: Run, services: Services) -> Outcome:
+    """Post the application record, unless a first delivery did; the run ends SUCCEEDED."""
+    runs = services.runs
+    try:
+        identifier = _identifier(run, services)
+    except MalformedResponseError:
+        # The record may be there all the same: look before posting another one.
+        if run.findings.get(POSTED, 0) >= MOST_ATTEMPTS:
+            raise
+        return PollAgain(LOOK_AGAIN_SECONDS)
+    runs.store.note(run.job, REGISTERED, identifier)
+    wake(runs, _room(deploy_message(run), services))
+    runs.advance(run, "register", 100)
+    return Finish(JobStatus.SUCCEEDED, {"serve_application": identifier})
+
+
+def _identifier(run: Run, services: Services) -> int | str:
+    known: int | str | None = run.findings.get(REGISTERED)
+    if known is not None:
+        return known
+    backend = services.backend(run.message.tenant)
+    posted = run.findings.get(POSTED, 0)
+    if posted:
+        found = _registered(backend, run.job)
+        if found is not None:
+            return found
+    # Written down first: whoever comes after a lost answer looks.
+    services.runs.store.note(run.job, POSTED, posted + 1)
+    answer = backend.create_serve_application(
+        job=_wire_id(run.job), status=ServeApplicationStatus.RUNNING.value, data=_data(run)
+    )
+    return _id_of(answer)
+
+
+def _registered(backend: BackendClient, job: str) -> int | str | None:
+    """This job's record; an older backend may answer with everybody's."""
+    for record in backend.list_serve_applications(job=_wire_id(job))["results"]:
+        if str(record.get("job")) == job:
+            return _id_of(record)
+    return None
+
+
+def _data(run: Run) -> dict[str, Any]:
+    """Names the release: RUNNING of another one does not count for those who wait."""
+    plan = plan_of(run)
+    code, _, version = run.message.plugin.partition("@")
+    return {
+        "name": plan["app_name"],
+        "plugin_code": code,
+        "version": version,
+        "route_prefix": plan["route_prefix"],
+        "digest": plan["digest"],
+    }
+
+
+def _id_of(record: object) -> int | str:
+    found = record.get("id") if isinstance(record, dict) else None
+    if isinstance(found, int | str) and not isinstance(found, bool) and found != "":
+        return found
+    raise MalformedResponseError("malformed answer: an application record without an id")
+
+
+def _room(message: DeployMessage, services: Services) -> RoomName:
+    code, _, version = message.plugin.partition("@")
+    return RoomName(message.tenant or services.settings.synapse_tenant or "", message.agent, code, version)
+
+
+def _wire_id(job: str) -> int | str:
+    """The backend's own form: an integer where the job's id is one."""
+    return int(job) if job.isascii() and job.isdigit() and str(int(job)) == job else job

@@ -1,0 +1,119 @@
+"""Doors of a deployment: the message, and its steps."""
+
+from typing import Any
+
+import structlog
+from celery import shared_task
+
+from shared.messages import DeployMessage
+from worker.deploy.awaiting import await_running
+from worker.deploy.cleanup import clean_after_end
+from worker.deploy.cluster import RayCluster
+from worker.deploy.gate import capacity_gate
+from worker.deploy.registering import register
+from worker.deploy.serving import serve_run
+from worker.deploy.steps import AWAIT_RUNNING, CAPACITY_GATE, INITIALIZE, REGISTER, SERVE_RUN
+from worker.runs.outcomes import Continue, Outcome, Park, Step
+from worker.runs.record import Run
+from worker.runs.request import shown
+from worker.runs.step_task import BACKBONE_ERRORS, StepFunction
+from worker.services import services
+from worker.workflow import WorkflowTask, begin_run
+
+log = structlog.get_logger(__name__)
+
+
+class DeployTask(WorkflowTask):
+    """A step that must run where its agent's cluster is."""
+
+    abstract = True
+
+    def at_home(self, step: Step, job: str, function: StepFunction) -> None:
+        """Carry the step out, or pass its message on to the workers of the run's agent."""
+        try:
+            agent = self._other_agent(job)
+            if agent is not None:
+                self.runs.sender.send(step, agent_queue(agent), self.request.kwargs)
+                return
+        except BACKBONE_ERRORS:
+            self.come_back(1.0)
+        self.carry_out(step, job, function)
+
+    def pass_on(self, args: tuple[Any, ...], kwargs: dict[str, Any], agent: int) -> None:
+        """Send the run's own message to the workers of its agent, unchanged."""
+        try:
+            self.app.send_task(
+                self.name,
+                args=args,
+                kwargs=kwargs,
+                queue=agent_queue(agent),
+                argsrepr="()",
+                kwargsrepr=repr(shown(kwargs)),
+            )
+        except BACKBONE_ERRORS:
+            self.come_back(1.0)
+
+    def after_end(self, job: str) -> None:
+        """A stopped run leaves nothing half-started behind."""
+        clean_after_end(job, services(), _cluster())
+
+    def _other_agent(self, job: str) -> int | None:
+        """The run's agent, if this worker serves another one."""
+        mine = services().settings.worker_agent
+        if mine is None or not self.runs.store.exists(job):
+            return None
+        message = self.runs.store.load(job).message
+        return message.agent if isinstance(message, DeployMessage) and message.agent != mine else None
+
+
+def agent_queue(agent: int) -> str:
+    """The queue of the workers that serve one agent."""
+    return f"{DeployMessage.queue}.{agent}"
+
+
+def _cluster() -> RayCluster:
+    return RayCluster(services().settings.ray_address)
+
+
+@shared_task(base=DeployTask, bind=True, name=DeployMessage.task)
+def deploy(self: DeployTask, *args: Any, **kwargs: Any) -> None:
+    """The door: take the message in, or pass it on to the workers of its agent."""
+    mine, agent = services().settings.worker_agent, kwargs.get("agent")
+    if mine is not None and type(agent) is int and agent > 0 and agent != mine:
+        self.pass_on(args, kwargs, agent)
+    else:
+        self.accept(DeployMessage, INITIALIZE, args, kwargs)
+
+
+@shared_task(base=DeployTask, bind=True, name=INITIALIZE.name)
+def initialize(self: DeployTask, job: str, **_: Any) -> None:
+    """Tell the backend that the job runs."""
+    self.at_home(INITIALIZE, job, _initialize)
+
+
+def _initialize(run: Run) -> Outcome:
+    return Continue(CAPACITY_GATE) if begin_run(run) else Park()
+
+
+@shared_task(base=DeployTask, bind=True, name=CAPACITY_GATE.name)
+def gate(self: DeployTask, job: str, **_: Any) -> None:
+    """Plan, and ask the agent for room."""
+    self.at_home(CAPACITY_GATE, job, lambda run: capacity_gate(run, services()))
+
+
+@shared_task(base=DeployTask, bind=True, name=SERVE_RUN.name)
+def submit(self: DeployTask, job: str, **_: Any) -> None:
+    """Hand the application to Serve."""
+    self.at_home(SERVE_RUN, job, lambda run: serve_run(run, services(), _cluster()))
+
+
+@shared_task(base=DeployTask, bind=True, name=AWAIT_RUNNING.name)
+def wait(self: DeployTask, job: str, **_: Any) -> None:
+    """Look whether it runs."""
+    self.at_home(AWAIT_RUNNING, job, lambda run: await_running(run, services(), _cluster()))
+
+
+@shared_task(base=DeployTask, bind=True, name=REGISTER.name)
+def tell(self: DeployTask, job: str, **_: Any) -> None:
+    """Tell the backend where it is."""
+    self.at_home(REGISTER, job, lambda run: register(run, services()))
