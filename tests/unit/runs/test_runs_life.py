@@ -1,0 +1,260 @@
+"""Acceptance, leases, signs of life and recovery."""
+
+import itertools
+import threading
+from collections.abc import Callable
+
+from fakeredis import FakeRedis
+
+from shared.channels import job_key
+from shared.messages import DeployMessage
+from shared.statuses import JobStatus
+from tests.unit.conftest import Clock
+from tests.unit.runs.runs_helpers import RecordingSender
+from worker.runs.keys import LIVE, stop_key
+from worker.runs.leases import LeaseKeeper
+from worker.runs.live import Live
+from worker.runs.outcomes import Step
+from worker.runs.record import Acceptance, End, Run
+from worker.runs.recovery import recover_run
+from worker.runs.runs import Runs
+
+DAY = 86_400
+FIRST = Step("deploy.first", 10)
+SPREAD = Step("to_task.spread", 20, queue="annotate")
+
+Eventually = Callable[[Callable[[], object]], None]
+
+
+def test_message_is_accepted_once(runs: Runs, deploy: DeployMessage) -> None:
+    assert [runs.store.accept(deploy, "deploy") for _ in range(3)] == [
+        Acceptance.ACCEPTED,
+        Acceptance.KNOWN,
+        Acceptance.KNOWN,
+    ]
+
+
+def test_second_message_changes_nothing(runs: Runs, run: Run) -> None:
+    other = DeployMessage.model_validate({"job": "42", "plugin": "other@2", "agent": 2})
+
+    runs.store.accept(other, "elsewhere")
+
+    assert runs.store.load("42") == run
+
+
+def test_message_is_read_back_as_it_came(runs: Runs, run: Run, deploy: DeployMessage) -> None:
+    assert run.message == deploy
+    assert run.message.model_fields_set == deploy.model_fields_set
+
+
+def test_ended_job_is_known(runs: Runs, run: Run, deploy: DeployMessage) -> None:
+    runs.store.finish("42", End(JobStatus.FAILED, {}))
+
+    assert runs.store.accept(deploy, "deploy") is Acceptance.KNOWN
+
+
+def test_stop_before_its_message_ends_the_run_at_once(runs: Runs, deploy: DeployMessage) -> None:
+    runs.store.remember_stop("42")
+
+    assert runs.store.accept(deploy, "deploy") is Acceptance.STOPPED
+    assert runs.store.load("42").end == End(JobStatus.STOPPED, {"error": "stopped"})
+    assert runs.redis.hget(job_key("42"), "status") == "STOPPED"
+
+
+def test_stop_is_remembered_for_a_day(runs: Runs, redis: FakeRedis) -> None:
+    runs.store.remember_stop("42")
+
+    assert DAY - 5 < redis.ttl(stop_key("42")) <= DAY
+
+
+# Leases
+
+
+def test_lease_is_renewed_while_held(redis: FakeRedis, eventually: Eventually) -> None:
+    keeper = LeaseKeeper(redis, 0.6)
+    keeper.take("lock", "me")
+    with keeper.keep("lock", "me"):
+        redis.pexpire("lock", 300)
+        eventually(lambda: redis.pttl("lock") > 400)
+
+    assert not redis.exists("lock")
+
+
+def test_lease_is_renewed_also_when_it_follows_another_at_once(
+    redis: FakeRedis, eventually: Eventually
+) -> None:
+    keeper = LeaseKeeper(redis, 0.6)
+    for _ in range(200):
+        keeper.take("lock", "me")
+        with keeper.keep("lock", "me"):
+            pass
+    keeper.take("lock", "me")
+
+    with keeper.keep("lock", "me"):
+        redis.pexpire("lock", 300)
+        eventually(lambda: redis.pttl("lock") > 400)
+
+
+def test_lease_of_another_is_neither_renewed_nor_released(redis: FakeRedis) -> None:
+    keeper = LeaseKeeper(redis, 10)
+    keeper.take("lock", "me")
+    with keeper.keep("lock", "me"):
+        redis.set("lock", "another", px=500)
+
+    assert redis.get("lock") == "another"
+
+
+def test_lease_is_taken_once(redis: FakeRedis) -> None:
+    keeper = LeaseKeeper(redis, 10)
+
+    assert keeper.take("lock", "me")
+    assert not keeper.take("lock", "another")
+
+
+def test_client_that_asks_twice_holds_the_lease(redis: FakeRedis) -> None:
+    keeper = LeaseKeeper(redis, 10)
+
+    assert keeper.take("lock", "me")
+    assert keeper.take("lock", "me")
+
+
+def test_no_thread_is_left_when_nothing_is_held(redis: FakeRedis, eventually: Eventually) -> None:
+    keeper = LeaseKeeper(redis, 10)
+    keeper.take("lock", "me")
+    with keeper.keep("lock", "me"):
+        thread = keeper._thread
+        assert thread is not None
+
+    eventually(lambda: not thread.is_alive())
+    assert thread not in threading.enumerate()
+
+
+def test_lock_is_shorter_than_the_visibility_timeout(runs: Runs) -> None:
+    assert runs.timing.lock < runs.timing.visibility_timeout < runs.timing.patience
+
+
+# Signs of life
+
+
+def test_member_is_overdue_after_the_patience(redis: FakeRedis, clock: Clock) -> None:
+    live = Live(redis, patience=70)
+    live.expect("run:42")
+
+    clock.forward(68)
+    early = live.overdue()
+    clock.forward(4)
+
+    assert (early, live.overdue()) == ([], ["run:42"])
+
+
+def test_overdue_member_is_handed_out_once(redis: FakeRedis, clock: Clock) -> None:
+    live = Live(redis, patience=70)
+    live.expect("run:42")
+    clock.forward(72)
+
+    assert [live.overdue(), live.overdue()] == [["run:42"], []]
+
+
+def test_overdue_member_is_handed_out_later_each_time(redis: FakeRedis, clock: Clock) -> None:
+    live = Live(redis, patience=10)
+    live.expect("run:42")
+    start, times = clock.ahead, []
+    while len(times) < 9 and clock.ahead < 5000:
+        clock.forward(1)
+        if live.overdue():
+            times.append(clock.ahead - start)
+
+    gaps = [round(after - before, -1) for before, after in itertools.pairwise(times)]
+    assert gaps == [20, 40, 80, 160, 320, 640, 640, 640]
+
+
+def test_sign_of_life_makes_patience_whole_again(redis: FakeRedis, clock: Clock) -> None:
+    live = Live(redis, patience=10)
+    live.expect("run:42")
+    for _ in range(4):
+        clock.forward(200)
+        live.overdue()
+    live.expect("run:42")
+    clock.forward(12)
+    assert live.overdue() == ["run:42"]
+    clock.forward(22)
+
+    assert live.overdue() == ["run:42"]
+
+
+def test_forgotten_member_is_not_overdue(redis: FakeRedis, clock: Clock) -> None:
+    live = Live(redis, patience=10)
+    live.expect("run:42")
+    live.forget("run:42")
+    clock.forward(100)
+
+    assert live.overdue() == []
+
+
+# Recovery
+
+
+def test_run_that_never_began_gets_its_first_step(runs: Runs, run: Run, sender: RecordingSender) -> None:
+    recover_run("42", runs)
+
+    assert [(sent.name, sent.queue) for sent in sender.sent] == [("deploy.initialize", "deploy")]
+
+
+def test_run_gets_the_step_at_which_it_stands(runs: Runs, run: Run, sender: RecordingSender) -> None:
+    runs.store.begin("42", FIRST, "", "me", 5, 0, False)
+    runs.store.announce_poll("42", FIRST.name, 0)
+
+    recover_run("42", runs)
+
+    assert [(sent.name, sent.kwargs) for sent in sender.sent] == [
+        ("deploy.first", {"job": "42", "generation": 1})
+    ]
+
+
+def test_step_with_a_queue_of_its_own_is_recovered_there(
+    runs: Runs, run: Run, sender: RecordingSender
+) -> None:
+    runs.store.begin("42", SPREAD, "", "me", 5, 0, False)
+
+    recover_run("42", runs)
+
+    assert sender.sent[0].queue == "annotate"
+
+
+def test_ended_run_gets_its_report(runs: Runs, run: Run, sender: RecordingSender) -> None:
+    runs.store.finish("42", End(JobStatus.FAILED, {}))
+
+    recover_run("42", runs)
+
+    assert [sent.name for sent in sender.sent] == ["runs.report"]
+
+
+def test_reports_of_an_ended_run_are_recovered_later_each_time(
+    runs: Runs, run: Run, sender: RecordingSender, clock: Clock
+) -> None:
+    runs.finish("42", End(JobStatus.FAILED, {}))
+    for _ in range(60):
+        clock.forward(runs.timing.patience)
+        for _member in runs.live.overdue():
+            recover_run("42", runs)
+
+    assert len(sender.of("runs.report")) < 10
+
+
+def test_reported_run_is_forgotten(runs: Runs, run: Run, sender: RecordingSender, redis: FakeRedis) -> None:
+    runs.store.finish("42", End(JobStatus.FAILED, {}))
+    runs.store.seal("42")
+    runs.live.expect("run:42")
+
+    recover_run("42", runs)
+
+    assert sender.sent == []
+    assert redis.zcard(LIVE) == 0
+
+
+def test_unknown_run_is_forgotten(runs: Runs, redis: FakeRedis, sender: RecordingSender) -> None:
+    runs.live.expect("run:nobody")
+
+    recover_run("nobody", runs)
+
+    assert redis.zcard(LIVE) == 0

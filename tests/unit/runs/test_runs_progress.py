@@ -1,0 +1,160 @@
+"""Progress to the letter of the platform's API."""
+
+import json
+from typing import Any
+
+import pytest
+from fakeredis import FakeRedis
+
+from shared.channels import events_channel, job_key
+from shared.messages import DeployMessage, ToTaskMessage
+from tests.unit.conftest import Clock
+from worker.runs.progress import DEPLOY, TO_TASK_FILE, TO_TASK_INFERENCE, Proportions, proportions_of
+from worker.runs.record import Run
+from worker.runs.runs import Runs
+
+
+@pytest.mark.parametrize("proportions", [DEPLOY, TO_TASK_FILE, TO_TASK_INFERENCE])
+def test_proportions_add_up(proportions: Proportions) -> None:
+    assert sum(proportions.values()) == 100
+
+
+def test_proportions_of_to_task_are_the_platforms() -> None:
+    assert list(TO_TASK_FILE.items()) == [
+        ("initialize", 10), ("prepare", 5), ("fetch_tasks", 10), ("annotate_task_data", 70), ("finalize", 5),
+    ]  # fmt: skip
+    assert list(TO_TASK_INFERENCE.items()) == [
+        ("initialize", 10), ("prepare", 20), ("fetch_tasks", 10), ("annotate_task_data", 55), ("finalize", 5),
+    ]  # fmt: skip
+
+
+def test_steps_of_deploy_are_the_platforms() -> None:
+    assert list(DEPLOY) == ["initialize", "deploy", "register"]
+
+
+def test_proportions_follow_the_method(deploy: DeployMessage, to_task: ToTaskMessage) -> None:
+    params = {"name": "n", "project": 1, "agent": 1, "method": "inference", "pre_processor": 1, "model": 2}
+    inference = ToTaskMessage.model_validate({"job": 1, "plugin": "a@1", "params": params})
+
+    assert [proportions_of(each) for each in (deploy, to_task, inference)] == [
+        DEPLOY,
+        TO_TASK_FILE,
+        TO_TASK_INFERENCE,
+    ]
+
+
+def test_record_has_the_platforms_shape(runs: Runs, run: Run) -> None:
+    runs.advance(run, "initialize", 100)
+    runs.advance(run, "deploy", 50)
+
+    snapshot = runs.progress.snapshot("42", DEPLOY)
+
+    assert snapshot.progress == {
+        "record": {
+            "steps": {
+                "initialize": {"proportion": 10, "order": 1, "percent": 100.0, "time_remaining": None},
+                "deploy": {"proportion": 75, "order": 2, "percent": 50.0, "time_remaining": None},
+                "register": {"proportion": 15, "order": 3, "percent": 0.0, "time_remaining": None},
+            }
+        },
+        "current_progress": {
+            "overall": 47.5,
+            "step": "deploy",
+            "percent": 50.0,
+            "time_remaining": None,
+            "order": 2,
+        },
+    }
+
+
+def test_time_remaining_follows_the_pace(runs: Runs, run: Run, clock: Clock) -> None:
+    runs.advance(run, "deploy", 0)
+    clock.forward(10)
+    runs.advance(run, "deploy", 25)
+
+    current = runs.progress.snapshot("42", DEPLOY).progress["current_progress"]
+
+    assert current["time_remaining"] == pytest.approx(30, abs=4)
+
+
+def test_record_before_any_progress_stands_at_the_first_step(runs: Runs, run: Run) -> None:
+    current = runs.progress.snapshot("42", DEPLOY).progress["current_progress"]
+
+    assert current == {
+        "overall": 0.0,
+        "step": "initialize",
+        "percent": 0.0,
+        "time_remaining": None,
+        "order": 1,
+    }
+
+
+def test_steps_before_the_current_one_are_done(runs: Runs, run: Run) -> None:
+    runs.advance(run, "register", 1)
+
+    steps = runs.progress.snapshot("42", DEPLOY).progress["record"]["steps"]
+
+    assert [steps[name]["percent"] for name in DEPLOY] == [100, 100, 1]
+
+
+def test_complete_record_is_full(runs: Runs, run: Run) -> None:
+    runs.advance(run, "deploy", 3)
+
+    progress = runs.progress.snapshot("42", DEPLOY, complete=True).progress
+
+    assert {step["percent"] for step in progress["record"]["steps"].values()} == {100}
+    assert progress["current_progress"]["overall"] == 100
+
+
+def test_percent_of_a_step_never_falls(runs: Runs, run: Run) -> None:
+    runs.advance(run, "deploy", 50)
+    runs.advance(run, "deploy", 20)
+
+    assert runs.progress.snapshot("42", DEPLOY).progress["current_progress"]["percent"] == 50
+
+
+def test_percent_stays_within_a_hundred(runs: Runs, run: Run) -> None:
+    runs.advance(run, "deploy", 180)
+
+    assert runs.progress.snapshot("42", DEPLOY).progress["current_progress"]["percent"] == 100
+
+
+def test_metrics_have_the_platforms_shape(runs: Runs, run: Run) -> None:
+    runs.measure(run, "annotate_task_data", success=3, failed=1, stand_by=6)
+
+    assert runs.progress.snapshot("42", DEPLOY).metrics == {
+        "record": {"steps": {"annotate_task_data": {"success": 3, "failed": 1, "stand_by": 6}}}
+    }
+
+
+def test_no_metrics_are_an_empty_record(runs: Runs, run: Run) -> None:
+    assert runs.progress.snapshot("42", DEPLOY).metrics == {"record": {"steps": {}}}
+
+
+def test_public_record_shows_overall(runs: Runs, run: Run, redis: FakeRedis) -> None:
+    runs.advance(run, "deploy", 50)
+
+    assert float(redis.hget(job_key("42"), "overall") or 0) == 47.5
+
+
+def test_listeners_hear_what_changes(runs: Runs, run: Run, redis: FakeRedis) -> None:
+    pubsub = redis.pubsub()
+    pubsub.subscribe(events_channel("42"))
+    runs.start(run)
+    runs.advance(run, "deploy", 50)
+    runs.advance(run, "deploy", 50)
+    runs.measure(run, "deploy", replicas=2)
+    runs.events.message("42", "hello", step="deploy")
+
+    heard: list[dict[str, Any]] = []
+    while (message := pubsub.get_message()) is not None:
+        if message["type"] == "message":
+            heard.append(json.loads(message["data"]))
+    pubsub.close()
+
+    assert heard == [
+        {"type": "state", "status": "RUNNING"},
+        {"type": "progress", "step": "deploy", "percent": 50, "overall": 47.5},
+        {"type": "metrics", "step": "deploy", "metrics": {"replicas": 2}},
+        {"type": "message", "level": "info", "step": "deploy", "content": "hello"},
+    ]

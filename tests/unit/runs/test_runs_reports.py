@@ -1,0 +1,443 @@
+"""The outbox: what the backend hears of a run."""
+
+from typing import Any
+
+import pytest
+from fakeredis import FakeRedis
+
+from shared.channels import job_key
+from shared.messages import DeployMessage, ToTaskMessage
+from shared.statuses import JobStatus
+from tests.unit.conftest import Clock
+from tests.unit.runs.runs_helpers import RecordingSender
+from worker.platform import ClientConnectionError, ClientTimeoutError, NotFoundError, ServerError
+from worker.platform import ValidationError as RefusedError
+from worker.runs.keys import messages_key, run_key
+from worker.runs.record import End, Run
+from worker.runs.reports import report, stop
+from worker.runs.runs import Runs
+
+DAY = 86_400
+
+
+class Backend:
+    """A backend that remembers, answers with its job, and fails when told."""
+
+    def __init__(self) -> None:
+        self.patches: list[dict[str, Any]] = []
+        self.logs: list[dict[str, Any]] = []
+        self.calls: list[str] = []
+        self.status = "RUNNING"
+        self.patch_error: Exception | None = None
+        self.log_error: Exception | None = None
+
+    def get_job(self, job: str) -> dict[str, Any]:
+        return {"id": job, "status": self.status}
+
+    def update_job(self, job: str, **fields: Any) -> dict[str, Any]:
+        self.calls.append("patch")
+        if self.patch_error is not None:
+            raise self.patch_error
+        self.patches.append(fields)
+        return {"id": job, "status": fields.get("status", self.status)}
+
+    def create_logs(self, entries: list[dict[str, Any]]) -> None:
+        self.calls.append("logs")
+        if self.log_error is not None:
+            raise self.log_error
+        self.logs.extend(entries)
+
+
+@pytest.fixture
+def backend() -> Backend:
+    return Backend()
+
+
+def finals(backend: Backend) -> list[dict[str, Any]]:
+    return [patch for patch in backend.patches if "result" in patch]
+
+
+def test_first_report_says_running(runs: Runs, run: Run, backend: Backend) -> None:
+    runs.start(run)
+
+    report("42", runs, backend)
+
+    assert backend.patches[0]["status"] == JobStatus.RUNNING
+
+
+def test_running_is_said_once(runs: Runs, run: Run, backend: Backend, clock: Clock) -> None:
+    runs.start(run)
+    report("42", runs, backend)
+    clock.forward(2)
+    runs.advance(run, "deploy", 50)
+
+    report("42", runs, backend)
+
+    assert ["status" in patch for patch in backend.patches] == [True, False]
+
+
+def test_second_report_within_a_second_waits(runs: Runs, run: Run, backend: Backend) -> None:
+    runs.start(run)
+    report("42", runs, backend)
+    runs.advance(run, "deploy", 50)
+
+    wait = report("42", runs, backend)
+
+    assert wait is not None
+    assert 0 < wait <= 1
+    assert len(backend.patches) == 1
+
+
+def test_many_changes_are_one_message_and_one_patch(
+    runs: Runs, run: Run, backend: Backend, sender: RecordingSender
+) -> None:
+    runs.start(run)
+    for percent in range(1, 100):
+        runs.advance(run, "deploy", percent)
+
+    report("42", runs, backend)
+
+    assert len(sender.of("runs.report")) == 1
+    assert [
+        patch["progress_record"]["record"]["steps"]["deploy"]["percent"] for patch in backend.patches
+    ] == [99]
+
+
+def test_change_during_the_patch_is_reported_after_it(runs: Runs, run: Run, backend: Backend) -> None:
+    runs.start(run)
+    original = backend.update_job
+
+    def change(job: str, **fields: Any) -> dict[str, Any]:
+        runs.advance(run, "deploy", 60)
+        return original(job, **fields)
+
+    backend.update_job = change  # type: ignore[method-assign]
+
+    assert report("42", runs, backend) == 1.0
+
+
+def test_nothing_new_ends_the_reporting(runs: Runs, run: Run, backend: Backend) -> None:
+    runs.start(run)
+
+    assert report("42", runs, backend) is None
+
+
+def test_change_after_the_reporting_ended_publishes_the_next(
+    runs: Runs, run: Run, backend: Backend, sender: RecordingSender
+) -> None:
+    runs.start(run)
+    report("42", runs, backend)
+
+    runs.advance(run, "deploy", 10)
+
+    assert len(sender.of("runs.report")) == 2
+
+
+def test_copy_of_a_report_sends_nothing_twice(runs: Runs, run: Run, backend: Backend, clock: Clock) -> None:
+    runs.start(run)
+    report("42", runs, backend)
+    clock.forward(2)
+
+    assert report("42", runs, backend) is None
+    assert len(backend.patches) == 1
+
+
+def test_report_that_got_lost_is_published_again_after_a_while(
+    runs: Runs, run: Run, sender: RecordingSender, clock: Clock
+) -> None:
+    runs.start(run)
+    clock.forward(runs.timing.patience + 1)
+
+    runs.advance(run, "deploy", 10)
+
+    assert len(sender.of("runs.report")) == 2
+
+
+def test_overall_never_falls(runs: Runs, run: Run, backend: Backend, clock: Clock) -> None:
+    runs.advance(run, "register", 50)
+    report("42", runs, backend)
+    clock.forward(2)
+    runs.advance(run, "deploy", 10)
+    runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
+    report("42", runs, backend)
+
+    overalls = [patch["progress_record"]["current_progress"]["overall"] for patch in backend.patches]
+    assert overalls == sorted(overalls)
+    assert len(overalls) == 2
+
+
+def test_end_is_one_final_patch_with_its_result(runs: Runs, run: Run, backend: Backend) -> None:
+    runs.finish("42", End(JobStatus.SUCCEEDED, {"serve_application": 7}))
+
+    assert report("42", runs, backend) is None
+
+    (final,) = finals(backend)
+    assert (final["status"], final["result"]) == (JobStatus.SUCCEEDED, {"serve_application": 7})
+    assert final["progress_record"]["current_progress"]["overall"] == 100
+
+
+def test_end_does_not_wait_for_the_second_to_pass(runs: Runs, run: Run, backend: Backend) -> None:
+    runs.start(run)
+    report("42", runs, backend)
+    runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
+
+    report("42", runs, backend)
+
+    assert len(finals(backend)) == 1
+
+
+def test_final_status_is_sent_once(runs: Runs, run: Run, backend: Backend) -> None:
+    runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+    report("42", runs, backend)
+
+    report("42", runs, backend)
+
+    assert len(backend.patches) == 1
+
+
+def test_nothing_follows_the_end(
+    runs: Runs, run: Run, backend: Backend, sender: RecordingSender, clock: Clock
+) -> None:
+    runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+    report("42", runs, backend)
+    sender.sent.clear()
+    clock.forward(100)
+
+    runs.start(run)
+    runs.advance(run, "deploy", 100)
+    runs.measure(run, "deploy", success=1)
+    runs.events.message("42", "late")
+
+    assert sender.sent == []
+    assert report("42", runs, backend) is None
+    assert len(backend.patches) == 1
+
+
+def test_late_start_does_not_undo_a_stop(runs: Runs, run: Run, redis: FakeRedis) -> None:
+    stop("42", runs)
+
+    runs.start(run)
+
+    assert redis.hget(job_key("42"), "status") == "STOPPED"
+
+
+def test_backend_that_is_down_leaves_the_end_unsealed(runs: Runs, run: Run, backend: Backend) -> None:
+    runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+    backend.patch_error = ServerError()
+
+    with pytest.raises(ServerError):
+        report("42", runs, backend)
+    backend.patch_error = None
+    report("42", runs, backend)
+
+    assert len(finals(backend)) == 1
+    assert runs.store.is_sealed("42")
+
+
+def test_failed_progress_report_is_sent_again(runs: Runs, run: Run, backend: Backend, clock: Clock) -> None:
+    runs.start(run)
+    backend.patch_error = ClientTimeoutError()
+    with pytest.raises(ClientTimeoutError):
+        report("42", runs, backend)
+    backend.patch_error = None
+    clock.forward(2)
+
+    report("42", runs, backend)
+
+    assert backend.patches[0]["status"] == JobStatus.RUNNING
+
+
+def test_job_that_the_backend_does_not_know_is_sealed(runs: Runs, run: Run, backend: Backend) -> None:
+    runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+    backend.patch_error = NotFoundError()
+
+    report("42", runs, backend)
+
+    assert runs.store.is_sealed("42")
+
+
+def test_end_that_the_backend_has_already_is_sealed(runs: Runs, run: Run, backend: Backend) -> None:
+    runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+    backend.patch_error, backend.status = RefusedError(), "STOPPED"
+
+    report("42", runs, backend)
+
+    assert runs.store.is_sealed("42")
+
+
+def test_end_that_the_backend_refuses_while_the_job_runs_comes_back(
+    runs: Runs, run: Run, backend: Backend
+) -> None:
+    runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+    backend.patch_error = RefusedError()
+
+    with pytest.raises(RefusedError):
+        report("42", runs, backend)
+
+    assert not runs.store.is_sealed("42")
+
+
+def test_job_stopped_in_the_backend_stops_the_run(runs: Runs, run: Run, backend: Backend) -> None:
+    runs.start(run)
+    report("42", runs, backend)
+    runs.redis.hdel(run_key("42"), "patched")
+    backend.status = "STOPPED"
+    runs.advance(run, "deploy", 10)
+
+    wait = report("42", runs, backend)
+
+    end = runs.store.load("42").end
+    assert end is not None
+    assert end.status is JobStatus.STOPPED
+    assert wait == 1.0
+
+
+def test_job_stopped_in_a_backend_that_refuses_progress_stops_the_run(
+    runs: Runs, run: Run, backend: Backend
+) -> None:
+    runs.start(run)
+    backend.patch_error, backend.status = RefusedError(), "STOPPED"
+
+    report("42", runs, backend)
+
+    assert runs.store.is_over("42")
+
+
+def test_messages_go_out_in_their_order_before_the_end(runs: Runs, run: Run, backend: Backend) -> None:
+    for number in range(250):
+        runs.events.message("42", str(number), step="deploy")
+    runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
+
+    report("42", runs, backend)
+
+    assert [entry["data"]["content"] for entry in backend.logs] == [str(number) for number in range(250)]
+    assert backend.calls[-1] == "patch"
+
+
+def test_message_is_an_entry_to_the_letter(runs: Runs, run: Run, backend: Backend) -> None:
+    runs.events.message("42", "half", step="deploy", level="warning")
+
+    report("42", runs, backend)
+
+    entry = backend.logs[0]
+    assert {key: entry[key] for key in entry.keys() - {"datetime"}} == {
+        "event": "message",
+        "data": {"content": "half"},
+        "job": 42,
+        "step": "deploy",
+        "level": "warning",
+    }
+
+
+def test_message_gets_a_report_of_its_own(runs: Runs, run: Run, sender: RecordingSender) -> None:
+    runs.events.message("42", "hello")
+
+    assert len(sender.of("runs.report")) == 1
+
+
+def test_messages_that_were_not_delivered_keep_their_order(runs: Runs, run: Run, backend: Backend) -> None:
+    for text in ("one", "two"):
+        runs.events.message("42", text)
+    backend.log_error = ClientConnectionError()
+    with pytest.raises(ClientConnectionError):
+        report("42", runs, backend)
+    runs.events.message("42", "three")
+    backend.log_error = None
+
+    report("42", runs, backend)
+
+    assert [entry["data"]["content"] for entry in backend.logs] == ["one", "two", "three"]
+
+
+def test_message_whose_answer_was_lost_is_not_sent_twice(runs: Runs, run: Run, backend: Backend) -> None:
+    runs.events.message("42", "one")
+    backend.log_error = ClientTimeoutError()
+
+    report("42", runs, backend)
+    backend.log_error = None
+    runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+    report("42", runs, backend)
+
+    assert backend.calls.count("logs") == 1
+    assert len(finals(backend)) == 1
+
+
+def test_secret_in_a_message_is_masked(runs: Runs, run: Run, backend: Backend, redis: FakeRedis) -> None:
+    runs.events.message("42", "Authorization: Token 0123456789abcdef")
+
+    assert "0123456789abcdef" not in str(redis.lrange(messages_key("42"), 0, -1))
+
+
+def test_keys_expire_a_day_after_the_end_was_reported(
+    runs: Runs, run: Run, backend: Backend, redis: FakeRedis
+) -> None:
+    runs.advance(run, "deploy", 10)
+    redis.set("synapse:jobs:{42}:ledger", 1)
+    runs.store.owns("42", "synapse:jobs:{42}:ledger")
+    runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+    assert [redis.ttl(key) for key in redis.keys("synapse:jobs:*")] == [-1] * len(
+        redis.keys("synapse:jobs:*")
+    )
+
+    report("42", runs, backend)
+
+    ttls = {key: redis.ttl(key) for key in redis.keys("synapse:jobs:*")}
+    assert len(ttls) >= 5
+    assert all(DAY - 5 < ttl <= DAY for ttl in ttls.values()), ttls
+
+
+def test_reported_run_is_expected_no_longer(runs: Runs, run: Run, backend: Backend) -> None:
+    runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+    report("42", runs, backend)
+
+    assert runs.redis.zcard("synapse:live") == 0
+
+
+def test_end_is_written_once_and_the_first_wins(runs: Runs, run: Run) -> None:
+    assert runs.finish("42", End(JobStatus.STOPPED, {"error": "stopped"}))
+    assert not runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+
+    end = runs.store.load("42").end
+    assert end == End(JobStatus.STOPPED, {"error": "stopped"})
+
+
+def test_stop_of_a_deploy_has_the_contracts_result(runs: Runs, run: Run) -> None:
+    stop("42", runs)
+
+    assert runs.store.load("42").end == End(JobStatus.STOPPED, {"error": "stopped"})
+
+
+def test_stop_of_a_to_task_has_the_counts_so_far(
+    runs: Runs, to_task: ToTaskMessage, redis: FakeRedis
+) -> None:
+    runs.store.accept(to_task, "to_task")
+    redis.hset(job_key("42"), mapping={"total": 10, "success": 3, "failed": 1})
+
+    stop("42", runs)
+
+    end = runs.store.load("42").end
+    assert end is not None
+    assert end.result == {
+        "status": "STOPPED",
+        "message": "stopped",
+        "total_tasks": 10,
+        "success_count": 3,
+        "failed_count": 1,
+        "failures": [],
+        "error": "stopped",
+    }
+
+
+def test_report_of_an_unknown_job_does_nothing(runs: Runs, backend: Backend) -> None:
+    assert report("nobody", runs, backend) is None
+    assert backend.calls == []
+
+
+def test_text_ids_stay_text_in_log_entries(runs: Runs, backend: Backend) -> None:
+    message = DeployMessage.model_validate({"job": "007", "plugin": "a@1", "agent": 1})
+    runs.store.accept(message, "deploy")
+    runs.events.message("007", "hello")
+
+    report("007", runs, backend)
+
+    assert backend.logs[0]["job"] == "007"
