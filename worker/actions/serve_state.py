@@ -17,7 +17,7 @@ _LIBRARY = re.compile(r"/\S*?/site-packages/")
 _WORKER = re.compile(r"\s*\(?(?:pid|ip|actor_id|repr)=[^,)\s]+[,)]?")
 _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b")
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>\S+)')
-_RAY_FILE = re.compile(
+_LIBRARY_FILE = re.compile(
     r"(^|/)(site-packages/)?(ray|starlette|fastapi|uvicorn|asyncio|concurrent)/|^<|/lib/python"
 )
 
@@ -94,7 +94,7 @@ def _without_foreign_frames(lines: list[str]) -> list[str]:
     for line in lines:
         frame = _FRAME.match(line)
         if frame:
-            foreign = bool(_RAY_FILE.search(frame["file"]))
+            foreign = not _PACKAGE.search(frame["file"]) and bool(_LIBRARY_FILE.search(frame["file"]))
         elif foreign and line.startswith("    "):
             continue
         else:

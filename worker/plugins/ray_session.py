@@ -14,7 +14,7 @@ from worker.plugins.errors import PluginHostUnavailableError
 
 logger = logging.getLogger(__name__)
 
-# Ray ends the whole process when its control store was gone for 60 s; runs that need no Ray go on here instead.
+# Ray ends the whole process when its control store was gone for 60 s; here runs that need no Ray go on.
 # Read when Ray's library is loaded, hence before the first `import ray`.
 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(7 * 24 * 3600))
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import stat
 import tempfile
 import threading
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ class PluginStore:
 
     def __init__(self, directory: Path, cache_dir: Path | None = None, max_bytes: int = MAX_BYTES) -> None:
         self.directory = directory
-        self._cache_dir = cache_dir or _private_cache()
+        default = Path(tempfile.gettempdir()) / f"synapse-worker-{os.getuid()}"
+        self._cache_dir = cache_dir or default
         self._max_bytes = max_bytes
         self._known: dict[str, tuple[str, Release]] = {}
         self._lock = threading.Lock()
@@ -66,10 +68,10 @@ class PluginStore:
             raise ReleaseNotFoundError(f"the plugin store has no release {name!r}")
         with self._lock:
             try:
-                stamp = _stamp(source)
+                mark = _stamp(source)
                 known = self._known.get(name)
-                if known is None or known[0] != stamp or not known[1].path.is_dir():
-                    known = self._known[name] = (stamp, self._load(name, source))
+                if known is None or known[0] != mark or not known[1].path.is_dir():
+                    known = self._known[name] = (mark, self._load(name, source))
             except PluginError as error:
                 raise type(error)(f"{name}: {error}") from None
             except OSError as error:
@@ -106,7 +108,7 @@ class PluginStore:
             raise ReleaseInvalidError(f"the archive is larger than {self._max_bytes} bytes")
         with archive.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        folder = self._cache_dir / f"{name}-{digest[:16]}"
+        folder = _private(self._cache_dir) / f"{name}-{digest[:16]}"
         unpack(archive, folder, self._max_bytes)
         return folder
 
@@ -114,16 +116,16 @@ class PluginStore:
 def _stamp(source: Path) -> str:
     if source.is_dir():
         return content.stamp(source)
-    stat = source.stat()
-    return f"{stat.st_mtime_ns}:{stat.st_size}:{stat.st_ino}"
+    found = source.stat()
+    return f"{found.st_mtime_ns}:{found.st_size}:{found.st_ino}"
 
 
-def _private_cache() -> Path:
-    """A folder that only this user can write: what lies there is run."""
-    folder = Path(tempfile.gettempdir()) / f"synapse-worker-{os.getuid()}" / "releases"
-    folder.parent.mkdir(mode=0o700, exist_ok=True)
-    owner = folder.parent.lstat()
-    if owner.st_uid != os.getuid() or folder.parent.is_symlink() or owner.st_mode & 0o022:
-        raise PluginError(f"{folder.parent} belongs to somebody else or others can write it; remove it")
-    folder.mkdir(mode=0o700, exist_ok=True)
+def _private(folder: Path) -> Path:
+    """`folder`, made when it is not there, once sure that nobody else can write it: what lies in it is run."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
+        raise PluginError(
+            f"the cache {folder} can be written by others: remove it, or make it this user's alone"
+        )
     return folder

@@ -1,6 +1,5 @@
 """A real Ray of this module's own, and releases to run on it."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -84,7 +83,7 @@ def write_release(store: Path, code: str) -> None:
 
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
-    local = LocalRay(tmp_path_factory.mktemp("ray"), num_cpus=4, environ=os.environ)
+    local = LocalRay(tmp_path_factory.mktemp("ray"), num_cpus=4)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in local.environment().items():
             patch.setenv(name, value)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.plugins import PluginStore, ReleaseInvalidError, ReleaseNotFoundError
+from worker.plugins import PluginError, PluginStore, ReleaseInvalidError, ReleaseNotFoundError
 from worker.plugins.package import zipped
 
 Write = Callable[..., Path]
@@ -125,3 +125,14 @@ def test_an_action_that_is_not_declared_is_named(store: PluginStore, write_relea
     write_release("cat@1.0")
     with pytest.raises(ReleaseInvalidError, match=r"no action 'deploy' \(it has: to_task\)"):
         store.get("cat@1.0").action("deploy")
+
+
+def test_a_cache_that_others_can_write_is_refused(write_release: Write, tmp_path: Path) -> None:
+    folder = write_release("cat@1.0")
+    zip_folder(folder)
+    folder.rename(tmp_path / "moved")
+    cache = tmp_path / "open"
+    cache.mkdir()
+    cache.chmod(0o777)
+    with pytest.raises(PluginError, match="can be written by others"):
+        PluginStore(folder.parent, cache).get("cat@1.0")
