@@ -1,0 +1,44 @@
+import pytest
+from celery import Celery, shared_task
+from fakeredis import FakeRedis
+
+from shared.messages import DeployMessage
+from tests.unit.control.control_helpers import Backend, Door, FakeServices
+from tests.unit.runs.runs_helpers import RecordingSender
+from worker.control import tasks
+from worker.runs.outcomes import Step
+from worker.workflow import WorkflowTask
+
+FIRST = Step("deploy.initialize", 10)
+
+
+@shared_task(base=WorkflowTask, bind=True, name="test.deploy")
+def _deploy(self: WorkflowTask, *args: object, **kwargs: object) -> None:
+    self.accept(DeployMessage, FIRST, args, kwargs)
+
+
+@pytest.fixture
+def services(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> FakeServices:
+    services = FakeServices(redis)
+    monkeypatch.setattr("worker.workflow.services", lambda: services)
+    monkeypatch.setattr(tasks, "services", lambda: services)
+    # The tested door is the contract's `deploy`, without the workflow behind it.
+    monkeypatch.setattr("worker.workflow.RUN_TASKS", ("test.deploy",))
+    return services
+
+
+@pytest.fixture
+def sender(services: FakeServices) -> RecordingSender:
+    return services.sender
+
+
+@pytest.fixture
+def backend(services: FakeServices) -> Backend:
+    return services.platform
+
+
+@pytest.fixture
+def door(services: FakeServices, monkeypatch: pytest.MonkeyPatch) -> Door:
+    app = Celery("test-control", broker="memory://", set_as_current=False)
+    app.finalize()
+    return Door(app, monkeypatch)

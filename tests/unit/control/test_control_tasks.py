@@ -1,0 +1,439 @@
+"""The doors: accepting, refusing, reporting, stopping."""
+
+import json
+from typing import Any
+
+import pytest
+from fakeredis import FakeRedis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from shared.channels import DEAD_LETTERS, job_key
+from shared.statuses import JobStatus
+from tests.unit.conftest import Clock
+from tests.unit.control.control_helpers import Backend, Door, FakeServices
+from tests.unit.runs.runs_helpers import RecordingSender
+from worker.platform import NotFoundError, ServerError
+from worker.runs.keys import LIVE, lock_key
+from worker.runs.record import End
+from worker.workflow import begin_run
+
+MESSAGE: dict[str, Any] = {"job": 42, "plugin": "digits@1.0.0", "agent": 1}
+
+
+def letters(redis: FakeRedis) -> list[dict[str, str]]:
+    return [fields for _, fields in redis.xrange(DEAD_LETTERS)]
+
+
+# Accepting
+
+
+def test_accepted_message_sends_the_first_step(door: Door, sender: RecordingSender) -> None:
+    assert door.deliver("test.deploy", **MESSAGE).ended == "acknowledged"
+
+    assert [(sent.name, sent.queue, sent.kwargs) for sent in sender.sent] == [
+        ("deploy.initialize", "deploy", {"job": "42"})
+    ]
+
+
+def test_accepted_message_is_expected_to_give_signs_of_life(door: Door, redis: FakeRedis) -> None:
+    door.deliver("test.deploy", **MESSAGE)
+
+    assert redis.zrange(LIVE, 0, -1) == ["run:42"]
+
+
+def test_entry_delivered_twice_sends_the_first_step_again_while_it_has_not_begun(
+    door: Door, sender: RecordingSender
+) -> None:
+    door.deliver("test.deploy", **MESSAGE)
+    door.deliver("test.deploy", **MESSAGE)
+
+    assert len(sender.of("deploy.initialize")) == 2
+
+
+def test_entry_delivered_twice_starts_nothing_once_the_run_has_begun(
+    door: Door, services: FakeServices, sender: RecordingSender
+) -> None:
+    from worker.runs.outcomes import Step
+
+    door.deliver("test.deploy", **MESSAGE)
+    services.runs.store.begin("42", Step("deploy.initialize", 10), "", "me", 5, 0, False)
+    door.deliver("test.deploy", **MESSAGE)
+
+    assert len(sender.of("deploy.initialize")) == 1
+
+
+def test_entry_of_an_ended_run_publishes_only_the_report(
+    door: Door, services: FakeServices, sender: RecordingSender
+) -> None:
+    door.deliver("test.deploy", **MESSAGE)
+    services.runs.store.finish("42", End(JobStatus.FAILED, {"error": "x"}))
+    sender.sent.clear()
+
+    door.deliver("test.deploy", **MESSAGE)
+
+    assert [sent.name for sent in sender.sent] == ["runs.report"]
+
+
+def test_entry_comes_back_when_redis_is_away(
+    door: Door, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise RedisConnectionError("away")
+
+    monkeypatch.setattr(services.runs.store, "accept", away)
+
+    delivery = door.deliver("test.deploy", **MESSAGE)
+
+    assert (delivery.ended, delivery.kwargs) == ("again", MESSAGE)
+
+
+def test_entry_stays_with_the_broker_when_nothing_can_be_published(
+    door: Door, sender: RecordingSender
+) -> None:
+    sender.broken = door.broken = True
+
+    assert door.deliver("test.deploy", **MESSAGE).ended == "requeued"
+
+
+def test_entry_comes_back_when_the_plugin_store_is_away(door: Door, services: FakeServices) -> None:
+    services.store.error = OSError("stale file handle")
+
+    assert door.deliver("test.deploy", **MESSAGE).ended == "again"
+
+
+def test_entry_whose_release_breaks_the_reader_is_refused(
+    door: Door, services: FakeServices, redis: FakeRedis
+) -> None:
+    services.store.error = TypeError("a bug")
+
+    assert door.deliver("test.deploy", **MESSAGE).ended == "acknowledged"
+    assert letters(redis)[0]["reason"] == "TypeError: a bug"
+
+
+def test_stop_that_came_first_ends_the_run_and_reports_it(
+    door: Door, sender: RecordingSender, services: FakeServices
+) -> None:
+    door.deliver("stop", job=42)
+    door.deliver("test.deploy", **MESSAGE)
+
+    assert services.runs.store.is_over("42")
+    assert [sent.name for sent in sender.sent] == ["runs.report"]
+
+
+# Refusing
+
+WRONG: list[dict[str, Any]] = [
+    {"job": 42, "plugin": "digits@1.0.0"},
+    {**MESSAGE, "agent": "1"},
+    {**MESSAGE, "colour": "red"},
+    {**MESSAGE, "plugin": "nobody@1.0.0"},
+    {**MESSAGE, "plugin": "../digits@1.0.0"},
+    {**MESSAGE, "action": "fly"},
+]
+
+
+@pytest.mark.parametrize("kwargs", WRONG)
+def test_wrong_message_is_kept_whole_and_its_job_told(
+    door: Door, redis: FakeRedis, sender: RecordingSender, kwargs: dict[str, Any]
+) -> None:
+    assert door.deliver("test.deploy", **kwargs).ended == "acknowledged"
+
+    (letter,) = letters(redis)
+    assert letter["task"] == "test.deploy"
+    assert json.loads(letter["body"]) == [[], kwargs]
+    assert letter.keys() == {"task", "body", "reason", "time"}
+    assert [(sent.name, sent.kwargs["reason"]) for sent in sender.sent] == [
+        ("runs.refuse_job", letter["reason"])
+    ]
+
+
+def test_arguments_by_position_are_refused(door: Door, redis: FakeRedis) -> None:
+    door.deliver("test.deploy", 42, "digits@1.0.0")
+
+    assert json.loads(letters(redis)[0]["body"]) == [[42, "digits@1.0.0"], {}]
+
+
+def test_reason_names_the_field_and_not_its_value(door: Door, redis: FakeRedis) -> None:
+    door.deliver("test.deploy", **{**MESSAGE, "agent": "hush-hush"})
+
+    reason = letters(redis)[0]["reason"]
+    assert reason.startswith("agent: ")
+    assert "hush" not in reason
+
+
+def test_second_delivery_of_a_refused_message_is_kept_once(
+    door: Door, redis: FakeRedis, sender: RecordingSender
+) -> None:
+    for _ in range(2):
+        door.deliver("test.deploy", message_id="the-same", job=42)
+
+    assert len(letters(redis)) == 1
+
+
+def test_two_refused_messages_are_both_kept(door: Door, redis: FakeRedis) -> None:
+    for _ in range(2):
+        door.deliver("test.deploy", job=42)
+
+    assert len(letters(redis)) == 2
+
+
+def test_unreadable_job_is_not_told(door: Door, redis: FakeRedis, sender: RecordingSender) -> None:
+    door.deliver("test.deploy", job={"a": 1})
+
+    assert len(letters(redis)) == 1
+    assert sender.sent == []
+
+
+def test_known_run_is_not_harmed_by_a_wrong_second_message(door: Door, sender: RecordingSender) -> None:
+    door.deliver("test.deploy", **MESSAGE)
+    sender.sent.clear()
+
+    door.deliver("test.deploy", job=42)
+
+    assert sender.sent == []
+
+
+def test_refusal_comes_back_when_redis_is_away(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise RedisConnectionError("away")
+
+    monkeypatch.setattr("worker.workflow.DeadLetters.add", away)
+
+    assert door.deliver("test.deploy", job=42).ended == "again"
+
+
+def test_refused_job_ends_failed_with_the_reason(door: Door, backend: Backend) -> None:
+    door.deliver("runs.refuse_job", job="42", reason="agent: Field required", tenant="acme")
+
+    assert backend.patches == [{"status": JobStatus.FAILED, "result": {"error": "agent: Field required"}}]
+    assert backend.tenants == ["acme"]
+
+
+def test_refused_job_that_is_over_is_left_alone(door: Door, backend: Backend) -> None:
+    backend.status = "SUCCEEDED"
+
+    door.deliver("runs.refuse_job", job="42", reason="x")
+
+    assert backend.patches == []
+
+
+def test_refused_job_that_got_a_run_by_now_is_left_alone(door: Door, backend: Backend) -> None:
+    door.deliver("test.deploy", **MESSAGE)
+
+    door.deliver("runs.refuse_job", job="42", reason="x")
+
+    assert backend.patches == []
+
+
+def test_refusal_comes_back_until_the_backend_has_it(door: Door, backend: Backend) -> None:
+    backend.get_error = ServerError()
+    kwargs: dict[str, Any] = {"job": "42", "reason": "x"}
+    countdowns = []
+    for _ in range(8):
+        delivery = door.deliver("runs.refuse_job", **kwargs)
+        kwargs = delivery.kwargs
+        countdowns.append(delivery.countdown)
+
+    assert countdowns == [0.5, 1, 2, 4, 8, 16, 30, 30]
+
+
+# Reopening
+
+
+def begun(door: Door, services: FakeServices) -> bool:
+    door.deliver("test.deploy", **MESSAGE)
+    return begin_run(services.runs.store.load("42"))
+
+
+def test_replay_opens_a_refused_job_again(door: Door, services: FakeServices, backend: Backend) -> None:
+    door.deliver("runs.refuse_job", job="42", reason="x")
+
+    assert begun(door, services)
+
+
+def test_replay_whose_first_step_is_delivered_twice_still_opens_the_job(
+    door: Door, services: FakeServices
+) -> None:
+    door.deliver("runs.refuse_job", job="42", reason="x")
+
+    assert begun(door, services)
+    assert begin_run(services.runs.store.load("42"))
+
+
+def test_job_that_failed_for_another_reason_is_not_opened(
+    door: Door, services: FakeServices, backend: Backend
+) -> None:
+    backend.status = "FAILED"
+
+    assert not begun(door, services)
+
+
+def test_job_that_was_over_before_the_refusal_is_not_opened(
+    door: Door, services: FakeServices, backend: Backend
+) -> None:
+    backend.status = "FAILED"
+    door.deliver("runs.refuse_job", job="42", reason="x")
+
+    assert not begun(door, services)
+
+
+# The first step
+
+
+@pytest.mark.parametrize("status", ["SUCCEEDED", "FAILED", "STOPPED"])
+def test_job_that_is_over_in_the_backend_starts_nothing(
+    door: Door, services: FakeServices, backend: Backend, sender: RecordingSender, status: str
+) -> None:
+    backend.status = status
+
+    assert not begun(door, services)
+    assert sender.of("runs.report") == []
+    assert services.redis.hget(job_key("42"), "status") == status
+    assert services.redis.zcard(LIVE) == 0
+
+
+def test_job_that_is_over_starts_nothing_also_at_the_second_look(
+    door: Door, services: FakeServices, backend: Backend
+) -> None:
+    from dataclasses import replace
+
+    backend.status = "STOPPED"
+    door.deliver("test.deploy", **MESSAGE)
+
+    assert not begin_run(replace(services.runs.store.load("42"), again=True))
+
+
+@pytest.mark.parametrize("status", ["PENDING", "RUNNING"])
+def test_job_that_is_not_over_starts(
+    door: Door, services: FakeServices, backend: Backend, status: str
+) -> None:
+    backend.status = status
+
+    assert begun(door, services)
+    assert services.redis.hget(job_key("42"), "status") == "RUNNING"
+
+
+def test_job_that_the_backend_does_not_know_starts(
+    door: Door, services: FakeServices, backend: Backend
+) -> None:
+    backend.get_error = NotFoundError()
+
+    assert begun(door, services)
+
+
+# Reporting
+
+
+def test_report_goes_out_and_ends(door: Door, services: FakeServices, backend: Backend) -> None:
+    begun(door, services)
+
+    assert door.deliver("runs.report", job="42").ended == "acknowledged"
+    assert backend.patches[0]["status"] == JobStatus.RUNNING
+
+
+def test_report_has_one_sender(
+    door: Door, services: FakeServices, backend: Backend, redis: FakeRedis
+) -> None:
+    begun(door, services)
+    redis.set(lock_key("42", "runs.report"), "another")
+
+    delivery = door.deliver("runs.report", job="42")
+
+    assert delivery.ended == "again"
+    assert backend.patches == []
+
+
+def test_report_of_an_end_comes_back_until_the_backend_has_it(
+    door: Door, services: FakeServices, backend: Backend
+) -> None:
+    begun(door, services)
+    services.runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
+    backend.patch_error = ServerError()
+    kwargs: dict[str, Any] = {"job": "42"}
+    countdowns = []
+    for _ in range(200):
+        delivery = door.deliver("runs.report", **kwargs)
+        kwargs = delivery.kwargs
+        countdowns.append(delivery.countdown)
+    backend.patch_error = None
+
+    assert countdowns[:8] == [0.5, 1, 2, 4, 8, 16, 30, 30]
+    assert door.deliver("runs.report", **kwargs).ended == "acknowledged"
+    assert [patch["status"] for patch in backend.patches] == [JobStatus.FAILED]
+
+
+def test_report_on_its_way_is_a_sign_of_life(
+    door: Door, services: FakeServices, backend: Backend, clock: Clock
+) -> None:
+    begun(door, services)
+    services.runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
+    backend.patch_error = ServerError()
+    clock.forward(60)
+
+    door.deliver("runs.report", job="42", attempt=9)
+    clock.forward(60)
+
+    assert services.runs.live.overdue() == []
+
+
+def test_report_comes_back_when_redis_is_away(
+    door: Door, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(door, services)
+
+    def away(*_: Any) -> bool:
+        raise RedisConnectionError("away")
+
+    monkeypatch.setattr(services.runs.store, "is_sealed", away)
+
+    assert door.deliver("runs.report", job="42").ended == "again"
+
+
+# Stopping
+
+
+def test_stop_ends_a_run(door: Door, services: FakeServices, sender: RecordingSender) -> None:
+    begun(door, services)
+
+    door.deliver("stop", job=42)
+
+    end = services.runs.store.load("42").end
+    assert end is not None
+    assert end.status is JobStatus.STOPPED
+
+
+def test_stop_of_an_ended_run_changes_nothing(door: Door, services: FakeServices) -> None:
+    begun(door, services)
+    services.runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+
+    door.deliver("stop", job=42)
+
+    end = services.runs.store.load("42").end
+    assert end == End(JobStatus.SUCCEEDED, {})
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"job": "a b"}, {"job": 1, "colour": "red"}])
+def test_wrong_stop_is_kept_and_harms_no_job(
+    door: Door, redis: FakeRedis, sender: RecordingSender, kwargs: dict[str, Any]
+) -> None:
+    door.deliver("stop", **kwargs)
+
+    assert letters(redis)[0]["task"] == "stop"
+    assert sender.sent == []
+
+
+def test_stop_by_position_is_kept(door: Door, redis: FakeRedis) -> None:
+    door.deliver("stop", 42)
+
+    assert len(letters(redis)) == 1
+
+
+def test_stop_comes_back_when_redis_is_away(
+    door: Door, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise RedisConnectionError("away")
+
+    monkeypatch.setattr(services.runs.store, "remember_stop", away)
+
+    assert door.deliver("stop", job=42).ended == "again"
