@@ -1,0 +1,213 @@
+"""The environment: defaults of the contract, mistakes of one clear line, secrets that stay secret."""
+
+from pathlib import Path
+
+import pytest
+
+from worker.settings import MB, Settings, SettingsError, load
+
+SECRET = "hush-hush-hush"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("SYNAPSE_HOST", "https://backend.example/api/")
+    monkeypatch.setenv("SYNAPSE_ACCESS_TOKEN", SECRET)
+    monkeypatch.setenv("PLUGINS_DIR", str(tmp_path))
+
+
+def mistakes() -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load()
+    return str(caught.value).splitlines()
+
+
+def test_defaults_are_the_contracts() -> None:
+    settings = load()
+
+    assert {
+        "REDIS_URL": settings.redis_url,
+        "CELERY_BROKER_URL": settings.broker_url,
+        "WORKER_PLUGIN_HOST": settings.worker_plugin_host,
+        "WORKER_PLUGIN_TIMEOUT_SECONDS": settings.worker_plugin_timeout_seconds,
+        "WORKER_PRE_PROCESSOR_TIMEOUT_SECONDS": settings.worker_pre_processor_timeout_seconds,
+        "WORKER_PRE_PROCESSOR_POLL_SECONDS": settings.worker_pre_processor_poll_seconds,
+        "WORKER_DEPLOY_TIMEOUT_SECONDS": settings.worker_deploy_timeout_seconds,
+        "WORKER_ANNOTATE_CONCURRENCY": settings.worker_annotate_concurrency,
+        "WORKER_ANNOTATE_CHUNK": settings.worker_annotate_chunk,
+        "WORKER_VISIBILITY_TIMEOUT_SECONDS": settings.worker_visibility_timeout_seconds,
+        "messages": settings.worker_stream_max_messages,
+        "lines": settings.worker_stream_max_lines,
+        "bytes": settings.worker_stream_max_bytes,
+        "bytes a line": settings.worker_stream_max_message_bytes,
+        "queued": settings.worker_stream_queue,
+    } == {
+        "REDIS_URL": "redis://127.0.0.1:6379/0",
+        "CELERY_BROKER_URL": "redis://127.0.0.1:6379/0",
+        "WORKER_PLUGIN_HOST": "ray",
+        "WORKER_PLUGIN_TIMEOUT_SECONDS": 300,
+        "WORKER_PRE_PROCESSOR_TIMEOUT_SECONDS": 180,
+        "WORKER_PRE_PROCESSOR_POLL_SECONDS": 10,
+        "WORKER_DEPLOY_TIMEOUT_SECONDS": 600,
+        "WORKER_ANNOTATE_CONCURRENCY": 64,
+        "WORKER_ANNOTATE_CHUNK": 100,
+        "WORKER_VISIBILITY_TIMEOUT_SECONDS": 60,
+        "messages": 10_000,
+        "lines": 50_000,
+        "bytes": 50 * MB,
+        "bytes a line": 10 * 1024,
+        "queued": 1_000,
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "synapse_tenant",
+        "synapse_agent_url",
+        "synapse_agent_token",
+        "ray_address",
+        "worker_agent",
+        "worker_plugin_access_token",
+        "worker_package_store",
+    ],
+)
+def test_optional_settings_are_none(name: str) -> None:
+    assert getattr(load(), name) is None
+
+
+@pytest.mark.parametrize("name", ["SYNAPSE_HOST", "SYNAPSE_ACCESS_TOKEN", "PLUGINS_DIR"])
+@pytest.mark.parametrize("value", [None, ""])
+def test_missing_setting_is_one_line(monkeypatch: pytest.MonkeyPatch, name: str, value: str | None) -> None:
+    if value is None:
+        monkeypatch.delenv(name)
+    else:
+        monkeypatch.setenv(name, value)
+
+    (line,) = mistakes()
+    assert line.startswith(f"{name} is not set: ")
+
+
+def test_every_mistake_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SYNAPSE_HOST")
+    monkeypatch.setenv("REDIS_URL", "http://x")
+    monkeypatch.setenv("WORKER_ANNOTATE_CHUNK", "many")
+
+    assert [line.split()[0] for line in mistakes()] == ["SYNAPSE_HOST", "REDIS_URL", "WORKER_ANNOTATE_CHUNK"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SYNAPSE_HOST", "backend.example"),
+        ("SYNAPSE_HOST", "https://"),
+        ("SYNAPSE_HOST", "https://[::1"),
+        ("SYNAPSE_HOST", "https://x:port"),
+        ("SYNAPSE_ACCESS_TOKEN", "   "),
+        ("SYNAPSE_ACCESS_TOKEN", "two\nlines"),
+        ("SYNAPSE_AGENT_URL", "ws://agent"),
+        ("REDIS_URL", "amqp://x"),
+        ("REDIS_URL", "redis://[x"),
+        ("CELERY_BROKER_URL", "rabbit"),
+        ("CELERY_BROKER_URL", "unix:///tmp/x"),
+        ("PLUGINS_DIR", "/no/such/folder"),
+        ("WORKER_PLUGIN_HOST", "docker"),
+        ("WORKER_PLUGIN_TIMEOUT_SECONDS", "0"),
+        ("WORKER_PLUGIN_TIMEOUT_SECONDS", "inf"),
+        ("WORKER_VISIBILITY_TIMEOUT_SECONDS", "9.9"),
+        ("WORKER_VISIBILITY_TIMEOUT_SECONDS", "nan"),
+        ("WORKER_VISIBILITY_TIMEOUT_SECONDS", "inf"),
+        ("WORKER_ANNOTATE_CONCURRENCY", "0"),
+        ("WORKER_ANNOTATE_CHUNK", "-1"),
+        ("WORKER_AGENT", "first"),
+        ("WORKER_AGENT", "0"),
+        ("WORKER_STREAM_MAX_LINES", "1.5"),
+    ],
+)
+def test_mistake_is_one_line_that_names_the_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    (line,) = mistakes()
+    assert line.startswith(f"{name} ")
+
+
+@pytest.mark.parametrize("name", ["SYNAPSE_AGENT_URL", "REDIS_URL", "CELERY_BROKER_URL", "SYNAPSE_HOST"])
+def test_mistake_does_not_show_the_value(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, f"ftp://user:{SECRET}@host")
+
+    assert SECRET not in "\n".join(mistakes())
+
+
+def test_visibility_timeout_of_ten_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_VISIBILITY_TIMEOUT_SECONDS", "10")
+
+    assert load().longest_countdown == 5
+
+
+def test_token_of_an_agent_without_its_url_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNAPSE_AGENT_TOKEN", SECRET)
+
+    (line,) = mistakes()
+    assert "SYNAPSE_AGENT_URL" in line
+    assert SECRET not in line
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    for name, value in {
+        "SYNAPSE_HOST": "https://user:host-secret@backend.example",
+        "SYNAPSE_AGENT_URL": "https://user:agent-url-secret@agent.example",
+        "SYNAPSE_AGENT_TOKEN": "agent-secret",
+        "WORKER_PLUGIN_ACCESS_TOKEN": "plugin-secret",
+        "REDIS_URL": "redis://:redis%2Dsecret@redis:6379/0",
+        "CELERY_BROKER_URL": "amqp://user:broker-secret@rabbit//",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return load()
+
+
+def test_secrets_are_known_for_masking(full: Settings) -> None:
+    assert set(full.secrets()) == {
+        SECRET, "agent-secret", "plugin-secret", "redis-secret", "broker-secret", "host-secret", "agent-url-secret",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("show", [repr, str])
+def test_settings_shown_show_no_secret(full: Settings, show: object) -> None:
+    assert callable(show)
+    shown = show(full)
+
+    assert "secret" not in shown
+    assert SECRET not in shown
+
+
+def test_line_break_after_a_mounted_secret_is_not_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNAPSE_ACCESS_TOKEN", f"{SECRET}\n")
+
+    assert load().synapse_access_token.get_secret_value() == SECRET
+
+
+def test_host_has_no_slash_at_its_end() -> None:
+    assert load().synapse_host == "https://backend.example/api"
+
+
+def test_broker_is_redis_unless_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "rediss://r:1/2")
+    assert load().broker_url == "rediss://r:1/2"
+
+    monkeypatch.setenv("CELERY_BROKER_URL", "amqp://q")
+    assert load().broker_url == "amqp://q"
+
+
+def test_broker_on_a_socket_gets_celerys_name_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", "unix:///run/redis.sock")
+
+    assert load().broker_url == "redis+socket:///run/redis.sock"
+
+
+def test_every_setting_is_described() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
