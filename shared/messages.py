@@ -43,6 +43,9 @@ PluginName = Annotated[
 ]
 """A release in the worker's plugin store, `code@version`: never a path, a module or a URL."""
 
+Amount = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+"""How many CPUs or GPUs: a number, also a fraction, but neither a text nor true or false."""
+
 PositiveId = Annotated[StrictInt, Field(gt=0)]
 NonEmpty = Annotated[str, StringConstraints(strict=True, min_length=1)]
 
@@ -57,10 +60,10 @@ class DeployParams(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
 
-    num_cpus: Annotated[float, Field(ge=0)] | None = None
-    num_gpus: Annotated[float, Field(ge=0)] | None = None
-    memory: Annotated[int, Field(ge=0)] | None = Field(default=None, description="bytes")
-    num_replicas: Annotated[int, Field(ge=1)] | None = None
+    num_cpus: Amount | None = None
+    num_gpus: Amount | None = None
+    memory: Annotated[StrictInt, Field(ge=0)] | None = Field(default=None, description="bytes")
+    num_replicas: Annotated[StrictInt, Field(ge=1)] | None = None
 
 
 class ToTaskMethod(StrEnum):

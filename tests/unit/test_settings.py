@@ -172,8 +172,14 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 def test_secrets_are_known_for_masking(full: Settings) -> None:
     assert set(full.secrets()) == {
-        SECRET, "agent-secret", "plugin-secret", "redis-secret", "broker-secret", "host-secret", "agent-url-secret",
-    }  # fmt: skip
+        SECRET,
+        "agent-secret",
+        "plugin-secret",
+        "redis-secret",
+        "broker-secret",
+        "host-secret",
+        "agent-url-secret",
+    }
 
 
 @pytest.mark.parametrize("show", [repr, str])

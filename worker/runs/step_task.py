@@ -64,7 +64,7 @@ class StepTask(Task):
                         self.come_back(0.5, generation=begun.generation, redelivered=False)
                     case Beginning.OVER:
                         self.runs.report_end(job)
-                        self.after_end(job)
+                        self._clean_up(job)
                 if begun.run is None:
                     return
                 with self.runs.leases.keep(lock_key(job, name), token):
@@ -81,6 +81,18 @@ class StepTask(Task):
 
     def after_end(self, job: str) -> None:
         """A step's message arrived after the run's end; a workflow may have something to clean up."""
+
+    def _clean_up(self, job: str) -> None:
+        try:
+            self.after_end(job)
+        except BACKBONE_ERRORS:
+            raise
+        except self.transient as error:
+            self._wait_for_neighbour(error)
+        except Exception as error:
+            log.error(
+                "not cleaned up", error_type=type(error).__name__, error=clean(str(error)), exc_info=True
+            )
 
     def come_back(self, countdown: float, **changed: Any) -> NoReturn:
         """Deliver this message again after `countdown` seconds, with arguments `changed`."""

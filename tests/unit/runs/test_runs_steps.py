@@ -148,6 +148,21 @@ def test_step_of_a_reported_run_publishes_nothing(
     assert sender.sent == []
 
 
+@pytest.mark.parametrize(
+    ("error", "ended"), [(NeighbourAwayError("away"), "again"), (ValueError("x"), "acknowledged")]
+)
+def test_cleaning_up_that_fails_comes_back_only_for_a_neighbour(
+    courier: Courier, run: Run, runs: Runs, monkeypatch: pytest.MonkeyPatch, error: Exception, ended: str
+) -> None:
+    def fail(job: str) -> None:
+        raise error
+
+    runs.store.finish("42", End(JobStatus.STOPPED, {}))
+    monkeypatch.setattr(courier.task, "after_end", fail, raising=False)
+
+    assert courier.deliver(FIRST).ended == ended
+
+
 # Locks
 
 

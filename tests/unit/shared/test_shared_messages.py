@@ -38,9 +38,29 @@ def test_job_is_an_integer_or_text(job: object, held: str) -> None:
 
 @pytest.mark.parametrize(
     "job",
-    ["", "x" * 101, "a b", "a/b", "a:b", "{42}", "42\n", "42 ", "ü", "4\x002", True, False, None, 1.0, 4.2, [1],
-     {"a": 1}, b"42", 10**101, -1],
-)  # fmt: skip
+    [
+        "",
+        "x" * 101,
+        "a b",
+        "a/b",
+        "a:b",
+        "{42}",
+        "42\n",
+        "42 ",
+        "ü",
+        "4\x002",
+        True,
+        False,
+        None,
+        1.0,
+        4.2,
+        [1],
+        {"a": 1},
+        b"42",
+        10**101,
+        -1,
+    ],
+)
 def test_other_jobs_are_refused(job: object) -> None:
     if job == -1:
         # `-` is one of the characters; the backend's business.
@@ -57,9 +77,30 @@ def test_plugin_is_code_and_version(plugin: str) -> None:
 
 @pytest.mark.parametrize(
     "plugin",
-    ["digits", "@1", "digits@", "a@b@c", "../digits@1", "digits@..", "a..b@1", "a/b@1", "a@1/2", "/etc@1", ".a@1",
-     "a@.1", "http://x@1", "a@1 ", " a@1", "a@1\n", "a\\b@1", "", 1, None, "x" * 200 + "@1"],
-)  # fmt: skip
+    [
+        "digits",
+        "@1",
+        "digits@",
+        "a@b@c",
+        "../digits@1",
+        "digits@..",
+        "a..b@1",
+        "a/b@1",
+        "a@1/2",
+        "/etc@1",
+        ".a@1",
+        "a@.1",
+        "http://x@1",
+        "a@1 ",
+        " a@1",
+        "a@1\n",
+        "a\\b@1",
+        "",
+        1,
+        None,
+        "x" * 200 + "@1",
+    ],
+)
 def test_other_plugins_are_refused(plugin: object) -> None:
     with pytest.raises(ValidationError):
         DeployMessage.model_validate({**DEPLOY, "plugin": plugin})
@@ -155,9 +196,19 @@ def test_inference_needs_no_specification() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"name": ""}, {"name": 1}, {"method": "magic"}, {"batch_size": 0}, {"batch_size": "1"}, {"batch_size": True},
-     {"schema": "v2"}, {"task_filters": []}, {"pre_processor_params": None}, {"target_specification_name": ""}],
-)  # fmt: skip
+    [
+        {"name": ""},
+        {"name": 1},
+        {"method": "magic"},
+        {"batch_size": 0},
+        {"batch_size": "1"},
+        {"batch_size": True},
+        {"schema": "v2"},
+        {"task_filters": []},
+        {"pre_processor_params": None},
+        {"target_specification_name": ""},
+    ],
+)
 def test_wrong_params_of_to_task_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ToTaskMessage.model_validate({**TO_TASK, "params": {**PARAMS, **wrong}})
@@ -165,10 +216,21 @@ def test_wrong_params_of_to_task_are_refused(wrong: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"num_cpus": -1}, {"num_gpus": "one"}, {"memory": 1.5}, {"memory": -1}, {"num_replicas": 0},
-     {"num_cpus": True}, {"num_replicas": True}, {"num_replicas": "2"}, {"memory": "1"}, {"num_cpus": "1"},
-     {"num_cpus": float("nan")}, {"num_gpus": float("inf")}],
-)  # fmt: skip
+    [
+        {"num_cpus": -1},
+        {"num_gpus": "one"},
+        {"memory": 1.5},
+        {"memory": -1},
+        {"num_replicas": 0},
+        {"num_cpus": True},
+        {"num_replicas": True},
+        {"num_replicas": "2"},
+        {"memory": "1"},
+        {"num_cpus": "1"},
+        {"num_cpus": float("nan")},
+        {"num_gpus": float("inf")},
+    ],
+)
 def test_wrong_params_of_deploy_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         DeployMessage.model_validate({**DEPLOY, "params": wrong})
