@@ -22,9 +22,8 @@ class Ownership:
 
     def holds(self, job: str) -> bool:
         """Whether `job` still is."""
-        owner: str | None = self._redis.hget(self._key, "job")
-        return owner == job
+        return str(self._redis.hget(self._key, "job")) == job
 
     def existed_before(self) -> bool:
         """Whether the application was there before whoever is responsible for what is there now."""
-        return self._redis.hget(self._key, "existed") != "0"
+        return str(self._redis.hget(self._key, "existed")) != "0"

@@ -27,13 +27,20 @@ def join(self: WorkflowTask, job: str, **_: Any) -> None:
 
 
 @shared_task(base=WorkflowTask, bind=True, name=AWAIT_READY.name)
-def await_ready(self: WorkflowTask, room: str, generation: int, attempt: int = 0) -> None:
+def await_ready(
+    self: WorkflowTask, room: str, generation: int, attempt: int = 0, redelivered: bool = False
+) -> None:
     """The one poll of a room, for everybody in it."""
-    redelivered = bool((self.request.delivery_info or {}).get("redelivered"))
+    redelivered = redelivered or bool((self.request.delivery_info or {}).get("redelivered"))
     try:
         again = waiting.poll(room, generation, services(), redelivered=redelivered, attempt=attempt)
     except BACKBONE_ERRORS as error:
         log.warning("poll comes back", room=room, error_type=type(error).__name__)
-        again = waiting.Again(1.0, generation, attempt)
+        again = waiting.Again(1.0, generation, attempt, redelivered=True)
     if again is not None:
-        self.come_back(again.countdown, generation=again.generation, attempt=again.attempt)
+        self.come_back(
+            again.countdown,
+            generation=again.generation,
+            attempt=again.attempt,
+            redelivered=again.redelivered,
+        )

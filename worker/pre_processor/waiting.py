@@ -35,6 +35,8 @@ class Again:
     countdown: float
     generation: int
     attempt: int = 0
+    redelivered: bool = False
+    """Nobody knows how far the poll came before."""
 
 
 def poll(key: str, generation: int, services: Services, *, redelivered: bool, attempt: int) -> Again | None:
@@ -43,7 +45,7 @@ def poll(key: str, generation: int, services: Services, *, redelivered: bool, at
     room = Room(runs.redis, name)
     token = runs.leases.new_token()
     if not runs.leases.take(room.lock, token):
-        return Again(LOCKED_SECONDS, generation, attempt)
+        return Again(LOCKED_SECONDS, generation, attempt, redelivered)
     with runs.leases.keep(room.lock, token):
         said, newest = room.begin_poll(generation, redelivered)
         if said == "republish":
@@ -66,16 +68,18 @@ def _turn(room: Room, services: Services, attempt: int) -> float:
     runs, settings = services.runs, services.settings
     here = waiters.present(room, runs)
     if not here:
+        _end_failed_dispatch(room)
         return 0.0
-    verdict = _look(room, services)
+    dispatch = room.dispatch()
+    verdict = _look(room, dispatch, services)
     due = here[:BATCH]
     if verdict.kind is Kind.READY:
         waiters.let_out(due, room, runs)
         return 0.0
     if verdict.kind is Kind.FAILED:
         waiters.fail(due, verdict.message, room, runs)
-        if due == here:
-            _end_dispatch(room)
+        if due == here and dispatch is not None:
+            _end_dispatch(room, dispatch)
         return 0.0
     now = room.now()
     waiters.fail([each for each in due if each.deadline <= now], errors.TIMED_OUT, room, runs)
@@ -90,10 +94,10 @@ def _until_due(left: list[Waiter], now: float) -> float:
     return min((each.deadline for each in left), default=now) - now + 0.01
 
 
-def _look(room: Room, services: Services) -> Verdict:
+def _look(room: Room, dispatch: Dispatch | None, services: Services) -> Verdict:
     """Ask the backend. No answer may strand those who wait: what cannot be read means to look again."""
     try:
-        return _ask(room, services)
+        return _ask(room, dispatch, services)
     except BACKBONE_ERRORS:
         raise
     except Exception as error:
@@ -101,9 +105,8 @@ def _look(room: Room, services: Services) -> Verdict:
         return Verdict(Kind.PENDING)
 
 
-def _ask(room: Room, services: Services) -> Verdict:
+def _ask(room: Room, dispatch: Dispatch | None, services: Services) -> Verdict:
     backend = services.backend(room.name.tenant or None)
-    dispatch = room.dispatch()
     found = records(backend, room.name.target)
     status = job_status(backend, dispatch.job if dispatch else None)
     patience = max(LEAST_PATIENCE_SECONDS, services.settings.worker_pre_processor_timeout_seconds / 3)
@@ -130,11 +133,15 @@ def _remember(room: Room, dispatch: Dispatch, found: list[Record], status: JobSt
         room.amend(dispatch.token, **news)
 
 
-def _end_dispatch(room: Room) -> None:
-    """It has failed everybody. One that the backend may have taken all the same stays for newcomers."""
+def _end_failed_dispatch(room: Room) -> None:
+    """Everybody has left; a dispatch that was refused is none of those who come next."""
     dispatch = room.dispatch()
-    if dispatch is None:
-        return
+    if dispatch is not None and dispatch.failure is not None:
+        _end_dispatch(room, dispatch)
+
+
+def _end_dispatch(room: Room, dispatch: Dispatch) -> None:
+    """It has failed everybody. One that the backend may have taken all the same stays for newcomers."""
     if dispatch.unclear:
         room.amend(dispatch.token, failure="", unclear=0)
     else:

@@ -1,0 +1,79 @@
+"""What records of applications mean."""
+
+from typing import Any
+
+import pytest
+
+from worker.pre_processor import classify_serve_app, counts_as_failed
+from worker.pre_processor.classify import of_release
+
+
+def records(*statuses: str) -> list[dict[str, Any]]:
+    return [{"id": number, "status": status} for number, status in enumerate(statuses)]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "bucket"),
+    [
+        (["RUNNING"], ("running", None)),
+        (["DEPLOY_FAILED"], ("failed", "DEPLOY_FAILED")),
+        (["UNHEALTHY"], ("failed", "UNHEALTHY")),
+        (["UNAVAILABLE"], ("failed", "UNAVAILABLE")),
+        (["NOT_STARTED"], ("pending", None)),
+        (["DEPLOYING"], ("pending", None)),
+        (["DELETING"], ("pending", None)),
+        ([], ("pending", None)),
+        (["UNHEALTHY", "RUNNING"], ("running", None)),
+        (["DEPLOYING", "DEPLOY_FAILED", "UNHEALTHY"], ("failed", "DEPLOY_FAILED")),
+        (["A_NEW_WORD"], ("pending", None)),
+    ],
+)
+def test_seven_statuses_fall_into_three_buckets(statuses: list[str], bucket: tuple[str, str | None]) -> None:
+    assert classify_serve_app(records(*statuses)) == bucket
+    assert classify_serve_app({"results": records(*statuses)}) == bucket
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [
+        None,
+        "RUNNING",
+        7,
+        {},
+        {"results": None},
+        [None],
+        ["RUNNING"],
+        [{"status": None}],
+        [{"status": {}}],
+        [[]],
+    ],
+)
+def test_what_cannot_be_read_is_pending(malformed: object) -> None:
+    assert classify_serve_app(malformed) == ("pending", None)
+
+
+@pytest.mark.parametrize(
+    ("data", "counts"),
+    [
+        (None, True),
+        ({}, True),
+        ("digits@2.0.0", True),
+        ({"version": "1.0.0"}, True),
+        ({"version": "2.0.0"}, False),
+        ({"name": "digits@1.0.0"}, True),
+        ({"name": "digits@2.0.0"}, False),
+        ({"name": "a name of the author's"}, True),
+        ({"name": "letters@2.0.0"}, True),
+        ({"version": None}, True),
+    ],
+)
+def test_records_of_another_release_do_not_count(data: object, counts: bool) -> None:
+    assert bool(of_release([{"id": 1, "status": "RUNNING", "data": data}], "digits", "1.0.0")) is counts
+
+
+def test_an_old_failure_does_not_count_against_a_new_start() -> None:
+    snapshot = {"1": "DEPLOY_FAILED"}
+    assert not counts_as_failed({"id": 1, "status": "DEPLOY_FAILED", "job": 5}, "9", snapshot)
+    assert counts_as_failed({"id": 1, "status": "UNHEALTHY", "job": 5}, "9", snapshot)
+    assert counts_as_failed({"id": 1, "status": "DEPLOY_FAILED", "job": 9}, "9", snapshot)
+    assert counts_as_failed({"id": 2, "status": "DEPLOY_FAILED", "job": 5}, "9", snapshot)
