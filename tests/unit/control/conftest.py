@@ -1,5 +1,5 @@
 import pytest
-from celery import Celery, shared_task
+from celery import Celery
 from fakeredis import FakeRedis
 
 from shared.messages import DeployMessage
@@ -10,11 +10,6 @@ from worker.runs.outcomes import Step
 from worker.workflow import WorkflowTask
 
 FIRST = Step("deploy.initialize", 10)
-
-
-@shared_task(base=WorkflowTask, bind=True, name="test.deploy")
-def _deploy(self: WorkflowTask, *args: object, **kwargs: object) -> None:
-    self.accept(DeployMessage, FIRST, args, kwargs)
 
 
 @pytest.fixture
@@ -40,5 +35,10 @@ def backend(services: FakeServices) -> Backend:
 @pytest.fixture
 def door(services: FakeServices, monkeypatch: pytest.MonkeyPatch) -> Door:
     app = Celery("test-control", broker="memory://", set_as_current=False)
+
+    @app.task(base=WorkflowTask, bind=True, name="test.deploy", shared=False)
+    def _deploy(self: WorkflowTask, *args: object, **kwargs: object) -> None:
+        self.accept(DeployMessage, FIRST, args, kwargs)
+
     app.finalize()
     return Door(app, monkeypatch)

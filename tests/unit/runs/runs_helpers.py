@@ -79,7 +79,7 @@ class Courier:
                     raise OperationalError("the broker is away")
                 courier.published.append((kwargs, options))
 
-        @app.task(base=TestedTask, bind=True, name="a.step")
+        @app.task(base=TestedTask, bind=True, name="a.step", shared=False)
         def a_step(self: TestedTask, job: str, **_: Any) -> None: ...
 
         self.task = a_step

@@ -1,0 +1,169 @@
+"""Logs: a JSON object a line, the job bound, secrets masked."""
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import structlog
+
+from worker import logging as worker_logging
+from worker.platform import redaction, register_secrets
+
+SECRET = "hush-hush-hush"
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    noisy = {name: logging.getLogger(name).level for name in ("httpx", "httpcore", "urllib3")}
+    monkeypatch.setattr(redaction, "_registry", redaction._Registry())
+    register_secrets([SECRET])
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    worker_logging.configure("INFO", as_text=False)
+    yield stream
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for name, before in noisy.items():
+        logging.getLogger(name).setLevel(before)
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+def lines(written: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in written.getvalue().splitlines()]
+
+
+def test_line_is_a_json_object(written: io.StringIO) -> None:
+    structlog.get_logger("worker.x").info("run ended", status="FAILED", count=2)
+
+    (line,) = lines(written)
+    assert line.pop("timestamp")
+    assert line == {
+        "event": "run ended",
+        "status": "FAILED",
+        "count": 2,
+        "level": "info",
+        "logger": "worker.x",
+    }
+
+
+def test_foreign_line_is_a_json_object_too(written: io.StringIO) -> None:
+    logging.getLogger("celery.worker").warning("lost %s", "it")
+
+    (line,) = lines(written)
+    assert (line["event"], line["level"], line["logger"]) == ("lost it", "warning", "celery.worker")
+
+
+def test_job_is_bound(written: io.StringIO) -> None:
+    with structlog.contextvars.bound_contextvars(job="42", step="deploy.register"):
+        structlog.get_logger("worker.x").info("own")
+        logging.getLogger("celery").info("foreign")
+
+    assert [(line["job"], line["step"]) for line in lines(written)] == [("42", "deploy.register")] * 2
+
+
+def test_level_is_heeded(written: io.StringIO) -> None:
+    structlog.get_logger("worker.x").debug("quiet")
+
+    assert lines(written) == []
+
+
+def test_secret_in_the_event_is_masked(written: io.StringIO) -> None:
+    structlog.get_logger("worker.x").info(f"got {SECRET}")
+    logging.getLogger("celery").info("got %s", SECRET)
+
+    assert SECRET not in written.getvalue()
+    assert len(lines(written)) == 2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [SECRET, [SECRET], {"a": {"b": SECRET}}, (1, SECRET), ValueError(SECRET), {SECRET: 1}, SECRET.encode()],
+)
+def test_secret_in_a_field_is_masked(written: io.StringIO, value: object) -> None:
+    structlog.get_logger("worker.x").info("event", field=value)
+
+    assert SECRET not in written.getvalue()
+    assert len(lines(written)) == 1
+
+
+def test_secret_in_an_exception_is_masked(written: io.StringIO) -> None:
+    try:
+        raise ValueError(f"call with {SECRET}")
+    except ValueError:
+        structlog.get_logger("worker.x").exception("failed")
+        logging.getLogger("celery").exception("failed")
+        structlog.get_logger("worker.x").error("failed", exc_info=True)
+
+    assert SECRET not in written.getvalue()
+    assert ["ValueError: call with" in line["exception"] for line in lines(written)] == [True] * 3
+
+
+def test_secret_in_the_cause_of_an_exception_is_masked(written: io.StringIO) -> None:
+    try:
+        try:
+            raise KeyError(SECRET)
+        except KeyError as cause:
+            raise RuntimeError("outer") from cause
+    except RuntimeError:
+        structlog.get_logger("worker.x").exception("failed")
+
+    assert SECRET not in written.getvalue()
+
+
+def test_header_is_masked_although_nobody_registered_it(written: io.StringIO) -> None:
+    logging.getLogger("x").info("Authorization: Token 0123456789abcdef")
+
+    assert "0123456789abcdef" not in written.getvalue()
+
+
+def test_extra_of_foreign_lines_stays_out(written: io.StringIO) -> None:
+    logging.getLogger("celery").info("received", extra={"data": {"kwargs": SECRET}})
+
+    assert "kwargs" not in written.getvalue()
+
+
+def test_message_objects_become_text(written: io.StringIO) -> None:
+    class Message:
+        def __str__(self) -> str:
+            return "said"
+
+    logging.getLogger("celery").info(Message())
+
+    assert lines(written)[0]["event"] == "said"
+
+
+def test_requests_of_http_clients_are_not_logged(written: io.StringIO) -> None:
+    logging.getLogger("httpx").info("HTTP Request: GET https://x/?token=abc")
+
+    assert written.getvalue() == ""
+
+
+def test_text_is_for_terminals(written: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", written)
+    worker_logging.configure("INFO", as_text=True)
+
+    logging.getLogger("celery").info("got %s", SECRET)
+
+    assert "got ***" in written.getvalue()
+    assert not written.getvalue().startswith("{")
+
+
+def test_secret_in_an_exception_as_text_is_masked(
+    written: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", written)
+    worker_logging.configure("INFO", as_text=True)
+    try:
+        raise ValueError(SECRET)
+    except ValueError:
+        logging.getLogger("celery").exception("failed")
+
+    assert "ValueError" in written.getvalue()
+    assert SECRET not in written.getvalue()
