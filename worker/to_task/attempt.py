@@ -1,0 +1,133 @@
+"""One pass over tasks that are open: what each of them came to, and what is held for a later pass."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from worker.platform import ClientError, clean, error_type
+from worker.to_task.errors import StillPendingError, StoppedError, TaskFailedError, may_pass
+from worker.to_task.files import File
+from worker.to_task.hooks import Hook, Item, answers_of
+from worker.to_task.ledger import Ledger, Mark, OpenTask
+from worker.to_task.recorder import Recorder
+
+T = TypeVar("T")
+
+
+@dataclass
+class Work:
+    """A task on its way from its id to the data that is written."""
+
+    open: OpenTask
+    task: dict[str, Any] = field(default_factory=dict)
+    files: list[File] = field(default_factory=list)
+    call: dict[str, Any] = field(default_factory=dict)
+    answer: Any = None
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def mark(self, error: str | None = None) -> Mark:
+        """What came of it."""
+        return Mark(self.open.position, self.open.task_id, error)
+
+
+async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All to their end, also when one raises; then the first error is raised."""
+    outcomes = await asyncio.gather(*coroutines, return_exceptions=True)
+    results: list[T] = []
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        results.append(outcome)
+    return results
+
+
+class Attempt:
+    """`held`: tasks whose request failed in a way that may pass. `waiting`: inferences that run on.
+
+    `answered`: somebody on the other side answered, so what failed is about its task. `full`: the
+    pre-processor is busy with as many inferences as it may be sent.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._recorder = Recorder(ledger)
+        self.held: dict[int, Mark] = {}
+        self.waiting: set[int] = set()
+        self.answered = False
+        self.full = False
+        self.stopped = False
+
+    @property
+    def over(self) -> bool:
+        """Whether the run was found ended."""
+        return self.stopped or self._recorder.over
+
+    def look(self) -> bool:
+        """Look whether the run has ended; what is under way hears of it."""
+        self.stopped = self.stopped or self._ledger.is_over()
+        return self.over
+
+    async def each(self, works: Sequence[Work], call: Callable[[Work], Awaitable[None]]) -> list[Work]:
+        """`call` for all at once; returns those for which it went well. On the loop."""
+        outcomes = await gather_all(self.one(work, call) for work in works)
+        return [work for work, went_well in zip(works, outcomes, strict=True) if went_well]
+
+    async def one(self, work: Work, call: Callable[[Work], Awaitable[None]]) -> bool:
+        """`call` for one; False when its task goes no further in this pass. On the loop."""
+        if self.over:
+            return False
+        try:
+            await call(work)
+        except StoppedError:
+            return False
+        except StillPendingError:
+            self.answered = True
+            self.waiting.add(work.open.position)
+            return False
+        except TaskFailedError as error:
+            self.answered = True
+            await self.record(work.mark(str(error)))
+            return False
+        except ClientError as error:
+            text = f"{error_type(error)}: {clean(str(error))}"
+            if may_pass(error):
+                self.held[work.open.position] = work.mark(text)
+            else:
+                self.answered = True
+                await self.record(work.mark(text))
+            return False
+        self.answered = True
+        return True
+
+    async def record(self, mark: Mark) -> None:
+        """Into the ledger, now. On the loop."""
+        await self._recorder.record(mark)
+
+    def ask_plugin(
+        self,
+        works: Sequence[Work],
+        hook: Hook,
+        item: Callable[[Work], Item],
+        take: Callable[[Work, Any], None],
+    ) -> list[Work]:
+        """The hook's answers for `works`; returns those that have one. In the step's own thread."""
+        items: list[Item] = []
+        marks: list[Mark] = []
+        asked: list[Work] = []
+        for work in works:
+            try:
+                items.append(item(work))
+                asked.append(work)
+            except TaskFailedError as error:
+                marks.append(work.mark(str(error)))
+        ready: list[Work] = []
+        for work, answer in zip(asked, answers_of(hook, items), strict=True):
+            if isinstance(answer.get("ok"), dict):
+                take(work, answer["ok"])
+                ready.append(work)
+            else:
+                marks.append(work.mark(clean(str(answer.get("error") or "the plugin returned no data"))))
+        if marks and not self._ledger.record(marks):
+            self.stopped = True
+        return ready

@@ -1,0 +1,95 @@
+"""The backend as the annotation calls it: many requests at once, within the process's limit."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from worker.platform import AsyncBackendClient, RetryPolicy
+from worker.settings import Settings
+
+QUICK = {"connect": 3.0, "read": 10.0, "total": 15.0}
+PATIENT = {"connect": 3.0, "read": 60.0, "total": 65.0}
+"""Seconds. An inference may take long before it is deferred."""
+RETRIES = RetryPolicy(attempts=3, budget=10.0)
+
+
+class AsyncBackend(Protocol):
+    """The calls that annotating needs."""
+
+    async def get_task(self, task: int) -> dict[str, Any]: ...
+    async def get_data_unit(self, data_unit: int) -> dict[str, Any]: ...
+    async def annotate_task_data(
+        self, task: int, data: Mapping[str, Any], schema: str | None = None
+    ) -> dict[str, Any]: ...
+    async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any: ...
+
+
+class TenantBackend:
+    """A tenant's client; `turns` is the process's limit of requests in flight.
+
+    The clients are made on the loop, by the first call.
+    """
+
+    def __init__(
+        self, make: Callable[[dict[str, float]], AsyncBackendClient], turns: asyncio.Semaphore
+    ) -> None:
+        self._make = make
+        self._turns = turns
+        self._clients: dict[str, AsyncBackendClient] = {}
+
+    async def get_task(self, task: int) -> dict[str, Any]:
+        """See `AsyncBackend`."""
+        async with self._turns:
+            return await self._client("quick", QUICK).get_task(task)
+
+    async def get_data_unit(self, data_unit: int) -> dict[str, Any]:
+        """See `AsyncBackend`."""
+        async with self._turns:
+            return await self._client("quick", QUICK).get_data_unit(data_unit)
+
+    async def annotate_task_data(
+        self, task: int, data: Mapping[str, Any], schema: str | None = None
+    ) -> dict[str, Any]:
+        """See `AsyncBackend`."""
+        async with self._turns:
+            return await self._client("quick", QUICK).annotate_task_data(task, data, schema)
+
+    async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
+        """See `AsyncBackend`."""
+        async with self._turns:
+            return await self._client("patient", PATIENT).run_plugin(code, data)
+
+    async def aclose(self) -> None:
+        """Give the connections back."""
+        for client in self._clients.values():
+            await client.aclose()
+
+    def _client(self, name: str, timeout: dict[str, float]) -> AsyncBackendClient:
+        client = self._clients.get(name)
+        if client is None:
+            client = self._clients[name] = self._make(timeout)
+        return client
+
+
+class Backends:
+    """One client a tenant, all within WORKER_ANNOTATE_CONCURRENCY."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._turns = asyncio.Semaphore(settings.worker_annotate_concurrency)
+        self._tenants: dict[str | None, TenantBackend] = {}
+
+    def of(self, tenant: str | None) -> TenantBackend:
+        """The backend for the tenant of a run."""
+        tenant = tenant or self._settings.synapse_tenant
+        return self._tenants.setdefault(tenant, TenantBackend(lambda t: self._new(tenant, t), self._turns))
+
+    def _new(self, tenant: str | None, timeout: dict[str, float]) -> AsyncBackendClient:
+        return AsyncBackendClient(
+            self._settings.synapse_host,
+            self._settings.synapse_access_token.get_secret_value(),
+            tenant=tenant,
+            timeout=timeout,
+            connections=self._settings.worker_annotate_concurrency,
+            retries=RETRIES,
+        )

@@ -1,0 +1,125 @@
+"""A whole run in a plain process, blocking: how an author tries `ToTaskAction.execute()` out.
+
+The same functions as the steps, on a ledger in memory; no Redis, no Celery.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+from shared.messages import ToTaskMethod, ToTaskParams
+from shared.statuses import JobStatus, ToTaskResult
+from worker.pre_processor.direct import ensure_running
+from worker.to_task.discovery import NO_TASKS, all_ids, page_size
+from worker.to_task.finalize import result_of
+from worker.to_task.hooks import Answer, Item
+from worker.to_task.inference import PreProcessor
+from worker.to_task.ledger import Ledger
+from worker.to_task.loop import LoopThread
+from worker.to_task.memory_ledger import MemoryLedger
+from worker.to_task.news import PROGRESS
+from worker.to_task.pipeline import Pipeline
+from worker.to_task.prepare import check_project
+from worker.to_task.routes import FileRoute, InferenceRoute, Route
+from worker.to_task.settle import choose, settle
+
+REQUESTS_AT_ONCE = 16
+CHUNK = 100
+PASS_SECONDS = 15.0
+
+
+class Action(Protocol):
+    """What of a `ToTaskAction` a direct run needs."""
+
+    given: dict[str, Any]
+
+    @property
+    def client(self) -> Any:
+        """A `BackendClient`; raises `RuntimeError` without one."""
+
+    def set_progress(self, current: int, total: int, step: str | None = None) -> None: ...
+    def convert_from_files(self, items: Sequence[Item]) -> list[Answer]: ...
+    def prepare_inference(self, items: Sequence[Item]) -> list[Answer]: ...
+    def convert_from_inference(self, items: Sequence[Item]) -> list[Answer]: ...
+
+
+class ThreadedBackend:
+    """A blocking client's calls, several at once, in threads."""
+
+    def __init__(self, client: Any, threads: ThreadPoolExecutor) -> None:
+        self._client = client
+        self._threads = threads
+
+    async def get_task(self, task: int) -> dict[str, Any]:
+        """See `AsyncBackend`."""
+        answer: dict[str, Any] = await self._call(self._client.get_task, task)
+        return answer
+
+    async def get_data_unit(self, data_unit: int) -> dict[str, Any]:
+        """See `AsyncBackend`."""
+        answer: dict[str, Any] = await self._call(self._client.get_data_unit, data_unit)
+        return answer
+
+    async def annotate_task_data(
+        self, task: int, data: Mapping[str, Any], schema: str | None = None
+    ) -> dict[str, Any]:
+        """See `AsyncBackend`."""
+        answer: dict[str, Any] = await self._call(self._client.annotate_task_data, task, data, schema)
+        return answer
+
+    async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
+        """See `AsyncBackend`."""
+        return await self._call(self._client.run_plugin, code, data)
+
+    async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+
+def run(action: Action, sleep: Callable[[float], None] = time.sleep) -> ToTaskResult:
+    """Prepare, collect, annotate, count. Raises what a run would end FAILED with, before it annotates."""
+    client = action.client
+    params = ToTaskParams.model_validate(action.given)
+    check_project(client, params)
+    finding = None
+    if params.method is ToTaskMethod.INFERENCE:
+        finding = ensure_running(client, pre_processor=params.pre_processor or 0, agent=params.agent)
+    ledger = MemoryLedger(list(all_ids(client, params, page_size(CHUNK))), CHUNK)
+    if not ledger.chunks:
+        return ToTaskResult(status=JobStatus.FAILED, message=NO_TASKS)
+    loop = LoopThread()
+    try:
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE, "annotation") as threads:
+            backend = ThreadedBackend(client, threads)
+            route: Route = FileRoute(params, action)
+            if finding is not None:
+                target = PreProcessor.from_finding(finding)
+                route = InferenceRoute(params, action, backend, ledger, target)
+            pipeline = Pipeline(
+                loop, backend, ledger, route, params.data_schema, tell=lambda: _tell(action, ledger)
+            )
+            for chunk in ledger.chunks:
+                _work(chunk, pipeline, ledger, lambda: client.get_project(params.project), sleep)
+    finally:
+        loop.close()
+    return result_of(ledger)
+
+
+def _work(
+    chunk: int,
+    pipeline: Pipeline,
+    ledger: Ledger,
+    probe: Callable[[], object],
+    sleep: Callable[[float], None],
+) -> None:
+    pause: float | None = 0.0
+    while pause is not None:
+        attempt = pipeline.run(choose(ledger.open_tasks(chunk)), PASS_SECONDS)
+        pause = settle(attempt, chunk, ledger, probe)
+        sleep(pause or 0.0)
+
+
+def _tell(action: Action, ledger: Ledger) -> None:
+    counts = ledger.counts()
+    action.set_progress(counts.success + counts.failed, counts.total, PROGRESS)

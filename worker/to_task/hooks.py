@@ -1,0 +1,67 @@
+"""The plugin's hooks, a batch at a time: in the plugin's host, or in a direct call on the action itself."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from worker.platform import clean
+from worker.plugins import ActionRequest, PluginCallError, PluginHost, PluginTimeoutError, Release
+
+Item = dict[str, Any]
+Answer = dict[str, Any]
+Hook = Callable[[Sequence[Item]], list[Answer]]
+
+
+class Hooks(Protocol):
+    """One answer an item, in order: `{"ok": value}` or `{"error": text}`."""
+
+    def convert_from_files(self, items: Sequence[Item]) -> list[Answer]:
+        """Task data from files."""
+
+    def prepare_inference(self, items: Sequence[Item]) -> list[Answer]:
+        """The parameters of inference calls."""
+
+    def convert_from_inference(self, items: Sequence[Item]) -> list[Answer]:
+        """Task data from the pre-processor's answers."""
+
+
+class HostHooks:
+    """The hooks of a release, in its host."""
+
+    def __init__(self, host: PluginHost, release: Release, request: ActionRequest) -> None:
+        self._host, self._release, self._request = host, release, request
+
+    def convert_from_files(self, items: Sequence[Item]) -> list[Answer]:
+        """See `Hooks`."""
+        return self._call("convert_from_files", items)
+
+    def prepare_inference(self, items: Sequence[Item]) -> list[Answer]:
+        """See `Hooks`."""
+        return self._call("prepare_inference", items)
+
+    def convert_from_inference(self, items: Sequence[Item]) -> list[Answer]:
+        """See `Hooks`."""
+        return self._call("convert_from_inference", items)
+
+    def _call(self, operation: str, items: Sequence[Item]) -> list[Answer]:
+        answers: list[Answer] = self._host.call_batch(self._release, self._request, operation, list(items))
+        return answers
+
+
+def answers_of(hook: Hook, items: Sequence[Item]) -> list[Answer]:
+    """The hook's answer to each item, whatever one of them does.
+
+    An item that hangs the host or ends its process fails alone: its batch is halved until it is found.
+    Raises `PluginHostUnavailableError` when there is no host.
+    """
+    if not items:
+        return []
+    try:
+        answers = hook(items)
+    except (PluginCallError, PluginTimeoutError) as error:
+        if len(items) == 1:
+            return [{"error": clean(str(error))}]
+        middle = len(items) // 2
+        return answers_of(hook, items[:middle]) + answers_of(hook, items[middle:])
+    if not isinstance(answers, list) or len(answers) != len(items):
+        return [{"error": "the plugin did not answer with one result for each task"}] * len(items)
+    return answers

@@ -1,0 +1,16 @@
+-- What of a chunk is not done: a flat list of position, id, attempts, ticket or ''.
+-- KEYS: catalogue, chunks, done, attempts, tickets   ARGV: chunk
+local ids = redis.call('HGET', KEYS[2], ARGV[1])
+if not ids then return {} end
+local position = tonumber(ARGV[1]) * tonumber(redis.call('HGET', KEYS[1], 'size'))
+local open = {}
+for id in string.gmatch(ids, '%d+') do
+  if redis.call('GETBIT', KEYS[3], position) == 0 then
+    open[#open + 1] = position
+    open[#open + 1] = id
+    open[#open + 1] = tonumber(redis.call('HGET', KEYS[4], position) or '0')
+    open[#open + 1] = redis.call('HGET', KEYS[5], position) or ''
+  end
+  position = position + 1
+end
+return open

@@ -1,0 +1,15 @@
+-- What came of tasks, each counted once. Returns 0 when the run is over: nothing is written then.
+-- KEYS: run, record, done, failures, attempts, tickets   ARGV: most failures, (position, failure or '')...
+if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HEXISTS', KEYS[1], 'end') == 1 then return 0 end
+for i = 2, #ARGV, 2 do
+  local position, failure = ARGV[i], ARGV[i + 1]
+  if redis.call('SETBIT', KEYS[3], position, 1) == 0 then
+    redis.call('HINCRBY', KEYS[2], failure == '' and 'success' or 'failed', 1)
+    if failure ~= '' and redis.call('LLEN', KEYS[4]) < tonumber(ARGV[1]) then
+      redis.call('RPUSH', KEYS[4], failure)
+    end
+    redis.call('HDEL', KEYS[5], position)
+    redis.call('HDEL', KEYS[6], position)
+  end
+end
+return 1

@@ -1,0 +1,108 @@
+"""A pass over a chunk: batches are fetched ahead and written behind while the plugin converts."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+from worker.to_task.attempt import Attempt, Work
+from worker.to_task.backends import AsyncBackend
+from worker.to_task.errors import StoppedError
+from worker.to_task.ledger import Ledger, OpenTask
+from worker.to_task.loop import LoopThread
+from worker.to_task.routes import Route, fetch
+
+BATCH = 32
+"""Tasks that the plugin converts in one call."""
+LOOK_SECONDS = 0.5
+"""How often a waiting pass tells how far it is and looks whether the run has ended."""
+
+LATEST = 60.0 * 30
+"""Seconds after which the loop itself counts as hung; every request has its own, much shorter, deadline."""
+
+
+class Pipeline:
+    """`tell` is called now and then, from the step's thread."""
+
+    def __init__(
+        self,
+        loop: LoopThread,
+        backend: AsyncBackend,
+        ledger: Ledger,
+        route: Route,
+        schema: str | None,
+        tell: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._loop, self._backend, self._ledger, self._route = loop, backend, ledger, route
+        self._schema = schema
+        self._tell = tell
+        self._clock = clock
+
+    def run(self, tasks: Sequence[OpenTask], budget: float) -> Attempt:
+        """Work `tasks` for about `budget` seconds, at least one batch of them."""
+        attempt = Attempt(self._ledger)
+        until = self._clock() + budget
+        size = max(BATCH, self._route.slots or 0)
+        batches = deque(tasks[start : start + size] for start in range(0, len(tasks), size))
+        fetching = self._fetch(batches.popleft(), attempt) if batches else None
+        writing: deque[Future[Any]] = deque()
+        try:
+            while fetching is not None and not attempt.look() and not attempt.full:
+                works = self._wait(fetching, attempt)
+                goes_on = bool(batches) and attempt.answered and self._clock() <= until
+                fetching = self._fetch(batches.popleft(), attempt) if goes_on else None
+                self._ready_and_write(works, attempt, until, writing)
+        finally:
+            self._drain([*writing, *([fetching] if fetching is not None else [])])
+        while writing:
+            self._wait(writing.popleft(), attempt)
+        return attempt
+
+    def _ready_and_write(
+        self, works: list[Work], attempt: Attempt, until: float, writing: "deque[Future[Any]]"
+    ) -> None:
+        def wait(coroutine: Any) -> Any:
+            return self._wait(self._loop.start(coroutine), attempt)
+
+        if attempt.look():
+            return
+        ready = self._route.ready(works, attempt, until, wait)
+        attempt.full = self._route.slots is not None and len(attempt.waiting) >= self._route.slots
+        if not ready or attempt.look():
+            return
+        writing.append(self._loop.start(attempt.each(ready, lambda work: self._write(work, attempt))))
+        if len(writing) > 1:
+            self._wait(writing.popleft(), attempt)
+
+    def _fetch(self, batch: Sequence[OpenTask], attempt: Attempt) -> "Future[list[Work]]":
+        works = [Work(task) for task in batch]
+        return self._loop.start(attempt.each(works, lambda work: fetch(self._backend, work)))
+
+    async def _write(self, work: Work, attempt: Attempt) -> None:
+        if attempt.over:
+            raise StoppedError
+        await self._backend.annotate_task_data(work.open.task_id, work.data, self._schema)
+        await attempt.record(work.mark())
+
+    def _wait(self, future: "Future[Any]", attempt: Attempt) -> Any:
+        """The future's result; meanwhile listeners hear how far the run is, and a stop is heard."""
+        deadline = time.monotonic() + LATEST
+        while not future.done():
+            try:
+                future.exception(timeout=LOOK_SECONDS)
+            except TimeoutError:
+                attempt.look()
+                if time.monotonic() > deadline:
+                    raise
+            self._tell()
+        self._tell()
+        return future.result()
+
+    def _drain(self, futures: "Sequence[Future[Any]]") -> None:
+        """Nothing of this pass goes on after it: the chunk's lock is given back."""
+        for future in futures:
+            with suppress(TimeoutError):
+                future.exception(timeout=LATEST)

@@ -1,0 +1,71 @@
+"""The step that checks a run's parameters against the plugin and the project, before anything is touched."""
+
+from typing import Any, Protocol
+
+from shared.messages import ToTaskMethod, ToTaskParams
+from worker.platform import NotFoundError
+from worker.plugins import PluginCallError
+from worker.pre_processor.steps import DETECT
+from worker.runs.outcomes import Continue, Outcome, RunFailedError
+from worker.runs.record import Run
+from worker.services import Services
+from worker.to_task.message import message_of
+from worker.to_task.steps import FETCH_TASKS
+
+PROGRESS = "prepare"
+
+
+class Projects(Protocol):
+    """The calls of the backend that the checks need."""
+
+    def get_project(self, project: int) -> dict[str, Any]: ...
+    def get_data_collection(self, collection: int) -> dict[str, Any]: ...
+
+
+def prepare(run: Run, services: Services) -> Outcome:
+    """Check; then an inference goes on to its pre-processor, a file run to its tasks."""
+    message = message_of(run)
+    check_params(run, services)
+    check_project(services.backend(message.tenant), message.params)
+    if message.params.method is ToTaskMethod.INFERENCE:
+        services.runs.advance(run, PROGRESS, 10)
+        return Continue(DETECT)
+    services.runs.advance(run, PROGRESS, 100)
+    return Continue(FETCH_TASKS)
+
+
+def check_params(run: Run, services: Services) -> None:
+    """Let the plugin's own model look at the parameters, where the plugin's code runs."""
+    release, request = services.action_of(run)
+    refusal = ""
+    try:
+        services.host.call(release, request, "check_params", {})
+    except PluginCallError as error:
+        is_refusal = error.error_type == "ParamsError"
+        said = error.message if is_refusal else str(error)
+        refusal = f"The plugin {'refuses the parameters' if is_refusal else 'cannot be used'}: {said}"
+    if refusal:
+        raise RunFailedError(refusal)
+
+
+def check_project(backend: Projects, params: ToTaskParams) -> None:
+    """The project is there, and for files its data collection has the target specification."""
+    try:
+        project = backend.get_project(params.project)
+    except NotFoundError:
+        raise RunFailedError(f"Project {params.project} does not exist") from None
+    if params.method is not ToTaskMethod.FILE:
+        return
+    collection = project.get("data_collection")
+    if collection is None:
+        raise RunFailedError(f"Project {params.project} has no data collection")
+    try:
+        found = backend.get_data_collection(collection).get("file_specifications")
+    except NotFoundError:
+        raise RunFailedError(f"Data collection {collection} does not exist") from None
+    names = [str(each.get("name")) for each in found or [] if isinstance(each, dict)]
+    if params.target_specification_name not in names:
+        raise RunFailedError(
+            f"Data collection {collection} has no file specification {params.target_specification_name!r};"
+            f" it has: {', '.join(names) or 'none'}"
+        )

@@ -1,0 +1,65 @@
+"""Doors of the steps: each decodes its message and calls a plain function."""
+
+from typing import Any
+
+from celery import shared_task
+
+from shared.messages import ToTaskMessage
+from worker.runs.outcomes import Continue, Outcome, Park
+from worker.runs.record import Run
+from worker.services import services
+from worker.to_task import annotate as chunk_step
+from worker.to_task import fetch, window
+from worker.to_task import finalize as last_step
+from worker.to_task import prepare as checks
+from worker.to_task.crew import crew
+from worker.to_task.steps import ANNOTATE, FETCH_TASKS, FINALIZE, INITIALIZE, PREPARE, SPREAD
+from worker.workflow import WorkflowTask, begin_run
+
+
+@shared_task(base=WorkflowTask, bind=True, name=ToTaskMessage.task)
+def to_task(self: WorkflowTask, *args: Any, **kwargs: Any) -> None:
+    """Pre-annotate the tasks of a project: the message that other services publish."""
+    self.accept(ToTaskMessage, INITIALIZE, args, kwargs)
+
+
+@shared_task(base=WorkflowTask, bind=True, name=INITIALIZE.name)
+def initialize(self: WorkflowTask, job: str, **_: Any) -> None:
+    """The job is RUNNING, unless it is over already."""
+
+    def begin(run: Run) -> Outcome:
+        return Continue(PREPARE) if begin_run(run) else Park()
+
+    self.carry_out(INITIALIZE, job, begin)
+
+
+@shared_task(base=WorkflowTask, bind=True, name=PREPARE.name)
+def prepare(self: WorkflowTask, job: str, **_: Any) -> None:
+    """Check the parameters against the plugin and the project."""
+    self.carry_out(PREPARE, job, lambda run: checks.prepare(run, services()))
+
+
+@shared_task(base=WorkflowTask, bind=True, name=FETCH_TASKS.name)
+def fetch_tasks(self: WorkflowTask, job: str, **_: Any) -> None:
+    """Collect every id."""
+    self.carry_out(FETCH_TASKS, job, lambda run: fetch.fetch_tasks(run, services()))
+
+
+@shared_task(base=WorkflowTask, bind=True, name=SPREAD.name)
+def spread(self: WorkflowTask, job: str, **_: Any) -> None:
+    """Send the first chunks, or those that got lost."""
+    self.carry_out(SPREAD, job, lambda run: window.spread(run, services()))
+
+
+@shared_task(base=WorkflowTask, bind=True, name=ANNOTATE.name)
+def annotate(self: WorkflowTask, job: str, chunk: int, **_: Any) -> None:
+    """Work one chunk."""
+    self.carry_out(
+        ANNOTATE, job, lambda run: chunk_step.annotate(run, chunk, services(), crew()), part=str(chunk)
+    )
+
+
+@shared_task(base=WorkflowTask, bind=True, name=FINALIZE.name)
+def finalize(self: WorkflowTask, job: str, **_: Any) -> None:
+    """Count and end."""
+    self.carry_out(FINALIZE, job, lambda run: last_step.finalize(run, services()))
