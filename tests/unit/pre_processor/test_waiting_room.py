@@ -223,7 +223,7 @@ def test_a_job_that_ended_while_nobody_waited_is_dispatched_anew(
     assert [sent.kwargs["job"] for sent in sender.of(DISPATCH.name)] == ["2"]
     hall.wait("2")
     assert len(api.dispatched) == 2
-    assert hall.room.dispatch().job == "102"  # type: ignore[union-attr]
+    assert hall.room.dispatch().job == "102"
 
 
 def test_a_deployment_that_succeeded_and_is_not_there_is_dispatched_anew(
@@ -443,11 +443,11 @@ def test_who_comes_while_the_last_one_leaves_is_polled_once(
     publish = hall.runs.sender.send
 
     def send(step: object, *args: object, **kwargs: object) -> None:
-        publish(step, *args, **kwargs)  # type: ignore[arg-type]
+        publish(step, *args, **kwargs)
         if step is READY and hall.waiting() == ["1"]:
             hall.wait("2")
 
-    hall.runs.sender.send = send  # type: ignore[method-assign,assignment]
+    hall.runs.sender.send = send
     again = hall.poll()
     assert again is not None
     assert len(sender.of(AWAIT_READY.name)) == 1

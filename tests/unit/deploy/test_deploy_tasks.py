@@ -1,0 +1,137 @@
+"""The doors: whose cluster a message is for, and what Celery makes of a step."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from celery import Celery
+from celery.exceptions import Retry
+from fakeredis import FakeRedis
+from kombu.exceptions import OperationalError
+
+from tests.unit.deploy.deploy_helpers import APP, DEPLOYING, Yard
+from tests.unit.runs.runs_helpers import RecordingSender
+from worker.deploy import tasks
+from worker.deploy.ownership import Ownership
+from worker.deploy.steps import AWAIT_RUNNING, INITIALIZE, SERVE_RUN
+from worker.runs.outcomes import Park
+from worker.runs.reports import stop
+
+MESSAGE = {"job": 42, "plugin": APP, "agent": 2}
+
+
+class Delivered:
+    """One message at a task's door."""
+
+    def __init__(self, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.published: list[tuple[str, dict[str, Any]]] = []
+        self._app, self._patch = app, monkeypatch
+        monkeypatch.setattr(app, "send_task", self._send)
+        self.broken = False
+
+    def _send(self, name: str, **options: Any) -> None:
+        if self.broken:
+            raise OperationalError("the broker is away")
+        self.published.append((name, options))
+
+    @contextmanager
+    def request(self, task: Any, kwargs: dict[str, Any]) -> Iterator[None]:
+        task.push_request(
+            id=uuid4().hex,
+            args=[],
+            kwargs=kwargs,
+            called_directly=False,
+            delivery_info={"exchange": "", "routing_key": "deploy", "redelivered": False},
+        )
+        self._patch.setattr(task.__class__, "apply_async", lambda *args, **kwargs: None)
+        try:
+            yield
+        finally:
+            task.pop_request()
+
+
+@pytest.fixture
+def home(
+    redis: FakeRedis, sender: RecordingSender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int | None], Yard]:
+    """Workers that serve an agent."""
+
+    def of(agent: int | None) -> Yard:
+        yard = Yard(redis, sender, tmp_path, worker_agent=agent)
+        monkeypatch.setattr(tasks, "services", lambda: yard.services)
+        monkeypatch.setattr("worker.workflow.services", lambda: yard.services)
+        monkeypatch.setattr(tasks, "_cluster", lambda: yard.cluster)
+        return yard
+
+    return of
+
+
+@pytest.fixture
+def door(monkeypatch: pytest.MonkeyPatch) -> Delivered:
+    app = Celery("test", broker="memory://", set_as_current=False)
+    monkeypatch.setattr("celery._state._tls.current_app", app)
+    return Delivered(app, monkeypatch)
+
+
+def test_a_message_for_another_agent_is_passed_on_unchanged(
+    home: Callable[[int | None], Yard], door: Delivered
+) -> None:
+    yard = home(1)
+    with door.request(tasks.deploy, MESSAGE):
+        tasks.deploy.run(**MESSAGE)
+    [(name, options)] = door.published
+    assert (name, options["kwargs"], options["queue"]) == ("deploy", MESSAGE, "deploy.2")
+    assert "agent" not in options["kwargsrepr"]
+    assert not yard.runs.store.exists("42")
+
+
+def test_a_message_that_cannot_be_passed_on_comes_back(
+    home: Callable[[int | None], Yard], door: Delivered
+) -> None:
+    home(1)
+    door.broken = True
+    with door.request(tasks.deploy, MESSAGE), pytest.raises(Retry):
+        tasks.deploy.run(**MESSAGE)
+
+
+@pytest.mark.parametrize("agent", [2, None])
+def test_a_message_for_this_workers_agent_is_taken_in(
+    home: Callable[[int | None], Yard],
+    door: Delivered,
+    monkeypatch: pytest.MonkeyPatch,
+    agent: int | None,
+) -> None:
+    home(agent)
+    accepted: list[Any] = []
+    monkeypatch.setattr(tasks.DeployTask, "accept", lambda self, *args: accepted.append(args))
+    with door.request(tasks.deploy, MESSAGE):
+        tasks.deploy.run(**MESSAGE)
+    assert accepted == [(tasks.DeployMessage, INITIALIZE, (), MESSAGE)]
+    assert door.published == []
+
+
+def test_a_step_of_another_agents_run_is_passed_on(
+    home: Callable[[int | None], Yard], door: Delivered, sender: RecordingSender
+) -> None:
+    home(1).accept(agent=2)
+    kwargs = {"job": "42", "generation": 3}
+    with door.request(tasks.wait, kwargs):
+        tasks.wait.run(**kwargs)
+    [sent] = sender.of(AWAIT_RUNNING.name)
+    assert (sent.queue, sent.kwargs) == ("deploy.2", kwargs)
+
+
+def test_a_step_after_a_stop_cleans_up(home: Callable[[int | None], Yard], door: Delivered) -> None:
+    yard = home(1)
+    yard.accept()
+    yard.runs.store.note("42", "plan", {"app_name": APP, "digest": "d1"})
+    yard.step(SERVE_RUN, lambda run: Park())
+    Ownership(yard.services, APP).take("42", existed=False)
+    yard.cluster.here = DEPLOYING
+    stop("42", yard.runs)
+    with door.request(tasks.wait, {"job": "42"}):
+        tasks.wait.run("42")
+    assert yard.cluster.removed == [APP]

@@ -1,0 +1,78 @@
+"""The application's record in the backend."""
+
+import pytest
+
+from shared.statuses import JobStatus
+from tests.unit.deploy.deploy_helpers import PLAN, Yard
+from tests.unit.runs.runs_helpers import RecordingSender
+from worker.deploy.registering import register
+from worker.deploy.steps import REGISTER
+from worker.platform import ClientConnectionError, ClientTimeoutError, MalformedResponseError, ServerError
+from worker.pre_processor.names import RoomName
+from worker.pre_processor.room import Room
+from worker.pre_processor.steps import AWAIT_READY
+from worker.runs.outcomes import Finish, Outcome, PollAgain
+
+
+def tell(yard: Yard) -> Outcome:
+    yard.runs.store.note("42", "plan", PLAN)
+    return yard.step(REGISTER, lambda run: register(run, yard.services))
+
+
+def test_the_record_names_the_release(yard: Yard) -> None:
+    assert tell(yard) == Finish(JobStatus.SUCCEEDED, {"serve_application": 900})
+    data = {
+        "name": "digits@1.0.0",
+        "plugin_code": "digits",
+        "version": "1.0.0",
+        "route_prefix": "/abc",
+        "digest": "d1",
+    }
+    assert yard.api.records == [{"id": 900, "job": 42, "status": "RUNNING", "data": data}]
+
+
+def test_a_second_delivery_registers_nothing(yard: Yard) -> None:
+    tell(yard)
+    assert tell(yard) == Finish(JobStatus.SUCCEEDED, {"serve_application": 900})
+    assert len(yard.api.records) == 1
+
+
+@pytest.mark.parametrize("error", [ClientTimeoutError(), ClientConnectionError(), ServerError()])
+def test_after_a_lost_answer_the_record_is_looked_for(yard: Yard, error: Exception) -> None:
+    yard.api.records.append({"id": 5, "job": 41, "status": "RUNNING"})
+    yard.api.lost = error
+    with pytest.raises(type(error)):
+        tell(yard)
+    assert tell(yard) == Finish(JobStatus.SUCCEEDED, {"serve_application": 901})
+    assert len(yard.api.records) == 2
+
+
+def test_a_post_that_did_nothing_is_made_again(yard: Yard) -> None:
+    yard.api.refused = ServerError()
+    with pytest.raises(ServerError):
+        tell(yard)
+    yard.api.refused = None
+    assert tell(yard) == Finish(JobStatus.SUCCEEDED, {"serve_application": 900})
+
+
+def test_after_a_malformed_answer_the_record_is_looked_for(yard: Yard) -> None:
+    yard.api.lost = MalformedResponseError()
+    assert isinstance(tell(yard), PollAgain)
+    assert tell(yard) == Finish(JobStatus.SUCCEEDED, {"serve_application": 900})
+
+
+def test_answers_that_stay_malformed_end_the_run(yard: Yard) -> None:
+    yard.api.refused = MalformedResponseError()
+    for _ in range(4):
+        assert isinstance(tell(yard), PollAgain)
+    assert isinstance(tell(yard), PollAgain)
+    with pytest.raises(MalformedResponseError):
+        tell(yard)
+
+
+def test_who_waits_for_the_pre_processor_is_woken(yard: Yard, sender: RecordingSender) -> None:
+    name = RoomName("", 1, "digits", "1.0.0")
+    Room(yard.runs.redis, name).join("7", 60)
+    tell(yard)
+    woken = sender.of(AWAIT_READY.name)
+    assert [sent.kwargs for sent in woken] == [{"room": name.key, "generation": 2}]
