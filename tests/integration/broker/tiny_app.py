@@ -1,0 +1,56 @@
+"""A Celery app of a few tasks on the transport under test; its settings come from the environment."""
+
+import os
+import time
+from typing import Any
+
+from celery import Celery
+from redis import Redis
+
+from worker.broker import RefusedMessage, message_refused
+from worker.dead_letters import DeadLetters
+
+URL = os.environ["TINY_URL"]
+STOCK = os.environ.get("TINY_STOCK") == "1"
+
+app = Celery("tiny", broker=URL, **({} if STOCK else {"amqp": "worker.broker:AMQP"}))
+app.conf.update(
+    accept_content=["json"],
+    task_ignore_result=True,
+    task_acks_late=True,
+    task_reject_on_worker_lost=False,
+    worker_prefetch_multiplier=1,
+    task_default_queue="first",
+    task_create_missing_queues=True,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_transport_options={
+        "visibility_timeout": float(os.environ.get("TINY_VT", "10")),
+        "unacked_restore_interval": 1,
+        "unacked_restore_throttle": 1,
+        "socket_timeout": 10,
+        "socket_connect_timeout": 5,
+        "health_check_interval": 15,
+    },
+)
+if not STOCK:
+    app.conf.update(worker_consumer="worker.broker.consumer:Consumer", broker_channel_error_retry=True)
+
+redis = Redis.from_url(URL, decode_responses=True)
+
+
+@message_refused.connect
+def keep(refused: RefusedMessage, **_: Any) -> None:
+    DeadLetters(redis).add(refused.task, refused.body, refused.reason, message_id=refused.message_id)
+
+
+@app.task(name="note", bind=True)
+def note(self: Any, value: Any, seconds: float = 0) -> None:
+    redis.rpush("begun", f"{value} {self.request.delivery_info['redelivered']} {time.time()}")
+    time.sleep(seconds)
+    redis.rpush("done", value)
+
+
+@app.task(name="noop")
+def noop(*_: Any, **__: Any) -> None:
+    pass

@@ -1,0 +1,30 @@
+"""Selects the transport while URLs stay what they are.
+
+`Celery("worker", amqp=AMQP)` is all that an application does. A `broker_transport` setting would do as
+well, but then the transport's path takes the place of `redis` in every URL that kombu shows, `rediss://` no
+longer means TLS, and Flower does not know the broker any more.
+"""
+
+from typing import Any
+
+from celery.app import amqp
+from kombu import Connection as KombuConnection
+from kombu.transport import redis
+
+from worker.broker.transport import Transport
+
+
+class Connection(KombuConnection):
+    """A connection whose Redis transport is ours; RabbitMQ and all others are kombu's."""
+
+    def get_transport_cls(self) -> Any:
+        """The class for this connection's URL."""
+        found = super().get_transport_cls()
+        return Transport if found is redis.Transport else found
+
+
+class AMQP(amqp.AMQP):
+    """What an application makes its connections with."""
+
+    Connection = Connection
+    BrokerConnection = Connection

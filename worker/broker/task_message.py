@@ -1,0 +1,95 @@
+"""Checks that a message is a task of Celery's protocol before Celery's code meets it.
+
+Celery checks some of it, at different places: a missing id passes for a lost connection and lets the worker
+reconnect for ever; a body that is no `[args, kwargs, embed]` ends it; an embed that is none lets the task
+neither run nor be acknowledged.
+"""
+
+from typing import Any
+
+from celery.utils.time import maybe_iso8601, maybe_make_aware, timezone
+from kombu.asynchronous.timer import to_timestamp
+from kombu.exceptions import ContentDisallowed, DecodeError
+
+DEEPEST = 100
+"""Levels of lists and objects in a body. Parsing bears more than what comes after (pickling for a pool)."""
+
+
+class NotATaskError(ValueError):
+    """The message is no task that Celery can take; the text says why without showing what it holds."""
+
+
+def check(message: Any) -> None:
+    """Raise `NotATaskError` unless Celery can take the message."""
+    body = _body(message)
+    # In the old protocol the body says everything; hybrids have both.
+    fields = message.headers if "task" in message.headers else body
+    if not isinstance(fields, dict) or "task" not in fields:
+        raise NotATaskError("not a task message: no header task")
+    for name in ("task", "id"):
+        if not isinstance(fields.get(name), str) or not fields[name]:
+            raise NotATaskError(f"not a task message: no header {name}")
+    _check_retries(fields.get("retries"))
+    _check_time("eta", fields.get("eta"))
+    _check_time("expires", fields.get("expires"))
+    _check_arguments(body)
+    if _openings(message.body) > DEEPEST and _deeper_than(body, DEEPEST):
+        raise NotATaskError("body is nested too deeply")
+
+
+def _check_retries(retries: Any) -> None:
+    if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int) or retries < 0):
+        raise NotATaskError("header retries is not a count")
+
+
+def _check_time(name: str, value: Any) -> None:
+    if value is None:
+        return
+    try:
+        if not isinstance(value, str):
+            raise TypeError
+        moment = maybe_make_aware(maybe_iso8601(value), timezone.local)
+        to_timestamp(timezone.to_system(moment))
+    except Exception:  # of any kind, as the text decides which
+        raise NotATaskError(f"header {name} is not a time") from None
+
+
+def _body(message: Any) -> Any:
+    try:
+        return message.payload
+    except ContentDisallowed:
+        raise NotATaskError("content type is not accepted") from None
+    except DecodeError as error:
+        raise NotATaskError(f"body is not JSON: {type(error.__cause__ or error).__name__}") from None
+
+
+def _check_arguments(body: Any) -> None:
+    if isinstance(body, dict):
+        parts = {"args": body.get("args", []), "kwargs": body.get("kwargs", {})}
+    elif isinstance(body, list) and len(body) == 3:
+        parts = dict(zip(("args", "kwargs", "embed"), body, strict=True))
+    else:
+        raise NotATaskError("body is not [args, kwargs, embed]")
+    for name, part in parts.items():
+        kind = list if name == "args" else dict
+        if not isinstance(part, kind):
+            raise NotATaskError(f"{name} is not a {kind.__name__}")
+
+
+def _openings(body: Any) -> int:
+    text = body if isinstance(body, bytes) else str(body).encode()
+    return text.count(b"[") + text.count(b"{")
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    floor = [value]
+    for _ in range(levels):
+        floor = [
+            child
+            for part in floor
+            for child in (part.values() if isinstance(part, dict) else part)
+            if isinstance(child, list | dict)
+        ]
+        if not floor:
+            return False
+    return True
