@@ -21,7 +21,7 @@ SECRET = "hush-hush-hush"
 def app() -> Celery:
     app = Celery("quiet", broker="memory://", set_as_current=False)
 
-    @app.task(base=StepTask, bind=True, name="deploy", shared=False)
+    @app.task(base=StepTask, bind=True, name="quiet.task", shared=False)
     def deploy(self: StepTask, **_: Any) -> None: ...
 
     return app
@@ -32,15 +32,15 @@ def received(app: Celery, queue: str) -> Any:
     with Connection("memory://") as connection, connection.SimpleQueue(queue) as simple:
         message = simple.get(timeout=1)
         message.ack()
-    request = symbol_by_name(app.tasks["deploy"].Request)
-    return request(message, app=app, task=app.tasks["deploy"], eventer=Mock())
+    request = symbol_by_name(app.tasks["quiet.task"].Request)
+    return request(message, app=app, task=app.tasks["quiet.task"], eventer=Mock())
 
 
 @pytest.fixture
 def bare(app: Celery) -> Any:
     """Published without a thought for secrecy."""
     kwargs = {"job": 42, "plugin": "digits@1.0.0", "agent": 1, "params": {"note": SECRET}}
-    app.send_task("deploy", args=[SECRET], kwargs=kwargs, queue="quiet")
+    app.send_task("quiet.task", args=[SECRET], kwargs=kwargs, queue="quiet")
     return received(app, "quiet")
 
 
@@ -68,7 +68,7 @@ def test_line_of_the_request_shows_no_arguments(bare: Any) -> None:
 
 
 def test_step_message_shows_its_job_only(app: Celery) -> None:
-    CelerySender(app).send(Step("deploy", 10), "steps", {"job": "42", "note": SECRET}, 0.5)
+    CelerySender(app).send(Step("quiet.task", 10), "steps", {"job": "42", "note": SECRET}, 0.5)
 
     request = received(app, "steps")
 
@@ -77,7 +77,7 @@ def test_step_message_shows_its_job_only(app: Celery) -> None:
 
 
 def test_step_without_countdown_has_no_eta(app: Celery) -> None:
-    CelerySender(app).send(Step("deploy", 10), "steps", {"job": "42"})
+    CelerySender(app).send(Step("quiet.task", 10), "steps", {"job": "42"})
 
     assert received(app, "steps").eta is None
 
