@@ -73,9 +73,10 @@ def interpret_serve_status(state: Mapping[str, Any] | None) -> tuple[str, str | 
 def explain(message: str) -> str:
     """A deployment's message without colours, paths, addresses and frames that are not the author's."""
     lines = [line.rstrip() for line in _ANSI.sub("", message).splitlines() if line.strip(" ^~\t")]
-    wrapped = [at for at, line in enumerate(lines[:-1]) if line.startswith("ray.exceptions.")]
-    kept = _without_foreign_frames(lines[wrapped[-1] + 1 :] if wrapped else lines)
-    cleaned = [_cleaned(line) for line in kept[-MAX_LINES:]]
+    kept = _without_foreign_frames(lines)
+    own = [at for at, line in enumerate(kept) if _FRAME.match(line)]
+    # What stands before the author's first frame is Serve's and Ray's way there.
+    cleaned = [_cleaned(line) for line in kept[own[0] if own else 0 :][-MAX_LINES:]]
     return "\n".join(line for line in cleaned if line.strip())[-MAX_CHARACTERS:]
 
 

@@ -1,10 +1,10 @@
 """Hand an application to Ray Serve: in place, without a gap where there is room, never twice the same."""
 
 import math
-import os
 import threading
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from worker.actions import serve_options as options
@@ -28,7 +28,8 @@ def connect(address: str | None, kwargs: Mapping[str, Any]) -> None:
     address = kwargs.get("address") or address
     if not address:
         raise RuntimeError("no Ray cluster is configured: set RAY_ADDRESS (host:port)")
-    settings = {"namespace": "synapse", "runtime_env": {"working_dir": os.getcwd()}, **kwargs}  # noqa: PTH109
+    code = {"working_dir": str(Path.cwd())}
+    settings = {"namespace": "synapse", "runtime_env": code, "log_to_driver": False, **kwargs}
     ray.init(**{**settings, "address": address})
 
 

@@ -18,13 +18,15 @@ from worker.plugins.errors import (
     PluginTimeoutError,
 )
 from worker.plugins.package import Packages
-from worker.plugins.ray_session import RaySession
+from worker.plugins.ray_session import RaySession, bounded
 from worker.plugins.requests import ActionRequest
 from worker.plugins.store import Release
 
 IDLE_SECONDS = 600.0
 """An actor that was not called for so long is let go."""
 MAX_ACTORS = 16
+SUBMIT_SECONDS = 15.0
+"""Handing a call over takes milliseconds, and for ever when the cluster is gone."""
 LOOK_SECONDS = 5.0
 """How often a waiting call looks whether the cluster is still there."""
 
@@ -57,7 +59,7 @@ class RayHost:
         request = self._prepared(release, request)
         task = _remote_task().options(runtime_env=request.runtime_env)
         ref = self._submit(lambda: task.remote(request.to_json(), operation, json.dumps(payload)))
-        return read_answer(self._wait(ref, release, operation, lambda: _cancel(ref)))
+        return read_answer(self._wait(ref, release, operation, lambda: self._stop(lambda: _cancel(ref))))
 
     def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
         """In the release's actor. One that was found dead is started again, once a call."""
@@ -151,17 +153,25 @@ class RayHost:
         with self._lock:
             if self._actors.get(key) is actor:
                 del self._actors[key]
+        self._stop(lambda: ray.kill(actor.handle))
+
+    def _stop(self, end: Callable[[], Any]) -> None:
+        """End a call or an actor, if Ray still listens; either way it is forgotten."""
         try:
-            ray.kill(actor.handle)
-        except Exception:  # it is dead already, or the connection is; either way it is forgotten
+            bounded(SUBMIT_SECONDS, end, otherwise=None)
+        except Exception:  # Ray raises many kinds for what is dead already
             self._session.suspect()
 
     def _submit(self, start: Callable[[], Any]) -> Any:
+        why = f"no answer within {SUBMIT_SECONDS:g} s"
         try:
-            return start()
+            started = bounded(SUBMIT_SECONDS, start, otherwise=None)
         except Exception as error:  # nothing of the author's runs here: what fails is Ray
+            why, started = type(error).__name__, None
+        if started is None:
             self._session.suspect()
-            raise PluginHostUnavailableError(f"Ray did not take the call ({type(error).__name__})") from None
+            raise PluginHostUnavailableError(f"Ray did not take the call ({why})")
+        return started
 
     def _ready(self, ref: Any) -> bool:
         """Wait for the call to end, and notice when the cluster is lost meanwhile."""

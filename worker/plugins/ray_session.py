@@ -8,14 +8,18 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from worker.plugins.errors import PluginHostUnavailableError
 
+T = TypeVar("T")
+
 logger = logging.getLogger(__name__)
 
-# Ray ends the whole process when its control store was gone for 60 s; here runs that need no Ray go on.
-# Read when Ray's library is loaded, hence before the first `import ray`.
+# Both are read when Ray's library is loaded, hence set before the first `import ray`.
+# A call without a connection must fail: Ray would make one by itself, or start a cluster.
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+# Ray ends the whole process when its control store was gone for 60 s: runs that need no Ray must go on.
 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(7 * 24 * 3600))
 
 NAMESPACE = "synapse"
@@ -84,8 +88,10 @@ class RaySession:
 
         if self._address != address or not ray.is_initialized():
             return False
+        if not self.listens():
+            return False
         if time.monotonic() - self._checked > RECHECK_SECONDS:
-            if not self.listens() or not _within(PROBE_SECONDS, _nodes_answer):
+            if not bounded(PROBE_SECONDS, _nodes_answer, otherwise=False):
                 return False
             self._checked = time.monotonic()
         return True
@@ -116,7 +122,7 @@ class RaySession:
         self._address = None
         if not ray.is_initialized():
             return
-        if not _within(SHUTDOWN_SECONDS, _shutdown):
+        if not bounded(SHUTDOWN_SECONDS, _shutdown, otherwise=False):
             raise PluginHostUnavailableError("the connection to the Ray cluster was lost and does not let go")
 
 
@@ -164,13 +170,26 @@ def _probe(address: str, timeout: float) -> None:
         ) from None
 
 
-def _within(seconds: float, call: Callable[[], bool]) -> bool:
-    """What `call` answers; False when it has not answered in time. Ray's calls know no deadline."""
-    answers: list[bool] = []
-    thread = threading.Thread(target=lambda: answers.append(call()), name="ray-call", daemon=True)
+def bounded(seconds: float, call: Callable[[], T], otherwise: T) -> T:
+    """What `call` answers, or `otherwise` when it has not answered in time: Ray's calls know no deadline.
+
+    What it raises is raised here.
+    """
+    answers: list[T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            answers.append(call())
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="ray-call", daemon=True)
     thread.start()
     thread.join(seconds)
-    return bool(answers and answers[0])
+    if errors:
+        raise errors[0]
+    return answers[0] if answers else otherwise
 
 
 def _shutdown() -> bool:

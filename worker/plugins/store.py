@@ -121,7 +121,7 @@ def _stamp(source: Path) -> str:
 
 
 def _private(folder: Path) -> Path:
-    """`folder`, made when it is not there, once sure that nobody else can write it: what lies in it is run."""
+    """`folder`, made when missing, once sure that nobody else can write it: what lies in it is run."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:

@@ -45,6 +45,34 @@ PLAIN = """
             raise ValueError("the weights are gone")
 """
 
+FORMS = """
+    from ray import serve
+
+    def handler(request):
+        return "handler"
+
+    @serve.deployment(num_replicas=1, ray_actor_options={"num_cpus": 0.1})
+    class Declared:
+        def __init__(self, backend_url):
+            self.url = backend_url
+
+        def __call__(self, request):
+            return self.url
+
+    @serve.deployment(ray_actor_options={"num_cpus": 0.1})
+    class Front:
+        def __init__(self, behind):
+            self.behind = behind
+
+        async def __call__(self, request):
+            return await self.behind.remote(None)
+
+    def build():
+        return Front.bind(Declared.bind("behind"))
+
+    bound = Declared.bind("bound")
+"""
+
 TO_TASK = """
     import os, time
     from plugin.words import WORD
@@ -67,6 +95,10 @@ CONFIG = """
       plain: {{entrypoint: "plugin.plain:Plain", serve_options: {{batch: {{max_batch_size: 4}}}}}}
       broken: {{entrypoint: plugin.plain.Broken}}
       to_task: {{entrypoint: plugin.to_task.ToTask}}
+      handler: {{entrypoint: plugin.forms.handler}}
+      declared: {{entrypoint: plugin.forms.Declared}}
+      build: {{entrypoint: plugin.forms.build}}
+      bound: {{entrypoint: plugin.forms.bound}}
 """
 
 
@@ -77,7 +109,7 @@ def write_release(store: Path, code: str) -> None:
     (folder.parent / "config.yaml").write_text(dedent(CONFIG.format(code=code)))
     (folder / "__init__.py").touch()
     (folder / "words.py").write_text(f"WORD = {code!r}\n")
-    for name, text in {"serve": SERVE, "plain": PLAIN, "to_task": TO_TASK}.items():
+    for name, text in {"serve": SERVE, "plain": PLAIN, "forms": FORMS, "to_task": TO_TASK}.items():
         (folder / f"{name}.py").write_text(dedent(text))
 
 

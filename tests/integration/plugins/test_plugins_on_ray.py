@@ -89,6 +89,25 @@ def test_a_class_without_routes_answers_with_infer_batch(
     remove_application("pear@1.0.0")
 
 
+def test_every_form_of_entrypoint_is_served(
+    ray_host: RayHost, store: PluginStore, ray_cluster: LocalRay
+) -> None:
+    expected = {"handler": "handler", "declared": "http://backend.test", "build": "behind", "bound": "bound"}
+    release = store.get("pear@1.0.0")
+    for form in expected:
+        request = request_for(release, form, {"num_cpus": 0.1}, ACCESS)
+        plan = ray_host.call(release, request, "plan", {}) | {"app_name": form, "route_prefix": f"/{form}"}
+        assert ray_host.call(release, request, "submit", plan)["submitted"]
+    for form, answer in expected.items():
+        await_bucket(form, "running")
+        assert httpx.get(f"{ray_cluster.serve_url}/{form}").text == answer
+    request = request_for(release, "build", {"num_cpus": 0.1}, ACCESS)
+    plan = ray_host.call(release, request, "plan", {}) | {"app_name": "build", "route_prefix": "/build"}
+    assert ray_host.call(release, request, "submit", plan)["reason"] == "identical"
+    for form in expected:
+        remove_application(form)
+
+
 def test_the_reason_of_a_failure_is_the_authors_and_nothing_else(
     ray_host: RayHost, store: PluginStore
 ) -> None:
