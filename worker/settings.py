@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     )
     worker_package_store: str | None = Field(
         None,
-        description="Durable place for releases' packages: a folder that all nodes see, or an object store. "
+        description="Durable place for releases' packages: a folder that all nodes see. "
         "Default: Ray's own store.",
     )
     worker_agent: Annotated[int, Field(gt=0)] | None = Field(
