@@ -17,34 +17,46 @@ log = structlog.get_logger(__name__)
 
 
 def remove_if_never_ran(run: Run, services: Services, cluster: Cluster) -> None:
-    """Remove the run's application, unless it was there before, runs, or belongs to another run by now.
-
-    Safe to repeat. A cluster that does not answer keeps what it has: the run's own end matters more.
-    """
-    if PLAN not in run.findings:
-        return
-    plan = plan_of(run)
-    name = plan["app_name"]
-    owner = Ownership(services, name)
-    if not owner.holds(run.job) or owner.existed_before():
-        return
+    """Before a run ends FAILED. A cluster that does not answer keeps what it has: the end comes first."""
     try:
-        state = cluster.state(name)
-        if state.bucket == "running" or not state.is_of(plan["digest"]):
-            return
-        cluster.remove(name)
+        removed = _remove(run, services, cluster)
     except PluginHostUnavailableError as error:
-        log.warning("application not removed", app=name, error=str(error))
+        log.warning("application not removed", error=str(error))
         return
-    services.runs.events.message(run.job, f"{name} never ran; it was removed.", step=PROGRESS)
+    if removed:
+        text = f"{plan_of(run)['app_name']} never ran; it was removed."
+        services.runs.events.message(run.job, text, step=PROGRESS)
 
 
 def clean_after_end(job: str, services: Services, cluster: Cluster) -> None:
-    """A step's message came after the run's end: what a stopped run left half-started is removed."""
+    """A step's message came after the run's end: what a stopped run left half-started is removed.
+
+    Raises `PluginHostUnavailableError`; the message then comes back.
+    """
     try:
         run = services.runs.store.load(job)
     except UnknownRunError:
         return
     stopped = run.end is not None and run.end.status is JobStatus.STOPPED
     if stopped and isinstance(run.message, DeployMessage) and run.position < REGISTER.position:
-        remove_if_never_ran(run, services, cluster)
+        _remove(run, services, cluster)
+
+
+def _remove(run: Run, services: Services, cluster: Cluster) -> bool:
+    """Remove the run's application, unless it was there before, runs, or belongs to another run by now.
+
+    Safe to repeat.
+    """
+    if PLAN not in run.findings:
+        return False
+    plan = plan_of(run)
+    name = plan["app_name"]
+    owner = Ownership(services, name)
+    if not owner.holds(run.job) or owner.existed_before():
+        return False
+    state = cluster.state(name)
+    if state.bucket == "running" or not state.is_of(plan["digest"]):
+        return False
+    cluster.remove(name)
+    log.info("application removed that never ran", app=name)
+    return True

@@ -1,12 +1,14 @@
 """The capacity gate as a step."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fakeredis import FakeRedis
 
 from tests.unit.deploy.deploy_helpers import PLAN, Yard
 from tests.unit.runs.runs_helpers import RecordingSender
+from worker.deploy import gate
 from worker.deploy.gate import capacity_gate
 from worker.deploy.steps import CAPACITY_GATE, SERVE_RUN
 from worker.platform import ClientConnectionError, ClientTimeoutError, MalformedResponseError, ServerError
@@ -78,11 +80,13 @@ def test_an_agent_that_cannot_be_looked_up_means_no(yard: Yard) -> None:
 
 
 def test_without_an_agent_the_gate_is_skipped_with_a_warning(
-    yard: Yard, capsys: pytest.CaptureFixture[str]
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     yard.services.the_agent = None
+    said: list[str] = []
+    monkeypatch.setattr(gate, "log", SimpleNamespace(warning=said.append))
     assert pass_gate(yard) == Continue(SERVE_RUN)
-    assert "serve capacity gate skipped: agent_client not provided" in capsys.readouterr().out
+    assert said == ["serve capacity gate skipped: agent_client not provided"]
 
 
 def test_without_a_cluster_the_run_ends_with_what_to_set(

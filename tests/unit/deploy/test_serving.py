@@ -228,11 +228,15 @@ def test_a_stopped_run_leaves_what_another_run_waits_for_and_that_one_cleans_up(
     assert yard.cluster.removed == [APP]
 
 
-def test_a_cluster_that_is_away_does_not_keep_a_stopped_run_from_ending(yard: Yard) -> None:
+def test_cleaning_up_after_a_stop_waits_for_the_cluster(yard: Yard) -> None:
     submit(yard)
     stop("42", yard.runs)
     yard.cluster.broken = PluginHostUnavailableError("away")
+    with pytest.raises(PluginHostUnavailableError):
+        clean(yard)
+    yard.cluster.broken = None
     clean(yard)
+    assert yard.cluster.removed == [APP]
 
 
 def test_the_wait_starts_below_a_second_and_grows_to_five() -> None:
