@@ -34,17 +34,15 @@ class Pipeline:
         route: Route,
         schema: str | None,
         tell: Callable[[], None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._loop, self._backend, self._ledger, self._route = loop, backend, ledger, route
         self._schema = schema
         self._tell = tell
-        self._clock = clock
 
     def run(self, tasks: Sequence[OpenTask], budget: float) -> Attempt:
         """Work `tasks` for about `budget` seconds, at least one batch of them."""
         attempt = Attempt(self._ledger)
-        until = self._clock() + budget
+        until = time.monotonic() + budget
         size = max(BATCH, self._route.slots or 0)
         batches = deque(tasks[start : start + size] for start in range(0, len(tasks), size))
         fetching = self._fetch(batches.popleft(), attempt) if batches else None
@@ -52,7 +50,7 @@ class Pipeline:
         try:
             while fetching is not None and not attempt.look() and not attempt.full:
                 works = self._wait(fetching, attempt)
-                goes_on = bool(batches) and attempt.answered and self._clock() <= until
+                goes_on = bool(batches) and attempt.answered and time.monotonic() <= until
                 fetching = self._fetch(batches.popleft(), attempt) if goes_on else None
                 self._ready_and_write(works, attempt, until, writing)
         finally:

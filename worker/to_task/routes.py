@@ -16,7 +16,7 @@ from worker.to_task.hooks import Hooks, Item
 from worker.to_task.inference import PreProcessor
 from worker.to_task.ledger import Ledger, Ticket
 
-POLL_DELAYS = (0.25, 0.5, 1.0)
+POLL_DELAYS: tuple[float, ...] = (0.25, 0.5, 1.0)
 """Seconds between the first polls of a ticket; then its task waits for a later pass, in no process."""
 
 Wait = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -88,13 +88,9 @@ class InferenceRoute:
         backend: AsyncBackend,
         ledger: Ledger,
         target: PreProcessor,
-        poll_delays: tuple[float, ...] = POLL_DELAYS,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._params, self._hooks, self._backend = params, hooks, backend
         self._ledger, self._target = ledger, target
-        self._poll_delays = poll_delays
-        self._clock = clock
         self.slots = target.requests_at_once(params)
 
     def ready(self, works: list[Work], attempt: Attempt, until: float, wait: Wait) -> list[Work]:
@@ -113,7 +109,7 @@ class InferenceRoute:
 
         async def slot() -> None:
             while queue and not attempt.over:
-                if answered and self._clock() > until:
+                if answered and time.monotonic() > until:
                     return
                 work = queue.popleft()
                 if await attempt.one(work, self._infer):
@@ -133,9 +129,9 @@ class InferenceRoute:
                 return
             ticket = work.answer
             await asyncio.to_thread(self._ledger.keep_ticket, work.open.position, ticket)
-            delays = self._poll_delays
+            delays = POLL_DELAYS
         else:
-            delays = (0.0, *self._poll_delays)
+            delays = (0.0, *POLL_DELAYS)
         for delay in delays:
             await asyncio.sleep(delay)
             try:

@@ -10,7 +10,7 @@ from worker.to_task.redis_ledger import RedisLedger
 from worker.to_task.steps import ANNOTATE, FINALIZE
 
 CHUNKS_AT_ONCE = 4
-"""Of a run by file. A run by inference has one, for its pre-processor is sent `batch_size` requests at once."""
+"""Of a run by file. A run by inference has one: the requests that it sends at once are those of one chunk."""
 
 
 def spread(run: Run, services: Services) -> Outcome:

@@ -1,0 +1,60 @@
+"""Which file is which, in both of the platform's shapes."""
+
+from typing import Any
+
+import pytest
+
+from worker.to_task.errors import TaskFailedError
+from worker.to_task.files import File, files_of, of_specification, primary_of
+
+IMAGE = File("http://f/1.png", "1.png", "image", True)
+LABEL = File("http://f/1.json", "1.json", "label", False)
+
+MAPPING: dict[str, Any] = {
+    "image": {"url": "http://f/1.png", "is_primary": True, "file_name_original": "1.png"},
+    "label": {"url": "http://f/1.json", "is_primary": False, "filename": "1.json"},
+}
+LIST: list[Any] = [
+    {"url": "http://f/1.png", "is_primary": True, "file_name_original": "1.png", "specification": "image"},
+    {"url": "http://f/1.json", "is_primary": False, "name": "1.json", "specification_name": "label"},
+]
+
+
+@pytest.mark.parametrize("found", [MAPPING, LIST])
+def test_a_mapping_and_a_list_are_the_same_files(found: Any) -> None:
+    files = files_of(found)
+
+    assert files == [IMAGE, LABEL]
+    assert primary_of(files) == IMAGE
+    assert of_specification(files, "label") == LABEL
+
+
+def test_a_file_of_a_list_may_name_its_specification_by_name_alone() -> None:
+    [file] = files_of([{"url": "u", "name": "label"}])
+
+    assert (file.specification, file.name, file.is_primary) == ("label", "label", False)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (None, "the task's data unit has no files"),
+        (7, "the task's data unit has no files"),
+        ([7], "the files of the task's data unit are malformed"),
+        ({"label": None}, "the files of the task's data unit are malformed"),
+        ({"label": {}}, "the task's file of the specification 'label' has no url"),
+        ({"label": {"url": None}}, "the task's file of the specification 'label' has no url"),
+    ],
+)
+def test_what_is_no_file_is_said(found: Any, message: str) -> None:
+    with pytest.raises(TaskFailedError) as caught:
+        files_of(found)
+
+    assert str(caught.value) == message
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(TaskFailedError, match="no primary file"):
+        primary_of([LABEL])
+    with pytest.raises(TaskFailedError, match="no file of the specification 'mask'"):
+        of_specification([IMAGE, LABEL], "mask")

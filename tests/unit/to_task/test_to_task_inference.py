@@ -1,0 +1,210 @@
+"""Annotating by inference: how many at once, what is deferred, what the pre-processor may answer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.unit.to_task.world import World
+from worker.platform import ServerError
+from worker.runs.outcomes import Continue, Park, PollAgain
+from worker.to_task.steps import FINALIZE
+
+Make = Callable[..., World]
+
+PENDING = {"__synapse_deferred__": True, "status": "pending", "ticket": "t-1"}
+
+
+def deferring(world: World, *polled: Any) -> list[Any]:
+    """The pre-processor defers everything; `polled` are its answers to polls, the last again and again."""
+    answers = list(polled)
+    polls: list[Any] = []
+
+    def answer(params: dict[str, Any]) -> Any:
+        if "__synapse_poll__" not in params["json"]:
+            return PENDING
+        polls.append(params)
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    world.backend.answers = answer
+    return polls
+
+
+def failures(world: World) -> dict[int, str]:
+    return {failure.task_id: failure.error for failure in world.ledger.failures()}
+
+
+def test_every_task_gets_what_the_plugin_makes_of_the_answer(by_inference: Make) -> None:
+    world = by_inference(25)
+
+    end = world.work()
+
+    assert end.status == "SUCCEEDED"
+    assert sorted(world.backend.written)[0] == (1, {"said": {"seen": "http://files/1.png"}}, "dm_schema_v1")
+    assert len(world.backend.written) == 25
+
+
+def test_the_call_names_agent_action_and_version_and_nothing_that_is_not_known(by_inference: Make) -> None:
+    world = by_inference(1)
+    world.work()
+
+    params = {"model": 9, "method": "post", "json": {"image_path": "http://files/1.png"}}
+    assert world.backend.runs == [
+        ("pre", {"agent": 3, "action": "inference", "params": params, "version": "2.0.0"})
+    ]
+
+
+def test_the_plugin_prepares_with_all_that_is_known(by_inference: Make) -> None:
+    world = by_inference(1, pre_processor_params={"threshold": 0.5})
+    world.work()
+
+    item = next(item for item in world.host.items if "model_id" in item)
+    assert item["data_files"] == [
+        {"url": "http://files/1.json", "file_name": "1.json", "specification_name": "label"}
+    ]
+    assert (item["model_id"], item["pre_processor_params"]) == (9, {"threshold": 0.5})
+    assert item["pre_processor_config"]["code"] == "pre"
+    assert item["task_data"]["id"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "at_once"), [({}, 1), ({"batch_size": 3}, 3), ({"batch_size": 3, "batch": 7}, 7)]
+)
+def test_so_many_requests_are_sent_at_once(by_inference: Make, options: dict[str, int], at_once: int) -> None:
+    world = by_inference(40, **options)
+    world.work()
+
+    assert world.backend.peak["run_plugin"] == at_once
+
+
+def test_one_chunk_is_open_so_that_no_more_are_sent_at_once(by_inference: Make) -> None:
+    world = by_inference(40)
+    world.collect()
+
+    assert world.sender.chunks() == [0]
+
+
+def test_a_deferred_inference_is_polled_with_its_ticket_and_model(by_inference: Make) -> None:
+    world = by_inference(1)
+    polls = deferring(world, {"digit": 7})
+
+    world.work()
+
+    assert polls == [{"model": 9, "method": "post", "json": {"__synapse_poll__": "t-1"}}]
+    assert world.backend.written == [(1, {"said": {"digit": 7}}, "dm_schema_v1")]
+
+
+def test_a_redelivery_polls_and_does_not_infer_again(by_inference: Make) -> None:
+    # Given an inference that outlives the delivery
+    world = by_inference(1)
+    world.collect()
+    deferring(world, PENDING, PENDING, {"digit": 7})
+    assert world.annotate(0) == PollAgain(2.0)
+
+    # When the chunk is delivered again
+    outcome = world.annotate(0)
+
+    # Then it was polled, and inferred once
+    assert outcome == Continue(FINALIZE)
+    inferred = [
+        params for _, params in world.backend.runs if "__synapse_poll__" not in params["params"]["json"]
+    ]
+    assert len(inferred) == 1
+    assert world.ledger.counts().success == 1
+
+
+def test_a_deferred_inference_keeps_its_slot(by_inference: Make) -> None:
+    # Given a pre-processor that may be sent two at once, and defers everything
+    world = by_inference(10, batch_size=2)
+    world.collect()
+    deferring(world, PENDING)
+
+    # When the chunk is delivered some times
+    outcomes = [world.annotate(0) for _ in range(3)]
+
+    # Then no more than two inferences are open
+    assert outcomes == [PollAgain(2.0)] * 3
+    inferred = [data for _, data in world.backend.runs if "__synapse_poll__" not in data["params"]["json"]]
+    assert len(inferred) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ({"status": "failed", "error": "CUDA out of memory"}, "inference failed: CUDA out of memory"),
+        ({"status": "failed"}, "inference failed: no reason given"),
+        ({"status": "not_found", "ticket": "t-1"}, "does not know the ticket"),
+        ({"status": "lost"}, "in a way that is not understood"),
+        ({"status": "pending"}, "in a way that is not understood"),
+    ],
+)
+def test_a_deferred_inference_that_fails_is_a_failure_record(
+    by_inference: Make, answer: dict[str, Any], error: str
+) -> None:
+    world = by_inference(2)
+    deferring(world, {"__synapse_deferred__": True, **answer})
+
+    end = world.work()
+
+    assert end.status == "FAILED"
+    assert all(error in text for text in failures(world).values())
+    assert len(failures(world)) == 2
+
+
+def test_a_failed_envelope_keeps_no_secret(by_inference: Make) -> None:
+    world = by_inference(1)
+    envelope = {"__synapse_deferred__": True, "status": "failed"}
+    world.backend.answers = lambda _: {**envelope, "error": "GET http://files/1.png?token=abc failed"}
+
+    world.work()
+
+    assert "abc" not in failures(world)[1]
+
+
+def test_an_inference_that_fails_for_now_is_asked_again(by_inference: Make) -> None:
+    world = by_inference(3)
+    world.collect()
+    world.backend.fail("run_plugin", 0, ServerError(), times=2)
+
+    countdowns, outcome = world.annotate_fully(0)
+
+    assert (countdowns, outcome) == ([2.0], Continue(FINALIZE))
+    assert world.ledger.counts().success == 3
+
+
+def test_an_inference_whose_answer_could_not_be_written_is_asked_again(by_inference: Make) -> None:
+    world = by_inference(1)
+    world.collect()
+    polls = deferring(world, {"digit": 7})
+    world.backend.fail("annotate_task_data", 1, ServerError(), times=1)
+
+    world.annotate_fully(0)
+
+    # The pre-processor forgets a result that was collected, so a ticket would not help.
+    assert len(polls) == 2
+    assert len(world.backend.runs) == 4
+    assert world.ledger.counts().success == 1
+
+
+def test_a_pass_out_of_time_begins_no_more_inferences(by_inference: Make) -> None:
+    world = by_inference(5)
+    world.collect()
+    world.settings.worker_visibility_timeout_seconds = 0.0
+
+    assert world.annotate(0) == PollAgain(0.0)
+    assert len(world.backend.runs) == 1
+
+
+def test_a_stop_ends_the_inferences(by_inference: Make) -> None:
+    world = by_inference(5)
+    world.collect()
+    answer = world.backend.answers
+
+    def and_stop(params: dict[str, Any]) -> Any:
+        world.end()
+        return answer(params)
+
+    world.backend.answers = and_stop
+
+    assert world.annotate(0) == Park()
+    assert world.backend.written == []

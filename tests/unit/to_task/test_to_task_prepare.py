@@ -1,0 +1,78 @@
+"""What a run's parameters are checked against."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.unit.to_task.world import World
+from worker.platform import NotFoundError, ServerError
+from worker.plugins import PluginCallError
+from worker.pre_processor.steps import DETECT
+from worker.runs.outcomes import Continue, RunFailedError
+from worker.to_task.prepare import prepare
+from worker.to_task.steps import FETCH_TASKS
+
+Make = Callable[..., World]
+
+
+def test_a_run_by_file_goes_on_to_its_tasks(make_world: Make) -> None:
+    world = make_world(1)
+
+    assert prepare(world.run, world.services) == Continue(FETCH_TASKS)
+
+
+def test_a_run_by_inference_goes_on_to_its_pre_processor(by_inference: Make) -> None:
+    world = by_inference(1)
+
+    assert prepare(world.run, world.services) == Continue(DETECT)
+    assert world.backend.calls["get_data_collection"] == 0
+
+
+def test_parameters_that_the_plugin_refuses_end_the_run_with_its_reason(make_world: Make) -> None:
+    world = make_world(1)
+    world.host.refusal = PluginCallError("ParamsError", "unknown parameter 'colour'")
+
+    with pytest.raises(
+        RunFailedError, match=r"^The plugin refuses the parameters: unknown parameter 'colour'$"
+    ):
+        prepare(world.run, world.services)
+
+
+def test_a_plugin_that_cannot_be_imported_says_so(make_world: Make) -> None:
+    world = make_world(1)
+    world.host.refusal = PluginCallError("ModuleNotFoundError", "No module named 'torch'")
+
+    with pytest.raises(RunFailedError, match=r"^The plugin cannot be used: ModuleNotFoundError: No module"):
+        prepare(world.run, world.services)
+
+
+def test_a_project_that_is_not_there_ends_the_run(make_world: Make) -> None:
+    world = make_world(1)
+    world.backend.fail("get_project", 1, NotFoundError())
+
+    with pytest.raises(RunFailedError, match=r"^Project 1 does not exist$"):
+        prepare(world.run, world.services)
+
+
+def test_a_project_without_a_data_collection_has_no_files(make_world: Make) -> None:
+    world = make_world(1)
+    world.backend.project = {"id": 1, "data_collection": None}
+
+    with pytest.raises(RunFailedError, match=r"^Project 1 has no data collection$"):
+        prepare(world.run, world.services)
+
+
+def test_a_specification_that_is_not_there_is_answered_with_those_that_are(make_world: Make) -> None:
+    world = make_world(1, target_specification_name="mask")
+
+    expected = "Data collection 7 has no file specification 'mask'; it has: image, label"
+    with pytest.raises(RunFailedError, match=rf"^{expected}$"):
+        prepare(world.run, world.services)
+
+
+def test_a_backend_that_is_away_is_no_mistake_of_the_run(make_world: Make) -> None:
+    world = make_world(1)
+    world.backend.away = ServerError()
+
+    with pytest.raises(ServerError):
+        prepare(world.run, world.services)
