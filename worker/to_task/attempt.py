@@ -14,6 +14,9 @@ from worker.to_task.recorder import Recorder
 
 T = TypeVar("T")
 
+LONGEST_ERROR = 500
+"""Characters of a failure record: a thousand of them go to the backend in one answer."""
+
 
 @dataclass
 class Work:
@@ -27,7 +30,10 @@ class Work:
     data: dict[str, Any] = field(default_factory=dict)
 
     def mark(self, error: str | None = None) -> Mark:
-        """What came of it."""
+        """What came of it; an error is made fit to be shown."""
+        if error is not None:
+            error = clean(error)
+            error = error if len(error) <= LONGEST_ERROR else f"{error[: LONGEST_ERROR - 1]}…"
         return Mark(self.open.position, self.open.task_id, error)
 
 
@@ -90,7 +96,7 @@ class Attempt:
             await self.record(work.mark(str(error)))
             return False
         except ClientError as error:
-            text = f"{error_type(error)}: {clean(str(error))}"
+            text = f"{error_type(error)}: {error}"
             if may_pass(error):
                 self.held[work.open.position] = work.mark(text)
             else:
@@ -127,7 +133,7 @@ class Attempt:
                 take(work, answer["ok"])
                 ready.append(work)
             else:
-                marks.append(work.mark(clean(str(answer.get("error") or "the plugin returned no data"))))
+                marks.append(work.mark(str(answer.get("error") or "the plugin returned no data")))
         if marks and not self._ledger.record(marks):
             self.stopped = True
         return ready

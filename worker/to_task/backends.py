@@ -84,6 +84,11 @@ class Backends:
         tenant = tenant or self._settings.synapse_tenant
         return self._tenants.setdefault(tenant, TenantBackend(lambda t: self._new(tenant, t), self._turns))
 
+    async def aclose(self) -> None:
+        """Give all connections back. On the loop."""
+        for tenant in self._tenants.values():
+            await tenant.aclose()
+
     def _new(self, tenant: str | None, timeout: dict[str, float]) -> AsyncBackendClient:
         return AsyncBackendClient(
             self._settings.synapse_host,

@@ -1,5 +1,6 @@
 """What of the annotation a process has one of: the event loop, the clients on it, the pace of its news."""
 
+import atexit
 import threading
 import time
 from collections.abc import Callable
@@ -42,8 +43,15 @@ class Crew:
     def __init__(self, loop: LoopThread, backends: Backends, pace: Pace) -> None:
         self.loop, self.backends, self.pace = loop, backends, pace
 
+    def close(self) -> None:
+        """Give the connections back and end the loop."""
+        self.loop.run(self.backends.aclose(), timeout=5)
+        self.loop.close()
+
 
 @lru_cache(maxsize=1)
 def crew() -> Crew:
     """The crew of this process."""
-    return Crew(LoopThread(), Backends(settings()), Pace())
+    made = Crew(LoopThread(), Backends(settings()), Pace())
+    atexit.register(made.close)
+    return made

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from worker.platform import clean
 from worker.plugins import ActionRequest, PluginCallError, PluginHost, PluginTimeoutError, Release
 
 Item = dict[str, Any]
@@ -59,7 +58,7 @@ def answers_of(hook: Hook, items: Sequence[Item]) -> list[Answer]:
         answers = hook(items)
     except (PluginCallError, PluginTimeoutError) as error:
         if len(items) == 1:
-            return [{"error": clean(str(error))}]
+            return [{"error": str(error)}]
         middle = len(items) // 2
         return answers_of(hook, items[:middle]) + answers_of(hook, items[middle:])
     if not isinstance(answers, list) or len(answers) != len(items):

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.messages import ToTaskParams
-from worker.platform import clean
 from worker.to_task.backends import AsyncBackend
 from worker.to_task.errors import StillPendingError, TaskFailedError
 from worker.to_task.ledger import Ticket
@@ -63,7 +62,7 @@ def _result(answer: Any, model: object) -> Any:
         case "pending" if isinstance(answer.get("ticket"), str | int):
             return Ticket(str(answer["ticket"]), model)
         case "failed":
-            reason = clean(str(answer.get("error") or "no reason given"))
+            reason = str(answer.get("error") or "no reason given")
             raise TaskFailedError(f"the pre-processor's inference failed: {reason}")
         case "not_found":
             raise TaskFailedError(

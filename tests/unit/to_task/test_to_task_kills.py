@@ -1,0 +1,105 @@
+"""A worker that dies at any line: the run goes on from what is in Redis, and counts every task once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.unit.conftest import Clock
+from tests.unit.runs.runs_helpers import Courier
+from tests.unit.to_task.world import JOB, KilledError, World
+from worker.runs.outcomes import Continue, Finish, Outcome, PollAgain
+from worker.runs.scripts import Scripts
+from worker.to_task.finalize import finalize
+from worker.to_task.steps import ANNOTATE, FINALIZE
+
+Make = Callable[..., World]
+
+
+class Fate:
+    """Kills the process at its n-th script, before Redis has seen it or after."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, before: bool) -> None:
+        self.left = at
+        run = Scripts.run
+
+        def mortal(scripts: Scripts, name: str, keys: list[str], *args: Any) -> Any:
+            self.left -= 1
+            if self.left == 0 and before:
+                raise KilledError
+            answer = run(scripts, name, keys, *args)
+            if self.left == 0:
+                raise KilledError
+            return answer
+
+        monkeypatch.setattr(Scripts, "run", mortal)
+
+
+def deliver_all(world: World) -> Finish | None:
+    """Every message once more, as the broker and the sweep do."""
+    outcome: Outcome = PollAgain(0)
+    while isinstance(outcome, PollAgain):
+        outcome = world.fetch()
+    outcome = world.spread()
+    delivered = 0
+    while outcome != Continue(FINALIZE):
+        chunks = world.sender.chunks()
+        if delivered == len(chunks):
+            return None
+        _, outcome = world.annotate_fully(chunks[delivered])
+        delivered += 1
+    end = finalize(world.run, world.services)
+    assert isinstance(end, Finish)
+    return end
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("at", range(1, 60, 2))
+def test_a_death_anywhere_loses_no_task_and_counts_none_twice(
+    make_world: Make, monkeypatch: pytest.MonkeyPatch, clock: Clock, at: int, before: bool
+) -> None:
+    # Given a run of several pages and chunks, of which one task is bad, whose worker dies somewhere
+    world = make_world(55, chunk=5)
+    world.backend.page = 20
+    world.host.bad = {7}
+    fate = Fate(monkeypatch, at, before)
+    try:
+        deliver_all(world)
+    except KilledError:
+        world.sender.sent.clear()
+    clock.forward(60)
+
+    # When everything is delivered again
+    fate.left = -1
+    end = None
+    while end is None:
+        end = deliver_all(world)
+
+    # Then the counts are exact, and every task was written
+    assert (end.result["success_count"], end.result["failed_count"]) == (54, 1)
+    assert set(world.backend.written_ids) == set(range(1, 56)) - {7}
+
+
+def test_a_copy_of_an_older_poll_of_a_chunk_dies(make_world: Make) -> None:
+    # Given a chunk that came back for the rest of its tasks
+    world = make_world(80, chunk=100)
+    world.collect()
+    world.settings.worker_visibility_timeout_seconds = 0.0
+    courier = Courier(world.runs)
+
+    def deliver(**kwargs: Any) -> Any:
+        message = {"job": JOB, "chunk": 0, **kwargs}
+        work = lambda run: world.annotate(0)  # noqa: E731
+        return courier.deliver(ANNOTATE, work, part="0", kwargs=message)
+
+    again = deliver()
+    assert (again.ended, again.kwargs["generation"]) == ("again", 1)
+    written = len(world.backend.written)
+
+    # When the first message is delivered once more
+    assert deliver().ended == "acknowledged"
+
+    # Then nothing was done by it, and the newer one goes on
+    assert len(world.backend.written) == written
+    assert deliver(generation=1).ended == "again"
+    assert len(world.backend.written) > written

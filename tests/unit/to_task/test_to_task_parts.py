@@ -1,0 +1,149 @@
+"""The parts of a process: loop, limit of requests, pace of news, batches of the plugin; the steps."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.unit.to_task.world import FakeBackend, World
+from worker.plugins import PluginCallError, PluginTimeoutError
+from worker.pre_processor.steps import DETECT, DISPATCH
+from worker.to_task import steps, tasks
+from worker.to_task.attempt import Work
+from worker.to_task.backends import PATIENT, QUICK, TenantBackend
+from worker.to_task.crew import Pace
+from worker.to_task.hooks import HostHooks, answers_of
+from worker.to_task.ledger import OpenTask
+from worker.to_task.loop import LoopThread
+
+
+def test_the_loop_is_one_thread_and_starts_anew_after_its_end(loop: LoopThread) -> None:
+    async def where() -> int:
+        return threading.get_ident()
+
+    first = loop.run(where(), timeout=5)
+    assert first == loop.run(where(), timeout=5) != threading.get_ident()
+
+    loop.close()
+    assert loop.run(where(), timeout=5)
+
+
+def test_an_error_on_the_loop_is_the_callers(loop: LoopThread) -> None:
+    async def fails() -> None:
+        raise LookupError("here")
+
+    with pytest.raises(LookupError, match="here"):
+        loop.run(fails(), timeout=5)
+
+
+def test_all_tenants_share_the_limit_of_requests_in_flight(loop: LoopThread) -> None:
+    # Given two tenants of a process that may have three requests in flight
+    backend = FakeBackend()
+    turns = asyncio.Semaphore(3)
+    made: list[Any] = []
+
+    def make(timeout: dict[str, float]) -> Any:
+        made.append(timeout)
+        return backend
+
+    tenants = [TenantBackend(make, turns) for _ in range(2)]
+
+    # When all kinds of requests are made at once
+    async def many() -> None:
+        calls = [tenant.get_task(n) for n in range(10) for tenant in tenants]
+        await asyncio.gather(*calls, *(tenants[0].annotate_task_data(n, {}) for n in range(10)))
+
+    loop.run(many(), timeout=5)
+
+    # Then no more were in flight, over one client a tenant
+    assert max(backend.peak.values()) <= 3
+    assert made == [QUICK, QUICK]
+
+
+def test_an_inference_has_more_time_than_a_read(loop: LoopThread) -> None:
+    made: list[Any] = []
+    backend = FakeBackend()
+    backend.answers = lambda call: {}
+
+    def make(timeout: dict[str, float]) -> Any:
+        made.append(timeout)
+        return backend
+
+    loop.run(TenantBackend(make, asyncio.Semaphore(1)).run_plugin("pre", {"params": {}}), timeout=5)
+
+    assert made == [PATIENT]
+
+
+def test_news_of_a_run_come_no_oftener_than_allowed() -> None:
+    now = [0.0]
+    pace = Pace(0.5, clock=lambda: now[0])
+
+    due = []
+    for now[0] in (0.0, 0.4, 0.5, 0.9, 1.0):
+        due.append(pace.is_due("42"))
+
+    assert due == [True, False, True, False, True]
+    assert pace.is_due("43")
+
+
+@pytest.mark.parametrize(
+    "error", [PluginCallError("ActorDiedError", "it died"), PluginTimeoutError("too long")]
+)
+def test_a_batch_is_halved_until_the_bad_item_is_found(error: Exception) -> None:
+    sizes: list[int] = []
+
+    def hook(items: Any) -> list[Any]:
+        sizes.append(len(items))
+        if {"n": 5} in items:
+            raise error
+        return [{"ok": {"n": item["n"]}} for item in items]
+
+    answers = answers_of(hook, [{"n": n} for n in range(8)])
+
+    assert [n for n, answer in enumerate(answers) if "ok" in answer] == [0, 1, 2, 3, 4, 6, 7]
+    assert answers[5] == {"error": str(error)}
+    assert sizes == [8, 4, 4, 2, 1, 1, 2]
+
+
+def test_the_host_is_asked_by_operation(make_world: Callable[..., World]) -> None:
+    world = make_world(1)
+    hooks = HostHooks(world.host, None, None)  # type: ignore[arg-type]
+    item = {"task_data": {"id": 1}, "data_file_name": "f", "primary_file_url": "u", "model_id": 9}
+
+    hooks.convert_from_files([item])
+    hooks.prepare_inference([item])
+    hooks.convert_from_inference([{**item, "inference_data": 7}])
+
+    assert [operation for operation, _ in world.host.batches] == [
+        "convert_from_files", "prepare_inference", "convert_from_inference",
+    ]  # fmt: skip
+
+
+def test_an_error_is_cut_and_cleaned() -> None:
+    work = Work(OpenTask(0, 7))
+
+    assert work.mark("see http://files/1?token=abc").error == "see <url>"
+    assert len(work.mark("x" * 10_000).error or "") == 500
+
+
+def test_the_steps_of_a_run_come_one_after_the_other() -> None:
+    way = [steps.INITIALIZE, steps.PREPARE, DETECT, DISPATCH, steps.FETCH_TASKS, steps.SPREAD, steps.FINALIZE]
+
+    assert [step.position for step in way] == [10, 20, 30, 35, 50, 60, 70]
+    assert (steps.ANNOTATE.position, steps.ANNOTATE.queue, steps.ANNOTATE.has_parts) == (60, "annotate", True)
+
+
+def test_every_step_has_its_door() -> None:
+    doors = [tasks.initialize, tasks.prepare, tasks.fetch_tasks, tasks.spread, tasks.annotate, tasks.finalize]
+
+    assert [door.name for door in doors] == [
+        "to_task.initialize",
+        "to_task.prepare",
+        "to_task.fetch_tasks",
+        "to_task.spread",
+        "to_task.annotate",
+        "to_task.finalize",
+    ]
+    assert tasks.to_task.name == "to_task"
