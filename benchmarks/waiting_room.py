@@ -85,7 +85,8 @@ def measure(sandbox: Sandbox) -> None:
         "SELECT min(time) FROM requests WHERE method = 'POST' AND path = '/serve_applications/'"
     )
     polls = state.value(
-        "SELECT count(*) FROM requests WHERE method = 'GET' AND path LIKE '/serve_applications/%' AND time < ?",
+        "SELECT count(*) FROM requests"
+        " WHERE method = 'GET' AND path LIKE '/serve_applications/%' AND time < ?",
         registered,
     )
     first = [

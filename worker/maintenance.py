@@ -1,9 +1,10 @@
-"""What every worker does now and then, beside its tasks: send again what was lost on the way."""
+"""What every worker does now and then, beside its tasks: send again what was lost, keep packages alive."""
 
 import threading
 
 import structlog
 
+from worker.deploy.packages import DeployedPackages
 from worker.platform import clean
 from worker.pre_processor.recovery import ROOM_PREFIX, recover_room
 from worker.runs.recovery import RUN_PREFIX, recover_run
@@ -64,7 +65,8 @@ class Maintenance:
         while not self._stop.wait(SECONDS_BETWEEN_SWEEPS):
             try:
                 sweep()
+                DeployedPackages(services()).pin()
             except BACKBONE_ERRORS as error:
-                log.warning("sweep put off", error_type=type(error).__name__)
+                log.warning("maintenance put off", error_type=type(error).__name__)
             except Exception as error:
-                log.error("sweep failed", error_type=type(error).__name__, error=clean(str(error)))
+                log.error("maintenance failed", error_type=type(error).__name__, error=clean(str(error)))

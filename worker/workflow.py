@@ -11,6 +11,7 @@ from worker.dead_letters import DeadLetters
 from worker.platform import (
     ClientConnectionError,
     ClientTimeoutError,
+    MalformedResponseError,
     NotFoundError,
     RateLimitError,
     ServerError,
@@ -45,8 +46,15 @@ class WorkflowTask(StepTask):
         ClientTimeoutError,
         RateLimitError,
         ServerError,
+        MalformedResponseError,
         PluginHostUnavailableError,
     )
+
+    @staticmethod
+    def is_down(error: Exception) -> bool:
+        """A backend that is down does not fail a run, however long it is."""
+        gateway_says_so = isinstance(error, ServerError) and error.status_code in (502, 503, 504)
+        return gateway_says_so or isinstance(error, ClientConnectionError | ClientTimeoutError)
 
     @property
     def runs(self) -> Runs:

@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-from pydantic import SecretStr
-from pydantic_core import PydanticUndefined
-
 from worker.settings import Settings
 
 README = Path(__file__).parents[2] / "README.md"
@@ -13,9 +10,8 @@ README = Path(__file__).parents[2] / "README.md"
 def settings_table() -> str:
     rows = []
     for name, field in Settings.model_fields.items():
-        default = "required" if field.default is PydanticUndefined else field.default
-        shown = "" if default is None or isinstance(default, SecretStr) else f"`{default}`"
-        rows.append(f"| `{name.upper()}` | {'required' if field.is_required() else shown} | {field.description} |")
+        default = "required" if field.is_required() else "" if field.default is None else f"`{field.default}`"
+        rows.append(f"| `{name.upper()}` | {default} | {field.description} |")
     return "\n".join(rows)
 
 

@@ -54,9 +54,9 @@ def _redis(settings: Settings) -> str:
 
 def _backend(settings: Settings) -> str:
     token = settings.synapse_access_token.get_secret_value()
-    with BackendClient(settings.synapse_host, token, tenant=settings.synapse_tenant) as backend:
-        with contextlib.suppress(NotFoundError):
-            backend.get_job("0")
+    backend = BackendClient(settings.synapse_host, token, tenant=settings.synapse_tenant)
+    with backend, contextlib.suppress(NotFoundError):
+        backend.get_job("0")
     return "answers and knows the token"
 
 

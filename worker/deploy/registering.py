@@ -12,7 +12,7 @@ from worker.platform import BackendClient, MalformedResponseError
 from worker.pre_processor.names import RoomName
 from worker.pre_processor.polls import wake
 from worker.runs.outcomes import Finish, Outcome, PollAgain
-from worker.runs.record import Run
+from worker.runs.record import Run, wire_id
 from worker.services import Services
 
 log = structlog.get_logger(__name__)
@@ -52,14 +52,14 @@ def _identifier(run: Run, services: Services) -> int | str:
     # Written down first: whoever comes after a lost answer looks.
     services.runs.store.note(run.job, POSTED, posted + 1)
     answer = backend.create_serve_application(
-        job=_wire_id(run.job), status=ServeApplicationStatus.RUNNING.value, data=_data(run)
+        job=wire_id(run.job), status=ServeApplicationStatus.RUNNING.value, data=_data(run)
     )
     return _id_of(answer)
 
 
 def _registered(backend: BackendClient, job: str) -> int | str | None:
     """This job's record; an older backend may answer with everybody's."""
-    for record in backend.list_serve_applications(job=_wire_id(job))["results"]:
+    for record in backend.list_serve_applications(job=wire_id(job))["results"]:
         if str(record.get("job")) == job:
             return _id_of(record)
     return None
@@ -88,8 +88,3 @@ def _id_of(record: object) -> int | str:
 def _room(message: DeployMessage, services: Services) -> RoomName:
     code, _, version = message.plugin.partition("@")
     return RoomName(message.tenant or services.settings.synapse_tenant or "", message.agent, code, version)
-
-
-def _wire_id(job: str) -> int | str:
-    """The backend's own form: an integer where the job's id is one."""
-    return int(job) if job.isascii() and job.isdigit() and str(int(job)) == job else job

@@ -4,6 +4,7 @@ from worker.deploy.cleanup import remove_if_never_ran
 from worker.deploy.cluster import Cluster
 from worker.deploy.findings import Submission, plan_of, redis_now, submission_of
 from worker.deploy.ownership import Ownership
+from worker.deploy.packages import DeployedPackages
 from worker.deploy.plugin_call import call
 from worker.deploy.steps import AWAIT_RUNNING, PROGRESS
 from worker.runs.outcomes import Continue, Outcome, RunFailedError
@@ -41,5 +42,6 @@ def serve_run(run: Run, services: Services, cluster: Cluster) -> Outcome:
         for message in answer.get("messages") or []:
             runs.events.message(run.job, str(message), step=PROGRESS)
         runs.store.note(run.job, SUBMITTED, True)
+    DeployedPackages(services).remember(name, run.message.plugin)
     runs.advance(run, PROGRESS, 30)
     return Continue(AWAIT_RUNNING)

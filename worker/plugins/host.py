@@ -1,5 +1,6 @@
 """Where plugin code runs, as the workflows see it."""
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from worker.plugins.requests import ActionRequest
@@ -19,8 +20,8 @@ class PluginHost(Protocol):
     def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
         """Hot work: the release stays loaded between calls."""
 
-    def pin(self) -> None:
-        """Keep the packages of used releases from expiring; call it every few minutes."""
+    def pin(self, releases: Iterable[Release]) -> None:
+        """Keep the packages of these from expiring; to be called every few minutes."""
 
     def close(self) -> None:
         """Give everything back."""

@@ -44,9 +44,6 @@ class Packages(Protocol):
     def ensure(self, release: Release) -> str:
         """The URI under which Ray's workers find the release right now; puts it there when it is not."""
 
-    def pin_all(self) -> None:
-        """Keep every package that this process has used from expiring; call it every few minutes."""
-
 
 class RayPackages:
     """Ray's own store, over the dashboard. Not durable: see `RECHECK_SECONDS`."""
@@ -55,7 +52,6 @@ class RayPackages:
         self._client = httpx.Client(base_url=dashboard_url, headers=headers, timeout=REQUEST_SECONDS)
         self._lock = threading.Lock()
         self._checked: dict[str, tuple[str, float]] = {}
-        self._releases: dict[str, Release] = {}
 
     def ensure(self, release: Release) -> str:
         """Verified at most once a minute a release."""
@@ -64,16 +60,7 @@ class RayPackages:
             if not uri or time.monotonic() - checked > RECHECK_SECONDS:
                 uri = self._verify(release, uri)
                 self._checked[release.checksum] = (uri, time.monotonic())
-                self._releases[release.checksum] = release
             return uri
-
-    def pin_all(self) -> None:
-        """Look at every package again, whatever the time since the last look."""
-        with self._lock:
-            for checksum, release in list(self._releases.items()):
-                if release.path.is_dir():
-                    uri, _ = self._checked[checksum]
-                    self._checked[checksum] = (self._verify(release, uri), time.monotonic())
 
     def close(self) -> None:
         """Give the connections back."""
@@ -116,9 +103,6 @@ class FolderPackages:
                 self._write(known, data)
             self._known[release.checksum] = known
         return f"file://{known}"  # as it stands: Ray does not undo percent signs
-
-    def pin_all(self) -> None:
-        """A folder forgets nothing."""
 
     def _write(self, path: Path, data: bytes) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")

@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,10 +41,10 @@ class ProcessHost:
         """The same: what was imported stays imported."""
         return self.call(release, request, operation, payload)
 
-    def pin(self) -> None:
+    def pin(self, releases: Iterable[Release]) -> None:
         """Only what was deployed has a package."""
         if self._ray is not None:
-            self._ray.pin()
+            self._ray.pin(releases)
 
     def close(self) -> None:
         """Give the deploying host's things back."""

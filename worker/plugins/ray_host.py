@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -101,10 +101,10 @@ class RayHost:
         finally:
             actor.turn.release()
 
-    def pin(self) -> None:
-        """Keep packages from expiring and let idle actors go."""
-        if self._packages is not None:
-            self._packages.pin_all()
+    def pin(self, releases: Iterable[Release]) -> None:
+        """Keep their packages from expiring, and let idle actors go."""
+        for release in releases:
+            self.runtime_env(release, {})
         with self._lock:
             self._drop_idle()
 

@@ -41,6 +41,11 @@ class Run:
     generation: int = 0
 
 
+def wire_id(job: str) -> int | str:
+    """The backend's own form of a job's id: an integer where it is one."""
+    return int(job) if job.isascii() and job.isdigit() and str(int(job)) == job else job
+
+
 class Acceptance(StrEnum):
     """What became of an entry message."""
 

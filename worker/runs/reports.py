@@ -17,7 +17,7 @@ from worker.platform import (
 from worker.runs.keys import run_key
 from worker.runs.live import run_member
 from worker.runs.progress import proportions_of
-from worker.runs.record import End, Run
+from worker.runs.record import End, Run, wire_id
 from worker.runs.runs import Runs
 
 log = structlog.get_logger(__name__)
@@ -104,16 +104,12 @@ def _send_messages(run: Run, runs: Runs, backend: JobsApi) -> None:
     """Messages go out before what follows them; one whose answer was lost is not sent twice."""
     while entries := runs.events.take_messages(run.job):
         try:
-            backend.create_logs([{**entry, "job": _wire_id(run.job)} for entry in entries])
+            backend.create_logs([{**entry, "job": wire_id(run.job)} for entry in entries])
         except (ClientConnectionError, RateLimitError, AuthenticationError):
             runs.events.give_back(run.job, entries)
             raise
         except ClientError as error:
             log.warning("messages lost", error_type=type(error).__name__, count=len(entries))
-
-
-def _wire_id(job: str) -> int | str:
-    return int(job) if job.isascii() and job.isdigit() and str(int(job)) == job else job
 
 
 def _note_patch(job: str, runs: Runs) -> None:

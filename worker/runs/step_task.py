@@ -39,7 +39,12 @@ class StepTask(Task):
     Request = "worker.runs.request:QuietRequest"
 
     transient: ClassVar[tuple[type[Exception], ...]] = ()
-    """Errors of a neighbour that is away: the step comes back later."""
+    """Errors of a neighbour that may pass: the step comes back later."""
+
+    @staticmethod
+    def is_down(error: Exception) -> bool:  # noqa: ARG004 - for workflows to say
+        """Whether the neighbour is away altogether: then the step comes back until it is there again."""
+        return False
 
     @property
     def runs(self) -> Runs:
@@ -119,7 +124,7 @@ class StepTask(Task):
     def _wait_for_neighbour(self, error: Exception) -> Finish:
         attempt = int(self.request.kwargs.get("attempt", 0)) + 1
         longest = self.runs.timing.longest_countdown
-        if attempt * longest <= LONGEST_WAIT_FOR_NEIGHBOUR:
+        if self.is_down(error) or attempt * longest <= LONGEST_WAIT_FOR_NEIGHBOUR:
             log.warning(
                 "neighbour away", error_type=type(error).__name__, error=clean(str(error)), attempt=attempt
             )

@@ -6,6 +6,7 @@
 
 import os
 import sys
+import tempfile
 
 import ray
 from ray import serve
@@ -17,7 +18,9 @@ def main(errand: str, argument: str) -> None:
     """Run one errand against the Ray of the environment."""
     host, _, port = os.environ["RAY_ADDRESS"].rpartition(":")
     wait_for(lambda: listens(int(port), host), 60, "Ray's control store did not listen")
-    ray.init(log_to_driver=False)
+    with tempfile.TemporaryDirectory(prefix="synapse-empty-") as empty:
+        # Who first starts Serve puts its own folder before every release's code in the replicas.
+        ray.init(log_to_driver=False, runtime_env={"working_dir": empty})
     if errand == "start":
         serve.start(http_options={"host": "127.0.0.1", "port": int(argument)})
     elif errand == "delete":

@@ -6,6 +6,8 @@ import httpx
 
 from worker.actions import ToTaskAction
 
+http = httpx.Client(timeout=10)  # one, so that its connections are used again
+
 
 class ToTask(ToTaskAction):
     def convert_data_from_file(
@@ -16,7 +18,7 @@ class ToTask(ToTaskAction):
         data_file_name: str,
         task_data: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        answer = httpx.get(data_file_url, timeout=10)
+        answer = http.get(data_file_url)
         answer.raise_for_status()
         return {"classification": {"digit": answer.json()["label"]}}
 
