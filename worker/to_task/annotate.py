@@ -8,12 +8,13 @@ from worker.to_task.backends import AsyncBackend
 from worker.to_task.crew import Crew
 from worker.to_task.hooks import HostHooks
 from worker.to_task.inference import PreProcessor
+from worker.to_task.inference_route import InferenceRoute
 from worker.to_task.ledger import Ledger
 from worker.to_task.message import message_of
 from worker.to_task.news import tell
 from worker.to_task.pipeline import Pipeline
 from worker.to_task.redis_ledger import RedisLedger
-from worker.to_task.routes import FileRoute, InferenceRoute, Route
+from worker.to_task.routes import FileRoute, Route
 from worker.to_task.settle import choose, settle
 from worker.to_task.window import go_on
 

@@ -16,13 +16,14 @@ from worker.to_task.discovery import NO_TASKS, all_ids, page_size
 from worker.to_task.finalize import result_of
 from worker.to_task.hooks import Answer, Item
 from worker.to_task.inference import PreProcessor
+from worker.to_task.inference_route import InferenceRoute
 from worker.to_task.ledger import Ledger
 from worker.to_task.loop import LoopThread
 from worker.to_task.memory_ledger import MemoryLedger
 from worker.to_task.news import PROGRESS
 from worker.to_task.pipeline import Pipeline
 from worker.to_task.prepare import check_project
-from worker.to_task.routes import FileRoute, InferenceRoute, Route
+from worker.to_task.routes import FileRoute, Route
 from worker.to_task.settle import choose, settle
 
 REQUESTS_AT_ONCE = 16
