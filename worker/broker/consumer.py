@@ -5,6 +5,7 @@ from typing import Any
 import structlog
 from celery import bootsteps, signals
 from celery.exceptions import WorkerShutdown
+from celery.utils.log import worker_logger
 from celery.worker import consumer
 from celery.worker.state import maybe_shutdown
 from kombu.exceptions import OperationalError
@@ -73,7 +74,7 @@ class Consumer(consumer.Consumer):
         if message.acknowledged:
             return  # its task ran; the error came after
         if keep(self, refused_message(message, reason)):
-            message.reject_log_error(consumer.logger, self.connection_errors)
+            message.reject_log_error(worker_logger, self.connection_errors)
             signals.task_rejected.send(sender=self, message=message, exc=exc)
         elif isinstance(message.channel, Channel):
             message.channel.qos.leave(message.delivery_tag)

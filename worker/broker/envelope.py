@@ -9,6 +9,8 @@ from typing import Any
 
 from kombu.utils.json import loads
 
+from worker.broker.depth import too_deep
+
 
 class MalformedError(ValueError):
     """The element is no message; the text says why without showing what it holds."""
@@ -19,6 +21,8 @@ def open_element(element: bytes, tag: str, decode_body: Callable[[Any, Any], Any
     envelope = _parse(element)
     if not isinstance(envelope, dict):
         raise MalformedError("not a message: not a JSON object")
+    if too_deep(element, envelope):
+        raise MalformedError("JSON is nested too deeply")
     properties = _part(envelope, "properties", dict)
     if properties is None:
         raise MalformedError("not a message: no properties")

@@ -11,8 +11,7 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware, timezone
 from kombu.asynchronous.timer import to_timestamp
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-DEEPEST = 100
-"""Levels of lists and objects in a body. Parsing bears more than what comes after (pickling for a pool)."""
+from worker.broker.depth import too_deep
 
 
 class NotATaskError(ValueError):
@@ -30,16 +29,41 @@ def check(message: Any) -> None:
         if not isinstance(fields.get(name), str) or not fields[name]:
             raise NotATaskError(f"not a task message: no header {name}")
     _check_retries(fields.get("retries"))
+    _check_time_limits(fields.get("timelimit"))
+    _check_stamps(fields.get("stamped_headers"), fields.get("stamps"))
     _check_time("eta", fields.get("eta"))
     _check_time("expires", fields.get("expires"))
-    _check_arguments(body)
-    if _openings(message.body) > DEEPEST and _deeper_than(body, DEEPEST):
+    _check_arguments(body, old="task" not in message.headers)
+    if too_deep(bytes(message.body) if isinstance(message.body, memoryview) else message.body, body):
         raise NotATaskError("body is nested too deeply")
 
 
 def _check_retries(retries: Any) -> None:
     if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int) or retries < 0):
         raise NotATaskError("header retries is not a count")
+
+
+# What follows is used when a pool process is taken already: an error there would lose the process's turn.
+
+
+def _check_time_limits(limits: Any) -> None:
+    if limits is None:
+        return
+    if (
+        not isinstance(limits, list)
+        or len(limits) != 2
+        or not all(limit is None or isinstance(limit, int | float) for limit in limits)
+    ):
+        raise NotATaskError("header timelimit is not two numbers")
+
+
+def _check_stamps(names: Any, stamps: Any) -> None:
+    if not names:
+        return
+    if not isinstance(names, list) or not isinstance(stamps, dict):
+        raise NotATaskError("header stamped_headers is not a list with its stamps")
+    if not all(isinstance(name, str) and name in stamps for name in names):
+        raise NotATaskError("header stamped_headers names something without a stamp")
 
 
 def _check_time(name: str, value: Any) -> None:
@@ -63,8 +87,8 @@ def _body(message: Any) -> Any:
         raise NotATaskError(f"body is not JSON: {type(error.__cause__ or error).__name__}") from None
 
 
-def _check_arguments(body: Any) -> None:
-    if isinstance(body, dict):
+def _check_arguments(body: Any, *, old: bool) -> None:
+    if isinstance(body, dict) and (old or "args" in body):
         parts = {"args": body.get("args", []), "kwargs": body.get("kwargs", {})}
     elif isinstance(body, list) and len(body) == 3:
         parts = dict(zip(("args", "kwargs", "embed"), body, strict=True))
@@ -74,22 +98,3 @@ def _check_arguments(body: Any) -> None:
         kind = list if name == "args" else dict
         if not isinstance(part, kind):
             raise NotATaskError(f"{name} is not a {kind.__name__}")
-
-
-def _openings(body: Any) -> int:
-    text = body if isinstance(body, bytes) else str(body).encode()
-    return text.count(b"[") + text.count(b"{")
-
-
-def _deeper_than(value: Any, levels: int) -> bool:
-    floor = [value]
-    for _ in range(levels):
-        floor = [
-            child
-            for part in floor
-            for child in (part.values() if isinstance(part, dict) else part)
-            if isinstance(child, list | dict)
-        ]
-        if not floor:
-            return False
-    return True

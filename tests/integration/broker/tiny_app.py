@@ -54,3 +54,8 @@ def note(self: Any, value: Any, seconds: float = 0) -> None:
 @app.task(name="noop")
 def noop(*_: Any, **__: Any) -> None:
     pass
+
+
+@app.task(name="doze")
+def doze(seconds: float) -> None:
+    time.sleep(seconds)

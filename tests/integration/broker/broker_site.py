@@ -1,0 +1,132 @@
+"""A real redis-server and real workers of `tiny_app`; publishers are stock Celery clients."""
+
+import base64
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from celery import Celery
+from redis import Redis
+
+from worker.broker.unacked import DUE_KEY, HELD_KEY
+from worker.sandbox.processes import Process, start, wait_for
+from worker.sandbox.redis import RedisServer
+
+ROOT = Path(__file__).parents[3]
+HERE = Path(__file__).parent
+
+
+class Site:
+    """One Redis, its workers, a publisher that knows nothing of our transport."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.server = RedisServer(folder / "redis")
+        self.server.start()
+        self.redis = Redis.from_url(self.server.url, decode_responses=True)
+        self.app = Celery("publisher", broker=self.server.url, set_as_current=False)
+        self.app.conf.update(task_ignore_result=True)
+        self.workers: list[Process] = []
+
+    def worker(
+        self,
+        *,
+        pool: str = "threads",
+        concurrency: int = 4,
+        vt: float = 10,
+        grace: float = 15,
+        ready: bool = True,
+    ) -> Process:
+        name = f"w{len(self.workers)}"
+        env = {**os.environ, "TINY_URL": self.server.url, "TINY_VT": str(vt), "PYTHONPATH": str(ROOT)}
+        celery = [str(Path(sys.executable).with_name("celery")), "-A", "tiny_app", "worker"]
+        options = [
+            "--pool",
+            pool,
+            "-c",
+            str(concurrency),
+            "-Q",
+            "first,second",
+            "-l",
+            "INFO",
+            "-n",
+            f"{name}@test",
+        ]
+        log = self.folder / f"{name}.log"
+        log.touch()
+        worker = start(name, [*celery, *options], log=log, env=env, cwd=HERE, grace=grace)
+        self.workers.append(worker)
+        if ready:
+            worker.wait_until(lambda: f"{name}@test ready" in log.read_text(), 30)
+        return worker
+
+    def send(self, value: Any, seconds: float = 0, *, queue: str = "first", **options: Any) -> None:
+        self.app.send_task("note", [value, seconds], queue=queue, **options)
+
+    def begun(self) -> list[list[str]]:
+        """Value, whether redelivered, when."""
+        return [entry.split() for entry in self.redis.lrange("begun", 0, -1)]
+
+    def done(self) -> list[str]:
+        return self.redis.lrange("done", 0, -1)
+
+    def held(self) -> int:
+        assert self.redis.hlen(HELD_KEY) == self.redis.zcard(DUE_KEY)
+        return self.redis.hlen(HELD_KEY)
+
+    def quiet(self) -> bool:
+        """Nothing waits and nothing is held."""
+        return not self.redis.llen("first") and not self.redis.llen("second") and not self.held()
+
+    def letters(self) -> list[dict[str, str]]:
+        return [letter for _, letter in self.redis.xrange("synapse:dead_letters")]
+
+    def wait(self, condition: Callable[[], Any], seconds: float, what: str = "condition") -> None:
+        wait_for(lambda: bool(condition()), seconds, what)
+
+    def close(self) -> None:
+        self.app.close()
+        self.redis.close()
+        for worker in self.workers:
+            worker.kill()
+        self.server.kill()
+
+
+def element(
+    body: Any = None, *, raw_body: str | None = None, headers: dict[str, Any] | None = None, **changed: Any
+) -> dict[str, Any]:
+    """An element of a queue as kombu writes it, with parts changed."""
+    body = (
+        [[], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
+        if body is None
+        else body
+    )
+    text = json.dumps(body) if raw_body is None else raw_body
+    made: dict[str, Any] = {
+        "body": base64.b64encode(text.encode()).decode(),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {
+            "lang": "py",
+            "task": "noop",
+            "id": str(uuid4()),
+            "retries": 0,
+            "eta": None,
+            "expires": None,
+        },
+        "properties": {
+            "correlation_id": str(uuid4()),
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": "first"},
+            "priority": 0,
+            "body_encoding": "base64",
+            "delivery_tag": str(uuid4()),
+        },
+    }
+    made["headers"].update(headers or {})
+    made.update(changed)
+    return made

@@ -1,0 +1,86 @@
+"""A worker may die at any moment: nothing is lost, and what it held comes back in time."""
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+
+import pytest
+
+from tests.integration.broker.broker_site import Site
+
+# `BROKER_KILLS=200 BROKER_MESSAGES=12000 pytest tests/integration/broker` is the long form.
+KILLS = int(os.environ.get("BROKER_KILLS", "12"))
+MESSAGES = int(os.environ.get("BROKER_MESSAGES", "2000"))
+VT = 2.0
+
+
+@pytest.mark.timeout(60 + 4 * KILLS + MESSAGES / 20)
+def test_kills_under_load_lose_nothing(site: Site) -> None:
+    site.worker(vt=VT)  # one that lives, as in a deployment
+    victim = site.worker(vt=VT)
+    sent = 0
+    for kill in range(KILLS):
+        until = MESSAGES * (kill + 1) // KILLS
+        with site.app.producer_or_acquire() as producer, producer.batch(max_size=50):
+            for value in range(sent, until):
+                site.send(value, 0.002, queue=random.choice(["first", "second"]), producer=producer)
+        sent = until
+        time.sleep(random.random() * 0.1)
+        os.kill(victim.pid, signal.SIGKILL)
+        victim = site.worker(vt=VT, ready=kill % 4 == 3)
+    site.wait(lambda: site.quiet(), 30 + MESSAGES / 50, "everything done")
+
+    done = Counter(site.done())
+    assert set(done) == {str(value) for value in range(MESSAGES)}, "lost"
+    assert site.letters() == []
+    again = sum(done.values()) - MESSAGES
+    print(f"{KILLS} kills, {MESSAGES} messages, 0 lost, {again} done again")
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork", "solo"])
+def test_a_killed_workers_message_comes_back_after_the_visibility_timeout(site: Site, pool: str) -> None:
+    first = site.worker(pool=pool, vt=3)
+    site.send("long", 2)
+    site.wait(lambda: len(site.begun()) == 1, 5, "begun")
+    first.kill()
+    killed = time.time()
+    site.worker(vt=3)
+    site.wait(lambda: len(site.begun()) == 2, 3 + 3, "delivered again")
+
+    (_, once, began), (_, again, back) = site.begun()
+    assert (once, again) == ("False", "True")
+    assert float(back) - float(began) >= 2.9, "not before its time"
+    assert float(back) - killed < 3 + 2
+    site.wait(site.quiet, 5, "acknowledged")
+
+
+def test_one_of_many_workers_takes_an_overdue_message(site: Site) -> None:
+    victim = site.worker(vt=2)
+    for value in range(4):
+        site.send(value, 30)
+    site.wait(lambda: len(site.begun()) == 4, 5, "begun")
+    site.redis.delete("begun")
+    for _ in range(2):
+        site.worker(vt=2, ready=False)
+    victim.kill()
+    site.wait(lambda: len(site.begun()) >= 4, 15, "delivered again")
+    time.sleep(0.5)
+    assert sorted(value for value, _, _ in site.begun()) == ["0", "1", "2", "3"]
+
+
+def test_a_countdown_longer_than_the_visibility_timeout_runs_once(site: Site) -> None:
+    site.worker(vt=2)
+    site.worker(vt=2)
+    site.send("late", countdown=6)
+    site.wait(lambda: site.done() == ["late"], 9, "done")
+    time.sleep(2.5)
+    assert [redelivered for _, redelivered, _ in site.begun()] == ["False"]
+    assert site.quiet()
+
+
+def test_a_message_of_some_priority_is_found(site: Site) -> None:
+    site.worker()
+    site.send("important", priority=7)
+    site.wait(lambda: site.done() == ["important"], 3, "done")

@@ -1,0 +1,77 @@
+"""Redis goes and comes back: workers live on, what they run is run once and acknowledged afterwards."""
+
+import time
+
+import pytest
+
+from tests.integration.broker.broker_site import Site
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_worker_survives_an_outage_with_messages_in_hand(site: Site, pool: str) -> None:
+    worker = site.worker(pool=pool, concurrency=2, vt=30)
+    site.send("running", 6)
+    site.send("waiting", countdown=3)
+    site.wait(lambda: len(site.begun()) == 1 and site.held() == 2, 5, "one runs, one waits")
+    site.server.stop()
+    time.sleep(3)
+    assert worker.alive
+    site.server.start()
+    site.send("new")
+
+    site.wait(lambda: {"running", "waiting", "new"} <= set(site.done()), 12, "all done")
+    site.wait(site.quiet, 5, "all acknowledged")
+    assert sorted(site.done()) == ["new", "running", "waiting"], "each once"
+    assert worker.alive
+
+
+def test_a_task_that_ends_during_the_outage_is_acknowledged_after_it(site: Site) -> None:
+    worker = site.worker(vt=30)
+    # Redis is away when the task ends: its own write fails, and so does the acknowledgement.
+    site.app.send_task("doze", [2], queue="first")
+    site.wait(lambda: site.held() == 1, 5, "begun")
+    site.server.stop()
+    time.sleep(3)
+    site.server.start()
+    site.wait(site.quiet, 5, "acknowledged although its time is not up")
+    assert worker.alive
+
+
+def test_cut_connections_do_not_run_a_task_twice(site: Site) -> None:
+    site.worker(vt=30)
+    site.send("running", 3)
+    site.send("waiting", countdown=4)
+    site.wait(lambda: site.held() == 2, 5, "begun")
+    site.redis.client_kill_filter(_type="normal", skipme=True)
+    site.send("new")
+    site.wait(lambda: len(site.done()) >= 3, 8, "all done")
+    site.wait(site.quiet, 5, "all acknowledged")
+    assert sorted(site.done()) == ["new", "running", "waiting"]
+
+
+def test_a_lost_bell_is_hung_again(site: Site) -> None:
+    site.worker()
+    site.redis.client_kill_filter(_type="pubsub", skipme=True)
+    site.send("new")
+    site.wait(lambda: site.done() == ["new"], 5, "done")
+
+
+def test_a_worker_waits_for_a_redis_that_is_not_there_yet(site: Site) -> None:
+    site.server.stop()
+    worker = site.worker(ready=False)
+    time.sleep(3)
+    site.server.start()
+    site.wait(lambda: "ready" in worker.tail(1000), 10, "ready")
+    site.send("new")
+    site.wait(lambda: site.done() == ["new"], 5, "done")
+
+
+def test_without_key_tracking_the_queues_are_polled(site: Site) -> None:
+    site.redis.execute_command("ACL", "SETUSER", "default", "-client")
+    worker = site.worker()
+    started = time.monotonic()
+    for value in range(5):
+        site.send(value)
+        site.wait(lambda: len(site.done()) == value + 1, 3, "done")  # noqa: B023 - called at once
+    assert time.monotonic() - started < 2
+    assert "refuses key tracking" in worker.tail(1000)
