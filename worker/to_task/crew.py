@@ -44,7 +44,9 @@ class Crew:
         self.loop, self.backends, self.pace = loop, backends, pace
 
     def close(self) -> None:
-        """Give the connections back and end the loop."""
+        """Give the connections back and end the loop. A process that ends starts no threads for it."""
+        if not self.loop.is_running:
+            return
         self.loop.run(self.backends.aclose(), timeout=5)
         self.loop.close()
 

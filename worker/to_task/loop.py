@@ -27,24 +27,27 @@ class LoopThread:
         """Run it on the loop and wait for it."""
         return self.start(coroutine).result(timeout)
 
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a loop now, in this process."""
+        return self._loop is not None and self._process == os.getpid()
+
     def close(self) -> None:
         """End the loop and its thread; a later use starts anew."""
         with self._lock:
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
         if loop is None or thread is None:
             return
-        asyncio.run_coroutine_threadsafe(loop.shutdown_default_executor(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
-            if self._loop is None or self._process != os.getpid():
-                self._loop = asyncio.new_event_loop()
-                self._process = os.getpid()
-                self._thread = threading.Thread(
-                    target=self._loop.run_forever, name="annotation-loop", daemon=True
-                )
-                self._thread.start()
-            return self._loop
+            if self._loop is not None and self.is_running:
+                return self._loop
+            loop = self._loop = asyncio.new_event_loop()
+            self._process = os.getpid()
+            self._thread = threading.Thread(target=loop.run_forever, name="annotation-loop", daemon=True)
+            self._thread.start()
+            return loop

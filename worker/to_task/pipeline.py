@@ -45,7 +45,9 @@ class Pipeline:
         until = time.monotonic() + budget
         size = max(BATCH, self._route.slots or 0)
         batches = deque(tasks[start : start + size] for start in range(0, len(tasks), size))
-        fetching = self._fetch(batches.popleft(), attempt) if batches else None
+        fetching = None
+        if batches and not attempt.look():
+            fetching = self._fetch(batches.popleft(), attempt)
         writing: deque[Future[Any]] = deque()
         try:
             while fetching is not None and not attempt.look() and not attempt.full:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from worker.plugins import PluginCallError, PluginTimeoutError
 from worker.pre_processor.steps import DETECT, DISPATCH
 from worker.to_task import steps, tasks
 from worker.to_task.attempt import Work
-from worker.to_task.backends import PATIENT, QUICK, TenantBackend
-from worker.to_task.crew import Pace
+from worker.to_task.backends import PATIENT, QUICK, Backends, TenantBackend
+from worker.to_task.crew import Crew, Pace
 from worker.to_task.hooks import HostHooks, answers_of
 from worker.to_task.ledger import OpenTask
 from worker.to_task.loop import LoopThread
@@ -60,6 +61,29 @@ def test_all_tenants_share_the_limit_of_requests_in_flight(loop: LoopThread) -> 
     # Then no more were in flight, over one client a tenant
     assert max(backend.peak.values()) <= 3
     assert made == [QUICK, QUICK]
+
+
+def test_a_crew_gives_its_connections_back(loop: LoopThread) -> None:
+    # Given a process that has called the backend
+    settings: Any = SimpleNamespace(worker_annotate_concurrency=4, synapse_tenant="acme")
+    backends = Backends(settings)
+    closed: list[str | None] = []
+
+    class Client(FakeBackend):
+        async def aclose(self) -> None:
+            closed.append("acme")
+
+    backends._new = lambda tenant, timeout: Client()  # type: ignore[assignment, method-assign, return-value]
+    loop.run(backends.of(None).get_task(1), timeout=5)
+
+    # When it ends
+    crew = Crew(loop, backends, Pace())
+    crew.close()
+    crew.close()
+
+    # Then its connections are closed, once
+    assert closed == ["acme"]
+    assert not loop.is_running
 
 
 def test_an_inference_has_more_time_than_a_read(loop: LoopThread) -> None:
