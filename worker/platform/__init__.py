@@ -25,6 +25,7 @@ from worker.platform.errors import (
 from worker.platform.ray_client import RayClientMixin
 from worker.platform.redaction import clean, redact, redact_event, register_secrets
 from worker.platform.retries import RetryPolicy
+from worker.platform.streams import AsyncLogTail, StreamLimits, StreamProtocol
 
 __all__ = [  # noqa: RUF022 - grouped by topic
     # clients
@@ -34,6 +35,10 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "AgentClient",
     "RayClientMixin",
     "RetryPolicy",
+    # logs
+    "StreamLimits",
+    "StreamProtocol",
+    "AsyncLogTail",
     # errors
     "ClientError",
     "ClientTimeoutError",

@@ -11,6 +11,7 @@ from worker.platform.errors import MalformedResponseError
 from worker.platform.ray_client import RayClientMixin
 from worker.platform.redaction import register_secrets
 from worker.platform.retries import RetryPolicy
+from worker.platform.streams import StreamLimits
 
 
 class AgentClient(RayClientMixin, BaseClient):
@@ -26,6 +27,7 @@ class AgentClient(RayClientMixin, BaseClient):
         timeout: Mapping[str, float] | None = None,
         transport: httpx.BaseTransport | None = None,
         retries: RetryPolicy | None = None,
+        stream_limits: StreamLimits | None = None,
     ) -> None:
         register_secrets(token for token in (agent_token, user_token) if token)
         headers = {"Authorization": agent_token}
@@ -33,7 +35,14 @@ class AgentClient(RayClientMixin, BaseClient):
             headers["SYNAPSE-User"] = f"Token {user_token}"
         if tenant:
             headers["SYNAPSE-Tenant"] = f"Token {tenant}"
-        super().__init__(base_url, timeout, headers=headers, transport=transport, retries=retries)
+        super().__init__(
+            base_url,
+            timeout,
+            headers=headers,
+            transport=transport,
+            retries=retries,
+            stream_limits=stream_limits,
+        )
 
     def health(self) -> None:
         """Return when the agent is well, raise when it is not."""

@@ -1,69 +1,168 @@
 """Ray's jobs, nodes, tasks and Serve applications, as an agent in front of a cluster shows them."""
 
-from typing import Any, Protocol
+import weakref
+from collections.abc import Callable, Generator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import httpx
 
 from worker.platform import agent_requests as calls
-from worker.platform.requests import Request
+from worker.platform.errors import ValidationError
+from worker.platform.streams.async_tail import AsyncLogTail
+from worker.platform.streams.connection import LogConnection
+from worker.platform.streams.http import HttpLog
+from worker.platform.streams.limits import (
+    StreamLimits,
+    StreamProtocol,
+    Transport,
+    checked_timeout,
+    transports_of,
+)
+from worker.platform.streams.streams import LogStreams
+from worker.platform.streams.target import StreamTarget, websocket_missing, websocket_url
+
+if TYPE_CHECKING:
+    from worker.platform.base import BaseClient
+
+    Base = BaseClient
+else:
+    Base = object
+
+LOG_TIMEOUT = 10.0
+"""Seconds of `stream_timeout`."""
 
 
-class Sender(Protocol):
-    """What the mixin needs of the client that it is mixed into; `BaseClient` has it."""
-
-    def _send(self, request: Request) -> Any: ...
-
-    def _object(self, request: Request) -> dict[str, Any]: ...
-
-    def _all(self, request: Request) -> dict[str, Any]: ...
-
-
-class RayClientMixin:
-    """Mix it into a `BaseClient`: `class RayClient(RayClientMixin, BaseClient)`.
+class RayClientMixin(Base):
+    """Mix it into a `BaseClient`: `class RayClient(RayClientMixin, BaseClient)`. Threads may share it.
 
     An id that could not be one is refused with `ValidationError` before anything is sent. Lists answer
-    `{"results": [...]}`.
+    `{"results": [...]}`. Closing the client, or forgetting it, closes the logs that it follows.
     """
 
-    def get_job(self: Sender, pk: str) -> dict[str, Any]:
+    def __init__(
+        self,
+        base_url: str,
+        timeout: Mapping[str, float] | None = None,
+        *,
+        stream_limits: StreamLimits | None = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(base_url, timeout, **more)
+        self.stream_limits = stream_limits or StreamLimits()
+        self._streams = LogStreams(self.stream_limits.queue_size)
+        weakref.finalize(self, _give_back, self._streams, self._http)
+
+    def close(self) -> None:
+        """Close the logs that are followed, then give the connections back."""
+        self._streams.close()
+        super().close()
+
+    def get_job(self, pk: str) -> dict[str, Any]:
         """A Ray job."""
         return self._object(calls.get_job(pk))
 
-    def list_jobs(self: Sender) -> dict[str, Any]:
+    def list_jobs(self) -> dict[str, Any]:
         """All Ray jobs of the cluster."""
         return self._all(calls.list_jobs())
 
-    def list_job_logs(self: Sender, pk: str) -> str:
+    def list_job_logs(self, pk: str) -> str:
         """All of a job's log so far."""
         text: str = self._send(calls.get_job_logs(pk))
         return text
 
-    def stop_job(self: Sender, pk: str) -> dict[str, Any]:
-        """Ask a running job to stop."""
-        return self._object(calls.stop_job(pk))
+    def stop_job(self, pk: str) -> dict[str, Any]:
+        """Ask a running job to stop; its end comes a moment later. 400 where it has ended already."""
+        answer = self._object(calls.stop_job(pk))
+        if answer.get("stopped") is False:
+            detail = "the job has already ended"
+            raise ValidationError(f"400 Bad Request: {detail}", 400, detail)
+        return {"status": "STOPPING", **answer}
 
-    def get_node(self: Sender, pk: str) -> dict[str, Any]:
+    def tail_job_logs(
+        self, pk: str, stream_timeout: float = LOG_TIMEOUT, protocol: StreamProtocol = "stream"
+    ) -> Generator[str]:
+        """The lines of a job's log, from its beginning until it ends.
+
+        `stream_timeout` is the longest wait in seconds, for an answer and then between data. `protocol` is
+        "stream" (HTTP), "websocket", or "auto": a websocket, and HTTP where that fails before the first line.
+        """
+        transports = transports_of(protocol)
+        target = self._log_target(pk, stream_timeout)
+        return self._follow(target, transports)
+
+    def websocket_tail_job_logs(self, pk: str, stream_timeout: float = LOG_TIMEOUT) -> Generator[str]:
+        """The same over a websocket, which is quickest."""
+        return self.tail_job_logs(pk, stream_timeout, "websocket")
+
+    def stream_tail_job_logs(self, pk: str, stream_timeout: float = LOG_TIMEOUT) -> Generator[str]:
+        """The same over HTTP's chunked transfer, which passes everywhere."""
+        return self.tail_job_logs(pk, stream_timeout, "stream")
+
+    def get_node(self, pk: str) -> dict[str, Any]:
         """A node of the cluster."""
         return self._object(calls.get_node(pk))
 
-    def list_nodes(self: Sender) -> dict[str, Any]:
+    def list_nodes(self) -> dict[str, Any]:
         """All nodes of the cluster."""
         return self._all(calls.list_nodes())
 
-    def get_task(self: Sender, pk: str) -> dict[str, Any]:
+    def get_task(self, pk: str) -> dict[str, Any]:
         """A Ray task."""
         return self._object(calls.get_task(pk))
 
-    def list_tasks(self: Sender) -> dict[str, Any]:
+    def list_tasks(self) -> dict[str, Any]:
         """All Ray tasks that the cluster remembers."""
         return self._all(calls.list_tasks())
 
-    def get_serve_application(self: Sender, pk: str) -> dict[str, Any]:
+    def get_serve_application(self, pk: str) -> dict[str, Any]:
         """A Ray Serve application by its name."""
         return self._object(calls.get_serve_application(pk))
 
-    def list_serve_applications(self: Sender) -> dict[str, Any]:
+    def list_serve_applications(self) -> dict[str, Any]:
         """All Ray Serve applications of the cluster."""
         return self._all(calls.list_serve_applications())
 
-    def delete_serve_application(self: Sender, pk: str) -> None:
+    def delete_serve_application(self, pk: str) -> None:
         """Delete a Ray Serve application."""
         self._send(calls.delete_serve_application(pk))
+
+    def log_tail(
+        self, pk: str, stream_timeout: float = LOG_TIMEOUT, protocol: StreamProtocol = "auto"
+    ) -> AsyncLogTail:
+        """The same log for an event loop. It needs this client for its making only, not while it is read."""
+        return AsyncLogTail(self._log_target(pk, stream_timeout), protocol)
+
+    def _log_target(self, pk: str, stream_timeout: float) -> StreamTarget:
+        path = calls.get_job_logs(pk).path
+        return StreamTarget(
+            stream_url=self._base.join(f"{path}stream/"),
+            websocket_url=websocket_url(self._base.join(path)),
+            headers=dict(self._http.headers),
+            connect=self._timeouts.connect,
+            silence=checked_timeout(stream_timeout),
+            limits=self.stream_limits,
+        )
+
+    # A generator of its own, for the arguments to be checked when they are given; it keeps the client alive.
+    def _follow(self, target: StreamTarget, transports: tuple[Transport, ...]) -> Generator[str]:
+        openings: dict[Transport, Callable[[], LogConnection]] = {
+            "stream": lambda: HttpLog(self._http, target),
+            "websocket": lambda: _websocket_log(target),
+        }
+        yield from self._streams.follow(*(openings[each] for each in transports))
+
+
+def _websocket_log(target: StreamTarget) -> LogConnection:
+    try:
+        # Here, because plugin code may run where it is not installed.
+        from worker.platform.streams.websocket import WebsocketLog
+    except ImportError:
+        missing = websocket_missing()
+    else:
+        return WebsocketLog(target)
+    raise missing
+
+
+def _give_back(streams: LogStreams, http: httpx.Client) -> None:
+    streams.close()
+    http.close()
