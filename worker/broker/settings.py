@@ -2,19 +2,24 @@
 
 import ssl
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from worker.settings import Settings
 
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://", "sentinel://")
+
 
 def broker_url(url: str) -> str:
-    """The URL as kombu writes it: a socket is `redis+socket://` there and `unix://` everywhere else."""
-    if not url.startswith("unix://"):
+    """The URL as kombu reads it: what is `unix://…?db=3` everywhere else is `redis+socket://…` there.
+
+    Kombu passes over `db`, and the queues would be in another database than the rest.
+    """
+    if not url.startswith(("unix://", "redis+socket://")):
         return url
     parts = urlsplit(url)
-    database = dict(parse_qsl(parts.query)).get("db", "0")
-    login = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
-    return f"redis+socket://{login}{parts.path}?virtual_host={database}"
+    query = dict(parse_qsl(parts.query))
+    query["virtual_host"] = query.pop("db", query.get("virtual_host", "0"))
+    return f"redis+socket://{parts.netloc}{parts.path}?{urlencode(query)}"
 
 
 def broker_settings(settings: Settings) -> dict[str, Any]:
@@ -29,7 +34,7 @@ def broker_settings(settings: Settings) -> dict[str, Any]:
         "broker_channel_error_retry": True,
     }
     url = settings.broker_url
-    if url.startswith(("redis://", "rediss://", "unix://")):
+    if url.startswith(REDIS_SCHEMES):
         found["broker_transport_options"] = _transport_options(settings)
     if url.startswith("rediss://"):
         # Stock kombu checks no certificate unless the URL says so; the other clients of this Redis do.

@@ -61,8 +61,11 @@ class Site:
         worker = start(name, [*celery, *options], log=log, env=env, cwd=HERE, grace=grace)
         self.workers.append(worker)
         if ready:
-            worker.wait_until(lambda: f"{name}@test ready" in log.read_text(), 30)
+            worker.wait_until(lambda: self.takes_messages(worker), 30)
         return worker
+
+    def takes_messages(self, worker: Process) -> bool:
+        return f"{worker.name}@test ready" in worker.log.read_text()
 
     def send(self, value: Any, seconds: float = 0, *, queue: str = "first", **options: Any) -> None:
         self.app.send_task("note", [value, seconds], queue=queue, **options)
@@ -75,8 +78,10 @@ class Site:
         return self.redis.lrange("done", 0, -1)
 
     def held(self) -> int:
-        assert self.redis.hlen(HELD_KEY) == self.redis.zcard(DUE_KEY)
-        return self.redis.hlen(HELD_KEY)
+        with self.redis.pipeline() as pipeline:
+            held, due = pipeline.hlen(HELD_KEY).zcard(DUE_KEY).execute()
+        assert held == due
+        return int(held)
 
     def quiet(self) -> bool:
         """Nothing waits and nothing is held."""

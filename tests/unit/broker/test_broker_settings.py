@@ -57,7 +57,7 @@ def test_settings_of_redis() -> None:
 def test_a_socket_is_written_as_kombu_does(tmp_path: Path) -> None:
     assert broker_url("redis://h:1/0") == "redis://h:1/0"
     url = broker_url(f"unix://{tmp_path}/redis.sock?db=3")
-    assert url == f"redis+socket://{tmp_path}/redis.sock?virtual_host=3"
+    assert url == broker_url(url) == f"redis+socket://{tmp_path}/redis.sock?virtual_host=3"
     assert Connection(url).get_transport_cls() is Transport
 
 
