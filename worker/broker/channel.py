@@ -222,4 +222,6 @@ class Channel(redis.Channel):
         """Close; what is held goes back."""
         if not self.closed:
             self.stop_fetching()
+            if self._qos is not None:
+                self._qos.restore_unacked()  # kombu would, when the connections are closed already
         super().close()
