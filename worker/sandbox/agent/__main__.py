@@ -19,6 +19,9 @@ def main() -> None:
         timeout_graceful_shutdown=2,
         # Longer than clients keep an idle connection, else one closes under their hands.
         timeout_keep_alive=75,
+        # Whoever is slow to read a log is slow to answer pings, and not to be cut off for it.
+        ws_ping_timeout=None,
+        ws_per_message_deflate=False,
     )
 
 

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 import httpx
 from httpx_aiohttp import AiohttpTransport
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 
 from worker.sandbox.agent.cluster import Cluster
 from worker.sandbox.agent.dashboard import Dashboard
+from worker.sandbox.agent.logs import JobLogs
 from worker.sandbox.agent.resources import Resources
 from worker.sandbox.http import Api, refusal
 
@@ -29,8 +30,8 @@ def create_app(token: str, client: httpx.AsyncClient) -> Starlette:
     """The application; `client` speaks to Ray's dashboard, `token` is what callers must show."""
     expected = token.encode()
 
-    def authorise(request: Request) -> None:
-        if not hmac.compare_digest(request.headers.get("Authorization", "").encode(), expected):
+    def authorise(connection: HTTPConnection) -> None:
+        if not hmac.compare_digest(connection.headers.get("Authorization", "").encode(), expected):
             raise refusal(401, "Invalid agent token.")
 
     @contextlib.asynccontextmanager
@@ -40,5 +41,10 @@ def create_app(token: str, client: httpx.AsyncClient) -> Starlette:
 
     api = Api(authorise)
     dashboard = Dashboard(client)
-    routes = [*Cluster(dashboard).routes(api), *Resources(dashboard).routes(api), api.nothing_else()]
+    routes = [
+        *Cluster(dashboard).routes(api),
+        *JobLogs(dashboard, authorise).routes(api),
+        *Resources(dashboard).routes(api),
+        api.nothing_else(),
+    ]
     return Starlette(routes=routes, lifespan=lifespan)

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from worker.sandbox.agent.dashboard import Dashboard
+from worker.sandbox.agent.dashboard import Dashboard, job_path
 from worker.sandbox.http import Api, refusal
 
 DELETE_SECONDS = 60
@@ -47,15 +47,18 @@ class Cluster:
 
     async def job(self, request: Request, _body: object) -> object:
         """`GET jobs/{id}/`"""
-        return _job(await self._dashboard.get(_job_path(request)))
+        return _job(await self._dashboard.get(job_path(request)))
 
     async def stop_job(self, request: Request, _body: object) -> object:
         """`POST jobs/{id}/stop/`"""
-        return await self._dashboard.post(f"{_job_path(request)}/stop")
+        answered = await self._dashboard.post(f"{job_path(request)}/stop")
+        if not answered["stopped"]:
+            raise refusal(400, "The job has already ended.")
+        return answered
 
     async def job_logs(self, request: Request, _body: object) -> object:
         """`GET jobs/{id}/logs/`: the whole log as text."""
-        return PlainTextResponse((await self._dashboard.get(f"{_job_path(request)}/logs"))["logs"])
+        return PlainTextResponse((await self._dashboard.get(f"{job_path(request)}/logs"))["logs"])
 
     async def nodes(self, _request: Request, _body: object) -> object:
         """`GET nodes/`"""
@@ -108,10 +111,6 @@ class Cluster:
             if item[key] == request.path_params["id"]:
                 return _named(item, key)
         raise refusal(404, "Not found.")
-
-
-def _job_path(request: Request) -> str:
-    return f"/api/jobs/{request.path_params['id']}"
 
 
 def _job(job: dict[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,12 @@
 """Ray's dashboard over HTTP: the few calls that the agent needs."""
 
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
+from starlette.requests import HTTPConnection
 
 from worker.sandbox.agent.capacity import Node
 from worker.sandbox.http import refusal
@@ -21,6 +25,18 @@ class Dashboard:
     async def post(self, path: str) -> Any:
         """JSON of a call without a body."""
         return (await self._call("POST", path, {})).json()
+
+    @contextlib.asynccontextmanager
+    async def stream(self, path: str, query: dict[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The bytes of an answer as they come; raises httpx's errors."""
+        async with self._client.stream("GET", path, params=query) as response:
+            response.raise_for_status()
+            yield response.aiter_bytes()
+
+    def websocket(self, path: str) -> tuple[str, dict[str, str]]:
+        """URL and headers of a websocket."""
+        url = str(self._client.base_url).rstrip("/").replace("http", "ws", 1)
+        return url + path, {"Authorization": self._client.headers.get("Authorization", "")}
 
     async def listed(self, kind: str, **params: str) -> list[dict[str, Any]]:
         """A list of the state API: nodes, tasks, actors."""
@@ -70,6 +86,11 @@ class Dashboard:
         if not response.is_success:
             raise refusal(502, f"Ray answered {response.status_code}.")
         return response
+
+
+def job_path(connection: HTTPConnection) -> str:
+    """The dashboard's path of the job that is asked for."""
+    return f"/api/jobs/{quote(connection.path_params['id'], safe='')}"
 
 
 def replicas(applications: dict[str, dict[str, Any]]) -> int:
