@@ -7,6 +7,7 @@ from celery import Celery, bootsteps, signals
 from kombu import Queue
 
 from worker import logging as worker_logging
+from worker.broker import broker_settings, broker_url
 from worker.maintenance import Maintenance
 from worker.settings import Settings, SettingsError, settings
 
@@ -15,7 +16,10 @@ QUEUES = ("deploy", "to_task", "annotate", "logs", "control")
 
 def make_app(settings: Settings) -> Celery:
     """The app for these settings."""
-    app = Celery("worker", broker=settings.broker_url, set_as_current=True)
+    # The transport that loses nothing comes with `amqp`; on RabbitMQ it is the stock one.
+    app = Celery(
+        "worker", broker=broker_url(settings.broker_url), amqp="worker.broker:AMQP", set_as_current=True
+    )
     app.conf.update(
         # Work is data from other services: JSON and nothing that could carry code.
         accept_content=["json"],
@@ -45,10 +49,8 @@ def make_app(settings: Settings) -> Celery:
             "interval_step": 0.2,
             "interval_max": 1.0,
         },
-        broker_transport_options=_transport_options(settings),
-        # A worker outlives its broker, however long that is away.
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
+        # What concerns the broker alone: its consumer, its reconnecting, its redelivery.
+        **broker_settings(settings),
         # The one logging setup is ours.
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
@@ -66,21 +68,6 @@ def make_app(settings: Settings) -> Celery:
     )
     app.steps["worker"].add(MaintenanceStep)
     return app
-
-
-def _transport_options(settings: Settings) -> dict[str, Any]:
-    if not settings.broker_url.startswith(("redis://", "rediss://", "redis+socket://", "sentinel://")):
-        return {}
-    return {
-        "visibility_timeout": settings.worker_visibility_timeout_seconds,
-        # Look for what dead workers held every second; the default takes 100 s more.
-        "unacked_restore_interval": 1,
-        "unacked_restore_throttle": 1,
-        "socket_timeout": 10,
-        "socket_connect_timeout": 5,
-        "socket_keepalive": True,
-        "health_check_interval": 15,
-    }
 
 
 class MaintenanceStep(bootsteps.StartStopStep):

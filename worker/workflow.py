@@ -7,6 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from shared.messages import DeployMessage, Job, ToTaskMessage
 from shared.statuses import JobStatus
+from worker.broker import RefusedMessage, message_refused
 from worker.dead_letters import DeadLetters
 from worker.platform import (
     ClientConnectionError,
@@ -108,15 +109,26 @@ class WorkflowTask(StepTask):
         """Keep the message whole with the reason, and let its job end FAILED if it has no run."""
         log.warning("message refused", reason=reason, refused_job=str(kwargs.get("job"))[:100])
         try:
-            letters = DeadLetters(services().redis)
-            letters.add(self.name, [list(args), kwargs], reason, message_id=self.request.id)
-            job = readable_job(kwargs) if self.name in RUN_TASKS else None
-            if job is not None and not self.runs.store.exists(job):
-                about = {"job": job, "reason": reason, "tenant": readable_tenant(kwargs)}
-                self.runs.sender.send(REFUSE_JOB, "control", about)
+            keep_refused(self.name, [list(args), kwargs], kwargs, reason, self.request.id)
         except BACKBONE_ERRORS as error:
             log.warning("refusal comes back", error_type=type(error).__name__)
             self.come_back(1.0)
+
+
+def keep_refused(task: str, body: Any, kwargs: Any, reason: str, message_id: str | None) -> None:
+    """Keep a message whole with the reason, and let its job end FAILED if it has no run."""
+    DeadLetters(services().redis).add(task, body, reason, message_id=message_id)
+    job = readable_job(kwargs) if task in RUN_TASKS and isinstance(kwargs, dict) else None
+    runs = services().runs
+    if job is not None and not runs.store.exists(job):
+        about = {"job": job, "reason": reason, "tenant": readable_tenant(kwargs)}
+        runs.sender.send(REFUSE_JOB, "control", about)
+
+
+@message_refused.connect
+def _keep_unread(refused: RefusedMessage, **_: Any) -> None:
+    """A message that reached no task: the broker's consumer or transport could not take it."""
+    keep_refused(refused.task, refused.body, refused.kwargs, refused.reason, refused.message_id)
 
 
 class RefusedMessageError(ValueError):
