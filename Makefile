@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test unit lint bench lock clean
+.PHONY: help setup demo test unit lint bench docs lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,9 +36,13 @@ test: lint  ## Lint, unit tests and integration tests (real Redis, Celery and Ra
 bench: $(STAMP)  ## Measure, as ratios against bare loops and libraries
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
+docs: $(STAMP)  ## Reference pages of what others import, in site/
+	@$(BIN)/pdoc --docformat markdown --output-directory site shared worker.actions worker.platform
+	@echo "site/index.html"
+
 lock: $(STAMP)  ## Compile requirements.txt anew from pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate \
 		--no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.txt
 
 clean:  ## Remove the environment and what tools leave behind
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info .lint-imports.log
+	@rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info .lint-imports.log
