@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 from starlette.requests import HTTPConnection, Request
@@ -15,6 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from worker.platform.streams.lines import EVENT_PREFIX, LineSplitter
 from worker.sandbox.agent.dashboard import Dashboard, job_path
 from worker.sandbox.agent.ray_log import LogBroken, RayLogs
+from worker.sandbox.agent.spool import Spools
 from worker.sandbox.http import Api, Refusal, answer, refusal
 
 LONGEST_LINE: Final = 512 * 1024
@@ -27,11 +28,11 @@ COMPLETE: Final = '{"type": "complete"}'
 
 
 class JobLogs:
-    """Handlers of the streams. A follower costs two sockets and no thread; when it goes, both are closed."""
+    """Handlers of the streams. A follower costs a socket and no thread."""
 
     def __init__(self, dashboard: Dashboard, authorise: Callable[[HTTPConnection], None]) -> None:
         self._dashboard, self._authorise = dashboard, authorise
-        self._logs = RayLogs(dashboard)
+        self._logs, self._spools = RayLogs(dashboard), Spools()
 
     def routes(self, api: Api) -> list[BaseRoute]:
         """Their addresses."""
@@ -69,26 +70,31 @@ class JobLogs:
             raise refusal(400, "Only a submitted job has a log.")
         return path
 
-    async def _chunks(self, path: str) -> AsyncIterator[bytes]:
-        async for lines, end in self._batches(path):
-            yield "".join([*map(_chunk, lines), *([f"{EVENT_PREFIX} {end}\n\n"] if end else [])]).encode()
+    async def _chunks(self, path: str) -> AsyncGenerator[bytes]:
+        async with contextlib.aclosing(self._batches(path)) as batches:
+            async for lines, end in batches:
+                yield "".join([*map(_chunk, lines), *([f"{EVENT_PREFIX} {end}\n\n"] if end else [])]).encode()
 
     async def _send(self, websocket: WebSocket, path: str) -> None:
         # The follower may go at any moment.
         with contextlib.suppress(WebSocketDisconnect, OSError):
-            async for lines, end in self._batches(path):
-                for line in lines:
-                    await websocket.send_text(_event("log", line))
-                if end:
-                    await websocket.send_text(end)
+            async with contextlib.aclosing(self._batches(path)) as batches:
+                async for lines, end in batches:
+                    for line in lines:
+                        await websocket.send_text(_event("log", line))
+                    if end:
+                        await websocket.send_text(end)
             await websocket.close()
 
-    async def _batches(self, path: str) -> AsyncIterator[tuple[list[str], str]]:
+    async def _batches(self, path: str) -> AsyncGenerator[tuple[list[str], str]]:
         """Lines, and with the last of them the event that ends the stream."""
         splitter = LineSplitter(LONGEST_LINE)
         try:
-            async for text in self._logs.texts(path):
-                yield splitter.feed(text), ""
+            async with contextlib.aclosing(
+                self._spools.follow(path, lambda: self._logs.texts(path))
+            ) as texts:
+                async for text in texts:
+                    yield splitter.feed(text), ""
         except LogBroken as broken:
             yield [], _event("error", str(broken))
         else:

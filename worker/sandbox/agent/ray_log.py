@@ -7,7 +7,7 @@ of reading; what it left out is then read from the file itself. Ray lets only fe
 import asyncio
 import codecs
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final
 
 import httpx
@@ -41,7 +41,7 @@ class RayLogs:
         self._dashboard = dashboard
         self._files = asyncio.Semaphore(FILES_AT_ONCE)
 
-    async def texts(self, path: str) -> AsyncIterator[str]:
+    async def texts(self, path: str) -> AsyncGenerator[str]:
         """The log of the job at `path` in pieces, to the end of the job; raises `LogBroken`.
 
         Line ends are `\\n` only: Ray reads so.
