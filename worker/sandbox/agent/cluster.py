@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from worker.sandbox.agent.dashboard import Dashboard, job_path
@@ -27,7 +27,6 @@ class Cluster:
             api.route("/jobs/", GET=self.jobs),
             api.route("/jobs/{id}/", GET=self.job),
             api.route("/jobs/{id}/stop/", POST=self.stop_job),
-            api.route("/jobs/{id}/logs/", GET=self.job_logs),
             api.route("/nodes/", GET=self.nodes),
             api.route("/nodes/{id}/", GET=self.node),
             api.route("/tasks/", GET=self.tasks),
@@ -55,10 +54,6 @@ class Cluster:
         if not answered["stopped"]:
             raise refusal(400, "The job has already ended.")
         return answered
-
-    async def job_logs(self, request: Request, _body: object) -> object:
-        """`GET jobs/{id}/logs/`: the whole log as text."""
-        return PlainTextResponse((await self._dashboard.get(f"{job_path(request)}/logs"))["logs"])
 
     async def nodes(self, _request: Request, _body: object) -> object:
         """`GET nodes/`"""

@@ -1,4 +1,4 @@
-"""The agent's two streams of a job's log: chunked lines and a websocket of events."""
+"""A job's log as the agent gives it: whole, as chunked lines, and as events over a websocket."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import StreamingResponse
+from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -28,7 +28,7 @@ COMPLETE: Final = '{"type": "complete"}'
 
 
 class JobLogs:
-    """Handlers of the streams. A follower costs a socket and no thread."""
+    """Handlers of logs. A follower costs a socket and no thread."""
 
     def __init__(self, dashboard: Dashboard, authorise: Callable[[HTTPConnection], None]) -> None:
         self._dashboard, self._authorise = dashboard, authorise
@@ -37,9 +37,18 @@ class JobLogs:
     def routes(self, api: Api) -> list[BaseRoute]:
         """Their addresses."""
         return [
+            api.route("/jobs/{id}/logs/", GET=self.whole),
             api.route("/jobs/{id}/logs/stream/", GET=self.stream),
             WebSocketRoute("/jobs/{id}/logs/", self.websocket),
         ]
+
+    async def whole(self, request: Request, _body: object) -> object:
+        """`GET jobs/{id}/logs/`: all of the log so far, as text."""
+        path = await self._found(request)
+        try:
+            return PlainTextResponse(await self._logs.so_far(path))
+        except LogBroken as broken:
+            raise refusal(502, str(broken)) from None
 
     async def stream(self, request: Request, _body: object) -> object:
         """`GET jobs/{id}/logs/stream/`: plain lines, at the end an event."""

@@ -61,6 +61,10 @@ class RayLogs:
                 return
             await asyncio.sleep(RETRY_SECONDS)
 
+    async def so_far(self, path: str) -> str:
+        """What the job at `path` has printed until now."""
+        return "".join([text async for text in self._file(await self._job(path), True)])
+
     async def _tail(self, path: str) -> AsyncIterator[str]:
         url, headers = self._dashboard.websocket(f"{path}/logs/tail")
         try:
