@@ -6,7 +6,8 @@ plain lists, so the wake-up has to come from the lists. Redis's key tracking doe
 looked at keys is told once, on a second connection, when one of them changes. Looking (EXISTS) and being
 registered happen in one go, so a message that is pushed right after is never missed.
 
-Measured: 1.0 ms from publishing to the start of the task on an idle worker, against 1.1 ms for stock BRPOP.
+Measured on an idle worker: 2.2 to 2.5 ms from publishing to the task's first write, 0.2 % of a core while
+nothing comes; stock BRPOP 2.3 to 2.4 ms and as little.
 """
 
 from typing import Any

@@ -224,4 +224,6 @@ class Channel(redis.Channel):
             self.stop_fetching()
             if self._qos is not None:
                 self._qos.restore_unacked()  # kombu would, when the connections are closed already
+            if self.debts:
+                self.tell(self.debts.pay)
         super().close()

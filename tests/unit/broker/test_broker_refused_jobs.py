@@ -1,0 +1,53 @@
+"""A message that reached no task shares the dead letter and its job's end with one that a task refused."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from shared.channels import DEAD_LETTERS
+from tests.unit.runs.runs_helpers import RecordingSender
+from worker import workflow
+from worker.broker.refusals import RefusedMessage, keep
+
+
+@pytest.fixture
+def sender(redis: Any, monkeypatch: pytest.MonkeyPatch) -> RecordingSender:
+    sender = RecordingSender()
+    runs = SimpleNamespace(sender=sender, store=SimpleNamespace(exists=lambda job: job == "known"))
+    monkeypatch.setattr(workflow, "services", lambda: SimpleNamespace(redis=redis, runs=runs))
+    return sender
+
+
+def refused(task: str = "deploy", **kwargs: Any) -> RefusedMessage:
+    return RefusedMessage(task, json.dumps([[], kwargs, None]), "embed is not a dict", None, kwargs or None)
+
+
+def test_its_job_ends_failed_with_the_reason(redis: Any, sender: RecordingSender) -> None:
+    message = refused(job=7, tenant="t")
+    assert keep(None, message)
+    ((_, letter),) = redis.xrange(DEAD_LETTERS)
+    assert (letter["task"], letter["body"], letter["reason"]) == ("deploy", message.body, message.reason)
+    (sent,) = sender.sent
+    assert sent.name == workflow.REFUSE_JOB.name
+    assert sent.kwargs == {"job": "7", "reason": "embed is not a dict", "tenant": "t"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        refused(job="known"),
+        refused(job=["7"]),
+        refused(plugin="x"),
+        refused(),
+        refused(task="stop", job=7),
+        refused(task="", job=7),
+    ],
+)
+def test_no_job_is_failed_that_cannot_be_read_or_has_a_run(
+    redis: Any, sender: RecordingSender, message: RefusedMessage
+) -> None:
+    assert keep(None, message)
+    assert redis.xlen(DEAD_LETTERS) == 1
+    assert sender.sent == []
