@@ -32,7 +32,9 @@ def run(folder: Path, request: ActionRequest, operation: str, payload: str) -> s
             target = _adapt(target)
         value = target.run_operation(request, operation, json.loads(payload))
         return json.dumps({"ok": value}, allow_nan=False)
-    except (Exception, SystemExit) as error:  # whatever the author's code does ends here
+    # Whatever the author's code raises ends here, a KeyboardInterrupt too: above are Celery's thread or Ray's
+    # process, which would lose the call to it, and the message would come back for ever.
+    except BaseException as error:
         return json.dumps({"error": describe(error, folder)})
 
 

@@ -93,6 +93,8 @@ def test_a_release_keeps_what_it_loaded(write_release: Write, convert: Callable[
         ("1 / 0", "ZeroDivisionError", r"division by zero \(plugin/to_task.py:1 in <module>\)"),
         ("def (", "SyntaxError", "to_task.py, line 1"),
         ("raise SystemExit(3)", "SystemExit", "3"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt", "to_task.py:1"),
+        ("raise BaseException('odd')", "BaseException", "odd"),
         ("class ToTask: pass", "OperationError", "cannot convert_from_inference"),
     ],
 )
