@@ -1,5 +1,6 @@
 """What the two kinds of connection have in common: one log, read by one thread, closed from any."""
 
+import contextlib
 import socket
 from collections.abc import Generator
 from typing import Final, Protocol
@@ -31,8 +32,10 @@ def keep_alive(sock: socket.socket) -> None:
 
     A ping of the websocket would not do: a slow reader does not read its answer either.
     """
-    for level, option, value in keepalive_options():
-        sock.setsockopt(level, option, value)
+    # OSError: a short log is over, and its socket closed, before it comes to this.
+    with contextlib.suppress(OSError):
+        for level, option, value in keepalive_options():
+            sock.setsockopt(level, option, value)
 
 
 def keepalive_options() -> list[tuple[int, int, int]]:
