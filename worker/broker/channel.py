@@ -7,6 +7,7 @@ use kombu's BRPOP slot: its connection, its place in the poller, its pause when 
 its check for dead connections.
 """
 
+from contextlib import suppress
 from functools import cached_property
 from importlib import resources
 from queue import Empty
@@ -225,5 +226,6 @@ class Channel(redis.Channel):
             if self._qos is not None:
                 self._qos.restore_unacked()  # kombu would, when the connections are closed already
             if self.debts:
-                self.tell(self.debts.pay)
+                with suppress(*self.connection_errors, ResponseError):
+                    self.debts.pay(self.unacked)
         super().close()
