@@ -1,4 +1,4 @@
-"""What a run tells its listeners: state, progress, metrics and messages, over pub/sub."""
+"""What a run tells its listeners: state, progress, metrics and messages over pub/sub, messages in its log."""
 
 import json
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from redis import Redis
 from shared.channels import events_channel
 from worker.platform import redact
 from worker.runs.keys import messages_key, run_key
+from worker.runs.log_channel import LogChannel
 
 
 class Events:
@@ -19,15 +20,17 @@ class Events:
         """`changed` is told of a run that has something to report."""
         self._redis = redis
         self._changed = changed
+        self.log = LogChannel(redis)
 
     def publish(self, job: str, kind: str, **content: Any) -> None:
         """Send `{"type": kind, ...content}` on the run's channel."""
         self._redis.publish(events_channel(job), json.dumps({"type": kind, **content}))
 
     def message(self, job: str, text: str, *, step: str = "", level: str = "info") -> None:
-        """A message for users: on the channel now, in the backend's log with the next report."""
+        """A message for users: on the channels now, in the backend's log with the next report."""
         content = redact(text)
         self.publish(job, "message", level=level, step=step, content=content)
+        self.log.say(job, content, level)
         entry: dict[str, Any] = {
             "event": "message",
             "data": {"content": content},

@@ -96,6 +96,8 @@ class Runs:
         first = self.store.finish(job, end)
         if first:
             self.events.publish(job, "state", status=end.status, error=end.error)
+            level = "error" if end.status is JobStatus.FAILED else "info"
+            self.events.log.say(job, f"{end.status} {end.error}".rstrip(), level)
         self.report_end(job)
         return first
 
@@ -105,7 +107,8 @@ class Runs:
             self.send_report(job)
 
     def report_end(self, job: str) -> None:
-        """Let the backend hear the end now, if it has not yet."""
+        """Let listeners and the backend hear the end now, if they have not yet."""
+        self.events.log.settle(job)
         if not self.store.is_sealed(job):
             self.live.expect(run_member(job))
             self.send_report(job)

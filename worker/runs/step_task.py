@@ -74,6 +74,8 @@ class StepTask(Task):
                     return
                 with self.runs.leases.keep(lock_key(job, name), token):
                     self.runs.live.expect(run_member(job))
+                    if not (step.has_parts or begun.run.again):
+                        self.runs.events.log.say(job, f"Step {step.name}", "info")
                     self._follow(step, name, begun.run, self._work(begun.run, function))
             except BACKBONE_ERRORS as error:
                 log.warning("step comes back", error_type=type(error).__name__)

@@ -6,10 +6,11 @@ from typing import Any
 
 from redis import Redis
 
-from shared.channels import job_key, logs_history
+from shared.channels import job_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.runs import keys
+from worker.runs.log_channel import LogChannel
 from worker.runs.outcomes import Step
 from worker.runs.record import Acceptance, Beginning, End, Run, RunMessage
 from worker.runs.scripts import Scripts
@@ -38,6 +39,7 @@ class RunStore:
     def __init__(self, redis: "Redis") -> None:
         self.redis = redis
         self._scripts = Scripts(redis, "worker.runs")
+        self._log = LogChannel(redis)
 
     def accept(self, message: RunMessage, queue: str) -> Acceptance:
         """Create the run of `message`, once a job; `queue` is where its steps will go."""
@@ -132,6 +134,8 @@ class RunStore:
     def seal(self, job: str) -> None:
         """The backend has the end: nothing more will be sent, and the run's keys expire in a day."""
         expiring = self._all_keys(job)
+        # The log's own keys may have to stay: a log that is followed for the job can outlive the run.
+        self._log.settle(job, reported=True)
         # In one go: a sealed run without expiry would stay for ever.
         with self.redis.pipeline(transaction=True) as pipe:
             pipe.hset(keys.run_key(job), "reported", 1)
@@ -151,7 +155,6 @@ class RunStore:
             keys.run_key(job),
             keys.progress_key(job),
             keys.messages_key(job),
-            logs_history(job),
             f"{job_key(job)}:keys",
         ]
         return own + sorted(workflow_keys)

@@ -1,0 +1,150 @@
+-- The log of a job: one numbering for all that is told of it, by the run itself and by every log that is
+-- followed for it. Keeps each line, sends it, and says once, last, that all of it is over.
+-- KEYS: state, history, run
+-- ARGV: operation, channel, least length of the history, seconds that a finished log is kept, then for
+--   lines   source, claim ('' for the run's own), position, time, level, most lines, most bytes, the lines
+--             -> {'taken' or 'limit' or 'lost', how many of these lines are in}
+--   book    source, how to follow it -> 1 when there is something to follow, 0 when that is over
+--   begin   source, claim -> {position, how to follow it}; nothing when it is over or another claim is newer
+--   close   source, claim, reason, time, the relay's last word or '' -> 1, or 0 when the claim was lost
+--   settle  '1' when the end of the run is being reported, or '' -> 1 when the log is over
+local state, history, run = KEYS[1], KEYS[2], KEYS[3]
+local operation, channel = ARGV[1], ARGV[2]
+local SEVERITY = {ended = 1, stopped = 2, limit = 3, unreachable = 4}
+
+local function field(name) return redis.call('HGET', state, name) end
+local function number(name) return tonumber(field(name) or '0') end
+
+local seq, reopened = number('seq'), number('reopened')
+local longest = math.max(tonumber(ARGV[3]), number('longest'))
+
+local function enter(rest, ...)
+  seq = seq + 1
+  redis.call('XADD', history, 'MAXLEN', '~', longest, seq .. '-' .. reopened, 'seq', seq, ...)
+  redis.call('PUBLISH', channel, '{"seq":' .. seq .. ',' .. rest .. '}')
+end
+
+local function head(time, source, level)
+  return '"time":' .. cjson.encode(time) .. ',"source":' .. cjson.encode(source)
+    .. ',"level":' .. cjson.encode(level) .. ',"line":'
+end
+
+local function is_reported()
+  return redis.call('EXISTS', run) == 0 or redis.call('HEXISTS', run, 'reported') == 1
+    or redis.call('HEXISTS', state, 'reported') == 1
+end
+
+local function run_lives() return not is_reported() and redis.call('HEXISTS', run, 'end') == 0 end
+
+local function is_over() return redis.call('HEXISTS', state, 'over') == 1 end
+
+-- More comes after all: the end that was told is taken back, so that it stands once in the history, and last.
+local function reopen()
+  redis.call('XDEL', history, seq .. '-' .. reopened)
+  seq, reopened = seq - 1, reopened + 1
+  redis.call('HSET', state, 'seq', seq, 'reopened', reopened)
+  redis.call('HDEL', state, 'over')
+end
+
+-- Why it is over: of all reasons the one that matters most to whoever reads the log.
+local function reason_of_all()
+  local ended = redis.call('HGET', run, 'end')
+  local read, how = pcall(cjson.decode, ended or '')
+  local worst = (read and how.status == 'STOPPED') and 'stopped' or 'ended'
+  local fields = redis.call('HGETALL', state)
+  for index = 1, #fields, 2 do
+    local reason = fields[index]:sub(1, 7) == 'closed:' and fields[index + 1] or 'ended'
+    if SEVERITY[reason] > SEVERITY[worst] then worst = reason end
+  end
+  return worst
+end
+
+local function settle()
+  if number('open') > 0 or run_lives() then return 0 end
+  if not is_over() then
+    local reason = reason_of_all()
+    enter('"type":"end","reason":"' .. reason .. '"', 'type', 'end', 'reason', reason)
+    redis.call('HSET', state, 'seq', seq, 'over', 1)
+  end
+  if is_reported() then
+    redis.call('EXPIRE', state, ARGV[4])
+    redis.call('EXPIRE', history, ARGV[4])
+  end
+  return 1
+end
+
+if operation == 'lines' then
+  local source, claim, at = ARGV[5], ARGV[6], tonumber(ARGV[7])
+  local room_lines, room_bytes = math.huge, math.huge
+  local first, last = 12, #ARGV
+  if claim == '' then
+    if is_over() and not run_lives() or redis.call('EXISTS', run) == 0 then return {'lost', 0} end
+    if is_over() then reopen() end
+  else
+    if field('claim:' .. source) ~= claim then return {'lost', 0} end
+    -- Sent again because the answer got lost: what is in stays in, once.
+    local behind = number('position:' .. source) - at
+    local count = last - first + 1
+    if behind == count then return {'taken', count} end
+    if behind ~= 0 then return {behind > 0 and behind < count and 'limit' or 'lost', behind} end
+    room_lines, room_bytes = tonumber(ARGV[10]) - number('lines'), tonumber(ARGV[11]) - number('bytes')
+  end
+  local time, level = ARGV[8], ARGV[9]
+  local rest = head(time, source, level)
+  local taken, bytes = 0, 0
+  for index = first, last do
+    local line = ARGV[index]
+    bytes = bytes + #line + 1
+    if taken >= room_lines or bytes > room_bytes then
+      bytes = bytes - #line - 1
+      break
+    end
+    enter(rest .. cjson.encode(line), 'time', time, 'source', source, 'level', level, 'line', line)
+    taken = taken + 1
+  end
+  redis.call('HSET', state, 'seq', seq)
+  if claim == '' then return {'taken', taken} end
+  redis.call('HINCRBY', state, 'position:' .. source, taken)
+  redis.call('HINCRBY', state, 'lines', taken)
+  redis.call('HINCRBY', state, 'bytes', bytes)
+  return {taken == last - first + 1 and 'taken' or 'limit', taken}
+elseif operation == 'book' then
+  local source = ARGV[5]
+  local before = field('closed:' .. source)
+  -- One that could not be reached may be asked for again.
+  if before and before ~= 'unreachable' then return 0 end
+  if before or not field('log:' .. source) then
+    if is_over() then reopen() end
+    redis.call('HDEL', state, 'closed:' .. source)
+    redis.call('HSET', state, 'log:' .. source, ARGV[6], 'longest', longest)
+    redis.call('HINCRBY', state, 'open', 1)
+    redis.call('PERSIST', state)
+    redis.call('PERSIST', history)
+  end
+  return 1
+elseif operation == 'begin' then
+  local source, claim = ARGV[5], ARGV[6]
+  local how = field('log:' .. source)
+  if not how or field('closed:' .. source) then return {} end
+  if tonumber(claim) < number('claim:' .. source) then return {} end
+  redis.call('HSET', state, 'claim:' .. source, claim)
+  return {number('position:' .. source), how}
+elseif operation == 'close' then
+  local source, claim, reason = ARGV[5], ARGV[6], ARGV[7]
+  if field('closed:' .. source) then return 1 end
+  if field('claim:' .. source) ~= claim then return 0 end
+  redis.call('HSET', state, 'closed:' .. source, reason)
+  redis.call('HDEL', state, 'claim:' .. source)
+  redis.call('HINCRBY', state, 'open', -1)
+  if ARGV[9] ~= '' then
+    enter(head(ARGV[8], 'relay', 'warning') .. cjson.encode(ARGV[9]),
+      'time', ARGV[8], 'source', 'relay', 'level', 'warning', 'line', ARGV[9])
+    redis.call('HSET', state, 'seq', seq)
+  end
+  settle()
+  return 1
+elseif operation == 'settle' then
+  if redis.call('EXISTS', run) == 0 and redis.call('EXISTS', state) == 0 then return 0 end
+  if ARGV[5] == '1' then redis.call('HSET', state, 'reported', 1) end
+  return settle()
+end
