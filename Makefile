@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test unit lint bench docs lock clean
+.PHONY: help setup demo test chaos unit lint bench docs lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -32,6 +32,9 @@ unit: $(STAMP)  ## Unit tests alone: no network, no processes
 
 test: lint  ## Lint, unit tests and integration tests (real Redis, Celery and Ray)
 	@$(BIN)/pytest
+
+chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=… repeats a run
+	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos -m "chaos or not chaos" -rA
 
 bench: $(STAMP)  ## Measure, as ratios against bare loops and libraries
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

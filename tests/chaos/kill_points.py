@@ -1,0 +1,156 @@
+"""The table: every point at which a worker is killed, by what the run is about.
+
+A point is `what:before` or `what:after`; its effect is at most once where the contract says so, also there.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What runs when the worker dies."""
+
+    DEPLOY = "deploy"
+    FILE = "to_task by file"
+    INFERENCE = "to_task by inference, its pre-processor absent"
+    REFUSED = "to_task by inference, its pre-processor's deployment fails"
+    STOP = "to_task that is stopped while it waits for its pre-processor"
+
+
+@dataclass(frozen=True)
+class KillPoint:
+    """`about`: whose message or request the point belongs to; `telling`: in the short form, too."""
+
+    kind: Kind
+    what: str
+    when: str
+    of_plugin: bool = False
+    telling: bool = False
+
+    @property
+    def point(self) -> str:
+        return f"{self.what}:{self.when}"
+
+    def __str__(self) -> str:
+        return f"{self.kind.name.lower()}: {self.point}" + (" (its deployment)" if self.of_plugin else "")
+
+
+def _points(kind: Kind, table: str, *, of_plugin: bool = False) -> Iterator[KillPoint]:
+    """A line a point; `<` before it, `>` after it, `*` on the telling ones."""
+    for line in filter(None, map(str.strip, table.splitlines())):
+        marks, _, what = line.partition(" ")
+        for mark, when in (("<", "before"), (">", "after")):
+            if mark in marks:
+                telling = f"{mark}*" in marks
+                yield KillPoint(kind, what.strip(), when, of_plugin, telling)
+
+
+# The message, the steps, the end and its report are the same machine for both actions.
+DEPLOY = """
+<>   accept
+<>   send deploy.initialize
+<>   begin deploy.initialize
+<>   start
+<>   update_job
+<>   send deploy.capacity_gate
+>    begin deploy.capacity_gate
+>    note plan
+<>   note capacity
+<>   send deploy.serve_run
+>    begin deploy.serve_run
+>    note submission
+<>   submit
+>    note submitted
+<>   send deploy.await_running
+>    begin deploy.await_running
+<>*  announce deploy.await_running
+<>   retry deploy.await_running
+<>   send deploy.register
+>    begin deploy.register
+>    note register_attempts
+<*>* create_serve_application
+<>   note registered
+<>*  finish
+<>   send runs.report
+<>*  update_job end
+<>   seal
+"""
+
+FILE = """
+<>   accept
+<>   send to_task.initialize
+<>   send to_task.prepare
+>    begin to_task.prepare
+>    get_project
+<>*  send to_task.fetch_tasks
+>    begin to_task.fetch_tasks
+>    list_tasks
+<>   catalogue commit
+<>   send to_task.spread
+>    begin to_task.spread
+<>   ledger next_chunks
+<>   send to_task.annotate
+<>   ledger sent
+>    begin to_task.annotate
+<>*  annotate_task_data
+<>*  ledger record
+<>*  ledger chunk_done
+<>   send to_task.finalize
+>    begin to_task.finalize
+<>   finish
+<>   update_job end
+<>   seal
+"""
+
+INFERENCE = """
+<>   send pre_processor.detect
+>    note pre_processor
+<>   send pre_processor.dispatch
+>    begin pre_processor.dispatch
+<>   send to_task.fetch_tasks
+<>   infer
+>    ledger record
+"""
+
+ROOM = """
+<>   room join
+<>   send pre_processor.await_ready
+<>*  room sent+snapshot
+<*>* run_plugin
+<>   room job
+<>   room begin_poll
+<>   room end_poll
+<>*  retry pre_processor.await_ready
+<>   room leave
+"""
+
+REFUSED = """
+<>*  finish
+<>   update_job end
+"""
+
+STOP = """
+<>*  finish
+<>   send runs.report
+<>   update_job end
+"""
+
+
+def all_points() -> list[KillPoint]:
+    """The whole table."""
+    return [
+        *_points(Kind.DEPLOY, DEPLOY),
+        *_points(Kind.FILE, FILE),
+        *_points(Kind.INFERENCE, INFERENCE),
+        *_points(Kind.INFERENCE, ROOM, of_plugin=True),
+        *_points(Kind.REFUSED, REFUSED),
+        *_points(Kind.REFUSED, "<> room leave", of_plugin=True),
+        *_points(Kind.STOP, STOP),
+    ]
+
+
+def in_waves(points: Iterable[KillPoint], size: int) -> list[list[KillPoint]]:
+    """As many at once as there are sites."""
+    every = list(points)
+    return [every[start : start + size] for start in range(0, len(every), size)]

@@ -1,0 +1,148 @@
+"""Brings up workers within a third of a second each: they are forked from a process that has everything loaded.
+
+`python -m tests.chaos.nursery SOCKET`: each connection sends one JSON object `{"env", "log", "argv"}` and is
+answered with the id of the new worker's process. The workers end with the nursery, which its guardian ends
+with the test.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from worker.sandbox.processes import own_environment, start, wait_for
+
+ROOT = Path(__file__).parents[2]
+QUEUES = "deploy,to_task,annotate,logs,control"
+
+
+class Worker:
+    """A worker by its process, which is never taken for another one of the same id."""
+
+    def __init__(self, name: str, pid: int, log: Path) -> None:
+        self.name, self.pid, self.log = name, pid, log
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._process: psutil.Process | None = psutil.Process(pid)
+            return
+        self._process = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs."""
+        return self._process is not None and self._process.is_running()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal; one that has ended hears nothing."""
+        if self._process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """`kill -9`, and wait until it is gone."""
+        self.signal(signal.SIGKILL)
+        wait_for(lambda: not self.alive, 10, f"end of {self.name}")
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it consumes."""
+        return self.log.exists() and f"{self.name}@chaos ready" in self.log.read_text(errors="replace")
+
+
+class Nursery:
+    """The mother process, as tests see it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._socket = folder / "nursery"
+        command = [sys.executable, "-m", "tests.chaos.nursery", str(self._socket)]
+        self._process = start(
+            "nursery", command, log=folder / "nursery.log", env=own_environment(), cwd=ROOT, grace=0
+        )
+        self._process.wait_until(self._socket.exists, 30)
+        self._born = 0
+        self.workers: list[Worker] = []
+
+    def bear(self, env: Mapping[str, str], *, concurrency: int = 8, queues: str = QUEUES) -> Worker:
+        """A new worker; it takes messages within a second."""
+        self._born += 1
+        name = f"w{self._born}"
+        log = self._folder / f"{name}.log"
+        argv = ["worker", "-Q", queues, "--pool", "threads", "-c", str(concurrency), "-l", "INFO"]
+        argv += ["--without-mingle", "--without-gossip", "-n", f"{name}@chaos"]
+        with socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(10)
+            line.connect(str(self._socket))
+            line.sendall(json.dumps({"env": dict(env), "log": str(log), "argv": argv}).encode() + b"\n")
+            worker = Worker(name, int(line.makefile().readline()), log)
+        self.workers.append(worker)
+        return worker
+
+    def close(self) -> None:
+        """End all workers and the mother."""
+        self._process.stop()
+
+
+def _be_a_worker(asked: dict[str, Any]) -> None:
+    os.environ.update(asked["env"])
+    output = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    from tests.chaos.fake_serve import FakeServe, install
+    from tests.chaos.mortal import make_mortal
+
+    deaths = make_mortal(Path(os.environ["CHAOS_DEATHS"])) if os.environ.get("CHAOS_DEATHS") else None
+    if os.environ.get("CHAOS_SERVE"):
+        install(FakeServe(Path(os.environ["CHAOS_SERVE"]), deaths))
+    from worker.app import app
+
+    app.worker_main(asked["argv"])
+
+
+def main(path: str) -> None:
+    """Wait for orders."""
+    # All that a worker loads, except what reads the environment: that is each worker's own.
+    import celery.apps.worker
+    import celery.bin.celery
+    import celery.concurrency.thread
+
+    import tests.chaos.fake_serve
+    import worker.broker.consumer
+    import worker.control.tasks
+    import worker.maintenance
+    import worker.to_task.tasks
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the dead
+    with socket.socket(socket.AF_UNIX) as door:
+        draft = f"{path}.draft"
+        door.bind(draft)
+        door.listen(50)
+        Path(draft).rename(path)
+        while True:
+            line, _ = door.accept()
+            asked = json.loads(line.makefile().readline())
+            child = os.fork()
+            if child == 0:
+                door.close()
+                line.close()
+                code = 1
+                try:
+                    _be_a_worker(asked)
+                    code = 0
+                except SystemExit as end:
+                    code = end.code if isinstance(end.code, int) else 1
+                finally:
+                    os._exit(code) if code else sys.exit(0)
+            line.sendall(f"{child}\n".encode())
+            line.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

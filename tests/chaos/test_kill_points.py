@@ -1,0 +1,151 @@
+"""A worker dies at a point, another one lives: the run comes to its end in time, and nothing happens twice."""
+
+import contextlib
+import time
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.chaos.audit import Auditor
+from tests.chaos.ground import RECOVERY, SITES, Ground, Row, Site
+from tests.chaos.kill_points import KillPoint, Kind, all_points, in_waves
+from worker.sandbox import wait_for
+from worker.sandbox.seed import SeededProject
+
+LONGEST_WAY_TO_THE_POINT = 20.0
+TASKS = 12
+TELLING = [point for point in all_points() if point.telling]
+WAVES = in_waves(all_points(), len(SITES))
+STEPS_AFTER = 4.0
+"""Seconds that a run takes which nobody disturbs, on a busy machine."""
+
+
+@dataclass
+class Scene:
+    """One kill point on its site."""
+
+    kill: KillPoint
+    site: Site
+    job: str = ""
+    code: str = ""
+    project: SeededProject | None = None
+    death: Row | None = None
+    mistakes: list[str] = field(default_factory=list)
+    stopped: bool = False
+
+    @property
+    def subject(self) -> str:
+        return self.code if self.kill.of_plugin else self.job
+
+    def begin(self) -> None:
+        """Publish what the mortal worker finds."""
+        site, kind = self.site, self.kill.kind
+        if kind is Kind.DEPLOY:
+            self.code = site.ground.new_code()
+            plugin = site.ground.plugin(self.code)
+            self.job = site.new_job(plugin, "deployment")
+            site.fatal(self.kill.point, self.subject)
+            site.worker()
+            site.deploy(self.job, plugin)
+            return
+        self.job = site.new_job("echo@1.0.0", "to_task")
+        self.project = site.project(TASKS)
+        if kind is not Kind.FILE:
+            self.code = site.pre_processor(broken=kind is Kind.REFUSED)
+            site.release(self.code)
+        if kind is Kind.STOP:
+            # Its deployment never comes.
+            site.ground._postman.deliver_to(self.code, 0)
+        else:
+            site.fatal(self.kill.point, self.subject)
+        site.worker()
+        if kind is Kind.FILE:
+            site.to_task_by_file(self.job, self.project)
+        else:
+            site.to_task_by_inference(self.job, self.project, self.code)
+
+    def look(self) -> bool:
+        """Whether it died; then another worker comes up."""
+        if self.death is not None:
+            return True
+        if self.kill.kind is Kind.STOP and not self.stopped:
+            if self.site.dispatches(self.code):
+                self.stopped = True
+                self.site.fatal(self.kill.point, self.subject)
+                self.site.stop(self.job)
+            return False
+        self.death = self.site.death(self.kill.point, self.subject)
+        if self.death is not None:
+            self.site.worker(CHAOS_DEATHS="")
+        return self.death is not None
+
+    def audit(self) -> tuple[float, int]:
+        """Seconds from the death to the end, and how many tasks were written twice."""
+        assert self.death is not None
+        auditor = Auditor(self.site.state)
+        lost = self.kill.what in ("update_job end", "seal")
+        expected = {Kind.REFUSED: "FAILED", Kind.STOP: "STOPPED"}.get(self.kill.kind, "SUCCEEDED")
+        row = auditor.job(self.job, answer_lost=lost)
+        say = auditor.findings.expect
+        say(row["status"] == expected, f"{row['status']}: {row['result']}")
+        if self.kill.kind is Kind.DEPLOY:
+            auditor.deployment(self.job)
+        elif self.kill.kind is not Kind.FILE:
+            auditor.dispatched_once(self.code)
+        if self.kill.kind is not Kind.FILE:
+            submitted = "SELECT count(*) FROM submissions WHERE name = ?"
+            [(times,)] = self.site.ground.serve.rows(submitted, f"{self.code}@1.0.0")
+            say(times == (expected == "SUCCEEDED"), f"submitted {times} times")
+        if self.project is not None and expected == "SUCCEEDED":
+            auditor.tasks(self.job, self.project, in_flight_at=[self.death["time"]])
+        took = row["updated"] - self.death["time"]
+        say(took <= RECOVERY, f"took {took:.1f} s after the kill")
+        self.mistakes = auditor.findings.wrong
+        return took, auditor.findings.written_twice
+
+
+def play(kills: list[KillPoint], ground: Ground) -> None:
+    """All of them at once, each on a site of its own."""
+    with contextlib.ExitStack() as stack:
+        scenes = [Scene(kill, stack.enter_context(ground.site())) for kill in kills]
+        for scene in scenes:
+            scene.begin()
+        # When each worker has died at its point, and the next one has come up
+        with contextlib.suppress(Exception):
+            wait_for(lambda: all([s.look() for s in scenes]), LONGEST_WAY_TO_THE_POINT, "deaths")
+        unreached = [str(scene.kill) for scene in scenes if scene.death is None]
+        dead = [scene for scene in scenes if scene.death is not None]
+        # Then every run ends, and its effects are what they would have been
+        until = time.monotonic() + RECOVERY + STEPS_AFTER
+        with contextlib.suppress(Exception):
+            wait_for(lambda: all(s.site.is_over(s.job) for s in dead), until - time.monotonic(), "ends")
+        with contextlib.suppress(Exception):
+            # The second copy of a report, should there be one, would have come by now.
+            wait_for(lambda: all(_is_quiet(s) for s in dead), 12, "silence")
+        numbers = [scene.audit() for scene in dead]
+    longest = max((took for took, _ in numbers), default=0.0)
+    for scene, (took, twice) in zip(dead, numbers, strict=True):
+        print(f"| {scene.kill} | {took:.1f} s | {twice} | {'; '.join(scene.mistakes) or 'ok'} |")
+    print(f"killed {len(dead)}, longest recovery {longest:.1f} s, written twice {sum(n for _, n in numbers)}")
+    wrong = [f"{scene.kill}: {mistake}" for scene in dead for mistake in scene.mistakes]
+    assert [*(f"{kill}: not reached" for kill in unreached), *wrong] == []
+
+
+def _is_quiet(scene: Scene) -> bool:
+    redis = scene.site.redis
+    waiting = sum(redis.llen(queue) for queue in ("deploy", "to_task", "annotate", "control"))
+    return waiting == 0 and redis.hlen("synapse:broker:held") == 0
+
+
+@pytest.mark.timeout(90)
+def test_a_worker_killed_at_a_telling_point_costs_neither_the_run_nor_an_effect(ground: Ground) -> None:
+    play(TELLING[: len(SITES)], ground)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("wave", WAVES, ids=lambda wave: f"{wave[0]} and {len(wave) - 1} more")
+def test_a_worker_killed_at_any_point_costs_neither_the_run_nor_an_effect(
+    ground: Ground, wave: list[KillPoint]
+) -> None:
+    play(wave, ground)
