@@ -23,7 +23,8 @@ def _job_as_text(value: object) -> object:
 Job = Annotated[
     str,
     BeforeValidator(_job_as_text),
-    StringConstraints(strict=True, pattern=r"\A[A-Za-z0-9_.-]{1,100}\z"),
+    # Dots alone would be another path in the backend's addresses.
+    StringConstraints(strict=True, pattern=r"\A[A-Za-z0-9_.-]*[A-Za-z0-9_-][.]*\z", max_length=100),
 ]
 """The backend's id of a job: an integer or `[A-Za-z0-9_.-]`, at most 100 characters; held as text."""
 
@@ -45,6 +46,9 @@ PluginName = Annotated[
 
 Amount = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 """How many CPUs or GPUs: a number, also a fraction, but neither a text nor true or false."""
+
+Tenant = Annotated[str, StringConstraints(strict=True, pattern=r"\A[!-~]([ -~]*[!-~])?\z", max_length=200)]
+"""Goes out as an HTTP header, which holds printable ASCII."""
 
 PositiveId = Annotated[StrictInt, Field(gt=0)]
 NonEmpty = Annotated[str, StringConstraints(strict=True, min_length=1)]
@@ -116,7 +120,7 @@ class Message(_Strict):
 class _RunMessage(Message):
     plugin: PluginName
     language: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=35)] = "en"
-    tenant: NonEmpty | None = None
+    tenant: Tenant | None = None
 
 
 class DeployMessage(_RunMessage):

@@ -1,6 +1,9 @@
-"""Messages that could not be accepted, kept whole with the reason."""
+"""Messages that could not be accepted, kept whole with the reason; and which of them may be sent again."""
 
+import hashlib
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,9 +12,11 @@ from redis import Redis
 from shared.channels import DEAD_LETTERS
 
 DAY_SECONDS = 86_400
+PAGE = 100
 
+# The braces keep the keys together in a Redis Cluster.
 REFUSED_JOBS = f"{{{DEAD_LETTERS}}}:jobs"
-"""Set: jobs that are FAILED in the backend for nothing but a refused message."""
+"""Hash: jobs that are FAILED in the backend for nothing but a refused message: `refused`, or `replayed`."""
 
 _ADD = """
 -- KEYS: stream, seen (or the stream again)   ARGV: seconds, then the entry
@@ -20,6 +25,34 @@ redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
 return 1
 """
 
+_REPLAY = """
+-- KEYS: jobs   ARGV: job
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], 'replayed')
+return 1
+"""
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A message as it was kept."""
+
+    id: str
+    task: str
+    body: str
+    reason: str
+    time: str
+
+    def arguments(self) -> dict[str, Any] | None:
+        """The arguments by name; None when the body is none of a task message, or has some by position."""
+        try:
+            parts = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(parts, list) or len(parts) not in (2, 3) or parts[0]:
+            return None
+        return parts[1] if isinstance(parts[1], dict) else None
+
 
 class DeadLetters:
     """The dead-letter stream."""
@@ -27,6 +60,7 @@ class DeadLetters:
     def __init__(self, redis: "Redis") -> None:
         self._redis = redis
         self._add = redis.register_script(_ADD)
+        self._replay = redis.register_script(_REPLAY)
 
     def add(self, task: str, body: Any, reason: str, *, message_id: str | None = None) -> None:
         """Keep a message: the task's name, the body as it came, and why it was refused.
@@ -34,24 +68,77 @@ class DeadLetters:
         A second delivery of the same message (`message_id`) is kept once.
         """
         entry = {
-            "task": task,
-            "body": body if isinstance(body, str) else json.dumps(body, ensure_ascii=False, default=repr),
-            "reason": reason,
+            "task": _storable(task),
+            "body": _storable(body) if isinstance(body, str) else _as_json(body),
+            "reason": _storable(reason),
             "time": datetime.now(UTC).isoformat(),
         }
-        # The braces keep both keys together in a Redis Cluster.
-        seen = DEAD_LETTERS if message_id is None else f"{{{DEAD_LETTERS}}}:seen:{message_id}"
+        seen = DEAD_LETTERS
+        if message_id is not None:
+            # With the content: a publisher may give all its messages one id.
+            content = "\0".join([message_id, entry["task"], entry["body"]])
+            digest = hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()
+            seen = f"{{{DEAD_LETTERS}}}:seen:{digest}"
         fields = [part for pair in entry.items() for part in pair]
         self._add(keys=[DEAD_LETTERS, seen], args=[DAY_SECONDS, *fields])
 
+    def all(self) -> Iterator[DeadLetter]:
+        """Every letter, oldest first; a page at a time, as bodies may be large."""
+        after = "-"
+        while page := self._redis.xrange(DEAD_LETTERS, after, "+", count=PAGE):
+            for id_, fields in page:
+                yield _letter(id_, fields)
+            after = f"({page[-1][0]}"
+
+    def get(self, id_: str) -> DeadLetter | None:
+        """One letter by its whole id, `milliseconds-number`."""
+        if not _is_id(id_):
+            return None
+        found = self._redis.xrange(DEAD_LETTERS, id_, id_)
+        return _letter(*found[0]) if found else None
+
+    def drop(self, id_: str) -> bool:
+        """Throw a letter away; false when there is none of that id."""
+        return bool(_is_id(id_) and self._redis.xdel(DEAD_LETTERS, id_))
+
     def refused(self, job: str) -> None:
         """The job is being set FAILED because of a dead letter."""
-        self._redis.sadd(REFUSED_JOBS, job)
+        self._redis.hset(REFUSED_JOBS, job, "refused")
 
     def is_refused(self, job: str) -> bool:
-        """Whether a replay of the job's message may open it again."""
-        return bool(self._redis.sismember(REFUSED_JOBS, job))
+        """Whether the job is FAILED for nothing but a dead letter."""
+        return bool(self._redis.hexists(REFUSED_JOBS, job))
+
+    def replay(self, job: str) -> bool:
+        """Let the next message of a refused job open it again; false when the job is none."""
+        return bool(self._replay(keys=[REFUSED_JOBS], args=[job]))
+
+    def is_replayed(self, job: str) -> bool:
+        """Whether the job's message opens it again."""
+        return bool(self._redis.hget(REFUSED_JOBS, job) == "replayed")
 
     def forget(self, job: str) -> None:
-        """The job was opened again."""
-        self._redis.srem(REFUSED_JOBS, job)
+        """The job was opened again, or somebody else ended it."""
+        self._redis.hdel(REFUSED_JOBS, job)
+
+
+def _letter(id_: str, fields: dict[str, str]) -> DeadLetter:
+    return DeadLetter(id_, *(fields.get(name, "") for name in ("task", "body", "reason", "time")))
+
+
+def _is_id(text: str) -> bool:
+    parts = text.split("-")
+    return len(parts) == 2 and all(part.isascii() and part.isdigit() and len(part) <= 20 for part in parts)
+
+
+def _as_json(body: Any) -> str:
+    try:
+        text = json.dumps(body, ensure_ascii=False, default=repr)
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape and UTF-8 cannot hold
+        return json.dumps(body, default=repr)
+    return text
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,11 +1,12 @@
 """What the workflows share: their base task, their door, their first step."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from shared.messages import DeployMessage, Job, ToTaskMessage
+from shared.messages import DeployMessage, Job, Tenant, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.broker import RefusedMessage, message_refused
 from worker.dead_letters import DeadLetters
@@ -34,6 +35,10 @@ REFUSE_JOB = Step("runs.refuse_job", position=0, queue="control")
 
 MOST_LOOKS_AT_STORE = 60
 """Times that a message comes back for a plugin store that cannot be read."""
+
+MOST_MISTAKES = 20
+LONGEST_NAME = 100
+"""Of what is wrong with a message, which may have a hundred thousand wrong keys of any length."""
 
 RUN_TASKS = (DeployMessage.task, ToTaskMessage.task)
 
@@ -107,7 +112,7 @@ class WorkflowTask(StepTask):
 
     def refuse(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> None:
         """Keep the message whole with the reason, and let its job end FAILED if it has no run."""
-        log.warning("message refused", reason=reason, refused_job=str(kwargs.get("job"))[:100])
+        log.warning("message refused", reason=reason, refused_job=readable_job(kwargs))
         try:
             keep_refused(self.name, [list(args), kwargs], kwargs, reason, self.request.id)
         except BACKBONE_ERRORS as error:
@@ -159,14 +164,18 @@ def parse(
 
 def mistakes(error: ValidationError) -> str:
     """Where and what is wrong, in one line, without what the message holds."""
+    found = error.errors(include_input=False, include_url=False, include_context=False)
     lines = []
-    for mistake in error.errors(include_input=False, include_url=False, include_context=False):
-        where = ".".join(str(part) for part in mistake["loc"])
+    for mistake in found[:MOST_MISTAKES]:
+        where = ".".join(str(part)[:LONGEST_NAME] for part in mistake["loc"])
         lines.append(f"{where}: {mistake['msg']}" if where else mistake["msg"])
+    if len(found) > MOST_MISTAKES:
+        lines.append(f"and {len(found) - MOST_MISTAKES} more")
     return clean("; ".join(lines))[:2000]
 
 
 _JOB: TypeAdapter[str] = TypeAdapter(Job)
+_TENANT: TypeAdapter[str] = TypeAdapter(Tenant)
 
 
 def readable_job(kwargs: Any) -> str | None:
@@ -179,8 +188,10 @@ def readable_job(kwargs: Any) -> str | None:
 
 def readable_tenant(kwargs: Any) -> str | None:
     """The tenant of a message that is otherwise wrong."""
-    tenant = kwargs.get("tenant")
-    return tenant if isinstance(tenant, str) and tenant else None
+    try:
+        return _TENANT.validate_python(kwargs.get("tenant"))
+    except ValidationError:
+        return None
 
 
 REOPENED = "reopened"
@@ -190,15 +201,15 @@ REOPENED = "reopened"
 def begin_run(run: Run) -> bool:
     """The first step's common part: false when the backend says that the job is over, so nothing starts.
 
-    A job that is FAILED only because a message of it was refused is opened again.
+    A job that is FAILED only because a message of it was refused is opened again when that one is replayed.
     """
     runs = services().runs
     try:
-        status = JobStatus(services().backend(run.message.tenant).get_job(run.job)["status"])
+        status = status_of(services().backend(run.message.tenant).get_job(run.job))
     except NotFoundError:
         runs.events.message(run.job, "The backend does not know this job.", level="warning")
-        status = JobStatus.PENDING
-    if status.is_final and not _may_reopen(run, status):
+        status = None
+    if status is not None and status.is_final and not _may_reopen(run, status):
         log.info("job is over already", status=status)
         # Sealed first: whoever dies in between must not report an end that is the backend's own.
         runs.store.seal(run.job)
@@ -210,11 +221,19 @@ def begin_run(run: Run) -> bool:
     return True
 
 
+def status_of(job: Mapping[str, Any]) -> JobStatus | None:
+    """The status in the backend's answer; None for a word that is not known here, which is no end."""
+    status = job.get("status")
+    if not isinstance(status, str):
+        raise MalformedResponseError("malformed answer: a job without a status")
+    return JobStatus(status) if status in set(JobStatus) else None
+
+
 def _may_reopen(run: Run, status: JobStatus) -> bool:
     if status is not JobStatus.FAILED:
         return False
     letters = DeadLetters(services().redis)
-    if letters.is_refused(run.job):
+    if letters.is_replayed(run.job):
         services().runs.store.note(run.job, REOPENED, True)
         letters.forget(run.job)
         return True

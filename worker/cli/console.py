@@ -6,6 +6,7 @@ import typer
 from redis import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
+from rich.markup import escape
 
 out = Console()
 err = Console(stderr=True)
@@ -23,9 +24,9 @@ DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 
 def fail(message: str, *, hint: str = "") -> NoReturn:
     """End the command with one clear line and what to do about it."""
-    err.print(f"[bold red]error:[/] {message}", highlight=False)
+    err.print(f"[bold red]error:[/] {escape(message)}", highlight=False)
     if hint:
-        err.print(f"       {hint}", highlight=False)
+        err.print(f"       {escape(hint)}", highlight=False)
     raise typer.Exit(1)
 
 

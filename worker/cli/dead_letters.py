@@ -1,41 +1,110 @@
 """Commands for messages that could not be accepted."""
 
 import json
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
+from kombu.exceptions import OperationalError
+from pydantic import ValidationError
+from rich.markup import escape
 from rich.table import Table
 
-from shared.channels import DEAD_LETTERS
-from worker.cli.console import DEFAULT_REDIS_URL, RedisUrl, connect, fail, out
+from shared import DeployMessage, Message, Publisher, StopMessage, TailLogsMessage, ToTaskMessage
+from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, RedisUrl, connect, fail, out
+from worker.dead_letters import DeadLetter, DeadLetters
+from worker.runs.store import RunStore
 
 app = typer.Typer(help="Messages that could not be accepted.", no_args_is_help=True)
 
 Id = Annotated[str, typer.Argument(help="The dead letter's id, as `list` shows it.", metavar="ID")]
 
+MESSAGES: dict[str, type[Message]] = {
+    model.task: model for model in (DeployMessage, ToTaskMessage, TailLogsMessage, StopMessage)
+}
+
 
 @app.command("list")
 def list_letters(redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
     """All dead letters, oldest first."""
-    entries = connect(redis_url).xrange(DEAD_LETTERS)
     table = Table("id", "time", "task", "reason")
-    for id_, letter in entries:
-        table.add_row(id_, letter["time"], letter["task"], letter["reason"])
-    out.print(table if entries else "no dead letters")
+    for letter in DeadLetters(connect(redis_url)).all():
+        table.add_row(letter.id, *(_shown(text) for text in (letter.time, letter.task, letter.reason)))
+    out.print(table if table.row_count else "no dead letters")
 
 
 @app.command()
 def show(id_: Id, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
     """One dead letter whole, as JSON."""
-    entries = connect(redis_url).xrange(DEAD_LETTERS, id_, id_)
-    if not entries:
-        fail(f"no dead letter {id_}")
-    out.print_json(json.dumps(entries[0][1]))
+    letter = _letter(DeadLetters(connect(redis_url)), id_)
+    content = {"task": letter.task, "body": letter.body, "reason": letter.reason, "time": letter.time}
+    # Not through rich, which would fold long lines in the middle of a body.
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+@app.command()
+def replay(id_: Id, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerUrl = None) -> None:
+    """Send a dead letter's message again; the job that it had failed is opened again."""
+    redis = connect(redis_url)
+    letters = DeadLetters(redis)
+    letter = _letter(letters, id_)
+    message = _message(letter)
+    opens_job = isinstance(message, DeployMessage | ToTaskMessage)
+    if opens_job and RunStore(redis).exists(message.job):
+        fail(f"job {message.job} has a run already: a replay would start nothing")
+    if opens_job and not letters.replay(message.job):
+        fail(
+            f"job {message.job} was not set FAILED because of this message: a replay would not open it",
+            hint="Either the job was over before, or the backend has not been told yet.",
+        )
+    try:
+        with Publisher(broker_url or redis_url) as publisher:
+            publisher.publish(message)
+    except (OperationalError, OSError) as error:
+        if opens_job:
+            letters.refused(message.job)
+        fail(
+            f"the message queue does not answer ({type(error).__name__})",
+            hint="Set CELERY_BROKER_URL or REDIS_URL.",
+        )
+    letters.drop(letter.id)
+    out.print(f"replayed {letter.id}: {letter.task}, job {message.job}", markup=False)
 
 
 @app.command()
 def drop(id_: Id, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
     """Throw one dead letter away."""
-    if not connect(redis_url).xdel(DEAD_LETTERS, id_):
-        fail(f"no dead letter {id_}")
-    out.print(f"dropped {id_}")
+    if not DeadLetters(connect(redis_url)).drop(id_):
+        _unknown(id_)
+    out.print(f"dropped {id_}", markup=False)
+
+
+def _letter(letters: DeadLetters, id_: str) -> DeadLetter:
+    letter = letters.get(id_)
+    if letter is None:
+        _unknown(id_)
+    return letter
+
+
+def _unknown(id_: str) -> NoReturn:
+    fail(f"there is no dead letter {id_}", hint="`synapse-worker dead-letters list` shows the ids.")
+
+
+def _message(letter: DeadLetter) -> Message:
+    """The letter's message, if a worker would take it now; ends the command otherwise."""
+    model = MESSAGES.get(letter.task)
+    if model is None:
+        known = ", ".join(MESSAGES)
+        fail(f"dead letter {letter.id} cannot be replayed: its task is none of {known}")
+    kwargs = letter.arguments()
+    if kwargs is None:
+        fail(f"dead letter {letter.id} cannot be replayed: its body is no task message with named arguments")
+    try:
+        return model.model_validate(kwargs)
+    except ValidationError as error:
+        wrong = ", ".join(sorted({".".join(str(part) for part in each["loc"]) for each in error.errors()}))
+        fail(f"dead letter {letter.id} cannot be replayed: it would be refused again ({wrong})")
+
+
+def _shown(text: str) -> str:
+    """Foreign text in a table: neither markup nor codes for the terminal."""
+    return escape("".join(character if character.isprintable() else " " for character in text))

@@ -88,6 +88,6 @@ def _follow(job: str, follow: bool, redis_url: str) -> None:
     if not follow:
         return
     followed = watch(connect(redis_url), job, out)
-    out.print(f"{followed.status} {followed.error}".rstrip())
+    out.print(f"{followed.status} {followed.error}".rstrip(), markup=False)
     if followed.status != "SUCCEEDED":
         raise typer.Exit(1)

@@ -3,6 +3,7 @@
 import time
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from shared.channels import job_key
@@ -30,14 +31,14 @@ def status(
     table = Table("job", "action", "plugin", "status", "step", "overall", "tasks", "seconds", "error")
     for name, record in records.items():
         if record:
-            table.add_row(name, *_row(record))
+            table.add_row(*(escape(text) for text in (name, *_row(record))))
     out.print(table if jobs else "no live runs")
 
 
 def watch(job: Job, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
     """Show a run's progress and messages until it ends."""
     followed = watch_run(connect(redis_url), job, out)
-    out.print(f"{followed.status} {followed.error}".rstrip())
+    out.print(f"{followed.status} {followed.error}".rstrip(), markup=False)
 
 
 def _row(record: dict[str, str]) -> list[str]:

@@ -13,10 +13,11 @@ from worker.platform import ClientError, NotFoundError, ValidationError, clean
 from worker.runs import reports
 from worker.runs.keys import lock_key
 from worker.runs.live import run_member
+from worker.runs.record import End
 from worker.runs.runs import REPORT
 from worker.runs.step_task import BACKBONE_ERRORS
 from worker.services import services
-from worker.workflow import REFUSE_JOB, WorkflowTask, mistakes
+from worker.workflow import REFUSE_JOB, WorkflowTask, mistakes, status_of
 
 log = structlog.get_logger(__name__)
 
@@ -57,14 +58,23 @@ def refuse_job(
     self: WorkflowTask, job: str, reason: str, tenant: str | None = None, attempt: int = 0
 ) -> None:
     """Set the job of a refused message FAILED, unless it is over or has got a run by now."""
-    backend = services().backend(tenant)
-    letters = DeadLetters(services().redis)
+    letters, runs = DeadLetters(services().redis), services().runs
+    result = {"error": reason}
     try:
-        if services().runs.store.exists(job) or JobStatus(backend.get_job(job)["status"]).is_final:
+        if runs.store.exists(job):
+            return
+        backend = services().backend(tenant)
+        status = status_of(backend.get_job(job))
+        if status is not None and status.is_final:
+            if status is not JobStatus.FAILED:
+                letters.forget(job)  # somebody else ended it before we could
             return
         # Noted first: who dies in between must not leave a job that a replay cannot open again.
         letters.refused(job)
-        backend.update_job(job, status=JobStatus.FAILED, result={"error": reason})
+        backend.update_job(job, status=JobStatus.FAILED, result=result)
+        if runs.store.exists(job):
+            # A good message came while the backend was asked: the job has its end, so the run ends too.
+            runs.finish(job, End(JobStatus.FAILED, result))
     except (NotFoundError, ValidationError) as error:
         letters.forget(job)
         log.warning("refusal not taken", job=job, error_type=type(error).__name__)
@@ -77,7 +87,7 @@ def refuse_job(
 
 
 @shared_task(base=WorkflowTask, bind=True, name=StopMessage.task)
-def stop(self: WorkflowTask, *args: Any, **kwargs: Any) -> None:
+def stop(self: WorkflowTask, /, *args: Any, **kwargs: Any) -> None:
     """End a run; a stop that comes before its job's message is remembered for a day."""
     if args:
         self.refuse(args, kwargs, "arguments must be sent by name")

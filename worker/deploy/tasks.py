@@ -76,7 +76,7 @@ def _cluster() -> RayCluster:
 
 
 @shared_task(base=DeployTask, bind=True, name=DeployMessage.task)
-def deploy(self: DeployTask, *args: Any, **kwargs: Any) -> None:
+def deploy(self: DeployTask, /, *args: Any, **kwargs: Any) -> None:
     """The door: take the message in, or pass it on to the workers of its agent."""
     mine, agent = services().settings.worker_agent, kwargs.get("agent")
     if mine is not None and type(agent) is int and agent > 0 and agent != mine:

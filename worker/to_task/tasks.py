@@ -18,7 +18,7 @@ from worker.workflow import WorkflowTask, begin_run
 
 
 @shared_task(base=WorkflowTask, bind=True, name=ToTaskMessage.task)
-def to_task(self: WorkflowTask, *args: Any, **kwargs: Any) -> None:
+def to_task(self: WorkflowTask, /, *args: Any, **kwargs: Any) -> None:
     """Pre-annotate the tasks of a project: the message that other services publish."""
     self.accept(ToTaskMessage, INITIALIZE, args, kwargs)
 

@@ -12,6 +12,7 @@ from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
 from tests.unit.control.control_helpers import Backend, Door, FakeServices
 from tests.unit.runs.runs_helpers import RecordingSender
+from worker.dead_letters import DeadLetters
 from worker.platform import NotFoundError, ServerError
 from worker.runs.keys import LIVE, lock_key
 from worker.runs.record import End
@@ -245,16 +246,28 @@ def begun(door: Door, services: FakeServices) -> bool:
     return begin_run(services.runs.store.load("42"))
 
 
-def test_replay_opens_a_refused_job_again(door: Door, services: FakeServices, backend: Backend) -> None:
+def test_replay_opens_a_refused_job_again(
+    door: Door, services: FakeServices, backend: Backend, redis: FakeRedis
+) -> None:
     door.deliver("runs.refuse_job", job="42", reason="x")
+    assert DeadLetters(redis).replay("42")
 
     assert begun(door, services)
 
 
-def test_replay_whose_first_step_is_delivered_twice_still_opens_the_job(
-    door: Door, services: FakeServices
+def test_another_message_of_a_refused_job_starts_nothing(
+    door: Door, services: FakeServices, backend: Backend
 ) -> None:
     door.deliver("runs.refuse_job", job="42", reason="x")
+
+    assert not begun(door, services)
+
+
+def test_replay_whose_first_step_is_delivered_twice_still_opens_the_job(
+    door: Door, services: FakeServices, redis: FakeRedis
+) -> None:
+    door.deliver("runs.refuse_job", job="42", reason="x")
+    DeadLetters(redis).replay("42")
 
     assert begun(door, services)
     assert begin_run(services.runs.store.load("42"))
@@ -269,11 +282,12 @@ def test_job_that_failed_for_another_reason_is_not_opened(
 
 
 def test_job_that_was_over_before_the_refusal_is_not_opened(
-    door: Door, services: FakeServices, backend: Backend
+    door: Door, services: FakeServices, backend: Backend, redis: FakeRedis
 ) -> None:
     backend.status = "FAILED"
     door.deliver("runs.refuse_job", job="42", reason="x")
 
+    assert not DeadLetters(redis).replay("42")
     assert not begun(door, services)
 
 

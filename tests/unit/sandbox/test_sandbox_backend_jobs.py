@@ -60,6 +60,27 @@ async def test_an_end_is_for_ever(
     assert job.items() >= end.items()
 
 
+async def test_a_job_that_failed_before_it_ran_may_be_started(
+    backend: httpx.AsyncClient, state: State
+) -> None:
+    state.add_job(status="FAILED", result={"error": "unknown plugin"})
+    assert (await backend.patch("/jobs/1/", json={"progress_record": {}})).status_code == 400
+    assert (await backend.patch("/jobs/1/", json={"status": "SUCCEEDED"})).status_code == 400
+    running = {"status": "RUNNING", "progress_record": {"record": {}}}
+    assert (await backend.patch("/jobs/1/", json=running)).status_code == 200
+    job = state.job(1)
+    assert job is not None
+    assert job["status"] == "RUNNING"
+
+
+async def test_a_job_that_failed_while_it_ran_stays_failed(backend: httpx.AsyncClient, state: State) -> None:
+    state.add_job()
+    running = {"status": "RUNNING", "progress_record": {"record": {}}}
+    assert (await backend.patch("/jobs/1/", json=running)).status_code == 200
+    assert (await backend.patch("/jobs/1/", json={"status": "FAILED"})).status_code == 200
+    assert (await backend.patch("/jobs/1/", json=running)).status_code == 400
+
+
 async def test_ids_of_text_and_unknown_ones(backend: httpx.AsyncClient, state: State) -> None:
     state.add_job(id="run-1.a")
     assert (await backend.get("/jobs/run-1.a/")).json()["id"] == "run-1.a"

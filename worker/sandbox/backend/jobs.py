@@ -47,12 +47,15 @@ class Jobs:
         return self._job(request)
 
     async def patch(self, request: Request, body: object) -> object:
-        """`PATCH jobs/{id}/`; a final status is for ever, but the same end may be told twice."""
+        """`PATCH jobs/{id}/`; a final status is for ever, but the same end may be told twice.
+
+        A job that failed before it ever ran, as one does whose message was refused, may be started after all.
+        """
         job = self._job(request)
         changes = checked(body, JOB_FIELDS)
         if changes.get("status", "PENDING") not in set(JobStatus):
             raise Refusal(400, {"status": [f'"{changes["status"]}" is not a valid choice.']})
-        if JobStatus(job["status"]).is_final:
+        if JobStatus(job["status"]).is_final and not _starts_after_all(job, changes):
             if changes.get("status") != job["status"] or any(job[key] != changes[key] for key in changes):
                 raise refusal(400, f"The job has ended: {job['status']}.")
             return job
@@ -76,6 +79,11 @@ class Jobs:
         if job is None:
             raise refusal(404, "No Job matches the given query.")
         return job
+
+
+def _starts_after_all(job: Row, changes: Row) -> bool:
+    never_ran = job["status"] == JobStatus.FAILED and job["progress_record"] is None
+    return never_ran and changes.get("status") == JobStatus.RUNNING
 
 
 def as_id(job: int | str) -> int | str:
