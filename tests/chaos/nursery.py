@@ -1,4 +1,4 @@
-"""Brings up workers within a third of a second each: they are forked from a process that has everything loaded.
+"""Brings up workers in no time: they are forked from a process that has everything loaded.
 
 `python -m tests.chaos.nursery SOCKET`: each connection sends one JSON object `{"env", "log", "argv"}` and is
 answered with the id of the new worker's process. The workers end with the nursery, which its guardian ends
@@ -6,6 +6,7 @@ with the test.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -20,6 +21,17 @@ import psutil
 from worker.sandbox.processes import own_environment, start, wait_for
 
 ROOT = Path(__file__).parents[2]
+# All that a worker loads, except what reads the environment: that is each worker's own.
+LOADED = (
+    "celery.apps.worker",
+    "celery.bin.celery",
+    "celery.concurrency.thread",
+    "tests.chaos.fake_serve",
+    "worker.broker.consumer",
+    "worker.control.tasks",
+    "worker.maintenance",
+    "worker.to_task.tasks",
+)
 QUEUES = "deploy,to_task,annotate,logs,control"
 
 
@@ -108,17 +120,8 @@ def _be_a_worker(asked: dict[str, Any]) -> None:
 
 def main(path: str) -> None:
     """Wait for orders."""
-    # All that a worker loads, except what reads the environment: that is each worker's own.
-    import celery.apps.worker
-    import celery.bin.celery
-    import celery.concurrency.thread
-
-    import tests.chaos.fake_serve
-    import worker.broker.consumer
-    import worker.control.tasks
-    import worker.maintenance
-    import worker.to_task.tasks
-
+    for module in LOADED:
+        importlib.import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the dead
     with socket.socket(socket.AF_UNIX) as door:
         draft = f"{path}.draft"

@@ -1,4 +1,4 @@
-"""A worker dies at a point, another one lives: the run comes to its end in time, and nothing happens twice."""
+"""A worker dies at a point, another one lives: its run ends in time, and nothing happens twice."""
 
 import contextlib
 import time
@@ -112,7 +112,7 @@ def play(kills: list[KillPoint], ground: Ground) -> None:
             scene.begin()
         # When each worker has died at its point, and the next one has come up
         with contextlib.suppress(Exception):
-            wait_for(lambda: all([s.look() for s in scenes]), LONGEST_WAY_TO_THE_POINT, "deaths")
+            wait_for(lambda: False not in [s.look() for s in scenes], LONGEST_WAY_TO_THE_POINT, "deaths")
         unreached = [str(scene.kill) for scene in scenes if scene.death is None]
         dead = [scene for scene in scenes if scene.death is not None]
         # Then every run ends, and its effects are what they would have been

@@ -6,6 +6,7 @@ from worker.actions.deployment import check_serve_capacity, unreachable
 from worker.deploy.findings import CAPACITY, PLAN
 from worker.deploy.messages import deploy_message
 from worker.deploy.plugin_call import call
+from worker.deploy.rooms import tell_room
 from worker.deploy.steps import PROGRESS, SERVE_RUN
 from worker.platform import AgentClient, ClientError, clean_exception
 from worker.runs.outcomes import Continue, Outcome, RunFailedError
@@ -21,6 +22,7 @@ def capacity_gate(run: Run, services: Services) -> Outcome:
         raise RunFailedError(
             "This worker has no Ray cluster to deploy on: set RAY_ADDRESS to the cluster's head, host:port"
         )
+    tell_room(run, services)
     if CAPACITY in run.findings:
         return Continue(SERVE_RUN)
     message = deploy_message(run)

@@ -4,12 +4,11 @@ from typing import Any
 
 import structlog
 
-from shared.messages import DeployMessage
 from shared.statuses import JobStatus, ServeApplicationStatus
 from worker.deploy.findings import plan_of
 from worker.deploy.messages import deploy_message
+from worker.deploy.rooms import room_of
 from worker.platform import BackendClient, MalformedResponseError
-from worker.pre_processor.names import RoomName
 from worker.pre_processor.polls import wake
 from worker.runs.outcomes import Finish, Outcome, PollAgain
 from worker.runs.record import Run, wire_id
@@ -34,7 +33,7 @@ def register(run: Run, services: Services) -> Outcome:
             raise
         return PollAgain(LOOK_AGAIN_SECONDS)
     runs.store.note(run.job, REGISTERED, identifier)
-    wake(runs, _room(deploy_message(run), services))
+    wake(runs, room_of(deploy_message(run), services))
     runs.advance(run, "register", 100)
     return Finish(JobStatus.SUCCEEDED, {"serve_application": identifier})
 
@@ -83,8 +82,3 @@ def _id_of(record: object) -> int | str:
     if isinstance(found, int | str) and not isinstance(found, bool) and found != "":
         return found
     raise MalformedResponseError("malformed answer: an application record without an id")
-
-
-def _room(message: DeployMessage, services: Services) -> RoomName:
-    code, _, version = message.plugin.partition("@")
-    return RoomName(message.tenant or services.settings.synapse_tenant or "", message.agent, code, version)

@@ -25,6 +25,10 @@ STEP = "prepare"
 GATEWAY_STATUSES = frozenset({502, 504})
 """Said by what stands before the backend, which may have got the request all the same."""
 
+NEVER_ARRIVED = ("nobody listens", "host name is unknown", "certificate is not trusted")
+"""In the text of a connection error: the request was not sent. A connection that was lost may have been cut
+after the backend had it."""
+
 
 def dispatch(run: Run, services: Services) -> Outcome:
     """Join the room. Whoever is given the claim dispatches, once; the poll lets everybody out."""
@@ -72,7 +76,8 @@ def _claimed(
         runs.events.message(run.job, text, step=STEP)
         return Park()
     failed = dispatch_failed(failure)
-    room.amend(token, failure=str(failed), unclear=int(is_unclear(failure)))
+    # What may have been taken all the same has its time from now on to be seen.
+    room.amend(token, failure=str(failed), unclear=int(is_unclear(failure)), sent=room.now())
     wake(runs, room.name)
     raise failed
 
@@ -81,4 +86,6 @@ def is_unclear(error: Exception) -> bool:
     """Whether the backend may have dispatched in spite of the error."""
     if isinstance(error, HTTPError):
         return error.status_code in GATEWAY_STATUSES
-    return not isinstance(error, ClientConnectionError | ConnectionError)
+    if isinstance(error, ClientConnectionError):
+        return not any(reason in str(error) for reason in NEVER_ARRIVED)
+    return not isinstance(error, ConnectionRefusedError)

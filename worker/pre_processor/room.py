@@ -47,6 +47,8 @@ class Dispatch:
     doubtful: bool = False
     failure: str | None = None
     unclear: bool = False
+    by: str = ""
+    """The run whose step dispatches."""
 
 
 class Room:
@@ -114,6 +116,10 @@ class Room:
         pairs = [item for pair in fields.items() for item in pair]
         return bool(self._scripts.run("amend", [self._hash], token, *pairs))
 
+    def adopt(self, job: str) -> bool:
+        """`job` deploys what this room waits for; true when the room's dispatch did not know its job yet."""
+        return bool(self._scripts.run("adopt", [self._hash], job))
+
     def forget_dispatch(self, token: str) -> bool:
         """Let the next who joins dispatch anew; false when it is no longer the room's."""
         return bool(self._scripts.run("forget", [self._hash], token, *_DISPATCH_FIELDS))
@@ -130,4 +136,5 @@ def _dispatch(stored: Mapping[str, Any]) -> Dispatch:
         doubtful=stored.get("doubtful") == "1",
         failure=stored.get("failure") or None,
         unclear=stored.get("unclear") == "1",
+        by=stored.get("by", ""),
     )

@@ -34,14 +34,16 @@ def judge(
     job_status: str | None,
     now: float,
     patience: float,
+    silence: float | None = None,
 ) -> Verdict:
     """`records` are those of the release; `job_status` is the dispatched job's, None when it is not known.
 
-    `patience`: seconds after which a dispatch of which nothing is seen counts as lost.
+    `patience`: seconds for which a deployment that has ended may take to be seen. `silence`: seconds after
+    which a dispatch whose answer nobody got counts as lost; None while its dispatcher waits for the answer.
     """
     if classify_serve_app(records)[0] == "running":
         return Verdict(Kind.READY)
-    if dispatch is None or _is_lost(dispatch, records, job_status, now, patience):
+    if dispatch is None or _is_lost(dispatch, records, job_status, now, patience, silence):
         return Verdict(Kind.LOST)
     if dispatch.failure is not None:
         return Verdict(Kind.FAILED, dispatch.failure)
@@ -57,7 +59,12 @@ def judge(
 
 
 def _is_lost(
-    dispatch: Dispatch, records: Sequence[Record], job_status: str | None, now: float, patience: float
+    dispatch: Dispatch,
+    records: Sequence[Record],
+    job_status: str | None,
+    now: float,
+    patience: float,
+    silence: float | None,
 ) -> bool:
     if dispatch.sent is None:
         return now - dispatch.claimed > UNSENT_CLAIM_SECONDS
@@ -67,7 +74,7 @@ def _is_lost(
         return True  # it ended while nobody waited: its end is none of those who wait now
     if dispatch.job is None:
         came = any(_is_on_its_way(record, dispatch) for record in records)
-        return not came and now - dispatch.sent > patience
+        return not came and silence is not None and now - dispatch.sent > silence
     return dispatch.ended is not None and now - dispatch.ended > patience
 
 

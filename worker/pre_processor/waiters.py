@@ -34,6 +34,9 @@ def present(room: Room, runs: Runs) -> list[Waiter]:
         if queue is not None and end is None and int(position) <= DISPATCH.position
     ]
     staying = {waiter.job for waiter in here}
+    for (job, _), (_, end, _) in zip(waiters, found, strict=True):
+        if end is not None:
+            runs.report_end(job)  # who wrote the end may have died before it was on its way
     room.leave(*(job for job, _ in waiters if job not in staying))
     return here
 

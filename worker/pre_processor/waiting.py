@@ -13,9 +13,10 @@ from worker.pre_processor.classify import Record, snapshot_of
 from worker.pre_processor.names import RoomName
 from worker.pre_processor.polls import ramp
 from worker.pre_processor.room import Dispatch, Room
+from worker.pre_processor.steps import DISPATCH
 from worker.pre_processor.target import job_status, records
 from worker.pre_processor.verdict import Kind, Verdict, judge
-from worker.pre_processor.waiters import Waiter
+from worker.runs.keys import lock_key
 from worker.runs.step_task import BACKBONE_ERRORS
 from worker.services import Services
 
@@ -25,7 +26,6 @@ BATCH = 500
 """Waiters that one turn sees to: it must end well before its message is delivered again."""
 LOCKED_SECONDS = 0.3
 LEAST_PATIENCE_SECONDS = 30.0
-"""Longer than the dispatch's own request may take."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def _turn(room: Room, services: Services, attempt: int) -> float:
         return 0.0
     dispatch = room.dispatch()
     verdict = _look(room, dispatch, services)
+    lost_at = _lost_at(dispatch, services) if verdict.kind is Kind.PENDING else None
     due = here[:BATCH]
     if verdict.kind is Kind.READY:
         waiters.let_out(due, room, runs)
@@ -87,11 +88,8 @@ def _turn(room: Room, services: Services, attempt: int) -> float:
     if left and verdict.kind is Kind.LOST:
         waiters.let_one_dispatch(left, runs)
     ceiling = min(settings.worker_pre_processor_poll_seconds, runs.timing.longest_countdown)
-    return min(ramp(attempt, ceiling), _until_due(left, now))
-
-
-def _until_due(left: list[Waiter], now: float) -> float:
-    return min((each.deadline for each in left), default=now) - now + 0.01
+    moments = [each.deadline for each in left] + ([lost_at] if lost_at is not None and lost_at > now else [])
+    return min(ramp(attempt, ceiling), min(moments, default=now) - now + 0.01)
 
 
 def _look(room: Room, dispatch: Dispatch | None, services: Services) -> Verdict:
@@ -110,12 +108,31 @@ def _ask(room: Room, dispatch: Dispatch | None, services: Services) -> Verdict:
     found = records(backend, room.name.target)
     status = job_status(backend, dispatch.job if dispatch else None)
     patience = max(LEAST_PATIENCE_SECONDS, services.settings.worker_pre_processor_timeout_seconds / 3)
-    verdict = judge(found, dispatch, status, room.now(), patience)
+    silence = None if dispatch and _dispatcher_lives(dispatch, services) else _silence(services)
+    verdict = judge(found, dispatch, status, room.now(), patience, silence)
     if dispatch is not None and verdict.kind is Kind.PENDING:
         _remember(room, dispatch, found, status)
     if dispatch is not None and verdict.kind is Kind.LOST and dispatch.sent is not None:
         room.forget_dispatch(dispatch.token)
     return verdict
+
+
+def _silence(services: Services) -> float:
+    """Seconds. By then the broker has delivered again what a dead dispatcher held, and the backend has
+    published what it got of it."""
+    timeout = services.settings.worker_pre_processor_timeout_seconds
+    return min(services.runs.timing.patience, max(LEAST_PATIENCE_SECONDS, timeout / 3))
+
+
+def _dispatcher_lives(dispatch: Dispatch, services: Services) -> bool:
+    return bool(services.redis.exists(lock_key(dispatch.by, DISPATCH.name)))
+
+
+def _lost_at(dispatch: Dispatch | None, services: Services) -> float | None:
+    """When a dispatch that nobody has heard of counts as lost."""
+    if dispatch is None or dispatch.sent is None or dispatch.job is not None:
+        return None
+    return dispatch.sent + _silence(services)
 
 
 def _remember(room: Room, dispatch: Dispatch, found: list[Record], status: JobStatus | None) -> None:

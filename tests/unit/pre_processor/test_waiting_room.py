@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fakeredis import FakeRedis
 
+from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
 from tests.unit.pre_processor.room_helpers import NAME, FakeBackend, Hall
 from tests.unit.runs.runs_helpers import RecordingSender
@@ -21,10 +22,11 @@ from worker.pre_processor.names import RoomName
 from worker.pre_processor.polls import ramp, wake
 from worker.pre_processor.recovery import recover_room
 from worker.pre_processor.steps import AWAIT_READY, DETECT, DISPATCH, READY
-from worker.runs.keys import LIVE
+from worker.runs.keys import LIVE, lock_key
 from worker.runs.outcomes import Continue, Finish, Park, PollAgain
-from worker.runs.record import Run
+from worker.runs.record import End, Run
 from worker.runs.reports import stop
+from worker.runs.runs import Timing
 from worker.services import Services
 
 
@@ -245,7 +247,10 @@ def test_a_deployment_that_succeeded_and_is_not_there_is_dispatched_anew(
     [
         (ValidationError(), "Pre-processor deployment dispatch failed (ValidationError)"),
         (ServerError(), "Pre-processor deployment dispatch failed (ServerError)"),
-        (ClientConnectionError(), "Pre-processor deployment dispatch failed (ClientConnectionError)"),
+        (
+            ClientConnectionError("503 Service Unavailable: nobody listens at the service's address"),
+            "Pre-processor deployment dispatch failed (ClientConnectionError)",
+        ),
     ],
 )
 def test_a_refused_dispatch_ends_everybody_and_is_forgotten(
@@ -285,7 +290,15 @@ def test_the_cause_of_a_failed_dispatch_is_attached(hall: Hall, api: FakeBackend
 
 
 @pytest.mark.parametrize(
-    "error", [ClientTimeoutError(), MalformedResponseError(), ServerError("504", 504), TimeoutError()]
+    "error",
+    [
+        ClientTimeoutError(),
+        MalformedResponseError(),
+        ServerError("504", 504),
+        TimeoutError(),
+        ClientConnectionError("503 Service Unavailable: the connection was lost"),
+        ConnectionResetError(),
+    ],
 )
 def test_after_an_unclear_dispatch_newcomers_wait_before_they_dispatch(
     hall: Hall, api: FakeBackend, sender: RecordingSender, clock: Clock, error: Exception
@@ -353,6 +366,99 @@ def test_who_died_after_it_dispatched_does_not_dispatch_again(hall: Hall, api: F
     api.runs_now()
     assert hall.poll() is None
     assert hall.sent_on() == ["1"]
+
+
+def _sent_and_died(hall: Hall) -> None:
+    joined = hall.room.join("1", 180)
+    assert joined.claim is not None
+    hall.room.amend(joined.claim, sent=hall.room.now(), snapshot="{}")
+    hall.step(DISPATCH, "1", lambda run, services: Park())
+
+
+def test_a_dispatch_of_a_dead_dispatcher_that_nobody_heard_of_is_made_again(
+    hall: Hall, services: Services, api: FakeBackend, clock: Clock, sender: RecordingSender
+) -> None:
+    # Given a short visibility timeout, and a dispatcher that died with its request under way
+    services.runs.timing = Timing(10.0)
+    hall.enter("1")
+    _sent_and_died(hall)
+    hall.wait("1")
+
+    # When as long has gone by as a lost message is given
+    clock.forward(19)
+    again = hall.poll()
+    assert again is not None
+    assert sender.of(DISPATCH.name) == []
+    assert again.countdown < 1.1, "it looks again when the time is up"
+    clock.forward(2)
+    hall.poll(again.generation)
+
+    # Then one of those who wait dispatches
+    assert len(sender.of(DISPATCH.name)) == 1
+
+
+def test_a_dispatch_is_not_lost_while_its_dispatcher_waits_for_the_answer(
+    hall: Hall, services: Services, redis: FakeRedis, clock: Clock, sender: RecordingSender
+) -> None:
+    # Given a backend that takes long to answer a dispatcher that lives
+    services.runs.timing = Timing(10.0)
+    hall.enter("1")
+    _sent_and_died(hall)
+    hall.wait("1")
+    clock.forward(22)
+    redis.set(lock_key("1", DISPATCH.name), "its token")
+
+    # When the room is polled
+    assert hall.poll() is not None
+
+    # Then nobody else dispatches
+    assert sender.of(DISPATCH.name) == []
+
+
+def test_a_deployment_that_has_begun_is_the_job_of_a_dispatch_whose_answer_was_lost(
+    hall: Hall, api: FakeBackend, clock: Clock, sender: RecordingSender
+) -> None:
+    # Given a dispatcher that died before it knew the job, and the deployment that came of it
+    hall.enter("1")
+    _sent_and_died(hall)
+    hall.wait("1")
+    assert hall.room.adopt("101")
+    assert not hall.room.adopt("102")
+
+    # When it loads its model for longer than any patience
+    clock.forward(120)
+    again = hall.poll()
+
+    # Then it is waited for, and its end counts
+    assert again is not None
+    assert sender.of(DISPATCH.name) == []
+    api.jobs["101"] = "FAILED"
+    hall.poll(again.generation)
+    assert hall.error("1") == str(errors.job_failed("FAILED"))
+
+
+def test_a_deployment_that_nobody_dispatched_is_none_of_the_rooms(hall: Hall) -> None:
+    assert not hall.room.adopt("101")
+    hall.enter("1")
+    hall.room.join("1", 60)
+    assert not hall.room.adopt("101"), "the dispatch is not sent yet"
+
+
+def test_who_ended_a_waiting_run_and_died_is_finished_by_the_next_poll(
+    hall: Hall, sender: RecordingSender
+) -> None:
+    # Given a waiting run whose end was written by somebody who died before its report was sent
+    hall.enter("1")
+    hall.wait("1")
+    hall.runs.store.finish("1", End(JobStatus.FAILED, {"error": "x"}))
+    sender.sent = [sent for sent in sender.sent if sent.name != "runs.report"]
+
+    # When the room is polled again
+    hall.poll()
+
+    # Then the end is on its way
+    assert [sent.kwargs["job"] for sent in sender.of("runs.report")] == ["1"]
+    assert hall.waiting() == []
 
 
 def test_a_claim_whose_owner_is_gone_is_taken_over(
