@@ -54,7 +54,7 @@ def redact(text: str) -> str:
     for pattern in (patterns.HEADERS, patterns.NAMED, patterns.SPOKEN, patterns.SIGNED):
         text = pattern.sub(patterns.mask_value, text)
     text = patterns.CREDENTIALS.sub(rf"\g<scheme> {MASK}", text)
-    return patterns.USERINFO.sub(f"{MASK}@", text)
+    return _sendable(patterns.USERINFO.sub(f"{MASK}@", text))
 
 
 def clean(text: str) -> str:
@@ -95,6 +95,11 @@ def redact_event(
     for key in list(event_dict):
         event_dict[key] = _under(key, event_dict[key], 0)
     return event_dict
+
+
+def _sendable(text: str) -> str:
+    """Half of a surrogate pair, which JSON and file names may hold, is in no text that can be sent on."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _under(key: object, value: Any, depth: int) -> Any:

@@ -4,6 +4,8 @@ from typing import Any
 
 from celery.worker.request import Request
 
+from worker.platform import redact
+
 SHOWN = ("job", "plugin", "action")
 
 
@@ -32,3 +34,8 @@ class QuietRequest(Request):
     def info(self, safe: bool = False) -> Any:  # noqa: ARG002 - `inspect active` asks for the unsafe form
         """What `inspect` and Flower see."""
         return super().info(safe=True)
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Tell the monitors; what an exception or its traceback says is cleaned of secrets first."""
+        shown = {name: redact(value) if isinstance(value, str) else value for name, value in fields.items()}
+        super().send_event(type, **shown)

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NoReturn
 
 import structlog
 from celery import Task
-from celery.exceptions import Reject
+from celery.exceptions import Reject, Retry
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
@@ -106,6 +106,9 @@ class StepTask(Task):
         kwargs = {**self.request.kwargs, **changed}
         try:
             self.retry(kwargs=kwargs, countdown=min(countdown, self.runs.timing.longest_countdown))
+        except Retry as again:
+            # Without the error for which it comes back: monitors are shown the whole chain.
+            raise again from None
         except Reject as reject:
             # The retry could not be published. Celery would drop the message; the broker keeps it instead.
             raise Reject(reject.reason, requeue=True) from None
