@@ -8,6 +8,7 @@ from kombu import Queue
 
 from worker import logging as worker_logging
 from worker.broker import broker_settings, broker_url
+from worker.logs.step import RelayStep
 from worker.maintenance import Maintenance
 from worker.settings import Settings, SettingsError, settings
 
@@ -62,11 +63,13 @@ def make_app(settings: Settings) -> Celery:
         imports=(
             "worker.control.tasks",
             "worker.deploy.tasks",
+            "worker.logs.tasks",
             "worker.pre_processor.tasks",
             "worker.to_task.tasks",
         ),
     )
     app.steps["worker"].add(MaintenanceStep)
+    app.steps["worker"].add(RelayStep)
     return app
 
 

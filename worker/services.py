@@ -10,6 +10,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from worker.platform import AgentClient, BackendClient, NotFoundError, register_secrets
+from worker.platform.streams import StreamLimits
 from worker.plugins import (
     ActionRequest,
     ClientAccess,
@@ -59,6 +60,18 @@ class Services:
         """Where releases are found."""
         cache = Path(gettempdir()) / "synapse-worker-plugins"
         return PluginStore(self.settings.plugins_dir, cache, self.settings.worker_plugin_max_mb * MB)
+
+    @cached_property
+    def stream_limits(self) -> StreamLimits:
+        """How much of a log is followed."""
+        settings = self.settings
+        return StreamLimits(
+            max_messages=settings.worker_stream_max_messages,
+            max_lines=settings.worker_stream_max_lines,
+            max_bytes=settings.worker_stream_max_bytes,
+            max_message_size=settings.worker_stream_max_message_bytes,
+            queue_size=settings.worker_stream_queue,
+        )
 
     @cached_property
     def host(self) -> PluginHost:
@@ -122,6 +135,7 @@ class Services:
             user_token=self.settings.synapse_access_token.get_secret_value(),
             tenant=tenant,
             timeout=NEIGHBOUR_TIMEOUT,
+            stream_limits=self.stream_limits,
         )
 
 

@@ -127,6 +127,9 @@ class Settings(BaseSettings):
     worker_stream_queue: Annotated[int, Field(ge=1)] = Field(
         1_000, description="Log stream: most lines queued."
     )
+    worker_log_patience_seconds: Seconds = Field(
+        120, description="How long a log may be out of reach before it is not followed further."
+    )
 
     @field_validator("redis_url")
     @classmethod

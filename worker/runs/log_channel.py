@@ -1,7 +1,7 @@
 """The log of a job in Redis: one numbering over all that is told of it, kept, sent, and ended once.
 
-Whoever writes to it runs the one script `lua/log.lua`: a run for its own messages, a relay for every log that it
-follows for the job.
+Whoever writes to it runs the one script `lua/log.lua`: a run for its own messages, a relay for every log that
+it follows for the job.
 """
 
 from datetime import UTC, datetime

@@ -9,7 +9,8 @@ from redis.commands.core import Script
 
 
 @cache
-def _source(package: str, name: str) -> str:
+def source_of(package: str, name: str) -> str:
+    """The text of script `name` of `package`."""
     return (resources.files(package) / "lua" / f"{name}.lua").read_text(encoding="utf-8")
 
 
@@ -22,8 +23,8 @@ class Scripts:
         self._registered: dict[str, Script] = {}
 
     def run(self, name: str, keys: list[str], *args: str | int | float) -> Any:
-        """Run script `name`; what it returns depends on the script."""
+        """Run script `name`; what it returns depends on it, and is awaitable when `redis` is asynchronous."""
         script = self._registered.get(name)
         if script is None:
-            script = self._registered[name] = self._redis.register_script(_source(self._package, name))
+            script = self._registered[name] = self._redis.register_script(source_of(self._package, name))
         return script(keys=keys, args=list(args))
