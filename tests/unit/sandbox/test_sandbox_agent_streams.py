@@ -35,13 +35,17 @@ both = pytest.mark.parametrize("protocol", ["stream", "websocket"])
 
 @dataclass
 class Ray:
-    """One job. A tail sends the next list of `tails`, then ends like Ray's, or stays open where `stays`."""
+    """One job. A tail sends the next list of `tails`, then closes like Ray's, or stays open where `stays`.
 
-    status: str = "SUCCEEDED"
+    After the last tail the job ends.
+    """
+
+    status: str = "RUNNING"
     kind: str = "SUBMISSION"
     tails: list[list[str]] = field(default_factory=list)
     file: bytes | None = b""
     stays: bool = False
+    ends_as: str = "SUCCEEDED"
     opened: int = 0
     closed: int = 0
     stoppable: bool = True
@@ -66,6 +70,8 @@ class Ray:
             await websocket.receive()
         else:
             await websocket.close()
+            if not self.tails:
+                self.status = self.ends_as
         self.closed += 1
 
     async def log_file(self, request: Request) -> Response:
@@ -155,7 +161,7 @@ def test_what_looks_like_something_else_comes_as_it_was_printed(agent: str, ray:
 
 
 def test_the_wire_is_what_the_platform_s_table_says(agent: str, ray: Ray) -> None:
-    ray.tails = [["one\n\n"], ["one\n\n"]]
+    ray.tails, ray.file = [["one\n\n"]], b"one\n\n"
     headers = {"Authorization": TOKEN}
 
     answer = httpx.get(f"{agent}/jobs/job-1/logs/stream/", headers=headers)
@@ -235,7 +241,7 @@ def test_a_driver_s_own_log_is_not_to_be_had(agent: str, ray: Ray, protocol: Any
 
 @both
 def test_an_error_on_the_way_is_an_event(agent: str, ray: Ray, protocol: Any) -> None:
-    ray.status, ray.tails = "RUNNING", [["one\n"]]
+    ray.tails, ray.ends_as = [["one\n"]], "RUNNING"
 
     with AgentClient(agent, TOKEN) as client:
         log = client.tail_job_logs("job-1", 5, protocol)
@@ -249,7 +255,7 @@ def test_an_error_on_the_way_is_an_event(agent: str, ray: Ray, protocol: Any) ->
 def test_whoever_leaves_frees_ray_even_while_nothing_comes(
     agent: str, ray: Ray, protocol: Any, eventually: Eventually
 ) -> None:
-    ray.status, ray.tails, ray.stays = "RUNNING", [["one\n"]], True
+    ray.tails, ray.stays = [["one\n"]], True
 
     with AgentClient(agent, TOKEN) as client:
         assert next(client.tail_job_logs("job-1", 60, protocol)) == "one"
@@ -260,7 +266,7 @@ def test_whoever_leaves_frees_ray_even_while_nothing_comes(
 async def test_many_followers_cost_ray_one_and_the_agent_no_thread(
     agent: str, ray: Ray, eventually: Eventually
 ) -> None:
-    ray.status, ray.tails, ray.stays = "RUNNING", [["one\n"]], True
+    ray.tails, ray.stays = [["one\n"]], True
     before = threading.active_count()
     with AgentClient(agent, TOKEN) as client:
         tails = [
@@ -276,7 +282,7 @@ async def test_many_followers_cost_ray_one_and_the_agent_no_thread(
 
 
 def test_who_comes_later_gets_all_of_it(agent: str, ray: Ray) -> None:
-    ray.status, ray.tails, ray.stays = "RUNNING", [["one\n", "two\n"]], True
+    ray.tails, ray.stays = [["one\n", "two\n"]], True
 
     with AgentClient(agent, TOKEN) as client:
         first, second = client.tail_job_logs("job-1", 5), client.tail_job_logs("job-1", 5, "websocket")

@@ -1,4 +1,4 @@
-"""One job's log out of Ray, whole: as Ray tails it, and caught up with where that breaks off.
+"""One job's log out of Ray, whole: what its file holds, then as Ray tails it, until the job has ended.
 
 Ray's tail ends without a word when the log holds bytes that are not UTF-8, or half a character at the moment
 of reading; what it left out is then read from the file itself. Ray lets only few callers at files at once.
@@ -7,6 +7,7 @@ of reading; what it left out is then read from the file itself. Ray lets only fe
 import asyncio
 import codecs
 import io
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Final
 
@@ -47,10 +48,7 @@ class RayLogs:
         Line ends are `\\n` only: Ray reads so.
         """
         given = 0
-        while True:
-            async for text in _without(given, self._tail(path)):
-                given += len(text)
-                yield text
+        for attempt in itertools.count():
             # Asked before the file is read: of a job that has ended by now, that is all.
             job = await self._job(path)
             has_ended = job["status"] in ENDED
@@ -59,7 +57,11 @@ class RayLogs:
                 yield text
             if has_ended:
                 return
-            await asyncio.sleep(RETRY_SECONDS)
+            if attempt:
+                await asyncio.sleep(RETRY_SECONDS)
+            async for text in _without(given, self._tail(path)):
+                given += len(text)
+                yield text
 
     async def so_far(self, path: str) -> str:
         """What the job at `path` has printed until now."""
