@@ -29,6 +29,11 @@ def progress_key(job: str) -> str:
     return f"{job_key(job)}:progress"
 
 
+def polls_key(job: str) -> str:
+    """Hash: generations of polls of steps and of their parts; apart, as there may be one for each chunk."""
+    return f"{job_key(job)}:polls"
+
+
 def messages_key(job: str) -> str:
     """List: messages for the user that the backend has not got yet."""
     return f"{job_key(job)}:messages"

@@ -57,7 +57,7 @@ class Progress:
         done[step] = max(done[step], min(percent, 100.0))
         overall = _overall(proportions, done)
         keys = [progress_key(job), job_key(job), run_key(job)]
-        return bool(self._scripts.run("progress", keys, step, round(done[step], 2), overall))
+        return bool(self._scripts.run("progress", keys, step, _text(done[step]), _text(overall)))
 
     def set_metrics(self, job: str, step: str, metrics: Mapping[str, float]) -> None:
         """Replace the metrics of `step`."""
@@ -109,6 +109,10 @@ class Progress:
 
 def _overall(proportions: Proportions, percents: Mapping[str, float]) -> float:
     return round(sum(share * percents[name] for name, share in proportions.items()) / 100, 2)
+
+
+def _text(percent: float) -> str:
+    return f"{round(percent, 2):g}"
 
 
 def _time_left(percent: float, since: str | None, now: int) -> float | None:

@@ -1,5 +1,6 @@
 """A run as a step sees it: an immutable reading of its record."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -21,6 +22,16 @@ class End:
     def error(self) -> str:
         """The message of a run that did not succeed, else empty."""
         return str(self.result.get("error", ""))
+
+
+def stopped(message: RunMessage, counts: Mapping[str, str]) -> End:
+    """The end of a run that somebody stopped; `counts` is what the public record says so far."""
+    result: dict[str, Any] = {"error": "stopped"}
+    if isinstance(message, ToTaskMessage):
+        names = {"total_tasks": "total", "success_count": "success", "failed_count": "failed"}
+        result |= {name: int(counts.get(field, 0)) for name, field in names.items()}
+        result |= {"status": JobStatus.STOPPED, "message": "stopped", "failures": []}
+    return End(JobStatus.STOPPED, result)
 
 
 @dataclass(frozen=True)

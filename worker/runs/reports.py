@@ -17,8 +17,9 @@ from worker.platform import (
 from worker.runs.keys import run_key
 from worker.runs.live import run_member
 from worker.runs.progress import proportions_of
-from worker.runs.record import End, Run, wire_id
+from worker.runs.record import End, Run, stopped, wire_id
 from worker.runs.runs import Runs
+from worker.runs.store import UnknownRunError
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +71,8 @@ def _send_progress(run: Run, runs: Runs, backend: JobsApi) -> float | None:
         status = backend.get_job(run.job).get("status")
         if status not in FINAL:
             raise
+    # Again: it may have got there late, after a retry.
+    _note_patch(run.job, runs)
     runs.redis.hset(key, "running_sent", 1)
     if status == JobStatus.STOPPED:
         stop(run.job, runs)
@@ -128,10 +131,8 @@ def _seconds_until_next_patch(job: str, runs: Runs) -> float:
 
 def stop(job: str, runs: Runs) -> bool:
     """End the run STOPPED, with the counts so far; false when it had ended already (or is unknown)."""
-    record = runs.redis.hgetall(job_key(job))
-    result: dict[str, Any] = {"error": "stopped"}
-    if record.get("action") == "to_task":
-        counts = {"total_tasks": "total", "success_count": "success", "failed_count": "failed"}
-        result |= {name: int(record.get(field, 0)) for name, field in counts.items()}
-        result |= {"status": JobStatus.STOPPED, "message": "stopped", "failures": []}
-    return runs.finish(job, End(JobStatus.STOPPED, result))
+    try:
+        message = runs.store.load(job).message
+    except UnknownRunError:
+        return False
+    return runs.finish(job, stopped(message, runs.redis.hgetall(job_key(job))))

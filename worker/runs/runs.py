@@ -107,11 +107,18 @@ class Runs:
             self.send_report(job)
 
     def report_end(self, job: str) -> None:
-        """Let listeners and the backend hear the end now, if they have not yet."""
+        """Let listeners and the backend hear the end now, if they have not yet.
+
+        Once: after that the report is on its way, and the sweep sees to one that got lost. Every late message
+        of a run would else send another one, for as long as the backend is away.
+        """
         self.events.log.settle(job)
-        if not self.store.is_sealed(job):
-            self.live.expect(run_member(job))
-            self.send_report(job)
+        key = run_key(job)
+        if self.store.is_sealed(job) or self.redis.hexists(key, "end_sent"):
+            return
+        self.live.expect(run_member(job))
+        self.send_report(job)
+        self.redis.hset(key, "end_sent", 1)
 
     def send_report(self, job: str) -> None:
         """Publish the message of the report."""

@@ -12,7 +12,7 @@ from shared.statuses import JobStatus
 from worker.runs import keys
 from worker.runs.log_channel import LogChannel
 from worker.runs.outcomes import Step
-from worker.runs.record import Acceptance, Beginning, End, Run, RunMessage
+from worker.runs.record import Acceptance, Beginning, End, Run, RunMessage, stopped
 from worker.runs.scripts import Scripts
 
 DAY_SECONDS = 86_400
@@ -49,7 +49,8 @@ class RunStore:
                 "kwargs": message.model_dump(mode="json", exclude_unset=True, by_alias=True),
             }
         )
-        stopped = json.dumps({"status": JobStatus.STOPPED, "result": {"error": "stopped"}})
+        end = stopped(message, {})
+        stored_end = json.dumps({"status": end.status, "result": end.result})
         job = message.job
         answer = self._scripts.run(
             "accept",
@@ -58,7 +59,7 @@ class RunStore:
             message.action,
             message.plugin,
             queue,
-            stopped,
+            stored_end,
         )
         return Acceptance(answer[0])
 
@@ -84,7 +85,7 @@ class RunStore:
         name = f"{step.name}:{part}" if part else step.name
         beginning, times, newest = self._scripts.run(
             "begin",
-            [keys.run_key(job), job_key(job), keys.lock_key(job, name)],
+            [keys.run_key(job), job_key(job), keys.lock_key(job, name), keys.polls_key(job)],
             name,
             step.position,
             token,
@@ -102,11 +103,11 @@ class RunStore:
     def announce_poll(self, job: str, step_name: str, generation: int) -> int:
         """The generation of the poll that follows `generation`; copies of that one can no longer go on."""
         field = f"generation:{step_name}"
-        return int(self._scripts.run("announce", [keys.run_key(job)], field, generation))
+        return int(self._scripts.run("announce", [keys.run_key(job), keys.polls_key(job)], field, generation))
 
     def newest_poll(self, job: str, step_name: str) -> int:
         """The generation that a poll of this step must have to go on."""
-        return int(self.redis.hget(keys.run_key(job), f"generation:{step_name}") or 0)
+        return int(self.redis.hget(keys.polls_key(job), f"generation:{step_name}") or 0)
 
     def step_queue(self, job: str) -> str | None:
         """The queue that belongs to the step at which the run stands; None: the run's own."""
@@ -155,6 +156,7 @@ class RunStore:
             keys.run_key(job),
             keys.progress_key(job),
             keys.messages_key(job),
+            keys.polls_key(job),
             f"{job_key(job)}:keys",
         ]
         return own + sorted(workflow_keys)

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from fakeredis import FakeRedis
 
 from shared.channels import job_key
-from shared.messages import DeployMessage
+from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
 from tests.unit.runs.runs_helpers import RecordingSender
-from worker.runs.keys import LIVE, stop_key
+from worker.runs.keys import LIVE, polls_key, run_key, stop_key
 from worker.runs.leases import LeaseKeeper
 from worker.runs.live import Live
 from worker.runs.outcomes import Step
@@ -258,3 +258,31 @@ def test_unknown_run_is_forgotten(runs: Runs, redis: FakeRedis, sender: Recordin
     recover_run("nobody", runs)
 
     assert redis.zcard(LIVE) == 0
+
+
+def test_stop_before_its_to_task_has_the_contracts_result(runs: Runs, to_task: ToTaskMessage) -> None:
+    runs.store.remember_stop("42")
+    runs.store.accept(to_task, "to_task")
+    end = runs.store.load("42").end
+    assert end is not None
+    assert end.result == {
+        "error": "stopped",
+        "status": JobStatus.STOPPED,
+        "message": "stopped",
+        "total_tasks": 0,
+        "success_count": 0,
+        "failed_count": 0,
+        "failures": [],
+    }
+
+
+def test_generations_of_polls_are_kept_apart_from_what_every_step_reads(
+    runs: Runs, run: Run, redis: FakeRedis
+) -> None:
+    before = redis.hlen(run_key("42"))
+    for chunk in range(50):
+        runs.store.announce_poll("42", f"to_task.annotate:{chunk}", 0)
+    assert redis.hlen(run_key("42")) == before
+    assert runs.store.newest_poll("42", "to_task.annotate:7") == 1
+    runs.store.seal("42")
+    assert redis.ttl(polls_key("42")) > 0

@@ -158,3 +158,10 @@ def test_listeners_hear_what_changes(runs: Runs, run: Run, redis: FakeRedis) -> 
         {"type": "metrics", "step": "deploy", "metrics": {"replicas": 2}},
         {"type": "message", "level": "info", "step": "deploy", "content": "hello"},
     ]
+
+
+def test_public_record_shows_overall_as_it_was_reported(runs: Runs, run: Run, redis: FakeRedis) -> None:
+    runs.advance(run, "deploy", 88.613333)  # 10 + 75 * 88.61 / 100 has no short binary form
+    shown = redis.hget(job_key("42"), "overall")
+    assert shown == f"{runs.progress.snapshot('42', DEPLOY).progress['current_progress']['overall']:g}"
+    assert len(shown) <= 5

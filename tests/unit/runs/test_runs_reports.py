@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from fakeredis import FakeRedis
+from kombu.exceptions import OperationalError
 
 from shared.channels import job_key
 from shared.messages import DeployMessage, ToTaskMessage
@@ -441,3 +442,59 @@ def test_text_ids_stay_text_in_log_entries(runs: Runs, backend: Backend) -> None
     report("007", runs, backend)
 
     assert backend.logs[0]["job"] == "007"
+
+
+def test_late_messages_of_an_ended_run_send_no_further_reports(
+    runs: Runs, run: Run, sender: RecordingSender
+) -> None:
+    runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
+    sent = len(sender.of("runs.report"))
+
+    runs.report_end("42")
+    runs.report_end("42")
+
+    assert len(sender.of("runs.report")) == sent
+
+
+def test_end_whose_report_could_not_be_published_is_published_by_the_next_message(
+    runs: Runs, run: Run, sender: RecordingSender
+) -> None:
+    sender.broken = True
+    with pytest.raises(OperationalError):
+        runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
+    sender.broken = False
+
+    runs.report_end("42")
+
+    assert len(sender.of("runs.report")) == 1
+
+
+def test_the_second_between_patches_counts_from_the_arrival(
+    runs: Runs, run: Run, backend: Backend, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.start(run)
+    update_job = backend.update_job
+
+    def late(job: str, **fields: Any) -> dict[str, Any]:
+        clock.forward(0.7)
+        return update_job(job, **fields)
+
+    monkeypatch.setattr(backend, "update_job", late)
+    report("42", runs, backend)
+    runs.advance(run, "deploy", 50)
+    clock.forward(0.7)
+
+    assert (report("42", runs, backend) or 0) > 0
+    assert len(backend.patches) == 1
+
+
+def test_stop_of_a_to_task_under_another_actions_name_has_the_counts(
+    runs: Runs, to_task: ToTaskMessage
+) -> None:
+    runs.store.accept(to_task.model_copy(update={"action": "pre_annotate"}), "to_task")
+
+    stop("42", runs)
+
+    end = runs.store.load("42").end
+    assert end is not None
+    assert (end.result["total_tasks"], end.result["error"]) == (0, "stopped")
