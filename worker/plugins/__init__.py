@@ -4,6 +4,7 @@ from worker.plugins.config import ActionConfig, ReleaseConfig
 from worker.plugins.errors import (
     PluginCallError,
     PluginError,
+    PluginHostBusyError,
     PluginHostUnavailableError,
     PluginTimeoutError,
     ReleaseInvalidError,
@@ -36,5 +37,6 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "ReleaseInvalidError",
     "PluginCallError",
     "PluginHostUnavailableError",
+    "PluginHostBusyError",
     "PluginTimeoutError",
 ]

@@ -27,5 +27,9 @@ class PluginHostUnavailableError(PluginError):
     """The place where plugin code runs cannot be reached. Trying again later may help."""
 
 
+class PluginHostBusyError(PluginHostUnavailableError):
+    """The release's process works for another run or chunk. Whoever comes back later gets its turn."""
+
+
 class PluginTimeoutError(PluginError):
     """Plugin code took longer than WORKER_PLUGIN_TIMEOUT_SECONDS; it was stopped."""

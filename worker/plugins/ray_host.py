@@ -14,6 +14,7 @@ from worker.plugins.environment import runtime_env
 from worker.plugins.errors import (
     PluginCallError,
     PluginError,
+    PluginHostBusyError,
     PluginHostUnavailableError,
     PluginTimeoutError,
 )
@@ -27,6 +28,8 @@ IDLE_SECONDS = 600.0
 MAX_ACTORS = 16
 SUBMIT_SECONDS = 15.0
 """Handing a call over takes milliseconds, and for ever when the cluster is gone."""
+TURN_SECONDS = 5.0
+"""Longest wait for an actor that works for others."""
 LOOK_SECONDS = 5.0
 """How often a waiting call looks whether the cluster is still there."""
 
@@ -92,9 +95,12 @@ class RayHost:
         operation: str,
         payload: str,
     ) -> str:
-        """One call at a time, so that the deadline counts the call and not the queue before it."""
-        if not actor.turn.acquire(timeout=self._timeout):
-            raise PluginTimeoutError(f"{release.name}: {operation} waited {self._timeout:g} s for its turn")
+        """One call at a time, so that the deadline counts the call and not the queue before it.
+
+        Who waits holds one of the worker's slots, and its items are none the worse for it: it comes back.
+        """
+        if not actor.turn.acquire(timeout=TURN_SECONDS):
+            raise PluginHostBusyError(f"{release.name}: its process is busy")
         try:
             ref = self._submit(lambda: actor.handle.run.remote(request.to_json(), operation, payload))
             return self._wait(ref, release, operation, lambda: self._kill(key, actor))

@@ -1,6 +1,7 @@
 """The step that works one chunk, for a while; what is not done then is done by a later delivery."""
 
 from shared.messages import ToTaskMethod
+from worker.plugins import PluginHostBusyError
 from worker.runs.outcomes import Outcome, Park, PollAgain
 from worker.runs.record import Run
 from worker.services import Services
@@ -19,6 +20,8 @@ from worker.to_task.settle import choose, settle
 from worker.to_task.window import go_on
 
 LONGEST_PASS = 15.0
+SECONDS_FOR_A_TURN = 5.0
+"""Until a chunk that found the plugin at work for others asks again."""
 
 
 def annotate(run: Run, chunk: int, services: Services, crew: Crew) -> Outcome:
@@ -37,7 +40,10 @@ def annotate(run: Run, chunk: int, services: Services, crew: Crew) -> Outcome:
             tell=lambda: _tell_now_and_then(run, services, ledger, crew),
         )
         budget = min(services.settings.worker_visibility_timeout_seconds / 3, LONGEST_PASS)
-        attempt = pipeline.run(choose(tasks), budget)
+        try:
+            attempt = pipeline.run(choose(tasks), budget)
+        except PluginHostBusyError:
+            return PollAgain(SECONDS_FOR_A_TURN)
         if attempt.look():
             return Park()
         project = message.params.project

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from worker.platform import ClientError, clean, error_type
+from worker.platform import AuthenticationError, ClientError, clean, error_type
 from worker.to_task.errors import StillPendingError, StoppedError, TaskFailedError, may_pass
 from worker.to_task.files import File
 from worker.to_task.hooks import Hook, Item, answers_of
@@ -51,8 +51,9 @@ async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 class Attempt:
     """`held`: tasks whose request failed in a way that may pass. `waiting`: inferences that run on.
 
-    `answered`: somebody on the other side answered, so what failed is about its task. `full`: the
-    pre-processor is busy with as many inferences as it may be sent.
+    `answered`: somebody on the other side answered, so what failed is about its task. `denied`: a request was
+    refused for its token, which may be about all of them. `full`: the pre-processor is busy with as many
+    inferences as it may be sent.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -61,6 +62,7 @@ class Attempt:
         self.held: dict[int, Mark] = {}
         self.waiting: set[int] = set()
         self.answered = False
+        self.denied = False
         self.full = False
         self.stopped = False
 
@@ -97,7 +99,9 @@ class Attempt:
             return False
         except ClientError as error:
             text = f"{error_type(error)}: {error}"
-            if may_pass(error):
+            is_denial = isinstance(error, AuthenticationError)
+            self.denied = self.denied or is_denial
+            if is_denial or may_pass(error):
                 self.held[work.open.position] = work.mark(text)
             else:
                 self.answered = True

@@ -1,13 +1,24 @@
 """The plugin's hooks, a batch at a time: in the plugin's host, or in a direct call on the action itself."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from worker.plugins import ActionRequest, PluginCallError, PluginHost, PluginTimeoutError, Release
+from worker.plugins import (
+    ActionRequest,
+    PluginCallError,
+    PluginHost,
+    PluginHostBusyError,
+    PluginTimeoutError,
+    Release,
+)
 
 Item = dict[str, Any]
 Answer = dict[str, Any]
 Hook = Callable[[Sequence[Item]], list[Answer]]
+
+LONGEST_WAIT_WITH_ANSWERS = 120.0
+"""Seconds."""
 
 
 class Hooks(Protocol):
@@ -39,7 +50,14 @@ class HostHooks:
 
     def convert_from_inference(self, items: Sequence[Item]) -> list[Answer]:
         """See `Hooks`."""
-        return self._call("convert_from_inference", items)
+        # The answers would have to be inferred again: who has them waits longer than others for the plugin.
+        until = time.monotonic() + LONGEST_WAIT_WITH_ANSWERS
+        while True:
+            try:
+                return self._call("convert_from_inference", items)
+            except PluginHostBusyError:
+                if time.monotonic() > until:
+                    raise
 
     def _call(self, operation: str, items: Sequence[Item]) -> list[Answer]:
         answers: list[Answer] = self._host.call_batch(self._release, self._request, operation, list(items))

@@ -52,7 +52,7 @@ class Pipeline:
         try:
             while fetching is not None and not attempt.look() and not attempt.full:
                 works = self._wait(fetching, attempt)
-                goes_on = bool(batches) and attempt.answered and time.monotonic() <= until
+                goes_on = bool(batches) and self._is_heard(attempt) and time.monotonic() <= until
                 fetching = self._fetch(batches.popleft(), attempt) if goes_on else None
                 self._ready_and_write(works, attempt, until, writing)
         finally:
@@ -60,6 +60,11 @@ class Pipeline:
         while writing:
             self._wait(writing.popleft(), attempt)
         return attempt
+
+    @staticmethod
+    def _is_heard(attempt: Attempt) -> bool:
+        """Whether further requests have a chance; if not, the end of this pass asks why."""
+        return attempt.answered and not attempt.denied
 
     def _ready_and_write(
         self, works: list[Work], attempt: Attempt, until: float, writing: "deque[Future[Any]]"

@@ -22,11 +22,11 @@ def choose(tasks: Sequence[OpenTask]) -> list[OpenTask]:
 def settle(attempt: Attempt, chunk: int, ledger: Ledger, probe: Callable[[], object]) -> float | None:
     """Seconds until the next pass over the chunk; None when all of it is done.
 
-    `probe` asks the backend for something simple. When it raises, the backend itself is away: that is no
-    attempt at anything, and the error is the caller's to wait for.
+    `probe` asks the backend for something simple. When it raises, the backend itself is away, or takes the
+    token no more: that is no attempt at anything, and the error is the caller's to wait for or to end with.
     """
     if attempt.held:
-        if not attempt.answered:
+        if attempt.denied or not attempt.answered:
             probe()
         _count(list(attempt.held.values()), ledger)
     tasks = ledger.open_tasks(chunk)

@@ -13,9 +13,11 @@ import pytest
 from worker.plugins import (
     ActionRequest,
     ClientAccess,
+    PluginHostBusyError,
     PluginHostUnavailableError,
     PluginStore,
     ReleaseInvalidError,
+    ray_host,
 )
 from worker.plugins.environment import runtime_env
 from worker.plugins.package import RECHECK_SECONDS, FolderPackages, RayPackages, zipped
@@ -157,3 +159,16 @@ def test_the_dashboards_header(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert auth_headers() == {"Authorization": "Bearer abc"}
     monkeypatch.setenv("RAY_AUTH_TOKEN", "def")
     assert auth_headers() == {"Authorization": "Bearer def"}
+
+
+def test_who_waits_for_its_turn_is_sent_away_and_not_told_that_it_took_too_long(
+    store: PluginStore, write_release: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_host, "TURN_SECONDS", 0.01)
+    write_release("cat@1.0")
+    release = store.get("cat@1.0")
+    host = ray_host.RayHost(RaySession(), None, lambda: pytest.fail("no package"), 300.0)
+    actor = ray_host._Actor(handle=None)
+    request = ActionRequest("cat@1.0", "to_task", "plugin.to_task.ToTask")
+    with actor.turn, pytest.raises(PluginHostBusyError, match="busy"):
+        host._take_turn(("a", "b"), actor, release, request, "convert_from_files", "[]")

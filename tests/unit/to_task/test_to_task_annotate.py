@@ -8,6 +8,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.unit.to_task.world import JOB, KilledError, World
 from worker.platform import (
+    AuthenticationError,
     ClientConnectionError,
     ClientTimeoutError,
     MalformedResponseError,
@@ -15,7 +16,7 @@ from worker.platform import (
     RateLimitError,
     ServerError,
 )
-from worker.plugins import PluginHostUnavailableError
+from worker.plugins import PluginHostBusyError, PluginHostUnavailableError
 from worker.runs.outcomes import Continue, Park
 from worker.to_task.finalize import finalize
 from worker.to_task.redis_ledger import RedisLedger
@@ -428,3 +429,38 @@ def test_a_redis_that_is_away_loses_no_task(make_world: Make, monkeypatch: pytes
 
     # Then every task is counted once
     assert world.ledger.counts().success == 10
+
+
+def test_a_token_that_is_taken_no_more_ends_the_run_and_fails_no_task(make_world: Make) -> None:
+    world = make_world(40, chunk=40)
+    world.collect()
+    world.backend.before_write = lambda task: setattr(world.backend, "away", AuthenticationError())
+    with pytest.raises(AuthenticationError):
+        world.annotate(0)
+    assert world.record()["failed"] == "0"
+
+
+def test_a_task_that_alone_is_refused_for_its_token_fails_alone(make_world: Make) -> None:
+    world = make_world(3)
+    world.backend.fail("get_task", 2, AuthenticationError())
+    end = world.work()
+    assert (end.result["success_count"], end.result["failed_count"]) == (2, 1)
+    assert end.result["failures"][0]["error"].startswith("AuthenticationError")
+
+
+def test_a_chunk_that_finds_the_plugin_busy_comes_back_and_fails_nothing(make_world: Make) -> None:
+    world = make_world(3)
+    world.collect()
+    call_batch, busy = world.host.call_batch, [True, True]
+
+    def sometimes(*given: Any) -> Any:
+        if busy:
+            busy.pop()
+            raise PluginHostBusyError("digits@1.0.0: its process is busy")
+        return call_batch(*given)
+
+    world.host.call_batch = sometimes  # type: ignore[method-assign]
+    countdowns, _ = world.annotate_fully(0)
+    assert len(countdowns) == 2
+    assert (world.record()["success"], world.record()["failed"]) == ("3", "0")
+    assert world.ledger.open_tasks(0) == []

@@ -7,6 +7,7 @@ import pytest
 
 from tests.unit.to_task.world import World
 from worker.platform import ServerError
+from worker.plugins import PluginHostBusyError
 from worker.runs.outcomes import Continue, Park, PollAgain
 from worker.to_task.steps import FINALIZE
 
@@ -208,3 +209,20 @@ def test_a_stop_ends_the_inferences(by_inference: Make) -> None:
 
     assert world.annotate(0) == Park()
     assert world.backend.written == []
+
+
+def test_answers_are_kept_while_the_plugin_is_busy(by_inference: Make) -> None:
+    world = by_inference(3)
+    world.collect()
+    call_batch, busy = world.host.call_batch, [True, True]
+
+    def sometimes(release: Any, request: Any, operation: str, payload: Any) -> Any:
+        if operation == "convert_from_inference" and busy:
+            busy.pop()
+            raise PluginHostBusyError("digits@1.0.0: its process is busy")
+        return call_batch(release, request, operation, payload)
+
+    world.host.call_batch = sometimes  # type: ignore[method-assign]
+    world.annotate_fully(0)
+    assert len(world.backend.runs) == 3
+    assert sorted(world.backend.written_ids) == [1, 2, 3]
