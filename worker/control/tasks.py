@@ -102,5 +102,22 @@ def stop(self: WorkflowTask, /, *args: Any, **kwargs: Any) -> None:
         runs.store.remember_stop(message.job)
         if runs.store.exists(message.job):
             reports.stop(message.job, runs)
+            return
     except BACKBONE_ERRORS:
         self.come_back(1.0)
+    _stop_unread(message.job)
+
+
+def _stop_unread(job: str) -> None:
+    """A job whose message lies in a queue ends now; that message will start nothing.
+
+    Tried once: where it does not work, the job ends when its message is read.
+    """
+    backend = services().backend()
+    try:
+        found = backend.get_job(job)
+        if status_of(found) is JobStatus.PENDING:
+            result = {"error": "stopped"}
+            backend.update_job(job, status=JobStatus.STOPPED, result=result)
+    except ClientError as error:
+        log.info("job not stopped before its message", job=job, error_type=type(error).__name__)

@@ -80,6 +80,22 @@ def _send_progress(run: Run, runs: Runs, backend: JobsApi) -> float | None:
 
 
 def _send_end(run: Run, end: End, runs: Runs, backend: JobsApi) -> None:
+    if run.position > 0 or not _is_over(run, backend):
+        _patch_end(run, end, runs, backend)
+    runs.store.seal(run.job)
+    runs.live.forget(run_member(run.job))
+    log.info("end reported", status=end.status)
+
+
+def _is_over(run: Run, backend: JobsApi) -> bool:
+    """Whether the backend has an end of a job that never began: the stop that came first told it."""
+    try:
+        return backend.get_job(run.job).get("status") in FINAL
+    except NotFoundError:
+        return False
+
+
+def _patch_end(run: Run, end: End, runs: Runs, backend: JobsApi) -> None:
     complete = end.status is JobStatus.SUCCEEDED
     snapshot = runs.progress.snapshot(run.job, proportions_of(run.message), complete=complete)
     try:
@@ -98,9 +114,6 @@ def _send_end(run: Run, end: End, runs: Runs, backend: JobsApi) -> None:
             raise
     if complete:
         runs.redis.hset(job_key(run.job), "overall", 100)
-    runs.store.seal(run.job)
-    runs.live.forget(run_member(run.job))
-    log.info("end reported", status=end.status)
 
 
 def _send_messages(run: Run, runs: Runs, backend: JobsApi) -> None:

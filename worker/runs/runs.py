@@ -114,7 +114,11 @@ class Runs:
         """
         self.events.log.settle(job)
         key = run_key(job)
-        if self.store.is_sealed(job) or self.redis.hexists(key, "end_sent"):
+        if self.store.is_sealed(job):
+            # A step that was at work at the end has promised another sign of life since.
+            self.live.forget(run_member(job))
+            return
+        if self.redis.hexists(key, "end_sent"):
             return
         self.live.expect(run_member(job))
         self.send_report(job)
