@@ -160,6 +160,6 @@ def test_the_cluster_is_listed(cluster: Cluster) -> None:
         assert {job["id"] for job in client.list_jobs()["results"]} >= set(cluster.jobs.values())
         (node,) = client.list_nodes()["results"]
         assert client.get_node(node["node_id"])["state"] == "ALIVE"
-        assert client.list_serve_applications() == {"results": []}
-        assert isinstance(client.list_tasks()["results"], list)
+        for found in (client.list_serve_applications(), client.list_tasks()):
+            assert isinstance(found["results"], list)
         assert printed(client.list_job_logs(cluster.jobs["failing"]).splitlines()) == ["before", "it failed"]

@@ -188,11 +188,8 @@ def test_a_tail_that_breaks_off_is_caught_up_with(agent: str, ray: Ray, protocol
 
 
 def test_while_a_job_runs_its_tail_is_taken_up_again(agent: str, ray: Ray) -> None:
-    ray.status, ray.tails, ray.file = (
-        "RUNNING",
-        [["one\n"], ["one\ntwo\nthree\n", "four\n"]],
-        b"one\ntwo\n\xea",
-    )
+    ray.tails, ray.ends_as = [["one\n"], ["one\ntwo\nthree\n", "four\n"]], "RUNNING"
+    ray.file = b"one\ntwo\n\xea"
 
     with AgentClient(agent, TOKEN) as client:
         log = client.tail_job_logs("job-1", 5)
