@@ -13,14 +13,21 @@ from worker.deploy.gate import capacity_gate
 from worker.deploy.registering import register
 from worker.deploy.serving import serve_run
 from worker.deploy.steps import AWAIT_RUNNING, CAPACITY_GATE, INITIALIZE, REGISTER, SERVE_RUN
-from worker.runs.outcomes import Continue, Outcome, Park, Step
+from worker.plugins import PluginHostUnavailableError
+from worker.runs.outcomes import Continue, Outcome, Park, PollAgain, Step
 from worker.runs.record import Run
 from worker.runs.request import shown
 from worker.runs.step_task import BACKBONE_ERRORS, StepFunction
+from worker.runs.turns import countdown, turns
 from worker.services import services
 from worker.workflow import WorkflowTask, begin_run
 
 log = structlog.get_logger(__name__)
+
+
+CLUSTER = "cluster"
+"""The neighbour that the agent and Ray are together."""
+ON_CLUSTER = (CAPACITY_GATE, SERVE_RUN, AWAIT_RUNNING)
 
 
 class DeployTask(WorkflowTask):
@@ -30,6 +37,12 @@ class DeployTask(WorkflowTask):
 
     def at_home(self, step: Step, job: str, function: StepFunction) -> None:
         """Carry the step out, or pass its message on to the workers of the run's agent."""
+
+        def in_turn(run: Run) -> Outcome:
+            # The agent and Ray may hang: half of the threads stay free for runs that need neither.
+            with turns.take(CLUSTER) as mine:
+                return function(run) if mine else PollAgain(countdown())
+
         try:
             agent = self._other_agent(job)
             if agent is not None:
@@ -37,7 +50,7 @@ class DeployTask(WorkflowTask):
                 return
         except BACKBONE_ERRORS:
             self.come_back(1.0)
-        self.carry_out(step, job, function)
+        self.carry_out(step, job, in_turn if step in ON_CLUSTER else function)
 
     def pass_on(self, args: tuple[Any, ...], kwargs: dict[str, Any], agent: int) -> None:
         """Send the run's own message to the workers of its agent, unchanged."""
@@ -55,7 +68,10 @@ class DeployTask(WorkflowTask):
 
     def after_end(self, job: str) -> None:
         """A stopped run leaves nothing half-started behind."""
-        clean_after_end(job, services(), _cluster())
+        with turns.take(CLUSTER) as mine:
+            if not mine:
+                raise PluginHostUnavailableError("other deployments hold this worker's turns")
+            clean_after_end(job, services(), _cluster())
 
     def _other_agent(self, job: str) -> int | None:
         """The run's agent, if this worker serves another one."""

@@ -1,0 +1,37 @@
+"""Half of the threads for a neighbour, and no more."""
+
+from worker.runs.turns import LATEST, SOONEST, Turns, countdown
+
+
+def test_a_neighbour_gets_half_of_the_threads() -> None:
+    turns = Turns(lambda: 4)
+    with turns.take("cluster") as first, turns.take("cluster") as second, turns.take("cluster") as third:
+        assert (first, second, third) == (True, True, False)
+        with turns.take("backend") as other:
+            assert other, "each neighbour has turns of its own"
+
+
+def test_a_turn_is_free_when_its_block_ends_also_by_an_error() -> None:
+    turns = Turns(lambda: 2)
+    try:
+        with turns.take("cluster") as mine:
+            assert mine
+            raise RuntimeError
+    except RuntimeError:
+        pass
+    with turns.take("cluster") as mine:
+        assert mine
+        with turns.take("cluster") as second:
+            assert not second
+    with turns.take("cluster") as mine:
+        assert mine, "who got no turn gave none back"
+
+
+def test_a_single_thread_always_has_a_turn() -> None:
+    for threads in (1, 0):
+        with Turns(lambda: threads).take("cluster") as mine:  # noqa: B023 - called at once
+            assert mine
+
+
+def test_who_found_no_turn_comes_back_within_seconds() -> None:
+    assert all(SOONEST <= countdown() <= LATEST for _ in range(100))
