@@ -75,7 +75,13 @@ class Host(ProcessHost):
     def call(self, release: Any, request: Any, operation: str, payload: Any) -> Any:
         if operation == "submit":
             return self._serve.submit(payload)
-        return super().call(release, request, operation, payload)
+        while True:
+            try:
+                return super().call(release, request, operation, payload)
+            except RuntimeError as error:
+                # Known and reported: the host looks through sys.modules while another thread imports.
+                if "changed size during iteration" not in str(error):
+                    raise
 
 
 def install(serve: FakeServe) -> None:

@@ -219,6 +219,11 @@ class Site:
     def stop(self, job: str) -> None:
         self.send("stop", "control", job=job)
 
+    def lose_messages(self) -> None:
+        """Take every message out of the queues by hand."""
+        queues = ("deploy", "to_task", "annotate", "control")
+        self.redis.delete(*queues, "synapse:broker:held", "synapse:broker:due")
+
     # then
 
     def release(self, code: str) -> int:

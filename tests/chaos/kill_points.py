@@ -27,23 +27,26 @@ class KillPoint:
     when: str
     of_plugin: bool = False
     telling: bool = False
+    lost: bool = False
+    """Every message is taken out of the queues by hand after the death: the sweep has to find the run."""
 
     @property
     def point(self) -> str:
         return f"{self.what}:{self.when}"
 
     def __str__(self) -> str:
-        return f"{self.kind.name.lower()}: {self.point}" + (" (its deployment)" if self.of_plugin else "")
+        text = f"{self.kind.name.lower()}: {self.point}" + (" (its deployment)" if self.of_plugin else "")
+        return f"{text}, messages lost" if self.lost else text
 
 
-def _points(kind: Kind, table: str, *, of_plugin: bool = False) -> Iterator[KillPoint]:
+def _points(kind: Kind, table: str, *, of_plugin: bool = False, lost: bool = False) -> Iterator[KillPoint]:
     """A line a point; `<` before it, `>` after it, `*` on the telling ones."""
     for line in filter(None, map(str.strip, table.splitlines())):
         marks, _, what = line.partition(" ")
         for mark, when in (("<", "before"), (">", "after")):
             if mark in marks:
                 telling = f"{mark}*" in marks
-                yield KillPoint(kind, what.strip(), when, of_plugin, telling)
+                yield KillPoint(kind, what.strip(), when, of_plugin, telling, lost)
 
 
 # The message, the steps, the end and its report are the same machine for both actions.
@@ -69,7 +72,7 @@ DEPLOY = """
 <>   send deploy.register
 >    begin deploy.register
 >    note register_attempts
-<*>* create_serve_application
+<>*  create_serve_application
 <>   note registered
 <>*  finish
 <>   send runs.report
@@ -95,7 +98,7 @@ FILE = """
 >    begin to_task.annotate
 <>*  annotate_task_data
 <>*  ledger record
-<>*  ledger chunk_done
+<>   ledger chunk_done
 <>   send to_task.finalize
 >    begin to_task.finalize
 <>   finish
@@ -121,7 +124,7 @@ ROOM = """
 <>   room job
 <>   room begin_poll
 <>   room end_poll
-<>*  retry pre_processor.await_ready
+<>   retry pre_processor.await_ready
 <>   room leave
 """
 
@@ -137,6 +140,28 @@ STOP = """
 """
 
 
+LOST_OF_DEPLOY = """
+>    send deploy.initialize
+>*   send deploy.serve_run
+>    retry deploy.await_running
+>    finish
+<    update_job end
+"""
+
+LOST_OF_FILE = """
+>    send to_task.initialize
+>    begin to_task.fetch_tasks
+>*   send to_task.annotate
+>    ledger chunk_done
+>    send to_task.finalize
+"""
+
+LOST_OF_ROOM = """
+>    send pre_processor.await_ready
+>*   retry pre_processor.await_ready
+"""
+
+
 def all_points() -> list[KillPoint]:
     """The whole table."""
     return [
@@ -147,6 +172,11 @@ def all_points() -> list[KillPoint]:
         *_points(Kind.REFUSED, REFUSED),
         *_points(Kind.REFUSED, "<> room leave", of_plugin=True),
         *_points(Kind.STOP, STOP),
+        *_points(Kind.DEPLOY, LOST_OF_DEPLOY, lost=True),
+        *_points(Kind.FILE, LOST_OF_FILE, lost=True),
+        *_points(Kind.INFERENCE, "> send to_task.fetch_tasks", lost=True),
+        *_points(Kind.INFERENCE, LOST_OF_ROOM, of_plugin=True, lost=True),
+        *_points(Kind.STOP, "> send runs.report", lost=True),
     ]
 
 

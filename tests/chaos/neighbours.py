@@ -90,6 +90,8 @@ class FaultyProxy:
         self._target = urlsplit(target)
         self.fault: str | None = None
         self.only: Callable[[str, str], bool] = lambda _method, _path: True
+        self.delay = 0.0
+        self.delayed = self.only
         self._patience = threading.Event()
         self.server = Server(self._answer)
         self.url = self.server.url
@@ -106,12 +108,23 @@ class FaultyProxy:
             self._patience.set()
             self._patience = threading.Event()
 
+    @contextmanager
+    def slowed(self, seconds: float, only: Callable[[str, str], bool]) -> Iterator[None]:
+        """Answers to some requests take that much longer."""
+        self.delay, self.delayed = seconds, only
+        try:
+            yield
+        finally:
+            self.delay = 0.0
+
     def close(self) -> None:
         """End it."""
         self._patience.set()
         self.server.close()
 
     def _answer(self, request: Handler, body: bytes) -> Answer:
+        if self.delay and self.delayed(request.command, request.path):
+            self._patience.wait(self.delay)
         fault = self.fault if self.only(request.command, request.path) else None
         match fault:
             case None:

@@ -16,6 +16,8 @@ LONGEST_WAY_TO_THE_POINT = 20.0
 TASKS = 12
 TELLING = [point for point in all_points() if point.telling]
 WAVES = in_waves(all_points(), len(SITES))
+SWEEP = RECOVERY + 10.0
+"""Seconds within which a lost message is noticed: the run's patience, and the time between two sweeps."""
 STEPS_AFTER = 4.0
 """Seconds that a run takes which nobody disturbs, on a busy machine."""
 
@@ -36,6 +38,10 @@ class Scene:
     @property
     def subject(self) -> str:
         return self.code if self.kill.of_plugin else self.job
+
+    @property
+    def longest(self) -> float:
+        return SWEEP if self.kill.lost else RECOVERY
 
     def begin(self) -> None:
         """Publish what the mortal worker finds."""
@@ -76,6 +82,8 @@ class Scene:
             return False
         self.death = self.site.death(self.kill.point, self.subject)
         if self.death is not None:
+            if self.kill.lost:
+                self.site.lose_messages()
             self.site.worker(CHAOS_DEATHS="")
         return self.death is not None
 
@@ -99,7 +107,7 @@ class Scene:
         if self.project is not None and expected == "SUCCEEDED":
             auditor.tasks(self.job, self.project, in_flight_at=[self.death["time"]])
         took = row["updated"] - self.death["time"]
-        say(took <= RECOVERY, f"took {took:.1f} s after the kill")
+        say(took <= self.longest, f"took {took:.1f} s after the kill")
         self.mistakes = auditor.findings.wrong
         return took, auditor.findings.written_twice
 
@@ -116,7 +124,7 @@ def play(kills: list[KillPoint], ground: Ground) -> None:
         unreached = [str(scene.kill) for scene in scenes if scene.death is None]
         dead = [scene for scene in scenes if scene.death is not None]
         # Then every run ends, and its effects are what they would have been
-        until = time.monotonic() + RECOVERY + STEPS_AFTER
+        until = time.monotonic() + max(scene.longest for scene in scenes) + STEPS_AFTER
         with contextlib.suppress(Exception):
             wait_for(lambda: all(s.site.is_over(s.job) for s in dead), until - time.monotonic(), "ends")
         with contextlib.suppress(Exception):
