@@ -1,11 +1,13 @@
 """One pass over tasks that are open: what each of them came to, and what is held for a later pass."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from worker.platform import AuthenticationError, ClientError, clean, error_type
+from worker.to_task.backends import run_has_ended
 from worker.to_task.errors import StillPendingError, StoppedError, TaskFailedError, may_pass
 from worker.to_task.files import File
 from worker.to_task.hooks import Hook, Item, answers_of
@@ -14,6 +16,8 @@ from worker.to_task.recorder import Recorder
 
 T = TypeVar("T")
 
+FRESH_SECONDS = 0.02
+"""So old may be the news that the run goes on when a request is sent."""
 LONGEST_ERROR = 500
 """Characters of a failure record: a thousand of them go to the backend in one answer."""
 
@@ -65,6 +69,8 @@ class Attempt:
         self.denied = False
         self.full = False
         self.stopped = False
+        self._looked = float("-inf")
+        self._looking: asyncio.Future[bool] | None = None
 
     @property
     def over(self) -> bool:
@@ -73,7 +79,18 @@ class Attempt:
 
     def look(self) -> bool:
         """Look whether the run has ended; what is under way hears of it."""
+        began = time.monotonic()
         self.stopped = self.stopped or self._ledger.is_over()
+        self._looked = began
+        return self.over
+
+    async def has_ended(self) -> bool:
+        """Whether the run has ended, as of just now; all who ask at once share one look. On the loop."""
+        since = time.monotonic() - FRESH_SECONDS
+        while not self.over and self._looked < since:
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.ensure_future(asyncio.to_thread(self.look))
+            await asyncio.shield(self._looking)
         return self.over
 
     async def each(self, works: Sequence[Work], call: Callable[[Work], Awaitable[None]]) -> list[Work]:
@@ -85,6 +102,7 @@ class Attempt:
         """`call` for one; False when its task goes no further in this pass. On the loop."""
         if self.over:
             return False
+        run_has_ended.set(self.has_ended)
         try:
             await call(work)
         except StoppedError:

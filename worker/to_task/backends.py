@@ -1,16 +1,22 @@
 """The backend as the annotation calls it: many requests at once, within the process's limit."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 from worker.platform import AsyncBackendClient, RetryPolicy
 from worker.settings import Settings
+from worker.to_task.errors import StoppedError
 
 QUICK = {"connect": 3.0, "read": 10.0, "total": 15.0}
 PATIENT = {"connect": 3.0, "read": 60.0, "total": 65.0}
 """Seconds. An inference may take long before it is deferred."""
 RETRIES = RetryPolicy(attempts=3, budget=10.0)
+
+run_has_ended: ContextVar[Callable[[], Awaitable[bool]] | None] = ContextVar("run_has_ended", default=None)
+"""Asked when a request's turn comes, which may be long after it was begun: a stop is heard even then."""
 
 
 class AsyncBackend(Protocol):
@@ -39,25 +45,33 @@ class TenantBackend:
 
     async def get_task(self, task: int) -> dict[str, Any]:
         """See `AsyncBackend`."""
-        async with self._turns:
+        async with self._turn():
             return await self._client("quick", QUICK).get_task(task)
 
     async def get_data_unit(self, data_unit: int) -> dict[str, Any]:
         """See `AsyncBackend`."""
-        async with self._turns:
+        async with self._turn():
             return await self._client("quick", QUICK).get_data_unit(data_unit)
 
     async def annotate_task_data(
         self, task: int, data: Mapping[str, Any], schema: str | None = None
     ) -> dict[str, Any]:
         """See `AsyncBackend`."""
-        async with self._turns:
+        async with self._turn():
             return await self._client("quick", QUICK).annotate_task_data(task, data, schema)
 
     async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
         """See `AsyncBackend`."""
-        async with self._turns:
+        async with self._turn():
             return await self._client("patient", PATIENT).run_plugin(code, data)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        async with self._turns:
+            ended = run_has_ended.get()
+            if ended is not None and await ended():
+                raise StoppedError
+            yield
 
     async def aclose(self) -> None:
         """Give the connections back."""

@@ -1,0 +1,89 @@
+"""A stop is heard by requests that were begun before it and have not been sent."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from shared.statuses import TaskFailure
+from worker.to_task.attempt import Attempt, Work
+from worker.to_task.backends import TenantBackend
+from worker.to_task.ledger import Counts, Mark, OpenTask, Ticket
+
+
+class StoppableLedger:
+    def __init__(self) -> None:
+        self.over = False
+        self.recorded: list[int] = []
+        self.looks = 0
+
+    def is_over(self) -> bool:
+        self.looks += 1
+        return self.over
+
+    def record(self, marks: Any) -> bool:
+        self.recorded += [mark.task_id for mark in marks]
+        return not self.over
+
+    def open_tasks(self, chunk: int) -> list[OpenTask]:
+        return []
+
+    def keep_ticket(self, position: int, ticket: Ticket | None) -> None: ...
+
+    def count_attempts(self, positions: Any) -> list[int]:
+        return []
+
+    def counts(self) -> Counts:
+        return Counts(0, 0, 0)
+
+    def failures(self) -> list[TaskFailure]:
+        return []
+
+
+class SlowClient:
+    def __init__(self) -> None:
+        self.sent: list[int] = []
+        self.answer = asyncio.Event()
+
+    async def annotate_task_data(self, task: int, data: Mapping[str, Any], schema: str | None = None) -> Any:
+        self.sent.append(task)
+        await self.answer.wait()
+        return {"id": task}
+
+    async def aclose(self) -> None: ...
+
+
+async def annotated(count: int, turns: int, stop_after: int | None) -> tuple[list[int], StoppableLedger]:
+    """Ids that were sent when `count` writes queue for `turns`, and a stop comes while the first are away."""
+    client, ledger = SlowClient(), StoppableLedger()
+    backend = TenantBackend(lambda _timeout: client, asyncio.Semaphore(turns))  # type: ignore[arg-type, return-value]
+    attempt = Attempt(ledger)
+
+    async def write(work: Work) -> None:
+        await backend.annotate_task_data(work.open.task_id, {})
+        await attempt.record(Mark(work.open.position, work.open.task_id))
+
+    works = [Work(OpenTask(position, position + 1)) for position in range(count)]
+    writing = asyncio.ensure_future(attempt.each(works, write))
+    if stop_after is not None:
+        while len(client.sent) < stop_after:
+            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
+        ledger.over = True
+        await asyncio.sleep(0.03)
+    client.answer.set()
+    await writing
+    return client.sent, ledger
+
+
+async def test_writes_that_wait_for_their_turn_are_not_sent_after_a_stop() -> None:
+    sent, _ = await annotated(40, turns=2, stop_after=2)
+
+    assert sent == [1, 2]
+
+
+async def test_without_a_stop_all_are_sent_and_share_the_looks() -> None:
+    sent, ledger = await annotated(40, turns=2, stop_after=None)
+
+    assert sorted(sent) == list(range(1, 41))
+    assert sorted(ledger.recorded) == sorted(sent)
+    assert ledger.looks < 40
