@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import logging
 import subprocess
 import sys
 import threading
@@ -113,6 +114,15 @@ def test_each_protocol_has_its_address_and_the_caller_s_headers() -> None:
         assert headers["synapse-tenant"] == "Token acme"
         assert headers["user-agent"] == "synapse-worker"
     assert "sec-websocket-extensions" not in server.headers[1]
+
+
+@both
+def test_no_log_level_shows_the_token(protocol: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+
+    assert lines_of(lambda wire: wire.accept().line("a").complete(), protocol) == ["a"]
+
+    assert TOKEN not in caplog.text
 
 
 @pytest.mark.parametrize(

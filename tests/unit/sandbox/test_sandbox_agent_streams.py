@@ -194,7 +194,8 @@ def test_while_a_job_runs_its_tail_is_taken_up_again(agent: str, ray: Ray) -> No
     with AgentClient(agent, TOKEN) as client:
         log = client.tail_job_logs("job-1", 5)
         assert [next(log) for _ in range(4)] == ["one", "two", "three", "four"]
-        ray.status, ray.file = "STOPPED", b"one\ntwo\nthree\nfour\nfive\n"
+        ray.file = b"one\ntwo\nthree\nfour\nfive\n"
+        ray.status = ray.ends_as = "STOPPED"
         assert list(log) == ["five"]
 
 
@@ -243,7 +244,7 @@ def test_an_error_on_the_way_is_an_event(agent: str, ray: Ray, protocol: Any) ->
     with AgentClient(agent, TOKEN) as client:
         log = client.tail_job_logs("job-1", 5, protocol)
         assert next(log) == "one"
-        ray.status = "GONE"
+        ray.status = ray.ends_as = "GONE"
         with pytest.raises(StreamError, match="does not say how the job is"):
             list(log)
 

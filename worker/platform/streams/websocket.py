@@ -1,6 +1,7 @@
 """A log over a websocket, through the synchronous client of `websockets`."""
 
 import contextlib
+import logging
 import threading
 from collections.abc import Generator, Iterator
 from typing import Any, Final
@@ -20,6 +21,11 @@ CLOSE_SECONDS: Final = 0.2
 
 FRAMES_AHEAD: Final = 8
 """Messages that wait in the library; behind them the kernel's buffers fill and the agent has to wait."""
+
+
+_log = logging.getLogger(__name__)
+# At DEBUG the library writes the handshake down, tokens and all.
+_log.setLevel(logging.WARNING)
 
 
 class _Direct(reconnect):
@@ -45,6 +51,7 @@ def options(target: StreamTarget) -> dict[str, Any]:
         # A line of any length may come in one message; it is cut when it is here.
         "max_size": target.limits.max_bytes,
         "max_queue": FRAMES_AHEAD,
+        "logger": _log,
     }
 
 
