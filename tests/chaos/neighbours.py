@@ -170,6 +170,13 @@ class Agent:
         self._relief.set()
         self._relief = threading.Event()
 
+    def restart(self, after: float) -> None:
+        """Nobody listens for so long; then it is there again, on the same port."""
+        port = self.server.port
+        self.server.close()
+        time.sleep(after)
+        self.server = Server(self._answer, port)
+
     def close(self) -> None:
         """End it."""
         self._relief.set()

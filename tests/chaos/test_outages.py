@@ -1,0 +1,99 @@
+"""Redis or the backend is away, or answers nonsense: every accepted run ends, and nothing happens twice."""
+
+import contextlib
+import os
+import signal
+import time
+from random import Random
+
+import pytest
+
+from tests.chaos.ground import Ground
+from tests.chaos.mixed_runs import MixedRuns
+from tests.chaos.neighbours import FaultyProxy
+from worker.sandbox import SandboxError, wait_for
+
+SECONDS_OF_FAULT = 8.0
+FAULTS = ("500", "502", "html", "nothing", "hang", "lost")
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("outage", ["restarted", "killed", "unreachable"])
+def test_runs_go_on_when_redis_is_back(ground: Ground, outage: str) -> None:
+    with ground.site() as site:
+        # Given two workers with runs of every kind under way
+        workers = [site.worker(), site.worker()]
+        runs = MixedRuns(site, Random(1))
+        runs.prepare(30)
+        runs.publish(over=1.0)
+        wait_for(lambda: any(site.is_over(job) for job in runs.jobs), 30, "the first end")
+
+        # When Redis goes away, and comes back
+        server = ground.sandbox.redis
+        runs.moments.append(time.time())
+        if outage == "restarted":
+            server.restart()
+        elif outage == "killed":
+            server.kill()
+            time.sleep(2)
+            server.start()
+        else:
+            assert server.process is not None
+            _freeze(server.process.pid, 30.0)
+        back = time.time()
+        runs.moments.append(back)
+
+        # Then every run ends, by the same workers
+        runs.wait_for_ends(60)
+        print(f"Redis {outage}: all over {time.time() - back:.1f} s after it was back")
+        findings = runs.audit()
+        assert findings.wrong == []
+        assert all(worker.alive for worker in workers)
+
+
+def _freeze(pid: int, seconds: float) -> None:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        time.sleep(seconds)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(200)
+def test_runs_wait_for_a_backend_that_answers_nonsense(ground: Ground) -> None:
+    with contextlib.ExitStack() as stack:
+        # Given a site with its own way to the backend for each fault, with runs under way
+        scenes = []
+        for fault in FAULTS:
+            proxy = FaultyProxy(ground.sandbox.backend_url)
+            stack.callback(proxy.close)
+            site = stack.enter_context(ground.site(SYNAPSE_HOST=proxy.url))
+            site.worker()
+            runs = MixedRuns(site, Random(1))
+            runs.prepare(20, pre_processors=2)
+            scenes.append((fault, proxy, runs))
+        for _, _, runs in scenes:
+            runs.publish(over=0.3)
+
+        # When the backend is out of order for a while
+        with contextlib.ExitStack() as faults:
+            for fault, proxy, runs in scenes:
+                runs.moments.append(time.time())
+                faults.enter_context(proxy.spoilt(fault))
+            time.sleep(SECONDS_OF_FAULT)
+        back = time.time()
+
+        # Then every run ends
+        wrong = []
+        for fault, _, runs in scenes:
+            runs.moments.append(back)
+            with contextlib.suppress(SandboxError):
+                runs.wait_for_ends(60)
+            took = time.time() - back
+            findings = runs.audit(answers_lost=fault in ("lost", "hang"), may_fail=True)
+            twice = findings.written_twice
+            print(f"backend {fault}: ends after {took:.1f} s, failed {findings.failed}, twice {twice}")
+            wrong += [f"backend {fault}: {mistake}" for mistake in findings.wrong]
+        assert wrong == []

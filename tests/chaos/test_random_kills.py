@@ -1,0 +1,118 @@
+"""Random kills of workers, Redis, backend and agent while a hundred mixed runs are in the air."""
+
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from tests.chaos.ground import RECOVERY, Ground, Site
+from tests.chaos.mixed_runs import MixedRuns
+
+SEED = int(os.environ.get("CHAOS_SEED") or 3)
+WORKERS = 3
+
+
+class Reaper:
+    """Kills what it draws, and brings it up again."""
+
+    def __init__(self, site: Site, runs: MixedRuns, random: Random) -> None:
+        self._site, self._runs, self._random = site, runs, random
+        self.killed: Counter[str] = Counter()
+        self._crew = [site.worker() for _ in range(WORKERS)]
+
+    def strike(self, what: str) -> None:
+        """One kill; `what` names it."""
+        self.killed[what] += 1
+        self._runs.moments.append(time.time())
+        kill: dict[str, Callable[[], None]] = {
+            "worker": self._worker,
+            "all workers": self._all_workers,
+            "redis": self._redis,
+            "backend": self._backend,
+            "agent": self._agent,
+        }
+        kill[what]()
+        self._runs.moments.append(time.time())
+
+    def _worker(self) -> None:
+        victim = self._crew.pop(self._random.randrange(len(self._crew)))
+        victim.kill()
+        self._crew.append(self._site.worker())
+
+    def _all_workers(self) -> None:
+        for victim in self._crew:
+            victim.kill()
+        self._crew = [self._site.worker() for _ in range(WORKERS)]
+
+    def _redis(self) -> None:
+        self._site.ground.sandbox.redis.kill()
+        time.sleep(self._random.uniform(0, 1))
+        self._site.ground.sandbox.redis.start()
+
+    def _backend(self) -> None:
+        self._site.ground.sandbox.backend.kill()
+        time.sleep(self._random.uniform(0, 1))
+        self._site.ground.sandbox.backend.start()
+
+    def _agent(self) -> None:
+        self._site.ground.agent.restart(self._random.uniform(0, 1))
+
+
+def rage(ground: Ground, *, runs: int, strikes: list[str], over: float, seed: int) -> None:
+    """Publish `runs` within `over` seconds, while the strikes fall in an order and at times of `seed`."""
+    random = Random(seed)
+    with ground.site() as site:
+        mixed = MixedRuns(site, random)
+        mixed.prepare(runs)
+        reaper = Reaper(site, mixed, random)
+        random.shuffle(strikes)
+        share = over / len(strikes)
+        jobs = mixed.jobs
+        random.shuffle(jobs)
+
+        # When things die while messages come in
+        for number, strike in enumerate(strikes):
+            for job in jobs[number * len(jobs) // len(strikes) : (number + 1) * len(jobs) // len(strikes)]:
+                with_patience(lambda: mixed.publish_one(job))  # noqa: B023 - called at once
+            time.sleep(random.uniform(0, share))
+            reaper.strike(strike)
+        last = time.time()
+
+        # Then every run ends, and the backend received what was published
+        with contextlib.suppress(Exception):
+            mixed.wait_for_ends(RECOVERY + 20)
+        took = time.time() - last
+        findings = mixed.audit(may_fail=True)
+        print(
+            f"seed {seed}: {sum(reaper.killed.values())} kills {dict(reaper.killed)}, {len(jobs)} runs ended"
+            f" (failed for a dead neighbour: {len(findings.failed)}), the last {took:.1f} s after the last"
+            f" kill, tasks written twice: {findings.written_twice}, wrong: {findings.wrong}"
+        )
+        assert findings.wrong == []
+
+
+def with_patience(publish: Callable[[], None]) -> None:
+    """A publisher keeps trying while Redis is away, as a backend does."""
+    for _ in range(50):
+        try:
+            return publish()
+        except Exception:  # of kombu's or redis-py's
+            time.sleep(0.2)
+    return publish()
+
+
+@pytest.mark.timeout(110)
+def test_a_short_rage_loses_nothing_and_doubles_nothing(ground: Ground) -> None:
+    strikes = ["worker"] * 5 + ["redis", "backend"]
+    rage(ground, runs=40, strikes=strikes, over=6.0, seed=SEED)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+def test_a_long_rage_loses_nothing_and_doubles_nothing(ground: Ground) -> None:
+    strikes = ["worker"] * 25 + ["all workers"] * 2 + ["redis"] * 4 + ["backend"] * 4 + ["agent"] * 3
+    rage(ground, runs=100, strikes=strikes, over=40.0, seed=SEED)
