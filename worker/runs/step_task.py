@@ -46,6 +46,10 @@ class StepTask(Task):
         """Whether the neighbour is away altogether: then the step comes back until it is there again."""
         return False
 
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Run; a message may have an argument of any name, also `self`, which Celery's own would trip over."""
+        return super().__call__(*args, **kwargs) if self.request.called_directly else self.run(*args, **kwargs)
+
     @property
     def runs(self) -> Runs:
         """The runs of this process."""
@@ -72,8 +76,12 @@ class StepTask(Task):
                         self._clean_up(job)
                 if begun.run is None:
                     return
-                with self.runs.leases.keep(lock_key(job, name), token):
+
+                def alive() -> None:
                     self.runs.live.expect(run_member(job))
+
+                alive()
+                with self.runs.leases.keep(lock_key(job, name), token, alive):
                     if not (step.has_parts or begun.run.again):
                         self.runs.events.log.say(job, f"Step {step.name}", "info")
                     self._follow(step, name, begun.run, self._work(begun.run, function))
