@@ -1,0 +1,82 @@
+"""The neighbour did what it was asked to, and the answer did not arrive: it is not done again."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.chaos.audit import Auditor
+from tests.chaos.ground import Ground, Site
+from tests.chaos.neighbours import FaultyProxy
+from worker.sandbox import wait_for
+
+Only = Callable[[str, str], bool]
+
+
+@contextlib.contextmanager
+def _spoilt_site(ground: Ground, only: Only) -> Iterator[Site]:
+    """A site whose first request of a kind is done without an answer; later ones are answered."""
+    proxy = FaultyProxy(ground.sandbox.backend_url)
+    lost: list[str] = []
+
+    def first(method: str, path: str) -> bool:
+        if lost or not only(method, path):
+            return False
+        lost.append(path)
+        return True
+
+    try:
+        with ground.site(SYNAPSE_HOST=proxy.url) as site, proxy.spoilt("lost", first):
+            site.worker()
+            yield site
+            assert len(lost) == 1, "the fault was met"
+    finally:
+        proxy.close()
+
+
+@pytest.mark.timeout(60)
+def test_a_lost_answer_to_a_dispatch_fails_its_run_and_is_not_followed_by_a_second_dispatch(
+    ground: Ground,
+) -> None:
+    with _spoilt_site(ground, lambda method, path: "/plugins/" in path) as site:
+        # Given a run whose dispatch was taken, and whose answer was lost
+        code = site.pre_processor()
+        first = site.new_job("echo@1.0.0", "to_task")
+        site.to_task_by_inference(first, site.project(2), code)
+        wait_for(lambda: site.dispatches(code) == 1, 20, "the dispatch")
+
+        # When another run needs the same pre-processor
+        second, project = site.new_job("echo@1.0.0", "to_task"), site.project(2)
+        site.to_task_by_inference(second, project, code)
+
+        # Then the first has the contract's error, and the second what the first one asked for
+        expected = "Pre-processor deployment dispatch failed (ClientConnectionError)"
+        assert site.end_of(first, 20)["result"] == {"error": expected}
+        assert site.end_of(second, 20)["status"] == "SUCCEEDED"
+        auditor = Auditor(site.state)
+        auditor.dispatched_once(code)
+        auditor.tasks(second, project, in_flight_at=[])
+        assert auditor.findings.wrong == []
+
+
+@pytest.mark.timeout(60)
+def test_a_lost_answer_to_a_registration_leaves_one_record(ground: Ground) -> None:
+    with _spoilt_site(ground, lambda method, path: method == "POST" and "serve_app" in path) as site:
+        assert _deployed(site).findings.wrong == []
+
+
+@pytest.mark.timeout(60)
+def test_a_lost_answer_to_the_end_leaves_one_end(ground: Ground) -> None:
+    with _spoilt_site(ground, lambda method, path: method == "PATCH") as site:
+        assert _deployed(site).findings.wrong == []
+
+
+def _deployed(site: Site) -> Auditor:
+    plugin = site.ground.plugin(site.ground.new_code())
+    job = site.new_job(plugin, "deployment")
+    site.deploy(job, plugin)
+    site.end_of(job, 20)
+    auditor = Auditor(site.state)
+    auditor.succeeded(job, answer_lost=True)
+    auditor.deployment(job)
+    return auditor
