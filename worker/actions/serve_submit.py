@@ -75,11 +75,14 @@ def wait_until_running(name: str, timeout: float, remove_failed: bool) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def remove_application(name: str) -> None:
-    """Take an application off Serve; nothing happens when there is none of that name."""
+def remove_application(name: str, *, wait: bool = True) -> None:
+    """Take an application off Serve; nothing happens when there is none of that name.
+
+    A replica that still starts goes only after Serve's 20 seconds of grace; `wait` for that or not.
+    """
     from ray import serve
 
-    serve.delete(name)
+    serve.delete(name, _blocking=wait)
 
 
 def _is_same(running: Mapping[str, Any], digest: str) -> bool:

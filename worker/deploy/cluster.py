@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from shared.statuses import ServeApplicationStatus
 from worker.actions.serve_state import interpret_serve_status, serve_details
 from worker.actions.serve_submit import DIGEST, remove_application
 from worker.plugins import PluginHostUnavailableError
@@ -13,7 +14,6 @@ from worker.plugins.ray_session import session
 T = TypeVar("T")
 
 LOOK_SECONDS = 10.0
-REMOVE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RayCluster:
     def remove(self, app_name: str) -> None:
         """Take the application off Serve; nothing happens when there is none of that name."""
         session.connect(self._address)
-        _within(REMOVE_SECONDS, lambda: remove_application(app_name))
+        _within(LOOK_SECONDS, lambda: remove_application(app_name, wait=False))
 
 
 def read_state(details: Mapping[str, Any]) -> ServeState:
@@ -61,6 +61,9 @@ def read_state(details: Mapping[str, Any]) -> ServeState:
     bucket, status, reason = interpret_serve_status(details)
     digests = {_digest(item) for item in (details.get("deployments") or {}).values()}
     word = str(getattr(status, "value", status)) if status is not None else None
+    if word == ServeApplicationStatus.DELETING:
+        # What goes is nothing to wait for, to adopt or to remove; a submission over it makes it stay.
+        return ServeState()
     return ServeState(True, bucket, word, reason, frozenset(digest for digest in digests if digest))
 
 

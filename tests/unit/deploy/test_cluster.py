@@ -52,7 +52,9 @@ def test_a_cluster_that_says_nothing_is_not_waited_for(
 
 
 def test_removal(ray: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    removed: list[str] = []
-    monkeypatch.setattr(cluster, "remove_application", removed.append)
+    removed: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        cluster, "remove_application", lambda name, *, wait: bool(removed.append((name, wait)))
+    )
     ray.remove("digits@1.0.0")
-    assert removed == ["digits@1.0.0"]
+    assert removed == [("digits@1.0.0", False)]  # a replica that starts goes late: no step waits for it

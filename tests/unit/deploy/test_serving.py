@@ -268,3 +268,4 @@ def test_a_state_is_read_from_serves_details() -> None:
     assert not state.is_of("d2")
     assert read_state({"status": "DEPLOYING", "deployments": {}}).is_of("d1")
     assert not ServeState().is_of("d1")
+    assert read_state({**details, "status": "DELETING"}) == ServeState()
