@@ -67,7 +67,8 @@ class HostHooks:
 def answers_of(hook: Hook, items: Sequence[Item]) -> list[Answer]:
     """The hook's answer to each item, whatever one of them does.
 
-    An item that hangs the host or ends its process fails alone: its batch is halved until it is found.
+    An item that hangs the host or ends its process fails alone: each of its batch is then called by itself,
+    which costs little, where every further call with the bad one in it would cost the whole deadline.
     Raises `PluginHostUnavailableError` when there is no host.
     """
     if not items:
@@ -77,8 +78,7 @@ def answers_of(hook: Hook, items: Sequence[Item]) -> list[Answer]:
     except (PluginCallError, PluginTimeoutError) as error:
         if len(items) == 1:
             return [{"error": str(error)}]
-        middle = len(items) // 2
-        return answers_of(hook, items[:middle]) + answers_of(hook, items[middle:])
+        return [answers_of(hook, [item])[0] for item in items]
     if not isinstance(answers, list) or len(answers) != len(items):
         return [{"error": "the plugin did not answer with one result for each task"}] * len(items)
     return answers

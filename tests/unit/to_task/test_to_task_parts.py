@@ -115,7 +115,7 @@ def test_news_of_a_run_come_no_oftener_than_allowed() -> None:
 @pytest.mark.parametrize(
     "error", [PluginCallError("ActorDiedError", "it died"), PluginTimeoutError("too long")]
 )
-def test_a_batch_is_halved_until_the_bad_item_is_found(error: Exception) -> None:
+def test_each_item_of_a_batch_with_a_bad_one_is_called_by_itself(error: Exception) -> None:
     sizes: list[int] = []
 
     def hook(items: Any) -> list[Any]:
@@ -128,7 +128,7 @@ def test_a_batch_is_halved_until_the_bad_item_is_found(error: Exception) -> None
 
     assert [n for n, answer in enumerate(answers) if "ok" in answer] == [0, 1, 2, 3, 4, 6, 7]
     assert answers[5] == {"error": str(error)}
-    assert sizes == [8, 4, 4, 2, 1, 1, 2]
+    assert sizes == [8, *[1] * 8]
 
 
 def test_the_host_is_asked_by_operation(make_world: Callable[..., World]) -> None:
