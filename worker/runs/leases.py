@@ -1,7 +1,7 @@
 """Locks of steps: shorter than the visibility timeout, renewed while work goes on."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import uuid4
 
@@ -22,7 +22,7 @@ class LeaseKeeper:
     def __init__(self, redis: "Redis", seconds: float) -> None:
         self.seconds = seconds
         self._scripts = Scripts(redis, "worker.runs")
-        self._held: dict[str, str] = {}
+        self._held: dict[str, tuple[str, Callable[[], None]]] = {}
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -32,10 +32,13 @@ class LeaseKeeper:
         return uuid4().hex
 
     @contextmanager
-    def keep(self, key: str, token: str) -> Iterator[None]:
-        """Renew the lock `key`, taken with `token`, until the block ends; then give it back."""
+    def keep(self, key: str, token: str, alive: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Renew the lock `key`, taken with `token`, until the block ends; then give it back.
+
+        `alive` is called at each renewal, for work that gives no sign of life by itself.
+        """
         with self._change:
-            self._held[token] = key
+            self._held[token] = (key, alive)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._renew_all, name="lease-keeper", daemon=True)
                 self._thread.start()
@@ -68,8 +71,9 @@ class LeaseKeeper:
                     self._thread = None
                     return
                 held = list(self._held.items())
-            for token, key in held:
+            for token, (key, alive) in held:
                 try:
-                    self._scripts.run("renew", [key], token, int(self.seconds * 1000))
+                    if self._scripts.run("renew", [key], token, int(self.seconds * 1000)):
+                        alive()
                 except RedisError as error:
                     log.warning("lock not renewed", key=key, error_type=type(error).__name__)

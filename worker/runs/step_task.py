@@ -47,8 +47,10 @@ class StepTask(Task):
         return False
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Run; a message may have an argument of any name, also `self`, which Celery's own would trip over."""
-        return super().__call__(*args, **kwargs) if self.request.called_directly else self.run(*args, **kwargs)
+        """Run. A message may have an argument of any name, also `self`, over which Celery's own call trips."""
+        if self.request.called_directly:
+            return super().__call__(*args, **kwargs)
+        return self.run(*args, **kwargs)
 
     @property
     def runs(self) -> Runs:

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections.abc import Callable
 
 from fakeredis import FakeRedis
@@ -286,3 +287,14 @@ def test_generations_of_polls_are_kept_apart_from_what_every_step_reads(
     assert runs.store.newest_poll("42", "to_task.annotate:7") == 1
     runs.store.seal("42")
     assert redis.ttl(polls_key("42")) > 0
+
+
+def test_work_that_takes_long_is_a_sign_of_life(redis: FakeRedis, eventually: Eventually) -> None:
+    keeper, signs = LeaseKeeper(redis, seconds=0.3), []
+    keeper.take("lock", "me")
+    with keeper.keep("lock", "me", lambda: signs.append(1)):
+        eventually(lambda: len(signs) > 1)
+        redis.set("lock", "another", px=300)  # lost: whoever has it gives the signs
+        before = len(signs)
+        time.sleep(0.25)
+    assert len(signs) <= before + 1
