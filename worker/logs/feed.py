@@ -8,21 +8,61 @@ from typing import Final
 
 from worker.logs.bookings import Claim
 
+ALL_LINES: Final = 10_000
+ALL_CHARACTERS: Final = 16 * 1024 * 1024
+
+LIMIT: Final = "limit"
+LOST: Final = "lost"
+
 BATCH_LINES: Final = 500
 BATCH_CHARACTERS: Final = 128 * 1024
 """One call of the script holds Redis up for about a millisecond at most."""
 
 
-class Feed:
-    """`position` lines are in Redis; `ended` says why no more of them will be: "limit" or "lost"."""
+class Room:
+    """What all feeds together may hold: memory stays flat, and a relay that is busy reads no faster than it
+    writes."""
 
-    def __init__(self, claim: Claim, position: int, room: int, wake: Callable[["Feed"], None]) -> None:
+    def __init__(self, lines: int = ALL_LINES, characters: int = ALL_CHARACTERS) -> None:
+        self._lines, self._characters = lines, characters
+        self._given = asyncio.Event()
+
+    @property
+    def full(self) -> bool:
+        """Whether whoever has lines waits."""
+        return self._lines <= 0 or self._characters <= 0
+
+    def take(self, lines: Sequence[str]) -> None:
+        """These are held now."""
+        self._lines -= len(lines)
+        self._characters -= sum(map(len, lines))
+
+    def give(self, lines: Sequence[str]) -> None:
+        """These are not held any more."""
+        self._lines += len(lines)
+        self._characters += sum(map(len, lines))
+        self._given.set()
+
+    async def change(self) -> None:
+        """Wait until something was given back."""
+        self._given.clear()
+        await self._given.wait()
+
+
+class Feed:
+    """`position` lines are in Redis; `ended` says why no more of them will be, empty while they will."""
+
+    def __init__(
+        self, claim: Claim, position: int, most: int, room: Room, wake: Callable[["Feed"], None]
+    ) -> None:
         self.claim = claim
         self.position = position
         self.ended = ""
+        self._most = most
         self._room = room
         self._wake = wake
         self._pending: deque[str] = deque()
+        self._in_flight = 0
         self._moved = asyncio.Event()
 
     @property
@@ -35,11 +75,18 @@ class Feed:
         """Whether there is something to send."""
         return bool(self._pending) and not self.ended
 
+    def has(self, count: int) -> bool:
+        """Whether so many lines wait here."""
+        return len(self._pending) >= count
+
     async def put(self, lines: Sequence[str]) -> bool:
         """Add lines and wait until there is room for more; False when they go nowhere."""
         self._pending.extend(lines)
+        self._room.take(lines)
         self._wake(self)
-        await self._until(self._room)
+        await self._until(self._most)
+        while self._room.full and not self.ended:
+            await self._room.change()
         return not self.ended
 
     async def drained(self) -> bool:
@@ -48,7 +95,7 @@ class Feed:
         return not self.ended
 
     def batch(self) -> list[str]:
-        """The next lines to send. They stay here until they are `sent`."""
+        """The next lines to send. They stay here until Redis has `answered`."""
         size = 0
         lines: list[str] = []
         for line in islice(self._pending, BATCH_LINES):
@@ -56,15 +103,21 @@ class Feed:
             if lines and size > BATCH_CHARACTERS:
                 break
             lines.append(line)
+        self._in_flight = len(lines)
         return lines
 
-    def sent(self, count: int, ended: str = "") -> None:
-        """`count` more lines are in Redis."""
-        for _ in range(count):
-            self._pending.popleft()
-        self.position += count
-        self.ended = ended
+    def answered(self, count: int) -> None:
+        """`count` lines of the batch are in Redis, -1 when it does not take them from here any more."""
+        if count < self._in_flight:
+            self.ended = LIMIT if count >= 0 else LOST
+        self._room.give([self._pending.popleft() for _ in range(count)])
+        self.position += max(count, 0)
         self._moved.set()
+
+    def close(self) -> None:
+        """Forget what is not in Redis; whoever goes on reads it again."""
+        self._room.give(self._pending)
+        self._pending.clear()
 
     async def _until(self, most: int) -> None:
         while len(self._pending) > most and not self.ended:

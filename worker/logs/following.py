@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from worker.logs.bookings import Beginning, Claim
-from worker.logs.feed import Feed
+from worker.logs.feed import LIMIT, Feed
 from worker.logs.patience import Patience
 from worker.logs.sources import LogSource
 from worker.platform import ClientError, ClientTimeoutError, NotFoundError, redact
@@ -18,8 +18,8 @@ from worker.platform.streams import AsyncLogTail
 
 log = structlog.get_logger(__name__)
 
-ENDED, STOPPED, LIMIT, UNREACHABLE = "ended", "stopped", "limit", "unreachable"
-"""Why there is no more of a log."""
+ENDED, STOPPED, UNREACHABLE = "ended", "stopped", "unreachable"
+"""Why there is no more of a log, beside `LIMIT`."""
 
 FINAL: Final = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
 
 from worker.logs.bookings import Claim, Claims
-from worker.logs.feed import Feed
+from worker.logs.feed import Feed, Room
 from worker.logs.following import Following
 from worker.logs.insist import insist
 from worker.logs.outlet import Outlet
@@ -42,6 +42,7 @@ class Relay:
         self._source = source
         self._limits = limits
         self._patience = patience
+        self._room = Room()
         self._held: dict[str, Claim] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -108,9 +109,11 @@ class Relay:
         beginning = await insist(lambda: self._claims.begin(claim))
         if beginning is not None:
             log.info("following", position=beginning.position, claim=claim.number)
-            feed = Feed(claim, beginning.position, self._limits.queue_size, self._outlet.wake)
-            following = Following(claim, beginning, feed, self._source, self._patience)
-            ending = await following.to_the_end()
+            most = self._limits.queue_size
+            feed = Feed(claim, beginning.position, most, self._room, self._outlet.wake)
+            with contextlib.closing(feed):
+                following = Following(claim, beginning, feed, self._source, self._patience)
+                ending = await following.to_the_end()
             if ending is None:
                 return
             await insist(lambda: self._claims.close(claim, ending.reason, ending.last_word))

@@ -10,8 +10,8 @@ from worker.platform.streams import AsyncLogTail
 from worker.services import Services
 
 QUIET_SECONDS: Final = 120.0
-"""A job may print nothing for long; after this the agent is asked whether it still runs. (The kernel finds out
-within a minute that a machine is gone.)"""
+"""A job may print nothing for long; after this the agent is asked whether it still runs. (That a machine is
+gone the kernel finds out within a minute.)"""
 
 THREADS: Final = 8
 

@@ -51,6 +51,8 @@ def register_secrets(secrets: Iterable[str]) -> None:
 def redact(text: str) -> str:
     """`text` with every secret masked and the rest left as it is."""
     text = _registry.mask(text)
+    if not patterns.may_hold_secret(text):
+        return _sendable(text)
     for pattern in (patterns.HEADERS, patterns.NAMED, patterns.SPOKEN, patterns.SIGNED):
         text = pattern.sub(patterns.mask_value, text)
     text = patterns.CREDENTIALS.sub(rf"\g<scheme> {MASK}", text)

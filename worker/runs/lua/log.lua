@@ -3,7 +3,7 @@
 -- KEYS: state, history, run
 -- ARGV: operation, channel, least length of the history, seconds that a finished log is kept, then for
 --   lines   source, claim ('' for the run's own), position, time, level, most lines, most bytes, the lines
---             -> {'taken' or 'limit' or 'lost', how many of these lines are in}
+--             -> how many of these lines are in, all or up to the limit; -1 when the claim was lost
 --   book    source, how to follow it -> 1 when there is something to follow, 0 when that is over
 --   begin   source, claim -> {position, how to follow it}; nothing when it is over or another claim is newer
 --   close   source, claim, reason, time, the relay's last word or '' -> 1, or 0 when the claim was lost
@@ -78,15 +78,14 @@ if operation == 'lines' then
   local room_lines, room_bytes = math.huge, math.huge
   local first, last = 12, #ARGV
   if claim == '' then
-    if is_over() and not run_lives() or redis.call('EXISTS', run) == 0 then return {'lost', 0} end
+    if is_over() and not run_lives() or redis.call('EXISTS', run) == 0 then return -1 end
     if is_over() then reopen() end
   else
-    if field('claim:' .. source) ~= claim then return {'lost', 0} end
+    if field('claim:' .. source) ~= claim then return -1 end
     -- Sent again because the answer got lost: what is in stays in, once.
     local behind = number('position:' .. source) - at
     local count = last - first + 1
-    if behind == count then return {'taken', count} end
-    if behind ~= 0 then return {behind > 0 and behind < count and 'limit' or 'lost', behind} end
+    if behind ~= 0 then return (behind > 0 and behind <= count) and behind or -1 end
     room_lines, room_bytes = tonumber(ARGV[10]) - number('lines'), tonumber(ARGV[11]) - number('bytes')
   end
   local time, level = ARGV[8], ARGV[9]
@@ -103,11 +102,11 @@ if operation == 'lines' then
     taken = taken + 1
   end
   redis.call('HSET', state, 'seq', seq)
-  if claim == '' then return {'taken', taken} end
+  if claim == '' then return taken end
   redis.call('HINCRBY', state, 'position:' .. source, taken)
   redis.call('HINCRBY', state, 'lines', taken)
   redis.call('HINCRBY', state, 'bytes', bytes)
-  return {taken == last - first + 1 and 'taken' or 'limit', taken}
+  return taken
 elseif operation == 'book' then
   local source = ARGV[5]
   local before = field('closed:' .. source)
