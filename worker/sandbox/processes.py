@@ -39,13 +39,19 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(POLL_SECONDS)
 
 
+_given_ports: set[int] = set()
+
+
 def free_port() -> int:
-    """A port of the loopback on which nobody listens."""
+    """A port of the loopback on which nobody listens, given to nobody else in this process."""
     while True:
         port = random.choice(PORTS)
+        if port in _given_ports:
+            continue
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
+            _given_ports.add(port)
             return port
 
 
