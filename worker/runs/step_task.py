@@ -47,7 +47,7 @@ class StepTask(Task):
         return False
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Run. A message may have an argument of any name, also `self`, over which Celery's own call trips."""
+        """Run. An argument may have any name, also `self`, over which Celery's own call trips."""
         if self.request.called_directly:
             return super().__call__(*args, **kwargs)
         return self.run(*args, **kwargs)

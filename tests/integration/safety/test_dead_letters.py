@@ -1,4 +1,4 @@
-"""What cannot be accepted is kept whole with its reason and answered; the command shows, replays and drops it."""
+"""What cannot be accepted is kept whole and answered; the command shows, replays and drops it."""
 
 import json
 import re
@@ -65,10 +65,8 @@ def test_a_replay_opens_the_job_that_the_letter_had_failed(site: Site) -> None:
     assert site.end_of(job)["status"] == "FAILED"
     [letter] = [each for each in site.letters() if "late@1.0.0" in each["body"]]
 
-    # When the plugin is there, then the publisher's own second try starts nothing: the job is over
+    # When the plugin is there and the letter is replayed
     site.install("late", ECHO)
-
-    # And when the letter is replayed
     code, said = site.command("dead-letters", "replay", letter["id"])
 
     # Then the job runs to its end, and the letter is gone

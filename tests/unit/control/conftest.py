@@ -37,7 +37,7 @@ def door(services: FakeServices, monkeypatch: pytest.MonkeyPatch) -> Door:
     app = Celery("test-control", broker="memory://", set_as_current=False)
 
     @app.task(base=WorkflowTask, bind=True, name="test.deploy", shared=False)
-    def _deploy(self: WorkflowTask, *args: object, **kwargs: object) -> None:
+    def _deploy(self: WorkflowTask, /, *args: object, **kwargs: object) -> None:
         self.accept(DeployMessage, FIRST, args, kwargs)
 
     app.finalize()

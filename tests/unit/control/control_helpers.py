@@ -83,6 +83,12 @@ class Door:
         self.published: list[dict[str, Any]] = []
 
     def deliver(self, name: str, *args: Any, message_id: str | None = None, **kwargs: Any) -> Delivery:
+        return self.deliver_all(name, kwargs, args, message_id)
+
+    def deliver_all(
+        self, name: str, kwargs: dict[str, Any], args: tuple[Any, ...] = (), message_id: str | None = None
+    ) -> Delivery:
+        """The same for arguments of any name."""
         task = self._app.tasks[name]
         again: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
@@ -94,7 +100,7 @@ class Door:
         self._monkeypatch.setattr(task, "apply_async", apply_async, raising=False)
         with _request(task, args, kwargs, message_id or uuid4().hex):
             try:
-                task.run(*args, **kwargs)
+                task(*args, **kwargs)
             except Retry:
                 published, options = again[-1]
                 return Delivery("again", options["countdown"], published)

@@ -1,0 +1,3 @@
+from tests.unit.control.conftest import backend, door, sender, services
+
+__all__ = ["backend", "door", "sender", "services"]
