@@ -14,12 +14,15 @@ from worker.to_task.ledger import Ledger
 from worker.to_task.message import message_of
 from worker.to_task.news import tell
 from worker.to_task.pipeline import Pipeline
+from worker.to_task.presence import is_away
 from worker.to_task.redis_ledger import RedisLedger
 from worker.to_task.routes import FileRoute, Route
 from worker.to_task.settle import choose, settle
 from worker.to_task.window import go_on
 
 LONGEST_PASS = 15.0
+SECONDS_FOR_PRE_PROCESSOR = 5.0
+"""Between two looks at a pre-processor that went away."""
 SECONDS_FOR_A_TURN = 5.0
 """Until a chunk that found the plugin at work for others asks again."""
 
@@ -46,6 +49,8 @@ def annotate(run: Run, chunk: int, services: Services, crew: Crew) -> Outcome:
             return PollAgain(SECONDS_FOR_A_TURN)
         if attempt.look():
             return Park()
+        if attempt.held and message.params.method is ToTaskMethod.INFERENCE and is_away(run, services):
+            return PollAgain(SECONDS_FOR_PRE_PROCESSOR)
         project = message.params.project
         pause = settle(attempt, chunk, ledger, lambda: services.backend(message.tenant).get_project(project))
         if pause is not None:

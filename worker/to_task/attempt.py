@@ -98,8 +98,13 @@ class Attempt:
         outcomes = await gather_all(self.one(work, call) for work in works)
         return [work for work, went_well in zip(works, outcomes, strict=True) if went_well]
 
-    async def one(self, work: Work, call: Callable[[Work], Awaitable[None]]) -> bool:
-        """`call` for one; False when its task goes no further in this pass. On the loop."""
+    async def one(
+        self, work: Work, call: Callable[[Work], Awaitable[None]], passing: tuple[type[ClientError], ...] = ()
+    ) -> bool:
+        """`call` for one; False when its task goes no further in this pass. On the loop.
+
+        `passing`: errors that may pass with this call, though not with others.
+        """
         if self.over:
             return False
         run_has_ended.set(self.has_ended)
@@ -119,7 +124,7 @@ class Attempt:
             text = f"{error_type(error)}: {error}"
             is_denial = isinstance(error, AuthenticationError)
             self.denied = self.denied or is_denial
-            if is_denial or may_pass(error):
+            if is_denial or may_pass(error) or isinstance(error, passing):
                 self.held[work.open.position] = work.mark(text)
             else:
                 self.answered = True

@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any
 
 from shared.messages import ToTaskParams
+from worker.platform import NotFoundError
 from worker.to_task import inference
 from worker.to_task.attempt import Attempt, Work, gather_all
 from worker.to_task.backends import AsyncBackend
@@ -54,7 +55,8 @@ class InferenceRoute:
                 if answered and time.monotonic() > until:
                     return
                 work = queue.popleft()
-                if await attempt.one(work, self._infer):
+                # What is not found may be the application itself, which is being replaced.
+                if await attempt.one(work, self._infer, passing=(NotFoundError,)):
                     answered.append(work)
                 elif work.open.position in attempt.waiting:
                     return  # The pre-processor is still busy with it.

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from tests.unit.conftest import Clock
 from tests.unit.to_task.world import World
-from worker.platform import ServerError
+from worker.platform import NotFoundError, ServerError
 from worker.plugins import PluginHostBusyError
 from worker.runs.outcomes import Continue, Park, PollAgain
 from worker.to_task.steps import FINALIZE
@@ -226,3 +227,51 @@ def test_answers_are_kept_while_the_plugin_is_busy(by_inference: Make) -> None:
     world.annotate_fully(0)
     assert len(world.backend.runs) == 3
     assert sorted(world.backend.written_ids) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("error", [NotFoundError(), ServerError("503 Service Unavailable", 503)])
+def test_a_pre_processor_that_goes_away_for_a_while_fails_no_task(
+    by_inference: Make, error: Exception
+) -> None:
+    world = by_inference(3)
+    world.collect()
+    world.backend.fail("run_plugin", 0, error)
+    world.backend.application = "DEPLOYING"
+    for _ in range(20):
+        assert isinstance(world.annotate(0), PollAgain)
+    world.backend.application = "RUNNING"
+    world.backend.fails.clear()
+    world.annotate_fully(0)
+    assert (world.record()["success"], world.record()["failed"]) == ("3", "0")
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (
+            "UNAVAILABLE",
+            "Pre-processor deployment failed: serve application reached terminal state (UNAVAILABLE)",
+        ),
+        ("", "Pre-processor did not become ready within timeout"),
+    ],
+)
+def test_a_pre_processor_that_stays_away_ends_the_run(
+    by_inference: Make, clock: Clock, status: str, message: str
+) -> None:
+    world = by_inference(3)
+    world.collect()
+    world.backend.fail("run_plugin", 0, NotFoundError())
+    world.backend.application = status
+    assert isinstance(world.annotate(0), PollAgain)
+    clock.forward(200)
+    with pytest.raises(RuntimeError) as caught:
+        world.annotate(0)
+    assert str(caught.value) == message
+    assert world.record()["failed"] == "0"
+
+
+def test_what_a_running_pre_processor_does_not_find_fails_its_task(by_inference: Make) -> None:
+    world = by_inference(2)
+    world.backend.fail("run_plugin", 0, NotFoundError())
+    end = world.work()
+    assert end.result["failed_count"] == 2

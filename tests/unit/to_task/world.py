@@ -52,6 +52,7 @@ class FakeBackend:
         self.written: list[tuple[int, Any, str | None]] = []
         self.calls: Counter[str] = Counter()
         self.runs: list[tuple[str, Row]] = []
+        self.application = "RUNNING"
         self.in_flight: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.before_write: Callable[[int], None] = lambda task: None
@@ -81,6 +82,10 @@ class FakeBackend:
         more = (number + 1) * size < len(self.tasks)
         link = f"http://backend/sdk/tasks/?page={number + 1}" if more else None
         return {"count": len(self.tasks), "next": link, "results": [{"id": task} for task in ids]}
+
+    def list_serve_applications(self, **query: Any) -> Row:
+        self._raise("list_serve_applications", 0)
+        return {"results": [{"id": 1, "status": self.application}] if self.application else []}
 
     # the client on the loop
 
@@ -206,7 +211,11 @@ class World:
 
     def __post_init__(self) -> None:
         self.runs = Runs(self.redis, self.sender, Timing(60.0))
-        settings = SimpleNamespace(worker_annotate_chunk=self.chunk, worker_visibility_timeout_seconds=60.0)
+        settings = SimpleNamespace(
+            worker_annotate_chunk=self.chunk,
+            worker_visibility_timeout_seconds=60.0,
+            worker_pre_processor_timeout_seconds=180.0,
+        )
         self.settings = settings
         self.services = cast(
             Services,
