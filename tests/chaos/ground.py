@@ -251,6 +251,11 @@ class Site:
         assert found is not None
         return found
 
+    def messages(self) -> int:
+        """How many there are, waiting or in some worker's hands."""
+        queued = sum(self.redis.llen(queue) for queue in ("deploy", "to_task", "annotate", "control"))
+        return queued + self.redis.hlen("synapse:broker:held")
+
     def step(self, job: str) -> str:
         return self.redis.hget(f"synapse:jobs:{{{job}}}", "step") or ""
 

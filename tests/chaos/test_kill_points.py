@@ -140,9 +140,7 @@ def play(kills: list[KillPoint], ground: Ground) -> None:
 
 
 def _is_quiet(scene: Scene) -> bool:
-    redis = scene.site.redis
-    waiting = sum(redis.llen(queue) for queue in ("deploy", "to_task", "annotate", "control"))
-    return waiting == 0 and redis.hlen("synapse:broker:held") == 0
+    return scene.site.messages() == 0
 
 
 @pytest.mark.timeout(90)

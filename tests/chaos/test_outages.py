@@ -97,3 +97,30 @@ def test_runs_wait_for_a_backend_that_answers_nonsense(ground: Ground) -> None:
             print(f"backend {fault}: ends after {took:.1f} s, failed {findings.failed}, twice {twice}")
             wrong += [f"backend {fault}: {mistake}" for mistake in findings.wrong]
         assert wrong == []
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(150)
+def test_messages_do_not_multiply_while_the_backend_hangs(ground: Ground) -> None:
+    proxy = FaultyProxy(ground.sandbox.backend_url)
+    with contextlib.closing(proxy), ground.site(SYNAPSE_HOST=proxy.url) as site:
+        # Given a backend that hangs for a minute, which is six visibility timeouts
+        site.worker()
+        site.worker()
+        runs = MixedRuns(site, Random(1))
+        runs.prepare(20, pre_processors=2)
+        with proxy.spoilt("hang"):
+            runs.publish()
+            until, most = time.monotonic() + 60, 0
+            while time.monotonic() < until:
+                most = max(most, site.messages())
+                time.sleep(0.2)
+        back = time.time()
+
+        # Then there were never more than a copy or two of each run's message
+        print(f"backend hung for a minute: at most {most} messages of 20 runs")
+        assert most <= 3 * 20
+        # And every run ends
+        runs.wait_for_ends(60)
+        print(f"all over {time.time() - back:.1f} s after it was back")
+        assert runs.audit(answers_lost=True, may_fail=True).wrong == []

@@ -23,7 +23,9 @@ log = structlog.get_logger(__name__)
 
 
 @shared_task(base=WorkflowTask, bind=True, name=REPORT.name)
-def report(self: WorkflowTask, job: str, attempt: int = 0) -> None:
+def report(
+    self: WorkflowTask, job: str, attempt: int = 0, generation: int = 0, redelivered: bool = False
+) -> None:
     """Send what is new of a run to the backend; comes back until the backend has it."""
     runs = services().runs
     token = runs.leases.new_token()
@@ -31,13 +33,17 @@ def report(self: WorkflowTask, job: str, attempt: int = 0) -> None:
     try:
         if runs.store.is_sealed(job):
             return
+        newest = runs.store.newest_poll(job, REPORT.name)
+        if generation < newest and not (redelivered or self.is_redelivered()):
+            return  # A copy that was delivered while the backend kept another one waiting.
+        generation = max(generation, newest)
         if not runs.leases.take(key, token):
             self.come_back(0.5)
         with runs.leases.keep(key, token):
             tenant = runs.store.load(job).message.tenant
             wait = reports.report(job, runs, services().backend(tenant))
     except BACKBONE_ERRORS:
-        self.come_back(1.0)
+        self.come_back(1.0, redelivered=True)
     except ClientError as error:
         log.warning("report not taken", job=job, error=clean(str(error)), attempt=attempt)
         countdown = min(0.5 * 2 ** min(attempt, 10), runs.timing.longest_countdown)
@@ -45,12 +51,14 @@ def report(self: WorkflowTask, job: str, attempt: int = 0) -> None:
             if runs.store.is_over(job):
                 # This report is on its way: the sweep need not send another.
                 runs.live.expect(run_member(job), countdown)
+            generation = runs.store.announce_poll(job, REPORT.name, generation)
         except BACKBONE_ERRORS as away:
             log.warning("sign of life not given", job=job, error_type=type(away).__name__)
-        self.come_back(countdown, attempt=attempt + 1)
+            self.come_back(countdown, attempt=attempt + 1, redelivered=True)
+        self.come_back(countdown, attempt=attempt + 1, generation=generation, redelivered=False)
     else:
         if wait is not None:
-            self.come_back(wait, attempt=0)
+            self.come_back(wait, attempt=0, redelivered=False)
 
 
 @shared_task(base=WorkflowTask, bind=True, name=REFUSE_JOB.name)

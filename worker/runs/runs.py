@@ -126,7 +126,8 @@ class Runs:
 
     def send_report(self, job: str) -> None:
         """Publish the message of the report."""
-        self.sender.send(REPORT, "control", {"job": job})
+        generation = self.store.newest_poll(job, REPORT.name)
+        self.sender.send(REPORT, "control", {"job": job, "generation": generation})
 
     def report_sent(self, job: str, version: str) -> bool:
         """A snapshot of that version reached the backend; true when something newer waits."""

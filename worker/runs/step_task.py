@@ -62,7 +62,7 @@ class StepTask(Task):
         generation = int(self.request.kwargs.get("generation", 0))
         name = f"{step.name}:{part}" if part else step.name
         token = self.runs.leases.new_token()
-        redelivered = self._is_redelivered()
+        redelivered = self.is_redelivered()
         with bound_contextvars(job=job, step=name):
             try:
                 begun = self.runs.store.begin(
@@ -86,13 +86,14 @@ class StepTask(Task):
                 with self.runs.leases.keep(lock_key(job, name), token, alive):
                     if not (step.has_parts or begun.run.again):
                         self.runs.events.log.say(job, f"Step {step.name}", "info")
-                    self._follow(step, name, begun.run, self._work(begun.run, function))
+                    self._follow(step, name, begun.run, self._work(name, begun.run, function))
             except BACKBONE_ERRORS as error:
                 log.warning("step comes back", error_type=type(error).__name__)
                 # As after a redelivery, nobody knows how far this one came.
                 self.come_back(1.0, redelivered=True)
 
-    def _is_redelivered(self) -> bool:
+    def is_redelivered(self) -> bool:
+        """Whether nobody knows how far this message's last delivery came."""
         by_broker = (self.request.delivery_info or {}).get("redelivered")
         return bool(by_broker or self.request.kwargs.get("redelivered"))
 
@@ -124,26 +125,32 @@ class StepTask(Task):
             raise Reject(reject.reason, requeue=True) from None
         raise AssertionError("retry always raises")
 
-    def _work(self, run: Run, function: StepFunction) -> Outcome:
+    def _work(self, name: str, run: Run, function: StepFunction) -> Outcome:
         try:
             return function(run)
         except BACKBONE_ERRORS:
             raise
         except self.transient as error:
-            return self._wait_for_neighbour(error)
+            return self._wait_for_neighbour(error, name, run)
         except Exception as error:
             message = user_message(error)
             log.error("step failed", error=message, error_type=type(error).__name__, exc_info=True)
             return Finish(JobStatus.FAILED, {"error": message})
 
-    def _wait_for_neighbour(self, error: Exception) -> Finish:
+    def _wait_for_neighbour(self, error: Exception, name: str = "", run: Run | None = None) -> Finish:
         attempt = int(self.request.kwargs.get("attempt", 0)) + 1
         longest = self.runs.timing.longest_countdown
         if self.is_down(error) or attempt * longest <= LONGEST_WAIT_FOR_NEIGHBOUR:
             log.warning(
                 "neighbour away", error_type=type(error).__name__, error=clean(str(error)), attempt=attempt
             )
-            self.come_back(min(0.5 * 2 ** min(attempt, 20), longest), attempt=attempt)
+            changed: dict[str, Any] = {"attempt": attempt}
+            if run is not None:
+                # A neighbour that hangs holds the step for longer than the visibility timeout: the copies
+                # that were delivered meanwhile die, or there would be one more each time.
+                generation = self.runs.store.announce_poll(run.job, name, run.generation)
+                changed |= {"generation": generation, "redelivered": False}
+            self.come_back(min(0.5 * 2 ** min(attempt, 20), longest), **changed)
         return Finish(JobStatus.FAILED, {"error": user_message(error)})
 
     def _follow(self, step: Step, name: str, run: Run, outcome: Outcome) -> None:

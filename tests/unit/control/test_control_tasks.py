@@ -238,6 +238,51 @@ def test_refusal_comes_back_until_the_backend_has_it(door: Door, backend: Backen
     assert countdowns == [0.5, 1, 2, 4, 8, 16, 30, 30]
 
 
+# Reports
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_copies_of_a_report_that_came_while_the_backend_hung_do_not_multiply(
+    door: Door, backend: Backend, services: FakeServices, clock: Clock, ended: bool
+) -> None:
+    # Given a report that the backend does not take, and a copy that was delivered meanwhile
+    door.deliver("test.deploy", **MESSAGE)
+    services.runs.report_due("42")
+    if ended:
+        services.runs.finish("42", End(JobStatus.SUCCEEDED, {"serve_application": 1}))
+    backend.patch_error = ServerError()
+    copy: dict[str, Any] = {"job": "42", "generation": 0}
+    first = door.deliver("runs.report", **copy)
+    assert first.ended == "again"
+
+    # Then the copy dies, and the report does not
+    assert door.deliver("runs.report", **copy).ended == "acknowledged"
+    backend.patch_error = None
+    clock.forward(2)
+    assert door.deliver("runs.report", **first.kwargs).ended in ("acknowledged", "again")
+    assert len(backend.patches) == 1
+
+
+def test_a_report_whose_successor_never_went_out_goes_on_when_it_is_delivered_again(
+    door: Door, backend: Backend, services: FakeServices
+) -> None:
+    door.deliver("test.deploy", **MESSAGE)
+    services.runs.report_due("42")
+    services.runs.store.announce_poll("42", "runs.report", 0)  # and here its worker died
+
+    assert door.deliver("runs.report", job="42", redelivered=True).ended in ("acknowledged", "again")
+    assert len(backend.patches) == 1
+
+
+def test_a_new_report_of_a_run_is_not_taken_for_an_old_copy(
+    door: Door, services: FakeServices, sender: RecordingSender
+) -> None:
+    door.deliver("test.deploy", **MESSAGE)
+    services.runs.store.announce_poll("42", "runs.report", 0)
+    services.runs.send_report("42")
+    assert sender.of("runs.report")[-1].kwargs == {"job": "42", "generation": 1}
+
+
 # Reopening
 
 

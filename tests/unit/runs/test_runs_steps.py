@@ -492,3 +492,22 @@ def test_run_key_is_private_and_the_record_public(courier: Courier, run: Run, re
         "error",
     }  # fmt: skip
     assert redis.exists(run_key("42"))
+
+
+def test_copies_that_came_while_a_neighbour_hung_do_not_multiply(courier: Courier, run: Run) -> None:
+    # Given a step that hung for so long that a copy of its message was delivered, and waits for the lock
+    away = Calls(NeighbourAwayError())
+    first = courier.deliver(FIRST, away)
+    copy = courier.deliver(FIRST, away, kwargs={"job": "42", "redelivered": True})
+    assert (first.ended, copy.ended, len(away)) == ("again", "again", 1)
+
+    # When the step goes on to wait for its neighbour
+    second = courier.deliver(FIRST, away, kwargs=first.kwargs)
+    copy = courier.deliver(FIRST, away, kwargs=copy.kwargs)
+
+    # Then the copy is gone, and the step is not
+    assert (copy.ended, len(away)) == ("acknowledged", 2)
+    calls = Calls()
+    assert courier.deliver(FIRST, calls, kwargs=second.kwargs).ended == "acknowledged"
+    assert len(calls) == 1
+    assert second.kwargs["attempt"] == 2
