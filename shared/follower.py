@@ -1,4 +1,4 @@
-"""Follow a run: what it tells its listeners, from where it stands now to its end."""
+"""Follow a run, from where it stands now to its end: what it tells its listeners, and its log."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,11 @@ from typing import Any
 from redis import Redis
 
 from shared.channels import events_channel, job_key
+from shared.log_entries import LogLine
+from shared.log_follower import AsyncLogFollower, LogFollower
 from shared.statuses import JobStatus
+
+__all__ = ["AsyncLogFollower", "LogFollower", "LogLine", "RunEvent", "follow_run"]
 
 SECONDS_BETWEEN_LOOKS = 1.0
 """Pub/sub loses what is sent while a listener is away, so the record is read now and then as well."""

@@ -1,17 +1,25 @@
-"""A run in the terminal: a bar a step, its messages above; plain lines when nobody is watching."""
+"""A run in the terminal: a bar a step above its scrolling log; plain lines when nobody is watching."""
 
+import contextlib
+import threading
 import time
 from dataclasses import dataclass, field
+from typing import Final
 
-from redis import Redis
+from redis import Redis, RedisError
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
-from shared.follower import RunEvent, follow_run
+from shared.follower import LogFollower, LogLine, RunEvent, follow_run
 from shared.statuses import JobStatus
+from worker.cli.logs import shown
+from worker.cli.screen import PlainLines, Screen, View
 
-LEVEL_STYLES = {"warning": "yellow", "error": "red"}
+LAST_LINES_SECONDS: Final = 3.0
+"""How long to wait for the end of the log after the run's end: other logs may go on for hours."""
+
+LEVEL_STYLES: Final = {"warning": "yellow", "error": "red"}
 
 
 @dataclass
@@ -35,67 +43,51 @@ class _Timeline:
         self._begun.setdefault(step, time.monotonic())
 
     def seconds_by_step(self) -> dict[str, float]:
-        ends = [*list(self._begun.values())[1:], time.monotonic()]
-        return {step: end - begun for (step, begun), end in zip(self._begun.items(), ends, strict=True)}
+        times = [*self._begun.values(), time.monotonic()]
+        return {step: times[i + 1] - times[i] for i, step in enumerate(self._begun)}
 
 
 def watch(redis: Redis, job: str, console: Console, *, title: str = "") -> Followed:
     """Show the run of `job` until it ends."""
-    followed = Followed()
-    timeline = _Timeline()
-    columns = (
-        TextColumn("  {task.description:<20}"),
-        BarColumn(bar_width=40),
-        TextColumn("{task.percentage:>5.1f} %"),
-        TimeElapsedColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
-        rows: dict[str, TaskID] = {}
-        if title:
-            console.print(f"[bold]{escape(title)}[/]")
+    followed, timeline = Followed(), _Timeline()
+    view = Screen(console) if console.is_terminal else PlainLines(console)
+    if title:
+        console.print(f"[bold]{escape(title)}[/]")
+    with view:
+        log = threading.Thread(target=_show_log, args=(redis, job, view), daemon=True)
+        log.start()
         for event in follow_run(redis, job):
-            _show(event, console, bars, rows, timeline, followed)
+            _show(event, view, timeline, followed)
+        log.join(LAST_LINES_SECONDS)
     followed.seconds = time.monotonic() - timeline.started
     followed.seconds_by_step = timeline.seconds_by_step()
     return followed
 
 
-def _show(
-    event: RunEvent,
-    console: Console,
-    bars: Progress,
-    rows: dict[str, TaskID],
-    timeline: _Timeline,
-    followed: Followed,
-) -> None:
+def _show_log(redis: Redis, job: str, view: View) -> None:
+    # A Redis that is away for long ends the watch in the foreground, with its message.
+    with contextlib.suppress(RedisError):
+        for line in LogFollower(redis, job):
+            view.log(text_of(line))
+
+
+def text_of(line: LogLine) -> Text:
+    """A line of the log in its colours."""
+    text = Text.from_ansi(shown(line.line), style=LEVEL_STYLES.get(line.level, ""))
+    return Text.assemble((f"{line.source} | ", "dim"), text)
+
+
+def _show(event: RunEvent, view: View, timeline: _Timeline, followed: Followed) -> None:
     content = event.content
     match event.kind:
         case "progress":
             timeline.heard_of(content["step"])
-            row = _row(content["step"], bars, rows)
-            bars.update(row, completed=content["percent"])
+            view.progress(content["step"], content["percent"])
         case "metrics":
-            row = _row(content["step"], bars, rows)
-            bars.update(
-                row, note=", ".join(f"{value:g} {name}" for name, value in content["metrics"].items())
-            )
-        case "message":
-            style = LEVEL_STYLES.get(content["level"], "dim")
-            console.print(f"  [{style}]{escape(content['content'])}[/]", highlight=False)
+            values = ", ".join(f"{value:g} {name}" for name, value in content["metrics"].items())
+            view.metrics(content["step"], values)
         case "state":
             followed.status = JobStatus(content["status"])
             followed.error = content.get("error", "")
             if followed.status is JobStatus.SUCCEEDED:
-                for row in rows.values():
-                    bars.update(row, completed=100)
-
-
-def _row(step: str, bars: Progress, rows: dict[str, TaskID]) -> TaskID:
-    """The bar of a step; when a later step begins, the earlier ones are done."""
-    if step not in rows:
-        for row in rows.values():
-            bars.update(row, completed=100)
-            bars.stop_task(row)
-        rows[step] = bars.add_task(step, total=100, note="")
-    return rows[step]
+                view.complete()

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from shared.channels import job_key
 from worker.cli.console import DEFAULT_REDIS_URL, RedisUrl, connect, fail, out
+from worker.cli.logs import INTERRUPTED
 from worker.cli.progress_view import watch as watch_run
 from worker.cli.publish import Job
 from worker.runs.keys import LIVE
@@ -36,8 +37,11 @@ def status(
 
 
 def watch(job: Job, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
-    """Show a run's progress and messages until it ends."""
-    followed = watch_run(connect(redis_url), job, out)
+    """Show a run's progress above its log until it ends."""
+    try:
+        followed = watch_run(connect(redis_url), job, out)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
     out.print(f"{followed.status} {followed.error}".rstrip(), markup=False)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Iterable
 from typing import Final
 
 import structlog
@@ -30,6 +31,7 @@ A_LOOK: Final = 50
 """Logs taken at a time, so that several relays share what was booked together."""
 
 GOODBYE_SECONDS: Final = 3.0
+CANCEL_SECONDS: Final = 0.3
 
 
 class Relay:
@@ -48,15 +50,16 @@ class Relay:
 
     async def run(self) -> None:
         """Follow what is booked."""
+        parts = [asyncio.create_task(part) for part in (self._outlet.run(), self._keep(), self._look())]
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._outlet.run())
-                group.create_task(self._keep())
-                group.create_task(self._look(group))
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                part.result()  # none ends but by failing
         finally:
+            await _end([*parts, *self._tasks.values()])
             await self._say_goodbye()
 
-    async def _look(self, group: asyncio.TaskGroup) -> None:
+    async def _look(self) -> None:
         while True:
             taken: list[Claim] = []
             room = min(A_LOOK, MOST_LOGS - len(self._held))
@@ -65,15 +68,15 @@ class Relay:
             except (RedisError, OSError) as error:
                 log.warning("bookings not read", error_type=type(error).__name__)
             for claim in taken:
-                self._take_on(claim, group)
+                self._take_on(claim)
             await asyncio.sleep(LOOK_SECONDS if len(taken) < A_LOOK else LOOK_SECONDS / 10)
 
-    def _take_on(self, claim: Claim, group: asyncio.TaskGroup) -> None:
+    def _take_on(self, claim: Claim) -> None:
         name = claim.booking.name
         # Its own claim may have run out while the machine slept.
         self._drop(name)
         self._held[name] = claim
-        self._tasks[name] = group.create_task(self._follow(claim))
+        self._tasks[name] = asyncio.create_task(self._follow(claim))
 
     async def _keep(self) -> None:
         while True:
@@ -127,3 +130,12 @@ class Relay:
             async with asyncio.timeout(GOODBYE_SECONDS):
                 for claim in held:
                     await self._claims.let_go(claim, over=False)
+
+
+async def _end(tasks: Iterable["asyncio.Task[None]"]) -> None:
+    # More than once: before Python 3.12 `asyncio.wait_for`, which the Redis client uses, can swallow it.
+    pending = {task for task in tasks if not task.done()}
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)

@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 
 
 @shared_task(base=WorkflowTask, bind=True, name=TailLogsMessage.task)
-def tail_logs(self: WorkflowTask, *args: Any, **kwargs: Any) -> None:
+def tail_logs(self: WorkflowTask, /, *args: Any, **kwargs: Any) -> None:
     """Have the log of a Ray job followed on the log channel of a job; the job itself is not touched."""
     if args:
         self.refuse(args, kwargs, "arguments must be sent by name")

@@ -1,0 +1,141 @@
+"""The log relay: speed of one fast log against a bare loop, delay of a thousand slow ones, takeover."""
+
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import psutil
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from shared.channels import logs_channel
+from tests.integration.logs.log_site import Listener, LogSite
+from worker.sandbox.processes import Process, wait_for
+
+FAST_LINES = 50_000
+LOGS, RATE, SECONDS = 1_000, 10, 20
+HEARD = 100
+"""Logs whose lines are timed; a listener to all of them would be busier than the relay."""
+
+
+def one_fast_log(site: LogSite) -> None:
+    """Lines a second, from the agent to the channel."""
+    ray_job = f"{FAST_LINES}-0-0-succeeded-fast"
+    started = time.perf_counter()
+    asyncio.run(bare_loop(site, ray_job))
+    bare = FAST_LINES / (time.perf_counter() - started)
+    with relay(site) as process:
+        cpu = sum(process.cpu_times()[:2])
+        site.book("fast", ray_job)
+        wait_for(lambda: site.is_followed("fast", ray_job), 10, "start")
+        started = time.perf_counter()
+        wait_for(lambda: site.end_of("fast") is not None, 120, "end of the fast log")
+        seconds = time.perf_counter() - started
+        cpu = sum(process.cpu_times()[:2]) - cpu
+        memory = process.memory_info().rss / 2**20
+    relayed = FAST_LINES / seconds
+    print(f"one fast log of {FAST_LINES:,} lines: bare loop (httpx, PUBLISH a line) {bare:,.0f} lines/s")
+    print(
+        f"  relay (numbered, masked, kept, published) {relayed:,.0f} lines/s: {relayed / bare:.2f} times the"
+    )
+    print(f"  bare loop; {cpu:.1f} s of CPU, {memory:.0f} MB")
+
+
+async def bare_loop(site: LogSite, ray_job: str) -> None:
+    """What anybody would write: a line in, a PUBLISH out."""
+    url = f"http://127.0.0.1:{site.agent_port}/jobs/{ray_job}/logs/stream/"
+    redis = AsyncRedis.from_url(site.server.url)
+    async with httpx.AsyncClient() as client, client.stream("GET", url) as response:
+        async for line in response.aiter_lines():
+            if not line.startswith("data:") and line:
+                await redis.publish(logs_channel("bare"), json.dumps({"line": line}))
+    await redis.aclose()
+
+
+def a_thousand_logs(site: LogSite, protocol: str) -> None:
+    """Delay from the moment at which a line was due to a listener."""
+    jobs = {
+        f"{protocol}{number}": f"{RATE * SECONDS}-{RATE}-0-succeeded-{protocol}{number}"
+        for number in range(LOGS)
+    }
+    with relay(site) as process, closing(Redis.from_url(site.server.url)) as redis:
+        pubsub = redis.pubsub(ignore_subscribe_messages=True)
+        pubsub.subscribe(*[logs_channel(job) for job in list(jobs)[:: LOGS // HEARD]])
+        for job, ray_job in jobs.items():
+            site.book(job, ray_job, protocol)
+        wait_for(lambda: redis.zcount("synapse:{logs}:open", "(0", "inf") == LOGS, 60, "start of all")
+        settled = time.time() + 2
+        cpu, began = sum(process.cpu_times()[:2]), time.perf_counter()
+        delays: list[float] = []
+        ends = 0
+        while ends < HEARD:
+            message = pubsub.get_message(timeout=1)
+            if message is None:
+                continue
+            now, entry = time.time(), json.loads(message["data"])
+            ends += entry.get("type") == "end"
+            if "line" in entry and float(entry["line"].split()[1]) > settled:
+                delays.append(now - float(entry["line"].split()[1]))
+        spent = sum(process.cpu_times()[:2]) - cpu
+        share = spent / (time.perf_counter() - began)
+        memory = process.memory_info().rss / 2**20
+        pubsub.close()
+        wait_for(lambda: redis.zcard("synapse:{logs}:open") == 0, 30, "end of all")
+    delays.sort()
+    p50, p99 = (delays[int(len(delays) * part)] * 1000 for part in (0.5, 0.99))
+    print(f"{LOGS:,} logs at {RATE} lines/s over {protocol}: delay from due to listener p50 {p50:.1f} ms,")
+    print(f"  p99 {p99:.1f} ms; relay {share:.0%} of a core, {memory:.0f} MB")
+
+
+def takeover(site: LogSite) -> None:
+    """Seconds of silence after a kill."""
+    waits = []
+    for number in range(3):
+        job, ray_job = f"killed{number}", f"3000-100-0-succeeded-killed{number}"
+        listener = Listener(site.redis, job)
+        first, second = site.relay(), None
+        site.book(job, ray_job)
+        wait_for(lambda listener=listener: len(listener.entries) > 100, 20, "lines")
+        second = site.relay()
+        time.sleep(2)
+        first.kill()
+        killed, before = time.perf_counter(), len(listener.entries)
+        wait_for(lambda listener=listener, before=before: len(listener.entries) > before + 1, 40, "takeover")
+        waits.append(time.perf_counter() - killed)
+        second.kill()
+        listener.close()
+    print(f"takeover after kill -9: {', '.join(f'{wait:.1f}' for wait in waits)} s until the next line")
+
+
+class relay:  # noqa: N801 - used as a function
+    """A relay's process for as long as the block lasts."""
+
+    def __init__(self, site: LogSite) -> None:
+        self._relay: Process = site.relay()
+
+    def __enter__(self) -> psutil.Process:
+        time.sleep(3)
+        return psutil.Process(self._relay.pid)
+
+    def __exit__(self, *_: object) -> None:
+        self._relay.kill()
+
+
+def main() -> None:
+    """Everything in one run."""
+    with tempfile.TemporaryDirectory(prefix="log-relay-") as folder, closing(LogSite(Path(folder))) as site:
+        one_fast_log(site)
+        a_thousand_logs(site, "stream")
+        a_thousand_logs(site, "websocket")
+        takeover(site)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The command `logs`: what a run said and what its Ray jobs printed."""
+
+import os
+import re
+import sys
+from collections import deque
+from collections.abc import Iterator
+from typing import Annotated, Final
+
+import typer
+from redis import Redis
+
+from shared.channels import logs_history
+from shared.follower import LogFollower, LogLine
+from shared.log_entries import LogEnd, entry_of
+from worker.cli.console import DEFAULT_REDIS_URL, RedisUrl, connect, err, fail
+from worker.cli.publish import Job
+
+INTERRUPTED: Final = 130
+
+NOT_COLOURS: Final = re.compile(
+    r"\x1b(?!\[[0-9;:]*m)(?:\[[0-9;:?]*[ -/]*[@-~]?|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?"
+    r"|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]"
+)
+"""What a program can do to a terminal beyond colouring its text."""
+
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the log ends.")]
+Tail = Annotated[int | None, typer.Option("--tail", "-n", min=0, help="Only so many lines of what there is.")]
+Times = Annotated[bool, typer.Option("--timestamps", "-t", help="Show when each line came.")]
+Source = Annotated[str | None, typer.Option(help="Only this source: run, or a Ray job; without a prefix.")]
+
+
+def logs(
+    job: Job,
+    follow: Follow = False,
+    tail: Tail = None,
+    timestamps: Times = False,
+    source: Source = None,
+    redis_url: RedisUrl = DEFAULT_REDIS_URL,
+) -> None:
+    """Show the log of a job: the run's own messages, and every log that is followed for it."""
+    redis = connect(redis_url)
+    try:
+        reason = _show(redis, job, follow=follow, tail=tail, timestamps=timestamps, source=source)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # `| head` has read enough; Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    if reason not in ("", "ended"):
+        err.print(f"[dim]end of the log: {reason}[/]", highlight=False)
+
+
+def _show(
+    redis: Redis, job: str, *, follow: bool, tail: int | None, timestamps: bool, source: str | None
+) -> str:
+    """Write lines as they come; returns why the log ended, empty when it has not."""
+    written, last, reason = _history(redis, job)
+    if not last and not follow:
+        fail(f"no log of job {job} is known", hint="With --follow the command waits for it.")
+    lines = [line for line in written if source in (None, line.source)]
+    for line in lines if tail is None else lines[len(lines) - min(tail, len(lines)) :]:
+        _write(line, timestamps, prefix=source is None)
+    sys.stdout.flush()
+    if reason or not follow:
+        return reason
+    follower = LogFollower(redis, job, after=last)
+    for line in follower:
+        if source in (None, line.source):
+            _write(line, timestamps, prefix=source is None)
+            sys.stdout.flush()
+    return follower.reason
+
+
+def _history(redis: Redis, job: str) -> tuple[deque[LogLine], int, str]:
+    """Everything so far, the number of its last entry, and why it ended if it has."""
+    lines: deque[LogLine] = deque()
+    last, reason = 0, ""
+    for entry in _entries(redis, job):
+        last = entry.seq
+        if isinstance(entry, LogEnd):
+            reason = entry.reason
+        else:
+            lines.append(entry)
+    return lines, last, reason
+
+
+def _entries(redis: Redis, job: str) -> Iterator[LogLine | LogEnd]:
+    start = "-"
+    while page := redis.xrange(logs_history(job), min=start, count=1000):
+        for id_, fields in page:
+            start = f"({id_}"
+            yield entry_of(fields)
+
+
+def _write(line: LogLine, timestamps: bool, *, prefix: bool) -> None:
+    text = shown(line.line) if sys.stdout.isatty() else line.line
+    time = f"{line.time} " if timestamps else ""
+    sys.stdout.write(f"{time}{line.source} | {text}\n" if prefix else f"{time}{text}\n")
+
+
+def shown(text: str) -> str:
+    """A line as a terminal may have it: the last state of a progress bar, colours, and nothing else."""
+    text = NOT_COLOURS.sub("", text.rstrip("\r").rpartition("\r")[2])
+    return f"{text}\x1b[0m" if "\x1b" in text else text
