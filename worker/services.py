@@ -9,7 +9,7 @@ from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from worker.platform import AgentClient, BackendClient, NotFoundError, register_secrets
+from worker.platform import AgentClient, BackendClient, NotFoundError, register_secrets, register_settings
 from worker.platform.streams import StreamLimits
 from worker.plugins import (
     ActionRequest,
@@ -89,6 +89,8 @@ class Services:
             agent_url=settings.synapse_agent_url,
         )
         release = self.store.get(message.plugin)
+        # The author's code may say them.
+        register_settings(release.config.env)
         params = message.params.model_dump(mode="json", exclude_unset=True, by_alias=True)
         request = request_for(release, message.action, params, access, job=run.job, language=message.language)
         return release, request

@@ -23,7 +23,15 @@ from worker.platform.errors import (
     error_type,
 )
 from worker.platform.ray_client import RayClientMixin
-from worker.platform.redaction import clean, redact, redact_event, register_secrets
+from worker.platform.redaction import (
+    clean,
+    holds_secret,
+    mask_secrets,
+    redact,
+    redact_event,
+    register_secrets,
+    register_settings,
+)
 from worker.platform.retries import RetryPolicy
 from worker.platform.streams import AsyncLogTail, StreamLimits, StreamProtocol
 
@@ -57,6 +65,9 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "error_type",
     # secrets
     "register_secrets",
+    "register_settings",
+    "holds_secret",
+    "mask_secrets",
     "redact",
     "redact_event",
     "clean",

@@ -29,6 +29,8 @@ class _Registry:
 
     def add(self, secrets: Iterable[str]) -> None:
         found = {spelling for secret in secrets for spelling in _spellings(secret)}
+        if found.issubset(self._spellings):
+            return
         with self._lock:
             # Longest first: a secret that holds another one is masked whole.
             self._spellings = tuple(sorted(found.union(self._spellings), key=len, reverse=True))
@@ -46,6 +48,27 @@ _registry = _Registry()
 def register_secrets(secrets: Iterable[str]) -> None:
     """Mask these from now on, everywhere in this process. Those under 6 characters are ignored."""
     _registry.add(secrets)
+
+
+def register_settings(settings: Mapping[str, str]) -> None:
+    """Mask the values of settings (a release's `env`) whose name says that they are secret."""
+    register_secrets(value for name, value in settings.items() if patterns.SECRET_KEY.fullmatch(name[-100:]))
+
+
+def holds_secret(text: str) -> bool:
+    """Whether one of this process's own secrets is in `text`: somebody sent back what we sent."""
+    return _registry.mask(text) != text
+
+
+def mask_secrets(value: Any) -> Any:
+    """A JSON value with this process's own secrets masked; the rest is left as it is."""
+    if isinstance(value, str):
+        return _registry.mask(value)
+    if isinstance(value, list):
+        return [mask_secrets(each) for each in value]
+    if isinstance(value, dict):
+        return {mask_secrets(key): mask_secrets(each) for key, each in value.items()}
+    return value
 
 
 def redact(text: str) -> str:

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from pydantic import ValidationError as NotAJobError
 
 from shared.messages import Job
-from worker.platform import MalformedResponseError
+from worker.platform import MalformedResponseError, holds_secret
 from worker.pre_processor.target import PreProcessor
 
 DEFAULT_CPUS = 1
@@ -54,7 +54,9 @@ def dispatched_job(answer: object) -> str:
     if isinstance(answer, dict):
         given = answer["id"] if answer.get("id") is not None else answer.get("job_id")
     try:
-        return _JOB.validate_python(given)
+        job = _JOB.validate_python(given)
+        if not holds_secret(job):
+            return job
     except NotAJobError:
         pass
     raise MalformedResponseError("malformed answer: no job")

@@ -9,6 +9,7 @@ from redis import Redis
 from shared.channels import job_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
+from worker.platform import mask_secrets
 from worker.runs import keys
 from worker.runs.log_channel import LogChannel
 from worker.runs.outcomes import Step
@@ -119,10 +120,12 @@ class RunStore:
 
     def note(self, job: str, name: str, finding: Any) -> None:
         """Keep what a step found out, any JSON, for later steps and for its own second delivery."""
-        self.redis.hset(keys.run_key(job), f"finding:{name}", json.dumps(finding))
+        # It may be what a neighbour answered, and that may be what it was sent.
+        self.redis.hset(keys.run_key(job), f"finding:{name}", json.dumps(mask_secrets(finding)))
 
     def finish(self, job: str, end: End) -> bool:
         """Write the end; false when the run had one already (or is gone)."""
+        end = End(end.status, mask_secrets(end.result))
         stored = json.dumps({"status": end.status, "result": end.result})
         return bool(
             self._scripts.run("finish", [keys.run_key(job), job_key(job)], stored, end.status, end.error)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shared.messages import ToTaskParams
+from worker.platform import holds_secret
 from worker.runs.outcomes import RunFailedError
 
 NO_TASKS = "No tasks found to annotate"
@@ -47,6 +48,9 @@ def read_page(backend: TaskLists, params: ToTaskParams, size: int, link: str | N
     following = answer.get("next")
     if following is not None and not isinstance(following, str):
         raise RunFailedError("The backend's list of tasks is malformed: the link to the next page is no text")
+    if following and holds_secret(following):
+        # It is kept in Redis until it is followed.
+        raise RunFailedError("The backend's list of tasks is malformed: a link shows a token")
     count = answer.get("count")
     return Page([int(each) for each in ids if each], following or None, count if type(count) is int else None)
 

@@ -13,7 +13,6 @@ from shared import JobStatus, Message, Publisher, StopMessage, ToTaskMessage
 from shared.channels import DEAD_LETTERS, job_key
 from tests.integration.safety.proxy import Proxy
 from worker.broker.unacked import HELD_KEY
-from worker.cli.main import app as command
 from worker.sandbox import Process, Sandbox, wait_for
 from worker.sandbox.sandbox import AGENT_ID
 from worker.sandbox.seed import SeededProject, seed_numbered_project
@@ -105,6 +104,8 @@ class Site:
 
     def command(self, *arguments: str) -> tuple[int, str]:
         """The command `synapse-worker`: its exit code and all that it says."""
+        from worker.cli.main import app as command
+
         environ = {"REDIS_URL": self.sandbox.redis_url, "COLUMNS": "200", "TERM": "dumb"}
         result = CliRunner().invoke(command, list(arguments), env=environ)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception

@@ -1,4 +1,4 @@
-"""A worker survives a few hundred messages of any kind, keeps each that it does not take, and then works on."""
+"""A worker survives hundreds of messages of any kind, keeps each that it does not take, and works on."""
 
 import json
 import random
