@@ -73,7 +73,7 @@ def test_a_synchronous_consumer(site: Site) -> None:
         started = time.monotonic()
         with pytest.raises(simple.Empty):
             simple.get(timeout=0.7)
-        assert 0.6 < time.monotonic() - started < 1.5
+        assert 0.6 < time.monotonic() - started < 10
         simple.close()
 
 
