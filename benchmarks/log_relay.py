@@ -114,7 +114,7 @@ def takeover(site: LogSite) -> None:
     print(f"takeover after kill -9: {', '.join(f'{wait:.1f}' for wait in waits)} s until the next line")
 
 
-class relay:  # noqa: N801 - used as a function
+class relay:
     """A relay's process for as long as the block lasts."""
 
     def __init__(self, site: LogSite) -> None:

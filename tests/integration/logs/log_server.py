@@ -1,9 +1,9 @@
 """A server that speaks the agent's API of logs, for tests and benchmarks: its jobs print, and nothing else.
 
 A job's id says what it prints: `{lines}-{a second}-{new lines a connection}-{end}-{name}`, where 0 means all
-at once and all of them. The second connection to `5000-100-50-succeeded-a` breaks off after 100 lines. Line `i`
-is `{i} {time at which it was due}`. A job begins when it is first asked for; the folder that is given remembers
-when, so that the server may be killed and started again.
+at once and all of them. The second connection to `5000-100-50-succeeded-a` breaks off after 100 lines. Line
+`i` is `{i} {time at which it was due}`. A job begins when it is first asked for; the folder that is given
+remembers when, so that the server may be killed and started again.
 
 Run by `python log_server.py PORT FOLDER`.
 """

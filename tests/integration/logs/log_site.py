@@ -17,9 +17,10 @@ from worker.sandbox.processes import Process, free_port, listens, start
 from worker.sandbox.redis import RedisServer
 
 ROOT = Path(__file__).parents[3]
-RELAY = (
-    "from worker.logs.step import new_event_loop, run_relay; new_event_loop().run_until_complete(run_relay())"
-)
+RELAY = """
+from worker.logs.step import new_event_loop, run_relay
+new_event_loop().run_until_complete(run_relay())
+"""
 
 Entry = dict[str, Any]
 
