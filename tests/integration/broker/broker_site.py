@@ -91,7 +91,7 @@ class Site:
         return [letter for _, letter in self.redis.xrange("synapse:dead_letters")]
 
     def wait(self, condition: Callable[[], Any], seconds: float, what: str = "condition") -> None:
-        """`seconds` is what a quiet machine takes; a busy one gets half a minute more before it is a failure."""
+        """`seconds` is what a quiet machine takes; a busy one gets half a minute more."""
         wait_for(lambda: bool(condition()), seconds + 30, what)
 
     def close(self) -> None:
