@@ -11,6 +11,7 @@ from worker.sandbox import wait_for
 HANGING = 50
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(110)
 def test_fifty_deploys_on_a_hanging_agent_leave_a_to_task_its_time(ground: Ground) -> None:
     with ground.site(WORKER_ANNOTATE_CHUNK="50") as site:

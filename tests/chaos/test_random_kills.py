@@ -107,8 +107,8 @@ def with_patience(publish: Callable[[], None]) -> None:
 
 @pytest.mark.timeout(110)
 def test_a_short_rage_loses_nothing_and_doubles_nothing(ground: Ground) -> None:
-    strikes = ["worker"] * 5 + ["redis", "backend"]
-    rage(ground, runs=40, strikes=strikes, over=6.0, seed=SEED)
+    strikes = ["worker"] * 4 + ["redis", "backend"]
+    rage(ground, runs=30, strikes=strikes, over=4.0, seed=SEED)
 
 
 @pytest.mark.chaos

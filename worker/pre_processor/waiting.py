@@ -26,6 +26,8 @@ BATCH = 500
 """Waiters that one turn sees to: it must end well before its message is delivered again."""
 LOCKED_SECONDS = 0.3
 LEAST_PATIENCE_SECONDS = 30.0
+SECONDS_TO_PUBLISH = 5.0
+"""In which a backend that got a dispatch has published the deployment's message."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def _silence(services: Services) -> float:
     """Seconds. By then the broker has delivered again what a dead dispatcher held, and the backend has
     published what it got of it."""
     timeout = services.settings.worker_pre_processor_timeout_seconds
-    return min(services.runs.timing.patience, max(LEAST_PATIENCE_SECONDS, timeout / 3))
+    delivered_again = services.runs.timing.visibility_timeout + SECONDS_TO_PUBLISH
+    return min(delivered_again, max(LEAST_PATIENCE_SECONDS, timeout / 3))
 
 
 def _dispatcher_lives(dispatch: Dispatch, services: Services) -> bool:
