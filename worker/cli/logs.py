@@ -1,7 +1,6 @@
 """The command `logs`: what a run said and what its Ray jobs printed."""
 
 import os
-import re
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -15,14 +14,9 @@ from shared.follower import LogFollower, LogLine
 from shared.log_entries import LogEnd, entry_of
 from worker.cli.console import DEFAULT_REDIS_URL, RedisUrl, connect, err, fail
 from worker.cli.publish import Job
+from worker.cli.terminal_text import shown
 
 INTERRUPTED: Final = 130
-
-NOT_COLOURS: Final = re.compile(
-    r"\x1b(?!\[[0-9;:]*m)(?:\[[0-9;:?]*[ -/]*[@-~]?|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?"
-    r"|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]"
-)
-"""What a program can do to a terminal beyond colouring its text."""
 
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the log ends.")]
 Tail = Annotated[int | None, typer.Option("--tail", "-n", min=0, help="Only so many lines of what there is.")]
@@ -98,9 +92,3 @@ def _write(line: LogLine, timestamps: bool, *, prefix: bool) -> None:
     text = shown(line.line) if sys.stdout.isatty() else line.line
     time = f"{line.time} " if timestamps else ""
     sys.stdout.write(f"{time}{line.source} | {text}\n" if prefix else f"{time}{text}\n")
-
-
-def shown(text: str) -> str:
-    """A line as a terminal may have it: the last state of a progress bar, colours, and nothing else."""
-    text = NOT_COLOURS.sub("", text.rstrip("\r").rpartition("\r")[2])
-    return f"{text}\x1b[0m" if "\x1b" in text else text

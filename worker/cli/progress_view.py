@@ -13,8 +13,8 @@ from rich.text import Text
 
 from shared.follower import LogFollower, LogLine, RunEvent, follow_run
 from shared.statuses import JobStatus
-from worker.cli.logs import shown
 from worker.cli.screen import PlainLines, Screen, View
+from worker.cli.terminal_text import shown
 
 LAST_LINES_SECONDS: Final = 3.0
 """How long to wait for the end of the log after the run's end: other logs may go on for hours."""

@@ -8,13 +8,13 @@ from celery import Celery
 from tests.integration.logs.log_site import Listener, LogSite, check_whole
 from worker.sandbox.processes import wait_for
 
-KILLS = 4
+KILLS = 3
 
 
 def test_relay_killed_again_and_again_loses_repeats_and_swaps_nothing(site: LogSite) -> None:
     # Given logs that print quickly and slowly, over both protocols, and a listener from the beginning
-    fast = {f"20000-4000-0-succeeded-{number}": 20_000 for number in range(2)}
-    slow = {f"400-60-0-succeeded-{number}": 400 for number in range(6)}
+    fast = {f"12000-3000-0-succeeded-{number}": 12_000 for number in range(2)}
+    slow = {f"300-60-0-succeeded-{number}": 300 for number in range(6)}
     for number, name in enumerate([*fast, *slow]):
         site.book("42", name, "websocket" if name in slow and number % 2 else "stream")
     with closing(Listener(site.redis, "42")) as listener:

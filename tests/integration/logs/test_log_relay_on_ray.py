@@ -1,0 +1,78 @@
+"""Real Ray jobs, from the message to the channel, through the sandbox's agent and a real worker."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from redis import Redis
+
+from shared.channels import logs_history
+from shared.follower import LogFollower
+from shared.messages import TailLogsMessage
+from shared.publisher import Publisher
+from tests.integration.ray_client.jobs import JOBS, Cluster, printed
+from worker.sandbox import Sandbox
+
+pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
+
+PRINTED = {
+    "steady": ("ended", [f"step {number}" for number in range(5)]),
+    "pieces": ("ended", ["partial", "한국어", "last"]),
+    "failing": ("ended", ["before", "it failed"]),
+    "silent": ("ended", []),
+    "endless": ("stopped", ["still here 0", "still here 1"]),
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Jobs that run, and the booking of each one's log for a job of its name."""
+    with Sandbox(plugins_dir=tmp_path_factory.mktemp("plugins"), num_cpus=3) as sandbox:
+        cluster = Cluster(sandbox, tmp_path_factory.mktemp("scripts"))
+        for name in (*PRINTED, "colours"):
+            cluster.submit(name, JOBS[name])
+        sandbox.start_worker(queues="logs", concurrency=2)
+        with Publisher(sandbox.redis_url) as publisher:
+            for name, ray_job in cluster.jobs.items():
+                publisher.publish(TailLogsMessage(job=name, ray_job=ray_job))
+        yield cluster
+
+
+@pytest.fixture
+def redis(cluster: Cluster) -> Iterator[Redis]:
+    with Redis.from_url(cluster.sandbox.redis_url, decode_responses=True) as redis:
+        yield redis
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_log_of_a_real_job_is_relayed_to_its_end(name: str, cluster: Cluster, redis: Redis) -> None:
+    # Given a job whose log was asked for; one without an end is stopped once it prints
+    reason, expected = PRINTED[name]
+    follower = LogFollower(redis, name)
+    lines = []
+    for line in follower:
+        lines.append(line.line)
+        if line.line == "still here 1":
+            with cluster.client() as client:
+                client.stop_job(cluster.jobs[name])
+
+    # Then the follower ends by itself, with all that was printed and why there is no more
+    assert printed(lines)[: len(expected)] == expected
+    assert name == "endless" or len(printed(lines)) == len(expected)
+    assert follower.reason == reason
+
+
+def test_command_logs_follows_a_real_job_and_leaves_its_text_alone(cluster: Cluster, redis: Redis) -> None:
+    # When the log is followed into a pipe
+    command = [sys.executable, "-c", "from worker.cli import main; main()", "logs", "colours", "--follow"]
+    options = ["--source", cluster.jobs["colours"], "--redis-url", cluster.sandbox.redis_url]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
+
+    # Then what the job printed comes as it is, the line that is too long cut and marked
+    assert done.returncode == 0, done.stderr
+    lines = printed(done.stdout.split("\n"))
+    assert lines[:4] == ["\x1b[31m빨강\x1b[0m 🙂", 'data: {"type": "complete"}', "", '{"loss": 0.1}']
+    assert lines[4].endswith("… [cut: 300000 bytes]")
+    # And the end stands in the history, last
+    assert redis.xrevrange(logs_history("colours"), count=1)[0][1]["type"] == "end"
