@@ -1,0 +1,75 @@
+"""`watch` and `logs` as people use them: on a terminal, until Ctrl-C."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from shared.messages import DeployMessage
+from tests.unit.runs.runs_helpers import RecordingSender
+from worker.runs.runs import Runs, Timing
+from worker.sandbox.processes import wait_for
+from worker.sandbox.redis import RedisServer
+
+COMMAND = [sys.executable, "-c", "from worker.cli import main; main()"]
+SHOW_CURSOR = "\x1b[?25h"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("command", [["watch", "42"], ["logs", "42", "--follow"]])
+def test_ctrl_c_leaves_the_terminal_as_it_was(command: list[str], server: RedisServer) -> None:
+    # Given a run that goes on, followed on a terminal
+    with Redis.from_url(server.url, decode_responses=True) as redis:
+        runs = Runs(redis, RecordingSender(), Timing(60))
+        message = DeployMessage.model_validate({"job": 42, "plugin": "digits@1.0.0", "agent": 1})
+        runs.store.accept(message, "deploy")
+        runs.advance(runs.store.load("42"), "deploy", 30)
+        runs.events.message("42", "a line of the log")
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+    environ = {**os.environ, "REDIS_URL": server.url, "TERM": "xterm-256color", "COLUMNS": "100"}
+    process = subprocess.Popen(
+        [*COMMAND, *command], stdin=theirs, stdout=theirs, stderr=theirs, env=environ, start_new_session=True
+    )
+    os.close(theirs)
+    screen = Screen(ours)
+    wait_for(lambda: "a line of the log" in screen.text(), 20, "the log")
+
+    # When it is interrupted
+    process.send_signal(signal.SIGINT)
+
+    # Then it ends with the shell's code for that, without a traceback, the cursor shown again
+    assert process.wait(timeout=20) == 130
+    text = screen.text()
+    os.close(ours)
+    assert "Traceback" not in text
+    assert "Aborted" not in text
+    assert text.rfind("\x1b[?25l") <= text.rfind(SHOW_CURSOR)
+
+
+class Screen:
+    """What a terminal was sent so far."""
+
+    def __init__(self, file: int) -> None:
+        self._file, self._text = file, ""
+
+    def text(self) -> str:
+        try:
+            while data := os.read(self._file, 65536):
+                self._text += data.decode(errors="replace")
+        except (BlockingIOError, OSError):  # nothing yet, or the other side is gone
+            pass
+        return self._text

@@ -1,0 +1,118 @@
+"""`synapse-worker logs` and what `watch` shows, on a Redis in memory."""
+
+import io
+
+import pytest
+from fakeredis import FakeRedis
+from rich.console import Console
+from typer.testing import CliRunner
+
+from shared.statuses import JobStatus
+from tests.unit.logs.logs_helpers import Log
+from worker.cli.main import app
+from worker.cli.progress_view import watch
+from worker.cli.terminal_text import shown
+from worker.runs.record import End
+from worker.runs.runs import Runs
+
+RAY = "raysubmit_1"
+
+
+@pytest.fixture(autouse=True)
+def connected(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.cli.logs.connect", lambda _url: redis)
+
+
+@pytest.fixture
+def told(run: Runs, log: Log) -> Runs:
+    """A run that has ended, with a log that was followed for it."""
+    log.book(RAY)
+    log.begin(RAY, "1")
+    run.events.message("42", "hello")
+    log.add(RAY, "1", 0, "\x1b[31m빨강\x1b[0m", "10 %\r20 %")
+    log.close(RAY, "1")
+    run.advance(run.store.load("42"), "deploy", 50)
+    run.finish("42", End(JobStatus.SUCCEEDED, {}))
+    return run
+
+
+def logs(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["logs", "42", *arguments])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_logs_shows_every_line_with_its_source(told: Runs) -> None:
+    assert logs() == (f"run | hello\n{RAY} | \x1b[31m빨강\x1b[0m\n{RAY} | 10 %\r20 %\nrun | SUCCEEDED\n")
+
+
+def test_logs_of_one_source_is_its_text_alone(told: Runs) -> None:
+    assert logs("--source", RAY) == "\x1b[31m빨강\x1b[0m\n10 %\r20 %\n"
+
+
+def test_logs_shows_as_many_of_the_last_lines_as_wanted(told: Runs) -> None:
+    assert logs("--tail", "1") == "run | SUCCEEDED\n"
+    assert logs("--tail", "0") == ""
+
+
+def test_logs_shows_times_where_wanted(told: Runs) -> None:
+    assert logs("-t", "-n", "1").endswith("+00:00 run | SUCCEEDED\n")
+
+
+def test_following_a_log_that_is_over_ends(told: Runs) -> None:
+    assert logs("--follow") == logs()
+
+
+def test_logs_of_an_unknown_job_says_so() -> None:
+    done = CliRunner().invoke(app, ["logs", "42"])
+
+    assert done.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("printed", "text"),
+    [
+        ("plain 한국어\tx", "plain 한국어\tx"),
+        ("\x1b[31mred\x1b[0m", "\x1b[31mred\x1b[0m\x1b[0m"),
+        ("10 %\r20 %\r", "20 %"),
+        ("\x1b[2J\x1b[Hcleared\x1b]0;title\x07\x07", "cleared"),
+        ("\x1bcreset\x9b2J", "reset2J"),
+    ],
+)
+def test_terminal_gets_colours_and_nothing_else_of_a_program(printed: str, text: str) -> None:
+    assert shown(printed) == text
+
+
+def test_watch_without_a_terminal_prints_plain_lines(told: Runs, redis: FakeRedis) -> None:
+    output = io.StringIO()
+
+    followed = watch(redis, "42", Console(file=output, width=40))
+
+    assert followed.status is JobStatus.SUCCEEDED
+    assert output.getvalue().splitlines() == [
+        "run | hello",
+        f"{RAY} | 빨강",
+        f"{RAY} | 20 %",
+        "run | SUCCEEDED",
+    ]
+
+
+def test_watch_on_a_terminal_shows_bars_above_the_log(run: Runs, redis: FakeRedis) -> None:
+    from worker.cli.screen import Screen, Text
+
+    # Given a terminal of ten rows, two steps, and more lines than have room
+    output = io.StringIO()
+    console = Console(file=output, width=60, height=10, force_terminal=True, color_system=None)
+    with Screen(console) as screen:
+        screen.progress("deploy", 40)
+        screen.progress("register", 10)
+        screen.metrics("register", "3 success")
+        for number in range(30):
+            screen.log(Text(f"run | line {number} " + "x" * 100))
+
+    # Then the bars stand above the last lines, each line on one row
+    rows = output.getvalue().rpartition("deploy")[2].splitlines()
+    assert "100.0 %" in rows[0]
+    assert "3 success" in rows[1]
+    assert [row.split()[3] for row in rows[2:] if "line" in row] == [str(number) for number in range(23, 30)]
+    assert all(len(row) <= 60 for row in rows[2:])
