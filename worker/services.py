@@ -1,5 +1,6 @@
 """What a process has one of: settings, Redis, clients, the plugin store and host, the runs."""
 
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
 from tempfile import gettempdir
@@ -9,7 +10,14 @@ from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from worker.platform import AgentClient, BackendClient, NotFoundError, register_secrets, register_settings
+from worker.platform import (
+    AgentClient,
+    BackendClient,
+    MalformedResponseError,
+    NotFoundError,
+    register_secrets,
+    register_settings,
+)
 from worker.platform.streams import StreamLimits
 from worker.plugins import (
     ActionRequest,
@@ -125,9 +133,13 @@ class Services:
             return None
         if not found.get("url"):
             return None
-        if found.get("token"):
-            register_secrets([found["token"]])
-        return self._agent_of(found["url"], found.get("token"), tenant)
+        url, agent_token = found["url"], found.get("token") or ""
+        if isinstance(url, str) and isinstance(agent_token, str):
+            register_secrets([agent_token])
+            # What the client has against them may be in the error's text, so that is left behind.
+            with suppress(ValueError):
+                return self._agent_of(url, agent_token, tenant)
+        raise MalformedResponseError("malformed answer: the agent's address or token cannot be used")
 
     @lru_cache(maxsize=64)  # noqa: B019 - the services live as long as the process
     def _agent_of(self, url: str, token: str | None, tenant: str | None) -> AgentClient:

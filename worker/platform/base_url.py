@@ -2,7 +2,7 @@
 
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from worker.platform.errors import MalformedResponseError
+from worker.platform.errors import StrayLinkError
 from worker.platform.requests import Query
 
 _PORTS = {"http": 80, "https": 443}
@@ -31,14 +31,14 @@ class BaseUrl:
     def relative(self, url: str) -> tuple[str, Query]:
         """Path and query of a link that the service sent, relative to the base URL.
 
-        Raises `MalformedResponseError` for a link that leads anywhere else: our tokens would go there.
+        Raises `StrayLinkError` for a link that leads anywhere else: our tokens would go there.
         """
         if _origin(url) != self._origin:
-            raise MalformedResponseError("malformed answer: a link leads to another server")
+            raise StrayLinkError("malformed answer: a link leads to another server")
         parts = urlsplit(url)
         segments = parts.path.lower().replace("%2e", ".").replace("\\", "/").split("/")
         if not parts.path.startswith(self._prefix) or "@" in parts.netloc or {".", ".."} & set(segments):
-            raise MalformedResponseError("malformed answer: a link leads out of the base URL")
+            raise StrayLinkError("malformed answer: a link leads out of the base URL")
         return parts.path.removeprefix(self._prefix), tuple(parse_qsl(parts.query, keep_blank_values=True))
 
 

@@ -58,6 +58,10 @@ class MalformedResponseError(ClientError):
         self.cut_off = cut_off
 
 
+class StrayLinkError(MalformedResponseError):
+    """A list's link to its next page leads elsewhere; asking again does not change that."""
+
+
 class HTTPError(ClientError):
     """The service answered with an error."""
 

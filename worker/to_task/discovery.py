@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shared.messages import ToTaskParams
-from worker.platform import holds_secret
+from worker.platform import StrayLinkError, holds_secret
 from worker.runs.outcomes import RunFailedError
 
 NO_TASKS = "No tasks found to annotate"
@@ -36,7 +36,11 @@ def page_size(chunk: int) -> int:
 
 def read_page(backend: TaskLists, params: ToTaskParams, size: int, link: str | None) -> Page:
     """The page at `link`, or the first; `RunFailedError` when it is no list of integer ids."""
-    answer = backend.list_tasks(params.task_filters, params.project, page_size=size, url=link)
+    try:
+        answer = backend.list_tasks(params.task_filters, params.project, page_size=size, url=link)
+    except StrayLinkError as error:
+        # The link is kept: it would be refused for as long as the run came back for it.
+        raise RunFailedError(f"The backend's list of tasks cannot be followed: {error}") from None
     results = answer.get("results")
     if not isinstance(results, list):
         raise RunFailedError("The backend's list of tasks is malformed: it has no results")
