@@ -1,0 +1,123 @@
+"""What Ray Serve, agents and file names say reaches users without secrets and breaks nothing."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery
+from pydantic import SecretStr
+
+from worker.actions.serve_state import interpret_serve_status
+from worker.dead_letters import DeadLetters
+from worker.platform import MalformedResponseError, clean, mask_secrets, redact, register_secrets
+from worker.platform import register_settings as register
+from worker.runs.request import QuietRequest
+from worker.services import Services
+from worker.settings import Settings
+
+OURS = "hush-ours-5521"
+CONFESSION = (
+    f"could not reach https://u:hush-userinfo@db/x?key=hush-query with token=hush-named,"
+    f' headers {{"Authorization": "Bearer hush-bearer-12345678", "X": "{OURS[:4]}\x1b[0m{OURS[4:]}"}}'
+)
+
+
+@pytest.fixture(autouse=True)
+def _known() -> None:
+    register_secrets([OURS])
+
+
+@pytest.mark.parametrize("status", ["DEPLOY_FAILED", "DEPLOYING", "UNHEALTHY"])
+@pytest.mark.parametrize("where", ["application", "deployment"])
+def test_serves_explanation_of_a_failure_has_no_secret(status: str, where: str) -> None:
+    message = (
+        "Traceback (most recent call last):\n"
+        '  File "/tmp/ray/plugin/actions.py", line 3, in __init__\n'
+        f"    connect(password='hush-source-line')\nValueError: {CONFESSION}\n"
+    )
+    details: dict[str, Any] = {"status": status, "message": "", "deployments": {"a": {"message": ""}}}
+    if where == "application":
+        details["message"] = message
+    else:
+        details["deployments"]["a"]["message"] = message
+
+    _, _, reason = interpret_serve_status(details)
+
+    assert "hush" not in reason
+    if where == "deployment" or status != "DEPLOYING":
+        assert "ValueError: could not reach <url>" in reason
+
+
+def test_a_task_event_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[dict[str, Any]] = []
+    request = QuietRequest.__new__(QuietRequest)
+    monkeypatch.setattr(
+        "celery.worker.request.Request.send_event", lambda _self, type, **fields: sent.append(fields)
+    )
+
+    request.send_event(
+        "task-failed", exception=repr(ValueError(CONFESSION.replace("\x1b[0m", ""))), runtime=1.5
+    )
+
+    assert sent[0]["runtime"] == 1.5
+    assert "hush" not in sent[0]["exception"].replace("hush-query", "")
+
+
+def test_values_of_secret_settings_are_masked_and_others_are_not() -> None:
+    register({"HF_TOKEN": "hush-hf-token", "DB_PASSWORD": "hush-db-password", "MODE": "production"})
+
+    assert redact("hush-hf-token hush-db-password production") == "*** *** production"
+
+
+def test_only_the_own_secrets_of_a_value_are_masked() -> None:
+    value = {"tokenizer": "bert", "api_key": "theirs", "note": [f"{OURS}!", 5, None], OURS: 1.5}
+
+    assert mask_secrets(value) == {
+        "tokenizer": "bert",
+        "api_key": "theirs",
+        "note": ["***!", 5, None],
+        "***": 1.5,
+    }
+
+
+@pytest.mark.parametrize("text", ["caf\udce9.json", "\ud800", "ok \udfff\ud800"])
+def test_half_a_character_can_be_told(text: str, redis: Any) -> None:
+    assert clean(text).encode()
+    assert redact(text).encode()
+    DeadLetters(redis).add(text, [[], {text: text}], text)
+    [letter] = DeadLetters(redis).all()
+    assert json.loads(letter.body) == [[], {text: text}]
+
+
+@pytest.mark.parametrize(
+    ("url", "token"),
+    [
+        ("http://user:hush-pass@127.0.0.1:1/", "x"),
+        ("ftp://127.0.0.1", "x"),
+        ("127.0.0.1:80", "x"),
+        ("http://127.0.0.1", "two\nlines"),
+        ("http://127.0.0.1", 5),
+        (["http://127.0.0.1"], "x"),
+        ({"url": 1}, "x"),
+    ],
+)
+def test_an_agent_whose_record_is_odd_is_a_malformed_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: Any, token: Any
+) -> None:
+    found = SimpleNamespace(get_agent=lambda _id: {"id": 1, "url": url, "token": token})
+    settings = Settings(
+        synapse_host="http://backend",
+        synapse_access_token=SecretStr("hush-worker"),
+        plugins_dir=tmp_path,
+    )
+    services = Services(settings, Celery(set_as_current=False))
+    monkeypatch.setattr(services, "backend", lambda _tenant: found)
+
+    with pytest.raises(MalformedResponseError) as caught:
+        services.agent(1)
+
+    assert str(caught.value) == "malformed answer: the agent's address or token cannot be used"
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
