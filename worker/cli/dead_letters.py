@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from shared import DeployMessage, Message, Publisher, StopMessage, TailLogsMessage, ToTaskMessage
-from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, RedisUrl, connect, fail, out
+from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, RedisUrl, connect, fail, out, queue_url
 from worker.dead_letters import DeadLetter, DeadLetters
 from worker.runs.store import RunStore
 
@@ -57,7 +57,7 @@ def replay(id_: Id, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerU
             hint="Either the job was over before, or the backend has not been told yet.",
         )
     try:
-        with Publisher(broker_url or redis_url) as publisher:
+        with Publisher(queue_url(broker_url, redis_url)) as publisher:
             publisher.publish(message)
     except (OperationalError, OSError) as error:
         if opens_job:

@@ -1,19 +1,38 @@
 """Is everything there that a worker needs? One line a finding, with what to do."""
 
 import contextlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from typing import Final
 
 import typer
+from kombu import Connection
+from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import RedisError
+from rich.markup import escape
 
 from worker.cli.console import out
 from worker.platform import AgentClient, BackendClient, ClientError, NotFoundError, clean
-from worker.plugins import PluginError
+from worker.plugins import PluginError, PluginStore
 from worker.plugins.ray_session import session
 from worker.settings import Settings, SettingsError, load
 
 Check = Callable[[Settings], str]
+
+CONNECT_SECONDS: Final = 3
+WHERE_TO_LOOK: Final = {
+    "redis": "REDIS_URL",
+    "queue": "CELERY_BROKER_URL",
+    "backend": "SYNAPSE_HOST, SYNAPSE_ACCESS_TOKEN",
+    "agent": "SYNAPSE_AGENT_URL, SYNAPSE_AGENT_TOKEN",
+    "ray": "RAY_ADDRESS, RAY_AUTH_MODE, RAY_AUTH_TOKEN",
+    "plugins": "PLUGINS_DIR",
+}
+
+
+class _NotConfiguredError(Exception):
+    """Nothing is wrong, but somebody may miss it."""
 
 
 def doctor() -> None:
@@ -27,6 +46,7 @@ def doctor() -> None:
     out.print("[green]✓[/] settings")
     checks: dict[str, Check] = {
         "redis": _redis,
+        "queue": _queue,
         "backend": _backend,
         "agent": _agent,
         "ray": _ray,
@@ -40,16 +60,28 @@ def doctor() -> None:
 def _passes(name: str, check: Check, settings: Settings) -> bool:
     try:
         found = check(settings)
-    except (ClientError, PluginError, RedisError, OSError) as error:
-        out.print(f"[red]✗[/] {name}: {clean(str(error)) or type(error).__name__}", highlight=False)
+    except _NotConfiguredError as note:
+        out.print(f"[yellow]![/] {name}: {note}", highlight=False)
+        return True
+    except (ClientError, OperationalError, PluginError, RedisError, OSError) as error:
+        what = escape(clean(str(error)) or type(error).__name__)
+        out.print(f"[red]✗[/] {name}: {what} [dim](see {WHERE_TO_LOOK[name]})[/]", highlight=False)
         return False
     out.print(f"[green]✓[/] {name}: {found}", highlight=False)
     return True
 
 
 def _redis(settings: Settings) -> str:
-    version = Redis.from_url(settings.redis_url, socket_connect_timeout=3).info("server")["redis_version"]
-    return f"version {version}"
+    redis = Redis.from_url(settings.redis_url, socket_connect_timeout=CONNECT_SECONDS)
+    return f"version {redis.info('server')['redis_version']}"
+
+
+def _queue(settings: Settings) -> str:
+    if settings.celery_broker_url is None:
+        return "the Redis of REDIS_URL"
+    with Connection(settings.broker_url, connect_timeout=CONNECT_SECONDS) as connection:
+        connection.ensure_connection(max_retries=1, timeout=CONNECT_SECONDS)
+        return f"connected over {connection.transport.driver_type}"
 
 
 def _backend(settings: Settings) -> str:
@@ -62,7 +94,7 @@ def _backend(settings: Settings) -> str:
 
 def _agent(settings: Settings) -> str:
     if settings.synapse_agent_url is None:
-        return "not configured: looked up in the backend by its id"
+        raise _NotConfiguredError("SYNAPSE_AGENT_URL is not set: looked up in the backend by its id")
     token = settings.synapse_agent_token
     with AgentClient(settings.synapse_agent_url, token.get_secret_value() if token else "") as agent:
         agent.health()
@@ -71,11 +103,29 @@ def _agent(settings: Settings) -> str:
 
 def _ray(settings: Settings) -> str:
     if settings.ray_address is None:
-        return "RAY_ADDRESS is not set: a deploy would end FAILED"
-    session.connect(settings.ray_address)
+        raise _NotConfiguredError("RAY_ADDRESS is not set: a deploy would end FAILED")
+    with _silent_stderr():
+        session.connect(settings.ray_address)
     return "connected"
 
 
 def _plugins(settings: Settings) -> str:
-    releases = sum(1 for entry in settings.plugins_dir.iterdir() if "@" in entry.name)
-    return f"{releases} releases"
+    count = len(PluginStore(settings.plugins_dir).names())
+    if not count:
+        raise _NotConfiguredError(
+            "PLUGINS_DIR holds no release, which is a folder or .zip named code@version"
+        )
+    return f"{count} release{'s' if count > 1 else ''}"
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Ray warns once a second, past Python, which would hide the one line that says what is wrong."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

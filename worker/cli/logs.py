@@ -4,7 +4,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from redis import Redis
@@ -12,11 +12,8 @@ from redis import Redis
 from shared.channels import logs_history
 from shared.follower import LogFollower, LogLine
 from shared.log_entries import LogEnd, entry_of
-from worker.cli.console import DEFAULT_REDIS_URL, RedisUrl, connect, err, fail
-from worker.cli.publish import Job
+from worker.cli.console import DEFAULT_REDIS_URL, INTERRUPTED, Job, RedisUrl, connect, err, fail
 from worker.cli.terminal_text import shown
-
-INTERRUPTED: Final = 130
 
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the log ends.")]
 Tail = Annotated[int | None, typer.Option("--tail", "-n", min=0, help="Only so many lines of what there is.")]

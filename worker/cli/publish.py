@@ -8,14 +8,18 @@ from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
 from shared import DeployMessage, Message, Publisher, StopMessage, ToTaskMessage
-from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, RedisUrl, connect, fail, out
-from worker.cli.progress_view import watch
+from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, Job, RedisUrl, fail, out, queue_url
+from worker.cli.following import follow_to_end
 
-Job = Annotated[str, typer.Argument(help="The backend's id of the job.", metavar="JOB")]
 Plugin = Annotated[str, typer.Argument(help="The plugin's release, code@version.", metavar="PLUGIN")]
 Params = Annotated[str, typer.Option("--params", help="The message's params, a JSON object.")]
 Tenant = Annotated[str | None, typer.Option(help="The tenant at the backend.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the run until it ends.")]
+
+WORDS_FOR_PATTERNS = {
+    "plugin": "must be code@version, for example digits@1.0.0",
+    "job": "must be an id of letters, digits, '_', '-' and '.'",
+}
 
 
 def deploy(
@@ -30,8 +34,9 @@ def deploy(
 ) -> None:
     """Put a plugin's model online on Ray Serve."""
     fields = _fields(job=job, plugin=plugin, agent=agent, params=_json(params), tenant=tenant)
-    _publish(DeployMessage, fields, broker_url or redis_url)
-    _follow(job, follow, redis_url)
+    _publish(DeployMessage, fields, queue_url(broker_url, redis_url))
+    if follow:
+        follow_to_end(job, redis_url)
 
 
 def to_task(
@@ -45,13 +50,14 @@ def to_task(
 ) -> None:
     """Pre-annotate the tasks of a project."""
     fields = _fields(job=job, plugin=plugin, params=_json(params), tenant=tenant)
-    _publish(ToTaskMessage, fields, broker_url or redis_url)
-    _follow(job, follow, redis_url)
+    _publish(ToTaskMessage, fields, queue_url(broker_url, redis_url))
+    if follow:
+        follow_to_end(job, redis_url)
 
 
 def stop(job: Job, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerUrl = None) -> None:
     """End a run, also one that has not been read yet."""
-    _publish(StopMessage, {"job": job}, broker_url or redis_url)
+    _publish(StopMessage, {"job": job}, queue_url(broker_url, redis_url))
 
 
 def _fields(**fields: Any) -> dict[str, Any]:
@@ -72,7 +78,7 @@ def _publish(model: type[Message], fields: dict[str, Any], broker_url: str) -> N
     try:
         message = model.model_validate(fields)
     except ValidationError as error:
-        fail("; ".join(f"{'.'.join(str(p) for p in e['loc'])}: {e['msg']}" for e in error.errors()))
+        fail("; ".join(_mistake(item) for item in error.errors()))
     try:
         with Publisher(broker_url) as publisher:
             publisher.publish(message)
@@ -84,10 +90,8 @@ def _publish(model: type[Message], fields: dict[str, Any], broker_url: str) -> N
     out.print(f"{model.task} published: job {message.job}")
 
 
-def _follow(job: str, follow: bool, redis_url: str) -> None:
-    if not follow:
-        return
-    followed = watch(connect(redis_url), job, out)
-    out.print(f"{followed.status} {followed.error}".rstrip(), markup=False)
-    if followed.status != "SUCCEEDED":
-        raise typer.Exit(1)
+def _mistake(item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "string_pattern_mismatch":
+        return f"{name}: {WORDS_FOR_PATTERNS.get(name, 'has characters that are not allowed')}"
+    return f"{name}: {item['msg'].removeprefix('Value error, ')}"

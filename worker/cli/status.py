@@ -7,10 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from shared.channels import job_key
-from worker.cli.console import DEFAULT_REDIS_URL, RedisUrl, connect, fail, out
-from worker.cli.logs import INTERRUPTED
-from worker.cli.progress_view import watch as watch_run
-from worker.cli.publish import Job
+from worker.cli.console import DEFAULT_REDIS_URL, Job, RedisUrl, connect, fail, out
+from worker.cli.following import follow_to_end
 from worker.runs.keys import LIVE
 from worker.runs.recovery import RUN_PREFIX
 
@@ -29,32 +27,48 @@ def status(
     records = {name: redis.hgetall(job_key(name)) for name in jobs}
     if job is not None and not records[job]:
         fail(f"no run of job {job} is known", hint="A run's record expires a day after its end was reported.")
-    table = Table("job", "action", "plugin", "status", "step", "overall", "tasks", "seconds", "error")
-    for name, record in records.items():
-        if record:
-            table.add_row(*(escape(text) for text in (name, *_row(record))))
-    out.print(table if jobs else "no live runs")
+    shown = {name: _shown(name, record) for name, record in records.items() if record}
+    if job is not None:
+        out.print(_lines(shown[job]))
+    elif shown:
+        out.print(_table(list(shown.values())))
+    else:
+        out.print("no live runs")
 
 
 def watch(job: Job, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
     """Show a run's progress above its log until it ends."""
-    try:
-        followed = watch_run(connect(redis_url), job, out)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    out.print(f"{followed.status} {followed.error}".rstrip(), markup=False)
+    follow_to_end(job, redis_url)
 
 
-def _row(record: dict[str, str]) -> list[str]:
-    done = f"{record['success']}+{record['failed']}/{record['total']}" if record["total"] != "0" else ""
+def _shown(job: str, record: dict[str, str]) -> dict[str, str]:
     until = time.time() if record["status"] in {"PENDING", "RUNNING"} else float(record["updated"])
-    return [
-        record["action"],
-        record["plugin"],
-        record["status"],
-        record["step"],
-        f"{float(record['overall']):.0f} %",
-        done,
-        f"{max(until - float(record['started']), 0):.0f}",
-        record["error"],
-    ]
+    tasks = f"{record['success']} of {record['total']}" if record["total"] != "0" else ""
+    return {
+        "job": job,
+        "action": record["action"],
+        "plugin": record["plugin"],
+        "status": record["status"],
+        "step": record["step"],
+        "overall": f"{float(record['overall']):.0f} %",
+        "tasks": tasks + (f", {record['failed']} failed" if record["failed"] != "0" else ""),
+        "seconds": f"{max(until - float(record['started']), 0):.0f}",
+        "error": record["error"],
+    }
+
+
+def _lines(shown: dict[str, str]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for name, value in shown.items():
+        if value:
+            table.add_row(f"[dim]{name}[/]", escape(value))
+    return table
+
+
+def _table(rows: list[dict[str, str]]) -> Table:
+    """Live runs, none of which has an error; narrow enough for a terminal of 80 columns."""
+    names = [name for name in rows[0] if name not in ("action", "error")]
+    table = Table(*names, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(escape(row[name]) for name in names))
+    return table
