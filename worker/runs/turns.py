@@ -13,7 +13,10 @@ SOONEST, LATEST = 0.5, 3.0
 
 
 class Turns:
-    """At most half of the threads work with a neighbour at a time; a thread never waits for its turn."""
+    """At most half of the threads work with a neighbour at a time; a thread never waits for its turn.
+
+    All turns together leave one thread for what is short: stops, reports, the doors.
+    """
 
     def __init__(self, threads: Callable[[], int]) -> None:
         self._threads = threads
@@ -21,11 +24,13 @@ class Turns:
         self._taken: dict[str, int] = {}
 
     @contextmanager
-    def take(self, neighbour: str) -> Iterator[bool]:
-        """Whether there is a turn; it is over with the block."""
+    def take(self, neighbour: str, *, all_but_one: bool = False) -> Iterator[bool]:
+        """Whether there is a turn; it is over with the block. `all_but_one` thread, not half of them."""
         with self._lock:
-            taken = self._taken.get(neighbour, 0)
-            mine = taken < max(1, self._threads() // 2)
+            taken, threads = self._taken.get(neighbour, 0), self._threads()
+            most = threads if all_but_one else threads // 2
+            in_all = sum(self._taken.values())
+            mine = taken < max(1, most) and (taken == 0 or in_all < threads - 1)
             if mine:
                 self._taken[neighbour] = taken + 1
         try:

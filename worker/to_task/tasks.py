@@ -5,8 +5,9 @@ from typing import Any
 from celery import shared_task
 
 from shared.messages import ToTaskMessage
-from worker.runs.outcomes import Continue, Outcome, Park
+from worker.runs.outcomes import Continue, Outcome, Park, PollAgain
 from worker.runs.record import Run
+from worker.runs.turns import countdown, turns
 from worker.services import services
 from worker.to_task import annotate as chunk_step
 from worker.to_task import fetch, window
@@ -54,9 +55,13 @@ def spread(self: WorkflowTask, job: str, **_: Any) -> None:
 @shared_task(base=WorkflowTask, bind=True, name=ANNOTATE.name)
 def annotate(self: WorkflowTask, job: str, chunk: int, **_: Any) -> None:
     """Work one chunk."""
-    self.carry_out(
-        ANNOTATE, job, lambda run: chunk_step.annotate(run, chunk, services(), crew()), part=str(chunk)
-    )
+
+    def work(run: Run) -> Outcome:
+        # A pass takes as long as it may: one thread stays free for the stop that ends it.
+        with turns.take(ANNOTATE.name, all_but_one=True) as mine:
+            return chunk_step.annotate(run, chunk, services(), crew()) if mine else PollAgain(countdown())
+
+    self.carry_out(ANNOTATE, job, work, part=str(chunk))
 
 
 @shared_task(base=WorkflowTask, bind=True, name=FINALIZE.name)

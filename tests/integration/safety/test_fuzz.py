@@ -14,7 +14,7 @@ from tests.integration.safety.site import Site
 from tests.unit.safety.messages import messages
 from worker.workflow import readable_job
 
-COUNT = 300
+COUNT = 250
 QUEUES = {"deploy": "deploy", "to_task": "to_task", "stop": "control"}
 
 

@@ -72,6 +72,7 @@ def test_a_stop_does_not_wait_for_a_hanging_neighbour(site: Site, step: str, pat
 
 def test_a_stop_of_a_run_that_waits_empties_its_room(site: Site) -> None:
     # Given three runs that wait for a pre-processor whose deployment takes for ever
+    before = len(site.proxy.of("POST", "/plugins/echo"))
     projects = [site.project(2) for _ in range(3)]
     release = site.state.value("SELECT id FROM plugin_releases WHERE code = 'echo'")
     with (
@@ -82,7 +83,7 @@ def test_a_stop_of_a_run_that_waits_empties_its_room(site: Site) -> None:
         jobs = [site.to_task(project, **inference) for project in projects]
         for job in jobs:
             site.wait(lambda job=job: site.is_at(job, "pre_processor.dispatch"), "the wait")
-        assert len(site.proxy.of("POST", "/plugins/echo")) == 1
+        assert len(site.proxy.of("POST", "/plugins/echo")) == before + 1
 
         # When all are stopped
         for job in jobs:
@@ -90,7 +91,9 @@ def test_a_stop_of_a_run_that_waits_empties_its_room(site: Site) -> None:
 
         # Then the room is empty and forgotten: nobody waits, nobody polls, nobody watches over it
         site.wait(lambda: not list(site.redis.scan_iter("synapse:rooms:*:waiters")), "an empty room")
-        site.wait(lambda: not site.redis.zrange(LIVE, 0, -1), "nobody is expected to live")
+        ours = {f"run:{job}" for job in jobs}
+        site.wait(lambda: not ours & set(site.redis.zrange(LIVE, 0, -1)), "no run of these is watched")
+        site.wait(lambda: "room:" not in repr(site.redis.zrange(LIVE, 0, -1)), "no room is watched")
         site.wait(lambda: site.quiet(), "no poll is left")
     assert [site.finals(job) for job in jobs] == [["STOPPED"]] * 3
     assert [site.writes(project) for project in projects] == [[0, 0]] * 3
@@ -152,3 +155,17 @@ def test_a_job_that_was_stopped_in_the_backend_ends_its_run(site: Site) -> None:
     assert late == []
     assert sum(site.writes(project)) < 100
     assert site.job(job)["status"] == "STOPPED"
+
+
+def test_a_stop_finds_a_thread_in_a_worker_full_of_annotations(site: Site) -> None:
+    # Given more chunks under way than the worker has threads, each as slow as it may be
+    projects = [site.project(200) for _ in range(4)]
+    with site.proxy.slow("PUT", r"/tasks/\d+/annotate", 0.5):
+        jobs = [site.to_task(project) for project in projects]
+        site.wait(lambda: sum(sum(site.writes(project)) for project in projects) > 8, "some writes")
+
+        # When they are stopped one after the other, then each ends soon
+        for job in jobs:
+            stopped_within(site, job, SOON)
+        site.wait(site.quiet, "the end of what was in flight", 30)
+    assert [site.finals(job) for job in jobs] == [["STOPPED"]] * 4

@@ -38,6 +38,7 @@ def test_the_same_message_again_after_the_end_starts_nothing(site: Site) -> None
     send(site, int(job), params)
     end = site.end_of(job)
     site.wait(site.quiet, "all is done")
+    letters = len(site.letters())
     patches = len(site.proxy.of("PATCH", f"/jobs/{job}/"))
 
     # When its message comes again, under both forms of its id, and one that says something else
@@ -50,7 +51,7 @@ def test_the_same_message_again_after_the_end_starts_nothing(site: Site) -> None
     assert site.job(job) == end
     assert len(site.proxy.of("PATCH", f"/jobs/{job}/")) == patches
     assert site.writes(project) == [1, 1, 1]
-    assert not [letter for letter in site.letters() if job in letter["body"]]
+    assert len(site.letters()) == letters
 
 
 def test_ids_that_only_look_alike_are_two_jobs(site: Site) -> None:

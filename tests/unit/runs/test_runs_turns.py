@@ -1,5 +1,7 @@
 """Half of the threads for a neighbour, and no more."""
 
+from contextlib import ExitStack
+
 from worker.runs.turns import LATEST, SOONEST, Turns, countdown
 
 
@@ -35,3 +37,13 @@ def test_a_single_thread_always_has_a_turn() -> None:
 
 def test_who_found_no_turn_comes_back_within_seconds() -> None:
     assert all(SOONEST <= countdown() <= LATEST for _ in range(100))
+
+
+def test_all_turns_together_leave_a_thread_to_what_is_short() -> None:
+    turns = Turns(lambda: 4)
+    with ExitStack() as stack:
+        taken = [stack.enter_context(turns.take("annotate", all_but_one=True)) for _ in range(5)]
+        assert taken == [True, True, True, False, False]
+        # But nobody is shut out altogether.
+        assert stack.enter_context(turns.take("cluster"))
+        assert not stack.enter_context(turns.take("cluster"))
