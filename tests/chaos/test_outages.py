@@ -47,7 +47,8 @@ def test_runs_go_on_when_redis_is_back(ground: Ground, outage: str) -> None:
         # Then every run ends, by the same workers
         runs.wait_for_ends(60)
         print(f"Redis {outage}: all over {time.time() - back:.1f} s after it was back")
-        findings = runs.audit()
+        # (The backend publishes over the same Redis: a dispatch at that moment may fail by the contract.)
+        findings = runs.audit(may_fail=True)
         assert findings.wrong == []
         assert all(worker.alive for worker in workers)
 
