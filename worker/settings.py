@@ -20,8 +20,11 @@ def _http_url(value: str) -> str:
     value = value.strip()
     if not value.startswith(("http://", "https://")):
         raise ValueError("must start with http:// or https://")
-    if not _split(value).hostname:
+    parts = _split(value)
+    if not parts.hostname:
         raise ValueError("names no host")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("must be a base URL alone: no user, password, query or fragment")
     return value.rstrip("/")
 
 
@@ -177,7 +180,7 @@ class Settings(BaseSettings):
         """Every secret value, to be masked wherever text leaves the process."""
         held = (self.synapse_access_token, self.synapse_agent_token, self.worker_plugin_access_token)
         tokens = [token.get_secret_value() for token in held if token is not None]
-        urls = [self.synapse_host, self.synapse_agent_url or "", self.redis_url, *self.broker_url.split(";")]
+        urls = [self.redis_url, *self.broker_url.split(";")]
         return tokens + [password for url in urls for password in _passwords(url)]
 
 
