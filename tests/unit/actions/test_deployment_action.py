@@ -174,7 +174,7 @@ Traceback (most recent call last):
   File "/x/.venv/lib/python3.11/site-packages/ray/_private/worker.py", line 1055, in get_objects
     raise value
 ray.exceptions.ActorDiedError: The actor died, \x1b[36mray::SERVE\x1b[39m (pid=225, ip=127.0.0.2)
-  File "/root/.pyenv/versions/3.11.7/lib/python3.11/concurrent/futures/_base.py", line 456, in result
+  File "/usr/lib/python3.11/concurrent/futures/_base.py", line 456, in result
     return self.__get_result()
            ^^^^^^^^^^^^^^^^^^^
   File "/tmp/ray/s_1/working_dir_files/_ray_pkg_0a1b/plugin/serve.py", line 3, in __init__
