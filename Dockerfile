@@ -1,11 +1,10 @@
 FROM python:3.12-slim
 WORKDIR /app
-COPY requirements.txt .
-RUN pip install --no-cache-dir -r requirements.txt
-COPY pyproject.toml README.md ./
+COPY requirements.txt pyproject.toml README.md ./
 COPY shared shared
 COPY worker worker
-RUN pip install --no-cache-dir --no-deps .
+# requirements.txt pins; what a worker does not need of it stays out.
+RUN pip install --no-cache-dir --constraint requirements.txt ".[worker]"
 RUN useradd --create-home worker
 USER worker
 STOPSIGNAL SIGTERM

@@ -12,6 +12,7 @@ help:  ## Show this list
 setup: $(STAMP)  ## Create the environment in .venv
 
 $(STAMP): requirements.txt pyproject.toml
+	@echo "installing into $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet "uv>=0.13,<1"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt

@@ -146,6 +146,9 @@ class StepTask(Task):
             )
             changed: dict[str, Any] = {"attempt": attempt}
             if run is not None:
+                if attempt == 1:
+                    why = f"{name} waits: {user_message(error)}"
+                    self.runs.events.message(run.job, why, level="warning")
                 # A neighbour that hangs holds the step for longer than the visibility timeout: the copies
                 # that were delivered meanwhile die, or there would be one more each time.
                 generation = self.runs.store.announce_poll(run.job, name, run.generation)

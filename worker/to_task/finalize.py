@@ -15,6 +15,12 @@ def finalize(run: Run, services: Services) -> Outcome:
     tell(run, services.runs, ledger)
     result = result_of(ledger)
     content = result.model_dump(mode="json")
+    if result.failures:
+        first = result.failures[0]
+        why = (
+            f"{result.failed_count} of {result.total_tasks} tasks failed; task {first.task_id}: {first.error}"
+        )
+        services.runs.events.message(run.job, why, step="finalize", level="warning")
     if result.status is JobStatus.FAILED:
         content["error"] = result.message
     return Finish(result.status, content)
