@@ -9,6 +9,7 @@ from worker.sandbox import wait_for
 RUNS = 200
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(110)
 def test_two_hundred_runs_over_three_workers_dispatch_their_pre_processor_once(ground: Ground) -> None:
     with ground.site() as site:
