@@ -9,7 +9,6 @@ from tests.chaos.mortal import Deaths
 from worker.deploy import tasks as deploy_tasks
 from worker.deploy.cluster import ServeState
 from worker.deploy.packages import DeployedPackages
-from worker.plugins import process_host
 from worker.plugins.process_host import ProcessHost
 from worker.services import Services
 
@@ -79,25 +78,8 @@ class Host(ProcessHost):
         return super().call(release, request, operation, payload)
 
 
-def _switch_patiently() -> None:
-    """A known bug of the host, reported: it looks through `sys.modules` while another thread imports, which
-    raises, and nobody behind it in the queue is woken any more. To be removed with the bug."""
-    original = process_host._Stage._switch
-
-    def switch(stage: Any, folder: Path) -> None:
-        while True:
-            try:
-                return original(stage, folder)
-            except RuntimeError as error:
-                if "changed size during iteration" not in str(error):
-                    raise
-
-    process_host._Stage._switch = switch
-
-
 def install(serve: FakeServe) -> None:
     """Let this process's deployments go there."""
-    _switch_patiently()
     setattr(deploy_tasks, "_cluster", lambda: serve)  # noqa: B010 - a function of the module
     setattr(Services, "host", Host(serve))  # noqa: B010
     setattr(DeployedPackages, "pin", lambda _self: None)  # noqa: B010

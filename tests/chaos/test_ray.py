@@ -22,10 +22,6 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
         yield Platform(sandbox, worker)
 
 
-@pytest.mark.xfail(
-    reason="worker.plugins.ray_session keeps an empty dashboard for ever when it connects before that is up",
-    strict=False,
-)
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
 def test_runs_that_need_ray_wait_or_fail_by_the_contract_while_its_head_is_away(platform: Platform) -> None:

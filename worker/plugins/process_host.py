@@ -72,10 +72,12 @@ class _Stage:
                 lambda: self._queue[0] is ticket and (self._inside == 0 or self._current == folder)
             )
             self._queue.popleft()
-            if self._current != folder:
-                self._switch(folder)
-            self._inside += 1
-            self._turn.notify_all()
+            try:
+                if self._current != folder:
+                    self._switch(folder)
+                self._inside += 1
+            finally:
+                self._turn.notify_all()
         try:
             yield
         finally:
@@ -86,7 +88,9 @@ class _Stage:
     def _switch(self, folder: Path) -> None:
         """Put the old release's modules aside and bring the new one's back as they were."""
         if self._current is not None:
-            old = {name: module for name, module in sys.modules.items() if _within(module, self._current)}
+            old = {
+                name: module for name, module in list(sys.modules.items()) if _within(module, self._current)
+            }
             for name in old:
                 del sys.modules[name]
             self._aside[self._current] = old

@@ -61,6 +61,8 @@ class RaySession:
     def dashboard_url(self) -> str:
         """Base URL of the connected cluster's dashboard, where packages are uploaded."""
         if not self._dashboard:
+            # After a start of the head it may only not be up yet: the next connection asks anew.
+            self.disconnect()
             raise PluginHostUnavailableError(
                 "the Ray cluster has no dashboard: start it with the dashboard on"
             )
@@ -110,7 +112,7 @@ class RaySession:
             return
         why = outcome.get("error", f"no answer within {timeout:.0f} s")
         hint = (
-            ""
+            "; check the token of RAY_AUTH_MODE=token"
             if os.environ.get("RAY_AUTH_MODE")
             else "; a cluster that asks for a token needs RAY_AUTH_MODE=token"
         )
