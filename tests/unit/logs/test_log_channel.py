@@ -159,6 +159,15 @@ def test_lines_sent_again_are_taken_once(log: Log) -> None:
     assert log.lines() == ["one", "two"]
 
 
+def test_lines_sent_again_with_more_behind_them_are_taken_once(log: Log) -> None:
+    log.book(RAY)
+    log.begin(RAY, "1")
+
+    assert log.add(RAY, "1", 0, "one", "two") == 2
+    assert log.add(RAY, "1", 0, "one", "two", "three") == 3
+    assert log.lines() == ["one", "two", "three"]
+
+
 def test_lines_beyond_the_limit_of_the_job_are_not_taken(log: Log) -> None:
     for claim, name in enumerate(("a", "b"), 1):
         log.book(name)

@@ -76,16 +76,16 @@ end
 if operation == 'lines' then
   local source, claim, at = ARGV[5], ARGV[6], tonumber(ARGV[7])
   local room_lines, room_bytes = math.huge, math.huge
-  local first, last = 12, #ARGV
+  local first, last, known = 12, #ARGV, 0
   if claim == '' then
     if is_over() and not run_lives() or redis.call('EXISTS', run) == 0 then return -1 end
     if is_over() then reopen() end
   else
     if field('claim:' .. source) ~= claim then return -1 end
-    -- Sent again because the answer got lost: what is in stays in, once.
-    local behind = number('position:' .. source) - at
-    local count = last - first + 1
-    if behind ~= 0 then return (behind > 0 and behind <= count) and behind or -1 end
+    -- Sent again because the answer got lost, perhaps with more behind it: what is in stays in, once.
+    known = number('position:' .. source) - at
+    if known < 0 or known > last - first + 1 then return -1 end
+    first = first + known
     room_lines, room_bytes = tonumber(ARGV[10]) - number('lines'), tonumber(ARGV[11]) - number('bytes')
   end
   local time, level = ARGV[8], ARGV[9]
@@ -106,7 +106,7 @@ if operation == 'lines' then
   redis.call('HINCRBY', state, 'position:' .. source, taken)
   redis.call('HINCRBY', state, 'lines', taken)
   redis.call('HINCRBY', state, 'bytes', bytes)
-  return taken
+  return known + taken
 elseif operation == 'book' then
   local source = ARGV[5]
   local before = field('closed:' .. source)
