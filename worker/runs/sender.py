@@ -3,6 +3,7 @@
 from typing import Any
 
 from celery import Celery
+from kombu.exceptions import EncodeError, OperationalError
 
 from worker.runs.outcomes import Step
 from worker.runs.request import shown
@@ -16,11 +17,18 @@ class CelerySender:
 
     def send(self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0) -> None:
         """Raises kombu's `OperationalError` when the broker does not take it after the app's retries."""
-        self._app.send_task(
-            step.name,
-            kwargs=kwargs,
-            queue=queue,
-            countdown=countdown or None,
-            argsrepr="()",
-            kwargsrepr=repr(shown(kwargs)),
-        )
+        try:
+            self._app.send_task(
+                step.name,
+                kwargs=kwargs,
+                queue=queue,
+                countdown=countdown or None,
+                argsrepr="()",
+                kwargsrepr=repr(shown(kwargs)),
+            )
+        except (OperationalError, EncodeError):
+            raise
+        except Exception as error:
+            # A connection that breaks under another thread's hands shows as anything, an AttributeError of
+            # kombu's for one. It says nothing about the run.
+            raise OperationalError(f"not published ({type(error).__name__})") from error
