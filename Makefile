@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test chaos unit lint bench docs lock clean
+.PHONY: help setup demo test chaos unit lint bench sdk docs lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -35,10 +35,13 @@ test: lint  ## Lint, unit tests and integration tests (real Redis, Celery and Ra
 	@$(BIN)/pytest
 
 chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=… repeats a run
-	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos -m "chaos or not chaos" -rA
+	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration/broker tests/integration/logs -m "chaos or not chaos" -rA
 
 bench: $(STAMP)  ## Measure, as ratios against bare loops and libraries
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+sdk: $(STAMP)  ## Compare the Ray client with the published platform client (needs Python 3.12)
+	@$(BIN)/pytest tests/integration/ray_client -m sdk -rs
 
 docs: $(STAMP)  ## Reference pages of what others import, in site/
 	@$(BIN)/pdoc --docformat markdown --output-directory site shared worker.actions worker.platform

@@ -105,6 +105,7 @@ def with_patience(publish: Callable[[], None]) -> None:
     return publish()
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(110)
 def test_a_short_rage_loses_nothing_and_doubles_nothing(ground: Ground) -> None:
     strikes = ["worker"] * 4 + ["redis", "backend"]

@@ -16,6 +16,7 @@ MESSAGES = int(os.environ.get("BROKER_MESSAGES", "2000"))
 VT = 2.0
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(60 + 4 * KILLS + MESSAGES / 20)
 def test_kills_under_load_lose_nothing(site: Site) -> None:
     victims = deque(site.worker(vt=VT, ready=False) for _ in range(3))

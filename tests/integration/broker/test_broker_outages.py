@@ -6,6 +6,8 @@ import pytest
 
 from tests.integration.broker.broker_site import Site
 
+pytestmark = pytest.mark.chaos
+
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
 def test_a_worker_survives_an_outage_with_messages_in_hand(site: Site, pool: str) -> None:

@@ -3,6 +3,7 @@
 import time
 from contextlib import closing
 
+import pytest
 from celery import Celery
 
 from tests.integration.logs.log_site import Listener, LogSite, check_whole
@@ -11,6 +12,7 @@ from worker.sandbox.processes import wait_for
 KILLS = 3
 
 
+@pytest.mark.chaos
 def test_relay_killed_again_and_again_loses_repeats_and_swaps_nothing(site: LogSite) -> None:
     # Given logs that print quickly and slowly, over both protocols, and a listener from the beginning
     fast = {f"12000-3000-0-succeeded-{number}": 12_000 for number in range(2)}
@@ -72,6 +74,7 @@ def test_relay_goes_on_when_the_agent_comes_back(site: LogSite) -> None:
     check_whole(site.history("42"), names)
 
 
+@pytest.mark.chaos
 def test_lines_of_a_fast_log_survive_a_restart_of_redis(site: LogSite) -> None:
     names = {"2000-500-0-succeeded-a": 2000}
     site.relay()
