@@ -6,7 +6,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import fakeredis
+import hypothesis
 import pytest
+
+# A busy machine is slow, and a gate is the same each time.
+hypothesis.settings.register_profile("gate", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("gate")
 
 LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
 
