@@ -16,7 +16,10 @@ PAGE = 100
 
 # The braces keep the keys together in a Redis Cluster.
 REFUSED_JOBS = f"{{{DEAD_LETTERS}}}:jobs"
-"""Hash: jobs that are FAILED in the backend for nothing but a refused message: `refused`, or `replayed`."""
+"""Hash: jobs that are FAILED in the backend for nothing but a refused message.
+
+`refusing` while the backend is being told, then `refused`, and `replayed` once their message is sent again.
+"""
 
 _ADD = """
 -- KEYS: stream, seen (or the stream again)   ARGV: seconds, then the entry
@@ -27,7 +30,8 @@ return 1
 
 _REPLAY = """
 -- KEYS: jobs   ARGV: job
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+local state = redis.call('HGET', KEYS[1], ARGV[1])
+if state ~= 'refused' and state ~= 'replayed' then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], 'replayed')
 return 1
 """
@@ -101,16 +105,24 @@ class DeadLetters:
         """Throw a letter away; false when there is none of that id."""
         return bool(_is_id(id_) and self._redis.xdel(DEAD_LETTERS, id_))
 
+    def refusing(self, job: str) -> None:
+        """The backend is about to be told that the job is FAILED because of a dead letter."""
+        self._redis.hsetnx(REFUSED_JOBS, job, "refusing")
+
     def refused(self, job: str) -> None:
-        """The job is being set FAILED because of a dead letter."""
+        """The backend has been told so: a replay may open the job again from now on."""
         self._redis.hset(REFUSED_JOBS, job, "refused")
+
+    def is_refusing(self, job: str) -> bool:
+        """Whether somebody went to tell the backend, and has not come back."""
+        return bool(self._redis.hget(REFUSED_JOBS, job) == "refusing")
 
     def is_refused(self, job: str) -> bool:
         """Whether the job is FAILED for nothing but a dead letter."""
         return bool(self._redis.hexists(REFUSED_JOBS, job))
 
     def replay(self, job: str) -> bool:
-        """Let the next message of a refused job open it again; false when the job is none."""
+        """Let the next message of a refused job open it again; false when the job is none (yet)."""
         return bool(self._replay(keys=[REFUSED_JOBS], args=[job]))
 
     def is_replayed(self, job: str) -> bool:

@@ -8,12 +8,11 @@ from pydantic import ValidationError as MessageError
 
 from shared.messages import StopMessage
 from shared.statuses import JobStatus
-from worker.dead_letters import DeadLetters
-from worker.platform import ClientError, NotFoundError, ValidationError, clean
+from worker.control import refusals
+from worker.platform import ClientError, clean
 from worker.runs import reports
 from worker.runs.keys import lock_key
 from worker.runs.live import run_member
-from worker.runs.record import End
 from worker.runs.runs import REPORT
 from worker.runs.step_task import BACKBONE_ERRORS
 from worker.services import services
@@ -65,33 +64,20 @@ def report(
 def refuse_job(
     self: WorkflowTask, job: str, reason: str, tenant: str | None = None, attempt: int = 0
 ) -> None:
-    """Set the job of a refused message FAILED, unless it is over or has got a run by now."""
-    letters, runs = DeadLetters(services().redis), services().runs
-    result = {"error": reason}
+    """Set the job of a refused message FAILED; comes back until the backend has it."""
+    runs = services().runs
+    token, key = runs.leases.new_token(), lock_key(job, REFUSE_JOB.name)
     try:
-        if runs.store.exists(job):
-            return
-        backend = services().backend(tenant)
-        status = status_of(backend.get_job(job))
-        if status is not None and status.is_final:
-            if status is not JobStatus.FAILED:
-                letters.forget(job)  # somebody else ended it before we could
-            return
-        # Noted first: who dies in between must not leave a job that a replay cannot open again.
-        letters.refused(job)
-        backend.update_job(job, status=JobStatus.FAILED, result=result)
-        if runs.store.exists(job):
-            # A good message came while the backend was asked: the job has its end, so the run ends too.
-            runs.finish(job, End(JobStatus.FAILED, result))
-    except (NotFoundError, ValidationError) as error:
-        letters.forget(job)
-        log.warning("refusal not taken", job=job, error_type=type(error).__name__)
+        # One at a time: a copy that is late must not fail a job that was opened again meanwhile.
+        if not runs.leases.take(key, token):
+            self.come_back(0.5)
+        with runs.leases.keep(key, token):
+            refusals.tell(job, reason, runs, services().backend(tenant))
     except BACKBONE_ERRORS:
         self.come_back(1.0)
     except ClientError:
-        self.come_back(
-            min(0.5 * 2 ** min(attempt, 10), services().runs.timing.longest_countdown), attempt=attempt + 1
-        )
+        countdown = min(0.5 * 2 ** min(attempt, 10), runs.timing.longest_countdown)
+        self.come_back(countdown, attempt=attempt + 1)
 
 
 @shared_task(base=WorkflowTask, bind=True, name=StopMessage.task)

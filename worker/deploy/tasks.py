@@ -108,7 +108,7 @@ def initialize(self: DeployTask, job: str, **_: Any) -> None:
 
 
 def _initialize(run: Run) -> Outcome:
-    return Continue(CAPACITY_GATE) if begin_run(run) else Park()
+    return Continue(CAPACITY_GATE) if begin_run(run, services()) else Park()
 
 
 @shared_task(base=DeployTask, bind=True, name=CAPACITY_GATE.name)

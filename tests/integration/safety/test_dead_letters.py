@@ -64,6 +64,7 @@ def test_a_replay_opens_the_job_that_the_letter_had_failed(site: Site) -> None:
     job = site.to_task(project, "late@1.0.0")
     assert site.end_of(job)["status"] == "FAILED"
     [letter] = [each for each in site.letters() if "late@1.0.0" in each["body"]]
+    site.wait(site.quiet, "the refusal was told")
 
     # When the plugin is there and the letter is replayed
     site.install("late", ECHO)

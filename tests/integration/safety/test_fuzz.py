@@ -12,7 +12,7 @@ from hypothesis.errors import NonInteractiveExampleWarning
 from shared.channels import job_key
 from tests.integration.safety.site import Site
 from tests.unit.safety.messages import messages
-from worker.workflow import readable_job
+from worker.workflow.reading import readable_job
 
 COUNT = 250
 QUEUES = {"deploy": "deploy", "to_task": "to_task", "stop": "control"}

@@ -15,10 +15,10 @@ FIRST = Step("deploy.initialize", 10)
 @pytest.fixture
 def services(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> FakeServices:
     services = FakeServices(redis)
-    monkeypatch.setattr("worker.workflow.services", lambda: services)
+    monkeypatch.setattr("worker.workflow.task.services", lambda: services)
     monkeypatch.setattr(tasks, "services", lambda: services)
     # The tested door is the contract's `deploy`, without the workflow behind it.
-    monkeypatch.setattr("worker.workflow.RUN_TASKS", ("test.deploy",))
+    monkeypatch.setattr("worker.workflow.refusals.RUN_TASKS", ("test.deploy",))
     return services
 
 

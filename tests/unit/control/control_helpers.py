@@ -23,6 +23,7 @@ class Backend:
         self.tenants: list[str | None] = []
         self.get_error: Exception | None = None
         self.patch_error: Exception | None = None
+        self.when_patched: Callable[[], object] = lambda: None
 
     def get_job(self, job: str) -> dict[str, Any]:
         if self.get_error is not None:
@@ -34,6 +35,7 @@ class Backend:
             raise self.patch_error
         self.patches.append(fields)
         self.status = fields.get("status", self.status)
+        self.when_patched()
         return {"id": job, "status": self.status}
 
     def create_logs(self, entries: list[dict[str, Any]]) -> None: ...

@@ -198,7 +198,7 @@ def test_refusal_comes_back_when_redis_is_away(door: Door, monkeypatch: pytest.M
     def away(*_: Any, **__: Any) -> None:
         raise RedisConnectionError("away")
 
-    monkeypatch.setattr("worker.workflow.DeadLetters.add", away)
+    monkeypatch.setattr("worker.workflow.refusals.DeadLetters.add", away)
 
     assert door.deliver("test.deploy", job=42).ended == "again"
 
@@ -236,6 +236,53 @@ def test_refusal_comes_back_until_the_backend_has_it(door: Door, backend: Backen
         countdowns.append(delivery.countdown)
 
     assert countdowns == [0.5, 1, 2, 4, 8, 16, 30, 30]
+
+
+def test_refused_job_cannot_be_opened_again_before_the_backend_was_told(
+    door: Door, backend: Backend, redis: FakeRedis
+) -> None:
+    # Given a backend that has the end before we know that it has
+    backend.when_patched = lambda: refused_early.append(DeadLetters(redis).replay("42"))
+    refused_early: list[bool] = []
+
+    # When somebody who sees it replays the letter at once
+    door.deliver("runs.refuse_job", job="42", reason="x")
+
+    # Then that is refused for a moment: the run would be ended as one that came before the refusal
+    assert refused_early == [False]
+    assert DeadLetters(redis).replay("42")
+
+
+def test_refused_job_whose_worker_died_before_it_knew_can_be_opened_again(
+    door: Door, backend: Backend, redis: FakeRedis
+) -> None:
+    backend.patch_error = ServerError()
+    again = door.deliver("runs.refuse_job", job="42", reason="x")
+    backend.status = "FAILED"  # It had come through after all.
+
+    door.deliver("runs.refuse_job", **again.kwargs)
+
+    assert DeadLetters(redis).replay("42")
+    assert backend.patches == []
+
+
+def test_late_copy_of_a_refusal_leaves_an_opened_job_alone(
+    door: Door, services: FakeServices, backend: Backend, redis: FakeRedis
+) -> None:
+    door.deliver("runs.refuse_job", job="42", reason="x")
+    DeadLetters(redis).replay("42")
+
+    door.deliver("runs.refuse_job", job="42", reason="x")
+
+    assert begun(door, services)
+    assert len(backend.patches) == 1
+
+
+def test_refusal_has_one_teller(door: Door, backend: Backend, redis: FakeRedis) -> None:
+    redis.set(lock_key("42", "runs.refuse_job"), "another")
+
+    assert door.deliver("runs.refuse_job", job="42", reason="x").ended == "again"
+    assert backend.patches == []
 
 
 # Reports
@@ -288,7 +335,7 @@ def test_a_new_report_of_a_run_is_not_taken_for_an_old_copy(
 
 def begun(door: Door, services: FakeServices) -> bool:
     door.deliver("test.deploy", **MESSAGE)
-    return begin_run(services.runs.store.load("42"))
+    return begin_run(services.runs.store.load("42"), services)
 
 
 def test_replay_opens_a_refused_job_again(
@@ -315,7 +362,7 @@ def test_replay_whose_first_step_is_delivered_twice_still_opens_the_job(
     DeadLetters(redis).replay("42")
 
     assert begun(door, services)
-    assert begin_run(services.runs.store.load("42"))
+    assert begin_run(services.runs.store.load("42"), services)
 
 
 def test_job_that_failed_for_another_reason_is_not_opened(
@@ -359,7 +406,7 @@ def test_job_that_is_over_starts_nothing_also_at_the_second_look(
     backend.status = "STOPPED"
     door.deliver("test.deploy", **MESSAGE)
 
-    assert not begin_run(replace(services.runs.store.load("42"), again=True))
+    assert not begin_run(replace(services.runs.store.load("42"), again=True), services)
 
 
 @pytest.mark.parametrize("status", ["PENDING", "RUNNING"])

@@ -62,7 +62,7 @@ def home(
     def of(agent: int | None) -> Yard:
         yard = Yard(redis, sender, tmp_path, worker_agent=agent)
         monkeypatch.setattr(tasks, "services", lambda: yard.services)
-        monkeypatch.setattr("worker.workflow.services", lambda: yard.services)
+        monkeypatch.setattr("worker.workflow.task.services", lambda: yard.services)
         monkeypatch.setattr(tasks, "_cluster", lambda: yard.cluster)
         return yard
 

@@ -18,7 +18,7 @@ from worker.runs.log_channel import log_state_key
 def door(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> Door:
     services = FakeServices(redis)
     services.settings = SimpleNamespace(worker_stream_max_lines=70_000)  # type: ignore[attr-defined]
-    monkeypatch.setattr("worker.workflow.services", lambda: services)
+    monkeypatch.setattr("worker.workflow.task.services", lambda: services)
     monkeypatch.setattr(tasks, "services", lambda: services)
     app = Celery("test-logs", broker="memory://", set_as_current=False)
     app.finalize()

@@ -42,7 +42,7 @@ def door(hall: Hall, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
     app = Celery("test", broker="memory://", set_as_current=False)
     monkeypatch.setattr("celery._state._tls.current_app", app)
     monkeypatch.setattr(tasks, "services", lambda: hall.services)
-    monkeypatch.setattr("worker.workflow.services", lambda: hall.services)
+    monkeypatch.setattr("worker.workflow.task.services", lambda: hall.services)
 
     def publish(args: object = None, kwargs: Any = None, **options: Any) -> None:
         door.again.append((kwargs, options["countdown"]))

@@ -15,7 +15,7 @@ from tests.unit.control.control_helpers import Door, FakeServices
 from tests.unit.safety.messages import ANYTHING, messages
 from worker.dead_letters import DeadLetters
 from worker.runs.runs import Runs, Timing
-from worker.workflow import mistakes, readable_job, readable_tenant
+from worker.workflow.reading import mistakes, readable_job, readable_tenant
 
 JOBS = st.one_of(st.integers(1, 99), st.integers(1, 99).map(str), ANYTHING)
 FUZZ = settings(

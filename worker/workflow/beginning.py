@@ -1,0 +1,60 @@
+"""The first step of every run: is the job still to be done?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from shared.statuses import JobStatus
+from worker.dead_letters import DeadLetters
+from worker.platform import MalformedResponseError, NotFoundError
+from worker.runs.live import run_member
+from worker.runs.record import End, Run
+from worker.services import Services
+
+log = structlog.get_logger(__name__)
+
+REOPENED = "reopened"
+"""Finding: the backend's FAILED was a refusal of an earlier message of this job."""
+
+
+def begin_run(run: Run, services: Services) -> bool:
+    """The first step's common part: false when the backend says that the job is over, so nothing starts.
+
+    A job that is FAILED only because a message of it was refused is opened again when that one is replayed.
+    """
+    runs = services.runs
+    try:
+        status = status_of(services.backend(run.message.tenant).get_job(run.job))
+    except NotFoundError:
+        runs.events.message(run.job, "The backend does not know this job.", level="warning")
+        status = None
+    if status is not None and status.is_final and not _may_reopen(run, status, services):
+        log.info("job is over already", status=status)
+        # Sealed first: whoever dies in between must not report an end that is the backend's own.
+        runs.store.seal(run.job)
+        runs.store.finish(run.job, End(status, {}))
+        runs.live.forget(run_member(run.job))
+        return False
+    runs.start(run)
+    runs.advance(run, "initialize", 100)
+    return True
+
+
+def status_of(job: Mapping[str, Any]) -> JobStatus | None:
+    """The status in the backend's answer; None for a word that is not known here, which is no end."""
+    status = job.get("status")
+    if not isinstance(status, str):
+        raise MalformedResponseError("malformed answer: a job without a status")
+    return JobStatus(status) if status in set(JobStatus) else None
+
+
+def _may_reopen(run: Run, status: JobStatus, services: Services) -> bool:
+    if status is not JobStatus.FAILED:
+        return False
+    letters = DeadLetters(services.redis)
+    if letters.is_replayed(run.job):
+        services.runs.store.note(run.job, REOPENED, True)
+        letters.forget(run.job)
+        return True
+    return bool(run.findings.get(REOPENED))

@@ -1,0 +1,105 @@
+"""The base task of the workflows, and the door through which messages become runs."""
+
+from typing import Any, ClassVar
+
+import structlog
+
+from shared.messages import DeployMessage, ToTaskMessage
+from worker.platform import (
+    ClientConnectionError,
+    ClientTimeoutError,
+    MalformedResponseError,
+    RateLimitError,
+    ServerError,
+)
+from worker.plugins import PluginHostUnavailableError
+from worker.runs.live import run_member
+from worker.runs.outcomes import Step
+from worker.runs.record import Acceptance
+from worker.runs.runs import Runs
+from worker.runs.step_task import BACKBONE_ERRORS, StepTask
+from worker.services import services
+from worker.workflow.reading import RefusedMessageError, parse, readable_job
+from worker.workflow.refusals import keep_refused
+
+log = structlog.get_logger(__name__)
+
+MOST_LOOKS_AT_STORE = 60
+"""Times that a message comes back for a plugin store that cannot be read."""
+
+
+class WorkflowTask(StepTask):
+    """A step of a workflow, on this process's services."""
+
+    abstract = True
+    transient: ClassVar[tuple[type[Exception], ...]] = (
+        ClientConnectionError,
+        ClientTimeoutError,
+        RateLimitError,
+        ServerError,
+        MalformedResponseError,
+        PluginHostUnavailableError,
+    )
+
+    @staticmethod
+    def is_down(error: Exception) -> bool:
+        """A backend that is down does not fail a run, however long it is."""
+        gateway_says_so = isinstance(error, ServerError) and error.status_code in (502, 503, 504)
+        return gateway_says_so or isinstance(error, ClientConnectionError | ClientTimeoutError)
+
+    @property
+    def runs(self) -> Runs:
+        """The runs of this process."""
+        return services().runs
+
+    def accept(
+        self,
+        model: type[DeployMessage] | type[ToTaskMessage],
+        first: Step,
+        args: tuple[Any, ...],
+        kwargs: Any,
+    ) -> None:
+        """Take a message in: create its run, once, and send its first step; or keep it as a dead letter.
+
+        A message that cannot be looked at now, for Redis, the broker or the plugin store is away, comes back.
+        """
+        try:
+            message = parse(model, args, kwargs, services().store)
+            self._take_in(message, first)
+        except RefusedMessageError as refusal:
+            self.refuse(args, kwargs, str(refusal))
+        except BACKBONE_ERRORS as error:
+            log.warning("message comes back", error_type=type(error).__name__)
+            self.come_back(1.0)
+        except OSError as error:
+            if self.request.retries >= MOST_LOOKS_AT_STORE:
+                self.refuse(args, kwargs, f"the plugin store cannot be read ({type(error).__name__})")
+                return
+            log.warning("plugin store away", error_type=type(error).__name__)
+            self.come_back(0.5 * 2 ** min(self.request.retries, 10))
+
+    def _take_in(self, message: DeployMessage | ToTaskMessage, first: Step) -> None:
+        queue = (self.request.delivery_info or {}).get("routing_key") or message.queue
+        runs = self.runs
+        acceptance = runs.store.accept(message, queue)
+        if acceptance is Acceptance.STOPPED:
+            runs.report_end(message.job)
+            return
+        # A second delivery may come from a worker that died right here, so the first step is sent again
+        # while the run has not begun it.
+        run = runs.store.load(message.job)
+        if run.end is not None:
+            runs.report_end(message.job)
+        elif run.position < first.position:
+            runs.live.expect(run_member(message.job))
+            runs.sender.send(first, queue, {"job": message.job})
+        log.info("message taken in", job=message.job, plugin=message.plugin, acceptance=acceptance)
+
+    def refuse(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> None:
+        """Keep the message whole with the reason, and let its job end FAILED if it has no run."""
+        log.warning("message refused", reason=reason, refused_job=readable_job(kwargs))
+        try:
+            keep_refused(services(), self.name, [list(args), kwargs], kwargs, reason, self.request.id)
+        except BACKBONE_ERRORS as error:
+            log.warning("refusal comes back", error_type=type(error).__name__)
+            self.come_back(1.0)
