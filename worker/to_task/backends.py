@@ -24,9 +24,9 @@ class AsyncBackend(Protocol):
 
     async def get_task(self, task: int) -> dict[str, Any]: ...
     async def get_data_unit(self, data_unit: int) -> dict[str, Any]: ...
-    async def annotate_task_data(
-        self, task: int, data: Mapping[str, Any], schema: str | None = None
-    ) -> dict[str, Any]: ...
+    async def annotate(
+        self, task: int, data: Mapping[str, Any], schema: str | None, record: Callable[[], Awaitable[None]]
+    ) -> None: ...
     async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any: ...
 
 
@@ -53,12 +53,16 @@ class TenantBackend:
         async with self._turn():
             return await self._client("quick", QUICK).get_data_unit(data_unit)
 
-    async def annotate_task_data(
-        self, task: int, data: Mapping[str, Any], schema: str | None = None
-    ) -> dict[str, Any]:
-        """See `AsyncBackend`."""
+    async def annotate(
+        self, task: int, data: Mapping[str, Any], schema: str | None, record: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Write the task's data and, in the same turn, `record` it.
+
+        So no more tasks than there are turns are written and not recorded: those that a kill may write twice.
+        """
         async with self._turn():
-            return await self._client("quick", QUICK).annotate_task_data(task, data, schema)
+            await self._client("quick", QUICK).annotate_task_data(task, data, schema)
+            await record()
 
     async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
         """See `AsyncBackend`."""

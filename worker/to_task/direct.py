@@ -5,7 +5,7 @@ The same functions as the steps, on a ledger in memory; no Redis, no Celery.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -63,12 +63,12 @@ class ThreadedBackend:
         answer: dict[str, Any] = await self._call(self._client.get_data_unit, data_unit)
         return answer
 
-    async def annotate_task_data(
-        self, task: int, data: Mapping[str, Any], schema: str | None = None
-    ) -> dict[str, Any]:
+    async def annotate(
+        self, task: int, data: Mapping[str, Any], schema: str | None, record: Callable[[], Awaitable[None]]
+    ) -> None:
         """See `AsyncBackend`."""
-        answer: dict[str, Any] = await self._call(self._client.annotate_task_data, task, data, schema)
-        return answer
+        await self._call(self._client.annotate_task_data, task, data, schema)
+        await record()
 
     async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
         """See `AsyncBackend`."""

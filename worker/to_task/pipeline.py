@@ -89,8 +89,9 @@ class Pipeline:
     async def _write(self, work: Work, attempt: Attempt) -> None:
         if attempt.over:
             raise StoppedError
-        await self._backend.annotate_task_data(work.open.task_id, work.data, self._schema)
-        await attempt.record(work.mark())
+        await self._backend.annotate(
+            work.open.task_id, work.data, self._schema, lambda: attempt.record(work.mark())
+        )
 
     def _wait(self, future: "Future[Any]", attempt: Attempt) -> Any:
         """The future's result; meanwhile listeners hear how far the run is, and a stop is heard."""

@@ -11,21 +11,19 @@ class Recorder:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._waiting: list[Mark] = []
-        self._writing = False
-        self.recorded = 0
+        self._next: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
         self.over = False
 
     async def record(self, mark: Mark) -> None:
-        """Write `mark` now, or let it go along with the next write, whose caller waits for it."""
+        """Return once `mark` is in the ledger, with those that came while it waited for the last write."""
         self._waiting.append(mark)
-        if self._writing:
-            return
-        self._writing = True
-        try:
-            while self._waiting:
-                marks, self._waiting = self._waiting, []
-                if not await asyncio.to_thread(self._ledger.record, marks):
-                    self.over = True
-                self.recorded += len(marks)
-        finally:
-            self._writing = False
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._write())
+        await asyncio.shield(self._next)
+
+    async def _write(self) -> None:
+        async with self._turn:
+            marks, self._waiting, self._next = self._waiting, [], None
+            if not await asyncio.to_thread(self._ledger.record, marks):
+                self.over = True

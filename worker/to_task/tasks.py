@@ -29,7 +29,7 @@ def initialize(self: WorkflowTask, job: str, **_: Any) -> None:
     """The job is RUNNING, unless it is over already."""
 
     def begin(run: Run) -> Outcome:
-        return Continue(PREPARE) if begin_run(run) else Park()
+        return Continue(PREPARE) if begin_run(run, services()) else Park()
 
     self.carry_out(INITIALIZE, job, begin)
 

@@ -40,27 +40,31 @@ class StoppableLedger:
 
 
 class SlowClient:
-    def __init__(self) -> None:
+    def __init__(self, ledger: StoppableLedger) -> None:
+        self.ledger = ledger
+        self.most_unrecorded = 0
         self.sent: list[int] = []
         self.answer = asyncio.Event()
 
     async def annotate_task_data(self, task: int, data: Mapping[str, Any], schema: str | None = None) -> Any:
         self.sent.append(task)
+        self.most_unrecorded = max(self.most_unrecorded, len(self.sent) - len(self.ledger.recorded))
         await self.answer.wait()
         return {"id": task}
 
     async def aclose(self) -> None: ...
 
 
-async def annotated(count: int, turns: int, stop_after: int | None) -> tuple[list[int], StoppableLedger]:
-    """Ids that were sent when `count` writes queue for `turns`, and a stop comes while the first are away."""
-    client, ledger = SlowClient(), StoppableLedger()
+async def annotated(count: int, turns: int, stop_after: int | None) -> tuple[SlowClient, StoppableLedger]:
+    """What came of `count` writes that queue for `turns`, with a stop while the first are away."""
+    ledger = StoppableLedger()
+    client = SlowClient(ledger)
     backend = TenantBackend(lambda _timeout: client, asyncio.Semaphore(turns))  # type: ignore[arg-type, return-value]
     attempt = Attempt(ledger)
 
     async def write(work: Work) -> None:
-        await backend.annotate_task_data(work.open.task_id, {})
-        await attempt.record(Mark(work.open.position, work.open.task_id))
+        mark = Mark(work.open.position, work.open.task_id)
+        await backend.annotate(work.open.task_id, {}, None, lambda: attempt.record(mark))
 
     works = [Work(OpenTask(position, position + 1)) for position in range(count)]
     writing = asyncio.ensure_future(attempt.each(works, write))
@@ -72,18 +76,24 @@ async def annotated(count: int, turns: int, stop_after: int | None) -> tuple[lis
         await asyncio.sleep(0.03)
     client.answer.set()
     await writing
-    return client.sent, ledger
+    return client, ledger
 
 
 async def test_writes_that_wait_for_their_turn_are_not_sent_after_a_stop() -> None:
-    sent, _ = await annotated(40, turns=2, stop_after=2)
+    client, _ = await annotated(40, turns=2, stop_after=2)
 
-    assert sent == [1, 2]
+    assert client.sent == [1, 2]
 
 
 async def test_without_a_stop_all_are_sent_and_share_the_looks() -> None:
-    sent, ledger = await annotated(40, turns=2, stop_after=None)
+    client, ledger = await annotated(40, turns=2, stop_after=None)
 
-    assert sorted(sent) == list(range(1, 41))
-    assert sorted(ledger.recorded) == sorted(sent)
+    assert sorted(client.sent) == list(range(1, 41))
+    assert sorted(ledger.recorded) == sorted(client.sent)
     assert ledger.looks < 40
+
+
+async def test_no_more_tasks_are_written_and_not_recorded_than_there_are_turns() -> None:
+    client, _ = await annotated(200, turns=4, stop_after=None)
+
+    assert client.most_unrecorded <= 4

@@ -52,9 +52,11 @@ def test_all_tenants_share_the_limit_of_requests_in_flight(loop: LoopThread) -> 
     tenants = [TenantBackend(make, turns) for _ in range(2)]
 
     # When all kinds of requests are made at once
+    async def nothing() -> None: ...
+
     async def many() -> None:
         calls = [tenant.get_task(n) for n in range(10) for tenant in tenants]
-        await asyncio.gather(*calls, *(tenants[0].annotate_task_data(n, {}) for n in range(10)))
+        await asyncio.gather(*calls, *(tenants[0].annotate(n, {}, None, nothing) for n in range(10)))
 
     loop.run(many(), timeout=5)
 

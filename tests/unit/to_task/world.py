@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
@@ -105,6 +105,12 @@ class FakeBackend:
         await self._call("annotate_task_data", task)
         self.written.append((task, dict(data), schema))
         return {"id": task}
+
+    async def annotate(
+        self, task: int, data: Mapping[str, Any], schema: str | None, record: Callable[[], Awaitable[None]]
+    ) -> None:
+        await self.annotate_task_data(task, data, schema)
+        await record()
 
     async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
         self.runs.append((code, dict(data)))
