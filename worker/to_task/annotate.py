@@ -10,7 +10,6 @@ from worker.to_task.crew import Crew
 from worker.to_task.hooks import HostHooks
 from worker.to_task.inference import PreProcessor
 from worker.to_task.inference_route import InferenceRoute
-from worker.to_task.ledger import Ledger
 from worker.to_task.message import message_of
 from worker.to_task.news import tell
 from worker.to_task.pipeline import Pipeline
@@ -59,7 +58,7 @@ def annotate(run: Run, chunk: int, services: Services, crew: Crew) -> Outcome:
     return go_on(run, services.runs, ledger)
 
 
-def _route(run: Run, services: Services, backend: AsyncBackend, ledger: Ledger) -> Route:
+def _route(run: Run, services: Services, backend: AsyncBackend, ledger: RedisLedger) -> Route:
     params = message_of(run).params
     release, request = services.action_of(run)
     hooks = HostHooks(services.host, release, request)
@@ -69,6 +68,6 @@ def _route(run: Run, services: Services, backend: AsyncBackend, ledger: Ledger) 
     return InferenceRoute(params, hooks, backend, ledger, target)
 
 
-def _tell_now_and_then(run: Run, services: Services, ledger: Ledger, crew: Crew) -> None:
+def _tell_now_and_then(run: Run, services: Services, ledger: RedisLedger, crew: Crew) -> None:
     if crew.pace.is_due(run.job):
         tell(run, services.runs, ledger)

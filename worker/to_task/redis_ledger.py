@@ -71,6 +71,12 @@ class RedisLedger:
         found = self._redis.lrange(keys.failures_key(self._job), 0, -1)
         return [TaskFailure.model_validate_json(each) for each in found]
 
+    def take_untold(self, most: int) -> list[TaskFailure]:
+        """Those of the run's first `most` failures that were not taken before."""
+        names = [self._run, keys.catalogue_key(self._job), keys.failures_key(self._job)]
+        found = self._scripts.run("take_untold", names, most)
+        return [TaskFailure.model_validate_json(each) for each in found]
+
     def chunk_done(self, chunk: int) -> bool:
         """The chunk is done; True when all are, also for whoever asks again."""
         kinds = (keys.catalogue_key, keys.chunks_key, keys.done_chunks_key, keys.open_key)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from shared.channels import logs_history
 from tests.unit.to_task.world import JOB, KilledError, World
 from worker.platform import (
     AuthenticationError,
@@ -19,6 +20,7 @@ from worker.platform import (
 from worker.plugins import PluginHostBusyError, PluginHostUnavailableError
 from worker.runs.outcomes import Continue, Park
 from worker.to_task.finalize import finalize
+from worker.to_task.news import FAILURES_TOLD
 from worker.to_task.redis_ledger import RedisLedger
 from worker.to_task.steps import FINALIZE
 
@@ -124,6 +126,35 @@ def test_a_task_that_the_plugin_cannot_convert_fails_alone(make_world: Make) -> 
 
     assert (end.status, end.result["message"]) == ("SUCCEEDED", "Annotated 4 of 5 tasks, 1 failed")
     assert end.result["failures"] == [{"task_id": 4, "error": "ValueError: no digit in it"}]
+
+
+def log_lines(world: World) -> list[tuple[str, str]]:
+    entries = world.redis.xrange(logs_history(JOB))
+    return [(fields["level"], fields["line"]) for _, fields in entries if fields.get("source") == "run"]
+
+
+def test_each_failed_task_stands_in_the_log_once(make_world: Make) -> None:
+    world = make_world(30, chunk=10)
+    world.host.bad = {4, 25}
+
+    world.work()
+
+    told = [line for line in log_lines(world) if line[1].startswith("Task ")]
+    assert told == [
+        ("warning", "Task 4 failed: ValueError: no digit in it"),
+        ("warning", "Task 25 failed: ValueError: no digit in it"),
+    ]
+
+
+def test_the_log_holds_the_first_failed_tasks_and_their_number(make_world: Make) -> None:
+    world = make_world(FAILURES_TOLD + 50, chunk=40)
+    world.host.bad = set(range(1, FAILURES_TOLD + 50))
+
+    world.work()
+
+    told = [line for _, line in log_lines(world) if line.startswith("Task ")]
+    assert len(told) == len(set(told)) == FAILURES_TOLD
+    assert f"{FAILURES_TOLD + 49} of {FAILURES_TOLD + 50} tasks failed" in log_lines(world)[-1][1]
 
 
 def test_a_task_that_ends_the_plugins_process_fails_alone(make_world: Make) -> None:
