@@ -116,6 +116,15 @@ class Message(_Strict):
 
     job: Job
 
+    @model_validator(mode="after")
+    def _can_be_stored(self) -> "Message":
+        try:
+            self.model_dump_json()
+        except ValueError:
+            # JSON can spell halves of characters (`"\\ud800"`) that no encoding can carry further.
+            raise ValueError("holds text that cannot be encoded") from None
+        return self
+
 
 class _RunMessage(Message):
     plugin: PluginName

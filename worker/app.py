@@ -68,9 +68,16 @@ def make_app(settings: Settings) -> Celery:
             "worker.to_task.tasks",
         ),
     )
+    app.on_after_finalize.connect(_close_foreign_doors)
     app.steps["worker"].add(MaintenanceStep)
     app.steps["worker"].add(RelayStep)
     return app
+
+
+def _close_foreign_doors(sender: Celery, **_: Any) -> None:
+    """Celery's own tasks (`celery.map`, `celery.chord`, ...) run and show whatever anybody publishes."""
+    for name in [name for name in sender.tasks if name.startswith("celery.")]:
+        sender.tasks.unregister(name)
 
 
 class MaintenanceStep(bootsteps.StartStopStep):

@@ -5,8 +5,19 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis import Redis
+
+from shared.messages import Tenant
 
 KB = 1024
 MB = 1024 * KB
@@ -25,7 +36,16 @@ def _http_url(value: str) -> str:
         raise ValueError("names no host")
     if parts.username is not None or parts.query or parts.fragment:
         raise ValueError("must be a base URL alone: no user, password, query or fragment")
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("holds characters that a URL cannot carry")
     return value.rstrip("/")
+
+
+def _host_and_port(value: str) -> str:
+    host, _, port = value.strip().rpartition(":")
+    if not host or "/" in host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+        raise ValueError("must be host:port, the address of the cluster's head")
+    return value.strip()
 
 
 def _token(value: SecretStr) -> SecretStr:
@@ -38,6 +58,10 @@ def _token(value: SecretStr) -> SecretStr:
     return SecretStr(text)
 
 
+def _stripped(value: object) -> object:
+    return value.strip() if isinstance(value, str) else value
+
+
 def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
@@ -48,10 +72,12 @@ def _split(url: str) -> SplitResult:
 
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
+Address = Annotated[str, AfterValidator(_host_and_port)]
+TenantHeader = Annotated[Tenant, BeforeValidator(_stripped)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "sentinel", "amqp", "amqps", "pyamqp", "memory")
+BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "amqp", "amqps", "pyamqp", "memory")
 
 
 class Settings(BaseSettings):
@@ -63,7 +89,9 @@ class Settings(BaseSettings):
 
     synapse_host: HttpUrl = Field(repr=False, description="Base URL of the platform's backend.")
     synapse_access_token: Token = Field(description="The worker's access token at the backend.")
-    synapse_tenant: str | None = Field(None, description="Tenant sent to the backend and the agents.")
+    synapse_tenant: TenantHeader | None = Field(
+        None, description="Tenant sent to the backend and the agents."
+    )
     synapse_agent_url: HttpUrl | None = Field(
         None,
         repr=False,
@@ -79,7 +107,7 @@ class Settings(BaseSettings):
     plugins_dir: Path = Field(
         description="Folder of plugin releases, each a folder or .zip named `code@version`."
     )
-    ray_address: str | None = Field(
+    ray_address: Address | None = Field(
         None, description="Address of the Ray cluster (`host:port`). Without it a `deploy` ends FAILED."
     )
 
@@ -140,6 +168,10 @@ class Settings(BaseSettings):
         if not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must start with redis://, rediss:// or unix://")
         _split(value)
+        try:
+            Redis.from_url(value).close()
+        except ValueError:
+            raise ValueError("is not a URL that the Redis client can read") from None
         return value
 
     @field_validator("celery_broker_url")

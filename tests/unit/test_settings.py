@@ -107,11 +107,22 @@ def test_every_mistake_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ("SYNAPSE_HOST", "https://x:port"),
         ("SYNAPSE_HOST", "https://user:password@backend.example"),
         ("SYNAPSE_AGENT_URL", "https://agent.example/?token=x"),
+        ("SYNAPSE_HOST", "http://back end.example"),
+        ("SYNAPSE_HOST", "http://back\u200bend.example"),
+        ("SYNAPSE_AGENT_URL", "http://agent/a b"),
+        ("SYNAPSE_TENANT", "größe"),
+        ("SYNAPSE_TENANT", "two\nlines"),
+        ("RAY_ADDRESS", "auto"),
+        ("RAY_ADDRESS", "ray-head"),
+        ("RAY_ADDRESS", "ray://ray-head:10001"),
+        ("RAY_ADDRESS", "ray-head:99999"),
         ("SYNAPSE_ACCESS_TOKEN", "   "),
         ("SYNAPSE_ACCESS_TOKEN", "two\nlines"),
         ("SYNAPSE_AGENT_URL", "ws://agent"),
         ("REDIS_URL", "amqp://x"),
         ("REDIS_URL", "redis://[x"),
+        ("REDIS_URL", "redis://r/0?socket_timeout=soon"),
+        ("CELERY_BROKER_URL", "sentinel://r:26379/0"),
         ("CELERY_BROKER_URL", "rabbit"),
         ("CELERY_BROKER_URL", "unix:///tmp/x"),
         ("PLUGINS_DIR", "/no/such/folder"),
@@ -195,6 +206,12 @@ def test_line_break_after_a_mounted_secret_is_not_part_of_it(monkeypatch: pytest
     monkeypatch.setenv("SYNAPSE_ACCESS_TOKEN", f"{SECRET}\n")
 
     assert load().synapse_access_token.get_secret_value() == SECRET
+
+
+def test_line_break_after_a_mounted_tenant_is_not_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNAPSE_TENANT", "acme\n")
+
+    assert load().synapse_tenant == "acme"
 
 
 def test_host_has_no_slash_at_its_end() -> None:

@@ -87,7 +87,7 @@ class BaseDeploymentAction(BaseAction[P]):
     params_model = DeployParams
     operations: ClassVar[Mapping[str, str]] = {
         "plan": "_plan_operation",
-        "submit": "submit",
+        "submit": "_submit_operation",
         "check_params": "_check_params_operation",
     }
 
@@ -148,10 +148,9 @@ class BaseDeploymentAction(BaseAction[P]):
         """What `submit` will do, as JSON: names, options and a digest over everything that matters."""
         declared = self._param("num_replicas", self._request.required_resources if self._request else {})
         actor_options = self.get_ray_actor_options()
-        runtime_env = self.get_runtime_env()
+        runtime_env = self._own_runtime_env(actor_options)
         if runtime_env:
-            own = actor_options.get("runtime_env") or {}
-            actor_options = {**actor_options, "runtime_env": {**own, **runtime_env}}
+            actor_options = {**actor_options, "runtime_env": runtime_env}
         plan: dict[str, Any] = {
             "app_name": self.get_serve_app_name(),
             "route_prefix": self.get_route_prefix(),
@@ -248,8 +247,24 @@ class BaseDeploymentAction(BaseAction[P]):
                 value = declared.get(alias)
         return value
 
+    @staticmethod
+    def _without_runtime_env(plan: Mapping[str, Any]) -> dict[str, Any]:
+        options = {name: value for name, value in plan["ray_actor_options"].items() if name != "runtime_env"}
+        return {**plan, "ray_actor_options": options}
+
+    def _own_runtime_env(self, actor_options: Mapping[str, Any]) -> dict[str, Any]:
+        return {**(actor_options.get("runtime_env") or {}), **self.get_runtime_env()}
+
     def _plan_operation(self, _: Any) -> dict[str, Any]:
-        return self.plan()
+        # An environment may hold the release's secrets, and a plan lies in Redis until it is submitted.
+        return self._without_runtime_env(self.plan())
+
+    def _submit_operation(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+        options = {**plan["ray_actor_options"]}
+        runtime_env = self._own_runtime_env(self.get_ray_actor_options())
+        if runtime_env:
+            options["runtime_env"] = runtime_env
+        return self.submit({**plan, "ray_actor_options": options})
 
     def _check_params_operation(self, _: Any) -> dict[str, Any]:
         return {"ok": True}  # constructing the action has checked them

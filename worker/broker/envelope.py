@@ -9,7 +9,7 @@ from typing import Any
 
 from kombu.utils.json import loads
 
-from worker.broker.depth import too_deep
+from worker.platform.depth import too_deep
 
 
 class MalformedError(ValueError):
@@ -30,6 +30,8 @@ def open_element(element: bytes, tag: str, decode_body: Callable[[Any, Any], Any
         _part(envelope, name, dict if name == "headers" else str)
     for name in ("delivery_info", "body_encoding"):
         _part(properties, name, dict if name == "delivery_info" else str)
+    for name in ("exchange", "routing_key"):
+        _part(properties.get("delivery_info") or {}, name, str)
     try:
         decode_body(envelope.get("body") or "", properties.get("body_encoding"))
     except Exception as error:

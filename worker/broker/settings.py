@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from worker.settings import Settings
 
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://", "sentinel://")
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://")
 
 
 def broker_url(url: str) -> str:

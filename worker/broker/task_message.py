@@ -11,7 +11,7 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware, timezone
 from kombu.asynchronous.timer import to_timestamp
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-from worker.broker.depth import too_deep
+from worker.platform.depth import too_deep
 
 
 class NotATaskError(ValueError):

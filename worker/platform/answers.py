@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+from worker.platform.depth import too_deep
 from worker.platform.errors import (
     LONGEST_DETAIL,
     AuthenticationError,
@@ -94,9 +95,13 @@ def _json(body: bytes) -> Any:
     if not body.strip():
         raise MalformedResponseError("malformed answer: empty")
     try:
-        return json.loads(body)
+        value = json.loads(body)
     except (ValueError, RecursionError):
         kind = "HTML" if _is_html(body) else "not JSON"
+    else:
+        if not too_deep(body, value):
+            return value
+        kind = "nested too deeply"
     # Outside of the except block: a JSONDecodeError holds the whole answer.
     raise MalformedResponseError(f"malformed answer: {kind}")
 
@@ -106,9 +111,12 @@ def _detail(answer: Answer) -> str:
     if _is_html(answer.body):
         return ""
     try:
-        value = redact_value(json.loads(answer.body))
+        value = json.loads(answer.body)
     except (ValueError, RecursionError):
+        value = None
+    if value is None or too_deep(answer.body, value):
         value = answer.body[:4096].decode("utf-8", errors="replace")
+    value = redact_value(value)
     if isinstance(value, dict) and set(value) == {"detail"}:
         value = value["detail"]
     return shorten(" ".join(clean(_sentence(value)).split()), LONGEST_DETAIL)

@@ -2,11 +2,12 @@
 
 import weakref
 from collections.abc import Callable, Generator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 
 from worker.platform import agent_requests as calls
+from worker.platform.base import BaseClient
 from worker.platform.errors import ValidationError
 from worker.platform.streams.async_tail import AsyncLogTail
 from worker.platform.streams.connection import LogConnection
@@ -21,19 +22,12 @@ from worker.platform.streams.limits import (
 from worker.platform.streams.streams import LogStreams
 from worker.platform.streams.target import StreamTarget, websocket_missing, websocket_url
 
-if TYPE_CHECKING:
-    from worker.platform.base import BaseClient
-
-    Base = BaseClient
-else:
-    Base = object
-
 LOG_TIMEOUT = 10.0
 """Seconds of `stream_timeout`."""
 
 
-class RayClientMixin(Base):
-    """Mix it into a `BaseClient`: `class RayClient(RayClientMixin, BaseClient)`. Threads may share it.
+class RayClientMixin(BaseClient):
+    """Extends a client: `class RayClient(RayClientMixin)` or `(RayClientMixin, BaseClient)`, for many threads.
 
     An id that could not be one is refused with `ValidationError` before anything is sent. Lists answer
     `{"results": [...]}`. Closing the client, or forgetting it, closes the logs that it follows.

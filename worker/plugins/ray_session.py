@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from worker.platform import register_secrets
 from worker.plugins.errors import PluginHostUnavailableError
 
 T = TypeVar("T")
@@ -52,6 +53,7 @@ class RaySession:
             if self._is_alive(address):
                 return
             self._drop()
+            _cluster_token()
             _probe(address, min(timeout, PROBE_SECONDS))
             self._start(address, timeout)
             self._address = address
@@ -129,14 +131,21 @@ class RaySession:
 
 
 def auth_headers() -> dict[str, str]:
-    """The dashboard's header for a token cluster, from the variables that Ray itself reads."""
+    """The dashboard's header for a token cluster."""
+    token = _cluster_token()
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _cluster_token() -> str:
+    """From the variables that Ray itself reads, empty where the cluster asks for none; masked from now on."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-        return {}
+        return ""
     token = os.environ.get("RAY_AUTH_TOKEN", "")
     if not token:
         file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
         token = file.read_text().strip() if file.is_file() else ""
-    return {"Authorization": f"Bearer {token}"} if token else {}
+    register_secrets([token])
+    return token
 
 
 def _init(address: str, outcome: dict[str, Any]) -> None:

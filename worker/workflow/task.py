@@ -1,5 +1,6 @@
 """The base task of the workflows, and the door through which messages become runs."""
 
+import re
 from typing import Any, ClassVar
 
 import structlog
@@ -77,9 +78,12 @@ class WorkflowTask(StepTask):
                 return
             log.warning("plugin store away", error_type=type(error).__name__)
             self.come_back(0.5 * 2 ** min(self.request.retries, 10))
+        except Exception as error:
+            log.error("message not taken in", error_type=type(error).__name__, exc_info=True)
+            self.refuse(args, kwargs, f"it could not be taken in ({type(error).__name__})")
 
     def _take_in(self, message: DeployMessage | ToTaskMessage, first: Step) -> None:
-        queue = (self.request.delivery_info or {}).get("routing_key") or message.queue
+        queue = _home_queue(message, (self.request.delivery_info or {}).get("routing_key"))
         runs = self.runs
         acceptance = runs.store.accept(message, queue)
         if acceptance is Acceptance.STOPPED:
@@ -103,3 +107,14 @@ class WorkflowTask(StepTask):
         except BACKBONE_ERRORS as error:
             log.warning("refusal comes back", error_type=type(error).__name__)
             self.come_back(1.0)
+
+
+def _home_queue(message: DeployMessage | ToTaskMessage, routing_key: Any) -> str:
+    """Where the run's steps go: where its message came from, if that is one of the contract's queues.
+
+    Who published says what the routing key is; the steps of a run must not go where nobody listens.
+    """
+    is_of_agent = isinstance(routing_key, str) and re.fullmatch(
+        rf"{message.queue}\.[1-9][0-9]*", routing_key, re.ASCII
+    )
+    return str(routing_key) if is_of_agent else message.queue

@@ -97,6 +97,32 @@ def test_the_digest_changes_with_everything_that_matters() -> None:
     assert len({plan["digest"], *(other["digest"] for other in others)}) == 4
 
 
+class Secretive(BaseDeploymentAction[DeployParams]):
+    entrypoint = BaseServeDeployment
+
+    def get_runtime_env(self) -> dict[str, Any]:
+        return {"env_vars": {"HF_TOKEN": self.ctx.env["HF_TOKEN"]}}
+
+    def submit(self, plan: Any) -> Any:
+        return dict(plan)
+
+
+def test_a_plan_that_is_kept_holds_no_environment_and_what_is_submitted_does() -> None:
+    # Given a plugin that hands a secret of its release on to its replicas
+    request = ActionRequest("cat@1.0", "deployment", "plugin.d.D", env=ENV | {"HF_TOKEN": "hf_secret"})
+    direct = Secretive({}, RuntimeContext(request.env)).plan()
+
+    # When the worker plans, keeps the plan, and submits it
+    plan = Secretive.run_operation(request, "plan", None)
+    submitted = Secretive.run_operation(request, "submit", plan)
+
+    # Then the secret is in what is submitted alone, and the digest is over all of it
+    assert "hf_secret" not in repr(plan)
+    assert submitted["ray_actor_options"]["runtime_env"] == {"env_vars": {"HF_TOKEN": "hf_secret"}}
+    assert plan["digest"] == submitted["digest"]
+    assert set(submitted) == set(direct)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.transport.virtual import Channel, Message
 
-from worker.broker.depth import DEEPEST, too_deep
 from worker.broker.envelope import MalformedError, open_element
+from worker.platform.depth import DEEPEST, too_deep
 
 GOOD: dict[str, Any] = {
     "body": "W1tdLCB7fSwge31d",
@@ -61,6 +61,8 @@ def test_a_message_without_a_tag_is_a_message() -> None:
         (GOOD | {"body": "a"}, "body cannot be decoded"),
         (GOOD | {"properties": {"body_encoding": "rot13"}}, "body cannot be decoded"),
         (GOOD | {"properties": {"delivery_info": "first"}}, "delivery_info is not a dict"),
+        (GOOD | {"properties": {"delivery_info": {"routing_key": ["x"]}}}, "routing_key is not a str"),
+        (GOOD | {"properties": {"delivery_info": {"exchange": 5}}}, "exchange is not a str"),
     ],
 )
 def test_what_is_none_says_why(envelope: Any, reason: str) -> None:

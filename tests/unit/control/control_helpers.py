@@ -82,6 +82,7 @@ class Door:
         self._app = app
         self._monkeypatch = monkeypatch
         self.broken = False
+        self.routing_key: object = "deploy"
         self.published: list[dict[str, Any]] = []
 
     def deliver(self, name: str, *args: Any, message_id: str | None = None, **kwargs: Any) -> Delivery:
@@ -100,7 +101,7 @@ class Door:
             again.append((kwargs, options))
 
         self._monkeypatch.setattr(task, "apply_async", apply_async, raising=False)
-        with _request(task, args, kwargs, message_id or uuid4().hex):
+        with _request(task, args, kwargs, message_id or uuid4().hex, self.routing_key):
             try:
                 task(*args, **kwargs)
             except Retry:
@@ -112,13 +113,13 @@ class Door:
 
 
 @contextmanager
-def _request(task: Any, args: Any, kwargs: Any, message_id: str) -> Iterator[None]:
+def _request(task: Any, args: Any, kwargs: Any, message_id: str, routing_key: object) -> Iterator[None]:
     task.push_request(
         id=message_id,
         args=args,
         kwargs=kwargs,
         called_directly=False,
-        delivery_info={"exchange": "", "routing_key": "deploy", "redelivered": False},
+        delivery_info={"exchange": "", "routing_key": routing_key, "redelivered": False},
     )
     try:
         yield

@@ -36,6 +36,48 @@ def test_accepted_message_sends_the_first_step(door: Door, sender: RecordingSend
     ]
 
 
+@pytest.mark.parametrize(
+    ("routing_key", "queue"),
+    [
+        ("deploy", "deploy"),
+        ("deploy.3", "deploy.3"),
+        ("deploy.x", "deploy"),
+        ("jobs.deploy", "deploy"),
+        ("to_task", "deploy"),
+        (["x"], "deploy"),
+        (None, "deploy"),
+    ],
+)
+def test_steps_go_where_somebody_listens(
+    door: Door, sender: RecordingSender, routing_key: object, queue: str
+) -> None:
+    door.routing_key = routing_key
+
+    door.deliver("test.deploy", **MESSAGE)
+
+    assert [sent.queue for sent in sender.sent] == [queue]
+
+
+def test_message_that_breaks_what_takes_it_in_is_kept(
+    door: Door, services: FakeServices, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("unforeseen")
+
+    monkeypatch.setattr(services.runs.store, "accept", broken)
+
+    assert door.deliver("test.deploy", **MESSAGE).ended == "acknowledged"
+    (letter,) = letters(redis)
+    assert letter["reason"] == "it could not be taken in (KeyError)"
+
+
+def test_message_with_half_a_character_is_kept(door: Door, redis: FakeRedis) -> None:
+    door.deliver("test.deploy", **MESSAGE, params={"x": {"\ud800": 1}})
+
+    (letter,) = letters(redis)
+    assert "cannot be encoded" in letter["reason"]
+
+
 def test_accepted_message_is_expected_to_give_signs_of_life(door: Door, redis: FakeRedis) -> None:
     door.deliver("test.deploy", **MESSAGE)
 

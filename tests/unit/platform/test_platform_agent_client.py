@@ -167,9 +167,17 @@ def test_the_gate_asks_once(service: "Service", hasty: RetryPolicy) -> None:
     assert len(service.seen) == 1
 
 
-def test_the_mixin_works_with_the_plain_client(service: "Service") -> None:
-    class RayClient(RayClientMixin, BaseClient):
-        pass
+class Mixed(RayClientMixin, BaseClient):
+    pass
+
+
+class Alone(RayClientMixin):
+    def __init__(self, base_url: str, timeout: dict[str, float] | None = None) -> None:
+        super().__init__(base_url, timeout)
+
+
+@pytest.mark.parametrize("RayClient", [Mixed, Alone])
+def test_the_mixin_works_as_the_document_shows(service: "Service", RayClient: type[Mixed | Alone]) -> None:
 
     service.answers([{"id": "job-12345", "status": "RUNNING"}]).answers(
         {"detail": "already ended"}, status=400

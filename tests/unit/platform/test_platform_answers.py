@@ -103,6 +103,17 @@ def test_what_is_no_object_is_malformed_and_leaves_no_trace_of_the_answer(body: 
     assert caught.value.__context__ is None
 
 
+@pytest.mark.parametrize("levels", [101, 500, 950, 5000])
+@pytest.mark.parametrize("status", [200, 400, 500])
+def test_what_is_nested_without_end_is_an_error_of_the_client(status: int, levels: int) -> None:
+    body = b'{"a":' * levels + b"1" + b"}" * levels
+
+    with pytest.raises(ClientError) as caught:
+        value_of(answer(body=body, status=status), "any")
+
+    assert isinstance(caught.value, MalformedResponseError) == (status == 200)
+
+
 def test_a_bare_array_and_a_page_are_the_same_list() -> None:
     page = {"count": 1, "next": None, "previous": None, "results": [{"id": 1}]}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from worker.platform import redact
 from worker.plugins import (
     ActionRequest,
     ClientAccess,
@@ -159,6 +160,15 @@ def test_the_dashboards_header(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert auth_headers() == {"Authorization": "Bearer abc"}
     monkeypatch.setenv("RAY_AUTH_TOKEN", "def")
     assert auth_headers() == {"Authorization": "Bearer def"}
+
+
+def test_the_clusters_token_is_a_known_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "raytoken-55d1c7")
+
+    auth_headers()
+
+    assert redact("said raytoken-55d1c7") == "said ***"
 
 
 def test_who_waits_for_its_turn_is_sent_away_and_not_told_that_it_took_too_long(

@@ -3,7 +3,8 @@
 from typing import Any
 
 DEEPEST = 100
-"""Levels of lists and objects that a message may have. Parsing bears more than what comes after it."""
+"""Levels of lists and objects that a message or an answer may have. Parsing bears more than what comes after
+it."""
 
 
 def too_deep(text: bytes | str, value: Any) -> bool:
