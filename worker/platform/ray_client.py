@@ -27,7 +27,7 @@ LOG_TIMEOUT = 10.0
 
 
 class RayClientMixin(BaseClient):
-    """Extends a client: `class RayClient(RayClientMixin)` or `(RayClientMixin, BaseClient)`, for many threads.
+    """Extends a client: `class RayClient(RayClientMixin)` or `(RayClientMixin, BaseClient)`, for all threads.
 
     An id that could not be one is refused with `ValidationError` before anything is sent. Lists answer
     `{"results": [...]}`. Closing the client, or forgetting it, closes the logs that it follows.
