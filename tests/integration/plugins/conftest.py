@@ -113,7 +113,7 @@ def write_release(store: Path, code: str) -> None:
         (folder / f"{name}.py").write_text(dedent(text))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
     local = LocalRay(tmp_path_factory.mktemp("ray"), num_cpus=4)
     with pytest.MonkeyPatch.context() as patch:
@@ -128,7 +128,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
             local.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> PluginStore:
     folder = tmp_path_factory.mktemp("plugins")
     for code in ("apple", "pear"):
@@ -136,7 +136,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PluginStore:
     return PluginStore(folder, tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_host(ray_cluster: LocalRay) -> Iterator[RayHost]:
     host = RayHost(
         session,

@@ -52,7 +52,7 @@ def test_they_do_not_meet_in_threads_either(write_release: Write, convert: Calla
     wrong: list[Any] = []
 
     def work(code: str) -> None:
-        for _ in range(20):
+        for _ in range(5):
             answer = convert(f"{code}@1.0", {})[0]["ok"]
             if (answer["word"], answer["late"]) != (code, code):
                 wrong.append(answer)

@@ -19,7 +19,7 @@ from worker.workflow.reading import mistakes, readable_job, readable_tenant
 
 JOBS = st.one_of(st.integers(1, 99), st.integers(1, 99).map(str), ANYTHING)
 FUZZ = settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "300")),
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "100")),
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
