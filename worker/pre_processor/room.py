@@ -132,7 +132,7 @@ def _dispatch(stored: Mapping[str, Any]) -> Dispatch:
         sent=float(stored["sent"]) if "sent" in stored else None,
         job=stored.get("job"),
         snapshot=json.loads(stored.get("snapshot", "{}")),
-        ended=float(stored["ended"]) if "ended" in stored else None,
+        ended=float(stored["ended"]) if stored.get("ended") else None,
         doubtful=stored.get("doubtful") == "1",
         failure=stored.get("failure") or None,
         unclear=stored.get("unclear") == "1",

@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from shared.statuses import JobStatus
-from worker.platform import ClientError, MalformedResponseError
+from worker.platform import ClientError, MalformedResponseError, NotFoundError
 from worker.pre_processor.classify import Record, of_release, records_of
+
+GONE: Final = "GONE"
+"""Stands for the status of a job that the backend does not know, or not any more."""
+
+JobState = JobStatus | Literal["GONE"]
 
 
 class Backend(Protocol):
@@ -67,11 +72,13 @@ def records_if_legible(backend: Backend, target: PreProcessor) -> list[Record]:
         return []
 
 
-def job_status(backend: Backend, job: str | None) -> JobStatus | None:
+def job_status(backend: Backend, job: str | None) -> JobState | None:
     """A dispatched job's status; None when there is no job yet or the backend does not say."""
     if job is None:
         return None
     try:
         return JobStatus(str(backend.get_job(job).get("status")))
+    except NotFoundError:
+        return GONE
     except (ClientError, OSError, ValueError):
         return None

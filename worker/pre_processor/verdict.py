@@ -8,6 +8,9 @@ from shared.statuses import JobStatus
 from worker.pre_processor import errors
 from worker.pre_processor.classify import FAILED_STATUSES, Record, classify_serve_app, counts_as_failed
 from worker.pre_processor.room import UNSENT_CLAIM_SECONDS, Dispatch
+from worker.pre_processor.target import GONE
+
+FINAL = frozenset(status for status in JobStatus if status.is_final)
 
 
 class Kind(StrEnum):
@@ -58,6 +61,11 @@ def judge(
     return Verdict(Kind.PENDING)
 
 
+def may_still_come(job_status: str | None) -> bool:
+    """Whether the job has ended in a way of which an application can have come that is not seen yet."""
+    return job_status in (JobStatus.SUCCEEDED, GONE)
+
+
 def _is_lost(
     dispatch: Dispatch,
     records: Sequence[Record],
@@ -70,12 +78,13 @@ def _is_lost(
         return now - dispatch.claimed > UNSENT_CLAIM_SECONDS
     if dispatch.failure is not None:
         return False
-    if dispatch.doubtful and job_status is not None and JobStatus(job_status).is_final:
+    if dispatch.doubtful and job_status in FINAL:
         return True  # it ended while nobody waited: its end is none of those who wait now
     if dispatch.job is None:
         came = any(_is_on_its_way(record, dispatch) for record in records)
         return not came and silence is not None and now - dispatch.sent > silence
-    return dispatch.ended is not None and now - dispatch.ended > patience
+    # What a backend says once, it may take back: a copy of its database that lags does not know a new job.
+    return dispatch.ended is not None and now - dispatch.ended > patience and may_still_come(job_status)
 
 
 def _is_on_its_way(record: Record, dispatch: Dispatch) -> bool:

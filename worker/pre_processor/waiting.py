@@ -6,7 +6,6 @@ from typing import Any
 
 import structlog
 
-from shared.statuses import JobStatus
 from worker.platform import clean
 from worker.pre_processor import errors, waiters
 from worker.pre_processor.classify import Record, snapshot_of
@@ -14,8 +13,8 @@ from worker.pre_processor.names import RoomName
 from worker.pre_processor.polls import ramp
 from worker.pre_processor.room import Dispatch, Room
 from worker.pre_processor.steps import DISPATCH
-from worker.pre_processor.target import job_status, records
-from worker.pre_processor.verdict import Kind, Verdict, judge
+from worker.pre_processor.target import GONE, JobState, job_status, records
+from worker.pre_processor.verdict import Kind, Verdict, judge, may_still_come
 from worker.runs.keys import lock_key
 from worker.runs.step_task import BACKBONE_ERRORS
 from worker.services import Services
@@ -138,17 +137,20 @@ def _lost_at(dispatch: Dispatch | None, services: Services) -> float | None:
     return dispatch.sent + _silence(services)
 
 
-def _remember(room: Room, dispatch: Dispatch, found: list[Record], status: JobStatus | None) -> None:
+def _remember(room: Room, dispatch: Dispatch, found: list[Record], status: JobState | None) -> None:
     """What this look has shown that the next one must know."""
     news: dict[str, Any] = {}
     current = snapshot_of(found)
     unchanged = {key: was for key, was in dispatch.snapshot.items() if current.get(key) == was}
     if unchanged != dispatch.snapshot:
         news["snapshot"] = json.dumps(unchanged)
-    if status is not None and dispatch.doubtful:
+    known = status is not None and status != GONE
+    if known and dispatch.doubtful:
         news["doubtful"] = 0  # it has not ended, so its end will be the end of those who wait now
-    if status is JobStatus.SUCCEEDED and dispatch.ended is None:
+    if may_still_come(status) and dispatch.ended is None:
         news["ended"] = room.now()
+    elif known and not may_still_come(status) and dispatch.ended is not None:
+        news["ended"] = ""  # the backend knows the job after all
     if news:
         room.amend(dispatch.token, **news)
 

@@ -13,6 +13,7 @@ from worker.platform import (
     ClientConnectionError,
     ClientTimeoutError,
     MalformedResponseError,
+    NotFoundError,
     ServerError,
     ValidationError,
 )
@@ -240,6 +241,44 @@ def test_a_deployment_that_succeeded_and_is_not_there_is_dispatched_anew(
     clock.forward(61)
     hall.poll(again.generation)
     assert len(sender.of(DISPATCH.name)) == 1
+
+
+def test_a_dispatched_job_that_the_backend_does_not_know_any_more_is_dispatched_anew(
+    hall: Hall, api: FakeBackend, clock: Clock, sender: RecordingSender
+) -> None:
+    hall.enter("1")
+    hall.wait("1")
+    api.broken["get_job"] = NotFoundError()
+    clock.forward(181)
+    assert hall.poll() is None
+    hall.enter("2")
+    hall.wait("2")
+    again = hall.poll()
+    assert again is not None
+    assert sender.of(DISPATCH.name) == [], "it may be a backend that does not know it yet"
+    clock.forward(61)
+    assert hall.poll(again.generation) is not None
+    assert [sent.kwargs["job"] for sent in sender.of(DISPATCH.name)] == ["2"]
+    hall.wait("2")
+    assert len(api.dispatched) == 2
+    assert hall.error("2") is None
+
+
+def test_a_job_that_the_backend_knows_after_all_is_not_dispatched_anew(
+    hall: Hall, api: FakeBackend, clock: Clock, sender: RecordingSender
+) -> None:
+    hall.enter("1")
+    hall.wait("1")
+    api.broken["get_job"] = NotFoundError()
+    again = hall.poll()
+    assert again is not None
+    clock.forward(61)
+    del api.broken["get_job"]
+    again = hall.poll(again.generation)
+    assert again is not None
+    api.broken["get_job"] = NotFoundError()
+    hall.poll(again.generation)
+    assert sender.of(DISPATCH.name) == []
 
 
 @pytest.mark.parametrize(
