@@ -25,12 +25,8 @@ LOOK_AGAIN_SECONDS = 1.0
 def register(run: Run, services: Services) -> Outcome:
     """Post the application record, unless a first delivery did; the run ends SUCCEEDED."""
     runs = services.runs
-    try:
-        identifier = _identifier(run, services)
-    except MalformedResponseError:
-        # The record may be there all the same: look before posting another one.
-        if run.findings.get(POSTED, 0) >= MOST_ATTEMPTS:
-            raise
+    identifier = _identifier(run, services)
+    if identifier is None:
         return PollAgain(LOOK_AGAIN_SECONDS)
     runs.store.note(run.job, REGISTERED, identifier)
     wake(runs, room_of(deploy_message(run), services))
@@ -38,7 +34,11 @@ def register(run: Run, services: Services) -> Outcome:
     return Finish(JobStatus.SUCCEEDED, {"serve_application": identifier})
 
 
-def _identifier(run: Run, services: Services) -> int | str:
+def _identifier(run: Run, services: Services) -> int | str | None:
+    """The record's id; None when a post was answered with what says nothing.
+
+    What is wrong with the look itself is raised: it is waited for as for any neighbour, and not for ever.
+    """
     known: int | str | None = run.findings.get(REGISTERED)
     if known is not None:
         return known
@@ -50,10 +50,16 @@ def _identifier(run: Run, services: Services) -> int | str:
             return found
     # Written down first: whoever comes after a lost answer looks.
     services.runs.store.note(run.job, POSTED, posted + 1)
-    answer = backend.create_serve_application(
-        job=wire_id(run.job), status=ServeApplicationStatus.RUNNING.value, data=_data(run)
-    )
-    return _id_of(answer)
+    try:
+        answer = backend.create_serve_application(
+            job=wire_id(run.job), status=ServeApplicationStatus.RUNNING.value, data=_data(run)
+        )
+        return _id_of(answer)
+    except MalformedResponseError:
+        # The record may be there all the same: look before posting another one.
+        if posted >= MOST_ATTEMPTS:
+            raise
+        return None
 
 
 def _registered(backend: BackendClient, job: str) -> int | str | None:

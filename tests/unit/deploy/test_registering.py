@@ -1,5 +1,7 @@
 """The application's record in the backend."""
 
+from typing import Any
+
 import pytest
 
 from shared.statuses import JobStatus
@@ -68,6 +70,21 @@ def test_answers_that_stay_malformed_end_the_run(yard: Yard) -> None:
     assert isinstance(tell(yard), PollAgain)
     with pytest.raises(MalformedResponseError):
         tell(yard)
+
+
+def test_a_list_that_stays_malformed_after_a_malformed_answer_is_waited_for_as_a_neighbour(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yard.api.lost = MalformedResponseError()
+    assert isinstance(tell(yard), PollAgain)
+
+    def malformed(**_: object) -> dict[str, Any]:
+        raise MalformedResponseError()
+
+    monkeypatch.setattr(yard.api, "list_serve_applications", malformed)
+    with pytest.raises(MalformedResponseError):
+        tell(yard)
+    assert len(yard.api.records) == 1
 
 
 def test_who_waits_for_the_pre_processor_is_woken(yard: Yard, sender: RecordingSender) -> None:
