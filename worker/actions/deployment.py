@@ -9,11 +9,21 @@ from typing import Any, ClassVar
 from shared.messages import DeployParams
 from worker.actions import serve_options as options
 from worker.actions.base import BaseAction, P
-from worker.platform import ClientError, MalformedResponseError, clean, clean_exception, error_type
+from worker.platform import (
+    ClientError,
+    MalformedResponseError,
+    clean_exception,
+    clean_value,
+    error_type,
+    shorten,
+)
 
 _CAPACITY_DENIED_MSG = "Serve deploy denied: insufficient cluster capacity ({reasons})"
 _CAPACITY_UNREACHABLE_MSG = "Serve deploy capacity check failed: agent unreachable ({error_type})"
 _CAPACITY_SKIP_LOG = "serve capacity gate skipped: agent_client not provided"
+
+LONGEST_REASONS = 2_000
+"""Characters of an agent's reasons that users read."""
 
 DIRECT_TIMEOUT_SECONDS = 600.0
 """Longest wait of a direct `deploy()`."""
@@ -53,13 +63,24 @@ def check_serve_capacity(
     if not answer["allowed"]:
         reasons = answer.get("reasons") or []
         listed = reasons if isinstance(reasons, list) else [reasons]
-        cleaned = [clean(reason) if isinstance(reason, str) else reason for reason in listed]
-        raise RuntimeError(_CAPACITY_DENIED_MSG.format(reasons=cleaned))
+        raise RuntimeError(_CAPACITY_DENIED_MSG.format(reasons=_readable(listed)))
 
 
 def unreachable(error: BaseException) -> RuntimeError:
     """The gate's error for an agent that cannot be asked, also when looking it up failed."""
     return RuntimeError(_CAPACITY_UNREACHABLE_MSG.format(error_type=error_type(error)))
+
+
+def _readable(reasons: list[Any]) -> list[Any]:
+    """Without secrets; the first that makes the list too long is cut, those after it are left out."""
+    shown: list[Any] = []
+    for reason in map(clean_value, reasons):
+        left = LONGEST_REASONS - len(str(shown))
+        if len(repr(reason)) > left:
+            text = reason if isinstance(reason, str) else repr(reason)
+            return [*shown, shorten(text, max(left, 1))]
+        shown.append(reason)
+    return shown
 
 
 def _number(value: Any, default: float) -> float:

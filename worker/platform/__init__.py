@@ -22,10 +22,12 @@ from worker.platform.errors import (
     ValidationError,
     WebSocketError,
     error_type,
+    shorten,
 )
 from worker.platform.ray_client import RayClientMixin
 from worker.platform.redaction import (
     clean,
+    clean_value,
     holds_secret,
     mask_secrets,
     redact,
@@ -65,6 +67,7 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "StreamLimitExceededError",
     "WebSocketError",
     "error_type",
+    "shorten",
     # secrets
     "register_secrets",
     "register_settings",
@@ -73,5 +76,6 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "redact",
     "redact_event",
     "clean",
+    "clean_value",
     "clean_exception",
 ]

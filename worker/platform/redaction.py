@@ -9,7 +9,7 @@ import json
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -89,23 +89,31 @@ def clean(text: str) -> str:
     return patterns.CONTROL.sub(" ", text).strip()
 
 
-def redact_value(value: Any, depth: int = 0) -> Any:
-    """A JSON-like value with its strings redacted; what stands under a secret's name is masked whole."""
+def clean_value(value: Any) -> Any:
+    """A JSON-like value fit to be shown to users: as `redact_value`, with its strings cleaned."""
+    return redact_value(value, text=clean)
+
+
+def redact_value(value: Any, depth: int = 0, text: Callable[[str], str] = redact) -> Any:
+    """A JSON-like value with its strings redacted; what stands under a secret's name is masked whole.
+
+    `text` is what a string becomes.
+    """
     if isinstance(value, str):
-        return redact(value)
+        return text(value)
     if value is None or isinstance(value, bool | int | float):
         return value
     if depth < DEEPEST:
         if isinstance(value, Mapping):
-            return {_key(key): _under(key, each, depth + 1) for key, each in value.items()}
+            return {_key(key, text): _under(key, each, depth + 1, text) for key, each in value.items()}
         if isinstance(value, list | tuple):
-            redacted = [redact_value(each, depth + 1) for each in value]
+            redacted = [redact_value(each, depth + 1, text) for each in value]
             return redacted if isinstance(value, list) else tuple(redacted)
     if isinstance(value, BaseException):
-        return redact(f"{type(value).__name__}: {value}")
-    text = repr(value)
-    redacted_text = redact(text)
-    return value if text == redacted_text else redacted_text
+        return text(f"{type(value).__name__}: {value}")
+    shown = repr(value)
+    redacted_text = text(shown)
+    return value if shown == redacted_text else redacted_text
 
 
 def redact_event(
@@ -127,14 +135,14 @@ def _sendable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def _under(key: object, value: Any, depth: int) -> Any:
+def _under(key: object, value: Any, depth: int, text: Callable[[str], str] = redact) -> Any:
     if isinstance(key, str) and value is not None and patterns.SECRET_KEY.fullmatch(key[-100:]):
         return MASK
-    return redact_value(value, depth)
+    return redact_value(value, depth, text)
 
 
-def _key(key: Any) -> Any:
-    return redact(key) if isinstance(key, str) else key
+def _key(key: Any, text: Callable[[str], str]) -> Any:
+    return text(key) if isinstance(key, str) else key
 
 
 def _exception_text(exc_info: Any) -> str:

@@ -10,9 +10,11 @@ from worker.platform import (
     AuthenticationError,
     ClientConnectionError,
     ClientError,
+    HTTPError,
     NotFoundError,
     RateLimitError,
     ValidationError,
+    shorten,
 )
 from worker.runs.keys import run_key
 from worker.runs.live import run_member
@@ -25,6 +27,10 @@ log = structlog.get_logger(__name__)
 
 SECONDS_BETWEEN_PATCHES = 1.0
 FINAL = [status for status in JobStatus if status.is_final]
+REFUSALS = (400, 413, 422)
+"""Statuses with which a backend refuses what a report holds, or how much it holds."""
+LONGEST_TEXT = 300
+"""Characters of each text in the result that is sent when the whole one was refused."""
 
 
 class JobsApi(Protocol):
@@ -108,12 +114,24 @@ def _patch_end(run: Run, end: End, runs: Runs, backend: JobsApi) -> None:
         )
     except NotFoundError:
         log.error("the backend does not know the job", status=end.status)
-    except ValidationError:
-        # Somebody else ended the job first, or the answer to our first report was lost.
-        if backend.get_job(run.job).get("status") not in FINAL:
+    except HTTPError as error:
+        if error.status_code not in REFUSALS:
             raise
+        # If it is final, somebody else ended the job first, or the answer to our first report was lost.
+        if backend.get_job(run.job).get("status") not in FINAL:
+            log.warning("the backend refuses the end, it gets the least", status_code=error.status_code)
+            backend.update_job(run.job, status=end.status, result=_least(end.result))
     if complete:
         runs.redis.hset(job_key(run.job), "overall", 100)
+
+
+def _least(result: dict[str, Any]) -> dict[str, Any]:
+    """A result that no backend has a reason to refuse: short texts, the counts, no task's failure."""
+    least = {
+        name: shorten(value, LONGEST_TEXT) if isinstance(value, str) else value
+        for name, value in result.items()
+    }
+    return least | {"failures": []} if "failures" in least else least
 
 
 def _send_messages(run: Run, runs: Runs, backend: JobsApi) -> None:

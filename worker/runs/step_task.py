@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
 
 from shared.statuses import JobStatus
-from worker.platform import clean
+from worker.platform import clean, shorten
 from worker.runs.keys import lock_key
 from worker.runs.live import run_member
 from worker.runs.outcomes import Continue, Finish, Outcome, Park, PollAgain, Step
@@ -24,6 +24,9 @@ StepFunction = Callable[[Run], Outcome]
 
 BACKBONE_ERRORS: tuple[type[Exception], ...] = (RedisError, OperationalError)
 """Redis or the broker is away, full or read-only: says nothing about the run, so the message comes back."""
+
+LONGEST_USER_MESSAGE = 5_000
+"""Characters: it stands in Redis, events, log lines and the job's result. A plugin's error fits in whole."""
 
 LONGEST_WAIT_FOR_NEIGHBOUR = 3600.0
 """Seconds for which a step comes back for a neighbour that is away."""
@@ -179,6 +182,6 @@ class StepTask(Task):
 def user_message(error: Exception) -> str:
     """What users read of an exception: a RuntimeError speaks for itself, others are named. No secrets."""
     text = clean(str(error))
-    return (
-        text if isinstance(error, RuntimeError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
-    )
+    if not (isinstance(error, RuntimeError) and text):
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    return shorten(text, LONGEST_USER_MESSAGE)

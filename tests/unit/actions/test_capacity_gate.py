@@ -87,6 +87,29 @@ def test_a_refusal_prints_the_reasons_as_python_does() -> None:
         ask(Agent({"allowed": False}))
 
 
+def test_reasons_without_end_are_cut() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        ask(Agent({"allowed": False, "reasons": ["no GPU", "y" * 5_000_000, "never read"]}))
+    message = str(caught.value)
+    assert message.startswith("Serve deploy denied: insufficient cluster capacity (['no GPU', 'yyy")
+    assert message.endswith("y…'])")
+    assert len(message) < 2_100
+
+
+def test_many_reasons_are_cut() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        ask(Agent({"allowed": False, "reasons": [{"node": node} for node in range(100_000)]}))
+    assert "([{'node': 0}, {'node': 1}, " in str(caught.value)
+    assert len(str(caught.value)) < 2_100
+
+
+def test_reasons_that_are_no_text_have_no_secrets() -> None:
+    reason = {"detail": "see http://u:pw@h/x?token=abc123", "token": "deadbeef99", "free": [1, 0.5]}
+    with pytest.raises(RuntimeError) as caught:
+        ask(Agent({"allowed": False, "reasons": [reason]}))
+    assert str(caught.value).endswith("([{'detail': 'see <url>', 'token': '***', 'free': [1, 0.5]}])")
+
+
 @pytest.mark.parametrize(
     "error",
     [

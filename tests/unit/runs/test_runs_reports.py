@@ -11,7 +11,13 @@ from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
 from tests.unit.runs.runs_helpers import RecordingSender
-from worker.platform import ClientConnectionError, ClientTimeoutError, NotFoundError, ServerError
+from worker.platform import (
+    ClientConnectionError,
+    ClientTimeoutError,
+    HTTPError,
+    NotFoundError,
+    ServerError,
+)
 from worker.platform import ValidationError as RefusedError
 from worker.runs.keys import messages_key, run_key
 from worker.runs.record import End, Run
@@ -276,6 +282,58 @@ def test_end_that_the_backend_refuses_while_the_job_runs_comes_back(
         report("42", runs, backend)
 
     assert not runs.store.is_sealed("42")
+
+
+def refuse_whole_reports(backend: Backend, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backend takes no records, and no long result."""
+    update_job = backend.update_job
+
+    def refusing(job: str, **fields: Any) -> dict[str, Any]:
+        if "progress_record" in fields or len(str(fields)) > 1_000:
+            raise error
+        return update_job(job, **fields)
+
+    monkeypatch.setattr(backend, "update_job", refusing)
+
+
+@pytest.mark.parametrize(
+    "error", [HTTPError("413 Payload Too Large", 413), RefusedError(), RefusedError("", 422)]
+)
+def test_end_that_is_too_much_for_the_backend_is_sent_with_the_least(
+    runs: Runs, run: Run, backend: Backend, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    refuse_whole_reports(backend, error, monkeypatch)
+    runs.finish("42", End(JobStatus.FAILED, {"error": "y" * 5_000}))
+
+    assert report("42", runs, backend) is None
+
+    assert backend.patches == [{"status": JobStatus.FAILED, "result": {"error": "y" * 299 + "…"}}]
+    assert runs.store.is_sealed("42")
+
+
+def test_end_of_a_to_task_that_is_too_much_for_the_backend_keeps_its_counts(
+    runs: Runs, to_task: ToTaskMessage, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.store.accept(to_task, "to_task")
+    refuse_whole_reports(backend, HTTPError("413 Payload Too Large", 413), monkeypatch)
+    failures = [{"task_id": task, "error": "y" * 400} for task in range(1_000)]
+    counts = {"total_tasks": 2_000, "success_count": 1_000, "failed_count": 1_000}
+    result = {"status": "SUCCEEDED", "message": "Annotated 1000 of 2000 tasks", **counts}
+    runs.finish("42", End(JobStatus.SUCCEEDED, {**result, "failures": failures}))
+
+    report("42", runs, backend)
+
+    assert [patch["result"] for patch in backend.patches] == [{**result, "failures": []}]
+
+
+def test_end_that_cannot_be_told_is_not_sent_with_the_least(runs: Runs, run: Run, backend: Backend) -> None:
+    runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
+    backend.patch_error = HTTPError("409 Conflict", 409)
+
+    with pytest.raises(HTTPError):
+        report("42", runs, backend)
+
+    assert backend.calls == ["patch"]
 
 
 def test_job_stopped_in_the_backend_stops_the_run(runs: Runs, run: Run, backend: Backend) -> None:

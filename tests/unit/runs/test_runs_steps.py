@@ -16,6 +16,7 @@ from worker.runs.keys import LIVE, lock_key, run_key
 from worker.runs.outcomes import Continue, Finish, Outcome, Park, PollAgain, RunFailedError, Step
 from worker.runs.record import End, Run
 from worker.runs.runs import Runs, Timing
+from worker.runs.step_task import LONGEST_USER_MESSAGE, user_message
 
 FIRST = Step("deploy.first", 10)
 SECOND = Step("deploy.second", 20)
@@ -336,6 +337,13 @@ def test_exception_ends_the_run_failed(
 
     assert delivery.ended == "acknowledged"
     assert runs.store.load("42").end == End(JobStatus.FAILED, {"error": message})
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_exceptions_text_without_end_is_cut(kind: type[Exception]) -> None:
+    text = user_message(kind("y" * 1_000_000))
+
+    assert (len(text), text[-2:]) == (LONGEST_USER_MESSAGE, "y…")
 
 
 def test_exceptions_text_is_cleaned(courier: Courier, run: Run, runs: Runs) -> None:
