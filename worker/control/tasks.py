@@ -36,8 +36,9 @@ def report(
         if generation < newest and not (redelivered or self.is_redelivered()):
             return  # A copy that was delivered while the backend kept another one waiting.
         generation = max(generation, newest)
+        # A redelivered one goes on as the newest, or it would be taken for an old copy when it is back.
         if not runs.leases.take(key, token):
-            self.come_back(0.5)
+            self.come_back(0.5, generation=generation)
         with runs.leases.keep(key, token):
             tenant = runs.store.load(job).message.tenant
             wait = reports.report(job, runs, services().backend(tenant))
@@ -57,7 +58,7 @@ def report(
         self.come_back(countdown, attempt=attempt + 1, generation=generation, redelivered=False)
     else:
         if wait is not None:
-            self.come_back(wait, attempt=0, redelivered=False)
+            self.come_back(wait, attempt=0, generation=generation, redelivered=False)
 
 
 @shared_task(base=WorkflowTask, bind=True, name=REFUSE_JOB.name)

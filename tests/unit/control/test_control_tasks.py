@@ -363,6 +363,31 @@ def test_a_report_whose_successor_never_went_out_goes_on_when_it_is_delivered_ag
     assert len(backend.patches) == 1
 
 
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_redelivered_report_that_has_to_wait_goes_on_after_it(
+    door: Door, backend: Backend, services: FakeServices, redis: FakeRedis, clock: Clock, locked: bool
+) -> None:
+    # Given a report whose worker died after it announced the next one, soon after a PATCH
+    door.deliver("test.deploy", **MESSAGE)
+    run = services.runs.store.load("42")
+    services.runs.start(run)
+    door.deliver("runs.report", job="42")
+    services.runs.advance(run, "deploy", 50)
+    services.runs.store.announce_poll("42", "runs.report", 0)
+    if locked:
+        redis.set(lock_key("42", "runs.report"), "the dead one's")
+
+    # When it is delivered again, and has to wait
+    waiting = door.deliver("runs.report", job="42", redelivered=True)
+    assert waiting.ended == "again"
+    redis.delete(lock_key("42", "runs.report"))
+    clock.forward(2)
+
+    # Then it is not taken for an old copy when it is back (the broker says "redelivered" only once)
+    door.deliver("runs.report", **{**waiting.kwargs, "redelivered": False})
+    assert len(backend.patches) == 2
+
+
 def test_a_new_report_of_a_run_is_not_taken_for_an_old_copy(
     door: Door, services: FakeServices, sender: RecordingSender
 ) -> None:
