@@ -37,6 +37,8 @@ def dispatch(run: Run, services: Services) -> Outcome:
     runs, timeout = services.runs, services.settings.worker_pre_processor_timeout_seconds
     name = RoomName.of(run.message.tenant or services.settings.synapse_tenant, target)
     room = Room(runs.redis, name)
+    # Before the room says that it is polled: whoever dies until its poll is out leaves a room that is missed.
+    runs.live.include(name.member)
     joined = room.join(run.job, timeout, again=run.again)
     if joined.poll:
         start_poll(runs, name, joined.poll, FIRST_SECONDS if joined.claim else 0.0)

@@ -31,6 +31,11 @@ class Live:
             pipe.hdel(LIVE_OVERDUE, member)
             pipe.execute()
 
+    def include(self, member: str) -> None:
+        """It lives from now on. What is expected of it already is not put off."""
+        now = int(self._redis.time()[0])
+        self._redis.zadd(LIVE, {member: now + self._patience}, nx=True)
+
     def forget(self, member: str) -> None:
         """Nothing more is expected."""
         with self._redis.pipeline(transaction=False) as pipe:

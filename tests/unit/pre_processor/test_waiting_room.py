@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fakeredis import FakeRedis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
@@ -676,6 +677,34 @@ def test_a_silent_room_is_polled_again(hall: Hall, sender: RecordingSender) -> N
     recover_room(NAME.key, hall.runs)
     assert sender.of(AWAIT_READY.name)[-1].kwargs["generation"] == 2
     assert hall.poll(1) is None
+
+
+def test_a_room_whose_first_poll_never_went_out_is_missed(
+    hall: Hall, api: FakeBackend, sender: RecordingSender, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a run whose worker died before it published the poll, and which was stopped before it came back
+    hall.enter("1")
+
+    def died(*_: object) -> None:
+        raise RedisConnectionError("connection lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.pre_processor.dispatch.start_poll", died)
+        with pytest.raises(RedisConnectionError):
+            hall.wait("1")
+    stop("1", hall.runs)
+    # When others come after it, and hear that the room is polled
+    hall.enter("2")
+    clock.forward(40)
+    assert hall.wait("2") == Park()
+    clock.forward(hall.runs.timing.patience - 39)
+    # Then the sweep misses the room, and does not wait longer for those who came
+    assert sender.of(AWAIT_READY.name) == []
+    assert NAME.member in hall.runs.live.overdue()
+    recover_room(NAME.key, hall.runs)
+    api.runs_now()
+    assert hall.poll() is None
+    assert hall.sent_on() == ["2"]
 
 
 def test_a_silent_room_without_waiters_is_forgotten(hall: Hall, redis: FakeRedis) -> None:
