@@ -11,6 +11,7 @@ from shared.channels import events_channel
 from worker.platform import redact
 from worker.runs.keys import messages_key, run_key
 from worker.runs.log_channel import LogChannel
+from worker.runs.scripts import Scripts
 
 
 class Events:
@@ -21,6 +22,7 @@ class Events:
         self._redis = redis
         self._changed = changed
         self.log = LogChannel(redis)
+        self._scripts = Scripts(redis, "worker.runs")
 
     def publish(self, job: str, kind: str, **content: Any) -> None:
         """Send `{"type": kind, ...content}` on the run's channel."""
@@ -39,10 +41,8 @@ class Events:
         }
         if step:
             entry["step"] = step
-        if self._redis.hexists(run_key(job), "reported"):
-            return  # Nobody would send it any more.
-        self._redis.rpush(messages_key(job), json.dumps(entry))
-        self._changed(job)
+        if self._keep(job, "RPUSH", [entry]):
+            self._changed(job)
 
     def take_messages(self, job: str, most: int = 100) -> list[dict[str, Any]]:
         """Messages that the backend has not been sent; they are taken, for sending twice shows twice."""
@@ -51,4 +51,9 @@ class Events:
 
     def give_back(self, job: str, entries: list[dict[str, Any]]) -> None:
         """Messages that certainly were not delivered wait for the next report."""
-        self._redis.lpush(messages_key(job), *[json.dumps(entry) for entry in reversed(entries)])
+        self._keep(job, "LPUSH", entries[::-1])
+
+    def _keep(self, job: str, push: str, entries: list[dict[str, Any]]) -> bool:
+        """False when nobody would send them any more."""
+        keys = [run_key(job), messages_key(job)]
+        return bool(self._scripts.run("keep_messages", keys, push, *map(json.dumps, entries)))

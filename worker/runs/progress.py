@@ -59,9 +59,10 @@ class Progress:
         keys = [progress_key(job), job_key(job), run_key(job)]
         return bool(self._scripts.run("progress", keys, step, _text(done[step]), _text(overall)))
 
-    def set_metrics(self, job: str, step: str, metrics: Mapping[str, float]) -> None:
-        """Replace the metrics of `step`."""
-        self._redis.hset(progress_key(job), f"metrics:{step}", json.dumps(dict(metrics)))
+    def set_metrics(self, job: str, step: str, metrics: Mapping[str, float]) -> bool:
+        """Replace the metrics of `step`; false when the run has ended."""
+        keys = [progress_key(job), run_key(job)]
+        return bool(self._scripts.run("metrics", keys, f"metrics:{step}", json.dumps(dict(metrics))))
 
     def snapshot(self, job: str, proportions: Proportions, *, complete: bool = False) -> Snapshot:
         """The records as they stand now; `complete` when the run has succeeded."""

@@ -85,9 +85,8 @@ class Runs:
 
     def measure(self, run: Run, step: str, **metrics: float) -> None:
         """Replace the metrics of `step`; nothing after the end."""
-        if self.store.is_over(run.job):
+        if not self.progress.set_metrics(run.job, step, metrics):
             return
-        self.progress.set_metrics(run.job, step, metrics)
         self.events.publish(run.job, "metrics", step=step, metrics=metrics)
         self.report_due(run.job)
 

@@ -19,7 +19,7 @@ from worker.platform import (
     ServerError,
 )
 from worker.platform import ValidationError as RefusedError
-from worker.runs.keys import messages_key, run_key
+from worker.runs.keys import messages_key, progress_key, run_key
 from worker.runs.record import End, Run
 from worker.runs.reports import report, stop
 from worker.runs.runs import Runs
@@ -386,6 +386,30 @@ def test_message_is_an_entry_to_the_letter(runs: Runs, run: Run, backend: Backen
         "step": "deploy",
         "level": "warning",
     }
+
+
+def test_what_comes_as_the_end_is_reported_leaves_no_key_that_stays(
+    runs: Runs, run: Run, backend: Backend, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given steps that were told, right before the end was reported, that the run lives
+    runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
+    report("42", runs, backend)
+    monkeypatch.setattr(redis, "hexists", lambda *_: False)
+    monkeypatch.setattr(runs.store, "is_over", lambda _: False)
+
+    runs.events.message("42", "late")
+    runs.measure(run, "deploy", success=1)
+    runs.events.give_back("42", [{"event": "message"}])
+
+    assert not redis.exists(messages_key("42"), progress_key("42"))
+    assert {key: redis.ttl(key) for key in redis.keys("synapse:jobs:*") if redis.ttl(key) < 0} == {}
+
+
+def test_message_of_an_unknown_run_is_not_kept(runs: Runs, redis: FakeRedis, sender: RecordingSender) -> None:
+    runs.events.message("nobody", "hello")
+
+    assert redis.keys("*") == []
+    assert sender.sent == []
 
 
 def test_message_gets_a_report_of_its_own(runs: Runs, run: Run, sender: RecordingSender) -> None:
