@@ -36,6 +36,12 @@ redis.call('HSET', KEYS[1], ARGV[1], 'replayed')
 return 1
 """
 
+_GIVE_UP = """
+-- KEYS: jobs   ARGV: job
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= 'refused' then return 0 end
+return redis.call('HDEL', KEYS[1], ARGV[1])
+"""
+
 
 @dataclass(frozen=True)
 class DeadLetter:
@@ -49,13 +55,24 @@ class DeadLetter:
 
     def arguments(self) -> dict[str, Any] | None:
         """The arguments by name; None when the body is none of a task message, or has some by position."""
+        parts = self._parts()
+        return parts[1] if parts and not parts[0] else None
+
+    @property
+    def job(self) -> str | None:
+        """The job that the message names, as its key; the message may be wrong otherwise."""
+        parts = self._parts()
+        job = parts[1].get("job") if parts else None
+        return str(job) if isinstance(job, int | str) else None
+
+    def _parts(self) -> list[Any] | None:
+        """Arguments by position, by name, and what else a task message has; None when the body is none."""
         try:
             parts = json.loads(self.body)
         except (ValueError, RecursionError):
             return None
-        if not isinstance(parts, list) or len(parts) not in (2, 3) or parts[0]:
-            return None
-        return parts[1] if isinstance(parts[1], dict) else None
+        fits = isinstance(parts, list) and len(parts) in (2, 3) and isinstance(parts[1], dict)
+        return parts if fits else None
 
 
 class DeadLetters:
@@ -65,6 +82,7 @@ class DeadLetters:
         self._redis = redis
         self._add = redis.register_script(_ADD)
         self._replay = redis.register_script(_REPLAY)
+        self._give_up = redis.register_script(_GIVE_UP)
 
     def add(self, task: str, body: Any, reason: str, *, message_id: str | None = None) -> None:
         """Keep a message: the task's name, the body as it came, and why it was refused.
@@ -102,8 +120,16 @@ class DeadLetters:
         return _letter(*found[0]) if found else None
 
     def drop(self, id_: str) -> bool:
-        """Throw a letter away; false when there is none of that id."""
-        return bool(_is_id(id_) and self._redis.xdel(DEAD_LETTERS, id_))
+        """Throw a letter away; false when there is none of that id.
+
+        With the last letter of a refused job goes the note that a replay may open it.
+        """
+        letter = self.get(id_)
+        if letter is None or not self._redis.xdel(DEAD_LETTERS, id_):
+            return False
+        if letter.job is not None and all(other.job != letter.job for other in self.all()):
+            self._give_up(keys=[REFUSED_JOBS], args=[letter.job])
+        return True
 
     def refusing(self, job: str) -> None:
         """The backend is about to be told that the job is FAILED because of a dead letter."""

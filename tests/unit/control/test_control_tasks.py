@@ -422,6 +422,35 @@ def test_another_message_of_a_refused_job_starts_nothing(
     assert not begun(door, services)
 
 
+def test_refused_job_is_forgotten_with_its_last_letter(redis: FakeRedis) -> None:
+    # Given two wrong messages of a job that was set FAILED, and one of another job
+    letters = DeadLetters(redis)
+    for kwargs in ({"job": 42}, {"job": "42", "agent": 1}, {"job": 7}):
+        letters.add("deploy", [[], kwargs], "wrong")
+        letters.refused(str(kwargs["job"]))
+    first, second, _ = letters.all()
+
+    # Then the job may be opened while there is a letter of it
+    assert letters.drop(first.id)
+    assert letters.is_refused("42")
+    assert letters.drop(second.id)
+    assert not letters.drop(second.id)
+    assert not letters.is_refused("42")
+    assert letters.is_refused("7")
+
+
+def test_replayed_job_is_not_forgotten_with_its_letter(door: Door, redis: FakeRedis) -> None:
+    letters = DeadLetters(redis)
+    letters.add("deploy", [[], {"job": 42}], "wrong")
+    door.deliver("runs.refuse_job", job="42", reason="wrong")
+    (letter,) = letters.all()
+    letters.replay("42")
+
+    letters.drop(letter.id)
+
+    assert letters.is_replayed("42")
+
+
 def test_replay_whose_first_step_is_delivered_twice_still_opens_the_job(
     door: Door, services: FakeServices, redis: FakeRedis
 ) -> None:
