@@ -31,8 +31,11 @@ lint: $(STAMP)  ## Style, types and import rules
 unit: $(STAMP)  ## Unit tests alone: no network, no processes
 	@$(BIN)/pytest tests/unit
 
+# Unit tests first: quick, before any Ray takes its share of the machine, and in a process of their own, for the
+# Ray library reads once whether clusters ask for a token.
 test: lint  ## Lint, unit tests and integration tests (real Redis, Celery and Ray)
-	@$(BIN)/pytest
+	@$(BIN)/pytest tests/unit
+	@$(BIN)/pytest tests/chaos tests/integration
 
 chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=… repeats a run
 	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration/broker tests/integration/logs -m "chaos or not chaos" -rA

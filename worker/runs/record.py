@@ -24,14 +24,18 @@ class End:
         return str(self.result.get("error", ""))
 
 
-def stopped(message: RunMessage, counts: Mapping[str, str]) -> End:
-    """The end of a run that somebody stopped; `counts` is what the public record says so far."""
-    result: dict[str, Any] = {"error": "stopped"}
+STOPPED = End(JobStatus.STOPPED, {"error": "stopped"})
+"""The end of a run that somebody stopped, as it is kept."""
+
+
+def stopped_result(message: RunMessage, counts: Mapping[str, str]) -> dict[str, Any]:
+    """What the backend gets for such an end. `counts` is the public record: it stands still after the end."""
+    result: dict[str, Any] = dict(STOPPED.result)
     if isinstance(message, ToTaskMessage):
         names = {"total_tasks": "total", "success_count": "success", "failed_count": "failed"}
         result |= {name: int(counts.get(field, 0)) for name, field in names.items()}
         result |= {"status": JobStatus.STOPPED, "message": "stopped", "failures": []}
-    return End(JobStatus.STOPPED, result)
+    return result
 
 
 @dataclass(frozen=True)

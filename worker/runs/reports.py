@@ -19,9 +19,8 @@ from worker.platform import (
 from worker.runs.keys import run_key
 from worker.runs.live import run_member
 from worker.runs.progress import proportions_of
-from worker.runs.record import End, Run, stopped, wire_id
+from worker.runs.record import STOPPED, End, Run, stopped_result, wire_id
 from worker.runs.runs import Runs
-from worker.runs.store import UnknownRunError
 
 log = structlog.get_logger(__name__)
 
@@ -104,11 +103,14 @@ def _is_over(run: Run, backend: JobsApi) -> bool:
 def _patch_end(run: Run, end: End, runs: Runs, backend: JobsApi) -> None:
     complete = end.status is JobStatus.SUCCEEDED
     snapshot = runs.progress.snapshot(run.job, proportions_of(run.message), complete=complete)
+    result = end.result
+    if end.status is JobStatus.STOPPED:
+        result = stopped_result(run.message, runs.redis.hgetall(job_key(run.job)))
     try:
         backend.update_job(
             run.job,
             status=end.status,
-            result=end.result,
+            result=result,
             progress_record=snapshot.progress,
             metrics_record=snapshot.metrics,
         )
@@ -120,7 +122,7 @@ def _patch_end(run: Run, end: End, runs: Runs, backend: JobsApi) -> None:
         # If it is final, somebody else ended the job first, or the answer to our first report was lost.
         if backend.get_job(run.job).get("status") not in FINAL:
             log.warning("the backend refuses the end, it gets the least", status_code=error.status_code)
-            backend.update_job(run.job, status=end.status, result=_least(end.result))
+            backend.update_job(run.job, status=end.status, result=_least(result))
     if complete:
         runs.redis.hset(job_key(run.job), "overall", 100)
 
@@ -161,9 +163,7 @@ def _seconds_until_next_patch(job: str, runs: Runs) -> float:
 
 
 def stop(job: str, runs: Runs) -> bool:
-    """End the run STOPPED, with the counts so far; false when it had ended already (or is unknown)."""
-    try:
-        message = runs.store.load(job).message
-    except UnknownRunError:
+    """End the run STOPPED; false when it had ended already (or is unknown)."""
+    if not runs.store.exists(job):
         return False
-    return runs.finish(job, stopped(message, runs.redis.hgetall(job_key(job))))
+    return runs.finish(job, STOPPED)

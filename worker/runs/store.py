@@ -13,7 +13,7 @@ from worker.platform import mask_secrets
 from worker.runs import keys
 from worker.runs.log_channel import LogChannel
 from worker.runs.outcomes import Step
-from worker.runs.record import Acceptance, Beginning, End, Run, RunMessage, stopped
+from worker.runs.record import STOPPED, Acceptance, Beginning, End, Run, RunMessage
 from worker.runs.scripts import Scripts
 
 DAY_SECONDS = 86_400
@@ -50,8 +50,7 @@ class RunStore:
                 "kwargs": message.model_dump(mode="json", exclude_unset=True, by_alias=True),
             }
         )
-        end = stopped(message, {})
-        stored_end = json.dumps({"status": end.status, "result": end.result})
+        stored_end = json.dumps({"status": STOPPED.status, "result": STOPPED.result})
         job = message.job
         answer = self._scripts.run(
             "accept",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fakeredis import FakeRedis
 
 from shared.channels import job_key
-from shared.messages import DeployMessage, ToTaskMessage
+from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
 from tests.unit.runs.runs_helpers import RecordingSender
@@ -259,22 +259,6 @@ def test_unknown_run_is_forgotten(runs: Runs, redis: FakeRedis, sender: Recordin
     recover_run("nobody", runs)
 
     assert redis.zcard(LIVE) == 0
-
-
-def test_stop_before_its_to_task_has_the_contracts_result(runs: Runs, to_task: ToTaskMessage) -> None:
-    runs.store.remember_stop("42")
-    runs.store.accept(to_task, "to_task")
-    end = runs.store.load("42").end
-    assert end is not None
-    assert end.result == {
-        "error": "stopped",
-        "status": JobStatus.STOPPED,
-        "message": "stopped",
-        "total_tasks": 0,
-        "success_count": 0,
-        "failed_count": 0,
-        "failures": [],
-    }
 
 
 def test_generations_of_polls_are_kept_apart_from_what_every_step_reads(

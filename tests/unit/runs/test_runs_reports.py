@@ -490,17 +490,60 @@ def test_stop_of_a_deploy_has_the_contracts_result(runs: Runs, run: Run) -> None
     assert runs.store.load("42").end == End(JobStatus.STOPPED, {"error": "stopped"})
 
 
+def test_stop_before_its_to_task_has_the_contracts_result(
+    runs: Runs, to_task: ToTaskMessage, backend: Backend
+) -> None:
+    runs.store.remember_stop("42")
+    runs.store.accept(to_task, "to_task")
+
+    report("42", runs, backend)
+
+    (final,) = finals(backend)
+    assert final["result"] == {
+        "error": "stopped",
+        "status": JobStatus.STOPPED,
+        "message": "stopped",
+        "total_tasks": 0,
+        "success_count": 0,
+        "failed_count": 0,
+        "failures": [],
+    }
+
+
+def test_tasks_that_are_recorded_while_the_stop_is_written_count(
+    runs: Runs, to_task: ToTaskMessage, backend: Backend, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a task that is recorded in the moment before the end is
+    runs.store.accept(to_task, "to_task")
+    redis.hset(job_key("42"), mapping={"total": 10, "success": 3})
+    finish = runs.store.finish
+
+    def late(job: str, end: End) -> bool:
+        redis.hincrby(job_key("42"), "success", 1)
+        return finish(job, end)
+
+    monkeypatch.setattr(runs.store, "finish", late)
+
+    # When the run is stopped
+    stop("42", runs)
+    report("42", runs, backend)
+
+    # Then it counts
+    (final,) = finals(backend)
+    assert final["result"]["success_count"] == 4
+
+
 def test_stop_of_a_to_task_has_the_counts_so_far(
-    runs: Runs, to_task: ToTaskMessage, redis: FakeRedis
+    runs: Runs, to_task: ToTaskMessage, backend: Backend, redis: FakeRedis
 ) -> None:
     runs.store.accept(to_task, "to_task")
     redis.hset(job_key("42"), mapping={"total": 10, "success": 3, "failed": 1})
 
     stop("42", runs)
+    report("42", runs, backend)
 
-    end = runs.store.load("42").end
-    assert end is not None
-    assert end.result == {
+    (final,) = finals(backend)
+    assert final["result"] == {
         "status": "STOPPED",
         "message": "stopped",
         "total_tasks": 10,
@@ -571,12 +614,12 @@ def test_the_second_between_patches_counts_from_the_arrival(
 
 
 def test_stop_of_a_to_task_under_another_actions_name_has_the_counts(
-    runs: Runs, to_task: ToTaskMessage
+    runs: Runs, to_task: ToTaskMessage, backend: Backend
 ) -> None:
     runs.store.accept(to_task.model_copy(update={"action": "pre_annotate"}), "to_task")
 
     stop("42", runs)
+    report("42", runs, backend)
 
-    end = runs.store.load("42").end
-    assert end is not None
-    assert (end.result["total_tasks"], end.result["error"]) == (0, "stopped")
+    (final,) = finals(backend)
+    assert (final["result"]["total_tasks"], final["result"]["error"]) == (0, "stopped")

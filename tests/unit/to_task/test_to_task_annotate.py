@@ -430,17 +430,6 @@ def test_progress_and_metrics_follow_the_ledger(make_world: Make) -> None:
     assert snapshot.progress["current_progress"]["percent"] == 100
 
 
-def test_a_stopped_run_tells_the_counts_so_far(make_world: Make) -> None:
-    world = make_world(20)
-    world.collect()
-    world.annotate(0)
-    world.end()
-
-    assert world.run.end is not None
-    assert world.run.end.result["success_count"] == 10
-    assert world.run.end.result["total_tasks"] == 20
-
-
 def test_a_redis_that_is_away_loses_no_task(make_world: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a ledger that cannot be written once
     world = make_world(10)
