@@ -15,8 +15,15 @@ local SEVERITY = {ended = 1, stopped = 2, limit = 3, unreachable = 4}
 local function field(name) return redis.call('HGET', state, name) end
 local function number(name) return tonumber(field(name) or '0') end
 
-local seq, reopened = number('seq'), number('reopened')
-local longest = math.max(tonumber(ARGV[3]), number('longest'))
+-- Of each line that is relayed this costs a part: one look at many fields is cheaper than many looks.
+local function numbers(...)
+  local found = redis.call('HMGET', state, ...)
+  for index = 1, #found do found[index] = tonumber(found[index] or '0') end
+  return unpack(found)
+end
+
+local seq, reopened, longest = numbers('seq', 'reopened', 'longest')
+longest = math.max(tonumber(ARGV[3]), longest)
 
 local function enter(rest, ...)
   seq = seq + 1
@@ -75,18 +82,21 @@ end
 
 if operation == 'lines' then
   local source, claim, at = ARGV[5], ARGV[6], tonumber(ARGV[7])
+  local position, lines, size = 0, 0, 0
   local room_lines, room_bytes = math.huge, math.huge
   local first, last, known = 12, #ARGV, 0
   if claim == '' then
     if is_over() and not run_lives() or redis.call('EXISTS', run) == 0 then return -1 end
     if is_over() then reopen() end
   else
-    if field('claim:' .. source) ~= claim then return -1 end
+    local holder
+    holder, position, lines, size = numbers('claim:' .. source, 'position:' .. source, 'lines', 'bytes')
+    if holder ~= tonumber(claim) then return -1 end
     -- Sent again because the answer got lost, perhaps with more behind it: what is in stays in, once.
-    known = number('position:' .. source) - at
+    known = position - at
     if known < 0 or known > last - first + 1 then return -1 end
     first = first + known
-    room_lines, room_bytes = tonumber(ARGV[10]) - number('lines'), tonumber(ARGV[11]) - number('bytes')
+    room_lines, room_bytes = tonumber(ARGV[10]) - lines, tonumber(ARGV[11]) - size
   end
   local time, level = ARGV[8], ARGV[9]
   local rest = head(time, source, level)
@@ -101,11 +111,14 @@ if operation == 'lines' then
     enter(rest .. cjson.encode(line), 'time', time, 'source', source, 'level', level, 'line', line)
     taken = taken + 1
   end
-  redis.call('HSET', state, 'seq', seq)
-  if claim == '' then return taken end
-  redis.call('HINCRBY', state, 'position:' .. source, taken)
-  redis.call('HINCRBY', state, 'lines', taken)
-  redis.call('HINCRBY', state, 'bytes', bytes)
+  if claim == '' then
+    redis.call('HSET', state, 'seq', seq)
+    return taken
+  end
+  if taken > 0 then
+    redis.call('HSET', state, 'seq', seq, 'position:' .. source, position + taken,
+      'lines', lines + taken, 'bytes', size + bytes)
+  end
   return known + taken
 elseif operation == 'book' then
   local source = ARGV[5]
