@@ -102,7 +102,7 @@ class AsyncBackendClient:
                 asyncio.timeout(self._timeouts.total),
                 self._http.stream(request.method, url, content=content, headers=headers) as response,
             ):
-                reader = AnswerReader(response)
+                reader = AnswerReader(response.status_code, response.headers)
                 async for chunk in response.aiter_bytes():
                     if not reader.add(chunk):
                         break

@@ -86,7 +86,7 @@ class BaseClient:
         reader: AnswerReader | None = None
         try:
             with self._http.stream(request.method, url, content=content, headers=headers) as response:
-                reader = AnswerReader(response)
+                reader = AnswerReader(response.status_code, response.headers)
                 for chunk in response.iter_bytes():
                     if not reader.add(chunk):
                         break

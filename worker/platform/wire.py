@@ -77,12 +77,13 @@ def no_cookies() -> CookieJar:
 class AnswerReader:
     """Collects one answer and holds it to its limits."""
 
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
+    def __init__(self, status: int, headers: Mapping[str, str]) -> None:
+        """`headers` are found in whatever case."""
+        self._status, self._headers = status, headers
         self._body = bytearray()
-        self._is_error = not response.is_success
-        declared = response.headers.get("content-length", "")
-        if response.headers.get("content-encoding", "").strip().lower() not in _ENCODINGS:
+        self._is_error = not 200 <= status < 300
+        declared = headers.get("content-length", "")
+        if headers.get("content-encoding", "").strip().lower() not in _ENCODINGS:
             raise MalformedResponseError("malformed answer: packed in a way that was not asked for")
         if declared.isdecimal() and len(declared) < 20 and not self._is_error:
             self._check_size(int(declared))
@@ -105,8 +106,8 @@ class AnswerReader:
 
     def answer(self) -> Answer:
         """What was collected."""
-        headers = {name.lower(): value for name, value in self._response.headers.items()}
-        return Answer(self._response.status_code, headers, bytes(self._body))
+        headers = {name.lower(): value for name, value in self._headers.items()}
+        return Answer(self._status, headers, bytes(self._body))
 
     def _check_size(self, size: int) -> None:
         if size > LARGEST_ANSWER:

@@ -3,62 +3,70 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Final
 
-import httpx
+import aiohttp
+from yarl import URL
 
 from worker.platform.answers import error_of
 from worker.platform.deadline import tls_context
-from worker.platform.streams.connection import keepalive_options
+from worker.platform.streams.connection import keep_alive
 from worker.platform.streams.reader import LogReader
 from worker.platform.streams.target import StreamTarget, check_is_log
-from worker.platform.wire import AnswerReader, no_cookies, wire_error
+from worker.platform.wire import AnswerReader, wire_error
+
+READ_AHEAD: Final = 32 * 1024
+"""aiohttp reads no further while it holds twice as many bytes; then the agent waits."""
 
 
 async def http_batches(target: StreamTarget, reader: LogReader) -> AsyncGenerator[list[str]]:
     """Feed `reader` from the stream until it is over or the agent closes; raises `ClientError`."""
     try:
-        async with _client() as http, _opened(http, target) as response:
-            async for chunk in response.aiter_raw():
-                yield reader.chunk(chunk)
-                if reader.over:
-                    break
+        async with _session(target) as session, _opened(session, target) as stream:
+            while not reader.over and (data := await stream.readany()):
+                yield reader.chunk(data)
             return
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+    except (aiohttp.ClientError, OSError) as error:
         failure = wire_error(error)
     # Outside of the except block: the original knows the URL.
     raise failure
 
 
-def _client() -> httpx.AsyncClient:
-    # One a log: it lives long, and a shared pool slows down with the number of its connections.
-    transport = httpx.AsyncHTTPTransport(
-        verify=tls_context(), trust_env=False, socket_options=keepalive_options()
+def _session(target: StreamTarget) -> aiohttp.ClientSession:
+    # One a log: it lives long, and there is nothing to share.
+    connect = min(target.connect, target.silence)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=tls_context(), force_close=True),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=target.silence),
+        read_bufsize=READ_AHEAD,
+        trust_env=False,
     )
-    return httpx.AsyncClient(transport=transport, cookies=no_cookies(), trust_env=False)
 
 
 @contextlib.asynccontextmanager
-async def _opened(http: httpx.AsyncClient, target: StreamTarget) -> AsyncIterator[httpx.Response]:
-    request = http.build_request(
-        "GET", target.stream_url, headers=target.stream_headers(), timeout=target.timeout()
-    )
+async def _opened(
+    session: aiohttp.ClientSession, target: StreamTarget
+) -> AsyncIterator[aiohttp.StreamReader]:
+    url = URL(target.stream_url, encoded=True)
     async with asyncio.timeout(target.silence):
-        response = await http.send(request, stream=True)
-    try:
+        response = await session.get(url, headers=target.stream_headers(), allow_redirects=False)
+    # Closed and not released: nothing else is ever asked over this connection.
+    with contextlib.closing(response):
         async with asyncio.timeout(target.silence):
             await _check(response)
-        yield response
-    finally:
-        await response.aclose()
+        if response.connection is not None and response.connection.transport is not None:
+            keep_alive(response.connection.transport.get_extra_info("socket"))
+        yield response.content
 
 
-async def _check(response: httpx.Response) -> None:
-    if response.is_success:
-        return check_is_log(response)
-    reader = AnswerReader(response)
+async def _check(response: aiohttp.ClientResponse) -> None:
+    if 200 <= response.status < 300:
+        return check_is_log(response.headers)
+    reader = AnswerReader(response.status, response.headers)
     # An error says enough by its status; what it says beyond may break off.
-    with contextlib.suppress(httpx.HTTPError, OSError):
-        async for chunk in response.aiter_bytes():
+    with contextlib.suppress(aiohttp.ClientError, OSError):
+        async for chunk in response.content.iter_any():
             if not reader.add(chunk):
                 break
     raise error_of(reader.answer())

@@ -1,37 +1,175 @@
-"""The websocket on an event loop."""
+"""The websocket on an event loop.
+
+The protocol is that of `websockets`; its asyncio client, though, hands out one message at a time with a timer
+for each, which costs more than all else that a relay does with a line.
+"""
 
 import asyncio
-from collections.abc import AsyncGenerator
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Final, cast
 
-from websockets.asyncio.client import connect
+from websockets.client import ClientProtocol
 from websockets.exceptions import WebSocketException
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+from websockets.uri import parse_uri
 
+from worker.platform.deadline import tls_context
 from worker.platform.streams.connection import keep_alive
 from worker.platform.streams.failures import closed_in_order, websocket_error
 from worker.platform.streams.reader import LogReader
 from worker.platform.streams.target import StreamTarget
-from worker.platform.streams.websocket import options
+from worker.platform.streams.websocket import quiet_log
+from worker.platform.wire import wire_error
 
+READ_AHEAD: Final = 64 * 1024
+"""Bytes that may have come and not been taken; beyond, the kernel's buffers fill and the agent waits."""
 
-class _Direct(connect):
-    """Does not follow redirects: the tokens would go to whoever the answer names."""
-
-    def process_redirect(self, exc: Exception) -> Exception | str:
-        return exc
+_DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
 
 
 async def websocket_batches(target: StreamTarget, reader: LogReader) -> AsyncGenerator[list[str]]:
     """Feed `reader` from the websocket until it is over or the agent closes; raises `ClientError`."""
     try:
-        async with _Direct(target.websocket_url, **options(target)) as websocket:
-            keep_alive(websocket.transport.get_extra_info("socket"))
+        async with _opened(target) as websocket:
             while not reader.over:
-                async with asyncio.timeout(target.silence):
-                    message = await websocket.recv(decode=False)
-                yield reader.message(message)
+                yield _lines(reader, await websocket.messages(target.silence))
             return
-    except (WebSocketException, OSError) as error:
+    except WebSocketException as error:
         failure = None if closed_in_order(error) else websocket_error(error)
+    except OSError as error:
+        failure = wire_error(error)
     # Outside of the except block: the original knows the URL.
     if failure is not None:
         raise failure
+
+
+def _lines(reader: LogReader, messages: list[bytes]) -> list[str]:
+    lines: list[str] = []
+    for message in messages:
+        if reader.over:
+            break
+        lines += reader.message(message)
+    return lines
+
+
+@contextlib.asynccontextmanager
+async def _opened(target: StreamTarget) -> AsyncIterator["_Websocket"]:
+    uri = parse_uri(target.websocket_url)
+    protocol = ClientProtocol(uri, max_size=target.limits.max_bytes, logger=quiet_log)
+    request = protocol.connect()
+    request.headers.update({"User-Agent": "synapse-worker", **target.websocket_headers()})
+    protocol.send_request(request)
+    websocket = _Websocket(protocol)
+    ssl = tls_context() if uri.secure else None
+    try:
+        async with asyncio.timeout(target.silence):
+            async with asyncio.timeout(target.connect):
+                loop = asyncio.get_running_loop()
+                await loop.create_connection(lambda: websocket, uri.host, uri.port, ssl=ssl)
+            # Follows no redirect: the tokens would go to whoever the answer names.
+            await websocket.handshake()
+        yield websocket
+    finally:
+        websocket.close()
+
+
+class _Websocket(asyncio.Protocol):
+    """Messages as they come, all that came together at a time."""
+
+    def __init__(self, protocol: ClientProtocol) -> None:
+        self._protocol = protocol
+        self._transport: asyncio.Transport | None = None
+        self._messages: list[bytes] = []
+        self._fragments: list[bytes] = []
+        self._held = 0
+        self._news: asyncio.Future[None] | None = None
+
+    async def handshake(self) -> None:
+        """Return once messages may come; raises `WebSocketException` where the agent refuses."""
+        while self._protocol.state is State.CONNECTING and self._protocol.handshake_exc is None:
+            await self._wait(None)
+        if self._protocol.handshake_exc is not None:
+            raise self._protocol.handshake_exc
+
+    async def messages(self, silence: float) -> list[bytes]:
+        """The next ones; raises `ConnectionClosed`, and `TimeoutError` after so many seconds without any."""
+        while not self._messages:
+            if self._protocol.state is not State.OPEN:
+                self._protocol.receive_eof()
+                raise self._protocol.close_exc
+            self._read_on()
+            await self._wait(silence)
+        messages, self._messages = self._messages, []
+        self._read_on()
+        return messages
+
+    def close(self) -> None:
+        """Say goodbye and hang up; an agent with much to say yet would not come to its own for long."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._protocol.state is State.OPEN:
+            self._protocol.send_close(1000)
+        self._send()
+        self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        keep_alive(transport.get_extra_info("socket"))
+        self._send()
+
+    def data_received(self, data: bytes) -> None:
+        if self._protocol.state is State.CLOSED:
+            return
+        self._protocol.receive_data(data)
+        for event in self._protocol.events_received():
+            if isinstance(event, Frame) and event.opcode in _DATA:
+                self._fragments.append(bytes(event.data))
+                if event.fin:
+                    self._messages.append(b"".join(self._fragments))
+                    self._fragments.clear()
+        self._send()
+        self._held += len(data)
+        if self._held > READ_AHEAD and self._transport is not None:
+            self._transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> None:
+        self.connection_lost(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._protocol.receive_eof()
+        self._wake()
+
+    async def _wait(self, silence: float | None) -> None:
+        loop = asyncio.get_running_loop()
+        self._news = loop.create_future()
+        # Half the cost of `asyncio.timeout`.
+        timer = loop.call_later(silence, self._wake, TimeoutError()) if silence is not None else None
+        try:
+            await self._news
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self, error: Exception | None = None) -> None:
+        if self._news is None or self._news.done():
+            return
+        if error is None:
+            self._news.set_result(None)
+        else:
+            self._news.set_exception(error)
+
+    def _read_on(self) -> None:
+        if self._held > READ_AHEAD and self._transport is not None:
+            self._transport.resume_reading()
+        self._held = 0
+
+    def _send(self) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        for data in self._protocol.data_to_send():
+            # Nothing is the end of our side: the connection is closed with the whole.
+            if data:
+                self._transport.write(data)

@@ -27,18 +27,20 @@ def closed_error() -> StreamError:
     return StreamError("500 Internal Server Error: the stream was closed on this side", 500)
 
 
-def keep_alive(sock: socket.socket) -> None:
+def keep_alive(sock: socket.socket | None) -> None:
     """Have the kernel notice within a minute that the other machine is gone.
 
     A ping of the websocket would not do: a slow reader does not read its answer either.
     """
-    # OSError: a short log is over, and its socket closed, before it comes to this.
+    # A short log is over, and its socket gone or closed, before it comes to this.
+    if sock is None:
+        return
     with contextlib.suppress(OSError):
-        for level, option, value in keepalive_options():
+        for level, option, value in _keepalive_options():
             sock.setsockopt(level, option, value)
 
 
-def keepalive_options() -> list[tuple[int, int, int]]:
+def _keepalive_options() -> list[tuple[int, int, int]]:
     """The options for `setsockopt`; not every system has each."""
     names = [(getattr(socket, name, None), seconds) for name, seconds in _KEEPALIVE]
     known = [(socket.IPPROTO_TCP, option, value) for option, value in names if option is not None]

@@ -89,8 +89,8 @@ def _socket_of(response: httpx.Response | None) -> socket.socket | None:
 
 def _check(response: httpx.Response) -> None:
     if response.is_success:
-        return check_is_log(response)
-    reader = AnswerReader(response)
+        return check_is_log(response.headers)
+    reader = AnswerReader(response.status_code, response.headers)
     # An error says enough by its status; what it says beyond may break off.
     with contextlib.suppress(httpx.HTTPError, OSError):
         for chunk in response.iter_bytes():

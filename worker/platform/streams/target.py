@@ -47,11 +47,11 @@ def websocket_url(url: str) -> str:
     return "ws" + url.removeprefix("http")
 
 
-def check_is_log(response: httpx.Response) -> None:
+def check_is_log(headers: Mapping[str, str]) -> None:
     """Refuse a successful answer that cannot be a log."""
-    if response.headers.get("content-encoding", "identity").strip().lower() != "identity":
+    if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise MalformedResponseError("malformed answer: packed in a way that was not asked for")
-    if response.headers.get("content-type", "").strip().lower().startswith("text/html"):
+    if headers.get("content-type", "").strip().lower().startswith("text/html"):
         raise MalformedResponseError("malformed answer: HTML")
 
 

@@ -22,10 +22,9 @@ CLOSE_SECONDS: Final = 0.2
 FRAMES_AHEAD: Final = 8
 """Messages that wait in the library; behind them the kernel's buffers fill and the agent has to wait."""
 
-
-_log = logging.getLogger(__name__)
+quiet_log = logging.getLogger(__name__)
 # At DEBUG the library writes the handshake down, tokens and all.
-_log.setLevel(logging.WARNING)
+quiet_log.setLevel(logging.WARNING)
 
 
 class _Direct(reconnect):
@@ -35,8 +34,7 @@ class _Direct(reconnect):
         return exc
 
 
-def options(target: StreamTarget) -> dict[str, Any]:
-    """How to connect, the same for the asynchronous client."""
+def _options(target: StreamTarget) -> dict[str, Any]:
     return {
         "ssl": tls_context() if target.websocket_url.startswith("wss:") else None,
         # Ray's own end sends nothing at all once packing is offered to it.
@@ -51,7 +49,7 @@ def options(target: StreamTarget) -> dict[str, Any]:
         # A line of any length may come in one message; it is cut when it is here.
         "max_size": target.limits.max_bytes,
         "max_queue": FRAMES_AHEAD,
-        "logger": _log,
+        "logger": quiet_log,
     }
 
 
@@ -91,7 +89,7 @@ class WebsocketLog:
     @contextlib.contextmanager
     def _opened(self) -> Iterator[ClientConnection]:
         target = self._target
-        with _Direct(target.websocket_url, **options(target)) as websocket:
+        with _Direct(target.websocket_url, **_options(target)) as websocket:
             with self._lock:
                 if self._closed:
                     raise closed_error()
