@@ -12,6 +12,7 @@ from worker.platform.answers import error_of
 from worker.platform.deadline import tls_context
 from worker.platform.streams.connection import keep_alive
 from worker.platform.streams.reader import LogReader
+from worker.platform.streams.silence import Silence
 from worker.platform.streams.target import StreamTarget, check_is_log
 from worker.platform.wire import AnswerReader, wire_error
 
@@ -23,8 +24,14 @@ async def http_batches(target: StreamTarget, reader: LogReader) -> AsyncGenerato
     """Feed `reader` from the stream until it is over or the agent closes; raises `ClientError`."""
     try:
         async with _session(target) as session, _opened(session, target) as stream:
-            while not reader.over and (data := await stream.readany()):
-                yield reader.chunk(data)
+            silence = Silence(target.silence, stream.set_exception)
+            with contextlib.closing(silence):
+                while not reader.over:
+                    with silence:
+                        data = await stream.readany()
+                    if not data:
+                        break
+                    yield reader.chunk(data)
             return
     except (aiohttp.ClientError, OSError) as error:
         failure = wire_error(error)
@@ -38,7 +45,7 @@ def _session(target: StreamTarget) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=tls_context(), force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect, sock_read=target.silence),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect),
         read_bufsize=READ_AHEAD,
         trust_env=False,
     )

@@ -19,6 +19,7 @@ from worker.platform.deadline import tls_context
 from worker.platform.streams.connection import keep_alive
 from worker.platform.streams.failures import closed_in_order, websocket_error
 from worker.platform.streams.reader import LogReader
+from worker.platform.streams.silence import Silence
 from worker.platform.streams.target import StreamTarget
 from worker.platform.streams.websocket import quiet_log
 from worker.platform.wire import wire_error
@@ -33,8 +34,9 @@ async def websocket_batches(target: StreamTarget, reader: LogReader) -> AsyncGen
     """Feed `reader` from the websocket until it is over or the agent closes; raises `ClientError`."""
     try:
         async with _opened(target) as websocket:
-            while not reader.over:
-                yield _lines(reader, await websocket.messages(target.silence))
+            with contextlib.closing(Silence(target.silence, websocket.expire)) as silence:
+                while not reader.over:
+                    yield _lines(reader, await websocket.messages(silence))
             return
     except WebSocketException as error:
         failure = None if closed_in_order(error) else websocket_error(error)
@@ -89,21 +91,27 @@ class _Websocket(asyncio.Protocol):
     async def handshake(self) -> None:
         """Return once messages may come; raises `WebSocketException` where the agent refuses."""
         while self._protocol.state is State.CONNECTING and self._protocol.handshake_exc is None:
-            await self._wait(None)
+            await self._wait()
         if self._protocol.handshake_exc is not None:
             raise self._protocol.handshake_exc
 
-    async def messages(self, silence: float) -> list[bytes]:
-        """The next ones; raises `ConnectionClosed`, and `TimeoutError` after so many seconds without any."""
+    async def messages(self, silence: Silence) -> list[bytes]:
+        """The next ones; raises `ConnectionClosed`."""
         while not self._messages:
             if self._protocol.state is not State.OPEN:
                 self._protocol.receive_eof()
                 raise self._protocol.close_exc
             self._read_on()
-            await self._wait(silence)
+            with silence:
+                await self._wait()
         messages, self._messages = self._messages, []
         self._read_on()
         return messages
+
+    def expire(self, error: Exception) -> None:
+        """Whoever waits gets `error`."""
+        if self._news is not None and not self._news.done():
+            self._news.set_exception(error)
 
     def close(self) -> None:
         """Say goodbye and hang up; an agent with much to say yet would not come to its own for long."""
@@ -142,24 +150,13 @@ class _Websocket(asyncio.Protocol):
         self._protocol.receive_eof()
         self._wake()
 
-    async def _wait(self, silence: float | None) -> None:
-        loop = asyncio.get_running_loop()
-        self._news = loop.create_future()
-        # Half the cost of `asyncio.timeout`.
-        timer = loop.call_later(silence, self._wake, TimeoutError()) if silence is not None else None
-        try:
-            await self._news
-        finally:
-            if timer is not None:
-                timer.cancel()
+    async def _wait(self) -> None:
+        self._news = asyncio.get_running_loop().create_future()
+        await self._news
 
-    def _wake(self, error: Exception | None = None) -> None:
-        if self._news is None or self._news.done():
-            return
-        if error is None:
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
             self._news.set_result(None)
-        else:
-            self._news.set_exception(error)
 
     def _read_on(self) -> None:
         if self._held > READ_AHEAD and self._transport is not None:
