@@ -2,15 +2,19 @@
 
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
+import uvloop
+import websockets
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.client import PubSub
@@ -20,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from shared.channels import logs_channel
 from tests.integration.logs.log_site import Listener, LogSite
 from worker.logs.bookings import OWNERS
-from worker.sandbox.processes import Process, wait_for
+from worker.sandbox.processes import start, wait_for
 
 FAST_LINES = 50_000
 LOGS, RATE, SECONDS = (100, 1_000), 10, 15
@@ -64,28 +68,75 @@ async def bare_loop(site: LogSite, ray_job: str) -> None:
 
 
 def many_logs(site: LogSite, count: int, protocol: str) -> None:
-    """Delay from the moment at which a line was due to a listener."""
+    """Delay from the moment at which a line was due to a listener: through the relay, and through a bare loop."""
     jobs = {f"{protocol}{n}": f"{RATE * 600}-{RATE}-0-succeeded-{protocol}{n}" for n in range(count)}
     heard = [logs_channel(job) for job in list(jobs)[:: count // HEARD]]
-    with relay(site) as process, closing(Redis.from_url(site.server.url)) as redis:
+    print(f"{count:,} logs at {RATE} lines/s over {protocol}, from due to listener:")
+    with bare_loops(site, protocol, count) as process:
+        bare = measured(site, process, heard)
+    with relay(site) as process:
         for job, ray_job in jobs.items():
             site.book(job, ray_job, protocol)
-        wait_for(lambda: redis.hlen(OWNERS) == count, 60, "start of all")
-        time.sleep(SETTLE_SECONDS)
-        with closing(redis.pubsub(ignore_subscribe_messages=True)) as pubsub:
-            pubsub.subscribe(*heard)
-            before, began = on_a_core(process.pid), time.time()
-            delays = sorted(heard_delays(pubsub, began))
-            seconds = time.time() - began
-            ran, waited = ((b - a) / seconds for a, b in zip(before, on_a_core(process.pid), strict=True))
-        memory = process.memory_info().rss / 2**20
+        wait_for(lambda: site.redis.hlen(OWNERS) == count, 60, "start of all")
+        relayed = measured(site, process, heard)
     site.redis.flushdb()
-    p50, p99 = (delays[int(len(delays) * part)] * 1000 for part in (0.5, 0.99))
-    per_log = len(delays) / HEARD / SECONDS
-    print(f"{count:,} logs at {per_log:.1f} lines/s over {protocol}: from due to listener p50 {p50:.0f} ms,")
-    print(f"  p99 {p99:.0f} ms ({len(delays):,} lines); relay {ran:.0%} of a core, {memory:.0f} MB;")
-    load = f"{psutil.getloadavg()[0]:.1f} on {psutil.cpu_count()} cores"
-    print(f"  it waited for a core {waited:.0%} of the time (load of the machine {load})")
+    print(f"  bare loop {bare}")
+    print(f"  relay     {relayed}")
+    print(f"  relay to bare loop: p99 {relayed.p99 / bare.p99:.2f}, CPU {relayed.cpu / bare.cpu:.2f}")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Delays in seconds; CPU in seconds a second, of whoever carries the lines and of those around it."""
+
+    lines: float
+    p50: float
+    p99: float
+    cpu: float
+    waited: float
+    memory: float
+    around: dict[str, float]
+    load: float
+
+    def __str__(self) -> str:
+        around = ", ".join(f"{name} {cpu:.0%}" for name, cpu in self.around.items())
+        return (
+            f"p50 {self.p50 * 1000:.0f} ms, p99 {self.p99 * 1000:.0f} ms ({self.lines:.1f} lines/s a log);\n"
+            f"    {self.cpu:.0%} of a core, {self.memory:.0f} MB; waited for a core {self.waited:.0%} of the time\n"
+            f"    ({around}; load of the machine {self.load:.1f} on {psutil.cpu_count()} cores)"
+        )
+
+
+def measured(site: LogSite, process: psutil.Process, heard: list[str]) -> Measured:
+    """What `process` carries to the channels `heard`, once it has settled."""
+    assert site.agent is not None
+    assert site.server.process is not None
+    pids = {"log server": site.agent.pid, "Redis": site.server.process.pid, "listener": os.getpid()}
+    time.sleep(SETTLE_SECONDS)
+    with (
+        closing(Redis.from_url(site.server.url)) as redis,
+        closing(redis.pubsub(ignore_subscribe_messages=True)) as pubsub,
+    ):
+        pubsub.subscribe(*heard)
+        before, began = {pid: on_a_core(pid) for pid in (process.pid, *pids.values())}, time.time()
+        delays = sorted(heard_delays(pubsub, began))
+        seconds = time.time() - began
+        spent = {
+            pid: [(b - a) / seconds for a, b in zip(before[pid], on_a_core(pid), strict=True)]
+            for pid in before
+        }
+    p50, p99 = (delays[int(len(delays) * part)] for part in (0.5, 0.99))
+    ran, waited = spent[process.pid]
+    return Measured(
+        lines=len(delays) / len(heard) / SECONDS,
+        p50=p50,
+        p99=p99,
+        cpu=ran,
+        waited=waited,
+        memory=process.memory_info().rss / 2**20,
+        around={name: spent[pid][0] for name, pid in pids.items()},
+        load=psutil.getloadavg()[0],
+    )
 
 
 def on_a_core(pid: int) -> tuple[float, float]:
@@ -124,18 +175,50 @@ def takeover(site: LogSite) -> None:
     print(f"takeover after kill -9: {', '.join(f'{wait:.1f}' for wait in waits)} s until the next line")
 
 
-class relay:
+@contextmanager
+def relay(site: LogSite) -> Iterator[psutil.Process]:
     """A relay's process for as long as the block lasts."""
+    process = site.relay()
+    time.sleep(3)
+    try:
+        yield psutil.Process(process.pid)
+    finally:
+        process.kill()
 
-    def __init__(self, site: LogSite) -> None:
-        self._relay: Process = site.relay()
 
-    def __enter__(self) -> psutil.Process:
-        time.sleep(3)
-        return psutil.Process(self._relay.pid)
+@contextmanager
+def bare_loops(site: LogSite, protocol: str, count: int) -> Iterator[psutil.Process]:
+    """A process that follows so many logs and publishes each line as it comes."""
+    arguments = [protocol, str(count), str(site.agent_port), site.server.url]
+    process = start("bare", [sys.executable, __file__, *arguments], log=site.folder / "bare.log", grace=1)
+    try:
+        yield psutil.Process(process.pid)
+    finally:
+        process.kill()
 
-    def __exit__(self, *_: object) -> None:
-        self._relay.kill()
+
+async def follow_barely(protocol: str, count: int, port: int, redis_url: str) -> None:
+    """What anybody would write, for many logs."""
+    redis = AsyncRedis.from_url(redis_url)
+
+    async def publish(number: int, line: str) -> None:
+        await redis.publish(logs_channel(f"{protocol}{number}"), json.dumps({"line": line}))
+
+    async def follow(number: int) -> None:
+        log = f"127.0.0.1:{port}/jobs/{RATE * 600}-{RATE}-0-succeeded-bare{protocol}{number}/logs/"
+        if protocol == "stream":
+            async with (
+                httpx.AsyncClient(timeout=60) as client,
+                client.stream("GET", f"http://{log}stream/") as log,
+            ):
+                async for line in log.aiter_lines():
+                    await publish(number, line)
+        else:
+            async with websockets.connect(f"ws://{log}") as messages:
+                async for message in messages:
+                    await publish(number, json.loads(message)["message"])
+
+    await asyncio.gather(*(follow(number) for number in range(count)))
 
 
 def main() -> None:
@@ -149,4 +232,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        protocol, count, port, redis_url = sys.argv[1:]
+        uvloop.run(follow_barely(protocol, int(count), int(port), redis_url))
+    else:
+        main()

@@ -14,10 +14,6 @@ ALL_CHARACTERS: Final = 16 * 1024 * 1024
 LIMIT: Final = "limit"
 LOST: Final = "lost"
 
-BATCH_LINES: Final = 500
-BATCH_CHARACTERS: Final = 128 * 1024
-"""One call of the script holds Redis up for about a millisecond at most."""
-
 
 class Room:
     """What all feeds together may hold: memory stays flat, and a relay that is busy reads no faster than it
@@ -94,13 +90,12 @@ class Feed:
         await self._until(0)
         return not self.ended
 
-    def batch(self) -> list[str]:
-        """The next lines to send. They stay here until Redis has `answered`."""
-        size = 0
+    def batch(self, most: int, characters: int) -> list[str]:
+        """The next lines to send, one at least. They stay here until Redis has `answered`."""
         lines: list[str] = []
-        for line in islice(self._pending, BATCH_LINES):
-            size += len(line)
-            if lines and size > BATCH_CHARACTERS:
+        for line in islice(self._pending, max(most, 1)):
+            characters -= len(line)
+            if lines and characters < 0:
                 break
             lines.append(line)
         self._in_flight = len(lines)

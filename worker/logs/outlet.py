@@ -1,22 +1,25 @@
-"""Puts the lines of all followed logs into Redis: many lines a script call, many calls a round trip."""
+"""Puts the lines of all followed logs into Redis: many lines of many logs in one call of the script."""
 
 import asyncio
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 
+from shared.channels import logs_channel
 from worker.logs.feed import Feed
 from worker.platform.streams import StreamLimits
-from worker.runs.log_channel import ROOM_FOR_MESSAGES, SCRIPT, log_args, log_keys, now
-from worker.runs.scripts import source_of
+from worker.runs.log_channel import DAY_SECONDS, ROOM_FOR_MESSAGES, SCRIPT, log_keys, now
+from worker.runs.scripts import Scripts
 
 log = structlog.get_logger(__name__)
 
-FEEDS_A_ROUND: Final = 250
+CALL_LINES: Final = 500
+CALL_CHARACTERS: Final = 128 * 1024
+"""One call holds Redis up for some milliseconds at most."""
 
-GATHER_SECONDS: Final = 0.005
+GATHER_SECONDS: Final = 0.01
 """Lines that come so shortly after each other travel together: a thousand slow logs cost half as much so."""
 
 ENOUGH_LINES: Final = 100
@@ -35,14 +38,11 @@ class Outlet:
     """
 
     def __init__(self, redis: "Redis", limits: StreamLimits) -> None:
-        self._redis = redis
+        self._scripts = Scripts(redis, "worker.runs")
         self._limits = limits
-        self._longest = limits.max_lines + ROOM_FOR_MESSAGES
         # In the order in which they came; a feed that is there already keeps its place.
         self._waiting: dict[Feed, None] = {}
         self._work = asyncio.Event()
-        self._source = source_of("worker.runs", SCRIPT)
-        self._sha = ""
 
     def wake(self, feed: Feed) -> None:
         """`feed` has lines."""
@@ -55,43 +55,50 @@ class Outlet:
             await self._work.wait()
             if not any(feed.has(ENOUGH_LINES) for feed in self._waiting):
                 await asyncio.sleep(GATHER_SECONDS)
-            round_ = [feed for feed, _ in zip(self._waiting, range(FEEDS_A_ROUND), strict=False)]
-            for feed in round_:
-                del self._waiting[feed]
+            batches = self._batches()
             try:
-                refused = await self._send([feed for feed in round_ if feed.waits])
+                await self._send(batches)
             except (RedisError, OSError) as error:
-                refused = error
-            for feed in round_:
+                log.warning("lines wait for Redis", error_type=type(error).__name__)
+                await asyncio.sleep(PAUSE_SECONDS)
+            for feed in batches:
                 if feed.waits:
                     self._waiting[feed] = None
             if not self._waiting:
                 self._work.clear()
-            if refused is not None:
-                log.warning("lines wait for Redis", error_type=type(refused).__name__)
-                await asyncio.sleep(PAUSE_SECONDS)
 
-    async def _send(self, feeds: list[Feed]) -> Exception | None:
-        if not self._sha:
-            self._sha = await self._redis.script_load(self._source)
-        time = now()
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for feed in feeds:
-                pipe.execute_command("EVALSHA", self._sha, 3, *self._arguments(feed, time))
-            answers = await pipe.execute(raise_on_error=False)
-        refused = None
-        for feed, answer in zip(feeds, answers, strict=True):
-            if isinstance(answer, NoScriptError):
-                self._sha = ""
-            elif isinstance(answer, Exception):
+    def _batches(self) -> dict[Feed, list[str]]:
+        """The lines of the next call; the feeds that they come from leave the row."""
+        batches: dict[Feed, list[str]] = {}
+        lines, characters = CALL_LINES, CALL_CHARACTERS
+        while self._waiting and lines > 0 and characters > 0:
+            feed = next(iter(self._waiting))
+            del self._waiting[feed]
+            if feed.waits:
+                batch = batches[feed] = feed.batch(lines, characters)
+                lines -= len(batch)
+                characters -= sum(map(len, batch))
+        return batches
+
+    async def _send(self, batches: dict[Feed, list[str]]) -> None:
+        if not batches:
+            return
+        limits = self._limits
+        longest = limits.max_lines + ROOM_FOR_MESSAGES
+        keys: list[str] = []
+        arguments: list[str | int] = ["relay", "", longest, DAY_SECONDS, now(), LEVEL]
+        arguments += [limits.max_lines, limits.max_bytes]
+        for feed, lines in batches.items():
+            claim, booking = feed.claim, feed.claim.booking
+            keys += log_keys(booking.job)
+            arguments += [logs_channel(booking.job), booking.ray_job, claim.number, feed.position, len(lines)]
+            arguments += lines
+        answers = await self._scripts.run(SCRIPT, keys, *arguments)
+        refused = ""
+        for feed, answer in zip(batches, answers, strict=True):
+            if isinstance(answer, str):
                 refused = answer
             else:
                 feed.answered(answer)
-        return refused
-
-    def _arguments(self, feed: Feed, time: str) -> list[Any]:
-        claim, limits = feed.claim, self._limits
-        job, source = claim.booking.job, claim.booking.ray_job
-        own: list[str | int] = [source, claim.number, feed.position, time, LEVEL]
-        own += [limits.max_lines, limits.max_bytes, *feed.batch()]
-        return [*log_keys(job), *log_args("lines", job, *own, longest=self._longest)]
+        if refused:
+            raise RedisError(refused)

@@ -15,9 +15,6 @@ from worker.runs.scripts import Scripts
 
 SCRIPT: Final = "log"
 
-RUN_SOURCE: Final = "run"
-"""The source of a run's own messages; that of a followed log is its Ray job."""
-
 ROOM_FOR_MESSAGES: Final = 10_000
 """Entries of the history beyond the most lines that are relayed."""
 
@@ -57,7 +54,7 @@ class LogChannel:
         """Add a message of the run, a line a line. One of a run that is over, or unknown, goes nowhere."""
         # JSON can spell halves of characters that no encoding can carry further.
         lines = text.encode(errors="replace").decode().split("\n")
-        self._run("lines", job, RUN_SOURCE, "", 0, now(), level, 0, 0, *lines)
+        self._run("say", job, now(), level, *lines)
 
     def settle(self, job: str, *, reported: bool = False) -> None:
         """Say that the log is over, if the run and every followed log are. Safe to repeat.

@@ -38,7 +38,9 @@ class Log:
         return self._scripts.run("log", log_keys(self.job), *log_args(operation, self.job, *own))
 
     def add(self, ray_job: str, claim: str, at: int, *lines: str, most: int = 1000, size: int = 10**6) -> int:
-        return int(self.call("lines", ray_job, claim, at, "now", "info", most, size, *lines))
+        log = [logs_channel(self.job), ray_job, claim, at, len(lines), *lines]
+        [answer] = self.call("relay", "now", "info", most, size, *log)
+        return int(answer)
 
     def begin(self, ray_job: str, claim: str) -> list[Any]:
         return list(self.call("begin", ray_job, claim))

@@ -2,11 +2,13 @@
 
 from fakeredis import FakeRedis
 
+from shared.channels import logs_channel, logs_history
 from shared.statuses import JobStatus
 from tests.unit.logs.logs_helpers import Log
-from worker.runs.log_channel import DAY_SECONDS, log_state_key
+from worker.runs.log_channel import DAY_SECONDS, log_args, log_keys, log_state_key
 from worker.runs.record import End
 from worker.runs.runs import Runs
+from worker.runs.scripts import Scripts
 
 RAY = "raysubmit_1"
 
@@ -236,3 +238,27 @@ def test_log_that_outlives_its_reported_run_does_not_expire_before_its_end(
     log.close(RAY, "1")
 
     assert {redis.ttl(key) for key in redis.keys("synapse:jobs:*")} == {DAY_SECONDS}
+
+
+def test_lines_of_many_logs_go_in_by_one_call_and_a_broken_one_does_not_hold_up_the_others(
+    redis: FakeRedis,
+) -> None:
+    # Given logs of several jobs, one of whose state is not what it should be, and one that another relay has
+    logs = [Log(redis, name) for name in ("a", "b", "c")]
+    for log, claim in zip(logs, "121", strict=True):
+        log.book(RAY)
+        log.begin(RAY, claim)
+    redis.delete(logs_history("a"))
+    redis.set(logs_history("a"), "no stream")
+
+    # When one call brings lines of all
+    keys = [key for log in logs for key in log_keys(log.job)]
+    told = [part for log in logs for part in (logs_channel(log.job), RAY, 1, 0, 2, "one", "two")]
+    relay = log_args("relay", "", "now", "info", 1000, 10**6, *told)
+    answers = Scripts(redis, "worker.runs").run("log", keys, *relay)
+
+    # Then each log has its own answer
+    assert "WRONGTYPE" in answers[0]
+    assert answers[1:] == [-1, 2]
+    assert logs[2].lines() == ["one", "two"]
+    assert [entry["line"] for entry in logs[2].heard()] == ["one", "two"]

@@ -1,6 +1,7 @@
 """The relay with scripted agents: to the end over any number of connections, under limits, one a log."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from fakeredis import FakeAsyncRedis, FakeRedis
@@ -236,15 +237,15 @@ async def test_relay_whose_claim_went_to_another_lets_go(logs: Logs, log: Log, r
 async def test_lines_wait_while_redis_is_away(
     logs: Logs, log: Log, monkeypatch: pytest.MonkeyPatch, async_redis: FakeAsyncRedis
 ) -> None:
-    # Given a Redis that fails the first script calls
-    original, failures = async_redis.pipeline, iter([True, True])
+    # Given a Redis that fails the first calls that bring lines
+    original, failures = async_redis.evalsha, [ConnectionError(), ConnectionError()]
 
-    def pipeline(**options: bool) -> object:
-        if next(failures, False):
-            raise ConnectionError
-        return original(**options)
+    def evalsha(sha: str, keys: int, *args: Any) -> Any:
+        if "relay" in args and failures:
+            raise failures.pop()
+        return original(sha, keys, *args)
 
-    monkeypatch.setattr(async_redis, "pipeline", pipeline)
+    monkeypatch.setattr(async_redis, "evalsha", evalsha)
     logs.agent.tails[RAY] = [Tail([["one", "two"]], completed=True)]
     log.book(RAY)
 
@@ -252,6 +253,7 @@ async def test_lines_wait_while_redis_is_away(
     await until(log.is_over)
 
     assert log.lines() == ["one", "two"]
+    assert not failures
 
 
 async def test_scripts_that_redis_forgot_are_loaded_again(logs: Logs, log: Log, redis: FakeRedis) -> None:

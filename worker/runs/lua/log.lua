@@ -1,29 +1,36 @@
 -- The log of a job: one numbering for all that is told of it, by the run itself and by every log that is
 -- followed for it. Keeps each line, sends it, and says once, last, that all of it is over.
--- KEYS: state, history, run
+-- KEYS: state, history, run; for `relay` those of one log after the other
 -- ARGV: operation, channel, least length of the history, seconds that a finished log is kept, then for
---   lines   source, claim ('' for the run's own), position, time, level, most lines, most bytes, the lines
---             -> how many of these lines are in, all or up to the limit; -1 when the claim was lost
+--   say     time, level, the lines of the run itself
+--   relay   time, level, most lines, most bytes, then of each log: channel, source, claim, position, how many
+--             lines, the lines
+--             -> of each how many of these lines are in, all or up to the limit; -1 when the claim was lost; or
+--             what Redis has against it, which is not to hold up the others
 --   book    source, how to follow it -> 1 when there is something to follow, 0 when that is over
 --   begin   source, claim -> {position, how to follow it}; nothing when it is over or another claim is newer
 --   close   source, claim, reason, time, the relay's last word or '' -> 1, or 0 when the claim was lost
 --   settle  '1' when the end of the run is being reported, or '' -> 1 when the log is over
-local state, history, run = KEYS[1], KEYS[2], KEYS[3]
-local operation, channel = ARGV[1], ARGV[2]
+local operation = ARGV[1]
 local SEVERITY = {ended = 1, stopped = 2, limit = 3, unreachable = 4}
+local state, history, run, channel, seq, reopened, longest
 
 local function field(name) return redis.call('HGET', state, name) end
 local function number(name) return tonumber(field(name) or '0') end
 
--- Of each line that is relayed this costs a part: one look at many fields is cheaper than many looks.
+-- One look at many fields: most of what a relayed line costs Redis are calls such as this.
 local function numbers(...)
   local found = redis.call('HMGET', state, ...)
   for index = 1, #found do found[index] = tonumber(found[index] or '0') end
   return unpack(found)
 end
 
-local seq, reopened, longest = numbers('seq', 'reopened', 'longest')
-longest = math.max(tonumber(ARGV[3]), longest)
+-- All that follows is about the log whose keys begin at this index.
+local function open(index, name)
+  state, history, run, channel = KEYS[index], KEYS[index + 1], KEYS[index + 2], name
+  seq, reopened, longest = numbers('seq', 'reopened', 'longest')
+  longest = math.max(tonumber(ARGV[3]), longest)
+end
 
 local function enter(rest, ...)
   seq = seq + 1
@@ -31,9 +38,13 @@ local function enter(rest, ...)
   redis.call('PUBLISH', channel, '{"seq":' .. seq .. ',' .. rest .. '}')
 end
 
-local function head(time, source, level)
-  return '"time":' .. cjson.encode(time) .. ',"source":' .. cjson.encode(source)
+-- What enters one line after the other.
+local function entering(time, source, level)
+  local head = '"time":' .. cjson.encode(time) .. ',"source":' .. cjson.encode(source)
     .. ',"level":' .. cjson.encode(level) .. ',"line":'
+  return function(line)
+    enter(head .. cjson.encode(line), 'time', time, 'source', source, 'level', level, 'line', line)
+  end
 end
 
 local function is_reported()
@@ -80,46 +91,55 @@ local function settle()
   return 1
 end
 
-if operation == 'lines' then
-  local source, claim, at = ARGV[5], ARGV[6], tonumber(ARGV[7])
-  local position, lines, size = 0, 0, 0
-  local room_lines, room_bytes = math.huge, math.huge
-  local first, last, known = 12, #ARGV, 0
-  if claim == '' then
-    if is_over() and not run_lives() or redis.call('EXISTS', run) == 0 then return -1 end
-    if is_over() then reopen() end
-  else
-    local holder
-    holder, position, lines, size = numbers('claim:' .. source, 'position:' .. source, 'lines', 'bytes')
-    if holder ~= tonumber(claim) then return -1 end
-    -- Sent again because the answer got lost, perhaps with more behind it: what is in stays in, once.
-    known = position - at
-    if known < 0 or known > last - first + 1 then return -1 end
-    first = first + known
-    room_lines, room_bytes = tonumber(ARGV[10]) - lines, tonumber(ARGV[11]) - size
-  end
-  local time, level = ARGV[8], ARGV[9]
-  local rest = head(time, source, level)
-  local taken, bytes = 0, 0
-  for index = first, last do
-    local line = ARGV[index]
-    bytes = bytes + #line + 1
-    if taken >= room_lines or bytes > room_bytes then
-      bytes = bytes - #line - 1
-      break
-    end
-    enter(rest .. cjson.encode(line), 'time', time, 'source', source, 'level', level, 'line', line)
-    taken = taken + 1
-  end
-  if claim == '' then
-    redis.call('HSET', state, 'seq', seq)
-    return taken
+local function say(time, level, first)
+  if is_over() and not run_lives() or redis.call('EXISTS', run) == 0 then return -1 end
+  if is_over() then reopen() end
+  local add = entering(time, 'run', level)
+  for index = first, #ARGV do add(ARGV[index]) end
+  redis.call('HSET', state, 'seq', seq)
+  return #ARGV - first + 1
+end
+
+local function relay(time, level, most_lines, most_bytes, source, claim, at, first, last)
+  local holder, position, lines, bytes = numbers('claim:' .. source, 'position:' .. source, 'lines', 'bytes')
+  if holder ~= claim then return -1 end
+  -- Sent again because the answer got lost, perhaps with more behind it: what is in stays in, once.
+  local known = position - at
+  if known < 0 or known > last - first + 1 then return -1 end
+  local taken, add = 0, entering(time, source, level)
+  for index = first + known, last do
+    local size = #ARGV[index] + 1
+    if lines + 1 > most_lines or bytes + size > most_bytes then break end
+    add(ARGV[index])
+    taken, lines, bytes = taken + 1, lines + 1, bytes + size
   end
   if taken > 0 then
     redis.call('HSET', state, 'seq', seq, 'position:' .. source, position + taken,
-      'lines', lines + taken, 'bytes', size + bytes)
+      'lines', lines, 'bytes', bytes)
   end
   return known + taken
+end
+
+if operation == 'relay' then
+  local time, level, most_lines, most_bytes = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+  local answers, at = {}, 9
+  for index = 1, #KEYS, 3 do
+    local first = at + 5
+    local last = first + ARGV[at + 4] - 1
+    local went, answer = pcall(function()
+      open(index, ARGV[at])
+      return relay(time, level, most_lines, most_bytes,
+        ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), first, last)
+    end)
+    answers[#answers + 1] = went and answer or tostring(answer)
+    at = last + 1
+  end
+  return answers
+end
+
+open(1, ARGV[2])
+if operation == 'say' then
+  return say(ARGV[5], ARGV[6], 7)
 elseif operation == 'book' then
   local source = ARGV[5]
   local before = field('closed:' .. source)
@@ -149,8 +169,7 @@ elseif operation == 'close' then
   redis.call('HDEL', state, 'claim:' .. source)
   redis.call('HINCRBY', state, 'open', -1)
   if ARGV[9] ~= '' then
-    enter(head(ARGV[8], 'relay', 'warning') .. cjson.encode(ARGV[9]),
-      'time', ARGV[8], 'source', 'relay', 'level', 'warning', 'line', ARGV[9])
+    entering(ARGV[8], 'relay', 'warning')(ARGV[9])
     redis.call('HSET', state, 'seq', seq)
   end
   settle()
