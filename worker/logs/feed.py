@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
 
+from shared.channels import logs_channel
 from worker.logs.bookings import Claim
+from worker.runs.log_channel import log_keys
 
 ALL_LINES: Final = 10_000
 ALL_CHARACTERS: Final = 16 * 1024 * 1024
@@ -51,9 +53,12 @@ class Feed:
     def __init__(
         self, claim: Claim, position: int, most: int, room: Room, wake: Callable[["Feed"], None]
     ) -> None:
-        self.claim = claim
         self.position = position
         self.ended = ""
+        # What the script has to be told with every call, packed once.
+        job = claim.booking.job
+        self.keys = [key.encode() for key in log_keys(job)]
+        self.names = [each.encode() for each in (logs_channel(job), claim.booking.ray_job, claim.number)]
         self._most = most
         self._room = room
         self._wake = wake
@@ -80,7 +85,8 @@ class Feed:
         self._pending.extend(lines)
         self._room.take(lines)
         self._wake(self)
-        await self._until(self._most)
+        if len(self._pending) > self._most:
+            await self._until(self._most)
         while self._room.full and not self.ended:
             await self._room.change()
         return not self.ended

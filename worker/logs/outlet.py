@@ -7,10 +7,9 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from shared.channels import logs_channel
 from worker.logs.feed import Feed
 from worker.platform.streams import StreamLimits
-from worker.runs.log_channel import DAY_SECONDS, ROOM_FOR_MESSAGES, SCRIPT, log_keys, now
+from worker.runs.log_channel import DAY_SECONDS, ROOM_FOR_MESSAGES, SCRIPT, now
 from worker.runs.scripts import Scripts
 
 log = structlog.get_logger(__name__)
@@ -85,14 +84,13 @@ class Outlet:
             return
         limits = self._limits
         longest = limits.max_lines + ROOM_FOR_MESSAGES
-        keys: list[str] = []
-        arguments: list[str | int] = ["relay", "", longest, DAY_SECONDS, now(), LEVEL]
+        keys: list[bytes] = []
+        arguments: list[bytes | str | int] = ["relay", "", longest, DAY_SECONDS, now(), LEVEL]
         arguments += [limits.max_lines, limits.max_bytes]
         for feed, lines in batches.items():
-            claim, booking = feed.claim, feed.claim.booking
-            keys += log_keys(booking.job)
-            arguments += [logs_channel(booking.job), booking.ray_job, claim.number, feed.position, len(lines)]
-            arguments += lines
+            keys += feed.keys
+            arguments += feed.names
+            arguments += (feed.position, len(lines), *lines)
         answers = await self._scripts.run(SCRIPT, keys, *arguments)
         refused = ""
         for feed, answer in zip(batches, answers, strict=True):

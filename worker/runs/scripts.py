@@ -1,5 +1,6 @@
 """The Lua scripts: what must happen to a run's keys in one go."""
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -22,7 +23,7 @@ class Scripts:
         self._package = package
         self._registered: dict[str, Script] = {}
 
-    def run(self, name: str, keys: list[str], *args: str | int | float) -> Any:
+    def run(self, name: str, keys: Sequence[str | bytes], *args: str | bytes | int | float) -> Any:
         """Run script `name`; what it returns depends on it, and is awaitable when `redis` is asynchronous."""
         script = self._registered.get(name)
         if script is None:

@@ -22,13 +22,13 @@ class LineSplitter:
 
     def feed(self, text: str) -> list[str]:
         """The lines that `text` ends; what stands behind the last line end is held."""
-        first, *rest = text.split("\n")
-        self._hold(first)
-        if not rest:
-            return []
-        lines = [self._release()]
-        lines += [cut(line, self._limit(line)) for line in rest[:-1]]
-        self._hold(rest[-1])
+        *whole, last = text.split("\n")
+        lines = []
+        if whole and self._held:
+            self._hold(whole.pop(0))
+            lines.append(self._release())
+        lines += [cut(line, self._limit(line)) for line in whole]
+        self._hold(last)
         return lines
 
     def end(self) -> list[str]:

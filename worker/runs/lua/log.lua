@@ -25,11 +25,12 @@ local function numbers(...)
   return unpack(found)
 end
 
--- All that follows is about the log whose keys begin at this index.
-local function open(index, name)
+-- All that follows is about the log whose keys begin at this index. Returns what stands in these fields besides.
+local function open(index, name, ...)
   state, history, run, channel = KEYS[index], KEYS[index + 1], KEYS[index + 2], name
-  seq, reopened, longest = numbers('seq', 'reopened', 'longest')
-  longest = math.max(tonumber(ARGV[3]), longest)
+  local found = {numbers('seq', 'reopened', 'longest', ...)}
+  seq, reopened, longest = found[1], found[2], math.max(tonumber(ARGV[3]), found[3])
+  return unpack(found, 4)
 end
 
 local function enter(rest, ...)
@@ -100,8 +101,10 @@ local function say(time, level, first)
   return #ARGV - first + 1
 end
 
-local function relay(time, level, most_lines, most_bytes, source, claim, at, first, last)
-  local holder, position, lines, bytes = numbers('claim:' .. source, 'position:' .. source, 'lines', 'bytes')
+local function relay(index, name, source, claim, at, first, last)
+  local time, level, most_lines, most_bytes = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+  local holder, position, lines, bytes =
+    open(index, name, 'claim:' .. source, 'position:' .. source, 'lines', 'bytes')
   if holder ~= claim then return -1 end
   -- Sent again because the answer got lost, perhaps with more behind it: what is in stays in, once.
   local known = position - at
@@ -121,16 +124,12 @@ local function relay(time, level, most_lines, most_bytes, source, claim, at, fir
 end
 
 if operation == 'relay' then
-  local time, level, most_lines, most_bytes = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
   local answers, at = {}, 9
   for index = 1, #KEYS, 3 do
     local first = at + 5
     local last = first + ARGV[at + 4] - 1
-    local went, answer = pcall(function()
-      open(index, ARGV[at])
-      return relay(time, level, most_lines, most_bytes,
-        ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), first, last)
-    end)
+    local claim, position = tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+    local went, answer = pcall(relay, index, ARGV[at], ARGV[at + 1], claim, position, first, last)
     answers[#answers + 1] = went and answer or tostring(answer)
     at = last + 1
   end
