@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import time
 import traceback
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -184,3 +186,101 @@ async def test_many_logs_share_one_thread(protocol: Any) -> None:
         found = await asyncio.gather(*(lines(server) for _ in range(50)))
 
     assert found == [[str(number) for number in range(50)]] * 50
+
+
+@both
+async def test_silence_is_counted_only_while_somebody_waits(protocol: Any) -> None:
+    def script(wire: Wire) -> None:
+        wire.accept().line("a")
+        time.sleep(0.5)  # less than the silence that is borne, twice
+        wire.line("b")
+        time.sleep(0.5)
+        wire.line("c").wait_until_left()
+
+    lines = []
+    with log_server(script) as server, contextlib.suppress(ClientTimeoutError):
+        async for line in tail_of(server, protocol, 0.9):
+            lines.append(line)
+            if line == "a":
+                await asyncio.sleep(1.2)
+        lines.append("the agent ended it")
+
+    assert lines == ["a", "b", "c"]
+
+
+@both
+async def test_an_agent_that_drips_its_answer_is_a_timeout(protocol: Any) -> None:
+    def script(wire: Wire) -> None:
+        for byte in b"HTTP/1.1 200 OK\r\nX-Drip: " + b"x" * 1000:
+            wire._write(bytes([byte]))
+            time.sleep(0.02)  # the drip itself
+
+    async with asyncio.timeout(3):
+        assert type((await failure_of(script, protocol, 0.3))[1]) is ClientTimeoutError
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(1001, ClientConnectionError), (1012, ClientConnectionError), (1011, WebSocketError)]
+)
+async def test_what_the_code_of_a_closed_websocket_means(code: int, kind: type[ClientError]) -> None:
+    lines, error = await failure_of(lambda wire: wire.accept().line("a").finish(code, "why?a=b"), "websocket")
+
+    assert (lines, type(error)) == (["a"], kind)
+
+
+async def test_a_message_may_come_in_fragments_with_a_ping_between() -> None:
+    def script(wire: Wire) -> None:
+        wire.accept()
+        wire._write(b"\x01\x03one" + b"\x89\x04ping" + b"\x00\x04\ntwo" + b"\x80\x01\n")
+        assert wire._handler.connection.recv(2)[0] == 0x8A  # the answer to the ping
+        wire.complete()
+
+    with log_server(script) as server:
+        assert [line async for line in tail_of(server, "websocket")] == ["one", "two"]
+
+
+async def test_a_message_above_the_whole_limit_is_not_taken_in() -> None:
+    _, error = await failure_of(lambda wire: wire.accept().piece("x" * 2000), "websocket", max_bytes=1000)
+
+    assert isinstance(error, StreamLimitExceededError)
+
+
+@both
+async def test_memory_stays_flat_however_long_a_line_grows(protocol: Any) -> None:
+    def script(wire: Wire) -> None:
+        wire.accept().piece("first\n")
+        for _ in range(1000):
+            wire.piece("x" * 50_000)
+
+    tracemalloc.start()
+    try:
+        lines, error = await failure_of(script, protocol, 20, max_bytes=40_000_000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert lines == ["first"]
+    assert isinstance(error, StreamLimitExceededError)
+    assert peak < 8_000_000
+
+
+@both
+async def test_neither_cookies_nor_the_environment_s_proxy_are_used(
+    protocol: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with log_server(lambda wire: wire.accept().line("a").complete()) as server:
+        assert [line async for line in tail_of(server, protocol)] == ["a"]
+
+    assert "cookie" not in server.headers[0]
+    assert server.headers[0]["user-agent"] == "synapse-worker"
+
+
+@pytest.mark.parametrize("status", [400, 401, 408, 500])
+@both
+async def test_a_refusal_says_what_the_agent_says(protocol: Any, status: int) -> None:
+    refusal = b'{"detail": "no: token=s3cret1"}'
+    lines, error = await failure_of(lambda wire: wire.refuse(status, refusal), protocol)
+
+    assert (lines, error.status, error.detail) == ([], status, "no: token=***")
