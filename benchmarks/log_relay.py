@@ -106,7 +106,7 @@ class Measured:
     def __str__(self) -> str:
         around = ", ".join(f"{name} {cpu:.0%}" for name, cpu in self.around.items())
         return (
-            f"p50 {self.p50 * 1000:.0f} ms, p99 {self.p99 * 1000:.0f} ms ({self.arrived:.0%} of the lines came);\n"
+            f"p50 {self.p50 * 1000:.0f} ms, p99 {self.p99 * 1000:.0f} ms, {self.arrived:.0%} of lines came;\n"
             f"    {self.cpu:.0%} of a core, waited for {self.waited:.0%} of the time; {self.memory:.0f} MB\n"
             f"    ({around}; load of the machine {self.load:.1f} on {psutil.cpu_count()} cores)"
         )
@@ -155,7 +155,7 @@ def on_a_core(pid: int) -> tuple[float, float]:
 
 
 def heard_delays(pubsub: PubSub, began: float) -> Iterator[float]:
-    """Of the lines that were due within `SECONDS`, as far as they came before `LATE_SECONDS` were over too."""
+    """Of the lines that were due within `SECONDS`, as far as they came within `LATE_SECONDS` more."""
     ended = began + SECONDS
     while time.time() < ended + LATE_SECONDS:
         message = pubsub.get_message(timeout=0.1)
