@@ -1,7 +1,7 @@
 """The websocket on an event loop.
 
-The protocol is that of `websockets`; its asyncio client, though, hands out one message at a time with a timer
-for each, which costs more than all else that a relay does with a line.
+The protocol is that of `websockets`. Its asyncio client, though, hands out one message at a time, and silence
+would take a timer for each.
 """
 
 import asyncio
