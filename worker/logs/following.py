@@ -63,7 +63,7 @@ class Following:
                 await self._feed.drained()
                 return self._limit(str(error))
             except ClientError as error:
-                if time.monotonic() - started > STEADY_SECONDS:
+                if time.monotonic() - started > STEADY_SECONDS and not self._status:
                     self._patience.reached()
                 if not await self._bears(error):
                     await self._feed.drained()
@@ -78,7 +78,12 @@ class Following:
     async def _read(self) -> Ending | None:
         """One connection; an ending when the log was read to its end."""
         tail = await self._source.tail(self._booking, self._beginning)
-        await self._relay(tail)
+        try:
+            await self._relay(tail)
+        except ClientTimeoutError:
+            # What came from a job that was over before was all of it, though nobody closed the line.
+            if not (self._status and self._feed.taken) or self._skip:
+                raise
         if self._status and tail.rest is not None:
             await self._put([tail.rest])
         if not await self._feed.drained():
@@ -120,10 +125,12 @@ class Following:
         """Whether to try again."""
         if isinstance(error, ClientTimeoutError):
             # Nothing came for long. No failure, where the agent says that the job just has nothing to say.
+            was_over = bool(self._status)
             with contextlib.suppress(ClientError):
                 await self._ask_status()
-                self._patience.reached()
-                return True
+                if not was_over:
+                    self._patience.reached()
+                    return True
         log.info("log not reached", error_type=type(error).__name__, error=str(error))
         return self._patience.failed(UNKNOWN_SECONDS if isinstance(error, NotFoundError) else None)
 

@@ -3,6 +3,7 @@
 from fakeredis import FakeRedis
 
 from shared.channels import logs_channel, logs_history
+from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.unit.logs.logs_helpers import Log
 from worker.runs.log_channel import DAY_SECONDS, log_args, log_keys, log_state_key
@@ -262,3 +263,21 @@ def test_lines_of_many_logs_go_in_by_one_call_and_a_broken_one_does_not_hold_up_
     assert answers[1:] == [-1, 2]
     assert logs[2].lines() == ["one", "two"]
     assert [entry["line"] for entry in logs[2].heard()] == ["one", "two"]
+
+
+def test_log_that_is_gone_on_with_by_a_later_run_lives_as_long_as_that(
+    runs: Runs, log: Log, redis: FakeRedis
+) -> None:
+    # Given a followed log that was over before the run of its job began, and so expires
+    log.book(RAY)
+    log.begin(RAY, "1")
+    log.close(RAY, "1")
+    assert redis.ttl(log_state_key("42")) == DAY_SECONDS
+
+    # When the run says something
+    message = DeployMessage.model_validate({"job": 42, "plugin": "digits@1.0.0", "agent": 1})
+    runs.store.accept(message, "deploy")
+    runs.events.log.say("42", "it begins", "info")
+
+    # Then the log stays until that is over, too
+    assert (redis.ttl(log_state_key("42")), redis.ttl(logs_history("42"))) == (-1, -1)

@@ -97,6 +97,30 @@ async def test_job_that_is_silent_for_long_is_not_out_of_reach(logs: Logs, log: 
     assert log.end()["reason"] == "ended"
 
 
+async def test_log_of_a_job_that_is_over_ends_though_the_agent_never_closes_it(logs: Logs, log: Log) -> None:
+    logs.agent.tails[RAY] = [Tail([["one"], ClientTimeoutError()], rest="half a line")]
+    logs.agent.statuses[RAY] = ["RUNNING", "SUCCEEDED"]
+    log.book(RAY)
+
+    logs.relay(patience=60)
+    await until(log.is_over)
+
+    assert log.lines() == ["one", "half a line"]
+    assert log.end()["reason"] == "ended"
+
+
+async def test_log_of_a_job_that_is_over_and_that_nobody_gives_ends_as_unreachable(
+    logs: Logs, log: Log
+) -> None:
+    logs.agent.tails[RAY] = [Tail([ClientTimeoutError()])]
+    log.book(RAY)
+
+    logs.relay(patience=0.2)
+    await until(log.is_over)
+
+    assert log.end()["reason"] == "unreachable"
+
+
 async def test_log_out_of_reach_for_too_long_ends_and_says_so(logs: Logs, log: Log) -> None:
     logs.agent.tails[RAY] = [Tail([["one"], BROKEN]), Tail([BROKEN])]
     log.book(RAY)

@@ -15,9 +15,9 @@ Batches = AsyncGenerator[list[str]]
 class AsyncLogTail:
     """One job's log, line by line. Nothing is sent before the first line is asked for; to be read once.
 
-    When the iteration ends, `completed` tells whether the agent said so: otherwise it merely closed the line,
-    and whether the job is over has to be asked for. `rest` is then what stood behind the last line end; it
-    is not among the lines, because another connection may bring the whole of that line.
+    When the iteration ends, well or not, `completed` tells whether the agent said so: otherwise the line was
+    merely closed, and whether the job is over has to be asked for. `rest` is then what stood behind the last
+    line end; it is not among the lines, because another connection may bring the whole of that line.
     """
 
     def __init__(self, target: StreamTarget, protocol: StreamProtocol = "auto") -> None:
@@ -57,8 +57,8 @@ class AsyncLogTail:
                 failure = error
             if failure is None:
                 failure = self._reader.failure
+            self._rest = self._reader.end()
             if failure is None:
-                self._rest = self._reader.end()
                 return
             if given or left == 0 or not may_fall_back(failure):
                 raise failure

@@ -63,6 +63,8 @@ local function reopen()
   seq, reopened = seq - 1, reopened + 1
   redis.call('HSET', state, 'seq', seq, 'reopened', reopened)
   redis.call('HDEL', state, 'over')
+  redis.call('PERSIST', state)
+  redis.call('PERSIST', history)
 end
 
 -- Why it is over: of all reasons the one that matters most to whoever reads the log.
@@ -149,8 +151,6 @@ elseif operation == 'book' then
     redis.call('HDEL', state, 'closed:' .. source)
     redis.call('HSET', state, 'log:' .. source, ARGV[6], 'longest', longest)
     redis.call('HINCRBY', state, 'open', 1)
-    redis.call('PERSIST', state)
-    redis.call('PERSIST', history)
   end
   return 1
 elseif operation == 'begin' then
