@@ -1,5 +1,6 @@
 """Ray Serve in one SQLite file, for test workers: it survives them, and counts what was asked of it."""
 
+import contextlib
 import sqlite3
 import time
 from pathlib import Path
@@ -25,7 +26,7 @@ class FakeServe:
     def __init__(self, path: Path, deaths: Deaths | None = None) -> None:
         self._path = path
         self._deaths = deaths
-        with self._connect() as db:
+        with contextlib.closing(self._connect()) as db:
             db.executescript(SCHEMA)
 
     def _connect(self) -> sqlite3.Connection:
@@ -43,10 +44,20 @@ class FakeServe:
         name, digest = plan["app_name"], plan["digest"]
         same = self.rows("SELECT 1 FROM applications WHERE name = ? AND digest = ?", name, digest)
         if not same:
-            self.rows("INSERT INTO submissions VALUES (?, ?, ?)", name, digest, time.time())
-            self.rows("INSERT OR REPLACE INTO applications VALUES (?, ?, ?)", name, digest, time.time())
+            self._take(name, digest)
         self._die("submit:after")
         return {"submitted": not same, "reason": None, "replaced": False, "messages": []}
+
+    def _take(self, name: str, digest: str) -> None:
+        """In one go, as Serve's controller takes it: a killed worker has submitted, or it has not.
+
+        The look before is apart, as it is in `serve_submit`: two who race are counted.
+        """
+        with contextlib.closing(self._connect()) as db:
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("INSERT INTO submissions VALUES (?, ?, ?)", (name, digest, time.time()))
+            db.execute("INSERT OR REPLACE INTO applications VALUES (?, ?, ?)", (name, digest, time.time()))
+            db.execute("COMMIT")
 
     def state(self, app_name: str) -> ServeState:
         found = self.rows("SELECT digest, since FROM applications WHERE name = ?", app_name)
