@@ -16,7 +16,7 @@ from worker.deploy.steps import AWAIT_RUNNING, CAPACITY_GATE, INITIALIZE, REGIST
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.outcomes import Continue, Outcome, Park, PollAgain, Step
 from worker.runs.record import Run
-from worker.runs.request import shown
+from worker.runs.sender import publish
 from worker.runs.step_task import BACKBONE_ERRORS, StepFunction
 from worker.runs.turns import countdown, turns
 from worker.services import services
@@ -55,14 +55,7 @@ class DeployTask(WorkflowTask):
     def pass_on(self, args: tuple[Any, ...], kwargs: dict[str, Any], agent: int) -> None:
         """Send the run's own message to the workers of its agent, unchanged."""
         try:
-            self.app.send_task(
-                self.name,
-                args=args,
-                kwargs=kwargs,
-                queue=agent_queue(agent),
-                argsrepr="()",
-                kwargsrepr=repr(shown(kwargs)),
-            )
+            publish(self.app, self.name, agent_queue(agent), kwargs, args=args)
         except BACKBONE_ERRORS:
             self.come_back(1.0)
 

@@ -9,6 +9,23 @@ from worker.runs.outcomes import Step
 from worker.runs.request import shown
 
 
+def publish(app: Celery, task: str, queue: str, kwargs: dict[str, Any], **options: Any) -> None:
+    """Send a message that shows none of its private arguments.
+
+    Raises kombu's `OperationalError` when the broker does not take it after the app's retries.
+    """
+    try:
+        app.send_task(
+            task, kwargs=kwargs, queue=queue, argsrepr="()", kwargsrepr=repr(shown(kwargs)), **options
+        )
+    except (OperationalError, EncodeError):
+        raise
+    except Exception as error:
+        # A connection that breaks under another thread's hands shows as anything, an AttributeError of
+        # kombu's for one. It says nothing about the run.
+        raise OperationalError(f"not published ({type(error).__name__})") from error
+
+
 class CelerySender:
     """Sends a step's message to its queue; what it carries is private."""
 
@@ -17,18 +34,4 @@ class CelerySender:
 
     def send(self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0) -> None:
         """Raises kombu's `OperationalError` when the broker does not take it after the app's retries."""
-        try:
-            self._app.send_task(
-                step.name,
-                kwargs=kwargs,
-                queue=queue,
-                countdown=countdown or None,
-                argsrepr="()",
-                kwargsrepr=repr(shown(kwargs)),
-            )
-        except (OperationalError, EncodeError):
-            raise
-        except Exception as error:
-            # A connection that breaks under another thread's hands shows as anything, an AttributeError of
-            # kombu's for one. It says nothing about the run.
-            raise OperationalError(f"not published ({type(error).__name__})") from error
+        publish(self._app, step.name, queue, kwargs, countdown=countdown or None)

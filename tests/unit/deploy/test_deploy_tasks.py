@@ -30,11 +30,11 @@ class Delivered:
         self.published: list[tuple[str, dict[str, Any]]] = []
         self._app, self._patch = app, monkeypatch
         monkeypatch.setattr(app, "send_task", self._send)
-        self.broken = False
+        self.broken: Exception | None = None
 
     def _send(self, name: str, **options: Any) -> None:
-        if self.broken:
-            raise OperationalError("the broker is away")
+        if self.broken is not None:
+            raise self.broken
         self.published.append((name, options))
 
     @contextmanager
@@ -88,11 +88,16 @@ def test_a_message_for_another_agent_is_passed_on_unchanged(
     assert not yard.runs.store.exists("42")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [OperationalError("the broker is away"), AttributeError("'NoneType' object has no attribute 'client'")],
+    ids=["broker away", "connection broken under another thread's hands"],
+)
 def test_a_message_that_cannot_be_passed_on_comes_back(
-    home: Callable[[int | None], Yard], door: Delivered
+    home: Callable[[int | None], Yard], door: Delivered, error: Exception
 ) -> None:
     home(1)
-    door.broken = True
+    door.broken = error
     with door.request(tasks.deploy, MESSAGE), pytest.raises(Retry):
         tasks.deploy.run(**MESSAGE)
 
