@@ -33,9 +33,9 @@ unit: $(STAMP)  ## Unit tests alone: no network, no processes
 
 # Unit tests first: quick, before any Ray takes its share of the machine, and in a process of their own, for the
 # Ray library reads once whether clusters ask for a token.
-test: lint  ## Lint, unit tests and integration tests (real Redis, Celery and Ray)
+test: lint  ## Lint, unit tests and integration tests (real Redis, Celery and Ray); SEED=… as for chaos
 	@$(BIN)/pytest tests/unit
-	@$(BIN)/pytest tests/chaos tests/integration
+	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration
 
 chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=… repeats a run
 	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration/broker tests/integration/logs -m "chaos or not chaos" -rA

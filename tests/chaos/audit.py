@@ -1,13 +1,18 @@
 """Compares what the backend and Serve received with what was published."""
 
 import json
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from shared.statuses import JobStatus
+from tests.chaos.diary import Diary, Disturbances
 from worker.sandbox.backend.state import State
 from worker.sandbox.seed import SeededProject
+
+FINAL = {status for status in JobStatus if status.is_final}
 
 
 @dataclass
@@ -16,6 +21,7 @@ class Findings:
 
     wrong: list[str] = field(default_factory=list)
     written_twice: int = 0
+    ended_twice: int = 0
     failed: list[str] = field(default_factory=list)
 
     def expect(self, holds: bool, what: str) -> None:
@@ -24,78 +30,100 @@ class Findings:
 
 
 class Auditor:
-    """`answer_lost`: the answer to something was lost, so that it may have been said twice."""
+    """Holds what was received against the workers' diary: only what was in flight may be there twice."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, diary: Diary, disturbances: Disturbances | None = None) -> None:
         self._state = state
+        self._entries = diary.entries()
+        self._disturbances = disturbances or Disturbances()
         self.findings = Findings()
 
-    def job(self, job: str, *, answer_lost: bool = False) -> dict[str, Any]:
-        """One final status, nothing after it, RUNNING before; `overall` never falls."""
+    def job(self, job: str) -> dict[str, Any]:
+        """One final status, nothing after it; `overall` never falls."""
         row = self._state.job(int(job)) or {}
         said = self._patches(job)
-        ends = [each for each in said if each.get("status") in set(JobStatus) - {"PENDING", "RUNNING"}]
-        most = len(ends) if answer_lost else 1
+        ends = [each for each in said if each["body"].get("status") in FINAL]
         say = self.findings.expect
         say(JobStatus(row["status"]).is_final, f"job {job} has not ended: {row['status']}")
-        say(1 <= len(ends) <= most, f"job {job}: {len(ends)} final statuses")
-        say(
-            len({json.dumps(each.get("result"), sort_keys=True) for each in ends}) <= 1,
-            f"job {job}: two ends",
-        )
+        say(len(ends) > 0, f"job {job}: no final status")
+        results = {json.dumps([each["body"].get(key) for key in ("status", "result")]) for each in ends}
+        say(len(results) <= 1, f"job {job}: {len(results)} different ends")
         if ends:
-            say(said.index(ends[0]) >= len(said) - len(ends), f"job {job}: something after the end")
+            say(all(each in ends for each in said[said.index(ends[0]) :]), f"job {job}: more after the end")
+        self.findings.ended_twice += len(ends) > 1
+        self._once(f"end {job}", [each["time"] for each in ends])
         overall = [
-            each["progress_record"]["current_progress"]["overall"]
+            each["body"]["progress_record"]["current_progress"]["overall"]
             for each in said
-            if each.get("progress_record")
+            if each["body"].get("progress_record")
         ]
         say(overall == sorted(overall), f"job {job}: overall falls: {overall}")
         return row
 
-    def succeeded(self, job: str, **options: Any) -> dict[str, Any]:
-        row = self.job(job, **options)
+    def succeeded(self, job: str) -> dict[str, Any]:
+        row = self.job(job)
         self.findings.expect(row["status"] == "SUCCEEDED", f"job {job}: {row['status']} {row['result']}")
         return row
 
     def deployment(self, job: str) -> None:
-        """One record; what the job says of it is true."""
+        """One record of one that succeeded, none of another; what the job says of it is true."""
         row = self._state.job(int(job)) or {}
         records = self._state.rows("SELECT id FROM serve_applications WHERE job = ?", int(job))
-        self.findings.expect(len(records) == 1, f"job {job}: {len(records)} application records")
-        said = {"serve_application": records[0]["id"]} if records else None
-        self.findings.expect(row["result"] == said, f"job {job}: {row['result']} instead of {said}")
+        expected = int(row["status"] == "SUCCEEDED")
+        self.findings.expect(
+            len(records) == expected, f"job {job}: {row['status']}, {len(records)} application records"
+        )
+        if expected:
+            said = {"serve_application": records[0]["id"]} if records else None
+            self.findings.expect(row["result"] == said, f"job {job}: {row['result']} instead of {said}")
 
     def dispatched_once(self, code: str) -> None:
         query = "SELECT count(*) FROM jobs WHERE plugin LIKE ? AND action = 'deployment'"
         count = self._state.value(query, f"{code}@%")
         self.findings.expect(count == 1, f"{code}: {count} dispatches")
 
-    def tasks(
-        self, job: str, project: SeededProject, *, in_flight_at: list[float], answers_lost: bool = False
-    ) -> None:
-        """Each is written and counted; twice only when it was in flight at one of the moments."""
+    def tasks(self, job: str, project: SeededProject) -> None:
+        """Each is counted once and written, with the same data should it be written again."""
         row = self._state.job(int(job)) or {}
         result, total = row["result"] or {}, len(project.tasks)
         counts = {name: result.get(name) for name in ("total_tasks", "success_count", "failed_count")}
         expected = {"total_tasks": total, "success_count": total, "failed_count": 0}
         self.findings.expect(counts == expected, f"job {job}: {counts}, not {expected}")
-        first: dict[int, float] = {}
-        writes: Counter[int] = Counter()
+        writes: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
         ids = (project.tasks.start, project.tasks.stop)
         for write in self._state.rows("SELECT * FROM annotations WHERE task >= ? AND task < ?", *ids):
-            writes[write["task"]] += 1
-            first.setdefault(write["task"], write["time"])
+            writes[write["task"]].append(write)
         self.findings.expect(len(writes) == total, f"job {job}: {total - len(writes)} tasks not written")
-        for task, count in writes.items():
-            if count == 1:
-                continue
-            self.findings.written_twice += 1
-            excused = answers_lost or any(abs(first[task] - moment) < 1.5 for moment in in_flight_at)
-            self.findings.expect(excused, f"task {task}: written {count} times, not in flight at a kill")
+        for task, each in writes.items():
+            self.findings.written_twice += len(each) > 1
+            same = len({json.dumps(write["data"], sort_keys=True) for write in each}) == 1
+            self.findings.expect(same, f"task {task}: written with different data")
+            self._once(f"task {task}", [write["time"] for write in each])
+
+    def _once(self, what: str, times: Sequence[float]) -> None:
+        """The backend has it of those `times`; more than one needs a reason for each."""
+        entries = self._entries.get(what, [])
+        begun = [entry for entry in entries if not entry.is_done]
+        say = self.findings.expect
+        say(bool(begun), f"{what}: in nobody's diary")
+        done = next((entry for entry in entries if entry.is_done), None)
+        for first, again in pairwise(begun):
+            after_done = done is not None and done.time < again.time
+            say(not after_done, f"{what}: begun again after it was on record")
+            say(
+                after_done or self._disturbances.excuse(first, again),
+                f"{what}: begun again after {again.time - first.time:.2f} s, and nothing had happened",
+            )
+        if begun and len(times) > len(begun):
+            # A client's own second try.
+            lost = self._disturbances.cut(begun[0].time, max(times))
+            say(lost, f"{what}: {len(times)} times, begun {len(begun)} times, and no answer was lost")
 
     def _patches(self, job: str) -> list[dict[str, Any]]:
+        """All that the backend was sent and understood, also what it refused."""
         query = (
-            "SELECT body FROM requests WHERE method = 'PATCH' AND path = ? AND status < 300 ORDER BY rowid"
+            "SELECT time, body FROM requests WHERE method = 'PATCH' AND path = ? AND status < 500"
+            " ORDER BY rowid"
         )
-        return [json.loads(row["body"]) for row in self._state.rows(query, f"/jobs/{job}/")]
+        rows = self._state.rows(query, f"/jobs/{job}/")
+        return [{"time": row["time"], "body": json.loads(row["body"])} for row in rows]

@@ -17,9 +17,12 @@ from celery import Celery
 from redis import Redis
 
 from shared.statuses import JobStatus
+from tests.chaos.audit import Auditor
+from tests.chaos.diary import Diary, Disturbances
 from tests.chaos.fake_serve import FakeServe
 from tests.chaos.neighbours import Agent, application
 from tests.chaos.nursery import Nursery, Worker
+from worker.runs.keys import LIVE
 from worker.sandbox import Sandbox, wait_for
 from worker.sandbox.sandbox import AGENT_ID
 from worker.sandbox.seed import SeededProject, seed_numbered_project
@@ -53,6 +56,7 @@ class Ground:
             self.sandbox.backend._environ["SANDBOX_SERVE_URL"] = self.application.url
             stack.enter_context(self.sandbox)
             self.serve = FakeServe(folder / "serve.sqlite3")
+            self.diary = Diary(folder / "diary")
             self._postman = Postman(self.sandbox.redis.port)
             stack.callback(self._postman.close)
             self._stack = stack.pop_all()
@@ -173,6 +177,7 @@ class Site:
             "WORKER_ANNOTATE_CHUNK": "5",
             "CHAOS_SERVE": str(ground.folder / "serve.sqlite3"),
             "CHAOS_DEATHS": str(ground.deaths),
+            "CHAOS_DIARY": str(ground.folder / "diary"),
             **self.settings,
         }
 
@@ -236,6 +241,10 @@ class Site:
             found = self.state.insert("plugin_releases", row)
         return int(found)
 
+    def auditor(self, disturbances: Disturbances | None = None) -> Auditor:
+        """Of what was received so far."""
+        return Auditor(self.state, self.ground.diary, disturbances)
+
     def death(self, point: str, subject: str) -> Row | None:
         """When and who."""
         news = self.ground.deaths / f"{point}@{subject}.dead"
@@ -255,6 +264,11 @@ class Site:
         """How many there are, waiting or in some worker's hands."""
         queued = sum(self.redis.llen(queue) for queue in ("deploy", "to_task", "annotate", "control"))
         return queued + self.redis.hlen("synapse:broker:held")
+
+    def leftovers(self) -> list[str]:
+        """What is still under way: messages, and runs and rooms that somebody watches over."""
+        messages = self.messages()
+        return [*self.redis.zrange(LIVE, 0, -1), *([f"{messages} messages"] if messages else [])]
 
     def step(self, job: str) -> str:
         return self.redis.hget(f"synapse:jobs:{{{job}}}", "step") or ""

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from tests.chaos.audit import Auditor, Findings
+from tests.chaos.audit import Findings
+from tests.chaos.diary import Disturbances
 from tests.chaos.ground import Site
 from worker.sandbox import wait_for
 from worker.sandbox.seed import SeededProject
@@ -28,8 +29,7 @@ class MixedRuns:
     deploys: dict[str, str] = field(default_factory=dict)
     by_file: dict[str, SeededProject] = field(default_factory=dict)
     by_inference: dict[str, tuple[SeededProject, str]] = field(default_factory=dict)
-    moments: list[float] = field(default_factory=list)
-    """When something was killed."""
+    disturbances: Disturbances = field(default_factory=Disturbances)
 
     @property
     def jobs(self) -> list[str]:
@@ -73,15 +73,14 @@ class MixedRuns:
     def unended(self) -> list[str]:
         return [job for job in self.jobs if not self.site.is_over(job)]
 
-    def audit(self, *, answers_lost: bool = False, may_fail: bool = False) -> Findings:
-        """`answers_lost`: whatever was sent while an answer was lost may have been sent twice."""
-        auditor = Auditor(self.site.state)
+    def audit(self, *, may_fail: bool = False) -> Findings:
+        """`may_fail`: by the contract's messages for a neighbour that was away."""
+        auditor = self.site.auditor(self.disturbances)
         say = auditor.findings.expect
         failed: list[str] = []
 
         def succeeded(job: str) -> bool:
-            # A kill of the backend or of who reports loses the answer to an end that is there.
-            row: dict[str, Any] = auditor.job(job, answer_lost=answers_lost or bool(self.moments))
+            row: dict[str, Any] = auditor.job(job)
             error = str((row["result"] or {}).get("error"))
             fine = row["status"] == "SUCCEEDED"
             excused = may_fail and MESSAGES.fullmatch(error) is not None
@@ -90,16 +89,16 @@ class MixedRuns:
             return fine
 
         for job in self.deploys:
-            if succeeded(job):
-                auditor.deployment(job)
+            succeeded(job)
+            auditor.deployment(job)
         for job, project in self.by_file.items():
             if succeeded(job):
-                auditor.tasks(job, project, in_flight_at=self.moments, answers_lost=answers_lost)
+                auditor.tasks(job, project)
         served = set()
         for job, (project, code) in self.by_inference.items():
             if succeeded(job):
                 served.add(code)
-                auditor.tasks(job, project, in_flight_at=self.moments, answers_lost=answers_lost)
+                auditor.tasks(job, project)
         for code in {code for _, code in self.by_inference.values()}:
             count = self.site.dispatches(code)
             refused = sum("dispatch failed" in error or "job reached" in error for error in failed)

@@ -107,9 +107,13 @@ def _be_a_worker(asked: dict[str, Any]) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    from tests.chaos.diary import Diary, keep
     from tests.chaos.fake_serve import FakeServe, install
     from tests.chaos.mortal import make_mortal
 
+    if os.environ.get("CHAOS_DIARY"):
+        keep(Diary(Path(os.environ["CHAOS_DIARY"])))
+    # Outside of that: who dies after the work has noted it.
     deaths = make_mortal(Path(os.environ["CHAOS_DEATHS"])) if os.environ.get("CHAOS_DEATHS") else None
     if os.environ.get("CHAOS_SERVE"):
         install(FakeServe(Path(os.environ["CHAOS_SERVE"]), deaths))

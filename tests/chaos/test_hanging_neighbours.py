@@ -4,7 +4,6 @@ import time
 
 import pytest
 
-from tests.chaos.audit import Auditor
 from tests.chaos.ground import Ground, Site
 from worker.sandbox import wait_for
 
@@ -41,7 +40,7 @@ def test_fifty_deploys_on_a_hanging_agent_leave_a_to_task_its_time(ground: Groun
         assert worker.alive
         # And every deploy ends: those that were asked in vain with the gate's message, others well
         wait_for(lambda: all(site.is_over(job) for job in deploys), 60, "ends of the deploys")
-        auditor = Auditor(site.state)
+        auditor = site.auditor()
         for job in deploys:
             row = auditor.job(job)
             if row["status"] != "SUCCEEDED":

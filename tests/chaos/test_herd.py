@@ -2,7 +2,6 @@
 
 import pytest
 
-from tests.chaos.audit import Auditor
 from tests.chaos.ground import Ground
 from worker.sandbox import wait_for
 
@@ -26,7 +25,7 @@ def test_two_hundred_runs_over_three_workers_dispatch_their_pre_processor_once(g
 
         # Then all runs succeed
         wait_for(lambda: all(site.is_over(job) for job in jobs), 90, "ends")
-        auditor = Auditor(site.state)
+        auditor = site.auditor()
         for job in jobs:
             auditor.succeeded(job)
         # And the backend was asked for one deployment

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.chaos.audit import Auditor
+from tests.chaos.diary import Disturbances
 from tests.chaos.ground import RECOVERY, SITES, Ground, Row, Site
 from tests.chaos.kill_points import KillPoint, Kind, all_points, in_waves
 from worker.sandbox import wait_for
@@ -90,10 +90,9 @@ class Scene:
     def audit(self) -> tuple[float, int]:
         """Seconds from the death to the end, and how many tasks were written twice."""
         assert self.death is not None
-        auditor = Auditor(self.site.state)
-        lost = self.kill.what in ("update_job end", "seal")
+        auditor = self.site.auditor(Disturbances(deaths=[(self.death["pid"], self.death["time"])]))
         expected = {Kind.REFUSED: "FAILED", Kind.STOP: "STOPPED"}.get(self.kill.kind, "SUCCEEDED")
-        row = auditor.job(self.job, answer_lost=lost)
+        row = auditor.job(self.job)
         say = auditor.findings.expect
         say(row["status"] == expected, f"{row['status']}: {row['result']}")
         if self.kill.kind is Kind.DEPLOY:
@@ -105,7 +104,7 @@ class Scene:
             [(times,)] = self.site.ground.serve.rows(submitted, f"{self.code}@1.0.0")
             say(times == (expected == "SUCCEEDED"), f"submitted {times} times")
         if self.project is not None and expected == "SUCCEEDED":
-            auditor.tasks(self.job, self.project, in_flight_at=[self.death["time"]])
+            auditor.tasks(self.job, self.project)
         took = row["updated"] - self.death["time"]
         say(took <= self.longest, f"took {took:.1f} s after the kill")
         self.mistakes = auditor.findings.wrong

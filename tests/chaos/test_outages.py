@@ -31,18 +31,17 @@ def test_runs_go_on_when_redis_is_back(ground: Ground, outage: str) -> None:
 
         # When Redis goes away, and comes back
         server = ground.sandbox.redis
-        runs.moments.append(time.time())
-        if outage == "restarted":
-            server.restart()
-        elif outage == "killed":
-            server.kill()
-            time.sleep(2)
-            server.start()
-        else:
-            assert server.process is not None
-            _freeze(server.process.pid, 30.0)
+        with runs.disturbances.outage():
+            if outage == "restarted":
+                server.restart()
+            elif outage == "killed":
+                server.kill()
+                time.sleep(2)
+                server.start()
+            else:
+                assert server.process is not None
+                _freeze(server.process.pid, 30.0)
         back = time.time()
-        runs.moments.append(back)
 
         # Then every run ends, by the same workers
         runs.wait_for_ends(60)
@@ -81,7 +80,7 @@ def test_runs_wait_for_a_backend_that_answers_nonsense(ground: Ground) -> None:
         # When the backend is out of order for a while
         with contextlib.ExitStack() as faults:
             for fault, proxy, runs in scenes:
-                runs.moments.append(time.time())
+                faults.enter_context(runs.disturbances.outage())
                 faults.enter_context(proxy.spoilt(fault))
             time.sleep(SECONDS_OF_FAULT)
         back = time.time()
@@ -89,11 +88,10 @@ def test_runs_wait_for_a_backend_that_answers_nonsense(ground: Ground) -> None:
         # Then every run ends
         wrong = []
         for fault, _, runs in scenes:
-            runs.moments.append(back)
             with contextlib.suppress(SandboxError):
                 runs.wait_for_ends(60)
             took = time.time() - back
-            findings = runs.audit(answers_lost=fault in ("lost", "hang"), may_fail=True)
+            findings = runs.audit(may_fail=True)
             twice = findings.written_twice
             print(f"backend {fault}: ends after {took:.1f} s, failed {findings.failed}, twice {twice}")
             wrong += [f"backend {fault}: {mistake}" for mistake in findings.wrong]
@@ -110,7 +108,7 @@ def test_messages_do_not_multiply_while_the_backend_hangs(ground: Ground) -> Non
         site.worker()
         runs = MixedRuns(site, Random(1))
         runs.prepare(20, pre_processors=2)
-        with proxy.spoilt("hang"):
+        with runs.disturbances.outage(), proxy.spoilt("hang"):
             runs.publish()
             until, most = time.monotonic() + 60, 0
             while time.monotonic() < until:
@@ -124,4 +122,4 @@ def test_messages_do_not_multiply_while_the_backend_hangs(ground: Ground) -> Non
         # And every run ends
         runs.wait_for_ends(60)
         print(f"all over {time.time() - back:.1f} s after it was back")
-        assert runs.audit(answers_lost=True, may_fail=True).wrong == []
+        assert runs.audit(may_fail=True).wrong == []

@@ -5,7 +5,6 @@ import time
 
 import pytest
 
-from tests.chaos.audit import Auditor
 from tests.chaos.ground import VISIBILITY_TIMEOUT, Ground
 from tests.chaos.neighbours import FaultyProxy
 from worker.sandbox import wait_for
@@ -46,10 +45,10 @@ def test_a_worker_that_is_scaled_in_hands_its_runs_over_at_once(ground: Ground) 
             print(f"ended {ended:.1f} s after SIGTERM, all runs {time.time() - told:.1f} s after")
             assert time.time() - told < 20
             # And no task is written twice, for the first one finished what it had begun
-            auditor = Auditor(site.state)
+            auditor = site.auditor()
             for job, project in zip(jobs, projects, strict=True):
                 auditor.succeeded(job)
-                auditor.tasks(job, project, in_flight_at=[])
+                auditor.tasks(job, project)
             for job in deploys:
                 auditor.succeeded(job)
                 auditor.deployment(job)
