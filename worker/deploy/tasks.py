@@ -5,12 +5,13 @@ from typing import Any
 import structlog
 from celery import shared_task
 
-from shared.messages import DeployMessage
+from shared.messages import DeployMessage, ToTaskMessage
 from worker.deploy.awaiting import await_running
 from worker.deploy.cleanup import clean_after_end
 from worker.deploy.cluster import RayCluster
 from worker.deploy.gate import capacity_gate
 from worker.deploy.registering import register
+from worker.deploy.rooms import alert_room, tell_room
 from worker.deploy.serving import serve_run
 from worker.deploy.steps import AWAIT_RUNNING, CAPACITY_GATE, INITIALIZE, REGISTER, SERVE_RUN
 from worker.plugins import PluginHostUnavailableError
@@ -59,6 +60,11 @@ class DeployTask(WorkflowTask):
         except BACKBONE_ERRORS:
             self.come_back(1.0)
 
+    def taken_in(self, message: DeployMessage | ToTaskMessage) -> None:
+        """Who waits for what it deploys gives it time to begin."""
+        if isinstance(message, DeployMessage):
+            alert_room(message, services())
+
     def after_end(self, job: str) -> None:
         """A stopped run leaves nothing half-started behind."""
         with turns.take(CLUSTER) as mine:
@@ -101,7 +107,10 @@ def initialize(self: DeployTask, job: str, **_: Any) -> None:
 
 
 def _initialize(run: Run) -> Outcome:
-    return Continue(CAPACITY_GATE) if begin_run(run, services()) else Park()
+    if not begin_run(run, services()):
+        return Park()
+    tell_room(run, services())
+    return Continue(CAPACITY_GATE)
 
 
 @shared_task(base=DeployTask, bind=True, name=CAPACITY_GATE.name)

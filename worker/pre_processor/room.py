@@ -21,6 +21,7 @@ UNSENT_CLAIM_SECONDS = 20
 
 _DISPATCH_FIELDS = (
     "token", "by", "claimed", "sent", "snapshot", "job", "ended", "doubtful", "failure", "unclear",
+    "silent", "looked",
 )  # fmt: skip
 
 
@@ -49,6 +50,9 @@ class Dispatch:
     unclear: bool = False
     by: str = ""
     """The run whose step dispatches."""
+    silent: float | None = None
+    """When a poll first found that nobody waits for its answer; `looked`: when the last one did."""
+    looked: float | None = None
 
 
 class Room:
@@ -120,6 +124,10 @@ class Room:
         """`job` deploys what this room waits for; true when the room's dispatch did not know its job yet."""
         return bool(self._scripts.run("adopt", [self._hash], job))
 
+    def hear(self) -> None:
+        """A deployment's message was read: a dispatch that does not know its job has its time once more."""
+        self._scripts.run("hear", [self._hash])
+
     def forget_dispatch(self, token: str) -> bool:
         """Let the next who joins dispatch anew; false when it is no longer the room's."""
         return bool(self._scripts.run("forget", [self._hash], token, *_DISPATCH_FIELDS))
@@ -137,4 +145,6 @@ def _dispatch(stored: Mapping[str, Any]) -> Dispatch:
         failure=stored.get("failure") or None,
         unclear=stored.get("unclear") == "1",
         by=stored.get("by", ""),
+        silent=float(stored["silent"]) if "silent" in stored else None,
+        looked=float(stored["looked"]) if "looked" in stored else None,
     )

@@ -73,7 +73,7 @@ def _turn(room: Room, services: Services, attempt: int) -> float:
         return 0.0
     dispatch = room.dispatch()
     verdict = _look(room, dispatch, services)
-    lost_at = _lost_at(dispatch, services) if verdict.kind is Kind.PENDING else None
+    lost_at = _lost_at(room.dispatch(), services) if verdict.kind is Kind.PENDING else None
     due = here[:BATCH]
     if verdict.kind is Kind.READY:
         waiters.let_out(due, room, runs)
@@ -109,7 +109,7 @@ def _ask(room: Room, dispatch: Dispatch | None, services: Services) -> Verdict:
     found = records(backend, room.name.target)
     status = job_status(backend, dispatch.job if dispatch else None)
     patience = max(LEAST_PATIENCE_SECONDS, services.settings.worker_pre_processor_timeout_seconds / 3)
-    silence = None if dispatch and _dispatcher_lives(dispatch, services) else _silence(services)
+    silence = _silence(services) if dispatch and _is_heard_out(room, dispatch, services) else None
     verdict = judge(found, dispatch, status, room.now(), patience, silence)
     if dispatch is not None and verdict.kind is Kind.PENDING:
         _remember(room, dispatch, found, status)
@@ -126,6 +126,21 @@ def _silence(services: Services) -> float:
     return min(delivered_again, max(LEAST_PATIENCE_SECONDS, timeout / 3))
 
 
+def _is_heard_out(room: Room, dispatch: Dispatch, services: Services) -> bool:
+    """Whether workers have been up for long enough to read what the backend published of the dispatch.
+
+    Its own age does not say so: all of them may have been away since, and find this poll and the deployment's
+    message in the queues at the same time.
+    """
+    if dispatch.sent is None or dispatch.job is not None or _dispatcher_lives(dispatch, services):
+        return False
+    now, since = room.now(), dispatch.silent
+    if since is None or dispatch.looked is None or now - dispatch.looked > _silence(services):
+        since = now
+    room.amend(dispatch.token, silent=since, looked=now)
+    return now - since >= SECONDS_TO_PUBLISH
+
+
 def _dispatcher_lives(dispatch: Dispatch, services: Services) -> bool:
     return bool(services.redis.exists(lock_key(dispatch.by, DISPATCH.name)))
 
@@ -134,7 +149,8 @@ def _lost_at(dispatch: Dispatch | None, services: Services) -> float | None:
     """When a dispatch that nobody has heard of counts as lost."""
     if dispatch is None or dispatch.sent is None or dispatch.job is not None:
         return None
-    return dispatch.sent + _silence(services)
+    heard_out = (dispatch.silent or 0.0) + SECONDS_TO_PUBLISH
+    return max(dispatch.sent + _silence(services), heard_out)
 
 
 def _remember(room: Room, dispatch: Dispatch, found: list[Record], status: JobState | None) -> None:

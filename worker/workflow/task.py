@@ -95,9 +95,13 @@ class WorkflowTask(StepTask):
         if run.end is not None:
             runs.report_end(message.job)
         elif run.position < first.position:
+            self.taken_in(message)
             runs.live.expect(run_member(message.job))
             runs.sender.send(first, queue, {"job": message.job})
         log.info("message taken in", job=message.job, plugin=message.plugin, acceptance=acceptance)
+
+    def taken_in(self, message: DeployMessage | ToTaskMessage) -> None:
+        """The message is the run's that is about to begin; a workflow may have something to say of it."""
 
     def refuse(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> None:
         """Keep the message whole with the reason, and let its job end FAILED if it has no run."""
