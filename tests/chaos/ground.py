@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ VISIBILITY_TIMEOUT = 10.0
 RECOVERY = VISIBILITY_TIMEOUT + 15.0
 """Seconds within which the next live worker has carried a run to its end."""
 SITES = range(1, 16)
+QUEUES = ("deploy", "to_task", "annotate", "control")
 ECHO = Path(__file__).parents[1] / "plugins" / "echo@1.0.0"
 Row = dict[str, Any]
 
@@ -226,8 +227,7 @@ class Site:
 
     def lose_messages(self) -> None:
         """Take every message out of the queues by hand."""
-        queues = ("deploy", "to_task", "annotate", "control")
-        self.redis.delete(*queues, "synapse:broker:held", "synapse:broker:due")
+        self.redis.delete(*QUEUES, "synapse:broker:held", "synapse:broker:due")
 
     # then
 
@@ -262,8 +262,18 @@ class Site:
 
     def messages(self) -> int:
         """How many there are, waiting or in some worker's hands."""
-        queued = sum(self.redis.llen(queue) for queue in ("deploy", "to_task", "annotate", "control"))
+        queued = sum(self.redis.llen(queue) for queue in QUEUES)
         return queued + self.redis.hlen("synapse:broker:held")
+
+    def copies(self) -> Counter[tuple[str, str]]:
+        """How many messages there are of each step of each job."""
+        found: Counter[tuple[str, str]] = Counter()
+        elements = [e for queue in QUEUES for e in self.redis.lrange(queue, 0, -1)]
+        elements += [held.partition("\n")[2] for held in self.redis.hvals("synapse:broker:held")]
+        for element in map(json.loads, elements):
+            body = json.loads(base64.b64decode(element["body"]))
+            found[element["headers"]["task"], str(body[1].get("job"))] += 1
+        return found
 
     def leftovers(self) -> list[str]:
         """What is still under way: messages, and runs and rooms that somebody watches over."""

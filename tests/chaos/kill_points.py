@@ -29,6 +29,8 @@ class KillPoint:
     telling: bool = False
     lost: bool = False
     """Every message is taken out of the queues by hand after the death: the sweep has to find the run."""
+    late: bool = False
+    """There is no worker for a while: what is due by then is due at once, in any order."""
 
     @property
     def point(self) -> str:
@@ -36,17 +38,19 @@ class KillPoint:
 
     def __str__(self) -> str:
         text = f"{self.kind.name.lower()}: {self.point}" + (" (its deployment)" if self.of_plugin else "")
-        return f"{text}, messages lost" if self.lost else text
+        return text + ", messages lost" * self.lost + ", the next worker comes late" * self.late
 
 
-def _points(kind: Kind, table: str, *, of_plugin: bool = False, lost: bool = False) -> Iterator[KillPoint]:
+def _points(
+    kind: Kind, table: str, *, of_plugin: bool = False, lost: bool = False, late: bool = False
+) -> Iterator[KillPoint]:
     """A line a point; `<` before it, `>` after it, `*` on the telling ones."""
     for line in filter(None, map(str.strip, table.splitlines())):
         marks, _, what = line.partition(" ")
         for mark, when in (("<", "before"), (">", "after")):
             if mark in marks:
                 telling = f"{mark}*" in marks
-                yield KillPoint(kind, what.strip(), when, of_plugin, telling, lost)
+                yield KillPoint(kind, what.strip(), when, of_plugin, telling, lost, late)
 
 
 # The message, the steps, the end and its report are the same machine for both actions.
@@ -162,6 +166,14 @@ LOST_OF_ROOM = """
 """
 
 
+LATE_OF_ROOM = """
+>    room join
+>    room sent+snapshot
+>    run_plugin
+>    room job
+"""
+
+
 def all_points() -> list[KillPoint]:
     """The whole table."""
     return [
@@ -177,6 +189,7 @@ def all_points() -> list[KillPoint]:
         *_points(Kind.INFERENCE, "> send to_task.fetch_tasks", lost=True),
         *_points(Kind.INFERENCE, LOST_OF_ROOM, of_plugin=True, lost=True),
         *_points(Kind.STOP, "> send runs.report", lost=True),
+        *_points(Kind.INFERENCE, LATE_OF_ROOM, of_plugin=True, late=True),
     ]
 
 

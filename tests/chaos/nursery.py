@@ -1,6 +1,7 @@
 """Brings up workers in no time: they are forked from a process that has everything loaded.
 
-`python -m tests.chaos.nursery SOCKET`: each connection sends one JSON object `{"env", "log", "argv"}` and is
+`python -m tests.chaos.nursery SOCKET MODULE...`: each connection sends one JSON object `{"app", "env", "log",
+"argv"}` and is
 answered with the id of the new worker's process. The workers end with the nursery, which its guardian ends
 with the test.
 """
@@ -12,7 +13,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +71,10 @@ class Worker:
 class Nursery:
     """The mother process, as tests see it."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, *, app: str = "worker.app", loaded: Sequence[str] = LOADED) -> None:
+        self._folder, self._app = folder, app
         self._socket = folder / "nursery"
-        command = [sys.executable, "-m", "tests.chaos.nursery", str(self._socket)]
+        command = [sys.executable, "-m", "tests.chaos.nursery", str(self._socket), *loaded]
         self._process = start(
             "nursery", command, log=folder / "nursery.log", env=own_environment(), cwd=ROOT, grace=0
         )
@@ -91,7 +92,8 @@ class Nursery:
         with socket.socket(socket.AF_UNIX) as line:
             line.settimeout(10)
             line.connect(str(self._socket))
-            line.sendall(json.dumps({"env": dict(env), "log": str(log), "argv": argv}).encode() + b"\n")
+            asked = {"app": self._app, "env": dict(env), "log": str(log), "argv": argv}
+            line.sendall(json.dumps(asked).encode() + b"\n")
             worker = Worker(name, int(line.makefile().readline()), log)
         self.workers.append(worker)
         return worker
@@ -117,14 +119,12 @@ def _be_a_worker(asked: dict[str, Any]) -> None:
     deaths = make_mortal(Path(os.environ["CHAOS_DEATHS"])) if os.environ.get("CHAOS_DEATHS") else None
     if os.environ.get("CHAOS_SERVE"):
         install(FakeServe(Path(os.environ["CHAOS_SERVE"]), deaths))
-    from worker.app import app
-
-    app.worker_main(asked["argv"])
+    importlib.import_module(asked["app"]).app.worker_main(asked["argv"])
 
 
-def main(path: str) -> None:
+def main(path: str, *modules: str) -> None:
     """Wait for orders."""
-    for module in LOADED:
+    for module in modules:
         importlib.import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the dead
     with socket.socket(socket.AF_UNIX) as door:
@@ -152,4 +152,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

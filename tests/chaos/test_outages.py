@@ -110,15 +110,17 @@ def test_messages_do_not_multiply_while_the_backend_hangs(ground: Ground) -> Non
         runs.prepare(20, pre_processors=2)
         with runs.disturbances.outage(), proxy.spoilt("hang"):
             runs.publish()
-            until, most = time.monotonic() + 60, 0
+            until, most, in_all = time.monotonic() + 60, 0, 0
             while time.monotonic() < until:
-                most = max(most, site.messages())
-                time.sleep(0.2)
+                copies = site.copies()
+                most, in_all = max([most, *copies.values()]), max(in_all, copies.total())
+                time.sleep(0.5)
         back = time.time()
 
-        # Then there were never more than a copy or two of each run's message
-        print(f"backend hung for a minute: at most {most} messages of 20 runs")
-        assert most <= 3 * 20
+        # Then there were never more than two copies of a message: what stands in the queues behind hanging
+        # threads gives no sign of life, so the sweep sends it again, each time twice as late
+        print(f"backend hung for a minute: at most {most} of one message, {in_all} of 20 runs")
+        assert most <= 3
         # And every run ends
         runs.wait_for_ends(60)
         print(f"all over {time.time() - back:.1f} s after it was back")

@@ -12,6 +12,7 @@ from uuid import uuid4
 from celery import Celery
 from redis import Redis
 
+from tests.chaos.nursery import Nursery, Worker
 from worker.broker.unacked import DUE_KEY, HELD_KEY
 from worker.sandbox.processes import Process, start, wait_for
 from worker.sandbox.redis import RedisServer
@@ -31,6 +32,7 @@ class Site:
         self.app = Celery("publisher", broker=self.server.url, set_as_current=False)
         self.app.conf.update(task_ignore_result=True)
         self.workers: list[Process] = []
+        self._nursery: Nursery | None = None
 
     def worker(
         self,
@@ -63,6 +65,20 @@ class Site:
         if ready:
             worker.wait_until(lambda: self.takes_messages(worker), 30)
         return worker
+
+    def nursery(self) -> Callable[[float], Worker]:
+        """Workers of threads as by `worker`, but forked, in no time; called with their visibility timeout."""
+        folder = self.folder / "nursery"
+        folder.mkdir()
+        loaded = ("celery.apps.worker", "celery.bin.celery", "celery.concurrency.thread")
+        loaded += ("worker.broker.consumer", "worker.dead_letters")
+        self._nursery = Nursery(folder, app="tests.integration.broker.tiny_app", loaded=loaded)
+
+        def born(vt: float) -> Worker:
+            env = {"TINY_URL": self.server.url, "TINY_VT": str(vt)}
+            return self._nursery.bear(env, concurrency=4, queues="first,second")  # type: ignore[union-attr]
+
+        return born
 
     def takes_messages(self, worker: Process) -> bool:
         return f"{worker.name}@test ready" in worker.log.read_text()
@@ -99,6 +115,8 @@ class Site:
         self.redis.close()
         for worker in self.workers:
             worker.kill()
+        if self._nursery is not None:
+            self._nursery.close()
         self.server.kill()
 
 
