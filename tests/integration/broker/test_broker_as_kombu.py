@@ -30,7 +30,7 @@ def test_inspect_and_shutdown_by_remote_control(site: Site, client: Celery) -> N
     worker = site.worker()
     site.send("running", 3)
     site.wait(lambda: site.begun(), 5, "begun")
-    inspect = client.control.inspect(timeout=2)
+    inspect = client.control.inspect(timeout=10, limit=1)  # of replies: it does not wait for more
     assert inspect.ping() == {"w0@test": {"ok": "pong"}}
     (active,) = (inspect.active() or {}).values()
     assert [task["name"] for task in active] == ["note"]

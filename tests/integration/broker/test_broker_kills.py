@@ -40,7 +40,7 @@ def test_kills_under_load_lose_nothing(site: Site, kills: int, messages: int) ->
     print(f"{kills} kills, {held_at_kill} under load, {messages} messages, 0 lost, {again} done again")
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork", "solo"])
+@pytest.mark.parametrize("pool", ["threads", "prefork", pytest.param("solo", marks=pytest.mark.chaos)])
 def test_a_killed_workers_message_comes_back_after_the_visibility_timeout(site: Site, pool: str) -> None:
     first = site.worker(pool=pool, vt=3)
     site.send("long", 2)
