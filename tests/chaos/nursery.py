@@ -40,6 +40,7 @@ class Worker:
     """A worker by its process, which is never taken for another one of the same id."""
 
     def __init__(self, name: str, pid: int, log: Path) -> None:
+        """`name` is the whole one, `w1@chaos`."""
         self.name, self.pid, self.log = name, pid, log
         with contextlib.suppress(psutil.NoSuchProcess):
             self._process: psutil.Process | None = psutil.Process(pid)
@@ -65,7 +66,12 @@ class Worker:
     @property
     def is_ready(self) -> bool:
         """Whether it consumes."""
-        return self.log.exists() and f"{self.name}@chaos ready" in self.log.read_text(errors="replace")
+        return f"{self.name} ready" in self.tail(1_000_000)
+
+    def tail(self, lines: int) -> str:
+        """The last lines of its log."""
+        said = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join(said.splitlines()[-lines:])
 
 
 class Nursery:
@@ -82,13 +88,21 @@ class Nursery:
         self._born = 0
         self.workers: list[Worker] = []
 
-    def bear(self, env: Mapping[str, str], *, concurrency: int = 8, queues: str = QUEUES) -> Worker:
-        """A new worker; it takes messages within a second."""
+    def bear(
+        self,
+        env: Mapping[str, str],
+        *,
+        concurrency: int = 8,
+        queues: str = QUEUES,
+        name: str = "",
+        folder: Path | None = None,
+    ) -> Worker:
+        """A new worker; it takes messages within a second. Its log is in `folder`."""
         self._born += 1
-        name = f"w{self._born}"
-        log = self._folder / f"{name}.log"
+        name = name or f"w{self._born}@chaos"
+        log = (folder or self._folder) / f"{name.partition('@')[0]}.log"
         argv = ["worker", "-Q", queues, "--pool", "threads", "-c", str(concurrency), "-l", "INFO"]
-        argv += ["--without-mingle", "--without-gossip", "-n", f"{name}@chaos"]
+        argv += ["--without-mingle", "--without-gossip", "-n", name]
         with socket.socket(socket.AF_UNIX) as line:
             line.settimeout(10)
             line.connect(str(self._socket))
@@ -109,17 +123,20 @@ def _be_a_worker(asked: dict[str, Any]) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if os.environ.get("CHAOS_SERVE"):
+        _prepare_for_chaos()
+    importlib.import_module(asked["app"]).app.worker_main(asked["argv"])
+
+
+def _prepare_for_chaos() -> None:
     from tests.chaos.diary import Diary, keep
     from tests.chaos.fake_serve import FakeServe, install
     from tests.chaos.mortal import make_mortal
 
-    if os.environ.get("CHAOS_DIARY"):
-        keep(Diary(Path(os.environ["CHAOS_DIARY"])))
+    keep(Diary(Path(os.environ["CHAOS_DIARY"])))
     # Outside of that: who dies after the work has noted it.
     deaths = make_mortal(Path(os.environ["CHAOS_DEATHS"])) if os.environ.get("CHAOS_DEATHS") else None
-    if os.environ.get("CHAOS_SERVE"):
-        install(FakeServe(Path(os.environ["CHAOS_SERVE"]), deaths))
-    importlib.import_module(asked["app"]).app.worker_main(asked["argv"])
+    install(FakeServe(Path(os.environ["CHAOS_SERVE"]), deaths))
 
 
 def main(path: str, *modules: str) -> None:

@@ -24,15 +24,15 @@ HERE = Path(__file__).parent
 class Site:
     """One Redis, its workers, a publisher that knows nothing of our transport."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, nursery: Nursery) -> None:
         self.folder = folder
+        self._nursery = nursery
         self.server = RedisServer(folder / "redis")
         self.server.start()
         self.redis = Redis.from_url(self.server.url, decode_responses=True)
         self.app = Celery("publisher", broker=self.server.url, set_as_current=False)
         self.app.conf.update(task_ignore_result=True)
-        self.workers: list[Process] = []
-        self._nursery: Nursery | None = None
+        self.workers: list[Process | Worker] = []
 
     def worker(
         self,
@@ -40,11 +40,28 @@ class Site:
         pool: str = "threads",
         concurrency: int = 4,
         vt: float = 10,
-        grace: float = 15,
         ready: bool = True,
-    ) -> Process:
+    ) -> Process | Worker:
+        """One of threads is forked from the nursery, in no time."""
         name = f"w{len(self.workers)}"
-        env = {**os.environ, "TINY_URL": self.server.url, "TINY_VT": str(vt), "PYTHONPATH": str(ROOT)}
+        tiny = {"TINY_URL": self.server.url, "TINY_VT": str(vt)}
+        worker = (
+            self._forked(name, concurrency, tiny)
+            if pool == "threads"
+            else self._started(name, pool, concurrency, tiny)
+        )
+        self.workers.append(worker)
+        if ready:
+            self.wait(lambda: self.takes_messages(worker), 30, f"{name} takes messages")
+        return worker
+
+    def _forked(self, name: str, concurrency: int, tiny: dict[str, str]) -> Worker:
+        return self._nursery.bear(
+            tiny, concurrency=concurrency, queues="first,second", name=f"{name}@test", folder=self.folder
+        )
+
+    def _started(self, name: str, pool: str, concurrency: int, tiny: dict[str, str]) -> Process:
+        env = {**os.environ, **tiny, "PYTHONPATH": str(ROOT)}
         celery = [str(Path(sys.executable).with_name("celery")), "-A", "tiny_app", "worker"]
         options = [
             "--pool",
@@ -60,28 +77,10 @@ class Site:
         ]
         log = self.folder / f"{name}.log"
         log.touch()
-        worker = start(name, [*celery, *options], log=log, env=env, cwd=HERE, grace=grace)
-        self.workers.append(worker)
-        if ready:
-            worker.wait_until(lambda: self.takes_messages(worker), 30)
-        return worker
+        return start(name, [*celery, *options], log=log, env=env, cwd=HERE, grace=15)
 
-    def nursery(self) -> Callable[[float], Worker]:
-        """Workers of threads as by `worker`, but forked, in no time; called with their visibility timeout."""
-        folder = self.folder / "nursery"
-        folder.mkdir()
-        loaded = ("celery.apps.worker", "celery.bin.celery", "celery.concurrency.thread")
-        loaded += ("worker.broker.consumer", "worker.dead_letters")
-        self._nursery = Nursery(folder, app="tests.integration.broker.tiny_app", loaded=loaded)
-
-        def born(vt: float) -> Worker:
-            env = {"TINY_URL": self.server.url, "TINY_VT": str(vt)}
-            return self._nursery.bear(env, concurrency=4, queues="first,second")  # type: ignore[union-attr]
-
-        return born
-
-    def takes_messages(self, worker: Process) -> bool:
-        return f"{worker.name}@test ready" in worker.log.read_text()
+    def takes_messages(self, worker: Process | Worker) -> bool:
+        return worker.log.exists() and "@test ready" in worker.log.read_text()
 
     def send(self, value: Any, seconds: float = 0, *, queue: str = "first", **options: Any) -> None:
         self.app.send_task("note", [value, seconds], queue=queue, **options)
@@ -115,8 +114,6 @@ class Site:
         self.redis.close()
         for worker in self.workers:
             worker.kill()
-        if self._nursery is not None:
-            self._nursery.close()
         self.server.kill()
 
 

@@ -16,8 +16,7 @@ VT = 2.0
     [(6, 500), pytest.param(200, 12_000, marks=[pytest.mark.chaos, pytest.mark.timeout(900)])],
 )
 def test_kills_under_load_lose_nothing(site: Site, kills: int, messages: int) -> None:
-    born = site.nursery()
-    victims = deque(born(VT) for _ in range(3))
+    victims = deque(site.worker(vt=VT, ready=False) for _ in range(3))
     sent = held_at_kill = 0
     for kill in range(kills):
         until = messages * (kill + 1) // kills
@@ -26,11 +25,11 @@ def test_kills_under_load_lose_nothing(site: Site, kills: int, messages: int) ->
                 site.send(value, 0.002, queue=random.choice(["first", "second"]), producer=producer)
         sent = until
         victim = victims.popleft()
-        site.wait(lambda: victim.is_ready, 30, "the victim is up")  # noqa: B023 - called at once
+        site.wait(lambda: site.takes_messages(victim), 30, "the victim is up")  # noqa: B023 - called at once
         time.sleep(random.random() * 0.1)
         held_at_kill += site.held() > 0
         victim.kill()
-        victims.append(born(VT))
+        victims.append(site.worker(vt=VT, ready=False))
     site.wait(lambda: site.quiet(), 30 + messages / 50, "everything done")
 
     done = Counter(site.done())
