@@ -14,12 +14,22 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+
+from worker.platform import BackendClient, clean
+from worker.platform.wire import wire_error
+
+CONNECT_SECONDS = 10.0
 TIMEOUT_SECONDS = 60.0
-"""Longest silence of the backend while a model is fetched."""
+"""Longest silence of the backend or of the file's store while a model is fetched."""
 
 
 class ModelTokenError(ValueError):
     """The request's model token is not one that this backend signed."""
+
+
+class ModelFileError(RuntimeError):
+    """The model's file cannot be fetched. The text never says its address, which is signed."""
 
 
 def model_key(identifier: str) -> str:
@@ -50,13 +60,15 @@ def read_token(token: str, backend_url: str) -> dict[str, Any]:
     try:
         header, claims = (json.loads(_decoded(part)) for part in head.split("."))
         given = _decoded(signature)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ModelTokenError("the model's token cannot be read") from None
+    if not isinstance(header, dict) or not isinstance(claims, dict):
+        raise ModelTokenError("the model's token cannot be read")
     bare = backend_url.rstrip("/")
     expected = [hmac.digest(key.encode(), head.encode(), "sha256") for key in (bare, f"{bare}/")]
     if header.get("alg") != "HS256" or not any(hmac.compare_digest(given, item) for item in expected):
         raise ModelTokenError("the model's token was not signed for this backend")
-    return dict(claims)
+    return claims
 
 
 def _decoded(part: str) -> bytes:
@@ -64,25 +76,36 @@ def _decoded(part: str) -> bytes:
 
 
 def _fetch(claims: dict[str, Any], backend_url: str, folder: Path) -> dict[str, Any]:
-    import httpx
-
-    headers = {"Synapse-Access-Token": f"Token {claims['token']}"}
-    if claims.get("tenant"):
-        headers["Synapse-Tenant"] = f"Token {claims['tenant']}"
-    with httpx.Client(timeout=TIMEOUT_SECONDS, follow_redirects=True) as client:
-        answer = client.get(f"{backend_url.rstrip('/')}/models/{int(claims['model'])}/", headers=headers)
-        answer.raise_for_status()
-        record: dict[str, Any] = answer.json()
-        if not record.get("file"):
-            raise ValueError(f"model {claims['model']} has no file")
-        archive = folder / "model.download"
-        # The file's own address is signed; the user's token does not go there.
-        with client.stream("GET", record["file"]) as download, archive.open("wb") as sink:
-            download.raise_for_status()
-            for chunk in download.iter_bytes():
-                sink.write(chunk)
+    timeout = {"connect": CONNECT_SECONDS, "read": TIMEOUT_SECONDS}
+    # The client follows no redirect, which would hand the user's token to whoever the answer names.
+    with BackendClient(
+        backend_url, str(claims["token"]), tenant=claims.get("tenant"), timeout=timeout
+    ) as backend:
+        record = backend.get_model(claims["model"])
+    if not record.get("file"):
+        raise ModelFileError(f"model {claims['model']} has no file")
+    archive = folder / "model.download"
+    _download(str(record["file"]), archive)
     _unpack(archive, folder)
     return record
+
+
+def _download(url: str, archive: Path) -> None:
+    """The file's store may redirect; no header of ours goes there."""
+    try:
+        with (
+            httpx.stream("GET", url, timeout=TIMEOUT_SECONDS, follow_redirects=True) as answer,
+            archive.open("wb") as sink,
+        ):
+            if answer.is_success:
+                for chunk in answer.iter_bytes():
+                    sink.write(chunk)
+                return
+            reason = f"{answer.status_code} {answer.reason_phrase}"
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        reason = str(wire_error(error))
+    # Outside of the except block: an error of httpx holds the address.
+    raise ModelFileError(clean(f"the model's file cannot be fetched: {reason}"))
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -9,6 +9,8 @@ import time
 from collections import OrderedDict
 from typing import Any
 
+from worker.platform import clean
+
 POLL_KEY = "__synapse_poll__"
 ENVELOPE_KEY = "__synapse_deferred__"
 MAX_TICKETS = 256
@@ -54,7 +56,8 @@ class Tickets:
             return envelope("failed", error="the inference was cancelled")
         error = task.exception()
         if error is not None:
-            return envelope("failed", error=f"{type(error).__name__}: {error}")
+            # It goes to whoever asked; an author's error may name what nobody else is to know.
+            return envelope("failed", error=clean(f"{type(error).__name__}: {error}"))
         return task.result()
 
     def _forget(self) -> None:

@@ -85,6 +85,10 @@ class BackendClient(BaseClient):
         """Run a plugin's action: a deployment answers with its job, an inference with any JSON. Sent once."""
         return self._send(calls.run_plugin(code, data))
 
+    def get_model(self, model: int | str) -> dict[str, Any]:
+        """A model; the address of its `file` is signed."""
+        return self._object(calls.get_model(model))
+
     def list_serve_applications(self, **query: Any) -> dict[str, Any]:
         """All application records that match (`plugin_code`, `job__agent`, `job`), of all pages."""
         return self._all(calls.list_serve_applications(query))

@@ -73,6 +73,11 @@ def run_plugin(code: str, data: Mapping[str, Any]) -> Request:
     return Request("POST", path, json=_given(data), expect=expect)
 
 
+def get_model(model: int | str) -> Request:
+    """`GET models/{id}/`"""
+    return _get(f"models/{path_id(model, 'model id', _NUMBER)}/")
+
+
 def list_serve_applications(query: Mapping[str, Any]) -> Request:
     """`GET serve_applications/`"""
     return Request("GET", "serve_applications/", query_pairs(query), repeatable=True, expect="list")

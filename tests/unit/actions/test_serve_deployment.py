@@ -70,6 +70,19 @@ async def test_a_long_inference_that_fails_says_so() -> None:
     assert (answer["status"], answer["error"]) == ("failed", "ValueError: no such image")
 
 
+async def test_a_ticket_of_a_failed_inference_says_no_address_and_no_token() -> None:
+    class Remote(BaseServeDeployment):
+        async def infer(self, body: Any) -> Any:
+            await asyncio.sleep(0.01)
+            raise OSError("403 for 'https://store/m.zip?X-Amz-Signature=private' with token=private")
+
+    served = Remote("http://b")
+    pending = await served.handle_inference({}, deadline_s=0.001)
+    await asyncio.sleep(0.05)
+    answer = await served.handle_inference({"__synapse_poll__": pending["ticket"]})
+    assert answer["error"] == "OSError: 403 for '<url>' with token=***"
+
+
 async def test_a_body_model_and_a_runner_of_the_authors() -> None:
     async def runner(body: Body) -> float:
         return body.seconds
@@ -126,6 +139,14 @@ def test_a_model_token_is_checked_and_never_a_name() -> None:
     for wrong in (signed(claims, "http://evil"), signed(claims, "http://b", "none"), "a.b.c", f"{token}x"):
         with pytest.raises(ModelTokenError):
             read_token(wrong, "http://b")
+    for header, body in (
+        ("WzFd", "e30"),
+        ("e30", "WzFd"),
+        ("MQ", "MQ"),
+        ("WyJ4Il0", "bnVsbA"),
+    ):  # lists, numbers
+        with pytest.raises(ModelTokenError, match="cannot be read"):
+            read_token(f"{header}.{body}.eHg", "http://b")
     assert model_key("7") == "7"
     assert token not in model_key(token)
 

@@ -32,6 +32,7 @@ def client_of(service: "Service", policy: RetryPolicy, **more: Any) -> BackendCl
         ),
         (lambda c: c.get_plugin_release("a@1.0"), "GET", "/plugin_releases/a%401.0/", None),
         (lambda c: c.get_plugin_release(6), "GET", "/plugin_releases/6/", None),
+        (lambda c: c.get_model(7), "GET", "/models/7/", None),
         (
             lambda c: c.run_plugin("a", {"agent": 1, "action": "deployment", "params": {}}),
             "POST",
