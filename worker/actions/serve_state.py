@@ -10,11 +10,16 @@ FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY", "UNAVAILABLE"})
 MAX_LINES = 12
 """Lines of a reason: the last ones say what went wrong."""
 MAX_CHARACTERS = 2_000
+READ_LINES = 1_000
+READ_CHARACTERS = 2 * MAX_CHARACTERS
+"""An author's error may be megabytes long. Of each line more is read than shown, so that a secret that lies
+across the end of what is shown is known as one."""
 
+# Each expression takes time linear in its text: it starts at most once a word or a gap.
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_PACKAGE = re.compile(r"/\S*?/_ray_pkg_[0-9a-f]+/")
-_LIBRARY = re.compile(r"/\S*?/site-packages/")
-_WORKER = re.compile(r"\s*\(?(?:pid|ip|actor_id|repr)=[^,)\s]+[,)]?")
+_PACKAGE = re.compile(r"/_ray_pkg_[0-9a-f]+/")
+_FOLDERS = re.compile(r"(?<!\S)([^\s/]*)/\S*/(?:_ray_pkg_[0-9a-f]+|site-packages)/")
+_WORKER = re.compile(r"(?<!\s)\s*+\(?(?:pid|ip|actor_id|repr)=[^,)\s]+[,)]?")
 _ADDRESS = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b")
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>\S+)')
 _LIBRARY_FILE = re.compile(
@@ -72,7 +77,8 @@ def interpret_serve_status(state: Mapping[str, Any] | None) -> tuple[str, str | 
 
 def explain(message: str) -> str:
     """A deployment's message without colours, paths, addresses and frames that are not the author's."""
-    lines = [line.rstrip() for line in _ANSI.sub("", message).splitlines() if line.strip(" ^~\t")]
+    read = [_ANSI.sub("", line[:READ_CHARACTERS]) for line in message.splitlines()[-READ_LINES:]]
+    lines = [line.rstrip() for line in read if line.strip(" ^~\t")]
     kept = _without_foreign_frames(lines)
     own = [at for at, line in enumerate(kept) if _FRAME.match(line)]
     # What stands before the author's first frame is Serve's and Ray's way there.
@@ -84,8 +90,8 @@ def _cleaned(line: str) -> str:
     """One line, its indentation kept, which shows what belongs to which frame."""
     text = line.lstrip()
     indent = " " * min(len(line) - len(text), 4)
-    text = _LIBRARY.sub("", _PACKAGE.sub("", text))
-    return indent + clean(_ADDRESS.sub("", _WORKER.sub("", text)))
+    text = _ADDRESS.sub("", _WORKER.sub("", _FOLDERS.sub(r"\1", text)))
+    return indent + clean(text)[:MAX_CHARACTERS]
 
 
 def _without_foreign_frames(lines: list[str]) -> list[str]:
