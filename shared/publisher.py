@@ -4,6 +4,11 @@ from celery import Celery
 
 from shared.messages import Message
 
+REDIS_TIMEOUTS = {"socket_connect_timeout": 4, "socket_timeout": 5}
+"""Seconds. Without them a Redis that takes the connection and says nothing holds the publisher for ever."""
+
+_REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://", "sentinel://")
+
 
 class Publisher:
     """Publishes messages to the broker at `broker_url`.
@@ -20,6 +25,8 @@ class Publisher:
             task_send_sent_event=False,
             broker_connection_timeout=4,
         )
+        if broker_url.startswith(_REDIS_SCHEMES):
+            self._celery.conf.broker_transport_options = REDIS_TIMEOUTS
 
     def publish(self, message: Message) -> str:
         """Send `message` to its queue and return the id of the Celery task.

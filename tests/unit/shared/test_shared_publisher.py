@@ -1,13 +1,15 @@
 """The publisher sends what a bare `send_task` would."""
 
+import socket
 from typing import Any
 
 import pytest
 from celery import Celery
 from kombu import Connection
+from kombu.exceptions import OperationalError
 from pydantic import BaseModel
 
-from shared import DeployMessage, Publisher, StopMessage, ToTaskMessage
+from shared import DeployMessage, Publisher, StopMessage, ToTaskMessage, publisher
 
 
 def taken(queue: str) -> tuple[dict[str, Any], list[Any]]:
@@ -87,3 +89,29 @@ def test_messages_are_plain_models() -> None:
     assert issubclass(DeployMessage, BaseModel)
     with pytest.raises(ValueError):
         DeployMessage(job=1, plugin="a@1", agent=1).job = "2"  # type: ignore[misc]
+
+
+def test_a_redis_that_takes_connections_and_says_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publisher, "REDIS_TIMEOUTS", dict.fromkeys(publisher.REDIS_TIMEOUTS, 0.1))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+
+        with Publisher(url) as silenced, pytest.raises(OperationalError):
+            silenced.publish(StopMessage(job="1"))
+
+
+@pytest.mark.parametrize(
+    ("url", "timeouts"),
+    [
+        ("redis://h/0", True),
+        ("rediss://h/0", True),
+        ("redis+socket:///run/redis.sock", True),
+        ("sentinel://h:1;sentinel://i:1", True),
+        ("amqp://h//", False),  # its connection knows no such arguments
+    ],
+)
+def test_only_redis_is_told_of_the_timeouts_of_redis(url: str, timeouts: bool) -> None:
+    with Publisher(url) as made:
+        options = made._celery.connection_for_write().transport_options
+
+    assert bool(options) is timeouts
