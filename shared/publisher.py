@@ -24,6 +24,8 @@ class Publisher:
             # A publisher has no worker's habits: no event per message, no result backend.
             task_send_sent_event=False,
             broker_connection_timeout=4,
+            # Celery puts CELERY_BROKER_URL of the environment before the address that it is given.
+            broker_write_url=broker_url,
         )
         if broker_url.startswith(_REDIS_SCHEMES):
             self._celery.conf.broker_transport_options = REDIS_TIMEOUTS

@@ -115,3 +115,14 @@ def test_only_redis_is_told_of_the_timeouts_of_redis(url: str, timeouts: bool) -
         options = made._celery.connection_for_write().transport_options
 
     assert bool(options) is timeouts
+
+
+def test_it_publishes_where_it_was_told_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CELERY_BROKER_URL", "amqp://127.0.0.1:9//")
+
+    with Publisher("memory://") as publisher:
+        id_ = publisher.publish(StopMessage(job="1"))
+
+    assert taken("control")[0]["id"] == id_
