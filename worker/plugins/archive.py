@@ -1,8 +1,10 @@
 """Unpack a release's zip as if its author wished us ill."""
 
+import lzma
 import re
 import shutil
 import stat
+import struct
 import tempfile
 import time
 import zipfile
@@ -18,6 +20,19 @@ STALE_SECONDS = 3600
 """A half-unpacked folder older than this was left behind by a killed process."""
 
 _TEMPORARY = ".unpacking-"
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
+"""What zipfile and the decompressors raise for bytes that are no archive."""
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -40,7 +55,7 @@ def unpack(archive: Path, destination: Path, max_bytes: int) -> None:
         except OSError:
             if not destination.is_dir():
                 raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _BROKEN as error:
         raise ReleaseInvalidError(f"{archive.name} is not a usable zip: {error}") from None
     except OSError as error:
         raise ReleaseInvalidError(f"{archive.name} cannot be unpacked: {error.strerror or error}") from None

@@ -83,14 +83,19 @@ def parse(text: bytes) -> ReleaseConfig:
         root = yaml.compose(decoded, Loader=yaml.SafeLoader)
         _refuse_bomb(root)
         content = yaml.safe_load(decoded)
+        if isinstance(content, dict):
+            content = _without_nulls(content)
     except RecursionError:
         raise ReleaseInvalidError("config.yaml is nested too deeply") from None
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ReleaseInvalidError(f"config.yaml is not valid YAML: {_one_line(str(error))}") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError):
+        # What PyYAML stumbles over in values such as `!!int ''` and `!!bool x`.
+        raise ReleaseInvalidError("config.yaml is not valid YAML: a value does not fit its tag") from None
     if not isinstance(content, dict):
         raise ReleaseInvalidError("config.yaml must be a mapping with code, version and actions")
     try:
-        return ReleaseConfig.model_validate(_without_nulls(content))
+        return ReleaseConfig.model_validate(content)
     except ValidationError as error:
         mistakes = "; ".join(_mistake(item) for item in error.errors())
         raise ReleaseInvalidError(f"config.yaml: {mistakes}") from None

@@ -1,5 +1,7 @@
 """Hostile archives: nothing leaves the folder, nothing half-made stays."""
 
+import contextlib
+import random
 import stat
 import struct
 import zipfile
@@ -127,6 +129,42 @@ def test_a_broken_entry_is_refused(tmp_path: Path) -> None:
     archive.write_bytes(content)
     with pytest.raises(ReleaseInvalidError):
         unpack(archive, tmp_path / "out" / "bad", MB)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "bad.zip", ("plü.py", b"1"))
+    archive.write_bytes(archive.read_bytes().replace("ü".encode(), b"\xc3\xc3"))
+    with pytest.raises(ReleaseInvalidError, match="not a usable zip"):
+        unpack(archive, tmp_path / "out" / "bad", MB)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_entry_that_cannot_be_decompressed_is_refused(tmp_path: Path, packing: int) -> None:
+    path = tmp_path / "bad.zip"
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr("config.yaml", b"hello" * 100)
+    content = bytearray(path.read_bytes())
+    packed = len(b"config.yaml") + 30
+    content[packed : packed + 20] = b"\xff" * 20
+    path.write_bytes(content)
+    with pytest.raises(ReleaseInvalidError):
+        unpack(path, tmp_path / "out" / "bad", MB)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_whatever_happened_to_an_archive_it_is_read_or_refused(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    packings = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w", chance.choice(packings)) as archive:
+        for name, text in (("config.yaml", "code: x"), ("plü/x.py", "abc" * 300), ("d/", "")):
+            archive.writestr(name, text)
+    content = bytearray((tmp_path / "bad.zip").read_bytes())
+    for _ in range(chance.choice((1, 1, 2, 4))):
+        content[chance.randrange(len(content))] = chance.randrange(256)
+    (tmp_path / "bad.zip").write_bytes(content)
+    with contextlib.suppress(ReleaseInvalidError):
+        unpack(tmp_path / "bad.zip", tmp_path / "out" / "bad", MB)
 
 
 def test_an_archive_without_config_is_refused(tmp_path: Path) -> None:

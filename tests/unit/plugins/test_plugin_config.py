@@ -42,6 +42,12 @@ def test_a_config_says_what_it_declares() -> None:
         ("a: &a [*a]", "contains itself"),
         ("a: 2026-13-45", "not valid YAML"),
         ("[" * 5000, "config.yaml"),
+        ("code: !!int ''", "not valid YAML: a value does not fit its tag"),
+        ("code: !!float ''", "does not fit its tag"),
+        ("code: !!bool x", "does not fit its tag"),
+        ("code: !!timestamp x", "does not fit its tag"),
+        (f"code: !!float 1{':59' * 300}", "does not fit its tag"),
+        (f"? 0x{'f' * 5000}\n: 1", "not valid YAML"),
         ("x" * (MAX_BYTES + 1), "larger than"),
     ],
 )
