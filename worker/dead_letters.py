@@ -166,7 +166,10 @@ def _letter(id_: str, fields: dict[str, str]) -> DeadLetter:
 
 def _is_id(text: str) -> bool:
     parts = text.split("-")
-    return len(parts) == 2 and all(part.isascii() and part.isdigit() and len(part) <= 20 for part in parts)
+    # Redis keeps each half in 64 bits and refuses what is larger.
+    return len(parts) == 2 and all(
+        part.isascii() and part.isdigit() and len(part) <= 20 and int(part) < 2**64 for part in parts
+    )
 
 
 def _as_json(body: Any) -> str:

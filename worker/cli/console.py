@@ -1,14 +1,18 @@
 """What the commands share: the terminal, and where Redis and the broker are."""
 
 from typing import Annotated, NoReturn
-from urllib.parse import urlsplit
 
 import typer
+from kombu.exceptions import OperationalError
 from redis import Redis
+from redis.exceptions import ConnectionError as LostConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as NoAnswerError
 from rich.console import Console
 from rich.markup import escape
 
+from shared import Message, Publisher
+from worker.platform import clean
 from worker.settings import BROKER_SCHEMES
 
 out = Console()
@@ -26,6 +30,8 @@ Job = Annotated[str, typer.Argument(help="The backend's id of the job.", metavar
 DEFAULT_REDIS_URL = "redis://127.0.0.1:6379/0"
 INTERRUPTED = 130
 """The exit code that a shell expects after Ctrl-C."""
+NOT_AN_ADDRESS = (ValueError, TypeError, KeyError)
+"""What the libraries raise for an address with a wrong port, host, database or option."""
 REDIS_SCHEMES = "REDIS_URL must start with redis://, rediss:// or unix://"
 
 
@@ -39,22 +45,54 @@ def fail(message: str, *, hint: str = "") -> NoReturn:
 
 def connect(url: str) -> Redis:
     """A connection that was tried; ends the command when Redis does not answer."""
-    try:
-        redis = Redis.from_url(url, decode_responses=True, socket_connect_timeout=3)
-    except ValueError:
+    if not url.startswith(("redis://", "rediss://", "unix://")):
         fail(REDIS_SCHEMES)
     try:
+        redis = Redis.from_url(url, decode_responses=True, socket_connect_timeout=3)
         redis.ping()
     except RedisError as error:
         fail(f"Redis does not answer ({type(error).__name__})", hint="Set REDIS_URL, or start Redis.")
+    except NOT_AN_ADDRESS:
+        refuse("REDIS_URL")
     return redis
+
+
+def refuse(name: str) -> NoReturn:
+    """End the command over an address; not in the library's words, which may hold a part of the password."""
+    fail(f"{name} is no usable address", hint="Look at its host, port, database and options.")
+
+
+def lost(error: RedisError) -> NoReturn:
+    """End a command under which Redis went away, or whose question Redis refuses."""
+    if isinstance(error, LostConnectionError | NoAnswerError):
+        fail(
+            f"Redis does not answer any more ({type(error).__name__})",
+            hint="Runs go on without this command; start it again when Redis is back.",
+        )
+    fail(f"Redis refuses: {clean(str(error))}")
+
+
+def publish(message: Message, broker_url: str | None, redis_url: str) -> None:
+    """Send a message; ends the command when the queue does not take it."""
+    url = queue_url(broker_url, redis_url)
+    try:
+        with Publisher(url) as publisher:
+            publisher.publish(message)
+    except (OperationalError, OSError) as error:
+        fail(
+            f"the message queue does not answer ({type(error).__name__})",
+            hint="Set CELERY_BROKER_URL or REDIS_URL.",
+        )
+    except NOT_AN_ADDRESS:
+        refuse("CELERY_BROKER_URL" if broker_url else "REDIS_URL")
 
 
 def queue_url(broker_url: str | None, redis_url: str) -> str:
     """Where the queues are; ends the command when the broker library would not know the address."""
     # Celery has another name for what the Redis client calls unix://.
     url = broker_url or redis_url.replace("unix://", "redis+socket://", 1)
-    if any(urlsplit(each).scheme not in BROKER_SCHEMES for each in url.split(";")):
+    schemes = tuple(f"{scheme}://" for scheme in BROKER_SCHEMES)
+    if not all(each.startswith(schemes) for each in url.split(";")):
         if not broker_url:
             fail(REDIS_SCHEMES)
         fail(f"CELERY_BROKER_URL must start with one of {', '.join(BROKER_SCHEMES)} and ://")

@@ -4,13 +4,13 @@ import json
 from typing import Annotated, NoReturn
 
 import typer
-from kombu.exceptions import OperationalError
 from pydantic import ValidationError
-from rich.markup import escape
+from redis.exceptions import RedisError
 from rich.table import Table
 
-from shared import DeployMessage, Message, Publisher, StopMessage, TailLogsMessage, ToTaskMessage
-from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, RedisUrl, connect, fail, out, queue_url
+from shared import DeployMessage, Message, StopMessage, TailLogsMessage, ToTaskMessage
+from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, RedisUrl, connect, fail, out, publish
+from worker.cli.terminal_text import cell
 from worker.dead_letters import DeadLetter, DeadLetters
 from worker.runs.store import RunStore
 
@@ -28,7 +28,7 @@ def list_letters(redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
     """All dead letters, oldest first."""
     table = Table("id", "time", "task", "reason")
     for letter in DeadLetters(connect(redis_url)).all():
-        table.add_row(letter.id, *(_shown(text) for text in (letter.time, letter.task, letter.reason)))
+        table.add_row(letter.id, *(cell(text) for text in (letter.time, letter.task, letter.reason)))
     out.print(table if table.row_count else "no dead letters")
 
 
@@ -57,15 +57,11 @@ def replay(id_: Id, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerU
             hint="Either the job was over before, or the backend has not been told yet.",
         )
     try:
-        with Publisher(queue_url(broker_url, redis_url)) as publisher:
-            publisher.publish(message)
-    except (OperationalError, OSError) as error:
+        publish(message, broker_url, redis_url)
+    except (typer.Exit, RedisError):
         if opens_job:
             letters.refused(message.job)
-        fail(
-            f"the message queue does not answer ({type(error).__name__})",
-            hint="Set CELERY_BROKER_URL or REDIS_URL.",
-        )
+        raise
     letters.drop(letter.id)
     out.print(f"replayed {letter.id}: {letter.task}, job {message.job}", markup=False)
 
@@ -103,8 +99,3 @@ def _message(letter: DeadLetter) -> Message:
     except ValidationError as error:
         wrong = ", ".join(sorted({".".join(str(part) for part in each["loc"]) for each in error.errors()}))
         fail(f"dead letter {letter.id} cannot be replayed: it would be refused again ({wrong})")
-
-
-def _shown(text: str) -> str:
-    """Foreign text in a table: neither markup nor codes for the terminal."""
-    return escape("".join(character if character.isprintable() else " " for character in text))

@@ -12,7 +12,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rich.markup import escape
 
-from worker.cli.console import out
+from worker.cli.console import NOT_AN_ADDRESS, out
 from worker.platform import AgentClient, BackendClient, ClientError, NotFoundError, clean
 from worker.plugins import PluginError, PluginStore
 from worker.plugins.ray_session import session
@@ -66,6 +66,9 @@ def _passes(name: str, check: Check, settings: Settings) -> bool:
     except (ClientError, OperationalError, PluginError, RedisError, OSError) as error:
         what = escape(clean(str(error)) or type(error).__name__)
         out.print(f"[red]✗[/] {name}: {what} [dim](see {WHERE_TO_LOOK[name]})[/]", highlight=False)
+        return False
+    except NOT_AN_ADDRESS:
+        out.print(f"[red]✗[/] {name}: no usable address [dim](see {WHERE_TO_LOOK[name]})[/]", highlight=False)
         return False
     out.print(f"[green]✓[/] {name}: {found}", highlight=False)
     return True

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from worker.cli.console import fail, out
+from worker.cli.terminal_text import cell
 from worker.plugins import PluginError, PluginStore, Release
 from worker.settings import MB
 
@@ -32,9 +33,9 @@ def list_releases(plugins_dir: Store) -> None:
         table = Table("release", "actions", "problem")
         for name in store.names():
             try:
-                table.add_row(name, ", ".join(store.get(name).config.actions), "")
+                table.add_row(name, cell(", ".join(store.get(name).config.actions)), "")
             except PluginError as error:
-                table.add_row(name, "", str(error))
+                table.add_row(name, "", cell(str(error)))
         out.print(table)
 
 
@@ -51,7 +52,7 @@ def check(
             fail(str(error))
         if problems := list(dict.fromkeys(_problems(found))):
             fail(f"{found.name}: {'; '.join(problems)}")
-        out.print(f"{found.name} is sound: {', '.join(found.config.actions)}", markup=False, highlight=False)
+        out.print(f"{found.name} is sound: {cell(', '.join(found.config.actions))}", highlight=False)
         out.print(f"checksum {found.checksum}", style="dim", highlight=False)
 
 
@@ -66,6 +67,9 @@ def _problems(release: Release) -> Iterator[str]:
             continue
         try:
             names = _top_level(ast.parse(source.read_bytes()))
+        except (RecursionError, MemoryError):
+            yield f"{source.relative_to(release.path)} is nested too deeply"
+            continue
         except (SyntaxError, ValueError) as error:
             line = getattr(error, "lineno", None) or 1
             yield f"{source.relative_to(release.path)}, line {line}: {getattr(error, 'msg', error)}"

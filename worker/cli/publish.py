@@ -4,11 +4,10 @@ import json
 from typing import Annotated, Any
 
 import typer
-from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 
-from shared import DeployMessage, Message, Publisher, StopMessage, ToTaskMessage
-from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, Job, RedisUrl, fail, out, queue_url
+from shared import DeployMessage, Message, StopMessage, ToTaskMessage
+from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, Job, RedisUrl, fail, out, publish
 from worker.cli.following import follow_to_end
 
 Plugin = Annotated[str, typer.Argument(help="The plugin's release, code@version.", metavar="PLUGIN")]
@@ -34,7 +33,7 @@ def deploy(
 ) -> None:
     """Put a plugin's model online on Ray Serve."""
     fields = _fields(job=job, plugin=plugin, agent=agent, params=_json(params), tenant=tenant)
-    _publish(DeployMessage, fields, queue_url(broker_url, redis_url))
+    _publish(DeployMessage, fields, broker_url, redis_url)
     if follow:
         follow_to_end(job, redis_url)
 
@@ -50,14 +49,14 @@ def to_task(
 ) -> None:
     """Pre-annotate the tasks of a project."""
     fields = _fields(job=job, plugin=plugin, params=_json(params), tenant=tenant)
-    _publish(ToTaskMessage, fields, queue_url(broker_url, redis_url))
+    _publish(ToTaskMessage, fields, broker_url, redis_url)
     if follow:
         follow_to_end(job, redis_url)
 
 
 def stop(job: Job, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerUrl = None) -> None:
     """End a run, also one that has not been read yet."""
-    _publish(StopMessage, {"job": job}, queue_url(broker_url, redis_url))
+    _publish(StopMessage, {"job": job}, broker_url, redis_url)
 
 
 def _fields(**fields: Any) -> dict[str, Any]:
@@ -74,19 +73,12 @@ def _json(text: str) -> dict[str, Any]:
     return value
 
 
-def _publish(model: type[Message], fields: dict[str, Any], broker_url: str) -> None:
+def _publish(model: type[Message], fields: dict[str, Any], broker_url: str | None, redis_url: str) -> None:
     try:
         message = model.model_validate(fields)
     except ValidationError as error:
         fail("; ".join(_mistake(item) for item in error.errors()))
-    try:
-        with Publisher(broker_url) as publisher:
-            publisher.publish(message)
-    except (OperationalError, OSError) as error:
-        fail(
-            f"the message queue does not answer ({type(error).__name__})",
-            hint="Set CELERY_BROKER_URL or REDIS_URL.",
-        )
+    publish(message, broker_url, redis_url)
     out.print(f"{model.task} published: job {message.job}")
 
 
