@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from shared import Message, Publisher
+from worker.broker.settings import broker_url as as_the_worker_reads_it
 from worker.platform import clean
 from worker.settings import BROKER_SCHEMES
 
@@ -89,8 +90,7 @@ def publish(message: Message, broker_url: str | None, redis_url: str) -> None:
 
 def queue_url(broker_url: str | None, redis_url: str) -> str:
     """Where the queues are; ends the command when the broker library would not know the address."""
-    # Celery has another name for what the Redis client calls unix://.
-    url = broker_url or redis_url.replace("unix://", "redis+socket://", 1)
+    url = as_the_worker_reads_it(broker_url or redis_url)
     schemes = tuple(f"{scheme}://" for scheme in BROKER_SCHEMES)
     if not all(each.startswith(schemes) for each in url.split(";")):
         if not broker_url:

@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 from typer.testing import CliRunner
 
 from shared.channels import job_key
+from worker.cli.console import queue_url
 from worker.cli.main import app
 from worker.dead_letters import DeadLetters
 
@@ -56,6 +57,10 @@ def test_a_queues_address_that_cannot_be_one_is_refused(url: str) -> None:
 def test_another_scheme_is_refused_by_name(url: str) -> None:
     for command in (("status",), ("stop", "1")):
         assert "REDIS_URL must start with redis://" in mistaken(*command, "--redis-url", url)
+
+
+def test_a_queue_on_a_socket_is_in_the_database_that_the_worker_reads() -> None:
+    assert queue_url(None, "unix:///run/redis.sock?db=3") == "redis+socket:///run/redis.sock?virtual_host=3"
 
 
 def test_a_redis_that_is_not_there_is_told() -> None:
