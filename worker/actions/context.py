@@ -41,26 +41,31 @@ class RuntimeContext:
     @classmethod
     def from_request(cls, request: "ActionRequest") -> "RuntimeContext":
         """The context of a run that the worker started."""
-        client, agent_client = _clients(request.clients)
+        client, agent_client = _plugins_clients(request.clients)
         return cls(request.env, request.job, client, agent_client, language=request.language)
 
     @classmethod
     def from_environ(cls) -> "RuntimeContext":
-        """For trying an action out in a plain process: the settings are the process's environment."""
-        from worker.plugins.requests import ClientAccess
+        """For trying an action out in a plain process: the settings are the process's environment.
 
+        The clients are the worker's own: what runs here does the worker's steps too, which write.
+        """
         env = {
             name: value for name, value in os.environ.items() if name.startswith(("SYNAPSE_", "RAY_ADDRESS"))
         }
-        token = os.environ.get("WORKER_PLUGIN_ACCESS_TOKEN") or os.environ.get("SYNAPSE_ACCESS_TOKEN")
         host = env.get("SYNAPSE_HOST")
-        access = (
-            ClientAccess(host, token, env.get("SYNAPSE_TENANT"), env.get("SYNAPSE_AGENT_URL"))
-            if host
-            else None
-        )
-        client, agent_client = _clients(access)
-        return cls(env, client=client, agent_client=agent_client)
+        token = env.get("SYNAPSE_ACCESS_TOKEN") or os.environ.get("WORKER_PLUGIN_ACCESS_TOKEN")
+        if not host or not token:
+            return cls(env)
+        from worker.platform import AgentClient, BackendClient
+
+        token, tenant = token.strip(), env.get("SYNAPSE_TENANT") or None
+        client = BackendClient(host, token, tenant=tenant)
+        if not env.get("SYNAPSE_AGENT_URL"):
+            return cls(env, client=client)
+        agent_token = env.get("SYNAPSE_AGENT_TOKEN", "").strip()
+        agent = AgentClient(env["SYNAPSE_AGENT_URL"], agent_token, user_token=token, tenant=tenant)
+        return cls(env, client=client, agent_client=agent)
 
     def set_progress(self, current: int, total: int, step: str | None = None) -> None:
         """Say how far the action is."""
@@ -75,7 +80,8 @@ class RuntimeContext:
         self.logger.info(text)
 
 
-def _clients(access: "ClientAccess | None") -> tuple[Any, Any]:
+def _plugins_clients(access: "ClientAccess | None") -> tuple[Any, Any]:
+    """Of a token that is the plugin's own; the agent's is not for plugin code."""
     if access is None or not access.token:
         return None, None
     from worker.platform import AgentClient, BackendClient
