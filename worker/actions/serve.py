@@ -73,7 +73,9 @@ class BaseServeDeployment:
 
         `input_model` is a pydantic model for the body; `runner` replaces `infer`.
         """
-        body = await request.json() if hasattr(request, "json") and not isinstance(request, dict) else request
+        # A pydantic model has a `json` too, which is no body to wait for.
+        read = getattr(request, "json", None)
+        body = await read() if inspect.iscoroutinefunction(read) else request
         tickets: Tickets = self._state()["tickets"]
         ticket = ticket_of(body)
         if ticket is not None:

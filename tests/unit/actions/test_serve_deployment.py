@@ -51,6 +51,16 @@ async def test_a_request_object_is_read() -> None:
     assert await Slow("http://b").handle_inference(Request()) == {"done": 0}
 
 
+async def test_a_body_that_is_a_model_already_is_taken_as_it_is() -> None:
+    class Echo(BaseServeDeployment):
+        async def infer(self, body: Any) -> Any:
+            return body
+
+    body = Body(seconds=0)
+    assert await Echo("http://b").handle_inference(body) is body
+    assert await Echo("http://b").handle_inference(body, Body) is body
+
+
 async def test_a_long_inference_is_collected_with_its_ticket() -> None:
     served = Slow("http://b")
     pending = await served.handle_inference({"seconds": 0.1}, deadline_s=0.01)
