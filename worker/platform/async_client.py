@@ -18,9 +18,10 @@ from worker.platform.answers import Answer, value_of
 from worker.platform.backend import backend_headers
 from worker.platform.base_url import BaseUrl
 from worker.platform.deadline import KEEPALIVE_SECONDS, tls_context
+from worker.platform.errors import ClientError
 from worker.platform.requests import Request, body_of
 from worker.platform.retries import RetryPolicy
-from worker.platform.wire import AnswerReader, Timeouts, after_failure, checked_headers, no_cookies
+from worker.platform.wire import CLOSED, AnswerReader, Timeouts, after_failure, checked_headers, no_cookies
 
 
 class AsyncBackendClient:
@@ -94,6 +95,8 @@ class AsyncBackendClient:
             return value_of(await self._exchange(request, content), request.expect)
 
     async def _exchange(self, request: Request, content: bytes | None) -> Answer:
+        if self._http.is_closed:
+            raise ClientError(CLOSED, 400)
         url = self._base.join(request.path, request.query)
         headers = {"Content-Type": "application/json"} if content is not None else None
         reader: AnswerReader | None = None

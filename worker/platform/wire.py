@@ -21,6 +21,7 @@ from worker.platform.errors import (
 MB = 1024 * 1024
 LARGEST_ANSWER = 16 * MB
 LARGEST_ERROR = 64 * 1024  # of an error's body, the rest is not read
+CLOSED = "the client was closed: make a new one"
 _ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
 _HUNG_UP = re.compile("disconnected|closed connection")
 # In this order: a failed certificate is an SSLError, and all of them are OSErrors.

@@ -100,6 +100,17 @@ async def test_a_passing_failure_is_outlived(service: "Service", hasty: RetryPol
         assert await client.get_task(1) == {"id": 1}
 
 
+async def test_a_call_after_closing_says_so(service: "Service", hasty: RetryPolicy) -> None:
+    service.answers({})
+    client = client_of(service, hasty)
+    await client.aclose()
+
+    with pytest.raises(ClientError, match="the client was closed"):
+        await client.get_task(1)
+
+    assert service.seen == []
+
+
 async def test_an_inference_is_sent_once(service: "Service", hasty: RetryPolicy) -> None:
     service.answers(status=429, headers={"Retry-After": "60"})
 

@@ -82,6 +82,18 @@ def test_what_is_sent_is_what_was_asked_for(service: "Service", hasty: RetryPoli
     assert seen.headers["authorization"] == "Token private-token"
 
 
+def test_a_call_after_closing_says_so(service: "Service", hasty: RetryPolicy) -> None:
+    service.answers({})
+    client = client_of(service, hasty)
+    client.close()
+
+    with pytest.raises(ClientError, match="the client was closed") as caught:
+        client._send(GET)
+
+    assert_no_trace(caught.value)
+    assert service.seen == []
+
+
 def test_cookies_are_not_kept(service: "Service", hasty: RetryPolicy) -> None:
     service.answers({}, headers={"Set-Cookie": "session=1; Path=/"})
 
