@@ -13,7 +13,9 @@ import psutil
 
 from worker.sandbox import wait_for
 
-COMMAND = [sys.executable, "-c", "from worker.cli import main; main()", "demo"]
+# Whoever runs the tests in the background has Ctrl-C ignored by all that they start.
+HEEDS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+COMMAND = [sys.executable, "-c", f"{HEEDS_CTRL_C}; from worker.cli import main; main()", "demo"]
 
 
 def test_the_demo_annotates_nine_hundred_images_and_leaves_nothing_behind() -> None:
@@ -36,14 +38,18 @@ def test_ctrl_c_ends_everything_that_the_demo_started(tmp_path: Path) -> None:
     log = tmp_path / "demo.log"
     with log.open("wb") as sink:
         demo = subprocess.Popen(COMMAND, stdout=sink, stderr=sink, env=environ, start_new_session=True)
-    wait_for(lambda: "worker 1 on" in log.read_text() or demo.poll() is not None, 60, "the demo's worker")
-    assert len(_processes(mark)) > 5
+    try:
+        wait_for(lambda: "worker 1 on" in log.read_text() or demo.poll() is not None, 60, "the demo's worker")
+        assert len(_processes(mark)) > 5
 
-    # When it is interrupted
-    demo.send_signal(signal.SIGINT)
+        # When it is interrupted
+        demo.send_signal(signal.SIGINT)
 
-    # Then it ends with the shell's code for that, and nothing is left
-    assert demo.wait(timeout=60) == 130, log.read_text()
+        # Then it ends with the shell's code for that, and nothing is left
+        assert demo.wait(timeout=60) == 130, log.read_text()
+    finally:
+        demo.kill()
+        demo.wait()
     wait_for(lambda: not _processes(mark), 20, "end of the demo's processes")
 
 

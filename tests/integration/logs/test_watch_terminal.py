@@ -17,7 +17,9 @@ from worker.runs.runs import Runs, Timing
 from worker.sandbox.processes import wait_for
 from worker.sandbox.redis import RedisServer
 
-COMMAND = [sys.executable, "-c", "from worker.cli import main; main()"]
+# Whoever runs the tests in the background has Ctrl-C ignored by all that they start.
+HEEDS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+COMMAND = [sys.executable, "-c", f"{HEEDS_CTRL_C}; from worker.cli import main; main()"]
 SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -46,15 +48,19 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(command: list[str], server: RedisS
     )
     os.close(theirs)
     screen = Screen(ours)
-    wait_for(lambda: "a line of the log" in screen.text(), 20, "the log")
+    try:
+        wait_for(lambda: "a line of the log" in screen.text(), 20, "the log")
 
-    # When it is interrupted
-    process.send_signal(signal.SIGINT)
+        # When it is interrupted
+        process.send_signal(signal.SIGINT)
 
-    # Then it ends with the shell's code for that, without a traceback, the cursor shown again
-    assert process.wait(timeout=20) == 130
-    text = screen.text()
-    os.close(ours)
+        # Then it ends with the shell's code for that, without a traceback, the cursor shown again
+        assert process.wait(timeout=20) == 130
+        text = screen.text()
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
     assert "Traceback" not in text
     assert "Aborted" not in text
     assert text.rfind("\x1b[?25l") <= text.rfind(SHOW_CURSOR)
