@@ -29,12 +29,12 @@ lint: $(STAMP)  ## Style, types and import rules
 	@$(BIN)/lint-imports --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
 
 unit: $(STAMP)  ## Unit tests alone: no network, no processes
-	@$(BIN)/pytest tests/unit
+	@$(BIN)/pytest tests/unit -n auto
 
 # Unit tests first: quick, before any Ray takes its share of the machine, and in a process of their own, for the
 # Ray library reads once whether clusters ask for a token.
 test: lint  ## Lint, unit tests and integration tests (real Redis, Celery and Ray); SEED=… as for chaos
-	@$(BIN)/pytest tests/unit
+	@$(BIN)/pytest tests/unit -n auto
 	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration
 
 chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=… repeats a run

@@ -13,6 +13,9 @@ from worker.platform import AgentClient
 from worker.sandbox import Sandbox, wait_for
 
 FAST_LINES = 50_000
+AFTER_RAY = "import time; time.sleep(0.5)\n"
+"""Ray writes its own line, the one about the entrypoint, only when the job has been started: a quick one printed
+before it, and half a line of it got into the middle of Ray's."""
 JOBS = {
     "fast": f"print(*(f'line {{n}}' for n in range({FAST_LINES})), sep='\\n')",
     "steady": """
@@ -59,7 +62,7 @@ class Cluster:
 
     def submit(self, name: str, program: str | None = None) -> str:
         script = self.scripts / f"{name}.py"
-        script.write_text(dedent(program or JOBS[name]))
+        script.write_text(AFTER_RAY + dedent(program or JOBS[name]))
         ray = self.sandbox.ray
         assert ray is not None
         answer = httpx.post(
