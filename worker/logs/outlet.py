@@ -18,7 +18,7 @@ CALL_LINES: Final = 500
 CALL_CHARACTERS: Final = 128 * 1024
 """One call holds Redis up: about ten milliseconds for 250 lines of as many logs on a busy machine."""
 
-GATHER_SECONDS: Final = 0.01
+GATHER_SECONDS: Final = 0.005
 """Lines that come so shortly after each other travel together, so that a call is shared by many logs."""
 
 ENOUGH_LINES: Final = 100
