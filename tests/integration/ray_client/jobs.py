@@ -14,8 +14,8 @@ from worker.sandbox import Sandbox, wait_for
 
 FAST_LINES = 50_000
 AFTER_RAY = "import time; time.sleep(0.5)\n"
-"""Ray writes its own line, about the entrypoint, only when the job has been started: a quick one printed before
-it, and half a line of it got into the middle of Ray's."""
+"""Ray writes its own line, about the entrypoint, only when the job has been started: a quick one printed
+before it, and half a line of it got into the middle of Ray's."""
 
 JOBS = {
     "fast": f"print(*(f'line {{n}}' for n in range({FAST_LINES})), sep='\\n')",
