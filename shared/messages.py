@@ -142,6 +142,11 @@ class DeployMessage(_RunMessage):
     params: DeployParams = Field(default_factory=DeployParams)
     action: NonEmpty = "deployment"
 
+    @classmethod
+    def agent_queue(cls, agent: int) -> str:
+        """The queue of the workers that serve one agent; other workers pass its messages on to it."""
+        return f"{cls.queue}.{agent}"
+
 
 class ToTaskMessage(_RunMessage):
     """Pre-annotate the tasks of a project."""

@@ -21,6 +21,7 @@ from tests.chaos.audit import Auditor
 from tests.chaos.diary import Diary, Disturbances
 from tests.chaos.fake_serve import FakeServe
 from tests.chaos.neighbours import Agent, application
+from tests.chaos.nursery import QUEUES as ALL_QUEUES
 from tests.chaos.nursery import Nursery, Worker
 from worker.runs.keys import LIVE
 from worker.sandbox import Sandbox, wait_for
@@ -182,8 +183,9 @@ class Site:
             **self.settings,
         }
 
-    def worker(self, *, concurrency: int = 8, **env: str) -> Worker:
-        worker = self.ground.nursery.bear({**self.environment(), **env}, concurrency=concurrency)
+    def worker(self, *, concurrency: int = 8, queues: str = ALL_QUEUES, **env: str) -> Worker:
+        settings = {**self.environment(), **env}
+        worker = self.ground.nursery.bear(settings, concurrency=concurrency, queues=queues)
         self.workers.append(worker)
         return worker
 

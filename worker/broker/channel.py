@@ -43,6 +43,7 @@ class Channel(redis.Channel):
         self._bell: Bell | None = None
         self._without_bell = False
         self._rest_until = 0.0
+        self._rang_meanwhile = False
         self._asked: Literal["fetch", "look"] = "fetch"
         self._tag = ""
         self._unacknowledged_queues: set[str] = set()
@@ -130,6 +131,7 @@ class Channel(redis.Channel):
 
     def _ask(self, what: Literal["fetch", "look"], *command: Any) -> None:
         self._asked = what
+        self._rang_meanwhile = False
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
         self.client.connection.send_command(*command)
@@ -137,7 +139,9 @@ class Channel(redis.Channel):
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ARG002 - kombu's signature
         reply = self._answer()
         if self._asked == "look":
-            if not reply:
+            # The bell has a connection of its own: its news of a message that came right after the look may
+            # be read before the look's answer.
+            if not (reply or self._rang_meanwhile):
                 self._rest_until = monotonic() + LONGEST_REST
         elif reply:
             name, element = reply
@@ -201,6 +205,7 @@ class Channel(redis.Channel):
 
     def _on_bell(self) -> None:
         self._rest_until = 0.0
+        self._rang_meanwhile = True
         if self._bell is not None:
             try:
                 self._bell.silence()

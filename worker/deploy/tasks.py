@@ -42,12 +42,12 @@ class DeployTask(WorkflowTask):
         def in_turn(run: Run) -> Outcome:
             # The agent and Ray may hang: half of the threads stay free for runs that need neither.
             with turns.take(CLUSTER) as mine:
-                return function(run) if mine else PollAgain(countdown())
+                return function(run) if mine else PollAgain(countdown(self.request.retries))
 
         try:
             agent = self._other_agent(job)
             if agent is not None:
-                self.runs.sender.send(step, agent_queue(agent), self.request.kwargs)
+                self.runs.sender.send(step, DeployMessage.agent_queue(agent), self.request.kwargs)
                 return
         except BACKBONE_ERRORS:
             self.come_back(1.0)
@@ -56,7 +56,7 @@ class DeployTask(WorkflowTask):
     def pass_on(self, args: tuple[Any, ...], kwargs: dict[str, Any], agent: int) -> None:
         """Send the run's own message to the workers of its agent, unchanged."""
         try:
-            publish(self.app, self.name, agent_queue(agent), kwargs, args=args)
+            publish(self.app, self.name, DeployMessage.agent_queue(agent), kwargs, args=args)
         except BACKBONE_ERRORS:
             self.come_back(1.0)
 
@@ -79,11 +79,6 @@ class DeployTask(WorkflowTask):
             return None
         message = self.runs.store.load(job).message
         return message.agent if isinstance(message, DeployMessage) and message.agent != mine else None
-
-
-def agent_queue(agent: int) -> str:
-    """The queue of the workers that serve one agent."""
-    return f"{DeployMessage.queue}.{agent}"
 
 
 def _cluster() -> RayCluster:

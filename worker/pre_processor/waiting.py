@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 
+from shared.messages import DeployMessage
 from worker.platform import clean
 from worker.pre_processor import errors, waiters
 from worker.pre_processor.classify import Record, snapshot_of
@@ -134,11 +135,23 @@ def _is_heard_out(room: Room, dispatch: Dispatch, services: Services) -> bool:
     """
     if dispatch.sent is None or dispatch.job is not None or _dispatcher_lives(dispatch, services):
         return False
+    unread = _is_deploy_unread(room, services)
+    if unread:
+        room.hear()
     now, since = room.now(), dispatch.silent
-    if since is None or dispatch.looked is None or now - dispatch.looked > _silence(services):
+    if unread or since is None or dispatch.looked is None or now - dispatch.looked > _silence(services):
         since = now
     room.amend(dispatch.token, silent=since, looked=now)
     return now - since >= SECONDS_TO_PUBLISH
+
+
+def _is_deploy_unread(room: Room, services: Services) -> bool:
+    """Whether there are deployments that nobody has taken; any of them may be what came of the dispatch.
+
+    The workers of `deploy` may be away, or busy, while those of `to_task` poll.
+    """
+    queues = (DeployMessage.queue, DeployMessage.agent_queue(room.name.agent))
+    return any(services.runs.sender.unread(queue) for queue in queues)
 
 
 def _dispatcher_lives(dispatch: Dispatch, services: Services) -> bool:

@@ -22,10 +22,13 @@ REPORT = Step("runs.report", position=0, queue="control")
 
 
 class StepSender(Protocol):
-    """Publishes the message of a step."""
+    """Publishes the message of a step, and knows how many of a queue are still to be read."""
 
     def send(self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0) -> None:
         """Raises kombu's `OperationalError` when the broker does not take it."""
+
+    def unread(self, queue: str) -> int:
+        """Messages of `queue` that no worker has taken. Raises `OperationalError` when nobody knows."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from celery import signals
 
-SOONEST, LATEST = 0.5, 3.0
-"""Seconds. Who found no turn comes back in between, at random, so that not all come at once."""
+SOONEST, LATEST = 0.1, 4.0
+"""Seconds. Who found no turn comes back soon, as most turns are short; then later and later, as some hang."""
 
 
 class Turns:
@@ -41,9 +41,9 @@ class Turns:
                     self._taken[neighbour] -= 1
 
 
-def countdown() -> float:
-    """Seconds until the next try of who found no turn."""
-    return random.uniform(SOONEST, LATEST)
+def countdown(tries: int) -> float:
+    """Seconds until the next try, at random, so that not all who found no turn come at once."""
+    return random.uniform(0.5, 1.0) * min(SOONEST * 2.0 ** min(tries, 20), LATEST)
 
 
 class _Pool:

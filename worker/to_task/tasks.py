@@ -59,7 +59,9 @@ def annotate(self: WorkflowTask, job: str, chunk: int, **_: Any) -> None:
     def work(run: Run) -> Outcome:
         # A pass takes as long as it may: one thread stays free for the stop that ends it.
         with turns.take(ANNOTATE.name, all_but_one=True) as mine:
-            return chunk_step.annotate(run, chunk, services(), crew()) if mine else PollAgain(countdown())
+            if not mine:
+                return PollAgain(countdown(self.request.retries))
+            return chunk_step.annotate(run, chunk, services(), crew())
 
     self.carry_out(ANNOTATE, job, work, part=str(chunk))
 

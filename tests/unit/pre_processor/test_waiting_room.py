@@ -442,6 +442,38 @@ def test_a_dispatch_of_a_dead_dispatcher_that_nobody_heard_of_is_made_again(
     assert len(sender.of(DISPATCH.name)) == 1
 
 
+@pytest.mark.parametrize("queue", ["deploy", "deploy.1"])
+def test_a_dispatch_is_not_lost_while_deployments_lie_unread(
+    hall: Hall, services: Services, clock: Clock, sender: RecordingSender, queue: str
+) -> None:
+    # Given a dispatcher that died with its request under way, and no worker that reads deployments
+    services.runs.timing = Timing(10.0)
+    hall.enter("1")
+    _sent_and_died(hall)
+    hall.wait("1")
+    sender.unread_of[queue] = 1
+
+    # When workers poll for a minute
+    again = hall.poll()
+    for _ in range(12):
+        assert again is not None
+        clock.forward(5)
+        again = hall.poll(again.generation)
+
+    # Then nobody dispatches again, nor as soon as the message is taken
+    sender.unread_of.clear()
+    for _ in range(3):
+        assert again is not None
+        clock.forward(4)
+        again = hall.poll(again.generation)
+    assert sender.of(DISPATCH.name) == []
+    # And somebody does when its deployment has not begun in all the time that it has
+    assert again is not None
+    clock.forward(4)
+    hall.poll(again.generation)
+    assert len(sender.of(DISPATCH.name)) == 1
+
+
 def test_a_dispatch_is_not_lost_before_workers_that_were_all_away_have_read_what_came_of_it(
     hall: Hall, services: Services, clock: Clock, sender: RecordingSender
 ) -> None:

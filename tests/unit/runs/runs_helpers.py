@@ -29,11 +29,17 @@ class RecordingSender:
     def __init__(self) -> None:
         self.sent: list[Sent] = []
         self.broken = False
+        self.unread_of: dict[str, int] = {}
 
     def send(self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0) -> None:
         if self.broken:
             raise OperationalError("the broker is away")
         self.sent.append(Sent(step.name, queue, kwargs, countdown))
+
+    def unread(self, queue: str) -> int:
+        if self.broken:
+            raise OperationalError("the broker is away")
+        return self.unread_of.get(queue, 0)
 
     def of(self, name: str) -> list[Sent]:
         return [sent for sent in self.sent if sent.name == name]
