@@ -20,7 +20,7 @@ from shared.statuses import JobStatus
 from tests.chaos.audit import Auditor
 from tests.chaos.diary import Diary, Disturbances
 from tests.chaos.fake_serve import FakeServe
-from tests.chaos.neighbours import Agent, application
+from tests.chaos.neighbours import Agent, FaultyProxy, application
 from tests.chaos.nursery import QUEUES as ALL_QUEUES
 from tests.chaos.nursery import Nursery, Worker
 from worker.runs.keys import LIVE
@@ -86,6 +86,12 @@ class Ground:
 
     def new_code(self) -> str:
         return f"p{next(self._numbers)}"
+
+    @contextlib.contextmanager
+    def site_behind(self, neighbour: str, url: str) -> Iterator[tuple["Site", FaultyProxy]]:
+        """A site with its own way to the neighbour at `url`, whose address is the setting `neighbour`."""
+        with contextlib.closing(FaultyProxy(url)) as proxy, self.site(**{neighbour: proxy.url}) as site:
+            yield site, proxy
 
     @contextlib.contextmanager
     def site(self, **settings: str) -> Iterator["Site"]:

@@ -6,7 +6,6 @@ import time
 import pytest
 
 from tests.chaos.ground import Ground
-from tests.chaos.neighbours import FaultyProxy
 from worker.sandbox import wait_for
 
 ERRORS = {
@@ -25,9 +24,7 @@ def test_an_agent_that_answers_nonsense_ends_its_deployments_and_no_other_run(gr
         # Given a site with its own way to the agent for each fault
         scenes = []
         for fault in ERRORS:
-            proxy = FaultyProxy(ground.agent.url)
-            stack.callback(proxy.close)
-            site = stack.enter_context(ground.site(SYNAPSE_AGENT_URL=proxy.url))
+            site, proxy = stack.enter_context(ground.site_behind("SYNAPSE_AGENT_URL", ground.agent.url))
             site.worker(concurrency=4)
             scenes.append((fault, site))
             stack.enter_context(proxy.spoilt(fault))

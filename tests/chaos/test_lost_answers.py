@@ -8,7 +8,6 @@ import pytest
 from tests.chaos.audit import Auditor
 from tests.chaos.diary import Disturbances
 from tests.chaos.ground import Ground, Site
-from tests.chaos.neighbours import FaultyProxy
 
 Only = Callable[[str, str], bool]
 
@@ -16,7 +15,6 @@ Only = Callable[[str, str], bool]
 @contextlib.contextmanager
 def _spoilt_site(ground: Ground, only: Only) -> Iterator[Site]:
     """A site whose first request of a kind is done without an answer; later ones are answered."""
-    proxy = FaultyProxy(ground.sandbox.backend_url)
     lost: list[str] = []
 
     def first(method: str, path: str) -> bool:
@@ -25,13 +23,11 @@ def _spoilt_site(ground: Ground, only: Only) -> Iterator[Site]:
         lost.append(path)
         return True
 
-    try:
-        with ground.site(SYNAPSE_HOST=proxy.url) as site, proxy.spoilt("lost", first):
-            site.worker()
-            yield site
-            assert len(lost) == 1, "the fault was met"
-    finally:
-        proxy.close()
+    behind = ground.site_behind("SYNAPSE_HOST", ground.sandbox.backend_url)
+    with behind as (site, proxy), proxy.spoilt("lost", first):
+        site.worker()
+        yield site
+        assert len(lost) == 1, "the fault was met"
 
 
 @pytest.mark.timeout(60)

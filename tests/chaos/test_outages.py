@@ -10,7 +10,6 @@ import pytest
 
 from tests.chaos.ground import Ground
 from tests.chaos.mixed_runs import MixedRuns
-from tests.chaos.neighbours import FaultyProxy
 from worker.sandbox import SandboxError, wait_for
 
 SECONDS_OF_FAULT = 8.0
@@ -67,9 +66,8 @@ def test_runs_wait_for_a_backend_that_answers_nonsense(ground: Ground) -> None:
         # Given a site with its own way to the backend for each fault, with runs under way
         scenes = []
         for fault in FAULTS:
-            proxy = FaultyProxy(ground.sandbox.backend_url)
-            stack.callback(proxy.close)
-            site = stack.enter_context(ground.site(SYNAPSE_HOST=proxy.url))
+            behind = ground.site_behind("SYNAPSE_HOST", ground.sandbox.backend_url)
+            site, proxy = stack.enter_context(behind)
             site.worker()
             runs = MixedRuns(site, Random(1))
             runs.prepare(20, pre_processors=2)
@@ -101,8 +99,7 @@ def test_runs_wait_for_a_backend_that_answers_nonsense(ground: Ground) -> None:
 @pytest.mark.chaos
 @pytest.mark.timeout(150)
 def test_messages_do_not_multiply_while_the_backend_hangs(ground: Ground) -> None:
-    proxy = FaultyProxy(ground.sandbox.backend_url)
-    with contextlib.closing(proxy), ground.site(SYNAPSE_HOST=proxy.url) as site:
+    with ground.site_behind("SYNAPSE_HOST", ground.sandbox.backend_url) as (site, proxy):
         # Given a backend that hangs for a minute, which is six visibility timeouts
         site.worker()
         site.worker()

@@ -102,6 +102,11 @@ class Site:
         """Nothing waits and nothing is held."""
         return not self.redis.llen("first") and not self.redis.llen("second") and not self.held()
 
+    def misses_redis(self, worker: Process | Worker, times: int = 2) -> None:
+        """Wait until the worker has tried in vain to reach Redis."""
+        said = "broker cannot be reached"
+        self.wait(lambda: worker.tail(1000).count(said) >= times, 6, "the worker misses Redis")
+
     def letters(self) -> list[dict[str, str]]:
         return [letter for _, letter in self.redis.xrange("synapse:dead_letters")]
 

@@ -66,8 +66,9 @@ def test_one_of_many_workers_takes_an_overdue_message(site: Site) -> None:
         site.worker(vt=2, ready=False)
     victim.kill()
     site.wait(lambda: len(site.begun()) >= 4, 15, "delivered again")
-    time.sleep(0.5)
-    assert sorted(value for value, _, _ in site.begun()) == ["0", "1", "2", "3"]
+    site.send("last", countdown=0.5)
+    site.wait(lambda: len(site.begun()) >= 5, 5, "begun")
+    assert sorted(value for value, _, _ in site.begun()) == ["0", "1", "2", "3", "last"]
 
 
 def test_a_countdown_longer_than_the_visibility_timeout_runs_once(site: Site) -> None:
@@ -75,8 +76,9 @@ def test_a_countdown_longer_than_the_visibility_timeout_runs_once(site: Site) ->
     site.worker(vt=2)
     site.send("late", countdown=6)
     site.wait(lambda: site.done() == ["late"], 9, "done")
-    time.sleep(2.5)
-    assert [redelivered for _, redelivered, _ in site.begun()] == ["False"]
+    site.send("later", countdown=2.5)  # longer than another copy would take
+    site.wait(lambda: site.done() == ["late", "later"], 5, "done")
+    assert [redelivered for _, redelivered, _ in site.begun()] == ["False", "False"]
     assert site.quiet()
 
 

@@ -14,7 +14,7 @@ def test_a_worker_survives_an_outage_with_messages_in_hand(site: Site, pool: str
     site.send("waiting", countdown=3)
     site.wait(lambda: len(site.begun()) == 1 and site.held() == 2, 5, "one runs, one waits")
     site.server.stop()
-    time.sleep(3)
+    site.misses_redis(worker)
     assert worker.alive
     site.server.start()
     site.send("new")
@@ -32,7 +32,7 @@ def test_a_task_that_ends_during_the_outage_is_acknowledged_after_it(site: Site)
     site.app.send_task("doze", [2], queue="first")
     site.wait(lambda: site.held() == 1, 5, "begun")
     site.server.stop()
-    time.sleep(3)
+    site.wait(lambda: "succeeded" in worker.log.read_text(), 5, "the task's end")
     site.server.start()
     site.wait(site.quiet, 5, "acknowledged although its time is not up")
     assert worker.alive
@@ -62,7 +62,7 @@ def test_a_lost_bell_is_hung_again(site: Site) -> None:
 def test_a_worker_waits_for_a_redis_that_is_not_there_yet(site: Site) -> None:
     site.server.stop()
     worker = site.worker(ready=False)
-    time.sleep(3)
+    site.misses_redis(worker)
     site.server.start()
     site.wait(lambda: "ready" in worker.tail(1000), 10, "ready")
     site.send("new")

@@ -410,21 +410,22 @@ def test_who_died_after_it_dispatched_does_not_dispatch_again(hall: Hall, api: F
     assert hall.sent_on() == ["1"]
 
 
-def _sent_and_died(hall: Hall) -> None:
+def _dispatcher_died(hall: Hall, services: Services) -> None:
+    """Its request was under way; the visibility timeout is short."""
+    services.runs.timing = Timing(10.0)
+    hall.enter("1")
     joined = hall.room.join("1", 180)
     assert joined.claim is not None
     hall.room.amend(joined.claim, sent=hall.room.now(), snapshot="{}")
     hall.step(DISPATCH, "1", lambda run, services: Park())
+    hall.wait("1")
 
 
 def test_a_dispatch_of_a_dead_dispatcher_that_nobody_heard_of_is_made_again(
     hall: Hall, services: Services, api: FakeBackend, clock: Clock, sender: RecordingSender
 ) -> None:
     # Given a short visibility timeout, and a dispatcher that died with its request under way
-    services.runs.timing = Timing(10.0)
-    hall.enter("1")
-    _sent_and_died(hall)
-    hall.wait("1")
+    _dispatcher_died(hall, services)
 
     # When the broker has had its time to deliver again, and the backend to publish
     clock.forward(9)
@@ -447,10 +448,7 @@ def test_a_dispatch_is_not_lost_while_deployments_lie_unread(
     hall: Hall, services: Services, clock: Clock, sender: RecordingSender, queue: str
 ) -> None:
     # Given a dispatcher that died with its request under way, and no worker that reads deployments
-    services.runs.timing = Timing(10.0)
-    hall.enter("1")
-    _sent_and_died(hall)
-    hall.wait("1")
+    _dispatcher_died(hall, services)
     sender.unread_of[queue] = 1
 
     # When workers poll for a minute
@@ -478,10 +476,7 @@ def test_a_dispatch_is_not_lost_before_workers_that_were_all_away_have_read_what
     hall: Hall, services: Services, clock: Clock, sender: RecordingSender
 ) -> None:
     # Given a dispatcher that died with its request under way, after a first look, and with it all workers
-    services.runs.timing = Timing(10.0)
-    hall.enter("1")
-    _sent_and_died(hall)
-    hall.wait("1")
+    _dispatcher_died(hall, services)
     clock.forward(1)
     first = hall.poll()
     assert first is not None
@@ -511,10 +506,7 @@ def test_a_dispatch_is_not_lost_while_its_dispatcher_waits_for_the_answer(
     hall: Hall, services: Services, redis: FakeRedis, clock: Clock, sender: RecordingSender
 ) -> None:
     # Given a backend that takes long to answer a dispatcher that lives
-    services.runs.timing = Timing(10.0)
-    hall.enter("1")
-    _sent_and_died(hall)
-    hall.wait("1")
+    _dispatcher_died(hall, services)
     clock.forward(22)
     redis.set(lock_key("1", DISPATCH.name), "its token")
 
@@ -526,12 +518,10 @@ def test_a_dispatch_is_not_lost_while_its_dispatcher_waits_for_the_answer(
 
 
 def test_a_deployment_that_has_begun_is_the_job_of_a_dispatch_whose_answer_was_lost(
-    hall: Hall, api: FakeBackend, clock: Clock, sender: RecordingSender
+    hall: Hall, services: Services, api: FakeBackend, clock: Clock, sender: RecordingSender
 ) -> None:
     # Given a dispatcher that died before it knew the job, and the deployment that came of it
-    hall.enter("1")
-    _sent_and_died(hall)
-    hall.wait("1")
+    _dispatcher_died(hall, services)
     assert hall.room.adopt("101")
     assert not hall.room.adopt("102")
 
