@@ -1,5 +1,7 @@
 """Publish work: a thin, typed skin over Celery's ``send_task``."""
 
+import ssl
+
 from celery import Celery
 
 from shared.messages import Message
@@ -29,6 +31,9 @@ class Publisher:
         )
         if broker_url.startswith(_REDIS_SCHEMES):
             self._celery.conf.broker_transport_options = REDIS_TIMEOUTS
+        if broker_url.startswith("rediss://"):
+            # Stock kombu checks no certificate unless the URL says so, and would tell anybody the password.
+            self._celery.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
 
     def publish(self, message: Message) -> str:
         """Send `message` to its queue and return the id of the Celery task.

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -104,7 +105,8 @@ class LogServer:
 
 
 @contextlib.contextmanager
-def log_server(script: Script) -> Iterator[LogServer]:
+def log_server(script: Script, tls: ssl.SSLContext | None = None) -> Iterator[LogServer]:
+    """Over `tls` when given; the connection is made when its thread reads the request."""
     state = LogServer(script)
 
     class Handler(BaseHTTPRequestHandler):
@@ -134,7 +136,9 @@ def log_server(script: Script) -> Iterator[LogServer]:
     with Server(("127.0.0.1", 0), Handler) as server:
         # Little room in the kernel, so that a slow reader is felt soon.
         server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
-        state.url = f"http://127.0.0.1:{server.server_port}"
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        state.url = f"http{'s' * (tls is not None)}://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         try:

@@ -1,9 +1,13 @@
 """The publisher sends what a bare `send_task` would."""
 
+import contextlib
 import socket
+import ssl
+import threading
 from typing import Any
 
 import pytest
+import trustme
 from celery import Celery
 from kombu import Connection
 from kombu.exceptions import OperationalError
@@ -98,6 +102,28 @@ def test_a_redis_that_takes_connections_and_says_nothing_is_an_error(monkeypatch
 
         with Publisher(url) as silenced, pytest.raises(OperationalError):
             silenced.publish(StopMessage(job="1"))
+
+
+def test_a_redis_without_a_trusted_certificate_is_not_told_the_password() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    told: list[bytes] = []
+
+    def answer(listener: socket.socket) -> None:
+        # Once for each try of the publisher; the listener's end ends it.
+        with contextlib.suppress(OSError):
+            while True:
+                plain, _ = listener.accept()
+                with contextlib.suppress(ssl.SSLError), context.wrap_socket(plain, server_side=True) as made:
+                    told.append(made.recv(1000))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, args=[listener], daemon=True).start()
+        url = f"rediss://:password@localhost:{listener.getsockname()[1]}/0"
+
+        with Publisher(url) as publisher, pytest.raises(OperationalError, match="certificate verify failed"):
+            publisher.publish(StopMessage(job="1"))
+    assert not any(told)
 
 
 @pytest.mark.parametrize(
