@@ -73,7 +73,7 @@ def sandbox(
 def _add_jobs(running: "Sandbox") -> None:
     for id_ in range(1, JOBS + 1):
         if running.state.job(id_) is None:
-            running.state.add_job(id=id_)
+            running.state.add_job(id=id_, agent=AGENT_ID)
 
 
 def _write_settings(env_file: Path, environ: Mapping[str, str]) -> None:
