@@ -15,6 +15,7 @@ from worker.broker import pool_work, task_message
 from worker.broker.channel import Channel
 from worker.broker.clock import ClockOffError, check_clock
 from worker.broker.refusals import keep, refused_message
+from worker.broker.tracing import unfailing
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +70,12 @@ class Consumer(consumer.Consumer):
                 self._refuse(message, f"cannot be handled: {type(error).__name__}", error)
 
         return on_task_received
+
+    def update_strategies(self) -> None:
+        """Make the tracers of all tasks."""
+        super().update_strategies()
+        for name, task in self.app.tasks.items():
+            task.__trace__ = unfailing(name, task.__trace__)
 
     def _refuse(self, message: Any, reason: str, exc: Exception | None = None) -> None:
         if message.acknowledged:

@@ -65,6 +65,12 @@ BAD: dict[str, Any] = {
     "retries a word": element(body=[[], KWARGS, EMBED], headers={"retries": "many"}),
     "time limits a number": element(body=[[], KWARGS, EMBED], headers={"timelimit": 5}),
     "stamps a number": element(body=[[], KWARGS, EMBED], headers={"stamped_headers": 5}),
+    "header of a method": element(body=[[], KWARGS, EMBED], headers={"get": 5}),
+    "header of Celery's own": element(body=[[], KWARGS, EMBED], headers={"_get_custom_headers": "x"}),
+    "shadow a list": element(body=[[], KWARGS, EMBED], headers={"shadow": ["x"]}),
+    "embed with a method": element(body=[[], KWARGS, {"get": 5}]),
+    "chain of numbers": element(body=[[], KWARGS, {"chain": [5]}]),
+    "chord a word": element(body=[[], KWARGS, {"chord": "x"}]),
     "headers nested": element(body=[[], KWARGS, EMBED], headers={"x": json.loads("[" * 300 + "]" * 300)}),
     "nested deeply": element(raw_body=NESTED),
     "nested deeper": element(raw_body=DEEPER),
@@ -131,6 +137,21 @@ def test_what_a_letter_holds(site: Site) -> None:
     assert json.loads(unknown["body"]) == [[1], KWARGS, EMBED]
     assert (raw["task"], raw["body"]) == ("", "no JSON at all")
     assert raw["reason"].startswith("not JSON")
+
+
+def test_a_message_over_which_celery_stumbles_after_its_task_is_kept_and_holds_no_slot(site: Site) -> None:
+    # Given more messages than slots whose next task exists but cannot be published, one good one behind them
+    following = {"task": "note", "args": [], "kwargs": {}, "options": {"queue": 5, "priority": MARK}}
+    for _ in range(3):
+        site.redis.lpush("first", json.dumps(element(body=[[], KWARGS, {"chain": [following]}])))
+    site.redis.lpush("first", json.dumps(GOOD))
+
+    # When a worker of one slot takes them
+    worker = site.worker(concurrency=1)
+
+    # Then the good one runs
+    site.wait(lambda: site.done() == ["good"] and site.quiet(), 20, "the good one behind the bad")
+    assert worker.alive
 
 
 def test_a_message_stays_when_its_letter_cannot_be_written(site: Site) -> None:

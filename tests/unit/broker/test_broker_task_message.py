@@ -13,6 +13,7 @@ from worker.broker.refusals import RefusedMessage, keep, message_refused, refuse
 from worker.broker.task_message import NotATaskError, check
 
 HEADERS: dict[str, Any] = {"task": "deploy", "id": "1"}
+SIGNATURE: dict[str, Any] = {"task": "stop", "args": [], "kwargs": {}, "options": {}, "immutable": False}
 
 
 def message(body: Any = None, *, content_type: str = "application/json", **headers: Any) -> Message:
@@ -33,6 +34,8 @@ def message(body: Any = None, *, content_type: str = "application/json", **heade
         message([[1], {"a": None}, {"chain": None}]),
         message(eta="2030-01-01T00:00:00+00:00", expires="2030-01-01T00:00:00", retries=3),
         message(timelimit=[None, 3.5], stamped_headers=[], stamps={}),
+        message(shadow="other", group="g", root_id="1", origin="me", ignore_result=True),
+        message([[], {}, {"callbacks": [SIGNATURE], "errbacks": [], "chain": None, "chord": SIGNATURE}]),
         message({"task": "deploy", "id": "1", "args": [], "kwargs": {}}, task="absent", id="absent"),
         message({"task": "deploy", "id": "1"}, task="absent", id="absent"),
         message({"args": [], "kwargs": {}}),
@@ -64,6 +67,16 @@ def test_tasks(good: Message) -> None:
         (message(retries="3"), "retries is not a count"),
         (message(timelimit=[1]), "timelimit"),
         (message(stamped_headers=["x"], stamps={}), "stamp"),
+        (message(get=5), "name of something of Celery's own"),
+        (message(_get_custom_headers="x"), "name of something of Celery's own"),
+        (message({"task": "deploy", "id": "1", "update": 1}, task="absent"), "Celery's own"),
+        (message(shadow=["x"]), "shadow is not a text"),
+        (message([[], {}, {"get": 5}]), "embed has more"),
+        (message([[], {}, {"chain": [5]}]), "chain is not made of tasks"),
+        (message([[], {}, {"chain": "x"}]), "chain is not made of tasks"),
+        (message([[], {}, {"callbacks": [{**SIGNATURE, "options": 5}]}]), "callbacks is not"),
+        (message([[], {}, {"chord": [SIGNATURE]}]), "chord is not made of tasks"),
+        (message(errbacks={"task": "x"}), "errbacks is not made of tasks"),
         (message(f'[[], {{"x": {"[" * 300}{"]" * 300}}}, {{}}]'), "nested too deeply"),
     ],
 )
