@@ -16,6 +16,7 @@ from worker.broker.channel import Channel
 from worker.broker.clock import ClockOffError, check_clock
 from worker.broker.refusals import keep, refused_message
 from worker.broker.tracing import unfailing
+from worker.broker.unpacking import limit_unpacking
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +27,10 @@ STOPPING = {bootsteps.CLOSE, bootsteps.TERMINATE}
 
 class Consumer(consumer.Consumer):
     """Named by the setting `worker_consumer`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        limit_unpacking()
+        super().__init__(*args, **kwargs)
 
     # -- bad messages: kept with the reason, never logged, never in the way of those behind them -----------
 

@@ -1,6 +1,8 @@
 """No message stops, loops or crashes a worker, or hides those behind it; each is kept whole."""
 
+import base64
 import json
+import zlib
 from typing import Any
 
 import pytest
@@ -53,6 +55,8 @@ BAD: dict[str, Any] = {
     "content type pickle": element(body=[[], KWARGS, EMBED]) | {"content-type": "application/x-pickle"},
     "content type a number": element(body=[[], KWARGS, EMBED]) | {"content-type": 5},
     "compression unknown": element(body=[[], KWARGS, EMBED], headers={"compression": "shrink"}),
+    "compressed, and unpacks to 32 MB": element(headers={"compression": "application/x-gzip"})
+    | {"body": base64.b64encode(zlib.compress(b" " * 2**25)).decode()},
     "no id": without("headers", "id"),
     "id a list": element(body=[[], KWARGS, EMBED], headers={"id": []}),
     "no task": without("headers", "task"),
