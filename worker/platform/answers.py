@@ -21,7 +21,7 @@ from worker.platform.errors import (
     ValidationError,
     shorten,
 )
-from worker.platform.redaction import clean, redact_value
+from worker.platform.redaction import clean, mask_cut, redact_value
 from worker.platform.requests import Expect
 from worker.platform.retries import retry_after_seconds
 
@@ -115,7 +115,7 @@ def _detail(answer: Answer) -> str:
     except (ValueError, RecursionError):
         value = None
     if value is None or too_deep(answer.body, value):
-        value = answer.body[:4096].decode("utf-8", errors="replace")
+        value = mask_cut(answer.body[:4096].decode("utf-8", errors="replace"))
     value = redact_value(value)
     if isinstance(value, dict) and set(value) == {"detail"}:
         value = value["detail"]

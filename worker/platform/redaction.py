@@ -17,6 +17,7 @@ from worker.platform import patterns
 from worker.platform.patterns import MASK
 
 SHORTEST_SECRET = 6  # shorter ones would mask ordinary words
+SHORTEST_BEGINNING = 4  # of a secret that was cut through; fewer characters are anybody's
 DEEPEST = 8  # levels of nesting looked into; what lies deeper is shown as masked text
 
 
@@ -34,6 +35,14 @@ class _Registry:
         with self._lock:
             # Longest first: a secret that holds another one is masked whole.
             self._spellings = tuple(sorted(found.union(self._spellings), key=len, reverse=True))
+
+    def mask_cut(self, text: str) -> str:
+        for spelling in self._spellings:
+            longest = min(len(spelling) - 1, len(text))
+            for length in range(longest, SHORTEST_BEGINNING - 1, -1):
+                if text.endswith(spelling[:length]):
+                    return text[: len(text) - length] + MASK
+        return text
 
     def mask(self, text: str) -> str:
         for spelling in self._spellings:
@@ -80,6 +89,14 @@ def redact(text: str) -> str:
         text = pattern.sub(patterns.mask_value, text)
     text = patterns.CREDENTIALS.sub(rf"\g<scheme> {MASK}", text)
     return _sendable(patterns.USERINFO.sub(f"{MASK}@", text))
+
+
+def mask_cut(text: str) -> str:
+    """Text that was cut off at its end, where the beginning of one of this process's secrets may be left.
+
+    To be called before it is redacted: what is left of the secret is none any more.
+    """
+    return _registry.mask_cut(text)
 
 
 def clean(text: str) -> str:

@@ -205,13 +205,13 @@ class RayHost:
         except PluginError:
             raise
         except ray.exceptions.RuntimeEnvSetupError as error:
-            raise PluginCallError("RuntimeEnvSetupError", clean(_tail(str(error)))) from None
+            raise PluginCallError("RuntimeEnvSetupError", _tail(str(error))) from None
         except ray.exceptions.RayActorError:
             raise
         except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
             raise PluginCallError(type(error).__name__, f"the process of {release.name} died") from None
         except ray.exceptions.RayTaskError as error:
-            raise PluginCallError("RayTaskError", clean(_tail(str(error)))) from None
+            raise PluginCallError("RayTaskError", _tail(str(error))) from None
         except Exception as error:  # the connection, in one of its many ways
             self._session.suspect()
             raise PluginHostUnavailableError(f"the Ray cluster was lost ({type(error).__name__})") from None
@@ -224,8 +224,9 @@ def _cancel(ref: Any) -> None:
 
 
 def _tail(text: str) -> str:
-    """The last lines say what went wrong; the ones before are Ray's own."""
-    return "\n".join(text.strip().splitlines()[-6:])[-2_000:]
+    """The last lines say what went wrong; the ones before are Ray's own. Without secrets: of one that is cut
+    through nobody would know that it is one."""
+    return clean("\n".join(text.strip().splitlines()[-6:]))[-2_000:]
 
 
 @lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ not import and should not trust.
 
 import importlib
 import json
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -18,6 +19,7 @@ ADAPTER = "worker.actions.adapter:action_for"
 MAX_FRAMES = 8
 MAX_MESSAGE = 4_000
 """Characters of an author's error that travel."""
+_WORD = re.compile(r"""[^\s"'&,;<>()\[\]{}]{1,200}\Z""")
 
 
 class EntrypointError(Exception):
@@ -78,9 +80,13 @@ def describe(error: BaseException, folder: Path) -> dict[str, str]:
 
 def _safe_text(error: BaseException) -> str:
     try:
-        return str(error)[:MAX_MESSAGE]
+        text = str(error)
     except Exception:  # an author's __str__
         return "(its message cannot be printed)"
+    if len(text) <= MAX_MESSAGE:
+        return text
+    # Not in the middle of a word: of half a secret the worker would not know that it is one.
+    return f"{_WORD.sub('', text[:MAX_MESSAGE])}…"
 
 
 def _adapt(target: Any) -> Any:

@@ -11,8 +11,11 @@ from pydantic import SecretStr
 
 from worker.actions.serve_state import interpret_serve_status
 from worker.dead_letters import DeadLetters
-from worker.platform import MalformedResponseError, clean, mask_secrets, redact, register_secrets
+from worker.platform import MalformedResponseError, clean, mask_cut, mask_secrets, redact, register_secrets
 from worker.platform import register_settings as register
+from worker.platform.answers import Answer, error_of
+from worker.platform.streams.lines import cut
+from worker.plugins.runner import MAX_MESSAGE, describe
 from worker.runs.request import QuietRequest
 from worker.services import Services
 from worker.settings import Settings
@@ -121,3 +124,28 @@ def test_an_agent_whose_record_is_odd_is_a_malformed_answer(
     assert str(caught.value) == "malformed answer: the agent's address or token cannot be used"
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("left", range(1, len(OURS)))
+def test_a_secret_that_is_cut_through_shows_no_beginning_of_itself(left: int) -> None:
+    # Given a remote's error, a job's line and a plugin's error, each cut in the middle of a secret
+    body = b"x" + b" " * (4095 - left) + OURS.encode() + b" and more"
+    mark = f"… [cut: {5000 + len(OURS)} bytes]"
+    line = f"{'-' * (1024 - len(mark.encode()) - left)}{OURS}".ljust(5000 + len(OURS), "-")
+    text = f"{'-' * (MAX_MESSAGE - left - 1)} {OURS} and more"
+
+    # When they are told
+    told = [
+        str(error_of(Answer(500, {}, body))),
+        redact(cut(line, 1024)),
+        describe(ValueError(text), Path("/nowhere"))["message"],
+    ]
+
+    # Then nothing of it is
+    assert cut(line, 1024).endswith(mark)
+    assert [each for each in told if "hush" in each] == []
+
+
+def test_the_end_of_a_text_that_is_no_secrets_beginning_is_left() -> None:
+    assert mask_cut("hush, hus") == "hush, hus"
+    assert mask_cut(f"it is {OURS[:8]}") == "it is ***"

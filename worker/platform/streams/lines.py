@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from worker.platform.redaction import mask_cut
+
 EVENT_PREFIX: Final = "data:"
 
 
@@ -68,4 +70,4 @@ def cut(line: str, longest: int, dropped: int = 0) -> str:
         return line
     mark = f"… [cut: {len(encoded) + dropped} bytes]"
     room = max(0, longest - len(mark.encode()))
-    return encoded[:room].decode(errors="ignore") + mark
+    return mask_cut(encoded[:room].decode(errors="ignore")) + mark
