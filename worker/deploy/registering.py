@@ -20,6 +20,7 @@ REGISTERED = "registered"
 POSTED = "register_attempts"
 MOST_ATTEMPTS = 5
 LOOK_AGAIN_SECONDS = 1.0
+LONGEST_ID = 100
 
 
 def register(run: Run, services: Services) -> Outcome:
@@ -85,6 +86,9 @@ def _data(run: Run) -> dict[str, Any]:
 
 def _id_of(record: object) -> int | str:
     found = record.get("id") if isinstance(record, dict) else None
-    if isinstance(found, int | str) and not isinstance(found, bool) and found != "":
+    if isinstance(found, int) and not isinstance(found, bool):
+        return found
+    # It goes into the job's result: half a character would keep the end from ever being told.
+    if isinstance(found, str) and 0 < len(found) <= LONGEST_ID and found.isprintable():
         return found
     raise MalformedResponseError("malformed answer: an application record without an id")

@@ -63,6 +63,17 @@ def test_after_a_malformed_answer_the_record_is_looked_for(yard: Yard) -> None:
     assert tell(yard) == Finish(JobStatus.SUCCEEDED, {"serve_application": 900})
 
 
+@pytest.mark.parametrize("identifier", ["\ud800", "", "a\nb", "x" * 101, None, True, 1.5, [], float("nan")])
+def test_what_is_no_id_is_a_malformed_answer(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch, identifier: object
+) -> None:
+    # Given a backend whose record has an id that no result could carry
+    monkeypatch.setattr(yard.api, "create_serve_application", lambda **_: {"id": identifier})
+
+    # When the application is registered, then the record is looked for, as after any answer that says nothing
+    assert isinstance(tell(yard), PollAgain)
+
+
 def test_answers_that_stay_malformed_end_the_run(yard: Yard) -> None:
     yard.api.refused = MalformedResponseError()
     for _ in range(4):
