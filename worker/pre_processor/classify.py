@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from shared.statuses import ServeApplicationStatus
+from worker.platform import redact, shorten
 
 Bucket = Literal["running", "failed", "pending"]
 Record = Mapping[str, Any]
@@ -15,6 +16,8 @@ FAILED_STATUSES = frozenset(
         ServeApplicationStatus.UNAVAILABLE,
     }
 )
+LONGEST_WORD = 100
+"""Characters of a status or an id that are kept."""
 _NAMES = ("name", "app_name", "release", "plugin")
 """Keys of a record's `data` that may hold a release as `code@version`."""
 
@@ -61,7 +64,7 @@ def _names_another(data: object, code: str, version: str) -> bool:
 
 def snapshot_of(records: Sequence[Record]) -> dict[str, str]:
     """How the records stood at the dispatch: status by id."""
-    return {str(record.get("id")): str(record.get("status")) for record in records}
+    return {_told(record.get("id")): _told(record.get("status")) for record in records}
 
 
 def counts_as_failed(record: Record, job: str | None, snapshot: Mapping[str, str]) -> bool:
@@ -71,4 +74,9 @@ def counts_as_failed(record: Record, job: str | None, snapshot: Mapping[str, str
     """
     if job is not None and str(record.get("job")) == job:
         return True
-    return snapshot.get(str(record.get("id"))) != str(record.get("status"))
+    return snapshot.get(_told(record.get("id"))) != _told(record.get("status"))
+
+
+def _told(value: object) -> str:
+    # It is kept in Redis, and what a backend says may be what it was sent.
+    return shorten(redact(str(value)), LONGEST_WORD)

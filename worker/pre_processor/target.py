@@ -6,6 +6,7 @@ from typing import Any, Final, Literal, Protocol
 
 from shared.statuses import JobStatus
 from worker.platform import ClientError, MalformedResponseError, NotFoundError
+from worker.platform.redaction import redact_value
 from worker.pre_processor.classify import Record, of_release, records_of
 
 GONE: Final = "GONE"
@@ -39,7 +40,9 @@ class PreProcessor:
 
     def to_finding(self) -> dict[str, Any]:
         """As what a run found out."""
-        return {"code": self.code, "version": self.version, "config": self.config, "agent": self.agent}
+        # Kept in Redis, and a config may hold what the release's author wrote down for its replicas alone.
+        config = redact_value(self.config)
+        return {"code": self.code, "version": self.version, "config": config, "agent": self.agent}
 
     @classmethod
     def from_finding(cls, finding: Mapping[str, Any]) -> "PreProcessor":

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.messages import ToTaskParams
+from worker.platform import holds_secret
 from worker.to_task.backends import AsyncBackend
 from worker.to_task.errors import StillPendingError, TaskFailedError
 from worker.to_task.ledger import Ticket
 
 DEFERRED = "__synapse_deferred__"
 POLL = "__synapse_poll__"
+LONGEST_TICKET = 4_096
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def _result(answer: Any, model: object) -> Any:
     if not isinstance(answer, dict) or answer.get(DEFERRED) is not True:
         return answer
     match answer.get("status"):
-        case "pending" if isinstance(answer.get("ticket"), str | int):
+        case "pending" if _is_ticket(answer.get("ticket")):
             return Ticket(str(answer["ticket"]), model)
         case "failed":
             reason = str(answer.get("error") or "no reason given")
@@ -70,3 +72,8 @@ def _result(answer: Any, model: object) -> Any:
                 " (tickets live in one replica: with several, the poll may miss it)"
             )
     raise TaskFailedError("the pre-processor deferred the inference in a way that is not understood")
+
+
+def _is_ticket(found: Any) -> bool:
+    """It is kept in Redis until it is asked for: neither without measure nor with a token of ours in it."""
+    return isinstance(found, str | int) and len(str(found)) <= LONGEST_TICKET and not holds_secret(str(found))

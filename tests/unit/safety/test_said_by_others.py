@@ -1,5 +1,6 @@
 """What Ray Serve, agents and file names say reaches users without secrets and breaks nothing."""
 
+import asyncio
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,13 @@ from worker.platform import register_settings as register
 from worker.platform.answers import Answer, error_of
 from worker.platform.streams.lines import cut
 from worker.plugins.runner import MAX_MESSAGE, describe
+from worker.pre_processor.classify import counts_as_failed, snapshot_of
+from worker.pre_processor.target import find
 from worker.runs.request import QuietRequest
 from worker.services import Services
 from worker.settings import Settings
+from worker.to_task.errors import TaskFailedError
+from worker.to_task.inference import LONGEST_TICKET, PreProcessor, ask
 
 OURS = "hush-ours-5521"
 CONFESSION = (
@@ -149,3 +154,41 @@ def test_a_secret_that_is_cut_through_shows_no_beginning_of_itself(left: int) ->
 def test_the_end_of_a_text_that_is_no_secrets_beginning_is_left() -> None:
     assert mask_cut("hush, hus") == "hush, hus"
     assert mask_cut(f"it is {OURS[:8]}") == "it is ***"
+
+
+@pytest.mark.parametrize("ticket", [OURS, f"t-{OURS}", "x" * (LONGEST_TICKET + 1), 10**LONGEST_TICKET])
+def test_a_ticket_that_shows_a_token_or_has_no_measure_is_not_kept(ticket: object) -> None:
+    async def run_plugin(*_: Any) -> Any:
+        return {"__synapse_deferred__": True, "status": "pending", "ticket": ticket}
+
+    target = PreProcessor("pre", "1.0.0", 3, {})
+
+    with pytest.raises(TaskFailedError, match="not understood"):
+        asyncio.run(ask(SimpleNamespace(run_plugin=run_plugin), target, {}))  # type: ignore[arg-type]
+
+
+def test_what_is_kept_of_application_records_has_no_secret() -> None:
+    # Given a backend whose record says what it was sent, and more than anybody wants to know
+    record = {"id": f"Token {OURS}", "status": f"{CONFESSION} {'x' * 10_000}"}
+
+    # When it is kept, then without that; and it still counts as what it was
+    kept = snapshot_of([record])
+    assert "hush" not in json.dumps(kept).replace("hush-query", "")
+    assert len(json.dumps(kept)) < 300
+    assert not counts_as_failed(record, None, kept)
+    assert counts_as_failed({**record, "status": "UNHEALTHY"}, None, kept)
+
+
+def test_a_pre_processors_config_is_kept_without_what_its_author_hides() -> None:
+    config = {
+        "code": "pre",
+        "env": {"HF_TOKEN": "hush-hf-token", "MODE": "fast"},
+        "actions": {"inference": {"required_resources": {"num_cpus": 2}, "runtime_env": {"api_key": "hush"}}},
+    }
+    backend: Any = SimpleNamespace(get_plugin_release=lambda _id: {"version": "1.0.0", "config": config})
+
+    kept = find(backend, 1, 3).to_finding()
+
+    assert "hush" not in json.dumps(kept)
+    assert kept["config"]["env"]["MODE"] == "fast"
+    assert kept["config"]["actions"]["inference"]["required_resources"] == {"num_cpus": 2}
