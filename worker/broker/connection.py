@@ -12,6 +12,7 @@ from kombu import Connection as KombuConnection
 from kombu.transport import redis
 
 from worker.broker.transport import Transport
+from worker.platform import redact
 
 
 class Connection(KombuConnection):
@@ -21,6 +22,11 @@ class Connection(KombuConnection):
         """The class for this connection's URL."""
         found = super().get_transport_cls()
         return Transport if found is redis.Transport else found
+
+    def info(self) -> dict[str, Any]:
+        """What `inspect stats` tells monitors. Of a socket the host is the whole address, password and all."""
+        told: dict[str, Any] = super().info()
+        return {**told, "hostname": redact(told["hostname"] or "")}
 
 
 class AMQP(amqp.AMQP):

@@ -79,3 +79,19 @@ def test_a_clock_that_is_far_off_is_refused(ahead: float, words: str) -> None:
 def test_a_slow_answer_is_no_error_of_the_clock() -> None:
     moments = iter([1_000.0, 1_009.0])
     assert check_clock(lambda: (1_004, 0), clock=lambda: next(moments)) == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "unix://:hush-socket@/run/redis.sock",
+        "redis+socket://:hush-socket@/run/redis.sock",
+        "unix:///run/redis.sock?password=hush-socket",
+    ],
+)
+def test_a_sockets_password_is_not_shown_to_monitors(url: str) -> None:
+    connection = Connection(broker_url(url))
+
+    assert "hush" not in repr(connection.info())
+    assert "hush" not in connection.as_uri()
+    assert "hush" in connection.clone().hostname
