@@ -10,7 +10,7 @@ from rich.table import Table
 
 from shared import DeployMessage, Message, StopMessage, TailLogsMessage, ToTaskMessage
 from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, RedisUrl, connect, fail, out, publish
-from worker.cli.terminal_text import cell
+from worker.cli.terminal_text import cell, escaped
 from worker.dead_letters import DeadLetter, DeadLetters
 from worker.runs.store import RunStore
 
@@ -38,7 +38,7 @@ def show(id_: Id, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
     letter = _letter(DeadLetters(connect(redis_url)), id_)
     content = {"task": letter.task, "body": letter.body, "reason": letter.reason, "time": letter.time}
     # Not through rich, which would fold long lines in the middle of a body.
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    typer.echo(escaped(json.dumps(content, indent=2, ensure_ascii=False)))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Text of other people's programs on a terminal."""
 
+import json
 import re
 from typing import Final
 
@@ -16,6 +17,14 @@ def shown(text: str) -> str:
     """A line as a terminal may have it: the last state of a progress bar, colours, and nothing else."""
     text = NOT_COLOURS.sub("", text.rstrip("\r").rpartition("\r")[2])
     return f"{text}\x1b[0m" if "\x1b" in text else text
+
+
+def escaped(text: str) -> str:
+    """JSON text whose strings hold nothing that a terminal obeys or turns around; it means the same."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else json.dumps(character)[1:-1]
+        for character in text
+    )
 
 
 def cell(text: str) -> str:

@@ -10,6 +10,10 @@ from tests.integration.safety.site import ECHO, Site
 from worker.sandbox.redis import RedisServer
 
 
+OBEYED = {"\x1b", "\x9b", "\u202e"}
+"""Characters that a terminal does not show but does what they say."""
+
+
 def letter_of(site: Site, mark: str) -> dict[str, Any]:
     def found() -> list[dict[str, Any]]:
         return [letter for letter in site.letters() if mark in letter["body"]]
@@ -108,16 +112,17 @@ def test_a_replay_does_not_open_a_job_that_ended_otherwise(site: Site) -> None:
 def test_what_is_no_task_message_is_shown_but_not_replayed(site: Site) -> None:
     # Given rubbish, and a message whose task has a name that a terminal would obey
     site.redis.lpush("to_task", "mark-rubbish [/red] {} %s")
-    site.bare("[/b]\x1b[2J{}%s", "to_task", {"mark": "mark-markup"})
+    site.bare("[/b]\x1b[2J\x9b2J\u202e{}%s", "to_task", {"mark": "mark-markup \x9b2J\u202e😀"})
     rubbish, markup = letter_of(site, "mark-rubbish"), letter_of(site, "mark-markup")
 
     # When they are listed, shown and replayed
     code, listed = site.command("dead-letters", "list")
     assert code == 0
-    assert "\x1b" not in listed
+    assert not OBEYED & set(listed)
     for letter in (rubbish, markup):
         assert letter["id"] in listed
         code, shown = site.command("dead-letters", "show", letter["id"])
+        assert not OBEYED & set(shown)
         assert json.loads(shown) == {key: value for key, value in letter.items() if key != "id"}
         code, said = site.command("dead-letters", "replay", letter["id"])
         assert code == 1
