@@ -167,3 +167,37 @@ def test_secret_in_an_exception_as_text_is_masked(
 
     assert "ValueError" in written.getvalue()
     assert SECRET not in written.getvalue()
+
+
+def test_a_line_that_cannot_be_written_is_not_shown_as_it_came(written: io.StringIO) -> None:
+    # Given a line whose text does not fit its values (pytest's own handlers would raise, so it goes to ours)
+    [handler] = [each for each in logging.getLogger().handlers if isinstance(each, worker_logging._Handler)]
+
+    handler.handle(
+        logging.LogRecord("celery", logging.INFO, "x.py", 5, "%s and %s", (f"hush {SECRET}",), None)
+    )
+
+    assert lines(written) == [{"event": "log line not written", "at": "celery:5", "why": "TypeError"}]
+
+
+def test_a_terminal_obeys_no_text_of_others(written: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given readable lines
+    monkeypatch.setattr(sys, "stderr", written)
+    worker_logging.configure("INFO", as_text=True)
+
+    # When somebody's text clears the screen, turns the line around and begins a new one
+    text = "a\x1b[2J\x9b2J\u202e\r\nb"
+    structlog.get_logger("worker.x").info("refused", task=text)
+    logging.getLogger("celery").info("Task %s", text)
+    try:
+        raise ValueError("é\x1b[2J")
+    except ValueError:
+        structlog.get_logger("worker.x").exception("failed")
+
+    # Then the characters are spelt out; a traceback keeps its lines
+    shown = written.getvalue()
+    assert not {"\x9b", "\u202e", "\r"} & set(shown)
+    assert "\x1b[2J" not in shown
+    assert shown.count(r"a\x1b[2J\x9b2J\u202e\r\nb") == 2
+    assert "\nTraceback (most recent call last):\n" in shown
+    assert r"ValueError: é\x1b[2J" in shown

@@ -24,7 +24,7 @@ class Connection(KombuConnection):
         return Transport if found is redis.Transport else found
 
     def info(self) -> dict[str, Any]:
-        """What `inspect stats` tells monitors. Of a socket the host is the whole address, password and all."""
+        """What `inspect stats` tells monitors. Of a socket the host is all of the address, password too."""
         told: dict[str, Any] = super().info()
         return {**told, "hostname": redact(told["hostname"] or "")}
 

@@ -9,7 +9,6 @@ import pytest
 from tests.integration.safety.site import ECHO, Site
 from worker.sandbox.redis import RedisServer
 
-
 OBEYED = {"\x1b", "\x9b", "\u202e"}
 """Characters that a terminal does not show but does what they say."""
 
