@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+# Celery's own: what it reads as a date, a UUID or a decimal is written as it came.
+from kombu.utils.json import dumps
 from redis import Redis
 
 from shared.channels import DEAD_LETTERS
@@ -174,10 +176,10 @@ def _is_id(text: str) -> bool:
 
 def _as_json(body: Any) -> str:
     try:
-        text = json.dumps(body, ensure_ascii=False, default=repr)
+        text: str = dumps(body, ensure_ascii=False)
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape and UTF-8 cannot hold
-        return json.dumps(body, default=repr)
+        return str(dumps(body))
     return text
 
 

@@ -9,6 +9,7 @@ import fakeredis
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from kombu.utils.json import loads
 
 from shared.channels import DEAD_LETTERS
 from tests.unit.control.control_helpers import Door, FakeServices
@@ -93,6 +94,17 @@ def test_a_letter_is_kept_as_it_came(redis: Any, task: str, body: Any, reason: s
     else:
         assert json.dumps(json.loads(kept[0].body)) == json.dumps(body)
     assert letters.get(kept[0].id) == kept[0]
+
+
+def test_what_celery_reads_as_more_than_json_is_kept_as_it_came(redis: Any) -> None:
+    typed = {"__type__": "decimal", "__value__": "1.50"}
+    stamp = {"__type__": "datetime", "__value__": "2026-01-02T03:04:05+00:00"}
+    read = loads(json.dumps({"price": typed, "since": stamp, "half": "\ud800"}))
+
+    DeadLetters(redis).add("deploy", [[], read], "x")
+
+    [letter] = DeadLetters(redis).all()
+    assert letter.arguments() == {"price": typed, "since": stamp, "half": "\ud800"}
 
 
 def test_two_messages_with_one_id_are_two_letters(redis: Any) -> None:
