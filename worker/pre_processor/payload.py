@@ -1,6 +1,6 @@
 """What a dispatch asks the backend for, from what the pre-processor's release declares, and its answer."""
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,7 +81,8 @@ def _number(declared: Mapping[str, Any], *names: str) -> int | float | None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise _refused(name, "is not a number")
-        if not math.isfinite(value) or value < 0:
+        # Not math.isfinite, which a whole number of 400 digits overflows.
+        if not 0 <= value <= sys.float_info.max:
             raise _refused(name, "must be a number from 0 up")
         return value
     return None

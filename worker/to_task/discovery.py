@@ -10,6 +10,7 @@ from worker.runs.outcomes import RunFailedError
 
 NO_TASKS = "No tasks found to annotate"
 LARGEST_PAGE = 1_000
+MOST_TASKS = 10**12
 
 
 class TaskLists(Protocol):
@@ -56,7 +57,9 @@ def read_page(backend: TaskLists, params: ToTaskParams, size: int, link: str | N
         # It is kept in Redis until it is followed.
         raise RunFailedError("The backend's list of tasks is malformed: a link shows a token")
     count = answer.get("count")
-    return Page([int(each) for each in ids if each], following or None, count if type(count) is int else None)
+    # One beyond all measure is no number that a share could be reckoned from.
+    known = count if type(count) is int and 0 <= count <= MOST_TASKS else None
+    return Page([int(each) for each in ids if each], following or None, known)
 
 
 def all_ids(backend: TaskLists, params: ToTaskParams, size: int) -> Iterator[int]:

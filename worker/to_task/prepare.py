@@ -63,7 +63,8 @@ def check_project(backend: Projects, params: ToTaskParams) -> None:
         found = backend.get_data_collection(collection).get("file_specifications")
     except NotFoundError:
         raise RunFailedError(f"Data collection {collection} does not exist") from None
-    names = [str(each.get("name")) for each in found or [] if isinstance(each, dict)]
+    specifications = found if isinstance(found, list) else []
+    names = [str(each.get("name")) for each in specifications if isinstance(each, dict)]
     if params.target_specification_name not in names:
         raise RunFailedError(
             f"Data collection {collection} has no file specification {params.target_specification_name!r};"

@@ -55,6 +55,8 @@ def test_a_release_that_declares_nothing_gets_the_defaults(odd: dict[str, Any]) 
         {"num_replicas": 1.5},
         {"num_replicas": "auto"},
         {"memory": -1},
+        {"memory": 10**400},
+        {"num_cpus": 10**400},
         {"memory_bytes": 0.5},
         {"memory": []},
         "all of it",

@@ -1,6 +1,7 @@
 """Collecting ids: pages count once, chunks are whole, nothing is annotated before the last page."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from tests.unit.to_task.world import JOB, World
 from worker.runs.outcomes import Continue, Finish, Park, PollAgain, RunFailedError
 from worker.to_task import keys
 from worker.to_task.catalogue import Catalogue, Commit
-from worker.to_task.discovery import Page, all_ids, page_size
+from worker.to_task.discovery import Page, all_ids, page_size, read_page
 from worker.to_task.fetch import fetch_tasks
 from worker.to_task.message import message_of
 from worker.to_task.steps import SPREAD
@@ -179,6 +180,16 @@ def test_progress_follows_the_count_of_the_backend(make_world: Make) -> None:
     fetch_tasks(world.run, world.services, lambda: next(ticks))
 
     assert world.redis.hget(f"synapse:jobs:{{{JOB}}}:progress", "fetch_tasks") == "25"
+
+
+@pytest.mark.parametrize("count", [10**400, -5, True, 1.5, "many", float("inf"), None])
+def test_a_count_beyond_reckoning_is_not_known(count: object) -> None:
+    backend: Any = SimpleNamespace(
+        list_tasks=lambda *_, **__: {"results": [{"id": 1}], "next": None, "count": count}
+    )
+    params: Any = SimpleNamespace(task_filters={}, project=1)
+
+    assert read_page(backend, params, 100, None) == Page([1], None, None)
 
 
 def test_large_ids_survive(make_world: Make) -> None:

@@ -1,15 +1,18 @@
 """What a run's parameters are checked against."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from shared.messages import ToTaskMethod
 from tests.unit.to_task.world import World
 from worker.platform import NotFoundError, ServerError
 from worker.plugins import PluginCallError
 from worker.pre_processor.steps import DETECT
 from worker.runs.outcomes import Continue, RunFailedError
-from worker.to_task.prepare import prepare
+from worker.to_task.prepare import check_project, prepare
 from worker.to_task.steps import FETCH_TASKS
 
 Make = Callable[..., World]
@@ -76,3 +79,15 @@ def test_a_backend_that_is_away_is_no_mistake_of_the_run(make_world: Make) -> No
 
     with pytest.raises(ServerError):
         prepare(world.run, world.services)
+
+
+@pytest.mark.parametrize("found", [5, True, 1.5, "label_1", {"name": "label_1"}, [["name"]], [None], None])
+def test_specifications_that_are_no_list_of_objects_are_none(found: object) -> None:
+    backend: Any = SimpleNamespace(
+        get_project=lambda _id: {"data_collection": 5},
+        get_data_collection=lambda _id: {"file_specifications": found},
+    )
+    params: Any = SimpleNamespace(project=1, method=ToTaskMethod.FILE, target_specification_name="label_1")
+
+    with pytest.raises(RunFailedError, match="has no file specification 'label_1'; it has: none"):
+        check_project(backend, params)
