@@ -71,6 +71,8 @@ def sandbox(
 
 
 def _add_jobs(running: "Sandbox") -> None:
+    from worker.sandbox.sandbox import AGENT_ID
+
     for id_ in range(1, JOBS + 1):
         if running.state.job(id_) is None:
             running.state.add_job(id=id_, agent=AGENT_ID)
