@@ -90,14 +90,15 @@ class WorkflowTask(StepTask):
             runs.report_end(message.job)
             return
         # A second delivery may come from a worker that died right here, so the first step is sent again
-        # while the run has not begun it.
+        # while the run has not begun it. Another message of the same job may be of the other kind, whose
+        # steps are none of this run.
         run = runs.store.load(message.job)
         if run.end is not None:
             runs.report_end(message.job)
-        elif run.position < first.position:
-            self.taken_in(message)
+        elif run.position < first.position and run.message.task == message.task:
+            self.taken_in(run.message)
             runs.live.expect(run_member(message.job))
-            runs.sender.send(first, queue, {"job": message.job})
+            runs.sender.send(first, run.queue, {"job": message.job})
         log.info("message taken in", job=message.job, plugin=message.plugin, acceptance=acceptance)
 
     def taken_in(self, message: DeployMessage | ToTaskMessage) -> None:

@@ -8,6 +8,7 @@ from fakeredis import FakeRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.channels import DEAD_LETTERS, job_key
+from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
 from tests.unit.control.control_helpers import Backend, Door, FakeServices
@@ -103,6 +104,22 @@ def test_entry_delivered_twice_starts_nothing_once_the_run_has_begun(
     door.deliver("test.deploy", **MESSAGE)
 
     assert len(sender.of("deploy.initialize")) == 1
+
+
+def test_entry_of_the_other_kind_starts_nothing_while_the_run_has_not_begun(
+    door: Door, services: FakeServices, sender: RecordingSender
+) -> None:
+    # Given a run of `to_task` whose first step lies in the queue
+    params = {"name": "n", "project": 1, "agent": 1, "target_specification_name": "label"}
+    first = ToTaskMessage.model_validate({"job": 42, "plugin": "digits@1.0.0", "params": params})
+    services.runs.store.accept(first, "to_task")
+
+    # When a message of `deploy` names the same job
+    door.deliver("test.deploy", **MESSAGE)
+
+    # Then no step of a deployment is sent for it
+    assert sender.sent == []
+    assert services.runs.store.load("42").end is None
 
 
 def test_entry_of_an_ended_run_publishes_only_the_report(
