@@ -78,6 +78,7 @@ class Room:
             token,
             UNSENT_CLAIM_SECONDS,
             DAY_SECONDS,
+            *_DISPATCH_FIELDS,
         )
         return Joined(int(started), token if claimed else None, bool(first), dispatched or None)
 

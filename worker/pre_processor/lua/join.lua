@@ -1,13 +1,22 @@
 -- A run waits; the first starts the poll, and one of all takes the dispatch upon itself.
 -- KEYS: room, waiters
--- ARGV: job, timeout in seconds, seen before, token of a claim, seconds an unsent claim holds, expiry in seconds
+-- ARGV: job, timeout in seconds, seen before, token of a claim, seconds an unsent claim holds, expiry in seconds,
+--   fields of a dispatch
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
 local first = redis.call('ZADD', KEYS[2], 'NX', now + tonumber(ARGV[2]), ARGV[1])
 local job = redis.call('HGET', KEYS[1], 'job')
-if first == 1 and job and redis.call('ZCARD', KEYS[2]) == 1 then
+if first == 1 and redis.call('ZCARD', KEYS[2]) == 1 then
   -- A dispatch of an earlier wave: its job may have ended while nobody looked.
-  redis.call('HSET', KEYS[1], 'doubtful', 1)
+  if job then redis.call('HSET', KEYS[1], 'doubtful', 1) end
+  -- One that failed when all had left is none of this wave; what may have come of it all the same has its time.
+  if (redis.call('HGET', KEYS[1], 'failure') or '') ~= '' then
+    if job or redis.call('HGET', KEYS[1], 'unclear') == '1' then
+      redis.call('HSET', KEYS[1], 'failure', '', 'unclear', 0)
+    else
+      redis.call('HDEL', KEYS[1], unpack(ARGV, 7))
+    end
+  end
 end
 local token = redis.call('HGET', KEYS[1], 'token')
 local free = not token
