@@ -93,9 +93,15 @@ class Runs:
         self.events.publish(run.job, "metrics", step=step, metrics=metrics)
         self.report_due(run.job)
 
-    def finish(self, job: str, end: End) -> bool:
-        """End the run, once; the report of it follows until the backend has it."""
-        first = self.store.finish(job, end)
+    def finish(self, job: str, end: End, step: Step | None = None) -> bool:
+        """End the run, once; the report of it follows until the backend has it.
+
+        `step`: the one whose outcome this is. While it waited for a neighbour the run may have gone on
+        without it: a room lets out a run whose dispatch has not been answered. It has no say then.
+        """
+        first = self.store.finish(job, end, step)
+        if not first and not self.store.is_over(job):
+            return False
         if first:
             self.events.publish(job, "state", status=end.status, error=end.error)
             level = "error" if end.status is JobStatus.FAILED else "info"

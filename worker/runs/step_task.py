@@ -173,8 +173,8 @@ class StepTask(Task):
                 following = self.runs.store.announce_poll(run.job, name, run.generation)
                 self.come_back(countdown, generation=following, attempt=0, redelivered=False)
             case Finish():
-                self.runs.finish(run.job, End(outcome.status, outcome.result))
-                log.info("run ended", status=outcome.status, at=step.name)
+                if self.runs.finish(run.job, End(outcome.status, outcome.result), step):
+                    log.info("run ended", status=outcome.status, at=step.name)
             case Park():
                 pass
 

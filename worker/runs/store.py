@@ -122,12 +122,19 @@ class RunStore:
         # It may be what a neighbour answered, and that may be what it was sent.
         self.redis.hset(keys.run_key(job), f"finding:{name}", json.dumps(mask_secrets(finding)))
 
-    def finish(self, job: str, end: End) -> bool:
-        """Write the end; false when the run had one already (or is gone)."""
+    def finish(self, job: str, end: End, step: Step | None = None) -> bool:
+        """Write the end; false when the run had one already, is gone, or has passed `step`, which ends it."""
         end = End(end.status, mask_secrets(end.result))
         stored = json.dumps({"status": end.status, "result": end.result})
         return bool(
-            self._scripts.run("finish", [keys.run_key(job), job_key(job)], stored, end.status, end.error)
+            self._scripts.run(
+                "finish",
+                [keys.run_key(job), job_key(job)],
+                stored,
+                end.status,
+                end.error,
+                "" if step is None else step.position,
+            )
         )
 
     def remember_stop(self, job: str) -> None:

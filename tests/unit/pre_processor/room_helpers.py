@@ -118,7 +118,7 @@ class Hall:
         try:
             outcome: Any = function(begun.run, self.services)
         except RuntimeError as error:
-            self.runs.finish(job, End(JobStatus.FAILED, {"error": user_message(error)}))
+            self.runs.finish(job, End(JobStatus.FAILED, {"error": user_message(error)}), step)
             return Finish(JobStatus.FAILED, {"error": str(error)})
         finally:
             self.services.redis.delete(lock_key(job, step.name))

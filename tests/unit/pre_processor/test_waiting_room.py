@@ -312,6 +312,55 @@ def test_a_refused_dispatch_ends_everybody_and_is_forgotten(
     assert len(api.dispatched) == 2
 
 
+@pytest.mark.parametrize("error", [ServerError(), ClientTimeoutError()], ids=["refused", "unclear"])
+def test_a_dispatch_that_fails_when_nobody_waits_any_more_fails_none_of_those_who_come_later(
+    hall: Hall, api: FakeBackend, clock: Clock, error: Exception
+) -> None:
+    # Given a run that is stopped while the backend keeps its dispatch waiting, so that it leaves the room
+    hall.enter("1")
+
+    def slow(count: int) -> None:
+        stop("1", hall.runs)
+        assert hall.poll() is None
+        raise error
+
+    api.dispatch_answer = slow
+    hall.wait("1")
+
+    # When another run comes an hour later
+    clock.forward(3600)
+    api.dispatch_answer = lambda count: {"id": 100 + count}
+    hall.enter("2")
+    hall.wait("2")
+    hall.poll()
+
+    # Then it has its own chance
+    assert hall.error("2") is None
+    assert hall.waiting() == ["2"]
+
+
+def test_a_dispatch_that_fails_after_its_run_was_let_out_does_not_end_the_run(
+    hall: Hall, api: FakeBackend
+) -> None:
+    # Given a dispatch that did its work, while the backend keeps its answer back until the client gives up
+    hall.enter("1")
+
+    def slow(count: int) -> None:
+        api.runs_now()
+        hall.poll()
+        assert hall.sent_on() == ["1"]
+        hall.step(READY, "1", lambda run, services: Park())
+        raise ClientTimeoutError
+
+    api.dispatch_answer = slow
+
+    # When the dispatching step ends with the error
+    hall.wait("1")
+
+    # Then the run that collects its tasks by now goes on
+    assert hall.error("1") is None
+
+
 def test_the_cause_of_a_failed_dispatch_is_attached(hall: Hall, api: FakeBackend) -> None:
     hall.enter("1")
     api.broken["run_plugin"] = ServerError("500: http://backend/x?token=abcdefgh")

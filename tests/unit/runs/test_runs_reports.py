@@ -20,6 +20,7 @@ from worker.platform import (
 )
 from worker.platform import ValidationError as RefusedError
 from worker.runs.keys import messages_key, progress_key, run_key
+from worker.runs.outcomes import Step
 from worker.runs.record import End, Run
 from worker.runs.reports import report, stop
 from worker.runs.runs import Runs
@@ -518,9 +519,9 @@ def test_tasks_that_are_recorded_while_the_stop_is_written_count(
     redis.hset(job_key("42"), mapping={"total": 10, "success": 3})
     finish = runs.store.finish
 
-    def late(job: str, end: End) -> bool:
+    def late(job: str, end: End, step: Step | None = None) -> bool:
         redis.hincrby(job_key("42"), "success", 1)
-        return finish(job, end)
+        return finish(job, end, step)
 
     monkeypatch.setattr(runs.store, "finish", late)
 

@@ -446,6 +446,27 @@ def test_finish_ends_the_run(courier: Courier, run: Run, runs: Runs, sender: Rec
     assert len(sender.of("runs.report")) == 1
 
 
+@pytest.mark.parametrize(
+    "outcome", [Finish(JobStatus.SUCCEEDED, {}), RunFailedError("too late")], ids=["finish", "failure"]
+)
+def test_step_that_the_run_has_passed_meanwhile_does_not_end_it(
+    courier: Courier, run: Run, runs: Runs, sender: RecordingSender, outcome: Outcome | Exception
+) -> None:
+    # Given a step during which the run's next step begins
+    def slow(_: Run) -> Outcome:
+        courier.deliver(SECOND)
+        return Calls(outcome)(_)
+
+    # When it comes to an end
+    assert courier.deliver(FIRST, slow).ended == "acknowledged"
+
+    # Then the run goes on, and its own end is reported
+    assert runs.store.load("42").end is None
+    assert sender.of("runs.report") == []
+    courier.deliver(SECOND, Calls(Finish(JobStatus.SUCCEEDED, {"serve_application": 7})))
+    assert len(sender.of("runs.report")) == 1
+
+
 def test_step_is_a_sign_of_life(courier: Courier, run: Run, redis: FakeRedis) -> None:
     now = redis.time()[0]
 
