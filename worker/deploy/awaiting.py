@@ -6,6 +6,7 @@ from typing import NoReturn
 from worker.deploy.cleanup import remove_if_never_ran
 from worker.deploy.cluster import Cluster, ServeState
 from worker.deploy.findings import Submission, plan_of, redis_now, submission_of
+from worker.deploy.ownership import Ownership
 from worker.deploy.steps import PROGRESS, REGISTER
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.outcomes import Continue, Outcome, PollAgain, RunFailedError
@@ -41,6 +42,7 @@ def await_running(run: Run, services: Services, cluster: Cluster) -> Outcome:
         if failure is not None:
             _give_up(run, services, cluster, failure)
         if state.bucket == "running" and _is_ours(run, state):
+            Ownership(services, name).has_run()
             runs.advance(run, PROGRESS, 100)
             return Continue(REGISTER)
     if elapsed > timeout:

@@ -43,7 +43,7 @@ def clean_after_end(job: str, services: Services, cluster: Cluster) -> None:
 
 
 def _remove(run: Run, services: Services, cluster: Cluster) -> bool:
-    """Remove the run's application, unless it was there before, runs, or belongs to another run by now.
+    """Remove the run's application, unless it was there before, has run, or another run waits for it as well.
 
     Safe to repeat.
     """
@@ -52,7 +52,7 @@ def _remove(run: Run, services: Services, cluster: Cluster) -> bool:
     plan = plan_of(run)
     name = plan["app_name"]
     owner = Ownership(services, name)
-    if not owner.holds(run.job) or owner.existed_before():
+    if not owner.let_go(run.job) or owner.existed_before():
         return False
     state = cluster.state(name)
     if state.bucket == "running" or not state.is_of(plan["digest"]):

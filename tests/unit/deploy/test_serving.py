@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
 from tests.unit.deploy.deploy_helpers import APP, DEPLOYING, FAILED, PLAN, RUNNING, Yard
 from worker.deploy.awaiting import await_running, countdown
@@ -12,7 +13,8 @@ from worker.deploy.cluster import ServeState, read_state
 from worker.deploy.serving import serve_run
 from worker.deploy.steps import AWAIT_RUNNING, REGISTER, SERVE_RUN
 from worker.plugins import PluginCallError, PluginHostUnavailableError
-from worker.runs.outcomes import Continue, Outcome, PollAgain
+from worker.runs.outcomes import Continue, Outcome, PollAgain, Step
+from worker.runs.record import End
 from worker.runs.reports import stop
 
 OTHER = ServeState(True, "running", "RUNNING", "", frozenset({"d0"}))
@@ -225,6 +227,103 @@ def test_a_stopped_run_leaves_what_another_run_waits_for_and_that_one_cleans_up(
     yard.cluster.here = FAILED
     with pytest.raises(RuntimeError):
         look(yard, "43")
+    assert yard.cluster.removed == [APP]
+
+
+def test_a_stopped_run_leaves_what_the_run_before_it_waits_for(yard: Yard) -> None:
+    # Given two runs that deploy the same, of which the second found it on its way
+    submit(yard)
+    yard.accept("43")
+    submit(yard, "43")
+
+    # When the second is stopped
+    stop("43", yard.runs)
+    clean(yard, "43")
+
+    # Then the first still has what it waits for, and takes it away when it fails
+    assert yard.cluster.removed == []
+    yard.cluster.here = FAILED
+    with pytest.raises(RuntimeError):
+        look(yard)
+    assert yard.cluster.removed == [APP]
+
+
+def test_of_two_runs_that_fail_at_once_one_cleans_up(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given two runs that deploy the same, which does not start
+    submit(yard)
+    yard.accept("43")
+    submit(yard, "43")
+    yard.cluster.here = FAILED
+
+    # When the second gives up before the end of the first, which gives up as well, is written
+    finish = yard.runs.finish
+
+    def late(job: str, end: End, *rest: Step) -> bool:
+        monkeypatch.setattr(yard.runs, "finish", finish)
+        with pytest.raises(RuntimeError):
+            look(yard, "43")
+        return finish(job, end, *rest)
+
+    monkeypatch.setattr(yard.runs, "finish", late)
+    with pytest.raises(RuntimeError):
+        look(yard)
+
+    # Then nothing is left
+    assert yard.cluster.removed == [APP]
+
+
+def test_a_run_cleans_up_although_another_failed_to_put_something_in_its_place(yard: Yard) -> None:
+    # Given an application that starts, and a run that could not submit another version over it
+    submit(yard)
+    yard.accept("43")
+    yard.runs.store.note("43", "plan", {**PLAN, "digest": "d2"})
+    yard.host.broken["submit"] = PluginCallError("ValueError", "bad")
+    with pytest.raises(RuntimeError):
+        yard.step(SERVE_RUN, lambda run: serve_run(run, yard.services, yard.cluster), "43")
+    assert yard.cluster.removed == []
+
+    # When the first fails
+    yard.cluster.here = FAILED
+    with pytest.raises(RuntimeError):
+        look(yard)
+
+    # Then it leaves nothing behind
+    assert yard.cluster.removed == [APP]
+
+
+def test_a_stopped_run_leaves_what_has_run_and_starts_again(yard: Yard) -> None:
+    # Given an application that has run, and whose replicas start again (their node went away)
+    submit(yard)
+    yard.cluster.here = RUNNING
+    assert look(yard) == Continue(REGISTER)
+    yard.runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+    yard.cluster.here = DEPLOYING
+
+    # When a run that deploys the same is stopped
+    yard.accept("43")
+    submit(yard, "43")
+    stop("43", yard.runs)
+    clean(yard, "43")
+
+    # Then the application stays
+    assert yard.cluster.removed == []
+
+
+def test_what_never_ran_is_removed_although_it_took_the_place_of_something_that_never_ran(yard: Yard) -> None:
+    # Given an application that never ran, and a run that puts another version in its place
+    yard.accept("41")
+    yard.cluster.here = ServeState()
+    submit(yard, "41")
+    yard.cluster.here = replace(DEPLOYING, digests=frozenset({"d0"}))
+    stop("41", yard.runs)
+    submit(yard)
+
+    # When that one does not start either
+    yard.cluster.here = FAILED
+    with pytest.raises(RuntimeError):
+        look(yard)
+
+    # Then nothing is left
     assert yard.cluster.removed == [APP]
 
 
