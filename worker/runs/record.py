@@ -39,10 +39,19 @@ def stopped_result(message: RunMessage, counts: Mapping[str, str]) -> dict[str, 
 
 
 @dataclass(frozen=True)
+class Lease:
+    """A step's lock and who holds it. A process that was suspended for long may find another one there."""
+
+    key: str
+    token: str
+
+
+@dataclass(frozen=True)
 class Run:
     """A run at the moment in which it was read.
 
-    `again` is true when this step of it has begun before, so the step must look before it acts.
+    `again` is true when this step of it has begun before, so the step must look before it acts. `lease` is
+    what the step holds.
     """
 
     job: str
@@ -54,6 +63,7 @@ class Run:
     end: End | None = None
     again: bool = False
     generation: int = 0
+    lease: Lease | None = None
 
 
 def wire_id(job: str) -> int | str:

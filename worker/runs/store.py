@@ -1,7 +1,7 @@
 """The record of a run in Redis: accept, begin, note findings, end."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from redis import Redis
@@ -13,7 +13,7 @@ from worker.platform import mask_secrets
 from worker.runs import keys
 from worker.runs.log_channel import LogChannel
 from worker.runs.outcomes import Step
-from worker.runs.record import STOPPED, Acceptance, Beginning, End, Run, RunMessage
+from worker.runs.record import STOPPED, Acceptance, Beginning, End, Lease, Run, RunMessage
 from worker.runs.scripts import Scripts
 
 DAY_SECONDS = 86_400
@@ -83,9 +83,10 @@ class RunStore:
     ) -> Begun:
         """Take the step's lock and move the run on to it, if the run lives and is not further on."""
         name = f"{step.name}:{part}" if part else step.name
+        lease = Lease(keys.lock_key(job, name), token)
         beginning, times, newest = self._scripts.run(
             "begin",
-            [keys.run_key(job), job_key(job), keys.lock_key(job, name), keys.polls_key(job)],
+            [keys.run_key(job), job_key(job), lease.key, keys.polls_key(job)],
             name,
             step.position,
             token,
@@ -97,7 +98,7 @@ class RunStore:
         )
         run = None
         if beginning == Beginning.BEGUN:
-            run = self._run(job, again=int(times) > 1, generation=generation)
+            run = replace(self._run(job, again=int(times) > 1, generation=generation), lease=lease)
         return Begun(Beginning(beginning), int(newest), run)
 
     def announce_poll(self, job: str, step_name: str, generation: int) -> int:

@@ -22,6 +22,8 @@ from worker.to_task.window import go_on
 LONGEST_PASS = 15.0
 SECONDS_FOR_PRE_PROCESSOR = 5.0
 """Between two looks at a pre-processor that went away."""
+SECONDS_FOR_ANOTHER = 1.0
+"""Until who lost its chunk to another looks whether that one is alive."""
 SECONDS_FOR_A_TURN = 5.0
 """Until a chunk that found the plugin at work for others asks again."""
 
@@ -29,7 +31,7 @@ SECONDS_FOR_A_TURN = 5.0
 def annotate(run: Run, chunk: int, services: Services, crew: Crew) -> Outcome:
     """Annotate what of the chunk is open. Its task is redelivered until all of it is done."""
     message = message_of(run)
-    ledger = RedisLedger(services.redis, run.job)
+    ledger = RedisLedger(services.redis, run.job, run.lease)
     tasks = ledger.open_tasks(chunk)
     if tasks:
         backend = crew.backends.of(message.tenant)
@@ -47,7 +49,7 @@ def annotate(run: Run, chunk: int, services: Services, crew: Crew) -> Outcome:
         except PluginHostBusyError:
             return PollAgain(SECONDS_FOR_A_TURN)
         if attempt.look():
-            return Park()
+            return Park() if services.runs.store.is_over(run.job) else PollAgain(SECONDS_FOR_ANOTHER)
         if attempt.held and message.params.method is ToTaskMethod.INFERENCE and is_away(run, services):
             return PollAgain(SECONDS_FOR_PRE_PROCESSOR)
         project = message.params.project

@@ -8,6 +8,7 @@ from redis import Redis
 from shared.channels import job_key
 from shared.statuses import TaskFailure
 from worker.runs.keys import run_key
+from worker.runs.record import Lease
 from worker.runs.scripts import Scripts
 from worker.runs.store import RunStore
 from worker.to_task import keys
@@ -18,17 +19,25 @@ SECONDS_TO_SEND = 5.0
 
 
 class RedisLedger:
-    """The ledger of the run of `job`. Every change is one script, and none is made after the run's end."""
+    """The ledger of the run of `job`. Every change is one script, and none is made after the run's end.
 
-    def __init__(self, redis: "Redis", job: str) -> None:
+    `lease`: of the chunk that is worked. With it goes the right to annotate anything: who was suspended for
+    so long that another has the chunk would write all of it once more.
+    """
+
+    def __init__(self, redis: "Redis", job: str, lease: Lease | None = None) -> None:
         self._redis = redis
         self._job = job
+        self._lease = lease
         self._run = run_key(job)
         self._store = RunStore(redis)
         self._scripts = Scripts(redis, "worker.to_task")
 
     def is_over(self) -> bool:
         """See `Ledger`."""
+        lease = self._lease
+        if lease is not None and self._redis.get(lease.key) != lease.token:
+            return True
         return self._store.is_over(self._job)
 
     def open_tasks(self, chunk: int) -> list[OpenTask]:

@@ -8,9 +8,12 @@ import pytest
 from tests.unit.conftest import Clock
 from tests.unit.runs.runs_helpers import Courier
 from tests.unit.to_task.world import JOB, KilledError, World
+from worker.runs.keys import lock_key
 from worker.runs.outcomes import Continue, Finish, Outcome, PollAgain
 from worker.runs.scripts import Scripts
+from worker.to_task.annotate import annotate
 from worker.to_task.finalize import finalize
+from worker.to_task.pipeline import BATCH
 from worker.to_task.steps import ANNOTATE, FINALIZE
 
 Make = Callable[..., World]
@@ -78,6 +81,31 @@ def test_a_death_anywhere_loses_no_task_and_counts_none_twice(
     # Then the counts are exact, and every task was written
     assert (end.result["success_count"], end.result["failed_count"]) == (54, 1)
     assert set(world.backend.written_ids) == set(range(1, 56)) - {7}
+
+
+def test_who_was_suspended_and_lost_its_chunk_writes_only_what_was_in_flight(make_world: Make) -> None:
+    # Given a chunk of many batches, whose worker is suspended at its first write until another has its lock
+    world = make_world(320, chunk=320)
+    world.collect()
+    lock = lock_key(JOB, f"{ANNOTATE.name}:0")
+
+    def suspend(_: int) -> None:
+        world.redis.set(lock, "of somebody else")
+
+    world.backend.before_write = suspend
+    courier = Courier(world.runs)
+
+    # When it goes on
+    work = lambda run: annotate(run, 0, world.services, world.crew)  # noqa: E731
+    delivery = courier.deliver(ANNOTATE, work, part="0", kwargs={"job": JOB, "chunk": 0})
+
+    # Then it leaves the rest to the other, and comes back should that one die
+    assert len(world.backend.written) <= 2 * BATCH
+    assert (delivery.ended, world.redis.get(lock)) == ("again", "of somebody else")
+    world.redis.delete(lock)
+    world.backend.before_write = lambda task: None
+    courier.deliver(ANNOTATE, work, part="0", kwargs=delivery.kwargs)
+    assert sorted(world.backend.written_ids) == list(range(1, 321))
 
 
 def test_a_copy_of_an_older_poll_of_a_chunk_dies(make_world: Make) -> None:
