@@ -47,7 +47,10 @@ class DeployTask(WorkflowTask):
         try:
             agent = self._other_agent(job)
             if agent is not None:
-                self.runs.sender.send(step, DeployMessage.agent_queue(agent), self.request.kwargs)
+                kwargs = self.request.kwargs
+                if self.is_redelivered():  # which the broker forgets with the message
+                    kwargs = {**kwargs, "redelivered": True}
+                self.runs.sender.send(step, DeployMessage.agent_queue(agent), kwargs)
                 return
         except BACKBONE_ERRORS:
             self.come_back(1.0)

@@ -38,13 +38,13 @@ class Delivered:
         self.published.append((name, options))
 
     @contextmanager
-    def request(self, task: Any, kwargs: dict[str, Any]) -> Iterator[None]:
+    def request(self, task: Any, kwargs: dict[str, Any], *, redelivered: bool = False) -> Iterator[None]:
         task.push_request(
             id=uuid4().hex,
             args=[],
             kwargs=kwargs,
             called_directly=False,
-            delivery_info={"exchange": "", "routing_key": "deploy", "redelivered": False},
+            delivery_info={"exchange": "", "routing_key": "deploy", "redelivered": redelivered},
         )
         self._patch.setattr(task.__class__, "apply_async", lambda *args, **kwargs: None)
         try:
@@ -127,6 +127,22 @@ def test_a_step_of_another_agents_run_is_passed_on(
         tasks.wait.run(**kwargs)
     [sent] = sender.of(AWAIT_RUNNING.name)
     assert (sent.queue, sent.kwargs) == ("deploy.2", kwargs)
+
+
+def test_a_step_that_is_passed_on_is_still_known_as_redelivered(
+    home: Callable[[int | None], Yard], door: Delivered, sender: RecordingSender
+) -> None:
+    # Given a poll whose worker died between announcing the next one and publishing it
+    home(1).accept(agent=2)
+    kwargs = {"job": "42", "generation": 3, "redelivered": False}
+
+    # When it is delivered again, to a worker of another agent
+    with door.request(tasks.wait, kwargs, redelivered=True):
+        tasks.wait.run(**kwargs)
+
+    # Then those of its agent do not take it for a copy of an older poll
+    [sent] = sender.of(AWAIT_RUNNING.name)
+    assert sent.kwargs == {"job": "42", "generation": 3, "redelivered": True}
 
 
 def test_a_step_after_a_stop_cleans_up(home: Callable[[int | None], Yard], door: Delivered) -> None:
