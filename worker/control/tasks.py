@@ -98,9 +98,13 @@ def stop(self: WorkflowTask, /, *args: Any, **kwargs: Any) -> None:
         if runs.store.exists(message.job):
             reports.stop(message.job, runs)
             return
+        # With the report's lock, so that a run that comes meanwhile does not tell the backend as well.
+        token, key = runs.leases.new_token(), lock_key(message.job, REPORT.name)
+        if runs.leases.take(key, token):
+            with runs.leases.keep(key, token):
+                _stop_unread(message.job)
     except BACKBONE_ERRORS:
         self.come_back(1.0)
-    _stop_unread(message.job)
 
 
 def _stop_unread(job: str) -> None:

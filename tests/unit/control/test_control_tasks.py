@@ -621,6 +621,32 @@ def test_stop_ends_a_run(door: Door, services: FakeServices, sender: RecordingSe
     assert end.status is JobStatus.STOPPED
 
 
+def test_stop_whose_job_is_taken_in_meanwhile_ends_it_once(
+    door: Door, services: FakeServices, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a job whose message is read, and its end reported, while the stop looks at the backend's job
+    get_job, reports = backend.get_job, []
+
+    def slow(job: str) -> dict[str, Any]:
+        monkeypatch.setattr(backend, "get_job", get_job)
+        found = backend.get_job(job)
+        door.deliver("test.deploy", **MESSAGE)
+        reports.append(door.deliver("runs.report", job="42"))
+        return found
+
+    monkeypatch.setattr(backend, "get_job", slow)
+
+    # When the stop goes on
+    door.deliver("stop", job=42)
+    for report in reports:
+        if report.ended == "again":
+            door.deliver("runs.report", **report.kwargs)
+
+    # Then the backend is told once
+    assert [patch["status"] for patch in backend.patches] == [JobStatus.STOPPED]
+    assert services.runs.store.is_sealed("42")
+
+
 def test_stop_of_an_ended_run_changes_nothing(door: Door, services: FakeServices) -> None:
     begun(door, services)
     services.runs.finish("42", End(JobStatus.SUCCEEDED, {}))
