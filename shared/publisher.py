@@ -9,6 +9,9 @@ from shared.messages import Message
 REDIS_TIMEOUTS = {"socket_connect_timeout": 4, "socket_timeout": 5}
 """Seconds. Without them a Redis that takes the connection and says nothing holds the publisher for ever."""
 
+SECONDS_TO_CONFIRM = 5
+"""In which RabbitMQ says that it has the message for good."""
+
 _REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://", "sentinel://")
 
 
@@ -31,6 +34,9 @@ class Publisher:
         )
         if broker_url.startswith(_REDIS_SCHEMES):
             self._celery.conf.broker_transport_options = REDIS_TIMEOUTS
+        else:
+            # A RabbitMQ that is not asked says nothing, also when it is killed before it has the message.
+            self._celery.conf.broker_transport_options = {"confirm_publish": True}
         if broker_url.startswith("rediss://"):
             # Stock kombu checks no certificate unless the URL says so, and would tell anybody the password.
             self._celery.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
@@ -43,7 +49,12 @@ class Publisher:
         kwargs = message.model_dump(mode="json", exclude_unset=True, by_alias=True)
         shown = {key: kwargs[key] for key in ("job", "plugin", "action") if key in kwargs}
         sent = self._celery.send_task(
-            message.task, kwargs=kwargs, queue=message.queue, argsrepr="()", kwargsrepr=repr(shown)
+            message.task,
+            kwargs=kwargs,
+            queue=message.queue,
+            argsrepr="()",
+            kwargsrepr=repr(shown),
+            confirm_timeout=SECONDS_TO_CONFIRM,
         )
         return str(sent.id)
 

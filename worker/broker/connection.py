@@ -29,8 +29,21 @@ class Connection(KombuConnection):
         return {**told, "hostname": redact(told["hostname"] or "")}
 
 
+SECONDS_TO_CONFIRM = 10.0
+"""A broker that has not confirmed a message by then counts as away, and the message is sent again."""
+
+
 class AMQP(amqp.AMQP):
     """What an application makes its connections with."""
 
     Connection = Connection
     BrokerConnection = Connection
+
+    def _create_task_sender(self) -> Any:
+        send = super()._create_task_sender()
+
+        def send_task_message(*args: Any, **options: Any) -> Any:
+            # Without it a thread would wait for a silent broker for ever.
+            return send(*args, **{"confirm_timeout": SECONDS_TO_CONFIRM, **options})
+
+        return send_task_message

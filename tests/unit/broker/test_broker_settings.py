@@ -34,7 +34,7 @@ def test_redis_urls_get_our_transport_and_are_shown_as_they_are(url: str) -> Non
 def test_rabbitmq_keeps_its_transport() -> None:
     assert Connection("amqp://guest@h//").get_transport_cls() is pyamqp.Transport
     found = broker_settings(settings("amqp://guest@h//"))
-    assert "broker_transport_options" not in found
+    assert found["broker_transport_options"] == {"confirm_publish": True}
     assert found["worker_consumer"] == "worker.broker.consumer:Consumer"
 
 

@@ -140,7 +140,12 @@ def test_only_redis_is_told_of_the_timeouts_of_redis(url: str, timeouts: bool) -
     with Publisher(url) as made:
         options = made._celery.connection_for_write().transport_options
 
-    assert bool(options) is timeouts
+    assert ("socket_timeout" in options) is timeouts
+
+
+def test_rabbitmq_is_asked_whether_it_has_the_message() -> None:
+    with Publisher("amqp://h//") as made:
+        assert made._celery.connection_for_write().transport_options == {"confirm_publish": True}
 
 
 def test_it_publishes_where_it_was_told_whatever_the_environment_says(
