@@ -36,7 +36,7 @@ def register(run: Run, services: Services) -> Outcome:
 
 
 def _identifier(run: Run, services: Services) -> int | str | None:
-    """The record's id; None when a post was answered with what says nothing.
+    """The record's id; None when the step is to look again.
 
     What is wrong with the look itself is raised: it is waited for as for any neighbour, and not for ever.
     """
@@ -44,13 +44,14 @@ def _identifier(run: Run, services: Services) -> int | str | None:
     if known is not None:
         return known
     backend = services.backend(run.message.tenant)
+    # Also where nothing is known of a post: a Redis that lost its machine comes back without its last second.
+    found = _registered(backend, run.job)
+    if found is not None:
+        return found
     posted = run.findings.get(POSTED, 0)
-    if posted:
-        found = _registered(backend, run.job)
-        if found is not None:
-            return found
-    # Written down first: whoever comes after a lost answer looks.
     services.runs.store.note(run.job, POSTED, posted + 1)
+    if not services.runs.store.holds(run):
+        return None  # Suspended since the look, for so long that another has the step: look what it did.
     try:
         answer = backend.create_serve_application(
             job=wire_id(run.job), status=ServeApplicationStatus.RUNNING.value, data=_data(run)

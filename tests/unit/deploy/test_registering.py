@@ -7,12 +7,13 @@ import pytest
 from shared.statuses import JobStatus
 from tests.unit.deploy.deploy_helpers import PLAN, Yard
 from tests.unit.runs.runs_helpers import RecordingSender
-from worker.deploy.registering import register
+from worker.deploy.registering import POSTED, register
 from worker.deploy.steps import REGISTER
 from worker.platform import ClientConnectionError, ClientTimeoutError, MalformedResponseError, ServerError
 from worker.pre_processor.names import RoomName
 from worker.pre_processor.room import Room
 from worker.pre_processor.steps import AWAIT_READY
+from worker.runs.keys import lock_key, run_key
 from worker.runs.outcomes import Finish, Outcome, PollAgain
 
 
@@ -72,6 +73,46 @@ def test_what_is_no_id_is_a_malformed_answer(
 
     # When the application is registered, then the record is looked for, as after any answer that says nothing
     assert isinstance(tell(yard), PollAgain)
+
+
+def test_a_redis_that_came_back_from_an_older_file_does_not_lead_to_a_second_record(yard: Yard) -> None:
+    # Given a record that was posted, and a Redis that has lost its last second with its machine
+    redis, key = yard.runs.redis, run_key("42")
+    yard.runs.store.note("42", "plan", PLAN)
+    before = redis.hgetall(key)
+    tell(yard)
+    redis.delete(key)
+    redis.hset(key, mapping=before)
+
+    # When the step's message, which is back as well, is delivered
+    assert tell(yard) == Finish(JobStatus.SUCCEEDED, {"serve_application": 900})
+
+    # Then nothing is posted again
+    assert len(yard.api.records) == 1
+
+
+def test_who_was_suspended_before_the_post_and_lost_the_step_to_another_posts_nothing(
+    yard: Yard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a worker that is suspended in the midst of the step, until another has posted the record
+    look = yard.api.list_serve_applications
+
+    def slow(**query: Any) -> dict[str, Any]:
+        monkeypatch.setattr(yard.api, "list_serve_applications", look)
+        found = look(**query)
+        yard.runs.redis.delete(lock_key("42", REGISTER.name))
+        assert isinstance(tell(yard), Finish)
+        return found
+
+    monkeypatch.setattr(yard.api, "list_serve_applications", slow)
+
+    # When it goes on
+    yard.runs.store.note("42", POSTED, 1)
+    assert isinstance(tell(yard), PollAgain)
+
+    # Then it posts nothing, and finds that record when it comes back
+    assert len(yard.api.records) == 1
+    assert tell(yard) == Finish(JobStatus.SUCCEEDED, {"serve_application": 900})
 
 
 def test_answers_that_stay_malformed_end_the_run(yard: Yard) -> None:
