@@ -41,8 +41,11 @@ def report(
             self.come_back(0.5, generation=generation)
         with runs.leases.keep(key, token):
             tenant = runs.store.load(job).message.tenant
-            wait = reports.report(job, runs, services().backend(tenant))
+            backend = services().backend(tenant)
+            wait = reports.report(job, runs, backend, lambda: runs.leases.holds(key, token))
     except BACKBONE_ERRORS:
+        self.come_back(1.0, redelivered=True)
+    except reports.ReplacedError:
         self.come_back(1.0, redelivered=True)
     except ClientError as error:
         log.warning("report not taken", job=job, error=clean(str(error)), attempt=attempt)

@@ -50,7 +50,7 @@ def _identifier(run: Run, services: Services) -> int | str | None:
         return found
     posted = run.findings.get(POSTED, 0)
     services.runs.store.note(run.job, POSTED, posted + 1)
-    if not services.runs.store.holds(run):
+    if not services.runs.holds(run):
         return None  # Suspended since the look, for so long that another has the step: look what it did.
     try:
         answer = backend.create_serve_application(

@@ -21,6 +21,7 @@ class LeaseKeeper:
 
     def __init__(self, redis: "Redis", seconds: float) -> None:
         self.seconds = seconds
+        self._redis = redis
         self._scripts = Scripts(redis, "worker.runs")
         self._held: dict[str, tuple[str, Callable[[], None]]] = {}
         self._change = threading.Condition()
@@ -54,6 +55,10 @@ class LeaseKeeper:
     def take(self, key: str, token: str) -> bool:
         """Take a lock that no script takes along."""
         return bool(self._scripts.run("take", [key], token, int(self.seconds * 1000)))
+
+    def holds(self, key: str, token: str) -> bool:
+        """Whether the lock is still its own: who was suspended for long may have lost it to another."""
+        return bool(self._redis.get(key) == token)
 
     def _release(self, key: str, token: str) -> None:
         try:

@@ -1,5 +1,6 @@
 """The outbox: what the backend hears of a run, by one sender, in order, sealed by the final status."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import structlog
@@ -31,6 +32,9 @@ REFUSALS = (400, 413, 422)
 LONGEST_TEXT = 300
 """Characters of each text in the result that is sent when the whole one was refused."""
 
+Update = Callable[..., dict[str, Any]]
+"""Changes the job of the run that is reported."""
+
 
 class JobsApi(Protocol):
     """The calls of the backend that reporting needs."""
@@ -40,25 +44,38 @@ class JobsApi(Protocol):
     def create_logs(self, entries: list[dict[str, Any]]) -> object: ...
 
 
-def report(job: str, runs: Runs, backend: JobsApi) -> float | None:
+class ReplacedError(Exception):
+    """Another one reports the run by now: this process was suspended, and what it has read is old."""
+
+
+def report(
+    job: str, runs: Runs, backend: JobsApi, is_sender: Callable[[], bool] = lambda: True
+) -> float | None:
     """Send what is new of the run; returns after how many seconds there is more to send, or None.
 
-    Raises `ClientError` when the backend did not take it; whoever calls comes back later.
+    Raises `ClientError` when the backend did not take it, and `ReplacedError` when `is_sender` says no as the
+    job is about to be changed; whoever calls comes back later.
     """
+
+    def update(**fields: Any) -> dict[str, Any]:
+        if not is_sender():
+            raise ReplacedError
+        return backend.update_job(job, **fields)
+
     if runs.store.is_sealed(job):
         return None
     run = runs.store.load(job)
     _send_messages(run, runs, backend)
     if run.end is not None:
-        _send_end(run, run.end, runs, backend)
+        _send_end(run, run.end, runs, backend, update)
         return None
     wait = _seconds_until_next_patch(job, runs)
     if wait > 0:
         return wait
-    return _send_progress(run, runs, backend)
+    return _send_progress(run, runs, backend, update)
 
 
-def _send_progress(run: Run, runs: Runs, backend: JobsApi) -> float | None:
+def _send_progress(run: Run, runs: Runs, backend: JobsApi, update: Update) -> float | None:
     key = run_key(run.job)
     version, version_sent = runs.redis.hmget(key, "version", "version_sent")
     version = version or "0"
@@ -70,7 +87,7 @@ def _send_progress(run: Run, runs: Runs, backend: JobsApi) -> float | None:
         fields["status"] = JobStatus.RUNNING
     _note_patch(run.job, runs)
     try:
-        status = backend.update_job(run.job, **fields).get("status")
+        status = update(**fields).get("status")
     except ValidationError:
         # A job that is over takes no progress.
         status = backend.get_job(run.job).get("status")
@@ -84,9 +101,9 @@ def _send_progress(run: Run, runs: Runs, backend: JobsApi) -> float | None:
     return SECONDS_BETWEEN_PATCHES if runs.report_sent(run.job, version) else None
 
 
-def _send_end(run: Run, end: End, runs: Runs, backend: JobsApi) -> None:
+def _send_end(run: Run, end: End, runs: Runs, backend: JobsApi, update: Update) -> None:
     if run.position > 0 or not _is_over(run, backend):
-        _patch_end(run, end, runs, backend)
+        _patch_end(run, end, runs, backend, update)
     runs.store.seal(run.job)
     runs.live.forget(run_member(run.job))
     log.info("end reported", status=end.status)
@@ -100,15 +117,14 @@ def _is_over(run: Run, backend: JobsApi) -> bool:
         return False
 
 
-def _patch_end(run: Run, end: End, runs: Runs, backend: JobsApi) -> None:
+def _patch_end(run: Run, end: End, runs: Runs, backend: JobsApi, update: Update) -> None:
     complete = end.status is JobStatus.SUCCEEDED
     snapshot = runs.progress.snapshot(run.job, proportions_of(run.message), complete=complete)
     result = end.result
     if end.status is JobStatus.STOPPED:
         result = stopped_result(run.message, runs.redis.hgetall(job_key(run.job)))
     try:
-        backend.update_job(
-            run.job,
+        update(
             status=end.status,
             result=result,
             progress_record=snapshot.progress,
@@ -122,7 +138,7 @@ def _patch_end(run: Run, end: End, runs: Runs, backend: JobsApi) -> None:
         # If it is final, somebody else ended the job first, or the answer to our first report was lost.
         if backend.get_job(run.job).get("status") not in FINAL:
             log.warning("the backend refuses the end, it gets the least", status_code=error.status_code)
-            backend.update_job(run.job, status=end.status, result=_least(result))
+            update(status=end.status, result=_least(result))
     if complete:
         runs.redis.hset(job_key(run.job), "overall", 100)
 

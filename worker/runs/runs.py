@@ -109,6 +109,10 @@ class Runs:
         self.report_end(job)
         return first
 
+    def holds(self, run: Run) -> bool:
+        """Whether the step that `run` was read for still has its lock."""
+        return run.lease is not None and self.leases.holds(run.lease.key, run.lease.token)
+
     def report_due(self, job: str) -> None:
         """Let the backend hear what is new, within a second or so."""
         if self._scripts.run("report_due", [run_key(job)], self.timing.patience):

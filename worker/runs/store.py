@@ -101,10 +101,6 @@ class RunStore:
             run = replace(self._run(job, again=int(times) > 1, generation=generation), lease=lease)
         return Begun(Beginning(beginning), int(newest), run)
 
-    def holds(self, run: Run) -> bool:
-        """Whether the step that `run` was read for still has its lock."""
-        return run.lease is not None and self.redis.get(run.lease.key) == run.lease.token
-
     def announce_poll(self, job: str, step_name: str, generation: int) -> int:
         """The generation of the poll that follows `generation`; copies of that one can no longer go on."""
         field = f"generation:{step_name}"

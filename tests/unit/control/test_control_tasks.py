@@ -15,6 +15,7 @@ from tests.unit.control.control_helpers import Backend, Door, FakeServices
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.dead_letters import DeadLetters
 from worker.platform import NotFoundError, ServerError
+from worker.runs import reports
 from worker.runs.keys import LIVE, lock_key
 from worker.runs.record import End
 from worker.workflow import begin_run
@@ -562,6 +563,43 @@ def test_report_has_one_sender(
     assert backend.patches == []
 
 
+@pytest.mark.parametrize("end", [None, End(JobStatus.SUCCEEDED, {})], ids=["progress", "end"])
+def test_report_whose_sender_was_suspended_and_replaced_says_nothing_after_the_end(
+    door: Door,
+    services: FakeServices,
+    backend: Backend,
+    redis: FakeRedis,
+    monkeypatch: pytest.MonkeyPatch,
+    end: End | None,
+) -> None:
+    # Given a report whose sender is suspended until another has reported the end
+    begun(door, services)
+    runs = services.runs
+    runs.report_due("42")
+    if end is not None:
+        runs.finish("42", end)
+    snapshot = runs.progress.snapshot
+
+    def slow(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(runs.progress, "snapshot", snapshot)
+        found = snapshot(*args, **options)
+        redis.set(lock_key("42", "runs.report"), "another")
+        runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+        reports.report("42", runs, backend)
+        redis.delete(lock_key("42", "runs.report"))
+        return found
+
+    monkeypatch.setattr(runs.progress, "snapshot", slow)
+
+    # When it goes on
+    again = door.deliver("runs.report", job="42")
+    while again.ended == "again":
+        again = door.deliver("runs.report", **again.kwargs)
+
+    # Then the backend hears nothing more
+    assert [patch["status"] for patch in backend.patches] == [JobStatus.SUCCEEDED]
+
+
 def test_report_of_an_end_comes_back_until_the_backend_has_it(
     door: Door, services: FakeServices, backend: Backend
 ) -> None:
@@ -625,20 +663,20 @@ def test_stop_whose_job_is_taken_in_meanwhile_ends_it_once(
     door: Door, services: FakeServices, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a job whose message is read, and its end reported, while the stop looks at the backend's job
-    get_job, reports = backend.get_job, []
+    get_job, sent = backend.get_job, []
 
     def slow(job: str) -> dict[str, Any]:
         monkeypatch.setattr(backend, "get_job", get_job)
         found = backend.get_job(job)
         door.deliver("test.deploy", **MESSAGE)
-        reports.append(door.deliver("runs.report", job="42"))
+        sent.append(door.deliver("runs.report", job="42"))
         return found
 
     monkeypatch.setattr(backend, "get_job", slow)
 
     # When the stop goes on
     door.deliver("stop", job=42)
-    for report in reports:
+    for report in sent:
         if report.ended == "again":
             door.deliver("runs.report", **report.kwargs)
 
