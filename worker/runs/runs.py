@@ -76,6 +76,9 @@ class Runs:
         if self._scripts.run("start", [run_key(run.job), job_key(run.job)], JobStatus.RUNNING):
             self.events.publish(run.job, "state", status=JobStatus.RUNNING)
             self.report_due(run.job)
+            if run.again:
+                # Who began it before may have died with the report, which counts as on its way for a while.
+                self.send_report(run.job)
 
     def advance(self, run: Run, step: str, percent: float) -> None:
         """Note how far `step` of the platform's progress record is."""

@@ -1,10 +1,12 @@
 """The doors: accepting, refusing, reporting, stopping."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from fakeredis import FakeRedis
+from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.channels import DEAD_LETTERS, job_key
@@ -515,8 +517,6 @@ def test_job_that_is_over_in_the_backend_starts_nothing(
 def test_job_that_is_over_starts_nothing_also_at_the_second_look(
     door: Door, services: FakeServices, backend: Backend
 ) -> None:
-    from dataclasses import replace
-
     backend.status = "STOPPED"
     door.deliver("test.deploy", **MESSAGE)
 
@@ -531,6 +531,23 @@ def test_job_that_is_not_over_starts(
 
     assert begun(door, services)
     assert services.redis.hget(job_key("42"), "status") == "RUNNING"
+
+
+def test_job_is_running_although_the_first_report_was_never_published(
+    door: Door, services: FakeServices, sender: RecordingSender
+) -> None:
+    # Given a first step that ended (the process died, the broker was away) as it published the report
+    door.deliver("test.deploy", **MESSAGE)
+    sender.broken = True
+    with pytest.raises(OperationalError):
+        begin_run(services.runs.store.load("42"), services)
+    sender.broken = False
+
+    # When it is delivered again
+    assert begin_run(replace(services.runs.store.load("42"), again=True), services)
+
+    # Then the report is out, at once
+    assert len(sender.of("runs.report")) == 1
 
 
 def test_job_that_the_backend_does_not_know_starts(
