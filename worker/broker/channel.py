@@ -93,10 +93,10 @@ class Channel(redis.Channel):
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Any:
         """One message at once, or None."""
-        tag = uuid4().hex
         lists = [self._q_for_pri(queue, priority) for priority in self.priority_steps]
         client = self._create_client()
-        while reply := client.eval(*self._fetch(tag, lists, set() if not no_ack else {queue})):
+        # A tag each: one that can neither be read nor kept stays held under its own.
+        while reply := client.eval(*self._fetch(tag := uuid4().hex, lists, {queue} if no_ack else set())):
             raw = self._open(reply[1], tag, no_ack)
             if raw is not None:
                 message = self.Message(raw, channel=self)

@@ -13,7 +13,8 @@ from kombu import Queue
 from redis import Redis
 
 from tests.integration.broker.broker_site import Site
-from worker.broker import Connection, broker_url
+from worker.broker import Connection, broker_url, message_refused
+from worker.broker.unacked import HELD_KEY
 from worker.sandbox.processes import start
 
 
@@ -119,3 +120,19 @@ def test_over_a_socket(site: Site, tmp_path: Path) -> None:
             simple.close()
     finally:
         server.kill()
+
+
+def test_what_can_neither_be_read_nor_kept_is_held_by_a_synchronous_consumer(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given two elements that are no messages, and nobody here who keeps dead letters
+    monkeypatch.setattr(message_refused, "receivers", [])
+    site.redis.lpush("first", "no message", "none either")
+
+    # When somebody asks for one message after the other
+    with Connection(site.server.url) as connection:
+        assert connection.default_channel.basic_get("first") is None
+
+        # Then both are delivered again later
+        held = site.redis.hvals(HELD_KEY)
+        assert sorted(held) == ["first\nno message", "first\nnone either"]
