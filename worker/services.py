@@ -98,7 +98,7 @@ class Services:
         )
         release = self.store.get(message.plugin)
         # The author's code may say them.
-        register_settings(release.config.env)
+        register_settings(release.config.settings)
         params = message.params.model_dump(mode="json", exclude_unset=True, by_alias=True)
         request = request_for(release, message.action, params, access, job=run.job, language=message.language)
         return release, request

@@ -6,7 +6,7 @@ import structlog
 from celery import shared_task
 from pydantic import ValidationError as MessageError
 
-from shared.messages import StopMessage
+from shared.messages import Job, StopMessage
 from shared.statuses import JobStatus
 from worker.control import refusals
 from worker.platform import ClientError, clean
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 @shared_task(base=WorkflowTask, bind=True, name=REPORT.name)
 def report(
-    self: WorkflowTask, job: str, attempt: int = 0, generation: int = 0, redelivered: bool = False
+    self: WorkflowTask, job: Job, attempt: int = 0, generation: int = 0, redelivered: bool = False
 ) -> None:
     """Send what is new of a run to the backend; comes back until the backend has it."""
     runs = services().runs
@@ -66,7 +66,7 @@ def report(
 
 @shared_task(base=WorkflowTask, bind=True, name=REFUSE_JOB.name)
 def refuse_job(
-    self: WorkflowTask, job: str, reason: str, tenant: str | None = None, attempt: int = 0
+    self: WorkflowTask, job: Job, reason: str, tenant: str | None = None, attempt: int = 0
 ) -> None:
     """Set the job of a refused message FAILED; comes back until the backend has it."""
     runs = services().runs

@@ -5,7 +5,7 @@ from typing import Any
 import structlog
 from celery import shared_task
 
-from shared.messages import DeployMessage, ToTaskMessage
+from shared.messages import DeployMessage, Job, ToTaskMessage
 from worker.deploy.awaiting import await_running
 from worker.deploy.cleanup import clean_after_end
 from worker.deploy.cluster import RayCluster
@@ -99,7 +99,7 @@ def deploy(self: DeployTask, /, *args: Any, **kwargs: Any) -> None:
 
 
 @shared_task(base=DeployTask, bind=True, name=INITIALIZE.name)
-def initialize(self: DeployTask, job: str, **_: Any) -> None:
+def initialize(self: DeployTask, job: Job, **_: Any) -> None:
     """Tell the backend that the job runs."""
     self.at_home(INITIALIZE, job, _initialize)
 
@@ -112,24 +112,24 @@ def _initialize(run: Run) -> Outcome:
 
 
 @shared_task(base=DeployTask, bind=True, name=CAPACITY_GATE.name)
-def gate(self: DeployTask, job: str, **_: Any) -> None:
+def gate(self: DeployTask, job: Job, **_: Any) -> None:
     """Plan, and ask the agent for room."""
     self.at_home(CAPACITY_GATE, job, lambda run: capacity_gate(run, services()))
 
 
 @shared_task(base=DeployTask, bind=True, name=SERVE_RUN.name)
-def submit(self: DeployTask, job: str, **_: Any) -> None:
+def submit(self: DeployTask, job: Job, **_: Any) -> None:
     """Hand the application to Serve."""
     self.at_home(SERVE_RUN, job, lambda run: serve_run(run, services(), _cluster()))
 
 
 @shared_task(base=DeployTask, bind=True, name=AWAIT_RUNNING.name)
-def wait(self: DeployTask, job: str, **_: Any) -> None:
+def wait(self: DeployTask, job: Job, **_: Any) -> None:
     """Look whether it runs."""
     self.at_home(AWAIT_RUNNING, job, lambda run: await_running(run, services(), _cluster()))
 
 
 @shared_task(base=DeployTask, bind=True, name=REGISTER.name)
-def tell(self: DeployTask, job: str, **_: Any) -> None:
+def tell(self: DeployTask, job: Job, **_: Any) -> None:
     """Tell the backend where it is."""
     self.at_home(REGISTER, job, lambda run: register(run, services()))

@@ -73,6 +73,13 @@ class ReleaseConfig(_Declared):
     runtime_env: dict[str, Any] = Field(default_factory=dict)
     wheels_dir: str | None = None
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """All that the release's code finds in its environment; some of it may be secret."""
+        variables = self.runtime_env.get("env_vars")
+        declared = variables if isinstance(variables, dict) else {}
+        return {**{str(name): str(value) for name, value in declared.items()}, **self.env}
+
 
 def parse(text: bytes) -> ReleaseConfig:
     """Read config.yaml; raise `ReleaseInvalidError` with one line that names every mistake."""

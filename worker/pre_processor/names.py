@@ -1,7 +1,10 @@
 """Which room a run waits in: by tenant, agent and release."""
 
 from dataclasses import dataclass
+from typing import Annotated
 from urllib.parse import quote, unquote
+
+from pydantic import AfterValidator
 
 from worker.pre_processor.target import PreProcessor
 
@@ -48,3 +51,12 @@ class RoomName:
 
 def _quoted(part: str) -> str:
     return quote(part, safe="")
+
+
+def _is_key(value: str) -> str:
+    RoomName.parse(value)  # which raises ValueError
+    return value
+
+
+RoomKey = Annotated[str, AfterValidator(_is_key)]
+"""The name of a room as text, in messages."""

@@ -5,7 +5,9 @@ from typing import Any
 import structlog
 from celery import shared_task
 
+from shared.messages import Job
 from worker.pre_processor import detection, dispatch, waiting
+from worker.pre_processor.names import RoomKey
 from worker.pre_processor.steps import AWAIT_READY, DETECT, DISPATCH
 from worker.runs.step_task import BACKBONE_ERRORS
 from worker.services import services
@@ -15,20 +17,20 @@ log = structlog.get_logger(__name__)
 
 
 @shared_task(base=WorkflowTask, bind=True, name=DETECT.name)
-def detect(self: WorkflowTask, job: str, **_: Any) -> None:
+def detect(self: WorkflowTask, job: Job, **_: Any) -> None:
     """Is the pre-processor running?"""
     self.carry_out(DETECT, job, lambda run: detection.detect(run, services()))
 
 
 @shared_task(base=WorkflowTask, bind=True, name=DISPATCH.name)
-def join(self: WorkflowTask, job: str, **_: Any) -> None:
+def join(self: WorkflowTask, job: Job, **_: Any) -> None:
     """Wait for it; one of all starts it."""
     self.carry_out(DISPATCH, job, lambda run: dispatch.dispatch(run, services()))
 
 
 @shared_task(base=WorkflowTask, bind=True, name=AWAIT_READY.name)
 def await_ready(
-    self: WorkflowTask, room: str, generation: int, attempt: int = 0, redelivered: bool = False
+    self: WorkflowTask, room: RoomKey, generation: int, attempt: int = 0, redelivered: bool = False
 ) -> None:
     """The one poll of a room, for everybody in it."""
     redelivered = redelivered or bool((self.request.delivery_info or {}).get("redelivered"))

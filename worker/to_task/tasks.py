@@ -4,7 +4,7 @@ from typing import Any
 
 from celery import shared_task
 
-from shared.messages import ToTaskMessage
+from shared.messages import Job, ToTaskMessage
 from worker.runs.outcomes import Continue, Outcome, Park, PollAgain
 from worker.runs.record import Run
 from worker.runs.turns import countdown, turns
@@ -15,7 +15,7 @@ from worker.to_task import finalize as last_step
 from worker.to_task import prepare as checks
 from worker.to_task.crew import crew
 from worker.to_task.steps import ANNOTATE, FETCH_TASKS, FINALIZE, INITIALIZE, PREPARE, SPREAD
-from worker.workflow import WorkflowTask, begin_run
+from worker.workflow import Count, WorkflowTask, begin_run
 
 
 @shared_task(base=WorkflowTask, bind=True, name=ToTaskMessage.task)
@@ -25,7 +25,7 @@ def to_task(self: WorkflowTask, /, *args: Any, **kwargs: Any) -> None:
 
 
 @shared_task(base=WorkflowTask, bind=True, name=INITIALIZE.name)
-def initialize(self: WorkflowTask, job: str, **_: Any) -> None:
+def initialize(self: WorkflowTask, job: Job, **_: Any) -> None:
     """The job is RUNNING, unless it is over already."""
 
     def begin(run: Run) -> Outcome:
@@ -35,25 +35,25 @@ def initialize(self: WorkflowTask, job: str, **_: Any) -> None:
 
 
 @shared_task(base=WorkflowTask, bind=True, name=PREPARE.name)
-def prepare(self: WorkflowTask, job: str, **_: Any) -> None:
+def prepare(self: WorkflowTask, job: Job, **_: Any) -> None:
     """Check the parameters against the plugin and the project."""
     self.carry_out(PREPARE, job, lambda run: checks.prepare(run, services()))
 
 
 @shared_task(base=WorkflowTask, bind=True, name=FETCH_TASKS.name)
-def fetch_tasks(self: WorkflowTask, job: str, **_: Any) -> None:
+def fetch_tasks(self: WorkflowTask, job: Job, **_: Any) -> None:
     """Collect every id."""
     self.carry_out(FETCH_TASKS, job, lambda run: fetch.fetch_tasks(run, services()))
 
 
 @shared_task(base=WorkflowTask, bind=True, name=SPREAD.name)
-def spread(self: WorkflowTask, job: str, **_: Any) -> None:
+def spread(self: WorkflowTask, job: Job, **_: Any) -> None:
     """Send the first chunks, or those that got lost."""
     self.carry_out(SPREAD, job, lambda run: window.spread(run, services()))
 
 
 @shared_task(base=WorkflowTask, bind=True, name=ANNOTATE.name)
-def annotate(self: WorkflowTask, job: str, chunk: int, **_: Any) -> None:
+def annotate(self: WorkflowTask, job: Job, chunk: Count, **_: Any) -> None:
     """Work one chunk."""
 
     def work(run: Run) -> Outcome:
@@ -67,6 +67,6 @@ def annotate(self: WorkflowTask, job: str, chunk: int, **_: Any) -> None:
 
 
 @shared_task(base=WorkflowTask, bind=True, name=FINALIZE.name)
-def finalize(self: WorkflowTask, job: str, **_: Any) -> None:
+def finalize(self: WorkflowTask, job: Job, **_: Any) -> None:
     """Count and end."""
     self.carry_out(FINALIZE, job, lambda run: last_step.finalize(run, services()))

@@ -1,6 +1,7 @@
 """The base task of the workflows, and the door through which messages become runs."""
 
 import re
+from functools import cached_property
 from typing import Any, ClassVar
 
 import structlog
@@ -20,6 +21,7 @@ from worker.runs.record import Acceptance
 from worker.runs.runs import Runs
 from worker.runs.step_task import BACKBONE_ERRORS, StepTask
 from worker.services import services
+from worker.workflow.arguments import Arguments, arguments_of, check
 from worker.workflow.reading import RefusedMessageError, parse, readable_job
 from worker.workflow.refusals import keep_refused
 
@@ -41,6 +43,19 @@ class WorkflowTask(StepTask):
         MalformedResponseError,
         PluginHostUnavailableError,
     )
+
+    @cached_property
+    def _arguments(self) -> type[Arguments] | None:
+        return arguments_of(self.run)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Run, or keep a message whose arguments are none of the step's."""
+        try:
+            if self._arguments is not None:
+                check(self._arguments, args, kwargs)
+        except RefusedMessageError as refusal:
+            return self.refuse(args, kwargs, str(refusal))
+        return super().__call__(*args, **kwargs)
 
     @staticmethod
     def is_down(error: Exception) -> bool:

@@ -26,6 +26,15 @@ def test_a_config_says_what_it_declares() -> None:
 
 
 @pytest.mark.parametrize(
+    ("runtime_env", "variables"),
+    [("{env_vars: {KEY: 1, SIZE: 4}}", {"KEY": "1"}), ("{env_vars: [1]}", {}), ("{pip: [x]}", {})],
+)
+def test_its_settings_are_those_of_ray_s_environment_too(runtime_env: str, variables: dict[str, str]) -> None:
+    config = parse(f"{GOOD}\nenv: {{SIZE: 3}}\nruntime_env: {runtime_env}".encode())
+    assert config.settings == {**variables, "SIZE": "3"}
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "must be a mapping"),

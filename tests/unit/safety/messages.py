@@ -60,6 +60,38 @@ PARAMS = st.one_of(
 )
 
 
+HEADERS = [
+    "lang", "id", "shadow", "group", "group_index", "retries", "timelimit", "root_id", "parent_id", "stamps",
+    "argsrepr", "kwargsrepr", "origin", "ignore_result", "replaced_task_nesting", "stamped_headers", "chain",
+    "compression", "get", "_get_custom_headers", "__dict__", "__class__", "children", "chord", "callbacks",
+    "errbacks", "reply_to", "utc", "is_eager", "called_directly", "delivery_info", "headers", "hostname",
+]  # fmt: skip
+"""Those of Celery's protocol, and names of what its request has of its own."""
+
+
+def spoilt_headers() -> st.SearchStrategy[dict[str, Any]]:
+    """Headers to put into a good message."""
+    return st.dictionaries(st.sampled_from(HEADERS) | TEXTS, ANYTHING, min_size=1, max_size=3)
+
+
+def step_arguments(jobs: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """The arguments by name of an internal step, some of them right."""
+    count = st.one_of(st.integers(0, 3), ANYTHING)
+    return st.fixed_dictionaries(
+        {},
+        optional={
+            "job": jobs,
+            "room": st.one_of(st.just(":1:nothing@1.0.0"), ANYTHING),
+            "chunk": count,
+            "generation": count,
+            "attempt": count,
+            "redelivered": st.one_of(st.booleans(), ANYTHING),
+            "reason": ANYTHING,
+            "tenant": st.one_of(st.none(), ANYTHING),
+        },
+    )
+
+
 def messages(jobs: st.SearchStrategy[Any], plugin: str) -> st.SearchStrategy[dict[str, Any]]:
     """The arguments by name of a `deploy`, `to_task`, `tail_logs` or `stop`."""
     known = st.fixed_dictionaries(
