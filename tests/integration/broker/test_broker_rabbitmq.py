@@ -35,6 +35,7 @@ class RabbitMQ:
         self.url = f"amqp://guest:guest@127.0.0.1:{self._port}//"
         self._environment = {
             "HOME": str(folder),
+            "ERL_CRASH_DUMP_BYTES": "0",
             "RABBITMQ_NODENAME": f"test{self._port}@localhost",
             "RABBITMQ_NODE_PORT": str(self._port),
             "RABBITMQ_DIST_PORT": str(free_port()),
