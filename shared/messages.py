@@ -1,5 +1,6 @@
 """The four messages that the worker accepts, validated. Unknown keys are refused."""
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,6 +14,19 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
+
+
+def _form(name: str, pattern: str, words: str) -> AfterValidator:
+    """A text of this form; who wrote another one reads `words`, and no pattern."""
+    form = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if not form.fullmatch(value):
+            raise PydanticCustomError(f"{name}_form", words)
+        return value
+
+    return AfterValidator(check)
 
 
 def _job_as_text(value: object) -> object:
@@ -23,31 +37,37 @@ def _job_as_text(value: object) -> object:
 Job = Annotated[
     str,
     BeforeValidator(_job_as_text),
+    StringConstraints(strict=True, max_length=100),
     # Dots alone would be another path in the backend's addresses.
-    StringConstraints(strict=True, pattern=r"\A[A-Za-z0-9_.-]*[A-Za-z0-9_-][.]*\z", max_length=100),
+    _form(
+        "job",
+        r"[A-Za-z0-9_.-]*[A-Za-z0-9_-][.]*",
+        "must be an id of letters, digits, '_', '-' and '.', for example 42",
+    ),
 ]
 """The backend's id of a job: an integer or `[A-Za-z0-9_.-]`, at most 100 characters; held as text."""
 
 _RELEASE_PART = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}"
 
-
-def _no_dot_dot(value: str) -> str:
-    if ".." in value:
-        raise ValueError("must not contain '..'")
-    return value
-
-
 PluginName = Annotated[
     str,
-    StringConstraints(strict=True, pattern=rf"\A{_RELEASE_PART}@{_RELEASE_PART}\z"),
-    AfterValidator(_no_dot_dot),
+    StringConstraints(strict=True),
+    _form(
+        "plugin",
+        rf"(?!.*\.\.){_RELEASE_PART}@{_RELEASE_PART}",
+        "must be code@version, for example digits@1.0.0",
+    ),
 ]
 """A release in the worker's plugin store, `code@version`: never a path, a module or a URL."""
 
 Amount = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 """How many CPUs or GPUs: a number, also a fraction, but neither a text nor true or false."""
 
-Tenant = Annotated[str, StringConstraints(strict=True, pattern=r"\A[!-~]([ -~]*[!-~])?\z", max_length=200)]
+Tenant = Annotated[
+    str,
+    StringConstraints(strict=True, max_length=200),
+    _form("tenant", r"[!-~]([ -~]*[!-~])?", "must be printable ASCII without spaces around it"),
+]
 """Goes out as an HTTP header, which holds printable ASCII."""
 
 PositiveId = Annotated[StrictInt, Field(gt=0)]
@@ -164,7 +184,13 @@ class TailLogsMessage(Message):
     task: ClassVar[str] = "tail_logs"
     queue: ClassVar[str] = "logs"
 
-    ray_job: Annotated[str, StringConstraints(strict=True, pattern=r"\A[A-Za-z0-9_-]{1,100}\z")]
+    ray_job: Annotated[
+        str,
+        StringConstraints(strict=True),
+        _form(
+            "ray_job", r"[A-Za-z0-9_-]{1,100}", "must be an id of letters, digits, '_' and '-', at most 100"
+        ),
+    ]
     agent: PositiveId | None = None
     protocol: Literal["auto", "websocket", "stream"] = "auto"
 

@@ -15,11 +15,6 @@ Params = Annotated[str, typer.Option("--params", help="The message's params, a J
 Tenant = Annotated[str | None, typer.Option(help="The tenant at the backend.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the run until it ends.")]
 
-WORDS_FOR_PATTERNS = {
-    "plugin": "must be code@version, for example digits@1.0.0",
-    "job": "must be an id of letters, digits, '_', '-' and '.'",
-}
-
 
 def deploy(
     job: Job,
@@ -84,6 +79,4 @@ def _publish(model: type[Message], fields: dict[str, Any], broker_url: str | Non
 
 def _mistake(item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "string_pattern_mismatch":
-        return f"{name}: {WORDS_FOR_PATTERNS.get(name, 'has characters that are not allowed')}"
     return f"{name}: {item['msg'].removeprefix('Value error, ')}"

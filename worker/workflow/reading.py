@@ -48,7 +48,8 @@ def mistakes(error: ValidationError) -> str:
     lines = []
     for mistake in found[:MOST_MISTAKES]:
         where = ".".join(str(part)[:LONGEST_NAME] for part in mistake["loc"])
-        lines.append(f"{where}: {mistake['msg']}" if where else mistake["msg"])
+        what = mistake["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}: {what}" if where else what)
     if len(found) > MOST_MISTAKES:
         lines.append(f"and {len(found) - MOST_MISTAKES} more")
     return clean("; ".join(lines))[:2000]
