@@ -1,7 +1,8 @@
 """Commands for messages that could not be accepted."""
 
 import json
-from typing import Annotated, NoReturn
+from datetime import datetime
+from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from shared import DeployMessage, Message, StopMessage, TailLogsMessage, ToTaskMessage
 from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, RedisUrl, connect, fail, out, publish
-from worker.cli.terminal_text import cell, escaped
+from worker.cli.terminal_text import cell, json_for_terminal
 from worker.dead_letters import DeadLetter, DeadLetters
 from worker.runs.store import RunStore
 
@@ -26,19 +27,28 @@ MESSAGES: dict[str, type[Message]] = {
 @app.command("list")
 def list_letters(redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
     """All dead letters, oldest first."""
-    table = Table("id", "time", "task", "reason")
+    table = Table(box=None, pad_edge=False)
+    for name in ("id", "time", "task", "job", "reason"):
+        # What identifies a letter stays on one line; what is long is folded, never cut.
+        table.add_column(name, no_wrap=name in ("id", "time"), overflow="fold")
     for letter in DeadLetters(connect(redis_url)).all():
-        table.add_row(letter.id, *(cell(text) for text in (letter.time, letter.task, letter.reason)))
+        texts = (_local(letter.time), letter.task, letter.job or "", letter.reason)
+        table.add_row(letter.id, *(cell(text) for text in texts))
     out.print(table if table.row_count else "no dead letters")
 
 
 @app.command()
 def show(id_: Id, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
-    """One dead letter whole, as JSON."""
+    """One dead letter whole, as JSON; its body is a text where it is no JSON itself."""
     letter = _letter(DeadLetters(connect(redis_url)), id_)
-    content = {"task": letter.task, "body": letter.body, "reason": letter.reason, "time": letter.time}
+    content = {
+        "task": letter.task,
+        "reason": letter.reason,
+        "time": letter.time,
+        "body": _legible(letter.body),
+    }
     # Not through rich, which would fold long lines in the middle of a body.
-    typer.echo(escaped(json.dumps(content, indent=2, ensure_ascii=False)))
+    typer.echo(json_for_terminal(content))
 
 
 @app.command()
@@ -63,7 +73,10 @@ def replay(id_: Id, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerU
             letters.refused(message.job)
         raise
     letters.drop(letter.id)
-    out.print(f"replayed {letter.id}: {letter.task}, job {message.job}", markup=False)
+    # No more than that: a worker may refuse it again.
+    out.print(f"published again: {letter.task}, job {message.job}", markup=False)
+    if opens_job:
+        out.print(f"`synapse-worker watch {message.job}` shows what becomes of it", markup=False)
 
 
 @app.command()
@@ -72,6 +85,24 @@ def drop(id_: Id, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
     if not DeadLetters(connect(redis_url)).drop(id_):
         _unknown(id_)
     out.print(f"dropped {id_}", markup=False)
+
+
+def _local(time: str) -> str:
+    """Local time, to the second; as it stands where it is none."""
+    try:
+        return datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        return time
+
+
+def _legible(body: str) -> Any:
+    """The body as JSON where that shows all of it; else the text, such as of one that says a key twice."""
+    try:
+        parsed = json.loads(body)
+        spellings = (json.dumps(parsed), json.dumps(parsed, ensure_ascii=False))
+    except (ValueError, RecursionError):
+        return body
+    return parsed if body in spellings else body
 
 
 def _letter(letters: DeadLetters, id_: str) -> DeadLetter:

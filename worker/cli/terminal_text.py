@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Final
+from typing import Any, Final
 
 from rich.markup import escape
 
@@ -19,14 +19,15 @@ def shown(text: str) -> str:
     return f"{text}\x1b[0m" if "\x1b" in text else text
 
 
-def escaped(text: str) -> str:
-    """JSON text whose strings hold nothing that a terminal obeys or turns around; it means the same."""
+def cell(text: str) -> str:
+    """Text of one line for rich: neither markup nor codes for the terminal."""
+    return escape("".join(character if character.isprintable() else " " for character in text))
+
+
+def json_for_terminal(value: Any) -> str:
+    """JSON to be read, of which a terminal obeys nothing: what is not printable stays escaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
     return "".join(
         character if character.isprintable() or character == "\n" else json.dumps(character)[1:-1]
         for character in text
     )
-
-
-def cell(text: str) -> str:
-    """Text of one line for rich: neither markup nor codes for the terminal."""
-    return escape("".join(character if character.isprintable() else " " for character in text))

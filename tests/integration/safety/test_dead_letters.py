@@ -74,7 +74,11 @@ def test_a_replay_opens_the_job_that_the_letter_had_failed(site: Site) -> None:
     code, said = site.command("dead-letters", "replay", letter["id"])
 
     # Then the job runs to its end, and the letter is gone
-    assert (code, said.strip()) == (0, f"replayed {letter['id']}: to_task, job {job}")
+    assert code == 0
+    assert said.splitlines() == [
+        f"published again: to_task, job {job}",
+        f"`synapse-worker watch {job}` shows what becomes of it",
+    ]
     site.wait(lambda: site.job(job)["status"] == "SUCCEEDED", "the replayed run succeeds")
     assert site.writes(project) == [1, 1, 1]
     assert letter["id"] not in [each["id"] for each in site.letters()]
@@ -122,7 +126,9 @@ def test_what_is_no_task_message_is_shown_but_not_replayed(site: Site) -> None:
         assert letter["id"] in listed
         code, shown = site.command("dead-letters", "show", letter["id"])
         assert not OBEYED & set(shown)
-        assert json.loads(shown) == {key: value for key, value in letter.items() if key != "id"}
+        told = json.loads(shown)
+        body = told["body"] if isinstance(told["body"], str) else json.dumps(told["body"])
+        assert {**told, "body": body} == {key: value for key, value in letter.items() if key != "id"}
         code, said = site.command("dead-letters", "replay", letter["id"])
         assert code == 1
         assert "cannot be replayed: its task is none of deploy, to_task" in said
