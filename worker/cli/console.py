@@ -1,6 +1,7 @@
 """What the commands share: the terminal, and where Redis and the broker are."""
 
 from typing import Annotated, NoReturn
+from urllib.parse import urlsplit
 
 import typer
 from kombu.exceptions import OperationalError
@@ -13,7 +14,7 @@ from rich.markup import escape
 
 from shared import Message, Publisher
 from worker.broker.settings import broker_url as as_the_worker_reads_it
-from worker.platform import clean
+from worker.platform import clean, redact
 from worker.settings import BROKER_SCHEMES
 
 out = Console()
@@ -46,16 +47,35 @@ def fail(message: str, *, hint: str = "") -> NoReturn:
 
 def connect(url: str) -> Redis:
     """A connection that was tried; ends the command when Redis does not answer."""
+    try:
+        return reach(url)
+    except RedisError as error:
+        fail(
+            f"Redis{at(url)} does not answer ({type(error).__name__})", hint="Set REDIS_URL, or start Redis."
+        )
+
+
+def reach(url: str) -> Redis:
+    """The same for who can do without: raises `RedisError` when Redis does not answer."""
     if not url.startswith(("redis://", "rediss://", "unix://")):
         fail(REDIS_SCHEMES)
     try:
-        redis = Redis.from_url(url, decode_responses=True, socket_connect_timeout=3)
+        redis = Redis.from_url(url, decode_responses=True, socket_connect_timeout=3, socket_timeout=5)
         redis.ping()
-    except RedisError as error:
-        fail(f"Redis does not answer ({type(error).__name__})", hint="Set REDIS_URL, or start Redis.")
+    except RedisError:
+        raise
     except NOT_AN_ADDRESS:
         refuse("REDIS_URL")
     return redis
+
+
+def at(url: str) -> str:
+    """` at …`, the address that was tried, without its password; empty when it might hold a part of one."""
+    for each in url.split(";"):
+        parts = urlsplit(each)
+        if "@" in f"{parts.path}{parts.query}{parts.fragment}":
+            return ""
+    return f" at {redact(url)}"
 
 
 def refuse(name: str) -> NoReturn:
@@ -81,7 +101,7 @@ def publish(message: Message, broker_url: str | None, redis_url: str) -> None:
             publisher.publish(message)
     except (OperationalError, OSError) as error:
         fail(
-            f"the message queue does not answer ({type(error).__name__})",
+            f"the message queue{at(broker_url or redis_url)} does not answer ({type(error).__name__})",
             hint="Set CELERY_BROKER_URL or REDIS_URL.",
         )
     except NOT_AN_ADDRESS:

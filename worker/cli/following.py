@@ -5,14 +5,15 @@ from typing import Final
 
 import typer
 from redis import Redis
+from rich.console import Console
 
 from shared.channels import job_key
 from shared.statuses import JobStatus
 from worker.cli.console import INTERRUPTED, connect, fail, out
 from worker.cli.progress_view import watch
-from worker.dead_letters import DeadLetters
+from worker.dead_letters import DeadLetter, DeadLetters
 
-SECONDS_BEFORE_HINT: Final = 5.0
+SECONDS_BEFORE_HINT: Final = 1.0
 SECONDS_BETWEEN_LOOKS: Final = 0.2
 
 
@@ -20,35 +21,56 @@ def follow_to_end(job: str, redis_url: str) -> None:
     """Show the run of `job`; the command fails unless it succeeds. Ctrl-C ends the show, not the run."""
     redis = connect(redis_url)
     try:
-        _await_run(redis, job)
+        await_any(redis, job, job_key(job), console=out)
         followed = watch(redis, job, out)
     except KeyboardInterrupt:
+        out.print(
+            f"the run goes on: `synapse-worker watch {job}` shows it, `synapse-worker stop {job}` ends it",
+            markup=False,
+        )
         raise typer.Exit(INTERRUPTED) from None
+    if _never_began(redis, job, followed.error):
+        fail(f"job {job} had already ended in the backend: {followed.status}; nothing was started")
     out.print(f"{followed.status} {followed.error}".rstrip(), markup=False)
     if followed.status is not JobStatus.SUCCEEDED:
         raise typer.Exit(1)
 
 
-def _await_run(redis: Redis, job: str) -> None:
-    """Wait until there is a run; ends the command when the message was refused."""
-    letters = DeadLetters(redis)
+def await_any(redis: Redis, job: str, *keys: str, console: Console) -> None:
+    """Wait until one of the job's keys is there; ends the command when its message was refused."""
     begun, told = time.monotonic(), False
-    while not redis.exists(job_key(job)):
-        if letters.is_refused(job) and not letters.is_replayed(job):
-            fail(
-                f"the message was refused: {_reason(letters, job)}",
-                hint="It is kept: `synapse-worker dead-letters list`. Publish the right one with a new job.",
-            )
+    while not redis.exists(*keys):
+        fail_if_refused(redis, job)
         if not told and time.monotonic() - begun > SECONDS_BEFORE_HINT:
             told = True
-            out.print(f"no run of job {job} yet; waiting for a worker that takes it", markup=False)
-            out.print("(a job that has already ended in the backend starts none)", style="dim")
+            console.print(f"no run of job {job} yet; waiting for a worker that takes it", markup=False)
+            console.print("(a job that has already ended in the backend starts none)", style="dim")
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def _reason(letters: DeadLetters, job: str) -> str:
-    reason = "see the dead letters"
+def fail_if_refused(redis: Redis, job: str) -> None:
+    """End the command when the job is FAILED for nothing but a message that was refused."""
+    letters = DeadLetters(redis)
+    if not letters.is_refused(job) or letters.is_replayed(job):
+        return
+    letter = _newest(letters, job)
+    if letter is None:
+        fail(f"the message of job {job} was refused", hint="Publish the right one with a new job.")
+    fail(
+        f"the message was refused: {letter.reason}",
+        hint=f"When that is put right: `synapse-worker dead-letters replay {letter.id}`. "
+        "When the message itself is wrong: publish the right one with a new job.",
+    )
+
+
+def _newest(letters: DeadLetters, job: str) -> DeadLetter | None:
+    newest = None
     for letter in letters.all():
-        if str((letter.arguments() or {}).get("job")) == job:
-            reason = letter.reason
-    return reason
+        if letter.job == job:
+            newest = letter
+    return newest
+
+
+def _never_began(redis: Redis, job: str, error: str) -> bool:
+    """Whether the run found its job over: it then takes the backend's status, without error or progress."""
+    return not error and redis.hget(job_key(job), "overall") == "0"

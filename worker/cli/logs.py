@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 from redis import Redis
 
-from shared.channels import logs_history
+from shared.channels import job_key, logs_history
 from shared.follower import LogFollower, LogLine
 from shared.log_entries import LogEnd, entry_of
 from worker.cli.console import DEFAULT_REDIS_URL, INTERRUPTED, Job, RedisUrl, connect, err, fail
+from worker.cli.following import await_any, fail_if_refused
 from worker.cli.terminal_text import shown
 
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Go on until the log ends.")]
@@ -47,8 +48,11 @@ def _show(
     redis: Redis, job: str, *, follow: bool, tail: int | None, timestamps: bool, source: str | None
 ) -> str:
     """Write lines as they come; returns why the log ended, empty when it has not."""
+    if follow:
+        await_any(redis, job, logs_history(job), job_key(job), console=err)
     written, last, reason = _history(redis, job)
     if not last and not follow:
+        fail_if_refused(redis, job)
         fail(f"no log of job {job} is known", hint="With --follow the command waits for it.")
     lines = [line for line in written if source in (None, line.source)]
     for line in lines if tail is None else lines[len(lines) - min(tail, len(lines)) :]:

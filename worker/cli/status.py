@@ -8,7 +8,7 @@ from rich.table import Table
 
 from shared.channels import job_key
 from worker.cli.console import DEFAULT_REDIS_URL, Job, RedisUrl, connect, fail, out
-from worker.cli.following import follow_to_end
+from worker.cli.following import fail_if_refused, follow_to_end
 from worker.runs.keys import LIVE
 from worker.runs.recovery import RUN_PREFIX
 
@@ -26,6 +26,7 @@ def status(
         jobs = [job]
     records = {name: redis.hgetall(job_key(name)) for name in jobs}
     if job is not None and not records[job]:
+        fail_if_refused(redis, job)
         fail(f"no run of job {job} is known", hint="A run's record expires a day after its end was reported.")
     shown = {name: _shown(name, record) for name, record in records.items() if record}
     if job is not None:

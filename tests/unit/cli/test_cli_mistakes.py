@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 from typer.testing import CliRunner
 
 from shared.channels import job_key
-from worker.cli.console import queue_url
+from worker.cli.console import at, queue_url
 from worker.cli.main import app
 from worker.dead_letters import DeadLetters
 
@@ -63,9 +63,22 @@ def test_a_queue_on_a_socket_is_in_the_database_that_the_worker_reads() -> None:
     assert queue_url(None, "unix:///run/redis.sock?db=3") == "redis+socket:///run/redis.sock?virtual_host=3"
 
 
-def test_a_redis_that_is_not_there_is_told() -> None:
-    assert "error: Redis does not answer (ConnectionError)" in mistaken("status")
-    assert "error: the message queue does not answer (OperationalError)" in mistaken("stop", "1")
+def test_a_redis_that_is_not_there_is_told_with_its_address() -> None:
+    assert f"error: Redis at {NOBODY} does not answer (ConnectionError)" in mistaken("status")
+    assert f"error: the message queue at {NOBODY} does not answer (OperationalError)" in mistaken("stop", "1")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:private@127.0.0.1:9/0", " at redis://***@127.0.0.1:9/0"),
+        ("redis://127.0.0.1:9/0?password=private", " at redis://127.0.0.1:9/0?password=***"),
+        ("redis://:1/private@127.0.0.1:9/0", ""),
+        ("amqp://h:9//;amqp://user:private@h:9//", " at amqp://h:9//;amqp://***@h:9//"),
+    ],
+)
+def test_an_address_that_does_not_answer_is_told_without_its_password(url: str, shown: str) -> None:
+    assert at(url) == shown
 
 
 @pytest.fixture
