@@ -1,21 +1,18 @@
 """The command `demo`: see the whole product work, on real input, on this machine."""
 
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import typer
 from redis import Redis
 from rich.table import Table
 
 from shared import JobStatus, Publisher, ToTaskMessage
-from worker.cli.console import fail, out
+from worker.cli.console import INTERRUPTED, fail, out
+from worker.cli.interrupts import interruptible
 from worker.cli.progress_view import Followed, watch
-from worker.cli.sandbox import EXAMPLE_PLUGINS, say
+from worker.cli.sandbox import EXAMPLE_PLUGINS, say, starting
 
 if TYPE_CHECKING:
     from worker.sandbox import Sandbox
@@ -35,15 +32,17 @@ class Row:
 
 
 def demo() -> None:
-    """Deploy a digits classifier on Ray Serve and pre-annotate some 900 images with it, then from files."""
+    """Deploy a digits classifier on Ray Serve and pre-annotate 899 images with it, then from files."""
     started = time.monotonic()
     try:
-        with _interruptible():
+        with interruptible():
             rows = _run_demo()
     except KeyboardInterrupt:
         out.print("interrupted; everything that the demo started has ended")
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     out.print(_table(rows))
+    for row in rows:
+        out.print(_seconds_by_step(row))
     out.print(
         f"[dim]{time.monotonic() - started:.0f} s in all; everything that the demo started has ended[/]"
     )
@@ -57,8 +56,9 @@ def _run_demo() -> list[Row]:
     from worker.sandbox import Sandbox, SandboxError
 
     try:
-        with Sandbox(plugins_dir=EXAMPLE_PLUGINS, on_progress=say) as sandbox:
+        with starting() as start, Sandbox(plugins_dir=EXAMPLE_PLUGINS, on_progress=say) as sandbox:
             sandbox.start_worker()
+            start.stop()
             release = sandbox.state.value("SELECT id FROM plugin_releases WHERE code = 'digits'")
             return [
                 _run(sandbox, "inference", {"pre_processor": release, "model": 1}),
@@ -108,13 +108,11 @@ def _digit(data: dict[str, Any] | None) -> int | None:
 
 
 def _table(rows: list[Row]) -> Table:
+    """Narrow enough for a terminal of 80 columns."""
     table = Table(title="Pre-annotation of handwritten digits", title_justify="left")
-    for name in ("method", "status", "tasks", "failures", "accuracy", "seconds", "seconds by step"):
-        table.add_column(
-            name, justify="right" if name in {"tasks", "failures", "accuracy", "seconds"} else "left"
-        )
+    for name in ("method", "status", "tasks", "failures", "accuracy", "seconds"):
+        table.add_column(name, justify="left" if name in {"method", "status"} else "right")
     for row in rows:
-        steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in row.followed.seconds_by_step.items())
         table.add_row(
             row.method,
             row.followed.status,
@@ -122,23 +120,13 @@ def _table(rows: list[Row]) -> Table:
             str(row.result.get("failed_count", 0)),
             f"{row.accuracy:.1%}",
             f"{row.followed.seconds:.1f}",
-            steps,
         )
     return table
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does: with everything stopped."""
-
-    def interrupt(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _seconds_by_step(row: Row) -> Table:
+    """A line a step, under the method's name."""
+    table = Table.grid(padding=(0, 2))
+    for number, (step, seconds) in enumerate(row.followed.seconds_by_step.items()):
+        table.add_row(f"by {row.method}" if not number else "", step, f"{seconds:.1f} s")
+    return table

@@ -31,7 +31,7 @@ def follow_to_end(job: str, redis_url: str) -> None:
         raise typer.Exit(INTERRUPTED) from None
     if _never_began(redis, job, followed.error):
         fail(f"job {job} had already ended in the backend: {followed.status}; nothing was started")
-    out.print(f"{followed.status} {followed.error}".rstrip(), markup=False)
+    out.print(followed.end, markup=False)
     if followed.status is not JobStatus.SUCCEEDED:
         raise typer.Exit(1)
 

@@ -19,6 +19,7 @@ from worker.cli.terminal_text import shown
 LAST_LINES_SECONDS: Final = 3.0
 """How long to wait for the end of the log after the run's end: other logs may go on for hours."""
 
+FINAL: Final = frozenset(status.value for status in JobStatus if status.is_final)
 LEVEL_STYLES: Final = {"warning": "yellow", "error": "red"}
 
 
@@ -30,6 +31,11 @@ class Followed:
     error: str = ""
     seconds: float = 0.0
     seconds_by_step: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def end(self) -> str:
+        """The end in one line, as it stands in the run's log too."""
+        return f"{self.status} {self.error}".rstrip()
 
 
 class _Timeline:
@@ -53,22 +59,30 @@ def watch(redis: Redis, job: str, console: Console, *, title: str = "") -> Follo
     view = Screen(console) if console.is_terminal else PlainLines(console)
     if title:
         console.print(f"[bold]{escape(title)}[/]")
+    ends: list[LogLine] = []
     with view:
-        log = threading.Thread(target=_show_log, args=(redis, job, view), daemon=True)
+        log = threading.Thread(target=_show_log, args=(redis, job, view, ends), daemon=True)
         log.start()
         for event in follow_run(redis, job):
             _show(event, view, timeline, followed)
         log.join(LAST_LINES_SECONDS)
+        for line in ends:
+            if line.line != followed.end:
+                view.log(text_of(line))
     followed.seconds = time.monotonic() - timeline.started
     followed.seconds_by_step = timeline.seconds_by_step()
     return followed
 
 
-def _show_log(redis: Redis, job: str, view: View) -> None:
+def _show_log(redis: Redis, job: str, view: View, ends: list[LogLine]) -> None:
+    """Show lines as they come, but for what looks like the run's end, which whoever asked will say."""
     # A Redis that is away for long ends the watch in the foreground, with its message.
     with contextlib.suppress(RedisError):
         for line in LogFollower(redis, job):
-            view.log(text_of(line))
+            if line.source == "run" and line.line.partition(" ")[0] in FINAL:
+                ends.append(line)
+            else:
+                view.log(text_of(line))
 
 
 def text_of(line: LogLine) -> Text:

@@ -1,5 +1,7 @@
 """Bars above a scrolling log on a terminal; the log alone where there is none."""
 
+import threading
+import time
 from collections import deque
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -9,8 +11,12 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from worker.cli.heartbeat import EVERY_SECONDS, Heartbeat
+
 MOST_LINES: Final = 20
 REFRESHES_A_SECOND: Final = 10
+PERCENT_A_LINE: Final = 10.0
+"""Where there are no bars."""
 
 
 class View(Protocol):
@@ -93,29 +99,55 @@ class Screen:
 
 
 class PlainLines:
-    """For a file, a pipe or a CI's log: lines, and of the progress when a step begins."""
+    """For a file, a pipe or a CI's log: lines, and of the progress what a reader needs to see it go on."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._steps: set[str] = set()
+        self._lock = threading.RLock()
+        self._begun: list[str] = []
+        self._percent = self._written = 0.0
+        self._written_at = 0.0
+        self._heartbeat = Heartbeat(self._go_on, every=1.0)
 
     def log(self, line: Text) -> None:
         self._console.print(line, soft_wrap=True)
 
     def progress(self, step: str, percent: float) -> None:
-        if step not in self._steps:
-            self._steps.add(step)
-            self._console.print(Text(f"{step} {percent:g} %"))
+        with self._lock:
+            if step not in self._begun:
+                self.complete()
+                self._begun.append(step)
+                self._write(percent)
+            elif step == self._begun[-1]:
+                self._percent = percent
+                if percent >= self._written + PERCENT_A_LINE:
+                    self._write(percent)
 
     def metrics(self, step: str, values: str) -> None:
         """Too many for a file."""
 
     def complete(self) -> None:
-        """The status that follows says so."""
+        with self._lock:
+            if self._begun and self._written < 100:
+                self._write(100)
 
     def __enter__(self) -> Self:
+        self._heartbeat.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self._heartbeat.__exit__()
+
+    def _go_on(self, seconds: float) -> None:
+        """The step again that says nothing new for long."""
+        with self._lock:
+            silent = time.monotonic() - self._written_at
+            if self._begun and self._written < 100 and silent >= EVERY_SECONDS:
+                self._write(self._percent, f" after {seconds:.0f} s")
+
+    def _write(self, percent: float, when: str = "") -> None:
+        self._percent = self._written = percent
+        self._written_at = time.monotonic()
+        self._console.print(Text(f"{self._begun[-1]} {percent:.0f} %{when}"), soft_wrap=True)

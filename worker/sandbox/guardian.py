@@ -96,7 +96,8 @@ class Guardian:
         self._reap()
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
-        return os.waitstatus_to_exitcode(self._status or 0) & 0xFF
+        code = os.waitstatus_to_exitcode(self._status or 0)
+        return code if code >= 0 else 128 - code  # as a shell says it: 137 for SIGKILL
 
     def _before_command(self) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

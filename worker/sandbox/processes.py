@@ -81,6 +81,11 @@ class Process:
         """Whether the command runs."""
         return self._guardian.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """As a shell has it, 128 and the signal's number for one that was killed; None while it runs."""
+        return self._guardian.poll()
+
     def pids(self) -> list[int]:
         """The command's process and everything below it, also what has detached itself."""
         with contextlib.suppress(psutil.NoSuchProcess):

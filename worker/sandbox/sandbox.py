@@ -79,6 +79,11 @@ class Sandbox:
         return None if self.agent is None else self.agent.url
 
     @property
+    def workers(self) -> list[Process]:
+        """Those that were started on it."""
+        return list(self._workers)
+
+    @property
     def files_url(self) -> str:
         """Where `files_dir` is served, without a token, as a storage's signed URLs are."""
         return f"{self.backend.url}/files"

@@ -83,18 +83,25 @@ def test_terminal_gets_colours_and_nothing_else_of_a_program(printed: str, text:
     assert shown(printed) == text
 
 
-def test_watch_without_a_terminal_prints_plain_lines(told: Runs, redis: FakeRedis) -> None:
+def test_watch_without_a_terminal_prints_plain_lines_and_leaves_the_end_to_its_caller(
+    told: Runs, redis: FakeRedis
+) -> None:
     output = io.StringIO()
 
     followed = watch(redis, "42", Console(file=output, width=40))
 
-    assert followed.status is JobStatus.SUCCEEDED
-    assert output.getvalue().splitlines() == [
-        "run | hello",
-        f"{RAY} | 빨강",
-        f"{RAY} | 20 %",
-        "run | SUCCEEDED",
-    ]
+    assert followed.end == "SUCCEEDED"
+    assert output.getvalue().splitlines() == ["run | hello", f"{RAY} | 빨강", f"{RAY} | 20 %"]
+
+
+def test_watch_shows_a_message_that_only_looks_like_the_end(run: Runs, redis: FakeRedis) -> None:
+    run.events.message("42", "FAILED images are left out")
+    run.finish("42", End(JobStatus.SUCCEEDED, {}))
+    output = io.StringIO()
+
+    watch(redis, "42", Console(file=output, width=40))
+
+    assert output.getvalue().splitlines() == ["run | FAILED images are left out"]
 
 
 def test_watch_on_a_terminal_shows_bars_above_the_log(run: Runs, redis: FakeRedis) -> None:
