@@ -1,5 +1,8 @@
 """synapse-worker: the command for people."""
 
-from worker.cli.main import main
+from worker.cli.interrupts import quiet
+
+with quiet():
+    from worker.cli.main import main
 
 __all__ = ["main"]

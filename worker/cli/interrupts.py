@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM, for commands that have something to put away first."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -27,3 +28,18 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Ctrl-C while modules are loaded ends the process as a shell expects it, without their traceback."""
+    if threading.current_thread() is not threading.main_thread() or (
+        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
