@@ -74,7 +74,8 @@ class BaseAction(Generic[P]):
         if model is None:
             raise ParamsError(f"{cls.__name__} declares no params_model")
         known = _keys(model) | (_keys(cls.base_params) if cls.base_params else set())
-        mistakes = [f"unknown parameter {key!r}" for key in sorted(set(params) - known)]
+        unknown = ", ".join(repr(key) for key in sorted(set(params) - known))
+        mistakes = [f"unknown parameter {unknown} (known: {', '.join(sorted(known))})"] if unknown else []
         try:
             checked = model.model_validate({key: params[key] for key in params if key in _keys(model)})
         except ValidationError as error:

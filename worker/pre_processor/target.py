@@ -8,6 +8,7 @@ from shared.statuses import JobStatus
 from worker.platform import ClientError, MalformedResponseError, NotFoundError
 from worker.platform.redaction import redact_value
 from worker.pre_processor.classify import Record, of_release, records_of
+from worker.runs.outcomes import RunFailedError
 
 GONE: Final = "GONE"
 """Stands for the status of a job that the backend does not know, or not any more."""
@@ -52,7 +53,10 @@ class PreProcessor:
 
 def find(backend: Backend, release: int | str, agent: int) -> PreProcessor:
     """Ask the backend for the release; `RuntimeError` when it is none that could be deployed."""
-    answer = backend.get_plugin_release(release)
+    try:
+        answer = backend.get_plugin_release(release)
+    except NotFoundError:
+        raise RunFailedError(f"Pre-processor {release} does not exist") from None
     config = answer.get("config")
     config = config if isinstance(config, dict) else {}
     code, version = config.get("code"), answer.get("version", config.get("version"))

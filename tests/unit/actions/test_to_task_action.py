@@ -89,7 +89,7 @@ def test_hooks_that_say_so_run_side_by_side() -> None:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        (PARAMS | {"thresh": 1}, "unknown parameter 'thresh'"),
+        (PARAMS | {"thresh": 1}, r"unknown parameter 'thresh' \(known: .*name, .*\)"),
         (PARAMS | {"threshold": "high"}, "threshold: "),
         (PARAMS | {"method": "inference"}, "requires pre_processor, model"),
         ({}, "name: Field required"),

@@ -7,6 +7,7 @@ import pytest
 from tests.unit.pre_processor.room_helpers import FakeBackend
 from worker.platform import ClientConnectionError, MalformedResponseError, NotFoundError, ServerError
 from worker.pre_processor.direct import PrepareStep, ensure_running
+from worker.runs.outcomes import RunFailedError
 
 
 class Watch:
@@ -40,6 +41,13 @@ def api() -> FakeBackend:
 
 def run(api: FakeBackend) -> dict[str, Any]:
     return ensure_running(api, pre_processor=7, agent=1)
+
+
+def test_a_pre_processor_that_the_backend_does_not_know_is_named(api: FakeBackend) -> None:
+    api.broken["get_plugin_release"] = NotFoundError("404", 404)
+
+    with pytest.raises(RunFailedError, match=r"^Pre-processor 7 does not exist$"):
+        run(api)
 
 
 def test_what_runs_is_not_dispatched(api: FakeBackend, watch: Watch) -> None:
