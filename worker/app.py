@@ -8,11 +8,10 @@ from kombu import Queue
 
 from worker import logging as worker_logging
 from worker.broker import broker_settings, broker_url
+from worker.broker.settings import QUEUES
 from worker.logs.step import RelayStep
 from worker.maintenance import Maintenance
 from worker.settings import Settings, SettingsError, settings
-
-QUEUES = ("deploy", "to_task", "annotate", "logs", "control")
 
 
 def make_app(settings: Settings) -> Celery:

@@ -1,5 +1,7 @@
 """The environment, checked once at start: every mistake is one clear line."""
 
+from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -111,7 +113,9 @@ class Settings(BaseSettings):
         None, description="Address of the Ray cluster (`host:port`). Without it a `deploy` ends FAILED."
     )
 
-    worker_plugin_host: Literal["ray", "process"] = Field("ray", description="Where plugin code runs.")
+    worker_plugin_host: Literal["ray", "process"] = Field(
+        "ray", description="Where plugin code runs: `ray`, or `process`, which needs no Ray for `to_task`."
+    )
     worker_plugin_access_token: Token | None = Field(
         None, description="The lesser token that plugin code's own clients use; without it they are None."
     )
@@ -186,7 +190,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_folder(cls, value: Path) -> Path:
         if not value.is_dir():
-            raise ValueError("is not a folder")
+            raise ValueError("must be a folder")
         return value.resolve()
 
     @model_validator(mode="after")
@@ -230,13 +234,25 @@ def load() -> Settings:
         raise SettingsError("\n".join(_line(mistake) for mistake in error.errors())) from None
 
 
+_MAY_BE_SHOWN = ("plugins_dir", "worker_plugin_host")
+"""Settings whose wrong value is named: all others might hold a secret, be it one in the wrong place."""
+
+
 def _line(mistake: object) -> str:
     assert isinstance(mistake, dict)
     name = ".".join(str(part) for part in mistake["loc"]).upper()
+    value = f", not {str(mistake['input'])[:100]!r}" if name.lower() in _MAY_BE_SHOWN else ""
     if mistake["type"] == "missing":
         return f"{name} is not set: {Settings.model_fields[name.lower()].description}"
     message = mistake["msg"].removeprefix("Value error, ")
-    return f"{name} {message}" if name else message
+    return f"{name} {message}{value}" if name else message
+
+
+def unknown_names(environ: Mapping[str, str]) -> dict[str, str | None]:
+    """Variables of the worker's own kind that are no setting, each with the one that may be meant."""
+    known = [name.upper() for name in Settings.model_fields]
+    strange = sorted(name for name in environ if name.startswith("WORKER_") and name not in known)
+    return {name: next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None) for name in strange}
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.settings import MB, Settings, SettingsError, load
+from worker.settings import MB, Settings, SettingsError, load, unknown_names
 
 SECRET = "hush-hush-hush"
 
@@ -146,6 +146,21 @@ def test_mistake_is_one_line_that_names_the_setting(
 
     (line,) = mistakes()
     assert line.startswith(f"{name} ")
+
+
+@pytest.mark.parametrize(("name", "value"), [("PLUGINS_DIR", "/no/such"), ("WORKER_PLUGIN_HOST", "docker")])
+def test_mistake_shows_a_value_that_is_no_secret(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    assert mistakes()[0].endswith(f", not {value!r}")
+
+
+def test_names_that_are_no_settings_are_known_with_what_may_be_meant() -> None:
+    environ = {"WORKER_TYPO": "1", "WORKER_PLUGINS_HOST": "ray", "WORKER_AGENT": "1", "PATH": "/bin"}
+
+    assert unknown_names(environ) == {"WORKER_PLUGINS_HOST": "WORKER_PLUGIN_HOST", "WORKER_TYPO": None}
 
 
 @pytest.mark.parametrize("name", ["SYNAPSE_AGENT_URL", "REDIS_URL", "CELERY_BROKER_URL", "SYNAPSE_HOST"])

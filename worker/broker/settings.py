@@ -6,6 +6,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from worker.settings import Settings
 
+QUEUES = ("deploy", "to_task", "annotate", "logs", "control")
+"""All that the workers of an installation consume between them."""
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://")
 
 

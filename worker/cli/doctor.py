@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 import typer
@@ -12,11 +12,11 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rich.markup import escape
 
+from worker.cli import listeners, ray_check
 from worker.cli.console import NOT_AN_ADDRESS, out
 from worker.platform import AgentClient, BackendClient, ClientError, NotFoundError, clean
 from worker.plugins import PluginError, PluginStore
-from worker.plugins.ray_session import session
-from worker.settings import Settings, SettingsError, load
+from worker.settings import Settings, SettingsError, load, unknown_names
 
 Check = Callable[[Settings], str]
 
@@ -41,9 +41,11 @@ def doctor() -> None:
         settings = load()
     except SettingsError as error:
         for line in str(error).splitlines():
-            out.print(f"[red]✗[/] settings: {line}", highlight=False)
+            out.print(f"[red]✗[/] settings: {escape(line)}", highlight=False)
+        _tell_unknown_names()
         raise typer.Exit(1) from None
     out.print("[green]✓[/] settings")
+    _tell_unknown_names()
     checks: dict[str, Check] = {
         "redis": _redis,
         "queue": _queue,
@@ -53,8 +55,16 @@ def doctor() -> None:
         "plugins": _plugins,
     }
     wrong = [name for name, check in checks.items() if not _passes(name, check, settings)]
+    if "queue" not in wrong:
+        _passes("workers", _workers, settings)
     if wrong:
         raise typer.Exit(1)
+
+
+def _tell_unknown_names() -> None:
+    for name, meant in unknown_names(os.environ).items():
+        hint = f"; is {meant} meant?" if meant else ""
+        out.print(f"[yellow]![/] settings: {escape(name)} is none{hint}", highlight=False)
 
 
 def _passes(name: str, check: Check, settings: Settings) -> bool:
@@ -107,9 +117,20 @@ def _agent(settings: Settings) -> str:
 def _ray(settings: Settings) -> str:
     if settings.ray_address is None:
         raise _NotConfiguredError("RAY_ADDRESS is not set: a deploy would end FAILED")
-    with _silent_stderr():
-        session.connect(settings.ray_address)
+    out.print("[dim]· checking ray …[/]", highlight=False)
+    ray_check.check(settings.ray_address)
     return "connected"
+
+
+def _workers(_settings: Settings) -> str:
+    try:
+        answers = listeners.active_queues()
+    except Exception as error:  # each broker's library has its own; that the queue answers is known already
+        raise _NotConfiguredError(f"could not be asked ({type(error).__name__})") from None
+    many = f"{len(answers)} answer{'s' if len(answers) == 1 else ''}"
+    if silent := listeners.silent_queues(answers):
+        raise _NotConfiguredError(f"{many}; nobody listens on {', '.join(silent)}")
+    return f"{many}; each queue has a listener"
 
 
 def _plugins(settings: Settings) -> str:
@@ -119,16 +140,3 @@ def _plugins(settings: Settings) -> str:
             "PLUGINS_DIR holds no release, which is a folder or .zip named code@version"
         )
     return f"{count} release{'s' if count > 1 else ''}"
-
-
-@contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Ray warns once a second, past Python, which would hide the one line that says what is wrong."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

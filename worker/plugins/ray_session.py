@@ -114,7 +114,7 @@ class RaySession:
             return
         why = outcome.get("error", f"no answer within {timeout:.0f} s")
         hint = (
-            "; check the token of RAY_AUTH_MODE=token"
+            "; check RAY_AUTH_TOKEN, or the token's file, which RAY_AUTH_MODE=token asks for"
             if os.environ.get("RAY_AUTH_MODE")
             else "; a cluster that asks for a token needs RAY_AUTH_MODE=token"
         )
