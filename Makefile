@@ -19,7 +19,7 @@ $(STAMP): requirements.txt pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
-demo: $(STAMP)  ## Deploy a digits classifier on Ray Serve and pre-annotate 900 images with it
+demo: $(STAMP)  ## Deploy a digits classifier on Ray Serve and pre-annotate 899 images with it
 	@$(BIN)/synapse-worker demo
 
 lint: $(STAMP)  ## Style, types and import rules
