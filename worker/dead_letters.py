@@ -24,9 +24,10 @@ REFUSED_JOBS = f"{{{DEAD_LETTERS}}}:jobs"
 """
 
 _ADD = """
--- KEYS: stream, seen (or the stream again)   ARGV: seconds, then the entry
+-- KEYS: stream, seen (or the stream again), jobs   ARGV: seconds, job (or empty), then the entry
 if KEYS[2] ~= KEYS[1] and not redis.call('SET', KEYS[2], 1, 'NX', 'EX', ARGV[1]) then return 0 end
-redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
+redis.call('XADD', KEYS[1], '*', unpack(ARGV, 3))
+if redis.call('HGET', KEYS[3], ARGV[2]) == 'replayed' then redis.call('HSET', KEYS[3], ARGV[2], 'refused') end
 return 1
 """
 
@@ -86,10 +87,13 @@ class DeadLetters:
         self._replay = redis.register_script(_REPLAY)
         self._give_up = redis.register_script(_GIVE_UP)
 
-    def add(self, task: str, body: Any, reason: str, *, message_id: str | None = None) -> None:
+    def add(
+        self, task: str, body: Any, reason: str, *, message_id: str | None = None, job: str | None = None
+    ) -> None:
         """Keep a message: the task's name, the body as it came, and why it was refused.
 
-        A second delivery of the same message (`message_id`) is kept once.
+        A second delivery of the same message (`message_id`) is kept once. `job` is the message's that has no
+        run: one whose replay is refused is a refused one again.
         """
         entry = {
             "task": _storable(task),
@@ -104,7 +108,7 @@ class DeadLetters:
             digest = hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()
             seen = f"{{{DEAD_LETTERS}}}:seen:{digest}"
         fields = [part for pair in entry.items() for part in pair]
-        self._add(keys=[DEAD_LETTERS, seen], args=[DAY_SECONDS, *fields])
+        self._add(keys=[DEAD_LETTERS, seen, REFUSED_JOBS], args=[DAY_SECONDS, job or "", *fields])
 
     def all(self) -> Iterator[DeadLetter]:
         """Every letter, oldest first; a page at a time, as bodies may be large."""

@@ -38,10 +38,11 @@ REDIS_SCHEMES = "REDIS_URL must start with redis://, rediss:// or unix://"
 
 
 def fail(message: str, *, hint: str = "") -> NoReturn:
-    """End the command with one clear line and what to do about it."""
+    """End the command with one clear line and what to do about it, which may be several."""
     err.print(f"[bold red]error:[/] {escape(message)}", highlight=False)
-    if hint:
-        err.print(f"       {escape(hint)}", highlight=False)
+    for line in hint.splitlines():
+        # Not folded: a command in it is there to be copied.
+        err.print(f"       {escape(line)}", highlight=False, soft_wrap=True)
     raise typer.Exit(1)
 
 

@@ -58,7 +58,7 @@ def fail_if_refused(redis: Redis, job: str) -> None:
         fail(f"the message of job {job} was refused", hint="Publish the right one with a new job.")
     fail(
         f"the message was refused: {letter.reason}",
-        hint=f"When that is put right: `synapse-worker dead-letters replay {letter.id}`. "
+        hint=f"When that is put right: `synapse-worker dead-letters replay {letter.id}`\n"
         "When the message itself is wrong: publish the right one with a new job.",
     )
 

@@ -19,10 +19,12 @@ def keep_refused(
     services: Services, task: str, body: Any, kwargs: Any, reason: str, message_id: str | None
 ) -> None:
     """Keep a message whole with the reason, and let its job end FAILED if it has no run."""
-    DeadLetters(services.redis).add(task, body, reason, message_id=message_id)
     job = readable_job(kwargs) if task in RUN_TASKS and isinstance(kwargs, dict) else None
     runs = services.runs
-    if job is not None and not runs.store.exists(job):
+    if job is not None and runs.store.exists(job):
+        job = None
+    DeadLetters(services.redis).add(task, body, reason, message_id=message_id, job=job)
+    if job is not None:
         about = {"job": job, "reason": reason, "tenant": readable_tenant(kwargs)}
         runs.sender.send(REFUSE_JOB, "control", about)
 

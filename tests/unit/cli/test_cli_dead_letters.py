@@ -56,3 +56,28 @@ def test_a_replay_says_that_the_message_was_published_and_how_to_follow_it(termi
     said = terminal.run("dead-letters", "replay", id_)
 
     assert said == "published again: deploy, job 7 `synapse-worker watch 7` shows what becomes of it"
+
+
+def test_a_replay_that_is_refused_again_is_told_to_whoever_watches(terminal: Terminal) -> None:
+    # Given a dead letter that was replayed
+    terminal.run("dead-letters", "replay", terminal.given_refusal("7", "no such release"))
+    letters = DeadLetters(terminal.redis)
+    assert letters.is_replayed("7")
+
+    # When a worker refuses its message again
+    letters.add("deploy", [[], {"job": "7"}, {}], "still no such release", message_id="2", job="7")
+
+    # Then that is said, and it can be replayed once more
+    assert "the message was refused: still no such release" in terminal.run("watch", "7", code=1)
+    assert letters.replay("7")
+
+
+def test_a_second_delivery_of_what_was_refused_before_does_not_take_a_replay_back(terminal: Terminal) -> None:
+    letters = DeadLetters(terminal.redis)
+    letters.add("deploy", [[], {"job": "7"}, {}], "no", message_id="1", job="7")
+    letters.refused("7")
+    letters.replay("7")
+
+    letters.add("deploy", [[], {"job": "7"}, {}], "no", message_id="1", job="7")
+
+    assert letters.is_replayed("7")
