@@ -86,6 +86,17 @@ async def test_filters(backend: httpx.AsyncClient, state: State, job: int) -> No
     assert await statuses(backend, job=other) == ["UNHEALTHY"]
 
 
+async def test_an_application_of_a_job_without_plugin_is_found_by_its_name(
+    backend: httpx.AsyncClient, state: State
+) -> None:
+    made_by_hand = state.add_job(agent=1)
+    body = {"job": made_by_hand, "status": "RUNNING", "data": {"name": NAME}}
+    await backend.post("/serve_applications/", json=body)
+
+    assert await statuses(backend, plugin_code="digits", job__agent=1) == ["RUNNING"]
+    assert await statuses(backend, plugin_code="other") == []
+
+
 async def test_a_deployment_is_a_job_and_a_message(
     backend: httpx.AsyncClient, state: State, outside: Any
 ) -> None:

@@ -13,8 +13,11 @@ from worker.sandbox.backend.jobs import as_id
 from worker.sandbox.backend.state import Row, State
 from worker.sandbox.http import Api, Refusal, answer, bounds, checked, paged
 
+RELEASE: Final = "COALESCE(plugin, application)"
+"""A job that somebody made by hand names no plugin; the application of its record does."""
+
 FILTERS: Final = {
-    "plugin_code": "? IN (plugin, substr(plugin, 1, instr(plugin, '@') - 1))",
+    "plugin_code": f"? IN ({RELEASE}, substr({RELEASE}, 1, instr({RELEASE}, '@') - 1))",
     "job__agent": "agent = ?",
     "job": "job = ?",
     "status": "serve_applications.status = ?",
