@@ -127,6 +127,8 @@ def _table(rows: list[Row]) -> Table:
 def _seconds_by_step(row: Row) -> Table:
     """A line a step, under the method's name."""
     table = Table.grid(padding=(0, 2))
+    for justify in ("left", "left", "right"):
+        table.add_column(justify=justify)
     for number, (step, seconds) in enumerate(row.followed.seconds_by_step.items()):
         table.add_row(f"by {row.method}" if not number else "", step, f"{seconds:.1f} s")
     return table

@@ -27,6 +27,7 @@ def follow_to_end(job: str, redis_url: str) -> None:
         out.print(
             f"the run goes on: `synapse-worker watch {job}` shows it, `synapse-worker stop {job}` ends it",
             markup=False,
+            soft_wrap=True,
         )
         raise typer.Exit(INTERRUPTED) from None
     if _never_began(redis, job, followed.error):

@@ -132,3 +132,13 @@ def test_whoever_waits_for_an_unknown_job_is_told_within_about_a_second(
 
     # When a job of which nothing is known is followed, then that is said
     assert "no run of job 77 yet; waiting for a worker" in terminal.run(*command, code=130)
+
+
+def test_ctrl_c_says_how_to_go_on(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a run that is interrupted while it is followed
+    terminal.given_run("7")
+    monkeypatch.setattr("worker.cli.following.watch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    assert terminal.run("watch", "7", code=130) == (
+        "the run goes on: `synapse-worker watch 7` shows it, `synapse-worker stop 7` ends it"
+    )
