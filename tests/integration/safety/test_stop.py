@@ -83,7 +83,7 @@ def test_a_stop_of_a_run_that_waits_empties_its_room(site: Site) -> None:
         jobs = [site.to_task(project, **inference) for project in projects]
         for job in jobs:
             site.wait(lambda job=job: site.is_at(job, "pre_processor.dispatch"), "the wait")
-        assert len(site.proxy.of("POST", "/plugins/echo")) == before + 1
+        site.wait(lambda: len(site.proxy.of("POST", "/plugins/echo")) > before, "the dispatch")
 
         # When all are stopped
         for job in jobs:
@@ -95,6 +95,7 @@ def test_a_stop_of_a_run_that_waits_empties_its_room(site: Site) -> None:
         site.wait(lambda: not ours & set(site.redis.zrange(LIVE, 0, -1)), "no run of these is watched")
         site.wait(lambda: "room:" not in repr(site.redis.zrange(LIVE, 0, -1)), "no room is watched")
         site.wait(lambda: site.quiet(), "no poll is left")
+    assert len(site.proxy.of("POST", "/plugins/echo")) == before + 1
     assert [site.finals(job) for job in jobs] == [["STOPPED"]] * 3
     assert [site.writes(project) for project in projects] == [[0, 0]] * 3
 
