@@ -9,6 +9,7 @@ from typing import Any
 
 from celery.app import amqp
 from kombu import Connection as KombuConnection
+from kombu import pools
 from kombu.transport import redis
 
 from worker.broker.transport import Transport
@@ -32,12 +33,31 @@ class Connection(KombuConnection):
 SECONDS_TO_CONFIRM = 10.0
 """A broker that has not confirmed a message by then counts as away, and the message is sent again."""
 
+_CONFIRMED = {"confirm_publish": True}
+"""RabbitMQ says when it has a message for good; until then a step must not be acknowledged for having sent
+its successor. Unasked it says nothing, and one that is killed loses what it was sent last. Other transports
+pass it over."""
+
 
 class AMQP(amqp.AMQP):
     """What an application makes its connections with."""
 
     Connection = Connection
     BrokerConnection = Connection
+    _producer_pool: Any = None
+
+    @property
+    def producer_pool(self) -> Any:
+        """Who publishes tasks. Their connections alone are confirmed.
+
+        The consumer's loop sends events and heartbeats on another, and would else consume nothing while a
+        RabbitMQ that is short of memory takes nothing, which is what would free its memory.
+        """
+        if self._producer_pool is None:
+            connection = self.app.connection_for_write(transport_options=_CONFIRMED)
+            self._producer_pool = pools.producers[connection]
+            self._producer_pool.limit = self.app.pool.limit
+        return self._producer_pool
 
     def _create_task_sender(self) -> Any:
         send = super()._create_task_sender()

@@ -38,10 +38,6 @@ def broker_settings(settings: Settings) -> dict[str, Any]:
     url = settings.broker_url
     if url.startswith(REDIS_SCHEMES):
         found["broker_transport_options"] = _transport_options(settings)
-    else:
-        # RabbitMQ says when it has a message for good; until then a step must not be acknowledged for having
-        # sent its successor. Unasked it says nothing, and one that is killed loses what it was sent last.
-        found["broker_transport_options"] = {"confirm_publish": True}
     if url.startswith("rediss://"):
         # Stock kombu checks no certificate unless the URL says so; the other clients of this Redis do.
         found["broker_use_ssl"] = {"ssl_cert_reqs": ssl.CERT_REQUIRED}

@@ -34,8 +34,19 @@ def test_redis_urls_get_our_transport_and_are_shown_as_they_are(url: str) -> Non
 def test_rabbitmq_keeps_its_transport() -> None:
     assert Connection("amqp://guest@h//").get_transport_cls() is pyamqp.Transport
     found = broker_settings(settings("amqp://guest@h//"))
-    assert found["broker_transport_options"] == {"confirm_publish": True}
+    assert "broker_transport_options" not in found
     assert found["worker_consumer"] == "worker.broker.consumer:Consumer"
+
+
+def test_only_who_publishes_tasks_waits_until_the_broker_has_confirmed_it() -> None:
+    # Given an application on RabbitMQ
+    app = Celery("x", broker="amqp://guest@h//", amqp="worker.broker:AMQP", set_as_current=False)
+    app.conf.update(broker_settings(settings("amqp://guest@h//")))
+
+    # Then its task messages are confirmed, and its events, which the consumer's loop sends, are not
+    assert app.producer_pool.connections.connection.transport_options == {"confirm_publish": True}
+    assert app.connection_for_write().transport_options == {}
+    assert app.connection_for_read().transport_options == {}
 
 
 def test_an_application_takes_it_with_one_argument() -> None:
