@@ -24,13 +24,13 @@ def serve_run(run: Run, services: Services, cluster: Cluster) -> Outcome:
     same = plan["digest"] in state.digests
     submitted = same and SUBMITTED in run.findings
     here = same and state.bucket != "failed"
-    runs_now = state.bucket == "running"
+    # Another run's deployment that never ran is no reason to keep it should this run fail as well. It may
+    # have run by the time of a second delivery.
+    existed = state.exists and (state.bucket == "running" or owner.existed_before())
     if submission is None:
-        # Another run's deployment that never ran is no reason to keep it should this run fail as well.
-        existed = state.exists and (runs_now or owner.existed_before())
         submission = Submission(existed=existed, at=redis_now(runs))
         submission.note(run, runs)
-    owner.take(run.job, submission.existed or runs_now)
+    owner.take(run.job, submission.existed or existed)
     if here and not submitted:
         runs.events.message(run.job, f"{name} is there already: nothing to submit.", step=PROGRESS)
     elif not submitted:

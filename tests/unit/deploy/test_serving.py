@@ -368,3 +368,22 @@ def test_a_state_is_read_from_serves_details() -> None:
     assert read_state({"status": "DEPLOYING", "deployments": {}}).is_of("d1")
     assert not ServeState().is_of("d1")
     assert read_state({**details, "status": "DELETING"}) == ServeState()
+
+
+def test_a_late_second_delivery_of_a_submission_leaves_what_has_run_meanwhile(yard: Yard) -> None:
+    # Given a run whose worker died right after its submission, and another that saw the application run
+    submit(yard)
+    yard.accept("43")
+    submit(yard, "43")
+    yard.cluster.here = RUNNING
+    assert look(yard, "43") == Continue(REGISTER)
+    yard.runs.finish("43", End(JobStatus.SUCCEEDED, {}))
+
+    # When the first is delivered again as the replicas start anew, and is stopped
+    yard.cluster.here = DEPLOYING
+    submit(yard)
+    stop("42", yard.runs)
+    clean(yard)
+
+    # Then the application stays
+    assert yard.cluster.removed == []
