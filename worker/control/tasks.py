@@ -103,9 +103,11 @@ def stop(self: WorkflowTask, /, *args: Any, **kwargs: Any) -> None:
             return
         # With the report's lock, so that a run that comes meanwhile does not tell the backend as well.
         token, key = runs.leases.new_token(), lock_key(message.job, REPORT.name)
-        if runs.leases.take(key, token):
-            with runs.leases.keep(key, token):
-                _stop_unread(message.job)
+        # Who holds it may be a worker that died over this very stop.
+        if not runs.leases.take(key, token):
+            self.come_back(1.0)
+        with runs.leases.keep(key, token):
+            _stop_unread(message.job)
     except BACKBONE_ERRORS:
         self.come_back(1.0)
 

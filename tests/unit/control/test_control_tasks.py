@@ -702,6 +702,24 @@ def test_stop_whose_job_is_taken_in_meanwhile_ends_it_once(
     assert services.runs.store.is_sealed("42")
 
 
+def test_stop_over_which_a_worker_died_is_carried_out_when_its_lock_is_free(
+    door: Door, services: FakeServices, backend: Backend
+) -> None:
+    # Given a stop that is delivered again at once, as RabbitMQ does, while the dead worker's lock still holds
+    key, token = lock_key("42", "runs.report"), "of-the-dead"
+    assert services.runs.leases.take(key, token)
+    again = door.deliver("stop", job=42)
+    assert again.ended == "again"
+    assert backend.patches == []
+
+    # When the lock is free
+    services.redis.delete(key)
+    door.deliver("stop", **again.kwargs)
+
+    # Then the backend is told
+    assert [patch["status"] for patch in backend.patches] == [JobStatus.STOPPED]
+
+
 def test_stop_of_an_ended_run_changes_nothing(door: Door, services: FakeServices) -> None:
     begun(door, services)
     services.runs.finish("42", End(JobStatus.SUCCEEDED, {}))
