@@ -19,7 +19,7 @@ from worker.runs.outcomes import Continue, Outcome, Park, PollAgain, Step
 from worker.runs.record import Run
 from worker.runs.sender import publish
 from worker.runs.step_task import BACKBONE_ERRORS, StepFunction
-from worker.runs.turns import countdown, turns
+from worker.runs.turns import turns
 from worker.services import services
 from worker.workflow import WorkflowTask, begin_run
 
@@ -42,7 +42,7 @@ class DeployTask(WorkflowTask):
         def in_turn(run: Run) -> Outcome:
             # The agent and Ray may hang: half of the threads stay free for runs that need neither.
             with turns.take(CLUSTER) as mine:
-                return function(run) if mine else PollAgain(countdown(self.request.retries))
+                return function(run) if mine else PollAgain(turns.countdown(CLUSTER, self.request.retries))
 
         try:
             agent = self._other_agent(job)

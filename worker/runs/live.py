@@ -31,6 +31,11 @@ class Live:
             pipe.hdel(LIVE_OVERDUE, member)
             pipe.execute()
 
+    def put_off(self, member: str, within: float) -> None:
+        """A sign of life of one that may have ended by now, and is not expected again then."""
+        now = int(self._redis.time()[0])
+        self._redis.zadd(LIVE, {member: now + within + self._patience}, xx=True)
+
     def include(self, member: str) -> None:
         """It lives from now on. What is expected of it already is not put off."""
         now = int(self._redis.time()[0])

@@ -128,6 +128,14 @@ class StepTask(Task):
             raise Reject(reject.reason, requeue=True) from None
         raise AssertionError("retry always raises")
 
+    def come_back_unbegun(self, job: str, countdown: float) -> NoReturn:
+        """Deliver this message again as it is. Quicker than `PollAgain`: many do so while few have a turn."""
+        try:
+            self.runs.live.put_off(run_member(job), countdown)
+        except BACKBONE_ERRORS as error:
+            log.warning("step comes back", error_type=type(error).__name__)
+        self.come_back(countdown, redelivered=self.is_redelivered())
+
     def _work(self, name: str, run: Run, function: StepFunction) -> Outcome:
         try:
             return function(run)

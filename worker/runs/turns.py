@@ -2,14 +2,18 @@
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from celery import signals
 
-SOONEST, LATEST = 0.1, 4.0
+SOONEST, LATEST = 0.1, 6.0
 """Seconds. Who found no turn comes back soon, as most turns are short; then later and later, as some hang."""
+
+SECONDS_BETWEEN_TRIES = 0.05
+"""However many wait for a neighbour, a process is not kept busy by those who ask in vain."""
 
 
 class Turns:
@@ -22,6 +26,7 @@ class Turns:
         self._threads = threads
         self._lock = threading.Lock()
         self._taken: dict[str, int] = {}
+        self._last_try: dict[str, float] = {}
 
     @contextmanager
     def take(self, neighbour: str, *, all_but_one: bool = False) -> Iterator[bool]:
@@ -40,10 +45,14 @@ class Turns:
                 with self._lock:
                     self._taken[neighbour] -= 1
 
-
-def countdown(tries: int) -> float:
-    """Seconds until the next try, at random, so that not all who found no turn come at once."""
-    return random.uniform(0.5, 1.0) * min(SOONEST * 2.0 ** min(tries, 20), LATEST)
+    def countdown(self, neighbour: str, tries: int) -> float:
+        """Seconds until the next try of who found no turn; at random, so that not all come at once."""
+        with self._lock:
+            now = time.monotonic()
+            last = max(self._last_try.get(neighbour, now), now) + SECONDS_BETWEEN_TRIES
+            self._last_try[neighbour] = last
+            first_free = last - now
+        return max(first_free, random.uniform(0.5, 1.0) * min(SOONEST * 2.0 ** min(tries, 20), LATEST))
 
 
 class _Pool:

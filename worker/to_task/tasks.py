@@ -5,9 +5,9 @@ from typing import Any
 from celery import shared_task
 
 from shared.messages import Job, ToTaskMessage
-from worker.runs.outcomes import Continue, Outcome, Park, PollAgain
+from worker.runs.outcomes import Continue, Outcome, Park
 from worker.runs.record import Run
-from worker.runs.turns import countdown, turns
+from worker.runs.turns import turns
 from worker.services import services
 from worker.to_task import annotate as chunk_step
 from worker.to_task import fetch, window
@@ -55,15 +55,17 @@ def spread(self: WorkflowTask, job: Job, **_: Any) -> None:
 @shared_task(base=WorkflowTask, bind=True, name=ANNOTATE.name)
 def annotate(self: WorkflowTask, job: Job, chunk: Count, **_: Any) -> None:
     """Work one chunk."""
-
-    def work(run: Run) -> Outcome:
-        # A pass takes as long as it may: one thread stays free for the stop that ends it.
-        with turns.take(ANNOTATE.name, all_but_one=True) as mine:
-            if not mine:
-                return PollAgain(countdown(self.request.retries))
-            return chunk_step.annotate(run, chunk, services(), crew())
-
-    self.carry_out(ANNOTATE, job, work, part=str(chunk))
+    # A pass takes as long as it may: one thread stays free for the stop that ends it.
+    with turns.take(ANNOTATE.name, all_but_one=True) as mine:
+        if mine:
+            self.carry_out(
+                ANNOTATE,
+                job,
+                lambda run: chunk_step.annotate(run, chunk, services(), crew()),
+                part=str(chunk),
+            )
+    if not mine:
+        self.come_back_unbegun(job, turns.countdown(ANNOTATE.name, self.request.retries))
 
 
 @shared_task(base=WorkflowTask, bind=True, name=FINALIZE.name)

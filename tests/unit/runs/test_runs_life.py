@@ -148,6 +148,19 @@ def test_member_is_overdue_after_the_patience(redis: FakeRedis, clock: Clock) ->
     assert (early, live.overdue()) == ([], ["run:42"])
 
 
+def test_who_is_put_off_is_overdue_later_and_who_has_ended_never(redis: FakeRedis, clock: Clock) -> None:
+    live = Live(redis, patience=70)
+    live.expect("run:42")
+    live.put_off("run:42", 5)
+    live.put_off("run:of-the-past", 5)
+
+    clock.forward(72)
+    early = live.overdue()
+    clock.forward(5)
+
+    assert (early, live.overdue()) == ([], ["run:42"])
+
+
 def test_overdue_member_is_handed_out_once(redis: FakeRedis, clock: Clock) -> None:
     live = Live(redis, patience=70)
     live.expect("run:42")

@@ -4,6 +4,7 @@ import threading
 from typing import Any
 
 import pytest
+from celery.exceptions import Retry
 from fakeredis import FakeRedis
 from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -53,6 +54,27 @@ def test_step_that_began_before_is_told(courier: Courier, run: Run) -> None:
     courier.deliver(FIRST, calls, redelivered=True)
 
     assert calls[0].again
+
+
+@pytest.mark.parametrize("redelivered", [False, True])
+def test_who_comes_back_unbegun_is_delivered_as_it_came(
+    courier: Courier, run: Run, redis: FakeRedis, redelivered: bool
+) -> None:
+    before = redis.hgetall(run_key("42"))
+    courier.task.push_request(
+        id="1",
+        args=[],
+        kwargs={"job": "42", "chunk": 7},
+        called_directly=False,
+        delivery_info={"exchange": "", "routing_key": "annotate", "redelivered": redelivered},
+    )
+
+    with pytest.raises(Retry):
+        courier.task.come_back_unbegun("42", 0.3)
+
+    [(kwargs, options)] = courier.published
+    assert (kwargs, options["countdown"]) == ({"job": "42", "chunk": 7, "redelivered": redelivered}, 0.3)
+    assert redis.hgetall(run_key("42")) == before
 
 
 def test_successor_is_published_to_the_runs_own_queue(

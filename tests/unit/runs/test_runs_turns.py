@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 
-from worker.runs.turns import LATEST, SOONEST, Turns, countdown
+from worker.runs.turns import LATEST, SECONDS_BETWEEN_TRIES, SOONEST, Turns
 
 
 def test_a_neighbour_gets_half_of_the_threads() -> None:
@@ -36,10 +36,20 @@ def test_a_single_thread_always_has_a_turn() -> None:
 
 
 def test_who_found_no_turn_comes_back_soon_and_later_each_time_but_within_seconds() -> None:
-    firsts, seconds, lasts = ([countdown(tries) for _ in range(100)] for tries in (0, 1, 10_000))
+    def waits(tries: int) -> list[float]:
+        return [Turns(lambda: 4).countdown("cluster", tries) for _ in range(100)]
+
+    firsts, seconds, lasts = waits(0), waits(1), waits(10_000)
     assert all(SOONEST / 2 <= first <= SOONEST for first in firsts)
     assert all(SOONEST <= second <= 2 * SOONEST for second in seconds)
     assert all(LATEST / 2 <= last <= LATEST for last in lasts)
+
+
+def test_many_who_find_no_turn_are_spread() -> None:
+    turns = Turns(lambda: 4)
+    waits = [turns.countdown("cluster", 0) for _ in range(1_000)]
+    assert 0.9 * 1_000 * SECONDS_BETWEEN_TRIES < max(waits) <= 1_000 * SECONDS_BETWEEN_TRIES
+    assert turns.countdown("backend", 0) <= SOONEST, "those of another neighbour are not in the way"
 
 
 def test_all_turns_together_leave_a_thread_to_what_is_short() -> None:
