@@ -95,6 +95,9 @@ async def test_an_application_of_a_job_without_plugin_is_found_by_its_name(
 
     assert await statuses(backend, plugin_code="digits", job__agent=1) == ["RUNNING"]
     assert await statuses(backend, plugin_code="other") == []
+    # And inferences reach it
+    inference = {"agent": 1, "action": "inference", "params": {}, "version": "1.10.0"}
+    assert (await backend.post("/plugins/digits/run/", json=inference)).json() == {"digit": 7}
 
 
 async def test_a_deployment_is_a_job_and_a_message(

@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from shared import DeployMessage, Message
 from worker.sandbox.backend.agent_feed import AgentFeed
+from worker.sandbox.backend.applications import RELEASE
 from worker.sandbox.backend.releases import Releases
 from worker.sandbox.backend.state import Row, State
 from worker.sandbox.http import Api, Refusal, answer, checked, refusal
@@ -110,8 +111,8 @@ class PluginRuns:
 
     def _application(self, code: str, version: str | None, agent: int) -> Row:
         records = self._state.rows(
-            "SELECT serve_applications.* FROM serve_applications JOIN jobs ON jobs.id = job"
-            " WHERE (plugin = ? || '@' || ? OR (? IS NULL AND plugin LIKE ? || '@%')) AND agent = ?"
+            "SELECT serve_applications.* FROM serve_applications JOIN jobs ON jobs.id = job"  # noqa: S608
+            f" WHERE ({RELEASE} = ? || '@' || ? OR (? IS NULL AND {RELEASE} LIKE ? || '@%')) AND agent = ?"
             " ORDER BY serve_applications.status = 'RUNNING' DESC, serve_applications.id DESC LIMIT 1",
             code,
             version,
