@@ -86,3 +86,4 @@ def test_a_message_of_some_priority_is_found(site: Site) -> None:
     site.worker()
     site.send("important", priority=7)
     site.wait(lambda: site.done() == ["important"], 3, "done")
+    assert [(value, redelivered) for value, redelivered, _ in site.begun()] == [("important", "False")]

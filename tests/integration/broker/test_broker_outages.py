@@ -56,6 +56,7 @@ def test_a_lost_bell_is_hung_again(site: Site) -> None:
     site.redis.client_kill_filter(_type="pubsub", skipme=True)
     site.send("new")
     site.wait(lambda: site.done() == ["new"], 5, "done")
+    assert [value for value, _, _ in site.begun()] == ["new"], "once"
 
 
 @pytest.mark.chaos
@@ -67,6 +68,7 @@ def test_a_worker_waits_for_a_redis_that_is_not_there_yet(site: Site) -> None:
     site.wait(lambda: "ready" in worker.tail(1000), 10, "ready")
     site.send("new")
     site.wait(lambda: site.done() == ["new"], 5, "done")
+    assert [value for value, _, _ in site.begun()] == ["new"], "once"
 
 
 @pytest.mark.chaos

@@ -105,6 +105,7 @@ def test_answers_that_are_errors_are_waited_out(api: FakeBackend, watch: Watch) 
 
     watch.then = break_and_mend
     run(api)
+    assert len(watch.slept) == 2, "it looked again after each error, and no more once it ran"
 
 
 def test_the_steps_own_wait_takes_a_timeout(api: FakeBackend, watch: Watch) -> None:
