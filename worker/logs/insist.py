@@ -11,7 +11,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-PAUSE_SECONDS: Final = 0.5
+RETRY_SECONDS: Final = 0.5
 
 
 async def insist(operation: Callable[[], Awaitable[T]]) -> T:
@@ -21,4 +21,4 @@ async def insist(operation: Callable[[], Awaitable[T]]) -> T:
             return await operation()
         except (RedisError, OSError) as error:
             log.warning("Redis does not answer", error_type=type(error).__name__)
-        await asyncio.sleep(PAUSE_SECONDS)
+        await asyncio.sleep(RETRY_SECONDS)

@@ -4,8 +4,6 @@ from worker.pre_processor.names import ROOM_PREFIX, RoomName
 from worker.pre_processor.polls import wake
 from worker.runs.runs import Runs
 
-__all__ = ["ROOM_PREFIX", "recover_room"]
-
 
 def recover_room(key: str, runs: Runs) -> None:
     """Publish a poll of a new generation; forget a room in which nobody waits."""
