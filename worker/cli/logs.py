@@ -10,8 +10,7 @@ import typer
 from redis import Redis
 
 from shared.channels import job_key, logs_history
-from shared.follower import LogFollower, LogLine
-from shared.log_entries import LogEnd, entry_of
+from shared.follower import LogEnd, LogFollower, LogLine, entry_of
 from worker.cli.console import DEFAULT_REDIS_URL, INTERRUPTED, Job, RedisUrl, connect, err, fail
 from worker.cli.following import await_any, fail_if_refused
 from worker.cli.terminal_text import shown

@@ -1,6 +1,6 @@
 """Bring a waiting room back whose poll was lost."""
 
-from worker.pre_processor.names import ROOM_PREFIX, RoomName
+from worker.pre_processor.names import RoomName
 from worker.pre_processor.polls import wake
 from worker.runs.runs import Runs
 

@@ -7,7 +7,7 @@ import pytest
 from fakeredis import FakeAsyncRedis, FakeRedis, FakeServer
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared import log_follower
+from shared import follower as log_follower
 from shared.channels import logs_history
 from shared.follower import AsyncLogFollower, LogFollower
 
