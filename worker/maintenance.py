@@ -8,8 +8,7 @@ from worker.deploy.packages import DeployedPackages
 from worker.platform import clean
 from worker.pre_processor.names import ROOM_PREFIX
 from worker.pre_processor.recovery import recover_room
-from worker.runs.recovery import RUN_PREFIX, recover_run
-from worker.runs.runs import Runs
+from worker.runs.runs import RUN_PREFIX, Runs, recover_run
 from worker.runs.step_task import BACKBONE_ERRORS
 from worker.services import services
 

@@ -28,9 +28,9 @@ from worker.plugins import (
     make_host,
     request_for,
 )
-from worker.runs.record import Run
+from worker.runs.model import Run
+from worker.runs.publisher import CelerySender
 from worker.runs.runs import Runs, Timing
-from worker.runs.sender import CelerySender
 from worker.settings import MB, Settings, settings
 
 NEIGHBOUR_TIMEOUT = {"connect": 3.0, "read": 10.0}

@@ -18,8 +18,8 @@ from structlog.contextvars import get_contextvars
 
 from worker.platform import AsyncBackendClient, BackendClient
 from worker.pre_processor.room import Room
+from worker.runs.publisher import CelerySender
 from worker.runs.runs import Runs
-from worker.runs.sender import CelerySender
 from worker.runs.step_task import StepTask
 from worker.runs.store import RunStore
 from worker.to_task.catalogue import Catalogue

@@ -13,7 +13,7 @@ from typing import Any
 
 from redis import Redis
 
-from worker.runs.scripts import Scripts
+from worker.lua import Scripts
 
 HELD_KEY = "synapse:broker:held"
 """Hash: by delivery tag, the list that the message came from, a line feed, the message."""

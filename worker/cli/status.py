@@ -10,7 +10,7 @@ from shared.channels import job_key
 from worker.cli.console import DEFAULT_REDIS_URL, Job, RedisUrl, connect, fail, out
 from worker.cli.following import fail_if_refused, follow_to_end
 from worker.runs.keys import LIVE
-from worker.runs.recovery import RUN_PREFIX
+from worker.runs.runs import RUN_PREFIX
 
 
 def status(

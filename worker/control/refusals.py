@@ -5,8 +5,8 @@ import structlog
 from shared.statuses import JobStatus
 from worker.dead_letters import DeadLetters
 from worker.platform import NotFoundError, ValidationError
-from worker.runs.record import End
-from worker.runs.reports import JobsApi
+from worker.runs.model import End
+from worker.runs.reporter import JobsApi
 from worker.runs.runs import Runs
 from worker.workflow import status_of
 

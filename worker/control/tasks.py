@@ -10,9 +10,9 @@ from shared.messages import Job, StopMessage
 from shared.statuses import JobStatus
 from worker.control import refusals
 from worker.platform import ClientError, clean
-from worker.runs import reports
+from worker.runs import reporter
+from worker.runs.heartbeat import run_member
 from worker.runs.keys import lock_key
-from worker.runs.live import run_member
 from worker.runs.runs import REPORT
 from worker.runs.step_task import BACKBONE_ERRORS
 from worker.services import services
@@ -42,10 +42,10 @@ def report(
         with runs.leases.keep(key, token):
             tenant = runs.store.load(job).message.tenant
             backend = services().backend(tenant)
-            wait = reports.report(job, runs, backend, lambda: runs.leases.holds(key, token))
+            wait = reporter.report(job, runs, backend, lambda: runs.leases.holds(key, token))
     except BACKBONE_ERRORS:
         self.come_back(1.0, redelivered=True)
-    except reports.ReplacedError:
+    except reporter.ReplacedError:
         self.come_back(1.0, redelivered=True)
     except ClientError as error:
         log.warning("report not taken", job=job, error=clean(str(error)), attempt=attempt)
@@ -99,7 +99,7 @@ def stop(self: WorkflowTask, /, *args: Any, **kwargs: Any) -> None:
     try:
         runs.store.remember_stop(message.job)
         if runs.store.exists(message.job):
-            reports.stop(message.job, runs)
+            reporter.stop(message.job, runs)
             return
         # With the report's lock, so that a run that comes meanwhile does not tell the backend as well.
         token, key = runs.leases.new_token(), lock_key(message.job, REPORT.name)

@@ -9,8 +9,7 @@ from worker.deploy.findings import Submission, plan_of, redis_now, submission_of
 from worker.deploy.ownership import Ownership
 from worker.deploy.steps import PROGRESS, REGISTER
 from worker.plugins import PluginHostUnavailableError
-from worker.runs.outcomes import Continue, Outcome, PollAgain, RunFailedError
-from worker.runs.record import Run
+from worker.runs.model import Continue, Outcome, PollAgain, Run, RunFailedError
 from worker.services import Services
 
 FIRST_SECONDS = 0.3

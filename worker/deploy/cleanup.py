@@ -9,7 +9,7 @@ from worker.deploy.findings import PLAN, plan_of
 from worker.deploy.ownership import Ownership
 from worker.deploy.steps import PROGRESS, REGISTER
 from worker.plugins import PluginHostUnavailableError
-from worker.runs.record import Run
+from worker.runs.model import Run
 from worker.runs.store import UnknownRunError
 from worker.services import Services
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from worker.runs.record import Run
+from worker.runs.model import Run
 from worker.runs.runs import Runs
 
 PLAN = "plan"

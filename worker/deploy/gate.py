@@ -9,8 +9,7 @@ from worker.deploy.plugin_call import call
 from worker.deploy.rooms import tell_room
 from worker.deploy.steps import PROGRESS, SERVE_RUN
 from worker.platform import AgentClient, ClientError, clean_exception
-from worker.runs.outcomes import Continue, Outcome, RunFailedError
-from worker.runs.record import Run
+from worker.runs.model import Continue, Outcome, Run, RunFailedError
 from worker.services import Services
 
 log = structlog.get_logger(__name__)

@@ -1,7 +1,7 @@
 """The message of a deployment's run."""
 
 from shared.messages import DeployMessage
-from worker.runs.record import Run
+from worker.runs.model import Run
 
 
 def deploy_message(run: Run) -> DeployMessage:

@@ -3,8 +3,7 @@
 from typing import Any
 
 from worker.plugins import PluginCallError, PluginError, PluginHostUnavailableError
-from worker.runs.outcomes import RunFailedError
-from worker.runs.record import Run
+from worker.runs.model import Run, RunFailedError
 from worker.services import Services
 
 

@@ -10,8 +10,7 @@ from worker.deploy.messages import deploy_message
 from worker.deploy.rooms import room_of
 from worker.platform import BackendClient, MalformedResponseError
 from worker.pre_processor.polls import wake
-from worker.runs.outcomes import Finish, Outcome, PollAgain
-from worker.runs.record import Run, wire_id
+from worker.runs.model import Finish, Outcome, PollAgain, Run, wire_id
 from worker.services import Services
 
 log = structlog.get_logger(__name__)

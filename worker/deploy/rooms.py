@@ -4,7 +4,7 @@ from shared.messages import DeployMessage
 from worker.deploy.messages import deploy_message
 from worker.pre_processor.names import RoomName
 from worker.pre_processor.room import Room
-from worker.runs.record import Run
+from worker.runs.model import Run
 from worker.services import Services
 
 

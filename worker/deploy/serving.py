@@ -7,8 +7,7 @@ from worker.deploy.ownership import Ownership
 from worker.deploy.packages import DeployedPackages
 from worker.deploy.plugin_call import call
 from worker.deploy.steps import AWAIT_RUNNING, PROGRESS
-from worker.runs.outcomes import Continue, Outcome, RunFailedError
-from worker.runs.record import Run
+from worker.runs.model import Continue, Outcome, Run, RunFailedError
 from worker.services import Services
 
 SUBMITTED = "submitted"

@@ -1,6 +1,6 @@
 """The steps of a deployment, in their order."""
 
-from worker.runs.outcomes import Step
+from worker.runs.model import Step
 
 INITIALIZE = Step("deploy.initialize", position=10)
 CAPACITY_GATE = Step("deploy.capacity_gate", position=20)

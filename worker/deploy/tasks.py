@@ -15,11 +15,10 @@ from worker.deploy.rooms import alert_room, tell_room
 from worker.deploy.serving import serve_run
 from worker.deploy.steps import AWAIT_RUNNING, CAPACITY_GATE, INITIALIZE, REGISTER, SERVE_RUN
 from worker.plugins import PluginHostUnavailableError
-from worker.runs.outcomes import Continue, Outcome, Park, PollAgain, Step
-from worker.runs.record import Run
-from worker.runs.sender import publish
+from worker.runs.bulkhead import turns
+from worker.runs.model import Continue, Outcome, Park, PollAgain, Run, Step
+from worker.runs.publisher import publish
 from worker.runs.step_task import BACKBONE_ERRORS, StepFunction
-from worker.runs.turns import turns
 from worker.services import services
 from worker.workflow import WorkflowTask, begin_run
 

@@ -9,9 +9,9 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from shared.messages import TailLogsMessage
+from worker.lua import Scripts
 from worker.platform.streams import StreamProtocol
-from worker.runs.log_channel import SCRIPT, log_args, log_keys, now
-from worker.runs.scripts import Scripts
+from worker.runs.events import SCRIPT, log_args, log_keys, now
 
 OPEN: Final = "synapse:{logs}:open"
 """Sorted set: every booking, by the time (Redis's clock) until which a relay's claim on it holds."""

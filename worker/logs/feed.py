@@ -8,7 +8,7 @@ from typing import Final
 
 from shared.channels import logs_channel
 from worker.logs.bookings import Claim
-from worker.runs.log_channel import log_keys
+from worker.runs.events import log_keys
 
 ALL_LINES: Final = 10_000
 ALL_CHARACTERS: Final = 16 * 1024 * 1024

@@ -8,9 +8,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from worker.logs.feed import Feed
+from worker.lua import Scripts
 from worker.platform.streams import StreamLimits
-from worker.runs.log_channel import DAY_SECONDS, ROOM_FOR_MESSAGES, SCRIPT, now
-from worker.runs.scripts import Scripts
+from worker.runs.events import DAY_SECONDS, ROOM_FOR_MESSAGES, SCRIPT, now
 
 log = structlog.get_logger(__name__)
 

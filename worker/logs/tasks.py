@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from shared.messages import TailLogsMessage
 from worker.logs.bookings import book
-from worker.runs.log_channel import ROOM_FOR_MESSAGES
+from worker.runs.events import ROOM_FOR_MESSAGES
 from worker.runs.step_task import BACKBONE_ERRORS
 from worker.services import services
 from worker.workflow import WorkflowTask, mistakes

@@ -4,8 +4,7 @@ from shared.messages import ToTaskMessage, ToTaskParams
 from worker.pre_processor.classify import classify_serve_app
 from worker.pre_processor.steps import DISPATCH, READY
 from worker.pre_processor.target import find, records_if_legible
-from worker.runs.outcomes import Continue, Outcome
-from worker.runs.record import Run
+from worker.runs.model import Continue, Outcome, Run
 from worker.services import Services
 
 FINDING = "pre_processor"

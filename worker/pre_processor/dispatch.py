@@ -14,9 +14,8 @@ from worker.pre_processor.payload import dispatch_body, dispatched_job
 from worker.pre_processor.polls import FIRST_SECONDS, start_poll, wake
 from worker.pre_processor.room import Room
 from worker.pre_processor.target import PreProcessor, records
-from worker.runs.live import run_member
-from worker.runs.outcomes import Outcome, Park, PollAgain
-from worker.runs.record import Run
+from worker.runs.heartbeat import run_member
+from worker.runs.model import Outcome, Park, PollAgain, Run
 from worker.services import Services
 
 log = structlog.get_logger(__name__)

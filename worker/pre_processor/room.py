@@ -12,8 +12,8 @@ from uuid import uuid4
 
 from redis import Redis
 
+from worker.lua import Scripts
 from worker.pre_processor.names import RoomName
-from worker.runs.scripts import Scripts
 
 DAY_SECONDS = 86_400
 UNSENT_CLAIM_SECONDS = 20

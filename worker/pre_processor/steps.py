@@ -1,6 +1,6 @@
 """The steps on a run's way through the waiting room."""
 
-from worker.runs.outcomes import Step
+from worker.runs.model import Step
 
 DETECT = Step("pre_processor.detect", position=30)
 DISPATCH = Step("pre_processor.dispatch", position=35)

@@ -8,7 +8,7 @@ from shared.statuses import JobStatus
 from worker.platform import ClientError, MalformedResponseError, NotFoundError
 from worker.platform.redaction import redact_value
 from worker.pre_processor.classify import Record, of_release, records_of
-from worker.runs.outcomes import RunFailedError
+from worker.runs.model import RunFailedError
 
 GONE: Final = "GONE"
 """Stands for the status of a job that the backend does not know, or not any more."""

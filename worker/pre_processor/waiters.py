@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from shared.statuses import JobStatus
 from worker.pre_processor.room import Room
 from worker.pre_processor.steps import DISPATCH, READY
+from worker.runs.heartbeat import run_member
 from worker.runs.keys import run_key
-from worker.runs.live import run_member
-from worker.runs.outcomes import Step
-from worker.runs.record import End
+from worker.runs.model import End, Step
 from worker.runs.runs import Runs
 
 

@@ -1,17 +1,69 @@
-"""What a run tells its listeners: state, progress, metrics and messages over pub/sub, messages in its log."""
+"""What a run tells its listeners over pub/sub, and the log of its job: one numbering over all its sources."""
 
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from redis import Redis
 
-from shared.channels import events_channel
+from shared.channels import events_channel, job_key, logs_channel, logs_history
+from worker.lua import Scripts
 from worker.platform import redact
 from worker.runs.keys import messages_key, run_key
-from worker.runs.log_channel import LogChannel
-from worker.runs.scripts import Scripts
+
+SCRIPT: Final = "log"
+
+ROOM_FOR_MESSAGES: Final = 10_000
+"""Entries of the history beyond the most lines that are relayed."""
+
+SHORTEST_HISTORY: Final = 50_000 + ROOM_FOR_MESSAGES
+"""Entries that a history keeps at least, trimmed only beyond; one with a larger limit of lines keeps more."""
+
+DAY_SECONDS: Final = 86_400
+
+
+def log_state_key(job: str) -> str:
+    """Hash: the last number, and of every log that is followed where it stands and who follows it."""
+    return f"{job_key(job)}:logs:state"
+
+
+def log_keys(job: str) -> list[str]:
+    """The keys of the script."""
+    return [log_state_key(job), logs_history(job), run_key(job)]
+
+
+def log_args(operation: str, job: str, *own: str | int, longest: int = SHORTEST_HISTORY) -> list[str | int]:
+    """The arguments of the script, `own` being those of the operation."""
+    return [operation, logs_channel(job), longest, DAY_SECONDS, *own]
+
+
+def now() -> str:
+    """The time of a line."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class LogChannel:
+    """The log as a run writes it."""
+
+    def __init__(self, redis: "Redis") -> None:
+        self._scripts = Scripts(redis, "worker.runs")
+
+    def say(self, job: str, text: str, level: str) -> None:
+        """Add a message of the run, a line a line. One of a run that is over, or unknown, goes nowhere."""
+        # JSON can spell halves of characters that no encoding can carry further.
+        lines = text.encode(errors="replace").decode().split("\n")
+        self._run("say", job, now(), level, *lines)
+
+    def settle(self, job: str, *, reported: bool = False) -> None:
+        """Say that the log is over, if the run and every followed log are. Safe to repeat.
+
+        `reported`: the backend has the run's end, so what is over expires in a day.
+        """
+        self._run("settle", job, "1" if reported else "")
+
+    def _run(self, operation: str, job: str, *own: str | int) -> None:
+        self._scripts.run(SCRIPT, log_keys(job), *log_args(operation, job, *own))
 
 
 class Events:

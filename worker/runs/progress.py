@@ -9,9 +9,9 @@ from redis import Redis
 
 from shared.channels import job_key
 from shared.messages import ToTaskMessage, ToTaskMethod
+from worker.lua import Scripts
 from worker.runs.keys import progress_key, run_key
-from worker.runs.record import RunMessage
-from worker.runs.scripts import Scripts
+from worker.runs.model import RunMessage
 
 Proportions = Mapping[str, int]
 """Steps in their order, each with its share of the whole in percent; the shares add up to 100."""

@@ -7,15 +7,14 @@ from redis import Redis
 
 from shared.channels import job_key
 from shared.statuses import JobStatus
+from worker.lua import Scripts
 from worker.runs.events import Events
+from worker.runs.heartbeat import Live, run_member
 from worker.runs.keys import run_key
-from worker.runs.leases import LeaseKeeper
-from worker.runs.live import Live, run_member
-from worker.runs.outcomes import Step
+from worker.runs.locks import LeaseKeeper
+from worker.runs.model import End, Run, Step
 from worker.runs.progress import Progress, proportions_of
-from worker.runs.record import End, Run
-from worker.runs.scripts import Scripts
-from worker.runs.store import RunStore
+from worker.runs.store import RunStore, UnknownRunError
 
 REPORT = Step("runs.report", position=0, queue="control")
 """Not a step of a run, but of its reporting; it works on ended runs too."""
@@ -147,3 +146,27 @@ class Runs:
     def report_sent(self, job: str, version: str) -> bool:
         """A snapshot of that version reached the backend; true when something newer waits."""
         return bool(self._scripts.run("report_sent", [run_key(job)], version))
+
+
+RUN_PREFIX = "run:"
+
+
+def recover_run(job: str, runs: Runs) -> None:
+    """Send the message of the step at which the run stands, or of the report of its end."""
+    try:
+        run = runs.store.load(job)
+    except UnknownRunError:
+        runs.live.forget(run_member(job))
+        return
+    if runs.store.is_sealed(job):
+        runs.live.forget(run_member(job))
+        return
+    if run.end is not None:
+        # Not a sign of life: while the backend is away, each copy comes later than the one before.
+        runs.send_report(job)
+        return
+    name = run.step or f"{run.message.task}.initialize"
+    generation = runs.store.newest_poll(job, name)
+    step = Step(name, run.position)
+    queue = runs.store.step_queue(job) or run.queue
+    runs.sender.send(step, queue, {"job": job, "generation": generation})

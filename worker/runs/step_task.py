@@ -12,10 +12,9 @@ from structlog.contextvars import bound_contextvars
 
 from shared.statuses import JobStatus
 from worker.platform import clean, shorten
+from worker.runs.heartbeat import run_member
 from worker.runs.keys import lock_key
-from worker.runs.live import run_member
-from worker.runs.outcomes import Continue, Finish, Outcome, Park, PollAgain, Step
-from worker.runs.record import Beginning, End, Run
+from worker.runs.model import Beginning, Continue, End, Finish, Outcome, Park, PollAgain, Run, Step
 from worker.runs.runs import Runs
 
 log = structlog.get_logger(__name__)
@@ -39,7 +38,7 @@ class StepTask(Task):
     # The contract's doors take what comes and refuse it by name; Celery's check would only fail the task.
     typing = False
     max_retries = None
-    Request = "worker.runs.request:QuietRequest"
+    Request = "worker.runs.publisher:QuietRequest"
 
     transient: ClassVar[tuple[type[Exception], ...]] = ()
     """Errors of a neighbour that may pass: the step comes back later."""

@@ -9,12 +9,11 @@ from redis import Redis
 from shared.channels import job_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
+from worker.lua import Scripts
 from worker.platform import mask_secrets
 from worker.runs import keys
-from worker.runs.log_channel import LogChannel
-from worker.runs.outcomes import Step
-from worker.runs.record import STOPPED, Acceptance, Beginning, End, Lease, Run, RunMessage
-from worker.runs.scripts import Scripts
+from worker.runs.events import LogChannel
+from worker.runs.model import STOPPED, Acceptance, Beginning, End, Lease, Run, RunMessage, Step
 
 DAY_SECONDS = 86_400
 

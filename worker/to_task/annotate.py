@@ -2,8 +2,7 @@
 
 from shared.messages import ToTaskMethod
 from worker.plugins import PluginHostBusyError
-from worker.runs.outcomes import Outcome, Park, PollAgain
-from worker.runs.record import Run
+from worker.runs.model import Outcome, Park, PollAgain, Run
 from worker.services import Services
 from worker.to_task.backends import AsyncBackend
 from worker.to_task.crew import Crew

@@ -6,8 +6,8 @@ from enum import StrEnum
 from redis import Redis
 
 from shared.channels import job_key
+from worker.lua import Scripts
 from worker.runs.keys import run_key
-from worker.runs.scripts import Scripts
 from worker.to_task import keys
 from worker.to_task.discovery import Page
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from shared.messages import ToTaskParams
 from worker.platform import StrayLinkError, holds_secret
-from worker.runs.outcomes import RunFailedError
+from worker.runs.model import RunFailedError
 
 NO_TASKS = "No tasks found to annotate"
 LARGEST_PAGE = 1_000

@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
-from worker.runs.outcomes import Continue, Finish, Outcome, Park, PollAgain
-from worker.runs.record import Run
+from worker.runs.model import Continue, Finish, Outcome, Park, PollAgain, Run
 from worker.services import Services
 from worker.to_task import keys
 from worker.to_task.catalogue import Catalogue, Commit, Cursor

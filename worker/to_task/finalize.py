@@ -1,8 +1,7 @@
 """The end of a run: its counts, its failures, and whether that is a success."""
 
 from shared.statuses import JobStatus, ToTaskResult
-from worker.runs.outcomes import Finish, Outcome
-from worker.runs.record import Run
+from worker.runs.model import Finish, Outcome, Run
 from worker.services import Services
 from worker.to_task.ledger import Ledger
 from worker.to_task.news import tell

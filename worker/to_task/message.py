@@ -1,7 +1,7 @@
 """The message of a run of `to_task`, as what it is."""
 
 from shared.messages import ToTaskMessage
-from worker.runs.record import Run
+from worker.runs.model import Run
 
 
 def message_of(run: Run) -> ToTaskMessage:

@@ -1,6 +1,6 @@
 """How far the annotation of a run is, for whoever listens."""
 
-from worker.runs.record import Run
+from worker.runs.model import Run
 from worker.runs.runs import Runs
 from worker.to_task.redis_ledger import RedisLedger
 

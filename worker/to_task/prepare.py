@@ -6,8 +6,7 @@ from shared.messages import ToTaskMethod, ToTaskParams
 from worker.platform import NotFoundError
 from worker.plugins import PluginCallError
 from worker.pre_processor.steps import DETECT
-from worker.runs.outcomes import Continue, Outcome, RunFailedError
-from worker.runs.record import Run
+from worker.runs.model import Continue, Outcome, Run, RunFailedError
 from worker.services import Services
 from worker.to_task.message import message_of
 from worker.to_task.steps import FETCH_TASKS

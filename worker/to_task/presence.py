@@ -7,7 +7,7 @@ from worker.pre_processor import classify_serve_app
 from worker.pre_processor.detection import FINDING
 from worker.pre_processor.errors import application_failed, timed_out
 from worker.pre_processor.target import PreProcessor, records
-from worker.runs.record import Run
+from worker.runs.model import Run
 from worker.services import Services
 
 GONE = "pre_processor_gone"

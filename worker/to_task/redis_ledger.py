@@ -7,9 +7,9 @@ from redis import Redis
 
 from shared.channels import job_key
 from shared.statuses import TaskFailure
+from worker.lua import Scripts
 from worker.runs.keys import run_key
-from worker.runs.record import Lease
-from worker.runs.scripts import Scripts
+from worker.runs.model import Lease
 from worker.runs.store import RunStore
 from worker.to_task import keys
 from worker.to_task.ledger import MOST_FAILURES, Counts, Mark, OpenTask, Ticket

@@ -1,7 +1,7 @@
 """The steps of a run of `to_task`. An inference walks through the waiting room after `prepare`."""
 
 from worker.pre_processor.steps import READY
-from worker.runs.outcomes import Step
+from worker.runs.model import Step
 
 INITIALIZE = Step("to_task.initialize", position=10)
 PREPARE = Step("to_task.prepare", position=20)

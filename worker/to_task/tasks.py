@@ -5,9 +5,8 @@ from typing import Any
 from celery import shared_task
 
 from shared.messages import Job, ToTaskMessage
-from worker.runs.outcomes import Continue, Outcome, Park
-from worker.runs.record import Run
-from worker.runs.turns import turns
+from worker.runs.bulkhead import turns
+from worker.runs.model import Continue, Outcome, Park, Run
 from worker.services import services
 from worker.to_task import annotate as chunk_step
 from worker.to_task import fetch, window

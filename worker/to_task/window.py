@@ -1,8 +1,7 @@
 """The chunks of a run that are under way: a window of them, so that a large run does not bury a small one."""
 
 from shared.messages import ToTaskMethod
-from worker.runs.outcomes import Continue, Outcome, Park
-from worker.runs.record import Run
+from worker.runs.model import Continue, Outcome, Park, Run
 from worker.runs.runs import Runs
 from worker.services import Services
 from worker.to_task.message import message_of

@@ -8,8 +8,8 @@ import structlog
 from shared.statuses import JobStatus
 from worker.dead_letters import DeadLetters
 from worker.platform import MalformedResponseError, NotFoundError
-from worker.runs.live import run_member
-from worker.runs.record import End, Run
+from worker.runs.heartbeat import run_member
+from worker.runs.model import End, Run
 from worker.services import Services
 
 log = structlog.get_logger(__name__)

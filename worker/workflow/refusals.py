@@ -5,7 +5,7 @@ from typing import Any
 from shared.messages import DeployMessage, ToTaskMessage
 from worker.broker import RefusedMessage, message_refused
 from worker.dead_letters import DeadLetters
-from worker.runs.outcomes import Step
+from worker.runs.model import Step
 from worker.services import Services, services
 from worker.workflow.reading import readable_job, readable_tenant
 

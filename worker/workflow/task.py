@@ -15,9 +15,8 @@ from worker.platform import (
     ServerError,
 )
 from worker.plugins import PluginHostUnavailableError
-from worker.runs.live import run_member
-from worker.runs.outcomes import Step
-from worker.runs.record import Acceptance
+from worker.runs.heartbeat import run_member
+from worker.runs.model import Acceptance, Step
 from worker.runs.runs import Runs
 from worker.runs.step_task import BACKBONE_ERRORS, StepTask
 from worker.services import services

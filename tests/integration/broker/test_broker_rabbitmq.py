@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 
 from shared import Publisher, StopMessage
 from worker.broker import broker_settings
-from worker.runs.sender import publish
+from worker.runs.publisher import publish
 from worker.sandbox.processes import Process, free_port, start, wait_for
 
 SERVER = shutil.which("rabbitmq-server")

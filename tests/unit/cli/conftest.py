@@ -11,7 +11,7 @@ from shared.statuses import JobStatus
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.cli.main import app
 from worker.dead_letters import DeadLetters
-from worker.runs.record import End
+from worker.runs.model import End
 from worker.runs.runs import Runs, Timing
 
 

@@ -5,7 +5,7 @@ import pytest
 from shared.channels import job_key
 from shared.statuses import JobStatus
 from tests.unit.cli.conftest import Terminal
-from worker.runs.record import End
+from worker.runs.model import End
 
 DEPLOY = ("deploy", "7", "digits@1.0.0", "--agent", "1")
 

@@ -6,7 +6,7 @@ from shared.messages import DeployMessage
 from tests.unit.control.control_helpers import Backend, Door, FakeServices
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.control import tasks
-from worker.runs.outcomes import Step
+from worker.runs.model import Step
 from worker.workflow import WorkflowTask
 
 FIRST = Step("deploy.initialize", 10)

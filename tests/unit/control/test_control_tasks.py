@@ -17,9 +17,9 @@ from tests.unit.control.control_helpers import Backend, Door, FakeServices
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.dead_letters import DeadLetters
 from worker.platform import NotFoundError, ServerError
-from worker.runs import reports
+from worker.runs import reporter
 from worker.runs.keys import LIVE, lock_key
-from worker.runs.record import End
+from worker.runs.model import End
 from worker.workflow import begin_run
 
 MESSAGE: dict[str, Any] = {"job": 42, "plugin": "digits@1.0.0", "agent": 1}
@@ -100,7 +100,7 @@ def test_entry_delivered_twice_sends_the_first_step_again_while_it_has_not_begun
 def test_entry_delivered_twice_starts_nothing_once_the_run_has_begun(
     door: Door, services: FakeServices, sender: RecordingSender
 ) -> None:
-    from worker.runs.outcomes import Step
+    from worker.runs.model import Step
 
     door.deliver("test.deploy", **MESSAGE)
     services.runs.store.begin("42", Step("deploy.initialize", 10), "", "me", 5, 0, False)
@@ -602,7 +602,7 @@ def test_report_whose_sender_was_suspended_and_replaced_says_nothing_after_the_e
         found = snapshot(*args, **options)
         redis.set(lock_key("42", "runs.report"), "another")
         runs.finish("42", End(JobStatus.SUCCEEDED, {}))
-        reports.report("42", runs, backend)
+        reporter.report("42", runs, backend)
         redis.delete(lock_key("42", "runs.report"))
         return found
 

@@ -12,8 +12,7 @@ from shared.statuses import JobStatus
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy.cluster import ServeState
 from worker.runs.keys import lock_key, messages_key
-from worker.runs.outcomes import Outcome, Step
-from worker.runs.record import End, Run
+from worker.runs.model import End, Outcome, Run, Step
 from worker.runs.runs import Runs, Timing
 from worker.runs.step_task import user_message
 from worker.settings import Settings

@@ -17,8 +17,8 @@ from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy import tasks
 from worker.deploy.ownership import Ownership
 from worker.deploy.steps import AWAIT_RUNNING, INITIALIZE, SERVE_RUN
-from worker.runs.outcomes import Park
-from worker.runs.reports import stop
+from worker.runs.model import Park
+from worker.runs.reporter import stop
 
 MESSAGE = {"job": 42, "plugin": APP, "agent": 2}
 

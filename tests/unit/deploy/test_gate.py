@@ -13,7 +13,7 @@ from worker.deploy.gate import capacity_gate
 from worker.deploy.steps import CAPACITY_GATE, SERVE_RUN
 from worker.platform import ClientConnectionError, ClientTimeoutError, MalformedResponseError, ServerError
 from worker.plugins import PluginCallError, PluginHostUnavailableError
-from worker.runs.outcomes import Continue, Outcome
+from worker.runs.model import Continue, Outcome
 
 
 def pass_gate(yard: Yard) -> Outcome:

@@ -14,7 +14,7 @@ from worker.pre_processor.names import RoomName
 from worker.pre_processor.room import Room
 from worker.pre_processor.steps import AWAIT_READY
 from worker.runs.keys import lock_key, run_key
-from worker.runs.outcomes import Finish, Outcome, PollAgain
+from worker.runs.model import Finish, Outcome, PollAgain
 
 
 def tell(yard: Yard) -> Outcome:

@@ -13,9 +13,8 @@ from worker.deploy.cluster import ServeState, read_state
 from worker.deploy.serving import serve_run
 from worker.deploy.steps import AWAIT_RUNNING, REGISTER, SERVE_RUN
 from worker.plugins import PluginCallError, PluginHostUnavailableError
-from worker.runs.outcomes import Continue, Outcome, PollAgain, Step
-from worker.runs.record import End
-from worker.runs.reports import stop
+from worker.runs.model import Continue, End, Outcome, PollAgain, Step
+from worker.runs.reporter import stop
 
 OTHER = ServeState(True, "running", "RUNNING", "", frozenset({"d0"}))
 

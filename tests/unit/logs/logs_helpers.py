@@ -12,10 +12,10 @@ from shared.channels import logs_channel, logs_history
 from shared.messages import TailLogsMessage
 from worker.logs.bookings import Beginning, Booking, book
 from worker.logs.relay import Relay
+from worker.lua import Scripts
 from worker.platform import ClientError
 from worker.platform.streams import StreamLimits
-from worker.runs.log_channel import log_args, log_keys
-from worker.runs.scripts import Scripts
+from worker.runs.events import log_args, log_keys
 
 Entry = dict[str, Any]
 

@@ -6,10 +6,10 @@ from shared.channels import logs_channel, logs_history
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.unit.logs.logs_helpers import Log
-from worker.runs.log_channel import DAY_SECONDS, log_args, log_keys, log_state_key
-from worker.runs.record import End
+from worker.lua import Scripts
+from worker.runs.events import DAY_SECONDS, log_args, log_keys, log_state_key
+from worker.runs.model import End
 from worker.runs.runs import Runs
-from worker.runs.scripts import Scripts
 
 RAY = "raysubmit_1"
 

@@ -12,7 +12,7 @@ from tests.unit.logs.logs_helpers import Log
 from worker.cli.main import app
 from worker.cli.progress_view import watch
 from worker.cli.terminal_text import shown
-from worker.runs.record import End
+from worker.runs.model import End
 from worker.runs.runs import Runs
 
 RAY = "raysubmit_1"

@@ -11,7 +11,7 @@ from shared.channels import DEAD_LETTERS
 from tests.unit.control.control_helpers import Door, FakeServices
 from worker.logs import tasks
 from worker.logs.bookings import OPEN
-from worker.runs.log_channel import log_state_key
+from worker.runs.events import log_state_key
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ from worker.pre_processor.room import Room
 from worker.pre_processor.steps import AWAIT_READY, DETECT, DISPATCH
 from worker.pre_processor.waiting import Again
 from worker.runs.keys import lock_key
-from worker.runs.outcomes import Finish, Outcome, Step
-from worker.runs.record import Beginning, End, Run
+from worker.runs.model import Beginning, End, Finish, Outcome, Run, Step
 from worker.runs.runs import Runs, Timing
 from worker.runs.step_task import user_message
 from worker.settings import Settings

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.pre_processor.room_helpers import FakeBackend
 from worker.platform import ClientConnectionError, MalformedResponseError, NotFoundError, ServerError
 from worker.pre_processor.direct import PrepareStep, ensure_running
-from worker.runs.outcomes import RunFailedError
+from worker.runs.model import RunFailedError
 
 
 class Watch:

@@ -25,9 +25,8 @@ from worker.pre_processor.polls import ramp, wake
 from worker.pre_processor.recovery import recover_room
 from worker.pre_processor.steps import AWAIT_READY, DETECT, DISPATCH, READY
 from worker.runs.keys import LIVE, lock_key
-from worker.runs.outcomes import Continue, Finish, Park, PollAgain
-from worker.runs.record import End, Run
-from worker.runs.reports import stop
+from worker.runs.model import Continue, End, Finish, Park, PollAgain, Run
+from worker.runs.reporter import stop
 from worker.runs.runs import Timing
 from worker.services import Services
 

@@ -5,7 +5,7 @@ from fakeredis import FakeRedis
 
 from shared.messages import DeployMessage, ToTaskMessage
 from tests.unit.runs.runs_helpers import VISIBILITY_TIMEOUT, Courier, RecordingSender
-from worker.runs.record import Run
+from worker.runs.model import Run
 from worker.runs.runs import Runs, Timing
 
 

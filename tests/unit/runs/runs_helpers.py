@@ -9,8 +9,7 @@ from celery import Celery
 from celery.exceptions import Reject, Retry
 from kombu.exceptions import OperationalError
 
-from worker.runs.outcomes import Outcome, Park, Step
-from worker.runs.record import Run
+from worker.runs.model import Outcome, Park, Run, Step
 from worker.runs.runs import Runs
 from worker.runs.step_task import StepTask
 

@@ -12,13 +12,11 @@ from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
 from tests.unit.runs.runs_helpers import RecordingSender
+from worker.runs.heartbeat import Live
 from worker.runs.keys import LIVE, polls_key, run_key, stop_key
-from worker.runs.leases import LeaseKeeper
-from worker.runs.live import Live
-from worker.runs.outcomes import Step
-from worker.runs.record import Acceptance, End, Run
-from worker.runs.recovery import recover_run
-from worker.runs.runs import Runs
+from worker.runs.locks import LeaseKeeper
+from worker.runs.model import Acceptance, End, Run, Step
+from worker.runs.runs import Runs, recover_run
 
 DAY = 86_400
 FIRST = Step("deploy.first", 10)

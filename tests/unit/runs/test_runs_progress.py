@@ -9,8 +9,8 @@ from fakeredis import FakeRedis
 from shared.channels import events_channel, job_key
 from shared.messages import DeployMessage, ToTaskMessage
 from tests.unit.conftest import Clock
+from worker.runs.model import Run
 from worker.runs.progress import DEPLOY, TO_TASK_FILE, TO_TASK_INFERENCE, Proportions, proportions_of
-from worker.runs.record import Run
 from worker.runs.runs import Runs
 
 

@@ -20,9 +20,8 @@ from worker.platform import (
 )
 from worker.platform import ValidationError as RefusedError
 from worker.runs.keys import messages_key, progress_key, run_key
-from worker.runs.outcomes import Step
-from worker.runs.record import End, Run
-from worker.runs.reports import report, stop
+from worker.runs.model import End, Run, Step
+from worker.runs.reporter import report, stop
 from worker.runs.runs import Runs
 
 DAY = 86_400

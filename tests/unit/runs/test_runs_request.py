@@ -9,9 +9,8 @@ from celery import Celery
 from celery.utils.imports import symbol_by_name
 from kombu import Connection
 
-from worker.runs.outcomes import Step
-from worker.runs.request import shown
-from worker.runs.sender import CelerySender
+from worker.runs.model import Step
+from worker.runs.publisher import CelerySender, shown
 from worker.runs.step_task import StepTask
 
 SECRET = "hush-hush-hush"

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from kombu.exceptions import OperationalError
 
-from worker.runs.outcomes import Step
-from worker.runs.sender import CelerySender
+from worker.runs.model import Step
+from worker.runs.publisher import CelerySender
 
 
 class BrokenApp:

@@ -14,8 +14,7 @@ from shared.statuses import JobStatus
 from tests.unit.runs.runs_helpers import VISIBILITY_TIMEOUT, Courier, NeighbourAwayError, RecordingSender
 from worker.platform import register_secrets
 from worker.runs.keys import LIVE, lock_key, run_key
-from worker.runs.outcomes import Continue, Finish, Outcome, Park, PollAgain, RunFailedError, Step
-from worker.runs.record import End, Run
+from worker.runs.model import Continue, End, Finish, Outcome, Park, PollAgain, Run, RunFailedError, Step
 from worker.runs.runs import Runs, Timing
 from worker.runs.step_task import LONGEST_USER_MESSAGE, user_message
 

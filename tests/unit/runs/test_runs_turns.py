@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 
-from worker.runs.turns import LATEST, SECONDS_BETWEEN_TRIES, SOONEST, Turns
+from worker.runs.bulkhead import LATEST, SECONDS_BETWEEN_TRIES, SOONEST, Turns
 
 
 def test_a_neighbour_gets_half_of_the_threads() -> None:

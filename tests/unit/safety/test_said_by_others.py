@@ -19,7 +19,7 @@ from worker.platform.streams.lines import cut
 from worker.plugins.runner import MAX_MESSAGE, describe
 from worker.pre_processor.classify import counts_as_failed, snapshot_of
 from worker.pre_processor.target import find
-from worker.runs.request import QuietRequest
+from worker.runs.publisher import QuietRequest
 from worker.services import Services
 from worker.settings import Settings
 from worker.to_task.errors import TaskFailedError

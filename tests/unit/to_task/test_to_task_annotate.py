@@ -18,7 +18,7 @@ from worker.platform import (
     ServerError,
 )
 from worker.plugins import PluginHostBusyError, PluginHostUnavailableError
-from worker.runs.outcomes import Continue, Park
+from worker.runs.model import Continue, Park
 from worker.to_task.finalize import finalize
 from worker.to_task.news import FAILURES_TOLD
 from worker.to_task.redis_ledger import RedisLedger

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.unit.to_task.world import JOB, World
-from worker.runs.outcomes import Continue, Finish, Park, PollAgain, RunFailedError
+from worker.runs.model import Continue, Finish, Park, PollAgain, RunFailedError
 from worker.to_task import keys
 from worker.to_task.catalogue import Catalogue, Commit
 from worker.to_task.discovery import Page, all_ids, page_size, read_page

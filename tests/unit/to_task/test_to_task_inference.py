@@ -9,7 +9,7 @@ from tests.unit.conftest import Clock
 from tests.unit.to_task.world import World
 from worker.platform import NotFoundError, ServerError
 from worker.plugins import PluginHostBusyError
-from worker.runs.outcomes import Continue, Park, PollAgain
+from worker.runs.model import Continue, Park, PollAgain
 from worker.to_task.steps import FINALIZE
 
 Make = Callable[..., World]

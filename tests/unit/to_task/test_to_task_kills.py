@@ -8,9 +8,9 @@ import pytest
 from tests.unit.conftest import Clock
 from tests.unit.runs.runs_helpers import Courier
 from tests.unit.to_task.world import JOB, KilledError, World
+from worker.lua import Scripts
 from worker.runs.keys import lock_key
-from worker.runs.outcomes import Continue, Finish, Outcome, PollAgain
-from worker.runs.scripts import Scripts
+from worker.runs.model import Continue, Finish, Outcome, PollAgain
 from worker.to_task.annotate import annotate
 from worker.to_task.finalize import finalize
 from worker.to_task.pipeline import BATCH

@@ -11,7 +11,7 @@ from tests.unit.to_task.world import World
 from worker.platform import NotFoundError, ServerError
 from worker.plugins import PluginCallError
 from worker.pre_processor.steps import DETECT
-from worker.runs.outcomes import Continue, RunFailedError
+from worker.runs.model import Continue, RunFailedError
 from worker.to_task.prepare import check_project, prepare
 from worker.to_task.steps import FETCH_TASKS
 

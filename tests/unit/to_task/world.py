@@ -12,8 +12,7 @@ from fakeredis import FakeRedis
 from shared.channels import job_key
 from shared.messages import ToTaskMessage
 from worker.plugins import PluginCallError
-from worker.runs.outcomes import Continue, Finish, Outcome, Park, PollAgain, Step
-from worker.runs.record import Run
+from worker.runs.model import Continue, Finish, Outcome, Park, PollAgain, Run, Step
 from worker.runs.runs import Runs, Timing
 from worker.services import Services
 from worker.to_task.annotate import annotate
@@ -300,7 +299,7 @@ class World:
 
     def end(self) -> None:
         """The user stops the run."""
-        from worker.runs.reports import stop
+        from worker.runs.reporter import stop
 
         stop(JOB, self.runs)
 

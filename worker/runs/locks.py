@@ -8,7 +8,7 @@ from uuid import uuid4
 import structlog
 from redis import Redis, RedisError
 
-from worker.runs.scripts import Scripts
+from worker.lua import Scripts
 
 log = structlog.get_logger(__name__)
 

@@ -1,12 +1,47 @@
-"""Publishes the messages of steps through the Celery app."""
+"""Publishes the messages of steps, and shows job, plugin and action of what is received, and nothing else."""
 
 from typing import Any
 
 from celery import Celery
+from celery.worker.request import Request
 from kombu.exceptions import EncodeError, OperationalError
 
-from worker.runs.outcomes import Step
-from worker.runs.request import shown
+from worker.platform import redact
+from worker.runs.model import Step
+
+SHOWN = ("job", "plugin", "action")
+
+
+def shown(kwargs: Any) -> dict[str, str | int]:
+    """The arguments that logs and task events may show."""
+    if not isinstance(kwargs, dict):
+        return {}
+    values = {key: kwargs.get(key) for key in SHOWN}
+    return {
+        key: value[:100] if isinstance(value, str) else value
+        for key, value in values.items()
+        if isinstance(value, str | int)
+    }
+
+
+class QuietRequest(Request):
+    """Replaces what the publisher says of its arguments, on receipt: a bare `send_task` shows them all."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._argsrepr = "()"
+        self._kwargsrepr = repr(shown(self._kwargs))
+        self._request_dict["argsrepr"] = self._argsrepr
+        self._request_dict["kwargsrepr"] = self._kwargsrepr
+
+    def info(self, safe: bool = False) -> Any:  # noqa: ARG002 - `inspect active` asks for the unsafe form
+        """What `inspect` and Flower see."""
+        return super().info(safe=True)
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Tell the monitors; what an exception or its traceback says is cleaned of secrets first."""
+        shown = {name: redact(value) if isinstance(value, str) else value for name, value in fields.items()}
+        super().send_event(type, **shown)
 
 
 def publish(app: Celery, task: str, queue: str, kwargs: dict[str, Any], **options: Any) -> None:

@@ -17,10 +17,10 @@ from worker.platform import (
     ValidationError,
     shorten,
 )
+from worker.runs.heartbeat import run_member
 from worker.runs.keys import run_key
-from worker.runs.live import run_member
+from worker.runs.model import STOPPED, End, Run, stopped_result, wire_id
 from worker.runs.progress import proportions_of
-from worker.runs.record import STOPPED, End, Run, stopped_result, wire_id
 from worker.runs.runs import Runs
 
 log = structlog.get_logger(__name__)

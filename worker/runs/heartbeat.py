@@ -2,8 +2,8 @@
 
 from redis import Redis
 
+from worker.lua import Scripts
 from worker.runs.keys import LIVE, LIVE_OVERDUE
-from worker.runs.scripts import Scripts
 
 
 def run_member(job: str) -> str:
