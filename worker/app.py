@@ -8,7 +8,7 @@ from kombu import Queue
 
 from worker import logging as worker_logging
 from worker.broker import broker_settings, broker_url
-from worker.broker.settings import QUEUES
+from worker.broker.config import QUEUES
 from worker.logs.step import RelayStep
 from worker.maintenance import Maintenance
 from worker.settings import Settings, SettingsError, settings
@@ -60,7 +60,7 @@ def make_app(settings: Settings) -> Celery:
         worker_send_task_events=True,
         # Modules that hold tasks.
         imports=(
-            "worker.control.tasks",
+            "worker.workflow.control",
             "worker.deploy.tasks",
             "worker.logs.tasks",
             "worker.pre_processor.tasks",

@@ -4,13 +4,12 @@ import threading
 
 import structlog
 
-from worker.deploy.packages import DeployedPackages
+from worker.deploy.deployments import DeployedPackages
 from worker.platform import clean
-from worker.pre_processor.names import ROOM_PREFIX
-from worker.pre_processor.recovery import recover_room
+from worker.pre_processor.waitlist import ROOM_PREFIX, recover_room
 from worker.runs.runs import RUN_PREFIX, Runs, recover_run
-from worker.runs.step_task import BACKBONE_ERRORS
 from worker.services import services
+from worker.workflow.task import BACKBONE_ERRORS
 
 log = structlog.get_logger(__name__)
 

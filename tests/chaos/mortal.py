@@ -17,13 +17,13 @@ from celery.exceptions import Retry
 from structlog.contextvars import get_contextvars
 
 from worker.platform import AsyncBackendClient, BackendClient
-from worker.pre_processor.room import Room
+from worker.pre_processor.waitlist import Room
 from worker.runs.publisher import CelerySender
 from worker.runs.runs import Runs
-from worker.runs.step_task import StepTask
 from worker.runs.store import RunStore
 from worker.to_task.catalogue import Catalogue
 from worker.to_task.redis_ledger import RedisLedger
+from worker.workflow.task import StepTask
 
 Subjects = Callable[..., tuple[Any, ...]]
 Name = Callable[..., str]

@@ -29,7 +29,7 @@ LOADED = (
     "celery.concurrency.thread",
     "tests.chaos.fake_serve",
     "worker.broker.consumer",
-    "worker.control.tasks",
+    "worker.workflow.control",
     "worker.maintenance",
     "worker.to_task.tasks",
 )

@@ -6,10 +6,9 @@ worker that stops or loses its connection lets go of exactly what it does not ru
 of this.
 """
 
-from worker.broker.clock import ClockOffError, check_clock
+from worker.broker.config import ClockOffError, broker_settings, broker_url, check_clock
 from worker.broker.connection import AMQP, Connection
-from worker.broker.refusals import RefusedMessage, message_refused
-from worker.broker.settings import broker_settings, broker_url
+from worker.broker.rejections import RefusedMessage, message_refused
 
 __all__ = [
     "AMQP",

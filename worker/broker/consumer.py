@@ -1,22 +1,82 @@
-"""Celery's consumer, so that it survives bad messages and lost brokers, lets go of what it does not run."""
+"""Celery's tracer, so that a message over which it stumbles ends there.
 
+What the tracer itself raises, not the task, is lost in a pool of threads: nobody acknowledges the message,
+and its slot is gone for good. As many such messages as there are slots stop a worker.
+"""
+
+import time
+from collections.abc import Callable
 from typing import Any
 
 import structlog
+from billiard.einfo import ExceptionInfo
 from celery import bootsteps, signals
-from celery.exceptions import WorkerShutdown
+from celery.app.trace import TraceInfo, trace_ok_t
+from celery.exceptions import Reject, WorkerShutdown
+from celery.states import FAILURE
 from celery.utils.log import worker_logger
-from celery.worker import consumer
+from celery.worker import consumer, state
 from celery.worker.state import maybe_shutdown
 from kombu.exceptions import OperationalError
+from kombu.utils.json import dumps
 from vine import ppartial, promise  # type: ignore[import-untyped]
 
-from worker.broker import pool_work, task_message
-from worker.broker.channel import Channel
-from worker.broker.clock import ClockOffError, check_clock
-from worker.broker.refusals import keep, refused_message
-from worker.broker.tracing import unfailing
-from worker.broker.unpacking import limit_unpacking
+from worker.broker import validation
+from worker.broker.config import ClockOffError, check_clock
+from worker.broker.rejections import RefusedMessage, keep, refused_message
+from worker.broker.transport import Channel
+from worker.broker.validation import FOLLOWING, limit_unpacking
+
+Trace = Callable[..., Any]
+
+
+def unfailing(name: str, trace: Trace) -> Trace:
+    """`trace` of the task `name`; a message that makes it raise is kept with the reason."""
+
+    def trace_or_keep(uuid: str, args: Any, kwargs: Any, request: Any = None) -> Any:
+        try:
+            return trace(uuid, args, kwargs, request)
+        except Exception as error:
+            reason = f"cannot be run: {type(error).__name__}"
+        body = dumps([args, kwargs, {part: (request or {}).get(part) for part in FOLLOWING}])
+        kept = keep(None, RefusedMessage(name, body, reason, uuid, kwargs))
+        return _failed(RuntimeError(reason) if kept else Reject(reason, requeue=True))
+
+    return trace_or_keep
+
+
+def _failed(error: Exception) -> Any:
+    """What Celery takes for the outcome of a task that raised `error`."""
+    try:
+        raise error
+    except Exception:
+        return trace_ok_t(ExceptionInfo(), TraceInfo(FAILURE, error), 0.0, None)
+
+
+MOMENT = 0.02
+"""Seconds between a thread's taking a task and its saying so."""
+
+
+def in_the_pool(pool: Any, *, last: bool) -> set[str]:
+    """Delivery tags of the messages whose tasks run or will run whatever happens now.
+
+    With `last`, no task that a pool of threads has queued begins any more, and these are not counted.
+    """
+    requests = set(state.reserved_requests) | set(state.active_requests)
+    executor = getattr(pool, "executor", None)
+    if last and executor is not None:
+        executor.shutdown(wait=False, cancel_futures=True)
+        time.sleep(MOMENT)
+        requests = set(state.active_requests)
+    # A request that was given to the pool has an answer to come; others wait for a process or for their time.
+    given = (r for r in requests if r in state.active_requests or r._apply_result is not None)
+    return {request.message.delivery_tag for request in given}
+
+
+def waiting_for_their_time() -> list[str]:
+    """Delivery tags of the messages with a countdown or ETA that this process keeps in memory."""
+    return [request.message.delivery_tag for request in tuple(state.scheduled_requests)]
+
 
 log = structlog.get_logger(__name__)
 
@@ -65,9 +125,9 @@ class Consumer(consumer.Consumer):
 
         def on_task_received(message: Any) -> None:
             try:
-                task_message.check(message)
+                validation.check(message)
                 handle(message)
-            except task_message.NotATaskError as error:
+            except validation.NotATaskError as error:
                 self._refuse(message, str(error), error)
             except broker_errors:
                 raise
@@ -143,7 +203,7 @@ class Consumer(consumer.Consumer):
 
         Stock does deliver it, each copy waits in memory too, and one task became 255 runs.
         """
-        if (channel := self._channel()) is not None and (tags := pool_work.waiting_for_their_time()):
+        if (channel := self._channel()) is not None and (tags := waiting_for_their_time()):
             try:
                 channel.unacked.renew(tags, channel.visibility_timeout)
             except self.connection_errors as error:
@@ -176,7 +236,7 @@ class Consumer(consumer.Consumer):
             return
         if last:
             channel.stop_fetching()
-        given = channel.qos.hand_back(keep=pool_work.in_the_pool(self.pool, last=last))
+        given = channel.qos.hand_back(keep=in_the_pool(self.pool, last=last))
         log.info("messages handed back", count=given, stopping=last)
         if not last:
             channel.qos.forget()

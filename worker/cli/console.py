@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from shared import Message, Publisher
-from worker.broker.settings import broker_url as as_the_worker_reads_it
+from worker.broker.config import broker_url as as_the_worker_reads_it
 from worker.platform import clean, redact
 from worker.settings import BROKER_SCHEMES
 

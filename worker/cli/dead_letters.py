@@ -12,8 +12,8 @@ from rich.table import Table
 from shared import DeployMessage, Message, StopMessage, TailLogsMessage, ToTaskMessage
 from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, RedisUrl, connect, fail, out, publish
 from worker.cli.terminal_text import cell, json_for_terminal
-from worker.dead_letters import DeadLetter, DeadLetters
 from worker.runs.store import RunStore
+from worker.workflow.dead_letters import DeadLetter, DeadLetters
 
 app = typer.Typer(help="Messages that could not be accepted.", no_args_is_help=True)
 

@@ -11,7 +11,7 @@ from shared.channels import job_key
 from shared.statuses import JobStatus
 from worker.cli.console import INTERRUPTED, connect, fail, out
 from worker.cli.progress_view import watch
-from worker.dead_letters import DeadLetter, DeadLetters
+from worker.workflow.dead_letters import DeadLetter, DeadLetters
 
 SECONDS_BEFORE_HINT: Final = 1.0
 SECONDS_BETWEEN_LOOKS: Final = 0.2

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from worker.broker.settings import QUEUES
+from worker.broker.config import QUEUES
 
 SECONDS: Final = 2.0
 """How long to wait for answers."""

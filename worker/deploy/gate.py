@@ -3,11 +3,7 @@
 import structlog
 
 from worker.actions.deployment import check_serve_capacity, unreachable
-from worker.deploy.findings import CAPACITY, PLAN
-from worker.deploy.messages import deploy_message
-from worker.deploy.plugin_call import call
-from worker.deploy.rooms import tell_room
-from worker.deploy.steps import PROGRESS, SERVE_RUN
+from worker.deploy.plan import CAPACITY, PLAN, PROGRESS, SERVE_RUN, call, deploy_message, tell_room
 from worker.platform import AgentClient, ClientError, clean_exception
 from worker.runs.model import Continue, Outcome, Run, RunFailedError
 from worker.services import Services

@@ -6,21 +6,26 @@ import structlog
 from celery import shared_task
 
 from shared.messages import DeployMessage, Job, ToTaskMessage
-from worker.deploy.awaiting import await_running
-from worker.deploy.cleanup import clean_after_end
 from worker.deploy.cluster import RayCluster
 from worker.deploy.gate import capacity_gate
-from worker.deploy.registering import register
-from worker.deploy.rooms import alert_room, tell_room
-from worker.deploy.serving import serve_run
-from worker.deploy.steps import AWAIT_RUNNING, CAPACITY_GATE, INITIALIZE, REGISTER, SERVE_RUN
+from worker.deploy.plan import (
+    AWAIT_RUNNING,
+    CAPACITY_GATE,
+    INITIALIZE,
+    REGISTER,
+    SERVE_RUN,
+    alert_room,
+    tell_room,
+)
+from worker.deploy.register import register
+from worker.deploy.serve import await_running, clean_after_end, serve_run
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.bulkhead import turns
 from worker.runs.model import Continue, Outcome, Park, PollAgain, Run, Step
 from worker.runs.publisher import publish
-from worker.runs.step_task import BACKBONE_ERRORS, StepFunction
 from worker.services import services
-from worker.workflow import WorkflowTask, begin_run
+from worker.workflow.intake import begin_run
+from worker.workflow.task import BACKBONE_ERRORS, StepFunction, WorkflowTask
 
 log = structlog.get_logger(__name__)
 

@@ -9,9 +9,9 @@ from pydantic import ValidationError
 from shared.messages import TailLogsMessage
 from worker.logs.bookings import book
 from worker.runs.events import ROOM_FOR_MESSAGES
-from worker.runs.step_task import BACKBONE_ERRORS
 from worker.services import services
-from worker.workflow import WorkflowTask, mistakes
+from worker.workflow.task import BACKBONE_ERRORS, WorkflowTask
+from worker.workflow.validation import mistakes
 
 log = structlog.get_logger(__name__)
 

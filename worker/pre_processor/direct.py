@@ -5,12 +5,19 @@ from dataclasses import replace
 from typing import Any
 
 from worker.platform import ClientError, clean_exception
-from worker.pre_processor import errors
-from worker.pre_processor.classify import classify_serve_app, snapshot_of
-from worker.pre_processor.payload import dispatch_body, dispatched_job
-from worker.pre_processor.room import Dispatch
-from worker.pre_processor.target import Backend, find, job_status, records, records_if_legible
-from worker.pre_processor.verdict import Kind, judge
+from worker.pre_processor import dispatch
+from worker.pre_processor.decision import Kind, judge
+from worker.pre_processor.dispatch import dispatch_body, dispatched_job
+from worker.pre_processor.serve_application import (
+    Backend,
+    classify_serve_app,
+    find,
+    job_status,
+    records,
+    records_if_legible,
+    snapshot_of,
+)
+from worker.pre_processor.waitlist import Dispatch
 
 TIMEOUT_SECONDS = 180.0
 POLL_SECONDS = 10.0
@@ -46,7 +53,7 @@ class PrepareStep:
         except (ClientError, OSError) as error:
             failure = error
         if failure is not None:
-            raise errors.dispatch_failed(failure)
+            raise dispatch.dispatch_failed(failure)
         self._dispatch = replace(self._dispatch, job=job, snapshot=snapshot_of(found))
         self._wait_for_pre_processor(self._timeout)
 
@@ -69,7 +76,7 @@ class PrepareStep:
                     raise RuntimeError(verdict.message)
             left = deadline - time.monotonic()
             if left <= 0:
-                raise errors.timed_out() from (clean_exception(last_error) if last_error else None)
+                raise dispatch.timed_out() from (clean_exception(last_error) if last_error else None)
             time.sleep(min(self._poll, left))
 
 

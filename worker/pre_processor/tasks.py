@@ -6,12 +6,11 @@ import structlog
 from celery import shared_task
 
 from shared.messages import Job
-from worker.pre_processor import detection, dispatch, waiting
-from worker.pre_processor.names import RoomKey
-from worker.pre_processor.steps import AWAIT_READY, DETECT, DISPATCH
-from worker.runs.step_task import BACKBONE_ERRORS
+from worker.pre_processor import dispatch, poll
+from worker.pre_processor import dispatch as detection
+from worker.pre_processor.waitlist import AWAIT_READY, DETECT, DISPATCH, RoomKey
 from worker.services import services
-from worker.workflow import WorkflowTask
+from worker.workflow.task import BACKBONE_ERRORS, WorkflowTask
 
 log = structlog.get_logger(__name__)
 
@@ -35,10 +34,10 @@ def await_ready(
     """The one poll of a room, for everybody in it."""
     redelivered = redelivered or bool((self.request.delivery_info or {}).get("redelivered"))
     try:
-        again = waiting.poll(room, generation, services(), redelivered=redelivered, attempt=attempt)
+        again = poll.poll(room, generation, services(), redelivered=redelivered, attempt=attempt)
     except BACKBONE_ERRORS as error:
         log.warning("poll comes back", room=room, error_type=type(error).__name__)
-        again = waiting.Again(1.0, generation, attempt, redelivered=True)
+        again = poll.Again(1.0, generation, attempt, redelivered=True)
     if again is not None:
         self.come_back(
             again.countdown,

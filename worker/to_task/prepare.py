@@ -5,7 +5,7 @@ from typing import Any, Protocol
 from shared.messages import ToTaskMethod, ToTaskParams
 from worker.platform import NotFoundError
 from worker.plugins import PluginCallError
-from worker.pre_processor.steps import DETECT
+from worker.pre_processor.waitlist import DETECT
 from worker.runs.model import Continue, Outcome, Run, RunFailedError
 from worker.services import Services
 from worker.to_task.message import message_of

@@ -4,9 +4,8 @@ Without the question a run whose pre-processor went away would fail its tasks on
 """
 
 from worker.pre_processor import classify_serve_app
-from worker.pre_processor.detection import FINDING
-from worker.pre_processor.errors import application_failed, timed_out
-from worker.pre_processor.target import PreProcessor, records
+from worker.pre_processor.dispatch import FINDING, application_failed, timed_out
+from worker.pre_processor.serve_application import PreProcessor, records
 from worker.runs.model import Run
 from worker.services import Services
 

@@ -1,6 +1,6 @@
 """The steps of a run of `to_task`. An inference walks through the waiting room after `prepare`."""
 
-from worker.pre_processor.steps import READY
+from worker.pre_processor.waitlist import READY
 from worker.runs.model import Step
 
 INITIALIZE = Step("to_task.initialize", position=10)

@@ -14,7 +14,9 @@ from worker.to_task import finalize as last_step
 from worker.to_task import prepare as checks
 from worker.to_task.crew import crew
 from worker.to_task.steps import ANNOTATE, FETCH_TASKS, FINALIZE, INITIALIZE, PREPARE, SPREAD
-from worker.workflow import Count, WorkflowTask, begin_run
+from worker.workflow.intake import begin_run
+from worker.workflow.task import WorkflowTask
+from worker.workflow.validation import Count
 
 
 @shared_task(base=WorkflowTask, bind=True, name=ToTaskMessage.task)

@@ -1,30 +1,231 @@
-"""The base task of the workflows, and the door through which messages become runs."""
+"""The base task of all steps, and how messages become runs."""
 
 import re
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import structlog
+from celery import Task
+from celery.exceptions import Reject, Retry
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+from structlog.contextvars import bound_contextvars
 
 from shared.messages import DeployMessage, ToTaskMessage
+from shared.statuses import JobStatus
 from worker.platform import (
     ClientConnectionError,
     ClientTimeoutError,
     MalformedResponseError,
     RateLimitError,
     ServerError,
+    clean,
+    shorten,
 )
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.heartbeat import run_member
-from worker.runs.model import Acceptance, Step
+from worker.runs.keys import lock_key
+from worker.runs.model import (
+    Acceptance,
+    Beginning,
+    Continue,
+    End,
+    Finish,
+    Outcome,
+    Park,
+    PollAgain,
+    Run,
+    Step,
+)
 from worker.runs.runs import Runs
-from worker.runs.step_task import BACKBONE_ERRORS, StepTask
 from worker.services import services
-from worker.workflow.arguments import Arguments, arguments_of, check
-from worker.workflow.reading import RefusedMessageError, parse, readable_job
-from worker.workflow.refusals import keep_refused
+from worker.workflow.dead_letters import keep_refused
+from worker.workflow.validation import (
+    Arguments,
+    RefusedMessageError,
+    arguments_of,
+    check,
+    parse,
+    readable_job,
+)
 
 log = structlog.get_logger(__name__)
+
+StepFunction = Callable[[Run], Outcome]
+
+BACKBONE_ERRORS: tuple[type[Exception], ...] = (RedisError, OperationalError)
+"""Redis or the broker is away, full or read-only: says nothing about the run, so the message comes back."""
+
+LONGEST_USER_MESSAGE = 5_000
+"""Characters: it stands in Redis, events, log lines and the job's result. A plugin's error fits in whole."""
+
+LONGEST_WAIT_FOR_NEIGHBOUR = 3600.0
+"""Seconds for which a step comes back for a neighbour that is away."""
+
+
+class StepTask(Task):
+    """Loads the run, drops out when it is over or further on, holds the step's lock, follows the outcome."""
+
+    abstract = True
+    # The contract's doors take what comes and refuse it by name; Celery's check would only fail the task.
+    typing = False
+    max_retries = None
+    Request = "worker.runs.publisher:QuietRequest"
+
+    transient: ClassVar[tuple[type[Exception], ...]] = ()
+    """Errors of a neighbour that may pass: the step comes back later."""
+
+    @staticmethod
+    def is_down(error: Exception) -> bool:  # noqa: ARG004 - for workflows to say
+        """Whether the neighbour is away altogether: then the step comes back until it is there again."""
+        return False
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Run. An argument may have any name, also `self`, over which Celery's own call trips."""
+        if self.request.called_directly:
+            return super().__call__(*args, **kwargs)
+        return self.run(*args, **kwargs)
+
+    @property
+    def runs(self) -> Runs:
+        """The runs of this process."""
+        raise NotImplementedError
+
+    def carry_out(self, step: Step, job: str, function: StepFunction, *, part: str = "") -> None:
+        """Do `step` of the run of `job` by calling `function`."""
+        generation = int(self.request.kwargs.get("generation", 0))
+        name = f"{step.name}:{part}" if part else step.name
+        token = self.runs.leases.new_token()
+        redelivered = self.is_redelivered()
+        with bound_contextvars(job=job, step=name):
+            try:
+                begun = self.runs.store.begin(
+                    job, step, part, token, self.runs.leases.seconds, generation, redelivered
+                )
+                match begun.beginning:
+                    case Beginning.LOCKED:
+                        self.come_back(1.0, redelivered=redelivered)
+                    case Beginning.REPUBLISH:
+                        self.come_back(0.5, generation=begun.generation, redelivered=False)
+                    case Beginning.OVER:
+                        self.runs.report_end(job)
+                        self._clean_up(job)
+                if begun.run is None:
+                    return
+
+                def alive() -> None:
+                    self.runs.live.expect(run_member(job))
+
+                alive()
+                with self.runs.leases.keep(lock_key(job, name), token, alive):
+                    if not (step.has_parts or begun.run.again):
+                        self.runs.events.log.say(job, f"Step {step.name}", "info")
+                    self._follow(step, name, begun.run, self._work(name, begun.run, function))
+            except BACKBONE_ERRORS as error:
+                log.warning("step comes back", error_type=type(error).__name__)
+                # As after a redelivery, nobody knows how far this one came.
+                self.come_back(1.0, redelivered=True)
+
+    def is_redelivered(self) -> bool:
+        """Whether nobody knows how far this message's last delivery came."""
+        by_broker = (self.request.delivery_info or {}).get("redelivered")
+        return bool(by_broker or self.request.kwargs.get("redelivered"))
+
+    def after_end(self, job: str) -> None:
+        """A step's message arrived after the run's end; a workflow may have something to clean up."""
+
+    def _clean_up(self, job: str) -> None:
+        try:
+            self.after_end(job)
+        except BACKBONE_ERRORS:
+            raise
+        except self.transient as error:
+            self._wait_for_neighbour(error)
+        except Exception as error:
+            log.error(
+                "not cleaned up", error_type=type(error).__name__, error=clean(str(error)), exc_info=True
+            )
+
+    def come_back(self, countdown: float, **changed: Any) -> NoReturn:
+        """Deliver this message again after `countdown` seconds, with arguments `changed`."""
+        kwargs = {**self.request.kwargs, **changed}
+        try:
+            self.retry(kwargs=kwargs, countdown=min(countdown, self.runs.timing.longest_countdown))
+        except Retry as again:
+            # Without the error for which it comes back: monitors are shown the whole chain.
+            raise again from None
+        except Reject as reject:
+            # The retry could not be published. Celery would drop the message; the broker keeps it instead.
+            raise Reject(reject.reason, requeue=True) from None
+        raise AssertionError("retry always raises")
+
+    def come_back_unbegun(self, job: str, countdown: float) -> NoReturn:
+        """Deliver this message again as it is. Quicker than `PollAgain`: many do so while few have a turn."""
+        try:
+            self.runs.live.put_off(run_member(job), countdown)
+        except BACKBONE_ERRORS as error:
+            log.warning("step comes back", error_type=type(error).__name__)
+        self.come_back(countdown, redelivered=self.is_redelivered())
+
+    def _work(self, name: str, run: Run, function: StepFunction) -> Outcome:
+        try:
+            return function(run)
+        except BACKBONE_ERRORS:
+            raise
+        except self.transient as error:
+            return self._wait_for_neighbour(error, name, run)
+        except Exception as error:
+            message = user_message(error)
+            log.error("step failed", error=message, error_type=type(error).__name__, exc_info=True)
+            return Finish(JobStatus.FAILED, {"error": message})
+
+    def _wait_for_neighbour(self, error: Exception, name: str = "", run: Run | None = None) -> Finish:
+        attempt = int(self.request.kwargs.get("attempt", 0)) + 1
+        longest = self.runs.timing.longest_countdown
+        if self.is_down(error) or attempt * longest <= LONGEST_WAIT_FOR_NEIGHBOUR:
+            log.warning(
+                "neighbour away", error_type=type(error).__name__, error=clean(str(error)), attempt=attempt
+            )
+            changed: dict[str, Any] = {"attempt": attempt}
+            if run is not None:
+                if attempt == 1:
+                    why = f"{name} waits: {user_message(error)}"
+                    self.runs.events.message(run.job, why, level="warning")
+                # A neighbour that hangs holds the step for longer than the visibility timeout: the copies
+                # that were delivered meanwhile die, or there would be one more each time.
+                generation = self.runs.store.announce_poll(run.job, name, run.generation)
+                changed |= {"generation": generation, "redelivered": False}
+            self.come_back(min(0.5 * 2 ** min(attempt, 20), longest), **changed)
+        return Finish(JobStatus.FAILED, {"error": user_message(error)})
+
+    def _follow(self, step: Step, name: str, run: Run, outcome: Outcome) -> None:
+        match outcome:
+            case Continue():
+                kwargs = {"job": run.job, **outcome.kwargs}
+                queue = outcome.step.queue or run.queue
+                countdown = min(outcome.countdown, self.runs.timing.longest_countdown)
+                self.runs.live.expect(run_member(run.job), countdown)
+                self.runs.sender.send(outcome.step, queue, kwargs, countdown)
+            case PollAgain():
+                countdown = min(outcome.countdown, self.runs.timing.longest_countdown)
+                self.runs.live.expect(run_member(run.job), countdown)
+                following = self.runs.store.announce_poll(run.job, name, run.generation)
+                self.come_back(countdown, generation=following, attempt=0, redelivered=False)
+            case Finish():
+                if self.runs.finish(run.job, End(outcome.status, outcome.result), step):
+                    log.info("run ended", status=outcome.status, at=step.name)
+            case Park():
+                pass
+
+
+def user_message(error: Exception) -> str:
+    """What users read of an exception: a RuntimeError speaks for itself, others are named. No secrets."""
+    text = clean(str(error))
+    if not (isinstance(error, RuntimeError) and text):
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    return shorten(text, LONGEST_USER_MESSAGE)
+
 
 MOST_LOOKS_AT_STORE = 60
 """Times that a message comes back for a plugin store that cannot be read."""

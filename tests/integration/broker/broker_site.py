@@ -13,7 +13,7 @@ from celery import Celery
 from redis import Redis
 
 from tests.chaos.nursery import Nursery, Worker
-from worker.broker.unacked import DUE_KEY, HELD_KEY
+from worker.broker.delivery import DUE_KEY, HELD_KEY
 from worker.sandbox.processes import Process, start, wait_for
 from worker.sandbox.redis import RedisServer
 

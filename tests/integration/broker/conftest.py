@@ -14,7 +14,7 @@ LOADED = (
     "celery.bin.celery",
     "celery.concurrency.thread",
     "worker.broker.consumer",
-    "worker.dead_letters",
+    "worker.workflow.dead_letters",
 )
 
 

@@ -14,7 +14,7 @@ from redis import Redis
 
 from tests.integration.broker.broker_site import Site
 from worker.broker import Connection, broker_url, message_refused
-from worker.broker.unacked import HELD_KEY
+from worker.broker.delivery import HELD_KEY
 from worker.sandbox.processes import start
 
 

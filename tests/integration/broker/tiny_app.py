@@ -8,7 +8,7 @@ from celery import Celery
 from redis import Redis
 
 from worker.broker import RefusedMessage, message_refused
-from worker.dead_letters import DeadLetters
+from worker.workflow.dead_letters import DeadLetters
 
 URL = os.environ["TINY_URL"]
 STOCK = os.environ.get("TINY_STOCK") == "1"

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from shared import JobStatus, Message, Publisher, StopMessage, ToTaskMessage
 from shared.channels import DEAD_LETTERS, job_key
 from tests.integration.safety.proxy import Proxy
-from worker.broker.unacked import HELD_KEY
+from worker.broker.delivery import HELD_KEY
 from worker.sandbox import Process, Sandbox, wait_for
 from worker.sandbox.sandbox import AGENT_ID
 from worker.sandbox.seed import SeededProject, seed_numbered_project

@@ -15,12 +15,11 @@ from shared.channels import job_key
 from tests.integration.broker.broker_site import element
 from tests.integration.safety.site import Site
 from tests.unit.safety.messages import messages, spoilt_headers, step_arguments
-from worker.control import tasks as control
 from worker.deploy import tasks as deploy
 from worker.pre_processor import tasks as pre_processor
 from worker.to_task import tasks as to_task
-from worker.workflow.arguments import arguments_of, check
-from worker.workflow.reading import RefusedMessageError, readable_job
+from worker.workflow import control
+from worker.workflow.validation import RefusedMessageError, arguments_of, check, readable_job
 
 COUNT = int(os.environ.get("FUZZ_EXAMPLES", "250"))
 QUEUES = {"deploy": "deploy", "to_task": "to_task", "tail_logs": "logs", "stop": "control"}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.transport.virtual import Channel, Message
 
-from worker.broker.envelope import MalformedError, open_element
+from worker.broker.validation import MalformedError, open_element
 from worker.platform.depth import DEEPEST, too_deep
 
 GOOD: dict[str, Any] = {

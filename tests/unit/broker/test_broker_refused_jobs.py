@@ -8,15 +8,15 @@ import pytest
 
 from shared.channels import DEAD_LETTERS
 from tests.unit.runs.runs_helpers import RecordingSender
-from worker.broker.refusals import RefusedMessage, keep
-from worker.workflow import refusals
+from worker.broker.rejections import RefusedMessage, keep
+from worker.workflow import dead_letters
 
 
 @pytest.fixture
 def sender(redis: Any, monkeypatch: pytest.MonkeyPatch) -> RecordingSender:
     sender = RecordingSender()
     runs = SimpleNamespace(sender=sender, store=SimpleNamespace(exists=lambda job: job == "known"))
-    monkeypatch.setattr(refusals, "services", lambda: SimpleNamespace(redis=redis, runs=runs))
+    monkeypatch.setattr(dead_letters, "services", lambda: SimpleNamespace(redis=redis, runs=runs))
     return sender
 
 
@@ -30,7 +30,7 @@ def test_its_job_ends_failed_with_the_reason(redis: Any, sender: RecordingSender
     ((_, letter),) = redis.xrange(DEAD_LETTERS)
     assert (letter["task"], letter["body"], letter["reason"]) == ("deploy", message.body, message.reason)
     (sent,) = sender.sent
-    assert sent.name == refusals.REFUSE_JOB.name
+    assert sent.name == dead_letters.REFUSE_JOB.name
     assert sent.kwargs == {"job": "7", "reason": "embed is not a dict", "tenant": "t"}
 
 

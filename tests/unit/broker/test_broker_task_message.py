@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu.message import Message
 
-from worker.broker.refusals import RefusedMessage, keep, message_refused, refused_element, refused_message
-from worker.broker.task_message import NotATaskError, check
+from worker.broker.rejections import RefusedMessage, keep, message_refused, refused_element, refused_message
+from worker.broker.validation import NotATaskError, check
 
 HEADERS: dict[str, Any] = {"task": "deploy", "id": "1"}
 SIGNATURE: dict[str, Any] = {"task": "stop", "args": [], "kwargs": {}, "options": {}, "immutable": False}

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from celery.exceptions import Reject
 
-from worker.broker.refusals import RefusedMessage, message_refused
-from worker.broker.tracing import unfailing
+from worker.broker.consumer import unfailing
+from worker.broker.rejections import RefusedMessage, message_refused
 
 REQUEST: dict[str, Any] = {"chain": [{"task": "x"}], "chord": None, "id": "1"}
 

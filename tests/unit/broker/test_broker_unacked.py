@@ -7,9 +7,8 @@ from typing import Any
 import fakeredis
 import pytest
 
-from worker.broker.channel import FETCH
-from worker.broker.debts import Debts, debts_of
-from worker.broker.unacked import DUE_KEY, HELD_KEY, Unacked, marked
+from worker.broker.delivery import DUE_KEY, HELD_KEY, Debts, Unacked, debts_of, marked
+from worker.broker.transport import FETCH
 
 MESSAGE = json.dumps({"headers": {}, "properties": {"delivery_info": {}}, "body": "é"}).encode()
 

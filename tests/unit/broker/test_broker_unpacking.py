@@ -8,8 +8,7 @@ import pytest
 from kombu import compression
 from kombu.message import Message
 
-from worker.broker.task_message import check
-from worker.broker.unpacking import LARGEST_BODY, TooLargeError, limit_unpacking
+from worker.broker.validation import LARGEST_BODY, TooLargeError, check, limit_unpacking
 
 FORMATS = ["gzip", "bzip2", "lzma"]
 

@@ -10,9 +10,9 @@ from shared import DeployMessage, Message
 from shared.statuses import JobStatus
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.cli.main import app
-from worker.dead_letters import DeadLetters
 from worker.runs.model import End
 from worker.runs.runs import Runs, Timing
+from worker.workflow.dead_letters import DeadLetters
 
 
 @dataclass

@@ -4,7 +4,7 @@ import json
 import re
 
 from tests.unit.cli.conftest import Terminal
-from worker.dead_letters import DeadLetters
+from worker.workflow.dead_letters import DeadLetters
 
 
 def test_the_list_names_jobs_and_cuts_neither_times_nor_reasons(terminal: Terminal) -> None:

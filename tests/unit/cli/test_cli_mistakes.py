@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from shared.channels import job_key
 from worker.cli.console import at, queue_url
 from worker.cli.main import app
-from worker.dead_letters import DeadLetters
+from worker.workflow.dead_letters import DeadLetters
 
 NOBODY = "redis://127.0.0.1:9/0"
 

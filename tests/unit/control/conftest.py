@@ -5,9 +5,8 @@ from fakeredis import FakeRedis
 from shared.messages import DeployMessage
 from tests.unit.control.control_helpers import Backend, Door, FakeServices
 from tests.unit.runs.runs_helpers import RecordingSender
-from worker.control import tasks
 from worker.runs.model import Step
-from worker.workflow import WorkflowTask
+from worker.workflow import WorkflowTask, control
 
 FIRST = Step("deploy.initialize", 10)
 
@@ -16,9 +15,9 @@ FIRST = Step("deploy.initialize", 10)
 def services(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> FakeServices:
     services = FakeServices(redis)
     monkeypatch.setattr("worker.workflow.task.services", lambda: services)
-    monkeypatch.setattr(tasks, "services", lambda: services)
+    monkeypatch.setattr(control, "services", lambda: services)
     # The tested door is the contract's `deploy`, without the workflow behind it.
-    monkeypatch.setattr("worker.workflow.refusals.RUN_TASKS", ("test.deploy",))
+    monkeypatch.setattr("worker.workflow.dead_letters.RUN_TASKS", ("test.deploy",))
     return services
 
 

@@ -15,12 +15,12 @@ from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
 from tests.unit.control.control_helpers import Backend, Door, FakeServices
 from tests.unit.runs.runs_helpers import RecordingSender
-from worker.dead_letters import DeadLetters
 from worker.platform import NotFoundError, ServerError
 from worker.runs import reporter
 from worker.runs.keys import LIVE, lock_key
 from worker.runs.model import End
-from worker.workflow import begin_run
+from worker.workflow.dead_letters import DeadLetters
+from worker.workflow.intake import begin_run
 
 MESSAGE: dict[str, Any] = {"job": 42, "plugin": "digits@1.0.0", "agent": 1}
 
@@ -260,7 +260,7 @@ def test_refusal_comes_back_when_redis_is_away(door: Door, monkeypatch: pytest.M
     def away(*_: Any, **__: Any) -> None:
         raise RedisConnectionError("away")
 
-    monkeypatch.setattr("worker.workflow.refusals.DeadLetters.add", away)
+    monkeypatch.setattr("worker.workflow.dead_letters.DeadLetters.add", away)
 
     assert door.deliver("test.deploy", job=42).ended == "again"
 

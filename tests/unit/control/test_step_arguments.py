@@ -5,10 +5,8 @@ from typing import Any
 import pytest
 
 from shared.messages import Job
-from worker.pre_processor.names import RoomKey
-from worker.workflow import Count
-from worker.workflow.arguments import arguments_of, check
-from worker.workflow.reading import RefusedMessageError
+from worker.pre_processor.waitlist import RoomKey
+from worker.workflow.validation import Count, RefusedMessageError, arguments_of, check
 
 
 def chunk_step(job: Job, chunk: Count, **_: Any) -> None: ...

@@ -14,8 +14,8 @@ from worker.deploy.cluster import ServeState
 from worker.runs.keys import lock_key, messages_key
 from worker.runs.model import End, Outcome, Run, Step
 from worker.runs.runs import Runs, Timing
-from worker.runs.step_task import user_message
 from worker.settings import Settings
+from worker.workflow.task import user_message
 
 APP = "digits@1.0.0"
 PLAN = {

@@ -15,8 +15,8 @@ from kombu.exceptions import OperationalError
 from tests.unit.deploy.deploy_helpers import APP, DEPLOYING, Yard
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy import tasks
-from worker.deploy.ownership import Ownership
-from worker.deploy.steps import AWAIT_RUNNING, INITIALIZE, SERVE_RUN
+from worker.deploy.deployments import Ownership
+from worker.deploy.plan import AWAIT_RUNNING, INITIALIZE, SERVE_RUN
 from worker.runs.model import Park
 from worker.runs.reporter import stop
 

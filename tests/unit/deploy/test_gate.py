@@ -10,7 +10,7 @@ from tests.unit.deploy.deploy_helpers import PLAN, Yard
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy import gate
 from worker.deploy.gate import capacity_gate
-from worker.deploy.steps import CAPACITY_GATE, SERVE_RUN
+from worker.deploy.plan import CAPACITY_GATE, SERVE_RUN
 from worker.platform import ClientConnectionError, ClientTimeoutError, MalformedResponseError, ServerError
 from worker.plugins import PluginCallError, PluginHostUnavailableError
 from worker.runs.model import Continue, Outcome

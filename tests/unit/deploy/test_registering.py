@@ -7,12 +7,10 @@ import pytest
 from shared.statuses import JobStatus
 from tests.unit.deploy.deploy_helpers import PLAN, Yard
 from tests.unit.runs.runs_helpers import RecordingSender
-from worker.deploy.registering import POSTED, register
-from worker.deploy.steps import REGISTER
+from worker.deploy.plan import REGISTER
+from worker.deploy.register import POSTED, register
 from worker.platform import ClientConnectionError, ClientTimeoutError, MalformedResponseError, ServerError
-from worker.pre_processor.names import RoomName
-from worker.pre_processor.room import Room
-from worker.pre_processor.steps import AWAIT_READY
+from worker.pre_processor.waitlist import AWAIT_READY, Room, RoomName
 from worker.runs.keys import lock_key, run_key
 from worker.runs.model import Finish, Outcome, PollAgain
 

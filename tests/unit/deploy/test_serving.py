@@ -7,11 +7,9 @@ import pytest
 from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
 from tests.unit.deploy.deploy_helpers import APP, DEPLOYING, FAILED, PLAN, RUNNING, Yard
-from worker.deploy.awaiting import await_running, countdown
-from worker.deploy.cleanup import clean_after_end
 from worker.deploy.cluster import ServeState, read_state
-from worker.deploy.serving import serve_run
-from worker.deploy.steps import AWAIT_RUNNING, REGISTER, SERVE_RUN
+from worker.deploy.plan import AWAIT_RUNNING, REGISTER, SERVE_RUN
+from worker.deploy.serve import await_running, clean_after_end, countdown, serve_run
 from worker.plugins import PluginCallError, PluginHostUnavailableError
 from worker.runs.model import Continue, End, Outcome, PollAgain, Step
 from worker.runs.reporter import stop

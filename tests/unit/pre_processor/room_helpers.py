@@ -10,17 +10,16 @@ from fakeredis import FakeRedis
 from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
 from tests.unit.runs.runs_helpers import RecordingSender
-from worker.pre_processor import detection, waiting
+from worker.pre_processor import dispatch as detection
+from worker.pre_processor import poll as waiting
 from worker.pre_processor.dispatch import dispatch
-from worker.pre_processor.names import RoomName
-from worker.pre_processor.room import Room
-from worker.pre_processor.steps import AWAIT_READY, DETECT, DISPATCH
-from worker.pre_processor.waiting import Again
+from worker.pre_processor.poll import Again
+from worker.pre_processor.waitlist import AWAIT_READY, DETECT, DISPATCH, Room, RoomName
 from worker.runs.keys import lock_key
 from worker.runs.model import Beginning, End, Finish, Outcome, Run, Step
 from worker.runs.runs import Runs, Timing
-from worker.runs.step_task import user_message
 from worker.settings import Settings
+from worker.workflow.task import user_message
 
 NAME = RoomName("", 1, "digits", "1.0.0")
 PARAMS = {"name": "n", "project": 1, "agent": 1, "method": "inference", "pre_processor": 7, "model": 3}

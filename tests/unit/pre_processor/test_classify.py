@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from worker.pre_processor import classify_serve_app, counts_as_failed
-from worker.pre_processor.classify import of_release
+from worker.pre_processor.serve_application import of_release
 
 
 def records(*statuses: str) -> list[dict[str, Any]]:

@@ -6,8 +6,8 @@ import pytest
 
 from worker.platform import MalformedResponseError
 from worker.pre_processor import dispatch_body, dispatch_params
-from worker.pre_processor.payload import dispatched_job
-from worker.pre_processor.target import PreProcessor
+from worker.pre_processor.dispatch import dispatched_job
+from worker.pre_processor.serve_application import PreProcessor
 
 
 def config(resources: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.unit.pre_processor.room_helpers import FakeBackend, Hall
 from tests.unit.runs.runs_helpers import RecordingSender
-from worker.pre_processor.steps import AWAIT_READY
+from worker.pre_processor.waitlist import AWAIT_READY
 
 
 def test_runs_that_come_while_others_are_let_out_all_get_out(

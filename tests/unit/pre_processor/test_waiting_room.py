@@ -18,12 +18,19 @@ from worker.platform import (
     ServerError,
     ValidationError,
 )
-from worker.pre_processor import detection, errors
+from worker.pre_processor import dispatch as detection
+from worker.pre_processor import dispatch as errors
 from worker.pre_processor.dispatch import dispatch
-from worker.pre_processor.names import RoomName
-from worker.pre_processor.polls import ramp, wake
-from worker.pre_processor.recovery import recover_room
-from worker.pre_processor.steps import AWAIT_READY, DETECT, DISPATCH, READY
+from worker.pre_processor.waitlist import (
+    AWAIT_READY,
+    DETECT,
+    DISPATCH,
+    READY,
+    RoomName,
+    ramp,
+    recover_room,
+    wake,
+)
 from worker.runs.keys import LIVE, lock_key
 from worker.runs.model import Continue, End, Finish, Park, PollAgain, Run
 from worker.runs.reporter import stop
@@ -102,7 +109,7 @@ def test_a_hundred_at_once_dispatch_once(hall: Hall, api: FakeBackend, sender: R
 
 
 def test_a_crowd_leaves_in_turns(hall: Hall, api: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.pre_processor.waiting.BATCH", 2)
+    monkeypatch.setattr("worker.pre_processor.poll.BATCH", 2)
     for job in "123":
         hall.enter(job)
         hall.wait(job)

@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError
 
 from worker.runs.model import Outcome, Park, Run, Step
 from worker.runs.runs import Runs
-from worker.runs.step_task import StepTask
+from worker.workflow.task import StepTask
 
 VISIBILITY_TIMEOUT = 60.0
 

@@ -11,7 +11,7 @@ from kombu import Connection
 
 from worker.runs.model import Step
 from worker.runs.publisher import CelerySender, shown
-from worker.runs.step_task import StepTask
+from worker.workflow.task import StepTask
 
 SECRET = "hush-hush-hush"
 

@@ -16,7 +16,7 @@ from worker.platform import register_secrets
 from worker.runs.keys import LIVE, lock_key, run_key
 from worker.runs.model import Continue, End, Finish, Outcome, Park, PollAgain, Run, RunFailedError, Step
 from worker.runs.runs import Runs, Timing
-from worker.runs.step_task import LONGEST_USER_MESSAGE, user_message
+from worker.workflow.task import LONGEST_USER_MESSAGE, user_message
 
 FIRST = Step("deploy.first", 10)
 SECOND = Step("deploy.second", 20)

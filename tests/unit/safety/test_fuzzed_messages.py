@@ -14,9 +14,9 @@ from kombu.utils.json import loads
 from shared.channels import DEAD_LETTERS
 from tests.unit.control.control_helpers import Door, FakeServices
 from tests.unit.safety.messages import ANYTHING, messages
-from worker.dead_letters import DeadLetters
 from worker.runs.runs import Runs, Timing
-from worker.workflow.reading import mistakes, readable_job, readable_tenant
+from worker.workflow.dead_letters import DeadLetters
+from worker.workflow.validation import mistakes, readable_job, readable_tenant
 
 JOBS = st.one_of(st.integers(1, 99), st.integers(1, 99).map(str), ANYTHING)
 FUZZ = settings(

@@ -11,19 +11,18 @@ from celery import Celery
 from pydantic import SecretStr
 
 from worker.actions.serve_state import interpret_serve_status
-from worker.dead_letters import DeadLetters
 from worker.platform import MalformedResponseError, clean, mask_cut, mask_secrets, redact, register_secrets
 from worker.platform import register_settings as register
 from worker.platform.answers import Answer, error_of
 from worker.platform.streams.lines import cut
 from worker.plugins.runner import MAX_MESSAGE, describe
-from worker.pre_processor.classify import counts_as_failed, snapshot_of
-from worker.pre_processor.target import find
+from worker.pre_processor.serve_application import counts_as_failed, find, snapshot_of
 from worker.runs.publisher import QuietRequest
 from worker.services import Services
 from worker.settings import Settings
 from worker.to_task.errors import TaskFailedError
 from worker.to_task.inference import LONGEST_TICKET, PreProcessor, ask
+from worker.workflow.dead_letters import DeadLetters
 
 OURS = "hush-ours-5521"
 CONFESSION = (

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from shared import DeployMessage, Message, StopMessage, TailLogsMessage
-from worker.workflow import mistakes
+from worker.workflow.validation import mistakes
 
 DEPLOY: dict[str, Any] = {"job": 1, "plugin": "digits@1.0.0", "agent": 1}
 

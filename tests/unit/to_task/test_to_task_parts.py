@@ -10,7 +10,7 @@ import pytest
 
 from tests.unit.to_task.world import FakeBackend, World
 from worker.plugins import PluginCallError, PluginTimeoutError
-from worker.pre_processor.steps import DETECT, DISPATCH
+from worker.pre_processor.waitlist import DETECT, DISPATCH
 from worker.to_task import steps, tasks
 from worker.to_task.attempt import Work
 from worker.to_task.backends import PATIENT, QUICK, Backends, TenantBackend

@@ -10,7 +10,7 @@ from shared.messages import ToTaskMethod
 from tests.unit.to_task.world import World
 from worker.platform import NotFoundError, ServerError
 from worker.plugins import PluginCallError
-from worker.pre_processor.steps import DETECT
+from worker.pre_processor.waitlist import DETECT
 from worker.runs.model import Continue, RunFailedError
 from worker.to_task.prepare import check_project, prepare
 from worker.to_task.steps import FETCH_TASKS

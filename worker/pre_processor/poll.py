@@ -8,17 +8,14 @@ import structlog
 
 from shared.messages import DeployMessage
 from worker.platform import clean
-from worker.pre_processor import errors, waiters
-from worker.pre_processor.classify import Record, snapshot_of
-from worker.pre_processor.names import RoomName
-from worker.pre_processor.polls import ramp
-from worker.pre_processor.room import Dispatch, Room
-from worker.pre_processor.steps import DISPATCH
-from worker.pre_processor.target import GONE, JobState, job_status, records
-from worker.pre_processor.verdict import Kind, Verdict, judge, may_still_come
+from worker.pre_processor import dispatch as errors
+from worker.pre_processor import waitlist
+from worker.pre_processor.decision import Kind, Verdict, judge, may_still_come
+from worker.pre_processor.serve_application import GONE, JobState, Record, job_status, records, snapshot_of
+from worker.pre_processor.waitlist import DISPATCH, Dispatch, Room, RoomName, ramp
 from worker.runs.keys import lock_key
-from worker.runs.step_task import BACKBONE_ERRORS
 from worker.services import Services
+from worker.workflow.task import BACKBONE_ERRORS
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +65,7 @@ def poll(key: str, generation: int, services: Services, *, redelivered: bool, at
 def _turn(room: Room, services: Services, attempt: int) -> float:
     """See to the waiters; returns the seconds until the next look."""
     runs, settings = services.runs, services.settings
-    here = waiters.present(room, runs)
+    here = waitlist.present(room, runs)
     if not here:
         _end_failed_dispatch(room)
         return 0.0
@@ -77,18 +74,18 @@ def _turn(room: Room, services: Services, attempt: int) -> float:
     lost_at = _lost_at(room.dispatch(), services) if verdict.kind is Kind.PENDING else None
     due = here[:BATCH]
     if verdict.kind is Kind.READY:
-        waiters.let_out(due, room, runs)
+        waitlist.let_out(due, room, runs)
         return 0.0
     if verdict.kind is Kind.FAILED:
-        waiters.fail(due, verdict.message, room, runs)
+        waitlist.fail(due, verdict.message, room, runs)
         if due == here and dispatch is not None:
             _end_dispatch(room, dispatch)
         return 0.0
     now = room.now()
-    waiters.fail([each for each in due if each.deadline <= now], errors.TIMED_OUT, room, runs)
+    waitlist.fail([each for each in due if each.deadline <= now], errors.TIMED_OUT, room, runs)
     left = [each for each in here if each.deadline > now]
     if left and verdict.kind is Kind.LOST:
-        waiters.let_one_dispatch(left, runs)
+        waitlist.let_one_dispatch(left, runs)
     ceiling = min(settings.worker_pre_processor_poll_seconds, runs.timing.longest_countdown)
     moments = [each.deadline for each in left] + ([lost_at] if lost_at is not None and lost_at > now else [])
     return min(ramp(attempt, ceiling), min(moments, default=now) - now + 0.01)

@@ -5,11 +5,9 @@ from typing import Any
 import structlog
 
 from shared.statuses import JobStatus, ServeApplicationStatus
-from worker.deploy.findings import plan_of
-from worker.deploy.messages import deploy_message
-from worker.deploy.rooms import room_of
+from worker.deploy.plan import deploy_message, plan_of, room_of
 from worker.platform import BackendClient, MalformedResponseError
-from worker.pre_processor.polls import wake
+from worker.pre_processor.waitlist import wake
 from worker.runs.model import Finish, Outcome, PollAgain, Run, wire_id
 from worker.services import Services
 

@@ -5,10 +5,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from shared.statuses import JobStatus
-from worker.pre_processor import errors
-from worker.pre_processor.classify import FAILED_STATUSES, Record, classify_serve_app, counts_as_failed
-from worker.pre_processor.room import UNSENT_CLAIM_SECONDS, Dispatch
-from worker.pre_processor.target import GONE
+from worker.pre_processor import dispatch as errors
+from worker.pre_processor.serve_application import (
+    FAILED_STATUSES,
+    GONE,
+    Record,
+    classify_serve_app,
+    counts_as_failed,
+)
+from worker.pre_processor.waitlist import UNSENT_CLAIM_SECONDS, Dispatch
 
 FINAL = frozenset(status for status in JobStatus if status.is_final)
 

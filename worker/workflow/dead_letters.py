@@ -1,4 +1,4 @@
-"""Messages that could not be accepted, kept whole with the reason; and which of them may be sent again."""
+"""Messages that could not be accepted: kept whole with the reason, their jobs told, and which may be sent again."""
 
 import hashlib
 import json
@@ -7,11 +7,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-# Celery's own: what it reads as a date, a UUID or a decimal is written as it came.
+import structlog
 from kombu.utils.json import dumps
 from redis import Redis
 
 from shared.channels import DEAD_LETTERS
+from shared.messages import DeployMessage, ToTaskMessage
+from shared.statuses import JobStatus
+from worker.broker import RefusedMessage, message_refused
+from worker.platform import NotFoundError, ValidationError
+from worker.runs.model import End, Step
+from worker.runs.reporter import JobsApi
+from worker.runs.runs import Runs
+from worker.services import Services, services
+from worker.workflow.validation import readable_job, readable_tenant, status_of
+
+# Celery's own: what it reads as a date, a UUID or a decimal is written as it came.
+
 
 DAY_SECONDS = 86_400
 PAGE = 100
@@ -189,3 +201,64 @@ def _as_json(body: Any) -> str:
 
 def _storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+REFUSE_JOB = Step("runs.refuse_job", position=0, queue="control")
+"""Tells the backend that a job's message could not be accepted."""
+
+RUN_TASKS = (DeployMessage.task, ToTaskMessage.task)
+
+
+def keep_refused(
+    services: Services, task: str, body: Any, kwargs: Any, reason: str, message_id: str | None
+) -> None:
+    """Keep a message whole with the reason, and let its job end FAILED if it has no run."""
+    job = readable_job(kwargs) if task in RUN_TASKS and isinstance(kwargs, dict) else None
+    runs = services.runs
+    if job is not None and runs.store.exists(job):
+        job = None
+    DeadLetters(services.redis).add(task, body, reason, message_id=message_id, job=job)
+    if job is not None:
+        about = {"job": job, "reason": reason, "tenant": readable_tenant(kwargs)}
+        runs.sender.send(REFUSE_JOB, "control", about)
+
+
+@message_refused.connect
+def _keep_unread(refused: RefusedMessage, **_: Any) -> None:
+    """A message that reached no task: the broker's consumer or transport could not take it."""
+    keep_refused(services(), refused.task, refused.body, refused.kwargs, refused.reason, refused.message_id)
+
+
+log = structlog.get_logger(__name__)
+
+
+def tell(job: str, reason: str, runs: Runs, backend: JobsApi) -> None:
+    """Tell the backend; safe to repeat. Raises `ClientError` when it has to be told again later."""
+    letters = DeadLetters(runs.redis)
+    if runs.store.exists(job):
+        return
+    try:
+        status = status_of(backend.get_job(job))
+        if status is None or not status.is_final:
+            _fail(job, reason, runs, backend, letters)
+        elif not letters.is_refusing(job):
+            return
+        elif status is not JobStatus.FAILED:
+            letters.forget(job)  # Somebody else ended it before we could.
+            return
+        # From here on a replay may open the job. No sooner: this would take the new run for one that came
+        # before the end.
+        letters.refused(job)
+    except (NotFoundError, ValidationError) as error:
+        letters.forget(job)
+        log.warning("refusal not taken", job=job, error_type=type(error).__name__)
+
+
+def _fail(job: str, reason: str, runs: Runs, backend: JobsApi, letters: DeadLetters) -> None:
+    result = {"error": reason}
+    # Noted first: who dies in between must not leave a job that a replay cannot open again.
+    letters.refusing(job)
+    backend.update_job(job, status=JobStatus.FAILED, result=result)
+    if runs.store.exists(job):
+        # A good message came while the backend was asked: the job has its end, so the run ends too.
+        runs.finish(job, End(JobStatus.FAILED, result))

@@ -1,16 +1,14 @@
 """The first step of every run: is the job still to be done?"""
 
-from collections.abc import Mapping
-from typing import Any
-
 import structlog
 
 from shared.statuses import JobStatus
-from worker.dead_letters import DeadLetters
-from worker.platform import MalformedResponseError, NotFoundError
+from worker.platform import NotFoundError
 from worker.runs.heartbeat import run_member
 from worker.runs.model import End, Run
 from worker.services import Services
+from worker.workflow.dead_letters import DeadLetters
+from worker.workflow.validation import status_of
 
 log = structlog.get_logger(__name__)
 
@@ -39,14 +37,6 @@ def begin_run(run: Run, services: Services) -> bool:
     runs.start(run)
     runs.advance(run, "initialize", 100)
     return True
-
-
-def status_of(job: Mapping[str, Any]) -> JobStatus | None:
-    """The status in the backend's answer; None for a word that is not known here, which is no end."""
-    status = job.get("status")
-    if not isinstance(status, str):
-        raise MalformedResponseError("malformed answer: a job without a status")
-    return JobStatus(status) if status in set(JobStatus) else None
 
 
 def _may_reopen(run: Run, status: JobStatus, services: Services) -> bool:

@@ -1,16 +1,114 @@
-"""Wait until the application runs, has failed, or the time is up."""
+"""Hand the application to Serve, wait until it runs, and remove what never ran."""
 
 import hashlib
 from typing import NoReturn
 
-from worker.deploy.cleanup import remove_if_never_ran
+import structlog
+
+from shared.messages import DeployMessage
+from shared.statuses import JobStatus
 from worker.deploy.cluster import Cluster, ServeState
-from worker.deploy.findings import Submission, plan_of, redis_now, submission_of
-from worker.deploy.ownership import Ownership
-from worker.deploy.steps import PROGRESS, REGISTER
+from worker.deploy.deployments import DeployedPackages, Ownership
+from worker.deploy.plan import (
+    AWAIT_RUNNING,
+    PLAN,
+    PROGRESS,
+    REGISTER,
+    Submission,
+    call,
+    plan_of,
+    redis_now,
+    submission_of,
+)
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.model import Continue, Outcome, PollAgain, Run, RunFailedError
+from worker.runs.store import UnknownRunError
 from worker.services import Services
+
+log = structlog.get_logger(__name__)
+
+
+def remove_if_never_ran(run: Run, services: Services, cluster: Cluster) -> None:
+    """Before a run ends FAILED. A cluster that does not answer keeps what it has: the end comes first."""
+    try:
+        removed = _remove(run, services, cluster)
+    except PluginHostUnavailableError as error:
+        log.warning("application not removed", error=str(error))
+        return
+    if removed:
+        text = f"{plan_of(run)['app_name']} never ran; it was removed."
+        services.runs.events.message(run.job, text, step=PROGRESS)
+
+
+def clean_after_end(job: str, services: Services, cluster: Cluster) -> None:
+    """A step's message came after the run's end: what a stopped run left half-started is removed.
+
+    Raises `PluginHostUnavailableError`; the message then comes back.
+    """
+    try:
+        run = services.runs.store.load(job)
+    except UnknownRunError:
+        return
+    stopped = run.end is not None and run.end.status is JobStatus.STOPPED
+    if stopped and isinstance(run.message, DeployMessage) and run.position < REGISTER.position:
+        _remove(run, services, cluster)
+
+
+def _remove(run: Run, services: Services, cluster: Cluster) -> bool:
+    """Remove the run's application, unless it was there before, has run, or another run waits for it as well.
+
+    Safe to repeat.
+    """
+    if PLAN not in run.findings:
+        return False
+    plan = plan_of(run)
+    name = plan["app_name"]
+    owner = Ownership(services, name)
+    if not owner.let_go(run.job) or owner.existed_before():
+        return False
+    state = cluster.state(name)
+    if state.bucket == "running" or not state.is_of(plan["digest"]):
+        return False
+    cluster.remove(name)
+    log.info("application removed that never ran", app=name)
+    return True
+
+
+SUBMITTED = "submitted"
+
+
+def serve_run(run: Run, services: Services, cluster: Cluster) -> Outcome:
+    """Submit, unless exactly this is there already: put there before, or by this step's first delivery."""
+    plan, runs = plan_of(run), services.runs
+    name = plan["app_name"]
+    state = cluster.state(name)
+    owner = Ownership(services, name)
+    submission = submission_of(run)
+    same = plan["digest"] in state.digests
+    submitted = same and SUBMITTED in run.findings
+    here = same and state.bucket != "failed"
+    # Another run's deployment that never ran is no reason to keep it should this run fail as well. It may
+    # have run by the time of a second delivery.
+    existed = state.exists and (state.bucket == "running" or owner.existed_before())
+    if submission is None:
+        submission = Submission(existed=existed, at=redis_now(runs))
+        submission.note(run, runs)
+    owner.take(run.job, submission.existed or existed)
+    if here and not submitted:
+        runs.events.message(run.job, f"{name} is there already: nothing to submit.", step=PROGRESS)
+    elif not submitted:
+        try:
+            answer = call(run, services, "submit", plan)
+        except RunFailedError:
+            remove_if_never_ran(run, services, cluster)
+            raise
+        for message in answer.get("messages") or []:
+            runs.events.message(run.job, str(message), step=PROGRESS)
+        runs.store.note(run.job, SUBMITTED, True)
+    DeployedPackages(services).remember(name, run.message.plugin)
+    runs.advance(run, PROGRESS, 30)
+    return Continue(AWAIT_RUNNING)
+
 
 FIRST_SECONDS = 0.3
 LONGEST_SECONDS = 5.0

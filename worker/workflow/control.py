@@ -8,15 +8,16 @@ from pydantic import ValidationError as MessageError
 
 from shared.messages import Job, StopMessage
 from shared.statuses import JobStatus
-from worker.control import refusals
 from worker.platform import ClientError, clean
 from worker.runs import reporter
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import lock_key
 from worker.runs.runs import REPORT
-from worker.runs.step_task import BACKBONE_ERRORS
 from worker.services import services
-from worker.workflow import REFUSE_JOB, WorkflowTask, mistakes, status_of
+from worker.workflow import dead_letters
+from worker.workflow.dead_letters import REFUSE_JOB
+from worker.workflow.task import BACKBONE_ERRORS, WorkflowTask
+from worker.workflow.validation import mistakes, status_of
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +77,7 @@ def refuse_job(
         if not runs.leases.take(key, token):
             self.come_back(0.5)
         with runs.leases.keep(key, token):
-            refusals.tell(job, reason, runs, services().backend(tenant))
+            dead_letters.tell(job, reason, runs, services().backend(tenant))
     except BACKBONE_ERRORS:
         self.come_back(1.0)
     except ClientError:

@@ -1,12 +1,15 @@
-"""Reading a message that anybody may have written: what it says, or what is wrong with it."""
+"""Reads messages that anybody may have written: what they say, or what is wrong with them."""
 
-from typing import Any
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import structlog
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from shared.messages import DeployMessage, Job, Tenant, ToTaskMessage
-from worker.platform import clean
+from shared.statuses import JobStatus
+from worker.platform import MalformedResponseError, clean
 from worker.plugins import PluginError, PluginStore
 
 log = structlog.get_logger(__name__)
@@ -73,3 +76,55 @@ def readable_tenant(kwargs: Any) -> str | None:
         return _TENANT.validate_python(kwargs.get("tenant"))
     except ValidationError:
         return None
+
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Arguments(BaseModel):
+    """No others than a step names."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", hide_input_in_errors=True)
+
+
+class StepArguments(Arguments):
+    """What every step of a run understands besides, see `worker.workflow.task`; the rest it leaves alone."""
+
+    model_config = ConfigDict(extra="allow")
+
+    generation: Count = 0
+    attempt: Count = 0
+    redelivered: bool = False
+
+
+def arguments_of(function: Callable[..., Any]) -> type[Arguments] | None:
+    """A model of the arguments by name; None for a door, which takes what comes and refuses it itself."""
+    parameters = inspect.signature(function).parameters.values()
+    kinds = {each.kind for each in parameters}
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return None
+    fields: dict[str, Any] = {
+        each.name: (each.annotation, ... if each.default is each.empty else each.default)
+        for each in parameters
+        if each.kind is not each.VAR_KEYWORD
+    }
+    base = StepArguments if inspect.Parameter.VAR_KEYWORD in kinds else Arguments
+    return create_model(f"{base.__name__}Of", __base__=base, **fields)
+
+
+def check(model: type[Arguments], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Raises `RefusedMessageError` when they are not those of the step."""
+    if args:
+        raise RefusedMessageError("arguments must be sent by name")
+    try:
+        model.model_validate(kwargs)
+    except ValidationError as error:
+        raise RefusedMessageError(mistakes(error)) from None
+
+
+def status_of(job: Mapping[str, Any]) -> JobStatus | None:
+    """The status in the backend's answer; None for a word that is not known here, which is no end."""
+    status = job.get("status")
+    if not isinstance(status, str):
+        raise MalformedResponseError("malformed answer: a job without a status")
+    return JobStatus(status) if status in set(JobStatus) else None

@@ -1,18 +1,64 @@
-"""Checks that a message is a task of Celery's protocol before Celery's code meets it.
+"""Checks elements of a queue, bodies and headers before the code of kombu and Celery meets them."""
 
-Celery checks some of it, at different places: a missing id passes for a lost connection and lets the worker
-reconnect for ever; a body that is no `[args, kwargs, embed]` ends it; an embed that is none, or a header
-with the name of a method, lets the task neither run nor be acknowledged: its slot is lost.
-"""
-
-from typing import Any
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable
+from typing import Any, Final
 
 from celery.app.task import Context
 from celery.utils.time import maybe_iso8601, maybe_make_aware, timezone
+from kombu import compression
 from kombu.asynchronous.timer import to_timestamp
 from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.utils.json import loads
 
 from worker.platform.depth import too_deep
+
+
+class MalformedError(ValueError):
+    """The element is no message; the text says why without showing what it holds."""
+
+
+def open_element(element: bytes, tag: str, decode_body: Callable[[Any, Any], Any]) -> dict[str, Any]:
+    """The envelope as kombu's `Message` wants it, with `tag` as its delivery tag."""
+    envelope = _parse(element)
+    if not isinstance(envelope, dict):
+        raise MalformedError("not a message: not a JSON object")
+    if too_deep(element, envelope):
+        raise MalformedError("JSON is nested too deeply")
+    properties = _part(envelope, "properties", dict)
+    if properties is None:
+        raise MalformedError("not a message: no properties")
+    for name in ("headers", "content-type", "content-encoding", "body"):
+        _part(envelope, name, dict if name == "headers" else str)
+    for name in ("delivery_info", "body_encoding"):
+        _part(properties, name, dict if name == "delivery_info" else str)
+    for name in ("exchange", "routing_key"):
+        _part(properties.get("delivery_info") or {}, name, str)
+    try:
+        decode_body(envelope.get("body") or "", properties.get("body_encoding"))
+    except Exception as error:
+        raise MalformedError(f"body cannot be decoded: {type(error).__name__}") from None
+    properties["delivery_tag"] = tag
+    return envelope
+
+
+def _parse(element: bytes) -> Any:
+    try:
+        return loads(element)
+    except RecursionError:
+        raise MalformedError("JSON is nested too deeply") from None
+    except Exception as error:
+        raise MalformedError(f"not JSON: {type(error).__name__}") from None
+
+
+def _part(holder: dict[str, Any], name: str, kind: type) -> Any:
+    value = holder.get(name)
+    if value is not None and not isinstance(value, kind):
+        raise MalformedError(f"not a message: {name} is not a {kind.__name__}")
+    return value
+
 
 _OURS = frozenset(
     name
@@ -135,3 +181,40 @@ def _check_arguments(body: Any, *, old: bool) -> None:
             raise NotATaskError(f"{name} is not a {kind.__name__}")
     if not parts.get("embed", {}).keys() <= set(FOLLOWING):
         raise NotATaskError("embed has more than the tasks that follow")
+
+
+MB: Final = 1024 * 1024
+LARGEST_BODY: Final = 16 * MB
+"""Of a message, unpacked."""
+
+_UNPACKERS: Final[dict[str, Callable[[], Any]]] = {
+    "application/x-gzip": zlib.decompressobj,
+    "application/x-bz2": bz2.BZ2Decompressor,
+    "application/x-lzma": lzma.LZMADecompressor,
+}
+
+
+class TooLargeError(ValueError):
+    """The body is larger than `LARGEST_BODY`, or in a format whose size cannot be limited."""
+
+
+def limit_unpacking() -> None:
+    """Have kombu unpack no more than that in this process, on any transport."""
+    for content_type in compression.encoders():
+        pack, _ = compression.get_encoder(content_type)
+        compression.register(pack, _limited(_UNPACKERS.get(content_type)), content_type)
+
+
+def _limited(unpacker: Callable[[], Any] | None) -> Callable[[bytes], bytes]:
+    def unpack(packed: bytes) -> bytes:
+        if unpacker is None:
+            raise TooLargeError
+        stream = unpacker()
+        body: bytes = stream.decompress(packed, LARGEST_BODY + 1)
+        if len(body) > LARGEST_BODY:
+            raise TooLargeError
+        if not stream.eof:
+            raise EOFError
+        return body
+
+    return unpack
