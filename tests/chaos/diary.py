@@ -15,7 +15,7 @@ from typing import Any
 
 from worker.platform import AsyncBackendClient, BackendClient
 from worker.runs.store import RunStore
-from worker.to_task.redis_ledger import RedisLedger
+from worker.to_task.ledger import RedisLedger
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from worker.pre_processor.waitlist import Room
 from worker.runs.publisher import CelerySender
 from worker.runs.runs import Runs
 from worker.runs.store import RunStore
-from worker.to_task.catalogue import Catalogue
-from worker.to_task.redis_ledger import RedisLedger
+from worker.to_task.discover import Catalogue
+from worker.to_task.ledger import RedisLedger
 from worker.workflow.task import StepTask
 
 Subjects = Callable[..., tuple[Any, ...]]

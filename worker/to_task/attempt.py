@@ -2,17 +2,92 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from worker.platform import AuthenticationError, ClientError, clean, error_type
-from worker.to_task.backends import run_has_ended
-from worker.to_task.errors import StillPendingError, StoppedError, TaskFailedError, may_pass
-from worker.to_task.files import File
+from worker.to_task.clients import run_has_ended
 from worker.to_task.hooks import Hook, Item, answers_of
 from worker.to_task.ledger import Ledger, Mark, OpenTask
-from worker.to_task.recorder import Recorder
+from worker.to_task.steps import StillPendingError, StoppedError, TaskFailedError, may_pass
+
+_NAMES = ("file_name_original", "filename", "name")
+_SPECIFICATIONS = ("specification", "specification_name", "name")
+
+
+@dataclass(frozen=True)
+class File:
+    """One file: `specification` is its name in the data collection."""
+
+    url: str
+    name: str | None
+    specification: str | None
+    is_primary: bool
+
+
+def files_of(found: Any) -> list[File]:
+    """The files in `found`, a mapping from specification to file or a list of files."""
+    if isinstance(found, Mapping):
+        return [_file(each, str(specification)) for specification, each in found.items()]
+    if isinstance(found, list):
+        return [_file(each, None) for each in found]
+    raise TaskFailedError("the task's data unit has no files")
+
+
+def primary_of(files: list[File]) -> File:
+    """The primary file."""
+    for file in files:
+        if file.is_primary:
+            return file
+    raise TaskFailedError("the task has no primary file")
+
+
+def of_specification(files: list[File], specification: str) -> File:
+    """The file of the target specification."""
+    for file in files:
+        if file.specification == specification:
+            return file
+    raise TaskFailedError(f"the task has no file of the specification {specification!r}")
+
+
+def _file(found: Any, specification: str | None) -> File:
+    if not isinstance(found, Mapping):
+        raise TaskFailedError("the files of the task's data unit are malformed")
+    specification = specification or _first(found, _SPECIFICATIONS)
+    url = found.get("url")
+    if not isinstance(url, str) or not url:
+        raise TaskFailedError(f"the task's file of the specification {specification!r} has no url")
+    return File(url, _first(found, _NAMES), specification, found.get("is_primary") is True)
+
+
+def _first(found: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    return next((value for name in names if isinstance(value := found.get(name), str) and value), None)
+
+
+class Recorder:
+    """For one pass. `over` is set once the ledger takes nothing more: the run has ended."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._waiting: list[Mark] = []
+        self._next: asyncio.Task[None] | None = None
+        self._turn = asyncio.Lock()
+        self.over = False
+
+    async def record(self, mark: Mark) -> None:
+        """Return once `mark` is in the ledger, with those that came while it waited for the last write."""
+        self._waiting.append(mark)
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._write())
+        await asyncio.shield(self._next)
+
+    async def _write(self) -> None:
+        async with self._turn:
+            marks, self._waiting, self._next = self._waiting, [], None
+            if not await asyncio.to_thread(self._ledger.record, marks):
+                self.over = True
+
 
 T = TypeVar("T")
 

@@ -12,19 +12,15 @@ from typing import Any, Protocol
 from shared.messages import ToTaskMethod, ToTaskParams
 from shared.statuses import JobStatus, ToTaskResult
 from worker.pre_processor.direct import ensure_running
-from worker.to_task.discovery import NO_TASKS, all_ids, page_size
-from worker.to_task.finalize import result_of
+from worker.to_task.annotate import choose, settle
+from worker.to_task.clients import LoopThread
+from worker.to_task.discover import NO_TASKS, all_ids, page_size
 from worker.to_task.hooks import Answer, Item
-from worker.to_task.inference import PreProcessor
-from worker.to_task.inference_route import InferenceRoute
-from worker.to_task.ledger import Ledger
-from worker.to_task.loop import LoopThread
-from worker.to_task.memory_ledger import MemoryLedger
-from worker.to_task.news import PROGRESS
+from worker.to_task.ledger import Ledger, MemoryLedger
+from worker.to_task.methods import FileRoute, InferenceRoute, PreProcessor, Route
 from worker.to_task.pipeline import Pipeline
 from worker.to_task.prepare import check_project
-from worker.to_task.routes import FileRoute, Route
-from worker.to_task.settle import choose, settle
+from worker.to_task.results import PROGRESS, result_of
 
 REQUESTS_AT_ONCE = 16
 CHUNK = 100

@@ -8,11 +8,10 @@ from contextlib import suppress
 from typing import Any
 
 from worker.to_task.attempt import Attempt, Work
-from worker.to_task.backends import AsyncBackend
-from worker.to_task.errors import StoppedError
+from worker.to_task.clients import AsyncBackend, LoopThread
 from worker.to_task.ledger import Ledger, OpenTask
-from worker.to_task.loop import LoopThread
-from worker.to_task.routes import Route, fetch
+from worker.to_task.methods import Route, fetch
+from worker.to_task.steps import StoppedError
 
 BATCH = 32
 """Tasks that the plugin converts in one call."""

@@ -8,8 +8,7 @@ from worker.plugins import PluginCallError
 from worker.pre_processor.waitlist import DETECT
 from worker.runs.model import Continue, Outcome, Run, RunFailedError
 from worker.services import Services
-from worker.to_task.message import message_of
-from worker.to_task.steps import FETCH_TASKS
+from worker.to_task.steps import FETCH_TASKS, message_of
 
 PROGRESS = "prepare"
 

@@ -9,10 +9,10 @@ from worker.runs.bulkhead import turns
 from worker.runs.model import Continue, Outcome, Park, Run
 from worker.services import services
 from worker.to_task import annotate as chunk_step
-from worker.to_task import fetch, window
-from worker.to_task import finalize as last_step
+from worker.to_task import annotate as window
+from worker.to_task import discover, results
 from worker.to_task import prepare as checks
-from worker.to_task.crew import crew
+from worker.to_task.clients import crew
 from worker.to_task.steps import ANNOTATE, FETCH_TASKS, FINALIZE, INITIALIZE, PREPARE, SPREAD
 from worker.workflow.intake import begin_run
 from worker.workflow.task import WorkflowTask
@@ -44,7 +44,7 @@ def prepare(self: WorkflowTask, job: Job, **_: Any) -> None:
 @shared_task(base=WorkflowTask, bind=True, name=FETCH_TASKS.name)
 def fetch_tasks(self: WorkflowTask, job: Job, **_: Any) -> None:
     """Collect every id."""
-    self.carry_out(FETCH_TASKS, job, lambda run: fetch.fetch_tasks(run, services()))
+    self.carry_out(FETCH_TASKS, job, lambda run: discover.fetch_tasks(run, services()))
 
 
 @shared_task(base=WorkflowTask, bind=True, name=SPREAD.name)
@@ -72,4 +72,4 @@ def annotate(self: WorkflowTask, job: Job, chunk: Count, **_: Any) -> None:
 @shared_task(base=WorkflowTask, bind=True, name=FINALIZE.name)
 def finalize(self: WorkflowTask, job: Job, **_: Any) -> None:
     """Count and end."""
-    self.carry_out(FINALIZE, job, lambda run: last_step.finalize(run, services()))
+    self.carry_out(FINALIZE, job, lambda run: results.finalize(run, services()))

@@ -20,8 +20,8 @@ from worker.pre_processor.serve_application import counts_as_failed, find, snaps
 from worker.runs.publisher import QuietRequest
 from worker.services import Services
 from worker.settings import Settings
-from worker.to_task.errors import TaskFailedError
-from worker.to_task.inference import LONGEST_TICKET, PreProcessor, ask
+from worker.to_task.methods import LONGEST_TICKET, PreProcessor, ask
+from worker.to_task.steps import TaskFailedError
 from worker.workflow.dead_letters import DeadLetters
 
 OURS = "hush-ours-5521"

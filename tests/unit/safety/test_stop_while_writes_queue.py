@@ -6,7 +6,7 @@ from typing import Any
 
 from shared.statuses import TaskFailure
 from worker.to_task.attempt import Attempt, Work
-from worker.to_task.backends import TenantBackend
+from worker.to_task.clients import TenantBackend
 from worker.to_task.ledger import Counts, Mark, OpenTask, Ticket
 
 

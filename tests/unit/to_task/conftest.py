@@ -7,8 +7,8 @@ import pytest
 from fakeredis import FakeRedis
 
 from tests.unit.to_task.world import World
-from worker.to_task import inference_route
-from worker.to_task.loop import LoopThread
+from worker.to_task import methods
+from worker.to_task.clients import LoopThread
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def make_world(redis: FakeRedis, loop: LoopThread) -> Callable[..., World]:
 @pytest.fixture
 def by_inference(make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
     """A run by inference, whose polls do not wait."""
-    monkeypatch.setattr(inference_route, "POLL_DELAYS", (0.0,))
+    monkeypatch.setattr(methods, "POLL_DELAYS", (0.0,))
 
     def make(tasks: int, **params: Any) -> World:
         return make_world(tasks, method="inference", pre_processor=5, model=9, **params)

@@ -19,9 +19,8 @@ from worker.platform import (
 )
 from worker.plugins import PluginHostBusyError, PluginHostUnavailableError
 from worker.runs.model import Continue, Park
-from worker.to_task.finalize import finalize
-from worker.to_task.news import FAILURES_TOLD
-from worker.to_task.redis_ledger import RedisLedger
+from worker.to_task.ledger import RedisLedger
+from worker.to_task.results import FAILURES_TOLD, finalize
 from worker.to_task.steps import FINALIZE
 
 Make = Callable[..., World]

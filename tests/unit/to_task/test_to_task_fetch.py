@@ -8,12 +8,9 @@ import pytest
 
 from tests.unit.to_task.world import JOB, World
 from worker.runs.model import Continue, Finish, Park, PollAgain, RunFailedError
-from worker.to_task import keys
-from worker.to_task.catalogue import Catalogue, Commit
-from worker.to_task.discovery import Page, all_ids, page_size, read_page
-from worker.to_task.fetch import fetch_tasks
-from worker.to_task.message import message_of
-from worker.to_task.steps import SPREAD
+from worker.to_task import ledger
+from worker.to_task.discover import Catalogue, Commit, Page, all_ids, fetch_tasks, page_size, read_page
+from worker.to_task.steps import SPREAD, message_of
 
 Make = Callable[..., World]
 
@@ -24,7 +21,7 @@ def page(*ids: Any, following: int | None = None, **other: Any) -> dict[str, Any
 
 
 def chunks(world: World) -> dict[str, str]:
-    found: dict[str, str] = world.redis.hgetall(keys.chunks_key(JOB))
+    found: dict[str, str] = world.redis.hgetall(ledger.chunks_key(JOB))
     return found
 
 
@@ -62,7 +59,7 @@ def test_what_dedupes_is_gone_after_the_last_page(make_world: Make) -> None:
     world = make_world(30)
     world.fetch()
 
-    assert not world.redis.exists(keys.seen_key(JOB))
+    assert not world.redis.exists(ledger.seen_key(JOB))
 
 
 def test_a_page_that_is_committed_twice_counts_once(make_world: Make) -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from worker.to_task.errors import TaskFailedError
-from worker.to_task.files import File, files_of, of_specification, primary_of
+from worker.to_task.attempt import File, files_of, of_specification, primary_of
+from worker.to_task.steps import TaskFailedError
 
 IMAGE = File("http://f/1.png", "1.png", "image", True)
 LABEL = File("http://f/1.json", "1.json", "label", False)

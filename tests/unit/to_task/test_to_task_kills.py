@@ -12,8 +12,8 @@ from worker.lua import Scripts
 from worker.runs.keys import lock_key
 from worker.runs.model import Continue, Finish, Outcome, PollAgain
 from worker.to_task.annotate import annotate
-from worker.to_task.finalize import finalize
 from worker.to_task.pipeline import BATCH
+from worker.to_task.results import finalize
 from worker.to_task.steps import ANNOTATE, FINALIZE
 
 Make = Callable[..., World]

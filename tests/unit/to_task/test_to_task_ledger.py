@@ -7,8 +7,7 @@ from fakeredis import FakeRedis
 
 from tests.unit.conftest import Clock
 from tests.unit.to_task.world import JOB, World
-from worker.to_task.ledger import Counts, Ledger, Mark, OpenTask, Ticket
-from worker.to_task.memory_ledger import MemoryLedger
+from worker.to_task.ledger import Counts, Ledger, Mark, MemoryLedger, OpenTask, Ticket
 
 Make = Callable[..., World]
 

@@ -13,11 +13,9 @@ from worker.plugins import PluginCallError, PluginTimeoutError
 from worker.pre_processor.waitlist import DETECT, DISPATCH
 from worker.to_task import steps, tasks
 from worker.to_task.attempt import Work
-from worker.to_task.backends import PATIENT, QUICK, Backends, TenantBackend
-from worker.to_task.crew import Crew, Pace
+from worker.to_task.clients import PATIENT, QUICK, Backends, Crew, LoopThread, Pace, TenantBackend
 from worker.to_task.hooks import HostHooks, answers_of
 from worker.to_task.ledger import OpenTask
-from worker.to_task.loop import LoopThread
 
 
 def test_the_loop_is_one_thread_and_starts_anew_after_its_end(loop: LoopThread) -> None:

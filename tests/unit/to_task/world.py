@@ -15,13 +15,11 @@ from worker.plugins import PluginCallError
 from worker.runs.model import Continue, Finish, Outcome, Park, PollAgain, Run, Step
 from worker.runs.runs import Runs, Timing
 from worker.services import Services
-from worker.to_task.annotate import annotate
-from worker.to_task.crew import Crew, Pace
-from worker.to_task.fetch import fetch_tasks
-from worker.to_task.finalize import finalize
-from worker.to_task.loop import LoopThread
-from worker.to_task.redis_ledger import RedisLedger
-from worker.to_task.window import spread
+from worker.to_task.annotate import annotate, spread
+from worker.to_task.clients import Crew, LoopThread, Pace
+from worker.to_task.discover import fetch_tasks
+from worker.to_task.ledger import RedisLedger
+from worker.to_task.results import finalize
 
 JOB = "42"
 Row = dict[str, Any]

@@ -1,14 +1,66 @@
-"""The backend as the annotation calls it: many requests at once, within the process's limit."""
+"""The process's event loop and the backend's clients on it: many requests at once, within the process's limit."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import atexit
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, Protocol, TypeVar
 
 from worker.platform import AsyncBackendClient, RetryPolicy
-from worker.settings import Settings
-from worker.to_task.errors import StoppedError
+from worker.settings import Settings, settings
+from worker.to_task.steps import StoppedError
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """Starts with the first use, so that a forked process has its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._process = 0
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Run it on the loop, beside the caller."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._running())
+
+    def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
+        """Run it on the loop and wait for it."""
+        return self.start(coroutine).result(timeout)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a loop now, in this process."""
+        return self._loop is not None and self._process == os.getpid()
+
+    def close(self) -> None:
+        """End the loop and its thread; a later use starts anew."""
+        with self._lock:
+            loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
+        if loop is None or thread is None:
+            return
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is not None and self.is_running:
+                return self._loop
+            loop = self._loop = asyncio.new_event_loop()
+            self._process = os.getpid()
+            self._thread = threading.Thread(target=loop.run_forever, name="annotation-loop", daemon=True)
+            self._thread.start()
+            return loop
+
 
 QUICK = {"connect": 3.0, "read": 10.0, "total": 15.0}
 PATIENT = {"connect": 3.0, "read": 60.0, "total": 65.0}
@@ -116,3 +168,52 @@ class Backends:
             connections=self._settings.worker_annotate_concurrency,
             retries=RETRIES,
         )
+
+
+SECONDS_BETWEEN_NEWS = 0.5
+MOST_REMEMBERED = 1_000
+
+
+class Pace:
+    """Lets a run's news pass so often and no oftener."""
+
+    def __init__(
+        self, seconds: float = SECONDS_BETWEEN_NEWS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._told: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def is_due(self, job: str) -> bool:
+        """Whether to tell now; then it counts as told."""
+        now = self._clock()
+        with self._lock:
+            if now - self._told.get(job, -self._seconds) < self._seconds:
+                return False
+            if len(self._told) >= MOST_REMEMBERED:
+                self._told.clear()
+            self._told[job] = now
+            return True
+
+
+class Crew:
+    """Made on first use, after the fork."""
+
+    def __init__(self, loop: LoopThread, backends: Backends, pace: Pace) -> None:
+        self.loop, self.backends, self.pace = loop, backends, pace
+
+    def close(self) -> None:
+        """Give the connections back and end the loop. A process that ends starts no threads for it."""
+        if not self.loop.is_running:
+            return
+        self.loop.run(self.backends.aclose(), timeout=5)
+        self.loop.close()
+
+
+@lru_cache(maxsize=1)
+def crew() -> Crew:
+    """The crew of this process."""
+    made = Crew(LoopThread(), Backends(settings()), Pace())
+    atexit.register(made.close)
+    return made

@@ -1,11 +1,32 @@
-"""The end of a run: its counts, its failures, and whether that is a success."""
+"""How far the annotation of a run is, and what it comes to at the end."""
 
 from shared.statuses import JobStatus, ToTaskResult
 from worker.runs.model import Finish, Outcome, Run
+from worker.runs.runs import Runs
 from worker.services import Services
-from worker.to_task.ledger import Ledger
-from worker.to_task.news import tell
-from worker.to_task.redis_ledger import RedisLedger
+from worker.to_task.ledger import Ledger, RedisLedger
+
+PROGRESS = "annotate_task_data"
+
+FAILURES_TOLD = 100
+"""Failed tasks that stand in the run's log, each with its error; the result has more of them."""
+
+
+def tell(run: Run, runs: Runs, ledger: RedisLedger) -> None:
+    """Percent and metrics as the ledger has them, and what failed since the last time."""
+    counts = ledger.counts()
+    stand_by = counts.total - counts.success - counts.failed
+    runs.measure(run, PROGRESS, success=counts.success, failed=counts.failed, stand_by=stand_by)
+    runs.advance(run, PROGRESS, counts.percent)
+    if counts.failed:
+        _tell_failures(run, runs, ledger)
+
+
+def _tell_failures(run: Run, runs: Runs, ledger: RedisLedger) -> None:
+    failures = ledger.take_untold(FAILURES_TOLD)
+    if failures:
+        lines = [f"Task {failure.task_id} failed: {failure.error}" for failure in failures]
+        runs.events.log.say(run.job, "\n".join(lines), "warning")
 
 
 def finalize(run: Run, services: Services) -> Outcome:
