@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from shared.channels import logs_channel
 from tests.integration.logs.log_site import Listener, LogSite
-from worker.logs.bookings import OWNERS
+from worker.logs.subscriptions import OWNERS
 from worker.sandbox.processes import start, wait_for
 
 FAST_LINES = 50_000

@@ -9,7 +9,7 @@ from kombu import Queue
 from worker import logging as worker_logging
 from worker.broker import broker_settings, broker_url
 from worker.broker.config import QUEUES
-from worker.logs.step import RelayStep
+from worker.logs.relay import RelayStep
 from worker.maintenance import Maintenance
 from worker.settings import Settings, SettingsError, settings
 

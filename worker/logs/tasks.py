@@ -7,7 +7,7 @@ from celery import shared_task
 from pydantic import ValidationError
 
 from shared.messages import TailLogsMessage
-from worker.logs.bookings import book
+from worker.logs.subscriptions import book
 from worker.runs.events import ROOM_FOR_MESSAGES
 from worker.services import services
 from worker.workflow.task import BACKBONE_ERRORS, WorkflowTask

@@ -12,13 +12,13 @@ from redis import Redis
 
 from shared.channels import logs_channel, logs_history
 from shared.messages import TailLogsMessage
-from worker.logs.bookings import OWNERS, book
+from worker.logs.subscriptions import OWNERS, book
 from worker.sandbox.processes import Process, free_port, listens, start
 from worker.sandbox.redis import RedisServer
 
 ROOT = Path(__file__).parents[3]
 RELAY = """
-from worker.logs.step import new_event_loop, run_relay
+from worker.logs.relay import new_event_loop, run_relay
 new_event_loop().run_until_complete(run_relay())
 """
 

@@ -10,8 +10,8 @@ from fakeredis import FakeAsyncRedis, FakeRedis
 
 from shared.channels import logs_channel, logs_history
 from shared.messages import TailLogsMessage
-from worker.logs.bookings import Beginning, Booking, book
 from worker.logs.relay import Relay
+from worker.logs.subscriptions import Beginning, Booking, book
 from worker.lua import Scripts
 from worker.platform import ClientError
 from worker.platform.streams import StreamLimits

@@ -7,8 +7,8 @@ import pytest
 from fakeredis import FakeAsyncRedis, FakeRedis
 
 from tests.unit.logs.logs_helpers import Log, Logs, Tail, until
-from worker.logs import following, relay
-from worker.logs.bookings import OPEN, OWNERS
+from worker.logs import relay, tailer
+from worker.logs.subscriptions import OPEN, OWNERS
 from worker.platform import (
     ClientConnectionError,
     ClientTimeoutError,
@@ -25,7 +25,7 @@ BROKEN = ClientConnectionError("the connection was lost")
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(relay, "RENEW_SECONDS", 0.05)
-    monkeypatch.setattr("worker.logs.patience.FIRST_SECONDS", 0.01)
+    monkeypatch.setattr("worker.logs.tailer.FIRST_SECONDS", 0.01)
 
 
 async def test_log_is_followed_to_its_end(logs: Logs, log: Log, redis: FakeRedis) -> None:
@@ -139,7 +139,7 @@ async def test_log_out_of_reach_for_too_long_ends_and_says_so(logs: Logs, log: L
 async def test_log_of_an_unknown_job_is_given_up_sooner(
     logs: Logs, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "UNKNOWN_SECONDS", 0.05)
+    monkeypatch.setattr(tailer, "UNKNOWN_SECONDS", 0.05)
     logs.agent.tails[RAY] = [Tail([NotFoundError("404 Not Found")])]
     log.book(RAY)
 
@@ -302,7 +302,7 @@ async def test_slow_redis_holds_the_reader_up(logs: Logs, log: Log, monkeypatch:
         nonlocal given
         given += 1
 
-    monkeypatch.setattr("worker.logs.outlet.Outlet.run", lambda _self: asyncio.sleep(3600))
+    monkeypatch.setattr("worker.logs.writer.Outlet.run", lambda _self: asyncio.sleep(3600))
     logs.agent.tails[RAY] = [Tail([step for _ in range(1000) for step in (["x"] * 10, one_more)])]
     log.book(RAY)
 

@@ -10,7 +10,7 @@ from fakeredis import FakeRedis
 from shared.channels import DEAD_LETTERS
 from tests.unit.control.control_helpers import Door, FakeServices
 from worker.logs import tasks
-from worker.logs.bookings import OPEN
+from worker.logs.subscriptions import OPEN
 from worker.runs.events import log_state_key
 
 

@@ -1,20 +1,119 @@
-"""Follow one log from where it stands to its end, over as many connections as that takes."""
+"""Tail one log from where it stands to its end, over as many connections as that takes."""
 
 import asyncio
 import contextlib
+import random
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
-from worker.logs.bookings import Beginning, Claim
-from worker.logs.feed import LIMIT, Feed
-from worker.logs.patience import Patience
-from worker.logs.sources import LogSource
-from worker.platform import ClientError, ClientTimeoutError, NotFoundError, redact
+from worker.logs.subscriptions import Beginning, Booking, Claim
+from worker.logs.writer import LIMIT, Feed
+from worker.platform import (
+    AgentClient,
+    ClientConnectionError,
+    ClientError,
+    ClientTimeoutError,
+    NotFoundError,
+    redact,
+)
 from worker.platform.errors import StreamLimitExceededError
 from worker.platform.streams import AsyncLogTail
+from worker.services import Services
+
+FIRST_SECONDS: Final = 0.2
+LONGEST_SECONDS: Final = 5.0
+
+
+class Patience:
+    """Waits grow with every failure in a row, and after `seconds` of failures there is no more of it."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._failures = 0
+        self._since: float | None = None
+
+    def reached(self) -> None:
+        """All is well again."""
+        self._failures, self._since = 0, None
+
+    def nothing_new(self) -> None:
+        """No failure, but no reason for the next attempt to come at once."""
+        self._failures += 1
+
+    def failed(self, at_most: float | None = None) -> bool:
+        """One more failure; False when it was the last that is borne, `at_most` seconds for this kind."""
+        self._failures += 1
+        now = self._clock()
+        self._since = now if self._since is None else self._since
+        longest = self._seconds if at_most is None else min(at_most, self._seconds)
+        return now - self._since < longest
+
+    def wait(self) -> float:
+        """Seconds until the next attempt. Not the same for all, for an agent restarts under all of them."""
+        longest = min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(self._failures, 10))
+        return longest * random.uniform(0.5, 1.0)
+
+
+QUIET_SECONDS: Final = 120.0
+"""A job may print nothing for long; after this the agent is asked whether it still runs. (That a machine is
+gone the kernel finds out within a minute.)"""
+
+THREADS: Final = 8
+
+
+class LogSource(Protocol):
+    """Opens logs and knows how their jobs are. Raises `ClientError`."""
+
+    async def tail(self, booking: Booking, beginning: Beginning) -> AsyncLogTail:
+        """The log from its first line on."""
+        ...
+
+    async def status(self, booking: Booking, beginning: Beginning) -> str:
+        """Ray's word for how the job is."""
+        ...
+
+
+class AgentLogs:
+    """Implements `LogSource` with the agents of this process."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="agent-logs")
+
+    async def tail(self, booking: Booking, beginning: Beginning) -> AsyncLogTail:
+        client = await self._client(beginning)
+        return client.log_tail(booking.ray_job, QUIET_SECONDS, beginning.protocol)
+
+    async def status(self, booking: Booking, beginning: Beginning) -> str:
+        client = await self._client(beginning)
+        loop = asyncio.get_running_loop()
+        job = await loop.run_in_executor(self._threads, client.get_job, booking.ray_job)
+        return str(job.get("status"))
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _client(self, beginning: Beginning) -> AgentClient:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._look_up, beginning.agent)
+
+    def _look_up(self, agent: int | None) -> AgentClient:
+        settings = self._services.settings
+        wanted = agent if agent is not None else settings.worker_agent
+        if wanted is None and settings.synapse_agent_url is None:
+            raise ClientConnectionError("no agent is named, and none is configured (SYNAPSE_AGENT_URL)")
+        client = self._services.agent(wanted or 0)
+        if client is None:
+            raise ClientConnectionError(f"agent {wanted} is not known or has no URL")
+        return client
+
 
 log = structlog.get_logger(__name__)
 
