@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from worker.platform import BackendClient, clean
-from worker.platform.wire import wire_error
+from worker.platform.transport import wire_error
 
 CONNECT_SECONDS = 10.0
 TIMEOUT_SECONDS = 60.0

@@ -13,7 +13,7 @@ from kombu.asynchronous.timer import to_timestamp
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.utils.json import loads
 
-from worker.platform.depth import too_deep
+from worker.platform.requests import too_deep
 
 
 class MalformedError(ValueError):

@@ -1,10 +1,9 @@
 """The outside world of the worker: clients of the backend and of the agents, their errors, and redaction."""
 
 from worker.platform.agent import AgentClient
-from worker.platform.async_client import AsyncBackendClient
+from worker.platform.async_backend import AsyncBackendClient
 from worker.platform.backend import BackendClient
-from worker.platform.base import BaseClient
-from worker.platform.cleaning import clean_exception
+from worker.platform.client import BaseClient
 from worker.platform.errors import (
     AuthenticationError,
     AuthorizationError,
@@ -21,6 +20,7 @@ from worker.platform.errors import (
     StreamLimitExceededError,
     ValidationError,
     WebSocketError,
+    clean_exception,
     error_type,
     shorten,
 )
@@ -36,7 +36,7 @@ from worker.platform.redaction import (
     register_secrets,
     register_settings,
 )
-from worker.platform.retries import RetryPolicy
+from worker.platform.responses import RetryPolicy
 from worker.platform.streams import AsyncLogTail, StreamLimits, StreamProtocol
 
 __all__ = [  # noqa: RUF022 - grouped by topic

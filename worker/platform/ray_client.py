@@ -6,21 +6,19 @@ from typing import Any
 
 import httpx
 
-from worker.platform import agent_requests as calls
-from worker.platform.base import BaseClient
+from worker.platform import agent
+from worker.platform.client import BaseClient
 from worker.platform.errors import ValidationError
-from worker.platform.streams.async_tail import AsyncLogTail
-from worker.platform.streams.connection import LogConnection
-from worker.platform.streams.http import HttpLog
-from worker.platform.streams.limits import (
+from worker.platform.streams.connection import LogConnection, StreamTarget, websocket_missing, websocket_url
+from worker.platform.streams.parser import (
     StreamLimits,
     StreamProtocol,
     Transport,
     checked_timeout,
     transports_of,
 )
-from worker.platform.streams.streams import LogStreams
-from worker.platform.streams.target import StreamTarget, websocket_missing, websocket_url
+from worker.platform.streams.sync_tail import HttpLog, LogStreams
+from worker.platform.streams.tail import AsyncLogTail
 
 LOG_TIMEOUT = 10.0
 """Seconds of `stream_timeout`."""
@@ -53,20 +51,20 @@ class RayClientMixin(BaseClient):
 
     def get_job(self, pk: str) -> dict[str, Any]:
         """A Ray job."""
-        return self._object(calls.get_job(pk))
+        return self._object(agent.get_job(pk))
 
     def list_jobs(self) -> dict[str, Any]:
         """All Ray jobs of the cluster."""
-        return self._all(calls.list_jobs())
+        return self._all(agent.list_jobs())
 
     def list_job_logs(self, pk: str) -> str:
         """All of a job's log so far."""
-        text: str = self._send(calls.get_job_logs(pk))
+        text: str = self._send(agent.get_job_logs(pk))
         return text
 
     def stop_job(self, pk: str) -> dict[str, Any]:
         """Ask a running job to stop; its end comes a moment later. 400 where it has ended already."""
-        answer = self._object(calls.stop_job(pk))
+        answer = self._object(agent.stop_job(pk))
         if answer.get("stopped") is False:
             detail = "the job has already ended"
             raise ValidationError(f"400 Bad Request: {detail}", 400, detail)
@@ -94,31 +92,31 @@ class RayClientMixin(BaseClient):
 
     def get_node(self, pk: str) -> dict[str, Any]:
         """A node of the cluster."""
-        return self._object(calls.get_node(pk))
+        return self._object(agent.get_node(pk))
 
     def list_nodes(self) -> dict[str, Any]:
         """All nodes of the cluster."""
-        return self._all(calls.list_nodes())
+        return self._all(agent.list_nodes())
 
     def get_task(self, pk: str) -> dict[str, Any]:
         """A Ray task."""
-        return self._object(calls.get_task(pk))
+        return self._object(agent.get_task(pk))
 
     def list_tasks(self) -> dict[str, Any]:
         """All Ray tasks that the cluster remembers."""
-        return self._all(calls.list_tasks())
+        return self._all(agent.list_tasks())
 
     def get_serve_application(self, pk: str) -> dict[str, Any]:
         """A Ray Serve application by its name."""
-        return self._object(calls.get_serve_application(pk))
+        return self._object(agent.get_serve_application(pk))
 
     def list_serve_applications(self) -> dict[str, Any]:
         """All Ray Serve applications of the cluster."""
-        return self._all(calls.list_serve_applications())
+        return self._all(agent.list_serve_applications())
 
     def delete_serve_application(self, pk: str) -> None:
         """Delete a Ray Serve application."""
-        self._send(calls.delete_serve_application(pk))
+        self._send(agent.delete_serve_application(pk))
 
     def log_tail(
         self, pk: str, stream_timeout: float = LOG_TIMEOUT, protocol: StreamProtocol = "auto"
@@ -127,7 +125,7 @@ class RayClientMixin(BaseClient):
         return AsyncLogTail(self._log_target(pk, stream_timeout), protocol)
 
     def _log_target(self, pk: str, stream_timeout: float) -> StreamTarget:
-        path = calls.get_job_logs(pk).path
+        path = agent.get_job_logs(pk).path
         return StreamTarget(
             stream_url=self._base.join(f"{path}stream/"),
             websocket_url=websocket_url(self._base.join(path)),
@@ -149,7 +147,7 @@ class RayClientMixin(BaseClient):
 def _websocket_log(target: StreamTarget) -> LogConnection:
     try:
         # Here, because plugin code may run where it is not installed.
-        from worker.platform.streams.websocket import WebsocketLog
+        from worker.platform.streams.sync_tail import WebsocketLog
     except ImportError:
         missing = websocket_missing()
     else:

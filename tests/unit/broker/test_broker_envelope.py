@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kombu.transport.virtual import Channel, Message
 
 from worker.broker.validation import MalformedError, open_element
-from worker.platform.depth import DEEPEST, too_deep
+from worker.platform.requests import DEEPEST, too_deep
 
 GOOD: dict[str, Any] = {
     "body": "W1tdLCB7fSwge31d",

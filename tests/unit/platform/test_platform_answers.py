@@ -17,7 +17,7 @@ from worker.platform import (
     ServerError,
     ValidationError,
 )
-from worker.platform.answers import Answer, value_of
+from worker.platform.responses import Answer, value_of
 
 
 def answer(value: Any = None, status: int = 200, body: bytes | None = None, **headers: str) -> Answer:

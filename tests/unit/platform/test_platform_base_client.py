@@ -353,7 +353,7 @@ def test_pages_in_a_circle_are_refused(last: str) -> None:
 
 
 def test_a_list_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.platform.paging.MOST_PAGES", 5)
+    monkeypatch.setattr("worker.platform.requests.MOST_PAGES", 5)
 
     def answer(request: httpx.Request) -> httpx.Response:
         page = int(request.url.params.get("page", "1")) + 1

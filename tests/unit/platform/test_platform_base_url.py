@@ -3,7 +3,7 @@
 import pytest
 
 from worker.platform import MalformedResponseError
-from worker.platform.base_url import BaseUrl
+from worker.platform.requests import BaseUrl
 
 
 @pytest.mark.parametrize(

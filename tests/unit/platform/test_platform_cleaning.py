@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from worker.platform import ClientTimeoutError, clean_exception, register_secrets
-from worker.platform.cleaning import CleanedError
+from worker.platform.errors import CleanedError
 
 URL = "http://host/x?token=abc123"
 

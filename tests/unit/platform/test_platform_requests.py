@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.platform import ValidationError, agent_requests, backend_requests
+from worker.platform import ValidationError, agent, backend
 from worker.platform.requests import Request, body_of, query_pairs
 
 
@@ -24,7 +24,7 @@ def test_a_filter_that_no_query_can_hold_is_refused() -> None:
 def test_a_run_s_filters_cannot_override_what_the_worker_decides() -> None:
     filters = {"fields": "data", "project": 9, "page_size": 1, "page": 7, "status": "new"}
 
-    assert dict(backend_requests.list_tasks(filters, 3, 500).query) == {
+    assert dict(backend.list_tasks(filters, 3, 500).query) == {
         "status": "new",
         "fields": "id",
         "project": "3",
@@ -33,14 +33,14 @@ def test_a_run_s_filters_cannot_override_what_the_worker_decides() -> None:
 
 
 def test_the_schema_is_sent_only_when_any_is_asked_for() -> None:
-    assert backend_requests.annotate_task_data(1, {}, "any").query == (("schema", "any"),)
-    assert backend_requests.annotate_task_data(1, {}, "dm_schema_v1").query == ()
-    assert backend_requests.annotate_task_data(1, {}, None).query == ()
+    assert backend.annotate_task_data(1, {}, "any").query == (("schema", "any"),)
+    assert backend.annotate_task_data(1, {}, "dm_schema_v1").query == ()
+    assert backend.annotate_task_data(1, {}, None).query == ()
 
 
 def test_ids_are_quoted() -> None:
-    assert backend_requests.get_plugin_release("a@1.0+x").path == "plugin_releases/a%401.0%2Bx/"
-    assert agent_requests.get_serve_application("a@1.0").path == "serve_applications/a%401.0/"
+    assert backend.get_plugin_release("a@1.0+x").path == "plugin_releases/a%401.0%2Bx/"
+    assert agent.get_serve_application("a@1.0").path == "serve_applications/a%401.0/"
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_ids_are_quoted() -> None:
 )
 def test_an_id_that_cannot_be_one_is_refused(bad: object) -> None:
     with pytest.raises(ValidationError) as caught:
-        agent_requests.get_job(bad)  # type: ignore[arg-type]
+        agent.get_job(bad)  # type: ignore[arg-type]
 
     assert caught.value.status == 400
 
@@ -56,17 +56,17 @@ def test_an_id_that_cannot_be_one_is_refused(bad: object) -> None:
 @pytest.mark.parametrize("bad", ["", ".", "..", "...", "a/b", "a%2fb", "x" * 101])
 def test_an_application_name_that_cannot_be_one_is_refused(bad: str) -> None:
     with pytest.raises(ValidationError):
-        agent_requests.get_serve_application(bad)
+        agent.get_serve_application(bad)
 
 
 @pytest.mark.parametrize("bad", ["", "..", "1/2", "-1", "1?x", "one"])
 def test_a_number_that_cannot_be_one_is_refused(bad: str) -> None:
     with pytest.raises(ValidationError):
-        backend_requests.get_task(bad)
+        backend.get_task(bad)
 
 
 def test_what_is_not_declared_is_left_out_of_a_plugin_s_run() -> None:
-    request = backend_requests.run_plugin(
+    request = backend.run_plugin(
         "a", {"agent": 1, "action": "deployment", "params": {"x": None}, "version": None}
     )
 
@@ -75,25 +75,25 @@ def test_what_is_not_declared_is_left_out_of_a_plugin_s_run() -> None:
 
 def test_keys_that_the_backend_would_refuse_are_refused_here() -> None:
     with pytest.raises(ValidationError, match="unknown keys extra"):
-        backend_requests.run_plugin("a", {"agent": 1, "extra": 2})
+        backend.run_plugin("a", {"agent": 1, "extra": 2})
     with pytest.raises(ValidationError, match="unknown keys progress"):
-        backend_requests.update_job(1, {"progress": {}})
+        backend.update_job(1, {"progress": {}})
 
 
 @pytest.mark.parametrize(
     ("request_", "repeatable"),
     [
-        (backend_requests.get_project(1), True),
-        (backend_requests.annotate_task_data(1, {}, None), True),
-        (backend_requests.update_job(1, {"status": "RUNNING"}), True),
-        (backend_requests.run_plugin("a", {"action": "inference"}), False),
-        (backend_requests.run_plugin("a", {"action": "deployment"}), False),
-        (backend_requests.create_serve_application(1, None, None), False),
-        (backend_requests.create_logs([]), False),
-        (agent_requests.check_feasibility({}), False),
-        (agent_requests.stop_job("a"), False),
-        (agent_requests.delete_serve_application("a"), False),
-        (agent_requests.list_jobs(), True),
+        (backend.get_project(1), True),
+        (backend.annotate_task_data(1, {}, None), True),
+        (backend.update_job(1, {"status": "RUNNING"}), True),
+        (backend.run_plugin("a", {"action": "inference"}), False),
+        (backend.run_plugin("a", {"action": "deployment"}), False),
+        (backend.create_serve_application(1, None, None), False),
+        (backend.create_logs([]), False),
+        (agent.check_feasibility({}), False),
+        (agent.stop_job("a"), False),
+        (agent.delete_serve_application("a"), False),
+        (agent.list_jobs(), True),
     ],
 )
 def test_only_what_is_harmless_twice_may_be_repeated(request_: Request, repeatable: bool) -> None:

@@ -17,7 +17,7 @@ from worker.platform import (
     ServerError,
 )
 from worker.platform.requests import Request
-from worker.platform.retries import may_pass, retry_after_seconds
+from worker.platform.responses import may_pass, retry_after_seconds
 
 GET = Request("GET", "x/", repeatable=True)
 PUT = Request("PUT", "x/", repeatable=True)

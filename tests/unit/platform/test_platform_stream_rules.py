@@ -10,10 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.platform import StreamError, StreamLimitExceededError, StreamLimits, ValidationError
-from worker.platform.streams.events import Event, event_of
-from worker.platform.streams.limits import checked_timeout, transports_of
-from worker.platform.streams.lines import LineSplitter
-from worker.platform.streams.reader import LogReader
+from worker.platform.streams.parser import (
+    Event,
+    LineSplitter,
+    LogReader,
+    checked_timeout,
+    event_of,
+    transports_of,
+)
 
 TEXT = "하나\r\n\x1b[31m둘\x1b[0m 50%\r100%\n\n\u2028셋\x0b\n끝"
 LINES = ["하나", "\x1b[31m둘\x1b[0m 50%\r100%", "", "\u2028셋\x0b", "끝"]

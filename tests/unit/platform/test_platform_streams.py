@@ -533,7 +533,7 @@ def test_without_the_library_there_is_no_websocket_and_auto_does_without(
 ) -> None:
     for name in ("websockets", "websockets.exceptions", "websockets.sync.client"):
         monkeypatch.setitem(sys.modules, name, None)
-    for name in ("worker.platform.streams.websocket", "worker.platform.streams.failures"):
+    for name in ("worker.platform.streams.sync_tail", "worker.platform.streams.connection"):
         monkeypatch.delitem(sys.modules, name, raising=False)
 
     with log_server(lambda wire: wire.accept().line("a").complete()) as server, client_of(server) as client:

@@ -13,8 +13,8 @@ from pydantic import SecretStr
 from worker.actions.serve_state import interpret_serve_status
 from worker.platform import MalformedResponseError, clean, mask_cut, mask_secrets, redact, register_secrets
 from worker.platform import register_settings as register
-from worker.platform.answers import Answer, error_of
-from worker.platform.streams.lines import cut
+from worker.platform.responses import Answer, error_of
+from worker.platform.streams.parser import cut
 from worker.plugins.runner import MAX_MESSAGE, describe
 from worker.pre_processor.serve_application import counts_as_failed, find, snapshot_of
 from worker.runs.publisher import QuietRequest

@@ -1,98 +1,170 @@
-"""A log over a websocket, through the synchronous client of `websockets`."""
+"""The websocket of a log on an event loop."""
 
+import asyncio
 import contextlib
-import logging
-import threading
-from collections.abc import Generator, Iterator
-from typing import Any, Final
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Final, cast
 
+from websockets.client import ClientProtocol
 from websockets.exceptions import WebSocketException
-from websockets.sync.client import ClientConnection, reconnect
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+from websockets.uri import parse_uri
 
-from worker.platform.deadline import tls_context
-from worker.platform.errors import ClientError
-from worker.platform.streams.connection import closed_error, keep_alive
-from worker.platform.streams.failures import closed_in_order, websocket_error
-from worker.platform.streams.reader import LogReader
-from worker.platform.streams.target import StreamTarget
+from worker.platform.streams.connection import (
+    Silence,
+    StreamTarget,
+    closed_in_order,
+    keep_alive,
+    websocket_error,
+)
+from worker.platform.streams.parser import LogReader
+from worker.platform.streams.sync_tail import quiet_log
+from worker.platform.transport import tls_context, wire_error
 
-CLOSE_SECONDS: Final = 0.2
-"""How long to wait for the other side's goodbye; then the line is cut."""
+READ_AHEAD: Final = 64 * 1024
+"""Bytes that may have come and not been taken; beyond, the kernel's buffers fill and the agent waits."""
 
-FRAMES_AHEAD: Final = 8
-"""Messages that wait in the library; behind them the kernel's buffers fill and the agent has to wait."""
-
-quiet_log = logging.getLogger(__name__)
-# At DEBUG the library writes the handshake down, tokens and all.
-quiet_log.setLevel(logging.WARNING)
-
-
-class _Direct(reconnect):
-    """Does not follow redirects: the tokens would go to whoever the answer names."""
-
-    def process_redirect(self, exc: Exception) -> Exception | str:
-        return exc
+_DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
 
 
-def _options(target: StreamTarget) -> dict[str, Any]:
-    return {
-        "ssl": tls_context() if target.websocket_url.startswith("wss:") else None,
-        # Ray's own end sends nothing at all once packing is offered to it.
-        "compression": None,
-        "additional_headers": target.websocket_headers(),
-        "user_agent_header": "synapse-worker",
-        "proxy": None,
-        "open_timeout": target.silence,
-        # A reader that is slow does not read the answers to pings either.
-        "ping_interval": None,
-        "close_timeout": CLOSE_SECONDS,
-        # A line of any length may come in one message; it is cut when it is here.
-        "max_size": target.limits.max_bytes,
-        "max_queue": FRAMES_AHEAD,
-        "logger": quiet_log,
-    }
-
-
-class WebsocketLog:
-    """Implements `LogConnection`."""
-
-    def __init__(self, target: StreamTarget) -> None:
-        self._target = target
-        self._lock = threading.Lock()
-        self._websocket: ClientConnection | None = None
-        self._closed = False
-
-    def batches(self) -> Generator[list[str]]:
-        reader = LogReader(self._target.limits)
-        failure: ClientError | None
-        try:
-            with self._opened() as websocket:
+async def websocket_batches(target: StreamTarget, reader: LogReader) -> AsyncGenerator[list[str]]:
+    """Feed `reader` from the websocket until it is over or the agent closes; raises `ClientError`."""
+    try:
+        async with _opened(target) as websocket:
+            with contextlib.closing(Silence(target.silence, websocket.expire)) as silence:
                 while not reader.over:
-                    yield reader.message(websocket.recv(self._target.silence, decode=False))
-            failure = reader.failure
-        except (WebSocketException, OSError) as error:
-            failure = closed_error() if self._closed else None
-            if failure is None and not closed_in_order(error):
-                failure = websocket_error(error)
-        # Outside of the except block: the original knows the URL.
-        if failure is not None:
-            raise failure
-        yield reader.end()
+                    yield _lines(reader, await websocket.messages(silence))
+            return
+    except WebSocketException as error:
+        failure = None if closed_in_order(error) else websocket_error(error)
+    except OSError as error:
+        failure = wire_error(error)
+    # Outside of the except block: the original knows the URL.
+    if failure is not None:
+        raise failure
+
+
+def _lines(reader: LogReader, messages: list[bytes]) -> list[str]:
+    lines: list[str] = []
+    for message in messages:
+        if reader.over:
+            break
+        lines += reader.message(message)
+    return lines
+
+
+@contextlib.asynccontextmanager
+async def _opened(target: StreamTarget) -> AsyncIterator["_Websocket"]:
+    uri = parse_uri(target.websocket_url)
+    protocol = ClientProtocol(uri, max_size=target.limits.max_bytes, logger=quiet_log)
+    request = protocol.connect()
+    request.headers.update({"User-Agent": "synapse-worker", **target.websocket_headers()})
+    protocol.send_request(request)
+    websocket = _Websocket(protocol)
+    ssl = tls_context() if uri.secure else None
+    try:
+        async with asyncio.timeout(target.silence):
+            async with asyncio.timeout(target.connect):
+                loop = asyncio.get_running_loop()
+                await loop.create_connection(lambda: websocket, uri.host, uri.port, ssl=ssl)
+            # Follows no redirect: the tokens would go to whoever the answer names.
+            await websocket.handshake()
+        yield websocket
+    finally:
+        websocket.close()
+
+
+class _Websocket(asyncio.Protocol):
+    """Messages as they come, all that came together at a time."""
+
+    def __init__(self, protocol: ClientProtocol) -> None:
+        self._protocol = protocol
+        self._transport: asyncio.Transport | None = None
+        self._messages: list[bytes] = []
+        self._fragments: list[bytes] = []
+        self._held = 0
+        self._news: asyncio.Future[None] | None = None
+
+    async def handshake(self) -> None:
+        """Return once messages may come; raises `WebSocketException` where the agent refuses."""
+        while self._protocol.state is State.CONNECTING and self._protocol.handshake_exc is None:
+            await self._wait()
+        if self._protocol.handshake_exc is not None:
+            raise self._protocol.handshake_exc
+
+    async def messages(self, silence: Silence) -> list[bytes]:
+        """The next ones; raises `ConnectionClosed`."""
+        while not self._messages:
+            if self._protocol.state is not State.OPEN:
+                self._protocol.receive_eof()
+                raise self._protocol.close_exc
+            self._read_on()
+            with silence:
+                await self._wait()
+        messages, self._messages = self._messages, []
+        self._read_on()
+        return messages
+
+    def expire(self, error: Exception) -> None:
+        """Whoever waits gets `error`."""
+        if self._news is not None and not self._news.done():
+            self._news.set_exception(error)
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            websocket = self._websocket
-        if websocket is not None:
-            websocket.close()
+        """Say goodbye and hang up; an agent with much to say yet would not come to its own for long."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._protocol.state is State.OPEN:
+            self._protocol.send_close(1000)
+        self._send()
+        self._transport.close()
 
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[ClientConnection]:
-        target = self._target
-        with _Direct(target.websocket_url, **_options(target)) as websocket:
-            with self._lock:
-                if self._closed:
-                    raise closed_error()
-                self._websocket = websocket
-            keep_alive(websocket.socket)
-            yield websocket
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        keep_alive(transport.get_extra_info("socket"))
+        self._send()
+
+    def data_received(self, data: bytes) -> None:
+        if self._protocol.state is State.CLOSED:
+            return
+        self._protocol.receive_data(data)
+        for event in self._protocol.events_received():
+            if isinstance(event, Frame) and event.opcode in _DATA:
+                self._fragments.append(bytes(event.data))
+                if event.fin:
+                    self._messages.append(b"".join(self._fragments))
+                    self._fragments.clear()
+        self._send()
+        self._held += len(data)
+        if self._held > READ_AHEAD and self._transport is not None:
+            self._transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> None:
+        self.connection_lost(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._protocol.receive_eof()
+        self._wake()
+
+    async def _wait(self) -> None:
+        self._news = asyncio.get_running_loop().create_future()
+        await self._news
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
+
+    def _read_on(self) -> None:
+        if self._held > READ_AHEAD and self._transport is not None:
+            self._transport.resume_reading()
+        self._held = 0
+
+    def _send(self) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        for data in self._protocol.data_to_send():
+            # Nothing is the end of our side: the connection is closed with the whole.
+            if data:
+                self._transport.write(data)

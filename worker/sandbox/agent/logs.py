@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from worker.platform.streams.lines import EVENT_PREFIX, LineSplitter
+from worker.platform.streams.parser import EVENT_PREFIX, LineSplitter
 from worker.sandbox.agent.dashboard import Dashboard, job_path
 from worker.sandbox.agent.ray_log import LogBroken, RayLogs
 from worker.sandbox.agent.spool import Spools

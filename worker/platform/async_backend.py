@@ -13,15 +13,21 @@ import httpx
 import tenacity
 from httpx_aiohttp import AiohttpTransport
 
-from worker.platform import backend_requests as calls
-from worker.platform.answers import Answer, value_of
+from worker.platform import backend
 from worker.platform.backend import backend_headers
-from worker.platform.base_url import BaseUrl
-from worker.platform.deadline import KEEPALIVE_SECONDS, tls_context
 from worker.platform.errors import ClientError
-from worker.platform.requests import Request, body_of
-from worker.platform.retries import RetryPolicy
-from worker.platform.wire import CLOSED, AnswerReader, Timeouts, after_failure, checked_headers, no_cookies
+from worker.platform.requests import BaseUrl, Request, body_of
+from worker.platform.responses import Answer, RetryPolicy, value_of
+from worker.platform.transport import (
+    CLOSED,
+    KEEPALIVE_SECONDS,
+    AnswerReader,
+    Timeouts,
+    after_failure,
+    checked_headers,
+    no_cookies,
+    tls_context,
+)
 
 
 class AsyncBackendClient:
@@ -55,21 +61,21 @@ class AsyncBackendClient:
 
     async def get_task(self, task: int | str) -> dict[str, Any]:
         """A task with its data and its data unit."""
-        return await self._object(calls.get_task(task))
+        return await self._object(backend.get_task(task))
 
     async def get_data_unit(self, data_unit: int | str) -> dict[str, Any]:
         """A data unit with its files."""
-        return await self._object(calls.get_data_unit(data_unit))
+        return await self._object(backend.get_data_unit(data_unit))
 
     async def annotate_task_data(
         self, task: int | str, data: Mapping[str, Any], schema: str | None = None
     ) -> dict[str, Any]:
         """Submit a task's annotation; `schema="any"` has the backend take any shape."""
-        return await self._object(calls.annotate_task_data(task, data, schema))
+        return await self._object(backend.annotate_task_data(task, data, schema))
 
     async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
         """Run a plugin's action: an inference answers with any JSON. Sent once."""
-        return await self._send(calls.run_plugin(code, data))
+        return await self._send(backend.run_plugin(code, data))
 
     async def aclose(self) -> None:
         """Give the connections back."""

@@ -6,14 +6,19 @@ from typing import Any, Self
 import httpx
 import tenacity
 
-from worker.platform.answers import Answer, value_of
-from worker.platform.base_url import BaseUrl
-from worker.platform.deadline import DeadlineTransport, deadline
 from worker.platform.errors import ClientError
-from worker.platform.paging import Trail
-from worker.platform.requests import Request, body_of
-from worker.platform.retries import RetryPolicy
-from worker.platform.wire import CLOSED, AnswerReader, Timeouts, after_failure, checked_headers, no_cookies
+from worker.platform.requests import BaseUrl, Request, Trail, body_of
+from worker.platform.responses import Answer, RetryPolicy, value_of
+from worker.platform.transport import (
+    CLOSED,
+    AnswerReader,
+    DeadlineTransport,
+    Timeouts,
+    after_failure,
+    checked_headers,
+    deadline,
+    no_cookies,
+)
 
 
 class BaseClient:

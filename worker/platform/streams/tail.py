@@ -1,0 +1,150 @@
+"""A log on an event loop: for a relay that follows a thousand of them without a thread each."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Final
+
+import aiohttp
+from yarl import URL
+
+from worker.platform.errors import ClientError
+from worker.platform.responses import error_of
+from worker.platform.streams.connection import (
+    Silence,
+    StreamTarget,
+    check_is_log,
+    keep_alive,
+    may_fall_back,
+    websocket_missing,
+)
+from worker.platform.streams.parser import LogReader, StreamProtocol, Transport, transports_of
+from worker.platform.transport import AnswerReader, tls_context, wire_error
+
+READ_AHEAD: Final = 32 * 1024
+"""aiohttp reads no further while it holds twice as many bytes; then the agent waits."""
+
+
+async def http_batches(target: StreamTarget, reader: LogReader) -> AsyncGenerator[list[str]]:
+    """Feed `reader` from the stream until it is over or the agent closes; raises `ClientError`."""
+    try:
+        async with _session(target) as session, _opened(session, target) as stream:
+            silence = Silence(target.silence, stream.set_exception)
+            with contextlib.closing(silence):
+                while not reader.over:
+                    with silence:
+                        data = await stream.readany()
+                    if not data:
+                        break
+                    yield reader.chunk(data)
+            return
+    except (aiohttp.ClientError, OSError) as error:
+        failure = wire_error(error)
+    # Outside of the except block: the original knows the URL.
+    raise failure
+
+
+def _session(target: StreamTarget) -> aiohttp.ClientSession:
+    # One a log: it lives long, and there is nothing to share.
+    connect = min(target.connect, target.silence)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=tls_context(), force_close=True),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect),
+        read_bufsize=READ_AHEAD,
+        trust_env=False,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _opened(
+    session: aiohttp.ClientSession, target: StreamTarget
+) -> AsyncIterator[aiohttp.StreamReader]:
+    url = URL(target.stream_url, encoded=True)
+    async with asyncio.timeout(target.silence):
+        response = await session.get(url, headers=target.stream_headers(), allow_redirects=False)
+    # Closed and not released: nothing else is ever asked over this connection.
+    with contextlib.closing(response):
+        async with asyncio.timeout(target.silence):
+            await _check(response)
+        if response.connection is not None and response.connection.transport is not None:
+            keep_alive(response.connection.transport.get_extra_info("socket"))
+        yield response.content
+
+
+async def _check(response: aiohttp.ClientResponse) -> None:
+    if 200 <= response.status < 300:
+        return check_is_log(response.headers)
+    reader = AnswerReader(response.status, response.headers)
+    # An error says enough by its status; what it says beyond may break off.
+    with contextlib.suppress(aiohttp.ClientError, OSError):
+        async for chunk in response.content.iter_any():
+            if not reader.add(chunk):
+                break
+    raise error_of(reader.answer())
+
+
+Batches = AsyncGenerator[list[str]]
+
+
+class AsyncLogTail:
+    """One job's log, line by line. Nothing is sent before the first line is asked for; to be read once.
+
+    When the iteration ends, well or not, `completed` tells whether the agent said so: otherwise the line was
+    merely closed, and whether the job is over has to be asked for. `rest` is then what stood behind the last
+    line end; it is not among the lines, because another connection may bring the whole of that line.
+    """
+
+    def __init__(self, target: StreamTarget, protocol: StreamProtocol = "auto") -> None:
+        self._target = target
+        self._transports = transports_of(protocol)
+        self._reader = LogReader(target.limits)
+        self._rest: list[str] = []
+
+    @property
+    def completed(self) -> bool:
+        """Whether the agent said that the log is complete."""
+        return self._reader.completed
+
+    @property
+    def rest(self) -> str | None:
+        """The beginning of a line whose end has not come."""
+        return self._rest[-1] if self._rest else None
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        async with contextlib.aclosing(self.batches()) as batches:
+            async for batch in batches:
+                for line in batch:
+                    yield line
+
+    async def batches(self) -> Batches:
+        """The lines, as many at a time as came together. Close it (`aclosing`) when leaving it early."""
+        for left, transport in enumerate(self._transports, 1 - len(self._transports)):
+            failure, given = None, False
+            self._reader = LogReader(self._target.limits)
+            try:
+                async with contextlib.aclosing(self._read(transport)) as batches:
+                    async for batch in batches:
+                        if batch:
+                            given = True
+                            yield batch
+            except ClientError as error:
+                failure = error
+            if failure is None:
+                failure = self._reader.failure
+            self._rest = self._reader.end()
+            if failure is None:
+                return
+            if given or left == 0 or not may_fall_back(failure):
+                raise failure
+
+    def _read(self, transport: Transport) -> Batches:
+        if transport == "stream":
+            return http_batches(self._target, self._reader)
+        try:
+            from worker.platform.streams.websocket import websocket_batches
+        except ImportError:
+            missing = websocket_missing()
+        else:
+            return websocket_batches(self._target, self._reader)
+        raise missing
