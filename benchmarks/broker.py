@@ -21,7 +21,7 @@ from redis import Redis
 
 from worker.sandbox import wait_for
 from worker.sandbox.processes import Process, own_environment, start
-from worker.sandbox.redis import RedisServer
+from worker.sandbox.servers import RedisServer
 
 MESSAGES = 300
 EVERY = 0.02

@@ -1,7 +1,6 @@
 """What plugin authors subclass."""
 
-from worker.actions.base import BaseAction
-from worker.actions.context import RuntimeContext
+from worker.actions.base import BaseAction, RuntimeContext
 from worker.actions.deployment import BaseDeploymentAction, DeploymentProgressCategories
 from worker.actions.serve import BaseServeDeployment
 from worker.actions.to_task import ToTaskAction, ToTaskMethod, ToTaskParams, ToTaskResult

@@ -1,13 +1,14 @@
 """Put a model online on Ray Serve: what authors subclass, and the capacity gate before it."""
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from shared.messages import DeployParams
-from worker.actions import serve_options as options
+from worker.actions import serve_submit
 from worker.actions.base import BaseAction, P
 from worker.platform import (
     ClientError,
@@ -51,7 +52,7 @@ def check_serve_capacity(
         "num_cpus": _number(ray_actor_options.get("num_cpus"), 1.0),
         "num_gpus": _number(ray_actor_options.get("num_gpus"), 0.0),
         "memory_bytes": None if memory is None else int(memory),
-        "replicas": options.replicas(serve_options),
+        "replicas": serve_submit.replicas(serve_options),
         "metadata": {"plugin_code": app_name, "agent": agent},
     }
     try:
@@ -176,7 +177,7 @@ class BaseDeploymentAction(BaseAction[P]):
             "app_name": self.get_serve_app_name(),
             "route_prefix": self.get_route_prefix(),
             "ray_actor_options": actor_options,
-            "serve_options": options.checked(self.get_serve_options(), declared),
+            "serve_options": serve_submit.checked(self.get_serve_options(), declared),
         }
         entrypoint = (
             self._request.entrypoint if self._request else f"{type(self).__module__}.{type(self).__name__}"
@@ -270,8 +271,10 @@ class BaseDeploymentAction(BaseAction[P]):
 
     @staticmethod
     def _without_runtime_env(plan: Mapping[str, Any]) -> dict[str, Any]:
-        options = {name: value for name, value in plan["ray_actor_options"].items() if name != "runtime_env"}
-        return {**plan, "ray_actor_options": options}
+        serve_submit = {
+            name: value for name, value in plan["ray_actor_options"].items() if name != "runtime_env"
+        }
+        return {**plan, "ray_actor_options": serve_submit}
 
     def _own_runtime_env(self, actor_options: Mapping[str, Any]) -> dict[str, Any]:
         return {**(actor_options.get("runtime_env") or {}), **self.get_runtime_env()}
@@ -281,11 +284,18 @@ class BaseDeploymentAction(BaseAction[P]):
         return self._without_runtime_env(self.plan())
 
     def _submit_operation(self, plan: Mapping[str, Any]) -> dict[str, Any]:
-        options = {**plan["ray_actor_options"]}
+        serve_submit = {**plan["ray_actor_options"]}
         runtime_env = self._own_runtime_env(self.get_ray_actor_options())
         if runtime_env:
-            options["runtime_env"] = runtime_env
-        return self.submit({**plan, "ray_actor_options": options})
+            serve_submit["runtime_env"] = runtime_env
+        return self.submit({**plan, "ray_actor_options": serve_submit})
 
     def _check_params_operation(self, _: Any) -> dict[str, Any]:
         return {"ok": True}  # constructing the action has checked them
+
+
+def action_for(target: Any) -> type[BaseDeploymentAction[Any]]:
+    """A deployment action whose entrypoint is `target`."""
+    entrypoint = staticmethod(target) if inspect.isfunction(target) else target
+    name = getattr(target, "__name__", type(target).__name__)
+    return type(f"Deploy{name}", (BaseDeploymentAction,), {"entrypoint": entrypoint})

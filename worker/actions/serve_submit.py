@@ -7,9 +7,57 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from worker.actions import serve_options as options
-from worker.actions.serve_forms import application
+from worker.actions.application_builder import application
 from worker.actions.serve_state import interpret_serve_status, serve_application_state, serve_details
+
+KNOWN = frozenset(
+    {
+        "num_replicas",
+        "autoscaling_config",
+        "max_ongoing_requests",
+        "max_queued_requests",
+        "batch",
+        "health_check_period_s",
+        "health_check_timeout_s",
+        "graceful_shutdown_timeout_s",
+        "graceful_shutdown_wait_loop_s",
+    }
+)
+BATCH = frozenset({"max_batch_size", "batch_wait_timeout_s"})
+
+
+class ServeOptionsError(ValueError):
+    """`serve_options` has something that Serve or this project does not know."""
+
+
+def checked(options: Mapping[str, Any], num_replicas: int | None) -> dict[str, Any]:
+    """The options, refused when a key is unknown; `num_replicas` of the run's parameters goes first."""
+    unknown = sorted(set(options) - KNOWN)
+    if unknown:
+        raise ServeOptionsError(
+            f"serve_options: unknown {', '.join(unknown)} (known: {', '.join(sorted(KNOWN))})"
+        )
+    result = {name: value for name, value in options.items() if value is not None}
+    batch = result.get("batch")
+    if batch is not None and (not isinstance(batch, dict) or set(batch) - BATCH):
+        raise ServeOptionsError(f"serve_options: batch must be a mapping of {', '.join(sorted(BATCH))}")
+    if num_replicas is not None:
+        result.pop("autoscaling_config", None)
+        result["num_replicas"] = num_replicas
+    if "num_replicas" in result and isinstance(result.get("autoscaling_config"), dict):
+        raise ServeOptionsError("serve_options: give num_replicas or autoscaling_config, not both")
+    return result
+
+
+def replicas(options: Mapping[str, Any]) -> int:
+    """How many replicas start: with autoscaling the initial or the least number, at least 1; default 1."""
+    scaling = options.get("autoscaling_config")
+    if isinstance(scaling, Mapping):
+        wanted = scaling.get("initial_replicas") or scaling.get("min_replicas") or 1
+    else:
+        wanted = options.get("num_replicas") or 1
+    return max(1, int(wanted)) if wanted != "auto" else 1
+
 
 DIGEST = "SYNAPSE_DEPLOYMENT_DIGEST"
 """In the deployment's environment: what runs can be compared with what is asked for."""
@@ -117,7 +165,7 @@ def _surge(plan: Mapping[str, Any], actor_options: Mapping[str, Any]) -> int:
     needs = {"CPU": actor_options.get("num_cpus", 1), "GPU": actor_options.get("num_gpus", 0)}
     needs["memory"] = actor_options.get("memory", 0)
     free = ray.available_resources()
-    count = options.replicas(plan["serve_options"])
+    count = replicas(plan["serve_options"])
     fits = [math.floor(free.get(name, 0) / need + 1e-9) for name, need in needs.items() if need]
     return int(min([count, *fits]) * 100 // count)
 

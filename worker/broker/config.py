@@ -1,4 +1,4 @@
-"""What the Celery app is told of its broker, each with its reason; and whether this machine's clock agrees with Redis's."""
+"""What the Celery app is told of its broker, each with its reason; and the check of this machine's clock."""
 
 import ssl
 import time

@@ -1,4 +1,4 @@
-"""The messages that consumers hold: what each was, when it is delivered again, and what Redis still has to be told of it."""
+"""The messages that consumers hold, when each is delivered again, and acknowledgements that are pending."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""The transport for `redis://` URLs: takes messages from Redis so that none is lost, and keeps those that cannot be read."""
+"""The transport for `redis://`: takes messages so that none is lost, keeps those that cannot be read."""
 
 from contextlib import suppress
 from functools import cached_property

@@ -10,8 +10,17 @@ from redis.exceptions import RedisError
 from rich.table import Table
 
 from shared import DeployMessage, Message, StopMessage, TailLogsMessage, ToTaskMessage
-from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, RedisUrl, connect, fail, out, publish
-from worker.cli.terminal_text import cell, json_for_terminal
+from worker.cli.console import (
+    DEFAULT_REDIS_URL,
+    BrokerUrl,
+    RedisUrl,
+    cell,
+    connect,
+    fail,
+    json_for_terminal,
+    out,
+    publish,
+)
 from worker.runs.store import RunStore
 from worker.workflow.dead_letters import DeadLetter, DeadLetters
 

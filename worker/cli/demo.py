@@ -11,7 +11,7 @@ from rich.table import Table
 from shared import JobStatus, Publisher, ToTaskMessage
 from worker.cli.console import INTERRUPTED, fail, out
 from worker.cli.interrupts import interruptible
-from worker.cli.progress_view import Followed, watch
+from worker.cli.progress import Followed, watch
 from worker.cli.sandbox import EXAMPLE_PLUGINS, say, starting
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def _run_demo() -> list[Row]:
 
 
 def _run(sandbox: "Sandbox", method: str, params: dict[str, Any]) -> Row:
-    from worker.sandbox.digits import seed_digits, true_labels
     from worker.sandbox.sandbox import AGENT_ID
+    from worker.sandbox.seed import seed_digits, true_labels
 
     project = seed_digits(sandbox.state, sandbox.files_dir, sandbox.files_url)
     job = str(sandbox.state.add_job())

@@ -1,9 +1,9 @@
-"""Is everything there that a worker needs? One line a finding, with what to do."""
+"""Who answers on the message queue, and on which queues nobody listens."""
 
 import contextlib
 import os
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import typer
 from kombu import Connection
@@ -12,11 +12,30 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rich.markup import escape
 
-from worker.cli import listeners, ray_check
+from worker.broker.config import QUEUES
+from worker.cli import ray_check
 from worker.cli.console import NOT_AN_ADDRESS, out
 from worker.platform import AgentClient, BackendClient, ClientError, NotFoundError, clean
 from worker.plugins import PluginError, PluginStore
 from worker.settings import Settings, SettingsError, load, unknown_names
+
+SECONDS: Final = 2.0
+"""How long to wait for answers."""
+
+
+def silent_queues(answers: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The contract's queues that none of the workers that answered consumes."""
+    heard = {queue["name"] for queues in answers.values() for queue in queues}
+    return [name for name in QUEUES if name not in heard]
+
+
+def active_queues() -> dict[str, list[dict[str, Any]]]:
+    """The queues of each worker that answers in time, over Redis or RabbitMQ."""
+    # Imported here: the app is made from the settings, which the caller has checked.
+    from worker.app import app
+
+    return app.control.inspect(timeout=SECONDS).active_queues() or {}
+
 
 Check = Callable[[Settings], str]
 
@@ -124,11 +143,11 @@ def _ray(settings: Settings) -> str:
 
 def _workers(_settings: Settings) -> str:
     try:
-        answers = listeners.active_queues()
+        answers = active_queues()
     except Exception as error:  # each broker's library has its own; that the queue answers is known already
         raise _NotConfiguredError(f"could not be asked ({type(error).__name__})") from None
     many = f"{len(answers)} answer{'s' if len(answers) == 1 else ''}"
-    if silent := listeners.silent_queues(answers):
+    if silent := silent_queues(answers):
         raise _NotConfiguredError(f"{many}; nobody listens on {', '.join(silent)}")
     return f"{many}; each queue has a listener"
 

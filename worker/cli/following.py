@@ -1,6 +1,8 @@
-"""A run in the terminal from its message to its end: taken, refused, or is nobody there to take it?"""
+"""A run in the terminal from its message to its end, and what is known of its job before."""
 
 import time
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 import typer
@@ -10,8 +12,37 @@ from rich.console import Console
 from shared.channels import job_key
 from shared.statuses import JobStatus
 from worker.cli.console import INTERRUPTED, connect, fail, out
-from worker.cli.progress_view import watch
+from worker.cli.progress import watch
+from worker.runs.keys import stop_key
 from worker.workflow.dead_letters import DeadLetter, DeadLetters
+
+
+@dataclass(frozen=True)
+class KnownRun:
+    """A run as its public record shows it; `status` is None where there is none."""
+
+    status: JobStatus | None
+    updated: str = ""
+    stop_is_remembered: bool = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its job is over."""
+        return self.status is not None and self.status.is_final
+
+    @classmethod
+    def of(cls, redis: Redis, job: str) -> "KnownRun":
+        """Read the record of `job`."""
+        record = redis.hgetall(job_key(job))
+        stopped = bool(redis.exists(stop_key(job)))
+        if not record:
+            return cls(None, stop_is_remembered=stopped)
+        return cls(JobStatus(record["status"]), _local(float(record["updated"])), stopped)
+
+
+def _local(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(sep=" ", timespec="seconds")
+
 
 SECONDS_BEFORE_HINT: Final = 1.0
 SECONDS_BETWEEN_LOOKS: Final = 0.2

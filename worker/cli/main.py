@@ -20,10 +20,10 @@ COMMANDS: Final = {
     ),
     "deploy": ("publish:deploy", "Put a plugin's model online on Ray Serve."),
     "to-task": ("publish:to_task", "Pre-annotate the tasks of a project."),
-    "status": ("status:status", "Where a run stands, or all live runs."),
-    "watch": ("status:watch", "Show a run's progress above its log until it ends."),
+    "status": ("runs:status", "Where a run stands, or all live runs."),
+    "watch": ("runs:watch", "Show a run's progress above its log until it ends."),
     "logs": (
-        "logs:logs",
+        "runs:logs",
         "Show the log of a job: the run's own messages, and every log that is followed for it.",
     ),
     "stop": ("publish:stop", "End a run, also one that has not been read yet."),

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from worker.cli.console import fail, out
-from worker.cli.terminal_text import cell
+from worker.cli.console import cell, fail, out
 from worker.plugins import PluginError, PluginStore, Release
 from worker.settings import MB
 

@@ -9,8 +9,7 @@ from redis.exceptions import RedisError
 
 from shared import DeployMessage, Message, StopMessage, ToTaskMessage
 from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, Job, RedisUrl, fail, out, publish, reach
-from worker.cli.following import fail_if_refused, follow_to_end
-from worker.cli.known_run import KnownRun
+from worker.cli.following import KnownRun, fail_if_refused, follow_to_end
 
 Plugin = Annotated[str, typer.Argument(help="The plugin's release, code@version.", metavar="PLUGIN")]
 Params = Annotated[str, typer.Option("--params", help="The message's params, a JSON object.")]

@@ -12,8 +12,8 @@ import typer
 from rich.markup import escape
 
 from worker.cli.console import INTERRUPTED, fail, out
-from worker.cli.heartbeat import Heartbeat
 from worker.cli.interrupts import interruptible
+from worker.cli.progress import Heartbeat
 
 if TYPE_CHECKING:
     from worker.sandbox import Process, Sandbox
@@ -46,7 +46,7 @@ def sandbox(
     """Start a Redis, a Ray, an agent, a backend and a worker on this machine, and wait for Ctrl-C."""
     # Imported here: the other commands work without the sandbox's packages.
     from worker.sandbox import Sandbox, SandboxError
-    from worker.sandbox.digits import seed_digits
+    from worker.sandbox.seed import seed_digits
 
     try:
         with (

@@ -1,4 +1,4 @@
-"""What Redis remembers of deployed applications: who is responsible for them, and which packages they need."""
+"""What Redis keeps of deployed applications: who is responsible for them, and their packages."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What can go wrong with a call to the platform. Every text in here is clean: no URL, token, header or query."""
+"""What can go wrong with a call to the platform. Every text in here is clean: no URL, token or header."""
 
 from typing import Any, ClassVar
 

@@ -1,4 +1,4 @@
-"""What sync and async clients share of the transport: deadlines, timeouts, headers, limits of an answer, failures."""
+"""What sync and async clients share: deadlines, timeouts, headers, limits of an answer, failures."""
 
 import re
 import socket

@@ -10,11 +10,9 @@ from worker.plugins.errors import (
     ReleaseInvalidError,
     ReleaseNotFoundError,
 )
-from worker.plugins.host import PluginHost
-from worker.plugins.hosts import make_host
 from worker.plugins.process_host import ProcessHost
 from worker.plugins.ray_host import RayHost
-from worker.plugins.requests import ActionRequest, ClientAccess, request_for
+from worker.plugins.requests import ActionRequest, ClientAccess, PluginHost, request_for
 from worker.plugins.store import PluginStore, Release
 
 __all__ = [  # noqa: RUF022 - grouped by topic
@@ -27,7 +25,6 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "PluginHost",
     "RayHost",
     "ProcessHost",
-    "make_host",
     "ActionRequest",
     "ClientAccess",
     "request_for",

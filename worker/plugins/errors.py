@@ -1,4 +1,9 @@
-"""What can go wrong between the worker and a plugin's code. Every message is one clear line."""
+"""What can go wrong between the worker and a plugin's code, and how a host's answer is read."""
+
+import json
+from typing import Any
+
+from worker.platform import clean
 
 
 class PluginError(Exception):
@@ -33,3 +38,12 @@ class PluginHostBusyError(PluginHostUnavailableError):
 
 class PluginTimeoutError(PluginError):
     """Plugin code took longer than WORKER_PLUGIN_TIMEOUT_SECONDS; it was stopped."""
+
+
+def read_answer(answer: str) -> Any:
+    """The operation's value, or `PluginCallError` with the author's error, cleaned of secrets."""
+    content = json.loads(answer)
+    if "error" not in content:
+        return content["ok"]
+    error = content["error"]
+    raise PluginCallError(str(error["type"]), clean(str(error["message"])), clean(str(error["trace"])))

@@ -1,19 +1,56 @@
-"""A release as a package that Ray's workers can fetch, kept where they can."""
+"""A release as a package that Ray's workers can fetch, kept where they can, and its runtime environment."""
 
 import hashlib
 import io
 import os
+import shlex
 import threading
 import time
 import zipfile
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import httpx
 
-from worker.plugins import content
-from worker.plugins.errors import PluginHostUnavailableError
+from worker.plugins import store
+from worker.plugins.errors import PluginHostUnavailableError, ReleaseInvalidError
 from worker.plugins.store import Release
+
+WORKING_DIR = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
+"""Ray puts the unpacked package's folder in place of this."""
+
+
+def runtime_env(release: Release, package: str, env: dict[str, str]) -> dict[str, Any]:
+    """What config.yaml's `runtime_env` says, with the release's package, requirements and environment."""
+    declared = dict(release.config.runtime_env)
+    if "working_dir" in declared or "py_modules" in declared:
+        raise ReleaseInvalidError(f"{release.name}: runtime_env must not set working_dir or py_modules")
+    variables = {str(key): str(value) for key, value in (declared.pop("env_vars", None) or {}).items()}
+    installs = {} if {"pip", "uv", "conda"} & declared.keys() else requirements(release)
+    return {**declared, **installs, "working_dir": package, "env_vars": {**variables, **env}}
+
+
+def requirements(release: Release) -> dict[str, Any]:
+    """requirements.txt for the release's package manager; nothing when there is none."""
+    file = release.path / "requirements.txt"
+    if not file.is_file():
+        return {}
+    packages: list[str] = []
+    options: list[str] = []
+    for line in file.read_text().replace("\\\n", " ").splitlines():
+        text = line.split(" #")[0].strip()
+        if text.startswith("-"):
+            options += shlex.split(text)
+        elif text and not text.startswith("#"):
+            packages.append(text)
+    if not packages:
+        return {}
+    if release.config.wheels_dir:
+        options += ["--find-links", f"{WORKING_DIR}/{release.config.wheels_dir}"]
+    manager = release.config.package_manager
+    key = "pip_install_options" if manager == "pip" else "uv_pip_install_options"
+    return {manager: {"packages": packages, **({key: options} if options else {})}}
+
 
 RECHECK_SECONDS = 60
 """Ray forgets a package that nobody refers to after ten minutes; each check holds it for ten more."""
@@ -30,7 +67,7 @@ def zipped(root: Path) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in (_MARK, f"{_MARK}-2"):
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), b"")
-        for relative, path in content.files(root):
+        for relative, path in store.files(root):
             entry = zipfile.ZipInfo(relative, _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = (0o755 if os.access(path, os.X_OK) else 0o644) << 16

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from worker.plugins import runner
-from worker.plugins.answers import read_answer
+from worker.plugins.errors import read_answer
 from worker.plugins.ray_host import RayHost
 from worker.plugins.requests import ActionRequest
 from worker.plugins.store import Release

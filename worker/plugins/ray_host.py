@@ -9,16 +9,15 @@ from functools import lru_cache
 from typing import Any
 
 from worker.platform import clean
-from worker.plugins.answers import read_answer
-from worker.plugins.environment import runtime_env
 from worker.plugins.errors import (
     PluginCallError,
     PluginError,
     PluginHostBusyError,
     PluginHostUnavailableError,
     PluginTimeoutError,
+    read_answer,
 )
-from worker.plugins.package import Packages
+from worker.plugins.package import Packages, runtime_env
 from worker.plugins.ray_session import RaySession, bounded
 from worker.plugins.requests import ActionRequest
 from worker.plugins.store import Release
@@ -242,6 +241,6 @@ def _remote_task() -> Any:
 def _remote_actor() -> Any:
     import ray
 
-    from worker.plugins.batch_actor import BatchActor
+    from worker.plugins.runner import BatchActor
 
     return ray.remote(BatchActor)

@@ -1,8 +1,9 @@
-"""What crosses from the worker to a plugin's host: one action of one release, as JSON."""
+"""What crosses from the worker to a plugin's host as JSON, and the host itself."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from worker.plugins.store import Release
 
@@ -80,3 +81,23 @@ def run_settings(release: Release, host: str) -> dict[str, str]:
         "SYNAPSE_PLUGIN_RELEASE_CHECKSUM": release.checksum,
         "SYNAPSE_HOST": host,
     }
+
+
+class PluginHost(Protocol):
+    """Runs an *operation* of a release's entrypoint. What crosses is JSON, both ways.
+
+    Both calls raise `PluginCallError` when the author's code raised, `PluginTimeoutError`, and
+    `PluginHostUnavailableError` when the host cannot be reached. Safe for threads.
+    """
+
+    def call(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
+        """One-off work: plan a deployment, submit it, check parameters."""
+
+    def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
+        """Hot work: the release stays loaded between calls."""
+
+    def pin(self, releases: Iterable[Release]) -> None:
+        """Keep the packages of these from expiring; to be called every few minutes."""
+
+    def close(self) -> None:
+        """Give everything back."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from worker.plugins.requests import ActionRequest
 
-ADAPTER = "worker.actions.adapter:action_for"
+ADAPTER = "worker.actions.deployment:action_for"
 """Turns an entrypoint that is no action (a Serve class, function or application) into one."""
 MAX_FRAMES = 8
 MAX_MESSAGE = 4_000
@@ -92,3 +92,11 @@ def _safe_text(error: BaseException) -> str:
 def _adapt(target: Any) -> Any:
     module_name, _, name = ADAPTER.partition(":")
     return getattr(importlib.import_module(module_name), name)(target)
+
+
+class BatchActor:
+    """One release's process. It dies with the worker that started it, which alone holds its handle."""
+
+    def run(self, request: str, operation: str, payload: str) -> str:
+        """One operation, as `runner.run_in_ray`."""
+        return run_in_ray(request, operation, payload)

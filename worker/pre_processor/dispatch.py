@@ -1,4 +1,4 @@
-"""Detect whether the pre-processor runs; join the waiting list; one of all asks the backend for the deployment."""
+"""Detect whether the pre-processor runs; join the waiting list; one of all dispatches the deployment."""
 
 import json
 import sys

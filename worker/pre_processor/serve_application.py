@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
+from shared.messages import ToTaskParams
 from shared.statuses import JobStatus, ServeApplicationStatus
 from worker.platform import ClientError, MalformedResponseError, NotFoundError, redact, shorten
 from worker.platform.redaction import redact_value
@@ -123,7 +124,14 @@ class PreProcessor:
     @classmethod
     def from_finding(cls, finding: Mapping[str, Any]) -> "PreProcessor":
         """The inverse of `to_finding`."""
-        return cls(finding["code"], finding["version"], finding["config"], finding["agent"])
+        return cls(finding["code"], finding["version"], finding.get("config") or {}, finding["agent"])
+
+    def requests_at_once(self, params: ToTaskParams) -> int:
+        """What its release declares as `serve_options.batch.max_batch_size`, else the run's `batch_size`."""
+        declared: object = self.config
+        for name in ("actions", "inference", "serve_options", "batch", "max_batch_size"):
+            declared = declared.get(name) if isinstance(declared, Mapping) else None
+        return declared if type(declared) is int and declared >= 1 else params.batch_size
 
 
 def find(backend: Backend, release: int | str, agent: int) -> PreProcessor:

@@ -1,7 +1,7 @@
 """Start a process, wait until it is ready, end it together with everything that it started.
 
-Each process runs under a guardian (see `worker.sandbox.guardian`) in a session of its own: it ends when it is
-told to and also when the process that started it is killed. Nothing is ever found or ended by its name.
+Each process runs under a supervisor (see `worker.sandbox.supervisor`) in a session of its own: it ends when
+it is told to and also when the process that started it is killed. Nothing is ever ended by its name.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import Final
 
 import psutil
 
-GUARDIAN: Final = Path(__file__).with_name("guardian.py")
+SUPERVISOR: Final = Path(__file__).with_name("supervisor.py")
 POLL_SECONDS: Final = 0.05
 # Below what the kernel hands out for outgoing connections, so that a port stays free over a restart.
 PORTS: Final = range(20_000, 32_000)
@@ -147,7 +147,7 @@ def start(
     with log.open("ab") as output:
         guardian = subprocess.Popen(
             # -I keeps this folder's modules from hiding others' (redis, ray).
-            [sys.executable, "-I", str(GUARDIAN), str(ours), str(grace), str(scratch or ""), *command],
+            [sys.executable, "-I", str(SUPERVISOR), str(ours), str(grace), str(scratch or ""), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=output,

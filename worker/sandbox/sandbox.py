@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Final, Self
 
 from worker.sandbox.backend.state import State
+from worker.sandbox.local_ray import LocalRay
 from worker.sandbox.processes import Process, own_environment, start
-from worker.sandbox.ray import LocalRay
-from worker.sandbox.redis import RedisServer
 from worker.sandbox.seed import seed_agent
-from worker.sandbox.services import HttpService
+from worker.sandbox.servers import HttpService, RedisServer
 
 AGENT_ID: Final = 1
 ALL_QUEUES: Final = "deploy,to_task,annotate,logs,control"

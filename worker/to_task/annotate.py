@@ -14,7 +14,7 @@ from worker.to_task.attempt import Attempt
 from worker.to_task.clients import AsyncBackend, Crew
 from worker.to_task.hooks import HostHooks
 from worker.to_task.ledger import Ledger, Mark, OpenTask, RedisLedger
-from worker.to_task.methods import FileRoute, InferenceRoute, PreProcessor, Route
+from worker.to_task.methods import FileRoute, InferenceRoute, Route
 from worker.to_task.pipeline import Pipeline
 from worker.to_task.results import tell
 from worker.to_task.steps import ANNOTATE, FINALIZE, message_of

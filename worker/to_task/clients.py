@@ -1,4 +1,4 @@
-"""The process's event loop and the backend's clients on it: many requests at once, within the process's limit."""
+"""The process's event loop and the backend's clients on it: many requests at once, within a limit."""
 
 import asyncio
 import atexit

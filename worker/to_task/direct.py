@@ -12,12 +12,13 @@ from typing import Any, Protocol
 from shared.messages import ToTaskMethod, ToTaskParams
 from shared.statuses import JobStatus, ToTaskResult
 from worker.pre_processor.direct import ensure_running
+from worker.pre_processor.serve_application import PreProcessor
 from worker.to_task.annotate import choose, settle
 from worker.to_task.clients import LoopThread
 from worker.to_task.discover import NO_TASKS, all_ids, page_size
 from worker.to_task.hooks import Answer, Item
 from worker.to_task.ledger import Ledger, MemoryLedger
-from worker.to_task.methods import FileRoute, InferenceRoute, PreProcessor, Route
+from worker.to_task.methods import FileRoute, InferenceRoute, Route
 from worker.to_task.pipeline import Pipeline
 from worker.to_task.prepare import check_project
 from worker.to_task.results import PROGRESS, result_of

@@ -1,4 +1,4 @@
-"""What is done of a run: one bit a task, one member a chunk. A run's ledger is in Redis, a direct call's in memory."""
+"""What is done of a run: one bit a task, one member a chunk. In Redis, or in memory for a direct call."""
 
 import json
 import threading

@@ -4,11 +4,11 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shared.messages import ToTaskParams
 from worker.platform import NotFoundError, holds_secret
+from worker.pre_processor.serve_application import PreProcessor
 from worker.to_task.attempt import Attempt, Work, files_of, gather_all, of_specification, primary_of
 from worker.to_task.clients import AsyncBackend
 from worker.to_task.hooks import Hooks, Item
@@ -82,28 +82,6 @@ def take_data(work: Work, data: dict[str, Any]) -> None:
 DEFERRED = "__synapse_deferred__"
 POLL = "__synapse_poll__"
 LONGEST_TICKET = 4_096
-
-
-@dataclass(frozen=True)
-class PreProcessor:
-    """The finding of the waiting room, as an inference needs it."""
-
-    code: str
-    version: str
-    agent: int
-    config: Mapping[str, Any]
-
-    @classmethod
-    def from_finding(cls, finding: Mapping[str, Any]) -> "PreProcessor":
-        """Of the run's finding `pre_processor`."""
-        return cls(finding["code"], finding["version"], finding["agent"], finding.get("config") or {})
-
-    def requests_at_once(self, params: ToTaskParams) -> int:
-        """What its release declares as `serve_options.batch.max_batch_size`, else the run's `batch_size`."""
-        declared: Any = self.config
-        for name in ("actions", "inference", "serve_options", "batch", "max_batch_size"):
-            declared = declared.get(name) if isinstance(declared, Mapping) else None
-        return declared if type(declared) is int and declared >= 1 else params.batch_size
 
 
 async def ask(backend: AsyncBackend, target: PreProcessor, call: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Messages that could not be accepted: kept whole with the reason, their jobs told, and which may be sent again."""
+"""Messages that could not be accepted: kept whole, their jobs told, and which may be sent again."""
 
 import hashlib
 import json

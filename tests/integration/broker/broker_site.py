@@ -15,7 +15,7 @@ from redis import Redis
 from tests.chaos.nursery import Nursery, Worker
 from worker.broker.delivery import DUE_KEY, HELD_KEY
 from worker.sandbox.processes import Process, start, wait_for
-from worker.sandbox.redis import RedisServer
+from worker.sandbox.servers import RedisServer
 
 ROOT = Path(__file__).parents[3]
 HERE = Path(__file__).parent

@@ -14,7 +14,7 @@ from shared.channels import logs_channel, logs_history
 from shared.messages import TailLogsMessage
 from worker.logs.subscriptions import OWNERS, book
 from worker.sandbox.processes import Process, free_port, listens, start
-from worker.sandbox.redis import RedisServer
+from worker.sandbox.servers import RedisServer
 
 ROOT = Path(__file__).parents[3]
 RELAY = """

@@ -15,7 +15,7 @@ from shared.messages import DeployMessage
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.runs.runs import Runs, Timing
 from worker.sandbox.processes import wait_for
-from worker.sandbox.redis import RedisServer
+from worker.sandbox.servers import RedisServer
 
 # Whoever runs the tests in the background has Ctrl-C ignored by all that they start.
 HEEDS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"

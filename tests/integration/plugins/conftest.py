@@ -9,7 +9,7 @@ import pytest
 from worker.plugins import PluginStore, RayHost
 from worker.plugins.package import RayPackages
 from worker.plugins.ray_session import auth_headers, session
-from worker.sandbox.ray import LocalRay
+from worker.sandbox.local_ray import LocalRay
 
 SERVE = """
     from fastapi import FastAPI

@@ -21,7 +21,7 @@ from worker.plugins import (
 )
 from worker.plugins.package import FolderPackages
 from worker.plugins.ray_session import RaySession, session
-from worker.sandbox.ray import LocalRay
+from worker.sandbox.local_ray import LocalRay
 
 ACCESS = ClientAccess(host="http://backend.test")
 

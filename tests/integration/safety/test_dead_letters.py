@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.integration.safety.site import ECHO, Site
-from worker.sandbox.redis import RedisServer
+from worker.sandbox.servers import RedisServer
 
 OBEYED = {"\x1b", "\x9b", "\u202e"}
 """Characters that a terminal does not show but does what they say."""

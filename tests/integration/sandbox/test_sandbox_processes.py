@@ -14,7 +14,7 @@ import redis
 
 from worker.sandbox import Process, SandboxError, wait_for
 from worker.sandbox.processes import start
-from worker.sandbox.redis import RedisServer
+from worker.sandbox.servers import RedisServer
 
 # A shell whose daemon has a session and a parent of its own, as Ray's have.
 DETACHING = "setsid sleep 1000 & (setsid sh -c 'sleep 1001 & sleep 1002' &); sleep 1003"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from worker.actions import deployment
-from worker.actions.context import RuntimeContext
+from worker.actions.base import RuntimeContext
 from worker.actions.deployment import BaseDeploymentAction, check_serve_capacity
 from worker.platform import (
     AuthenticationError,

@@ -13,11 +13,10 @@ from worker.actions import (
     DeploymentProgressCategories,
     RuntimeContext,
 )
-from worker.actions.adapter import action_for
 from worker.actions.base import ParamsError
-from worker.actions.serve_options import ServeOptionsError
+from worker.actions.deployment import action_for
 from worker.actions.serve_state import interpret_serve_status
-from worker.actions.serve_submit import DIGEST, _actor_options, _is_same, _surge
+from worker.actions.serve_submit import DIGEST, ServeOptionsError, _actor_options, _is_same, _surge
 from worker.plugins import ActionRequest
 
 ENV = {

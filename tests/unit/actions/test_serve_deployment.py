@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from worker.actions import BaseServeDeployment
+from worker.actions.application_builder import _arguments, _is_builder
 from worker.actions.models import ModelTokenError, model_key, opened_model, read_token
-from worker.actions.serve_forms import _arguments, _is_builder
 
 
 class Slow(BaseServeDeployment):

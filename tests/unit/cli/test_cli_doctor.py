@@ -34,7 +34,7 @@ def doctor(environ: dict[str, str]) -> list[str]:
 
 def given_workers(monkeypatch: pytest.MonkeyPatch, *queues: list[str]) -> None:
     answers: Any = {f"worker{n}": [{"name": name} for name in names] for n, names in enumerate(queues)}
-    monkeypatch.setattr("worker.cli.listeners.active_queues", lambda: answers)
+    monkeypatch.setattr("worker.cli.doctor.active_queues", lambda: answers)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_workers_that_cannot_be_asked_are_a_warning(
     def refuses() -> None:
         raise RuntimeError("no reply queue")
 
-    monkeypatch.setattr("worker.cli.listeners.active_queues", refuses)
+    monkeypatch.setattr("worker.cli.doctor.active_queues", refuses)
 
     assert "! workers: could not be asked (RuntimeError)" in doctor(environ)
 

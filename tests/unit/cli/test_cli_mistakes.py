@@ -85,7 +85,7 @@ def test_an_address_that_does_not_answer_is_told_without_its_password(url: str, 
 def server(monkeypatch: pytest.MonkeyPatch) -> fakeredis.FakeServer:
     """A Redis in memory that every command connects to."""
     server = fakeredis.FakeServer()
-    for module in ("following", "logs", "status", "dead_letters"):
+    for module in ("following", "runs", "dead_letters"):
         monkeypatch.setattr(
             f"worker.cli.{module}.connect",
             lambda _url: fakeredis.FakeRedis(server=server, decode_responses=True),

@@ -8,9 +8,7 @@ from rich.console import Console
 
 from shared.statuses import JobStatus
 from worker.cli.demo import Row, _seconds_by_step, _table
-from worker.cli.heartbeat import Heartbeat
-from worker.cli.progress_view import Followed
-from worker.cli.screen import PlainLines
+from worker.cli.progress import Followed, Heartbeat, PlainLines
 
 
 class Paper:
@@ -19,7 +17,7 @@ class Paper:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._text = io.StringIO()
         self.now = 0.0
-        monkeypatch.setattr("worker.cli.screen.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("worker.cli.progress.time.monotonic", lambda: self.now)
         self.view = PlainLines(Console(file=self._text, width=80))
 
     @property

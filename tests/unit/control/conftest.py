@@ -6,7 +6,8 @@ from shared.messages import DeployMessage
 from tests.unit.control.control_helpers import Backend, Door, FakeServices
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.runs.model import Step
-from worker.workflow import WorkflowTask, control
+from worker.workflow import control
+from worker.workflow.task import WorkflowTask
 
 FIRST = Step("deploy.initialize", 10)
 

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from shared.statuses import JobStatus
 from tests.unit.logs.logs_helpers import Log
+from worker.cli.console import shown
 from worker.cli.main import app
-from worker.cli.progress_view import watch
-from worker.cli.terminal_text import shown
+from worker.cli.progress import watch
 from worker.runs.model import End
 from worker.runs.runs import Runs
 
@@ -20,7 +20,7 @@ RAY = "raysubmit_1"
 
 @pytest.fixture(autouse=True)
 def connected(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.cli.logs.connect", lambda _url: redis)
+    monkeypatch.setattr("worker.cli.runs.connect", lambda _url: redis)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_watch_shows_a_message_that_only_looks_like_the_end(run: Runs, redis: Fa
 
 
 def test_watch_on_a_terminal_shows_bars_above_the_log(run: Runs, redis: FakeRedis) -> None:
-    from worker.cli.screen import Screen, Text
+    from worker.cli.progress import Screen, Text
 
     # Given a terminal of ten rows, two steps, and more lines than have room
     output = io.StringIO()

@@ -20,8 +20,7 @@ from worker.plugins import (
     ReleaseInvalidError,
     ray_host,
 )
-from worker.plugins.environment import runtime_env
-from worker.plugins.package import RECHECK_SECONDS, FolderPackages, RayPackages, zipped
+from worker.plugins.package import RECHECK_SECONDS, FolderPackages, RayPackages, runtime_env, zipped
 from worker.plugins.ray_session import RaySession, auth_headers
 
 Write = Callable[..., Path]

@@ -74,7 +74,7 @@ def test_a_poll_without_redis_comes_back_as_if_redelivered(
     def poll(*args: Any, **kwargs: Any) -> None:
         raise RedisConnectionError("away")
 
-    monkeypatch.setattr(tasks.waiting, "poll", poll)
+    monkeypatch.setattr(tasks.poll, "poll", poll)
     door.poll(room=NAME.key, generation=1)
     [(kwargs, countdown)] = door.again
     assert (kwargs["generation"], kwargs["redelivered"], countdown) == (1, True, 1.0)

@@ -8,8 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from worker.sandbox.backend.state import State
-from worker.sandbox.digits import GREY_STEP, TRAINING_ROWS, seed_digits, true_labels
-from worker.sandbox.seed import seed_numbered_project
+from worker.sandbox.seed import GREY_STEP, TRAINING_ROWS, seed_digits, seed_numbered_project, true_labels
 
 
 def test_another_process_would_see_what_is_written(state: State, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from shared.statuses import ToTaskResult
 from tests.unit.to_task.world import FakeBackend
 from worker.actions import ToTaskAction
-from worker.actions.context import RuntimeContext
+from worker.actions.base import RuntimeContext
 from worker.platform import ClientConnectionError, ServerError
 from worker.to_task import direct
 

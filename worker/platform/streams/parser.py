@@ -1,4 +1,4 @@
-"""What comes over either transport, turned into whole lines under the limits. Pure: no sockets, no threads, no clock."""
+"""What comes over either transport, turned into whole lines under the limits. Pure: no sockets, no clock."""
 
 import codecs
 import json

@@ -1,4 +1,4 @@
-"""The logs of a synchronous client: over HTTP's chunked stream or a websocket, read ahead in a few threads."""
+"""The logs of a synchronous client, over a chunked stream or a websocket, read ahead in a few threads."""
 
 import contextlib
 import logging

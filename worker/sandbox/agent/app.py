@@ -1,19 +1,115 @@
-"""The agent's Starlette application."""
+"""What the cluster has, what its policy allows, and whether something fits."""
 
 import contextlib
 import hmac
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any, Final
 
 import httpx
 from httpx_aiohttp import AiohttpTransport
 from starlette.applications import Starlette
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
+from starlette.routing import Route
 
-from worker.sandbox.agent.cluster import Cluster
-from worker.sandbox.agent.dashboard import Dashboard
+from worker.sandbox.agent.capacity import GPU_LIMIT, REPLICA_LIMIT, Demand, Node, gpu_utilization, verdict
+from worker.sandbox.agent.cluster import Cluster, Dashboard, replicas
 from worker.sandbox.agent.logs import JobLogs
-from worker.sandbox.agent.resources import Resources
-from worker.sandbox.http import Api, refusal
+from worker.sandbox.api import NUMBER, Api, Refusal, checked, refusal
+
+KINDS: Final = ("serve", "job", "task")
+POLICY_FIELDS: Final[dict[str, type | tuple[type, ...]]] = {
+    REPLICA_LIMIT: (int, type(None)),
+    GPU_LIMIT: NUMBER,
+}
+FEASIBILITY_FIELDS: Final[dict[str, type | tuple[type, ...]]] = {
+    "kind": str,
+    "num_cpus": NUMBER,
+    "num_gpus": NUMBER,
+    "memory_bytes": (int, type(None)),
+    "replicas": int,
+    "metadata": dict,
+}
+
+
+class Resources:
+    """Handlers of `resources/` and `gpu_status/`."""
+
+    def __init__(self, dashboard: Dashboard) -> None:
+        self._dashboard = dashboard
+        self._policy: dict[str, Any] = {REPLICA_LIMIT: None, GPU_LIMIT: 100}
+
+    def routes(self, api: Api) -> list[Route]:
+        """Their addresses."""
+        return [
+            api.route("/resources/feasibility/", POST=self.feasibility),
+            api.route("/resources/cluster/", GET=self.cluster),
+            api.route("/resources/policy/", GET=self.policy, PATCH=self.change_policy),
+            api.route("/gpu_status/", GET=self.gpu_status),
+        ]
+
+    async def feasibility(self, _request: Request, body: object) -> object:
+        """`POST resources/feasibility/`"""
+        given = checked(body, FEASIBILITY_FIELDS, ["kind"])
+        mistakes = {name: ["must not be negative"] for name in _negative(given)}
+        if given["kind"] not in KINDS:
+            mistakes["kind"] = [f"must be one of {', '.join(KINDS)}"]
+        if given.get("replicas", 1) < 1:
+            mistakes["replicas"] = ["must be at least 1"]
+        if mistakes:
+            raise Refusal(400, mistakes)
+        running = replicas(await self._dashboard.applications()) if given["kind"] == "serve" else 0
+        policy = self._policy if given["kind"] == "serve" else {}
+        return verdict(Demand.of(given), await self._dashboard.nodes(), policy, running)
+
+    async def cluster(self, _request: Request, _body: object) -> object:
+        """`GET resources/cluster/`; always fresh, so `use_cache` changes nothing."""
+        nodes = await self._dashboard.nodes()
+        jobs = await self._dashboard.get("/api/jobs/")
+        return {
+            "collected_at": datetime.now(UTC).isoformat(),
+            "stale": False,
+            "cpu": _sums(nodes, "CPU"),
+            "memory": _sums(nodes, "memory"),
+            "gpu": _gpus(nodes),
+            "running_jobs": sum(job["status"] == "RUNNING" for job in jobs),
+            "total_serve_replicas": replicas(await self._dashboard.applications()),
+            "node_counts": {"alive": len(nodes)},
+            "nodes": [{"id": node.id, "total": node.total, "used": node.used} for node in nodes],
+        }
+
+    async def policy(self, _request: Request, _body: object) -> object:
+        """`GET resources/policy/`"""
+        return self._policy
+
+    async def change_policy(self, _request: Request, body: object) -> object:
+        """`PATCH resources/policy/`"""
+        self._policy |= checked(body, POLICY_FIELDS)
+        return self._policy
+
+    async def gpu_status(self, _request: Request, _body: object) -> object:
+        """`GET gpu_status/`"""
+        return _gpus(await self._dashboard.nodes())
+
+
+def _negative(given: dict[str, Any]) -> list[str]:
+    names = ("num_cpus", "num_gpus", "memory_bytes")
+    return [name for name in names if given.get(name) is not None and given[name] < 0]
+
+
+def _sums(nodes: list[Node], resource: str) -> dict[str, float]:
+    total = sum(node.total.get(resource, 0.0) for node in nodes)
+    used = sum(node.used.get(resource, 0.0) for node in nodes)
+    return {"total": total, "used": used, "available": total - used}
+
+
+def _gpus(nodes: list[Node]) -> dict[str, float]:
+    sums = _sums(nodes, "GPU")
+    return {
+        "total_gpus": sums["total"],
+        "available_gpus": sums["available"],
+        "max_utilization": gpu_utilization(nodes),
+    }
 
 
 def dashboard_client(url: str, token: str) -> httpx.AsyncClient:

