@@ -14,12 +14,12 @@ from typing import Any, Protocol, TypeVar
 
 from worker.platform import AsyncBackendClient, RetryPolicy
 from worker.settings import Settings, settings
-from worker.to_task.steps import StoppedError
+from worker.to_task.steps import RunEndedError
 
 T = TypeVar("T")
 
 
-class LoopThread:
+class EventLoopThread:
     """Starts with the first use, so that a forked process has its own."""
 
     def __init__(self) -> None:
@@ -62,8 +62,8 @@ class LoopThread:
             return loop
 
 
-QUICK = {"connect": 3.0, "read": 10.0, "total": 15.0}
-PATIENT = {"connect": 3.0, "read": 60.0, "total": 65.0}
+TASK_TIMEOUT_SECONDS = {"connect": 3.0, "read": 10.0, "total": 15.0}
+INFERENCE_TIMEOUT_SECONDS = {"connect": 3.0, "read": 60.0, "total": 65.0}
 """Seconds. An inference may take long before it is deferred."""
 RETRIES = RetryPolicy(attempts=3, budget=10.0)
 
@@ -98,12 +98,12 @@ class TenantBackend:
     async def get_task(self, task: int) -> dict[str, Any]:
         """See `AsyncBackend`."""
         async with self._turn():
-            return await self._client("quick", QUICK).get_task(task)
+            return await self._client("quick", TASK_TIMEOUT_SECONDS).get_task(task)
 
     async def get_data_unit(self, data_unit: int) -> dict[str, Any]:
         """See `AsyncBackend`."""
         async with self._turn():
-            return await self._client("quick", QUICK).get_data_unit(data_unit)
+            return await self._client("quick", TASK_TIMEOUT_SECONDS).get_data_unit(data_unit)
 
     async def annotate(
         self, task: int, data: Mapping[str, Any], schema: str | None, record: Callable[[], Awaitable[None]]
@@ -113,20 +113,20 @@ class TenantBackend:
         So no more tasks than there are turns are written and not recorded: those that a kill may write twice.
         """
         async with self._turn():
-            await self._client("quick", QUICK).annotate_task_data(task, data, schema)
+            await self._client("quick", TASK_TIMEOUT_SECONDS).annotate_task_data(task, data, schema)
             await record()
 
     async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
         """See `AsyncBackend`."""
         async with self._turn():
-            return await self._client("patient", PATIENT).run_plugin(code, data)
+            return await self._client("patient", INFERENCE_TIMEOUT_SECONDS).run_plugin(code, data)
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
         async with self._turns:
             ended = run_has_ended.get()
             if ended is not None and await ended():
-                raise StoppedError
+                raise RunEndedError
             yield
 
     async def aclose(self) -> None:
@@ -141,7 +141,7 @@ class TenantBackend:
         return client
 
 
-class Backends:
+class TenantBackends:
     """One client a tenant, all within WORKER_ANNOTATE_CONCURRENCY."""
 
     def __init__(self, settings: Settings) -> None:
@@ -170,15 +170,15 @@ class Backends:
         )
 
 
-SECONDS_BETWEEN_NEWS = 0.5
-MOST_REMEMBERED = 1_000
+PROGRESS_INTERVAL_SECONDS = 0.5
+MAX_REMEMBERED_JOBS = 1_000
 
 
-class Pace:
+class Throttle:
     """Lets a run's news pass so often and no oftener."""
 
     def __init__(
-        self, seconds: float = SECONDS_BETWEEN_NEWS, clock: Callable[[], float] = time.monotonic
+        self, seconds: float = PROGRESS_INTERVAL_SECONDS, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._seconds = seconds
         self._clock = clock
@@ -191,17 +191,17 @@ class Pace:
         with self._lock:
             if now - self._told.get(job, -self._seconds) < self._seconds:
                 return False
-            if len(self._told) >= MOST_REMEMBERED:
+            if len(self._told) >= MAX_REMEMBERED_JOBS:
                 self._told.clear()
             self._told[job] = now
             return True
 
 
-class Crew:
+class AnnotationRuntime:
     """Made on first use, after the fork."""
 
-    def __init__(self, loop: LoopThread, backends: Backends, pace: Pace) -> None:
-        self.loop, self.backends, self.pace = loop, backends, pace
+    def __init__(self, loop: EventLoopThread, backends: TenantBackends, pace: Throttle) -> None:
+        self.loop, self.backends, self.progress_throttle = loop, backends, pace
 
     def close(self) -> None:
         """Give the connections back and end the loop. A process that ends starts no threads for it."""
@@ -212,8 +212,8 @@ class Crew:
 
 
 @lru_cache(maxsize=1)
-def crew() -> Crew:
+def annotation_runtime() -> AnnotationRuntime:
     """The crew of this process."""
-    made = Crew(LoopThread(), Backends(settings()), Pace())
+    made = AnnotationRuntime(EventLoopThread(), TenantBackends(settings()), Throttle())
     atexit.register(made.close)
     return made

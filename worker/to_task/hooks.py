@@ -17,7 +17,7 @@ Item = dict[str, Any]
 Answer = dict[str, Any]
 Hook = Callable[[Sequence[Item]], list[Answer]]
 
-LONGEST_WAIT_WITH_ANSWERS = 120.0
+MAX_CONVERSION_WAIT_SECONDS = 120.0
 """Seconds."""
 
 
@@ -34,7 +34,7 @@ class Hooks(Protocol):
         """Task data from the pre-processor's answers."""
 
 
-class HostHooks:
+class PluginHooks:
     """The hooks of a release, in its host."""
 
     def __init__(self, host: PluginHost, release: Release, request: ActionRequest) -> None:
@@ -51,7 +51,7 @@ class HostHooks:
     def convert_from_inference(self, items: Sequence[Item]) -> list[Answer]:
         """See `Hooks`."""
         # The answers would have to be inferred again: who has them waits longer than others for the plugin.
-        until = time.monotonic() + LONGEST_WAIT_WITH_ANSWERS
+        until = time.monotonic() + MAX_CONVERSION_WAIT_SECONDS
         while True:
             try:
                 return self._call("convert_from_inference", items)
@@ -64,7 +64,7 @@ class HostHooks:
         return answers
 
 
-def answers_of(hook: Hook, items: Sequence[Item]) -> list[Answer]:
+def call_hook(hook: Hook, items: Sequence[Item]) -> list[Answer]:
     """The hook's answer to each item, whatever one of them does.
 
     An item that hangs the host or ends its process fails alone: each of its batch is then called by itself,
@@ -78,7 +78,7 @@ def answers_of(hook: Hook, items: Sequence[Item]) -> list[Answer]:
     except (PluginCallError, PluginTimeoutError) as error:
         if len(items) == 1:
             return [{"error": str(error)}]
-        return [answers_of(hook, [item])[0] for item in items]
+        return [call_hook(hook, [item])[0] for item in items]
     if not isinstance(answers, list) or len(answers) != len(items):
         return [{"error": "the plugin did not answer with one result for each task"}] * len(items)
     return answers

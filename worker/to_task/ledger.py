@@ -16,7 +16,7 @@ from worker.runs.model import Lease
 from worker.runs.store import RunStore
 
 
-def catalogue_key(job: str) -> str:
+def task_index_key(job: str) -> str:
     """Hash: how far the ids are collected, how many chunks they make, which was handed out last."""
     return f"{job_key(job)}:to_task:catalogue"
 
@@ -62,7 +62,7 @@ def tickets_key(job: str) -> str:
 
 
 ALL = (
-    catalogue_key,
+    task_index_key,
     chunks_key,
     seen_key,
     done_key,
@@ -74,12 +74,12 @@ ALL = (
 )
 
 
-def own_all(store: RunStore, job: str) -> None:
+def expire_with_run(store: RunStore, job: str) -> None:
     """Let all of them expire with the run; to be called before the first of them is written."""
     store.expire_with_run(job, *(key(job) for key in ALL))
 
 
-MOST_FAILURES = 1_000
+MAX_FAILURE_RECORDS = 1_000
 """Failure records that are kept; the count stays exact."""
 
 
@@ -102,7 +102,7 @@ class OpenTask:
 
 
 @dataclass(frozen=True)
-class Mark:
+class TaskOutcome:
     """What came of a task: annotated, or failed with an `error` that users read."""
 
     position: int
@@ -127,19 +127,19 @@ class Counts:
 class Ledger(Protocol):
     """One run's. Every task counts once, however often it is recorded. Safe for threads."""
 
-    def is_over(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the run has ended: nothing may be annotated any more."""
 
     def open_tasks(self, chunk: int) -> list[OpenTask]:
         """What of a chunk is not done."""
 
-    def record(self, marks: Sequence[Mark]) -> bool:
+    def record(self, outcomes: Sequence[TaskOutcome]) -> bool:
         """What came of tasks; False when the run is over."""
 
-    def keep_ticket(self, position: int, ticket: Ticket | None) -> None:
+    def set_ticket(self, position: int, ticket: Ticket | None) -> None:
         """The task's inference runs on; None: it has been collected."""
 
-    def count_attempts(self, positions: Sequence[int]) -> list[int]:
+    def increment_attempts(self, positions: Sequence[int]) -> list[int]:
         """One more attempt at each, that counts; returns how many there were of each."""
 
     def counts(self) -> Counts:
@@ -149,7 +149,7 @@ class Ledger(Protocol):
         """The first failure records."""
 
 
-SECONDS_TO_SEND = 5.0
+PUBLISH_GRACE_SECONDS = 5.0
 """A chunk that was handed out and not sent for so long is handed out again."""
 
 
@@ -168,7 +168,7 @@ class RedisLedger:
         self._store = RunStore(redis)
         self._scripts = Scripts(redis, "worker.to_task")
 
-    def is_over(self) -> bool:
+    def has_ended(self) -> bool:
         """See `Ledger`."""
         lease = self._lease
         if lease is not None and self._redis.get(lease.key) != lease.token:
@@ -177,7 +177,7 @@ class RedisLedger:
 
     def open_tasks(self, chunk: int) -> list[OpenTask]:
         """See `Ledger`."""
-        hashes = (catalogue_key, chunks_key, done_key, attempts_key, tickets_key)
+        hashes = (task_index_key, chunks_key, done_key, attempts_key, tickets_key)
         flat = self._scripts.run("open_tasks", [key(self._job) for key in hashes], chunk)
         rows = zip(*[iter(flat)] * 4, strict=True)
         return [
@@ -185,22 +185,22 @@ class RedisLedger:
             for position, task_id, attempts, ticket in rows
         ]
 
-    def record(self, marks: Sequence[Mark]) -> bool:
+    def record(self, outcomes: Sequence[TaskOutcome]) -> bool:
         """See `Ledger`."""
         kinds = (done_key, failures_key, attempts_key, tickets_key)
         names = [self._run, job_key(self._job), *(key(self._job) for key in kinds)]
-        arguments: list[str | int] = [MOST_FAILURES]
-        for mark in marks:
+        arguments: list[str | int] = [MAX_FAILURE_RECORDS]
+        for mark in outcomes:
             failure = "" if mark.error is None else _failure(mark)
             arguments += [mark.position, failure]
         return bool(self._scripts.run("record", names, *arguments))
 
-    def keep_ticket(self, position: int, ticket: Ticket | None) -> None:
+    def set_ticket(self, position: int, ticket: Ticket | None) -> None:
         """See `Ledger`."""
         value = "" if ticket is None else json.dumps([ticket.ticket, ticket.model])
         self._scripts.run("note", [self._run, tickets_key(self._job)], position, value)
 
-    def count_attempts(self, positions: Sequence[int]) -> list[int]:
+    def increment_attempts(self, positions: Sequence[int]) -> list[int]:
         """See `Ledger`."""
         names = [self._run, attempts_key(self._job)]
         return [int(count) for count in self._scripts.run("count_attempts", names, *positions)]
@@ -215,30 +215,30 @@ class RedisLedger:
         found = self._redis.lrange(failures_key(self._job), 0, -1)
         return [TaskFailure.model_validate_json(each) for each in found]
 
-    def take_untold(self, most: int) -> list[TaskFailure]:
+    def pop_unreported_failures(self, most: int) -> list[TaskFailure]:
         """Those of the run's first `most` failures that were not taken before."""
-        names = [self._run, catalogue_key(self._job), failures_key(self._job)]
+        names = [self._run, task_index_key(self._job), failures_key(self._job)]
         found = self._scripts.run("take_untold", names, most)
         return [TaskFailure.model_validate_json(each) for each in found]
 
-    def chunk_done(self, chunk: int) -> bool:
+    def complete_chunk(self, chunk: int) -> bool:
         """The chunk is done; True when all are, also for whoever asks again."""
-        kinds = (catalogue_key, chunks_key, done_chunks_key, open_key)
+        kinds = (task_index_key, chunks_key, done_chunks_key, open_key)
         names = [self._run, *(key(self._job) for key in kinds)]
         return bool(self._scripts.run("chunk_done", names, chunk))
 
-    def all_done(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether every chunk is done."""
-        chunks = self._redis.hget(catalogue_key(self._job), "chunks")
+        chunks = self._redis.hget(task_index_key(self._job), "chunks")
         return int(self._redis.scard(done_chunks_key(self._job))) == int(chunks or 0)
 
-    def next_chunks(self, window: int, *, again: bool = False) -> list[int]:
+    def next_chunks(self, window: int, *, resend: bool = False) -> list[int]:
         """Chunks to send now, so that `window` are open; `again`: all that are open, sent or not."""
-        names = [self._run, catalogue_key(self._job), open_key(self._job)]
-        numbers = self._scripts.run("next_chunks", names, window, SECONDS_TO_SEND, int(again))
+        names = [self._run, task_index_key(self._job), open_key(self._job)]
+        numbers = self._scripts.run("next_chunks", names, window, PUBLISH_GRACE_SECONDS, int(resend))
         return [int(number) for number in numbers]
 
-    def sent(self, chunk: int) -> None:
+    def mark_published(self, chunk: int) -> None:
         """The chunk's message is out."""
         self._redis.zadd(open_key(self._job), {str(chunk): float("inf")}, xx=True)
 
@@ -247,7 +247,7 @@ def _ticket(stored: str) -> Ticket | None:
     return Ticket(*json.loads(stored)) if stored else None
 
 
-def _failure(mark: Mark) -> str:
+def _failure(mark: TaskOutcome) -> str:
     return TaskFailure(task_id=mark.task_id, error=mark.error or "").model_dump_json()
 
 
@@ -269,7 +269,7 @@ class MemoryLedger:
         """The numbers of the chunks."""
         return range(-(-len(self._ids) // self._size))
 
-    def is_over(self) -> bool:
+    def has_ended(self) -> bool:
         """A direct call ends only by itself."""
         return False
 
@@ -283,10 +283,10 @@ class MemoryLedger:
                 if position not in self._done
             ]
 
-    def record(self, marks: Sequence[Mark]) -> bool:
+    def record(self, outcomes: Sequence[TaskOutcome]) -> bool:
         """See `Ledger`."""
         with self._lock:
-            for mark in marks:
+            for mark in outcomes:
                 if mark.position in self._done:
                     continue
                 self._done.add(mark.position)
@@ -294,17 +294,17 @@ class MemoryLedger:
                 if mark.error is not None:
                     self._failed += 1
                     self._failures.append(TaskFailure(task_id=mark.task_id, error=mark.error))
-            del self._failures[MOST_FAILURES:]
+            del self._failures[MAX_FAILURE_RECORDS:]
         return True
 
-    def keep_ticket(self, position: int, ticket: Ticket | None) -> None:
+    def set_ticket(self, position: int, ticket: Ticket | None) -> None:
         """See `Ledger`."""
         with self._lock:
             self._tickets.pop(position, None)
             if ticket is not None:
                 self._tickets[position] = ticket
 
-    def count_attempts(self, positions: Sequence[int]) -> list[int]:
+    def increment_attempts(self, positions: Sequence[int]) -> list[int]:
         """See `Ledger`."""
         with self._lock:
             for position in positions:

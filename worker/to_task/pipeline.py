@@ -7,18 +7,18 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
-from worker.to_task.attempt import Attempt, Work
-from worker.to_task.clients import AsyncBackend, LoopThread
+from worker.to_task.attempt import ChunkPass, TaskWork
+from worker.to_task.clients import AsyncBackend, EventLoopThread
 from worker.to_task.ledger import Ledger, OpenTask
-from worker.to_task.methods import Route, fetch
-from worker.to_task.steps import StoppedError
+from worker.to_task.methods import AnnotationMethod, fetch
+from worker.to_task.steps import RunEndedError
 
-BATCH = 32
+BATCH_SIZE = 32
 """Tasks that the plugin converts in one call."""
-LOOK_SECONDS = 0.5
+CHECK_INTERVAL_SECONDS = 0.5
 """How often a waiting pass tells how far it is and looks whether the run has ended."""
 
-LATEST = 60.0 * 30
+LOOP_TIMEOUT_SECONDS = 60.0 * 30
 """Seconds after which the loop itself counts as hung; every request has its own, much shorter, deadline."""
 
 
@@ -27,29 +27,29 @@ class Pipeline:
 
     def __init__(
         self,
-        loop: LoopThread,
+        loop: EventLoopThread,
         backend: AsyncBackend,
         ledger: Ledger,
-        route: Route,
+        method: AnnotationMethod,
         schema: str | None,
-        tell: Callable[[], None] = lambda: None,
+        publish_progress: Callable[[], None] = lambda: None,
     ) -> None:
-        self._loop, self._backend, self._ledger, self._route = loop, backend, ledger, route
+        self._loop, self._backend, self._ledger, self._route = loop, backend, ledger, method
         self._schema = schema
-        self._tell = tell
+        self._tell = publish_progress
 
-    def run(self, tasks: Sequence[OpenTask], budget: float) -> Attempt:
+    def run(self, tasks: Sequence[OpenTask], budget: float) -> ChunkPass:
         """Work `tasks` for about `budget` seconds, at least one batch of them."""
-        attempt = Attempt(self._ledger)
+        attempt = ChunkPass(self._ledger)
         until = time.monotonic() + budget
-        size = max(BATCH, self._route.slots or 0)
+        size = max(BATCH_SIZE, self._route.slots or 0)
         batches = deque(tasks[start : start + size] for start in range(0, len(tasks), size))
         fetching = None
-        if batches and not attempt.look():
+        if batches and not attempt.check_ended():
             fetching = self._fetch(batches.popleft(), attempt)
         writing: deque[Future[Any]] = deque()
         try:
-            while fetching is not None and not attempt.look() and not attempt.full:
+            while fetching is not None and not attempt.check_ended() and not attempt.saturated:
                 works = self._wait(fetching, attempt)
                 goes_on = bool(batches) and self._is_heard(attempt) and time.monotonic() <= until
                 fetching = self._fetch(batches.popleft(), attempt) if goes_on else None
@@ -61,45 +61,47 @@ class Pipeline:
         return attempt
 
     @staticmethod
-    def _is_heard(attempt: Attempt) -> bool:
+    def _is_heard(attempt: ChunkPass) -> bool:
         """Whether further requests have a chance; if not, the end of this pass asks why."""
-        return attempt.answered and not attempt.denied
+        return attempt.got_answer and not attempt.token_rejected
 
     def _ready_and_write(
-        self, works: list[Work], attempt: Attempt, until: float, writing: "deque[Future[Any]]"
+        self, works: list[TaskWork], attempt: ChunkPass, until: float, writing: "deque[Future[Any]]"
     ) -> None:
         def wait(coroutine: Any) -> Any:
             return self._wait(self._loop.start(coroutine), attempt)
 
-        if attempt.look():
+        if attempt.check_ended():
             return
-        ready = self._route.ready(works, attempt, until, wait)
-        attempt.full = self._route.slots is not None and len(attempt.waiting) >= self._route.slots
-        if not ready or attempt.look():
+        ready = self._route.prepare_data(works, attempt, until, wait)
+        attempt.saturated = (
+            self._route.slots is not None and len(attempt.pending_inferences) >= self._route.slots
+        )
+        if not ready or attempt.check_ended():
             return
-        writing.append(self._loop.start(attempt.each(ready, lambda work: self._write(work, attempt))))
+        writing.append(self._loop.start(attempt.process_all(ready, lambda work: self._write(work, attempt))))
         if len(writing) > 1:
             self._wait(writing.popleft(), attempt)
 
-    def _fetch(self, batch: Sequence[OpenTask], attempt: Attempt) -> "Future[list[Work]]":
-        works = [Work(task) for task in batch]
-        return self._loop.start(attempt.each(works, lambda work: fetch(self._backend, work)))
+    def _fetch(self, batch: Sequence[OpenTask], attempt: ChunkPass) -> "Future[list[TaskWork]]":
+        works = [TaskWork(task) for task in batch]
+        return self._loop.start(attempt.process_all(works, lambda work: fetch(self._backend, work)))
 
-    async def _write(self, work: Work, attempt: Attempt) -> None:
-        if attempt.over:
-            raise StoppedError
+    async def _write(self, work: TaskWork, attempt: ChunkPass) -> None:
+        if attempt.ended:
+            raise RunEndedError
         await self._backend.annotate(
-            work.open.task_id, work.data, self._schema, lambda: attempt.record(work.mark())
+            work.open.task_id, work.data, self._schema, lambda: attempt.record(work.outcome())
         )
 
-    def _wait(self, future: "Future[Any]", attempt: Attempt) -> Any:
+    def _wait(self, future: "Future[Any]", attempt: ChunkPass) -> Any:
         """The future's result; meanwhile listeners hear how far the run is, and a stop is heard."""
-        deadline = time.monotonic() + LATEST
+        deadline = time.monotonic() + LOOP_TIMEOUT_SECONDS
         while not future.done():
             try:
-                future.exception(timeout=LOOK_SECONDS)
+                future.exception(timeout=CHECK_INTERVAL_SECONDS)
             except TimeoutError:
-                attempt.look()
+                attempt.check_ended()
                 if time.monotonic() > deadline:
                     raise
             self._tell()
@@ -110,4 +112,4 @@ class Pipeline:
         """Nothing of this pass goes on after it: the chunk's lock is given back."""
         for future in futures:
             with suppress(TimeoutError):
-                future.exception(timeout=LATEST)
+                future.exception(timeout=LOOP_TIMEOUT_SECONDS)

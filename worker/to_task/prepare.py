@@ -10,10 +10,10 @@ from worker.runs.model import Continue, Outcome, Run, RunFailedError
 from worker.services import Services
 from worker.to_task.steps import FETCH_TASKS, message_of
 
-PROGRESS = "prepare"
+PROGRESS_STEP = "prepare"
 
 
-class Projects(Protocol):
+class ProjectApi(Protocol):
     """The calls of the backend that the checks need."""
 
     def get_project(self, project: int) -> dict[str, Any]: ...
@@ -26,9 +26,9 @@ def prepare(run: Run, services: Services) -> Outcome:
     check_params(run, services)
     check_project(services.backend(message.tenant), message.params)
     if message.params.method is ToTaskMethod.INFERENCE:
-        services.runs.set_progress(run, PROGRESS, 10)
+        services.runs.set_progress(run, PROGRESS_STEP, 10)
         return Continue(DETECT)
-    services.runs.set_progress(run, PROGRESS, 100)
+    services.runs.set_progress(run, PROGRESS_STEP, 100)
     return Continue(FETCH_TASKS)
 
 
@@ -46,7 +46,7 @@ def check_params(run: Run, services: Services) -> None:
         raise RunFailedError(refusal)
 
 
-def check_project(backend: Projects, params: ToTaskParams) -> None:
+def check_project(backend: ProjectApi, params: ToTaskParams) -> None:
     """The project is there, and for files its data collection has the target specification."""
     try:
         project = backend.get_project(params.project)

@@ -6,24 +6,24 @@ from worker.runs.runs import Runs
 from worker.services import Services
 from worker.to_task.ledger import Ledger, RedisLedger
 
-PROGRESS = "annotate_task_data"
+PROGRESS_STEP = "annotate_task_data"
 
-FAILURES_TOLD = 100
+MAX_LOGGED_FAILURES = 100
 """Failed tasks that stand in the run's log, each with its error; the result has more of them."""
 
 
-def tell(run: Run, runs: Runs, ledger: RedisLedger) -> None:
+def publish_progress(run: Run, runs: Runs, ledger: RedisLedger) -> None:
     """Percent and metrics as the ledger has them, and what failed since the last time."""
     counts = ledger.counts()
     stand_by = counts.total - counts.success - counts.failed
-    runs.set_metrics(run, PROGRESS, success=counts.success, failed=counts.failed, stand_by=stand_by)
-    runs.set_progress(run, PROGRESS, counts.percent)
+    runs.set_metrics(run, PROGRESS_STEP, success=counts.success, failed=counts.failed, stand_by=stand_by)
+    runs.set_progress(run, PROGRESS_STEP, counts.percent)
     if counts.failed:
-        _tell_failures(run, runs, ledger)
+        _log_failures(run, runs, ledger)
 
 
-def _tell_failures(run: Run, runs: Runs, ledger: RedisLedger) -> None:
-    failures = ledger.take_untold(FAILURES_TOLD)
+def _log_failures(run: Run, runs: Runs, ledger: RedisLedger) -> None:
+    failures = ledger.pop_unreported_failures(MAX_LOGGED_FAILURES)
     if failures:
         lines = [f"Task {failure.task_id} failed: {failure.error}" for failure in failures]
         runs.events.log.append(run.job, "\n".join(lines), "warning")
@@ -32,7 +32,7 @@ def _tell_failures(run: Run, runs: Runs, ledger: RedisLedger) -> None:
 def finalize(run: Run, services: Services) -> Outcome:
     """End the run. Some failed tasks do not fail it, all of them do."""
     ledger = RedisLedger(services.redis, run.job)
-    tell(run, services.runs, ledger)
+    publish_progress(run, services.runs, ledger)
     result = result_of(ledger)
     content = result.model_dump(mode="json")
     if result.failures:

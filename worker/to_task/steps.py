@@ -38,15 +38,15 @@ class TaskFailedError(Exception):
     """The task cannot be annotated; the message becomes its failure record."""
 
 
-class StillPendingError(Exception):
+class InferencePendingError(Exception):
     """The task's inference runs on; its ticket is asked for again later."""
 
 
-class StoppedError(Exception):
+class RunEndedError(Exception):
     """The run has ended: nothing may be annotated any more."""
 
 
-def may_pass(error: ClientError) -> bool:
+def is_transient(error: ClientError) -> bool:
     """Whether a later attempt may succeed where this one failed."""
     if isinstance(error, MalformedResponseError):
         return error.cut_off

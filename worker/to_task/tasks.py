@@ -12,7 +12,7 @@ from worker.to_task import annotate as chunk_step
 from worker.to_task import annotate as window
 from worker.to_task import discover, results
 from worker.to_task import prepare as checks
-from worker.to_task.clients import crew
+from worker.to_task.clients import annotation_runtime
 from worker.to_task.steps import ANNOTATE, FETCH_TASKS, FINALIZE, INITIALIZE, PREPARE, SPREAD
 from worker.workflow.intake import begin_run
 from worker.workflow.task import WorkflowTask
@@ -62,7 +62,7 @@ def annotate(self: WorkflowTask, job: Job, chunk: Count, **_: Any) -> None:
             self.run_step(
                 ANNOTATE,
                 job,
-                lambda run: chunk_step.annotate(run, chunk, services(), crew()),
+                lambda run: chunk_step.annotate(run, chunk, services(), annotation_runtime()),
                 part=str(chunk),
             )
     if not mine:

@@ -20,7 +20,7 @@ from worker.platform import (
 from worker.plugins import PluginHostBusyError, PluginHostUnavailableError
 from worker.runs.model import Continue, Suspend
 from worker.to_task.ledger import RedisLedger
-from worker.to_task.results import FAILURES_TOLD, finalize
+from worker.to_task.results import MAX_LOGGED_FAILURES, finalize
 from worker.to_task.steps import FINALIZE
 
 Make = Callable[..., World]
@@ -146,14 +146,14 @@ def test_each_failed_task_stands_in_the_log_once(make_world: Make) -> None:
 
 
 def test_the_log_holds_the_first_failed_tasks_and_their_number(make_world: Make) -> None:
-    world = make_world(FAILURES_TOLD + 50, chunk=40)
-    world.host.bad = set(range(1, FAILURES_TOLD + 50))
+    world = make_world(MAX_LOGGED_FAILURES + 50, chunk=40)
+    world.host.bad = set(range(1, MAX_LOGGED_FAILURES + 50))
 
     world.work()
 
     told = [line for _, line in log_lines(world) if line.startswith("Task ")]
-    assert len(told) == len(set(told)) == FAILURES_TOLD
-    assert f"{FAILURES_TOLD + 49} of {FAILURES_TOLD + 50} tasks failed" in log_lines(world)[-1][1]
+    assert len(told) == len(set(told)) == MAX_LOGGED_FAILURES
+    assert f"{MAX_LOGGED_FAILURES + 49} of {MAX_LOGGED_FAILURES + 50} tasks failed" in log_lines(world)[-1][1]
 
 
 def test_a_task_that_ends_the_plugins_process_fails_alone(make_world: Make) -> None:

@@ -9,7 +9,15 @@ import pytest
 from tests.unit.to_task.world import JOB, World
 from worker.runs.model import Continue, Finish, Reschedule, RunFailedError, Suspend
 from worker.to_task import ledger
-from worker.to_task.discover import Catalogue, Commit, Page, all_ids, fetch_tasks, page_size, read_page
+from worker.to_task.discover import (
+    Page,
+    PageCommit,
+    TaskIndex,
+    fetch_tasks,
+    iter_task_ids,
+    page_size,
+    read_page,
+)
 from worker.to_task.steps import SPREAD, message_of
 
 Make = Callable[..., World]
@@ -64,11 +72,11 @@ def test_what_dedupes_is_gone_after_the_last_page(make_world: Make) -> None:
 
 def test_a_page_that_is_committed_twice_counts_once(make_world: Make) -> None:
     world = make_world()
-    catalogue = Catalogue(world.redis, JOB, 2)
+    catalogue = TaskIndex(world.redis, JOB, 2)
     first = Page([1, 2, 3], "http://backend/?page=1", None)
 
-    assert catalogue.commit(0, first) is Commit.COMMITTED
-    assert catalogue.commit(0, first) is Commit.STALE
+    assert catalogue.commit(0, first) is PageCommit.COMMITTED
+    assert catalogue.commit(0, first) is PageCommit.STALE
 
     assert (catalogue.cursor().page, catalogue.cursor().total) == (1, 3)
     assert chunks(world) == {"0": "1,2"}
@@ -79,9 +87,9 @@ def test_a_copy_of_an_old_delivery_changes_nothing_after_the_last_page(make_worl
     world.fetch()
     before = chunks(world)
 
-    commit = Catalogue(world.redis, JOB, 10).commit(0, Page([77], None, None))
+    commit = TaskIndex(world.redis, JOB, 10).commit(0, Page([77], None, None))
 
-    assert commit is Commit.STALE
+    assert commit is PageCommit.STALE
     assert chunks(world) == before
 
 
@@ -111,9 +119,9 @@ def test_a_delivery_reads_for_a_while_and_the_next_goes_on(make_world: Make) -> 
 
 def test_a_chunk_size_that_changes_on_the_way_changes_nothing(make_world: Make) -> None:
     world = make_world()
-    Catalogue(world.redis, JOB, 2).commit(0, Page([1, 2, 3], "http://backend/?page=1", None))
+    TaskIndex(world.redis, JOB, 2).commit(0, Page([1, 2, 3], "http://backend/?page=1", None))
 
-    Catalogue(world.redis, JOB, 100).commit(1, Page([4, 5], None, None))
+    TaskIndex(world.redis, JOB, 100).commit(1, Page([4, 5], None, None))
 
     assert chunks(world) == {"0": "1,2", "1": "3,4", "2": "5"}
 
@@ -159,14 +167,14 @@ def test_a_direct_call_notices_the_circle_too(make_world: Make) -> None:
     world.backend.pages = [page(1, following=1), page(2, following=0)]
 
     with pytest.raises(RunFailedError, match="go around in a circle"):
-        list(all_ids(world.backend, message_of(world.run).params, 100))
+        list(iter_task_ids(world.backend, message_of(world.run).params, 100))
 
 
 def test_a_direct_call_meets_each_id_once(make_world: Make) -> None:
     world = make_world()
     world.backend.pages = [page(1, 2, following=1), page(2, 3)]
 
-    assert list(all_ids(world.backend, message_of(world.run).params, 100)) == [1, 2, 3]
+    assert list(iter_task_ids(world.backend, message_of(world.run).params, 100)) == [1, 2, 3]
 
 
 def test_progress_follows_the_count_of_the_backend(make_world: Make) -> None:

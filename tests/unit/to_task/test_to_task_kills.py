@@ -12,7 +12,7 @@ from worker.lua import Scripts
 from worker.runs.keys import lock_key
 from worker.runs.model import Continue, Finish, Outcome, Reschedule
 from worker.to_task.annotate import annotate
-from worker.to_task.pipeline import BATCH
+from worker.to_task.pipeline import BATCH_SIZE
 from worker.to_task.results import finalize
 from worker.to_task.steps import ANNOTATE, FINALIZE
 
@@ -100,7 +100,7 @@ def test_who_was_suspended_and_lost_its_chunk_writes_only_what_was_in_flight(mak
     delivery = courier.deliver(ANNOTATE, work, part="0", kwargs={"job": JOB, "chunk": 0})
 
     # Then it leaves the rest to the other, and comes back should that one die
-    assert len(world.backend.written) <= 2 * BATCH
+    assert len(world.backend.written) <= 2 * BATCH_SIZE
     assert (delivery.ended, world.redis.get(lock)) == ("again", "of somebody else")
     world.redis.delete(lock)
     world.backend.before_write = lambda task: None

@@ -16,7 +16,7 @@ from worker.runs.model import Continue, Finish, Outcome, Reschedule, Run, Step, 
 from worker.runs.runs import Runs, Timing
 from worker.services import Services
 from worker.to_task.annotate import annotate, spread
-from worker.to_task.clients import Crew, LoopThread, Pace
+from worker.to_task.clients import AnnotationRuntime, EventLoopThread, Throttle
 from worker.to_task.discover import fetch_tasks
 from worker.to_task.ledger import RedisLedger
 from worker.to_task.results import finalize
@@ -205,7 +205,7 @@ class World:
     """One run in one process."""
 
     redis: FakeRedis
-    loop: LoopThread
+    loop: EventLoopThread
     backend: FakeBackend = field(default_factory=FakeBackend)
     host: FakeHost = field(default_factory=FakeHost)
     sender: Sender = field(default_factory=Sender)
@@ -232,7 +232,7 @@ class World:
             ),
         )
         backends = cast(Any, SimpleNamespace(of=lambda tenant: self.backend))
-        self.crew = Crew(self.loop, backends, Pace(0.0))
+        self.crew = AnnotationRuntime(self.loop, backends, Throttle(0.0))
         self.accept(**self.params)
 
     def accept(self, **params: Any) -> None:
