@@ -13,7 +13,7 @@ from worker.plugins.ray_session import session
 
 T = TypeVar("T")
 
-LOOK_SECONDS = 10.0
+ANSWER_TIMEOUT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ServeState:
     reason: str = ""
     digests: frozenset[str] = frozenset()
 
-    def is_of(self, digest: str) -> bool:
+    def has_digest(self, digest: str) -> bool:
         """Whether what Serve holds was submitted with `digest`; also while Serve does not show it yet."""
         return self.exists and (not self.digests or digest in self.digests)
 
@@ -47,13 +47,13 @@ class RayCluster:
     def state(self, app_name: str) -> ServeState:
         """What Serve says of the application."""
         session.connect(self._address)
-        found = _within(LOOK_SECONDS, serve_details).get(app_name)
+        found = _call_with_timeout(ANSWER_TIMEOUT_SECONDS, serve_details).get(app_name)
         return read_state(found) if found else ServeState()
 
     def remove(self, app_name: str) -> None:
         """Take the application off Serve; nothing happens when there is none of that name."""
         session.connect(self._address)
-        _within(LOOK_SECONDS, lambda: remove_application(app_name, wait=False))
+        _call_with_timeout(ANSWER_TIMEOUT_SECONDS, lambda: remove_application(app_name, wait=False))
 
 
 def read_state(details: Mapping[str, Any]) -> ServeState:
@@ -74,7 +74,7 @@ def _digest(deployment: Mapping[str, Any]) -> str | None:
     return str(digest) if digest else None
 
 
-def _within(seconds: float, call: Callable[[], T]) -> T:
+def _call_with_timeout(seconds: float, call: Callable[[], T]) -> T:
     """Ray waits for minutes for a cluster that died; a step does not."""
     answers: list[T] = []
     errors: list[Exception] = []

@@ -62,9 +62,9 @@ class Ownership:
 
 log = structlog.get_logger(__name__)
 
-SECONDS_BETWEEN_PINS = 240
+PIN_INTERVAL_SECONDS = 240
 """Ray forgets what nobody looked at for ten minutes."""
-LOOK_SECONDS = 10.0
+ANSWER_TIMEOUT_SECONDS = 10.0
 
 
 class DeployedPackages:
@@ -85,12 +85,12 @@ class DeployedPackages:
         redis, address = services.redis, services.settings.ray_address
         if not address or not redis.exists(self._key):
             return
-        if not redis.set(f"{self._key}:pinned", 1, nx=True, ex=SECONDS_BETWEEN_PINS):
+        if not redis.set(f"{self._key}:pinned", 1, nx=True, ex=PIN_INTERVAL_SECONDS):
             return
         try:
             session.connect(address)
             nothing: dict[str, dict[str, Any]] = {}
-            live = bounded(LOOK_SECONDS, serve_details, nothing)
+            live = bounded(ANSWER_TIMEOUT_SECONDS, serve_details, nothing)
             services.host.pin(self._in_use(live))
         except PluginError as error:
             redis.delete(f"{self._key}:pinned")

@@ -3,7 +3,15 @@
 import structlog
 
 from worker.actions.deployment import check_serve_capacity, unreachable
-from worker.deploy.plan import CAPACITY, PLAN, PROGRESS, SERVE_RUN, call, deploy_message, set_dispatched_job
+from worker.deploy.plan import (
+    CAPACITY,
+    PLAN,
+    PROGRESS_STEP,
+    SERVE_RUN,
+    call_plugin,
+    deploy_message,
+    set_dispatched_job,
+)
 from worker.platform import AgentClient, ClientError, clean_exception
 from worker.runs.model import Continue, Outcome, Run, RunFailedError
 from worker.services import Services
@@ -21,7 +29,7 @@ def capacity_gate(run: Run, services: Services) -> Outcome:
     if CAPACITY in run.findings:
         return Continue(SERVE_RUN)
     message = deploy_message(run)
-    plan = call(run, services, "plan", None)
+    plan = call_plugin(run, services, "plan", None)
     services.runs.store.note(run.job, PLAN, plan)
     agent_client = _agent_client(message.agent, message.tenant, services)
     check_serve_capacity(
@@ -34,8 +42,8 @@ def capacity_gate(run: Run, services: Services) -> Outcome:
     )
     services.runs.store.note(run.job, CAPACITY, "allowed" if agent_client else "skipped")
     said = "The cluster has room." if agent_client else "Capacity was not checked: there is no agent to ask."
-    services.runs.events.message(run.job, said, step=PROGRESS)
-    services.runs.set_progress(run, PROGRESS, 15)
+    services.runs.events.message(run.job, said, step=PROGRESS_STEP)
+    services.runs.set_progress(run, PROGRESS_STEP, 15)
     return Continue(SERVE_RUN)
 
 

@@ -16,7 +16,7 @@ SERVE_RUN = Step("deploy.serve_run", position=30)
 AWAIT_RUNNING = Step("deploy.await_running", position=40)
 REGISTER = Step("deploy.register", position=50)
 
-PROGRESS = "deploy"
+PROGRESS_STEP = "deploy"
 """The platform's progress step that gate, submission and wait belong to."""
 
 
@@ -80,7 +80,7 @@ def set_dispatched_job(run: Run, services: Services) -> None:
     Waitlist(services.redis, waitlist_of(deploy_message(run), services)).set_job(run.job)
 
 
-def call(run: Run, services: Services, operation: str, payload: Any) -> Any:
+def call_plugin(run: Run, services: Services, operation: str, payload: Any) -> Any:
     """What the author's code answers; what it raises ends the run, a host that is away does not."""
     try:
         release, request = services.action_of(run)

@@ -14,10 +14,10 @@ from worker.services import Services
 log = structlog.get_logger(__name__)
 
 REGISTERED = "registered"
-POSTED = "register_attempts"
-MOST_ATTEMPTS = 5
-LOOK_AGAIN_SECONDS = 1.0
-LONGEST_ID = 100
+POST_ATTEMPTS = "register_attempts"
+MAX_POST_ATTEMPTS = 5
+RETRY_SECONDS = 1.0
+MAX_ID_CHARS = 100
 
 
 def register(run: Run, services: Services) -> Outcome:
@@ -25,7 +25,7 @@ def register(run: Run, services: Services) -> Outcome:
     runs = services.runs
     identifier = _identifier(run, services)
     if identifier is None:
-        return Reschedule(LOOK_AGAIN_SECONDS)
+        return Reschedule(RETRY_SECONDS)
     runs.store.note(run.job, REGISTERED, identifier)
     wake(runs, waitlist_of(deploy_message(run), services))
     runs.set_progress(run, "register", 100)
@@ -42,26 +42,28 @@ def _identifier(run: Run, services: Services) -> int | str | None:
         return known
     backend = services.backend(run.message.tenant)
     # Also where nothing is known of a post: a Redis that lost its machine comes back without its last second.
-    found = _registered(backend, run.job)
+    found = _find_registered(backend, run.job)
     if found is not None:
         return found
-    posted = run.findings.get(POSTED, 0)
-    services.runs.store.note(run.job, POSTED, posted + 1)
+    posted = run.findings.get(POST_ATTEMPTS, 0)
+    services.runs.store.note(run.job, POST_ATTEMPTS, posted + 1)
     if not services.runs.holds_lease(run):
         return None  # Suspended since the look, for so long that another has the step: look what it did.
     try:
         answer = backend.create_serve_application(
-            job=backend_job_id(run.job), status=ServeApplicationStatus.RUNNING.value, data=_data(run)
+            job=backend_job_id(run.job),
+            status=ServeApplicationStatus.RUNNING.value,
+            data=_application_data(run),
         )
         return _id_of(answer)
     except MalformedResponseError:
         # The record may be there all the same: look before posting another one.
-        if posted >= MOST_ATTEMPTS:
+        if posted >= MAX_POST_ATTEMPTS:
             raise
         return None
 
 
-def _registered(backend: BackendClient, job: str) -> int | str | None:
+def _find_registered(backend: BackendClient, job: str) -> int | str | None:
     """This job's record; an older backend may answer with everybody's."""
     for record in backend.list_serve_applications(job=backend_job_id(job))["results"]:
         if str(record.get("job")) == job:
@@ -69,7 +71,7 @@ def _registered(backend: BackendClient, job: str) -> int | str | None:
     return None
 
 
-def _data(run: Run) -> dict[str, Any]:
+def _application_data(run: Run) -> dict[str, Any]:
     """Names the release: RUNNING of another one does not count for those who wait."""
     plan = plan_of(run)
     code, _, version = run.message.plugin.partition("@")
@@ -87,6 +89,6 @@ def _id_of(record: object) -> int | str:
     if isinstance(found, int) and not isinstance(found, bool):
         return found
     # It goes into the job's result: half a character would keep the end from ever being told.
-    if isinstance(found, str) and 0 < len(found) <= LONGEST_ID and found.isprintable():
+    if isinstance(found, str) and 0 < len(found) <= MAX_ID_CHARS and found.isprintable():
         return found
     raise MalformedResponseError("malformed answer: an application record without an id")

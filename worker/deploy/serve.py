@@ -12,10 +12,10 @@ from worker.deploy.deployments import DeployedPackages, Ownership
 from worker.deploy.plan import (
     AWAIT_RUNNING,
     PLAN,
-    PROGRESS,
+    PROGRESS_STEP,
     REGISTER,
     Submission,
-    call,
+    call_plugin,
     plan_of,
     redis_now,
     submission_of,
@@ -37,7 +37,7 @@ def remove_if_never_ran(run: Run, services: Services, cluster: Cluster) -> None:
         return
     if removed:
         text = f"{plan_of(run)['app_name']} never ran; it was removed."
-        services.runs.events.message(run.job, text, step=PROGRESS)
+        services.runs.events.message(run.job, text, step=PROGRESS_STEP)
 
 
 def clean_up_after_end(job: str, services: Services, cluster: Cluster) -> None:
@@ -67,7 +67,7 @@ def _remove(run: Run, services: Services, cluster: Cluster) -> bool:
     if not owner.release(run.job) or owner.existed_before():
         return False
     state = cluster.state(name)
-    if state.bucket == "running" or not state.is_of(plan["digest"]):
+    if state.bucket == "running" or not state.has_digest(plan["digest"]):
         return False
     cluster.remove(name)
     log.info("application removed that never ran", app=name)
@@ -95,23 +95,23 @@ def serve_run(run: Run, services: Services, cluster: Cluster) -> Outcome:
         submission.note(run, runs)
     owner.acquire(run.job, submission.existed or existed)
     if here and not submitted:
-        runs.events.message(run.job, f"{name} is there already: nothing to submit.", step=PROGRESS)
+        runs.events.message(run.job, f"{name} is there already: nothing to submit.", step=PROGRESS_STEP)
     elif not submitted:
         try:
-            answer = call(run, services, "submit", plan)
+            answer = call_plugin(run, services, "submit", plan)
         except RunFailedError:
             remove_if_never_ran(run, services, cluster)
             raise
         for message in answer.get("messages") or []:
-            runs.events.message(run.job, str(message), step=PROGRESS)
+            runs.events.message(run.job, str(message), step=PROGRESS_STEP)
         runs.store.note(run.job, SUBMITTED, True)
     DeployedPackages(services).add(name, run.message.plugin)
-    runs.set_progress(run, PROGRESS, 30)
+    runs.set_progress(run, PROGRESS_STEP, 30)
     return Continue(AWAIT_RUNNING)
 
 
-FIRST_SECONDS = 0.3
-LONGEST_SECONDS = 5.0
+FIRST_POLL_SECONDS = 0.3
+MAX_POLL_SECONDS = 5.0
 SUPERSEDED_SECONDS = 10.0
 """An application that is gone, or is another one, for so long does not come back."""
 
@@ -140,21 +140,21 @@ def await_running(run: Run, services: Services, cluster: Cluster) -> Outcome:
             _fail(run, services, cluster, failure)
         if state.bucket == "running" and _is_ours(run, state):
             Ownership(services, name).mark_ran()
-            runs.set_progress(run, PROGRESS, 100)
+            runs.set_progress(run, PROGRESS_STEP, 100)
             return Continue(REGISTER)
     if elapsed > timeout:
         _fail(run, services, cluster, _sentence(f"{name} did not run within {timeout:g} s", reason))
-    runs.set_progress(run, PROGRESS, 30 + 60 * elapsed / (elapsed + 30))
-    return Reschedule(min(countdown(elapsed), timeout - elapsed + 0.01, runs.timing.max_countdown))
+    runs.set_progress(run, PROGRESS_STEP, 30 + 60 * elapsed / (elapsed + 30))
+    return Reschedule(min(poll_countdown(elapsed), timeout - elapsed + 0.01, runs.timing.max_countdown))
 
 
-def countdown(elapsed: float) -> float:
+def poll_countdown(elapsed: float) -> float:
     """Seconds until the next look: a quarter of the wait so far, within bounds."""
-    return max(FIRST_SECONDS, min(elapsed / 4, LONGEST_SECONDS))
+    return max(FIRST_POLL_SECONDS, min(elapsed / 4, MAX_POLL_SECONDS))
 
 
 def _is_ours(run: Run, state: ServeState) -> bool:
-    return state.is_of(plan_of(run)["digest"])
+    return state.has_digest(plan_of(run)["digest"])
 
 
 def _failure(run: Run, services: Services, state: ServeState, reason: str) -> str | None:
@@ -181,7 +181,7 @@ def _report_reason(run: Run, services: Services, state: ServeState) -> str:
     digest = hashlib.sha256(state.reason.encode()).hexdigest()[:16]
     told: list[str] = run.findings.get(REPORTED_REASONS, [])
     if digest not in told:
-        services.runs.events.message(run.job, state.reason, step=PROGRESS, level="warning")
+        services.runs.events.message(run.job, state.reason, step=PROGRESS_STEP, level="warning")
         services.runs.store.note(run.job, REPORTED_REASONS, [*told, digest][-50:])
     return state.reason
 

@@ -7,7 +7,7 @@ from worker.plugins import PluginHostBusyError
 from worker.pre_processor import classify_serve_app
 from worker.pre_processor.decision import application_failed, timed_out
 from worker.pre_processor.dispatch import FINDING
-from worker.pre_processor.serve_application import PreProcessor, records
+from worker.pre_processor.serve_application import PreProcessor, list_records
 from worker.runs.model import Continue, Outcome, Reschedule, Run, Suspend
 from worker.runs.runs import Runs
 from worker.services import Services
@@ -26,8 +26,8 @@ GONE = "pre_processor_gone"
 
 def is_away(run: Run, services: Services) -> bool:
     """Whether to wait for it; raises the waiting room's errors when it has been away for too long."""
-    target = PreProcessor.from_finding(run.findings[FINDING])
-    bucket, status = classify_serve_app(records(services.backend(run.message.tenant), target))
+    target = PreProcessor.from_json(run.findings[FINDING])
+    bucket, status = classify_serve_app(list_records(services.backend(run.message.tenant), target))
     store, since = services.runs.store, run.findings.get(GONE)
     if bucket == "running":
         if since is not None:
@@ -160,7 +160,7 @@ def _route(run: Run, services: Services, backend: AsyncBackend, ledger: RedisLed
     hooks = HostHooks(services.host, release, request)
     if params.method is ToTaskMethod.FILE:
         return FileRoute(params, hooks)
-    target = PreProcessor.from_finding(run.findings["pre_processor"])
+    target = PreProcessor.from_json(run.findings["pre_processor"])
     return InferenceRoute(params, hooks, backend, ledger, target)
 
 

@@ -143,7 +143,7 @@ class InferenceRoute:
     ) -> None:
         self._params, self._hooks, self._backend = params, hooks, backend
         self._ledger, self._target = ledger, target
-        self.slots = target.requests_at_once(params)
+        self.slots = target.batch_size(params)
 
     def ready(self, works: list[Work], attempt: Attempt, until: float, wait: Wait) -> list[Work]:
         """See `Route`."""
