@@ -173,7 +173,7 @@ def active_waiters(waitlist: Waitlist, runs: Runs) -> list[Waiter]:
 
 
 def resume(waiters: list[Waiter], waitlist: Waitlist, runs: Runs) -> None:
-    """Publish the runs' next step. A run leaves the list after that: a crash in between repeats its message."""
+    """Publish the runs' next step. A run leaves the list after that, so a crash only repeats the message."""
     for waiter in waiters:
         runs.heartbeats.schedule(run_member(waiter.job))
         _send(FETCH_TASKS, waiter, {}, runs)

@@ -128,7 +128,7 @@ class PreProcessor:
         return cls(finding["code"], finding["version"], finding.get("config") or {}, finding["agent"])
 
     def batch_size(self, params: ToTaskParams) -> int:
-        """Requests sent at once: the release's `serve_options.batch.max_batch_size`, else the run's `batch_size`."""
+        """Requests sent at once: `max_batch_size` of the release's inference, else the run's `batch_size`."""
         declared: object = self.config
         for name in ("actions", "inference", "serve_options", "batch", "max_batch_size"):
             declared = declared.get(name) if isinstance(declared, Mapping) else None
