@@ -123,9 +123,9 @@ class PreProcessor:
         return {"code": self.code, "version": self.version, "config": config, "agent": self.agent}
 
     @classmethod
-    def from_json(cls, finding: Mapping[str, Any]) -> "PreProcessor":
-        """The inverse of `to_finding`."""
-        return cls(finding["code"], finding["version"], finding.get("config") or {}, finding["agent"])
+    def from_json(cls, stored: Mapping[str, Any]) -> "PreProcessor":
+        """The inverse of `to_json`."""
+        return cls(stored["code"], stored["version"], stored.get("config") or {}, stored["agent"])
 
     def batch_size(self, params: ToTaskParams) -> int:
         """Requests sent at once: `max_batch_size` of the release's inference, else the run's `batch_size`."""
