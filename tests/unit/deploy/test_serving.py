@@ -9,7 +9,7 @@ from tests.unit.conftest import Clock
 from tests.unit.deploy.deploy_helpers import APP, DEPLOYING, FAILED, PLAN, RUNNING, Yard
 from worker.deploy.cluster import ServeState, read_state
 from worker.deploy.plan import AWAIT_RUNNING, REGISTER, SERVE_RUN
-from worker.deploy.serve import await_running, clean_up_after_end, poll_countdown, serve_run
+from worker.deploy.serve import await_running, poll_countdown, remove_after_stop, serve_run
 from worker.plugins import PluginCallError, PluginHostUnavailableError
 from worker.runs.model import Continue, End, Outcome, Reschedule, Step
 from worker.runs.reporter import stop_run
@@ -27,7 +27,7 @@ def look(yard: Yard, job: str = "42") -> Outcome:
 
 
 def clean(yard: Yard, job: str = "42") -> None:
-    clean_up_after_end(job, yard.services, yard.cluster)
+    remove_after_stop(job, yard.services, yard.cluster)
 
 
 def test_the_application_is_submitted_once_and_waited_for(yard: Yard) -> None:
