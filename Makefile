@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .PHONY: help setup demo test chaos unit lint bench sdk docs lock clean
 
@@ -11,12 +12,12 @@ help:  ## Show this list
 
 setup: $(STAMP)  ## Create the environment in .venv
 
-$(STAMP): requirements.txt pyproject.toml
+$(STAMP): $(wildcard requirements/*.txt) pyproject.toml
 	@echo "installing into $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet "uv>=0.13,<1"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements/bootstrap.txt
+	@$(INSTALL) --require-hashes --no-build-isolation -r requirements/development.txt
+	@$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(STAMP)  ## Deploy a digits classifier on Ray Serve and pre-annotate 899 images with it
@@ -50,9 +51,16 @@ docs: $(STAMP)  ## Reference pages of what others import, in site/
 	@$(BIN)/pdoc --docformat markdown --output-directory site shared worker.actions worker.platform
 	@echo "site/index.html"
 
-lock: $(STAMP)  ## Compile requirements.txt anew from pyproject.toml
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate \
-		--no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.txt
+# Versions stay as they are compiled already, unless FLAGS has --upgrade or --upgrade-package NAME.
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+
+lock: $(STAMP)  ## Compile requirements/ anew from pyproject.toml; FLAGS=--upgrade takes newer versions
+	@$(LOCK) $(FLAGS) --all-extras --group build pyproject.toml --output-file requirements/development.txt
+	@$(LOCK) --extra worker --group build pyproject.toml --constraint requirements/development.txt \
+		--output-file requirements/worker.txt
+	@$(LOCK) --group bootstrap --constraint requirements/development.txt \
+		--output-file requirements/bootstrap.txt
 
 clean:  ## Remove the environment and what tools leave behind
 	@rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info .lint-imports.log
