@@ -126,7 +126,7 @@ ROOM = """
 <>*  room sent+snapshot
 <*>* run_plugin
 <>   room job
-<>   room begin_poll
+<>   room claim_poll
 <>   room end_poll
 <>   retry pre_processor.await_ready
 <>   room leave

@@ -26,9 +26,9 @@ class Ownership:
         cluster = services.settings.worker_agent or "any"
         self._key = f"synapse:deployments:{{{cluster}:{app_name}}}"
 
-    def take(self, job: str, existed: bool) -> None:
+    def acquire(self, job: str, existed: bool) -> None:
         """`job` is responsible, too, from now on; `existed` says that the application stays in any case."""
-        over = [other for other in self._jobs() if self._store.is_over(other)]
+        over = [other for other in self._jobs() if self._store.has_ended(other)]
         with self._redis.pipeline(transaction=True) as pipe:
             if over:
                 pipe.hdel(self._key, *(JOB + other for other in over))
@@ -36,12 +36,12 @@ class Ownership:
             pipe.expire(self._key, DAY_SECONDS)
             pipe.execute()
 
-    def has_run(self) -> None:
+    def mark_ran(self) -> None:
         """The application runs: it is not removed any more by those who wait for it to start."""
         self._redis.hset(self._key, EXISTED, 1)
         self._redis.expire(self._key, DAY_SECONDS)
 
-    def let_go(self, job: str) -> bool:
+    def release(self, job: str) -> bool:
         """`job` waits for it no longer; whether it was responsible and nobody else waits. Safe to repeat.
 
         Said before the others are looked at: of two that give up at the same time one finds itself alone.
@@ -49,7 +49,7 @@ class Ownership:
         if not self._redis.hexists(self._key, JOB + job):
             return False
         self._redis.hset(self._key, JOB + job, GIVEN_UP)
-        return all(said == GIVEN_UP or self._store.is_over(each) for each, said in self._jobs().items())
+        return all(said == GIVEN_UP or self._store.has_ended(each) for each, said in self._jobs().items())
 
     def existed_before(self) -> bool:
         """Whether the application ran, or was there before those who are responsible for it."""
@@ -75,7 +75,7 @@ class DeployedPackages:
         cluster = services.settings.worker_agent or "any"
         self._key = f"synapse:deployed:{{{cluster}}}"
 
-    def remember(self, app_name: str, release: str) -> None:
+    def add(self, app_name: str, release: str) -> None:
         """`app_name` runs the code of `release` from now on."""
         self._services.redis.hset(self._key, app_name, release)
 

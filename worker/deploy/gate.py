@@ -3,7 +3,7 @@
 import structlog
 
 from worker.actions.deployment import check_serve_capacity, unreachable
-from worker.deploy.plan import CAPACITY, PLAN, PROGRESS, SERVE_RUN, call, deploy_message, tell_room
+from worker.deploy.plan import CAPACITY, PLAN, PROGRESS, SERVE_RUN, call, deploy_message, set_dispatched_job
 from worker.platform import AgentClient, ClientError, clean_exception
 from worker.runs.model import Continue, Outcome, Run, RunFailedError
 from worker.services import Services
@@ -17,7 +17,7 @@ def capacity_gate(run: Run, services: Services) -> Outcome:
         raise RunFailedError(
             "This worker has no Ray cluster to deploy on: set RAY_ADDRESS to the cluster's head, host:port"
         )
-    tell_room(run, services)
+    set_dispatched_job(run, services)
     if CAPACITY in run.findings:
         return Continue(SERVE_RUN)
     message = deploy_message(run)
@@ -35,7 +35,7 @@ def capacity_gate(run: Run, services: Services) -> Outcome:
     services.runs.store.note(run.job, CAPACITY, "allowed" if agent_client else "skipped")
     said = "The cluster has room." if agent_client else "Capacity was not checked: there is no agent to ask."
     services.runs.events.message(run.job, said, step=PROGRESS)
-    services.runs.advance(run, PROGRESS, 15)
+    services.runs.set_progress(run, PROGRESS, 15)
     return Continue(SERVE_RUN)
 
 

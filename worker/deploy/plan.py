@@ -5,7 +5,7 @@ from typing import Any
 
 from shared.messages import DeployMessage
 from worker.plugins import PluginCallError, PluginError, PluginHostUnavailableError
-from worker.pre_processor.waitlist import Room, RoomName
+from worker.pre_processor.waitlist import Waitlist, WaitlistName
 from worker.runs.model import Run, RunFailedError, Step
 from worker.runs.runs import Runs
 from worker.services import Services
@@ -62,20 +62,22 @@ def deploy_message(run: Run) -> DeployMessage:
     return run.message
 
 
-def room_of(message: DeployMessage, services: Services) -> RoomName:
+def waitlist_of(message: DeployMessage, services: Services) -> WaitlistName:
     """Where runs wait for what `message` deploys."""
     code, _, version = message.plugin.partition("@")
-    return RoomName(message.tenant or services.settings.synapse_tenant or "", message.agent, code, version)
+    return WaitlistName(
+        message.tenant or services.settings.synapse_tenant or "", message.agent, code, version
+    )
 
 
-def alert_room(message: DeployMessage, services: Services) -> None:
+def extend_dispatch_deadline(message: DeployMessage, services: Services) -> None:
     """The message was read, which says no more than that something may have come of a dispatch."""
-    Room(services.redis, room_of(message, services)).hear()
+    Waitlist(services.redis, waitlist_of(message, services)).extend_deadline()
 
 
-def tell_room(run: Run, services: Services) -> None:
+def set_dispatched_job(run: Run, services: Services) -> None:
     """The deployment has begun: a dispatch whose dispatcher died before it knew the job is not lost."""
-    Room(services.redis, room_of(deploy_message(run), services)).adopt(run.job)
+    Waitlist(services.redis, waitlist_of(deploy_message(run), services)).set_job(run.job)
 
 
 def call(run: Run, services: Services, operation: str, payload: Any) -> Any:

@@ -5,10 +5,10 @@ from typing import Any
 import structlog
 
 from shared.statuses import JobStatus, ServeApplicationStatus
-from worker.deploy.plan import deploy_message, plan_of, room_of
+from worker.deploy.plan import deploy_message, plan_of, waitlist_of
 from worker.platform import BackendClient, MalformedResponseError
 from worker.pre_processor.waitlist import wake
-from worker.runs.model import Finish, Outcome, PollAgain, Run, wire_id
+from worker.runs.model import Finish, Outcome, Reschedule, Run, backend_job_id
 from worker.services import Services
 
 log = structlog.get_logger(__name__)
@@ -25,10 +25,10 @@ def register(run: Run, services: Services) -> Outcome:
     runs = services.runs
     identifier = _identifier(run, services)
     if identifier is None:
-        return PollAgain(LOOK_AGAIN_SECONDS)
+        return Reschedule(LOOK_AGAIN_SECONDS)
     runs.store.note(run.job, REGISTERED, identifier)
-    wake(runs, room_of(deploy_message(run), services))
-    runs.advance(run, "register", 100)
+    wake(runs, waitlist_of(deploy_message(run), services))
+    runs.set_progress(run, "register", 100)
     return Finish(JobStatus.SUCCEEDED, {"serve_application": identifier})
 
 
@@ -47,11 +47,11 @@ def _identifier(run: Run, services: Services) -> int | str | None:
         return found
     posted = run.findings.get(POSTED, 0)
     services.runs.store.note(run.job, POSTED, posted + 1)
-    if not services.runs.holds(run):
+    if not services.runs.holds_lease(run):
         return None  # Suspended since the look, for so long that another has the step: look what it did.
     try:
         answer = backend.create_serve_application(
-            job=wire_id(run.job), status=ServeApplicationStatus.RUNNING.value, data=_data(run)
+            job=backend_job_id(run.job), status=ServeApplicationStatus.RUNNING.value, data=_data(run)
         )
         return _id_of(answer)
     except MalformedResponseError:
@@ -63,7 +63,7 @@ def _identifier(run: Run, services: Services) -> int | str | None:
 
 def _registered(backend: BackendClient, job: str) -> int | str | None:
     """This job's record; an older backend may answer with everybody's."""
-    for record in backend.list_serve_applications(job=wire_id(job))["results"]:
+    for record in backend.list_serve_applications(job=backend_job_id(job))["results"]:
         if str(record.get("job")) == job:
             return _id_of(record)
     return None

@@ -21,7 +21,7 @@ from worker.deploy.plan import (
     submission_of,
 )
 from worker.plugins import PluginHostUnavailableError
-from worker.runs.model import Continue, Outcome, PollAgain, Run, RunFailedError
+from worker.runs.model import Continue, Outcome, Reschedule, Run, RunFailedError
 from worker.runs.store import UnknownRunError
 from worker.services import Services
 
@@ -40,7 +40,7 @@ def remove_if_never_ran(run: Run, services: Services, cluster: Cluster) -> None:
         services.runs.events.message(run.job, text, step=PROGRESS)
 
 
-def clean_after_end(job: str, services: Services, cluster: Cluster) -> None:
+def clean_up_after_end(job: str, services: Services, cluster: Cluster) -> None:
     """A step's message came after the run's end: what a stopped run left half-started is removed.
 
     Raises `PluginHostUnavailableError`; the message then comes back.
@@ -64,7 +64,7 @@ def _remove(run: Run, services: Services, cluster: Cluster) -> bool:
     plan = plan_of(run)
     name = plan["app_name"]
     owner = Ownership(services, name)
-    if not owner.let_go(run.job) or owner.existed_before():
+    if not owner.release(run.job) or owner.existed_before():
         return False
     state = cluster.state(name)
     if state.bucket == "running" or not state.is_of(plan["digest"]):
@@ -93,7 +93,7 @@ def serve_run(run: Run, services: Services, cluster: Cluster) -> Outcome:
     if submission is None:
         submission = Submission(existed=existed, at=redis_now(runs))
         submission.note(run, runs)
-    owner.take(run.job, submission.existed or existed)
+    owner.acquire(run.job, submission.existed or existed)
     if here and not submitted:
         runs.events.message(run.job, f"{name} is there already: nothing to submit.", step=PROGRESS)
     elif not submitted:
@@ -105,19 +105,19 @@ def serve_run(run: Run, services: Services, cluster: Cluster) -> Outcome:
         for message in answer.get("messages") or []:
             runs.events.message(run.job, str(message), step=PROGRESS)
         runs.store.note(run.job, SUBMITTED, True)
-    DeployedPackages(services).remember(name, run.message.plugin)
-    runs.advance(run, PROGRESS, 30)
+    DeployedPackages(services).add(name, run.message.plugin)
+    runs.set_progress(run, PROGRESS, 30)
     return Continue(AWAIT_RUNNING)
 
 
 FIRST_SECONDS = 0.3
 LONGEST_SECONDS = 5.0
-ASTRAY_SECONDS = 10.0
+SUPERSEDED_SECONDS = 10.0
 """An application that is gone, or is another one, for so long does not come back."""
 
 FAILURE = "failure"
-ASTRAY = "astray"
-TOLD = "told"
+SUPERSEDED_SINCE = "astray"
+REPORTED_REASONS = "told"
 
 
 def await_running(run: Run, services: Services, cluster: Cluster) -> Outcome:
@@ -125,7 +125,7 @@ def await_running(run: Run, services: Services, cluster: Cluster) -> Outcome:
     runs, name = services.runs, plan_of(run)["app_name"]
     submission = submission_of(run) or Submission(existed=True, at=redis_now(runs))
     if FAILURE in run.findings:  # this step died between saying so and ending the run
-        _give_up(run, services, cluster, run.findings[FAILURE])
+        _fail(run, services, cluster, run.findings[FAILURE])
     timeout = services.settings.worker_deploy_timeout_seconds
     elapsed = redis_now(runs) - submission.at
     reason = ""
@@ -134,18 +134,18 @@ def await_running(run: Run, services: Services, cluster: Cluster) -> Outcome:
     except PluginHostUnavailableError as error:
         reason = str(error)
     else:
-        reason = _tell(run, services, state)
+        reason = _report_reason(run, services, state)
         failure = _failure(run, services, state, reason)
         if failure is not None:
-            _give_up(run, services, cluster, failure)
+            _fail(run, services, cluster, failure)
         if state.bucket == "running" and _is_ours(run, state):
-            Ownership(services, name).has_run()
-            runs.advance(run, PROGRESS, 100)
+            Ownership(services, name).mark_ran()
+            runs.set_progress(run, PROGRESS, 100)
             return Continue(REGISTER)
     if elapsed > timeout:
-        _give_up(run, services, cluster, _sentence(f"{name} did not run within {timeout:g} s", reason))
-    runs.advance(run, PROGRESS, 30 + 60 * elapsed / (elapsed + 30))
-    return PollAgain(min(countdown(elapsed), timeout - elapsed + 0.01, runs.timing.longest_countdown))
+        _fail(run, services, cluster, _sentence(f"{name} did not run within {timeout:g} s", reason))
+    runs.set_progress(run, PROGRESS, 30 + 60 * elapsed / (elapsed + 30))
+    return Reschedule(min(countdown(elapsed), timeout - elapsed + 0.01, runs.timing.max_countdown))
 
 
 def countdown(elapsed: float) -> float:
@@ -161,32 +161,32 @@ def _failure(run: Run, services: Services, state: ServeState, reason: str) -> st
     """What ends the run, or None."""
     name, runs = plan_of(run)["app_name"], services.runs
     if _is_ours(run, state):
-        if run.findings.get(ASTRAY) is not None:
-            runs.store.note(run.job, ASTRAY, None)
+        if run.findings.get(SUPERSEDED_SINCE) is not None:
+            runs.store.note(run.job, SUPERSEDED_SINCE, None)
         return _sentence(f"{name} reached {state.status}", reason) if state.bucket == "failed" else None
-    now, since = redis_now(runs), run.findings.get(ASTRAY)
+    now, since = redis_now(runs), run.findings.get(SUPERSEDED_SINCE)
     if since is None:
-        runs.store.note(run.job, ASTRAY, now)
+        runs.store.note(run.job, SUPERSEDED_SINCE, now)
         return None
-    if now - since <= ASTRAY_SECONDS:
+    if now - since <= SUPERSEDED_SECONDS:
         return None
     what = "was replaced by another deployment" if state.exists else "was removed"
     return _sentence(f"{name} {what} while it started", "")
 
 
-def _tell(run: Run, services: Services, state: ServeState) -> str:
+def _report_reason(run: Run, services: Services, state: ServeState) -> str:
     """Serve's explanation of what is ours; said once in the run's messages."""
     if not state.reason or not _is_ours(run, state):
         return ""
     digest = hashlib.sha256(state.reason.encode()).hexdigest()[:16]
-    told: list[str] = run.findings.get(TOLD, [])
+    told: list[str] = run.findings.get(REPORTED_REASONS, [])
     if digest not in told:
         services.runs.events.message(run.job, state.reason, step=PROGRESS, level="warning")
-        services.runs.store.note(run.job, TOLD, [*told, digest][-50:])
+        services.runs.store.note(run.job, REPORTED_REASONS, [*told, digest][-50:])
     return state.reason
 
 
-def _give_up(run: Run, services: Services, cluster: Cluster, failure: str) -> NoReturn:
+def _fail(run: Run, services: Services, cluster: Cluster, failure: str) -> NoReturn:
     services.runs.store.note(run.job, FAILURE, failure)
     remove_if_never_ran(run, services, cluster)
     raise RunFailedError(failure)

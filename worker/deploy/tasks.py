@@ -14,18 +14,18 @@ from worker.deploy.plan import (
     INITIALIZE,
     REGISTER,
     SERVE_RUN,
-    alert_room,
-    tell_room,
+    extend_dispatch_deadline,
+    set_dispatched_job,
 )
 from worker.deploy.register import register
-from worker.deploy.serve import await_running, clean_after_end, serve_run
+from worker.deploy.serve import await_running, clean_up_after_end, serve_run
 from worker.plugins import PluginHostUnavailableError
-from worker.runs.bulkhead import turns
-from worker.runs.model import Continue, Outcome, Park, PollAgain, Run, Step
-from worker.runs.publisher import publish
+from worker.runs.bulkhead import bulkhead
+from worker.runs.model import Continue, Outcome, Reschedule, Run, Step, Suspend
+from worker.runs.publisher import send_task
 from worker.services import services
 from worker.workflow.intake import begin_run
-from worker.workflow.task import BACKBONE_ERRORS, StepFunction, WorkflowTask
+from worker.workflow.task import INFRASTRUCTURE_ERRORS, StepFunction, WorkflowTask
 
 log = structlog.get_logger(__name__)
 
@@ -40,13 +40,17 @@ class DeployTask(WorkflowTask):
 
     abstract = True
 
-    def at_home(self, step: Step, job: str, function: StepFunction) -> None:
+    def run_on_agent_worker(self, step: Step, job: str, function: StepFunction) -> None:
         """Carry the step out, or pass its message on to the workers of the run's agent."""
 
         def in_turn(run: Run) -> Outcome:
             # The agent and Ray may hang: half of the threads stay free for runs that need neither.
-            with turns.take(CLUSTER) as mine:
-                return function(run) if mine else PollAgain(turns.countdown(CLUSTER, self.request.retries))
+            with bulkhead.acquire(CLUSTER) as mine:
+                return (
+                    function(run)
+                    if mine
+                    else Reschedule(bulkhead.retry_countdown(CLUSTER, self.request.retries))
+                )
 
         try:
             agent = self._other_agent(job)
@@ -54,30 +58,30 @@ class DeployTask(WorkflowTask):
                 kwargs = self.request.kwargs
                 if self.is_redelivered():  # which the broker forgets with the message
                     kwargs = {**kwargs, "redelivered": True}
-                self.runs.sender.send(step, DeployMessage.agent_queue(agent), kwargs)
+                self.runs.publisher.publish(step, DeployMessage.agent_queue(agent), kwargs)
                 return
-        except BACKBONE_ERRORS:
-            self.come_back(1.0)
-        self.carry_out(step, job, in_turn if step in ON_CLUSTER else function)
+        except INFRASTRUCTURE_ERRORS:
+            self.retry_later(1.0)
+        self.run_step(step, job, in_turn if step in ON_CLUSTER else function)
 
-    def pass_on(self, args: tuple[Any, ...], kwargs: dict[str, Any], agent: int) -> None:
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], agent: int) -> None:
         """Send the run's own message to the workers of its agent, unchanged."""
         try:
-            publish(self.app, self.name, DeployMessage.agent_queue(agent), kwargs, args=args)
-        except BACKBONE_ERRORS:
-            self.come_back(1.0)
+            send_task(self.app, self.name, DeployMessage.agent_queue(agent), kwargs, args=args)
+        except INFRASTRUCTURE_ERRORS:
+            self.retry_later(1.0)
 
-    def taken_in(self, message: DeployMessage | ToTaskMessage) -> None:
+    def on_accepted(self, message: DeployMessage | ToTaskMessage) -> None:
         """Who waits for what it deploys gives it time to begin."""
         if isinstance(message, DeployMessage):
-            alert_room(message, services())
+            extend_dispatch_deadline(message, services())
 
-    def after_end(self, job: str) -> None:
+    def on_message_after_end(self, job: str) -> None:
         """A stopped run leaves nothing half-started behind."""
-        with turns.take(CLUSTER) as mine:
+        with bulkhead.acquire(CLUSTER) as mine:
             if not mine:
                 raise PluginHostUnavailableError("other deployments hold this worker's turns")
-            clean_after_end(job, services(), _cluster())
+            clean_up_after_end(job, services(), _cluster())
 
     def _other_agent(self, job: str) -> int | None:
         """The run's agent, if this worker serves another one."""
@@ -97,7 +101,7 @@ def deploy(self: DeployTask, /, *args: Any, **kwargs: Any) -> None:
     """The door: take the message in, or pass it on to the workers of its agent."""
     mine, agent = services().settings.worker_agent, kwargs.get("agent")
     if mine is not None and type(agent) is int and agent > 0 and agent != mine:
-        self.pass_on(args, kwargs, agent)
+        self.forward(args, kwargs, agent)
     else:
         self.accept(DeployMessage, INITIALIZE, args, kwargs)
 
@@ -105,35 +109,35 @@ def deploy(self: DeployTask, /, *args: Any, **kwargs: Any) -> None:
 @shared_task(base=DeployTask, bind=True, name=INITIALIZE.name)
 def initialize(self: DeployTask, job: Job, **_: Any) -> None:
     """Tell the backend that the job runs."""
-    self.at_home(INITIALIZE, job, _initialize)
+    self.run_on_agent_worker(INITIALIZE, job, _initialize)
 
 
 def _initialize(run: Run) -> Outcome:
     if not begin_run(run, services()):
-        return Park()
-    tell_room(run, services())
+        return Suspend()
+    set_dispatched_job(run, services())
     return Continue(CAPACITY_GATE)
 
 
 @shared_task(base=DeployTask, bind=True, name=CAPACITY_GATE.name)
-def gate(self: DeployTask, job: Job, **_: Any) -> None:
+def capacity_gate_task(self: DeployTask, job: Job, **_: Any) -> None:
     """Plan, and ask the agent for room."""
-    self.at_home(CAPACITY_GATE, job, lambda run: capacity_gate(run, services()))
+    self.run_on_agent_worker(CAPACITY_GATE, job, lambda run: capacity_gate(run, services()))
 
 
 @shared_task(base=DeployTask, bind=True, name=SERVE_RUN.name)
-def submit(self: DeployTask, job: Job, **_: Any) -> None:
+def serve_run_task(self: DeployTask, job: Job, **_: Any) -> None:
     """Hand the application to Serve."""
-    self.at_home(SERVE_RUN, job, lambda run: serve_run(run, services(), _cluster()))
+    self.run_on_agent_worker(SERVE_RUN, job, lambda run: serve_run(run, services(), _cluster()))
 
 
 @shared_task(base=DeployTask, bind=True, name=AWAIT_RUNNING.name)
-def wait(self: DeployTask, job: Job, **_: Any) -> None:
+def await_running_task(self: DeployTask, job: Job, **_: Any) -> None:
     """Look whether it runs."""
-    self.at_home(AWAIT_RUNNING, job, lambda run: await_running(run, services(), _cluster()))
+    self.run_on_agent_worker(AWAIT_RUNNING, job, lambda run: await_running(run, services(), _cluster()))
 
 
 @shared_task(base=DeployTask, bind=True, name=REGISTER.name)
-def tell(self: DeployTask, job: Job, **_: Any) -> None:
+def register_task(self: DeployTask, job: Job, **_: Any) -> None:
     """Tell the backend where it is."""
-    self.at_home(REGISTER, job, lambda run: register(run, services()))
+    self.run_on_agent_worker(REGISTER, job, lambda run: register(run, services()))

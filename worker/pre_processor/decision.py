@@ -18,7 +18,7 @@ from worker.pre_processor.waitlist import UNSENT_CLAIM_SECONDS, Dispatch
 FINAL = frozenset(status for status in JobStatus if status.is_final)
 
 
-class Kind(StrEnum):
+class DecisionKind(StrEnum):
     """What to do with the waiters."""
 
     READY = "ready"
@@ -29,41 +29,41 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """`message` is what users read of a failure."""
 
-    kind: Kind
+    kind: DecisionKind
     message: str = ""
 
 
-def judge(
+def evaluate(
     records: Sequence[Record],
     dispatch: Dispatch | None,
     job_status: str | None,
     now: float,
     patience: float,
     silence: float | None = None,
-) -> Verdict:
+) -> Decision:
     """`records` are those of the release; `job_status` is the dispatched job's, None when it is not known.
 
     `patience`: seconds for which a deployment that has ended may take to be seen. `silence`: seconds after
     which a dispatch whose answer nobody got counts as lost; None while its dispatcher waits for the answer.
     """
     if classify_serve_app(records)[0] == "running":
-        return Verdict(Kind.READY)
+        return Decision(DecisionKind.READY)
     if dispatch is None or _is_lost(dispatch, records, job_status, now, patience, silence):
-        return Verdict(Kind.LOST)
+        return Decision(DecisionKind.LOST)
     if dispatch.failure is not None:
-        return Verdict(Kind.FAILED, dispatch.failure)
+        return Decision(DecisionKind.FAILED, dispatch.failure)
     if dispatch.sent is None:
-        return Verdict(Kind.PENDING)
+        return Decision(DecisionKind.PENDING)
     counting = [record for record in records if counts_as_failed(record, dispatch.job, dispatch.snapshot)]
     bucket, status = classify_serve_app(counting)
     if bucket == "failed":
-        return Verdict(Kind.FAILED, str(errors.application_failed(str(status))))
+        return Decision(DecisionKind.FAILED, str(errors.application_failed(str(status))))
     if job_status in (JobStatus.FAILED, JobStatus.STOPPED):
-        return Verdict(Kind.FAILED, str(errors.job_failed(str(job_status))))
-    return Verdict(Kind.PENDING)
+        return Decision(DecisionKind.FAILED, str(errors.job_failed(str(job_status))))
+    return Decision(DecisionKind.PENDING)
 
 
 def may_still_come(job_status: str | None) -> bool:
@@ -83,7 +83,7 @@ def _is_lost(
         return now - dispatch.claimed > UNSENT_CLAIM_SECONDS
     if dispatch.failure is not None:
         return False
-    if dispatch.doubtful and job_status in FINAL:
+    if dispatch.job_unverified and job_status in FINAL:
         return True  # it ended while nobody waited: its end is none of those who wait now
     if dispatch.job is None:
         came = any(_is_on_its_way(record, dispatch) for record in records)

@@ -6,7 +6,7 @@ from typing import Any
 
 from worker.platform import ClientError, clean_exception
 from worker.pre_processor import dispatch
-from worker.pre_processor.decision import Kind, judge
+from worker.pre_processor.decision import DecisionKind, evaluate
 from worker.pre_processor.dispatch import dispatch_body, dispatched_job
 from worker.pre_processor.serve_application import (
     Backend,
@@ -69,10 +69,10 @@ class PrepareStep:
                 last_error = error
             else:
                 last_error = None
-                verdict = judge(found, self._dispatch, status, 0.0, 1.0)
-                if verdict.kind is Kind.READY:
+                verdict = evaluate(found, self._dispatch, status, 0.0, 1.0)
+                if verdict.kind is DecisionKind.READY:
                     return
-                if verdict.kind is Kind.FAILED:
+                if verdict.kind is DecisionKind.FAILED:
                     raise RuntimeError(verdict.message)
             left = deadline - time.monotonic()
             if left <= 0:

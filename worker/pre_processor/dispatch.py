@@ -27,9 +27,17 @@ from worker.pre_processor.serve_application import (
     records_if_legible,
     snapshot_of,
 )
-from worker.pre_processor.waitlist import DISPATCH, FIRST_SECONDS, READY, Room, RoomName, start_poll, wake
+from worker.pre_processor.waitlist import (
+    DISPATCH,
+    FIRST_SECONDS,
+    READY,
+    Waitlist,
+    WaitlistName,
+    schedule_poll,
+    wake,
+)
 from worker.runs.heartbeat import run_member
-from worker.runs.model import Continue, Outcome, Park, PollAgain, Run
+from worker.runs.model import Continue, Outcome, Reschedule, Run, Suspend
 from worker.services import Services
 
 DISPATCH_FAILED = "Pre-processor deployment dispatch failed ({error_type})"
@@ -164,7 +172,7 @@ def detect(run: Run, services: Services) -> Outcome:
     backend = services.backend(run.message.tenant)
     target = find(backend, params.pre_processor, params.agent)
     services.runs.store.note(run.job, FINDING, target.to_finding())
-    services.runs.advance(run, "prepare", 30)
+    services.runs.set_progress(run, "prepare", 30)
     running = classify_serve_app(records_if_legible(backend, target))[0] == "running"
     return Continue(READY if running else DISPATCH)
 
@@ -182,7 +190,7 @@ STEP = "prepare"
 GATEWAY_STATUSES = frozenset({502, 504})
 """Said by what stands before the backend, which may have got the request all the same."""
 
-NEVER_ARRIVED = ("nobody listens", "host name is unknown", "certificate is not trusted")
+NEVER_SENT = ("nobody listens", "host name is unknown", "certificate is not trusted")
 """In the text of a connection error: the request was not sent. A connection that was lost may have been cut
 after the backend had it."""
 
@@ -192,59 +200,61 @@ def dispatch(run: Run, services: Services) -> Outcome:
     target = PreProcessor.from_finding(run.findings[FINDING])
     body = dispatch_body(target)
     runs, timeout = services.runs, services.settings.worker_pre_processor_timeout_seconds
-    name = RoomName.of(run.message.tenant or services.settings.synapse_tenant, target)
-    room = Room(runs.redis, name)
+    name = WaitlistName.of(run.message.tenant or services.settings.synapse_tenant, target)
+    room = Waitlist(runs.redis, name)
     # Before the room says that it is polled: whoever dies until its poll is out leaves a room that is missed.
-    runs.live.include(name.member)
-    joined = room.join(run.job, timeout, again=run.again)
+    runs.heartbeats.register(name.member)
+    joined = room.join(run.job, timeout, is_retry=run.is_retry)
     if joined.poll:
-        start_poll(runs, name, joined.poll, FIRST_SECONDS if joined.claim else 0.0)
+        schedule_poll(runs, name, joined.poll, FIRST_SECONDS if joined.claim else 0.0)
     # The run is silent from here on until it is let out.
-    runs.live.expect(run_member(run.job), timeout)
-    runs.advance(run, STEP, 60)
+    runs.heartbeats.schedule(run_member(run.job), timeout)
+    runs.set_progress(run, STEP, 60)
     if joined.claim is not None:
         return _claimed(run, services, room, joined.claim, target, body)
-    if joined.first:
+    if joined.is_new:
         known = f" (job {joined.job})" if joined.job else ""
         runs.events.message(run.job, f"Waiting for pre-processor {target.release}{known}.", step=STEP)
-    return Park()
+    return Suspend()
 
 
 def _claimed(
-    run: Run, services: Services, room: Room, token: str, target: PreProcessor, body: dict[str, Any]
+    run: Run, services: Services, room: Waitlist, token: str, target: PreProcessor, body: dict[str, Any]
 ) -> Outcome:
     backend, runs = services.backend(run.message.tenant), services.runs
     try:
         found = records(backend, target)
     except (ClientError, OSError) as error:
         log.warning("look before dispatch failed", error_type=type(error).__name__)
-        return PollAgain(min(1.0, runs.timing.longest_countdown))
+        return Reschedule(min(1.0, runs.timing.max_countdown))
     if classify_serve_app(found)[0] == "running":
-        room.forget_dispatch(token)  # it came up since the run looked first: the poll lets out
-        return Park()
-    if not room.amend(token, sent=room.now(), snapshot=json.dumps(snapshot_of(found))):
-        return Park()  # this process was taken for dead; another one dispatches
+        room.clear_dispatch(token)  # it came up since the run looked first: the poll lets out
+        return Suspend()
+    if not room.update_dispatch(token, sent=room.now(), snapshot=json.dumps(snapshot_of(found))):
+        return Suspend()  # this process was taken for dead; another one dispatches
     try:
         job = dispatched_job(backend.run_plugin(target.code, body))
     except (ClientError, OSError) as error:
         failure = error
     else:
-        room.amend(token, job=job)
+        room.update_dispatch(token, job=job)
         log.info("pre-processor dispatched", release=target.release, dispatched=job)
         text = f"Waiting for pre-processor {target.release} (dispatched as job {job})."
         runs.events.message(run.job, text, step=STEP)
-        return Park()
+        return Suspend()
     failed = dispatch_failed(failure)
     # What may have been taken all the same has its time from now on to be seen.
-    room.amend(token, failure=str(failed), unclear=int(is_unclear(failure)), sent=room.now())
+    room.update_dispatch(
+        token, failure=str(failed), unclear=int(may_have_been_accepted(failure)), sent=room.now()
+    )
     wake(runs, room.name)
     raise failed
 
 
-def is_unclear(error: Exception) -> bool:
+def may_have_been_accepted(error: Exception) -> bool:
     """Whether the backend may have dispatched in spite of the error."""
     if isinstance(error, HTTPError):
         return error.status_code in GATEWAY_STATUSES
     if isinstance(error, ClientConnectionError):
-        return not any(reason in str(error) for reason in NEVER_ARRIVED)
+        return not any(reason in str(error) for reason in NEVER_SENT)
     return not isinstance(error, ConnectionRefusedError)

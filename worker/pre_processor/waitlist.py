@@ -28,12 +28,12 @@ AWAIT_READY = Step("pre_processor.await_ready", position=0, queue="to_task")
 """The poll of a room: not a step of a run."""
 
 
-ROOM_PREFIX = "room:"
+WAITLIST_PREFIX = "room:"
 """Members of the live set that are rooms."""
 
 
 @dataclass(frozen=True)
-class RoomName:
+class WaitlistName:
     """`tenant` is empty where none is set."""
 
     tenant: str
@@ -42,7 +42,7 @@ class RoomName:
     version: str
 
     @classmethod
-    def of(cls, tenant: str | None, target: PreProcessor) -> "RoomName":
+    def of(cls, tenant: str | None, target: PreProcessor) -> "WaitlistName":
         """The room of those who wait for `target`."""
         return cls(tenant or "", target.agent, target.code, target.version)
 
@@ -52,7 +52,7 @@ class RoomName:
         return f"{_quoted(self.tenant)}:{self.agent}:{_quoted(self.code)}@{_quoted(self.version)}"
 
     @classmethod
-    def parse(cls, key: str) -> "RoomName":
+    def parse(cls, key: str) -> "WaitlistName":
         """The inverse of `key`."""
         tenant, agent, release = key.split(":")
         code, version = release.split("@")
@@ -66,7 +66,7 @@ class RoomName:
     @property
     def member(self) -> str:
         """The room among the live."""
-        return f"{ROOM_PREFIX}{self.key}"
+        return f"{WAITLIST_PREFIX}{self.key}"
 
 
 def _quoted(part: str) -> str:
@@ -74,11 +74,11 @@ def _quoted(part: str) -> str:
 
 
 def _is_key(value: str) -> str:
-    RoomName.parse(value)  # which raises ValueError
+    WaitlistName.parse(value)  # which raises ValueError
     return value
 
 
-RoomKey = Annotated[str, AfterValidator(_is_key)]
+WaitlistKey = Annotated[str, AfterValidator(_is_key)]
 """The name of a room as text, in messages."""
 
 
@@ -93,12 +93,12 @@ _DISPATCH_FIELDS = (
 
 
 @dataclass(frozen=True)
-class Joined:
+class JoinResult:
     """`poll` is the generation of a poll to start, or 0; `claim` the token of who is to dispatch, or None."""
 
     poll: int
     claim: str | None
-    first: bool
+    is_new: bool
     job: str | None
 
 
@@ -112,20 +112,20 @@ class Dispatch:
     job: str | None = None
     snapshot: dict[str, str] = field(default_factory=dict)
     ended: float | None = None
-    doubtful: bool = False
+    job_unverified: bool = False
     failure: str | None = None
-    unclear: bool = False
+    maybe_accepted: bool = False
     by: str = ""
     """The run whose step dispatches."""
-    silent: float | None = None
+    no_reply_since: float | None = None
     """When a poll first found that nobody waits for its answer; `looked`: when the last one did."""
-    looked: float | None = None
+    last_polled: float | None = None
 
 
-class Room:
+class Waitlist:
     """One pre-processor's room."""
 
-    def __init__(self, redis: "Redis", name: RoomName) -> None:
+    def __init__(self, redis: "Redis", name: WaitlistName) -> None:
         self.name = name
         self._redis = redis
         self._scripts = Scripts(redis, "worker.pre_processor")
@@ -133,7 +133,7 @@ class Room:
         self._waiters = f"synapse:rooms:{{{name.key}}}:waiters"
         self.lock = f"synapse:rooms:{{{name.key}}}:lock"
 
-    def join(self, job: str, timeout: float, *, again: bool = False) -> Joined:
+    def join(self, job: str, timeout: float, *, is_retry: bool = False) -> JoinResult:
         """Wait in the room, at most `timeout` seconds from the first time on."""
         token = uuid4().hex
         started, claimed, first, dispatched = self._scripts.run(
@@ -141,20 +141,20 @@ class Room:
             [self._hash, self._waiters],
             job,
             timeout,
-            int(again),
+            int(is_retry),
             token,
             UNSENT_CLAIM_SECONDS,
             DAY_SECONDS,
             *_DISPATCH_FIELDS,
         )
-        return Joined(int(started), token if claimed else None, bool(first), dispatched or None)
+        return JoinResult(int(started), token if claimed else None, bool(first), dispatched or None)
 
     def waiters(self) -> list[tuple[str, float]]:
         """Who waits, with deadlines, the next to be due first."""
         found = self._redis.zrange(self._waiters, 0, -1, withscores=True)
         return [(str(job), float(deadline)) for job, deadline in found]
 
-    def leave(self, *jobs: str) -> None:
+    def remove(self, *jobs: str) -> None:
         """These wait no longer."""
         if jobs:
             self._redis.zrem(self._waiters, *jobs)
@@ -164,9 +164,9 @@ class Room:
         seconds, microseconds = self._redis.time()
         return float(seconds + microseconds / 1e6)
 
-    def begin_poll(self, generation: int, redelivered: bool) -> tuple[str, int]:
+    def claim_poll(self, generation: int, redelivered: bool) -> tuple[str, int]:
         """`begun`, `stale` or `republish`, and the newest generation."""
-        said, newest = self._scripts.run("begin_poll", [self._hash], generation, int(redelivered))
+        said, newest = self._scripts.run("claim_poll", [self._hash], generation, int(redelivered))
         return str(said), int(newest)
 
     def end_poll(self, generation: int) -> tuple[str, int]:
@@ -183,22 +183,22 @@ class Room:
         stored = self._redis.hgetall(self._hash)
         return _dispatch(stored) if "token" in stored else None
 
-    def amend(self, token: str, **fields: str | float) -> bool:
+    def update_dispatch(self, token: str, **fields: str | float) -> bool:
         """Write down more about the dispatch `token`; false when it is no longer the room's."""
         pairs = [item for pair in fields.items() for item in pair]
-        return bool(self._scripts.run("amend", [self._hash], token, *pairs))
+        return bool(self._scripts.run("update_dispatch", [self._hash], token, *pairs))
 
-    def adopt(self, job: str) -> bool:
+    def set_job(self, job: str) -> bool:
         """`job` deploys what this room waits for; true when the room's dispatch did not know its job yet."""
-        return bool(self._scripts.run("adopt", [self._hash], job))
+        return bool(self._scripts.run("set_job", [self._hash], job))
 
-    def hear(self) -> None:
+    def extend_deadline(self) -> None:
         """A deployment's message was read: a dispatch that does not know its job has its time once more."""
-        self._scripts.run("hear", [self._hash])
+        self._scripts.run("extend_deadline", [self._hash])
 
-    def forget_dispatch(self, token: str) -> bool:
+    def clear_dispatch(self, token: str) -> bool:
         """Let the next who joins dispatch anew; false when it is no longer the room's."""
-        return bool(self._scripts.run("forget", [self._hash], token, *_DISPATCH_FIELDS))
+        return bool(self._scripts.run("clear_dispatch", [self._hash], token, *_DISPATCH_FIELDS))
 
 
 def _dispatch(stored: Mapping[str, Any]) -> Dispatch:
@@ -209,12 +209,12 @@ def _dispatch(stored: Mapping[str, Any]) -> Dispatch:
         job=stored.get("job"),
         snapshot=json.loads(stored.get("snapshot", "{}")),
         ended=float(stored["ended"]) if stored.get("ended") else None,
-        doubtful=stored.get("doubtful") == "1",
+        job_unverified=stored.get("doubtful") == "1",
         failure=stored.get("failure") or None,
-        unclear=stored.get("unclear") == "1",
+        maybe_accepted=stored.get("unclear") == "1",
         by=stored.get("by", ""),
-        silent=float(stored["silent"]) if "silent" in stored else None,
-        looked=float(stored["looked"]) if "looked" in stored else None,
+        no_reply_since=float(stored["silent"]) if "silent" in stored else None,
+        last_polled=float(stored["looked"]) if "looked" in stored else None,
     )
 
 
@@ -222,31 +222,31 @@ FIRST_SECONDS = 0.5
 GROWTH = 1.5
 
 
-def start_poll(runs: Runs, name: RoomName, generation: int, countdown: float = 0.0) -> None:
+def schedule_poll(runs: Runs, name: WaitlistName, generation: int, countdown: float = 0.0) -> None:
     """Send the poll of `generation`; a sign of life of the room is due."""
-    runs.live.expect(name.member, countdown)
+    runs.heartbeats.schedule(name.member, countdown)
     kwargs = {"room": name.key, "generation": generation}
-    runs.sender.send(AWAIT_READY, AWAIT_READY.queue or "to_task", kwargs, countdown)
+    runs.publisher.publish(AWAIT_READY, AWAIT_READY.queue or "to_task", kwargs, countdown)
 
 
-def wake(runs: Runs, name: RoomName) -> bool:
+def wake(runs: Runs, name: WaitlistName) -> bool:
     """Something happened that a room waits for: poll now. False when nobody waits."""
-    generation = Room(runs.redis, name).wake()
+    generation = Waitlist(runs.redis, name).wake()
     if generation:
-        start_poll(runs, name, generation)
+        schedule_poll(runs, name, generation)
     return bool(generation)
 
 
-def ramp(attempt: int, ceiling: float) -> float:
+def poll_backoff(attempt: int, ceiling: float) -> float:
     """Seconds until the next poll: half a second at first, growing."""
     return min(FIRST_SECONDS * GROWTH ** min(attempt, 50), ceiling)
 
 
-def recover_room(key: str, runs: Runs) -> None:
+def recover_waitlist(key: str, runs: Runs) -> None:
     """Publish a poll of a new generation; forget a room in which nobody waits."""
-    name = RoomName.parse(key)
+    name = WaitlistName.parse(key)
     if not wake(runs, name):
-        runs.live.forget(name.member)
+        runs.heartbeats.remove(name.member)
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class Waiter:
     queue: str
 
 
-def present(room: Room, runs: Runs) -> list[Waiter]:
+def active_waiters(room: Waitlist, runs: Runs) -> list[Waiter]:
     """Who waits, the next to be due first; runs that ended or went on meanwhile leave."""
     waiters = room.waiters()
     with runs.redis.pipeline(transaction=False) as pipe:
@@ -273,31 +273,31 @@ def present(room: Room, runs: Runs) -> list[Waiter]:
     staying = {waiter.job for waiter in here}
     for (job, _), (_, end, _) in zip(waiters, found, strict=True):
         if end is not None:
-            runs.report_end(job)  # who wrote the end may have died before it was on its way
-    room.leave(*(job for job, _ in waiters if job not in staying))
+            runs.ensure_end_reported(job)  # who wrote the end may have died before it was on its way
+    room.remove(*(job for job, _ in waiters if job not in staying))
     return here
 
 
-def let_out(waiters: list[Waiter], room: Room, runs: Runs) -> None:
+def resume(waiters: list[Waiter], room: Waitlist, runs: Runs) -> None:
     """The pre-processor runs. Each leaves after its message is out: who dies in between sends it again."""
     for waiter in waiters:
-        runs.live.expect(run_member(waiter.job))
+        runs.heartbeats.schedule(run_member(waiter.job))
         _send(READY, waiter, {}, runs)
-        room.leave(waiter.job)
+        room.remove(waiter.job)
 
 
-def fail(waiters: list[Waiter], message: str, room: Room, runs: Runs) -> None:
+def fail(waiters: list[Waiter], message: str, room: Waitlist, runs: Runs) -> None:
     """Their runs end with `message`."""
     for waiter in waiters:
         runs.finish(waiter.job, End(JobStatus.FAILED, {"error": message}))
-        room.leave(waiter.job)
+        room.remove(waiter.job)
 
 
-def let_one_dispatch(waiters: list[Waiter], runs: Runs) -> None:
+def redispatch(waiters: list[Waiter], runs: Runs) -> None:
     """Who has the most time left joins again; joining gives the claim to one, however often this is sent."""
     waiter = waiters[-1]
-    _send(DISPATCH, waiter, {"generation": runs.store.newest_poll(waiter.job, DISPATCH.name)}, runs)
+    _send(DISPATCH, waiter, {"generation": runs.store.current_generation(waiter.job, DISPATCH.name)}, runs)
 
 
 def _send(step: Step, waiter: Waiter, kwargs: dict[str, int], runs: Runs) -> None:
-    runs.sender.send(step, step.queue or waiter.queue, {"job": waiter.job, **kwargs})
+    runs.publisher.publish(step, step.queue or waiter.queue, {"job": waiter.job, **kwargs})

@@ -2,10 +2,10 @@
 
 from shared.channels import job_key
 
-LIVE = "synapse:live"
+HEARTBEATS_KEY = "synapse:live"
 """Sorted set: every live run and waiting room, by the time at which its next sign of life is due."""
 
-LIVE_OVERDUE = "synapse:live:overdue"
+OVERDUE_COUNTS_KEY = "synapse:live:overdue"
 """Hash: how many times in a row a member was found overdue."""
 
 

@@ -7,7 +7,7 @@ from worker.plugins import PluginHostBusyError
 from worker.pre_processor import classify_serve_app
 from worker.pre_processor.dispatch import FINDING, application_failed, timed_out
 from worker.pre_processor.serve_application import PreProcessor, records
-from worker.runs.model import Continue, Outcome, Park, PollAgain, Run
+from worker.runs.model import Continue, Outcome, Reschedule, Run, Suspend
 from worker.runs.runs import Runs
 from worker.services import Services
 from worker.to_task.attempt import Attempt
@@ -105,11 +105,11 @@ def go_on(run: Run, runs: Runs, ledger: RedisLedger, *, again: bool = False) -> 
     by_inference = message_of(run).params.method is ToTaskMethod.INFERENCE
     for chunk in ledger.next_chunks(1 if by_inference else CHUNKS_AT_ONCE, again=again):
         # A copy of an older poll of the chunk would be dropped.
-        generation = runs.store.newest_poll(run.job, f"{ANNOTATE.name}:{chunk}")
+        generation = runs.store.current_generation(run.job, f"{ANNOTATE.name}:{chunk}")
         kwargs = {"job": run.job, "chunk": chunk, "generation": generation}
-        runs.sender.send(ANNOTATE, ANNOTATE.queue or run.queue, kwargs)
+        runs.publisher.publish(ANNOTATE, ANNOTATE.queue or run.queue, kwargs)
         ledger.sent(chunk)
-    return Park()
+    return Suspend()
 
 
 LONGEST_PASS = 15.0
@@ -140,15 +140,15 @@ def annotate(run: Run, chunk: int, services: Services, crew: Crew) -> Outcome:
         try:
             attempt = pipeline.run(choose(tasks), budget)
         except PluginHostBusyError:
-            return PollAgain(SECONDS_FOR_A_TURN)
+            return Reschedule(SECONDS_FOR_A_TURN)
         if attempt.look():
-            return Park() if services.runs.store.is_over(run.job) else PollAgain(SECONDS_FOR_ANOTHER)
+            return Suspend() if services.runs.store.has_ended(run.job) else Reschedule(SECONDS_FOR_ANOTHER)
         if attempt.held and message.params.method is ToTaskMethod.INFERENCE and is_away(run, services):
-            return PollAgain(SECONDS_FOR_PRE_PROCESSOR)
+            return Reschedule(SECONDS_FOR_PRE_PROCESSOR)
         project = message.params.project
         pause = settle(attempt, chunk, ledger, lambda: services.backend(message.tenant).get_project(project))
         if pause is not None:
-            return PollAgain(pause)
+            return Reschedule(pause)
     ledger.chunk_done(chunk)
     return go_on(run, services.runs, ledger)
 

@@ -14,7 +14,7 @@ from shared.statuses import JobStatus
 from worker.lua import Scripts
 from worker.platform import StrayLinkError, holds_secret
 from worker.runs.keys import run_key
-from worker.runs.model import Continue, Finish, Outcome, Park, PollAgain, Run, RunFailedError
+from worker.runs.model import Continue, Finish, Outcome, Reschedule, Run, RunFailedError, Suspend
 from worker.services import Services
 from worker.to_task import ledger
 from worker.to_task.steps import SPREAD, message_of
@@ -162,20 +162,20 @@ def fetch_tasks(run: Run, services: Services, clock: Callable[[], float] = time.
     cursor = catalogue.cursor()
     while not cursor.complete:
         if not first and clock() > until:
-            return PollAgain(0)
+            return Reschedule(0)
         first = False
         page = _read(services, message, cursor)
         match catalogue.commit(cursor.page, page):
             case Commit.OVER:
-                return Park()
+                return Suspend()
             case Commit.CIRCLE:
                 raise going_in_circles()
         cursor = catalogue.cursor()
         if page.count and not cursor.complete:
-            runs.advance(run, PROGRESS, min(99.0, 100.0 * cursor.total / page.count))
+            runs.set_progress(run, PROGRESS, min(99.0, 100.0 * cursor.total / page.count))
     if cursor.total == 0:
         return Finish(JobStatus.FAILED, {"error": NO_TASKS})
-    runs.advance(run, PROGRESS, 100)
+    runs.set_progress(run, PROGRESS, 100)
     return Continue(SPREAD)
 
 

@@ -76,7 +76,7 @@ ALL = (
 
 def own_all(store: RunStore, job: str) -> None:
     """Let all of them expire with the run; to be called before the first of them is written."""
-    store.owns(job, *(key(job) for key in ALL))
+    store.expire_with_run(job, *(key(job) for key in ALL))
 
 
 MOST_FAILURES = 1_000
@@ -173,7 +173,7 @@ class RedisLedger:
         lease = self._lease
         if lease is not None and self._redis.get(lease.key) != lease.token:
             return True
-        return self._store.is_over(self._job)
+        return self._store.has_ended(self._job)
 
     def open_tasks(self, chunk: int) -> list[OpenTask]:
         """See `Ledger`."""

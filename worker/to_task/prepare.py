@@ -26,9 +26,9 @@ def prepare(run: Run, services: Services) -> Outcome:
     check_params(run, services)
     check_project(services.backend(message.tenant), message.params)
     if message.params.method is ToTaskMethod.INFERENCE:
-        services.runs.advance(run, PROGRESS, 10)
+        services.runs.set_progress(run, PROGRESS, 10)
         return Continue(DETECT)
-    services.runs.advance(run, PROGRESS, 100)
+    services.runs.set_progress(run, PROGRESS, 100)
     return Continue(FETCH_TASKS)
 
 

@@ -16,8 +16,8 @@ def tell(run: Run, runs: Runs, ledger: RedisLedger) -> None:
     """Percent and metrics as the ledger has them, and what failed since the last time."""
     counts = ledger.counts()
     stand_by = counts.total - counts.success - counts.failed
-    runs.measure(run, PROGRESS, success=counts.success, failed=counts.failed, stand_by=stand_by)
-    runs.advance(run, PROGRESS, counts.percent)
+    runs.set_metrics(run, PROGRESS, success=counts.success, failed=counts.failed, stand_by=stand_by)
+    runs.set_progress(run, PROGRESS, counts.percent)
     if counts.failed:
         _tell_failures(run, runs, ledger)
 
@@ -26,7 +26,7 @@ def _tell_failures(run: Run, runs: Runs, ledger: RedisLedger) -> None:
     failures = ledger.take_untold(FAILURES_TOLD)
     if failures:
         lines = [f"Task {failure.task_id} failed: {failure.error}" for failure in failures]
-        runs.events.log.say(run.job, "\n".join(lines), "warning")
+        runs.events.log.append(run.job, "\n".join(lines), "warning")
 
 
 def finalize(run: Run, services: Services) -> Outcome:

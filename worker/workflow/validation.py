@@ -14,12 +14,12 @@ from worker.plugins import PluginError, PluginStore
 
 log = structlog.get_logger(__name__)
 
-MOST_MISTAKES = 20
-LONGEST_NAME = 100
+MAX_MISTAKES = 20
+MAX_NAME_CHARS = 100
 """Of what is wrong with a message, which may have a hundred thousand wrong keys of any length."""
 
 
-class RefusedMessageError(ValueError):
+class RejectedMessageError(ValueError):
     """A message that cannot be accepted; the text says why, without what the message holds."""
 
 
@@ -28,20 +28,20 @@ def parse(
 ) -> DeployMessage | ToTaskMessage:
     """Check a message and that its release and action exist; raises `RefusedMessageError`."""
     if args:
-        raise RefusedMessageError("arguments must be sent by name")
+        raise RejectedMessageError("arguments must be sent by name")
     try:
         message = model.model_validate(kwargs)
     except ValidationError as error:
-        raise RefusedMessageError(mistakes(error)) from None
+        raise RejectedMessageError(mistakes(error)) from None
     try:
         store.get(message.plugin).action(message.action)
     except PluginError as error:
-        raise RefusedMessageError(clean(str(error))) from None
+        raise RejectedMessageError(clean(str(error))) from None
     except OSError:
         raise  # The store is away, which says nothing about the message.
     except Exception as error:
         log.error("release not read", plugin=message.plugin, exc_info=True)
-        raise RefusedMessageError(clean(f"{type(error).__name__}: {error}")) from None
+        raise RejectedMessageError(clean(f"{type(error).__name__}: {error}")) from None
     return message
 
 
@@ -49,12 +49,12 @@ def mistakes(error: ValidationError) -> str:
     """Where and what is wrong, in one line, without what the message holds."""
     found = error.errors(include_input=False, include_url=False, include_context=False)
     lines = []
-    for mistake in found[:MOST_MISTAKES]:
-        where = ".".join(str(part)[:LONGEST_NAME] for part in mistake["loc"])
+    for mistake in found[:MAX_MISTAKES]:
+        where = ".".join(str(part)[:MAX_NAME_CHARS] for part in mistake["loc"])
         what = mistake["msg"].removeprefix("Value error, ")
         lines.append(f"{where}: {what}" if where else what)
-    if len(found) > MOST_MISTAKES:
-        lines.append(f"and {len(found) - MOST_MISTAKES} more")
+    if len(found) > MAX_MISTAKES:
+        lines.append(f"and {len(found) - MAX_MISTAKES} more")
     return clean("; ".join(lines))[:2000]
 
 
@@ -115,11 +115,11 @@ def arguments_of(function: Callable[..., Any]) -> type[Arguments] | None:
 def check(model: type[Arguments], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Raises `RefusedMessageError` when they are not those of the step."""
     if args:
-        raise RefusedMessageError("arguments must be sent by name")
+        raise RejectedMessageError("arguments must be sent by name")
     try:
         model.model_validate(kwargs)
     except ValidationError as error:
-        raise RefusedMessageError(mistakes(error)) from None
+        raise RejectedMessageError(mistakes(error)) from None
 
 
 def status_of(job: Mapping[str, Any]) -> JobStatus | None:

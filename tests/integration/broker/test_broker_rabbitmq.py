@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 
 from shared import Publisher, StopMessage
 from worker.broker import broker_settings
-from worker.runs.publisher import publish
+from worker.runs.publisher import send_task
 from worker.sandbox.processes import Process, free_port, start, wait_for
 
 # Debian puts a script on the PATH that runs the server as another user, who may not enter this test's folder.
@@ -97,7 +97,7 @@ def test_no_message_is_lost_that_was_published_before_the_broker_was_killed(
     publisher = Publisher(rabbit.url)
     publisher._celery.conf.task_publish_retry = False
     senders: dict[str, Callable[[str], object]] = {
-        "a worker": lambda job: publish(app, "stop", queue, {"job": job}),
+        "a worker": lambda job: send_task(app, "stop", queue, {"job": job}),
         "the backend's publisher": lambda job: publisher.publish(StopMessage(job=job)),
     }
 

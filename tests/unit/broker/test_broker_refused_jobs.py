@@ -30,7 +30,7 @@ def test_its_job_ends_failed_with_the_reason(redis: Any, sender: RecordingSender
     ((_, letter),) = redis.xrange(DEAD_LETTERS)
     assert (letter["task"], letter["body"], letter["reason"]) == ("deploy", message.body, message.reason)
     (sent,) = sender.sent
-    assert sent.name == dead_letters.REFUSE_JOB.name
+    assert sent.name == dead_letters.FAIL_REJECTED_JOB.name
     assert sent.kwargs == {"job": "7", "reason": "embed is not a dict", "tenant": "t"}
 
 

@@ -17,7 +17,7 @@ from worker.platform.responses import Answer, error_of
 from worker.platform.streams.parser import cut
 from worker.plugins.runner import MAX_MESSAGE, describe
 from worker.pre_processor.serve_application import counts_as_failed, find, snapshot_of
-from worker.runs.publisher import QuietRequest
+from worker.runs.publisher import RedactedRequest
 from worker.services import Services
 from worker.settings import Settings
 from worker.to_task.methods import LONGEST_TICKET, PreProcessor, ask
@@ -59,7 +59,7 @@ def test_serves_explanation_of_a_failure_has_no_secret(status: str, where: str) 
 
 def test_a_task_event_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[dict[str, Any]] = []
-    request = QuietRequest.__new__(QuietRequest)
+    request = RedactedRequest.__new__(RedactedRequest)
     monkeypatch.setattr(
         "celery.worker.request.Request.send_event", lambda _self, type, **fields: sent.append(fields)
     )

@@ -18,7 +18,7 @@ from worker.platform import (
     ServerError,
 )
 from worker.plugins import PluginHostBusyError, PluginHostUnavailableError
-from worker.runs.model import Continue, Park
+from worker.runs.model import Continue, Suspend
 from worker.to_task.ledger import RedisLedger
 from worker.to_task.results import FAILURES_TOLD, finalize
 from worker.to_task.steps import FINALIZE
@@ -198,7 +198,7 @@ def test_a_window_of_chunks_is_open_and_a_finished_one_sends_the_next(make_world
     assert world.sender.chunks() == [0, 1, 2, 3]
     assert {sent.queue for sent in world.sender.sent if sent.name == "to_task.annotate"} == {"annotate"}
 
-    assert world.annotate(2) == Park()
+    assert world.annotate(2) == Suspend()
 
     assert world.sender.chunks() == [0, 1, 2, 3, 4]
 
@@ -242,11 +242,11 @@ def test_the_sweep_sends_the_open_chunks_again_with_their_newest_poll(make_world
     world = make_world(60, chunk=10)
     world.collect()
     world.annotate(1)
-    world.runs.store.announce_poll(JOB, "to_task.annotate:2", 0)
+    world.runs.store.next_generation(JOB, "to_task.annotate:2", 0)
     world.sender.sent.clear()
 
     # When spread is sent again
-    assert world.spread() == Park()
+    assert world.spread() == Suspend()
 
     # Then the open ones go out, none that is done
     sent = {each.kwargs["chunk"]: each.kwargs["generation"] for each in world.sender.sent}
@@ -265,7 +265,7 @@ def test_finalize_is_found_by_the_last_chunk_and_a_second_end_is_not_written(mak
     world = make_world(20)
     world.collect()
 
-    assert [world.annotate(0), world.annotate(1)] == [Park(), Continue(FINALIZE)]
+    assert [world.annotate(0), world.annotate(1)] == [Suspend(), Continue(FINALIZE)]
     assert finalize(world.run, world.services) == finalize(world.run, world.services)
 
 
@@ -274,7 +274,7 @@ def test_nothing_is_annotated_after_a_stop(make_world: Make) -> None:
     world.collect()
     world.end()
 
-    assert world.annotate(0) == Park()
+    assert world.annotate(0) == Suspend()
     assert (world.backend.written, world.backend.calls["get_task"]) == ([], 0)
 
 
@@ -289,7 +289,7 @@ def test_a_stop_while_the_plugin_converts_is_heard_before_the_writes(make_world:
 
     world.host.call_batch = and_stop  # type: ignore[method-assign]
 
-    assert world.annotate(0) == Park()
+    assert world.annotate(0) == Suspend()
     assert world.backend.written == []
 
 
@@ -298,7 +298,7 @@ def test_a_stop_while_tasks_are_written_is_heard_before_the_next_batch(make_worl
     world.collect()
     world.backend.before_write = lambda task: world.end() if task == 5 else None
 
-    assert world.annotate(0) == Park()
+    assert world.annotate(0) == Suspend()
     assert set(world.backend.written_ids) <= set(range(1, 65))
 
 

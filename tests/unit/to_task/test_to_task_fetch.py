@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.unit.to_task.world import JOB, World
-from worker.runs.model import Continue, Finish, Park, PollAgain, RunFailedError
+from worker.runs.model import Continue, Finish, Reschedule, RunFailedError, Suspend
 from worker.to_task import ledger
 from worker.to_task.discover import Catalogue, Commit, Page, all_ids, fetch_tasks, page_size, read_page
 from worker.to_task.steps import SPREAD, message_of
@@ -104,7 +104,7 @@ def test_a_delivery_reads_for_a_while_and_the_next_goes_on(make_world: Make) -> 
     outcomes = [fetch_tasks(world.run, world.services, lambda: float(next(ticks))) for _ in range(3)]
 
     # Then each delivery read one page
-    assert outcomes == [PollAgain(0), PollAgain(0), Continue(SPREAD)]
+    assert outcomes == [Reschedule(0), Reschedule(0), Continue(SPREAD)]
     assert world.backend.calls["list_tasks"] == 3
     assert world.record()["total"] == "30"
 
@@ -122,7 +122,7 @@ def test_nothing_is_written_after_the_end_of_the_run(make_world: Make) -> None:
     world = make_world(5)
     world.end()
 
-    assert world.fetch() == Park()
+    assert world.fetch() == Suspend()
     assert chunks(world) == {}
 
 
@@ -207,6 +207,6 @@ def test_the_keys_expire_with_the_run(make_world: Make) -> None:
     world.annotate(0)
     world.end()
 
-    world.runs.store.seal(JOB)
+    world.runs.store.mark_reported(JOB)
 
     assert [key for key in world.redis.keys("*to_task*") if world.redis.ttl(key) < 0] == []

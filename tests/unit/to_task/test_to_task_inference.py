@@ -9,7 +9,7 @@ from tests.unit.conftest import Clock
 from tests.unit.to_task.world import World
 from worker.platform import NotFoundError, ServerError
 from worker.plugins import PluginHostBusyError
-from worker.runs.model import Continue, Park, PollAgain
+from worker.runs.model import Continue, Reschedule, Suspend
 from worker.to_task.steps import FINALIZE
 
 Make = Callable[..., World]
@@ -101,7 +101,7 @@ def test_a_redelivery_polls_and_does_not_infer_again(by_inference: Make) -> None
     world = by_inference(1)
     world.collect()
     deferring(world, PENDING, PENDING, {"digit": 7})
-    assert world.annotate(0) == PollAgain(2.0)
+    assert world.annotate(0) == Reschedule(2.0)
 
     # When the chunk is delivered again
     outcome = world.annotate(0)
@@ -125,7 +125,7 @@ def test_a_deferred_inference_keeps_its_slot(by_inference: Make) -> None:
     outcomes = [world.annotate(0) for _ in range(3)]
 
     # Then no more than two inferences are open
-    assert outcomes == [PollAgain(2.0)] * 3
+    assert outcomes == [Reschedule(2.0)] * 3
     inferred = [data for _, data in world.backend.runs if "__synapse_poll__" not in data["params"]["json"]]
     assert len(inferred) == 2
 
@@ -193,7 +193,7 @@ def test_a_pass_out_of_time_begins_no_more_inferences(by_inference: Make) -> Non
     world.collect()
     world.settings.worker_visibility_timeout_seconds = 0.0
 
-    assert world.annotate(0) == PollAgain(0.0)
+    assert world.annotate(0) == Reschedule(0.0)
     assert len(world.backend.runs) == 1
 
 
@@ -208,7 +208,7 @@ def test_a_stop_ends_the_inferences(by_inference: Make) -> None:
 
     world.backend.answers = and_stop
 
-    assert world.annotate(0) == Park()
+    assert world.annotate(0) == Suspend()
     assert world.backend.written == []
 
 
@@ -238,7 +238,7 @@ def test_a_pre_processor_that_goes_away_for_a_while_fails_no_task(
     world.backend.fail("run_plugin", 0, error)
     world.backend.application = "DEPLOYING"
     for _ in range(20):
-        assert isinstance(world.annotate(0), PollAgain)
+        assert isinstance(world.annotate(0), Reschedule)
     world.backend.application = "RUNNING"
     world.backend.fails.clear()
     world.annotate_fully(0)
@@ -262,7 +262,7 @@ def test_a_pre_processor_that_stays_away_ends_the_run(
     world.collect()
     world.backend.fail("run_plugin", 0, NotFoundError())
     world.backend.application = status
-    assert isinstance(world.annotate(0), PollAgain)
+    assert isinstance(world.annotate(0), Reschedule)
     clock.forward(200)
     with pytest.raises(RuntimeError) as caught:
         world.annotate(0)

@@ -10,7 +10,7 @@ from tests.unit.runs.runs_helpers import Courier
 from tests.unit.to_task.world import JOB, KilledError, World
 from worker.lua import Scripts
 from worker.runs.keys import lock_key
-from worker.runs.model import Continue, Finish, Outcome, PollAgain
+from worker.runs.model import Continue, Finish, Outcome, Reschedule
 from worker.to_task.annotate import annotate
 from worker.to_task.pipeline import BATCH
 from worker.to_task.results import finalize
@@ -40,8 +40,8 @@ class Fate:
 
 def deliver_all(world: World) -> Finish | None:
     """Every message once more, as the broker and the sweep do."""
-    outcome: Outcome = PollAgain(0)
-    while isinstance(outcome, PollAgain):
+    outcome: Outcome = Reschedule(0)
+    while isinstance(outcome, Reschedule):
         outcome = world.fetch()
     outcome = world.spread()
     delivered = 0

@@ -12,7 +12,7 @@ from fakeredis import FakeRedis
 from shared.channels import job_key
 from shared.messages import ToTaskMessage
 from worker.plugins import PluginCallError
-from worker.runs.model import Continue, Finish, Outcome, Park, PollAgain, Run, Step
+from worker.runs.model import Continue, Finish, Outcome, Reschedule, Run, Step, Suspend
 from worker.runs.runs import Runs, Timing
 from worker.services import Services
 from worker.to_task.annotate import annotate, spread
@@ -184,7 +184,7 @@ class Sender:
         self.sent: list[Sent] = []
         self.dies_after: int | None = None
 
-    def send(self, step: Step, queue: str, kwargs: Row, countdown: float = 0.0) -> None:
+    def publish(self, step: Step, queue: str, kwargs: Row, countdown: float = 0.0) -> None:
         if self.dies_after is not None:
             if self.dies_after == 0:
                 raise KilledError
@@ -268,18 +268,18 @@ class World:
         countdowns: list[float] = []
         for _ in range(deliveries):
             outcome = self.annotate(chunk)
-            if not isinstance(outcome, PollAgain):
+            if not isinstance(outcome, Reschedule):
                 return countdowns, outcome
             countdowns.append(outcome.countdown)
         raise AssertionError(f"chunk {chunk} never ends")
 
     def collect(self) -> None:
         """Up to the open window."""
-        outcome: Outcome = PollAgain(0)
-        while isinstance(outcome, PollAgain):
+        outcome: Outcome = Reschedule(0)
+        while isinstance(outcome, Reschedule):
             outcome = self.fetch()
         assert isinstance(outcome, Continue), outcome
-        assert isinstance(self.spread(), Park)
+        assert isinstance(self.spread(), Suspend)
 
     def work(self) -> Finish:
         """The whole run, each message delivered once, to its end."""
@@ -297,9 +297,9 @@ class World:
 
     def end(self) -> None:
         """The user stops the run."""
-        from worker.runs.reporter import stop
+        from worker.runs.reporter import stop_run
 
-        stop(JOB, self.runs)
+        stop_run(JOB, self.runs)
 
     def record(self) -> Row:
         """The public record."""
