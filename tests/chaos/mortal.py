@@ -21,7 +21,7 @@ from worker.pre_processor.waitlist import Waitlist
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.runs import Runs
 from worker.runs.store import RunStore
-from worker.to_task.discover import Catalogue
+from worker.to_task.discover import TaskIndex
 from worker.to_task.ledger import RedisLedger
 from worker.workflow.task import StepTask
 
@@ -108,10 +108,16 @@ def make_mortal(folder: Path) -> Deaths:
     for method in ("join", "claim_poll", "end_poll"):
         wrap(deaths, Waitlist, method, fixed(f"room {method}"), of_room)
     wrap(deaths, Waitlist, "remove", fixed("room leave"), lambda room, *jobs: (room.name.code, *jobs))
-    wrap(deaths, Waitlist, "update_dispatch", lambda _token, **fields: f"room {'+'.join(sorted(fields))}", of_room)
-    for method in ("record", "chunk_done", "next_chunks", "sent"):
+    wrap(
+        deaths,
+        Waitlist,
+        "update_dispatch",
+        lambda _token, **fields: f"room {'+'.join(sorted(fields))}",
+        of_room,
+    )
+    for method in ("record", "complete_chunk", "next_chunks", "mark_published"):
         wrap(deaths, RedisLedger, method, fixed(f"ledger {method}"), of_ledger)
-    wrap(deaths, Catalogue, "commit", fixed("catalogue commit"), of_ledger)
+    wrap(deaths, TaskIndex, "commit", fixed("catalogue commit"), of_ledger)
     _wrap_retry(deaths)
     return deaths
 

@@ -9,7 +9,15 @@ import pytest
 from tests.unit.to_task.world import JOB, World
 from worker.runs.model import Continue, Finish, Reschedule, RunFailedError, Suspend
 from worker.to_task import ledger
-from worker.to_task.discover import Catalogue, Commit, Page, all_ids, fetch_tasks, page_size, read_page
+from worker.to_task.discover import (
+    Page,
+    PageCommit,
+    TaskIndex,
+    fetch_tasks,
+    iter_task_ids,
+    page_size,
+    read_page,
+)
 from worker.to_task.steps import SPREAD, message_of
 
 Make = Callable[..., World]
@@ -28,7 +36,7 @@ def chunks(world: World) -> dict[str, str]:
 def test_ids_are_cut_into_chunks_across_pages(make_world: Make) -> None:
     # Given 7 tasks on pages of 2, and chunks of 3
     world = make_world(7, chunk=3)
-    world.backend.page = 2
+    world.backend.page_size = 2
 
     # When they are collected
     assert world.fetch() == Continue(SPREAD)
@@ -64,11 +72,11 @@ def test_what_dedupes_is_gone_after_the_last_page(make_world: Make) -> None:
 
 def test_a_page_that_is_committed_twice_counts_once(make_world: Make) -> None:
     world = make_world()
-    catalogue = Catalogue(world.redis, JOB, 2)
+    catalogue = TaskIndex(world.redis, JOB, 2)
     first = Page([1, 2, 3], "http://backend/?page=1", None)
 
-    assert catalogue.commit(0, first) is Commit.COMMITTED
-    assert catalogue.commit(0, first) is Commit.STALE
+    assert catalogue.commit(0, first) is PageCommit.COMMITTED
+    assert catalogue.commit(0, first) is PageCommit.STALE
 
     assert (catalogue.cursor().page, catalogue.cursor().total) == (1, 3)
     assert chunks(world) == {"0": "1,2"}
@@ -79,25 +87,25 @@ def test_a_copy_of_an_old_delivery_changes_nothing_after_the_last_page(make_worl
     world.fetch()
     before = chunks(world)
 
-    commit = Catalogue(world.redis, JOB, 10).commit(0, Page([77], None, None))
+    commit = TaskIndex(world.redis, JOB, 10).commit(0, Page([77], None, None))
 
-    assert commit is Commit.STALE
+    assert commit is PageCommit.STALE
     assert chunks(world) == before
 
 
 def test_a_second_delivery_after_the_last_page_reads_nothing(make_world: Make) -> None:
     world = make_world(5)
     world.fetch()
-    before = world.backend.calls["list_tasks"]
+    before = world.backend.faults.calls["list_tasks"]
 
     assert world.fetch() == Continue(SPREAD)
-    assert world.backend.calls["list_tasks"] == before
+    assert world.backend.faults.calls["list_tasks"] == before
 
 
 def test_a_delivery_reads_for_a_while_and_the_next_goes_on(make_world: Make) -> None:
     # Given three pages, and a clock that is past the budget after each
     world = make_world(30)
-    world.backend.page = 10
+    world.backend.page_size = 10
     ticks = iter(range(0, 10_000, 100))
 
     # When the step is delivered until it is done
@@ -105,15 +113,15 @@ def test_a_delivery_reads_for_a_while_and_the_next_goes_on(make_world: Make) -> 
 
     # Then each delivery read one page
     assert outcomes == [Reschedule(0), Reschedule(0), Continue(SPREAD)]
-    assert world.backend.calls["list_tasks"] == 3
+    assert world.backend.faults.calls["list_tasks"] == 3
     assert world.record()["total"] == "30"
 
 
 def test_a_chunk_size_that_changes_on_the_way_changes_nothing(make_world: Make) -> None:
     world = make_world()
-    Catalogue(world.redis, JOB, 2).commit(0, Page([1, 2, 3], "http://backend/?page=1", None))
+    TaskIndex(world.redis, JOB, 2).commit(0, Page([1, 2, 3], "http://backend/?page=1", None))
 
-    Catalogue(world.redis, JOB, 100).commit(1, Page([4, 5], None, None))
+    TaskIndex(world.redis, JOB, 100).commit(1, Page([4, 5], None, None))
 
     assert chunks(world) == {"0": "1,2", "1": "3,4", "2": "5"}
 
@@ -159,14 +167,14 @@ def test_a_direct_call_notices_the_circle_too(make_world: Make) -> None:
     world.backend.pages = [page(1, following=1), page(2, following=0)]
 
     with pytest.raises(RunFailedError, match="go around in a circle"):
-        list(all_ids(world.backend, message_of(world.run).params, 100))
+        list(iter_task_ids(world.backend, message_of(world.run).params, 100))
 
 
 def test_a_direct_call_meets_each_id_once(make_world: Make) -> None:
     world = make_world()
     world.backend.pages = [page(1, 2, following=1), page(2, 3)]
 
-    assert list(all_ids(world.backend, message_of(world.run).params, 100)) == [1, 2, 3]
+    assert list(iter_task_ids(world.backend, message_of(world.run).params, 100)) == [1, 2, 3]
 
 
 def test_progress_follows_the_count_of_the_backend(make_world: Make) -> None:

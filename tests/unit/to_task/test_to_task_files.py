@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from worker.to_task.attempt import File, files_of, of_specification, primary_of
+from worker.to_task.attempt import File, file_of_specification, parse_files, primary_file
 from worker.to_task.steps import TaskFailedError
 
 IMAGE = File("http://f/1.png", "1.png", "image", True)
@@ -22,15 +22,15 @@ LIST: list[Any] = [
 
 @pytest.mark.parametrize("found", [MAPPING, LIST])
 def test_a_mapping_and_a_list_are_the_same_files(found: Any) -> None:
-    files = files_of(found)
+    files = parse_files(found)
 
     assert files == [IMAGE, LABEL]
-    assert primary_of(files) == IMAGE
-    assert of_specification(files, "label") == LABEL
+    assert primary_file(files) == IMAGE
+    assert file_of_specification(files, "label") == LABEL
 
 
 def test_a_file_of_a_list_may_name_its_specification_by_name_alone() -> None:
-    [file] = files_of([{"url": "u", "name": "label"}])
+    [file] = parse_files([{"url": "u", "name": "label"}])
 
     assert (file.specification, file.name, file.is_primary) == ("label", "label", False)
 
@@ -48,13 +48,13 @@ def test_a_file_of_a_list_may_name_its_specification_by_name_alone() -> None:
 )
 def test_what_is_no_file_is_said(found: Any, message: str) -> None:
     with pytest.raises(TaskFailedError) as caught:
-        files_of(found)
+        parse_files(found)
 
     assert str(caught.value) == message
 
 
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(TaskFailedError, match="no primary file"):
-        primary_of([LABEL])
+        primary_file([LABEL])
     with pytest.raises(TaskFailedError, match="no file of the specification 'mask'"):
-        of_specification([IMAGE, LABEL], "mask")
+        file_of_specification([IMAGE, LABEL], "mask")

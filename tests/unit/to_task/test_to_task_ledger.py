@@ -7,7 +7,7 @@ from fakeredis import FakeRedis
 
 from tests.unit.conftest import Clock
 from tests.unit.to_task.world import JOB, World
-from worker.to_task.ledger import Counts, Ledger, Mark, MemoryLedger, OpenTask, Ticket
+from worker.to_task.ledger import Counts, Ledger, MemoryLedger, OpenTask, TaskOutcome, Ticket
 
 Make = Callable[..., World]
 
@@ -29,31 +29,33 @@ def test_a_chunk_lists_its_tasks_with_their_place_in_the_run(ledger: Ledger) -> 
 
 
 def test_what_is_recorded_is_not_open_any_more(ledger: Ledger) -> None:
-    assert ledger.record([Mark(0, 1), Mark(2, 3, "broken")])
+    assert ledger.record([TaskOutcome(0, 1), TaskOutcome(2, 3, "broken")])
 
     assert ledger.open_tasks(0) == [OpenTask(1, 2)]
 
 
 def test_a_task_counts_once_however_often_it_is_recorded(ledger: Ledger) -> None:
-    ledger.record([Mark(0, 1), Mark(1, 2, "broken")])
-    ledger.record([Mark(0, 1), Mark(0, 1, "late"), Mark(1, 2, "again"), Mark(1, 2)])
+    ledger.record([TaskOutcome(0, 1), TaskOutcome(1, 2, "broken")])
+    ledger.record(
+        [TaskOutcome(0, 1), TaskOutcome(0, 1, "late"), TaskOutcome(1, 2, "again"), TaskOutcome(1, 2)]
+    )
 
     assert ledger.counts() == Counts(success=1, failed=1, total=5)
     assert [(each.task_id, each.error) for each in ledger.failures()] == [(2, "broken")]
 
 
 def test_attempts_are_counted_by_task(ledger: Ledger) -> None:
-    assert ledger.count_attempts([0, 1]) == [1, 1]
-    assert ledger.count_attempts([1]) == [2]
+    assert ledger.increment_attempts([0, 1]) == [1, 1]
+    assert ledger.increment_attempts([1]) == [2]
 
     assert [task.attempts for task in ledger.open_tasks(0)] == [1, 2, 0]
 
 
 def test_a_ticket_is_kept_until_it_is_collected(ledger: Ledger) -> None:
-    ledger.keep_ticket(1, Ticket("abc", 9))
+    ledger.set_ticket(1, Ticket("abc", 9))
     assert [task.ticket for task in ledger.open_tasks(0)] == [None, Ticket("abc", 9), None]
 
-    ledger.keep_ticket(1, None)
+    ledger.set_ticket(1, None)
     assert [task.ticket for task in ledger.open_tasks(0)] == [None, None, None]
 
 
@@ -61,7 +63,7 @@ def test_failures_are_capped_and_counted_exactly(redis: FakeRedis, make_world: M
     world = make_world(1200, chunk=2000)
     world.fetch()
     memory = MemoryLedger(range(1, 1201), 2000)
-    marks = [Mark(position, position + 1, "broken") for position in range(1200)]
+    marks = [TaskOutcome(position, position + 1, "broken") for position in range(1200)]
 
     for ledger in (world.ledger, memory):
         ledger.record(marks)
@@ -76,10 +78,10 @@ def test_nothing_is_recorded_after_the_end(make_world: Make) -> None:
     world.end()
     keys_before = set(world.redis.keys("*"))
 
-    assert world.ledger.record([Mark(0, 1)]) is False
-    world.ledger.keep_ticket(0, Ticket("abc"))
-    assert world.ledger.count_attempts([0]) == []
-    assert world.ledger.chunk_done(0) is False
+    assert world.ledger.record([TaskOutcome(0, 1)]) is False
+    world.ledger.set_ticket(0, Ticket("abc"))
+    assert world.ledger.increment_attempts([0]) == []
+    assert world.ledger.complete_chunk(0) is False
     assert world.ledger.next_chunks(4) == []
 
     assert world.ledger.counts().success == 0
@@ -93,13 +95,13 @@ def test_the_window_holds_so_many_chunks_and_a_finished_one_makes_room(make_worl
 
     assert ledger.next_chunks(4) == [0, 1, 2, 3]
     for chunk in range(4):
-        ledger.sent(chunk)
+        ledger.mark_published(chunk)
     assert ledger.next_chunks(4) == []
-    ledger.chunk_done(2)
+    ledger.complete_chunk(2)
     assert ledger.next_chunks(4) == [4]
-    ledger.sent(4)
-    ledger.chunk_done(0)
-    ledger.chunk_done(1)
+    ledger.mark_published(4)
+    ledger.complete_chunk(0)
+    ledger.complete_chunk(1)
     assert ledger.next_chunks(4) == [5]
 
 
@@ -110,7 +112,7 @@ def test_a_chunk_that_was_handed_out_and_never_sent_is_handed_out_again(
     world = make_world(60, chunk=10)
     world.fetch()
     assert world.ledger.next_chunks(2) == [0, 1]
-    world.ledger.sent(0)
+    world.ledger.mark_published(0)
 
     # When somebody asks later
     assert world.ledger.next_chunks(2) == []
@@ -124,25 +126,25 @@ def test_all_open_chunks_can_be_asked_for(make_world: Make) -> None:
     world = make_world(60, chunk=10)
     world.fetch()
     for chunk in world.ledger.next_chunks(3):
-        world.ledger.sent(chunk)
-    world.ledger.chunk_done(1)
+        world.ledger.mark_published(chunk)
+    world.ledger.complete_chunk(1)
 
-    assert sorted(world.ledger.next_chunks(3, again=True)) == [0, 2, 3]
+    assert sorted(world.ledger.next_chunks(3, resend=True)) == [0, 2, 3]
 
 
 def test_all_are_done_when_the_last_is_and_for_everybody_who_asks_later(make_world: Make) -> None:
     world = make_world(30, chunk=10)
     world.fetch()
 
-    assert [world.ledger.chunk_done(chunk) for chunk in (0, 2, 2)] == [False, False, False]
-    assert world.ledger.all_done() is False
-    assert [world.ledger.chunk_done(chunk) for chunk in (1, 1, 0)] == [True, True, True]
-    assert world.ledger.all_done() is True
+    assert [world.ledger.complete_chunk(chunk) for chunk in (0, 2, 2)] == [False, False, False]
+    assert world.ledger.is_complete() is False
+    assert [world.ledger.complete_chunk(chunk) for chunk in (1, 1, 0)] == [True, True, True]
+    assert world.ledger.is_complete() is True
 
 
 def test_a_chunk_that_does_not_exist_completes_nothing(make_world: Make) -> None:
     world = make_world(10, chunk=10)
     world.fetch()
 
-    assert world.ledger.chunk_done(99) is False
+    assert world.ledger.complete_chunk(99) is False
     assert world.redis.exists(f"synapse:jobs:{{{JOB}}}:to_task:done_chunks") == 0

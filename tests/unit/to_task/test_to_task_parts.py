@@ -8,17 +8,27 @@ from typing import Any
 
 import pytest
 
-from tests.unit.to_task.world import FakeBackend, World
+from tests.unit.to_task.world import World
 from worker.plugins import PluginCallError, PluginTimeoutError
 from worker.pre_processor.waitlist import DETECT, DISPATCH
+from worker.testing import FakeBackend
+from worker.testing.backend import FakeAsyncBackend
 from worker.to_task import steps, tasks
-from worker.to_task.attempt import Work
-from worker.to_task.clients import PATIENT, QUICK, Backends, Crew, LoopThread, Pace, TenantBackend
-from worker.to_task.hooks import HostHooks, answers_of
+from worker.to_task.attempt import TaskWork
+from worker.to_task.clients import (
+    INFERENCE_TIMEOUT_SECONDS,
+    TASK_TIMEOUT_SECONDS,
+    AnnotationRuntime,
+    EventLoopThread,
+    TenantBackend,
+    TenantBackends,
+    Throttle,
+)
+from worker.to_task.hooks import PluginHooks, call_hook
 from worker.to_task.ledger import OpenTask
 
 
-def test_the_loop_is_one_thread_and_starts_anew_after_its_end(loop: LoopThread) -> None:
+def test_the_loop_is_one_thread_and_starts_anew_after_its_end(loop: EventLoopThread) -> None:
     async def where() -> int:
         return threading.get_ident()
 
@@ -29,7 +39,7 @@ def test_the_loop_is_one_thread_and_starts_anew_after_its_end(loop: LoopThread) 
     assert loop.run(where(), timeout=5)
 
 
-def test_an_error_on_the_loop_is_the_callers(loop: LoopThread) -> None:
+def test_an_error_on_the_loop_is_the_callers(loop: EventLoopThread) -> None:
     async def fails() -> None:
         raise LookupError("here")
 
@@ -37,7 +47,7 @@ def test_an_error_on_the_loop_is_the_callers(loop: LoopThread) -> None:
         loop.run(fails(), timeout=5)
 
 
-def test_all_tenants_share_the_limit_of_requests_in_flight(loop: LoopThread) -> None:
+def test_all_tenants_share_the_limit_of_requests_in_flight(loop: EventLoopThread) -> None:
     # Given two tenants of a process that may have three requests in flight
     backend = FakeBackend()
     turns = asyncio.Semaphore(3)
@@ -45,7 +55,7 @@ def test_all_tenants_share_the_limit_of_requests_in_flight(loop: LoopThread) -> 
 
     def make(timeout: dict[str, float]) -> Any:
         made.append(timeout)
-        return backend
+        return backend.on_loop
 
     tenants = [TenantBackend(make, turns) for _ in range(2)]
 
@@ -59,25 +69,25 @@ def test_all_tenants_share_the_limit_of_requests_in_flight(loop: LoopThread) -> 
     loop.run(many(), timeout=5)
 
     # Then no more were in flight, over one client a tenant
-    assert max(backend.peak.values()) <= 3
-    assert made == [QUICK, QUICK]
+    assert max(backend.peak_in_flight.values()) <= 3
+    assert made == [TASK_TIMEOUT_SECONDS, TASK_TIMEOUT_SECONDS]
 
 
-def test_a_crew_gives_its_connections_back(loop: LoopThread) -> None:
+def test_a_crew_gives_its_connections_back(loop: EventLoopThread) -> None:
     # Given a process that has called the backend
     settings: Any = SimpleNamespace(worker_annotate_concurrency=4, synapse_tenant="acme")
-    backends = Backends(settings)
+    backends = TenantBackends(settings)
     closed: list[str | None] = []
 
-    class Client(FakeBackend):
+    class Client(FakeAsyncBackend):
         async def aclose(self) -> None:
             closed.append("acme")
 
-    backends._new = lambda tenant, timeout: Client()  # type: ignore[assignment, method-assign, return-value]
+    backends._new = lambda tenant, timeout: Client(FakeBackend())  # type: ignore[assignment, method-assign, return-value]
     loop.run(backends.of(None).get_task(1), timeout=5)
 
     # When it ends
-    crew = Crew(loop, backends, Pace())
+    crew = AnnotationRuntime(loop, backends, Throttle())
     crew.close()
     crew.close()
 
@@ -86,23 +96,23 @@ def test_a_crew_gives_its_connections_back(loop: LoopThread) -> None:
     assert not loop.is_running
 
 
-def test_an_inference_has_more_time_than_a_read(loop: LoopThread) -> None:
+def test_an_inference_has_more_time_than_a_read(loop: EventLoopThread) -> None:
     made: list[Any] = []
     backend = FakeBackend()
-    backend.answers = lambda call: {}
+    backend.inference_answer = lambda call: {}
 
     def make(timeout: dict[str, float]) -> Any:
         made.append(timeout)
-        return backend
+        return backend.on_loop
 
     loop.run(TenantBackend(make, asyncio.Semaphore(1)).run_plugin("pre", {"params": {}}), timeout=5)
 
-    assert made == [PATIENT]
+    assert made == [INFERENCE_TIMEOUT_SECONDS]
 
 
 def test_news_of_a_run_come_no_oftener_than_allowed() -> None:
     now = [0.0]
-    pace = Pace(0.5, clock=lambda: now[0])
+    pace = Throttle(0.5, clock=lambda: now[0])
 
     due = []
     for now[0] in (0.0, 0.4, 0.5, 0.9, 1.0):
@@ -124,7 +134,7 @@ def test_each_item_of_a_batch_with_a_bad_one_is_called_by_itself(error: Exceptio
             raise error
         return [{"ok": {"n": item["n"]}} for item in items]
 
-    answers = answers_of(hook, [{"n": n} for n in range(8)])
+    answers = call_hook(hook, [{"n": n} for n in range(8)])
 
     assert [n for n, answer in enumerate(answers) if "ok" in answer] == [0, 1, 2, 3, 4, 6, 7]
     assert answers[5] == {"error": str(error)}
@@ -133,7 +143,7 @@ def test_each_item_of_a_batch_with_a_bad_one_is_called_by_itself(error: Exceptio
 
 def test_the_host_is_asked_by_operation(make_world: Callable[..., World]) -> None:
     world = make_world(1)
-    hooks = HostHooks(world.host, None, None)  # type: ignore[arg-type]
+    hooks = PluginHooks(world.host, None, None)  # type: ignore[arg-type]
     item = {"task_data": {"id": 1}, "data_file_name": "f", "primary_file_url": "u", "model_id": 9}
 
     hooks.convert_from_files([item])
@@ -146,10 +156,10 @@ def test_the_host_is_asked_by_operation(make_world: Callable[..., World]) -> Non
 
 
 def test_an_error_is_cut_and_cleaned() -> None:
-    work = Work(OpenTask(0, 7))
+    work = TaskWork(OpenTask(0, 7))
 
-    assert work.mark("see http://files/1?token=abc").error == "see <url>"
-    assert len(work.mark("x" * 10_000).error or "") == 500
+    assert work.outcome("see http://files/1?token=abc").error == "see <url>"
+    assert len(work.outcome("x" * 10_000).error or "") == 500
 
 
 def test_the_steps_of_a_run_come_one_after_the_other() -> None:
