@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test chaos unit lint bench sdk docs lock clean
+.PHONY: help setup demo test chaos unit lint bench sdk docs lock clean house
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,6 +27,10 @@ lint: $(STAMP)  ## Style, types and import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
+
+house: $(STAMP)  ## Layout, public docstrings, words, and modules that pages name
+	@failed=0; for check in layout docstrings words pages; do \
+		$(BIN)/python -m tools.check_$$check || failed=1; done; exit $$failed
 
 unit: $(STAMP)  ## Unit tests alone: no network, no processes
 	@$(BIN)/pytest tests/unit -n auto

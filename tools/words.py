@@ -1,7 +1,7 @@
 """The words that this project has given up, each with the one that it uses now.
 
-`NAMES` are identifiers, as they were written. `WORDS` are patterns for prose (comments, docstrings, log events,
-pages) and for the words that make up an identifier: `comes_back` and `ComesBack` are read as "comes back".
+`NAMES` are identifiers, as they were written. `WORDS` are patterns for prose (comments, docstrings, log
+events and pages) and for the words of an identifier: `comes_back` and `ComesBack` are read as "comes back".
 """
 
 import re
