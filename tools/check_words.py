@@ -18,7 +18,7 @@ import sys
 import tokenize
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -28,15 +28,12 @@ from tools.words import NAMES, WORDS, Place
 ALLOWED: Mapping[tuple[str, str], str] = {
     ("CHANGELOG.md", "*"): "history, in the words of its time",
     ("tools/words.py", "*"): "the list of the words itself",
-    ("tests/unit/tools/test_check_words.py", "*"): "examples of the words",
     ("worker/platform/streams/parser.py", "room"): "free space of a buffer",
 }
 """Reasons by file, or folder with a slash at its end, and by the word's name ("*" for all of them)."""
 
 _LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 _TEXTS = {"description", "help", "hint", "epilog"}
-_PLAIN = {"Makefile", "Dockerfile", "Procfile", "run"}
-_PLAIN_SUFFIXES = {".toml", ".yml", ".yaml"}
 _PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _LUA_TOKEN = re.compile(r"--(?P<comment>.*)|'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|(?P<name>[A-Za-z_]\w*)")
 _CODE = re.compile(r"`([^`]+)`")
@@ -90,23 +87,17 @@ class Source:
             last = line
 
 
-def read(path: str, text: str) -> Source | None:
-    """The identifiers and the prose of a file; None for a kind of file that is not searched."""
-    pure = PurePosixPath(path)
-    if pure.suffix == ".py":
-        source = _read_python(text)
-    elif pure.suffix == ".lua":
-        source = _read_lua(text)
-    elif pure.suffix == ".md":
-        source = _read_markdown(text)
-    elif pure.suffix in _PLAIN_SUFFIXES or pure.name in _PLAIN:
-        source = Source()
-        found = ((line, text.partition("#")) for line, text in enumerate(text.splitlines(), 1))
-        source.add_comments((line, comment) for line, (_, mark, comment) in found if mark)
-    else:
-        return None
-    source.identifiers += [(1, name) for part in pure.parts for name in _NAME.findall(part)]
+def read(path: str, text: str) -> Source:
+    """The identifiers and the prose of a file whose kind is in READERS."""
+    source = READERS[_kind(path)](text)
+    source.identifiers += [(1, name) for part in PurePosixPath(path).parts for name in _NAME.findall(part)]
     return source
+
+
+def _kind(path: str) -> str:
+    """The suffix, or the name of a file without one."""
+    pure = PurePosixPath(path)
+    return pure.suffix or pure.name
 
 
 def _read_python(text: str) -> Source:
@@ -186,8 +177,25 @@ def _read_markdown(text: str) -> Source:
     return source
 
 
+def _read_comments(text: str) -> Source:
+    """Of a file whose comments begin with a hash sign."""
+    source = Source()
+    found = ((line, content.partition("#")) for line, content in enumerate(text.splitlines(), 1))
+    source.add_comments((line, comment) for line, (_, mark, comment) in found if mark)
+    return source
+
+
+READERS: Mapping[str, Callable[[str], Source]] = {
+    ".py": _read_python,
+    ".lua": _read_lua,
+    ".md": _read_markdown,
+    **dict.fromkeys((".toml", ".yml", ".yaml", "Makefile", "Dockerfile", "Procfile", "run"), _read_comments),
+}
+"""How a file is read, by its suffix or, without one, by its name. Other files are not read."""
+
+
 def parts(identifier: str) -> str:
-    """The words of an identifier: "comes back" of `comes_back` and of `ComesBack`."""
+    """The words of an identifier: "run step" of `run_step` and of `RunStep`."""
     return " ".join(part.lower() for part in _PART.findall(identifier))
 
 
@@ -223,8 +231,9 @@ def check(tree: Tree, allowed: Mapping[tuple[str, str], str] = ALLOWED) -> list[
 def _search(tree: Tree, allowed: Mapping[tuple[str, str], str]) -> Iterator[tuple[str, Finding]]:
     used = set()
     for path in tree.files:
-        source = read(path, tree.read(path)) if _is_searched(path) else None
-        for name, finding in old_words(path, source) if source else ():
+        if _kind(path) not in READERS:
+            continue
+        for name, finding in old_words(path, read(path, tree.read(path))):
             entry = next((key for key in allowed if _excuses(key, path, name)), None)
             if entry is None:
                 yield name, finding
@@ -233,11 +242,6 @@ def _search(tree: Tree, allowed: Mapping[tuple[str, str], str]) -> Iterator[tupl
     for path, name in allowed:
         if (path, name) not in used:
             yield "allowed", Finding(path, 0, f'"{name}" is not used here any more, remove it from ALLOWED')
-
-
-def _is_searched(path: str) -> bool:
-    pure = PurePosixPath(path)
-    return pure.suffix in {".py", ".lua", ".md", *_PLAIN_SUFFIXES} or pure.name in _PLAIN
 
 
 def _excuses(entry: tuple[str, str], path: str, name: str) -> bool:
