@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: help setup demo test test-all chaos unit lint bench sdk docs lock clean
+.PHONY: help setup demo test test-all chaos unit lint house bench sdk docs lock clean
 # Tests share the machine's cores and its Ray: one target at a time, also with -j.
 .NOTPARALLEL:
 
@@ -30,6 +30,10 @@ lint: $(STAMP)  ## Style, types and import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
+
+house: $(STAMP)  ## Layout, public docstrings, words, and modules that pages name
+	@failed=0; for check in layout docstrings words pages; do \
+		$(BIN)/python -m tools.check_$$check || failed=1; done; exit $$failed
 
 unit: $(STAMP)  ## Unit tests alone: no network, no processes
 	@$(BIN)/pytest tests/unit -n auto
