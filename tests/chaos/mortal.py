@@ -105,16 +105,9 @@ def make_mortal(folder: Path) -> Deaths:
         wrap(deaths, BackendClient, method, _backend_point(method), _backend_subjects(method))
     wrap_async(deaths, AsyncBackendClient, "annotate_task_data", "annotate_task_data")
     wrap_async(deaths, AsyncBackendClient, "run_plugin", "infer")
-    for method in ("join", "claim_poll", "end_poll"):
+    for method in ("join", "mark_sent", "mark_known", "claim_poll", "end_poll"):
         wrap(deaths, Waitlist, method, fixed(f"room {method}"), of_room)
     wrap(deaths, Waitlist, "remove", fixed("room leave"), lambda room, *jobs: (room.name.code, *jobs))
-    wrap(
-        deaths,
-        Waitlist,
-        "update_dispatch",
-        lambda _token, **fields: f"room {'+'.join(sorted(fields))}",
-        of_room,
-    )
     for method in ("record", "complete_chunk", "next_chunks", "mark_published"):
         wrap(deaths, RedisLedger, method, fixed(f"ledger {method}"), of_ledger)
     wrap(deaths, TaskIndex, "commit", fixed("catalogue commit"), of_ledger)

@@ -1,13 +1,13 @@
 """The same way in a plain process, blocking: how an author tries `ToTaskAction.execute()` out."""
 
+import math
 import time
 from dataclasses import replace
 from typing import Any
 
 from worker.platform import ClientError, clean_exception
-from worker.pre_processor import dispatch
-from worker.pre_processor.decision import DecisionKind, evaluate
-from worker.pre_processor.dispatch import dispatch_body, dispatched_job
+from worker.pre_processor.decision import DecisionKind, Dispatch, Observation, Timeouts, evaluate, timed_out
+from worker.pre_processor.dispatch import dispatch_body, dispatch_failed, dispatched_job
 from worker.pre_processor.serve_application import (
     Backend,
     classify_serve_app,
@@ -17,10 +17,11 @@ from worker.pre_processor.serve_application import (
     records_if_legible,
     snapshot_of,
 )
-from worker.pre_processor.waitlist import Dispatch
 
 TIMEOUT_SECONDS = 180.0
 POLL_SECONDS = 10.0
+NEVER_LOST = Timeouts(ended_seconds=math.inf, reply_seconds=math.inf)
+"""This process knows the job of its dispatch, and ends at its own timeout."""
 
 
 class PrepareStep:
@@ -39,7 +40,7 @@ class PrepareStep:
         self._timeout = timeout_seconds
         self._poll = poll_seconds
         self.target = find(client, pre_processor, agent)
-        self._dispatch = Dispatch(token="", claimed=0.0, sent=0.0)
+        self._dispatch = Dispatch(token="", claimed_at=0.0, sent_at=0.0)
 
     def _ensure_pre_processor_running(self) -> None:
         """Return when it runs; `RuntimeError` in the contract's words when it cannot."""
@@ -53,7 +54,7 @@ class PrepareStep:
         except (ClientError, OSError) as error:
             failure = error
         if failure is not None:
-            raise dispatch.dispatch_failed(failure)
+            raise dispatch_failed(failure)
         self._dispatch = replace(self._dispatch, job=job, snapshot=snapshot_of(found))
         self._wait_for_pre_processor(self._timeout)
 
@@ -69,14 +70,15 @@ class PrepareStep:
                 last_error = error
             else:
                 last_error = None
-                verdict = evaluate(found, self._dispatch, status, 0.0, 1.0)
-                if verdict.kind is DecisionKind.READY:
+                seen = Observation(found, status, now=0.0)
+                decision = evaluate(self._dispatch, seen, NEVER_LOST)
+                if decision.kind is DecisionKind.READY:
                     return
-                if verdict.kind is DecisionKind.FAILED:
-                    raise RuntimeError(verdict.message)
+                if decision.kind is DecisionKind.FAILED:
+                    raise RuntimeError(decision.message)
             left = deadline - time.monotonic()
             if left <= 0:
-                raise dispatch.timed_out() from (clean_exception(last_error) if last_error else None)
+                raise timed_out() from (clean_exception(last_error) if last_error else None)
             time.sleep(min(self._poll, left))
 
 

@@ -1,6 +1,5 @@
 """Detect whether the pre-processor runs; join the waiting list; one of all dispatches the deployment."""
 
-import json
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -41,9 +40,6 @@ from worker.runs.model import Continue, Outcome, Reschedule, Run, Suspend
 from worker.services import Services
 
 DISPATCH_FAILED = "Pre-processor deployment dispatch failed ({error_type})"
-APPLICATION_FAILED = "Pre-processor deployment failed: serve application reached terminal state ({status})"
-JOB_FAILED = "Pre-processor deployment failed: job reached terminal state ({status})"
-TIMED_OUT = "Pre-processor did not become ready within timeout"
 
 
 def dispatch_failed(cause: BaseException) -> RuntimeError:
@@ -51,21 +47,6 @@ def dispatch_failed(cause: BaseException) -> RuntimeError:
     error = RuntimeError(DISPATCH_FAILED.format(error_type=error_type(cause)))
     error.__cause__ = clean_exception(cause)
     return error
-
-
-def application_failed(status: str) -> RuntimeError:
-    """The application is in a state from which it does not come back."""
-    return RuntimeError(APPLICATION_FAILED.format(status=status))
-
-
-def job_failed(status: str) -> RuntimeError:
-    """The job of the deployment ended without success."""
-    return RuntimeError(JOB_FAILED.format(status=status))
-
-
-def timed_out() -> RuntimeError:
-    """The wait was as long as it may be."""
-    return RuntimeError(TIMED_OUT)
 
 
 DEFAULT_CPUS = 1
@@ -230,23 +211,20 @@ def _claimed(
     if classify_serve_app(found)[0] == "running":
         room.clear_dispatch(token)  # it came up since the run looked first: the poll lets out
         return Suspend()
-    if not room.update_dispatch(token, sent=room.now(), snapshot=json.dumps(snapshot_of(found))):
+    if not room.mark_sent(token, snapshot_of(found)):
         return Suspend()  # this process was taken for dead; another one dispatches
     try:
         job = dispatched_job(backend.run_plugin(target.code, body))
     except (ClientError, OSError) as error:
         failure = error
     else:
-        room.update_dispatch(token, job=job)
+        room.mark_known(token, job)
         log.info("pre-processor dispatched", release=target.release, dispatched=job)
         text = f"Waiting for pre-processor {target.release} (dispatched as job {job})."
         runs.events.message(run.job, text, step=STEP)
         return Suspend()
     failed = dispatch_failed(failure)
-    # What may have been taken all the same has its time from now on to be seen.
-    room.update_dispatch(
-        token, failure=str(failed), unclear=int(may_have_been_accepted(failure)), sent=room.now()
-    )
+    room.mark_failed(token, str(failed), maybe_accepted=may_have_been_accepted(failure))
     wake(runs, room.name)
     raise failed
 

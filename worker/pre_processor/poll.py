@@ -1,19 +1,30 @@
-"""The one poll of a room: ask the backend, let everybody out, fail everybody, or look again later."""
+"""The one poll of a waiting list: read, decide, write, and resume or fail the runs that wait."""
 
-import json
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
 from shared.messages import DeployMessage
+from shared.statuses import JobStatus
 from worker.platform import clean
-from worker.pre_processor import dispatch as errors
-from worker.pre_processor import waitlist
-from worker.pre_processor.decision import Decision, DecisionKind, evaluate, may_still_come
-from worker.pre_processor.serve_application import GONE, JobState, Record, job_status, records, snapshot_of
-from worker.pre_processor.waitlist import DISPATCH, Dispatch, Waitlist, WaitlistName, poll_backoff
-from worker.runs.keys import lock_key
+from worker.pre_processor.decision import (
+    TIMED_OUT,
+    Decision,
+    DecisionKind,
+    Dispatch,
+    DispatchState,
+    Observation,
+    Timeouts,
+    after_failure,
+    evaluate,
+    lost_at,
+)
+from worker.pre_processor.serve_application import job_status, records
+from worker.pre_processor.waitlist import DISPATCH, FIRST_SECONDS, READY, Waitlist, WaitlistName
+from worker.runs.heartbeat import run_member
+from worker.runs.keys import lock_key, run_key
+from worker.runs.model import End, Step
+from worker.runs.runs import Runs
 from worker.services import Services
 from worker.workflow.task import INFRASTRUCTURE_ERRORS
 
@@ -22,9 +33,7 @@ log = structlog.get_logger(__name__)
 BATCH = 500
 """Waiters that one turn sees to: it must end well before its message is delivered again."""
 LOCKED_SECONDS = 0.3
-LEAST_PATIENCE_SECONDS = 30.0
-SECONDS_TO_PUBLISH = 5.0
-"""In which a backend that got a dispatch has published the deployment's message."""
+GROWTH = 1.5
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,15 @@ class Again:
     attempt: int = 0
     redelivered: bool = False
     """Nobody knows how far the poll came before."""
+
+
+@dataclass(frozen=True)
+class Waiter:
+    """A run that waits; `deadline` is Redis's time, `queue` where its messages go."""
+
+    job: str
+    deadline: float
+    queue: str
 
 
 def poll(key: str, generation: int, services: Services, *, redelivered: bool, attempt: int) -> Again | None:
@@ -62,140 +80,113 @@ def poll(key: str, generation: int, services: Services, *, redelivered: bool, at
         return Again(countdown, following, attempt + 1) if said == "again" else None
 
 
-def _turn(room: Waitlist, services: Services, attempt: int) -> float:
-    """See to the waiters; returns the seconds until the next look."""
+def _turn(waitlist: Waitlist, services: Services, attempt: int) -> float:
+    """Decide about the runs that wait and act on it; returns the seconds until the next poll."""
     runs, settings = services.runs, services.settings
-    here = waitlist.active_waiters(room, runs)
-    if not here:
-        _end_failed_dispatch(room)
+    waiters = active_waiters(waitlist, runs)
+    dispatch = waitlist.dispatch()
+    if not waiters:
+        if dispatch is not None and dispatch.state is DispatchState.FAILED:
+            waitlist.save_dispatch(dispatch, after_failure(dispatch))
         return 0.0
-    dispatch = room.dispatch()
-    verdict = _look(room, dispatch, services)
-    lost_at = _lost_at(room.dispatch(), services) if verdict.kind is DecisionKind.PENDING else None
-    due = here[:BATCH]
-    if verdict.kind is DecisionKind.READY:
-        waitlist.resume(due, room, runs)
+    timeouts = Timeouts.of(settings.worker_pre_processor_timeout_seconds, runs.timing.visibility_timeout)
+    decision = _decide(waitlist, dispatch, services, timeouts)
+    if dispatch is not None:
+        waitlist.save_dispatch(dispatch, decision.dispatch)
+    batch = waiters[:BATCH]
+    if decision.kind is DecisionKind.READY:
+        resume(batch, waitlist, runs)
         return 0.0
-    if verdict.kind is DecisionKind.FAILED:
-        waitlist.fail(due, verdict.message, room, runs)
-        if due == here and dispatch is not None:
-            _end_dispatch(room, dispatch)
+    if decision.kind is DecisionKind.FAILED:
+        fail(batch, decision.message, waitlist, runs)
+        if batch == waiters and decision.dispatch is not None:
+            waitlist.save_dispatch(decision.dispatch, after_failure(decision.dispatch))
         return 0.0
-    now = room.now()
-    waitlist.fail([each for each in due if each.deadline <= now], errors.TIMED_OUT, room, runs)
-    left = [each for each in here if each.deadline > now]
-    if left and verdict.kind is DecisionKind.LOST:
-        waitlist.redispatch(left, runs)
+    now = waitlist.now()
+    fail([each for each in batch if each.deadline <= now], TIMED_OUT, waitlist, runs)
+    left = [each for each in waiters if each.deadline > now]
+    if left and decision.kind is DecisionKind.LOST:
+        redispatch(left, runs)
+    moments = [each.deadline for each in left]
+    if decision.kind is DecisionKind.PENDING:
+        due = lost_at(decision.dispatch, timeouts)
+        moments += [due] if due is not None and due > now else []
     ceiling = min(settings.worker_pre_processor_poll_seconds, runs.timing.max_countdown)
-    moments = [each.deadline for each in left] + ([lost_at] if lost_at is not None and lost_at > now else [])
     return min(poll_backoff(attempt, ceiling), min(moments, default=now) - now + 0.01)
 
 
-def _look(room: Waitlist, dispatch: Dispatch | None, services: Services) -> Decision:
-    """Ask the backend. No answer may strand those who wait: what cannot be read means to look again."""
+def _decide(
+    waitlist: Waitlist, dispatch: Dispatch | None, services: Services, timeouts: Timeouts
+) -> Decision:
+    """Look and decide. An answer that cannot be read means to look again: it must not end the polling."""
     try:
-        return _ask(room, dispatch, services)
+        return evaluate(dispatch, _observe(waitlist, dispatch, services), timeouts)
     except INFRASTRUCTURE_ERRORS:
         raise
     except Exception as error:
         log.warning("poll failed", error_type=type(error).__name__, error=clean(str(error)))
-        return Decision(DecisionKind.PENDING)
+        return Decision(DecisionKind.PENDING, dispatch)
 
 
-def _ask(room: Waitlist, dispatch: Dispatch | None, services: Services) -> Decision:
-    backend = services.backend(room.name.tenant or None)
-    found = records(backend, room.name.target)
+def _observe(waitlist: Waitlist, dispatch: Dispatch | None, services: Services) -> Observation:
+    name = waitlist.name
+    backend = services.backend(name.tenant or None)
+    found = records(backend, name.target)
     status = job_status(backend, dispatch.job if dispatch else None)
-    patience = max(LEAST_PATIENCE_SECONDS, services.settings.worker_pre_processor_timeout_seconds / 3)
-    silence = _silence(services) if dispatch and _is_heard_out(room, dispatch, services) else None
-    verdict = evaluate(found, dispatch, status, room.now(), patience, silence)
-    if dispatch is not None and verdict.kind is DecisionKind.PENDING:
-        _remember(room, dispatch, found, status)
-    if dispatch is not None and verdict.kind is DecisionKind.LOST and dispatch.sent is not None:
-        room.clear_dispatch(dispatch.token)
-    return verdict
+    is_alive, unread = True, 0
+    if dispatch is not None and dispatch.lacks_job:
+        is_alive = bool(services.redis.exists(lock_key(dispatch.claimed_by, DISPATCH.name)))
+        if not is_alive:
+            queues = (DeployMessage.queue, DeployMessage.agent_queue(name.agent))
+            unread = sum(services.runs.publisher.queue_length(queue) for queue in queues)
+    return Observation(found, status, waitlist.now(), is_alive, unread)
 
 
-def _silence(services: Services) -> float:
-    """Seconds. By then the broker has delivered again what a dead dispatcher held, and the backend has
-    published what it got of it."""
-    timeout = services.settings.worker_pre_processor_timeout_seconds
-    delivered_again = services.runs.timing.visibility_timeout + SECONDS_TO_PUBLISH
-    return min(delivered_again, max(LEAST_PATIENCE_SECONDS, timeout / 3))
+def poll_backoff(attempt: int, ceiling: float) -> float:
+    """Seconds until the next poll: half a second at first, growing."""
+    return min(FIRST_SECONDS * GROWTH ** min(attempt, 50), ceiling)
 
 
-def _is_heard_out(room: Waitlist, dispatch: Dispatch, services: Services) -> bool:
-    """Whether workers have been up for long enough to read what the backend published of the dispatch.
-
-    Its own age does not say so: all of them may have been away since, and find this poll and the deployment's
-    message in the queues at the same time.
-    """
-    if dispatch.sent is None or dispatch.job is not None or _dispatcher_lives(dispatch, services):
-        return False
-    unread = _is_deploy_unread(room, services)
-    if unread:
-        room.extend_deadline()
-    now, since = room.now(), dispatch.no_reply_since
-    if (
-        unread
-        or since is None
-        or dispatch.last_polled is None
-        or now - dispatch.last_polled > _silence(services)
-    ):
-        since = now
-    room.update_dispatch(dispatch.token, silent=since, looked=now)
-    return now - since >= SECONDS_TO_PUBLISH
+def active_waiters(room: Waitlist, runs: Runs) -> list[Waiter]:
+    """Who waits, the next to be due first; runs that ended or went on meanwhile leave."""
+    waiters = room.waiters()
+    with runs.redis.pipeline(transaction=False) as pipe:
+        for job, _ in waiters:
+            pipe.hmget(run_key(job), ["queue", "end", "position"])
+        found = pipe.execute()
+    here = [
+        Waiter(job, deadline, str(queue))
+        for (job, deadline), (queue, end, position) in zip(waiters, found, strict=True)
+        if queue is not None and end is None and int(position) <= DISPATCH.position
+    ]
+    staying = {waiter.job for waiter in here}
+    for (job, _), (_, end, _) in zip(waiters, found, strict=True):
+        if end is not None:
+            runs.ensure_end_reported(job)  # who wrote the end may have died before it was on its way
+    room.remove(*(job for job, _ in waiters if job not in staying))
+    return here
 
 
-def _is_deploy_unread(room: Waitlist, services: Services) -> bool:
-    """Whether there are deployments that nobody has taken; any of them may be what came of the dispatch.
-
-    The workers of `deploy` may be away, or busy, while those of `to_task` poll.
-    """
-    queues = (DeployMessage.queue, DeployMessage.agent_queue(room.name.agent))
-    return any(services.runs.publisher.queue_length(queue) for queue in queues)
-
-
-def _dispatcher_lives(dispatch: Dispatch, services: Services) -> bool:
-    return bool(services.redis.exists(lock_key(dispatch.by, DISPATCH.name)))
+def resume(waiters: list[Waiter], room: Waitlist, runs: Runs) -> None:
+    """The pre-processor runs. Each leaves after its message is out: who dies in between sends it again."""
+    for waiter in waiters:
+        runs.heartbeats.schedule(run_member(waiter.job))
+        _send(READY, waiter, {}, runs)
+        room.remove(waiter.job)
 
 
-def _lost_at(dispatch: Dispatch | None, services: Services) -> float | None:
-    """When a dispatch that nobody has heard of counts as lost."""
-    if dispatch is None or dispatch.sent is None or dispatch.job is not None:
-        return None
-    heard_out = (dispatch.no_reply_since or 0.0) + SECONDS_TO_PUBLISH
-    return max(dispatch.sent + _silence(services), heard_out)
+def fail(waiters: list[Waiter], message: str, room: Waitlist, runs: Runs) -> None:
+    """Their runs end with `message`."""
+    for waiter in waiters:
+        runs.finish(waiter.job, End(JobStatus.FAILED, {"error": message}))
+        room.remove(waiter.job)
 
 
-def _remember(room: Waitlist, dispatch: Dispatch, found: list[Record], status: JobState | None) -> None:
-    """What this look has shown that the next one must know."""
-    news: dict[str, Any] = {}
-    current = snapshot_of(found)
-    unchanged = {key: was for key, was in dispatch.snapshot.items() if current.get(key) == was}
-    if unchanged != dispatch.snapshot:
-        news["snapshot"] = json.dumps(unchanged)
-    known = status is not None and status != GONE
-    if known and dispatch.job_unverified:
-        news["doubtful"] = 0  # it has not ended, so its end will be the end of those who wait now
-    if may_still_come(status) and dispatch.ended is None:
-        news["ended"] = room.now()
-    elif known and not may_still_come(status) and dispatch.ended is not None:
-        news["ended"] = ""  # the backend knows the job after all
-    if news:
-        room.update_dispatch(dispatch.token, **news)
+def redispatch(waiters: list[Waiter], runs: Runs) -> None:
+    """Who has the most time left joins again; joining gives the claim to one, however often this is sent."""
+    waiter = waiters[-1]
+    _send(DISPATCH, waiter, {"generation": runs.store.current_generation(waiter.job, DISPATCH.name)}, runs)
 
 
-def _end_failed_dispatch(room: Waitlist) -> None:
-    """Everybody has left; a dispatch that was refused is none of those who come next."""
-    dispatch = room.dispatch()
-    if dispatch is not None and dispatch.failure is not None:
-        _end_dispatch(room, dispatch)
-
-
-def _end_dispatch(room: Waitlist, dispatch: Dispatch) -> None:
-    """It has failed everybody. One that the backend may have taken all the same stays for newcomers."""
-    if dispatch.maybe_accepted:
-        room.update_dispatch(dispatch.token, failure="", unclear=0)
-    else:
-        room.clear_dispatch(dispatch.token)
+def _send(step: Step, waiter: Waiter, kwargs: dict[str, int], runs: Runs) -> None:
+    runs.publisher.publish(step, step.queue or waiter.queue, {"job": waiter.job, **kwargs})

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from shared.messages import ToTaskMethod
 from worker.plugins import PluginHostBusyError
 from worker.pre_processor import classify_serve_app
-from worker.pre_processor.dispatch import FINDING, application_failed, timed_out
+from worker.pre_processor.decision import application_failed, timed_out
+from worker.pre_processor.dispatch import FINDING
 from worker.pre_processor.serve_application import PreProcessor, records
 from worker.runs.model import Continue, Outcome, Reschedule, Run, Suspend
 from worker.runs.runs import Runs

@@ -18,16 +18,16 @@ from worker.platform import (
     ServerError,
     ValidationError,
 )
+from worker.pre_processor import decision as errors
 from worker.pre_processor import dispatch as detection
-from worker.pre_processor import dispatch as errors
 from worker.pre_processor.dispatch import dispatch
+from worker.pre_processor.poll import poll_backoff
 from worker.pre_processor.waitlist import (
     AWAIT_READY,
     DETECT,
     DISPATCH,
     READY,
     WaitlistName,
-    poll_backoff,
     recover_waitlist,
     wake,
 )
@@ -456,7 +456,7 @@ def test_who_died_after_it_dispatched_does_not_dispatch_again(hall: Hall, api: F
     hall.enter("1")
     joined = hall.room.join("1", 60)
     assert joined.claim is not None
-    hall.room.update_dispatch(joined.claim, sent=hall.room.now(), snapshot="{}")
+    hall.room.mark_sent(joined.claim, {})
     hall.step(DISPATCH, "1", lambda run, services: Suspend())
     assert hall.wait("1") == Suspend()
     assert api.dispatched == []
@@ -471,7 +471,7 @@ def _dispatcher_died(hall: Hall, services: Services) -> None:
     hall.enter("1")
     joined = hall.room.join("1", 180)
     assert joined.claim is not None
-    hall.room.update_dispatch(joined.claim, sent=hall.room.now(), snapshot="{}")
+    hall.room.mark_sent(joined.claim, {})
     hall.step(DISPATCH, "1", lambda run, services: Suspend())
     hall.wait("1")
 
@@ -627,7 +627,7 @@ def test_a_claim_whose_owner_is_gone_is_taken_over(
     hall.wait("2")
     assert len(api.dispatched) == 1
     assert dead.claim is not None
-    assert not hall.room.update_dispatch(dead.claim, sent=hall.room.now())
+    assert not hall.room.mark_sent(dead.claim, {})
 
 
 def test_an_idle_claim_is_handed_to_somebody_who_waits(
