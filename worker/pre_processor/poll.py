@@ -23,7 +23,7 @@ from worker.pre_processor.serve_application import job_status, records
 from worker.pre_processor.waitlist import DISPATCH, FIRST_SECONDS, READY, Waitlist, WaitlistName
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import lock_key, run_key
-from worker.runs.model import End, Step
+from worker.runs.model import ClaimStatus, End, Step
 from worker.runs.runs import Runs
 from worker.services import Services
 from worker.workflow.task import INFRASTRUCTURE_ERRORS
@@ -64,10 +64,10 @@ def poll(key: str, generation: int, services: Services, *, redelivered: bool, at
     if not runs.locks.acquire(room.lock, token):
         return Again(LOCKED_SECONDS, generation, attempt, redelivered)
     with runs.locks.hold(room.lock, token):
-        said, newest = room.claim_poll(generation, redelivered)
-        if said == "republish":
-            return Again(LOCKED_SECONDS, newest, attempt)
-        if said == "stale":
+        claim = room.claim_poll(generation, redelivered)
+        if claim.status is ClaimStatus.REPUBLISH:
+            return Again(LOCKED_SECONDS, claim.generation, attempt)
+        if claim.status is ClaimStatus.SUPERSEDED:
             return None
         runs.heartbeats.schedule(name.member)
         countdown = _turn(room, services, attempt)
@@ -185,7 +185,7 @@ def fail(waiters: list[Waiter], message: str, room: Waitlist, runs: Runs) -> Non
 def redispatch(waiters: list[Waiter], runs: Runs) -> None:
     """Who has the most time left joins again; joining gives the claim to one, however often this is sent."""
     waiter = waiters[-1]
-    _send(DISPATCH, waiter, {"generation": runs.store.current_generation(waiter.job, DISPATCH.name)}, runs)
+    _send(DISPATCH, waiter, {"generation": runs.generations.newest(waiter.job, DISPATCH.name)}, runs)
 
 
 def _send(step: Step, waiter: Waiter, kwargs: dict[str, int], runs: Runs) -> None:
