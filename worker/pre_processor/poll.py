@@ -19,8 +19,8 @@ from worker.pre_processor.decision import (
     evaluate,
     lost_at,
 )
-from worker.pre_processor.serve_application import job_status, records
-from worker.pre_processor.waitlist import DISPATCH, FIRST_SECONDS, READY, Waitlist, WaitlistName
+from worker.pre_processor.serve_application import job_status, list_records
+from worker.pre_processor.waitlist import DISPATCH, FETCH_TASKS, FIRST_POLL_SECONDS, Waitlist, WaitlistName
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import lock_key, run_key
 from worker.runs.model import ClaimStatus, End, Step
@@ -30,57 +30,62 @@ from worker.workflow.task import INFRASTRUCTURE_ERRORS
 
 log = structlog.get_logger(__name__)
 
-BATCH = 500
-"""Waiters that one turn sees to: it must end well before its message is delivered again."""
-LOCKED_SECONDS = 0.3
-GROWTH = 1.5
+MAX_WAITERS_PER_POLL = 500
+"""A poll must end well before its message is delivered again; the next poll goes on with the rest."""
+
+LOCKED_RETRY_SECONDS = 0.3
+BACKOFF_FACTOR = 1.5
+MAX_BACKOFF_EXPONENT = 50
+"""A float overflows at larger ones."""
 
 
 @dataclass(frozen=True)
-class Again:
-    """The poll comes back."""
+class NextPoll:
+    """The poll is to be published again, after `countdown` seconds."""
 
     countdown: float
     generation: int
     attempt: int = 0
     redelivered: bool = False
-    """Nobody knows how far the poll came before."""
+    """How far the poll of this generation came before is not known."""
 
 
 @dataclass(frozen=True)
 class Waiter:
-    """A run that waits; `deadline` is Redis's time, `queue` where its messages go."""
+    """A run that waits, its deadline by Redis's clock, and the queue of its steps."""
 
     job: str
     deadline: float
     queue: str
 
 
-def poll(key: str, generation: int, services: Services, *, redelivered: bool, attempt: int) -> Again | None:
-    """One turn of the room `key`; None when the polling is over or a newer poll is out."""
+def await_ready(
+    key: str, generation: int, services: Services, *, redelivered: bool, attempt: int
+) -> NextPoll | None:
+    """Poll the waiting list `key` once; None when the polling is over or a newer poll is under way."""
     runs, name = services.runs, WaitlistName.parse(key)
-    room = Waitlist(runs.redis, name)
+    waitlist = Waitlist(runs.redis, name)
     token = runs.locks.new_token()
-    if not runs.locks.acquire(room.lock, token):
-        return Again(LOCKED_SECONDS, generation, attempt, redelivered)
-    with runs.locks.hold(room.lock, token):
-        claim = room.claim_poll(generation, redelivered)
+    if not runs.locks.acquire(waitlist.lock, token):
+        return NextPoll(LOCKED_RETRY_SECONDS, generation, attempt, redelivered)
+    with runs.locks.hold(waitlist.lock, token):
+        claim = waitlist.claim_poll(generation, redelivered)
         if claim.status is ClaimStatus.REPUBLISH:
-            return Again(LOCKED_SECONDS, claim.generation, attempt)
+            return NextPoll(LOCKED_RETRY_SECONDS, claim.generation, attempt)
         if claim.status is ClaimStatus.SUPERSEDED:
             return None
         runs.heartbeats.schedule(name.member)
-        countdown = _turn(room, services, attempt)
-        # Forgotten before the end is written: whoever joins after the end says anew that the room lives.
+        countdown = _poll_once(waitlist, services, attempt)
+        # Removed before the end is written, because a run that joins after the end registers it anew.
         runs.heartbeats.remove(name.member)
-        said, following = room.end_poll(generation)
+        said, following = waitlist.end_poll(generation)
         if said == "ended":
             return None
         runs.heartbeats.schedule(name.member, countdown)
-        return Again(countdown, following, attempt + 1) if said == "again" else None
+        return NextPoll(countdown, following, attempt + 1) if said == "again" else None
 
 
-def _turn(waitlist: Waitlist, services: Services, attempt: int) -> float:
+def _poll_once(waitlist: Waitlist, services: Services, attempt: int) -> float:
     """Decide about the runs that wait and act on it; returns the seconds until the next poll."""
     runs, settings = services.runs, services.settings
     waiters = active_waiters(waitlist, runs)
@@ -93,7 +98,7 @@ def _turn(waitlist: Waitlist, services: Services, attempt: int) -> float:
     decision = _decide(waitlist, dispatch, services, timeouts)
     if dispatch is not None:
         waitlist.save_dispatch(dispatch, decision.dispatch)
-    batch = waiters[:BATCH]
+    batch = waiters[:MAX_WAITERS_PER_POLL]
     if decision.kind is DecisionKind.READY:
         resume(batch, waitlist, runs)
         return 0.0
@@ -118,7 +123,7 @@ def _turn(waitlist: Waitlist, services: Services, attempt: int) -> float:
 def _decide(
     waitlist: Waitlist, dispatch: Dispatch | None, services: Services, timeouts: Timeouts
 ) -> Decision:
-    """Look and decide. An answer that cannot be read means to look again: it must not end the polling."""
+    """Observe and evaluate. After an unreadable answer the runs wait on: it must not end the polling."""
     try:
         return evaluate(dispatch, _observe(waitlist, dispatch, services), timeouts)
     except INFRASTRUCTURE_ERRORS:
@@ -131,7 +136,7 @@ def _decide(
 def _observe(waitlist: Waitlist, dispatch: Dispatch | None, services: Services) -> Observation:
     name = waitlist.name
     backend = services.backend(name.tenant or None)
-    found = records(backend, name.target)
+    records = list_records(backend, name.target)
     status = job_status(backend, dispatch.job if dispatch else None)
     is_alive, unread = True, 0
     if dispatch is not None and dispatch.lacks_job:
@@ -139,17 +144,17 @@ def _observe(waitlist: Waitlist, dispatch: Dispatch | None, services: Services) 
         if not is_alive:
             queues = (DeployMessage.queue, DeployMessage.agent_queue(name.agent))
             unread = sum(services.runs.publisher.queue_length(queue) for queue in queues)
-    return Observation(found, status, waitlist.now(), is_alive, unread)
+    return Observation(records, status, waitlist.now(), is_alive, unread)
 
 
 def poll_backoff(attempt: int, ceiling: float) -> float:
-    """Seconds until the next poll: half a second at first, growing."""
-    return min(FIRST_SECONDS * GROWTH ** min(attempt, 50), ceiling)
+    """Seconds until the next poll: half a second at first, then growing up to `ceiling`."""
+    return min(FIRST_POLL_SECONDS * BACKOFF_FACTOR ** min(attempt, MAX_BACKOFF_EXPONENT), ceiling)
 
 
-def active_waiters(room: Waitlist, runs: Runs) -> list[Waiter]:
-    """Who waits, the next to be due first; runs that ended or went on meanwhile leave."""
-    waiters = room.waiters()
+def active_waiters(waitlist: Waitlist, runs: Runs) -> list[Waiter]:
+    """The runs that wait, the earliest deadline first; takes those off that have ended or gone on."""
+    waiters = waitlist.waiters()
     with runs.redis.pipeline(transaction=False) as pipe:
         for job, _ in waiters:
             pipe.hmget(run_key(job), ["queue", "end", "position"])
@@ -162,28 +167,28 @@ def active_waiters(room: Waitlist, runs: Runs) -> list[Waiter]:
     staying = {waiter.job for waiter in here}
     for (job, _), (_, end, _) in zip(waiters, found, strict=True):
         if end is not None:
-            runs.ensure_end_reported(job)  # who wrote the end may have died before it was on its way
-    room.remove(*(job for job, _ in waiters if job not in staying))
+            runs.ensure_end_reported(job)  # the worker that wrote the end may have died before it sent it
+    waitlist.remove(*(job for job, _ in waiters if job not in staying))
     return here
 
 
-def resume(waiters: list[Waiter], room: Waitlist, runs: Runs) -> None:
-    """The pre-processor runs. Each leaves after its message is out: who dies in between sends it again."""
+def resume(waiters: list[Waiter], waitlist: Waitlist, runs: Runs) -> None:
+    """Publish the runs' next step. A run leaves the list after that, so a crash only repeats the message."""
     for waiter in waiters:
         runs.heartbeats.schedule(run_member(waiter.job))
-        _send(READY, waiter, {}, runs)
-        room.remove(waiter.job)
+        _send(FETCH_TASKS, waiter, {}, runs)
+        waitlist.remove(waiter.job)
 
 
-def fail(waiters: list[Waiter], message: str, room: Waitlist, runs: Runs) -> None:
-    """Their runs end with `message`."""
+def fail(waiters: list[Waiter], message: str, waitlist: Waitlist, runs: Runs) -> None:
+    """End the runs FAILED with `message`."""
     for waiter in waiters:
         runs.finish(waiter.job, End(JobStatus.FAILED, {"error": message}))
-        room.remove(waiter.job)
+        waitlist.remove(waiter.job)
 
 
 def redispatch(waiters: list[Waiter], runs: Runs) -> None:
-    """Who has the most time left joins again; joining gives the claim to one, however often this is sent."""
+    """Let the run with the latest deadline join again. However often this is sent, one run gets the claim."""
     waiter = waiters[-1]
     _send(DISPATCH, waiter, {"generation": runs.generations.newest(waiter.job, DISPATCH.name)}, runs)
 

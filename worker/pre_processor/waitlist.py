@@ -1,4 +1,4 @@
-"""The waiting list of a pre-processor: who waits until when, the poll that is scheduled, the dispatch."""
+"""The waiting list of a pre-processor in Redis: the runs and their deadlines, the poll, the dispatch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,20 +24,26 @@ from worker.runs.scripts import run_scripts
 DETECT = Step("pre_processor.detect", position=30)
 DISPATCH = Step("pre_processor.dispatch", position=35)
 
-READY = Step("to_task.fetch_tasks", position=50)
-"""Where a run goes on whose pre-processor runs."""
+FETCH_TASKS = Step("to_task.fetch_tasks", position=50)
+"""The step with which a run goes on once its pre-processor runs."""
 
 AWAIT_READY = Step("pre_processor.await_ready", position=0, queue="to_task")
-"""The poll of a room: not a step of a run."""
-
+"""The poll of a waiting list. It belongs to no run, so it has no position."""
 
 WAITLIST_PREFIX = "room:"
-"""Members of the live set that are rooms."""
+"""Begins the heartbeat member of a waiting list. Older workers read it, and the keys below, by this word."""
+
+DAY_SECONDS = 86_400
+
+FIRST_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class WaitlistName:
-    """`tenant` is empty where none is set."""
+    """The pre-processor that runs wait for: `code@version` on an agent's cluster.
+
+    Tenants have waiting lists of their own; `tenant` is empty where none is set.
+    """
 
     tenant: str
     agent: int
@@ -46,29 +52,29 @@ class WaitlistName:
 
     @classmethod
     def of(cls, tenant: str | None, target: PreProcessor) -> "WaitlistName":
-        """The room of those who wait for `target`."""
+        """The waiting list for `target`."""
         return cls(tenant or "", target.agent, target.code, target.version)
 
     @property
     def key(self) -> str:
-        """The name as text, in messages and keys; no part of it can be taken for another."""
+        """The name as text, in messages and keys. Its parts are quoted, so that `parse` is unambiguous."""
         return f"{_quoted(self.tenant)}:{self.agent}:{_quoted(self.code)}@{_quoted(self.version)}"
 
     @classmethod
     def parse(cls, key: str) -> "WaitlistName":
-        """The inverse of `key`."""
+        """The inverse of `key`; raises `ValueError`."""
         tenant, agent, release = key.split(":")
         code, version = release.split("@")
         return cls(unquote(tenant), int(agent), unquote(code), unquote(version))
 
     @property
     def target(self) -> PreProcessor:
-        """What is waited for; its config is not part of the name."""
+        """The pre-processor; its config is not part of the name, and left empty."""
         return PreProcessor(self.code, self.version, {}, self.agent)
 
     @property
     def member(self) -> str:
-        """The room among the live."""
+        """Its member of the heartbeats."""
         return f"{WAITLIST_PREFIX}{self.key}"
 
 
@@ -77,29 +83,30 @@ def _quoted(part: str) -> str:
 
 
 def _is_key(value: str) -> str:
-    WaitlistName.parse(value)  # which raises ValueError
+    WaitlistName.parse(value)
     return value
 
 
 WaitlistKey = Annotated[str, AfterValidator(_is_key)]
-"""The name of a room as text, in messages."""
-
-
-DAY_SECONDS = 86_400
+"""The `key` of a `WaitlistName` in a message's arguments, validated."""
 
 
 @dataclass(frozen=True)
 class JoinResult:
-    """`poll` is the generation of a poll to start, or 0; `claim` the token of who is to dispatch, or None."""
+    """What a run finds when it joins."""
 
     poll: int
+    """The generation of the poll that the run is to publish; 0 when one is under way."""
     claim: str | None
+    """The token with which the run is to dispatch; None when another run does."""
     is_new: bool
+    """Whether the run was not on the list before."""
     job: str | None
+    """The dispatched job, where it is known."""
 
 
 class Waitlist:
-    """One pre-processor's room."""
+    """Reads and writes one waiting list. Every change that two workers could race for is one script."""
 
     def __init__(self, redis: "Redis", name: WaitlistName) -> None:
         self.name = name
@@ -110,7 +117,7 @@ class Waitlist:
         self.lock = f"synapse:rooms:{{{name.key}}}:lock"
 
     def join(self, job: str, timeout: float, *, is_retry: bool = False) -> JoinResult:
-        """Wait in the room, at most `timeout` seconds from the first time on."""
+        """Add a run, which waits `timeout` seconds at most from the first time that it joins."""
         token = uuid4().hex
         started, claimed, first, dispatched = self._scripts.run(
             "join",
@@ -126,12 +133,12 @@ class Waitlist:
         return JoinResult(int(started), token if claimed else None, bool(first), dispatched or None)
 
     def waiters(self) -> list[tuple[str, float]]:
-        """Who waits, with deadlines, the next to be due first."""
+        """The jobs of the runs that wait and their deadlines, the earliest first."""
         found = self._redis.zrange(self._waiters, 0, -1, withscores=True)
         return [(str(job), float(deadline)) for job, deadline in found]
 
     def remove(self, *jobs: str) -> None:
-        """These wait no longer."""
+        """Take runs off the list."""
         if jobs:
             self._redis.zrem(self._waiters, *jobs)
 
@@ -194,18 +201,15 @@ class Waitlist:
         return bool(self._scripts.run("update_dispatch", [self._hash], DISPATCH_FIELD_NAMES, token, *pairs))
 
 
-FIRST_SECONDS = 0.5
-
-
 def schedule_poll(runs: Runs, name: WaitlistName, generation: int, countdown: float = 0.0) -> None:
-    """Send the poll of `generation`; a sign of life of the room is due."""
+    """Publish the poll of `generation` and expect its heartbeat."""
     runs.heartbeats.schedule(name.member, countdown)
     kwargs = {"room": name.key, "generation": generation}
     runs.publisher.publish(AWAIT_READY, AWAIT_READY.queue or "to_task", kwargs, countdown)
 
 
 def wake(runs: Runs, name: WaitlistName) -> bool:
-    """Something happened that a room waits for: poll now. False when nobody waits."""
+    """Poll now, because the pre-processor may run or its dispatch has failed. False when no run waits."""
     generation = Waitlist(runs.redis, name).wake()
     if generation:
         schedule_poll(runs, name, generation)
@@ -213,7 +217,7 @@ def wake(runs: Runs, name: WaitlistName) -> bool:
 
 
 def recover_waitlist(key: str, runs: Runs) -> None:
-    """Publish a poll of a new generation; forget a room in which nobody waits."""
+    """Publish the poll of an overdue waiting list again, or drop its heartbeat when no run waits."""
     name = WaitlistName.parse(key)
     if not wake(runs, name):
         runs.heartbeats.remove(name.member)

@@ -1,13 +1,17 @@
-"""The platform's backend in memory: projects, tasks, releases, jobs, applications, and what was written to it."""
+"""The platform's backend in memory: its projects, tasks, releases, jobs and applications, and all writes."""
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from worker.testing.faults import Faults
 
 Row = dict[str, Any]
+
+UNIT_OFFSET = 1_000_000
+"""Id of a task's data unit, less the id of the task."""
 
 
 def image_and_label(task: int) -> Row:
@@ -116,7 +120,7 @@ class FakeBackend:
 
     def list_tasks(
         self,
-        filters: Mapping[str, Any],  # noqa: ARG002 - the client's signature
+        filters: Mapping[str, Any],
         project: int,
         page_size: int = 100,
         url: str | None = None,
@@ -131,6 +135,25 @@ class FakeBackend:
             has_next = (number + 1) * size < len(self.tasks)
             link = f"http://backend/sdk/tasks/?page={number + 1}" if has_next else None
             return {"count": len(self.tasks), "next": link, "results": [{"id": task} for task in ids]}
+
+    def get_task(self, task: int) -> Row:
+        """`GET tasks/{id}/`."""
+        with self.faults.of("get_task", task):
+            unit: Row = {"id": task + UNIT_OFFSET}
+            if self.files_in_task:
+                unit["files"] = self.files(task)
+            return {"id": task, "data": None, "data_unit": unit}
+
+    def get_data_unit(self, data_unit: int) -> Row:
+        """`GET data_units/{id}/`."""
+        with self.faults.of("get_data_unit", data_unit):
+            return {"id": data_unit, "files": self.files(data_unit - UNIT_OFFSET)}
+
+    def annotate_task_data(self, task: int, data: Mapping[str, Any], schema: str | None = None) -> Row:
+        """`PUT tasks/{id}/annotate_task_data/`."""
+        with self.faults.of("annotate_task_data", task):
+            self.annotations.append((task, dict(data), schema))
+        return {"id": task}
 
     # Releases, jobs and applications
 
@@ -152,9 +175,12 @@ class FakeBackend:
         return record
 
     def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
-        """`POST plugins/{code}/run/` with the action `deployment`: a dispatch."""
-        self.dispatches.append((code, dict(data)))
+        """`POST plugins/{code}/run/`: an inference, or the dispatch of a deployment."""
+        is_inference = data.get("action") == "inference"
+        (self.inferences if is_inference else self.dispatches).append((code, dict(data)))
         with self.faults.of("run_plugin", code):
+            if is_inference:
+                return self.inference_answer(data["params"])
             return self.dispatch_answer(len(self.dispatches))
 
     def get_job(self, job: int | str) -> Row:
@@ -184,23 +210,19 @@ class FakeAsyncBackend:
 
     async def get_task(self, task: int) -> Row:
         """`GET tasks/{id}/`."""
-        await self._call("get_task", task)
-        unit: Row = {"id": task + 1_000_000}
-        if self._backend.files_in_task:
-            unit["files"] = self._backend.files(task)
-        return {"id": task, "data": None, "data_unit": unit}
+        async with self._overlapping("get_task"):
+            return self._backend.get_task(task)
 
     async def get_data_unit(self, data_unit: int) -> Row:
         """`GET data_units/{id}/`."""
-        await self._call("get_data_unit", data_unit)
-        return {"id": data_unit, "files": self._backend.files(data_unit - 1_000_000)}
+        async with self._overlapping("get_data_unit"):
+            return self._backend.get_data_unit(data_unit)
 
     async def annotate_task_data(self, task: int, data: Mapping[str, Any], schema: str | None = None) -> Row:
         """`PUT tasks/{id}/annotate_task_data/`."""
         self._backend.before_annotation(task)
-        await self._call("annotate_task_data", task)
-        self._backend.annotations.append((task, dict(data), schema))
-        return {"id": task}
+        async with self._overlapping("annotate_task_data"):
+            return self._backend.annotate_task_data(task, data, schema)
 
     async def annotate(
         self, task: int, data: Mapping[str, Any], schema: str | None, record: Callable[[], Awaitable[None]]
@@ -210,12 +232,12 @@ class FakeAsyncBackend:
         await record()
 
     async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
-        """`POST plugins/{code}/run/` with the action `inference`."""
-        self._backend.inferences.append((code, dict(data)))
-        await self._call("run_plugin", code)
-        return self._backend.inference_answer(data["params"])
+        """`POST plugins/{code}/run/`."""
+        async with self._overlapping("run_plugin"):
+            return self._backend.run_plugin(code, data)
 
-    async def _call(self, call: str, key: object) -> None:
+    @asynccontextmanager
+    async def _overlapping(self, call: str) -> AsyncIterator[None]:
         """Yield to the event loop a few times, so that concurrent calls overlap."""
         backend = self._backend
         backend.in_flight[call] += 1
@@ -223,7 +245,6 @@ class FakeAsyncBackend:
         try:
             for _ in range(3):
                 await asyncio.sleep(0)
-            with backend.faults.of(call, key):
-                pass
+            yield
         finally:
             backend.in_flight[call] -= 1

@@ -7,7 +7,7 @@ from worker.plugins import PluginHostBusyError
 from worker.pre_processor import classify_serve_app
 from worker.pre_processor.decision import application_failed, timed_out
 from worker.pre_processor.dispatch import FINDING
-from worker.pre_processor.serve_application import PreProcessor, records
+from worker.pre_processor.serve_application import PreProcessor, list_records
 from worker.runs.model import Continue, Outcome, Reschedule, Run, Suspend
 from worker.runs.runs import Runs
 from worker.services import Services
@@ -30,8 +30,8 @@ def is_unavailable(run: Run, services: Services) -> bool:
     Without the question a run whose pre-processor went away would fail its tasks one by one, for hours.
     Raises the errors of the waiting list once it has been unavailable for longer than its timeout.
     """
-    target = PreProcessor.from_finding(run.findings[FINDING])
-    bucket, status = classify_serve_app(records(services.backend(run.message.tenant), target))
+    target = PreProcessor.from_json(run.findings[FINDING])
+    bucket, status = classify_serve_app(list_records(services.backend(run.message.tenant), target))
     store, since = services.runs.store, run.findings.get(UNAVAILABLE_SINCE)
     if bucket == "running":
         if since is not None:
@@ -174,7 +174,7 @@ def _annotation_method(
     hooks = PluginHooks(services.host, release, request)
     if params.method is ToTaskMethod.FILE:
         return FileMethod(params, hooks)
-    target = PreProcessor.from_finding(run.findings["pre_processor"])
+    target = PreProcessor.from_json(run.findings[FINDING])
     return InferenceMethod(params, hooks, backend, ledger, target)
 
 

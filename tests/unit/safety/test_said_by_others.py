@@ -16,7 +16,7 @@ from worker.platform import register_settings as register
 from worker.platform.responses import Answer, error_of
 from worker.platform.streams.parser import cut
 from worker.plugins.runner import MAX_MESSAGE, describe
-from worker.pre_processor.serve_application import counts_as_failed, find, snapshot_of
+from worker.pre_processor.serve_application import counts_as_failed, find_pre_processor, snapshot_of
 from worker.runs.publisher import RedactedRequest
 from worker.services import Services
 from worker.settings import Settings
@@ -186,7 +186,7 @@ def test_a_pre_processors_config_is_kept_without_what_its_author_hides() -> None
     }
     backend: Any = SimpleNamespace(get_plugin_release=lambda _id: {"version": "1.0.0", "config": config})
 
-    kept = find(backend, 1, 3).to_finding()
+    kept = find_pre_processor(backend, 1, 3).to_json()
 
     assert "hush" not in json.dumps(kept)
     assert kept["config"]["env"]["MODE"] == "fast"
