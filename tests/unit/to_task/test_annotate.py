@@ -242,7 +242,7 @@ def test_the_sweep_resends_open_chunks_in_their_generation(make_world: Make) -> 
     world = make_world(60, chunk=10)
     world.collect()
     world.annotate(1)
-    world.runs.store.next_generation(JOB, "to_task.annotate:2", 0)
+    world.runs.generations.advance(JOB, "to_task.annotate:2", 0)
     world.sender.sent.clear()
 
     # When spread is sent again
