@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def application(
+def build_application(
     target: Any, deployment_options: Mapping[str, Any], batch: Mapping[str, Any], url: str
 ) -> Any:
     """`target` bound: an application, a deployment, a builder of an application, a class or a function.
@@ -20,13 +20,13 @@ def application(
         if not isinstance(target, serve.Application | serve.Deployment):
             raise TypeError("the entrypoint's function takes nothing, so it must return a serve.Application")
     if isinstance(target, serve.Application):
-        return _reconfigured(target, deployment_options)
+        return _with_options(target, deployment_options)
     if isinstance(target, serve.Deployment):
-        arguments = _arguments(target.func_or_class, url)
-        return target.options(**_merged(target, deployment_options)).bind(**arguments)
+        arguments = _constructor_arguments(target.func_or_class, url)
+        return target.options(**_merged_options(target, deployment_options)).bind(**arguments)
     if inspect.isclass(target):
-        arguments = _arguments(target, url)
-        served = _ingressed(_completed(target, batch))
+        arguments = _constructor_arguments(target, url)
+        served = _with_ingress(_with_serve_methods(target, batch))
         return serve.deployment(served, name=target.__name__, **deployment_options).bind(**arguments)
     if callable(target):
         return serve.deployment(target, **deployment_options).bind()
@@ -44,7 +44,7 @@ def _is_builder(function: Any) -> bool:
     return not required or name.rpartition(".")[2] == "Application"
 
 
-def _completed(cls: Any, batch: Mapping[str, Any]) -> Any:
+def _with_serve_methods(cls: Any, batch: Mapping[str, Any]) -> Any:
     """The class with what its options and its lack of routes ask for, as a subclass that travels by value."""
     from ray import serve
 
@@ -53,14 +53,14 @@ def _completed(cls: Any, batch: Mapping[str, Any]) -> Any:
         extra["infer_batch"] = serve.batch(**batch)(cls.infer_batch)
         extra["batched"] = True
     if not _has_routes(cls) and "__call__" not in _members(cls) and hasattr(cls, "handle_inference"):
-        extra["__call__"] = _answer
+        extra["__call__"] = _call_handle_inference
     if not extra:
         return cls
     name = f"{cls.__name__}Served"
     return type(name, (cls,), {**extra, "__module__": cls.__module__, "__qualname__": name})
 
 
-async def _answer(self: Any, request: Any) -> Any:
+async def _call_handle_inference(self: Any, request: Any) -> Any:
     """`__call__` of a class that has neither routes nor one of its own."""
     return await self.handle_inference(request)
 
@@ -73,7 +73,7 @@ def _has_routes(cls: Any) -> bool:
     return getattr(cls, "app", None) is not None
 
 
-def _ingressed(cls: Any) -> Any:
+def _with_ingress(cls: Any) -> Any:
     """The class behind its FastAPI `app`. A class that was ingressed before shows a property there."""
     app = getattr(cls, "app", None)
     if app is None or isinstance(app, property):
@@ -97,7 +97,7 @@ def _ingressed(cls: Any) -> Any:
     return serve.ingress(build)(cls)
 
 
-def _arguments(callable_: Any, url: str) -> dict[str, Any]:
+def _constructor_arguments(callable_: Any, url: str) -> dict[str, Any]:
     """The backend's URL for a constructor that takes `backend_url` or one argument that it needs."""
     if not inspect.isclass(callable_):
         return {}
@@ -122,14 +122,14 @@ def _arguments(callable_: Any, url: str) -> dict[str, Any]:
     return {needed[0].name: url} if needed else {}
 
 
-def _reconfigured(app: Any, options: Mapping[str, Any]) -> Any:
+def _with_options(app: Any, options: Mapping[str, Any]) -> Any:
     """A bound application keeps its deployments' own options; its ingress carries the digest and ours."""
     bound = app._bound_deployment  # no public way in; ray is pinned to the very version
-    app._bound_deployment = bound.options(**_merged(bound, options))
+    app._bound_deployment = bound.options(**_merged_options(bound, options))
     return app
 
 
-def _merged(deployment: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def _merged_options(deployment: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     own = dict(deployment.ray_actor_options or {})
     ours = dict(options.get("ray_actor_options") or {})
     environment = {**(own.get("runtime_env") or {}), **(ours.get("runtime_env") or {})}

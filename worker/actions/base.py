@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get
 
 from pydantic import BaseModel, ValidationError
 
+from shared.validation import describe_validation_error
+
 if TYPE_CHECKING:
     from worker.plugins.requests import ActionRequest, ClientAccess
 
@@ -43,7 +45,7 @@ class RuntimeContext:
     @classmethod
     def from_request(cls, request: "ActionRequest") -> "RuntimeContext":
         """The context of a run that the worker started."""
-        client, agent_client = _plugins_clients(request.clients)
+        client, agent_client = _plugin_clients(request.clients)
         return cls(request.env, request.job, client, agent_client, language=request.language)
 
     @classmethod
@@ -82,7 +84,7 @@ class RuntimeContext:
         self.logger.info(text)
 
 
-def _plugins_clients(access: "ClientAccess | None") -> tuple[Any, Any]:
+def _plugin_clients(access: "ClientAccess | None") -> tuple[Any, Any]:
     """Of a token that is the plugin's own; the agent's is not for plugin code."""
     if access is None or not access.token:
         return None, None
@@ -166,7 +168,7 @@ class BaseAction(Generic[P]):
         try:
             checked = model.model_validate({key: params[key] for key in params if key in _keys(model)})
         except ValidationError as error:
-            mistakes += [_mistake(item) for item in error.errors()]
+            mistakes.append(describe_validation_error(error))
         if mistakes:
             raise ParamsError("; ".join(mistakes))
         return checked
@@ -184,9 +186,3 @@ class BaseAction(Generic[P]):
 
 def _keys(model: type[BaseModel]) -> set[str]:
     return {str(field.alias or name) for name, field in model.model_fields.items()}
-
-
-def _mistake(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"])
-    message = item["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message

@@ -23,7 +23,7 @@ _CAPACITY_DENIED_MSG = "Serve deploy denied: insufficient cluster capacity ({rea
 _CAPACITY_UNREACHABLE_MSG = "Serve deploy capacity check failed: agent unreachable ({error_type})"
 _CAPACITY_SKIP_LOG = "serve capacity gate skipped: agent_client not provided"
 
-LONGEST_REASONS = 2_000
+MAX_REASONS_CHARS = 2_000
 """Characters of an agent's reasons that users read."""
 
 DIRECT_TIMEOUT_SECONDS = 600.0
@@ -52,7 +52,7 @@ def check_serve_capacity(
         "num_cpus": _number(ray_actor_options.get("num_cpus"), 1.0),
         "num_gpus": _number(ray_actor_options.get("num_gpus"), 0.0),
         "memory_bytes": None if memory is None else int(memory),
-        "replicas": serve_submit.replicas(serve_options),
+        "replicas": serve_submit.initial_replicas(serve_options),
         "metadata": {"plugin_code": app_name, "agent": agent},
     }
     try:
@@ -60,23 +60,23 @@ def check_serve_capacity(
         if not isinstance(answer, dict) or not isinstance(answer.get("allowed"), bool):
             raise MalformedResponseError("the agent's answer has no allowed: true or false")
     except (ClientError, TimeoutError, ConnectionError, OSError) as error:
-        raise unreachable(error) from clean_exception(error)
+        raise capacity_unreachable_error(error) from clean_exception(error)
     if not answer["allowed"]:
         reasons = answer.get("reasons") or []
         listed = reasons if isinstance(reasons, list) else [reasons]
-        raise RuntimeError(_CAPACITY_DENIED_MSG.format(reasons=_readable(listed)))
+        raise RuntimeError(_CAPACITY_DENIED_MSG.format(reasons=_shortened_reasons(listed)))
 
 
-def unreachable(error: BaseException) -> RuntimeError:
+def capacity_unreachable_error(error: BaseException) -> RuntimeError:
     """The gate's error for an agent that cannot be asked, also when looking it up failed."""
     return RuntimeError(_CAPACITY_UNREACHABLE_MSG.format(error_type=error_type(error)))
 
 
-def _readable(reasons: list[Any]) -> list[Any]:
+def _shortened_reasons(reasons: list[Any]) -> list[Any]:
     """Without secrets; the first that makes the list too long is cut, those after it are left out."""
     shown: list[Any] = []
     for reason in map(clean_value, reasons):
-        left = LONGEST_REASONS - len(str(shown))
+        left = MAX_REASONS_CHARS - len(str(shown))
         if len(repr(reason)) > left:
             text = reason if isinstance(reason, str) else repr(reason)
             return [*shown, shorten(text, max(left, 1))]
@@ -177,7 +177,7 @@ class BaseDeploymentAction(BaseAction[P]):
             "app_name": self.get_serve_app_name(),
             "route_prefix": self.get_route_prefix(),
             "ray_actor_options": actor_options,
-            "serve_options": serve_submit.checked(self.get_serve_options(), declared),
+            "serve_options": serve_submit.check_serve_options(self.get_serve_options(), declared),
         }
         entrypoint = (
             self._request.entrypoint if self._request else f"{type(self).__module__}.{type(self).__name__}"

@@ -19,8 +19,8 @@ import httpx
 from worker.platform import BackendClient, clean
 from worker.platform.transport import wire_error
 
-CONNECT_SECONDS = 10.0
-TIMEOUT_SECONDS = 60.0
+CONNECT_TIMEOUT_SECONDS = 10.0
+READ_TIMEOUT_SECONDS = 60.0
 """Longest silence of the backend or of the file's store while a model is fetched."""
 
 
@@ -40,12 +40,12 @@ def model_key(identifier: str) -> str:
 
 
 @asynccontextmanager
-async def opened_model(identifier: str, backend_url: str) -> AsyncIterator[dict[str, Any]]:
+async def open_model(identifier: str, backend_url: str) -> AsyncIterator[dict[str, Any]]:
     """The platform's record of the model; with a token, `path` is its unpacked folder while in here."""
     if identifier.count(".") != 2:
         yield {"id": int(identifier) if identifier.isdecimal() else identifier}
         return
-    claims = read_token(identifier, backend_url)
+    claims = read_model_token(identifier, backend_url)
     folder = Path(tempfile.mkdtemp(prefix="synapse-model-"))
     try:
         record = await asyncio.to_thread(_fetch, claims, backend_url, folder)
@@ -54,12 +54,12 @@ async def opened_model(identifier: str, backend_url: str) -> AsyncIterator[dict[
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-def read_token(token: str, backend_url: str) -> dict[str, Any]:
+def read_model_token(token: str, backend_url: str) -> dict[str, Any]:
     """The claims of the platform's token (a JWT, HS256, the key is the backend's URL)."""
     head, _, signature = token.rpartition(".")
     try:
-        header, claims = (json.loads(_decoded(part)) for part in head.split("."))
-        given = _decoded(signature)
+        header, claims = (json.loads(_decode_base64(part)) for part in head.split("."))
+        given = _decode_base64(signature)
     except (ValueError, RecursionError):
         raise ModelTokenError("the model's token cannot be read") from None
     if not isinstance(header, dict) or not isinstance(claims, dict):
@@ -71,12 +71,12 @@ def read_token(token: str, backend_url: str) -> dict[str, Any]:
     return claims
 
 
-def _decoded(part: str) -> bytes:
+def _decode_base64(part: str) -> bytes:
     return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
 
 
 def _fetch(claims: dict[str, Any], backend_url: str, folder: Path) -> dict[str, Any]:
-    timeout = {"connect": CONNECT_SECONDS, "read": TIMEOUT_SECONDS}
+    timeout = {"connect": CONNECT_TIMEOUT_SECONDS, "read": READ_TIMEOUT_SECONDS}
     # The client follows no redirect, which would hand the user's token to whoever the answer names.
     with BackendClient(
         backend_url, str(claims["token"]), tenant=claims.get("tenant"), timeout=timeout
@@ -94,7 +94,7 @@ def _download(url: str, archive: Path) -> None:
     """The file's store may redirect; no header of ours goes there."""
     try:
         with (
-            httpx.stream("GET", url, timeout=TIMEOUT_SECONDS, follow_redirects=True) as answer,
+            httpx.stream("GET", url, timeout=READ_TIMEOUT_SECONDS, follow_redirects=True) as answer,
             archive.open("wb") as sink,
         ):
             if answer.is_success:

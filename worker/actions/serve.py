@@ -11,24 +11,24 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
-from worker.actions.models import model_key, opened_model
+from worker.actions.models import model_key, open_model
 from worker.platform import clean
 
 POLL_KEY = "__synapse_poll__"
 ENVELOPE_KEY = "__synapse_deferred__"
 MAX_TICKETS = 256
-KEEP_SECONDS = 3600.0
+TICKET_TTL_SECONDS = 3600.0
 """A result that nobody asked for is forgotten after this."""
 
 
-def ticket_of(body: Any) -> str | None:
+def requested_ticket(body: Any) -> str | None:
     """The ticket that a request asks for; None for a request of its own."""
     if not isinstance(body, dict) or POLL_KEY not in body:
         return None
     return str(body[POLL_KEY])
 
 
-def envelope(status: str, **fields: Any) -> dict[str, Any]:
+def deferred_envelope(status: str, **fields: Any) -> dict[str, Any]:
     """The answer in place of a result."""
     return {ENVELOPE_KEY: True, "status": status, **fields}
 
@@ -44,27 +44,27 @@ class Tickets:
         self._forget()
         ticket = secrets.token_urlsafe(12)
         self._running[ticket] = (time.monotonic(), task)
-        return envelope("pending", ticket=ticket)
+        return deferred_envelope("pending", ticket=ticket)
 
     def collect(self, ticket: str) -> Any:
         """The result once it is there; until then, or when it failed or is not here, an envelope."""
         self._forget()
         if ticket not in self._running:
-            return envelope("not_found", ticket=ticket)
+            return deferred_envelope("not_found", ticket=ticket)
         task = self._running[ticket][1]
         if not task.done():
-            return envelope("pending", ticket=ticket)
+            return deferred_envelope("pending", ticket=ticket)
         del self._running[ticket]
         if task.cancelled():
-            return envelope("failed", error="the inference was cancelled")
+            return deferred_envelope("failed", error="the inference was cancelled")
         error = task.exception()
         if error is not None:
             # It goes to whoever asked; an author's error may name what nobody else is to know.
-            return envelope("failed", error=clean(f"{type(error).__name__}: {error}"))
+            return deferred_envelope("failed", error=clean(f"{type(error).__name__}: {error}"))
         return task.result()
 
     def _forget(self) -> None:
-        oldest = time.monotonic() - KEEP_SECONDS
+        oldest = time.monotonic() - TICKET_TTL_SECONDS
         while self._running:
             made, task = next(iter(self._running.values()))
             if made > oldest and len(self._running) < MAX_TICKETS:
@@ -141,7 +141,7 @@ class BaseServeDeployment:
         read = getattr(request, "json", None)
         body = await read() if inspect.iscoroutinefunction(read) else request
         tickets: Tickets = self._state()["tickets"]
-        ticket = ticket_of(body)
+        ticket = requested_ticket(body)
         if ticket is not None:
             return tickets.collect(ticket)
         # Off the loop: a model's validators may fetch files.
@@ -179,7 +179,7 @@ class BaseServeDeployment:
     def _loader(self) -> Callable[[str], Awaitable[Any]]:
         async def load(key: str) -> Any:
             identifier = self._state()["identifiers"][key]
-            async with opened_model(identifier, self.backend_url) as model_info:
+            async with open_model(identifier, self.backend_url) as model_info:
                 return await self._get_model(model_info)
 
         return load

@@ -9,9 +9,9 @@ from worker.platform import clean
 FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY", "UNAVAILABLE"})
 MAX_LINES = 12
 """Lines of a reason: the last ones say what went wrong."""
-MAX_CHARACTERS = 2_000
-READ_LINES = 1_000
-READ_CHARACTERS = 2 * MAX_CHARACTERS
+MAX_CHARS = 2_000
+MAX_READ_LINES = 1_000
+MAX_READ_CHARS = 2 * MAX_CHARS
 """An author's error may be megabytes long. Of each line more is read than shown, so that a secret that lies
 across the end of what is shown is known as one."""
 
@@ -69,21 +69,21 @@ def interpret_serve_status(state: Mapping[str, Any] | None) -> tuple[str, str | 
     if not state or bucket == "running":
         return bucket, status, ""
     messages = [str(item.get("message") or "") for item in (state.get("deployments") or {}).values()]
-    reasons = [reduced for message in messages if (reduced := explain(message))]
+    reasons = [reduced for message in messages if (reduced := clean_reason(message))]
     if not reasons and bucket == "failed":
-        reasons = [explain(str(state.get("message") or ""))]
+        reasons = [clean_reason(str(state.get("message") or ""))]
     return bucket, status, "\n".join(reasons)
 
 
-def explain(message: str) -> str:
+def clean_reason(message: str) -> str:
     """A deployment's message without colours, paths, addresses and frames that are not the author's."""
-    read = [_ANSI.sub("", line[:READ_CHARACTERS]) for line in message.splitlines()[-READ_LINES:]]
+    read = [_ANSI.sub("", line[:MAX_READ_CHARS]) for line in message.splitlines()[-MAX_READ_LINES:]]
     lines = [line.rstrip() for line in read if line.strip(" ^~\t")]
     kept = _without_foreign_frames(lines)
     own = [at for at, line in enumerate(kept) if _FRAME.match(line)]
     # What stands before the author's first frame is Serve's and Ray's way there.
     cleaned = [_cleaned(line) for line in kept[own[0] if own else 0 :][-MAX_LINES:]]
-    return "\n".join(line for line in cleaned if line.strip())[-MAX_CHARACTERS:]
+    return "\n".join(line for line in cleaned if line.strip())[-MAX_CHARS:]
 
 
 def _cleaned(line: str) -> str:
@@ -91,7 +91,7 @@ def _cleaned(line: str) -> str:
     text = line.lstrip()
     indent = " " * min(len(line) - len(text), 4)
     text = _ADDRESS.sub("", _WORKER.sub("", _FOLDERS.sub(r"\1", text)))
-    return indent + clean(text)[:MAX_CHARACTERS]
+    return indent + clean(text)[:MAX_CHARS]
 
 
 def _without_foreign_frames(lines: list[str]) -> list[str]:

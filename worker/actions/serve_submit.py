@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from worker.actions.application_builder import application
+from worker.actions.application_builder import build_application
 from worker.actions.serve_state import interpret_serve_status, serve_application_state, serve_details
 
-KNOWN = frozenset(
+SERVE_OPTIONS = frozenset(
     {
         "num_replicas",
         "autoscaling_config",
@@ -23,24 +23,26 @@ KNOWN = frozenset(
         "graceful_shutdown_wait_loop_s",
     }
 )
-BATCH = frozenset({"max_batch_size", "batch_wait_timeout_s"})
+BATCH_OPTIONS = frozenset({"max_batch_size", "batch_wait_timeout_s"})
 
 
 class ServeOptionsError(ValueError):
     """`serve_options` has something that Serve or this project does not know."""
 
 
-def checked(options: Mapping[str, Any], num_replicas: int | None) -> dict[str, Any]:
+def check_serve_options(options: Mapping[str, Any], num_replicas: int | None) -> dict[str, Any]:
     """The options, refused when a key is unknown; `num_replicas` of the run's parameters goes first."""
-    unknown = sorted(set(options) - KNOWN)
+    unknown = sorted(set(options) - SERVE_OPTIONS)
     if unknown:
         raise ServeOptionsError(
-            f"serve_options: unknown {', '.join(unknown)} (known: {', '.join(sorted(KNOWN))})"
+            f"serve_options: unknown {', '.join(unknown)} (known: {', '.join(sorted(SERVE_OPTIONS))})"
         )
     result = {name: value for name, value in options.items() if value is not None}
     batch = result.get("batch")
-    if batch is not None and (not isinstance(batch, dict) or set(batch) - BATCH):
-        raise ServeOptionsError(f"serve_options: batch must be a mapping of {', '.join(sorted(BATCH))}")
+    if batch is not None and (not isinstance(batch, dict) or set(batch) - BATCH_OPTIONS):
+        raise ServeOptionsError(
+            f"serve_options: batch must be a mapping of {', '.join(sorted(BATCH_OPTIONS))}"
+        )
     if num_replicas is not None:
         result.pop("autoscaling_config", None)
         result["num_replicas"] = num_replicas
@@ -49,7 +51,7 @@ def checked(options: Mapping[str, Any], num_replicas: int | None) -> dict[str, A
     return result
 
 
-def replicas(options: Mapping[str, Any]) -> int:
+def initial_replicas(options: Mapping[str, Any]) -> int:
     """How many replicas start: with autoscaling the initial or the least number, at least 1; default 1."""
     scaling = options.get("autoscaling_config")
     if isinstance(scaling, Mapping):
@@ -59,7 +61,7 @@ def replicas(options: Mapping[str, Any]) -> int:
     return max(1, int(wanted)) if wanted != "auto" else 1
 
 
-DIGEST = "SYNAPSE_DEPLOYMENT_DIGEST"
+DIGEST_VARIABLE = "SYNAPSE_DEPLOYMENT_DIGEST"
 """In the deployment's environment: what runs can be compared with what is asked for."""
 POLL_SECONDS = 0.5
 
@@ -88,7 +90,7 @@ def submit(target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any],
     name = plan["app_name"]
     with _submitting:
         running = serve_details().get(name)
-        if running is not None and _is_same(running, plan["digest"]):
+        if running is not None and _is_identical(running, plan["digest"]):
             return {"submitted": False, "reason": "identical", "replaced": True, "messages": []}
         known = dict(plan["serve_options"])
         batch = known.pop("batch", {})
@@ -96,10 +98,10 @@ def submit(target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any],
         messages = []
         replaced = running is not None and _has_replicas(running)
         if replaced:
-            surge = _surge(plan, actor_options)
+            surge = _surge_percent(plan, actor_options)
             known["max_surge_percent"] = surge
             messages.append(_replacement_message(name, surge))
-        made = application(target, {**known, "ray_actor_options": actor_options}, batch, url)
+        made = build_application(target, {**known, "ray_actor_options": actor_options}, batch, url)
         serve.run_many(
             [serve.RunTarget(made, name=name, route_prefix=plan["route_prefix"])],
             wait_for_ingress_deployment_creation=False,
@@ -133,13 +135,13 @@ def remove_application(name: str, *, wait: bool = True) -> None:
     serve.delete(name, _blocking=wait)
 
 
-def _is_same(running: Mapping[str, Any], digest: str) -> bool:
+def _is_identical(running: Mapping[str, Any], digest: str) -> bool:
     """What runs, or is on its way, is what is asked for."""
     if running["status"] not in ("RUNNING", "DEPLOYING"):
         return False
     configs = (item["deployment_config"] for item in running["deployments"].values())
     environments = ((item.get("ray_actor_options") or {}).get("runtime_env") or {} for item in configs)
-    return any((found.get("env_vars") or {}).get(DIGEST) == digest for found in environments)
+    return any((found.get("env_vars") or {}).get(DIGEST_VARIABLE) == digest for found in environments)
 
 
 def _has_replicas(running: Mapping[str, Any]) -> bool:
@@ -154,18 +156,18 @@ def _actor_options(plan: Mapping[str, Any], runtime_env: Mapping[str, Any]) -> d
     asked = dict(plan["ray_actor_options"])
     own = dict(asked.pop("runtime_env", None) or {})
     variables = {**(runtime_env.get("env_vars") or {}), **(own.pop("env_vars", None) or {})}
-    environment = {**own, **runtime_env, "env_vars": {**variables, DIGEST: plan["digest"]}}
+    environment = {**own, **runtime_env, "env_vars": {**variables, DIGEST_VARIABLE: plan["digest"]}}
     return {**asked, "runtime_env": environment}
 
 
-def _surge(plan: Mapping[str, Any], actor_options: Mapping[str, Any]) -> int:
+def _surge_percent(plan: Mapping[str, Any], actor_options: Mapping[str, Any]) -> int:
     """Percent of the replicas that may start beside the old ones, by what is free; 0 when none fits."""
     import ray
 
     needs = {"CPU": actor_options.get("num_cpus", 1), "GPU": actor_options.get("num_gpus", 0)}
     needs["memory"] = actor_options.get("memory", 0)
     free = ray.available_resources()
-    count = replicas(plan["serve_options"])
+    count = initial_replicas(plan["serve_options"])
     fits = [math.floor(free.get(name, 0) / need + 1e-9) for name, need in needs.items() if need]
     return int(min([count, *fits]) * 100 // count)
 

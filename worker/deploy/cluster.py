@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from shared.statuses import ServeApplicationStatus
 from worker.actions.serve_state import interpret_serve_status, serve_details
-from worker.actions.serve_submit import DIGEST, remove_application
+from worker.actions.serve_submit import DIGEST_VARIABLE, remove_application
 from worker.plugins import PluginHostUnavailableError
 from worker.plugins.ray_session import session
 
@@ -70,7 +70,7 @@ def read_state(details: Mapping[str, Any]) -> ServeState:
 def _digest(deployment: Mapping[str, Any]) -> str | None:
     config = deployment.get("deployment_config") or {}
     environment = (config.get("ray_actor_options") or {}).get("runtime_env") or {}
-    digest = (environment.get("env_vars") or {}).get(DIGEST)
+    digest = (environment.get("env_vars") or {}).get(DIGEST_VARIABLE)
     return str(digest) if digest else None
 
 
@@ -90,6 +90,6 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
     thread.join(seconds)
     if answers:
         return answers[0]
-    session.suspect()
+    session.mark_stale()
     why = type(errors[0]).__name__ if errors else f"no answer within {seconds:g} s"
     raise PluginHostUnavailableError(f"Ray Serve did not answer: {why}")

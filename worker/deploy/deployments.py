@@ -7,7 +7,7 @@ from redis import Redis
 
 from worker.actions.serve_state import serve_details
 from worker.plugins import PluginError, Release, ReleaseNotFoundError
-from worker.plugins.ray_session import bounded, session
+from worker.plugins.ray_session import call_with_timeout, session
 from worker.services import Services
 
 DAY_SECONDS = 86_400
@@ -90,7 +90,7 @@ class DeployedPackages:
         try:
             session.connect(address)
             nothing: dict[str, dict[str, Any]] = {}
-            live = bounded(LOOK_SECONDS, serve_details, nothing)
+            live = call_with_timeout(LOOK_SECONDS, serve_details, nothing)
             services.host.pin(self._in_use(live))
         except PluginError as error:
             redis.delete(f"{self._key}:pinned")

@@ -14,13 +14,13 @@ from pathlib import Path, PurePosixPath
 from worker.plugins.errors import ReleaseInvalidError
 
 MAX_ENTRIES = 100_000
-CHUNK = 1024 * 1024
+CHUNK_BYTES = 1024 * 1024
 """Bytes read at a time."""
 STALE_SECONDS = 3600
 """A half-unpacked folder older than this was left behind by a killed process."""
 
 _TEMPORARY = ".unpacking-"
-_BROKEN = (
+_ARCHIVE_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -36,7 +36,7 @@ _BROKEN = (
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
-def unpack(archive: Path, destination: Path, max_bytes: int) -> None:
+def unpack_release(archive: Path, destination: Path, max_bytes: int) -> None:
     """Unpack `archive` so that `destination` holds its config.yaml.
 
     The folder appears whole or not at all, whatever is killed; of two processes one wins and both are served.
@@ -44,7 +44,7 @@ def unpack(archive: Path, destination: Path, max_bytes: int) -> None:
     if destination.is_dir():
         return
     destination.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(destination.parent)
+    _remove_stale(destination.parent)
     temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=destination.parent))
     try:
         _extract(archive, temporary, max_bytes)
@@ -55,7 +55,7 @@ def unpack(archive: Path, destination: Path, max_bytes: int) -> None:
         except OSError:
             if not destination.is_dir():
                 raise
-    except _BROKEN as error:
+    except _ARCHIVE_ERRORS as error:
         raise ReleaseInvalidError(f"{archive.name} is not a usable zip: {error}") from None
     except OSError as error:
         raise ReleaseInvalidError(f"{archive.name} cannot be unpacked: {error.strerror or error}") from None
@@ -104,7 +104,7 @@ def _write(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, limit:
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
     with opened.open(entry) as source, target.open("xb") as sink:
-        while chunk := source.read(CHUNK):
+        while chunk := source.read(CHUNK_BYTES):
             written += len(chunk)
             if written > limit:
                 raise ReleaseInvalidError("the archive unpacks to more bytes than it may")
@@ -124,7 +124,7 @@ def _release_root(folder: Path) -> Path:
     raise ReleaseInvalidError("the archive has no config.yaml at its top or in its one top folder")
 
 
-def _sweep(parent: Path) -> None:
+def _remove_stale(parent: Path) -> None:
     """Remove what killed processes left behind."""
     for path in parent.glob(f"{_TEMPORARY}*"):
         try:

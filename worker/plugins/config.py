@@ -14,9 +14,10 @@ from pydantic import (
     ValidationError,
 )
 
+from shared.validation import describe_validation_error
 from worker.plugins.errors import ReleaseInvalidError
 
-MAX_BYTES = 256 * 1024
+MAX_CONFIG_BYTES = 256 * 1024
 MAX_NODES = 50_000
 """Nodes after aliases are expanded: a few lines of aliases of aliases can stand for billions."""
 
@@ -81,14 +82,14 @@ class ReleaseConfig(_Declared):
         return {**{str(name): str(value) for name, value in declared.items()}, **self.env}
 
 
-def parse(text: bytes) -> ReleaseConfig:
+def parse_release_config(text: bytes) -> ReleaseConfig:
     """Read config.yaml; raise `ReleaseInvalidError` with one line that names every mistake."""
-    if len(text) > MAX_BYTES:
-        raise ReleaseInvalidError(f"config.yaml is larger than {MAX_BYTES} bytes")
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ReleaseInvalidError(f"config.yaml is larger than {MAX_CONFIG_BYTES} bytes")
     try:
         decoded = text.decode("utf-8-sig")
         root = yaml.compose(decoded, Loader=yaml.SafeLoader)
-        _refuse_bomb(root)
+        _reject_alias_bomb(root)
         content = yaml.safe_load(decoded)
         if isinstance(content, dict):
             content = _without_nulls(content)
@@ -104,7 +105,7 @@ def parse(text: bytes) -> ReleaseConfig:
     try:
         return ReleaseConfig.model_validate(content)
     except ValidationError as error:
-        mistakes = "; ".join(_mistake(item) for item in error.errors())
+        mistakes = describe_validation_error(error, as_sentences=True)
         raise ReleaseInvalidError(f"config.yaml: {mistakes}") from None
 
 
@@ -122,18 +123,11 @@ def _without_nulls(content: dict[Any, Any]) -> dict[str, Any]:
     return kept
 
 
-def _mistake(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "missing":
-        return f"{where} is missing"
-    return f"{where} {item['msg'].removeprefix('Value error, ')}"
-
-
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
-def _refuse_bomb(root: yaml.Node | None) -> None:
+def _reject_alias_bomb(root: yaml.Node | None) -> None:
     """Count nodes as if every alias were written out, without writing them out."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()

@@ -40,7 +40,7 @@ class PluginTimeoutError(PluginError):
     """Plugin code took longer than WORKER_PLUGIN_TIMEOUT_SECONDS; it was stopped."""
 
 
-def read_answer(answer: str) -> Any:
+def parse_reply(answer: str) -> Any:
     """The operation's value, or `PluginCallError` with the author's error, cleaned of secrets."""
     content = json.loads(answer)
     if "error" not in content:

@@ -54,20 +54,20 @@ def requirements(release: Release) -> dict[str, Any]:
 
 RECHECK_SECONDS = 60
 """Ray forgets a package that nobody refers to after ten minutes; each check holds it for ten more."""
-REQUEST_SECONDS = 30
+REQUEST_TIMEOUT_SECONDS = 30
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_MARK = ".synapse-worker-package"
+_MARKER = ".synapse-worker-package"
 """A second entry at the top: Ray strips the folder of a `file://` package that has only one."""
 
 
-def zipped(root: Path) -> bytes:
+def zip_release(root: Path) -> bytes:
     """The release's files as a zip whose bytes depend on their names and contents only."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name in (_MARK, f"{_MARK}-2"):
+        for name in (_MARKER, f"{_MARKER}-2"):
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), b"")
-        for relative, path in store.files(root):
+        for relative, path in store.release_files(root):
             entry = zipfile.ZipInfo(relative, _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = (0o755 if os.access(path, os.X_OK) else 0o644) << 16
@@ -86,7 +86,7 @@ class RayPackages:
     """Ray's own store, over the dashboard. Not durable: see `RECHECK_SECONDS`."""
 
     def __init__(self, dashboard_url: str, headers: dict[str, str]) -> None:
-        self._client = httpx.Client(base_url=dashboard_url, headers=headers, timeout=REQUEST_SECONDS)
+        self._client = httpx.Client(base_url=dashboard_url, headers=headers, timeout=REQUEST_TIMEOUT_SECONDS)
         self._lock = threading.Lock()
         self._checked: dict[str, tuple[str, float]] = {}
 
@@ -95,7 +95,7 @@ class RayPackages:
         with self._lock:
             uri, checked = self._checked.get(release.checksum, ("", 0.0))
             if not uri or time.monotonic() - checked > RECHECK_SECONDS:
-                uri = self._verify(release, uri)
+                uri = self._ensure_uploaded(release, uri)
                 self._checked[release.checksum] = (uri, time.monotonic())
             return uri
 
@@ -103,20 +103,20 @@ class RayPackages:
         """Give the connections back."""
         self._client.close()
 
-    def _verify(self, release: Release, uri: str) -> str:
+    def _ensure_uploaded(self, release: Release, uri: str) -> str:
         data = None
         if not uri:
-            data = zipped(release.path)
+            data = zip_release(release.path)
             uri = f"gcs://_ray_pkg_{hashlib.sha1(data, usedforsecurity=False).hexdigest()}.zip"
         route = f"/api/packages/gcs/{uri.removeprefix('gcs://')}"
         try:
             found = self._client.get(route)
             if found.status_code == httpx.codes.NOT_FOUND:
-                self._client.put(route, content=data or zipped(release.path)).raise_for_status()
+                self._client.put(route, content=data or zip_release(release.path)).raise_for_status()
                 found = self._client.get(route)
             found.raise_for_status()
         except httpx.HTTPStatusError as error:
-            raise PluginHostUnavailableError(_refused(error.response.status_code)) from None
+            raise PluginHostUnavailableError(_rejection_reason(error.response.status_code)) from None
         except httpx.HTTPError as error:
             kind = type(error).__name__
             raise PluginHostUnavailableError(f"Ray's dashboard cannot be reached ({kind})") from None
@@ -134,7 +134,7 @@ class FolderPackages:
         """Written once, whole or not at all."""
         known = self._known.get(release.checksum)
         if known is None or not known.is_file():
-            data = zipped(release.path)
+            data = zip_release(release.path)
             known = self._folder.resolve() / f"{hashlib.sha256(data).hexdigest()[:40]}.zip"
             if not known.is_file():
                 self._write(known, data)
@@ -154,7 +154,7 @@ class FolderPackages:
             temporary.unlink(missing_ok=True)
 
 
-def _refused(status: int) -> str:
+def _rejection_reason(status: int) -> str:
     if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         return "Ray's dashboard asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
     return f"Ray's dashboard refused the release's package (HTTP {status})"

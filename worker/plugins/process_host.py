@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from worker.plugins import runner
-from worker.plugins.errors import read_answer
+from worker.plugins.errors import parse_reply
 from worker.plugins.ray_host import RayHost
 from worker.plugins.requests import ActionRequest
 from worker.plugins.store import Release
@@ -33,9 +33,9 @@ class ProcessHost:
         """Run the operation here and now."""
         if operation == "submit" and self._ray is not None:
             request = replace(request, runtime_env=self._ray.runtime_env(release, request.env))
-        with _stage.loaded(release.path):
-            answer = runner.run(release.path, request, operation, json.dumps(payload))
-        return read_answer(answer)
+        with _isolation.activated(release.path):
+            answer = runner.call_operation(release.path, request, operation, json.dumps(payload))
+        return parse_reply(answer)
 
     def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
         """The same: what was imported stays imported."""
@@ -52,54 +52,56 @@ class ProcessHost:
             self._ray.close()
 
 
-class _Stage:
+class ModuleIsolation:
     """Whose modules are importable. One a process, like `sys.modules` itself."""
 
     def __init__(self) -> None:
-        self._turn = threading.Condition()
+        self._condition = threading.Condition()
         self._queue: deque[object] = deque()
         self._current: Path | None = None
-        self._inside = 0
-        self._aside: dict[Path, dict[str, ModuleType]] = {}
+        self._calls = 0
+        self._inactive: dict[Path, dict[str, ModuleType]] = {}
 
     @contextmanager
-    def loaded(self, folder: Path) -> Iterator[None]:
+    def activated(self, folder: Path) -> Iterator[None]:
         """Hold the stage for `folder`; in order of arrival, so that nobody waits for ever."""
         ticket = object()
-        with self._turn:
+        with self._condition:
             self._queue.append(ticket)
-            self._turn.wait_for(
-                lambda: self._queue[0] is ticket and (self._inside == 0 or self._current == folder)
+            self._condition.wait_for(
+                lambda: self._queue[0] is ticket and (self._calls == 0 or self._current == folder)
             )
             self._queue.popleft()
             try:
                 if self._current != folder:
                     self._switch(folder)
-                self._inside += 1
+                self._calls += 1
             finally:
-                self._turn.notify_all()
+                self._condition.notify_all()
         try:
             yield
         finally:
-            with self._turn:
-                self._inside -= 1
-                self._turn.notify_all()
+            with self._condition:
+                self._calls -= 1
+                self._condition.notify_all()
 
     def _switch(self, folder: Path) -> None:
         """Put the old release's modules aside and bring the new one's back as they were."""
         if self._current is not None:
             old = {
-                name: module for name, module in list(sys.modules.items()) if _within(module, self._current)
+                name: module
+                for name, module in list(sys.modules.items())
+                if _is_module_of(module, self._current)
             }
             for name in old:
                 del sys.modules[name]
-            self._aside[self._current] = old
+            self._inactive[self._current] = old
             sys.path[:] = [entry for entry in sys.path if entry != str(self._current)]
-        sys.modules.update(self._aside.pop(folder, {}))
+        sys.modules.update(self._inactive.pop(folder, {}))
         self._current = folder
 
 
-def _within(module: ModuleType, folder: Path) -> bool:
+def _is_module_of(module: ModuleType, folder: Path) -> bool:
     """Whether the module's file, or a namespace package's folder, lies in the release."""
     places = [getattr(module, "__file__", None), *_paths(module)]
     return any(isinstance(place, str) and Path(place).is_relative_to(folder) for place in places)
@@ -112,4 +114,4 @@ def _paths(module: ModuleType) -> list[Any]:
         return []
 
 
-_stage = _Stage()
+_isolation = ModuleIsolation()

@@ -15,30 +15,30 @@ from worker.plugins.errors import (
     PluginHostBusyError,
     PluginHostUnavailableError,
     PluginTimeoutError,
-    read_answer,
+    parse_reply,
 )
 from worker.plugins.package import Packages, runtime_env
-from worker.plugins.ray_session import RaySession, bounded
+from worker.plugins.ray_session import RaySession, call_with_timeout
 from worker.plugins.requests import ActionRequest
 from worker.plugins.store import Release
 
-IDLE_SECONDS = 600.0
+MAX_IDLE_SECONDS = 600.0
 """An actor that was not called for so long is let go."""
 MAX_ACTORS = 16
-SUBMIT_SECONDS = 15.0
+SUBMIT_TIMEOUT_SECONDS = 15.0
 """Handing a call over takes milliseconds, and for ever when the cluster is gone."""
-TURN_SECONDS = 5.0
+MAX_SLOT_WAIT_SECONDS = 5.0
 """Longest wait for an actor that works for others."""
-LOOK_SECONDS = 5.0
+PROBE_INTERVAL_SECONDS = 5.0
 """How often a waiting call looks whether the cluster is still there."""
 
 
 @dataclass
 class _Actor:
     handle: Any
-    turn: threading.Lock = field(default_factory=threading.Lock)
-    used: float = field(default_factory=time.monotonic)
-    busy: int = 0
+    slot: threading.Lock = field(default_factory=threading.Lock)
+    last_used: float = field(default_factory=time.monotonic)
+    calls: int = 0
 
 
 class RayHost:
@@ -61,7 +61,7 @@ class RayHost:
         request = self._prepared(release, request)
         task = _remote_task().options(runtime_env=request.runtime_env)
         ref = self._submit(lambda: task.remote(request.to_json(), operation, json.dumps(payload)))
-        return read_answer(self._wait(ref, release, operation, lambda: self._stop(lambda: _cancel(ref))))
+        return parse_reply(self._result(ref, release, operation, lambda: self._stop(lambda: _cancel(ref))))
 
     def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
         """In the release's actor. One that was found dead is started again, once a call."""
@@ -72,7 +72,7 @@ class RayHost:
         for last_try in (False, True):
             actor = self._actor(key, request)
             try:
-                return read_answer(self._take_turn(key, actor, release, request, operation, text))
+                return parse_reply(self._call_in_slot(key, actor, release, request, operation, text))
             except ray.exceptions.RayActorError as error:
                 self._kill(key, actor)
                 if last_try:
@@ -81,11 +81,11 @@ class RayHost:
                     ) from None
             finally:
                 with self._lock:
-                    actor.busy -= 1
-                    actor.used = time.monotonic()
+                    actor.calls -= 1
+                    actor.last_used = time.monotonic()
         raise AssertionError("unreachable")
 
-    def _take_turn(
+    def _call_in_slot(
         self,
         key: tuple[str, str],
         actor: _Actor,
@@ -98,13 +98,13 @@ class RayHost:
 
         Who waits holds one of the worker's slots, and its items are none the worse for it: it comes back.
         """
-        if not actor.turn.acquire(timeout=TURN_SECONDS):
+        if not actor.slot.acquire(timeout=MAX_SLOT_WAIT_SECONDS):
             raise PluginHostBusyError(f"{release.name}: its process is busy")
         try:
             ref = self._submit(lambda: actor.handle.run.remote(request.to_json(), operation, payload))
-            return self._wait(ref, release, operation, lambda: self._kill(key, actor))
+            return self._result(ref, release, operation, lambda: self._kill(key, actor))
         finally:
-            actor.turn.release()
+            actor.slot.release()
 
     def pin(self, releases: Iterable[Release]) -> None:
         """Keep their packages from expiring, and let idle actors go."""
@@ -138,18 +138,18 @@ class RayHost:
             actor = self._actors.get(key)
             if actor is None:
                 while len(self._actors) >= MAX_ACTORS:
-                    del self._actors[min(self._actors, key=lambda other: self._actors[other].used)]
+                    del self._actors[min(self._actors, key=lambda other: self._actors[other].last_used)]
                 options = {"runtime_env": request.runtime_env, "num_cpus": 0, "max_restarts": 0}
                 handle = self._submit(lambda: _remote_actor().options(**options).remote())
                 actor = self._actors[key] = _Actor(handle)
-            actor.busy += 1
+            actor.calls += 1
             return actor
 
     def _drop_idle(self) -> None:
         """A handle that is let go ends its actor."""
         now = time.monotonic()
         for key, actor in list(self._actors.items()):
-            if actor.busy == 0 and now - actor.used > IDLE_SECONDS:
+            if actor.calls == 0 and now - actor.last_used > MAX_IDLE_SECONDS:
                 del self._actors[key]
 
     def _kill(self, key: tuple[str, str], actor: _Actor) -> None:
@@ -163,39 +163,39 @@ class RayHost:
     def _stop(self, end: Callable[[], Any]) -> None:
         """End a call or an actor, if Ray still listens; either way it is forgotten."""
         try:
-            bounded(SUBMIT_SECONDS, end, otherwise=None)
+            call_with_timeout(SUBMIT_TIMEOUT_SECONDS, end, otherwise=None)
         except Exception:  # Ray raises many kinds for what is dead already
-            self._session.suspect()
+            self._session.mark_stale()
 
     def _submit(self, start: Callable[[], Any]) -> Any:
-        why = f"no answer within {SUBMIT_SECONDS:g} s"
+        why = f"no answer within {SUBMIT_TIMEOUT_SECONDS:g} s"
         try:
-            started = bounded(SUBMIT_SECONDS, start, otherwise=None)
+            started = call_with_timeout(SUBMIT_TIMEOUT_SECONDS, start, otherwise=None)
         except Exception as error:  # nothing of the author's runs here: what fails is Ray
             why, started = type(error).__name__, None
         if started is None:
-            self._session.suspect()
+            self._session.mark_stale()
             raise PluginHostUnavailableError(f"Ray did not take the call ({why})")
         return started
 
-    def _ready(self, ref: Any) -> bool:
+    def _wait_until_done(self, ref: Any) -> bool:
         """Wait for the call to end, and notice when the cluster is lost meanwhile."""
         import ray
 
         deadline = time.monotonic() + self._timeout
         while (left := deadline - time.monotonic()) > 0:
-            if ray.wait([ref], timeout=min(left, LOOK_SECONDS))[0]:
+            if ray.wait([ref], timeout=min(left, PROBE_INTERVAL_SECONDS))[0]:
                 return True
-            if not self._session.listens():
-                self._session.suspect()
+            if not self._session.is_reachable():
+                self._session.mark_stale()
                 raise PluginHostUnavailableError("the Ray cluster was lost during the call")
         return False
 
-    def _wait(self, ref: Any, release: Release, operation: str, stop: Callable[[], None]) -> str:
+    def _result(self, ref: Any, release: Release, operation: str, stop: Callable[[], None]) -> str:
         import ray
 
         try:
-            if not self._ready(ref):
+            if not self._wait_until_done(ref):
                 stop()
                 raise PluginTimeoutError(
                     f"{release.name}: {operation} took longer than {self._timeout:g} s and was stopped"
@@ -212,7 +212,7 @@ class RayHost:
         except ray.exceptions.RayTaskError as error:
             raise PluginCallError("RayTaskError", _tail(str(error))) from None
         except Exception as error:  # the connection, in one of its many ways
-            self._session.suspect()
+            self._session.mark_stale()
             raise PluginHostUnavailableError(f"the Ray cluster was lost ({type(error).__name__})") from None
 
 

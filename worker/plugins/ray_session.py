@@ -24,12 +24,12 @@ os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(7 * 24 * 3600))
 
 NAMESPACE = "synapse"
-CONNECT_SECONDS = 30.0
+CONNECT_TIMEOUT_SECONDS = 30.0
 """Ray itself waits for minutes when nobody listens."""
-PROBE_SECONDS = 2.0
+PROBE_TIMEOUT_SECONDS = 2.0
 RECHECK_SECONDS = 5.0
 """How long a connection that answered is taken to be alive."""
-SHUTDOWN_SECONDS = 10.0
+SHUTDOWN_TIMEOUT_SECONDS = 10.0
 
 
 class RaySession:
@@ -45,7 +45,7 @@ class RaySession:
         self._attempt: threading.Thread | None = None
         self._outcome: dict[str, Any] = {}
 
-    def connect(self, address: str | None, timeout: float = CONNECT_SECONDS) -> None:
+    def connect(self, address: str | None, timeout: float = CONNECT_TIMEOUT_SECONDS) -> None:
         """Connect within `timeout` seconds, or raise `PluginHostUnavailableError` that says what to do."""
         if not address:
             raise PluginHostUnavailableError("no Ray cluster is configured: set RAY_ADDRESS (host:port)")
@@ -54,7 +54,7 @@ class RaySession:
                 return
             self._drop()
             _cluster_token()
-            _probe(address, min(timeout, PROBE_SECONDS))
+            _probe(address, min(timeout, PROBE_TIMEOUT_SECONDS))
             self._start(address, timeout)
             self._address = address
             self.generation += 1
@@ -75,15 +75,15 @@ class RaySession:
         with self._lock:
             self._drop()
 
-    def listens(self) -> bool:
+    def is_reachable(self) -> bool:
         """Whether the head that this process is connected to still accepts connections."""
         try:
-            _probe(self._address or "", PROBE_SECONDS)
+            _probe(self._address or "", PROBE_TIMEOUT_SECONDS)
         except PluginHostUnavailableError:
             return False
         return True
 
-    def suspect(self) -> None:
+    def mark_stale(self) -> None:
         """A call failed in a way that a dead connection fails: look again before the next one."""
         self._checked = 0.0
 
@@ -92,10 +92,10 @@ class RaySession:
 
         if self._address != address or not ray.is_initialized():
             return False
-        if not self.listens():
+        if not self.is_reachable():
             return False
         if time.monotonic() - self._checked > RECHECK_SECONDS:
-            if not bounded(PROBE_SECONDS, _nodes_answer, otherwise=False):
+            if not call_with_timeout(PROBE_TIMEOUT_SECONDS, _nodes_answer, otherwise=False):
                 return False
             self._checked = time.monotonic()
         return True
@@ -126,7 +126,7 @@ class RaySession:
         self._address = None
         if not ray.is_initialized():
             return
-        if not bounded(SHUTDOWN_SECONDS, _shutdown, otherwise=False):
+        if not call_with_timeout(SHUTDOWN_TIMEOUT_SECONDS, _shutdown, otherwise=False):
             raise PluginHostUnavailableError("the connection to the Ray cluster was lost and does not let go")
 
 
@@ -181,7 +181,7 @@ def _probe(address: str, timeout: float) -> None:
         ) from None
 
 
-def bounded(seconds: float, call: Callable[[], T], otherwise: T) -> T:
+def call_with_timeout(seconds: float, call: Callable[[], T], otherwise: T) -> T:
     """What `call` answers, or `otherwise` when it has not answered in time: Ray's calls know no deadline.
 
     What it raises is raised here.
@@ -223,7 +223,7 @@ session = RaySession()
 """The process's one connection."""
 
 
-def connect(address: str | None, timeout: float = CONNECT_SECONDS) -> None:
+def connect(address: str | None, timeout: float = CONNECT_TIMEOUT_SECONDS) -> None:
     """Connect this process to the cluster; see `RaySession.connect`."""
     session.connect(address, timeout)
 

@@ -17,7 +17,7 @@ from worker.plugins.requests import ActionRequest
 ADAPTER = "worker.actions.deployment:action_for"
 """Turns an entrypoint that is no action (a Serve class, function or application) into one."""
 MAX_FRAMES = 8
-MAX_MESSAGE = 4_000
+MAX_MESSAGE_CHARS = 4_000
 """Characters of an author's error that travel."""
 _WORD = re.compile(r"""[^\s"'&,;<>()\[\]{}]{1,200}\Z""")
 
@@ -26,10 +26,10 @@ class EntrypointError(Exception):
     """The entrypoint that config.yaml names is not there."""
 
 
-def run(folder: Path, request: ActionRequest, operation: str, payload: str) -> str:
+def call_operation(folder: Path, request: ActionRequest, operation: str, payload: str) -> str:
     """Call `operation` of the entrypoint found under `folder`; answer `{"ok": value}` or `{"error": ...}`."""
     try:
-        target = load(folder, request.entrypoint)
+        target = load_entrypoint(folder, request.entrypoint)
         if not hasattr(target, "run_operation"):
             target = _adapt(target)
         value = target.run_operation(request, operation, json.loads(payload))
@@ -37,15 +37,15 @@ def run(folder: Path, request: ActionRequest, operation: str, payload: str) -> s
     # Whatever the author's code raises ends here, a KeyboardInterrupt too: above are Celery's thread or Ray's
     # process, which would lose the call to it, and the message would come back for ever.
     except BaseException as error:
-        return json.dumps({"error": describe(error, folder)})
+        return json.dumps({"error": describe_error(error, folder)})
 
 
 def run_in_ray(request: str, operation: str, payload: str) -> str:
     """`run`, as Ray calls it: the release's package is the working directory."""
-    return run(Path.cwd(), ActionRequest.from_json(request), operation, payload)
+    return call_operation(Path.cwd(), ActionRequest.from_json(request), operation, payload)
 
 
-def load(folder: Path, entrypoint: str) -> Any:
+def load_entrypoint(folder: Path, entrypoint: str) -> Any:
     """Import `package.module.Class` or `package.module:Class` from the release's folder."""
     module_name, _, name = entrypoint.replace(":", ".").rpartition(".")
     path = str(folder)
@@ -65,7 +65,7 @@ def load(folder: Path, entrypoint: str) -> Any:
         raise EntrypointError(f"entrypoint {entrypoint}: module {module_name} has no {name}") from None
 
 
-def describe(error: BaseException, folder: Path) -> dict[str, str]:
+def describe_error(error: BaseException, folder: Path) -> dict[str, str]:
     """An exception as data: its class, its message with the author's last line, the author's frames."""
     frames = [
         f"{Path(frame.filename).relative_to(folder)}:{frame.lineno} in {frame.name}"
@@ -83,10 +83,10 @@ def _safe_text(error: BaseException) -> str:
         text = str(error)
     except Exception:  # an author's __str__
         return "(its message cannot be printed)"
-    if len(text) <= MAX_MESSAGE:
+    if len(text) <= MAX_MESSAGE_CHARS:
         return text
     # Not in the middle of a word: of half a secret the worker would not know that it is one.
-    return f"{_WORD.sub('', text[:MAX_MESSAGE])}…"
+    return f"{_WORD.sub('', text[:MAX_MESSAGE_CHARS])}…"
 
 
 def _adapt(target: Any) -> Any:

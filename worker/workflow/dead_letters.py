@@ -14,7 +14,7 @@ from redis import Redis
 from shared.channels import DEAD_LETTERS
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
-from worker.broker import RefusedMessage, message_refused
+from worker.broker import RejectedMessage, message_rejected
 from worker.platform import NotFoundError, ValidationError
 from worker.runs.model import End, Step
 from worker.runs.reporter import JobsApi
@@ -223,10 +223,12 @@ def keep_refused(
         runs.sender.send(REFUSE_JOB, "control", about)
 
 
-@message_refused.connect
-def _keep_unread(refused: RefusedMessage, **_: Any) -> None:
+@message_rejected.connect
+def _keep_unread(rejected: RejectedMessage, **_: Any) -> None:
     """A message that reached no task: the broker's consumer or transport could not take it."""
-    keep_refused(services(), refused.task, refused.body, refused.kwargs, refused.reason, refused.message_id)
+    keep_refused(
+        services(), rejected.task, rejected.body, rejected.kwargs, rejected.reason, rejected.message_id
+    )
 
 
 log = structlog.get_logger(__name__)

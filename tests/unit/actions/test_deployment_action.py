@@ -16,7 +16,13 @@ from worker.actions import (
 from worker.actions.base import ParamsError
 from worker.actions.deployment import action_for
 from worker.actions.serve_state import interpret_serve_status
-from worker.actions.serve_submit import DIGEST, ServeOptionsError, _actor_options, _is_same, _surge
+from worker.actions.serve_submit import (
+    DIGEST_VARIABLE,
+    ServeOptionsError,
+    _actor_options,
+    _is_identical,
+    _surge_percent,
+)
 from worker.plugins import ActionRequest
 
 ENV = {
@@ -174,12 +180,12 @@ def test_the_digest_is_read_back() -> None:
     assert made["runtime_env"] == {
         "pip": ["x"],
         "working_dir": "gcs://p",
-        "env_vars": {"A": "1", "B": "2", DIGEST: plan["digest"]},
+        "env_vars": {"A": "1", "B": "2", DIGEST_VARIABLE: plan["digest"]},
     }
     running = {"status": "RUNNING", "deployments": {"M": {"deployment_config": {"ray_actor_options": made}}}}
-    assert _is_same(running, plan["digest"])
-    assert not _is_same(running, "other")
-    assert not _is_same(running | {"status": "UNHEALTHY"}, plan["digest"])
+    assert _is_identical(running, plan["digest"])
+    assert not _is_identical(running, "other")
+    assert not _is_identical(running | {"status": "UNHEALTHY"}, plan["digest"])
 
 
 @pytest.mark.parametrize(
@@ -190,7 +196,7 @@ def test_the_surge_is_what_is_free(
     monkeypatch: pytest.MonkeyPatch, free: dict[str, float], replicas: int, percent: int
 ) -> None:
     monkeypatch.setattr("ray.available_resources", lambda: free)
-    assert _surge({"serve_options": {"num_replicas": replicas}}, {"num_cpus": 2}) == percent
+    assert _surge_percent({"serve_options": {"num_replicas": replicas}}, {"num_cpus": 2}) == percent
 
 
 TRACE = """The deployment failed to start 3 times in a row. Error:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.actions.test_serve_deployment import signed
 from tests.unit.platform.conftest import Service, service
-from worker.actions.models import ModelFileError, opened_model
+from worker.actions.models import ModelFileError, open_model
 from worker.platform import AuthenticationError, HTTPError
 
 __all__ = ["service"]  # a fixture
@@ -31,7 +31,7 @@ def elsewhere(service: Service, path: str) -> str:
 
 
 async def fetched(service: Service) -> dict[str, Any]:
-    async with opened_model(signed(CLAIMS, service.url), service.url) as model_info:
+    async with open_model(signed(CLAIMS, service.url), service.url) as model_info:
         return {**model_info, "weights": (model_info["path"] / "weights.txt").read_text()}
 
 

@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from worker.actions import BaseServeDeployment
-from worker.actions.application_builder import _arguments, _is_builder
-from worker.actions.models import ModelTokenError, model_key, opened_model, read_token
+from worker.actions.application_builder import _constructor_arguments, _is_builder
+from worker.actions.models import ModelTokenError, model_key, open_model, read_model_token
 
 
 class Slow(BaseServeDeployment):
@@ -144,11 +144,11 @@ def signed(claims: dict[str, Any], key: str, alg: str = "HS256") -> str:
 def test_a_model_token_is_checked_and_never_a_name() -> None:
     claims = {"model": "7", "token": "hush"}
     token = signed(claims, "http://b")
-    assert read_token(token, "http://b/") == claims
-    assert read_token(signed(claims, "http://b/"), "http://b") == claims
+    assert read_model_token(token, "http://b/") == claims
+    assert read_model_token(signed(claims, "http://b/"), "http://b") == claims
     for wrong in (signed(claims, "http://evil"), signed(claims, "http://b", "none"), "a.b.c", f"{token}x"):
         with pytest.raises(ModelTokenError):
-            read_token(wrong, "http://b")
+            read_model_token(wrong, "http://b")
     for header, body in (
         ("WzFd", "e30"),
         ("e30", "WzFd"),
@@ -156,13 +156,13 @@ def test_a_model_token_is_checked_and_never_a_name() -> None:
         ("WyJ4Il0", "bnVsbA"),
     ):  # lists, numbers
         with pytest.raises(ModelTokenError, match="cannot be read"):
-            read_token(f"{header}.{body}.eHg", "http://b")
+            read_model_token(f"{header}.{body}.eHg", "http://b")
     assert model_key("7") == "7"
     assert token not in model_key(token)
 
 
 async def test_a_plain_model_id_is_a_record_without_a_folder() -> None:
-    async with opened_model("7", "http://b") as model_info:
+    async with open_model("7", "http://b") as model_info:
         assert model_info == {"id": 7}
 
 
@@ -187,13 +187,13 @@ class TooMany:
 
 
 def test_a_constructor_gets_the_backend_when_it_asks_for_it() -> None:
-    assert _arguments(Nothing, "u") == {}
-    assert _arguments(Optional, "u") == {}
-    assert _arguments(Url, "u") == {"backend_url": "u"}
-    assert _arguments(Needs, "u") == {"where": "u"}
-    assert _arguments(Slow, "u") == {"backend_url": "u"}
+    assert _constructor_arguments(Nothing, "u") == {}
+    assert _constructor_arguments(Optional, "u") == {}
+    assert _constructor_arguments(Url, "u") == {"backend_url": "u"}
+    assert _constructor_arguments(Needs, "u") == {"where": "u"}
+    assert _constructor_arguments(Slow, "u") == {"backend_url": "u"}
     with pytest.raises(TypeError, match="needs one, two"):
-        _arguments(TooMany, "u")
+        _constructor_arguments(TooMany, "u")
 
 
 def test_a_function_that_takes_nothing_builds() -> None:

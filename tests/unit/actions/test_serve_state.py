@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from worker.actions.serve_state import MAX_CHARACTERS, READ_LINES, explain
+from worker.actions.serve_state import MAX_CHARS, MAX_READ_LINES, clean_reason
 from worker.platform import register_secrets
 
 FRAME = '  File "{file}", line 3, in __init__'
@@ -41,29 +41,31 @@ def test_a_megabyte_of_an_authors_error_is_explained_in_no_time(unit: str) -> No
     message = f"ValueError: {unit * (1_000_000 // len(unit))} end"
     began = time.thread_time()
 
-    explained = explain(message)
+    explained = clean_reason(message)
 
     assert time.thread_time() - began < 3
-    assert len(explained) <= MAX_CHARACTERS
+    assert len(explained) <= MAX_CHARS
 
 
 def test_a_line_that_is_too_long_is_shown_from_its_beginning() -> None:
-    explained = explain(
+    explained = clean_reason(
         f"{FRAME.format(file='/x/_ray_pkg_0a/plugin.py')}\nValueError: cannot read {'x' * 9_000}"
     )
 
     assert explained.startswith("ValueError: cannot read xxx")
-    assert len(explained) == MAX_CHARACTERS
+    assert len(explained) == MAX_CHARS
 
 
 def test_the_last_lines_of_very_many_are_read() -> None:
-    assert explain("\n".join(["x"] * 2 * READ_LINES + ["ValueError: no weights"])).endswith("no weights")
+    assert clean_reason("\n".join(["x"] * 2 * MAX_READ_LINES + ["ValueError: no weights"])).endswith(
+        "no weights"
+    )
 
 
 def test_a_secret_across_the_end_of_what_is_shown_is_masked() -> None:
     register_secrets(["private-secret"])
 
-    explained = explain(f"ValueError: {'x' * (MAX_CHARACTERS - 20)} private-secret {'x' * 9_000}")
+    explained = clean_reason(f"ValueError: {'x' * (MAX_CHARS - 20)} private-secret {'x' * 9_000}")
 
     assert "private" not in explained
 
@@ -82,4 +84,4 @@ def test_a_secret_across_the_end_of_what_is_shown_is_masked() -> None:
     ],
 )
 def test_folders_processes_and_addresses_of_a_node_are_left_out(line: str, shown: str) -> None:
-    assert explain(line) == shown
+    assert clean_reason(line) == shown

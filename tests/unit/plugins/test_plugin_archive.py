@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from worker.plugins import ReleaseInvalidError
-from worker.plugins.archive import unpack
+from worker.plugins.archive import unpack_release
 
 MB = 1024 * 1024
 
@@ -29,12 +29,12 @@ def special(name: str, mode: int) -> zipfile.ZipInfo:
 
 
 def test_config_at_the_top_or_in_one_folder(tmp_path: Path) -> None:
-    unpack(make_zip(tmp_path / "top.zip", ("plugin/x.py", b"1")), tmp_path / "out" / "top", MB)
+    unpack_release(make_zip(tmp_path / "top.zip", ("plugin/x.py", b"1")), tmp_path / "out" / "top", MB)
     assert (tmp_path / "out" / "top" / "plugin" / "x.py").read_bytes() == b"1"
     with zipfile.ZipFile(tmp_path / "one.zip", "w") as archive:
         archive.writestr("cat@1.0/config.yaml", "code: x")
         archive.writestr("cat@1.0/plugin/x.py", "1")
-    unpack(tmp_path / "one.zip", tmp_path / "out" / "one", MB)
+    unpack_release(tmp_path / "one.zip", tmp_path / "out" / "one", MB)
     assert (tmp_path / "out" / "one" / "config.yaml").is_file()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one", "top"]
 
@@ -55,7 +55,7 @@ def test_config_at_the_top_or_in_one_folder(tmp_path: Path) -> None:
 def test_an_entry_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     archive = make_zip(tmp_path / "bad.zip", (name, b"evil"))
     with pytest.raises(ReleaseInvalidError, match="archive entry"):
-        unpack(archive, tmp_path / "out" / "bad", MB)
+        unpack_release(archive, tmp_path / "out" / "bad", MB)
     assert list((tmp_path / "out").iterdir()) == []
     assert not list(tmp_path.rglob("evil"))
 
@@ -64,14 +64,14 @@ def test_an_entry_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -
 def test_links_and_special_files_are_refused(tmp_path: Path, kind: int) -> None:
     archive = make_zip(tmp_path / "bad.zip", (special("link", kind | 0o777), b"/etc/passwd"))
     with pytest.raises(ReleaseInvalidError, match="a link or a special file"):
-        unpack(archive, tmp_path / "out" / "bad", MB)
+        unpack_release(archive, tmp_path / "out" / "bad", MB)
 
 
 def test_a_bomb_is_refused_by_what_it_declares(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "bomb.zip", ("zeros", b"\0" * 4 * MB))
     assert archive.stat().st_size < 20_000
     with pytest.raises(ReleaseInvalidError, match="larger than"):
-        unpack(archive, tmp_path / "out" / "bomb", MB)
+        unpack_release(archive, tmp_path / "out" / "bomb", MB)
 
 
 def test_a_bomb_that_lies_about_its_size_is_refused_as_well(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_bomb_that_lies_about_its_size_is_refused_as_well(tmp_path: Path) -> N
     content = archive.read_bytes().replace(struct.pack("<L", 4 * MB), struct.pack("<L", 10))
     archive.write_bytes(content)
     with pytest.raises(ReleaseInvalidError):
-        unpack(archive, tmp_path / "out" / "bomb", MB)
+        unpack_release(archive, tmp_path / "out" / "bomb", MB)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -87,13 +87,13 @@ def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
         archive = make_zip(tmp_path / "bad.zip", ("x", b"1"), ("x", b"2"))
     with pytest.raises(ReleaseInvalidError, match="twice"):
-        unpack(archive, tmp_path / "out" / "bad", MB)
+        unpack_release(archive, tmp_path / "out" / "bad", MB)
 
 
 def test_a_file_that_is_also_a_folder_is_refused(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "bad.zip", ("x", b"1"), ("x/y", b"2"))
     with pytest.raises(ReleaseInvalidError, match="cannot be unpacked"):
-        unpack(archive, tmp_path / "out" / "bad", MB)
+        unpack_release(archive, tmp_path / "out" / "bad", MB)
 
 
 def test_an_encrypted_entry_is_refused(tmp_path: Path) -> None:
@@ -104,21 +104,21 @@ def test_an_encrypted_entry_is_refused(tmp_path: Path) -> None:
     content[central + 8] |= 1
     archive.write_bytes(content)
     with pytest.raises(ReleaseInvalidError, match="encrypted"):
-        unpack(archive, tmp_path / "out" / "bad", MB)
+        unpack_release(archive, tmp_path / "out" / "bad", MB)
 
 
 def test_too_many_entries_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.plugins.archive.MAX_ENTRIES", 3)
     archive = make_zip(tmp_path / "bad.zip", *((str(n), b"") for n in range(3)))
     with pytest.raises(ReleaseInvalidError, match="more than 3 entries"):
-        unpack(archive, tmp_path / "out" / "bad", MB)
+        unpack_release(archive, tmp_path / "out" / "bad", MB)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no", b"not a zip at all"])
 def test_what_is_no_zip_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.zip").write_bytes(content)
     with pytest.raises(ReleaseInvalidError, match="not a usable zip"):
-        unpack(tmp_path / "bad.zip", tmp_path / "out" / "bad", MB)
+        unpack_release(tmp_path / "bad.zip", tmp_path / "out" / "bad", MB)
 
 
 def test_a_broken_entry_is_refused(tmp_path: Path) -> None:
@@ -128,14 +128,14 @@ def test_a_broken_entry_is_refused(tmp_path: Path) -> None:
     content[second + 31 : second + 36] = b"\xff" * 5  # the compressed bytes behind the name `x`
     archive.write_bytes(content)
     with pytest.raises(ReleaseInvalidError):
-        unpack(archive, tmp_path / "out" / "bad", MB)
+        unpack_release(archive, tmp_path / "out" / "bad", MB)
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "bad.zip", ("plü.py", b"1"))
     archive.write_bytes(archive.read_bytes().replace("ü".encode(), b"\xc3\xc3"))
     with pytest.raises(ReleaseInvalidError, match="not a usable zip"):
-        unpack(archive, tmp_path / "out" / "bad", MB)
+        unpack_release(archive, tmp_path / "out" / "bad", MB)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -149,7 +149,7 @@ def test_an_entry_that_cannot_be_decompressed_is_refused(tmp_path: Path, packing
     content[packed : packed + 20] = b"\xff" * 20
     path.write_bytes(content)
     with pytest.raises(ReleaseInvalidError):
-        unpack(path, tmp_path / "out" / "bad", MB)
+        unpack_release(path, tmp_path / "out" / "bad", MB)
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -164,7 +164,7 @@ def test_whatever_happened_to_an_archive_it_is_read_or_refused(tmp_path: Path, s
         content[chance.randrange(len(content))] = chance.randrange(256)
     (tmp_path / "bad.zip").write_bytes(content)
     with contextlib.suppress(ReleaseInvalidError):
-        unpack(tmp_path / "bad.zip", tmp_path / "out" / "bad", MB)
+        unpack_release(tmp_path / "bad.zip", tmp_path / "out" / "bad", MB)
 
 
 def test_an_archive_without_config_is_refused(tmp_path: Path) -> None:
@@ -172,11 +172,11 @@ def test_an_archive_without_config_is_refused(tmp_path: Path) -> None:
         archive.writestr("a/x", "1")
         archive.writestr("b/config.yaml", "1")
     with pytest.raises(ReleaseInvalidError, match=r"no config\.yaml"):
-        unpack(tmp_path / "bad.zip", tmp_path / "out" / "bad", MB)
+        unpack_release(tmp_path / "bad.zip", tmp_path / "out" / "bad", MB)
 
 
 def test_what_another_process_unpacked_is_kept(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mark").touch()
-    unpack(tmp_path / "absent.zip", tmp_path / "out", MB)
+    unpack_release(tmp_path / "absent.zip", tmp_path / "out", MB)
     assert (tmp_path / "out" / "mark").exists()

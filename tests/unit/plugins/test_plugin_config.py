@@ -3,7 +3,7 @@
 import pytest
 
 from worker.plugins import ReleaseInvalidError
-from worker.plugins.config import MAX_BYTES, parse
+from worker.plugins.config import MAX_CONFIG_BYTES, parse_release_config
 
 GOOD = """
 code: cat
@@ -17,7 +17,9 @@ actions:
 
 
 def test_a_config_says_what_it_declares() -> None:
-    config = parse(GOOD.encode() + b"env: {SIZE: 3, FAST: true, NAME: x}\nsomething_else: [1]\nwheels_dir:\n")
+    config = parse_release_config(
+        GOOD.encode() + b"env: {SIZE: 3, FAST: true, NAME: x}\nsomething_else: [1]\nwheels_dir:\n"
+    )
     assert config.actions["deployment"].entrypoint == "plugin.serve:Model"
     assert config.actions["deployment"].serve_options == {"num_replicas": 2}
     assert config.actions["deployment"].required_resources == {}
@@ -30,7 +32,7 @@ def test_a_config_says_what_it_declares() -> None:
     [("{env_vars: {KEY: 1, SIZE: 4}}", {"KEY": "1"}), ("{env_vars: [1]}", {}), ("{pip: [x]}", {})],
 )
 def test_its_settings_are_those_of_ray_s_environment_too(runtime_env: str, variables: dict[str, str]) -> None:
-    config = parse(f"{GOOD}\nenv: {{SIZE: 3}}\nruntime_env: {runtime_env}".encode())
+    config = parse_release_config(f"{GOOD}\nenv: {{SIZE: 3}}\nruntime_env: {runtime_env}".encode())
     assert config.settings == {**variables, "SIZE": "3"}
 
 
@@ -57,12 +59,12 @@ def test_its_settings_are_those_of_ray_s_environment_too(runtime_env: str, varia
         ("code: !!timestamp x", "does not fit its tag"),
         (f"code: !!float 1{':59' * 300}", "does not fit its tag"),
         (f"? 0x{'f' * 5000}\n: 1", "not valid YAML"),
-        ("x" * (MAX_BYTES + 1), "larger than"),
+        ("x" * (MAX_CONFIG_BYTES + 1), "larger than"),
     ],
 )
 def test_a_mistake_is_one_clear_line(text: str, message: str) -> None:
     with pytest.raises(ReleaseInvalidError) as caught:
-        parse(text.encode())
+        parse_release_config(text.encode())
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -71,9 +73,9 @@ def test_a_bomb_of_aliases_is_refused_before_it_unfolds() -> None:
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
     with pytest.raises(ReleaseInvalidError, match="once its aliases are expanded"):
-        parse("\n".join(levels).encode())
+        parse_release_config("\n".join(levels).encode())
 
 
 def test_bytes_that_are_not_text_are_refused() -> None:
     with pytest.raises(ReleaseInvalidError, match="not valid YAML"):
-        parse(b"\xff\xfe\x00")
+        parse_release_config(b"\xff\xfe\x00")

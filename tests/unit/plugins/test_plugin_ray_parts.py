@@ -20,7 +20,7 @@ from worker.plugins import (
     ReleaseInvalidError,
     ray_host,
 )
-from worker.plugins.package import RECHECK_SECONDS, FolderPackages, RayPackages, runtime_env, zipped
+from worker.plugins.package import RECHECK_SECONDS, FolderPackages, RayPackages, runtime_env, zip_release
 from worker.plugins.ray_session import RaySession, auth_headers
 
 Write = Callable[..., Path]
@@ -72,7 +72,7 @@ def test_a_package_is_uploaded_once_and_looked_at_again(
     dashboard.kept.clear()  # Ray forgot it
     packages._checked[release.checksum] = (uri, time.monotonic() - RECHECK_SECONDS - 1)
     assert packages.ensure(release) == uri
-    assert list(dashboard.kept.values()) == [zipped(release.path)]
+    assert list(dashboard.kept.values()) == [zip_release(release.path)]
 
 
 @pytest.mark.parametrize(("status", "message"), [(401, "RAY_AUTH_MODE=token"), (500, "HTTP 500")])
@@ -92,7 +92,7 @@ def test_a_dashboard_that_refuses_is_told(
 
 def test_a_package_has_two_entries_at_its_top(store: PluginStore, write_release: Write) -> None:
     write_release("cat@1.0")
-    with zipfile.ZipFile(io.BytesIO(zipped(store.get("cat@1.0").path))) as archive:
+    with zipfile.ZipFile(io.BytesIO(zip_release(store.get("cat@1.0").path))) as archive:
         tops = {name.partition("/")[0] for name in archive.namelist()}
     assert {"plugin", "config.yaml"} < tops
 
@@ -102,7 +102,7 @@ def test_a_folder_keeps_packages(store: PluginStore, write_release: Write, tmp_p
     release = store.get("cat@1.0")
     uri = FolderPackages(tmp_path / "shared").ensure(release)
     file = Path(uri.removeprefix("file://"))
-    assert file.read_bytes() == zipped(release.path)
+    assert file.read_bytes() == zip_release(release.path)
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
@@ -179,5 +179,5 @@ def test_who_waits_for_its_turn_is_sent_away_and_not_told_that_it_took_too_long(
     host = ray_host.RayHost(RaySession(), None, lambda: pytest.fail("no package"), 300.0)
     actor = ray_host._Actor(handle=None)
     request = ActionRequest("cat@1.0", "to_task", "plugin.to_task.ToTask")
-    with actor.turn, pytest.raises(PluginHostBusyError, match="busy"):
-        host._take_turn(("a", "b"), actor, release, request, "convert_from_files", "[]")
+    with actor.slot, pytest.raises(PluginHostBusyError, match="busy"):
+        host._call_in_slot(("a", "b"), actor, release, request, "convert_from_files", "[]")

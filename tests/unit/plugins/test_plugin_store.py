@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from worker.plugins import PluginError, PluginStore, ReleaseInvalidError, ReleaseNotFoundError
-from worker.plugins.package import zipped
+from worker.plugins.package import zip_release
 
 Write = Callable[..., Path]
 
@@ -61,13 +61,13 @@ def test_a_release_is_read_once_until_it_changes(store: PluginStore, write_relea
 def test_the_checksum_leaves_out_what_is_made_by_running(store: PluginStore, write_release: Write) -> None:
     folder = write_release("cat@1.0", words="WORD = 1")
     first = store.get("cat@1.0")
-    package = zipped(folder)
+    package = zip_release(folder)
     for ignored in ("__pycache__", ".git"):
         (folder / "plugin" / ignored).mkdir()
         (folder / "plugin" / ignored / "x").touch()
     os.utime(folder / "plugin" / "words.py", (1, 1))
     assert store.get("cat@1.0").checksum == first.checksum
-    assert zipped(folder) == package
+    assert zip_release(folder) == package
 
 
 def test_a_name_that_config_does_not_agree_with_is_refused(store: PluginStore, write_release: Write) -> None:

@@ -1,4 +1,4 @@
-"""What whoever published a wrong message reads: words, neither a pattern nor what the message holds."""
+"""The author of a wrong message reads words, neither a pattern nor what the message holds."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ import pytest
 from pydantic import ValidationError
 
 from shared import DeployMessage, Message, StopMessage, TailLogsMessage
-from worker.workflow.validation import mistakes
+from shared.validation import MAX_MISTAKES, describe_validation_error
 
 DEPLOY: dict[str, Any] = {"job": 1, "plugin": "digits@1.0.0", "agent": 1}
 
 
 @pytest.mark.parametrize(
-    ("model", "message", "said"),
+    ("model", "message", "description"),
     [
         (
             DeployMessage,
@@ -41,11 +41,31 @@ DEPLOY: dict[str, Any] = {"job": 1, "plugin": "digits@1.0.0", "agent": 1}
         ),
     ],
 )
-def test_a_text_of_the_wrong_form_is_told_what_form_it_must_have(
-    model: type[Message], message: dict[str, Any], said: str
+def test_text_of_a_wrong_form_is_described_by_what_it_must_be(
+    model: type[Message], message: dict[str, Any], description: str
 ) -> None:
     with pytest.raises(ValidationError) as caught:
         model.model_validate(message)
 
-    assert mistakes(caught.value) == said
+    assert describe_validation_error(caught.value) == description
     assert "di9its" not in str(caught.value)
+
+
+def test_sentences_say_what_is_missing_and_what_is_wrong() -> None:
+    with pytest.raises(ValidationError) as caught:
+        DeployMessage.model_validate({"job": 1, "plugin": "a"})
+
+    described = describe_validation_error(caught.value, as_sentences=True)
+
+    assert described == "plugin must be code@version, for example digits@1.0.0; agent is missing"
+
+
+def test_mistakes_beyond_the_first_are_counted() -> None:
+    with pytest.raises(ValidationError) as caught:
+        DeployMessage.model_validate({**DEPLOY, **{f"k{n}" * 100: n for n in range(1_000)}})
+
+    described = describe_validation_error(caught.value)
+
+    assert described.count("; ") == MAX_MISTAKES
+    assert described.endswith(f"and {1_000 - MAX_MISTAKES} more")
+    assert len(described) < MAX_MISTAKES * 200

@@ -6,7 +6,6 @@ import pytest
 from pydantic import ValidationError
 
 from shared import DeployMessage, Message, StopMessage, TailLogsMessage, ToTaskMessage
-from shared.channels import DEAD_LETTERS, events_channel, job_key, logs_channel, logs_history
 
 DEPLOY: dict[str, Any] = {"job": 1, "plugin": "digits@1.0.0", "agent": 1}
 PARAMS: dict[str, Any] = {"name": "n", "project": 1, "agent": 1, "target_specification_name": "s"}
@@ -101,7 +100,7 @@ def test_plugin_is_code_and_version(plugin: str) -> None:
         "x" * 200 + "@1",
     ],
 )
-def test_other_plugins_are_refused(plugin: object) -> None:
+def test_other_plugins_are_rejected(plugin: object) -> None:
     with pytest.raises(ValidationError):
         DeployMessage.model_validate({**DEPLOY, "plugin": plugin})
 
@@ -140,7 +139,7 @@ def test_defaults_of_tail_logs_are_the_contracts() -> None:
     ("model", "message"),
     [(DeployMessage, DEPLOY), (ToTaskMessage, TO_TASK), (TailLogsMessage, TAIL), (StopMessage, {"job": 1})],
 )
-def test_other_keys_are_refused(model: type[Message], message: dict[str, Any]) -> None:
+def test_other_keys_are_rejected(model: type[Message], message: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         model.model_validate({**message, "entrypoint": "os.system"})
 
@@ -209,7 +208,7 @@ def test_inference_needs_no_specification() -> None:
         {"target_specification_name": ""},
     ],
 )
-def test_wrong_params_of_to_task_are_refused(wrong: dict[str, Any]) -> None:
+def test_wrong_params_of_to_task_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ToTaskMessage.model_validate({**TO_TASK, "params": {**PARAMS, **wrong}})
 
@@ -231,7 +230,7 @@ def test_wrong_params_of_to_task_are_refused(wrong: dict[str, Any]) -> None:
         {"num_gpus": float("inf")},
     ],
 )
-def test_wrong_params_of_deploy_are_refused(wrong: dict[str, Any]) -> None:
+def test_wrong_params_of_deploy_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         DeployMessage.model_validate({**DEPLOY, "params": wrong})
 
@@ -249,7 +248,7 @@ def test_params_may_hold_what_the_plugin_declares() -> None:
     assert to_task.params.model_dump(exclude_unset=True)["threshold"] == 0.5
 
 
-def test_schema_goes_over_the_wire_under_its_own_name() -> None:
+def test_schema_is_sent_under_its_own_name() -> None:
     message = ToTaskMessage.model_validate({**TO_TASK, "params": {**PARAMS, "schema": "any"}})
 
     assert message.model_dump(mode="json", exclude_unset=True, by_alias=True)["params"]["schema"] == "any"
@@ -260,13 +259,3 @@ def test_error_does_not_show_what_the_message_holds() -> None:
         DeployMessage.model_validate({**DEPLOY, "agent": "hush-hush", "params": {"num_cpus": "hush-hush"}})
 
     assert "hush" not in str(caught.value)
-
-
-def test_keys_are_the_contracts() -> None:
-    assert [job_key("42"), events_channel("42"), logs_channel("42"), logs_history("42"), DEAD_LETTERS] == [
-        "synapse:jobs:{42}",
-        "synapse:jobs:{42}:events",
-        "synapse:jobs:{42}:logs",
-        "synapse:jobs:{42}:logs:history",
-        "synapse:dead_letters",
-    ]

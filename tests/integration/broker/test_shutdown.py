@@ -1,4 +1,4 @@
-"""SIGTERM: what runs is finished, what waits is another worker's at once."""
+"""SIGTERM: what runs is finished, what waits is available to other workers at once."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from tests.integration.broker.broker_site import Site
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_sigterm_hands_back_what_waits_while_the_last_task_runs(site: Site, pool: str) -> None:
+def test_sigterm_requeues_a_countdown_while_a_task_runs(site: Site, pool: str) -> None:
     first = site.worker(pool=pool, concurrency=1, vt=30)
     due = time.time() + 3
     site.send("late", countdown=3)
@@ -19,7 +19,7 @@ def test_sigterm_hands_back_what_waits_while_the_last_task_runs(site: Site, pool
     site.wait(lambda: len(site.begun()) == 1, 5, "one runs")
 
     os.kill(first.pid, signal.SIGTERM)
-    site.wait(lambda: site.held() == 1 and site.redis.llen("first") == 1, 1, "handed back")
+    site.wait(lambda: site.held() == 1 and site.redis.llen("first") == 1, 1, "requeued")
     assert first.alive
     site.worker(vt=30)
     site.wait(lambda: "late" in site.done(), 6, "done elsewhere")
@@ -33,14 +33,14 @@ def test_sigterm_hands_back_what_waits_while_the_last_task_runs(site: Site, pool
     assert site.quiet()
 
 
-def test_sigterm_hands_back_what_is_queued_in_the_pool(site: Site) -> None:
+def test_sigterm_requeues_what_is_queued_in_the_pool(site: Site) -> None:
     first = site.worker(concurrency=1, vt=30)
     for value in range(3):
         site.send(value, 2, countdown=1)  # waiting tasks raise the prefetch, so all three reach the pool
     site.wait(lambda: len(site.begun()) == 1, 5, "one begun")
     time.sleep(0.3)
     os.kill(first.pid, signal.SIGTERM)
-    site.wait(lambda: site.redis.llen("first") == 2, 1, "two handed back")
+    site.wait(lambda: site.redis.llen("first") == 2, 1, "two requeued")
     site.wait(lambda: not first.alive, 5, "ended")
     assert len(site.done()) == 1
     assert site.held() == 0
@@ -56,7 +56,7 @@ def test_done_tasks_are_acknowledged_while_another_drains(site: Site) -> None:
     first.kill()
 
 
-def test_an_idle_worker_ends_within_seconds(site: Site) -> None:
+def test_idle_worker_ends_within_seconds(site: Site) -> None:
     first = site.worker()
     os.kill(first.pid, signal.SIGTERM)
     site.wait(lambda: not first.alive, 5, "ended")

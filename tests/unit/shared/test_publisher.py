@@ -95,7 +95,7 @@ def test_messages_are_plain_models() -> None:
         DeployMessage(job=1, plugin="a@1", agent=1).job = "2"  # type: ignore[misc]
 
 
-def test_a_redis_that_takes_connections_and_says_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_that_never_answers_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publisher, "REDIS_TIMEOUTS", dict.fromkeys(publisher.REDIS_TIMEOUTS, 0.1))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
@@ -104,7 +104,7 @@ def test_a_redis_that_takes_connections_and_says_nothing_is_an_error(monkeypatch
             silenced.publish(StopMessage(job="1"))
 
 
-def test_a_redis_without_a_trusted_certificate_is_not_told_the_password() -> None:
+def test_password_is_not_sent_without_a_trusted_certificate() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("localhost").configure_cert(context)
     told: list[bytes] = []
@@ -136,19 +136,19 @@ def test_a_redis_without_a_trusted_certificate_is_not_told_the_password() -> Non
         ("amqp://h//", False),  # its connection knows no such arguments
     ],
 )
-def test_only_redis_is_told_of_the_timeouts_of_redis(url: str, timeouts: bool) -> None:
+def test_only_redis_gets_the_timeouts_of_redis(url: str, timeouts: bool) -> None:
     with Publisher(url) as made:
         options = made._celery.connection_for_write().transport_options
 
     assert ("socket_timeout" in options) is timeouts
 
 
-def test_rabbitmq_is_asked_whether_it_has_the_message() -> None:
+def test_rabbitmq_must_confirm_the_message() -> None:
     with Publisher("amqp://h//") as made:
         assert made._celery.connection_for_write().transport_options == {"confirm_publish": True}
 
 
-def test_it_publishes_where_it_was_told_whatever_the_environment_says(
+def test_given_broker_takes_precedence_over_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CELERY_BROKER_URL", "amqp://127.0.0.1:9//")

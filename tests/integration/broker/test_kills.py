@@ -1,4 +1,4 @@
-"""A worker may die at any moment: nothing is lost, and what it held comes back in time."""
+"""A worker may die at any moment: nothing is lost, and what it held is redelivered in time."""
 
 import random
 import time
@@ -40,14 +40,14 @@ def test_kills_under_load_lose_nothing(site: Site, kills: int, messages: int) ->
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork", pytest.param("solo", marks=pytest.mark.chaos)])
-def test_a_killed_workers_message_comes_back_after_the_visibility_timeout(site: Site, pool: str) -> None:
+def test_killed_workers_message_is_redelivered_in_time(site: Site, pool: str) -> None:
     first = site.worker(pool=pool, vt=3)
     site.send("long", 2)
     site.wait(lambda: len(site.begun()) == 1, 5, "begun")
     first.kill()
     killed = time.time()
     site.worker(vt=3)
-    site.wait(lambda: len(site.begun()) == 2, 3 + 3, "delivered again")
+    site.wait(lambda: len(site.begun()) == 2, 3 + 3, "redelivered")
 
     (_, once, began), (_, again, back) = site.begun()
     assert (once, again) == ("False", "True")
@@ -56,7 +56,7 @@ def test_a_killed_workers_message_comes_back_after_the_visibility_timeout(site: 
     site.wait(site.quiet, 5, "acknowledged")
 
 
-def test_one_of_many_workers_takes_an_overdue_message(site: Site) -> None:
+def test_overdue_message_goes_to_one_of_many_workers(site: Site) -> None:
     victim = site.worker(vt=2)
     for value in range(4):
         site.send(value, 30)
@@ -65,13 +65,13 @@ def test_one_of_many_workers_takes_an_overdue_message(site: Site) -> None:
     for _ in range(2):
         site.worker(vt=2, ready=False)
     victim.kill()
-    site.wait(lambda: len(site.begun()) >= 4, 15, "delivered again")
+    site.wait(lambda: len(site.begun()) >= 4, 15, "redelivered")
     site.send("last", countdown=0.5)
     site.wait(lambda: len(site.begun()) >= 5, 5, "begun")
     assert sorted(value for value, _, _ in site.begun()) == ["0", "1", "2", "3", "last"]
 
 
-def test_a_countdown_longer_than_the_visibility_timeout_runs_once(site: Site) -> None:
+def test_countdown_above_the_visibility_timeout_runs_once(site: Site) -> None:
     site.worker(vt=2)
     site.worker(vt=2)
     site.send("late", countdown=6)
@@ -82,7 +82,7 @@ def test_a_countdown_longer_than_the_visibility_timeout_runs_once(site: Site) ->
     assert site.quiet()
 
 
-def test_a_message_of_some_priority_is_found(site: Site) -> None:
+def test_message_with_a_priority_is_found(site: Site) -> None:
     site.worker()
     site.send("important", priority=7)
     site.wait(lambda: site.done() == ["important"], 3, "done")

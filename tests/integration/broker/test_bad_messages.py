@@ -1,4 +1,4 @@
-"""No message stops, loops or crashes a worker, or hides those behind it; each is kept whole."""
+"""No message stops, loops or crashes a worker, or blocks those behind it; each is kept whole."""
 
 import base64
 import json
@@ -88,7 +88,7 @@ BAD: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_every_malformed_message_is_kept_whole_and_the_good_one_behind_it_runs(site: Site, pool: str) -> None:
+def test_malformed_messages_are_kept_and_block_no_good_one(site: Site, pool: str) -> None:
     for message in BAD.values():
         raw = message if isinstance(message, str | bytes) else json.dumps(message)
         site.redis.lpush("first", raw)
@@ -127,7 +127,7 @@ def assert_whole(name: str, letter: dict[str, str]) -> None:
 UNKNOWN = {"task": "nobody.knows", "id": "1"}
 
 
-def test_what_a_letter_holds(site: Site) -> None:
+def test_dead_letter_holds_the_whole_message(site: Site) -> None:
     site.redis.lpush(
         "first", json.dumps(element(body=[[1], KWARGS, EMBED], headers={"task": "nobody.knows"}))
     )
@@ -143,7 +143,7 @@ def test_what_a_letter_holds(site: Site) -> None:
     assert raw["reason"].startswith("not JSON")
 
 
-def test_a_message_over_which_celery_stumbles_after_its_task_is_kept_and_holds_no_slot(site: Site) -> None:
+def test_message_that_breaks_celery_after_its_task_frees_its_slot(site: Site) -> None:
     # Given more messages than slots whose next task exists but cannot be published, one good one behind them
     following = {"task": "note", "args": [], "kwargs": {}, "options": {"queue": 5, "priority": MARK}}
     for _ in range(3):
@@ -158,7 +158,7 @@ def test_a_message_over_which_celery_stumbles_after_its_task_is_kept_and_holds_n
     assert worker.alive
 
 
-def test_a_message_stays_when_its_letter_cannot_be_written(site: Site) -> None:
+def test_message_stays_when_its_dead_letter_cannot_be_written(site: Site) -> None:
     site.redis.set("synapse:dead_letters", "no stream")
     worker = site.worker(vt=2)
     site.redis.lpush("first", "no JSON at all")

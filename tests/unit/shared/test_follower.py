@@ -22,7 +22,7 @@ def end(redis: FakeRedis, number: int) -> None:
     redis.xadd(logs_history("42"), {"seq": number, "type": "end", "reason": "ended"}, id=f"{number}-0")
 
 
-def test_history_of_a_log_that_is_over_is_given_whole(redis: FakeRedis) -> None:
+def test_history_of_an_ended_log_is_read_whole(redis: FakeRedis) -> None:
     add(redis, *range(1, 1201))
     end(redis, 1201)
     follower = LogFollower(redis, "42")
@@ -31,7 +31,7 @@ def test_history_of_a_log_that_is_over_is_given_whole(redis: FakeRedis) -> None:
     assert (follower.seq, follower.reason) == (1201, "ended")
 
 
-def test_follower_joins_what_there_is_with_what_comes(redis: FakeRedis) -> None:
+def test_follower_joins_history_and_new_lines(redis: FakeRedis) -> None:
     # Given a log with lines, and a follower of it
     add(redis, 1, 2)
     follower = LogFollower(redis, "42")
@@ -57,14 +57,14 @@ def test_follower_joins_what_there_is_with_what_comes(redis: FakeRedis) -> None:
     assert seen == list(range(1, 50))
 
 
-def test_follower_goes_on_behind_a_number(redis: FakeRedis) -> None:
+def test_follower_continues_after_a_number(redis: FakeRedis) -> None:
     add(redis, 1, 2, 3)
     end(redis, 4)
 
     assert [line.seq for line in LogFollower(redis, "42", after=2)] == [3]
 
 
-def test_end_that_was_taken_back_leaves_no_gap(redis: FakeRedis) -> None:
+def test_withdrawn_end_leaves_no_gap(redis: FakeRedis) -> None:
     add(redis, 1)
     add(redis, 2, 3, generation=1)
     end(redis, 4)
@@ -72,9 +72,7 @@ def test_end_that_was_taken_back_leaves_no_gap(redis: FakeRedis) -> None:
     assert [line.seq for line in LogFollower(redis, "42", after=1)] == [2, 3]
 
 
-def test_redis_that_is_away_for_a_moment_is_asked_again(
-    redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_is_retried_when_redis_is_unavailable(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     add(redis, 1)
     end(redis, 2)
     original, failures = redis.xread, iter([True, True])
@@ -89,20 +87,18 @@ def test_redis_that_is_away_for_a_moment_is_asked_again(
     assert [line.line for line in LogFollower(redis, "42")] == ["line 1"]
 
 
-def test_redis_that_stays_away_is_the_callers_error(
-    redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_redis_that_stays_unavailable_is_an_error(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     def xread(**question: object) -> object:
         raise RedisConnectionError
 
-    monkeypatch.setattr(log_follower, "AWAY_SECONDS", 0)
+    monkeypatch.setattr(log_follower, "MAX_UNAVAILABLE_SECONDS", 0)
     monkeypatch.setattr(redis, "xread", xread)
 
     with pytest.raises(RedisConnectionError):
         list(LogFollower(redis, "42"))
 
 
-async def test_follower_on_an_event_loop_does_the_same() -> None:
+async def test_asynchronous_follower_does_the_same() -> None:
     server = FakeServer()
     redis = FakeRedis(server=server, decode_responses=True)
     add(redis, 1, 2)

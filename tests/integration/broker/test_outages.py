@@ -1,4 +1,4 @@
-"""Redis goes and comes back: workers live on, what they run is run once and acknowledged afterwards."""
+"""Redis stops and starts again: workers survive, and what they run is run and acknowledged once."""
 
 import time
 
@@ -8,7 +8,7 @@ from tests.integration.broker.broker_site import Site
 
 
 @pytest.mark.parametrize("pool", ["threads", pytest.param("prefork", marks=pytest.mark.chaos)])
-def test_a_worker_survives_an_outage_with_messages_in_hand(site: Site, pool: str) -> None:
+def test_worker_survives_an_outage_while_it_holds_messages(site: Site, pool: str) -> None:
     worker = site.worker(pool=pool, concurrency=2, vt=30)
     site.send("running", 6)
     site.send("waiting", countdown=3)
@@ -26,9 +26,9 @@ def test_a_worker_survives_an_outage_with_messages_in_hand(site: Site, pool: str
 
 
 @pytest.mark.chaos
-def test_a_task_that_ends_during_the_outage_is_acknowledged_after_it(site: Site) -> None:
+def test_task_that_ends_in_an_outage_is_acknowledged_later(site: Site) -> None:
     worker = site.worker(vt=30)
-    # Redis is away when the task ends: its own write fails, and so does the acknowledgement.
+    # Redis is down when the task ends, so that its acknowledgement fails.
     site.app.send_task("doze", [2], queue="first")
     site.wait(lambda: site.held() == 1, 5, "begun")
     site.server.stop()
@@ -51,7 +51,7 @@ def test_cut_connections_do_not_run_a_task_twice(site: Site) -> None:
     assert sorted(site.done()) == ["new", "running", "waiting"]
 
 
-def test_a_lost_bell_is_hung_again(site: Site) -> None:
+def test_lost_invalidation_listener_is_replaced(site: Site) -> None:
     site.worker()
     site.redis.client_kill_filter(_type="pubsub", skipme=True)
     site.send("new")
@@ -60,7 +60,7 @@ def test_a_lost_bell_is_hung_again(site: Site) -> None:
 
 
 @pytest.mark.chaos
-def test_a_worker_waits_for_a_redis_that_is_not_there_yet(site: Site) -> None:
+def test_worker_waits_for_a_redis_that_has_not_started(site: Site) -> None:
     site.server.stop()
     worker = site.worker(ready=False)
     site.misses_redis(worker)
@@ -72,7 +72,7 @@ def test_a_worker_waits_for_a_redis_that_is_not_there_yet(site: Site) -> None:
 
 
 @pytest.mark.chaos
-def test_without_key_tracking_the_queues_are_polled(site: Site) -> None:
+def test_queues_are_polled_without_key_tracking(site: Site) -> None:
     site.redis.execute_command("ACL", "SETUSER", "default", "-client")
     worker = site.worker()
     started = time.monotonic()
@@ -80,4 +80,4 @@ def test_without_key_tracking_the_queues_are_polled(site: Site) -> None:
         site.send(value)
         site.wait(lambda: len(site.done()) == value + 1, 3, "done")  # noqa: B023 - called at once
     assert time.monotonic() - started < 20
-    assert "refuses key tracking" in worker.tail(1000)
+    assert "rejects key tracking" in worker.tail(1000)
