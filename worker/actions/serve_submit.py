@@ -1,4 +1,4 @@
-"""Hand an application to Ray Serve: in place, without a gap where there is room, never twice the same."""
+"""Submit an application to Ray Serve: in place, and without downtime where capacity allows."""
 
 import math
 import threading
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shared.messages import JsonObject
 from worker.actions.application_builder import build_application
 from worker.actions.serve_state import interpret_serve_status, serve_application_state, serve_details
 
@@ -27,11 +28,22 @@ BATCH_OPTIONS = frozenset({"max_batch_size", "batch_wait_timeout_s"})
 
 
 class ServeOptionsError(ValueError):
-    """`serve_options` has something that Serve or this project does not know."""
+    """`serve_options` has an unknown key or options that exclude each other."""
 
 
 def check_serve_options(options: Mapping[str, Any], num_replicas: int | None) -> dict[str, Any]:
-    """The options, refused when a key is unknown; `num_replicas` of the run's parameters goes first."""
+    """Check the serve options of a run.
+
+    Args:
+        options: The `serve_options` of config.yaml.
+        num_replicas: The run's parameter, which takes precedence over the options; None for none.
+
+    Returns:
+        The options without those that are None.
+
+    Raises:
+        ServeOptionsError: A key is unknown, or `num_replicas` and `autoscaling_config` are both given.
+    """
     unknown = sorted(set(options) - SERVE_OPTIONS)
     if unknown:
         raise ServeOptionsError(
@@ -52,7 +64,14 @@ def check_serve_options(options: Mapping[str, Any], num_replicas: int | None) ->
 
 
 def initial_replicas(options: Mapping[str, Any]) -> int:
-    """How many replicas start: with autoscaling the initial or the least number, at least 1; default 1."""
+    """Count the replicas that Serve starts (contract: the capacity gate's `replicas`).
+
+    Args:
+        options: The checked serve options.
+
+    Returns:
+        `num_replicas`, or with autoscaling its initial or minimum number; at least 1, which is the default.
+    """
     scaling = options.get("autoscaling_config")
     if isinstance(scaling, Mapping):
         wanted = scaling.get("initial_replicas") or scaling.get("min_replicas") or 1
@@ -62,15 +81,23 @@ def initial_replicas(options: Mapping[str, Any]) -> int:
 
 
 DIGEST_VARIABLE = "SYNAPSE_DEPLOYMENT_DIGEST"
-"""In the deployment's environment: what runs can be compared with what is asked for."""
+"""A variable in the deployment's environment, by which the running application is compared with a plan."""
 POLL_SECONDS = 0.5
 
 _submitting = threading.Lock()
-"""Serve's decorator, bind and submission share a table of the process that is not safe for threads."""
+"""Serve's decorator, `bind` and submission share a table in the process that is not safe for threads."""
 
 
 def connect(address: str | None, kwargs: Mapping[str, Any]) -> None:
-    """Connect this process to the cluster at `address`, with the current folder as the code to run."""
+    """Connect this process to a Ray cluster, with the current folder as the code to run.
+
+    Args:
+        address: `host:port`; `kwargs["address"]` takes precedence.
+        kwargs: Further arguments of `ray.init`.
+
+    Raises:
+        RuntimeError: No address is given.
+    """
     import ray
 
     if ray.is_initialized():
@@ -83,8 +110,21 @@ def connect(address: str | None, kwargs: Mapping[str, Any]) -> None:
     ray.init(**{**settings, "address": address})
 
 
-def submit(target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any], url: str) -> dict[str, Any]:
-    """Submit and return at once; see `BaseDeploymentAction.submit`."""
+def submit(target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any], url: str) -> JsonObject:
+    """Submit an application and return at once; see `BaseDeploymentAction.submit`.
+
+    Args:
+        target: The entrypoint.
+        plan: The value of `BaseDeploymentAction.plan`.
+        runtime_env: The release's runtime environment, as the host made it.
+        url: The backend's URL for the entrypoint's constructor.
+
+    Returns:
+        `{"submitted", "reason", "replaced", "messages"}`.
+
+    Raises:
+        TypeError: The target cannot be served.
+    """
     from ray import serve
 
     name = plan["app_name"]
@@ -111,7 +151,16 @@ def submit(target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any],
 
 
 def wait_until_running(name: str, timeout: float, remove_failed: bool) -> None:
-    """Block until the application runs; `RuntimeError` with Serve's reason when it fails or time is up."""
+    """Block until an application runs.
+
+    Args:
+        name: The application's name.
+        timeout: Seconds to wait.
+        remove_failed: Whether to delete an application that fails or does not run in time.
+
+    Raises:
+        RuntimeError: It failed, or did not run in time; the message has Serve's reason.
+    """
     deadline = time.monotonic() + timeout
     while True:
         bucket, status, reason = interpret_serve_status(serve_application_state(name))
@@ -126,9 +175,12 @@ def wait_until_running(name: str, timeout: float, remove_failed: bool) -> None:
 
 
 def remove_application(name: str, *, wait: bool = True) -> None:
-    """Take an application off Serve; nothing happens when there is none of that name.
+    """Delete an application; nothing happens when there is none of that name.
 
-    A replica that still starts goes only after Serve's 20 seconds of grace; `wait` for that or not.
+    Args:
+        name: The application's name.
+        wait: Whether to wait until its replicas are gone; a replica that is still starting ends only after
+            Serve's grace period of 20 seconds.
     """
     from ray import serve
 
@@ -136,7 +188,7 @@ def remove_application(name: str, *, wait: bool = True) -> None:
 
 
 def _is_identical(running: Mapping[str, Any], digest: str) -> bool:
-    """What runs, or is on its way, is what is asked for."""
+    """Whether the application that runs or starts is the one of the plan."""
     if running["status"] not in ("RUNNING", "DEPLOYING"):
         return False
     configs = (item["deployment_config"] for item in running["deployments"].values())
@@ -161,7 +213,7 @@ def _actor_options(plan: Mapping[str, Any], runtime_env: Mapping[str, Any]) -> d
 
 
 def _surge_percent(plan: Mapping[str, Any], actor_options: Mapping[str, Any]) -> int:
-    """Percent of the replicas that may start beside the old ones, by what is free; 0 when none fits."""
+    """Percentage of replicas that may start beside the old ones, by the free resources; 0 when none fits."""
     import ray
 
     needs = {"CPU": actor_options.get("num_cpus", 1), "GPU": actor_options.get("num_gpus", 0)}

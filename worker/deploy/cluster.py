@@ -1,6 +1,5 @@
 """The Serve applications of the cluster of RAY_ADDRESS, as the steps see them."""
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -9,7 +8,7 @@ from shared.statuses import ServeApplicationStatus
 from worker.actions.serve_state import interpret_serve_status, serve_details
 from worker.actions.serve_submit import DIGEST_VARIABLE, remove_application
 from worker.plugins import PluginHostUnavailableError
-from worker.plugins.ray_session import session
+from worker.plugins.ray_session import call_with_timeout, session
 
 T = TypeVar("T")
 
@@ -47,13 +46,13 @@ class RayCluster:
     def state(self, app_name: str) -> ServeState:
         """What Serve says of the application."""
         session.connect(self._address)
-        found = _within(LOOK_SECONDS, serve_details).get(app_name)
+        found = _serve_call(serve_details).get(app_name)
         return read_state(found) if found else ServeState()
 
     def remove(self, app_name: str) -> None:
         """Take the application off Serve; nothing happens when there is none of that name."""
         session.connect(self._address)
-        _within(LOOK_SECONDS, lambda: remove_application(app_name, wait=False))
+        _serve_call(lambda: remove_application(app_name, wait=False))
 
 
 def read_state(details: Mapping[str, Any]) -> ServeState:
@@ -74,22 +73,11 @@ def _digest(deployment: Mapping[str, Any]) -> str | None:
     return str(digest) if digest else None
 
 
-def _within(seconds: float, call: Callable[[], T]) -> T:
-    """Ray waits for minutes for a cluster that died; a step does not."""
-    answers: list[T] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            answers.append(call())
-        except Exception as error:  # whatever Ray raises means that it did not answer
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="serve-call", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if answers:
-        return answers[0]
-    session.mark_stale()
-    why = type(errors[0]).__name__ if errors else f"no answer within {seconds:g} s"
-    raise PluginHostUnavailableError(f"Ray Serve did not answer: {why}")
+def _serve_call(call: Callable[[], T]) -> T:
+    """Call Ray Serve; Ray waits for minutes for a cluster that died, a step does not."""
+    try:
+        return call_with_timeout(LOOK_SECONDS, call)
+    except Exception as error:  # whatever Ray raises means that it did not answer
+        session.mark_stale()
+        why = error if isinstance(error, TimeoutError) else type(error).__name__
+        raise PluginHostUnavailableError(f"Ray Serve did not answer: {why}") from None

@@ -89,9 +89,7 @@ class DeployedPackages:
             return
         try:
             session.connect(address)
-            nothing: dict[str, dict[str, Any]] = {}
-            live = call_with_timeout(LOOK_SECONDS, serve_details, nothing)
-            services.host.pin(self._in_use(live))
+            services.host.pin(self._in_use(_live_applications()))
         except PluginError as error:
             redis.delete(f"{self._key}:pinned")
             log.warning("packages not looked at", error_type=type(error).__name__)
@@ -107,3 +105,11 @@ class DeployedPackages:
             except ReleaseNotFoundError:
                 log.warning("a running release is not in the store", plugin=name)
         return releases
+
+
+def _live_applications() -> dict[str, dict[str, Any]]:
+    """What Serve runs; empty also when it does not answer, and then nothing is taken to be gone."""
+    try:
+        return call_with_timeout(LOOK_SECONDS, serve_details)
+    except TimeoutError:
+        return {}

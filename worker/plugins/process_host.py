@@ -1,4 +1,4 @@
-"""Plugin code in this process: for unit tests, and for installations that trust their plugins."""
+"""Runs plugin code in this process, for unit tests and for installations that trust their plugins."""
 
 import json
 import sys
@@ -19,41 +19,41 @@ from worker.plugins.store import Release
 
 
 class ProcessHost:
-    """Calls run in the calling thread, without a deadline: a thread cannot be stopped.
+    """Runs calls in the calling thread, without a timeout, because a thread cannot be stopped.
 
     Nearly all releases call their package `plugin`, so only one release's modules are in `sys.modules` at a
-    time: calls of one release run side by side, another release's wait for them.
-    `ray` gives what Serve needs of a release, for the one operation that deploys.
+    time: calls of one release run concurrently, those of another release wait for them.
+    `ray` makes the runtime environment that Serve needs, for the one operation that deploys.
     """
 
     def __init__(self, ray: RayHost | None = None) -> None:
         self._ray = ray
 
     def call(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
-        """Run the operation here and now."""
+        """See `PluginHost.call`."""
         if operation == "submit" and self._ray is not None:
             request = replace(request, runtime_env=self._ray.runtime_env(release, request.env))
         with _isolation.activated(release.path):
-            answer = runner.call_operation(release.path, request, operation, json.dumps(payload))
-        return parse_reply(answer)
+            reply = runner.call_operation(release.path, request, operation, json.dumps(payload))
+        return parse_reply(reply)
 
     def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
-        """The same: what was imported stays imported."""
+        """See `PluginHost.call_batch`; imported modules always stay loaded here."""
         return self.call(release, request, operation, payload)
 
     def pin(self, releases: Iterable[Release]) -> None:
-        """Only what was deployed has a package."""
+        """See `PluginHost.pin`; only deployed releases have a package."""
         if self._ray is not None:
             self._ray.pin(releases)
 
     def close(self) -> None:
-        """Give the deploying host's things back."""
+        """See `PluginHost.close`."""
         if self._ray is not None:
             self._ray.close()
 
 
 class ModuleIsolation:
-    """Whose modules are importable. One a process, like `sys.modules` itself."""
+    """Makes the modules of one release at a time importable. There is one a process, like `sys.modules`."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
@@ -64,7 +64,7 @@ class ModuleIsolation:
 
     @contextmanager
     def activated(self, folder: Path) -> Iterator[None]:
-        """Hold the stage for `folder`; in order of arrival, so that nobody waits for ever."""
+        """Run a block with the release in `folder` active; in order of arrival, so that no call starves."""
         ticket = object()
         with self._condition:
             self._queue.append(ticket)
@@ -86,7 +86,7 @@ class ModuleIsolation:
                 self._condition.notify_all()
 
     def _switch(self, folder: Path) -> None:
-        """Put the old release's modules aside and bring the new one's back as they were."""
+        """Take the active release's modules out of `sys.modules` and put the other release's back."""
         if self._current is not None:
             old = {
                 name: module
@@ -102,7 +102,7 @@ class ModuleIsolation:
 
 
 def _is_module_of(module: ModuleType, folder: Path) -> bool:
-    """Whether the module's file, or a namespace package's folder, lies in the release."""
+    """Whether the module's file, or a namespace package's folder, is in the release's folder."""
     places = [getattr(module, "__file__", None), *_paths(module)]
     return any(isinstance(place, str) and Path(place).is_relative_to(folder) for place in places)
 
@@ -110,7 +110,7 @@ def _is_module_of(module: ModuleType, folder: Path) -> bool:
 def _paths(module: ModuleType) -> list[Any]:
     try:
         return list(getattr(module, "__path__", []))
-    except Exception:  # some modules answer every attribute with an object of their own
+    except Exception:  # some modules return an object of their own for every attribute
         return []
 
 

@@ -1,4 +1,4 @@
-"""The plugin store: releases by the name `code@version`, their files and checksum."""
+"""The plugin store: releases by their name `code@version`, their files and checksums."""
 
 import hashlib
 import os
@@ -17,14 +17,14 @@ from worker.plugins.errors import PluginError, ReleaseInvalidError, ReleaseNotFo
 from worker.settings import MB
 
 IGNORED_NAMES = frozenset({"__pycache__", ".git"})
-"""Not part of a release: they change without it changing."""
+"""Not part of a release: they change although the release does not."""
 CHUNK_BYTES = 1024 * 1024
 
 
 def release_files(root: Path) -> Iterator[tuple[str, Path]]:
-    """Every file as (relative path with `/`, path), in one order on every machine.
+    """Every file as (relative path with `/`, path), in the same order on every machine.
 
-    Raises `ReleaseInvalidError` for a link that leads out of the release and for what is not a file.
+    Raises `ReleaseInvalidError` for a link that leads out of the release and for special files.
     """
     yield from sorted(_walk(root, root.resolve()))
 
@@ -52,7 +52,10 @@ def _walk(root: Path, real_root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def release_checksum(root: Path, max_bytes: int) -> str:
-    """MD5 (a name, not a protection) over paths and contents; refuses more than `max_bytes`."""
+    """MD5 over paths and contents; raises `ReleaseInvalidError` for more than `max_bytes`.
+
+    It names the release's content and protects nothing.
+    """
     digest = hashlib.md5(usedforsecurity=False)
     total = 0
     for relative, path in release_files(root):
@@ -69,7 +72,7 @@ def release_checksum(root: Path, max_bytes: int) -> str:
 
 
 def folder_stamp(root: Path) -> str:
-    """Changes when a file's time, size or name does: cheap enough for every look-up."""
+    """A digest that changes with any file's time, size or name; cheap enough for every look-up."""
     digest = hashlib.md5(usedforsecurity=False)
     for relative, path in release_files(root):
         stat = path.lstat()
@@ -82,12 +85,12 @@ MAX_BYTES = 512 * MB
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}"
 _NAME = re.compile(rf"{_PART}@{_PART}")
 RESERVED_NAMES = ("worker", "shared", "ray")
-"""Packages that the host itself imports; a release's own of that name would hide them."""
+"""Packages that the host itself imports; a release's package of the same name would hide them."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """One release, verified and unpacked. `path` holds config.yaml; `checksum` is over its content."""
+    """A release, verified and unpacked. `path` is the folder of config.yaml, `checksum` covers all files."""
 
     code: str
     version: str
@@ -97,7 +100,7 @@ class Release:
     checksum: str
 
     def action(self, name: str) -> ActionConfig:
-        """What config.yaml declares for an action; `ReleaseInvalidError` when it declares none."""
+        """What config.yaml declares for an action; raises `ReleaseInvalidError` for an unknown one."""
         try:
             return self.config.actions[name]
         except KeyError:
@@ -117,7 +120,7 @@ class PluginStore:
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """Names of what lies in the store, sorted; a broken release is listed too."""
+        """The names of all releases, sorted, including the invalid ones."""
         found = {path.name.removesuffix(".zip") for path in self.directory.iterdir()}
         return sorted(name for name in found if _NAME.fullmatch(name) and self._find(name) is not None)
 
@@ -130,10 +133,10 @@ class PluginStore:
             raise ReleaseNotFoundError(f"the plugin store has no release {name!r}")
         with self._lock:
             try:
-                mark = _release_stamp(source)
+                stamp = _release_stamp(source)
                 known = self._known.get(name)
-                if known is None or known[0] != mark or not known[1].path.is_dir():
-                    known = self._known[name] = (mark, self._load(name, source))
+                if known is None or known[0] != stamp or not known[1].path.is_dir():
+                    known = self._known[name] = (stamp, self._load(name, source))
             except PluginError as error:
                 raise type(error)(f"{name}: {error}") from None
             except OSError as error:
@@ -165,7 +168,7 @@ class PluginStore:
         return Release(code, version, name, folder.resolve(), declared, digest)
 
     def _unpacked(self, name: str, archive: Path) -> Path:
-        """Where the archive's content lies, unpacked under a name that changes with every byte of it."""
+        """The folder of the archive's unpacked content, whose name changes with every byte of it."""
         if archive.stat().st_size > self._max_bytes:
             raise ReleaseInvalidError(f"the archive is larger than {self._max_bytes} bytes")
         with archive.open("rb") as file:
@@ -183,7 +186,7 @@ def _release_stamp(source: Path) -> str:
 
 
 def _private_folder(folder: Path) -> Path:
-    """`folder`, made when missing, once sure that nobody else can write it: what lies in it is run."""
+    """`folder`, made when missing; raises `PluginError` if others can write it, as its content is run."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:

@@ -173,7 +173,7 @@ def test_the_clusters_token_is_a_known_secret(monkeypatch: pytest.MonkeyPatch) -
 def test_who_waits_for_its_turn_is_sent_away_and_not_told_that_it_took_too_long(
     store: PluginStore, write_release: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_host, "TURN_SECONDS", 0.01)
+    monkeypatch.setattr(ray_host, "MAX_SLOT_WAIT_SECONDS", 0.01)
     write_release("cat@1.0")
     release = store.get("cat@1.0")
     host = ray_host.RayHost(RaySession(), None, lambda: pytest.fail("no package"), 300.0)
