@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypedDict
+from typing import Final, TypedDict
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
@@ -220,19 +220,16 @@ class AsyncLogFollower:
                     yield line
 
 
-EventKind = Literal["state", "progress", "metrics", "message"]
-
-
 @dataclass(frozen=True)
 class RunEvent:
     """An event of a run.
 
     Attributes:
-        kind: The event's `type`.
+        kind: The event's `type`: `state`, `progress`, `metrics` or `message`.
         content: Its other fields; a `state` holds at least `status`.
     """
 
-    kind: EventKind
+    kind: str
     content: JsonObject = field(default_factory=dict)
 
 

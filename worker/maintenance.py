@@ -6,10 +6,10 @@ import structlog
 
 from worker.deploy.deployments import DeployedPackages
 from worker.platform import clean
-from worker.pre_processor.waitlist import ROOM_PREFIX, recover_room
+from worker.pre_processor.waitlist import WAITLIST_PREFIX, recover_waitlist
 from worker.runs.runs import RUN_PREFIX, Runs, recover_run
 from worker.services import services
-from worker.workflow.task import BACKBONE_ERRORS
+from worker.workflow.task import INFRASTRUCTURE_ERRORS
 
 log = structlog.get_logger(__name__)
 
@@ -19,12 +19,12 @@ SECONDS_BETWEEN_SWEEPS = 5.0
 def sweep() -> int:
     """Send again the messages of runs and waiting rooms that gave no sign of life; returns how many."""
     runs = services().runs
-    members = runs.live.overdue()
+    members = runs.heartbeats.overdue()
     for member in members:
         log.warning("no sign of life", member=member)
         try:
             _recover(member, runs)
-        except BACKBONE_ERRORS:
+        except INFRASTRUCTURE_ERRORS:
             raise
         except Exception as error:
             # One that cannot be read must not keep the others waiting; it comes up again, later each time.
@@ -37,8 +37,8 @@ def sweep() -> int:
 def _recover(member: str, runs: Runs) -> None:
     if member.startswith(RUN_PREFIX):
         recover_run(member.removeprefix(RUN_PREFIX), runs)
-    elif member.startswith(ROOM_PREFIX):
-        recover_room(member.removeprefix(ROOM_PREFIX), runs)
+    elif member.startswith(WAITLIST_PREFIX):
+        recover_waitlist(member.removeprefix(WAITLIST_PREFIX), runs)
 
 
 class Maintenance:
@@ -65,7 +65,7 @@ class Maintenance:
             try:
                 sweep()
                 DeployedPackages(services()).pin()
-            except BACKBONE_ERRORS as error:
+            except INFRASTRUCTURE_ERRORS as error:
                 log.warning("maintenance put off", error_type=type(error).__name__)
             except Exception as error:
                 log.error("maintenance failed", error_type=type(error).__name__, error=clean(str(error)))

@@ -32,11 +32,11 @@ from worker.plugins.process_host import ProcessHost
 from worker.plugins.ray_host import RayHost
 from worker.plugins.ray_session import auth_headers, session
 from worker.runs.model import Run
-from worker.runs.publisher import CelerySender
+from worker.runs.publisher import CeleryPublisher
 from worker.runs.runs import Runs, Timing
 from worker.settings import MB, Settings, settings
 
-NEIGHBOUR_TIMEOUT = {"connect": 3.0, "read": 10.0}
+DEPENDENCY_TIMEOUT = {"connect": 3.0, "read": 10.0}
 """Seconds. A step holds one of the worker's slots, so no neighbour may hold it for long."""
 
 
@@ -64,7 +64,7 @@ class Services:
     def runs(self) -> Runs:
         """The runs, and the messages that carry them on."""
         timing = Timing(self.settings.worker_visibility_timeout_seconds)
-        return Runs(self.redis, CelerySender(self._app), timing)
+        return Runs(self.redis, CeleryPublisher(self._app), timing)
 
     @cached_property
     def store(self) -> PluginStore:
@@ -117,7 +117,7 @@ class Services:
             settings.synapse_host,
             settings.synapse_access_token.get_secret_value(),
             tenant=tenant,
-            timeout=NEIGHBOUR_TIMEOUT,
+            timeout=DEPENDENCY_TIMEOUT,
         )
 
     def agent(self, agent: int, tenant: str | None = None) -> AgentClient | None:
@@ -151,7 +151,7 @@ class Services:
             token or "",
             user_token=self.settings.synapse_access_token.get_secret_value(),
             tenant=tenant,
-            timeout=NEIGHBOUR_TIMEOUT,
+            timeout=DEPENDENCY_TIMEOUT,
             stream_limits=self.stream_limits,
         )
 

@@ -210,7 +210,7 @@ class Settings(BaseSettings):
         return self.redis_url.replace("unix://", "redis+socket://", 1)
 
     @property
-    def max_countdown_seconds(self) -> float:
+    def max_countdown(self) -> float:
         """Seconds. A countdown just above the visibility timeout multiplies a task; half of it is safe."""
         return self.worker_visibility_timeout_seconds / 2
 

@@ -82,7 +82,7 @@ def keep(diary: Diary) -> None:
         AsyncBackendClient.annotate_task_data,
         BackendClient.update_job,
         RedisLedger.record,
-        RunStore.seal,
+        RunStore.mark_reported,
     )
 
     async def noted_annotate(self: Any, task: int, *args: Any, **kwargs: Any) -> Any:
@@ -108,6 +108,6 @@ def keep(diary: Diary) -> None:
         (AsyncBackendClient, "annotate_task_data", noted_annotate),
         (BackendClient, "update_job", noted_update),
         (RedisLedger, "record", noted_record),
-        (RunStore, "seal", noted_seal),
+        (RunStore, "mark_reported", noted_seal),
     ):
         setattr(owner, name, noted)

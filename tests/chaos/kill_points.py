@@ -123,10 +123,10 @@ INFERENCE = """
 ROOM = """
 <>   room join
 <>   send pre_processor.await_ready
-<>*  room sent+snapshot
+<>*  room mark_sent
 <*>* run_plugin
-<>   room job
-<>   room begin_poll
+<>   room mark_known
+<>   room claim_poll
 <>   room end_poll
 <>   retry pre_processor.await_ready
 <>   room leave
@@ -168,9 +168,9 @@ LOST_OF_ROOM = """
 
 LATE_OF_ROOM = """
 >    room join
->    room sent+snapshot
+>    room mark_sent
 >    run_plugin
->    room job
+>    room mark_known
 """
 
 

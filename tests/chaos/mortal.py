@@ -17,11 +17,12 @@ from celery.exceptions import Retry
 from structlog.contextvars import get_contextvars
 
 from worker.platform import AsyncBackendClient, BackendClient
-from worker.pre_processor.waitlist import Room
-from worker.runs.publisher import CelerySender
+from worker.pre_processor.waitlist import Waitlist
+from worker.runs.generations import Generations
+from worker.runs.publisher import CeleryPublisher
 from worker.runs.runs import Runs
 from worker.runs.store import RunStore
-from worker.to_task.discover import Catalogue
+from worker.to_task.discover import TaskIndex
 from worker.to_task.ledger import RedisLedger
 from worker.workflow.task import StepTask
 
@@ -88,16 +89,16 @@ def make_mortal(folder: Path) -> Deaths:
     of_ledger: Subjects = lambda ledger, *_, **__: (ledger._job,)  # noqa: E731
 
     wrap(deaths, RunStore, "accept", fixed("accept"), lambda _s, message, *_: (message.job,))
-    wrap(deaths, RunStore, "begin", lambda _job, step, *_: f"begin {step.name}", first)
+    wrap(deaths, RunStore, "claim_step", lambda _job, step, *_: f"begin {step.name}", first)
     wrap(deaths, RunStore, "finish", fixed("finish"), first)
-    wrap(deaths, RunStore, "seal", fixed("seal"), first)
+    wrap(deaths, RunStore, "mark_reported", fixed("seal"), first)
     wrap(deaths, RunStore, "note", lambda _job, name, _finding: f"note {name}", first)
-    wrap(deaths, RunStore, "announce_poll", lambda _job, step, *_: f"announce {step}", first)
-    wrap(deaths, Runs, "start", fixed("start"), lambda _s, run: (run.job,))
+    wrap(deaths, Generations, "advance", lambda _job, step, *_: f"announce {step}", first)
+    wrap(deaths, Runs, "mark_running", fixed("start"), lambda _s, run: (run.job,))
     wrap(
         deaths,
-        CelerySender,
-        "send",
+        CeleryPublisher,
+        "publish",
         lambda step, *_, **__: f"send {step.name}",
         lambda _s, _step, _queue, kwargs, *_: (kwargs.get("job"), _code_of(kwargs.get("room"))),
     )
@@ -105,13 +106,12 @@ def make_mortal(folder: Path) -> Deaths:
         wrap(deaths, BackendClient, method, _backend_point(method), _backend_subjects(method))
     wrap_async(deaths, AsyncBackendClient, "annotate_task_data", "annotate_task_data")
     wrap_async(deaths, AsyncBackendClient, "run_plugin", "infer")
-    for method in ("join", "begin_poll", "end_poll"):
-        wrap(deaths, Room, method, fixed(f"room {method}"), of_room)
-    wrap(deaths, Room, "leave", fixed("room leave"), lambda room, *jobs: (room.name.code, *jobs))
-    wrap(deaths, Room, "amend", lambda _token, **fields: f"room {'+'.join(sorted(fields))}", of_room)
-    for method in ("record", "chunk_done", "next_chunks", "sent"):
+    for method in ("join", "mark_sent", "mark_known", "claim_poll", "end_poll"):
+        wrap(deaths, Waitlist, method, fixed(f"room {method}"), of_room)
+    wrap(deaths, Waitlist, "remove", fixed("room leave"), lambda room, *jobs: (room.name.code, *jobs))
+    for method in ("record", "complete_chunk", "next_chunks", "mark_published"):
         wrap(deaths, RedisLedger, method, fixed(f"ledger {method}"), of_ledger)
-    wrap(deaths, Catalogue, "commit", fixed("catalogue commit"), of_ledger)
+    wrap(deaths, TaskIndex, "commit", fixed("catalogue commit"), of_ledger)
     _wrap_retry(deaths)
     return deaths
 

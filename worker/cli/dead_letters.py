@@ -79,7 +79,7 @@ def replay(id_: Id, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerU
         publish(message, broker_url, redis_url)
     except (typer.Exit, RedisError):
         if opens_job:
-            letters.refused(message.job)
+            letters.mark_rejected(message.job)
         raise
     letters.drop(letter.id)
     # No more than that: a worker may refuse it again.

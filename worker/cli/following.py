@@ -83,7 +83,7 @@ def await_any(redis: Redis, job: str, *keys: str, console: Console) -> None:
 def fail_if_refused(redis: Redis, job: str) -> None:
     """End the command when the job is FAILED for nothing but a message that was refused."""
     letters = DeadLetters(redis)
-    if not letters.is_refused(job) or letters.is_replayed(job):
+    if not letters.is_rejected(job) or letters.is_replayed(job):
         return
     letter = _newest(letters, job)
     if letter is None:

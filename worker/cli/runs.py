@@ -16,7 +16,7 @@ from shared.channels import job_key, logs_history
 from shared.follower import LogEnd, LogFollower, LogLine, parse_log_entry
 from worker.cli.console import DEFAULT_REDIS_URL, INTERRUPTED, Job, RedisUrl, connect, err, fail, out, shown
 from worker.cli.following import await_any, fail_if_refused, follow_to_end
-from worker.runs.keys import LIVE
+from worker.runs.keys import HEARTBEATS_KEY
 from worker.runs.runs import RUN_PREFIX
 
 
@@ -27,7 +27,7 @@ def status(
     """Where a run stands, or all live runs."""
     redis = connect(redis_url)
     if job is None:
-        members = [str(member) for member in redis.zrange(LIVE, 0, -1)]
+        members = [str(member) for member in redis.zrange(HEARTBEATS_KEY, 0, -1)]
         jobs = sorted(member.removeprefix(RUN_PREFIX) for member in members if member.startswith(RUN_PREFIX))
     else:
         jobs = [job]

@@ -1,91 +1,85 @@
-"""Doors of a deployment: the message, and its steps."""
+"""The Celery tasks of a deployment: its entry task, and a task for each step."""
 
 from typing import Any
 
-import structlog
 from celery import shared_task
 
+import worker.deploy.register
 from shared.messages import DeployMessage, Job, ToTaskMessage
+from worker.deploy import gate, serve
 from worker.deploy.cluster import RayCluster
-from worker.deploy.gate import capacity_gate
 from worker.deploy.plan import (
     AWAIT_RUNNING,
     CAPACITY_GATE,
     INITIALIZE,
     REGISTER,
     SERVE_RUN,
-    alert_room,
-    tell_room,
+    extend_dispatch_deadline,
 )
-from worker.deploy.register import register
-from worker.deploy.serve import await_running, clean_after_end, serve_run
 from worker.plugins import PluginHostUnavailableError
-from worker.runs.bulkhead import turns
-from worker.runs.model import Continue, Outcome, Park, PollAgain, Run, Step
-from worker.runs.publisher import publish
+from worker.runs.bulkhead import bulkhead
+from worker.runs.model import Outcome, Reschedule, Run, Step
+from worker.runs.publisher import send_task
 from worker.services import services
-from worker.workflow.intake import begin_run
-from worker.workflow.task import BACKBONE_ERRORS, StepFunction, WorkflowTask
-
-log = structlog.get_logger(__name__)
-
+from worker.workflow.task import INFRASTRUCTURE_ERRORS, StepFunction, WorkflowTask
 
 CLUSTER = "cluster"
-"""The neighbour that the agent and Ray are together."""
-ON_CLUSTER = (CAPACITY_GATE, SERVE_RUN, AWAIT_RUNNING)
+"""The bulkhead around the agent and Ray: a cluster that hangs holds no more threads than its slots."""
+CLUSTER_STEPS = (CAPACITY_GATE, SERVE_RUN, AWAIT_RUNNING)
 
 
 class DeployTask(WorkflowTask):
-    """A step that must run where its agent's cluster is."""
+    """A step of a deployment, which runs on a worker of the message's agent."""
 
     abstract = True
 
-    def at_home(self, step: Step, job: str, function: StepFunction) -> None:
-        """Carry the step out, or pass its message on to the workers of the run's agent."""
+    def run_on_agent_worker(self, step: Step, job: str, function: StepFunction) -> None:
+        """Run the step, or send its message to the workers of the run's agent."""
 
-        def in_turn(run: Run) -> Outcome:
-            # The agent and Ray may hang: half of the threads stay free for runs that need neither.
-            with turns.take(CLUSTER) as mine:
-                return function(run) if mine else PollAgain(turns.countdown(CLUSTER, self.request.retries))
+        def in_bulkhead(run: Run) -> Outcome:
+            with bulkhead.acquire(CLUSTER) as acquired:
+                if acquired:
+                    return function(run)
+                return Reschedule(bulkhead.retry_countdown(CLUSTER, self.request.retries))
 
         try:
             agent = self._other_agent(job)
             if agent is not None:
                 kwargs = self.request.kwargs
-                if self.is_redelivered():  # which the broker forgets with the message
+                if self.is_redelivered():  # the new message's own delivery does not say it
                     kwargs = {**kwargs, "redelivered": True}
-                self.runs.sender.send(step, DeployMessage.agent_queue(agent), kwargs)
+                self.runs.publisher.publish(step, DeployMessage.agent_queue(agent), kwargs)
                 return
-        except BACKBONE_ERRORS:
-            self.come_back(1.0)
-        self.carry_out(step, job, in_turn if step in ON_CLUSTER else function)
+        except INFRASTRUCTURE_ERRORS:
+            self.retry_later(1.0)
+        self.run_step(step, job, in_bulkhead if step in CLUSTER_STEPS else function)
 
-    def pass_on(self, args: tuple[Any, ...], kwargs: dict[str, Any], agent: int) -> None:
-        """Send the run's own message to the workers of its agent, unchanged."""
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], agent: int) -> None:
+        """Send the deployment's message to the workers of its agent, unchanged."""
         try:
-            publish(self.app, self.name, DeployMessage.agent_queue(agent), kwargs, args=args)
-        except BACKBONE_ERRORS:
-            self.come_back(1.0)
+            send_task(self.app, self.name, DeployMessage.agent_queue(agent), kwargs, args=args)
+        except INFRASTRUCTURE_ERRORS:
+            self.retry_later(1.0)
 
-    def taken_in(self, message: DeployMessage | ToTaskMessage) -> None:
-        """Who waits for what it deploys gives it time to begin."""
+    def on_accepted(self, message: DeployMessage | ToTaskMessage) -> None:
+        """Let the waiting list of what it deploys wait for it."""
         if isinstance(message, DeployMessage):
-            alert_room(message, services())
+            extend_dispatch_deadline(message, services())
 
-    def after_end(self, job: str) -> None:
-        """A stopped run leaves nothing half-started behind."""
-        with turns.take(CLUSTER) as mine:
-            if not mine:
-                raise PluginHostUnavailableError("other deployments hold this worker's turns")
-            clean_after_end(job, services(), _cluster())
+    def on_message_after_end(self, job: str) -> None:
+        """Remove what a stopped run has left half-started."""
+        with bulkhead.acquire(CLUSTER) as acquired:
+            if not acquired:
+                raise PluginHostUnavailableError("other deployments hold the slots of this worker's bulkhead")
+            serve.remove_after_stop(job, services(), _cluster())
 
     def _other_agent(self, job: str) -> int | None:
-        """The run's agent, if this worker serves another one."""
-        mine = services().settings.worker_agent
-        if mine is None or not self.runs.store.exists(job):
+        """The run's agent, if this worker serves another one; else None."""
+        own = services().settings.worker_agent
+        if own is None or not self.runs.store.exists(job):
             return None
         message = self.runs.store.load(job).message
-        return message.agent if isinstance(message, DeployMessage) and message.agent != mine else None
+        return message.agent if isinstance(message, DeployMessage) and message.agent != own else None
 
 
 def _cluster() -> RayCluster:
@@ -94,46 +88,39 @@ def _cluster() -> RayCluster:
 
 @shared_task(base=DeployTask, bind=True, name=DeployMessage.task)
 def deploy(self: DeployTask, /, *args: Any, **kwargs: Any) -> None:
-    """The door: take the message in, or pass it on to the workers of its agent."""
-    mine, agent = services().settings.worker_agent, kwargs.get("agent")
-    if mine is not None and type(agent) is int and agent > 0 and agent != mine:
-        self.pass_on(args, kwargs, agent)
+    """The entry task: accept the message, or forward it to the workers of its agent."""
+    own, agent = services().settings.worker_agent, kwargs.get("agent")
+    if own is not None and type(agent) is int and agent > 0 and agent != own:
+        self.forward(args, kwargs, agent)
     else:
         self.accept(DeployMessage, INITIALIZE, args, kwargs)
 
 
 @shared_task(base=DeployTask, bind=True, name=INITIALIZE.name)
 def initialize(self: DeployTask, job: Job, **_: Any) -> None:
-    """Tell the backend that the job runs."""
-    self.at_home(INITIALIZE, job, _initialize)
-
-
-def _initialize(run: Run) -> Outcome:
-    if not begin_run(run, services()):
-        return Park()
-    tell_room(run, services())
-    return Continue(CAPACITY_GATE)
+    """Report the job RUNNING."""
+    self.run_on_agent_worker(INITIALIZE, job, lambda run: gate.initialize(run, services()))
 
 
 @shared_task(base=DeployTask, bind=True, name=CAPACITY_GATE.name)
-def gate(self: DeployTask, job: Job, **_: Any) -> None:
-    """Plan, and ask the agent for room."""
-    self.at_home(CAPACITY_GATE, job, lambda run: capacity_gate(run, services()))
+def capacity_gate(self: DeployTask, job: Job, **_: Any) -> None:
+    """Plan the deployment, and ask the agent whether the cluster has room."""
+    self.run_on_agent_worker(CAPACITY_GATE, job, lambda run: gate.capacity_gate(run, services()))
 
 
 @shared_task(base=DeployTask, bind=True, name=SERVE_RUN.name)
-def submit(self: DeployTask, job: Job, **_: Any) -> None:
-    """Hand the application to Serve."""
-    self.at_home(SERVE_RUN, job, lambda run: serve_run(run, services(), _cluster()))
+def serve_run(self: DeployTask, job: Job, **_: Any) -> None:
+    """Submit the application to Ray Serve."""
+    self.run_on_agent_worker(SERVE_RUN, job, lambda run: serve.serve_run(run, services(), _cluster()))
 
 
 @shared_task(base=DeployTask, bind=True, name=AWAIT_RUNNING.name)
-def wait(self: DeployTask, job: Job, **_: Any) -> None:
-    """Look whether it runs."""
-    self.at_home(AWAIT_RUNNING, job, lambda run: await_running(run, services(), _cluster()))
+def await_running(self: DeployTask, job: Job, **_: Any) -> None:
+    """Poll Ray Serve until the application runs or has failed."""
+    self.run_on_agent_worker(AWAIT_RUNNING, job, lambda run: serve.await_running(run, services(), _cluster()))
 
 
 @shared_task(base=DeployTask, bind=True, name=REGISTER.name)
-def tell(self: DeployTask, job: Job, **_: Any) -> None:
-    """Tell the backend where it is."""
-    self.at_home(REGISTER, job, lambda run: register(run, services()))
+def register(self: DeployTask, job: Job, **_: Any) -> None:
+    """Register the application in the backend."""
+    self.run_on_agent_worker(REGISTER, job, lambda run: worker.deploy.register.register(run, services()))

@@ -9,14 +9,14 @@ from typing import Any
 
 from celery import signals
 
-SOONEST, LATEST = 0.1, 6.0
+MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 6.0
 """Seconds. Who found no turn comes back soon, as most turns are short; then later and later, as some hang."""
 
 SECONDS_BETWEEN_TRIES = 0.05
 """However many wait for a neighbour, a process is not kept busy by those who ask in vain."""
 
 
-class Turns:
+class Bulkhead:
     """At most half of the threads work with a neighbour at a time; a thread never waits for its turn.
 
     All turns together leave one thread for what is short: stops, reports, the doors.
@@ -29,30 +29,33 @@ class Turns:
         self._last_try: dict[str, float] = {}
 
     @contextmanager
-    def take(self, neighbour: str, *, all_but_one: bool = False) -> Iterator[bool]:
+    def acquire(self, dependency: str, *, all_but_one: bool = False) -> Iterator[bool]:
         """Whether there is a turn; it is over with the block. `all_but_one` thread, not half of them."""
         with self._lock:
-            taken, threads = self._taken.get(neighbour, 0), self._threads()
+            taken, threads = self._taken.get(dependency, 0), self._threads()
             most = threads if all_but_one else threads // 2
             in_all = sum(self._taken.values())
             mine = taken < max(1, most) and (taken == 0 or in_all < threads - 1)
             if mine:
-                self._taken[neighbour] = taken + 1
+                self._taken[dependency] = taken + 1
         try:
             yield mine
         finally:
             if mine:
                 with self._lock:
-                    self._taken[neighbour] -= 1
+                    self._taken[dependency] -= 1
 
-    def countdown(self, neighbour: str, tries: int) -> float:
+    def retry_countdown(self, dependency: str, tries: int) -> float:
         """Seconds until the next try of who found no turn; at random, so that not all come at once."""
         with self._lock:
             now = time.monotonic()
-            last = max(self._last_try.get(neighbour, now), now) + SECONDS_BETWEEN_TRIES
-            self._last_try[neighbour] = last
+            last = max(self._last_try.get(dependency, now), now) + SECONDS_BETWEEN_TRIES
+            self._last_try[dependency] = last
             first_free = last - now
-        return max(first_free, random.uniform(0.5, 1.0) * min(SOONEST * 2.0 ** min(tries, 20), LATEST))
+        return max(
+            first_free,
+            random.uniform(0.5, 1.0) * min(MIN_RETRY_SECONDS * 2.0 ** min(tries, 20), MAX_RETRY_SECONDS),
+        )
 
 
 class _Pool:
@@ -66,7 +69,7 @@ class _Pool:
 
 
 _pool = _Pool()
-turns = Turns(_pool.threads)
+bulkhead = Bulkhead(_pool.threads)
 """The process's."""
 
 

@@ -8,16 +8,16 @@ from typing import Any, Final
 from redis import Redis
 
 from shared.channels import events_channel, job_key, logs_channel, logs_history
-from worker.lua import Scripts
 from worker.platform import redact
 from worker.runs.keys import messages_key, run_key
+from worker.runs.scripts import run_scripts
 
 SCRIPT: Final = "log"
 
-ROOM_FOR_MESSAGES: Final = 10_000
+MESSAGE_HEADROOM: Final = 10_000
 """Entries of the history beyond the most lines that are relayed."""
 
-SHORTEST_HISTORY: Final = 50_000 + ROOM_FOR_MESSAGES
+MIN_HISTORY_ENTRIES: Final = 50_000 + MESSAGE_HEADROOM
 """Entries that a history keeps at least, trimmed only beyond; one with a larger limit of lines keeps more."""
 
 DAY_SECONDS: Final = 86_400
@@ -33,7 +33,9 @@ def log_keys(job: str) -> list[str]:
     return [log_state_key(job), logs_history(job), run_key(job)]
 
 
-def log_args(operation: str, job: str, *own: str | int, longest: int = SHORTEST_HISTORY) -> list[str | int]:
+def log_args(
+    operation: str, job: str, *own: str | int, longest: int = MIN_HISTORY_ENTRIES
+) -> list[str | int]:
     """The arguments of the script, `own` being those of the operation."""
     return [operation, logs_channel(job), longest, DAY_SECONDS, *own]
 
@@ -43,19 +45,19 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-class LogChannel:
+class JobLog:
     """The log as a run writes it."""
 
     def __init__(self, redis: "Redis") -> None:
-        self._scripts = Scripts(redis, "worker.runs")
+        self._scripts = run_scripts(redis)
 
-    def say(self, job: str, text: str, level: str) -> None:
+    def append(self, job: str, text: str, level: str) -> None:
         """Add a message of the run, a line a line. One of a run that is over, or unknown, goes nowhere."""
         # JSON can spell halves of characters that no encoding can carry further.
         lines = text.encode(errors="replace").decode().split("\n")
         self._run("say", job, now(), level, *lines)
 
-    def settle(self, job: str, *, reported: bool = False) -> None:
+    def close_if_complete(self, job: str, *, reported: bool = False) -> None:
         """Say that the log is over, if the run and every followed log are. Safe to repeat.
 
         `reported`: the backend has the run's end, so what is over expires in a day.
@@ -69,12 +71,12 @@ class LogChannel:
 class Events:
     """Publishes a run's events; nobody has to listen."""
 
-    def __init__(self, redis: "Redis", changed: Callable[[str], None] = lambda _job: None) -> None:
+    def __init__(self, redis: "Redis", on_change: Callable[[str], None] = lambda _job: None) -> None:
         """`changed` is told of a run that has something to report."""
         self._redis = redis
-        self._changed = changed
-        self.log = LogChannel(redis)
-        self._scripts = Scripts(redis, "worker.runs")
+        self._changed = on_change
+        self.log = JobLog(redis)
+        self._scripts = run_scripts(redis)
 
     def publish(self, job: str, kind: str, **content: Any) -> None:
         """Send `{"type": kind, ...content}` on the run's channel."""
@@ -84,7 +86,7 @@ class Events:
         """A message for users: on the channels now, in the backend's log with the next report."""
         content = redact(text)
         self.publish(job, "message", level=level, step=step, content=content)
-        self.log.say(job, content, level)
+        self.log.append(job, content, level)
         entry: dict[str, Any] = {
             "event": "message",
             "data": {"content": content},
@@ -96,16 +98,16 @@ class Events:
         if self._keep(job, "RPUSH", [entry]):
             self._changed(job)
 
-    def take_messages(self, job: str, most: int = 100) -> list[dict[str, Any]]:
+    def pop_messages(self, job: str, most: int = 100) -> list[dict[str, Any]]:
         """Messages that the backend has not been sent; they are taken, for sending twice shows twice."""
         taken = self._redis.lpop(messages_key(job), most)
         return [json.loads(entry) for entry in taken or []]
 
-    def give_back(self, job: str, entries: list[dict[str, Any]]) -> None:
+    def requeue_messages(self, job: str, entries: list[dict[str, Any]]) -> None:
         """Messages that certainly were not delivered wait for the next report."""
         self._keep(job, "LPUSH", entries[::-1])
 
     def _keep(self, job: str, push: str, entries: list[dict[str, Any]]) -> bool:
         """False when nobody would send them any more."""
         keys = [run_key(job), messages_key(job)]
-        return bool(self._scripts.run("keep_messages", keys, push, *map(json.dumps, entries)))
+        return bool(self._scripts.run("push_messages", keys, push, *map(json.dumps, entries)))

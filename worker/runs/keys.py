@@ -2,10 +2,10 @@
 
 from shared.channels import job_key
 
-LIVE = "synapse:live"
+HEARTBEATS_KEY = "synapse:live"
 """Sorted set: every live run and waiting room, by the time at which its next sign of life is due."""
 
-LIVE_OVERDUE = "synapse:live:overdue"
+OVERDUE_COUNTS_KEY = "synapse:live:overdue"
 """Hash: how many times in a row a member was found overdue."""
 
 
@@ -32,6 +32,16 @@ def progress_key(job: str) -> str:
 def polls_key(job: str) -> str:
     """Hash: generations of polls of steps and of their parts; apart, as there may be one for each chunk."""
     return f"{job_key(job)}:polls"
+
+
+def newest_field(step_name: str) -> str:
+    """Field of the polls: the generation that a poll of the step must have to go on."""
+    return f"generation:{step_name}"
+
+
+def claimed_field(step_name: str) -> str:
+    """Field of the polls: the newest generation that has begun."""
+    return f"polled:{step_name}"
 
 
 def messages_key(job: str) -> str:

@@ -8,12 +8,12 @@ from uuid import uuid4
 import structlog
 from redis import Redis, RedisError
 
-from worker.lua import Scripts
+from worker.runs.scripts import run_scripts
 
 log = structlog.get_logger(__name__)
 
 
-class LeaseKeeper:
+class Locks:
     """Renews every lock that this process holds, from one thread that lives while there is one.
 
     A process that dies stops renewing, so what it held is free after `seconds`.
@@ -22,7 +22,7 @@ class LeaseKeeper:
     def __init__(self, redis: "Redis", seconds: float) -> None:
         self.seconds = seconds
         self._redis = redis
-        self._scripts = Scripts(redis, "worker.runs")
+        self._scripts = run_scripts(redis)
         self._held: dict[str, tuple[str, Callable[[], None]]] = {}
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -33,13 +33,13 @@ class LeaseKeeper:
         return uuid4().hex
 
     @contextmanager
-    def keep(self, key: str, token: str, alive: Callable[[], None] = lambda: None) -> Iterator[None]:
+    def hold(self, key: str, token: str, on_renewal: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Renew the lock `key`, taken with `token`, until the block ends; then give it back.
 
         `alive` is called at each renewal, for work that gives no sign of life by itself.
         """
         with self._change:
-            self._held[token] = (key, alive)
+            self._held[token] = (key, on_renewal)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._renew_all, name="lease-keeper", daemon=True)
                 self._thread.start()
@@ -52,17 +52,17 @@ class LeaseKeeper:
                     self._change.notify()
             self._release(key, token)
 
-    def take(self, key: str, token: str) -> bool:
+    def acquire(self, key: str, token: str) -> bool:
         """Take a lock that no script takes along."""
-        return bool(self._scripts.run("take", [key], token, int(self.seconds * 1000)))
+        return bool(self._scripts.run("acquire_lock", [key], token, int(self.seconds * 1000)))
 
-    def holds(self, key: str, token: str) -> bool:
+    def is_held(self, key: str, token: str) -> bool:
         """Whether the lock is still its own: who was suspended for long may have lost it to another."""
         return bool(self._redis.get(key) == token)
 
     def _release(self, key: str, token: str) -> None:
         try:
-            self._scripts.run("release", [key], token)
+            self._scripts.run("release_lock", [key], token)
         except RedisError as error:
             # It runs out by itself; what was done under it is done.
             log.warning("lock not released", key=key, error_type=type(error).__name__)
@@ -78,7 +78,7 @@ class LeaseKeeper:
                 held = list(self._held.items())
             for token, (key, alive) in held:
                 try:
-                    if self._scripts.run("renew", [key], token, int(self.seconds * 1000)):
+                    if self._scripts.run("renew_lock", [key], token, int(self.seconds * 1000)):
                         alive()
                 except RedisError as error:
                     log.warning("lock not renewed", key=key, error_type=type(error).__name__)

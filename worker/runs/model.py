@@ -33,7 +33,7 @@ class Continue:
 
 
 @dataclass(frozen=True)
-class PollAgain:
+class Reschedule:
     """The same step again after `countdown` seconds."""
 
     countdown: float
@@ -48,11 +48,11 @@ class Finish:
 
 
 @dataclass(frozen=True)
-class Park:
+class Suspend:
     """Somebody else will send the run's next message: a waiting room, or the last chunk."""
 
 
-Outcome = Continue | PollAgain | Finish | Park
+Outcome = Continue | Reschedule | Finish | Suspend
 
 
 class RunFailedError(RuntimeError):
@@ -79,7 +79,7 @@ STOPPED = End(JobStatus.STOPPED, {"error": "stopped"})
 """The end of a run that somebody stopped, as it is kept."""
 
 
-def stopped_result(message: RunMessage, counts: Mapping[str, str]) -> dict[str, Any]:
+def stopped_job_result(message: RunMessage, counts: Mapping[str, str]) -> dict[str, Any]:
     """What the backend gets for such an end. `counts` is the public record: it stands still after the end."""
     result: dict[str, Any] = dict(STOPPED.result)
     if isinstance(message, ToTaskMessage):
@@ -112,12 +112,12 @@ class Run:
     step: str
     findings: dict[str, Any] = field(default_factory=dict)
     end: End | None = None
-    again: bool = False
+    is_retry: bool = False
     generation: int = 0
     lease: Lease | None = None
 
 
-def wire_id(job: str) -> int | str:
+def backend_job_id(job: str) -> int | str:
     """The backend's own form of a job's id: an integer where it is one."""
     return int(job) if job.isascii() and job.isdigit() and str(int(job)) == job else job
 
@@ -130,12 +130,12 @@ class Acceptance(StrEnum):
     STOPPED = "stopped"
 
 
-class Beginning(StrEnum):
+class ClaimStatus(StrEnum):
     """Whether a step may work."""
 
-    BEGUN = "begun"
+    CLAIMED = "claimed"
     LOCKED = "locked"
-    PASSED = "passed"
-    OVER = "over"
+    SUPERSEDED = "superseded"
+    RUN_ENDED = "run_ended"
     UNKNOWN = "unknown"
     REPUBLISH = "republish"

@@ -9,9 +9,9 @@ from redis import Redis
 
 from shared.channels import job_key
 from shared.messages import ToTaskMessage, ToTaskMethod
-from worker.lua import Scripts
 from worker.runs.keys import progress_key, run_key
 from worker.runs.model import RunMessage
+from worker.runs.scripts import run_scripts
 
 Proportions = Mapping[str, int]
 """Steps in their order, each with its share of the whole in percent; the shares add up to 100."""
@@ -45,7 +45,7 @@ class Progress:
 
     def __init__(self, redis: "Redis") -> None:
         self._redis = redis
-        self._scripts = Scripts(redis, "worker.runs")
+        self._scripts = run_scripts(redis)
 
     def set(self, job: str, proportions: Proportions, step: str, percent: float) -> bool:
         """Note that `step` is done to `percent`; false when that was known. Earlier steps are then done."""
@@ -57,14 +57,14 @@ class Progress:
         done[step] = max(done[step], min(percent, 100.0))
         overall = _overall(proportions, done)
         keys = [progress_key(job), job_key(job), run_key(job)]
-        return bool(self._scripts.run("progress", keys, step, _text(done[step]), _text(overall)))
+        return bool(self._scripts.run("set_progress", keys, step, _text(done[step]), _text(overall)))
 
     def set_metrics(self, job: str, step: str, metrics: Mapping[str, float]) -> bool:
         """Replace the metrics of `step`; false when the run has ended."""
         keys = [progress_key(job), run_key(job)]
-        return bool(self._scripts.run("metrics", keys, f"metrics:{step}", json.dumps(dict(metrics))))
+        return bool(self._scripts.run("set_metrics", keys, f"metrics:{step}", json.dumps(dict(metrics))))
 
-    def snapshot(self, job: str, proportions: Proportions, *, complete: bool = False) -> Snapshot:
+    def snapshot(self, job: str, proportions: Proportions, *, is_complete: bool = False) -> Snapshot:
         """The records as they stand now; `complete` when the run has succeeded."""
         stored = self._redis.hgetall(progress_key(job))
         percents = {name: float(stored.get(name, 0.0)) for name in proportions}
@@ -72,11 +72,11 @@ class Progress:
         current = started[-1] if started else next(iter(proportions))
         for name in list(proportions)[: list(proportions).index(current)]:
             percents[name] = 100.0
-        if complete:
+        if is_complete:
             percents = dict.fromkeys(proportions, 100.0)
             current = list(proportions)[-1]
         now = int(self._redis.time()[0])
-        left = None if complete else _time_left(percents[current], stored.get(f"since:{current}"), now)
+        left = None if is_complete else _time_left(percents[current], stored.get(f"since:{current}"), now)
         order = {name: position for position, name in enumerate(proportions, start=1)}
         steps = {
             name: {

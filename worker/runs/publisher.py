@@ -9,14 +9,14 @@ from kombu.exceptions import EncodeError, OperationalError
 from worker.platform import redact
 from worker.runs.model import Step
 
-SHOWN = ("job", "plugin", "action")
+VISIBLE_ARGUMENTS = ("job", "plugin", "action")
 
 
-def shown(kwargs: Any) -> dict[str, str | int]:
+def visible_arguments(kwargs: Any) -> dict[str, str | int]:
     """The arguments that logs and task events may show."""
     if not isinstance(kwargs, dict):
         return {}
-    values = {key: kwargs.get(key) for key in SHOWN}
+    values = {key: kwargs.get(key) for key in VISIBLE_ARGUMENTS}
     return {
         key: value[:100] if isinstance(value, str) else value
         for key, value in values.items()
@@ -24,13 +24,13 @@ def shown(kwargs: Any) -> dict[str, str | int]:
     }
 
 
-class QuietRequest(Request):
+class RedactedRequest(Request):
     """Replaces what the publisher says of its arguments, on receipt: a bare `send_task` shows them all."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._argsrepr = "()"
-        self._kwargsrepr = repr(shown(self._kwargs))
+        self._kwargsrepr = repr(visible_arguments(self._kwargs))
         self._request_dict["argsrepr"] = self._argsrepr
         self._request_dict["kwargsrepr"] = self._kwargsrepr
 
@@ -44,14 +44,19 @@ class QuietRequest(Request):
         super().send_event(type, **shown)
 
 
-def publish(app: Celery, task: str, queue: str, kwargs: dict[str, Any], **options: Any) -> None:
+def send_task(app: Celery, task: str, queue: str, kwargs: dict[str, Any], **options: Any) -> None:
     """Send a message that shows none of its private arguments.
 
     Raises kombu's `OperationalError` when the broker does not take it after the app's retries.
     """
     try:
         app.send_task(
-            task, kwargs=kwargs, queue=queue, argsrepr="()", kwargsrepr=repr(shown(kwargs)), **options
+            task,
+            kwargs=kwargs,
+            queue=queue,
+            argsrepr="()",
+            kwargsrepr=repr(visible_arguments(kwargs)),
+            **options,
         )
     except (OperationalError, EncodeError):
         raise
@@ -61,17 +66,17 @@ def publish(app: Celery, task: str, queue: str, kwargs: dict[str, Any], **option
         raise OperationalError(f"not published ({type(error).__name__})") from error
 
 
-class CelerySender:
+class CeleryPublisher:
     """Sends a step's message to its queue; what it carries is private. Knows what lies in a queue."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def send(self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0) -> None:
+    def publish(self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0) -> None:
         """Raises kombu's `OperationalError` when the broker does not take it after the app's retries."""
-        publish(self._app, step.name, queue, kwargs, countdown=countdown or None)
+        send_task(self._app, step.name, queue, kwargs, countdown=countdown or None)
 
-    def unread(self, queue: str) -> int:
+    def queue_length(self, queue: str) -> int:
         """Messages of `queue` that no worker has taken; 0 for a queue that does not exist.
 
         Raises kombu's `OperationalError` when the broker does not say.

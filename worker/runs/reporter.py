@@ -19,7 +19,7 @@ from worker.platform import (
 )
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import run_key
-from worker.runs.model import STOPPED, End, Run, stopped_result, wire_id
+from worker.runs.model import STOPPED, End, Run, backend_job_id, stopped_job_result
 from worker.runs.progress import proportions_of
 from worker.runs.runs import Runs
 
@@ -27,9 +27,9 @@ log = structlog.get_logger(__name__)
 
 SECONDS_BETWEEN_PATCHES = 1.0
 FINAL = [status for status in JobStatus if status.is_final]
-REFUSALS = (400, 413, 422)
+REJECTED_STATUS_CODES = (400, 413, 422)
 """Statuses with which a backend refuses what a report holds, or how much it holds."""
-LONGEST_TEXT = 300
+MAX_TEXT_CHARS = 300
 """Characters of each text in the result that is sent when the whole one was refused."""
 
 Update = Callable[..., dict[str, Any]]
@@ -44,12 +44,12 @@ class JobsApi(Protocol):
     def create_logs(self, entries: list[dict[str, Any]]) -> object: ...
 
 
-class ReplacedError(Exception):
+class LeaseLostError(Exception):
     """Another one reports the run by now: this process was suspended, and what it has read is old."""
 
 
-def report(
-    job: str, runs: Runs, backend: JobsApi, is_sender: Callable[[], bool] = lambda: True
+def report_run(
+    job: str, runs: Runs, backend: JobsApi, is_reporter: Callable[[], bool] = lambda: True
 ) -> float | None:
     """Send what is new of the run; returns after how many seconds there is more to send, or None.
 
@@ -58,11 +58,11 @@ def report(
     """
 
     def update(**fields: Any) -> dict[str, Any]:
-        if not is_sender():
-            raise ReplacedError
+        if not is_reporter():
+            raise LeaseLostError
         return backend.update_job(job, **fields)
 
-    if runs.store.is_sealed(job):
+    if runs.store.is_reported(job):
         return None
     run = runs.store.load(job)
     _send_messages(run, runs, backend)
@@ -85,7 +85,7 @@ def _send_progress(run: Run, runs: Runs, backend: JobsApi, update: Update) -> fl
     fields: dict[str, Any] = {"progress_record": snapshot.progress, "metrics_record": snapshot.metrics}
     if not runs.redis.hexists(key, "running_sent"):
         fields["status"] = JobStatus.RUNNING
-    _note_patch(run.job, runs)
+    _record_patch_time(run.job, runs)
     try:
         status = update(**fields).get("status")
     except ValidationError:
@@ -94,18 +94,18 @@ def _send_progress(run: Run, runs: Runs, backend: JobsApi, update: Update) -> fl
         if status not in FINAL:
             raise
     # Again: it may have got there late, after a retry.
-    _note_patch(run.job, runs)
+    _record_patch_time(run.job, runs)
     runs.redis.hset(key, "running_sent", 1)
     if status == JobStatus.STOPPED:
-        stop(run.job, runs)
-    return SECONDS_BETWEEN_PATCHES if runs.report_sent(run.job, version) else None
+        stop_run(run.job, runs)
+    return SECONDS_BETWEEN_PATCHES if runs.acknowledge_report(run.job, version) else None
 
 
 def _send_end(run: Run, end: End, runs: Runs, backend: JobsApi, update: Update) -> None:
     if run.position > 0 or not _is_over(run, backend):
         _patch_end(run, end, runs, backend, update)
-    runs.store.seal(run.job)
-    runs.live.forget(run_member(run.job))
+    runs.store.mark_reported(run.job)
+    runs.heartbeats.remove(run_member(run.job))
     log.info("end reported", status=end.status)
 
 
@@ -119,10 +119,10 @@ def _is_over(run: Run, backend: JobsApi) -> bool:
 
 def _patch_end(run: Run, end: End, runs: Runs, backend: JobsApi, update: Update) -> None:
     complete = end.status is JobStatus.SUCCEEDED
-    snapshot = runs.progress.snapshot(run.job, proportions_of(run.message), complete=complete)
+    snapshot = runs.progress.snapshot(run.job, proportions_of(run.message), is_complete=complete)
     result = end.result
     if end.status is JobStatus.STOPPED:
-        result = stopped_result(run.message, runs.redis.hgetall(job_key(run.job)))
+        result = stopped_job_result(run.message, runs.redis.hgetall(job_key(run.job)))
     try:
         update(
             status=end.status,
@@ -133,20 +133,20 @@ def _patch_end(run: Run, end: End, runs: Runs, backend: JobsApi, update: Update)
     except NotFoundError:
         log.error("the backend does not know the job", status=end.status)
     except HTTPError as error:
-        if error.status_code not in REFUSALS:
+        if error.status_code not in REJECTED_STATUS_CODES:
             raise
         # If it is final, somebody else ended the job first, or the answer to our first report was lost.
         if backend.get_job(run.job).get("status") not in FINAL:
             log.warning("the backend refuses the end, it gets the least", status_code=error.status_code)
-            update(status=end.status, result=_least(result))
+            update(status=end.status, result=_minimal_result(result))
     if complete:
         runs.redis.hset(job_key(run.job), "overall", 100)
 
 
-def _least(result: dict[str, Any]) -> dict[str, Any]:
+def _minimal_result(result: dict[str, Any]) -> dict[str, Any]:
     """A result that no backend has a reason to refuse: short texts, the counts, no task's failure."""
     least = {
-        name: shorten(value, LONGEST_TEXT) if isinstance(value, str) else value
+        name: shorten(value, MAX_TEXT_CHARS) if isinstance(value, str) else value
         for name, value in result.items()
     }
     return least | {"failures": []} if "failures" in least else least
@@ -154,17 +154,17 @@ def _least(result: dict[str, Any]) -> dict[str, Any]:
 
 def _send_messages(run: Run, runs: Runs, backend: JobsApi) -> None:
     """Messages go out before what follows them; one whose answer was lost is not sent twice."""
-    while entries := runs.events.take_messages(run.job):
+    while entries := runs.events.pop_messages(run.job):
         try:
-            backend.create_logs([{**entry, "job": wire_id(run.job)} for entry in entries])
+            backend.create_logs([{**entry, "job": backend_job_id(run.job)} for entry in entries])
         except (ClientConnectionError, RateLimitError, AuthenticationError):
-            runs.events.give_back(run.job, entries)
+            runs.events.requeue_messages(run.job, entries)
             raise
         except ClientError as error:
             log.warning("messages lost", error_type=type(error).__name__, count=len(entries))
 
 
-def _note_patch(job: str, runs: Runs) -> None:
+def _record_patch_time(job: str, runs: Runs) -> None:
     seconds, microseconds = runs.redis.time()
     runs.redis.hset(run_key(job), "patched", seconds + microseconds / 1e6)
 
@@ -178,7 +178,7 @@ def _seconds_until_next_patch(job: str, runs: Runs) -> float:
     return float(patched) + SECONDS_BETWEEN_PATCHES - now
 
 
-def stop(job: str, runs: Runs) -> bool:
+def stop_run(job: str, runs: Runs) -> bool:
     """End the run STOPPED; false when it had ended already (or is unknown)."""
     if not runs.store.exists(job):
         return False

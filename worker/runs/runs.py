@@ -7,26 +7,27 @@ from redis import Redis
 
 from shared.channels import job_key
 from shared.statuses import JobStatus
-from worker.lua import Scripts
 from worker.runs.events import Events
-from worker.runs.heartbeat import Live, run_member
+from worker.runs.generations import Generations
+from worker.runs.heartbeat import Heartbeats, run_member
 from worker.runs.keys import run_key
-from worker.runs.locks import LeaseKeeper
+from worker.runs.locks import Locks
 from worker.runs.model import End, Run, Step
 from worker.runs.progress import Progress, proportions_of
+from worker.runs.scripts import run_scripts
 from worker.runs.store import RunStore, UnknownRunError
 
 REPORT = Step("runs.report", position=0, queue="control")
 """Not a step of a run, but of its reporting; it works on ended runs too."""
 
 
-class StepSender(Protocol):
+class StepPublisher(Protocol):
     """Publishes the message of a step, and knows how many of a queue are still to be read."""
 
-    def send(self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0) -> None:
+    def publish(self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0) -> None:
         """Raises kombu's `OperationalError` when the broker does not take it."""
 
-    def unread(self, queue: str) -> int:
+    def queue_length(self, queue: str) -> int:
         """Messages of `queue` that no worker has taken. Raises `OperationalError` when nobody knows."""
 
 
@@ -41,17 +42,17 @@ class Timing:
     visibility_timeout: float
 
     @property
-    def lock(self) -> float:
+    def lock_seconds(self) -> float:
         """How long a lock outlives its owner."""
         return min(self.visibility_timeout / 2, 30.0)
 
     @property
-    def longest_countdown(self) -> float:
+    def max_countdown(self) -> float:
         """No countdown is longer."""
         return self.visibility_timeout / 2
 
     @property
-    def patience(self) -> float:
+    def heartbeat_grace_seconds(self) -> float:
         """After so long without a sign of life a run's message counts as lost."""
         return self.visibility_timeout + 10.0
 
@@ -59,41 +60,42 @@ class Timing:
 class Runs:
     """Runs in Redis, and the messages that carry them on."""
 
-    def __init__(self, redis: "Redis", sender: StepSender, timing: Timing) -> None:
+    def __init__(self, redis: "Redis", publisher: StepPublisher, timing: Timing) -> None:
         self.redis = redis
-        self.sender = sender
+        self.publisher = publisher
         self.timing = timing
         self.store = RunStore(redis)
-        self.leases = LeaseKeeper(redis, timing.lock)
-        self.live = Live(redis, timing.patience)
+        self.generations = Generations(redis)
+        self.locks = Locks(redis, timing.lock_seconds)
+        self.heartbeats = Heartbeats(redis, timing.heartbeat_grace_seconds)
         self.progress = Progress(redis)
-        self.events = Events(redis, self.report_due)
-        self._scripts = Scripts(redis, "worker.runs")
+        self.events = Events(redis, self.schedule_report)
+        self._scripts = run_scripts(redis)
 
-    def start(self, run: Run) -> None:
+    def mark_running(self, run: Run) -> None:
         """The job is RUNNING from here on."""
-        if self._scripts.run("start", [run_key(run.job), job_key(run.job)], JobStatus.RUNNING):
+        if self._scripts.run("mark_running", [run_key(run.job), job_key(run.job)], JobStatus.RUNNING):
             self.events.publish(run.job, "state", status=JobStatus.RUNNING)
-            self.report_due(run.job)
-            if run.again:
+            self.schedule_report(run.job)
+            if run.is_retry:
                 # Who began it before may have died with the report, which counts as on its way for a while.
-                self.send_report(run.job)
+                self.publish_report(run.job)
 
-    def advance(self, run: Run, step: str, percent: float) -> None:
+    def set_progress(self, run: Run, step: str, percent: float) -> None:
         """Note how far `step` of the platform's progress record is."""
         proportions = proportions_of(run.message)
         if not self.progress.set(run.job, proportions, step, percent):
             return
         overall = float(self.redis.hget(job_key(run.job), "overall") or 0)
         self.events.publish(run.job, "progress", step=step, percent=round(percent, 2), overall=overall)
-        self.report_due(run.job)
+        self.schedule_report(run.job)
 
-    def measure(self, run: Run, step: str, **metrics: float) -> None:
+    def set_metrics(self, run: Run, step: str, **metrics: float) -> None:
         """Replace the metrics of `step`; nothing after the end."""
         if not self.progress.set_metrics(run.job, step, metrics):
             return
         self.events.publish(run.job, "metrics", step=step, metrics=metrics)
-        self.report_due(run.job)
+        self.schedule_report(run.job)
 
     def finish(self, job: str, end: End, step: Step | None = None) -> bool:
         """End the run, once; the report of it follows until the backend has it.
@@ -102,50 +104,50 @@ class Runs:
         without it: a room lets out a run whose dispatch has not been answered. It has no say then.
         """
         first = self.store.finish(job, end, step)
-        if not first and not self.store.is_over(job):
+        if not first and not self.store.has_ended(job):
             return False
         if first:
             self.events.publish(job, "state", status=end.status, error=end.error)
             level = "error" if end.status is JobStatus.FAILED else "info"
-            self.events.log.say(job, f"{end.status} {end.error}".rstrip(), level)
-        self.report_end(job)
+            self.events.log.append(job, f"{end.status} {end.error}".rstrip(), level)
+        self.ensure_end_reported(job)
         return first
 
-    def holds(self, run: Run) -> bool:
+    def holds_lease(self, run: Run) -> bool:
         """Whether the step that `run` was read for still has its lock."""
-        return run.lease is not None and self.leases.holds(run.lease.key, run.lease.token)
+        return run.lease is not None and self.locks.is_held(run.lease.key, run.lease.token)
 
-    def report_due(self, job: str) -> None:
+    def schedule_report(self, job: str) -> None:
         """Let the backend hear what is new, within a second or so."""
-        if self._scripts.run("report_due", [run_key(job)], self.timing.patience):
-            self.send_report(job)
+        if self._scripts.run("schedule_report", [run_key(job)], self.timing.heartbeat_grace_seconds):
+            self.publish_report(job)
 
-    def report_end(self, job: str) -> None:
+    def ensure_end_reported(self, job: str) -> None:
         """Let listeners and the backend hear the end now, if they have not yet.
 
         Once: after that the report is on its way, and the sweep sees to one that got lost. Every late message
         of a run would else send another one, for as long as the backend is away.
         """
-        self.events.log.settle(job)
+        self.events.log.close_if_complete(job)
         key = run_key(job)
-        if self.store.is_sealed(job):
+        if self.store.is_reported(job):
             # A step that was at work at the end has promised another sign of life since.
-            self.live.forget(run_member(job))
+            self.heartbeats.remove(run_member(job))
             return
         if self.redis.hexists(key, "end_sent"):
             return
-        self.live.expect(run_member(job))
-        self.send_report(job)
+        self.heartbeats.schedule(run_member(job))
+        self.publish_report(job)
         self.redis.hset(key, "end_sent", 1)
 
-    def send_report(self, job: str) -> None:
+    def publish_report(self, job: str) -> None:
         """Publish the message of the report."""
-        generation = self.store.newest_poll(job, REPORT.name)
-        self.sender.send(REPORT, "control", {"job": job, "generation": generation})
+        generation = self.generations.newest(job, REPORT.name)
+        self.publisher.publish(REPORT, "control", {"job": job, "generation": generation})
 
-    def report_sent(self, job: str, version: str) -> bool:
+    def acknowledge_report(self, job: str, version: str) -> bool:
         """A snapshot of that version reached the backend; true when something newer waits."""
-        return bool(self._scripts.run("report_sent", [run_key(job)], version))
+        return bool(self._scripts.run("acknowledge_report", [run_key(job)], version))
 
 
 RUN_PREFIX = "run:"
@@ -156,17 +158,17 @@ def recover_run(job: str, runs: Runs) -> None:
     try:
         run = runs.store.load(job)
     except UnknownRunError:
-        runs.live.forget(run_member(job))
+        runs.heartbeats.remove(run_member(job))
         return
-    if runs.store.is_sealed(job):
-        runs.live.forget(run_member(job))
+    if runs.store.is_reported(job):
+        runs.heartbeats.remove(run_member(job))
         return
     if run.end is not None:
         # Not a sign of life: while the backend is away, each copy comes later than the one before.
-        runs.send_report(job)
+        runs.publish_report(job)
         return
     name = run.step or f"{run.message.task}.initialize"
-    generation = runs.store.newest_poll(job, name)
+    generation = runs.generations.newest(job, name)
     step = Step(name, run.position)
     queue = runs.store.step_queue(job) or run.queue
-    runs.sender.send(step, queue, {"job": job, "generation": generation})
+    runs.publisher.publish(step, queue, {"job": job, "generation": generation})

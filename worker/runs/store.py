@@ -9,11 +9,11 @@ from redis import Redis
 from shared.channels import job_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
-from worker.lua import Scripts
 from worker.platform import mask_secrets
 from worker.runs import keys
-from worker.runs.events import LogChannel
-from worker.runs.model import STOPPED, Acceptance, Beginning, End, Lease, Run, RunMessage, Step
+from worker.runs.events import JobLog
+from worker.runs.model import STOPPED, Acceptance, ClaimStatus, End, Lease, Run, RunMessage, Step
+from worker.runs.scripts import run_scripts
 
 DAY_SECONDS = 86_400
 
@@ -25,10 +25,10 @@ class UnknownRunError(LookupError):
 
 
 @dataclass(frozen=True)
-class Begun:
+class StepClaim:
     """The answer to `begin`: `run` is there only when the step may work."""
 
-    beginning: Beginning
+    status: ClaimStatus
     generation: int
     run: Run | None = None
 
@@ -38,8 +38,8 @@ class RunStore:
 
     def __init__(self, redis: "Redis") -> None:
         self.redis = redis
-        self._scripts = Scripts(redis, "worker.runs")
-        self._log = LogChannel(redis)
+        self._scripts = run_scripts(redis)
+        self._log = JobLog(redis)
 
     def accept(self, message: RunMessage, queue: str) -> Acceptance:
         """Create the run of `message`, once a job; `queue` is where its steps will go."""
@@ -70,7 +70,7 @@ class RunStore:
         """Read the run; raises `UnknownRunError`."""
         return self._run(job, again=False, generation=0)
 
-    def begin(
+    def claim_step(
         self,
         job: str,
         step: Step,
@@ -79,12 +79,12 @@ class RunStore:
         lock_seconds: float,
         generation: int,
         redelivered: bool,
-    ) -> Begun:
+    ) -> StepClaim:
         """Take the step's lock and move the run on to it, if the run lives and is not further on."""
         name = f"{step.name}:{part}" if part else step.name
         lease = Lease(keys.lock_key(job, name), token)
         beginning, times, newest = self._scripts.run(
-            "begin",
+            "claim_step",
             [keys.run_key(job), job_key(job), lease.key, keys.polls_key(job)],
             name,
             step.position,
@@ -94,26 +94,19 @@ class RunStore:
             int(redelivered),
             int(not step.has_parts),
             step.queue or "",
+            keys.newest_field(name),
+            keys.claimed_field(name),
         )
         run = None
-        if beginning == Beginning.BEGUN:
+        if beginning == ClaimStatus.CLAIMED:
             run = replace(self._run(job, again=int(times) > 1, generation=generation), lease=lease)
-        return Begun(Beginning(beginning), int(newest), run)
-
-    def announce_poll(self, job: str, step_name: str, generation: int) -> int:
-        """The generation of the poll that follows `generation`; copies of that one can no longer go on."""
-        field = f"generation:{step_name}"
-        return int(self._scripts.run("announce", [keys.run_key(job), keys.polls_key(job)], field, generation))
-
-    def newest_poll(self, job: str, step_name: str) -> int:
-        """The generation that a poll of this step must have to go on."""
-        return int(self.redis.hget(keys.polls_key(job), f"generation:{step_name}") or 0)
+        return StepClaim(ClaimStatus(beginning), int(newest), run)
 
     def step_queue(self, job: str) -> str | None:
         """The queue that belongs to the step at which the run stands; None: the run's own."""
         return self.redis.hget(keys.run_key(job), "step_queue") or None
 
-    def is_over(self, job: str) -> bool:
+    def has_ended(self, job: str) -> bool:
         """Whether the run has ended, or is gone."""
         return bool(self.redis.hexists(keys.run_key(job), "end")) or not self.redis.exists(keys.run_key(job))
 
@@ -141,11 +134,11 @@ class RunStore:
         """A stop that came before its job's message holds for a day."""
         self.redis.set(keys.stop_key(job), 1, ex=DAY_SECONDS)
 
-    def seal(self, job: str) -> None:
+    def mark_reported(self, job: str) -> None:
         """The backend has the end: nothing more will be sent, and the run's keys expire in a day."""
         expiring = self._all_keys(job)
         # The log's own keys may have to stay: a log that is followed for the job can outlive the run.
-        self._log.settle(job, reported=True)
+        self._log.close_if_complete(job, reported=True)
         # In one go: a sealed run without expiry would stay for ever.
         with self.redis.pipeline(transaction=True) as pipe:
             pipe.hset(keys.run_key(job), "reported", 1)
@@ -153,7 +146,7 @@ class RunStore:
                 pipe.expire(key, DAY_SECONDS)
             pipe.execute()
 
-    def is_sealed(self, job: str) -> bool:
+    def is_reported(self, job: str) -> bool:
         """Whether the backend has the end (or the run is gone)."""
         key = keys.run_key(job)
         return bool(self.redis.hexists(key, "reported")) or not self.redis.exists(key)
@@ -170,7 +163,7 @@ class RunStore:
         ]
         return own + sorted(workflow_keys)
 
-    def owns(self, job: str, *names: str) -> None:
+    def expire_with_run(self, job: str, *names: str) -> None:
         """Let further keys of a workflow expire with the run."""
         self.redis.sadd(f"{job_key(job)}:keys", *names)
 
@@ -190,7 +183,7 @@ class RunStore:
                 k.removeprefix(prefix): json.loads(v) for k, v in stored.items() if k.startswith(prefix)
             },
             end=_end(stored.get("end")),
-            again=again,
+            is_retry=again,
             generation=generation,
         )
 

@@ -1,40 +1,45 @@
-"""The step that works one chunk for a while, what follows from its pass, and which chunks are under way."""
+"""The step that annotates one chunk, what follows from its pass, and which chunks are in flight."""
 
 from collections.abc import Callable, Sequence
 
 from shared.messages import ToTaskMethod
 from worker.plugins import PluginHostBusyError
 from worker.pre_processor import classify_serve_app
-from worker.pre_processor.dispatch import FINDING, application_failed, timed_out
-from worker.pre_processor.serve_application import PreProcessor, records
-from worker.runs.model import Continue, Outcome, Park, PollAgain, Run
+from worker.pre_processor.decision import application_failed, timed_out
+from worker.pre_processor.dispatch import FINDING
+from worker.pre_processor.serve_application import PreProcessor, list_records
+from worker.runs.model import Continue, Outcome, Reschedule, Run, Suspend
 from worker.runs.runs import Runs
 from worker.services import Services
-from worker.to_task.attempt import Attempt
-from worker.to_task.clients import AsyncBackend, Crew
-from worker.to_task.hooks import HostHooks
-from worker.to_task.ledger import Ledger, Mark, OpenTask, RedisLedger
-from worker.to_task.methods import FileRoute, InferenceRoute, Route
+from worker.to_task.attempt import ChunkPass
+from worker.to_task.clients import AnnotationRuntime, AsyncBackend
+from worker.to_task.hooks import PluginHooks
+from worker.to_task.ledger import Ledger, OpenTask, RedisLedger, TaskOutcome
+from worker.to_task.methods import AnnotationMethod, FileMethod, InferenceMethod
 from worker.to_task.pipeline import Pipeline
-from worker.to_task.results import tell
+from worker.to_task.results import publish_progress
 from worker.to_task.steps import ANNOTATE, FINALIZE, message_of
 
-GONE = "pre_processor_gone"
-"""Finding: Redis's time at which it was first found away, or None."""
+UNAVAILABLE_SINCE = "pre_processor_gone"
+"""State of a run: Redis's time at which the pre-processor was first found unavailable, or None."""
 
 
-def is_away(run: Run, services: Services) -> bool:
-    """Whether to wait for it; raises the waiting room's errors when it has been away for too long."""
-    target = PreProcessor.from_finding(run.findings[FINDING])
-    bucket, status = classify_serve_app(records(services.backend(run.message.tenant), target))
-    store, since = services.runs.store, run.findings.get(GONE)
+def is_unavailable(run: Run, services: Services) -> bool:
+    """Whether the run's pre-processor does not run now, asked when inferences fail.
+
+    Without the question a run whose pre-processor went away would fail its tasks one by one, for hours.
+    Raises the errors of the waiting list once it has been unavailable for longer than its timeout.
+    """
+    target = PreProcessor.from_json(run.findings[FINDING])
+    bucket, status = classify_serve_app(list_records(services.backend(run.message.tenant), target))
+    store, since = services.runs.store, run.findings.get(UNAVAILABLE_SINCE)
     if bucket == "running":
         if since is not None:
-            store.note(run.job, GONE, None)
+            store.note(run.job, UNAVAILABLE_SINCE, None)
         return False
     now = float(services.redis.time()[0])
     if since is None:
-        store.note(run.job, GONE, now)
+        store.note(run.job, UNAVAILABLE_SINCE, now)
         text = f"Pre-processor {target.release} does not run any more: waiting for it."
         services.runs.events.message(run.job, text, step="annotate_task_data", level="warning")
     elif now - since > services.settings.worker_pre_processor_timeout_seconds:
@@ -42,87 +47,87 @@ def is_away(run: Run, services: Services) -> bool:
     return True
 
 
-MOST_ATTEMPTS = 5
-"""Attempts at a task that count; then it has failed."""
-SECONDS_BETWEEN_POLLS = 2.0
-LONGEST_PAUSE = 16.0
+MAX_ATTEMPTS = 5
+"""Counted attempts at a task, after which it has failed."""
+TICKET_POLL_SECONDS = 2.0
+MAX_PAUSE_SECONDS = 16.0
 
 
-def choose(tasks: Sequence[OpenTask]) -> list[OpenTask]:
-    """What the next pass works: tickets first, then what was not tried; what failed before comes last."""
+def select_tasks(tasks: Sequence[OpenTask]) -> list[OpenTask]:
+    """The tasks of the next pass: those with a ticket, then new ones, or else those that failed before."""
     ticketed = [task for task in tasks if task.ticket is not None]
     fresh = [task for task in tasks if _is_fresh(task)]
     tried = [task for task in tasks if task.ticket is None and task.attempts > 0]
     return ticketed + (fresh or tried)
 
 
-def settle(attempt: Attempt, chunk: int, ledger: Ledger, probe: Callable[[], object]) -> float | None:
+def finish_pass(attempt: ChunkPass, chunk: int, ledger: Ledger, probe: Callable[[], object]) -> float | None:
     """Seconds until the next pass over the chunk; None when all of it is done.
 
-    `probe` asks the backend for something simple. When it raises, the backend itself is away, or takes the
-    token no more: that is no attempt at anything, and the error is the caller's to wait for or to end with.
+    `probe` asks the backend for something simple. When it raises, the backend itself is unavailable or
+    rejects the token: no attempt is counted then, and the caller handles the error.
     """
-    if attempt.held:
-        if attempt.denied or not attempt.answered:
+    if attempt.retryable:
+        if attempt.token_rejected or not attempt.got_answer:
             probe()
-        _count(list(attempt.held.values()), ledger)
+        _count(list(attempt.retryable.values()), ledger)
     tasks = ledger.open_tasks(chunk)
     if not tasks:
         return None
-    if attempt.answered and not attempt.full and any(_is_fresh(task) for task in tasks):
+    if attempt.got_answer and not attempt.saturated and any(_is_fresh(task) for task in tasks):
         return 0.0
     if any(task.ticket is not None for task in tasks):
-        return SECONDS_BETWEEN_POLLS
+        return TICKET_POLL_SECONDS
     fewest = min((task.attempts for task in tasks if task.attempts), default=1)
-    return min(2.0**fewest, LONGEST_PAUSE)
+    return min(2.0**fewest, MAX_PAUSE_SECONDS)
 
 
 def _is_fresh(task: OpenTask) -> bool:
     return task.ticket is None and task.attempts == 0
 
 
-def _count(held: Sequence[Mark], ledger: Ledger) -> None:
-    counts = ledger.count_attempts([mark.position for mark in held])
-    spent = [mark for mark, count in zip(held, counts, strict=False) if count >= MOST_ATTEMPTS]
+def _count(held: Sequence[TaskOutcome], ledger: Ledger) -> None:
+    counts = ledger.increment_attempts([mark.position for mark in held])
+    spent = [mark for mark, count in zip(held, counts, strict=False) if count >= MAX_ATTEMPTS]
     if spent:
         ledger.record(spent)
 
 
-CHUNKS_AT_ONCE = 4
-"""Of a run by file. A run by inference has one: the requests that it sends at once are those of one chunk."""
+MAX_CHUNKS_IN_FLIGHT = 4
+"""For a run by file. A run by inference has one, because its concurrent requests are those of one chunk."""
 
 
 def spread(run: Run, services: Services) -> Outcome:
-    """Open the window; sent again by the sweep, send every open chunk again."""
+    """Publish the first chunks. When the sweep repeats this step, publish every open chunk again."""
     ledger = RedisLedger(services.redis, run.job)
-    return go_on(run, services.runs, ledger, again=True)
+    return dispatch_chunks(run, services.runs, ledger, again=True)
 
 
-def go_on(run: Run, runs: Runs, ledger: RedisLedger, *, again: bool = False) -> Outcome:
-    """Finalize when all is done, whoever finds it; else send the chunks for which the window has room."""
-    if ledger.all_done():
+def dispatch_chunks(run: Run, runs: Runs, ledger: RedisLedger, *, again: bool = False) -> Outcome:
+    """Go on to finalize when every chunk is done; else publish as many chunks as may be in flight."""
+    if ledger.is_complete():
         return Continue(FINALIZE)
     by_inference = message_of(run).params.method is ToTaskMethod.INFERENCE
-    for chunk in ledger.next_chunks(1 if by_inference else CHUNKS_AT_ONCE, again=again):
-        # A copy of an older poll of the chunk would be dropped.
-        generation = runs.store.newest_poll(run.job, f"{ANNOTATE.name}:{chunk}")
+    for chunk in ledger.next_chunks(1 if by_inference else MAX_CHUNKS_IN_FLIGHT, resend=again):
+        # A message of an older generation would be dropped.
+        generation = runs.generations.newest(run.job, f"{ANNOTATE.name}:{chunk}")
         kwargs = {"job": run.job, "chunk": chunk, "generation": generation}
-        runs.sender.send(ANNOTATE, ANNOTATE.queue or run.queue, kwargs)
-        ledger.sent(chunk)
-    return Park()
+        runs.publisher.publish(ANNOTATE, ANNOTATE.queue or run.queue, kwargs)
+        ledger.mark_published(chunk)
+    return Suspend()
 
 
-LONGEST_PASS = 15.0
-SECONDS_FOR_PRE_PROCESSOR = 5.0
-"""Between two looks at a pre-processor that went away."""
-SECONDS_FOR_ANOTHER = 1.0
-"""Until who lost its chunk to another looks whether that one is alive."""
-SECONDS_FOR_A_TURN = 5.0
-"""Until a chunk that found the plugin at work for others asks again."""
+MAX_PASS_SECONDS = 15.0
+UNAVAILABLE_POLL_SECONDS = 5.0
+"""Interval of polls for a pre-processor that became unavailable."""
+LOST_LEASE_POLL_SECONDS = 1.0
+"""Delay after which a worker that lost its chunk's lease checks whether the new holder is alive."""
+PLUGIN_BUSY_POLL_SECONDS = 5.0
+"""Delay after which a chunk that found the plugin busy is retried."""
 
 
-def annotate(run: Run, chunk: int, services: Services, crew: Crew) -> Outcome:
-    """Annotate what of the chunk is open. Its task is redelivered until all of it is done."""
+def annotate(run: Run, chunk: int, services: Services, crew: AnnotationRuntime) -> Outcome:
+    """Annotate the open tasks of the chunk; rescheduled until all of them are done."""
     message = message_of(run)
     ledger = RedisLedger(services.redis, run.job, run.lease)
     tasks = ledger.open_tasks(chunk)
@@ -132,37 +137,49 @@ def annotate(run: Run, chunk: int, services: Services, crew: Crew) -> Outcome:
             crew.loop,
             backend,
             ledger,
-            _route(run, services, backend, ledger),
+            _annotation_method(run, services, backend, ledger),
             message.params.data_schema,
-            tell=lambda: _tell_now_and_then(run, services, ledger, crew),
+            publish_progress=lambda: _publish_progress_throttled(run, services, ledger, crew),
         )
-        budget = min(services.settings.worker_visibility_timeout_seconds / 3, LONGEST_PASS)
+        budget = min(services.settings.worker_visibility_timeout_seconds / 3, MAX_PASS_SECONDS)
         try:
-            attempt = pipeline.run(choose(tasks), budget)
+            attempt = pipeline.run(select_tasks(tasks), budget)
         except PluginHostBusyError:
-            return PollAgain(SECONDS_FOR_A_TURN)
-        if attempt.look():
-            return Park() if services.runs.store.is_over(run.job) else PollAgain(SECONDS_FOR_ANOTHER)
-        if attempt.held and message.params.method is ToTaskMethod.INFERENCE and is_away(run, services):
-            return PollAgain(SECONDS_FOR_PRE_PROCESSOR)
+            return Reschedule(PLUGIN_BUSY_POLL_SECONDS)
+        if attempt.check_ended():
+            return (
+                Suspend() if services.runs.store.has_ended(run.job) else Reschedule(LOST_LEASE_POLL_SECONDS)
+            )
+        if (
+            attempt.retryable
+            and message.params.method is ToTaskMethod.INFERENCE
+            and is_unavailable(run, services)
+        ):
+            return Reschedule(UNAVAILABLE_POLL_SECONDS)
         project = message.params.project
-        pause = settle(attempt, chunk, ledger, lambda: services.backend(message.tenant).get_project(project))
+        pause = finish_pass(
+            attempt, chunk, ledger, lambda: services.backend(message.tenant).get_project(project)
+        )
         if pause is not None:
-            return PollAgain(pause)
-    ledger.chunk_done(chunk)
-    return go_on(run, services.runs, ledger)
+            return Reschedule(pause)
+    ledger.complete_chunk(chunk)
+    return dispatch_chunks(run, services.runs, ledger)
 
 
-def _route(run: Run, services: Services, backend: AsyncBackend, ledger: RedisLedger) -> Route:
+def _annotation_method(
+    run: Run, services: Services, backend: AsyncBackend, ledger: RedisLedger
+) -> AnnotationMethod:
     params = message_of(run).params
     release, request = services.action_of(run)
-    hooks = HostHooks(services.host, release, request)
+    hooks = PluginHooks(services.host, release, request)
     if params.method is ToTaskMethod.FILE:
-        return FileRoute(params, hooks)
-    target = PreProcessor.from_finding(run.findings["pre_processor"])
-    return InferenceRoute(params, hooks, backend, ledger, target)
+        return FileMethod(params, hooks)
+    target = PreProcessor.from_json(run.findings[FINDING])
+    return InferenceMethod(params, hooks, backend, ledger, target)
 
 
-def _tell_now_and_then(run: Run, services: Services, ledger: RedisLedger, crew: Crew) -> None:
-    if crew.pace.is_due(run.job):
-        tell(run, services.runs, ledger)
+def _publish_progress_throttled(
+    run: Run, services: Services, ledger: RedisLedger, crew: AnnotationRuntime
+) -> None:
+    if crew.progress_throttle.is_due(run.job):
+        publish_progress(run, services.runs, ledger)

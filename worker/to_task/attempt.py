@@ -1,4 +1,4 @@
-"""One pass over tasks that are open: what each of them came to, and what is held for a later pass."""
+"""One pass over the open tasks of a chunk: the outcome of each, and which are left for a later pass."""
 
 import asyncio
 import time
@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from worker.platform import AuthenticationError, ClientError, clean, error_type
 from worker.to_task.clients import run_has_ended
-from worker.to_task.hooks import Hook, Item, answers_of
-from worker.to_task.ledger import Ledger, Mark, OpenTask
-from worker.to_task.steps import StillPendingError, StoppedError, TaskFailedError, may_pass
+from worker.to_task.hooks import Hook, Item, call_hook
+from worker.to_task.ledger import Ledger, OpenTask, TaskOutcome
+from worker.to_task.steps import InferencePendingError, RunEndedError, TaskFailedError, is_transient
 
 _NAMES = ("file_name_original", "filename", "name")
 _SPECIFICATIONS = ("specification", "specification_name", "name")
@@ -18,7 +18,7 @@ _SPECIFICATIONS = ("specification", "specification_name", "name")
 
 @dataclass(frozen=True)
 class File:
-    """One file: `specification` is its name in the data collection."""
+    """One file of a data unit; `specification` is its name in the data collection."""
 
     url: str
     name: str | None
@@ -26,8 +26,8 @@ class File:
     is_primary: bool
 
 
-def files_of(found: Any) -> list[File]:
-    """The files in `found`, a mapping from specification to file or a list of files."""
+def parse_files(found: Any) -> list[File]:
+    """The files in `found`: a mapping from specification to file, or a list of files (platform-api)."""
     if isinstance(found, Mapping):
         return [_file(each, str(specification)) for specification, each in found.items()]
     if isinstance(found, list):
@@ -35,7 +35,7 @@ def files_of(found: Any) -> list[File]:
     raise TaskFailedError("the task's data unit has no files")
 
 
-def primary_of(files: list[File]) -> File:
+def primary_file(files: list[File]) -> File:
     """The primary file."""
     for file in files:
         if file.is_primary:
@@ -43,7 +43,7 @@ def primary_of(files: list[File]) -> File:
     raise TaskFailedError("the task has no primary file")
 
 
-def of_specification(files: list[File], specification: str) -> File:
+def file_of_specification(files: list[File], specification: str) -> File:
     """The file of the target specification."""
     for file in files:
         if file.specification == specification:
@@ -65,18 +65,18 @@ def _first(found: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
     return next((value for name in names if isinstance(value := found.get(name), str) and value), None)
 
 
-class Recorder:
-    """For one pass. `over` is set once the ledger takes nothing more: the run has ended."""
+class OutcomeRecorder:
+    """Records outcomes in groups, off the event loop. `ended` is set once the run is known to have ended."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._waiting: list[Mark] = []
+        self._waiting: list[TaskOutcome] = []
         self._next: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
-        self.over = False
+        self.ended = False
 
-    async def record(self, mark: Mark) -> None:
-        """Return once `mark` is in the ledger, with those that came while it waited for the last write."""
+    async def record(self, mark: TaskOutcome) -> None:
+        """Return once the outcome is in the ledger, with those that arrived during the last write."""
         self._waiting.append(mark)
         if self._next is None:
             self._next = asyncio.ensure_future(self._write())
@@ -86,20 +86,20 @@ class Recorder:
         async with self._turn:
             marks, self._waiting, self._next = self._waiting, [], None
             if not await asyncio.to_thread(self._ledger.record, marks):
-                self.over = True
+                self.ended = True
 
 
 T = TypeVar("T")
 
-FRESH_SECONDS = 0.02
-"""So old may be the news that the run goes on when a request is sent."""
-LONGEST_ERROR = 500
-"""Characters of a failure record: a thousand of them go to the backend in one answer."""
+MAX_ENDED_CHECK_AGE_SECONDS = 0.02
+"""Maximum age of the last check for the run's end when a request is sent."""
+MAX_ERROR_CHARS = 500
+"""Length of a failure record: a thousand of them go to the backend in one job result."""
 
 
 @dataclass
-class Work:
-    """A task on its way from its id to the data that is written."""
+class TaskWork:
+    """A task while it is fetched, converted and written."""
 
     open: OpenTask
     task: dict[str, Any] = field(default_factory=dict)
@@ -108,16 +108,16 @@ class Work:
     answer: Any = None
     data: dict[str, Any] = field(default_factory=dict)
 
-    def mark(self, error: str | None = None) -> Mark:
-        """What came of it; an error is made fit to be shown."""
+    def outcome(self, error: str | None = None) -> TaskOutcome:
+        """The outcome; an error is redacted and cut for users."""
         if error is not None:
             error = clean(error)
-            error = error if len(error) <= LONGEST_ERROR else f"{error[: LONGEST_ERROR - 1]}…"
-        return Mark(self.open.position, self.open.task_id, error)
+            error = error if len(error) <= MAX_ERROR_CHARS else f"{error[: MAX_ERROR_CHARS - 1]}…"
+        return TaskOutcome(self.open.position, self.open.task_id, error)
 
 
 async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All to their end, also when one raises; then the first error is raised."""
+    """Wait for all, also when one raises; then raise the first error."""
     outcomes = await asyncio.gather(*coroutines, return_exceptions=True)
     results: list[T] = []
     for outcome in outcomes:
@@ -127,115 +127,121 @@ async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     return results
 
 
-class Attempt:
-    """`held`: tasks whose request failed in a way that may pass. `waiting`: inferences that run on.
+class ChunkPass:
+    """The state of one pass.
 
-    `answered`: somebody on the other side answered, so what failed is about its task. `denied`: a request was
-    refused for its token, which may be about all of them. `full`: the pre-processor is busy with as many
-    inferences as it may be sent.
+    `retryable`: tasks whose request failed for a reason that may pass, by position. `pending_inferences`:
+    positions of deferred inferences. `got_answer`: some request was answered, so the services are up and
+    other failures concern their own task. `token_rejected`: a request was answered 401, which may concern
+    all of them. `saturated`: the pre-processor has as many inferences as it may be sent.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._recorder = Recorder(ledger)
-        self.held: dict[int, Mark] = {}
-        self.waiting: set[int] = set()
-        self.answered = False
-        self.denied = False
-        self.full = False
+        self._recorder = OutcomeRecorder(ledger)
+        self.retryable: dict[int, TaskOutcome] = {}
+        self.pending_inferences: set[int] = set()
+        self.got_answer = False
+        self.token_rejected = False
+        self.saturated = False
         self.stopped = False
         self._looked = float("-inf")
         self._looking: asyncio.Future[bool] | None = None
 
     @property
-    def over(self) -> bool:
-        """Whether the run was found ended."""
-        return self.stopped or self._recorder.over
+    def ended(self) -> bool:
+        """Whether the run is known to have ended."""
+        return self.stopped or self._recorder.ended
 
-    def look(self) -> bool:
-        """Look whether the run has ended; what is under way hears of it."""
+    def check_ended(self) -> bool:
+        """Check whether the run has ended; requests that have not been sent are dropped then."""
         began = time.monotonic()
-        self.stopped = self.stopped or self._ledger.is_over()
+        self.stopped = self.stopped or self._ledger.has_ended()
         self._looked = began
-        return self.over
+        return self.ended
 
     async def has_ended(self) -> bool:
-        """Whether the run has ended, as of just now; all who ask at once share one look. On the loop."""
-        since = time.monotonic() - FRESH_SECONDS
-        while not self.over and self._looked < since:
+        """Whether the run has ended, as of just now; concurrent callers share one check. On the loop."""
+        since = time.monotonic() - MAX_ENDED_CHECK_AGE_SECONDS
+        while not self.ended and self._looked < since:
             if self._looking is None or self._looking.done():
-                self._looking = asyncio.ensure_future(asyncio.to_thread(self.look))
+                self._looking = asyncio.ensure_future(asyncio.to_thread(self.check_ended))
             await asyncio.shield(self._looking)
-        return self.over
+        return self.ended
 
-    async def each(self, works: Sequence[Work], call: Callable[[Work], Awaitable[None]]) -> list[Work]:
-        """`call` for all at once; returns those for which it went well. On the loop."""
-        outcomes = await gather_all(self.one(work, call) for work in works)
+    async def process_all(
+        self, works: Sequence[TaskWork], call: Callable[[TaskWork], Awaitable[None]]
+    ) -> list[TaskWork]:
+        """Run `call` for all tasks concurrently and return those that succeeded. On the event loop."""
+        outcomes = await gather_all(self.process(work, call) for work in works)
         return [work for work, went_well in zip(works, outcomes, strict=True) if went_well]
 
-    async def one(
-        self, work: Work, call: Callable[[Work], Awaitable[None]], passing: tuple[type[ClientError], ...] = ()
+    async def process(
+        self,
+        work: TaskWork,
+        call: Callable[[TaskWork], Awaitable[None]],
+        transient: tuple[type[ClientError], ...] = (),
     ) -> bool:
-        """`call` for one; False when its task goes no further in this pass. On the loop.
+        """Run `call` for one task; False when the task goes no further in this pass. On the event loop.
 
-        `passing`: errors that may pass with this call, though not with others.
+        `transient`: further errors that may pass with this call.
         """
-        if self.over:
+        if self.ended:
             return False
         run_has_ended.set(self.has_ended)
         try:
             await call(work)
-        except StoppedError:
+        except RunEndedError:
             return False
-        except StillPendingError:
-            self.answered = True
-            self.waiting.add(work.open.position)
+        except InferencePendingError:
+            self.got_answer = True
+            self.pending_inferences.add(work.open.position)
             return False
         except TaskFailedError as error:
-            self.answered = True
-            await self.record(work.mark(str(error)))
+            self.got_answer = True
+            await self.record(work.outcome(str(error)))
             return False
         except ClientError as error:
             text = f"{error_type(error)}: {error}"
             is_denial = isinstance(error, AuthenticationError)
-            self.denied = self.denied or is_denial
-            if is_denial or may_pass(error) or isinstance(error, passing):
-                self.held[work.open.position] = work.mark(text)
+            self.token_rejected = self.token_rejected or is_denial
+            if is_denial or is_transient(error) or isinstance(error, transient):
+                self.retryable[work.open.position] = work.outcome(text)
             else:
-                self.answered = True
-                await self.record(work.mark(text))
+                self.got_answer = True
+                await self.record(work.outcome(text))
             return False
-        self.answered = True
+        self.got_answer = True
         return True
 
-    async def record(self, mark: Mark) -> None:
-        """Into the ledger, now. On the loop."""
+    async def record(self, mark: TaskOutcome) -> None:
+        """Write the outcome into the ledger. On the event loop."""
         await self._recorder.record(mark)
 
-    def ask_plugin(
+    def call_plugin(
         self,
-        works: Sequence[Work],
+        tasks: Sequence[TaskWork],
         hook: Hook,
-        item: Callable[[Work], Item],
-        take: Callable[[Work, Any], None],
-    ) -> list[Work]:
-        """The hook's answers for `works`; returns those that have one. In the step's own thread."""
+        make_item: Callable[[TaskWork], Item],
+        store_answer: Callable[[TaskWork, Any], None],
+    ) -> list[TaskWork]:
+        """Call the hook for all tasks and return those with an answer. In the step's own thread."""
         items: list[Item] = []
-        marks: list[Mark] = []
-        asked: list[Work] = []
-        for work in works:
+        marks: list[TaskOutcome] = []
+        asked: list[TaskWork] = []
+        for work in tasks:
             try:
-                items.append(item(work))
+                items.append(make_item(work))
                 asked.append(work)
             except TaskFailedError as error:
-                marks.append(work.mark(str(error)))
-        ready: list[Work] = []
-        for work, answer in zip(asked, answers_of(hook, items), strict=True):
+                marks.append(work.outcome(str(error)))
+        ready: list[TaskWork] = []
+        for work, answer in zip(asked, call_hook(hook, items), strict=True):
             if isinstance(answer.get("ok"), dict):
-                take(work, answer["ok"])
+                store_answer(work, answer["ok"])
                 ready.append(work)
             else:
-                marks.append(work.mark(str(answer.get("error") or "the plugin returned no data")))
+                marks.append(work.outcome(str(answer.get("error") or "the plugin returned no data")))
         if marks and not self._ledger.record(marks):
             self.stopped = True
         return ready

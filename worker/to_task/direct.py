@@ -1,6 +1,6 @@
-"""A whole run in a plain process, blocking: how an author tries `ToTaskAction.execute()` out.
+"""A whole run in a plain process, blocking: what `ToTaskAction.execute()` does when an author calls it.
 
-The same functions as the steps, on a ledger in memory; no Redis, no Celery.
+The same functions as the steps, on a ledger in memory, without Redis and Celery.
 """
 
 import asyncio
@@ -12,24 +12,23 @@ from typing import Any, Protocol
 from shared.messages import ToTaskMethod, ToTaskParams
 from shared.statuses import JobStatus, ToTaskResult
 from worker.pre_processor.direct import ensure_running
-from worker.pre_processor.serve_application import PreProcessor
-from worker.to_task.annotate import choose, settle
-from worker.to_task.clients import LoopThread
-from worker.to_task.discover import NO_TASKS, all_ids, page_size
+from worker.to_task.annotate import finish_pass, select_tasks
+from worker.to_task.clients import EventLoopThread
+from worker.to_task.discover import NO_TASKS, iter_task_ids, page_size
 from worker.to_task.hooks import Answer, Item
 from worker.to_task.ledger import Ledger, MemoryLedger
-from worker.to_task.methods import FileRoute, InferenceRoute, Route
+from worker.to_task.methods import AnnotationMethod, FileMethod, InferenceMethod
 from worker.to_task.pipeline import Pipeline
 from worker.to_task.prepare import check_project
-from worker.to_task.results import PROGRESS, result_of
+from worker.to_task.results import PROGRESS_STEP, result_of
 
-REQUESTS_AT_ONCE = 16
-CHUNK = 100
+MAX_CONCURRENT_REQUESTS = 16
+CHUNK_SIZE = 100
 PASS_SECONDS = 15.0
 
 
-class Action(Protocol):
-    """What of a `ToTaskAction` a direct run needs."""
+class DirectAction(Protocol):
+    """The part of a `ToTaskAction` that a direct run needs."""
 
     given: dict[str, Any]
 
@@ -44,7 +43,7 @@ class Action(Protocol):
 
 
 class ThreadedBackend:
-    """A blocking client's calls, several at once, in threads."""
+    """An asynchronous backend over a blocking client, in threads."""
 
     def __init__(self, client: Any, threads: ThreadPoolExecutor) -> None:
         self._client = client
@@ -75,36 +74,40 @@ class ThreadedBackend:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
 
-def run(action: Action, sleep: Callable[[float], None] = time.sleep) -> ToTaskResult:
-    """Prepare, collect, annotate, count. Raises what a run would end FAILED with, before it annotates."""
+def run(action: DirectAction, sleep: Callable[[float], None] = time.sleep) -> ToTaskResult:
+    """Prepare, collect, annotate, count. Raises what would end a run FAILED before annotating."""
     client = action.client
     params = ToTaskParams.model_validate(action.given)
     check_project(client, params)
-    finding = None
+    pre_processor = None
     if params.method is ToTaskMethod.INFERENCE:
-        finding = ensure_running(client, pre_processor=params.pre_processor or 0, agent=params.agent)
-    ledger = MemoryLedger(list(all_ids(client, params, page_size(CHUNK))), CHUNK)
+        pre_processor = ensure_running(client, pre_processor=params.pre_processor or 0, agent=params.agent)
+    ledger = MemoryLedger(list(iter_task_ids(client, params, page_size(CHUNK_SIZE))), CHUNK_SIZE)
     if not ledger.chunks:
         return ToTaskResult(status=JobStatus.FAILED, message=NO_TASKS)
-    loop = LoopThread()
+    loop = EventLoopThread()
     try:
-        with ThreadPoolExecutor(REQUESTS_AT_ONCE, "annotation") as threads:
+        with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS, "annotation") as threads:
             backend = ThreadedBackend(client, threads)
-            route: Route = FileRoute(params, action)
-            if finding is not None:
-                target = PreProcessor.from_finding(finding)
-                route = InferenceRoute(params, action, backend, ledger, target)
+            route: AnnotationMethod = FileMethod(params, action)
+            if pre_processor is not None:
+                route = InferenceMethod(params, action, backend, ledger, pre_processor)
             pipeline = Pipeline(
-                loop, backend, ledger, route, params.data_schema, tell=lambda: _tell(action, ledger)
+                loop,
+                backend,
+                ledger,
+                route,
+                params.data_schema,
+                publish_progress=lambda: _set_progress(action, ledger),
             )
             for chunk in ledger.chunks:
-                _work(chunk, pipeline, ledger, lambda: client.get_project(params.project), sleep)
+                _annotate_chunk(chunk, pipeline, ledger, lambda: client.get_project(params.project), sleep)
     finally:
         loop.close()
     return result_of(ledger)
 
 
-def _work(
+def _annotate_chunk(
     chunk: int,
     pipeline: Pipeline,
     ledger: Ledger,
@@ -113,11 +116,11 @@ def _work(
 ) -> None:
     pause: float | None = 0.0
     while pause is not None:
-        attempt = pipeline.run(choose(ledger.open_tasks(chunk)), PASS_SECONDS)
-        pause = settle(attempt, chunk, ledger, probe)
+        attempt = pipeline.run(select_tasks(ledger.open_tasks(chunk)), PASS_SECONDS)
+        pause = finish_pass(attempt, chunk, ledger, probe)
         sleep(pause or 0.0)
 
 
-def _tell(action: Action, ledger: Ledger) -> None:
+def _set_progress(action: DirectAction, ledger: Ledger) -> None:
     counts = ledger.counts()
-    action.set_progress(counts.success + counts.failed, counts.total, PROGRESS)
+    action.set_progress(counts.success + counts.failed, counts.total, PROGRESS_STEP)

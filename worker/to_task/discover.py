@@ -14,17 +14,17 @@ from shared.statuses import JobStatus
 from worker.lua import Scripts
 from worker.platform import StrayLinkError, holds_secret
 from worker.runs.keys import run_key
-from worker.runs.model import Continue, Finish, Outcome, Park, PollAgain, Run, RunFailedError
+from worker.runs.model import Continue, Finish, Outcome, Reschedule, Run, RunFailedError, Suspend
 from worker.services import Services
 from worker.to_task import ledger
 from worker.to_task.steps import SPREAD, message_of
 
 NO_TASKS = "No tasks found to annotate"
-LARGEST_PAGE = 1_000
-MOST_TASKS = 10**12
+MAX_PAGE_SIZE = 1_000
+MAX_TASK_COUNT = 10**12
 
 
-class TaskLists(Protocol):
+class TaskListApi(Protocol):
     """The call of the backend that discovery needs."""
 
     def list_tasks(
@@ -34,7 +34,7 @@ class TaskLists(Protocol):
 
 @dataclass(frozen=True)
 class Page:
-    """One page: its ids, the link to the next, and how many tasks there are in all, where that is known."""
+    """One page: its ids, the link to the next page, and the number of all tasks where the backend says it."""
 
     ids: list[int]
     link: str | None
@@ -42,16 +42,16 @@ class Page:
 
 
 def page_size(chunk: int) -> int:
-    """Large pages; a page and the remainder of the one before are all that a process ever holds."""
-    return min(LARGEST_PAGE, max(100, chunk * 10))
+    """Ids a page. Large pages save requests; a process holds at most one page and a remainder."""
+    return min(MAX_PAGE_SIZE, max(100, chunk * 10))
 
 
-def read_page(backend: TaskLists, params: ToTaskParams, size: int, link: str | None) -> Page:
+def read_page(backend: TaskListApi, params: ToTaskParams, size: int, link: str | None) -> Page:
     """The page at `link`, or the first; `RunFailedError` when it is no list of integer ids."""
     try:
         answer = backend.list_tasks(params.task_filters, params.project, page_size=size, url=link)
     except StrayLinkError as error:
-        # The link is kept: it would be refused for as long as the run came back for it.
+        # The link is stored, so every retry would be rejected for the same reason.
         raise RunFailedError(f"The backend's list of tasks cannot be followed: {error}") from None
     results = answer.get("results")
     if not isinstance(results, list):
@@ -65,16 +65,16 @@ def read_page(backend: TaskLists, params: ToTaskParams, size: int, link: str | N
     if following is not None and not isinstance(following, str):
         raise RunFailedError("The backend's list of tasks is malformed: the link to the next page is no text")
     if following and holds_secret(following):
-        # It is kept in Redis until it is followed.
+        # It would be stored in Redis until it is followed.
         raise RunFailedError("The backend's list of tasks is malformed: a link shows a token")
     count = answer.get("count")
-    # One beyond all measure is no number that a share could be reckoned from.
-    known = count if type(count) is int and 0 <= count <= MOST_TASKS else None
+    # An absurd count cannot be used to compute a percentage.
+    known = count if type(count) is int and 0 <= count <= MAX_TASK_COUNT else None
     return Page([int(each) for each in ids if each], following or None, known)
 
 
-def all_ids(backend: TaskLists, params: ToTaskParams, size: int) -> Iterator[int]:
-    """Every id once, for a direct call, which holds them all."""
+def iter_task_ids(backend: TaskListApi, params: ToTaskParams, size: int) -> Iterator[int]:
+    """Every task id once, for a direct call, which keeps them all in memory."""
     link: str | None = None
     seen: set[int] = set()
     links: set[str] = set()
@@ -88,18 +88,18 @@ def all_ids(backend: TaskLists, params: ToTaskParams, size: int) -> Iterator[int
         if link is None:
             return
         if link in links:
-            raise going_in_circles()
+            raise circular_pages_error()
         links.add(link)
 
 
-def going_in_circles() -> RunFailedError:
-    """The pages of a list that link to each other never end."""
+def circular_pages_error() -> RunFailedError:
+    """The error for pages that link back to a page that was read: they would never end."""
     return RunFailedError("The backend's list of tasks is malformed: its pages go around in a circle")
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far the pages are read: the next page's number and link, the tasks so far, whether that is all."""
+    """How far the pages are read: number and link of the next page, tasks so far, whether it was the last."""
 
     page: int
     link: str | None
@@ -107,19 +107,19 @@ class Cursor:
     complete: bool
 
 
-class Commit(StrEnum):
-    """What became of a page."""
+class PageCommit(StrEnum):
+    """What happened to a page."""
 
     COMMITTED = "committed"
     STALE = "stale"
-    """Another delivery has taken this page in."""
-    CIRCLE = "circle"
-    """Its link leads to a page that was read."""
-    OVER = "over"
+    """Another delivery has committed this page."""
+    CIRCULAR = "circle"
+    """Its link leads to a page that was read before."""
+    RUN_ENDED = "over"
 
 
-class Catalogue:
-    """The catalogue of the run of `job`, whose chunks hold `size` ids."""
+class TaskIndex:
+    """The ids of the run of `job`, in chunks of `size` ids; every page is counted once."""
 
     def __init__(self, redis: "Redis", job: str, size: int) -> None:
         self._redis = redis
@@ -128,54 +128,57 @@ class Catalogue:
         self._scripts = Scripts(redis, "worker.to_task")
 
     def cursor(self) -> Cursor:
-        """Where to go on."""
-        found = self._redis.hmget(ledger.catalogue_key(self._job), ["page", "link", "total", "complete"])
+        """Where reading continues."""
+        found = self._redis.hmget(ledger.task_index_key(self._job), ["page", "link", "total", "complete"])
         page, link, total, complete = found
         return Cursor(int(page or 0), link or None, int(total or 0), bool(complete))
 
-    def commit(self, number: int, page: Page) -> Commit:
-        """Take page `number` in, if the cursor stands there and the run lives."""
+    def commit(self, number: int, page: Page) -> PageCommit:
+        """Store page `number`, if the cursor is at it and the run has not ended."""
         job = self._job
         names = [
             run_key(job),
             job_key(job),
-            ledger.catalogue_key(job),
+            ledger.task_index_key(job),
             ledger.seen_key(job),
             ledger.chunks_key(job),
         ]
         answer = self._scripts.run("commit_page", names, number, page.link or "", self._size, *page.ids)
-        return Commit(answer)
+        return PageCommit(answer)
 
 
-LONGEST_DELIVERY = 10.0
-PROGRESS = "fetch_tasks"
+MAX_STEP_SECONDS = 10.0
+PROGRESS_STEP = "fetch_tasks"
 
 
 def fetch_tasks(run: Run, services: Services, clock: Callable[[], float] = time.monotonic) -> Outcome:
-    """Read pages for a while; come back for more, or open the window of chunks when that was the last."""
+    """Read pages for a limited time, then reschedule; after the last page go on to annotating.
+
+    Filters may depend on what annotating changes, so annotating starts after the last page.
+    """
     message = message_of(run)
     runs, settings = services.runs, services.settings
-    ledger.own_all(runs.store, run.job)
-    catalogue = Catalogue(services.redis, run.job, settings.worker_annotate_chunk)
-    until = clock() + min(settings.worker_visibility_timeout_seconds / 4, LONGEST_DELIVERY)
+    ledger.expire_with_run(runs.store, run.job)
+    catalogue = TaskIndex(services.redis, run.job, settings.worker_annotate_chunk)
+    until = clock() + min(settings.worker_visibility_timeout_seconds / 4, MAX_STEP_SECONDS)
     first = True
     cursor = catalogue.cursor()
     while not cursor.complete:
         if not first and clock() > until:
-            return PollAgain(0)
+            return Reschedule(0)
         first = False
         page = _read(services, message, cursor)
         match catalogue.commit(cursor.page, page):
-            case Commit.OVER:
-                return Park()
-            case Commit.CIRCLE:
-                raise going_in_circles()
+            case PageCommit.RUN_ENDED:
+                return Suspend()
+            case PageCommit.CIRCULAR:
+                raise circular_pages_error()
         cursor = catalogue.cursor()
         if page.count and not cursor.complete:
-            runs.advance(run, PROGRESS, min(99.0, 100.0 * cursor.total / page.count))
+            runs.set_progress(run, PROGRESS_STEP, min(99.0, 100.0 * cursor.total / page.count))
     if cursor.total == 0:
         return Finish(JobStatus.FAILED, {"error": NO_TASKS})
-    runs.advance(run, PROGRESS, 100)
+    runs.set_progress(run, PROGRESS_STEP, 100)
     return Continue(SPREAD)
 
 

@@ -1,4 +1,4 @@
-"""The plugin's hooks, a batch at a time: in the plugin's host, or in a direct call on the action itself."""
+"""The hooks of a plugin, called with batches: in the plugin's host, or directly on the action."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,12 +17,12 @@ Item = dict[str, Any]
 Answer = dict[str, Any]
 Hook = Callable[[Sequence[Item]], list[Answer]]
 
-LONGEST_WAIT_WITH_ANSWERS = 120.0
+MAX_CONVERSION_WAIT_SECONDS = 120.0
 """Seconds."""
 
 
 class Hooks(Protocol):
-    """One answer an item, in order: `{"ok": value}` or `{"error": text}`."""
+    """Each hook returns one answer per item, in order: `{"ok": value}` or `{"error": text}`."""
 
     def convert_from_files(self, items: Sequence[Item]) -> list[Answer]:
         """Task data from files."""
@@ -34,7 +34,7 @@ class Hooks(Protocol):
         """Task data from the pre-processor's answers."""
 
 
-class HostHooks:
+class PluginHooks:
     """The hooks of a release, in its host."""
 
     def __init__(self, host: PluginHost, release: Release, request: ActionRequest) -> None:
@@ -50,8 +50,8 @@ class HostHooks:
 
     def convert_from_inference(self, items: Sequence[Item]) -> list[Answer]:
         """See `Hooks`."""
-        # The answers would have to be inferred again: who has them waits longer than others for the plugin.
-        until = time.monotonic() + LONGEST_WAIT_WITH_ANSWERS
+        # Giving up would repeat the inferences, so this call waits longer for a busy plugin than the others.
+        until = time.monotonic() + MAX_CONVERSION_WAIT_SECONDS
         while True:
             try:
                 return self._call("convert_from_inference", items)
@@ -64,11 +64,11 @@ class HostHooks:
         return answers
 
 
-def answers_of(hook: Hook, items: Sequence[Item]) -> list[Answer]:
-    """The hook's answer to each item, whatever one of them does.
+def call_hook(hook: Hook, items: Sequence[Item]) -> list[Answer]:
+    """The hook's answer to each item, also when one of them breaks the call.
 
-    An item that hangs the host or ends its process fails alone: each of its batch is then called by itself,
-    which costs little, where every further call with the bad one in it would cost the whole deadline.
+    An item that hangs the host or ends its process fails alone: the items of its batch are then called one by
+    one, because every further batch with the bad item would cost the whole timeout.
     Raises `PluginHostUnavailableError` when there is no host.
     """
     if not items:
@@ -78,7 +78,7 @@ def answers_of(hook: Hook, items: Sequence[Item]) -> list[Answer]:
     except (PluginCallError, PluginTimeoutError) as error:
         if len(items) == 1:
             return [{"error": str(error)}]
-        return [answers_of(hook, [item])[0] for item in items]
+        return [call_hook(hook, [item])[0] for item in items]
     if not isinstance(answers, list) or len(answers) != len(items):
         return [{"error": "the plugin did not answer with one result for each task"}] * len(items)
     return answers

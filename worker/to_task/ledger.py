@@ -16,8 +16,8 @@ from worker.runs.model import Lease
 from worker.runs.store import RunStore
 
 
-def catalogue_key(job: str) -> str:
-    """Hash: how far the ids are collected, how many chunks they make, which was handed out last."""
+def task_index_key(job: str) -> str:
+    """Hash: how far the ids are collected, how many chunks they make, which chunk was published last."""
     return f"{job_key(job)}:to_task:catalogue"
 
 
@@ -27,7 +27,7 @@ def chunks_key(job: str) -> str:
 
 
 def seen_key(job: str) -> str:
-    """Set: ids and links met while pages are read; deleted after the last page."""
+    """Set: ids and links seen while pages are read; deleted after the last page."""
     return f"{job_key(job)}:to_task:seen"
 
 
@@ -42,7 +42,7 @@ def done_chunks_key(job: str) -> str:
 
 
 def open_key(job: str) -> str:
-    """Sorted set: chunks that are handed out, by when; by infinity once their message is out."""
+    """Sorted set: chunks in flight, by the time of the claim, or infinity once published."""
     return f"{job_key(job)}:to_task:open"
 
 
@@ -62,7 +62,7 @@ def tickets_key(job: str) -> str:
 
 
 ALL = (
-    catalogue_key,
+    task_index_key,
     chunks_key,
     seen_key,
     done_key,
@@ -74,18 +74,18 @@ ALL = (
 )
 
 
-def own_all(store: RunStore, job: str) -> None:
-    """Let all of them expire with the run; to be called before the first of them is written."""
-    store.owns(job, *(key(job) for key in ALL))
+def expire_with_run(store: RunStore, job: str) -> None:
+    """Let all of them expire with the run; called before the first of them is written."""
+    store.expire_with_run(job, *(key(job) for key in ALL))
 
 
-MOST_FAILURES = 1_000
-"""Failure records that are kept; the count stays exact."""
+MAX_FAILURE_RECORDS = 1_000
+"""Failure records that are kept; the count of failures stays exact."""
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """A deferred inference: what to poll with, and the model that was asked."""
+    """A deferred inference: the ticket to poll with, and the model of the request."""
 
     ticket: str
     model: object = None
@@ -93,7 +93,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class OpenTask:
-    """A task that is not done. `position` is its place in the whole run."""
+    """A task that is not done. `position` is its index in the whole run."""
 
     position: int
     task_id: int
@@ -102,8 +102,8 @@ class OpenTask:
 
 
 @dataclass(frozen=True)
-class Mark:
-    """What came of a task: annotated, or failed with an `error` that users read."""
+class TaskOutcome:
+    """A task is annotated, or has failed with an `error` that users read."""
 
     position: int
     task_id: int
@@ -120,44 +120,44 @@ class Counts:
 
     @property
     def percent(self) -> float:
-        """How much of the annotation is done."""
+        """Percentage of tasks that are done."""
         return 100.0 * (self.success + self.failed) / self.total if self.total else 0.0
 
 
 class Ledger(Protocol):
-    """One run's. Every task counts once, however often it is recorded. Safe for threads."""
+    """The ledger of one run. A task counts once, however often it is recorded. Thread-safe."""
 
-    def is_over(self) -> bool:
-        """Whether the run has ended: nothing may be annotated any more."""
+    def has_ended(self) -> bool:
+        """Whether the run has ended, so that nothing may be annotated any more."""
 
     def open_tasks(self, chunk: int) -> list[OpenTask]:
-        """What of a chunk is not done."""
+        """The tasks of a chunk that are not done."""
 
-    def record(self, marks: Sequence[Mark]) -> bool:
-        """What came of tasks; False when the run is over."""
+    def record(self, outcomes: Sequence[TaskOutcome]) -> bool:
+        """Record outcomes; False when the run has ended."""
 
-    def keep_ticket(self, position: int, ticket: Ticket | None) -> None:
-        """The task's inference runs on; None: it has been collected."""
+    def set_ticket(self, position: int, ticket: Ticket | None) -> None:
+        """Keep the ticket of a deferred inference; None once its result is here."""
 
-    def count_attempts(self, positions: Sequence[int]) -> list[int]:
-        """One more attempt at each, that counts; returns how many there were of each."""
+    def increment_attempts(self, positions: Sequence[int]) -> list[int]:
+        """Count one more attempt at each task; returns the counts."""
 
     def counts(self) -> Counts:
-        """The numbers as they are now."""
+        """The current counts."""
 
     def failures(self) -> list[TaskFailure]:
         """The first failure records."""
 
 
-SECONDS_TO_SEND = 5.0
-"""A chunk that was handed out and not sent for so long is handed out again."""
+PUBLISH_GRACE_SECONDS = 5.0
+"""A chunk that was claimed and not published for so long is handed out again."""
 
 
 class RedisLedger:
     """The ledger of the run of `job`. Every change is one script, and none is made after the run's end.
 
-    `lease`: of the chunk that is worked. With it goes the right to annotate anything: who was suspended for
-    so long that another has the chunk would write all of it once more.
+    `lease` is that of the chunk. A process that was suspended beyond its lease has lost the chunk to another
+    worker; for it the run counts as ended, or it would write all of the chunk again.
     """
 
     def __init__(self, redis: "Redis", job: str, lease: Lease | None = None) -> None:
@@ -168,16 +168,16 @@ class RedisLedger:
         self._store = RunStore(redis)
         self._scripts = Scripts(redis, "worker.to_task")
 
-    def is_over(self) -> bool:
+    def has_ended(self) -> bool:
         """See `Ledger`."""
         lease = self._lease
         if lease is not None and self._redis.get(lease.key) != lease.token:
             return True
-        return self._store.is_over(self._job)
+        return self._store.has_ended(self._job)
 
     def open_tasks(self, chunk: int) -> list[OpenTask]:
         """See `Ledger`."""
-        hashes = (catalogue_key, chunks_key, done_key, attempts_key, tickets_key)
+        hashes = (task_index_key, chunks_key, done_key, attempts_key, tickets_key)
         flat = self._scripts.run("open_tasks", [key(self._job) for key in hashes], chunk)
         rows = zip(*[iter(flat)] * 4, strict=True)
         return [
@@ -185,22 +185,22 @@ class RedisLedger:
             for position, task_id, attempts, ticket in rows
         ]
 
-    def record(self, marks: Sequence[Mark]) -> bool:
+    def record(self, outcomes: Sequence[TaskOutcome]) -> bool:
         """See `Ledger`."""
         kinds = (done_key, failures_key, attempts_key, tickets_key)
         names = [self._run, job_key(self._job), *(key(self._job) for key in kinds)]
-        arguments: list[str | int] = [MOST_FAILURES]
-        for mark in marks:
+        arguments: list[str | int] = [MAX_FAILURE_RECORDS]
+        for mark in outcomes:
             failure = "" if mark.error is None else _failure(mark)
             arguments += [mark.position, failure]
         return bool(self._scripts.run("record", names, *arguments))
 
-    def keep_ticket(self, position: int, ticket: Ticket | None) -> None:
+    def set_ticket(self, position: int, ticket: Ticket | None) -> None:
         """See `Ledger`."""
         value = "" if ticket is None else json.dumps([ticket.ticket, ticket.model])
         self._scripts.run("note", [self._run, tickets_key(self._job)], position, value)
 
-    def count_attempts(self, positions: Sequence[int]) -> list[int]:
+    def increment_attempts(self, positions: Sequence[int]) -> list[int]:
         """See `Ledger`."""
         names = [self._run, attempts_key(self._job)]
         return [int(count) for count in self._scripts.run("count_attempts", names, *positions)]
@@ -215,31 +215,31 @@ class RedisLedger:
         found = self._redis.lrange(failures_key(self._job), 0, -1)
         return [TaskFailure.model_validate_json(each) for each in found]
 
-    def take_untold(self, most: int) -> list[TaskFailure]:
-        """Those of the run's first `most` failures that were not taken before."""
-        names = [self._run, catalogue_key(self._job), failures_key(self._job)]
+    def pop_unreported_failures(self, most: int) -> list[TaskFailure]:
+        """Those of the run's first `most` failures that were not returned before."""
+        names = [self._run, task_index_key(self._job), failures_key(self._job)]
         found = self._scripts.run("take_untold", names, most)
         return [TaskFailure.model_validate_json(each) for each in found]
 
-    def chunk_done(self, chunk: int) -> bool:
-        """The chunk is done; True when all are, also for whoever asks again."""
-        kinds = (catalogue_key, chunks_key, done_chunks_key, open_key)
+    def complete_chunk(self, chunk: int) -> bool:
+        """Mark the chunk done; True when all chunks are, also when called again."""
+        kinds = (task_index_key, chunks_key, done_chunks_key, open_key)
         names = [self._run, *(key(self._job) for key in kinds)]
         return bool(self._scripts.run("chunk_done", names, chunk))
 
-    def all_done(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether every chunk is done."""
-        chunks = self._redis.hget(catalogue_key(self._job), "chunks")
+        chunks = self._redis.hget(task_index_key(self._job), "chunks")
         return int(self._redis.scard(done_chunks_key(self._job))) == int(chunks or 0)
 
-    def next_chunks(self, window: int, *, again: bool = False) -> list[int]:
-        """Chunks to send now, so that `window` are open; `again`: all that are open, sent or not."""
-        names = [self._run, catalogue_key(self._job), open_key(self._job)]
-        numbers = self._scripts.run("next_chunks", names, window, SECONDS_TO_SEND, int(again))
+    def next_chunks(self, window: int, *, resend: bool = False) -> list[int]:
+        """Chunks to publish now so that `window` are in flight; `resend`: all in flight, published or not."""
+        names = [self._run, task_index_key(self._job), open_key(self._job)]
+        numbers = self._scripts.run("next_chunks", names, window, PUBLISH_GRACE_SECONDS, int(resend))
         return [int(number) for number in numbers]
 
-    def sent(self, chunk: int) -> None:
-        """The chunk's message is out."""
+    def mark_published(self, chunk: int) -> None:
+        """The chunk's message is published."""
         self._redis.zadd(open_key(self._job), {str(chunk): float("inf")}, xx=True)
 
 
@@ -247,12 +247,12 @@ def _ticket(stored: str) -> Ticket | None:
     return Ticket(*json.loads(stored)) if stored else None
 
 
-def _failure(mark: Mark) -> str:
+def _failure(mark: TaskOutcome) -> str:
     return TaskFailure(task_id=mark.task_id, error=mark.error or "").model_dump_json()
 
 
 class MemoryLedger:
-    """The ledger of these tasks, in chunks of `size`."""
+    """The ledger of a direct call: these tasks, in chunks of `size`."""
 
     def __init__(self, task_ids: Sequence[int], size: int) -> None:
         self._ids = list(task_ids)
@@ -269,8 +269,8 @@ class MemoryLedger:
         """The numbers of the chunks."""
         return range(-(-len(self._ids) // self._size))
 
-    def is_over(self) -> bool:
-        """A direct call ends only by itself."""
+    def has_ended(self) -> bool:
+        """Never: nobody stops a direct call."""
         return False
 
     def open_tasks(self, chunk: int) -> list[OpenTask]:
@@ -283,10 +283,10 @@ class MemoryLedger:
                 if position not in self._done
             ]
 
-    def record(self, marks: Sequence[Mark]) -> bool:
+    def record(self, outcomes: Sequence[TaskOutcome]) -> bool:
         """See `Ledger`."""
         with self._lock:
-            for mark in marks:
+            for mark in outcomes:
                 if mark.position in self._done:
                     continue
                 self._done.add(mark.position)
@@ -294,17 +294,17 @@ class MemoryLedger:
                 if mark.error is not None:
                     self._failed += 1
                     self._failures.append(TaskFailure(task_id=mark.task_id, error=mark.error))
-            del self._failures[MOST_FAILURES:]
+            del self._failures[MAX_FAILURE_RECORDS:]
         return True
 
-    def keep_ticket(self, position: int, ticket: Ticket | None) -> None:
+    def set_ticket(self, position: int, ticket: Ticket | None) -> None:
         """See `Ledger`."""
         with self._lock:
             self._tickets.pop(position, None)
             if ticket is not None:
                 self._tickets[position] = ticket
 
-    def count_attempts(self, positions: Sequence[int]) -> list[int]:
+    def increment_attempts(self, positions: Sequence[int]) -> list[int]:
         """See `Ledger`."""
         with self._lock:
             for position in positions:

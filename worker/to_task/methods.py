@@ -9,29 +9,38 @@ from typing import Any, Protocol
 from shared.messages import ToTaskParams
 from worker.platform import NotFoundError, holds_secret
 from worker.pre_processor.serve_application import PreProcessor
-from worker.to_task.attempt import Attempt, Work, files_of, gather_all, of_specification, primary_of
+from worker.to_task.attempt import (
+    ChunkPass,
+    TaskWork,
+    file_of_specification,
+    gather_all,
+    parse_files,
+    primary_file,
+)
 from worker.to_task.clients import AsyncBackend
 from worker.to_task.hooks import Hooks, Item
 from worker.to_task.ledger import Ledger, Ticket
-from worker.to_task.steps import StillPendingError, TaskFailedError
+from worker.to_task.steps import InferencePendingError, TaskFailedError
 
 Wait = Callable[[Coroutine[Any, Any, Any]], Any]
-"""Runs a coroutine on the loop and waits for it, in the step's thread."""
+"""Runs a coroutine on the event loop and waits for it in the step's thread."""
 
 
-class Route(Protocol):
-    """From tasks that were fetched to data that can be written."""
+class AnnotationMethod(Protocol):
+    """How fetched tasks become data that can be written."""
 
     @property
     def slots(self) -> int | None:
-        """Inferences at once, or None: no inference is needed."""
+        """Concurrent inferences; None when the method needs no inference."""
 
-    def ready(self, works: list[Work], attempt: Attempt, until: float, wait: Wait) -> list[Work]:
-        """Give each its `data`; new inferences are begun until the clock says `until`."""
+    def prepare_data(
+        self, works: list[TaskWork], attempt: ChunkPass, until: float, wait: Wait
+    ) -> list[TaskWork]:
+        """Set the `data` of each task and return those that have it; no inference starts after `until`."""
 
 
-async def fetch(backend: AsyncBackend, work: Work) -> None:
-    """The task, and the files of its data unit."""
+async def fetch(backend: AsyncBackend, work: TaskWork) -> None:
+    """Fetch the task and the files of its data unit."""
     work.task = await backend.get_task(work.open.task_id)
     unit = work.task.get("data_unit")
     if type(unit) is int:
@@ -40,11 +49,11 @@ async def fetch(backend: AsyncBackend, work: Work) -> None:
         raise TaskFailedError("the task has no data unit")
     if unit.get("files") is None:
         unit = await backend.get_data_unit(unit.get("id", ""))
-    work.files = files_of(unit.get("files"))
+    work.files = parse_files(unit.get("files"))
 
 
-class FileRoute:
-    """By the file of the target specification."""
+class FileMethod:
+    """Converts the file of the target specification."""
 
     slots = None
 
@@ -52,19 +61,19 @@ class FileRoute:
         self._specification = params.target_specification_name or ""
         self._hooks = hooks
 
-    def ready(
+    def prepare_data(
         self,
-        works: list[Work],
-        attempt: Attempt,
-        until: float,  # noqa: ARG002 - only inferences take long
+        works: list[TaskWork],
+        attempt: ChunkPass,
+        until: float,  # noqa: ARG002 - only inferences need it
         wait: Wait,  # noqa: ARG002
-    ) -> list[Work]:
+    ) -> list[TaskWork]:
         """See `Route`."""
-        return attempt.ask_plugin(works, self._hooks.convert_from_files, self._item, take_data)
+        return attempt.call_plugin(works, self._hooks.convert_from_files, self._item, set_data)
 
-    def _item(self, work: Work) -> Item:
-        primary = primary_of(work.files)
-        target = of_specification(work.files, self._specification)
+    def _item(self, work: TaskWork) -> Item:
+        primary = primary_file(work.files)
+        target = file_of_specification(work.files, self._specification)
         return {
             "primary_file_url": primary.url,
             "primary_file_name": primary.name,
@@ -74,29 +83,29 @@ class FileRoute:
         }
 
 
-def take_data(work: Work, data: dict[str, Any]) -> None:
-    """What the plugin made of the task."""
+def set_data(work: TaskWork, data: dict[str, Any]) -> None:
+    """Keep the plugin's conversion of the task."""
     work.data = data
 
 
 DEFERRED = "__synapse_deferred__"
 POLL = "__synapse_poll__"
-LONGEST_TICKET = 4_096
+MAX_TICKET_CHARS = 4_096
 
 
-async def ask(backend: AsyncBackend, target: PreProcessor, call: Mapping[str, Any]) -> Any:
-    """The pre-processor's answer to `call`, the plugin's `params`: a result, or the `Ticket` for it."""
+async def request_inference(backend: AsyncBackend, target: PreProcessor, call: Mapping[str, Any]) -> Any:
+    """Send `call`, the plugin's `params`; returns the result, or a `Ticket` for a deferred one."""
     return _result(await backend.run_plugin(target.code, _body(target, call)), call.get("model"))
 
 
-async def poll(backend: AsyncBackend, target: PreProcessor, ticket: Ticket) -> Any:
-    """What has become of a deferred inference; `StillPendingError` while it runs on."""
+async def poll_inference(backend: AsyncBackend, target: PreProcessor, ticket: Ticket) -> Any:
+    """The result of a deferred inference; raises `InferencePendingError` while it is running."""
     call: dict[str, Any] = {"method": "post", "json": {POLL: ticket.ticket}}
     if ticket.model is not None:
         call["model"] = ticket.model
     answer = _result(await backend.run_plugin(target.code, _body(target, call)), ticket.model)
     if isinstance(answer, Ticket):
-        raise StillPendingError
+        raise InferencePendingError
     return answer
 
 
@@ -122,16 +131,18 @@ def _result(answer: Any, model: object) -> Any:
 
 
 def _is_ticket(found: Any) -> bool:
-    """It is kept in Redis until it is asked for: neither without measure nor with a token of ours in it."""
-    return isinstance(found, str | int) and len(str(found)) <= LONGEST_TICKET and not holds_secret(str(found))
+    """A ticket is stored in Redis, so its length is bounded and it must not hold a token of the worker."""
+    return (
+        isinstance(found, str | int) and len(str(found)) <= MAX_TICKET_CHARS and not holds_secret(str(found))
+    )
 
 
 POLL_DELAYS: tuple[float, ...] = (0.25, 0.5, 1.0)
-"""Seconds between the first polls of a ticket; then its task waits for a later pass, in no process."""
+"""Seconds before the first polls of a ticket; after them the task waits for a later pass."""
 
 
-class InferenceRoute:
-    """By a pre-processor, which is sent `slots` requests at once; a deferred one keeps its slot."""
+class InferenceMethod:
+    """Asks a pre-processor, with at most `slots` concurrent requests; a deferred inference keeps its slot."""
 
     def __init__(
         self,
@@ -143,61 +154,63 @@ class InferenceRoute:
     ) -> None:
         self._params, self._hooks, self._backend = params, hooks, backend
         self._ledger, self._target = ledger, target
-        self.slots = target.requests_at_once(params)
+        self.slots = target.batch_size(params)
 
-    def ready(self, works: list[Work], attempt: Attempt, until: float, wait: Wait) -> list[Work]:
+    def prepare_data(
+        self, works: list[TaskWork], attempt: ChunkPass, until: float, wait: Wait
+    ) -> list[TaskWork]:
         """See `Route`."""
         ticketed = [work for work in works if work.open.ticket is not None]
         fresh = [work for work in works if work.open.ticket is None]
-        prepared = attempt.ask_plugin(fresh, self._hooks.prepare_inference, self._preparation, _take_call)
-        if attempt.look():
+        prepared = attempt.call_plugin(fresh, self._hooks.prepare_inference, self._preparation, _set_call)
+        if attempt.check_ended():
             return []
         answered = wait(self._infer_all(ticketed + prepared, attempt, until))
         hook = self._hooks.convert_from_inference
-        return attempt.ask_plugin(answered, hook, _answer_item, take_data)
+        return attempt.call_plugin(answered, hook, _answer_item, set_data)
 
-    async def _infer_all(self, works: list[Work], attempt: Attempt, until: float) -> list[Work]:
-        queue, answered = deque(works), list[Work]()
+    async def _infer_all(self, works: list[TaskWork], attempt: ChunkPass, until: float) -> list[TaskWork]:
+        queue, answered = deque(works), list[TaskWork]()
 
         async def slot() -> None:
-            while queue and not attempt.over:
+            while queue and not attempt.ended:
                 if answered and time.monotonic() > until:
                     return
                 work = queue.popleft()
-                # What is not found may be the application itself, which is being replaced.
-                if await attempt.one(work, self._infer, passing=(NotFoundError,)):
+                # A 404 may mean the application itself, while it is being replaced.
+                if await attempt.process(work, self._infer, transient=(NotFoundError,)):
                     answered.append(work)
-                elif work.open.position in attempt.waiting:
-                    return  # The pre-processor is still busy with it.
+                elif work.open.position in attempt.pending_inferences:
+                    return  # The slot stays taken by the deferred inference.
 
-        slots = self.slots - len(attempt.waiting)
+        slots = self.slots - len(attempt.pending_inferences)
         await gather_all(slot() for _ in range(min(slots, len(works))))
         return answered
 
-    async def _infer(self, work: Work) -> None:
+    async def _infer(self, work: TaskWork) -> None:
         ticket = work.open.ticket
         if ticket is None:
-            work.answer = await ask(self._backend, self._target, work.call)
+            work.answer = await request_inference(self._backend, self._target, work.call)
             if not isinstance(work.answer, Ticket):
                 return
             ticket = work.answer
-            await asyncio.to_thread(self._ledger.keep_ticket, work.open.position, ticket)
+            await asyncio.to_thread(self._ledger.set_ticket, work.open.position, ticket)
             delays = POLL_DELAYS
         else:
             delays = (0.0, *POLL_DELAYS)
         for delay in delays:
             await asyncio.sleep(delay)
             try:
-                work.answer = await poll(self._backend, self._target, ticket)
-            except StillPendingError:
+                work.answer = await poll_inference(self._backend, self._target, ticket)
+            except InferencePendingError:
                 continue
-            # The pre-processor has forgotten it: should its task not be written, it is inferred again.
-            await asyncio.to_thread(self._ledger.keep_ticket, work.open.position, None)
+            # The ticket is used up; if the task cannot be written, its inference is repeated.
+            await asyncio.to_thread(self._ledger.set_ticket, work.open.position, None)
             return
-        raise StillPendingError
+        raise InferencePendingError
 
-    def _preparation(self, work: Work) -> Item:
-        primary = primary_of(work.files)
+    def _preparation(self, work: TaskWork) -> Item:
+        primary = primary_file(work.files)
         others = [file for file in work.files if file is not primary]
         return {
             "primary_file_url": primary.url,
@@ -213,9 +226,9 @@ class InferenceRoute:
         }
 
 
-def _answer_item(work: Work) -> Item:
+def _answer_item(work: TaskWork) -> Item:
     return {"inference_data": work.answer, "task_data": work.task}
 
 
-def _take_call(work: Work, call: dict[str, Any]) -> None:
+def _set_call(work: TaskWork, call: dict[str, Any]) -> None:
     work.call = call

@@ -1,4 +1,4 @@
-"""A pass over a chunk: batches are fetched ahead and written behind while the plugin converts."""
+"""A pass over a chunk: the next batch is fetched and the last one written while the plugin converts one."""
 
 import time
 from collections import deque
@@ -7,52 +7,52 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
-from worker.to_task.attempt import Attempt, Work
-from worker.to_task.clients import AsyncBackend, LoopThread
+from worker.to_task.attempt import ChunkPass, TaskWork
+from worker.to_task.clients import AsyncBackend, EventLoopThread
 from worker.to_task.ledger import Ledger, OpenTask
-from worker.to_task.methods import Route, fetch
-from worker.to_task.steps import StoppedError
+from worker.to_task.methods import AnnotationMethod, fetch
+from worker.to_task.steps import RunEndedError
 
-BATCH = 32
-"""Tasks that the plugin converts in one call."""
-LOOK_SECONDS = 0.5
-"""How often a waiting pass tells how far it is and looks whether the run has ended."""
+BATCH_SIZE = 32
+"""Tasks in one call of the plugin."""
+CHECK_INTERVAL_SECONDS = 0.5
+"""How often a waiting pass publishes progress and checks whether the run has ended."""
 
-LATEST = 60.0 * 30
-"""Seconds after which the loop itself counts as hung; every request has its own, much shorter, deadline."""
+LOOP_TIMEOUT_SECONDS = 60.0 * 30
+"""Timeout after which the event loop itself counts as hung; every request has a much shorter one."""
 
 
 class Pipeline:
-    """`tell` is called now and then, from the step's thread."""
+    """Works the tasks of one chunk. `publish_progress` is called from the step's thread, at each check."""
 
     def __init__(
         self,
-        loop: LoopThread,
+        loop: EventLoopThread,
         backend: AsyncBackend,
         ledger: Ledger,
-        route: Route,
+        method: AnnotationMethod,
         schema: str | None,
-        tell: Callable[[], None] = lambda: None,
+        publish_progress: Callable[[], None] = lambda: None,
     ) -> None:
-        self._loop, self._backend, self._ledger, self._route = loop, backend, ledger, route
+        self._loop, self._backend, self._ledger, self._route = loop, backend, ledger, method
         self._schema = schema
-        self._tell = tell
+        self._tell = publish_progress
 
-    def run(self, tasks: Sequence[OpenTask], budget: float) -> Attempt:
-        """Work `tasks` for about `budget` seconds, at least one batch of them."""
-        attempt = Attempt(self._ledger)
+    def run(self, tasks: Sequence[OpenTask], budget: float) -> ChunkPass:
+        """Work `tasks` for about `budget` seconds, at least one batch."""
+        attempt = ChunkPass(self._ledger)
         until = time.monotonic() + budget
-        size = max(BATCH, self._route.slots or 0)
+        size = max(BATCH_SIZE, self._route.slots or 0)
         batches = deque(tasks[start : start + size] for start in range(0, len(tasks), size))
         fetching = None
-        if batches and not attempt.look():
+        if batches and not attempt.check_ended():
             fetching = self._fetch(batches.popleft(), attempt)
         writing: deque[Future[Any]] = deque()
         try:
-            while fetching is not None and not attempt.look() and not attempt.full:
+            while fetching is not None and not attempt.check_ended() and not attempt.saturated:
                 works = self._wait(fetching, attempt)
-                goes_on = bool(batches) and self._is_heard(attempt) and time.monotonic() <= until
-                fetching = self._fetch(batches.popleft(), attempt) if goes_on else None
+                has_next = bool(batches) and self._services_answer(attempt) and time.monotonic() <= until
+                fetching = self._fetch(batches.popleft(), attempt) if has_next else None
                 self._ready_and_write(works, attempt, until, writing)
         finally:
             self._drain([*writing, *([fetching] if fetching is not None else [])])
@@ -61,45 +61,47 @@ class Pipeline:
         return attempt
 
     @staticmethod
-    def _is_heard(attempt: Attempt) -> bool:
-        """Whether further requests have a chance; if not, the end of this pass asks why."""
-        return attempt.answered and not attempt.denied
+    def _services_answer(attempt: ChunkPass) -> bool:
+        """Whether further requests can succeed; if not, the end of this pass finds out why."""
+        return attempt.got_answer and not attempt.token_rejected
 
     def _ready_and_write(
-        self, works: list[Work], attempt: Attempt, until: float, writing: "deque[Future[Any]]"
+        self, works: list[TaskWork], attempt: ChunkPass, until: float, writing: "deque[Future[Any]]"
     ) -> None:
         def wait(coroutine: Any) -> Any:
             return self._wait(self._loop.start(coroutine), attempt)
 
-        if attempt.look():
+        if attempt.check_ended():
             return
-        ready = self._route.ready(works, attempt, until, wait)
-        attempt.full = self._route.slots is not None and len(attempt.waiting) >= self._route.slots
-        if not ready or attempt.look():
+        ready = self._route.prepare_data(works, attempt, until, wait)
+        attempt.saturated = (
+            self._route.slots is not None and len(attempt.pending_inferences) >= self._route.slots
+        )
+        if not ready or attempt.check_ended():
             return
-        writing.append(self._loop.start(attempt.each(ready, lambda work: self._write(work, attempt))))
+        writing.append(self._loop.start(attempt.process_all(ready, lambda work: self._write(work, attempt))))
         if len(writing) > 1:
             self._wait(writing.popleft(), attempt)
 
-    def _fetch(self, batch: Sequence[OpenTask], attempt: Attempt) -> "Future[list[Work]]":
-        works = [Work(task) for task in batch]
-        return self._loop.start(attempt.each(works, lambda work: fetch(self._backend, work)))
+    def _fetch(self, batch: Sequence[OpenTask], attempt: ChunkPass) -> "Future[list[TaskWork]]":
+        works = [TaskWork(task) for task in batch]
+        return self._loop.start(attempt.process_all(works, lambda work: fetch(self._backend, work)))
 
-    async def _write(self, work: Work, attempt: Attempt) -> None:
-        if attempt.over:
-            raise StoppedError
+    async def _write(self, work: TaskWork, attempt: ChunkPass) -> None:
+        if attempt.ended:
+            raise RunEndedError
         await self._backend.annotate(
-            work.open.task_id, work.data, self._schema, lambda: attempt.record(work.mark())
+            work.open.task_id, work.data, self._schema, lambda: attempt.record(work.outcome())
         )
 
-    def _wait(self, future: "Future[Any]", attempt: Attempt) -> Any:
-        """The future's result; meanwhile listeners hear how far the run is, and a stop is heard."""
-        deadline = time.monotonic() + LATEST
+    def _wait(self, future: "Future[Any]", attempt: ChunkPass) -> Any:
+        """The future's result; meanwhile progress is published and a stop takes effect."""
+        deadline = time.monotonic() + LOOP_TIMEOUT_SECONDS
         while not future.done():
             try:
-                future.exception(timeout=LOOK_SECONDS)
+                future.exception(timeout=CHECK_INTERVAL_SECONDS)
             except TimeoutError:
-                attempt.look()
+                attempt.check_ended()
                 if time.monotonic() > deadline:
                     raise
             self._tell()
@@ -107,7 +109,7 @@ class Pipeline:
         return future.result()
 
     def _drain(self, futures: "Sequence[Future[Any]]") -> None:
-        """Nothing of this pass goes on after it: the chunk's lock is given back."""
+        """Wait until nothing of this pass is running, because the chunk's lock is released after it."""
         for future in futures:
             with suppress(TimeoutError):
-                future.exception(timeout=LATEST)
+                future.exception(timeout=LOOP_TIMEOUT_SECONDS)

@@ -1,4 +1,4 @@
-"""The step that checks a run's parameters against the plugin and the project, before anything is touched."""
+"""The step that checks a run's parameters against the plugin and the project before anything is written."""
 
 from typing import Any, Protocol
 
@@ -10,10 +10,10 @@ from worker.runs.model import Continue, Outcome, Run, RunFailedError
 from worker.services import Services
 from worker.to_task.steps import FETCH_TASKS, message_of
 
-PROGRESS = "prepare"
+PROGRESS_STEP = "prepare"
 
 
-class Projects(Protocol):
+class ProjectApi(Protocol):
     """The calls of the backend that the checks need."""
 
     def get_project(self, project: int) -> dict[str, Any]: ...
@@ -21,19 +21,19 @@ class Projects(Protocol):
 
 
 def prepare(run: Run, services: Services) -> Outcome:
-    """Check; then an inference goes on to its pre-processor, a file run to its tasks."""
+    """Check the parameters; a run by inference goes on to its pre-processor, one by file to its tasks."""
     message = message_of(run)
     check_params(run, services)
     check_project(services.backend(message.tenant), message.params)
     if message.params.method is ToTaskMethod.INFERENCE:
-        services.runs.advance(run, PROGRESS, 10)
+        services.runs.set_progress(run, PROGRESS_STEP, 10)
         return Continue(DETECT)
-    services.runs.advance(run, PROGRESS, 100)
+    services.runs.set_progress(run, PROGRESS_STEP, 100)
     return Continue(FETCH_TASKS)
 
 
 def check_params(run: Run, services: Services) -> None:
-    """Let the plugin's own model look at the parameters, where the plugin's code runs."""
+    """Validate the parameters with the plugin's own model, in the plugin's host."""
     release, request = services.action_of(run)
     refusal = ""
     try:
@@ -46,8 +46,8 @@ def check_params(run: Run, services: Services) -> None:
         raise RunFailedError(refusal)
 
 
-def check_project(backend: Projects, params: ToTaskParams) -> None:
-    """The project is there, and for files its data collection has the target specification."""
+def check_project(backend: ProjectApi, params: ToTaskParams) -> None:
+    """The project exists, and for files its data collection has the target specification."""
     try:
         project = backend.get_project(params.project)
     except NotFoundError:

@@ -9,17 +9,14 @@ from worker.platform import (
     RateLimitError,
     ServerError,
 )
-from worker.pre_processor.waitlist import READY
+from worker.pre_processor.waitlist import FETCH_TASKS as FETCH_TASKS  # declared where runs are resumed to it
 from worker.runs.model import Run, Step
 
 INITIALIZE = Step("to_task.initialize", position=10)
 PREPARE = Step("to_task.prepare", position=20)
 
-FETCH_TASKS = READY
-"""`to_task.fetch_tasks`: where the waiting room lets runs out."""
-
 SPREAD = Step("to_task.spread", position=60)
-"""Opens the window of chunks; what the sweep sends again while chunks are worked."""
+"""Publishes the first chunks; the sweep repeats this step while chunks are in flight."""
 
 ANNOTATE = Step("to_task.annotate", position=60, queue="annotate", has_parts=True)
 """One chunk; its message carries the number as `chunk`."""
@@ -28,7 +25,7 @@ FINALIZE = Step("to_task.finalize", position=70)
 
 
 def message_of(run: Run) -> ToTaskMessage:
-    """The run's message; a step of this workflow belongs to no other kind of run."""
+    """The run's message; raises `TypeError` for a run of another kind."""
     if not isinstance(run.message, ToTaskMessage):
         raise TypeError(f"job {run.job} is no run of to_task")
     return run.message
@@ -38,16 +35,16 @@ class TaskFailedError(Exception):
     """The task cannot be annotated; the message becomes its failure record."""
 
 
-class StillPendingError(Exception):
-    """The task's inference runs on; its ticket is asked for again later."""
+class InferencePendingError(Exception):
+    """The task's inference is running; its ticket is polled again later."""
 
 
-class StoppedError(Exception):
-    """The run has ended: nothing may be annotated any more."""
+class RunEndedError(Exception):
+    """The run has ended, so nothing may be annotated any more."""
 
 
-def may_pass(error: ClientError) -> bool:
-    """Whether a later attempt may succeed where this one failed."""
+def is_transient(error: ClientError) -> bool:
+    """Whether a later attempt may succeed."""
     if isinstance(error, MalformedResponseError):
         return error.cut_off
     return isinstance(error, ClientConnectionError | ClientTimeoutError | RateLimitError | ServerError)

@@ -29,7 +29,7 @@ DAY_SECONDS = 86_400
 PAGE = 100
 
 # The braces keep the keys together in a Redis Cluster.
-REFUSED_JOBS = f"{{{DEAD_LETTERS}}}:jobs"
+REJECTED_JOBS_KEY = f"{{{DEAD_LETTERS}}}:jobs"
 """Hash: jobs that are FAILED in the backend for nothing but a refused message.
 
 `refusing` while the backend is being told, then `refused`, and `replayed` once their message is sent again.
@@ -120,7 +120,7 @@ class DeadLetters:
             digest = hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()
             seen = f"{{{DEAD_LETTERS}}}:seen:{digest}"
         fields = [part for pair in entry.items() for part in pair]
-        self._add(keys=[DEAD_LETTERS, seen, REFUSED_JOBS], args=[DAY_SECONDS, job or "", *fields])
+        self._add(keys=[DEAD_LETTERS, seen, REJECTED_JOBS_KEY], args=[DAY_SECONDS, job or "", *fields])
 
     def all(self) -> Iterator[DeadLetter]:
         """Every letter, oldest first; a page at a time, as bodies may be large."""
@@ -146,36 +146,36 @@ class DeadLetters:
         if letter is None or not self._redis.xdel(DEAD_LETTERS, id_):
             return False
         if letter.job is not None and all(other.job != letter.job for other in self.all()):
-            self._give_up(keys=[REFUSED_JOBS], args=[letter.job])
+            self._give_up(keys=[REJECTED_JOBS_KEY], args=[letter.job])
         return True
 
-    def refusing(self, job: str) -> None:
+    def start_rejecting(self, job: str) -> None:
         """The backend is about to be told that the job is FAILED because of a dead letter."""
-        self._redis.hsetnx(REFUSED_JOBS, job, "refusing")
+        self._redis.hsetnx(REJECTED_JOBS_KEY, job, "refusing")
 
-    def refused(self, job: str) -> None:
+    def mark_rejected(self, job: str) -> None:
         """The backend has been told so: a replay may open the job again from now on."""
-        self._redis.hset(REFUSED_JOBS, job, "refused")
+        self._redis.hset(REJECTED_JOBS_KEY, job, "refused")
 
-    def is_refusing(self, job: str) -> bool:
+    def is_rejecting(self, job: str) -> bool:
         """Whether somebody went to tell the backend, and has not come back."""
-        return bool(self._redis.hget(REFUSED_JOBS, job) == "refusing")
+        return bool(self._redis.hget(REJECTED_JOBS_KEY, job) == "refusing")
 
-    def is_refused(self, job: str) -> bool:
+    def is_rejected(self, job: str) -> bool:
         """Whether the job is FAILED for nothing but a dead letter."""
-        return bool(self._redis.hexists(REFUSED_JOBS, job))
+        return bool(self._redis.hexists(REJECTED_JOBS_KEY, job))
 
     def replay(self, job: str) -> bool:
         """Let the next message of a refused job open it again; false when the job is none (yet)."""
-        return bool(self._replay(keys=[REFUSED_JOBS], args=[job]))
+        return bool(self._replay(keys=[REJECTED_JOBS_KEY], args=[job]))
 
     def is_replayed(self, job: str) -> bool:
         """Whether the job's message opens it again."""
-        return bool(self._redis.hget(REFUSED_JOBS, job) == "replayed")
+        return bool(self._redis.hget(REJECTED_JOBS_KEY, job) == "replayed")
 
     def forget(self, job: str) -> None:
         """The job was opened again, or somebody else ended it."""
-        self._redis.hdel(REFUSED_JOBS, job)
+        self._redis.hdel(REJECTED_JOBS_KEY, job)
 
 
 def _letter(id_: str, fields: dict[str, str]) -> DeadLetter:
@@ -203,13 +203,13 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-REFUSE_JOB = Step("runs.refuse_job", position=0, queue="control")
+FAIL_REJECTED_JOB = Step("runs.refuse_job", position=0, queue="control")
 """Tells the backend that a job's message could not be accepted."""
 
 RUN_TASKS = (DeployMessage.task, ToTaskMessage.task)
 
 
-def keep_refused(
+def reject_message(
     services: Services, task: str, body: Any, kwargs: Any, reason: str, message_id: str | None
 ) -> None:
     """Keep a message whole with the reason, and let its job end FAILED if it has no run."""
@@ -220,13 +220,13 @@ def keep_refused(
     DeadLetters(services.redis).add(task, body, reason, message_id=message_id, job=job)
     if job is not None:
         about = {"job": job, "reason": reason, "tenant": readable_tenant(kwargs)}
-        runs.sender.send(REFUSE_JOB, "control", about)
+        runs.publisher.publish(FAIL_REJECTED_JOB, "control", about)
 
 
 @message_rejected.connect
-def _keep_unread(rejected: RejectedMessage, **_: Any) -> None:
+def _reject_undelivered(rejected: RejectedMessage, **_: Any) -> None:
     """A message that reached no task: the broker's consumer or transport could not take it."""
-    keep_refused(
+    reject_message(
         services(), rejected.task, rejected.body, rejected.kwargs, rejected.reason, rejected.message_id
     )
 
@@ -234,7 +234,7 @@ def _keep_unread(rejected: RejectedMessage, **_: Any) -> None:
 log = structlog.get_logger(__name__)
 
 
-def tell(job: str, reason: str, runs: Runs, backend: JobsApi) -> None:
+def fail_rejected_job(job: str, reason: str, runs: Runs, backend: JobsApi) -> None:
     """Tell the backend; safe to repeat. Raises `ClientError` when it has to be told again later."""
     letters = DeadLetters(runs.redis)
     if runs.store.exists(job):
@@ -243,14 +243,14 @@ def tell(job: str, reason: str, runs: Runs, backend: JobsApi) -> None:
         status = status_of(backend.get_job(job))
         if status is None or not status.is_final:
             _fail(job, reason, runs, backend, letters)
-        elif not letters.is_refusing(job):
+        elif not letters.is_rejecting(job):
             return
         elif status is not JobStatus.FAILED:
             letters.forget(job)  # Somebody else ended it before we could.
             return
         # From here on a replay may open the job. No sooner: this would take the new run for one that came
         # before the end.
-        letters.refused(job)
+        letters.mark_rejected(job)
     except (NotFoundError, ValidationError) as error:
         letters.forget(job)
         log.warning("refusal not taken", job=job, error_type=type(error).__name__)
@@ -259,7 +259,7 @@ def tell(job: str, reason: str, runs: Runs, backend: JobsApi) -> None:
 def _fail(job: str, reason: str, runs: Runs, backend: JobsApi, letters: DeadLetters) -> None:
     result = {"error": reason}
     # Noted first: who dies in between must not leave a job that a replay cannot open again.
-    letters.refusing(job)
+    letters.start_rejecting(job)
     backend.update_job(job, status=JobStatus.FAILED, result=result)
     if runs.store.exists(job):
         # A good message came while the backend was asked: the job has its end, so the run ends too.

@@ -30,12 +30,12 @@ def begin_run(run: Run, services: Services) -> bool:
     if status is not None and status.is_final and not _may_reopen(run, status, services):
         log.info("job is over already", status=status)
         # Sealed first: whoever dies in between must not report an end that is the backend's own.
-        runs.store.seal(run.job)
+        runs.store.mark_reported(run.job)
         runs.store.finish(run.job, End(status, {}))
-        runs.live.forget(run_member(run.job))
+        runs.heartbeats.remove(run_member(run.job))
         return False
-    runs.start(run)
-    runs.advance(run, "initialize", 100)
+    runs.mark_running(run)
+    runs.set_progress(run, "initialize", 100)
     return True
 
 

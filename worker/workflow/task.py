@@ -28,22 +28,22 @@ from worker.runs.heartbeat import run_member
 from worker.runs.keys import lock_key
 from worker.runs.model import (
     Acceptance,
-    Beginning,
+    ClaimStatus,
     Continue,
     End,
     Finish,
     Outcome,
-    Park,
-    PollAgain,
+    Reschedule,
     Run,
     Step,
+    Suspend,
 )
 from worker.runs.runs import Runs
 from worker.services import services
-from worker.workflow.dead_letters import keep_refused
+from worker.workflow.dead_letters import reject_message
 from worker.workflow.validation import (
     Arguments,
-    RefusedMessageError,
+    RejectedMessageError,
     arguments_of,
     check,
     parse,
@@ -54,13 +54,13 @@ log = structlog.get_logger(__name__)
 
 StepFunction = Callable[[Run], Outcome]
 
-BACKBONE_ERRORS: tuple[type[Exception], ...] = (RedisError, OperationalError)
+INFRASTRUCTURE_ERRORS: tuple[type[Exception], ...] = (RedisError, OperationalError)
 """Redis or the broker is away, full or read-only: says nothing about the run, so the message comes back."""
 
-LONGEST_USER_MESSAGE = 5_000
+MAX_USER_MESSAGE_CHARS = 5_000
 """Characters: it stands in Redis, events, log lines and the job's result. A plugin's error fits in whole."""
 
-LONGEST_WAIT_FOR_NEIGHBOUR = 3600.0
+MAX_DEPENDENCY_WAIT_SECONDS = 3600.0
 """Seconds for which a step comes back for a neighbour that is away."""
 
 
@@ -71,13 +71,13 @@ class StepTask(Task):
     # The contract's doors take what comes and refuse it by name; Celery's check would only fail the task.
     typing = False
     max_retries = None
-    Request = "worker.runs.publisher:QuietRequest"
+    Request = "worker.runs.publisher:RedactedRequest"
 
     transient: ClassVar[tuple[type[Exception], ...]] = ()
     """Errors of a neighbour that may pass: the step comes back later."""
 
     @staticmethod
-    def is_down(error: Exception) -> bool:  # noqa: ARG004 - for workflows to say
+    def is_unreachable(error: Exception) -> bool:  # noqa: ARG004 - for workflows to say
         """Whether the neighbour is away altogether: then the step comes back until it is there again."""
         return False
 
@@ -92,66 +92,66 @@ class StepTask(Task):
         """The runs of this process."""
         raise NotImplementedError
 
-    def carry_out(self, step: Step, job: str, function: StepFunction, *, part: str = "") -> None:
+    def run_step(self, step: Step, job: str, function: StepFunction, *, part: str = "") -> None:
         """Do `step` of the run of `job` by calling `function`."""
         generation = int(self.request.kwargs.get("generation", 0))
         name = f"{step.name}:{part}" if part else step.name
-        token = self.runs.leases.new_token()
+        token = self.runs.locks.new_token()
         redelivered = self.is_redelivered()
         with bound_contextvars(job=job, step=name):
             try:
-                begun = self.runs.store.begin(
-                    job, step, part, token, self.runs.leases.seconds, generation, redelivered
+                begun = self.runs.store.claim_step(
+                    job, step, part, token, self.runs.locks.seconds, generation, redelivered
                 )
-                match begun.beginning:
-                    case Beginning.LOCKED:
-                        self.come_back(1.0, redelivered=redelivered)
-                    case Beginning.REPUBLISH:
-                        self.come_back(0.5, generation=begun.generation, redelivered=False)
-                    case Beginning.OVER:
-                        self.runs.report_end(job)
+                match begun.status:
+                    case ClaimStatus.LOCKED:
+                        self.retry_later(1.0, redelivered=redelivered)
+                    case ClaimStatus.REPUBLISH:
+                        self.retry_later(0.5, generation=begun.generation, redelivered=False)
+                    case ClaimStatus.RUN_ENDED:
+                        self.runs.ensure_end_reported(job)
                         self._clean_up(job)
                 if begun.run is None:
                     return
 
                 def alive() -> None:
-                    self.runs.live.expect(run_member(job))
+                    self.runs.heartbeats.schedule(run_member(job))
 
                 alive()
-                with self.runs.leases.keep(lock_key(job, name), token, alive):
-                    if not (step.has_parts or begun.run.again):
-                        self.runs.events.log.say(job, f"Step {step.name}", "info")
-                    self._follow(step, name, begun.run, self._work(name, begun.run, function))
-            except BACKBONE_ERRORS as error:
+                with self.runs.locks.hold(lock_key(job, name), token, alive):
+                    if not (step.has_parts or begun.run.is_retry):
+                        self.runs.events.log.append(job, f"Step {step.name}", "info")
+                    self._apply(step, name, begun.run, self._call(name, begun.run, function))
+            except INFRASTRUCTURE_ERRORS as error:
                 log.warning("step comes back", error_type=type(error).__name__)
                 # As after a redelivery, nobody knows how far this one came.
-                self.come_back(1.0, redelivered=True)
+                self.retry_later(1.0, redelivered=True)
 
     def is_redelivered(self) -> bool:
         """Whether nobody knows how far this message's last delivery came."""
         by_broker = (self.request.delivery_info or {}).get("redelivered")
         return bool(by_broker or self.request.kwargs.get("redelivered"))
 
-    def after_end(self, job: str) -> None:
+    def on_message_after_end(self, job: str) -> None:
         """A step's message arrived after the run's end; a workflow may have something to clean up."""
 
     def _clean_up(self, job: str) -> None:
         try:
-            self.after_end(job)
-        except BACKBONE_ERRORS:
+            self.on_message_after_end(job)
+        except INFRASTRUCTURE_ERRORS:
             raise
         except self.transient as error:
-            self._wait_for_neighbour(error)
+            self._wait_for_dependency(error)
         except Exception as error:
             log.error(
                 "not cleaned up", error_type=type(error).__name__, error=clean(str(error)), exc_info=True
             )
 
-    def come_back(self, countdown: float, **changed: Any) -> NoReturn:
+    def retry_later(self, countdown: float, **changed: Any) -> NoReturn:
         """Deliver this message again after `countdown` seconds, with arguments `changed`."""
         kwargs = {**self.request.kwargs, **changed}
         try:
-            self.retry(kwargs=kwargs, countdown=min(countdown, self.runs.timing.longest_countdown))
+            self.retry(kwargs=kwargs, countdown=min(countdown, self.runs.timing.max_countdown))
         except Retry as again:
             # Without the error for which it comes back: monitors are shown the whole chain.
             raise again from None
@@ -160,30 +160,30 @@ class StepTask(Task):
             raise Reject(reject.reason, requeue=True) from None
         raise AssertionError("retry always raises")
 
-    def come_back_unbegun(self, job: str, countdown: float) -> NoReturn:
-        """Deliver this message again as it is. Quicker than `PollAgain`: many do so while few have a turn."""
+    def retry_unclaimed(self, job: str, countdown: float) -> NoReturn:
+        """Deliver this message again as it is. Quicker than `Reschedule`: many do so while few have a turn."""
         try:
-            self.runs.live.put_off(run_member(job), countdown)
-        except BACKBONE_ERRORS as error:
+            self.runs.heartbeats.extend(run_member(job), countdown)
+        except INFRASTRUCTURE_ERRORS as error:
             log.warning("step comes back", error_type=type(error).__name__)
-        self.come_back(countdown, redelivered=self.is_redelivered())
+        self.retry_later(countdown, redelivered=self.is_redelivered())
 
-    def _work(self, name: str, run: Run, function: StepFunction) -> Outcome:
+    def _call(self, name: str, run: Run, function: StepFunction) -> Outcome:
         try:
             return function(run)
-        except BACKBONE_ERRORS:
+        except INFRASTRUCTURE_ERRORS:
             raise
         except self.transient as error:
-            return self._wait_for_neighbour(error, name, run)
+            return self._wait_for_dependency(error, name, run)
         except Exception as error:
             message = user_message(error)
             log.error("step failed", error=message, error_type=type(error).__name__, exc_info=True)
             return Finish(JobStatus.FAILED, {"error": message})
 
-    def _wait_for_neighbour(self, error: Exception, name: str = "", run: Run | None = None) -> Finish:
+    def _wait_for_dependency(self, error: Exception, name: str = "", run: Run | None = None) -> Finish:
         attempt = int(self.request.kwargs.get("attempt", 0)) + 1
-        longest = self.runs.timing.longest_countdown
-        if self.is_down(error) or attempt * longest <= LONGEST_WAIT_FOR_NEIGHBOUR:
+        longest = self.runs.timing.max_countdown
+        if self.is_unreachable(error) or attempt * longest <= MAX_DEPENDENCY_WAIT_SECONDS:
             log.warning(
                 "neighbour away", error_type=type(error).__name__, error=clean(str(error)), attempt=attempt
             )
@@ -194,28 +194,28 @@ class StepTask(Task):
                     self.runs.events.message(run.job, why, level="warning")
                 # A neighbour that hangs holds the step for longer than the visibility timeout: the copies
                 # that were delivered meanwhile die, or there would be one more each time.
-                generation = self.runs.store.announce_poll(run.job, name, run.generation)
+                generation = self.runs.generations.advance(run.job, name, run.generation)
                 changed |= {"generation": generation, "redelivered": False}
-            self.come_back(min(0.5 * 2 ** min(attempt, 20), longest), **changed)
+            self.retry_later(min(0.5 * 2 ** min(attempt, 20), longest), **changed)
         return Finish(JobStatus.FAILED, {"error": user_message(error)})
 
-    def _follow(self, step: Step, name: str, run: Run, outcome: Outcome) -> None:
+    def _apply(self, step: Step, name: str, run: Run, outcome: Outcome) -> None:
         match outcome:
             case Continue():
                 kwargs = {"job": run.job, **outcome.kwargs}
                 queue = outcome.step.queue or run.queue
-                countdown = min(outcome.countdown, self.runs.timing.longest_countdown)
-                self.runs.live.expect(run_member(run.job), countdown)
-                self.runs.sender.send(outcome.step, queue, kwargs, countdown)
-            case PollAgain():
-                countdown = min(outcome.countdown, self.runs.timing.longest_countdown)
-                self.runs.live.expect(run_member(run.job), countdown)
-                following = self.runs.store.announce_poll(run.job, name, run.generation)
-                self.come_back(countdown, generation=following, attempt=0, redelivered=False)
+                countdown = min(outcome.countdown, self.runs.timing.max_countdown)
+                self.runs.heartbeats.schedule(run_member(run.job), countdown)
+                self.runs.publisher.publish(outcome.step, queue, kwargs, countdown)
+            case Reschedule():
+                countdown = min(outcome.countdown, self.runs.timing.max_countdown)
+                self.runs.heartbeats.schedule(run_member(run.job), countdown)
+                following = self.runs.generations.advance(run.job, name, run.generation)
+                self.retry_later(countdown, generation=following, attempt=0, redelivered=False)
             case Finish():
                 if self.runs.finish(run.job, End(outcome.status, outcome.result), step):
                     log.info("run ended", status=outcome.status, at=step.name)
-            case Park():
+            case Suspend():
                 pass
 
 
@@ -224,10 +224,10 @@ def user_message(error: Exception) -> str:
     text = clean(str(error))
     if not (isinstance(error, RuntimeError) and text):
         text = f"{type(error).__name__}: {text}".rstrip(": ")
-    return shorten(text, LONGEST_USER_MESSAGE)
+    return shorten(text, MAX_USER_MESSAGE_CHARS)
 
 
-MOST_LOOKS_AT_STORE = 60
+MAX_STORE_RETRIES = 60
 """Times that a message comes back for a plugin store that cannot be read."""
 
 
@@ -253,12 +253,12 @@ class WorkflowTask(StepTask):
         try:
             if self._arguments is not None:
                 check(self._arguments, args, kwargs)
-        except RefusedMessageError as refusal:
-            return self.refuse(args, kwargs, str(refusal))
+        except RejectedMessageError as refusal:
+            return self.reject(args, kwargs, str(refusal))
         return super().__call__(*args, **kwargs)
 
     @staticmethod
-    def is_down(error: Exception) -> bool:
+    def is_unreachable(error: Exception) -> bool:
         """A backend that is down does not fail a run, however long it is."""
         gateway_says_so = isinstance(error, ServerError) and error.status_code in (502, 503, 504)
         return gateway_says_so or isinstance(error, ClientConnectionError | ClientTimeoutError)
@@ -281,55 +281,55 @@ class WorkflowTask(StepTask):
         """
         try:
             message = parse(model, args, kwargs, services().store)
-            self._take_in(message, first)
-        except RefusedMessageError as refusal:
-            self.refuse(args, kwargs, str(refusal))
-        except BACKBONE_ERRORS as error:
+            self._accept(message, first)
+        except RejectedMessageError as refusal:
+            self.reject(args, kwargs, str(refusal))
+        except INFRASTRUCTURE_ERRORS as error:
             log.warning("message comes back", error_type=type(error).__name__)
-            self.come_back(1.0)
+            self.retry_later(1.0)
         except OSError as error:
-            if self.request.retries >= MOST_LOOKS_AT_STORE:
-                self.refuse(args, kwargs, f"the plugin store cannot be read ({type(error).__name__})")
+            if self.request.retries >= MAX_STORE_RETRIES:
+                self.reject(args, kwargs, f"the plugin store cannot be read ({type(error).__name__})")
                 return
             log.warning("plugin store away", error_type=type(error).__name__)
-            self.come_back(0.5 * 2 ** min(self.request.retries, 10))
+            self.retry_later(0.5 * 2 ** min(self.request.retries, 10))
         except Exception as error:
             log.error("message not taken in", error_type=type(error).__name__, exc_info=True)
-            self.refuse(args, kwargs, f"it could not be taken in ({type(error).__name__})")
+            self.reject(args, kwargs, f"it could not be taken in ({type(error).__name__})")
 
-    def _take_in(self, message: DeployMessage | ToTaskMessage, first: Step) -> None:
-        queue = _home_queue(message, (self.request.delivery_info or {}).get("routing_key"))
+    def _accept(self, message: DeployMessage | ToTaskMessage, first: Step) -> None:
+        queue = _run_queue(message, (self.request.delivery_info or {}).get("routing_key"))
         runs = self.runs
         acceptance = runs.store.accept(message, queue)
         if acceptance is Acceptance.STOPPED:
-            runs.report_end(message.job)
+            runs.ensure_end_reported(message.job)
             return
         # A second delivery may come from a worker that died right here, so the first step is sent again
         # while the run has not begun it. Another message of the same job may be of the other kind, whose
         # steps are none of this run.
         run = runs.store.load(message.job)
         if run.end is not None:
-            runs.report_end(message.job)
+            runs.ensure_end_reported(message.job)
         elif run.position < first.position and run.message.task == message.task:
-            self.taken_in(run.message)
-            runs.live.expect(run_member(message.job))
-            runs.sender.send(first, run.queue, {"job": message.job})
+            self.on_accepted(run.message)
+            runs.heartbeats.schedule(run_member(message.job))
+            runs.publisher.publish(first, run.queue, {"job": message.job})
         log.info("message taken in", job=message.job, plugin=message.plugin, acceptance=acceptance)
 
-    def taken_in(self, message: DeployMessage | ToTaskMessage) -> None:
+    def on_accepted(self, message: DeployMessage | ToTaskMessage) -> None:
         """The message is the run's that is about to begin; a workflow may have something to say of it."""
 
-    def refuse(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> None:
+    def reject(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> None:
         """Keep the message whole with the reason, and let its job end FAILED if it has no run."""
         log.warning("message refused", reason=reason, refused_job=readable_job(kwargs))
         try:
-            keep_refused(services(), self.name, [list(args), kwargs], kwargs, reason, self.request.id)
-        except BACKBONE_ERRORS as error:
+            reject_message(services(), self.name, [list(args), kwargs], kwargs, reason, self.request.id)
+        except INFRASTRUCTURE_ERRORS as error:
             log.warning("refusal comes back", error_type=type(error).__name__)
-            self.come_back(1.0)
+            self.retry_later(1.0)
 
 
-def _home_queue(message: DeployMessage | ToTaskMessage, routing_key: Any) -> str:
+def _run_queue(message: DeployMessage | ToTaskMessage, routing_key: Any) -> str:
     """Where the run's steps go: where its message came from, if that is one of the contract's queues.
 
     Who published says what the routing key is; the steps of a run must not go where nobody listens.

@@ -19,7 +19,7 @@ MAX_CHARS = 2_000
 """Of the text that says what is wrong with a message."""
 
 
-class RefusedMessageError(ValueError):
+class RejectedMessageError(ValueError):
     """A message that cannot be accepted; the text says why, without what the message holds."""
 
 
@@ -28,20 +28,20 @@ def parse(
 ) -> DeployMessage | ToTaskMessage:
     """Check a message and that its release and action exist; raises `RefusedMessageError`."""
     if args:
-        raise RefusedMessageError("arguments must be sent by name")
+        raise RejectedMessageError("arguments must be sent by name")
     try:
         message = model.model_validate(kwargs)
     except ValidationError as error:
-        raise RefusedMessageError(mistakes(error)) from None
+        raise RejectedMessageError(mistakes(error)) from None
     try:
         store.get(message.plugin).action(message.action)
     except PluginError as error:
-        raise RefusedMessageError(clean(str(error))) from None
+        raise RejectedMessageError(clean(str(error))) from None
     except OSError:
         raise  # The store is away, which says nothing about the message.
     except Exception as error:
         log.error("release not read", plugin=message.plugin, exc_info=True)
-        raise RefusedMessageError(clean(f"{type(error).__name__}: {error}")) from None
+        raise RejectedMessageError(clean(f"{type(error).__name__}: {error}")) from None
     return message
 
 
@@ -107,11 +107,11 @@ def arguments_of(function: Callable[..., Any]) -> type[Arguments] | None:
 def check(model: type[Arguments], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Raises `RefusedMessageError` when they are not those of the step."""
     if args:
-        raise RefusedMessageError("arguments must be sent by name")
+        raise RejectedMessageError("arguments must be sent by name")
     try:
         model.model_validate(kwargs)
     except ValidationError as error:
-        raise RefusedMessageError(mistakes(error)) from None
+        raise RejectedMessageError(mistakes(error)) from None
 
 
 def status_of(job: Mapping[str, Any]) -> JobStatus | None:

@@ -38,7 +38,7 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(command: list[str], server: RedisS
         runs = Runs(redis, RecordingSender(), Timing(60))
         message = DeployMessage.model_validate({"job": 42, "plugin": "digits@1.0.0", "agent": 1})
         runs.store.accept(message, "deploy")
-        runs.advance(runs.store.load("42"), "deploy", 30)
+        runs.set_progress(runs.store.load("42"), "deploy", 30)
         runs.events.message("42", "a line of the log")
     ours, theirs = pty.openpty()
     os.set_blocking(ours, False)

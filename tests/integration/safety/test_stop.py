@@ -8,7 +8,7 @@ import pytest
 from shared import StopMessage, ToTaskMessage
 from tests.integration.safety.proxy import Answer
 from tests.integration.safety.site import Site
-from worker.runs.keys import LIVE, stop_key
+from worker.runs.keys import HEARTBEATS_KEY, stop_key
 
 SOON = 2.0
 
@@ -92,8 +92,10 @@ def test_a_stop_of_a_run_that_waits_empties_its_room(site: Site) -> None:
         # Then the room is empty and forgotten: nobody waits, nobody polls, nobody watches over it
         site.wait(lambda: not list(site.redis.scan_iter("synapse:rooms:*:waiters")), "an empty room")
         ours = {f"run:{job}" for job in jobs}
-        site.wait(lambda: not ours & set(site.redis.zrange(LIVE, 0, -1)), "no run of these is watched")
-        site.wait(lambda: "room:" not in repr(site.redis.zrange(LIVE, 0, -1)), "no room is watched")
+        site.wait(
+            lambda: not ours & set(site.redis.zrange(HEARTBEATS_KEY, 0, -1)), "no run of these is watched"
+        )
+        site.wait(lambda: "room:" not in repr(site.redis.zrange(HEARTBEATS_KEY, 0, -1)), "no room is watched")
         site.wait(lambda: site.quiet(), "no poll is left")
     assert len(site.proxy.of("POST", "/plugins/echo")) == before + 1
     assert [site.finals(job) for job in jobs] == [["STOPPED"]] * 3

@@ -6,8 +6,8 @@ import zipfile
 from typing import Any
 
 import pytest
-
 from tests.unit.actions.test_serve_deployment import signed
+
 from tests.unit.platform.conftest import Service, service
 from worker.actions.models import ModelFileError, open_model
 from worker.platform import AuthenticationError, HTTPError

@@ -88,7 +88,7 @@ def test_job_of_a_rejected_message_fails_with_the_reason(redis: Any, sender: Rec
     ((_, letter),) = redis.xrange(DEAD_LETTERS)
     assert (letter["task"], letter["body"], letter["reason"]) == ("deploy", message.body, message.reason)
     (sent,) = sender.sent
-    assert sent.name == dead_letters.REFUSE_JOB.name
+    assert sent.name == dead_letters.FAIL_REJECTED_JOB.name
     assert sent.kwargs == {"job": "7", "reason": "embed is not a dict", "tenant": "t"}
 
 

@@ -38,8 +38,8 @@ class Terminal:
         message = DeployMessage.model_validate({"job": job, "plugin": "digits@1.0.0", "agent": 1})
         self.runs.store.accept(message, "deploy")
         if self.runs.store.load(job).end is None:
-            self.runs.start(self.runs.store.load(job))
-            self.runs.advance(self.runs.store.load(job), "deploy", 10)
+            self.runs.mark_running(self.runs.store.load(job))
+            self.runs.set_progress(self.runs.store.load(job), "deploy", 10)
 
     def given_end(self, job: str, status: JobStatus, error: str = "") -> None:
         self.given_run(job)
@@ -49,8 +49,8 @@ class Terminal:
         """A job that is FAILED because of a dead letter, whose id comes back."""
         letters = DeadLetters(self.redis)
         letters.add("deploy", [[], {"job": job, "plugin": "late@1", "agent": 1}, {}], reason)
-        letters.refusing(job)
-        letters.refused(job)
+        letters.start_rejecting(job)
+        letters.mark_rejected(job)
         return list(letters.all())[-1].id
 
 

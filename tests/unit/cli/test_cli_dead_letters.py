@@ -75,7 +75,7 @@ def test_a_replay_that_is_refused_again_is_told_to_whoever_watches(terminal: Ter
 def test_a_second_delivery_of_what_was_refused_before_does_not_take_a_replay_back(terminal: Terminal) -> None:
     letters = DeadLetters(terminal.redis)
     letters.add("deploy", [[], {"job": "7"}, {}], "no", message_id="1", job="7")
-    letters.refused("7")
+    letters.mark_rejected("7")
     letters.replay("7")
 
     letters.add("deploy", [[], {"job": "7"}, {}], "no", message_id="1", job="7")

@@ -54,7 +54,7 @@ def test_a_job_that_runs_is_followed_and_not_published_again(terminal: Terminal)
 
     def ends(*_: object, **options: object) -> object:
         terminal.runs.store.finish("7", End(JobStatus.SUCCEEDED, {}))
-        terminal.runs.events.log.settle("7")
+        terminal.runs.events.log.close_if_complete("7")
         return waited(**options)
 
     terminal.redis.pubsub = ends  # type: ignore[method-assign]

@@ -134,8 +134,8 @@ def test_a_replay_that_was_not_sent_does_not_open_its_job(
     # Given a job that is FAILED because of a dead letter
     letters = DeadLetters(fakeredis.FakeRedis(server=server, decode_responses=True))
     letters.add("deploy", [[], {"job": "5", "plugin": "a@1", "agent": 1}, {}], "unknown plugin")
-    letters.refusing("5")
-    letters.refused("5")
+    letters.start_rejecting("5")
+    letters.mark_rejected("5")
     (letter,) = letters.all()
 
     # When its replay does not reach the queue

@@ -17,7 +17,7 @@ from tests.unit.control.control_helpers import Backend, Door, FakeServices
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.platform import NotFoundError, ServerError
 from worker.runs import reporter
-from worker.runs.keys import LIVE, lock_key
+from worker.runs.keys import HEARTBEATS_KEY, lock_key
 from worker.runs.model import End
 from worker.workflow.dead_letters import DeadLetters
 from worker.workflow.intake import begin_run
@@ -85,7 +85,7 @@ def test_message_with_half_a_character_is_kept(door: Door, redis: FakeRedis) -> 
 def test_accepted_message_is_expected_to_give_signs_of_life(door: Door, redis: FakeRedis) -> None:
     door.deliver("test.deploy", **MESSAGE)
 
-    assert redis.zrange(LIVE, 0, -1) == ["run:42"]
+    assert redis.zrange(HEARTBEATS_KEY, 0, -1) == ["run:42"]
 
 
 def test_entry_delivered_twice_sends_the_first_step_again_while_it_has_not_begun(
@@ -103,7 +103,7 @@ def test_entry_delivered_twice_starts_nothing_once_the_run_has_begun(
     from worker.runs.model import Step
 
     door.deliver("test.deploy", **MESSAGE)
-    services.runs.store.begin("42", Step("deploy.initialize", 10), "", "me", 5, 0, False)
+    services.runs.store.claim_step("42", Step("deploy.initialize", 10), "", "me", 5, 0, False)
     door.deliver("test.deploy", **MESSAGE)
 
     assert len(sender.of("deploy.initialize")) == 1
@@ -179,7 +179,7 @@ def test_stop_that_came_first_ends_the_run_and_reports_it(
     door.deliver("stop", job=42)
     door.deliver("test.deploy", **MESSAGE)
 
-    assert services.runs.store.is_over("42")
+    assert services.runs.store.has_ended("42")
     assert [sent.name for sent in sender.sent] == ["runs.report"]
 
 
@@ -356,7 +356,7 @@ def test_copies_of_a_report_that_came_while_the_backend_hung_do_not_multiply(
 ) -> None:
     # Given a report that the backend does not take, and a copy that was delivered meanwhile
     door.deliver("test.deploy", **MESSAGE)
-    services.runs.report_due("42")
+    services.runs.schedule_report("42")
     if ended:
         services.runs.finish("42", End(JobStatus.SUCCEEDED, {"serve_application": 1}))
     backend.patch_error = ServerError()
@@ -376,8 +376,8 @@ def test_a_report_whose_successor_never_went_out_goes_on_when_it_is_delivered_ag
     door: Door, backend: Backend, services: FakeServices
 ) -> None:
     door.deliver("test.deploy", **MESSAGE)
-    services.runs.report_due("42")
-    services.runs.store.announce_poll("42", "runs.report", 0)  # and here its worker died
+    services.runs.schedule_report("42")
+    services.runs.generations.advance("42", "runs.report", 0)  # and here its worker died
 
     assert door.deliver("runs.report", job="42", redelivered=True).ended in ("acknowledged", "again")
     assert len(backend.patches) == 1
@@ -390,10 +390,10 @@ def test_a_redelivered_report_that_has_to_wait_goes_on_after_it(
     # Given a report whose worker died after it announced the next one, soon after a PATCH
     door.deliver("test.deploy", **MESSAGE)
     run = services.runs.store.load("42")
-    services.runs.start(run)
+    services.runs.mark_running(run)
     door.deliver("runs.report", job="42")
-    services.runs.advance(run, "deploy", 50)
-    services.runs.store.announce_poll("42", "runs.report", 0)
+    services.runs.set_progress(run, "deploy", 50)
+    services.runs.generations.advance("42", "runs.report", 0)
     if locked:
         redis.set(lock_key("42", "runs.report"), "the dead one's")
 
@@ -412,8 +412,8 @@ def test_a_new_report_of_a_run_is_not_taken_for_an_old_copy(
     door: Door, services: FakeServices, sender: RecordingSender
 ) -> None:
     door.deliver("test.deploy", **MESSAGE)
-    services.runs.store.announce_poll("42", "runs.report", 0)
-    services.runs.send_report("42")
+    services.runs.generations.advance("42", "runs.report", 0)
+    services.runs.publish_report("42")
     assert sender.of("runs.report")[-1].kwargs == {"job": "42", "generation": 1}
 
 
@@ -447,16 +447,16 @@ def test_refused_job_is_forgotten_with_its_last_letter(redis: FakeRedis) -> None
     letters = DeadLetters(redis)
     for kwargs in ({"job": 42}, {"job": "42", "agent": 1}, {"job": 7}):
         letters.add("deploy", [[], kwargs], "wrong")
-        letters.refused(str(kwargs["job"]))
+        letters.mark_rejected(str(kwargs["job"]))
     first, second, _ = letters.all()
 
     # Then the job may be opened while there is a letter of it
     assert letters.drop(first.id)
-    assert letters.is_refused("42")
+    assert letters.is_rejected("42")
     assert letters.drop(second.id)
     assert not letters.drop(second.id)
-    assert not letters.is_refused("42")
-    assert letters.is_refused("7")
+    assert not letters.is_rejected("42")
+    assert letters.is_rejected("7")
 
 
 def test_replayed_job_is_not_forgotten_with_its_letter(door: Door, redis: FakeRedis) -> None:
@@ -511,7 +511,7 @@ def test_job_that_is_over_in_the_backend_starts_nothing(
     assert not begun(door, services)
     assert sender.of("runs.report") == []
     assert services.redis.hget(job_key("42"), "status") == status
-    assert services.redis.zcard(LIVE) == 0
+    assert services.redis.zcard(HEARTBEATS_KEY) == 0
 
 
 def test_job_that_is_over_starts_nothing_also_at_the_second_look(
@@ -520,7 +520,7 @@ def test_job_that_is_over_starts_nothing_also_at_the_second_look(
     backend.status = "STOPPED"
     door.deliver("test.deploy", **MESSAGE)
 
-    assert not begin_run(replace(services.runs.store.load("42"), again=True), services)
+    assert not begin_run(replace(services.runs.store.load("42"), is_retry=True), services)
 
 
 @pytest.mark.parametrize("status", ["PENDING", "RUNNING"])
@@ -544,7 +544,7 @@ def test_job_is_running_although_the_first_report_was_never_published(
     sender.broken = False
 
     # When it is delivered again
-    assert begin_run(replace(services.runs.store.load("42"), again=True), services)
+    assert begin_run(replace(services.runs.store.load("42"), is_retry=True), services)
 
     # Then the report is out, at once
     assert len(sender.of("runs.report")) == 1
@@ -592,7 +592,7 @@ def test_report_whose_sender_was_suspended_and_replaced_says_nothing_after_the_e
     # Given a report whose sender is suspended until another has reported the end
     begun(door, services)
     runs = services.runs
-    runs.report_due("42")
+    runs.schedule_report("42")
     if end is not None:
         runs.finish("42", end)
     snapshot = runs.progress.snapshot
@@ -602,7 +602,7 @@ def test_report_whose_sender_was_suspended_and_replaced_says_nothing_after_the_e
         found = snapshot(*args, **options)
         redis.set(lock_key("42", "runs.report"), "another")
         runs.finish("42", End(JobStatus.SUCCEEDED, {}))
-        reporter.report("42", runs, backend)
+        reporter.report_run("42", runs, backend)
         redis.delete(lock_key("42", "runs.report"))
         return found
 
@@ -647,7 +647,7 @@ def test_report_on_its_way_is_a_sign_of_life(
     door.deliver("runs.report", job="42", attempt=9)
     clock.forward(60)
 
-    assert services.runs.live.overdue() == []
+    assert services.runs.heartbeats.overdue() == []
 
 
 def test_report_comes_back_when_redis_is_away(
@@ -658,7 +658,7 @@ def test_report_comes_back_when_redis_is_away(
     def away(*_: Any) -> bool:
         raise RedisConnectionError("away")
 
-    monkeypatch.setattr(services.runs.store, "is_sealed", away)
+    monkeypatch.setattr(services.runs.store, "is_reported", away)
 
     assert door.deliver("runs.report", job="42").ended == "again"
 
@@ -699,7 +699,7 @@ def test_stop_whose_job_is_taken_in_meanwhile_ends_it_once(
 
     # Then the backend is told once
     assert [patch["status"] for patch in backend.patches] == [JobStatus.STOPPED]
-    assert services.runs.store.is_sealed("42")
+    assert services.runs.store.is_reported("42")
 
 
 def test_stop_over_which_a_worker_died_is_carried_out_when_its_lock_is_free(
@@ -707,7 +707,7 @@ def test_stop_over_which_a_worker_died_is_carried_out_when_its_lock_is_free(
 ) -> None:
     # Given a stop that is delivered again at once, as RabbitMQ does, while the dead worker's lock still holds
     key, token = lock_key("42", "runs.report"), "of-the-dead"
-    assert services.runs.leases.take(key, token)
+    assert services.runs.locks.acquire(key, token)
     again = door.deliver("stop", job=42)
     assert again.ended == "again"
     assert backend.patches == []

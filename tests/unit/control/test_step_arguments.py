@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 
 from shared.messages import Job
-from worker.pre_processor.waitlist import RoomKey
-from worker.workflow.validation import Count, RefusedMessageError, arguments_of, check
+from worker.pre_processor.waitlist import WaitlistKey
+from worker.workflow.validation import Count, RejectedMessageError, arguments_of, check
 
 
 def chunk_step(job: Job, chunk: Count, **_: Any) -> None: ...
 
 
-def poll(room: RoomKey, generation: int, attempt: int = 0) -> None: ...
+def poll(room: WaitlistKey, generation: int, attempt: int = 0) -> None: ...
 
 
 def door(*args: Any, **kwargs: Any) -> None: ...
@@ -50,7 +50,7 @@ def test_others_are_refused_with_a_reason_that_shows_none_of_them(
 ) -> None:
     model = arguments_of(step)
     assert model is not None
-    with pytest.raises(RefusedMessageError, match=reason) as caught:
+    with pytest.raises(RejectedMessageError, match=reason) as caught:
         check(model, (), kwargs)
     assert "a/b" not in str(caught.value)
 
@@ -58,7 +58,7 @@ def test_others_are_refused_with_a_reason_that_shows_none_of_them(
 def test_arguments_without_names_are_refused() -> None:
     model = arguments_of(chunk_step)
     assert model is not None
-    with pytest.raises(RefusedMessageError, match="by name"):
+    with pytest.raises(RejectedMessageError, match="by name"):
         check(model, ("1", 0), {})
 
 

@@ -8,11 +8,11 @@ from shared.statuses import JobStatus
 from tests.unit.deploy.deploy_helpers import PLAN, Yard
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy.plan import REGISTER
-from worker.deploy.register import POSTED, register
+from worker.deploy.register import POST_ATTEMPTS, register
 from worker.platform import ClientConnectionError, ClientTimeoutError, MalformedResponseError, ServerError
-from worker.pre_processor.waitlist import AWAIT_READY, Room, RoomName
+from worker.pre_processor.waitlist import AWAIT_READY, Waitlist, WaitlistName
 from worker.runs.keys import lock_key, run_key
-from worker.runs.model import Finish, Outcome, PollAgain
+from worker.runs.model import Finish, Outcome, Reschedule
 
 
 def tell(yard: Yard) -> Outcome:
@@ -58,7 +58,7 @@ def test_a_post_that_did_nothing_is_made_again(yard: Yard) -> None:
 
 def test_after_a_malformed_answer_the_record_is_looked_for(yard: Yard) -> None:
     yard.api.lost = MalformedResponseError()
-    assert isinstance(tell(yard), PollAgain)
+    assert isinstance(tell(yard), Reschedule)
     assert tell(yard) == Finish(JobStatus.SUCCEEDED, {"serve_application": 900})
 
 
@@ -70,7 +70,7 @@ def test_what_is_no_id_is_a_malformed_answer(
     monkeypatch.setattr(yard.api, "create_serve_application", lambda **_: {"id": identifier})
 
     # When the application is registered, then the record is looked for, as after any answer that says nothing
-    assert isinstance(tell(yard), PollAgain)
+    assert isinstance(tell(yard), Reschedule)
 
 
 def test_a_redis_that_came_back_from_an_older_file_does_not_lead_to_a_second_record(yard: Yard) -> None:
@@ -105,8 +105,8 @@ def test_who_was_suspended_before_the_post_and_lost_the_step_to_another_posts_no
     monkeypatch.setattr(yard.api, "list_serve_applications", slow)
 
     # When it goes on
-    yard.runs.store.note("42", POSTED, 1)
-    assert isinstance(tell(yard), PollAgain)
+    yard.runs.store.note("42", POST_ATTEMPTS, 1)
+    assert isinstance(tell(yard), Reschedule)
 
     # Then it posts nothing, and finds that record when it comes back
     assert len(yard.api.records) == 1
@@ -116,8 +116,8 @@ def test_who_was_suspended_before_the_post_and_lost_the_step_to_another_posts_no
 def test_answers_that_stay_malformed_end_the_run(yard: Yard) -> None:
     yard.api.refused = MalformedResponseError()
     for _ in range(4):
-        assert isinstance(tell(yard), PollAgain)
-    assert isinstance(tell(yard), PollAgain)
+        assert isinstance(tell(yard), Reschedule)
+    assert isinstance(tell(yard), Reschedule)
     with pytest.raises(MalformedResponseError):
         tell(yard)
 
@@ -126,7 +126,7 @@ def test_a_list_that_stays_malformed_after_a_malformed_answer_is_waited_for_as_a
     yard: Yard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     yard.api.lost = MalformedResponseError()
-    assert isinstance(tell(yard), PollAgain)
+    assert isinstance(tell(yard), Reschedule)
 
     def malformed(**_: object) -> dict[str, Any]:
         raise MalformedResponseError()
@@ -138,8 +138,8 @@ def test_a_list_that_stays_malformed_after_a_malformed_answer_is_waited_for_as_a
 
 
 def test_who_waits_for_the_pre_processor_is_woken(yard: Yard, sender: RecordingSender) -> None:
-    name = RoomName("", 1, "digits", "1.0.0")
-    Room(yard.runs.redis, name).join("7", 60)
+    name = WaitlistName("", 1, "digits", "1.0.0")
+    Waitlist(yard.runs.redis, name).join("7", 60)
     tell(yard)
     woken = sender.of(AWAIT_READY.name)
     assert [sent.kwargs for sent in woken] == [{"room": name.key, "generation": 2}]

@@ -9,10 +9,10 @@ from tests.unit.conftest import Clock
 from tests.unit.deploy.deploy_helpers import APP, DEPLOYING, FAILED, PLAN, RUNNING, Yard
 from worker.deploy.cluster import ServeState, read_state
 from worker.deploy.plan import AWAIT_RUNNING, REGISTER, SERVE_RUN
-from worker.deploy.serve import await_running, clean_after_end, countdown, serve_run
+from worker.deploy.serve import await_running, poll_countdown, remove_after_stop, serve_run
 from worker.plugins import PluginCallError, PluginHostUnavailableError
-from worker.runs.model import Continue, End, Outcome, PollAgain, Step
-from worker.runs.reporter import stop
+from worker.runs.model import Continue, End, Outcome, Reschedule, Step
+from worker.runs.reporter import stop_run
 
 OTHER = ServeState(True, "running", "RUNNING", "", frozenset({"d0"}))
 
@@ -27,7 +27,7 @@ def look(yard: Yard, job: str = "42") -> Outcome:
 
 
 def clean(yard: Yard, job: str = "42") -> None:
-    clean_after_end(job, yard.services, yard.cluster)
+    remove_after_stop(job, yard.services, yard.cluster)
 
 
 def test_the_application_is_submitted_once_and_waited_for(yard: Yard) -> None:
@@ -36,7 +36,7 @@ def test_the_application_is_submitted_once_and_waited_for(yard: Yard) -> None:
     assert yard.host.calls == ["submit"]
     assert "replaced in place" in yard.told()
     again = look(yard)
-    assert isinstance(again, PollAgain)
+    assert isinstance(again, Reschedule)
     assert again.countdown <= 1
     yard.cluster.here = RUNNING
     assert look(yard) == Continue(REGISTER)
@@ -137,7 +137,7 @@ def test_the_time_is_up(yard: Yard, clock: Clock) -> None:
     yard.cluster.here = replace(DEPLOYING, reason="no node has 64 CPUs")
     clock.forward(599)
     again = look(yard)
-    assert isinstance(again, PollAgain)
+    assert isinstance(again, Reschedule)
     assert again.countdown < 1.1
     clock.forward(2)
     with pytest.raises(RuntimeError) as failure:
@@ -149,7 +149,7 @@ def test_the_time_is_up(yard: Yard, clock: Clock) -> None:
 def test_a_cluster_that_is_away_is_waited_for_until_the_time_is_up(yard: Yard, clock: Clock) -> None:
     submit(yard)
     yard.cluster.broken = PluginHostUnavailableError("Ray is away")
-    assert isinstance(look(yard), PollAgain)
+    assert isinstance(look(yard), Reschedule)
     clock.forward(601)
     with pytest.raises(RuntimeError, match="did not run within 600 s: Ray is away"):
         look(yard)
@@ -163,7 +163,7 @@ def test_an_application_that_is_no_longer_ours_ends_the_run(
 ) -> None:
     submit(yard)
     yard.cluster.here = state
-    assert isinstance(look(yard), PollAgain)
+    assert isinstance(look(yard), Reschedule)
     clock.forward(11)
     with pytest.raises(RuntimeError, match=words):
         look(yard)
@@ -178,12 +178,12 @@ def test_an_application_that_vanishes_for_a_moment_is_waited_for(yard: Yard, clo
     look(yard)
     clock.forward(60)
     yard.cluster.here = ServeState()
-    assert isinstance(look(yard), PollAgain)
+    assert isinstance(look(yard), Reschedule)
 
 
 def test_a_stopped_run_takes_its_half_started_application_away(yard: Yard) -> None:
     submit(yard)
-    stop("42", yard.runs)
+    stop_run("42", yard.runs)
     clean(yard)
     clean(yard)
     assert yard.cluster.removed == [APP]
@@ -193,7 +193,7 @@ def test_a_stopped_run_takes_its_half_started_application_away(yard: Yard) -> No
 def test_a_stopped_run_leaves_what_was_there_before(yard: Yard, before: ServeState) -> None:
     yard.cluster.here = before
     submit(yard)
-    stop("42", yard.runs)
+    stop_run("42", yard.runs)
     clean(yard)
     assert yard.cluster.removed == []
 
@@ -201,13 +201,13 @@ def test_a_stopped_run_leaves_what_was_there_before(yard: Yard, before: ServeSta
 def test_a_stopped_run_leaves_what_runs(yard: Yard) -> None:
     submit(yard)
     yard.cluster.here = RUNNING
-    stop("42", yard.runs)
+    stop_run("42", yard.runs)
     clean(yard)
     assert yard.cluster.removed == []
 
 
 def test_a_stop_before_the_submission_or_of_an_unknown_job_is_nothing(yard: Yard) -> None:
-    stop("42", yard.runs)
+    stop_run("42", yard.runs)
     clean(yard)
     clean(yard, "unknown")
     assert yard.cluster.removed == []
@@ -218,7 +218,7 @@ def test_a_stopped_run_leaves_what_another_run_waits_for_and_that_one_cleans_up(
     yard.accept("43")
     submit(yard, "43")
     assert yard.host.calls == ["submit"]
-    stop("42", yard.runs)
+    stop_run("42", yard.runs)
     clean(yard)
     assert yard.cluster.removed == []
     yard.cluster.here = FAILED
@@ -234,7 +234,7 @@ def test_a_stopped_run_leaves_what_the_run_before_it_waits_for(yard: Yard) -> No
     submit(yard, "43")
 
     # When the second is stopped
-    stop("43", yard.runs)
+    stop_run("43", yard.runs)
     clean(yard, "43")
 
     # Then the first still has what it waits for, and takes it away when it fails
@@ -299,7 +299,7 @@ def test_a_stopped_run_leaves_what_has_run_and_starts_again(yard: Yard) -> None:
     # When a run that deploys the same is stopped
     yard.accept("43")
     submit(yard, "43")
-    stop("43", yard.runs)
+    stop_run("43", yard.runs)
     clean(yard, "43")
 
     # Then the application stays
@@ -312,7 +312,7 @@ def test_what_never_ran_is_removed_although_it_took_the_place_of_something_that_
     yard.cluster.here = ServeState()
     submit(yard, "41")
     yard.cluster.here = replace(DEPLOYING, digests=frozenset({"d0"}))
-    stop("41", yard.runs)
+    stop_run("41", yard.runs)
     submit(yard)
 
     # When that one does not start either
@@ -326,7 +326,7 @@ def test_what_never_ran_is_removed_although_it_took_the_place_of_something_that_
 
 def test_cleaning_up_after_a_stop_waits_for_the_cluster(yard: Yard) -> None:
     submit(yard)
-    stop("42", yard.runs)
+    stop_run("42", yard.runs)
     yard.cluster.broken = PluginHostUnavailableError("away")
     with pytest.raises(PluginHostUnavailableError):
         clean(yard)
@@ -336,7 +336,7 @@ def test_cleaning_up_after_a_stop_waits_for_the_cluster(yard: Yard) -> None:
 
 
 def test_the_wait_starts_below_a_second_and_grows_to_five() -> None:
-    waits = [countdown(elapsed) for elapsed in (0, 1, 2, 4, 8, 20, 600)]
+    waits = [poll_countdown(elapsed) for elapsed in (0, 1, 2, 4, 8, 20, 600)]
     assert waits[0] == 0.3
     assert waits == sorted(waits)
     assert waits[-1] == 5
@@ -360,10 +360,10 @@ def test_a_state_is_read_from_serves_details() -> None:
     state = read_state(details)
     assert (state.exists, state.bucket, state.status) == (True, "failed", "DEPLOY_FAILED")
     assert "no weights" in state.reason
-    assert state.is_of("d1")
-    assert not state.is_of("d2")
-    assert read_state({"status": "DEPLOYING", "deployments": {}}).is_of("d1")
-    assert not ServeState().is_of("d1")
+    assert state.has_digest("d1")
+    assert not state.has_digest("d2")
+    assert read_state({"status": "DEPLOYING", "deployments": {}}).has_digest("d1")
+    assert not ServeState().has_digest("d1")
     assert read_state({**details, "status": "DELETING"}) == ServeState()
 
 
@@ -379,7 +379,7 @@ def test_a_late_second_delivery_of_a_submission_leaves_what_has_run_meanwhile(ya
     # When the first is delivered again as the replicas start anew, and is stopped
     yard.cluster.here = DEPLOYING
     submit(yard)
-    stop("42", yard.runs)
+    stop_run("42", yard.runs)
     clean(yard)
 
     # Then the application stays

@@ -6,10 +6,10 @@ from shared.channels import logs_channel, logs_history
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.unit.logs.logs_helpers import Log
-from worker.lua import Scripts
 from worker.runs.events import DAY_SECONDS, log_args, log_keys, log_state_key
 from worker.runs.model import End
 from worker.runs.runs import Runs
+from worker.runs.scripts import run_scripts
 
 RAY = "raysubmit_1"
 
@@ -49,7 +49,7 @@ def test_secret_in_a_message_does_not_reach_the_log(run: Runs, log: Log) -> None
 
 
 def test_message_of_an_unknown_run_leaves_nothing(runs: Runs, log: Log, redis: FakeRedis) -> None:
-    runs.events.log.say("42", "hello", "info")
+    runs.events.log.append("42", "hello", "info")
 
     assert not redis.exists(log_state_key("42"))
     assert log.history() == []
@@ -58,7 +58,7 @@ def test_message_of_an_unknown_run_leaves_nothing(runs: Runs, log: Log, redis: F
 def test_log_ends_with_the_run_where_nothing_else_is_followed(run: Runs, log: Log) -> None:
     run.events.message("42", "hello")
     run.finish("42", End(JobStatus.FAILED, {"error": "out of memory"}))
-    run.report_end("42")
+    run.ensure_end_reported("42")
 
     assert log.lines() == ["hello", "FAILED out of memory"]
     assert log.end()["reason"] == "ended"
@@ -134,7 +134,7 @@ def test_log_that_was_over_before_its_run_came_goes_on_with_the_run(runs: Runs, 
 
     # When the run's own message comes after all
     runs.redis.hset("synapse:jobs:{42}:run", mapping={"message": "{}", "queue": "deploy", "position": 0})
-    runs.events.log.say("42", "a run", "info")
+    runs.events.log.append("42", "a run", "info")
 
     # Then it is in the log, which is not over
     assert log.lines() == ["early", "a run"]
@@ -232,7 +232,7 @@ def test_log_that_outlives_its_reported_run_does_not_expire_before_its_end(
     log.book(RAY)
     log.begin(RAY, "1")
     run.finish("42", End(JobStatus.SUCCEEDED, {}))
-    run.store.seal("42")
+    run.store.mark_reported("42")
     assert redis.ttl(log_state_key("42")) == -1
 
     log.add(RAY, "1", 0, "one")
@@ -256,7 +256,7 @@ def test_lines_of_many_logs_go_in_by_one_call_and_a_broken_one_does_not_hold_up_
     keys = [key for log in logs for key in log_keys(log.job)]
     told = [part for log in logs for part in (logs_channel(log.job), RAY, 1, 0, 2, "one", "two")]
     relay = log_args("relay", "", "now", "info", 1000, 10**6, *told)
-    answers = Scripts(redis, "worker.runs").run("log", keys, *relay)
+    answers = run_scripts(redis).run("log", keys, *relay)
 
     # Then each log has its own answer
     assert "WRONGTYPE" in answers[0]
@@ -277,7 +277,7 @@ def test_log_that_is_gone_on_with_by_a_later_run_lives_as_long_as_that(
     # When the run says something
     message = DeployMessage.model_validate({"job": 42, "plugin": "digits@1.0.0", "agent": 1})
     runs.store.accept(message, "deploy")
-    runs.events.log.say("42", "it begins", "info")
+    runs.events.log.append("42", "it begins", "info")
 
     # Then the log stays until that is over, too
     assert (redis.ttl(log_state_key("42")), redis.ttl(logs_history("42"))) == (-1, -1)

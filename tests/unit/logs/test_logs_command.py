@@ -31,7 +31,7 @@ def told(run: Runs, log: Log) -> Runs:
     run.events.message("42", "hello")
     log.add(RAY, "1", 0, "\x1b[31m빨강\x1b[0m", "10 %\r20 %")
     log.close(RAY, "1")
-    run.advance(run.store.load("42"), "deploy", 50)
+    run.set_progress(run.store.load("42"), "deploy", 50)
     run.finish("42", End(JobStatus.SUCCEEDED, {}))
     return run
 

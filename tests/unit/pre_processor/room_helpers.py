@@ -13,15 +13,15 @@ from tests.unit.runs.runs_helpers import RecordingSender
 from worker.pre_processor import dispatch as detection
 from worker.pre_processor import poll as waiting
 from worker.pre_processor.dispatch import dispatch
-from worker.pre_processor.poll import Again
-from worker.pre_processor.waitlist import AWAIT_READY, DETECT, DISPATCH, Room, RoomName
+from worker.pre_processor.poll import NextPoll
+from worker.pre_processor.waitlist import AWAIT_READY, DETECT, DISPATCH, Waitlist, WaitlistName
 from worker.runs.keys import lock_key
-from worker.runs.model import Beginning, End, Finish, Outcome, Run, Step
+from worker.runs.model import ClaimStatus, End, Finish, Outcome, Run, Step
 from worker.runs.runs import Runs, Timing
 from worker.settings import Settings
 from worker.workflow.task import user_message
 
-NAME = RoomName("", 1, "digits", "1.0.0")
+NAME = WaitlistName("", 1, "digits", "1.0.0")
 PARAMS = {"name": "n", "project": 1, "agent": 1, "method": "inference", "pre_processor": 7, "model": 3}
 
 
@@ -91,7 +91,7 @@ class Hall:
     def __init__(self, services: FakeServices, sender: RecordingSender) -> None:
         self.services, self.sender = services, sender
         self.runs, self.api = services.runs, services.api
-        self.room = Room(services.redis, NAME)
+        self.room = Waitlist(services.redis, NAME)
 
     def enter(self, job: str) -> None:
         """A run is taken in and looks for its pre-processor."""
@@ -108,10 +108,10 @@ class Hall:
 
     def step(self, step: Step, job: str, function: Callable[..., Outcome], generation: int = 0) -> Any:
         """What a worker does with a step's message, without Celery: None when it drops out."""
-        token = self.runs.leases.new_token()
-        begun = self.runs.store.begin(job, step, "", token, 30.0, generation, False)
+        token = self.runs.locks.new_token()
+        begun = self.runs.store.claim_step(job, step, "", token, 30.0, generation, False)
         if begun.run is None:
-            assert begun.beginning is not Beginning.LOCKED
+            assert begun.status is not ClaimStatus.LOCKED
             return None
         try:
             outcome: Any = function(begun.run, self.services)
@@ -122,11 +122,11 @@ class Hall:
             self.services.redis.delete(lock_key(job, step.name))
         return outcome
 
-    def poll(self, generation: int | None = None, *, redelivered: bool = False) -> Again | None:
+    def poll(self, generation: int | None = None, *, redelivered: bool = False) -> NextPoll | None:
         """The newest poll that was sent, or the one of `generation`."""
         if generation is None:
             generation = self.sender.of(AWAIT_READY.name)[-1].kwargs["generation"]
-        return waiting.poll(NAME.key, generation, self.services, redelivered=redelivered, attempt=0)
+        return waiting.await_ready(NAME.key, generation, self.services, redelivered=redelivered, attempt=0)
 
     def run(self, job: str) -> Run:
         return self.runs.store.load(job)

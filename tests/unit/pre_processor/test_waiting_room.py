@@ -18,22 +18,22 @@ from worker.platform import (
     ServerError,
     ValidationError,
 )
+from worker.pre_processor import decision as errors
 from worker.pre_processor import dispatch as detection
-from worker.pre_processor import dispatch as errors
 from worker.pre_processor.dispatch import dispatch
+from worker.pre_processor.poll import poll_backoff
 from worker.pre_processor.waitlist import (
     AWAIT_READY,
     DETECT,
     DISPATCH,
-    READY,
-    RoomName,
-    ramp,
-    recover_room,
+    FETCH_TASKS,
+    WaitlistName,
+    recover_waitlist,
     wake,
 )
-from worker.runs.keys import LIVE, lock_key
-from worker.runs.model import Continue, End, Finish, Park, PollAgain, Run
-from worker.runs.reporter import stop
+from worker.runs.keys import HEARTBEATS_KEY, lock_key
+from worker.runs.model import Continue, End, Finish, Reschedule, Run, Suspend
+from worker.runs.reporter import stop_run
 from worker.runs.runs import Timing
 from worker.services import Services
 
@@ -41,7 +41,7 @@ from worker.services import Services
 def test_a_running_pre_processor_is_not_waited_for(hall: Hall, api: FakeBackend) -> None:
     api.runs_now()
     hall.accept("1")
-    assert hall.step(DETECT, "1", detection.detect) == Continue(READY)
+    assert hall.step(DETECT, "1", detection.detect) == Continue(FETCH_TASKS)
     expected = {"code": "digits", "version": "1.0.0", "config": api.release["config"], "agent": 1}
     assert hall.run("1").findings["pre_processor"] == expected
 
@@ -73,7 +73,7 @@ def test_a_release_that_cannot_be_deployed_ends_the_run(
 
 def test_from_dispatch_to_ready(hall: Hall, api: FakeBackend, sender: RecordingSender) -> None:
     hall.enter("1")
-    assert hall.wait("1") == Park()
+    assert hall.wait("1") == Suspend()
     body = {
         "agent": 1,
         "action": "deployment",
@@ -91,7 +91,7 @@ def test_from_dispatch_to_ready(hall: Hall, api: FakeBackend, sender: RecordingS
     assert hall.poll(2) is None
     assert hall.sent_on() == ["1"]
     assert hall.waiting() == []
-    assert hall.services.redis.zscore(LIVE, NAME.member) is None
+    assert hall.services.redis.zscore(HEARTBEATS_KEY, NAME.member) is None
 
 
 def test_a_hundred_at_once_dispatch_once(hall: Hall, api: FakeBackend, sender: RecordingSender) -> None:
@@ -109,7 +109,7 @@ def test_a_hundred_at_once_dispatch_once(hall: Hall, api: FakeBackend, sender: R
 
 
 def test_a_crowd_leaves_in_turns(hall: Hall, api: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.pre_processor.poll.BATCH", 2)
+    monkeypatch.setattr("worker.pre_processor.poll.MAX_WAITERS_PER_POLL", 2)
     for job in "123":
         hall.enter(job)
         hall.wait(job)
@@ -125,7 +125,7 @@ def test_a_crowd_leaves_in_turns(hall: Hall, api: FakeBackend, monkeypatch: pyte
 def test_one_that_came_up_since_the_first_look_is_not_dispatched(hall: Hall, api: FakeBackend) -> None:
     hall.enter("1")
     api.runs_now()
-    assert hall.wait("1") == Park()
+    assert hall.wait("1") == Suspend()
     assert api.dispatched == []
     assert hall.poll() is None
     assert hall.sent_on() == ["1"]
@@ -134,10 +134,10 @@ def test_one_that_came_up_since_the_first_look_is_not_dispatched(hall: Hall, api
 def test_without_a_look_nothing_is_dispatched(hall: Hall, api: FakeBackend) -> None:
     hall.enter("1")
     api.broken["list_serve_applications"] = ServerError()
-    assert isinstance(hall.wait("1"), PollAgain)
+    assert isinstance(hall.wait("1"), Reschedule)
     assert api.dispatched == []
     api.broken.clear()
-    assert hall.wait("1") == Park()
+    assert hall.wait("1") == Suspend()
     assert len(api.dispatched) == 1
 
 
@@ -326,7 +326,7 @@ def test_a_dispatch_that_fails_when_nobody_waits_any_more_fails_none_of_those_wh
     hall.enter("1")
 
     def slow(count: int) -> None:
-        stop("1", hall.runs)
+        stop_run("1", hall.runs)
         assert hall.poll() is None
         raise error
 
@@ -355,7 +355,7 @@ def test_a_dispatch_that_fails_after_its_run_was_let_out_does_not_end_the_run(
         api.runs_now()
         hall.poll()
         assert hall.sent_on() == ["1"]
-        hall.step(READY, "1", lambda run, services: Park())
+        hall.step(FETCH_TASKS, "1", lambda run, services: Suspend())
         raise ClientTimeoutError
 
     api.dispatch_answer = slow
@@ -372,11 +372,11 @@ def test_the_cause_of_a_failed_dispatch_is_attached(hall: Hall, api: FakeBackend
     api.broken["run_plugin"] = ServerError("500: http://backend/x?token=abcdefgh")
     caught: list[RuntimeError] = []
 
-    def function(run: Run, services: Services) -> Park:
+    def function(run: Run, services: Services) -> Suspend:
         with pytest.raises(RuntimeError) as failure:
             dispatch(run, services)
         caught.append(failure.value)
-        return Park()
+        return Suspend()
 
     hall.step(DISPATCH, "1", function)
     assert isinstance(caught[0].__cause__, ServerError)
@@ -447,7 +447,7 @@ def test_who_died_before_it_dispatched_dispatches_when_it_comes_again(
 ) -> None:
     hall.enter("1")
     hall.room.join("1", 60)
-    hall.step(DISPATCH, "1", lambda run, services: Park())
+    hall.step(DISPATCH, "1", lambda run, services: Suspend())
     hall.wait("1")
     assert len(api.dispatched) == 1
 
@@ -456,9 +456,9 @@ def test_who_died_after_it_dispatched_does_not_dispatch_again(hall: Hall, api: F
     hall.enter("1")
     joined = hall.room.join("1", 60)
     assert joined.claim is not None
-    hall.room.amend(joined.claim, sent=hall.room.now(), snapshot="{}")
-    hall.step(DISPATCH, "1", lambda run, services: Park())
-    assert hall.wait("1") == Park()
+    hall.room.mark_sent(joined.claim, {})
+    hall.step(DISPATCH, "1", lambda run, services: Suspend())
+    assert hall.wait("1") == Suspend()
     assert api.dispatched == []
     api.runs_now()
     assert hall.poll() is None
@@ -471,8 +471,8 @@ def _dispatcher_died(hall: Hall, services: Services) -> None:
     hall.enter("1")
     joined = hall.room.join("1", 180)
     assert joined.claim is not None
-    hall.room.amend(joined.claim, sent=hall.room.now(), snapshot="{}")
-    hall.step(DISPATCH, "1", lambda run, services: Park())
+    hall.room.mark_sent(joined.claim, {})
+    hall.step(DISPATCH, "1", lambda run, services: Suspend())
     hall.wait("1")
 
 
@@ -541,7 +541,7 @@ def test_a_dispatch_is_not_lost_before_workers_that_were_all_away_have_read_what
     second = hall.poll(first.generation)
     assert second is not None
     clock.forward(4)
-    hall.room.hear()  # the message is read
+    hall.room.extend_deadline()  # the message is read
     clock.forward(3)
     third = hall.poll(second.generation)
 
@@ -577,8 +577,8 @@ def test_a_deployment_that_has_begun_is_the_job_of_a_dispatch_whose_answer_was_l
 ) -> None:
     # Given a dispatcher that died before it knew the job, and the deployment that came of it
     _dispatcher_died(hall, services)
-    assert hall.room.adopt("101")
-    assert not hall.room.adopt("102")
+    assert hall.room.set_job("101")
+    assert not hall.room.set_job("102")
 
     # When it loads its model for longer than any patience
     clock.forward(120)
@@ -593,10 +593,10 @@ def test_a_deployment_that_has_begun_is_the_job_of_a_dispatch_whose_answer_was_l
 
 
 def test_a_deployment_that_nobody_dispatched_is_none_of_the_rooms(hall: Hall) -> None:
-    assert not hall.room.adopt("101")
+    assert not hall.room.set_job("101")
     hall.enter("1")
     hall.room.join("1", 60)
-    assert not hall.room.adopt("101"), "the dispatch is not sent yet"
+    assert not hall.room.set_job("101"), "the dispatch is not sent yet"
 
 
 def test_who_ended_a_waiting_run_and_died_is_finished_by_the_next_poll(
@@ -621,13 +621,13 @@ def test_a_claim_whose_owner_is_gone_is_taken_over(
 ) -> None:
     hall.enter("1")
     dead = hall.room.join("1", 60)
-    stop("1", hall.runs)
+    stop_run("1", hall.runs)
     clock.forward(21)
     hall.enter("2")
     hall.wait("2")
     assert len(api.dispatched) == 1
     assert dead.claim is not None
-    assert not hall.room.amend(dead.claim, sent=hall.room.now())
+    assert not hall.room.mark_sent(dead.claim, {})
 
 
 def test_an_idle_claim_is_handed_to_somebody_who_waits(
@@ -637,7 +637,7 @@ def test_an_idle_claim_is_handed_to_somebody_who_waits(
     hall.room.join("1", 60)
     hall.enter("2")
     hall.wait("2")
-    stop("1", hall.runs)
+    stop_run("1", hall.runs)
     clock.forward(21)
     hall.poll(1)
     assert [sent.kwargs["job"] for sent in sender.of(DISPATCH.name)] == ["2"]
@@ -649,11 +649,11 @@ def test_a_stopped_run_leaves(hall: Hall) -> None:
     for job in "12":
         hall.enter(job)
         hall.wait(job)
-    stop("1", hall.runs)
+    stop_run("1", hall.runs)
     again = hall.poll()
     assert again is not None
     assert hall.waiting() == ["2"]
-    stop("2", hall.runs)
+    stop_run("2", hall.runs)
     assert hall.poll(again.generation) is None
 
 
@@ -701,14 +701,14 @@ def test_who_comes_while_the_last_one_leaves_is_polled_once(
     hall.wait("1")
     hall.enter("2")
     api.runs_now()
-    publish = hall.runs.sender.send
+    publish = hall.runs.publisher.publish
 
-    def send(step: object, *args: object, **kwargs: object) -> None:
+    def publish_and_join(step: object, *args: object, **kwargs: object) -> None:
         publish(step, *args, **kwargs)
-        if step is READY and hall.waiting() == ["1"]:
+        if step is FETCH_TASKS and hall.waiting() == ["1"]:
             hall.wait("2")
 
-    hall.runs.sender.send = send
+    hall.runs.publisher.publish = publish_and_join
     again = hall.poll()
     assert again is not None
     assert len(sender.of(AWAIT_READY.name)) == 1
@@ -789,7 +789,7 @@ def test_an_empty_room_is_not_woken(hall: Hall, sender: RecordingSender) -> None
 def test_a_silent_room_is_polled_again(hall: Hall, sender: RecordingSender) -> None:
     hall.enter("1")
     hall.wait("1")
-    recover_room(NAME.key, hall.runs)
+    recover_waitlist(NAME.key, hall.runs)
     assert sender.of(AWAIT_READY.name)[-1].kwargs["generation"] == 2
     assert hall.poll(1) is None
 
@@ -804,48 +804,48 @@ def test_a_room_whose_first_poll_never_went_out_is_missed(
         raise RedisConnectionError("connection lost")
 
     with monkeypatch.context() as patch:
-        patch.setattr("worker.pre_processor.dispatch.start_poll", died)
+        patch.setattr("worker.pre_processor.dispatch.schedule_poll", died)
         with pytest.raises(RedisConnectionError):
             hall.wait("1")
-    stop("1", hall.runs)
+    stop_run("1", hall.runs)
     # When others come after it, and hear that the room is polled
     hall.enter("2")
     clock.forward(40)
-    assert hall.wait("2") == Park()
-    clock.forward(hall.runs.timing.patience - 39)
+    assert hall.wait("2") == Suspend()
+    clock.forward(hall.runs.timing.heartbeat_grace_seconds - 39)
     # Then the sweep misses the room, and does not wait longer for those who came
     assert sender.of(AWAIT_READY.name) == []
-    assert NAME.member in hall.runs.live.overdue()
-    recover_room(NAME.key, hall.runs)
+    assert NAME.member in hall.runs.heartbeats.overdue()
+    recover_waitlist(NAME.key, hall.runs)
     api.runs_now()
     assert hall.poll() is None
     assert hall.sent_on() == ["2"]
 
 
 def test_a_silent_room_without_waiters_is_forgotten(hall: Hall, redis: FakeRedis) -> None:
-    hall.runs.live.expect(NAME.member)
-    recover_room(NAME.key, hall.runs)
-    assert redis.zscore(LIVE, NAME.member) is None
+    hall.runs.heartbeats.schedule(NAME.member)
+    recover_waitlist(NAME.key, hall.runs)
+    assert redis.zscore(HEARTBEATS_KEY, NAME.member) is None
 
 
 def test_a_waiting_run_is_not_taken_for_lost(hall: Hall, clock: Clock) -> None:
     hall.enter("1")
     hall.wait("1")
     clock.forward(170)
-    assert "run:1" not in hall.runs.live.overdue()
+    assert "run:1" not in hall.runs.heartbeats.overdue()
 
 
 def test_the_ramp_starts_below_a_second_and_ends_at_the_ceiling(hall: Hall) -> None:
-    assert ramp(0, 10) <= 1
-    assert ramp(60, 10) == 10
-    waits = [ramp(attempt, 10) for attempt in range(20)]
+    assert poll_backoff(0, 10) <= 1
+    assert poll_backoff(60, 10) == 10
+    waits = [poll_backoff(attempt, 10) for attempt in range(20)]
     assert waits == sorted(waits)
 
 
 @pytest.mark.parametrize("tenant", ["", "acme", "a:b@{c}/ü %"])
 def test_a_rooms_name_survives_its_text(tenant: str) -> None:
-    name = RoomName(tenant, 3, "digits", "1.0.0+a")
-    assert RoomName.parse(name.key) == name
+    name = WaitlistName(tenant, 3, "digits", "1.0.0+a")
+    assert WaitlistName.parse(name.key) == name
     assert "{" not in name.key
 
 

@@ -9,7 +9,7 @@ from celery import Celery
 from celery.exceptions import Reject, Retry
 from kombu.exceptions import OperationalError
 
-from worker.runs.model import Outcome, Park, Run, Step
+from worker.runs.model import Outcome, Run, Step, Suspend
 from worker.runs.runs import Runs
 from worker.workflow.task import StepTask
 
@@ -30,12 +30,12 @@ class RecordingSender:
         self.broken = False
         self.unread_of: dict[str, int] = {}
 
-    def send(self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0) -> None:
+    def publish(self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0) -> None:
         if self.broken:
             raise OperationalError("the broker is away")
         self.sent.append(Sent(step.name, queue, kwargs, countdown))
 
-    def unread(self, queue: str) -> int:
+    def queue_length(self, queue: str) -> int:
         if self.broken:
             raise OperationalError("the broker is away")
         return self.unread_of.get(queue, 0)
@@ -76,7 +76,7 @@ class Courier:
             def runs(self) -> Runs:
                 return runs
 
-            def after_end(self, job: str) -> None:
+            def on_message_after_end(self, job: str) -> None:
                 courier.after_end.append(job)
 
             def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> None:
@@ -92,7 +92,7 @@ class Courier:
     def deliver(
         self,
         step: Step,
-        function: Callable[[Run], Outcome] = lambda run: Park(),
+        function: Callable[[Run], Outcome] = lambda run: Suspend(),
         *,
         part: str = "",
         redelivered: bool = False,
@@ -108,7 +108,7 @@ class Courier:
         )
         before = len(self.published)
         try:
-            self.task.carry_out(step, kwargs["job"], function, part=part)
+            self.task.run_step(step, kwargs["job"], function, part=part)
         except Retry:
             assert len(self.published) == before + 1
             again, options = self.published[-1]

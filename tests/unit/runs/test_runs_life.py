@@ -12,9 +12,9 @@ from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
 from tests.unit.runs.runs_helpers import RecordingSender
-from worker.runs.heartbeat import Live
-from worker.runs.keys import LIVE, polls_key, run_key, stop_key
-from worker.runs.locks import LeaseKeeper
+from worker.runs.heartbeat import Heartbeats
+from worker.runs.keys import HEARTBEATS_KEY, polls_key, run_key, stop_key
+from worker.runs.locks import Locks
 from worker.runs.model import Acceptance, End, Run, Step
 from worker.runs.runs import Runs, recover_run
 
@@ -70,9 +70,9 @@ def test_stop_is_remembered_for_a_day(runs: Runs, redis: FakeRedis) -> None:
 
 
 def test_lease_is_renewed_while_held(redis: FakeRedis, eventually: Eventually) -> None:
-    keeper = LeaseKeeper(redis, 0.6)
-    keeper.take("lock", "me")
-    with keeper.keep("lock", "me"):
+    keeper = Locks(redis, 0.6)
+    keeper.acquire("lock", "me")
+    with keeper.hold("lock", "me"):
         redis.pexpire("lock", 300)
         eventually(lambda: redis.pttl("lock") > 400)
 
@@ -82,45 +82,45 @@ def test_lease_is_renewed_while_held(redis: FakeRedis, eventually: Eventually) -
 def test_lease_is_renewed_also_when_it_follows_another_at_once(
     redis: FakeRedis, eventually: Eventually
 ) -> None:
-    keeper = LeaseKeeper(redis, 0.6)
+    keeper = Locks(redis, 0.6)
     for _ in range(200):
-        keeper.take("lock", "me")
-        with keeper.keep("lock", "me"):
+        keeper.acquire("lock", "me")
+        with keeper.hold("lock", "me"):
             pass
-    keeper.take("lock", "me")
+    keeper.acquire("lock", "me")
 
-    with keeper.keep("lock", "me"):
+    with keeper.hold("lock", "me"):
         redis.pexpire("lock", 300)
         eventually(lambda: redis.pttl("lock") > 400)
 
 
 def test_lease_of_another_is_neither_renewed_nor_released(redis: FakeRedis) -> None:
-    keeper = LeaseKeeper(redis, 10)
-    keeper.take("lock", "me")
-    with keeper.keep("lock", "me"):
+    keeper = Locks(redis, 10)
+    keeper.acquire("lock", "me")
+    with keeper.hold("lock", "me"):
         redis.set("lock", "another", px=500)
 
     assert redis.get("lock") == "another"
 
 
 def test_lease_is_taken_once(redis: FakeRedis) -> None:
-    keeper = LeaseKeeper(redis, 10)
+    keeper = Locks(redis, 10)
 
-    assert keeper.take("lock", "me")
-    assert not keeper.take("lock", "another")
+    assert keeper.acquire("lock", "me")
+    assert not keeper.acquire("lock", "another")
 
 
 def test_client_that_asks_twice_holds_the_lease(redis: FakeRedis) -> None:
-    keeper = LeaseKeeper(redis, 10)
+    keeper = Locks(redis, 10)
 
-    assert keeper.take("lock", "me")
-    assert keeper.take("lock", "me")
+    assert keeper.acquire("lock", "me")
+    assert keeper.acquire("lock", "me")
 
 
 def test_no_thread_is_left_when_nothing_is_held(redis: FakeRedis, eventually: Eventually) -> None:
-    keeper = LeaseKeeper(redis, 10)
-    keeper.take("lock", "me")
-    with keeper.keep("lock", "me"):
+    keeper = Locks(redis, 10)
+    keeper.acquire("lock", "me")
+    with keeper.hold("lock", "me"):
         thread = keeper._thread
         assert thread is not None
 
@@ -129,15 +129,15 @@ def test_no_thread_is_left_when_nothing_is_held(redis: FakeRedis, eventually: Ev
 
 
 def test_lock_is_shorter_than_the_visibility_timeout(runs: Runs) -> None:
-    assert runs.timing.lock < runs.timing.visibility_timeout < runs.timing.patience
+    assert runs.timing.lock_seconds < runs.timing.visibility_timeout < runs.timing.heartbeat_grace_seconds
 
 
 # Signs of life
 
 
 def test_member_is_overdue_after_the_patience(redis: FakeRedis, clock: Clock) -> None:
-    live = Live(redis, patience=70)
-    live.expect("run:42")
+    live = Heartbeats(redis, grace_seconds=70)
+    live.schedule("run:42")
 
     clock.forward(68)
     early = live.overdue()
@@ -147,10 +147,10 @@ def test_member_is_overdue_after_the_patience(redis: FakeRedis, clock: Clock) ->
 
 
 def test_who_is_put_off_is_overdue_later_and_who_has_ended_never(redis: FakeRedis, clock: Clock) -> None:
-    live = Live(redis, patience=70)
-    live.expect("run:42")
-    live.put_off("run:42", 5)
-    live.put_off("run:of-the-past", 5)
+    live = Heartbeats(redis, grace_seconds=70)
+    live.schedule("run:42")
+    live.extend("run:42", 5)
+    live.extend("run:of-the-past", 5)
 
     clock.forward(72)
     early = live.overdue()
@@ -160,16 +160,16 @@ def test_who_is_put_off_is_overdue_later_and_who_has_ended_never(redis: FakeRedi
 
 
 def test_overdue_member_is_handed_out_once(redis: FakeRedis, clock: Clock) -> None:
-    live = Live(redis, patience=70)
-    live.expect("run:42")
+    live = Heartbeats(redis, grace_seconds=70)
+    live.schedule("run:42")
     clock.forward(72)
 
     assert [live.overdue(), live.overdue()] == [["run:42"], []]
 
 
 def test_overdue_member_is_handed_out_later_each_time(redis: FakeRedis, clock: Clock) -> None:
-    live = Live(redis, patience=10)
-    live.expect("run:42")
+    live = Heartbeats(redis, grace_seconds=10)
+    live.schedule("run:42")
     start, times = clock.ahead, []
     while len(times) < 9 and clock.ahead < 5000:
         clock.forward(1)
@@ -181,12 +181,12 @@ def test_overdue_member_is_handed_out_later_each_time(redis: FakeRedis, clock: C
 
 
 def test_sign_of_life_makes_patience_whole_again(redis: FakeRedis, clock: Clock) -> None:
-    live = Live(redis, patience=10)
-    live.expect("run:42")
+    live = Heartbeats(redis, grace_seconds=10)
+    live.schedule("run:42")
     for _ in range(4):
         clock.forward(200)
         live.overdue()
-    live.expect("run:42")
+    live.schedule("run:42")
     clock.forward(12)
     assert live.overdue() == ["run:42"]
     clock.forward(22)
@@ -195,9 +195,9 @@ def test_sign_of_life_makes_patience_whole_again(redis: FakeRedis, clock: Clock)
 
 
 def test_forgotten_member_is_not_overdue(redis: FakeRedis, clock: Clock) -> None:
-    live = Live(redis, patience=10)
-    live.expect("run:42")
-    live.forget("run:42")
+    live = Heartbeats(redis, grace_seconds=10)
+    live.schedule("run:42")
+    live.remove("run:42")
     clock.forward(100)
 
     assert live.overdue() == []
@@ -213,8 +213,8 @@ def test_run_that_never_began_gets_its_first_step(runs: Runs, run: Run, sender: 
 
 
 def test_run_gets_the_step_at_which_it_stands(runs: Runs, run: Run, sender: RecordingSender) -> None:
-    runs.store.begin("42", FIRST, "", "me", 5, 0, False)
-    runs.store.announce_poll("42", FIRST.name, 0)
+    runs.store.claim_step("42", FIRST, "", "me", 5, 0, False)
+    runs.generations.advance("42", FIRST.name, 0)
 
     recover_run("42", runs)
 
@@ -226,7 +226,7 @@ def test_run_gets_the_step_at_which_it_stands(runs: Runs, run: Run, sender: Reco
 def test_step_with_a_queue_of_its_own_is_recovered_there(
     runs: Runs, run: Run, sender: RecordingSender
 ) -> None:
-    runs.store.begin("42", SPREAD, "", "me", 5, 0, False)
+    runs.store.claim_step("42", SPREAD, "", "me", 5, 0, False)
 
     recover_run("42", runs)
 
@@ -246,8 +246,8 @@ def test_reports_of_an_ended_run_are_recovered_later_each_time(
 ) -> None:
     runs.finish("42", End(JobStatus.FAILED, {}))
     for _ in range(60):
-        clock.forward(runs.timing.patience)
-        for _member in runs.live.overdue():
+        clock.forward(runs.timing.heartbeat_grace_seconds)
+        for _member in runs.heartbeats.overdue():
             recover_run("42", runs)
 
     assert len(sender.of("runs.report")) < 10
@@ -255,21 +255,21 @@ def test_reports_of_an_ended_run_are_recovered_later_each_time(
 
 def test_reported_run_is_forgotten(runs: Runs, run: Run, sender: RecordingSender, redis: FakeRedis) -> None:
     runs.store.finish("42", End(JobStatus.FAILED, {}))
-    runs.store.seal("42")
-    runs.live.expect("run:42")
+    runs.store.mark_reported("42")
+    runs.heartbeats.schedule("run:42")
 
     recover_run("42", runs)
 
     assert sender.sent == []
-    assert redis.zcard(LIVE) == 0
+    assert redis.zcard(HEARTBEATS_KEY) == 0
 
 
 def test_unknown_run_is_forgotten(runs: Runs, redis: FakeRedis, sender: RecordingSender) -> None:
-    runs.live.expect("run:nobody")
+    runs.heartbeats.schedule("run:nobody")
 
     recover_run("nobody", runs)
 
-    assert redis.zcard(LIVE) == 0
+    assert redis.zcard(HEARTBEATS_KEY) == 0
 
 
 def test_generations_of_polls_are_kept_apart_from_what_every_step_reads(
@@ -277,17 +277,17 @@ def test_generations_of_polls_are_kept_apart_from_what_every_step_reads(
 ) -> None:
     before = redis.hlen(run_key("42"))
     for chunk in range(50):
-        runs.store.announce_poll("42", f"to_task.annotate:{chunk}", 0)
+        runs.generations.advance("42", f"to_task.annotate:{chunk}", 0)
     assert redis.hlen(run_key("42")) == before
-    assert runs.store.newest_poll("42", "to_task.annotate:7") == 1
-    runs.store.seal("42")
+    assert runs.generations.newest("42", "to_task.annotate:7") == 1
+    runs.store.mark_reported("42")
     assert redis.ttl(polls_key("42")) > 0
 
 
 def test_work_that_takes_long_is_a_sign_of_life(redis: FakeRedis, eventually: Eventually) -> None:
-    keeper, signs = LeaseKeeper(redis, seconds=0.3), []
-    keeper.take("lock", "me")
-    with keeper.keep("lock", "me", lambda: signs.append(1)):
+    keeper, signs = Locks(redis, seconds=0.3), []
+    keeper.acquire("lock", "me")
+    with keeper.hold("lock", "me", lambda: signs.append(1)):
         eventually(lambda: len(signs) > 1)
         redis.set("lock", "another", px=300)  # lost: whoever has it gives the signs
         before = len(signs)

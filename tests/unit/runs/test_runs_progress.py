@@ -44,8 +44,8 @@ def test_proportions_follow_the_method(deploy: DeployMessage, to_task: ToTaskMes
 
 
 def test_record_has_the_platforms_shape(runs: Runs, run: Run) -> None:
-    runs.advance(run, "initialize", 100)
-    runs.advance(run, "deploy", 50)
+    runs.set_progress(run, "initialize", 100)
+    runs.set_progress(run, "deploy", 50)
 
     snapshot = runs.progress.snapshot("42", DEPLOY)
 
@@ -68,9 +68,9 @@ def test_record_has_the_platforms_shape(runs: Runs, run: Run) -> None:
 
 
 def test_time_remaining_follows_the_pace(runs: Runs, run: Run, clock: Clock) -> None:
-    runs.advance(run, "deploy", 0)
+    runs.set_progress(run, "deploy", 0)
     clock.forward(10)
-    runs.advance(run, "deploy", 25)
+    runs.set_progress(run, "deploy", 25)
 
     current = runs.progress.snapshot("42", DEPLOY).progress["current_progress"]
 
@@ -90,7 +90,7 @@ def test_record_before_any_progress_stands_at_the_first_step(runs: Runs, run: Ru
 
 
 def test_steps_before_the_current_one_are_done(runs: Runs, run: Run) -> None:
-    runs.advance(run, "register", 1)
+    runs.set_progress(run, "register", 1)
 
     steps = runs.progress.snapshot("42", DEPLOY).progress["record"]["steps"]
 
@@ -98,29 +98,29 @@ def test_steps_before_the_current_one_are_done(runs: Runs, run: Run) -> None:
 
 
 def test_complete_record_is_full(runs: Runs, run: Run) -> None:
-    runs.advance(run, "deploy", 3)
+    runs.set_progress(run, "deploy", 3)
 
-    progress = runs.progress.snapshot("42", DEPLOY, complete=True).progress
+    progress = runs.progress.snapshot("42", DEPLOY, is_complete=True).progress
 
     assert {step["percent"] for step in progress["record"]["steps"].values()} == {100}
     assert progress["current_progress"]["overall"] == 100
 
 
 def test_percent_of_a_step_never_falls(runs: Runs, run: Run) -> None:
-    runs.advance(run, "deploy", 50)
-    runs.advance(run, "deploy", 20)
+    runs.set_progress(run, "deploy", 50)
+    runs.set_progress(run, "deploy", 20)
 
     assert runs.progress.snapshot("42", DEPLOY).progress["current_progress"]["percent"] == 50
 
 
 def test_percent_stays_within_a_hundred(runs: Runs, run: Run) -> None:
-    runs.advance(run, "deploy", 180)
+    runs.set_progress(run, "deploy", 180)
 
     assert runs.progress.snapshot("42", DEPLOY).progress["current_progress"]["percent"] == 100
 
 
 def test_metrics_have_the_platforms_shape(runs: Runs, run: Run) -> None:
-    runs.measure(run, "annotate_task_data", success=3, failed=1, stand_by=6)
+    runs.set_metrics(run, "annotate_task_data", success=3, failed=1, stand_by=6)
 
     assert runs.progress.snapshot("42", DEPLOY).metrics == {
         "record": {"steps": {"annotate_task_data": {"success": 3, "failed": 1, "stand_by": 6}}}
@@ -132,7 +132,7 @@ def test_no_metrics_are_an_empty_record(runs: Runs, run: Run) -> None:
 
 
 def test_public_record_shows_overall(runs: Runs, run: Run, redis: FakeRedis) -> None:
-    runs.advance(run, "deploy", 50)
+    runs.set_progress(run, "deploy", 50)
 
     assert float(redis.hget(job_key("42"), "overall") or 0) == 47.5
 
@@ -140,10 +140,10 @@ def test_public_record_shows_overall(runs: Runs, run: Run, redis: FakeRedis) -> 
 def test_listeners_hear_what_changes(runs: Runs, run: Run, redis: FakeRedis) -> None:
     pubsub = redis.pubsub()
     pubsub.subscribe(events_channel("42"))
-    runs.start(run)
-    runs.advance(run, "deploy", 50)
-    runs.advance(run, "deploy", 50)
-    runs.measure(run, "deploy", replicas=2)
+    runs.mark_running(run)
+    runs.set_progress(run, "deploy", 50)
+    runs.set_progress(run, "deploy", 50)
+    runs.set_metrics(run, "deploy", replicas=2)
     runs.events.message("42", "hello", step="deploy")
 
     heard: list[dict[str, Any]] = []
@@ -161,7 +161,7 @@ def test_listeners_hear_what_changes(runs: Runs, run: Run, redis: FakeRedis) -> 
 
 
 def test_public_record_shows_overall_as_it_was_reported(runs: Runs, run: Run, redis: FakeRedis) -> None:
-    runs.advance(run, "deploy", 88.613333)  # 10 + 75 * 88.61 / 100 has no short binary form
+    runs.set_progress(run, "deploy", 88.613333)  # 10 + 75 * 88.61 / 100 has no short binary form
     shown = redis.hget(job_key("42"), "overall")
     assert shown == f"{runs.progress.snapshot('42', DEPLOY).progress['current_progress']['overall']:g}"
     assert len(shown) <= 5

@@ -21,7 +21,7 @@ from worker.platform import (
 from worker.platform import ValidationError as RefusedError
 from worker.runs.keys import messages_key, progress_key, run_key
 from worker.runs.model import End, Run, Step
-from worker.runs.reporter import report, stop
+from worker.runs.reporter import report_run, stop_run
 from worker.runs.runs import Runs
 
 DAY = 86_400
@@ -65,30 +65,30 @@ def finals(backend: Backend) -> list[dict[str, Any]]:
 
 
 def test_first_report_says_running(runs: Runs, run: Run, backend: Backend) -> None:
-    runs.start(run)
+    runs.mark_running(run)
 
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
     assert backend.patches[0]["status"] == JobStatus.RUNNING
 
 
 def test_running_is_said_once(runs: Runs, run: Run, backend: Backend, clock: Clock) -> None:
-    runs.start(run)
-    report("42", runs, backend)
+    runs.mark_running(run)
+    report_run("42", runs, backend)
     clock.forward(2)
-    runs.advance(run, "deploy", 50)
+    runs.set_progress(run, "deploy", 50)
 
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
     assert ["status" in patch for patch in backend.patches] == [True, False]
 
 
 def test_second_report_within_a_second_waits(runs: Runs, run: Run, backend: Backend) -> None:
-    runs.start(run)
-    report("42", runs, backend)
-    runs.advance(run, "deploy", 50)
+    runs.mark_running(run)
+    report_run("42", runs, backend)
+    runs.set_progress(run, "deploy", 50)
 
-    wait = report("42", runs, backend)
+    wait = report_run("42", runs, backend)
 
     assert wait is not None
     assert 0 < wait <= 1
@@ -98,11 +98,11 @@ def test_second_report_within_a_second_waits(runs: Runs, run: Run, backend: Back
 def test_many_changes_are_one_message_and_one_patch(
     runs: Runs, run: Run, backend: Backend, sender: RecordingSender
 ) -> None:
-    runs.start(run)
+    runs.mark_running(run)
     for percent in range(1, 100):
-        runs.advance(run, "deploy", percent)
+        runs.set_progress(run, "deploy", percent)
 
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
     assert len(sender.of("runs.report")) == 1
     assert [
@@ -111,62 +111,62 @@ def test_many_changes_are_one_message_and_one_patch(
 
 
 def test_change_during_the_patch_is_reported_after_it(runs: Runs, run: Run, backend: Backend) -> None:
-    runs.start(run)
+    runs.mark_running(run)
     original = backend.update_job
 
     def change(job: str, **fields: Any) -> dict[str, Any]:
-        runs.advance(run, "deploy", 60)
+        runs.set_progress(run, "deploy", 60)
         return original(job, **fields)
 
     backend.update_job = change  # type: ignore[method-assign]
 
-    assert report("42", runs, backend) == 1.0
+    assert report_run("42", runs, backend) == 1.0
 
 
 def test_nothing_new_ends_the_reporting(runs: Runs, run: Run, backend: Backend) -> None:
-    runs.start(run)
+    runs.mark_running(run)
 
-    assert report("42", runs, backend) is None
+    assert report_run("42", runs, backend) is None
 
 
 def test_change_after_the_reporting_ended_publishes_the_next(
     runs: Runs, run: Run, backend: Backend, sender: RecordingSender
 ) -> None:
-    runs.start(run)
-    report("42", runs, backend)
+    runs.mark_running(run)
+    report_run("42", runs, backend)
 
-    runs.advance(run, "deploy", 10)
+    runs.set_progress(run, "deploy", 10)
 
     assert len(sender.of("runs.report")) == 2
 
 
 def test_copy_of_a_report_sends_nothing_twice(runs: Runs, run: Run, backend: Backend, clock: Clock) -> None:
-    runs.start(run)
-    report("42", runs, backend)
+    runs.mark_running(run)
+    report_run("42", runs, backend)
     clock.forward(2)
 
-    assert report("42", runs, backend) is None
+    assert report_run("42", runs, backend) is None
     assert len(backend.patches) == 1
 
 
 def test_report_that_got_lost_is_published_again_after_a_while(
     runs: Runs, run: Run, sender: RecordingSender, clock: Clock
 ) -> None:
-    runs.start(run)
-    clock.forward(runs.timing.patience + 1)
+    runs.mark_running(run)
+    clock.forward(runs.timing.heartbeat_grace_seconds + 1)
 
-    runs.advance(run, "deploy", 10)
+    runs.set_progress(run, "deploy", 10)
 
     assert len(sender.of("runs.report")) == 2
 
 
 def test_overall_never_falls(runs: Runs, run: Run, backend: Backend, clock: Clock) -> None:
-    runs.advance(run, "register", 50)
-    report("42", runs, backend)
+    runs.set_progress(run, "register", 50)
+    report_run("42", runs, backend)
     clock.forward(2)
-    runs.advance(run, "deploy", 10)
+    runs.set_progress(run, "deploy", 10)
     runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
     overalls = [patch["progress_record"]["current_progress"]["overall"] for patch in backend.patches]
     assert overalls == sorted(overalls)
@@ -176,7 +176,7 @@ def test_overall_never_falls(runs: Runs, run: Run, backend: Backend, clock: Cloc
 def test_end_is_one_final_patch_with_its_result(runs: Runs, run: Run, backend: Backend) -> None:
     runs.finish("42", End(JobStatus.SUCCEEDED, {"serve_application": 7}))
 
-    assert report("42", runs, backend) is None
+    assert report_run("42", runs, backend) is None
 
     (final,) = finals(backend)
     assert (final["status"], final["result"]) == (JobStatus.SUCCEEDED, {"serve_application": 7})
@@ -184,20 +184,20 @@ def test_end_is_one_final_patch_with_its_result(runs: Runs, run: Run, backend: B
 
 
 def test_end_does_not_wait_for_the_second_to_pass(runs: Runs, run: Run, backend: Backend) -> None:
-    runs.start(run)
-    report("42", runs, backend)
+    runs.mark_running(run)
+    report_run("42", runs, backend)
     runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
 
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
     assert len(finals(backend)) == 1
 
 
 def test_final_status_is_sent_once(runs: Runs, run: Run, backend: Backend) -> None:
     runs.finish("42", End(JobStatus.SUCCEEDED, {}))
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
     assert len(backend.patches) == 1
 
@@ -206,24 +206,24 @@ def test_nothing_follows_the_end(
     runs: Runs, run: Run, backend: Backend, sender: RecordingSender, clock: Clock
 ) -> None:
     runs.finish("42", End(JobStatus.SUCCEEDED, {}))
-    report("42", runs, backend)
+    report_run("42", runs, backend)
     sender.sent.clear()
     clock.forward(100)
 
-    runs.start(run)
-    runs.advance(run, "deploy", 100)
-    runs.measure(run, "deploy", success=1)
+    runs.mark_running(run)
+    runs.set_progress(run, "deploy", 100)
+    runs.set_metrics(run, "deploy", success=1)
     runs.events.message("42", "late")
 
     assert sender.sent == []
-    assert report("42", runs, backend) is None
+    assert report_run("42", runs, backend) is None
     assert len(backend.patches) == 1
 
 
 def test_late_start_does_not_undo_a_stop(runs: Runs, run: Run, redis: FakeRedis) -> None:
-    stop("42", runs)
+    stop_run("42", runs)
 
-    runs.start(run)
+    runs.mark_running(run)
 
     assert redis.hget(job_key("42"), "status") == "STOPPED"
 
@@ -233,23 +233,23 @@ def test_backend_that_is_down_leaves_the_end_unsealed(runs: Runs, run: Run, back
     backend.patch_error = ServerError()
 
     with pytest.raises(ServerError):
-        report("42", runs, backend)
+        report_run("42", runs, backend)
     backend.patch_error = None
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
     assert len(finals(backend)) == 1
-    assert runs.store.is_sealed("42")
+    assert runs.store.is_reported("42")
 
 
 def test_failed_progress_report_is_sent_again(runs: Runs, run: Run, backend: Backend, clock: Clock) -> None:
-    runs.start(run)
+    runs.mark_running(run)
     backend.patch_error = ClientTimeoutError()
     with pytest.raises(ClientTimeoutError):
-        report("42", runs, backend)
+        report_run("42", runs, backend)
     backend.patch_error = None
     clock.forward(2)
 
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
     assert backend.patches[0]["status"] == JobStatus.RUNNING
 
@@ -258,18 +258,18 @@ def test_job_that_the_backend_does_not_know_is_sealed(runs: Runs, run: Run, back
     runs.finish("42", End(JobStatus.SUCCEEDED, {}))
     backend.patch_error = NotFoundError()
 
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
-    assert runs.store.is_sealed("42")
+    assert runs.store.is_reported("42")
 
 
 def test_end_that_the_backend_has_already_is_sealed(runs: Runs, run: Run, backend: Backend) -> None:
     runs.finish("42", End(JobStatus.SUCCEEDED, {}))
     backend.patch_error, backend.status = RefusedError(), "STOPPED"
 
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
-    assert runs.store.is_sealed("42")
+    assert runs.store.is_reported("42")
 
 
 def test_end_that_the_backend_refuses_while_the_job_runs_comes_back(
@@ -279,9 +279,9 @@ def test_end_that_the_backend_refuses_while_the_job_runs_comes_back(
     backend.patch_error = RefusedError()
 
     with pytest.raises(RefusedError):
-        report("42", runs, backend)
+        report_run("42", runs, backend)
 
-    assert not runs.store.is_sealed("42")
+    assert not runs.store.is_reported("42")
 
 
 def refuse_whole_reports(backend: Backend, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,10 +305,10 @@ def test_end_that_is_too_much_for_the_backend_is_sent_with_the_least(
     refuse_whole_reports(backend, error, monkeypatch)
     runs.finish("42", End(JobStatus.FAILED, {"error": "y" * 5_000}))
 
-    assert report("42", runs, backend) is None
+    assert report_run("42", runs, backend) is None
 
     assert backend.patches == [{"status": JobStatus.FAILED, "result": {"error": "y" * 299 + "…"}}]
-    assert runs.store.is_sealed("42")
+    assert runs.store.is_reported("42")
 
 
 def test_end_of_a_to_task_that_is_too_much_for_the_backend_keeps_its_counts(
@@ -321,7 +321,7 @@ def test_end_of_a_to_task_that_is_too_much_for_the_backend_keeps_its_counts(
     result = {"status": "SUCCEEDED", "message": "Annotated 1000 of 2000 tasks", **counts}
     runs.finish("42", End(JobStatus.SUCCEEDED, {**result, "failures": failures}))
 
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
     assert [patch["result"] for patch in backend.patches] == [{**result, "failures": []}]
 
@@ -331,19 +331,19 @@ def test_end_that_cannot_be_told_is_not_sent_with_the_least(runs: Runs, run: Run
     backend.patch_error = HTTPError("409 Conflict", 409)
 
     with pytest.raises(HTTPError):
-        report("42", runs, backend)
+        report_run("42", runs, backend)
 
     assert backend.calls == ["patch"]
 
 
 def test_job_stopped_in_the_backend_stops_the_run(runs: Runs, run: Run, backend: Backend) -> None:
-    runs.start(run)
-    report("42", runs, backend)
+    runs.mark_running(run)
+    report_run("42", runs, backend)
     runs.redis.hdel(run_key("42"), "patched")
     backend.status = "STOPPED"
-    runs.advance(run, "deploy", 10)
+    runs.set_progress(run, "deploy", 10)
 
-    wait = report("42", runs, backend)
+    wait = report_run("42", runs, backend)
 
     end = runs.store.load("42").end
     assert end is not None
@@ -354,12 +354,12 @@ def test_job_stopped_in_the_backend_stops_the_run(runs: Runs, run: Run, backend:
 def test_job_stopped_in_a_backend_that_refuses_progress_stops_the_run(
     runs: Runs, run: Run, backend: Backend
 ) -> None:
-    runs.start(run)
+    runs.mark_running(run)
     backend.patch_error, backend.status = RefusedError(), "STOPPED"
 
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
-    assert runs.store.is_over("42")
+    assert runs.store.has_ended("42")
 
 
 def test_messages_go_out_in_their_order_before_the_end(runs: Runs, run: Run, backend: Backend) -> None:
@@ -367,7 +367,7 @@ def test_messages_go_out_in_their_order_before_the_end(runs: Runs, run: Run, bac
         runs.events.message("42", str(number), step="deploy")
     runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
 
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
     assert [entry["data"]["content"] for entry in backend.logs] == [str(number) for number in range(250)]
     assert backend.calls[-1] == "patch"
@@ -376,7 +376,7 @@ def test_messages_go_out_in_their_order_before_the_end(runs: Runs, run: Run, bac
 def test_message_is_an_entry_to_the_letter(runs: Runs, run: Run, backend: Backend) -> None:
     runs.events.message("42", "half", step="deploy", level="warning")
 
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
     entry = backend.logs[0]
     assert {key: entry[key] for key in entry.keys() - {"datetime"}} == {
@@ -393,13 +393,13 @@ def test_what_comes_as_the_end_is_reported_leaves_no_key_that_stays(
 ) -> None:
     # Given steps that were told, right before the end was reported, that the run lives
     runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
-    report("42", runs, backend)
+    report_run("42", runs, backend)
     monkeypatch.setattr(redis, "hexists", lambda *_: False)
-    monkeypatch.setattr(runs.store, "is_over", lambda _: False)
+    monkeypatch.setattr(runs.store, "has_ended", lambda _: False)
 
     runs.events.message("42", "late")
-    runs.measure(run, "deploy", success=1)
-    runs.events.give_back("42", [{"event": "message"}])
+    runs.set_metrics(run, "deploy", success=1)
+    runs.events.requeue_messages("42", [{"event": "message"}])
 
     assert not redis.exists(messages_key("42"), progress_key("42"))
     assert {key: redis.ttl(key) for key in redis.keys("synapse:jobs:*") if redis.ttl(key) < 0} == {}
@@ -423,11 +423,11 @@ def test_messages_that_were_not_delivered_keep_their_order(runs: Runs, run: Run,
         runs.events.message("42", text)
     backend.log_error = ClientConnectionError()
     with pytest.raises(ClientConnectionError):
-        report("42", runs, backend)
+        report_run("42", runs, backend)
     runs.events.message("42", "three")
     backend.log_error = None
 
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
     assert [entry["data"]["content"] for entry in backend.logs] == ["one", "two", "three"]
 
@@ -436,10 +436,10 @@ def test_message_whose_answer_was_lost_is_not_sent_twice(runs: Runs, run: Run, b
     runs.events.message("42", "one")
     backend.log_error = ClientTimeoutError()
 
-    report("42", runs, backend)
+    report_run("42", runs, backend)
     backend.log_error = None
     runs.finish("42", End(JobStatus.SUCCEEDED, {}))
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
     assert backend.calls.count("logs") == 1
     assert len(finals(backend)) == 1
@@ -454,15 +454,15 @@ def test_secret_in_a_message_is_masked(runs: Runs, run: Run, backend: Backend, r
 def test_keys_expire_a_day_after_the_end_was_reported(
     runs: Runs, run: Run, backend: Backend, redis: FakeRedis
 ) -> None:
-    runs.advance(run, "deploy", 10)
+    runs.set_progress(run, "deploy", 10)
     redis.set("synapse:jobs:{42}:ledger", 1)
-    runs.store.owns("42", "synapse:jobs:{42}:ledger")
+    runs.store.expire_with_run("42", "synapse:jobs:{42}:ledger")
     runs.finish("42", End(JobStatus.SUCCEEDED, {}))
     assert [redis.ttl(key) for key in redis.keys("synapse:jobs:*")] == [-1] * len(
         redis.keys("synapse:jobs:*")
     )
 
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
     ttls = {key: redis.ttl(key) for key in redis.keys("synapse:jobs:*")}
     assert len(ttls) >= 5
@@ -471,7 +471,7 @@ def test_keys_expire_a_day_after_the_end_was_reported(
 
 def test_reported_run_is_expected_no_longer(runs: Runs, run: Run, backend: Backend) -> None:
     runs.finish("42", End(JobStatus.SUCCEEDED, {}))
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
     assert runs.redis.zcard("synapse:live") == 0
 
@@ -485,7 +485,7 @@ def test_end_is_written_once_and_the_first_wins(runs: Runs, run: Run) -> None:
 
 
 def test_stop_of_a_deploy_has_the_contracts_result(runs: Runs, run: Run) -> None:
-    stop("42", runs)
+    stop_run("42", runs)
 
     assert runs.store.load("42").end == End(JobStatus.STOPPED, {"error": "stopped"})
 
@@ -496,7 +496,7 @@ def test_stop_before_its_to_task_has_the_contracts_result(
     runs.store.remember_stop("42")
     runs.store.accept(to_task, "to_task")
 
-    report("42", runs, backend)
+    report_run("42", runs, backend)
 
     (final,) = finals(backend)
     assert final["result"] == {
@@ -525,8 +525,8 @@ def test_tasks_that_are_recorded_while_the_stop_is_written_count(
     monkeypatch.setattr(runs.store, "finish", late)
 
     # When the run is stopped
-    stop("42", runs)
-    report("42", runs, backend)
+    stop_run("42", runs)
+    report_run("42", runs, backend)
 
     # Then it counts
     (final,) = finals(backend)
@@ -539,8 +539,8 @@ def test_stop_of_a_to_task_has_the_counts_so_far(
     runs.store.accept(to_task, "to_task")
     redis.hset(job_key("42"), mapping={"total": 10, "success": 3, "failed": 1})
 
-    stop("42", runs)
-    report("42", runs, backend)
+    stop_run("42", runs)
+    report_run("42", runs, backend)
 
     (final,) = finals(backend)
     assert final["result"] == {
@@ -555,7 +555,7 @@ def test_stop_of_a_to_task_has_the_counts_so_far(
 
 
 def test_report_of_an_unknown_job_does_nothing(runs: Runs, backend: Backend) -> None:
-    assert report("nobody", runs, backend) is None
+    assert report_run("nobody", runs, backend) is None
     assert backend.calls == []
 
 
@@ -564,7 +564,7 @@ def test_text_ids_stay_text_in_log_entries(runs: Runs, backend: Backend) -> None
     runs.store.accept(message, "deploy")
     runs.events.message("007", "hello")
 
-    report("007", runs, backend)
+    report_run("007", runs, backend)
 
     assert backend.logs[0]["job"] == "007"
 
@@ -575,8 +575,8 @@ def test_late_messages_of_an_ended_run_send_no_further_reports(
     runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
     sent = len(sender.of("runs.report"))
 
-    runs.report_end("42")
-    runs.report_end("42")
+    runs.ensure_end_reported("42")
+    runs.ensure_end_reported("42")
 
     assert len(sender.of("runs.report")) == sent
 
@@ -589,7 +589,7 @@ def test_end_whose_report_could_not_be_published_is_published_by_the_next_messag
         runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
     sender.broken = False
 
-    runs.report_end("42")
+    runs.ensure_end_reported("42")
 
     assert len(sender.of("runs.report")) == 1
 
@@ -597,7 +597,7 @@ def test_end_whose_report_could_not_be_published_is_published_by_the_next_messag
 def test_the_second_between_patches_counts_from_the_arrival(
     runs: Runs, run: Run, backend: Backend, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs.start(run)
+    runs.mark_running(run)
     update_job = backend.update_job
 
     def late(job: str, **fields: Any) -> dict[str, Any]:
@@ -605,11 +605,11 @@ def test_the_second_between_patches_counts_from_the_arrival(
         return update_job(job, **fields)
 
     monkeypatch.setattr(backend, "update_job", late)
-    report("42", runs, backend)
-    runs.advance(run, "deploy", 50)
+    report_run("42", runs, backend)
+    runs.set_progress(run, "deploy", 50)
     clock.forward(0.7)
 
-    assert (report("42", runs, backend) or 0) > 0
+    assert (report_run("42", runs, backend) or 0) > 0
     assert len(backend.patches) == 1
 
 
@@ -618,8 +618,8 @@ def test_stop_of_a_to_task_under_another_actions_name_has_the_counts(
 ) -> None:
     runs.store.accept(to_task.model_copy(update={"action": "pre_annotate"}), "to_task")
 
-    stop("42", runs)
-    report("42", runs, backend)
+    stop_run("42", runs)
+    report_run("42", runs, backend)
 
     (final,) = finals(backend)
     assert (final["result"]["total_tasks"], final["result"]["error"]) == (0, "stopped")

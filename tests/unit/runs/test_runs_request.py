@@ -10,7 +10,7 @@ from celery.utils.imports import symbol_by_name
 from kombu import Connection
 
 from worker.runs.model import Step
-from worker.runs.publisher import CelerySender, shown
+from worker.runs.publisher import CeleryPublisher, visible_arguments
 from worker.workflow.task import StepTask
 
 SECRET = "hush-hush-hush"
@@ -67,7 +67,7 @@ def test_line_of_the_request_shows_no_arguments(bare: Any) -> None:
 
 
 def test_step_message_shows_its_job_only(app: Celery) -> None:
-    CelerySender(app).send(Step("quiet.task", 10), "steps", {"job": "42", "note": SECRET}, 0.5)
+    CeleryPublisher(app).publish(Step("quiet.task", 10), "steps", {"job": "42", "note": SECRET}, 0.5)
 
     request = received(app, "steps")
 
@@ -76,7 +76,7 @@ def test_step_message_shows_its_job_only(app: Celery) -> None:
 
 
 def test_step_without_countdown_has_no_eta(app: Celery) -> None:
-    CelerySender(app).send(Step("quiet.task", 10), "steps", {"job": "42"})
+    CeleryPublisher(app).publish(Step("quiet.task", 10), "steps", {"job": "42"})
 
     assert received(app, "steps").eta is None
 
@@ -93,4 +93,4 @@ def test_step_without_countdown_has_no_eta(app: Celery) -> None:
     ],
 )
 def test_only_job_plugin_and_action_are_shown(kwargs: Any, expected: dict[str, Any]) -> None:
-    assert shown(kwargs) == expected
+    assert visible_arguments(kwargs) == expected

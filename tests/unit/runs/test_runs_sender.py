@@ -6,7 +6,7 @@ import pytest
 from kombu.exceptions import OperationalError
 
 from worker.runs.model import Step
-from worker.runs.publisher import CelerySender
+from worker.runs.publisher import CeleryPublisher
 
 
 class BrokenApp:
@@ -17,7 +17,7 @@ class BrokenApp:
 
 
 def test_whatever_breaks_while_publishing_is_the_brokers_fault() -> None:
-    sender: Any = CelerySender(BrokenApp())  # type: ignore[arg-type]
+    sender: Any = CeleryPublisher(BrokenApp())  # type: ignore[arg-type]
 
     with pytest.raises(OperationalError, match="AttributeError"):
-        sender.send(Step("to_task.prepare", position=20), "to_task", {"job": "1"})
+        sender.publish(Step("to_task.prepare", position=20), "to_task", {"job": "1"})

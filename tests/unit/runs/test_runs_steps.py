@@ -13,10 +13,21 @@ from shared.channels import job_key
 from shared.statuses import JobStatus
 from tests.unit.runs.runs_helpers import VISIBILITY_TIMEOUT, Courier, NeighbourAwayError, RecordingSender
 from worker.platform import register_secrets
-from worker.runs.keys import LIVE, lock_key, run_key
-from worker.runs.model import Continue, End, Finish, Outcome, Park, PollAgain, Run, RunFailedError, Step
+from worker.runs.keys import HEARTBEATS_KEY, lock_key, run_key
+from worker.runs.model import (
+    ClaimStatus,
+    Continue,
+    End,
+    Finish,
+    Outcome,
+    Reschedule,
+    Run,
+    RunFailedError,
+    Step,
+    Suspend,
+)
 from worker.runs.runs import Runs, Timing
-from worker.workflow.task import LONGEST_USER_MESSAGE, user_message
+from worker.workflow.task import MAX_USER_MESSAGE_CHARS, user_message
 
 FIRST = Step("deploy.first", 10)
 SECOND = Step("deploy.second", 20)
@@ -27,7 +38,7 @@ class Calls(list[Run]):
     """A step's function that notes its calls."""
 
     def __init__(self, outcome: Outcome | Exception | None = None) -> None:
-        self.outcome = outcome or Park()
+        self.outcome = outcome or Suspend()
 
     def __call__(self, run: Run) -> Outcome:
         self.append(run)
@@ -41,7 +52,7 @@ def test_step_sees_its_run(courier: Courier, run: Run) -> None:
 
     courier.deliver(FIRST, calls)
 
-    assert [(seen.job, seen.step, seen.position, seen.again) for seen in calls] == [
+    assert [(seen.job, seen.step, seen.position, seen.is_retry) for seen in calls] == [
         ("42", "deploy.first", 10, False)
     ]
 
@@ -52,7 +63,7 @@ def test_step_that_began_before_is_told(courier: Courier, run: Run) -> None:
 
     courier.deliver(FIRST, calls, redelivered=True)
 
-    assert calls[0].again
+    assert calls[0].is_retry
 
 
 @pytest.mark.parametrize("redelivered", [False, True])
@@ -69,7 +80,7 @@ def test_who_comes_back_unbegun_is_delivered_as_it_came(
     )
 
     with pytest.raises(Retry):
-        courier.task.come_back_unbegun("42", 0.3)
+        courier.task.retry_unclaimed("42", 0.3)
 
     [(kwargs, options)] = courier.published
     assert (kwargs, options["countdown"]) == ({"job": "42", "chunk": 7, "redelivered": redelivered}, 0.3)
@@ -163,7 +174,7 @@ def test_step_of_a_reported_run_publishes_nothing(
     courier: Courier, run: Run, runs: Runs, sender: RecordingSender
 ) -> None:
     runs.store.finish("42", End(JobStatus.FAILED, {"error": "x"}))
-    runs.store.seal("42")
+    runs.store.mark_reported("42")
 
     courier.deliver(FIRST)
 
@@ -180,7 +191,7 @@ def test_cleaning_up_that_fails_comes_back_only_for_a_neighbour(
         raise error
 
     runs.store.finish("42", End(JobStatus.STOPPED, {}))
-    monkeypatch.setattr(courier.task, "after_end", fail, raising=False)
+    monkeypatch.setattr(courier.task, "on_message_after_end", fail, raising=False)
 
     assert courier.deliver(FIRST).ended == ended
 
@@ -215,7 +226,7 @@ def test_lock_is_held_while_the_function_works_and_given_back(
 
     def look(run: Run) -> Outcome:
         held.append(redis.pttl(lock_key("42", FIRST.name)))
-        return Park()
+        return Suspend()
 
     courier.deliver(FIRST, look)
 
@@ -232,7 +243,7 @@ def test_lock_is_given_back_when_the_function_fails(courier: Courier, run: Run, 
 def test_lock_that_cannot_be_given_back_does_not_repeat_the_step(
     courier: Courier, run: Run, runs: Runs, sender: RecordingSender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scripts = runs.leases._scripts
+    scripts = runs.locks._scripts
     original = scripts.run
 
     def failing(name: str, *args: Any) -> Any:
@@ -252,14 +263,14 @@ def test_lock_that_cannot_be_given_back_does_not_repeat_the_step(
 
 
 def test_poll_comes_back_with_the_next_generation(courier: Courier, run: Run) -> None:
-    delivery = courier.deliver(FIRST, Calls(PollAgain(0.5)))
+    delivery = courier.deliver(FIRST, Calls(Reschedule(0.5)))
 
     assert (delivery.ended, delivery.countdown) == ("again", 0.5)
     assert delivery.kwargs["generation"] == 1
 
 
 def test_copy_of_an_older_poll_dies(courier: Courier, run: Run) -> None:
-    second = courier.deliver(FIRST, Calls(PollAgain(0.5)))
+    second = courier.deliver(FIRST, Calls(Reschedule(0.5)))
     calls = Calls()
 
     copy = courier.deliver(FIRST, calls)
@@ -273,7 +284,7 @@ def test_redelivered_poll_publishes_the_announced_one_that_never_went_out(
     courier: Courier, run: Run, runs: Runs
 ) -> None:
     courier.deliver(FIRST)
-    runs.store.announce_poll("42", FIRST.name, 0)  # and here its worker died
+    runs.generations.advance("42", FIRST.name, 0)  # and here its worker died
     calls = Calls()
 
     delivery = courier.deliver(FIRST, calls, redelivered=True)
@@ -284,15 +295,15 @@ def test_redelivered_poll_publishes_the_announced_one_that_never_went_out(
 
 
 def test_redelivered_poll_dies_when_its_successor_has_begun(courier: Courier, run: Run) -> None:
-    second = courier.deliver(FIRST, Calls(PollAgain(0.5)))
-    courier.deliver(FIRST, Calls(PollAgain(0.5)), kwargs=second.kwargs)
+    second = courier.deliver(FIRST, Calls(Reschedule(0.5)))
+    courier.deliver(FIRST, Calls(Reschedule(0.5)), kwargs=second.kwargs)
 
     # Generation 2 is announced and waits; generation 0 comes once more.
     third = courier.deliver(FIRST, redelivered=True)
 
     assert third.ended in {"acknowledged", "again"}
     if third.ended == "again":  # Nobody can know that 2 went out; its copy must not multiply.
-        calls = Calls(PollAgain(0.5))
+        calls = Calls(Reschedule(0.5))
         courier.deliver(FIRST, calls, kwargs={"job": "42", "generation": 2})
         copy = courier.deliver(FIRST, calls, kwargs=third.kwargs)
         assert (copy.ended, len(calls)) == ("acknowledged", 1)
@@ -301,27 +312,27 @@ def test_redelivered_poll_dies_when_its_successor_has_begun(courier: Courier, ru
 def test_poll_whose_announcement_lost_its_answer_goes_on(
     courier: Courier, run: Run, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    announce = runs.store.announce_poll
+    announce = runs.generations.advance
 
     def lost(*args: Any) -> int:
         announce(*args)
         raise RedisConnectionError("the answer was lost")
 
-    monkeypatch.setattr(runs.store, "announce_poll", lost)
-    delivery = courier.deliver(FIRST, Calls(PollAgain(0.5)))
+    monkeypatch.setattr(runs.generations, "advance", lost)
+    delivery = courier.deliver(FIRST, Calls(Reschedule(0.5)))
     monkeypatch.undo()
 
     generations = []
     while delivery.ended == "again" and len(generations) < 5:
         delivery = courier.deliver(
-            FIRST, lambda run: generations.append(run.generation) or Park(), kwargs=delivery.kwargs
+            FIRST, lambda run: generations.append(run.generation) or Suspend(), kwargs=delivery.kwargs
         )
 
     assert generations == [1]
 
 
 def test_countdown_of_a_poll_never_exceeds_half_of_the_visibility_timeout(courier: Courier, run: Run) -> None:
-    assert courier.deliver(FIRST, Calls(PollAgain(3600))).countdown == VISIBILITY_TIMEOUT / 2
+    assert courier.deliver(FIRST, Calls(Reschedule(3600))).countdown == VISIBILITY_TIMEOUT / 2
 
 
 def test_countdown_of_a_successor_never_exceeds_half_of_the_visibility_timeout(
@@ -333,7 +344,7 @@ def test_countdown_of_a_successor_never_exceeds_half_of_the_visibility_timeout(
 
 
 def test_poll_that_succeeded_counts_its_attempts_anew(courier: Courier, run: Run) -> None:
-    delivery = courier.deliver(FIRST, Calls(PollAgain(1)), kwargs={"job": "42", "attempt": 9})
+    delivery = courier.deliver(FIRST, Calls(Reschedule(1)), kwargs={"job": "42", "attempt": 9})
 
     assert delivery.kwargs["attempt"] == 0
 
@@ -364,7 +375,7 @@ def test_exception_ends_the_run_failed(
 def test_exceptions_text_without_end_is_cut(kind: type[Exception]) -> None:
     text = user_message(kind("y" * 1_000_000))
 
-    assert (len(text), text[-2:]) == (LONGEST_USER_MESSAGE, "y…")
+    assert (len(text), text[-2:]) == (MAX_USER_MESSAGE_CHARS, "y…")
 
 
 def test_exceptions_text_is_cleaned(courier: Courier, run: Run, runs: Runs) -> None:
@@ -432,7 +443,7 @@ def test_step_whose_successor_cannot_be_published_comes_back(
 def test_message_that_cannot_be_published_again_stays_with_the_broker(courier: Courier, run: Run) -> None:
     courier.broken = True
 
-    assert courier.deliver(FIRST, Calls(PollAgain(1))).ended == "requeued"
+    assert courier.deliver(FIRST, Calls(Reschedule(1))).ended == "requeued"
 
 
 def test_message_stays_with_the_broker_when_redis_is_away_too(
@@ -441,7 +452,7 @@ def test_message_stays_with_the_broker_when_redis_is_away_too(
     def away(*args: Any) -> Any:
         raise RedisConnectionError("away")
 
-    monkeypatch.setattr(runs.store, "begin", away)
+    monkeypatch.setattr(runs.store, "claim_step", away)
     courier.broken = True
 
     assert courier.deliver(FIRST).ended == "requeued"
@@ -491,9 +502,9 @@ def test_step_that_the_run_has_passed_meanwhile_does_not_end_it(
 def test_step_is_a_sign_of_life(courier: Courier, run: Run, redis: FakeRedis) -> None:
     now = redis.time()[0]
 
-    courier.deliver(FIRST, Calls(PollAgain(20)))
+    courier.deliver(FIRST, Calls(Reschedule(20)))
 
-    due = redis.zscore(LIVE, "run:42")
+    due = redis.zscore(HEARTBEATS_KEY, "run:42")
     assert due is not None
     assert due - now == pytest.approx(20 + VISIBILITY_TIMEOUT + 10, abs=2)
 
@@ -506,7 +517,7 @@ def test_two_deliveries_at_once_work_one_after_the_other(courier: Courier, run: 
         at_once.append("first")
         entered.set()
         assert leave.wait(5)
-        return Park()
+        return Suspend()
 
     first = threading.Thread(target=Courier(courier.runs).deliver, args=(FIRST, slow))
     first.start()
@@ -522,9 +533,9 @@ def test_two_deliveries_at_once_work_one_after_the_other(courier: Courier, run: 
 
 
 def test_client_that_asks_twice_for_a_lock_has_it(runs: Runs, run: Run) -> None:
-    asked = [runs.store.begin("42", FIRST, "", "me", 5, 0, False) for _ in range(2)]
+    asked = [runs.store.claim_step("42", FIRST, "", "me", 5, 0, False) for _ in range(2)]
 
-    assert [begun.beginning for begun in asked] == ["begun", "begun"]
+    assert [begun.status for begun in asked] == [ClaimStatus.CLAIMED, ClaimStatus.CLAIMED]
 
 
 def test_findings_are_there_for_later_steps(courier: Courier, run: Run, runs: Runs) -> None:

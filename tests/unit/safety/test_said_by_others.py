@@ -16,11 +16,11 @@ from worker.platform import register_settings as register
 from worker.platform.responses import Answer, error_of
 from worker.platform.streams.parser import cut
 from worker.plugins.runner import MAX_MESSAGE_CHARS, describe_error
-from worker.pre_processor.serve_application import counts_as_failed, find, snapshot_of
-from worker.runs.publisher import QuietRequest
+from worker.pre_processor.serve_application import counts_as_failed, find_pre_processor, snapshot_of
+from worker.runs.publisher import RedactedRequest
 from worker.services import Services
 from worker.settings import Settings
-from worker.to_task.methods import LONGEST_TICKET, PreProcessor, ask
+from worker.to_task.methods import MAX_TICKET_CHARS, PreProcessor, request_inference
 from worker.to_task.steps import TaskFailedError
 from worker.workflow.dead_letters import DeadLetters
 
@@ -59,7 +59,7 @@ def test_serves_explanation_of_a_failure_has_no_secret(status: str, where: str) 
 
 def test_a_task_event_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[dict[str, Any]] = []
-    request = QuietRequest.__new__(QuietRequest)
+    request = RedactedRequest.__new__(RedactedRequest)
     monkeypatch.setattr(
         "celery.worker.request.Request.send_event", lambda _self, type, **fields: sent.append(fields)
     )
@@ -155,7 +155,7 @@ def test_the_end_of_a_text_that_is_no_secrets_beginning_is_left() -> None:
     assert mask_cut(f"it is {OURS[:8]}") == "it is ***"
 
 
-@pytest.mark.parametrize("ticket", [OURS, f"t-{OURS}", "x" * (LONGEST_TICKET + 1), 10**LONGEST_TICKET])
+@pytest.mark.parametrize("ticket", [OURS, f"t-{OURS}", "x" * (MAX_TICKET_CHARS + 1), 10**MAX_TICKET_CHARS])
 def test_a_ticket_that_shows_a_token_or_has_no_measure_is_not_kept(ticket: object) -> None:
     async def run_plugin(*_: Any) -> Any:
         return {"__synapse_deferred__": True, "status": "pending", "ticket": ticket}
@@ -163,7 +163,7 @@ def test_a_ticket_that_shows_a_token_or_has_no_measure_is_not_kept(ticket: objec
     target = PreProcessor("pre", "1.0.0", 3, {})
 
     with pytest.raises(TaskFailedError, match="not understood"):
-        asyncio.run(ask(SimpleNamespace(run_plugin=run_plugin), target, {}))  # type: ignore[arg-type]
+        asyncio.run(request_inference(SimpleNamespace(run_plugin=run_plugin), target, {}))  # type: ignore[arg-type]
 
 
 def test_what_is_kept_of_application_records_has_no_secret() -> None:
@@ -186,7 +186,7 @@ def test_a_pre_processors_config_is_kept_without_what_its_author_hides() -> None
     }
     backend: Any = SimpleNamespace(get_plugin_release=lambda _id: {"version": "1.0.0", "config": config})
 
-    kept = find(backend, 1, 3).to_finding()
+    kept = find_pre_processor(backend, 1, 3).to_json()
 
     assert "hush" not in json.dumps(kept)
     assert kept["config"]["env"]["MODE"] == "fast"

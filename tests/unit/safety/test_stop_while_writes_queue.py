@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from shared.statuses import TaskFailure
-from worker.to_task.attempt import Attempt, Work
+from worker.to_task.attempt import ChunkPass, TaskWork
 from worker.to_task.clients import TenantBackend
-from worker.to_task.ledger import Counts, Mark, OpenTask, Ticket
+from worker.to_task.ledger import Counts, OpenTask, TaskOutcome, Ticket
 
 
 class StoppableLedger:
@@ -16,7 +16,7 @@ class StoppableLedger:
         self.recorded: list[int] = []
         self.looks = 0
 
-    def is_over(self) -> bool:
+    def has_ended(self) -> bool:
         self.looks += 1
         return self.over
 
@@ -27,9 +27,9 @@ class StoppableLedger:
     def open_tasks(self, chunk: int) -> list[OpenTask]:
         return []
 
-    def keep_ticket(self, position: int, ticket: Ticket | None) -> None: ...
+    def set_ticket(self, position: int, ticket: Ticket | None) -> None: ...
 
-    def count_attempts(self, positions: Any) -> list[int]:
+    def increment_attempts(self, positions: Any) -> list[int]:
         return []
 
     def counts(self) -> Counts:
@@ -60,14 +60,14 @@ async def annotated(count: int, turns: int, stop_after: int | None) -> tuple[Slo
     ledger = StoppableLedger()
     client = SlowClient(ledger)
     backend = TenantBackend(lambda _timeout: client, asyncio.Semaphore(turns))  # type: ignore[arg-type, return-value]
-    attempt = Attempt(ledger)
+    attempt = ChunkPass(ledger)
 
-    async def write(work: Work) -> None:
-        mark = Mark(work.open.position, work.open.task_id)
+    async def write(work: TaskWork) -> None:
+        mark = TaskOutcome(work.open.position, work.open.task_id)
         await backend.annotate(work.open.task_id, {}, None, lambda: attempt.record(mark))
 
-    works = [Work(OpenTask(position, position + 1)) for position in range(count)]
-    writing = asyncio.ensure_future(attempt.each(works, write))
+    works = [TaskWork(OpenTask(position, position + 1)) for position in range(count)]
+    writing = asyncio.ensure_future(attempt.process_all(works, write))
     if stop_after is not None:
         while len(client.sent) < stop_after:
             await asyncio.sleep(0)

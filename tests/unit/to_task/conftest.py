@@ -8,18 +8,18 @@ from fakeredis import FakeRedis
 
 from tests.unit.to_task.world import World
 from worker.to_task import methods
-from worker.to_task.clients import LoopThread
+from worker.to_task.clients import EventLoopThread
 
 
 @pytest.fixture
-def loop() -> Iterator[LoopThread]:
-    thread = LoopThread()
+def loop() -> Iterator[EventLoopThread]:
+    thread = EventLoopThread()
     yield thread
     thread.close()
 
 
 @pytest.fixture
-def make_world(redis: FakeRedis, loop: LoopThread) -> Callable[..., World]:
+def make_world(redis: FakeRedis, loop: EventLoopThread) -> Callable[..., World]:
     def make(tasks: int = 0, chunk: int = 10, **params: Any) -> World:
         world = World(redis, loop, chunk=chunk, params=params)
         world.backend.tasks = list(range(1, tasks + 1))
