@@ -143,7 +143,7 @@ def test_dead_letter_holds_the_whole_message(site: Site) -> None:
     assert raw["reason"].startswith("not JSON")
 
 
-def test_message_that_breaks_celery_after_its_task_frees_its_slot(site: Site) -> None:
+def test_message_that_breaks_celery_frees_its_slot(site: Site) -> None:
     # Given more messages than slots whose next task exists but cannot be published, one good one behind them
     following = {"task": "note", "args": [], "kwargs": {}, "options": {"queue": 5, "priority": MARK}}
     for _ in range(3):

@@ -42,7 +42,7 @@ def action() -> Convert:
     return Convert({**PARAMS, "threshold": 0.9}, RuntimeContext({}))
 
 
-def test_one_bad_task_does_not_fail_its_batch(action: Convert) -> None:
+def test_task_that_fails_does_not_fail_its_batch(action: Convert) -> None:
     items = [FILE | {"data_file_url": name} for name in ("good", "list", "object", "nan", "missing")]
     answers = action.convert_from_files([*items, {"wrong": 1}])
     assert answers[0] == {"ok": {"from": "good", "threshold": 0.9}}
@@ -53,12 +53,12 @@ def test_one_bad_task_does_not_fail_its_batch(action: Convert) -> None:
     assert answers[5]["error"].startswith("TypeError: ")
 
 
-def test_an_error_has_no_address_in_it(action: Convert) -> None:
+def test_error_of_a_hook_has_no_address(action: Convert) -> None:
     answer = action.convert_from_files([FILE | {"data_file_url": "https://x.test/a?token=hush"}])[0]
     assert "hush" not in answer["error"]
 
 
-def test_defaults() -> None:
+def test_hooks_have_the_documents_defaults() -> None:
     plain: ToTaskAction[Any] = ToTaskAction(PARAMS, RuntimeContext({}))
     assert plain.convert_from_inference([{"inference_data": {"a": 1}, "task_data": None}]) == [
         {"ok": {"a": 1}}
@@ -70,7 +70,7 @@ def test_defaults() -> None:
     assert prepared == [{"ok": {"model": 3, "method": "post", "json": {"image_path": "u", "size": 1}}}]
 
 
-def test_hooks_that_say_so_run_side_by_side() -> None:
+def test_hooks_with_concurrency_run_in_threads() -> None:
     meeting = threading.Barrier(4, timeout=5)
 
     class Meeting(ToTaskAction[Any]):
@@ -95,13 +95,13 @@ def test_hooks_that_say_so_run_side_by_side() -> None:
         ({}, "name: Field required"),
     ],
 )
-def test_check_params(params: dict[str, Any], message: str) -> None:
+def test_wrong_params_are_named(params: dict[str, Any], message: str) -> None:
     request = ActionRequest("c@1", "to_task", "plugin.to_task.Convert", params)
     with pytest.raises(ParamsError, match=message):
         Convert.run_operation(request, "check_params", None)
 
 
-def test_params_are_the_authors_model(action: Convert) -> None:
+def test_params_are_an_instance_of_the_authors_model(action: Convert) -> None:
     request = ActionRequest("c@1", "to_task", "plugin.to_task.Convert", {**PARAMS, "schema": "any"})
     assert Convert.run_operation(request, "check_params", None) == {"ok": True}
     assert action.params.method is ToTaskMethod.FILE

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,11 +72,14 @@ def test_message_is_kept_only_when_every_receiver_kept_it(monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def sender(redis: Any, monkeypatch: pytest.MonkeyPatch) -> RecordingSender:
+def sender(redis: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingSender]:
+    """What the app publishes once it has connected the rejections of the broker."""
     sender = RecordingSender()
-    runs = SimpleNamespace(sender=sender, store=SimpleNamespace(exists=lambda job: job == "known"))
+    runs = SimpleNamespace(publisher=sender, store=SimpleNamespace(exists=lambda job: job == "known"))
     monkeypatch.setattr(dead_letters, "services", lambda: SimpleNamespace(redis=redis, runs=runs))
-    return sender
+    message_rejected.connect(dead_letters.reject_undelivered)
+    yield sender
+    message_rejected.disconnect(dead_letters.reject_undelivered)
 
 
 def rejected(task: str = "deploy", **kwargs: Any) -> RejectedMessage:

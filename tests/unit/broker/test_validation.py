@@ -232,7 +232,7 @@ def compressed_message(body: bytes, packed_as: str) -> Any:
 
 
 def error_of(message: Any) -> Any:
-    """What the consumer is told of it, in place of a message."""
+    """The error that the consumer receives in place of the message."""
     [(_, error, _)] = message.errors
     return error
 

@@ -1,4 +1,4 @@
-"""Hostile archives: nothing leaves the folder, nothing half-made stays."""
+"""Hostile archives: nothing is written outside of the folder, no partial folder remains."""
 
 import contextlib
 import random
@@ -28,7 +28,7 @@ def special(name: str, mode: int) -> zipfile.ZipInfo:
     return entry
 
 
-def test_config_at_the_top_or_in_one_folder(tmp_path: Path) -> None:
+def test_config_may_be_at_the_top_or_in_the_only_folder(tmp_path: Path) -> None:
     unpack_release(make_zip(tmp_path / "top.zip", ("plugin/x.py", b"1")), tmp_path / "out" / "top", MB)
     assert (tmp_path / "out" / "top" / "plugin" / "x.py").read_bytes() == b"1"
     with zipfile.ZipFile(tmp_path / "one.zip", "w") as archive:
@@ -52,7 +52,7 @@ def test_config_at_the_top_or_in_one_folder(tmp_path: Path) -> None:
         "a/..",
     ],
 )
-def test_an_entry_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+def test_entry_outside_of_the_folder_is_rejected(tmp_path: Path, name: str) -> None:
     archive = make_zip(tmp_path / "bad.zip", (name, b"evil"))
     with pytest.raises(ReleaseInvalidError, match="archive entry"):
         unpack_release(archive, tmp_path / "out" / "bad", MB)
@@ -61,20 +61,20 @@ def test_an_entry_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK])
-def test_links_and_special_files_are_refused(tmp_path: Path, kind: int) -> None:
+def test_links_and_special_files_are_rejected(tmp_path: Path, kind: int) -> None:
     archive = make_zip(tmp_path / "bad.zip", (special("link", kind | 0o777), b"/etc/passwd"))
     with pytest.raises(ReleaseInvalidError, match="a link or a special file"):
         unpack_release(archive, tmp_path / "out" / "bad", MB)
 
 
-def test_a_bomb_is_refused_by_what_it_declares(tmp_path: Path) -> None:
+def test_bomb_is_rejected_by_its_declared_size(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "bomb.zip", ("zeros", b"\0" * 4 * MB))
     assert archive.stat().st_size < 20_000
     with pytest.raises(ReleaseInvalidError, match="larger than"):
         unpack_release(archive, tmp_path / "out" / "bomb", MB)
 
 
-def test_a_bomb_that_lies_about_its_size_is_refused_as_well(tmp_path: Path) -> None:
+def test_bomb_with_a_false_size_is_rejected(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "bomb.zip", ("zeros", b"\0" * 4 * MB))
     content = archive.read_bytes().replace(struct.pack("<L", 4 * MB), struct.pack("<L", 10))
     archive.write_bytes(content)
@@ -83,20 +83,20 @@ def test_a_bomb_that_lies_about_its_size_is_refused_as_well(tmp_path: Path) -> N
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_name_that_comes_twice_is_refused(tmp_path: Path) -> None:
+def test_duplicate_name_is_rejected(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Duplicate name"):
         archive = make_zip(tmp_path / "bad.zip", ("x", b"1"), ("x", b"2"))
     with pytest.raises(ReleaseInvalidError, match="twice"):
         unpack_release(archive, tmp_path / "out" / "bad", MB)
 
 
-def test_a_file_that_is_also_a_folder_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_also_a_folder_is_rejected(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "bad.zip", ("x", b"1"), ("x/y", b"2"))
     with pytest.raises(ReleaseInvalidError, match="cannot be unpacked"):
         unpack_release(archive, tmp_path / "out" / "bad", MB)
 
 
-def test_an_encrypted_entry_is_refused(tmp_path: Path) -> None:
+def test_encrypted_entry_is_rejected(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "bad.zip")
     content = bytearray(archive.read_bytes())
     central = content.index(b"PK\x01\x02")
@@ -107,7 +107,7 @@ def test_an_encrypted_entry_is_refused(tmp_path: Path) -> None:
         unpack_release(archive, tmp_path / "out" / "bad", MB)
 
 
-def test_too_many_entries_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_entries_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.plugins.archive.MAX_ENTRIES", 3)
     archive = make_zip(tmp_path / "bad.zip", *((str(n), b"") for n in range(3)))
     with pytest.raises(ReleaseInvalidError, match="more than 3 entries"):
@@ -115,13 +115,13 @@ def test_too_many_entries_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no", b"not a zip at all"])
-def test_what_is_no_zip_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_file_that_is_no_zip_is_rejected(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.zip").write_bytes(content)
     with pytest.raises(ReleaseInvalidError, match="not a usable zip"):
         unpack_release(tmp_path / "bad.zip", tmp_path / "out" / "bad", MB)
 
 
-def test_a_broken_entry_is_refused(tmp_path: Path) -> None:
+def test_broken_entry_is_rejected(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "bad.zip", ("x", b"hello" * 100))
     content = bytearray(archive.read_bytes())
     second = content.index(b"PK\x03\x04", 10)
@@ -131,7 +131,7 @@ def test_a_broken_entry_is_refused(tmp_path: Path) -> None:
         unpack_release(archive, tmp_path / "out" / "bad", MB)
 
 
-def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_name_that_is_no_text_is_rejected(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "bad.zip", ("plü.py", b"1"))
     archive.write_bytes(archive.read_bytes().replace("ü".encode(), b"\xc3\xc3"))
     with pytest.raises(ReleaseInvalidError, match="not a usable zip"):
@@ -140,7 +140,7 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_an_entry_that_cannot_be_decompressed_is_refused(tmp_path: Path, packing: int) -> None:
+def test_entry_that_cannot_be_decompressed_is_rejected(tmp_path: Path, packing: int) -> None:
     path = tmp_path / "bad.zip"
     with zipfile.ZipFile(path, "w", packing) as archive:
         archive.writestr("config.yaml", b"hello" * 100)
@@ -153,7 +153,7 @@ def test_an_entry_that_cannot_be_decompressed_is_refused(tmp_path: Path, packing
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_whatever_happened_to_an_archive_it_is_read_or_refused(tmp_path: Path, seed: int) -> None:
+def test_damaged_archive_is_read_or_rejected(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
     packings = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
     with zipfile.ZipFile(tmp_path / "bad.zip", "w", chance.choice(packings)) as archive:
@@ -167,7 +167,7 @@ def test_whatever_happened_to_an_archive_it_is_read_or_refused(tmp_path: Path, s
         unpack_release(tmp_path / "bad.zip", tmp_path / "out" / "bad", MB)
 
 
-def test_an_archive_without_config_is_refused(tmp_path: Path) -> None:
+def test_archive_without_config_is_rejected(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
         archive.writestr("a/x", "1")
         archive.writestr("b/config.yaml", "1")
@@ -175,7 +175,7 @@ def test_an_archive_without_config_is_refused(tmp_path: Path) -> None:
         unpack_release(tmp_path / "bad.zip", tmp_path / "out" / "bad", MB)
 
 
-def test_what_another_process_unpacked_is_kept(tmp_path: Path) -> None:
+def test_folder_of_another_process_is_kept(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mark").touch()
     unpack_release(tmp_path / "absent.zip", tmp_path / "out", MB)

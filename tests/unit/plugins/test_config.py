@@ -16,7 +16,7 @@ actions:
 """
 
 
-def test_a_config_says_what_it_declares() -> None:
+def test_config_is_parsed() -> None:
     config = parse_release_config(
         GOOD.encode() + b"env: {SIZE: 3, FAST: true, NAME: x}\nsomething_else: [1]\nwheels_dir:\n"
     )
@@ -31,7 +31,7 @@ def test_a_config_says_what_it_declares() -> None:
     ("runtime_env", "variables"),
     [("{env_vars: {KEY: 1, SIZE: 4}}", {"KEY": "1"}), ("{env_vars: [1]}", {}), ("{pip: [x]}", {})],
 )
-def test_its_settings_are_those_of_ray_s_environment_too(runtime_env: str, variables: dict[str, str]) -> None:
+def test_settings_include_env_vars_of_the_runtime_env(runtime_env: str, variables: dict[str, str]) -> None:
     config = parse_release_config(f"{GOOD}\nenv: {{SIZE: 3}}\nruntime_env: {runtime_env}".encode())
     assert config.settings == {**variables, "SIZE": "3"}
 
@@ -62,20 +62,20 @@ def test_its_settings_are_those_of_ray_s_environment_too(runtime_env: str, varia
         ("x" * (MAX_CONFIG_BYTES + 1), "larger than"),
     ],
 )
-def test_a_mistake_is_one_clear_line(text: str, message: str) -> None:
+def test_mistake_is_one_clear_line(text: str, message: str) -> None:
     with pytest.raises(ReleaseInvalidError) as caught:
         parse_release_config(text.encode())
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_bomb_of_aliases_is_refused_before_it_unfolds() -> None:
+def test_alias_bomb_is_rejected_without_expanding_it() -> None:
     levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
     with pytest.raises(ReleaseInvalidError, match="once its aliases are expanded"):
         parse_release_config("\n".join(levels).encode())
 
 
-def test_bytes_that_are_not_text_are_refused() -> None:
+def test_bytes_that_are_not_text_are_rejected() -> None:
     with pytest.raises(ReleaseInvalidError, match="not valid YAML"):
         parse_release_config(b"\xff\xfe\x00")

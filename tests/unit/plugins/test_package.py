@@ -1,7 +1,6 @@
-"""What the Ray host is made of, without Ray."""
+"""A release's package, where it is stored, and its runtime environment."""
 
 import io
-import json
 import time
 import zipfile
 from collections.abc import Callable
@@ -10,20 +9,16 @@ from pathlib import Path
 import httpx
 import pytest
 
-from worker.platform import redact
 from worker.plugins import (
-    ActionRequest,
-    ClientAccess,
-    PluginHostBusyError,
     PluginHostUnavailableError,
     PluginStore,
     ReleaseInvalidError,
-    ray_host,
 )
 from worker.plugins.package import RECHECK_SECONDS, FolderPackages, RayPackages, runtime_env, zip_release
-from worker.plugins.ray_session import RaySession, auth_headers
 
 Write = Callable[..., Path]
+
+
 CONFIG = """
 code: {code}
 version: "{version}"
@@ -60,7 +55,7 @@ def packages(dashboard: Dashboard) -> RayPackages:
     return made
 
 
-def test_a_package_is_uploaded_once_and_looked_at_again(
+def test_package_is_uploaded_once_and_checked_again(
     store: PluginStore, write_release: Write, dashboard: Dashboard, packages: RayPackages
 ) -> None:
     write_release("cat@1.0")
@@ -76,7 +71,7 @@ def test_a_package_is_uploaded_once_and_looked_at_again(
 
 
 @pytest.mark.parametrize(("status", "message"), [(401, "RAY_AUTH_MODE=token"), (500, "HTTP 500")])
-def test_a_dashboard_that_refuses_is_told(
+def test_rejection_by_the_dashboard_says_why(
     store: PluginStore,
     write_release: Write,
     dashboard: Dashboard,
@@ -90,14 +85,14 @@ def test_a_dashboard_that_refuses_is_told(
         packages.ensure(store.get("cat@1.0"))
 
 
-def test_a_package_has_two_entries_at_its_top(store: PluginStore, write_release: Write) -> None:
+def test_package_has_two_entries_at_its_top(store: PluginStore, write_release: Write) -> None:
     write_release("cat@1.0")
     with zipfile.ZipFile(io.BytesIO(zip_release(store.get("cat@1.0").path))) as archive:
         tops = {name.partition("/")[0] for name in archive.namelist()}
     assert {"plugin", "config.yaml"} < tops
 
 
-def test_a_folder_keeps_packages(store: PluginStore, write_release: Write, tmp_path: Path) -> None:
+def test_folder_stores_packages(store: PluginStore, write_release: Write, tmp_path: Path) -> None:
     write_release("cat@1.0")
     release = store.get("cat@1.0")
     uri = FolderPackages(tmp_path / "shared").ensure(release)
@@ -106,7 +101,7 @@ def test_a_folder_keeps_packages(store: PluginStore, write_release: Write, tmp_p
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
-def test_the_runtime_environment_of_a_release(store: PluginStore, write_release: Write) -> None:
+def test_runtime_env_has_package_requirements_and_env(store: PluginStore, write_release: Write) -> None:
     config = (
         CONFIG
         + "package_manager: uv\nwheels_dir: wheels\nruntime_env: {{env_vars: {{A: 1}}, eager_install: true}}"
@@ -124,60 +119,7 @@ def test_the_runtime_environment_of_a_release(store: PluginStore, write_release:
     assert made["uv"]["uv_pip_install_options"][2] == "--find-links"
 
 
-def test_a_release_cannot_choose_its_own_working_dir(store: PluginStore, write_release: Write) -> None:
+def test_release_cannot_choose_its_working_dir(store: PluginStore, write_release: Write) -> None:
     write_release("cat@1.0", config=CONFIG + "runtime_env: {{working_dir: s3://elsewhere}}")
     with pytest.raises(ReleaseInvalidError, match="must not set working_dir"):
         runtime_env(store.get("cat@1.0"), "gcs://p.zip", {})
-
-
-def test_a_request_survives_the_journey() -> None:
-    access = ClientAccess("http://b", "token", "tenant", "http://a")
-    request = ActionRequest("c@1", "to_task", "p.C", {"a": 1}, {"E": "1"}, "42", clients=access)
-    assert ActionRequest.from_json(request.to_json()) == request
-    assert ActionRequest.from_json(ActionRequest("c@1", "a", "p.C").to_json()).clients is None
-    json.loads(request.to_json())
-
-
-def test_no_address_says_what_to_set() -> None:
-    with pytest.raises(PluginHostUnavailableError, match="set RAY_ADDRESS"):
-        RaySession().connect(None)
-
-
-@pytest.mark.parametrize("address", ["auto", "local", "ray", "host:"])
-def test_an_address_that_is_none_is_refused(address: str) -> None:
-    with pytest.raises(PluginHostUnavailableError, match="host:port"):
-        RaySession().connect(address)
-
-
-def test_the_dashboards_header(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
-    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
-    assert auth_headers() == {}
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    (tmp_path / "token").write_text("abc\n")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    assert auth_headers() == {"Authorization": "Bearer abc"}
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "def")
-    assert auth_headers() == {"Authorization": "Bearer def"}
-
-
-def test_the_clusters_token_is_a_known_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "raytoken-55d1c7")
-
-    auth_headers()
-
-    assert redact("said raytoken-55d1c7") == "said ***"
-
-
-def test_who_waits_for_its_turn_is_sent_away_and_not_told_that_it_took_too_long(
-    store: PluginStore, write_release: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray_host, "MAX_SLOT_WAIT_SECONDS", 0.01)
-    write_release("cat@1.0")
-    release = store.get("cat@1.0")
-    host = ray_host.RayHost(RaySession(), None, lambda: pytest.fail("no package"), 300.0)
-    actor = ray_host._Actor(handle=None)
-    request = ActionRequest("cat@1.0", "to_task", "plugin.to_task.ToTask")
-    with actor.slot, pytest.raises(PluginHostBusyError, match="busy"):
-        host._call_in_slot(("a", "b"), actor, release, request, "convert_from_files", "[]")

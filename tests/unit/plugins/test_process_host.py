@@ -11,7 +11,11 @@ import pytest
 from worker.plugins import ClientAccess, PluginCallError, PluginStore, ProcessHost, request_for
 
 Write = Callable[..., Path]
+
+
 PARAMS = {"name": "n", "project": 1, "agent": 1, "target_specification_name": "x"}
+
+
 TO_TASK = """
     from worker.actions import ToTaskAction
     from plugin.words import WORD
@@ -35,7 +39,7 @@ def convert(store: PluginStore, access: ClientAccess) -> Callable[..., Any]:
     return call
 
 
-def test_two_releases_whose_packages_share_a_name_do_not_meet(
+def test_releases_with_the_same_package_name_are_isolated(
     write_release: Write, convert: Callable[..., Any]
 ) -> None:
     for code in ("cat", "dog"):
@@ -45,7 +49,7 @@ def test_two_releases_whose_packages_share_a_name_do_not_meet(
         assert convert(f"{code}@1.0", {}) == [{"ok": expected}]
 
 
-def test_they_do_not_meet_in_threads_either(write_release: Write, convert: Callable[..., Any]) -> None:
+def test_releases_are_isolated_in_threads(write_release: Write, convert: Callable[..., Any]) -> None:
     codes = ("cat", "dog", "ant")
     for code in codes:
         write_release(f"{code}@1.0", to_task=TO_TASK, words=f"WORD = {code!r}")
@@ -65,7 +69,7 @@ def test_they_do_not_meet_in_threads_either(write_release: Write, convert: Calla
     assert wrong == []
 
 
-def test_a_release_keeps_what_it_loaded(write_release: Write, convert: Callable[..., Any]) -> None:
+def test_release_keeps_its_loaded_modules(write_release: Write, convert: Callable[..., Any]) -> None:
     counting = """
         from worker.actions import ToTaskAction
         calls = []
@@ -98,7 +102,7 @@ def test_a_release_keeps_what_it_loaded(write_release: Write, convert: Callable[
         ("class ToTask: pass", "OperationError", "cannot convert_from_inference"),
     ],
 )
-def test_what_is_wrong_with_an_entrypoint_is_said(
+def test_error_of_an_entrypoint_is_described(
     write_release: Write, convert: Callable[..., Any], module: str, error_type: str, message: str
 ) -> None:
     write_release("cat@1.0", to_task=module)
@@ -108,7 +112,7 @@ def test_what_is_wrong_with_an_entrypoint_is_said(
     assert str(store_path := Path(sys.path[0])) not in str(caught.value) or store_path == Path()
 
 
-def test_a_missing_module_is_named(write_release: Write, convert: Callable[..., Any]) -> None:
+def test_missing_module_is_named(write_release: Write, convert: Callable[..., Any]) -> None:
     write_release("cat@1.0")
     with pytest.raises(
         PluginCallError, match=r"entrypoint plugin\.to_task\.ToTask: there is no module plugin\.to_task"
@@ -116,20 +120,14 @@ def test_a_missing_module_is_named(write_release: Write, convert: Callable[..., 
         convert("cat@1.0", {})
 
 
-def test_only_operations_of_the_table_can_be_called(
-    write_release: Write, convert: Callable[..., Any]
-) -> None:
+def test_only_declared_operations_can_be_called(write_release: Write, convert: Callable[..., Any]) -> None:
     write_release("cat@1.0", to_task=TO_TASK, words="WORD = 1")
     for operation in ("execute", "__init__", "convert_data_from_inference", "_each"):
         with pytest.raises(PluginCallError, match="OperationError"):
             convert("cat@1.0", {}, operation=operation)
 
 
-def test_an_unknown_parameter_is_refused(write_release: Write, convert: Callable[..., Any]) -> None:
+def test_unknown_parameter_is_rejected(write_release: Write, convert: Callable[..., Any]) -> None:
     write_release("cat@1.0", to_task=TO_TASK, words="WORD = 1")
     with pytest.raises(PluginCallError, match="unknown parameter 'threshhold'"):
         convert("cat@1.0", {}, threshhold=1)
-
-
-def test_the_worker_token_never_shows(access: ClientAccess) -> None:
-    assert "hush" not in repr(ClientAccess(host="http://b", token="hush"))

@@ -21,7 +21,7 @@ def zip_folder(folder: Path) -> Path:
     return archive
 
 
-def test_a_folder_and_its_zip_are_the_same_release(store: PluginStore, write_release: Write) -> None:
+def test_folder_and_zip_are_the_same_release(store: PluginStore, write_release: Write) -> None:
     folder = write_release("cat@1.0", words="WORD = 1")
     from_folder = store.get("cat@1.0")
     zip_folder(folder)
@@ -32,7 +32,7 @@ def test_a_folder_and_its_zip_are_the_same_release(store: PluginStore, write_rel
     assert from_zip.path != from_folder.path
 
 
-def test_names_lists_releases_once(store: PluginStore, write_release: Write, plugins_dir: Path) -> None:
+def test_names_lists_each_release_once(store: PluginStore, write_release: Write, plugins_dir: Path) -> None:
     zip_folder(write_release("cat@1.0"))
     write_release("ant@2.0")
     (plugins_dir / "notes.txt").touch()
@@ -43,13 +43,13 @@ def test_names_lists_releases_once(store: PluginStore, write_release: Write, plu
 @pytest.mark.parametrize(
     "name", ["cat@1.0", "cat", "../cat@1.0", "a@../b", "a@..", "/etc@1", "a@b/c", "a@1\n", ""]
 )
-def test_what_is_not_there_is_not_found(store: PluginStore, name: str) -> None:
+def test_missing_release_is_not_found(store: PluginStore, name: str) -> None:
     with pytest.raises(ReleaseNotFoundError) as caught:
         store.get(name)
     assert "\n" not in str(caught.value)
 
 
-def test_a_release_is_read_once_until_it_changes(store: PluginStore, write_release: Write) -> None:
+def test_release_is_read_once_until_it_changes(store: PluginStore, write_release: Write) -> None:
     folder = write_release("cat@1.0", words="WORD = 1")
     first = store.get("cat@1.0")
     assert store.get("cat@1.0") is first
@@ -58,7 +58,7 @@ def test_a_release_is_read_once_until_it_changes(store: PluginStore, write_relea
     assert second.checksum != first.checksum
 
 
-def test_the_checksum_leaves_out_what_is_made_by_running(store: PluginStore, write_release: Write) -> None:
+def test_checksum_ignores_files_made_by_running(store: PluginStore, write_release: Write) -> None:
     folder = write_release("cat@1.0", words="WORD = 1")
     first = store.get("cat@1.0")
     package = zip_release(folder)
@@ -70,13 +70,13 @@ def test_the_checksum_leaves_out_what_is_made_by_running(store: PluginStore, wri
     assert zip_release(folder) == package
 
 
-def test_a_name_that_config_does_not_agree_with_is_refused(store: PluginStore, write_release: Write) -> None:
+def test_name_that_differs_from_the_config_is_rejected(store: PluginStore, write_release: Write) -> None:
     write_release("cat@1.0").rename(store.directory / "cat@2.0")
     with pytest.raises(ReleaseInvalidError, match=r"cat@2\.0: config\.yaml says cat@1\.0"):
         store.get("cat@2.0")
 
 
-def test_links_that_leave_the_folder_are_refused(
+def test_links_out_of_the_folder_are_rejected(
     store: PluginStore, write_release: Write, tmp_path: Path
 ) -> None:
     (tmp_path / "secret").write_text("s")
@@ -88,7 +88,7 @@ def test_links_that_leave_the_folder_are_refused(
         store.get("cat@1.0")
 
 
-def test_a_release_that_is_itself_a_link_out_is_not_there(store: PluginStore, write_release: Write) -> None:
+def test_release_that_is_a_link_out_is_not_found(store: PluginStore, write_release: Write) -> None:
     folder = write_release("cat@1.0")
     outside = store.directory.parent / "outside"
     folder.rename(outside)
@@ -97,37 +97,37 @@ def test_a_release_that_is_itself_a_link_out_is_not_there(store: PluginStore, wr
         store.get("cat@1.0")
 
 
-def test_a_pipe_in_a_release_is_refused(store: PluginStore, write_release: Write) -> None:
+def test_pipe_in_a_release_is_rejected(store: PluginStore, write_release: Write) -> None:
     os.mkfifo(write_release("cat@1.0") / "pipe")
     with pytest.raises(ReleaseInvalidError, match="not a regular file"):
         store.get("cat@1.0")
 
 
-def test_a_release_that_is_too_large_is_refused(store: PluginStore, write_release: Write) -> None:
+def test_release_that_is_too_large_is_rejected(store: PluginStore, write_release: Write) -> None:
     (write_release("cat@1.0") / "big").write_bytes(b"0" * (1024 * 1024 + 1))
     with pytest.raises(ReleaseInvalidError, match="larger than"):
         store.get("cat@1.0")
 
 
-def test_a_package_that_would_hide_the_hosts_own_is_refused(store: PluginStore, write_release: Write) -> None:
+def test_package_that_hides_the_hosts_own_is_rejected(store: PluginStore, write_release: Write) -> None:
     (write_release("cat@1.0") / "shared.py").touch()
     with pytest.raises(ReleaseInvalidError, match="'shared' is taken"):
         store.get("cat@1.0")
 
 
-def test_a_folder_without_config_is_refused(store: PluginStore, plugins_dir: Path) -> None:
+def test_folder_without_config_is_rejected(store: PluginStore, plugins_dir: Path) -> None:
     (plugins_dir / "cat@1.0").mkdir()
     with pytest.raises(ReleaseInvalidError, match=r"has no config\.yaml"):
         store.get("cat@1.0")
 
 
-def test_an_action_that_is_not_declared_is_named(store: PluginStore, write_release: Write) -> None:
+def test_undeclared_action_is_named(store: PluginStore, write_release: Write) -> None:
     write_release("cat@1.0")
     with pytest.raises(ReleaseInvalidError, match=r"no action 'deploy' \(it has: to_task\)"):
         store.get("cat@1.0").action("deploy")
 
 
-def test_a_cache_that_others_can_write_is_refused(write_release: Write, tmp_path: Path) -> None:
+def test_cache_that_others_can_write_is_rejected(write_release: Write, tmp_path: Path) -> None:
     folder = write_release("cat@1.0")
     zip_folder(folder)
     folder.rename(tmp_path / "moved")

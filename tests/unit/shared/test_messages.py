@@ -60,7 +60,7 @@ def test_job_is_an_integer_or_text(job: object, held: str) -> None:
         -1,
     ],
 )
-def test_other_jobs_are_refused(job: object) -> None:
+def test_other_jobs_are_rejected(job: object) -> None:
     if job == -1:
         # `-` is one of the characters; the backend's business.
         assert StopMessage.model_validate({"job": job}).job == "-1"

@@ -107,7 +107,7 @@ def test_redis_that_never_answers_is_an_error(monkeypatch: pytest.MonkeyPatch) -
 def test_password_is_not_sent_without_a_trusted_certificate() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("localhost").configure_cert(context)
-    told: list[bytes] = []
+    received: list[bytes] = []
 
     def answer(listener: socket.socket) -> None:
         # Once for each try of the publisher; the listener's end ends it.
@@ -115,7 +115,7 @@ def test_password_is_not_sent_without_a_trusted_certificate() -> None:
             while True:
                 plain, _ = listener.accept()
                 with contextlib.suppress(ssl.SSLError), context.wrap_socket(plain, server_side=True) as made:
-                    told.append(made.recv(1000))
+                    received.append(made.recv(1000))
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=answer, args=[listener], daemon=True).start()
@@ -123,7 +123,7 @@ def test_password_is_not_sent_without_a_trusted_certificate() -> None:
 
         with Publisher(url) as publisher, pytest.raises(OperationalError, match="certificate verify failed"):
             publisher.publish(StopMessage(job="1"))
-    assert not any(told)
+    assert not any(received)
 
 
 @pytest.mark.parametrize(

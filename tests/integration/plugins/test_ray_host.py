@@ -47,7 +47,7 @@ def await_bucket(name: str, wanted: str, seconds: float = 40) -> str:
         time.sleep(0.2)
 
 
-def test_two_releases_with_the_same_package_serve_their_own_code(
+def test_releases_with_the_same_package_serve_their_own_code(
     ray_host: RayHost, store: PluginStore, ray_cluster: LocalRay
 ) -> None:
     plans = {code: submit(ray_host, store, f"{code}@1.0.0") for code in ("apple", "pear")}
@@ -61,7 +61,7 @@ def test_two_releases_with_the_same_package_serve_their_own_code(
         assert httpx.post(url, json={"n": 21}).json() == {"word": code, "doubled": 42}
 
 
-def test_the_identical_deployment_is_left_alone_and_another_replaces_it_in_place(
+def test_only_a_changed_deployment_replaces_a_running_one(
     ray_host: RayHost, store: PluginStore, ray_cluster: LocalRay
 ) -> None:
     await_bucket("apple@1.0.0", "running")
@@ -79,7 +79,7 @@ def test_the_identical_deployment_is_left_alone_and_another_replaces_it_in_place
     remove_application("pear@1.0.0")
 
 
-def test_a_class_without_routes_answers_with_infer_batch(
+def test_class_without_routes_answers_with_infer_batch(
     ray_host: RayHost, store: PluginStore, ray_cluster: LocalRay
 ) -> None:
     plan = submit(ray_host, store, "pear@1.0.0", "plain")
@@ -108,9 +108,7 @@ def test_every_form_of_entrypoint_is_served(
         remove_application(form)
 
 
-def test_the_reason_of_a_failure_is_the_authors_and_nothing_else(
-    ray_host: RayHost, store: PluginStore
-) -> None:
+def test_reason_of_a_failure_is_only_the_authors(ray_host: RayHost, store: PluginStore) -> None:
     submit(ray_host, store, "apple@1.0.0", "broken")
     reason = await_bucket("apple@1.0.0", "failed")
     assert "ValueError: the weights are gone" in reason
@@ -121,9 +119,7 @@ def test_the_reason_of_a_failure_is_the_authors_and_nothing_else(
     remove_application("apple@1.0.0")
 
 
-def test_conversions_run_in_an_actor_that_is_replaced_when_it_dies(
-    ray_host: RayHost, store: PluginStore
-) -> None:
+def test_dead_actor_of_conversions_is_replaced(ray_host: RayHost, store: PluginStore) -> None:
     def convert(code: str, *items: Any) -> Any:
         release = store.get(f"{code}@1.0.0")
         request = request_for(release, "to_task", {}, ACCESS)
@@ -153,9 +149,7 @@ def test_conversions_run_in_an_actor_that_is_replaced_when_it_dies(
     assert convert("apple", {"value": 4})[0]["ok"]["value"] == 4
 
 
-def test_a_folder_of_packages_works_as_well(
-    ray_cluster: LocalRay, store: PluginStore, tmp_path: Path
-) -> None:
+def test_package_store_can_be_a_folder(ray_cluster: LocalRay, store: PluginStore, tmp_path: Path) -> None:
     host = RayHost(session, ray_cluster.address, lambda: FolderPackages(tmp_path), timeout=60)
     release = store.get("pear@1.0.0")
     plan = host.call(release, request_for(release, "deployment", {}, ACCESS), "plan", {})
@@ -163,7 +157,7 @@ def test_a_folder_of_packages_works_as_well(
     assert plan["route_prefix"] == f"/{release.checksum}"
 
 
-def test_an_address_where_nobody_listens_is_told_at_once() -> None:
+def test_address_without_a_listener_fails_at_once() -> None:
     started = time.monotonic()
     with pytest.raises(PluginHostUnavailableError, match="cannot be reached"):
         RaySession().connect("127.0.0.1:1")
