@@ -21,14 +21,14 @@ from worker.runs.bulkhead import bulkhead
 from worker.runs.model import Outcome, Reschedule, Run, Step
 from worker.runs.publisher import send_task
 from worker.services import services
-from worker.workflow.task import INFRASTRUCTURE_ERRORS, StepFunction, WorkflowTask
+from worker.workflow.task import INFRASTRUCTURE_ERRORS, StepFunction, StepTask
 
 CLUSTER = "cluster"
 """The bulkhead around the agent and Ray: a cluster that hangs holds no more threads than its slots."""
 CLUSTER_STEPS = (CAPACITY_GATE, SERVE_RUN, AWAIT_RUNNING)
 
 
-class DeployTask(WorkflowTask):
+class DeployTask(StepTask):
     """A step of a deployment, which runs on a worker of the message's agent."""
 
     abstract = True

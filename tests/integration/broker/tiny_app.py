@@ -38,9 +38,6 @@ if not STOCK:
 
 redis = Redis.from_url(URL, decode_responses=True)
 
-# The worker's own receiver, connected by the import of dead letters, needs the worker's settings.
-message_rejected.receivers.clear()
-
 
 @message_rejected.connect
 def keep(rejected: RejectedMessage, **_: Any) -> None:

@@ -1,6 +1,5 @@
 """How an entrypoint's constructor or function is called."""
 
-
 import pytest
 
 from worker.actions import BaseServeDeployment
