@@ -32,7 +32,7 @@ def initialize(run: DeployRun, services: Services) -> Outcome:
 
 
 def capacity_gate(run: DeployRun, services: Services) -> Outcome:
-    """Store the plan and ask the agent. A refusal, or an agent that cannot be asked, ends the run FAILED."""
+    """Store the plan and ask the agent. A no, or an agent that cannot be asked, ends the run FAILED."""
     if services.settings.ray_address is None:
         raise RunFailedError(
             "This worker has no Ray cluster to deploy on: set RAY_ADDRESS to the cluster's head, host:port"

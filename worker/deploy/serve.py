@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 FIRST_POLL_SECONDS = 0.3
 MAX_POLL_SECONDS = 5.0
 SUPERSEDED_SECONDS = 10.0
-"""An application that is gone or replaced for so long is not expected to come back."""
+"""An application that is gone or replaced for so long stays away."""
 
 
 def serve_run(run: DeployRun, services: Services, cluster: Cluster) -> Outcome:

@@ -260,7 +260,7 @@ def timed_out() -> RuntimeError:
 def _track_missing_reply(dispatch: Dispatch | None, seen: Observation, timeouts: Timeouts) -> Dispatch | None:
     """Count the time in which workers have been up to read what the backend published of the dispatch.
 
-    The age of the request does not tell it: all workers may have been away since, and find this poll and the
+    The age of the request does not show it: all workers may have been away since, and find this poll and the
     deployment's message in the queues at the same time. While deployments are unread (the workers of that
     queue may be away or busy), any of them may be the one that was asked for.
     """

@@ -178,7 +178,7 @@ class StepTask(Task):
         raise AssertionError("retry always raises")
 
     def retry_unclaimed(self, job: str, countdown: float) -> NoReturn:
-        """Deliver this message again as it is. Quicker than `Reschedule`: many do so while few have a slot."""
+        """Deliver this message again as it is. Quicker than `Reschedule`: many do so while few have slots."""
         try:
             self.runs.heartbeats.extend(run_member(job), countdown)
         except INFRASTRUCTURE_ERRORS as error:
