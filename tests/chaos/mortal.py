@@ -18,6 +18,7 @@ from structlog.contextvars import get_contextvars
 
 from worker.platform import AsyncBackendClient, BackendClient
 from worker.pre_processor.waitlist import Waitlist
+from worker.runs.generations import Generations
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.runs import Runs
 from worker.runs.store import RunStore
@@ -92,7 +93,7 @@ def make_mortal(folder: Path) -> Deaths:
     wrap(deaths, RunStore, "finish", fixed("finish"), first)
     wrap(deaths, RunStore, "mark_reported", fixed("seal"), first)
     wrap(deaths, RunStore, "note", lambda _job, name, _finding: f"note {name}", first)
-    wrap(deaths, RunStore, "next_generation", lambda _job, step, *_: f"announce {step}", first)
+    wrap(deaths, Generations, "advance", lambda _job, step, *_: f"announce {step}", first)
     wrap(deaths, Runs, "mark_running", fixed("start"), lambda _s, run: (run.job,))
     wrap(
         deaths,

@@ -12,6 +12,7 @@ from shared.messages import TailLogsMessage
 from worker.lua import Scripts
 from worker.platform.streams import StreamProtocol
 from worker.runs.events import SCRIPT, log_args, log_keys, now
+from worker.runs.scripts import run_scripts
 
 OPEN: Final = "synapse:{logs}:open"
 """Sorted set: every booking, by the time (Redis's clock) until which a relay's claim on it holds."""
@@ -67,7 +68,7 @@ def book(redis: "Redis", message: TailLogsMessage, longest: int) -> bool:
     booking = Booking(message.job, message.ray_job)
     how = json.dumps({"agent": message.agent, "protocol": message.protocol})
     arguments = log_args("book", booking.job, booking.ray_job, how, longest=longest)
-    if not Scripts(redis, "worker.runs").run(SCRIPT, log_keys(booking.job), *arguments):
+    if not run_scripts(redis).run(SCRIPT, log_keys(booking.job), *arguments):
         return False
     # After the job's own entry: who dies in between comes back with its message and does both again.
     redis.zadd(OPEN, {booking.name: 0}, nx=True)
@@ -81,7 +82,7 @@ class Claims:
         """`seconds` without a sign of life make a claim free for others."""
         self._seconds = seconds
         self._own = Scripts(redis, _HERE)
-        self._logs = Scripts(redis, "worker.runs")
+        self._logs = run_scripts(redis)
 
     async def take(self, most: int) -> list[Claim]:
         """Bookings that nobody follows, now this relay's."""

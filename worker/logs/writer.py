@@ -12,9 +12,9 @@ from redis.exceptions import RedisError
 
 from shared.channels import logs_channel
 from worker.logs.subscriptions import Claim
-from worker.lua import Scripts
 from worker.platform.streams import StreamLimits
 from worker.runs.events import DAY_SECONDS, MESSAGE_HEADROOM, SCRIPT, log_keys, now
+from worker.runs.scripts import run_scripts
 
 log = structlog.get_logger(__name__)
 
@@ -172,7 +172,7 @@ class Outlet:
     """
 
     def __init__(self, redis: "Redis", limits: StreamLimits) -> None:
-        self._scripts = Scripts(redis, "worker.runs")
+        self._scripts = run_scripts(redis)
         self._limits = limits
         # In the order in which they came; a feed that is there already keeps its place.
         self._waiting: dict[Feed, None] = {}

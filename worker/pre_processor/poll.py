@@ -23,7 +23,7 @@ from worker.pre_processor.serve_application import job_status, list_records
 from worker.pre_processor.waitlist import DISPATCH, FETCH_TASKS, FIRST_POLL_SECONDS, Waitlist, WaitlistName
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import lock_key, run_key
-from worker.runs.model import End, Step
+from worker.runs.model import ClaimStatus, End, Step
 from worker.runs.runs import Runs
 from worker.services import Services
 from worker.workflow.task import INFRASTRUCTURE_ERRORS
@@ -69,10 +69,10 @@ def await_ready(
     if not runs.locks.acquire(waitlist.lock, token):
         return NextPoll(LOCKED_RETRY_SECONDS, generation, attempt, redelivered)
     with runs.locks.hold(waitlist.lock, token):
-        said, newest = waitlist.claim_poll(generation, redelivered)
-        if said == "republish":
-            return NextPoll(LOCKED_RETRY_SECONDS, newest, attempt)
-        if said == "stale":
+        claim = waitlist.claim_poll(generation, redelivered)
+        if claim.status is ClaimStatus.REPUBLISH:
+            return NextPoll(LOCKED_RETRY_SECONDS, claim.generation, attempt)
+        if claim.status is ClaimStatus.SUPERSEDED:
             return None
         runs.heartbeats.schedule(name.member)
         countdown = _poll_once(waitlist, services, attempt)
@@ -190,7 +190,7 @@ def fail(waiters: list[Waiter], message: str, waitlist: Waitlist, runs: Runs) ->
 def redispatch(waiters: list[Waiter], runs: Runs) -> None:
     """Let the run with the latest deadline join again. However often this is sent, one run gets the claim."""
     waiter = waiters[-1]
-    _send(DISPATCH, waiter, {"generation": runs.store.current_generation(waiter.job, DISPATCH.name)}, runs)
+    _send(DISPATCH, waiter, {"generation": runs.generations.newest(waiter.job, DISPATCH.name)}, runs)
 
 
 def _send(step: Step, waiter: Waiter, kwargs: dict[str, int], runs: Runs) -> None:

@@ -9,7 +9,6 @@ from uuid import uuid4
 from pydantic import AfterValidator
 from redis import Redis
 
-from worker.lua import Scripts
 from worker.pre_processor.decision import (
     DISPATCH_FIELD_NAMES,
     UNSENT_CLAIM_SECONDS,
@@ -17,8 +16,10 @@ from worker.pre_processor.decision import (
     stored_fields,
 )
 from worker.pre_processor.serve_application import PreProcessor
-from worker.runs.model import Step
+from worker.runs.generations import GenerationClaim
+from worker.runs.model import ClaimStatus, Step
 from worker.runs.runs import Runs
+from worker.runs.scripts import run_scripts
 
 DETECT = Step("pre_processor.detect", position=30)
 DISPATCH = Step("pre_processor.dispatch", position=35)
@@ -110,7 +111,7 @@ class Waitlist:
     def __init__(self, redis: "Redis", name: WaitlistName) -> None:
         self.name = name
         self._redis = redis
-        self._scripts = Scripts(redis, "worker.pre_processor")
+        self._scripts = run_scripts(redis, "worker.pre_processor")
         self._hash = f"synapse:rooms:{{{name.key}}}:room"
         self._waiters = f"synapse:rooms:{{{name.key}}}:waiters"
         self.lock = f"synapse:rooms:{{{name.key}}}:lock"
@@ -146,10 +147,10 @@ class Waitlist:
         seconds, microseconds = self._redis.time()
         return float(seconds + microseconds / 1e6)
 
-    def claim_poll(self, generation: int, redelivered: bool) -> tuple[str, int]:
-        """`begun`, `stale` or `republish`, and the newest generation."""
-        said, newest = self._scripts.run("claim_poll", [self._hash], generation, int(redelivered))
-        return str(said), int(newest)
+    def claim_poll(self, generation: int, redelivered: bool) -> GenerationClaim:
+        """A poll begins."""
+        status, newest = self._scripts.run("claim_poll", [self._hash], generation, int(redelivered))
+        return GenerationClaim(ClaimStatus(status), int(newest))
 
     def end_poll(self, generation: int) -> tuple[str, int]:
         """`again` with the next generation, `ended` when nobody waits, `superseded` by a newer poll."""

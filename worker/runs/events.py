@@ -8,9 +8,9 @@ from typing import Any, Final
 from redis import Redis
 
 from shared.channels import events_channel, job_key, logs_channel, logs_history
-from worker.lua import Scripts
 from worker.platform import redact
 from worker.runs.keys import messages_key, run_key
+from worker.runs.scripts import run_scripts
 
 SCRIPT: Final = "log"
 
@@ -49,7 +49,7 @@ class JobLog:
     """The log as a run writes it."""
 
     def __init__(self, redis: "Redis") -> None:
-        self._scripts = Scripts(redis, "worker.runs")
+        self._scripts = run_scripts(redis)
 
     def append(self, job: str, text: str, level: str) -> None:
         """Add a message of the run, a line a line. One of a run that is over, or unknown, goes nowhere."""
@@ -76,7 +76,7 @@ class Events:
         self._redis = redis
         self._changed = on_change
         self.log = JobLog(redis)
-        self._scripts = Scripts(redis, "worker.runs")
+        self._scripts = run_scripts(redis)
 
     def publish(self, job: str, kind: str, **content: Any) -> None:
         """Send `{"type": kind, ...content}` on the run's channel."""

@@ -110,7 +110,7 @@ def dispatch_chunks(run: Run, runs: Runs, ledger: RedisLedger, *, again: bool = 
     by_inference = message_of(run).params.method is ToTaskMethod.INFERENCE
     for chunk in ledger.next_chunks(1 if by_inference else MAX_CHUNKS_IN_FLIGHT, resend=again):
         # A message of an older generation would be dropped.
-        generation = runs.store.current_generation(run.job, f"{ANNOTATE.name}:{chunk}")
+        generation = runs.generations.newest(run.job, f"{ANNOTATE.name}:{chunk}")
         kwargs = {"job": run.job, "chunk": chunk, "generation": generation}
         runs.publisher.publish(ANNOTATE, ANNOTATE.queue or run.queue, kwargs)
         ledger.mark_published(chunk)

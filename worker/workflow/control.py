@@ -12,6 +12,7 @@ from worker.platform import ClientError, clean
 from worker.runs import reporter
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import lock_key
+from worker.runs.model import ClaimStatus
 from worker.runs.runs import REPORT
 from worker.services import services
 from worker.workflow import dead_letters
@@ -33,11 +34,10 @@ def report(
     try:
         if runs.store.is_reported(job):
             return
-        newest = runs.store.current_generation(job, REPORT.name)
-        if generation < newest and not (redelivered or self.is_redelivered()):
+        claim = runs.generations.claim(job, REPORT.name, generation, redelivered or self.is_redelivered())
+        if claim.status is ClaimStatus.SUPERSEDED:
             return  # A copy that was delivered while the backend kept another one waiting.
-        generation = max(generation, newest)
-        # A redelivered one goes on as the newest, or it would be taken for an old copy when it is back.
+        generation = claim.generation
         if not runs.locks.acquire(key, token):
             self.retry_later(0.5, generation=generation)
         with runs.locks.hold(key, token):
@@ -55,7 +55,7 @@ def report(
             if runs.store.has_ended(job):
                 # This report is on its way: the sweep need not send another.
                 runs.heartbeats.schedule(run_member(job), countdown)
-            generation = runs.store.next_generation(job, REPORT.name, generation)
+            generation = runs.generations.advance(job, REPORT.name, generation)
         except INFRASTRUCTURE_ERRORS as away:
             log.warning("sign of life not given", job=job, error_type=type(away).__name__)
             self.retry_later(countdown, attempt=attempt + 1, redelivered=True)

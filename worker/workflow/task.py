@@ -194,7 +194,7 @@ class StepTask(Task):
                     self.runs.events.message(run.job, why, level="warning")
                 # A neighbour that hangs holds the step for longer than the visibility timeout: the copies
                 # that were delivered meanwhile die, or there would be one more each time.
-                generation = self.runs.store.next_generation(run.job, name, run.generation)
+                generation = self.runs.generations.advance(run.job, name, run.generation)
                 changed |= {"generation": generation, "redelivered": False}
             self.retry_later(min(0.5 * 2 ** min(attempt, 20), longest), **changed)
         return Finish(JobStatus.FAILED, {"error": user_message(error)})
@@ -210,7 +210,7 @@ class StepTask(Task):
             case Reschedule():
                 countdown = min(outcome.countdown, self.runs.timing.max_countdown)
                 self.runs.heartbeats.schedule(run_member(run.job), countdown)
-                following = self.runs.store.next_generation(run.job, name, run.generation)
+                following = self.runs.generations.advance(run.job, name, run.generation)
                 self.retry_later(countdown, generation=following, attempt=0, redelivered=False)
             case Finish():
                 if self.runs.finish(run.job, End(outcome.status, outcome.result), step):

@@ -377,7 +377,7 @@ def test_a_report_whose_successor_never_went_out_goes_on_when_it_is_delivered_ag
 ) -> None:
     door.deliver("test.deploy", **MESSAGE)
     services.runs.schedule_report("42")
-    services.runs.store.next_generation("42", "runs.report", 0)  # and here its worker died
+    services.runs.generations.advance("42", "runs.report", 0)  # and here its worker died
 
     assert door.deliver("runs.report", job="42", redelivered=True).ended in ("acknowledged", "again")
     assert len(backend.patches) == 1
@@ -393,7 +393,7 @@ def test_a_redelivered_report_that_has_to_wait_goes_on_after_it(
     services.runs.mark_running(run)
     door.deliver("runs.report", job="42")
     services.runs.set_progress(run, "deploy", 50)
-    services.runs.store.next_generation("42", "runs.report", 0)
+    services.runs.generations.advance("42", "runs.report", 0)
     if locked:
         redis.set(lock_key("42", "runs.report"), "the dead one's")
 
@@ -412,7 +412,7 @@ def test_a_new_report_of_a_run_is_not_taken_for_an_old_copy(
     door: Door, services: FakeServices, sender: RecordingSender
 ) -> None:
     door.deliver("test.deploy", **MESSAGE)
-    services.runs.store.next_generation("42", "runs.report", 0)
+    services.runs.generations.advance("42", "runs.report", 0)
     services.runs.publish_report("42")
     assert sender.of("runs.report")[-1].kwargs == {"job": "42", "generation": 1}
 

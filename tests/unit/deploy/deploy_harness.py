@@ -76,7 +76,7 @@ class DeployHarness:
     def step(self, step: Step, function: Callable[..., Outcome], job: str = "42") -> Outcome:
         """What a worker does with the step's message: its outcome; what it raises ends the run."""
         token = self.runs.locks.new_token()
-        generation = self.runs.store.current_generation(job, step.name)
+        generation = self.runs.generations.newest(job, step.name)
         claim = self.runs.store.claim_step(job, step, "", token, 30.0, generation, False)
         assert claim.run is not None, claim.status
         try:

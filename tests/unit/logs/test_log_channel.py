@@ -6,10 +6,10 @@ from shared.channels import logs_channel, logs_history
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.unit.logs.logs_helpers import Log
-from worker.lua import Scripts
 from worker.runs.events import DAY_SECONDS, log_args, log_keys, log_state_key
 from worker.runs.model import End
 from worker.runs.runs import Runs
+from worker.runs.scripts import run_scripts
 
 RAY = "raysubmit_1"
 
@@ -256,7 +256,7 @@ def test_lines_of_many_logs_go_in_by_one_call_and_a_broken_one_does_not_hold_up_
     keys = [key for log in logs for key in log_keys(log.job)]
     told = [part for log in logs for part in (logs_channel(log.job), RAY, 1, 0, 2, "one", "two")]
     relay = log_args("relay", "", "now", "info", 1000, 10**6, *told)
-    answers = Scripts(redis, "worker.runs").run("log", keys, *relay)
+    answers = run_scripts(redis).run("log", keys, *relay)
 
     # Then each log has its own answer
     assert "WRONGTYPE" in answers[0]

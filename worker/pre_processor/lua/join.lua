@@ -33,7 +33,7 @@ local started = 0
 if ARGV[3] == '1' or redis.call('HGET', KEYS[1], 'polling') ~= '1' then
   -- Who joins again may have died before its poll was published; the generation lets only the newest live.
   redis.call('HSET', KEYS[1], 'polling', 1)
-  started = redis.call('HINCRBY', KEYS[1], 'generation', 1)
+  started = advance_generation(KEYS[1], 'generation')
 end
 redis.call('EXPIRE', KEYS[1], ARGV[6])
 redis.call('EXPIRE', KEYS[2], ARGV[6])

@@ -50,7 +50,7 @@ def test_every_task_gets_what_the_plugin_makes_of_the_answer(by_inference: Make)
     assert len(world.backend.annotations) == 25
 
 
-def test_the_call_names_agent_action_and_version_and_nothing_that_is_not_known(by_inference: Make) -> None:
+def test_the_call_names_agent_action_version_and_no_more(by_inference: Make) -> None:
     world = by_inference(1)
     world.work()
 
@@ -90,7 +90,7 @@ def test_one_chunk_is_open_so_that_no_more_are_sent_at_once(by_inference: Make) 
     assert world.sender.chunks() == [0]
 
 
-def test_a_deferred_inference_is_polled_with_its_ticket_and_model(by_inference: Make) -> None:
+def test_a_deferred_inference_is_polled_with_ticket_and_model(by_inference: Make) -> None:
     world = by_inference(1)
     polls = deferring(world, {"digit": 7})
 
@@ -183,7 +183,7 @@ def test_an_inference_that_fails_for_now_is_asked_again(by_inference: Make) -> N
     assert world.ledger.counts().success == 3
 
 
-def test_an_inference_whose_answer_could_not_be_written_is_asked_again(by_inference: Make) -> None:
+def test_an_inference_is_repeated_after_a_failed_write(by_inference: Make) -> None:
     world = by_inference(1)
     world.collect()
     polls = deferring(world, {"digit": 7})
@@ -239,9 +239,7 @@ def test_answers_are_kept_while_the_plugin_is_busy(by_inference: Make) -> None:
 
 
 @pytest.mark.parametrize("error", [NotFoundError(), ServerError("503 Service Unavailable", 503)])
-def test_a_pre_processor_that_goes_away_for_a_while_fails_no_task(
-    by_inference: Make, error: Exception
-) -> None:
+def test_a_pre_processor_that_is_away_for_a_while_fails_none(by_inference: Make, error: Exception) -> None:
     world = by_inference(3)
     world.collect()
     world.backend.faults.fail("run_plugin", error)
@@ -279,7 +277,7 @@ def test_a_pre_processor_that_stays_away_ends_the_run(
     assert world.record()["failed"] == "0"
 
 
-def test_what_a_running_pre_processor_does_not_find_fails_its_task(by_inference: Make) -> None:
+def test_a_404_of_a_running_pre_processor_fails_its_task(by_inference: Make) -> None:
     world = by_inference(2)
     world.backend.faults.fail("run_plugin", NotFoundError())
     end = world.work()

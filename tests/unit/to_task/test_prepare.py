@@ -31,7 +31,7 @@ def test_a_run_by_inference_goes_on_to_its_pre_processor(by_inference: Make) -> 
     assert world.backend.faults.calls["get_data_collection"] == 0
 
 
-def test_parameters_that_the_plugin_refuses_end_the_run_with_its_reason(make_world: Make) -> None:
+def test_parameters_rejected_by_the_plugin_end_the_run(make_world: Make) -> None:
     world = make_world(1)
     world.host.faults.fail("check_params", PluginCallError("ParamsError", "unknown parameter 'colour'"))
 
@@ -65,7 +65,7 @@ def test_a_project_without_a_data_collection_has_no_files(make_world: Make) -> N
         prepare(world.run, world.services)
 
 
-def test_a_specification_that_is_not_there_is_answered_with_those_that_are(make_world: Make) -> None:
+def test_a_missing_specification_is_answered_with_known_ones(make_world: Make) -> None:
     world = make_world(1, target_specification_name="mask")
 
     expected = "Data collection 7 has no file specification 'mask'; it has: image, label"

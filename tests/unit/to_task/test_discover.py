@@ -82,7 +82,7 @@ def test_a_page_that_is_committed_twice_counts_once(make_world: Make) -> None:
     assert chunks(world) == {"0": "1,2"}
 
 
-def test_a_copy_of_an_old_delivery_changes_nothing_after_the_last_page(make_world: Make) -> None:
+def test_an_old_delivery_changes_nothing_after_the_last_page(make_world: Make) -> None:
     world = make_world(5)
     world.fetch()
     before = chunks(world)

@@ -194,7 +194,7 @@ def test_all_failed_is_a_failed_run_with_its_counts(make_world: Make) -> None:
     assert len(end.result["failures"]) == 12
 
 
-def test_a_window_of_chunks_is_open_and_a_finished_one_sends_the_next(make_world: Make) -> None:
+def test_a_finished_chunk_publishes_the_next_of_the_window(make_world: Make) -> None:
     world = make_world(100, chunk=10)
     world.collect()
     assert world.sender.chunks() == [0, 1, 2, 3]
@@ -205,7 +205,7 @@ def test_a_window_of_chunks_is_open_and_a_finished_one_sends_the_next(make_world
     assert world.sender.chunks() == [0, 1, 2, 3, 4]
 
 
-def test_a_redelivered_chunk_skips_what_is_done_and_counts_nothing_twice(make_world: Make) -> None:
+def test_a_redelivered_chunk_skips_what_is_done(make_world: Make) -> None:
     # Given a chunk of which a part is done when its worker dies
     world = make_world(10, chunk=10)
     world.collect()
@@ -223,9 +223,7 @@ def test_a_redelivered_chunk_skips_what_is_done_and_counts_nothing_twice(make_wo
     assert world.ledger.counts().success == 10
 
 
-def test_a_chunk_whose_worker_died_before_sending_the_next_sends_it_when_redelivered(
-    make_world: Make, clock: Any
-) -> None:
+def test_a_redelivered_chunk_publishes_the_next_chunk(make_world: Make, clock: Any) -> None:
     world = make_world(60, chunk=10)
     world.collect()
     world.sender.dies_after = 0
@@ -239,12 +237,12 @@ def test_a_chunk_whose_worker_died_before_sending_the_next_sends_it_when_redeliv
     assert world.sender.chunks() == [0, 1, 2, 3, 4]
 
 
-def test_the_sweep_sends_the_open_chunks_again_with_their_newest_poll(make_world: Make) -> None:
+def test_the_sweep_resends_open_chunks_in_their_generation(make_world: Make) -> None:
     # Given a window of which one chunk is done and one has been polled
     world = make_world(60, chunk=10)
     world.collect()
     world.annotate(1)
-    world.runs.store.next_generation(JOB, "to_task.annotate:2", 0)
+    world.runs.generations.advance(JOB, "to_task.annotate:2", 0)
     world.sender.sent.clear()
 
     # When spread is sent again
@@ -263,7 +261,7 @@ def test_spread_finalizes_when_all_is_done(make_world: Make) -> None:
     assert world.spread() == Continue(FINALIZE)
 
 
-def test_finalize_is_found_by_the_last_chunk_and_a_second_end_is_not_written(make_world: Make) -> None:
+def test_the_last_chunk_finalizes_and_the_end_is_written_once(make_world: Make) -> None:
     world = make_world(20)
     world.collect()
 
@@ -280,7 +278,7 @@ def test_nothing_is_annotated_after_a_stop(make_world: Make) -> None:
     assert (world.backend.annotations, world.backend.faults.calls["get_task"]) == ([], 0)
 
 
-def test_a_stop_while_the_plugin_converts_is_heard_before_the_writes(make_world: Make) -> None:
+def test_a_stop_during_conversion_prevents_the_writes(make_world: Make) -> None:
     world = make_world(10)
     world.collect()
     convert = world.host.call_batch
@@ -295,7 +293,7 @@ def test_a_stop_while_the_plugin_converts_is_heard_before_the_writes(make_world:
     assert world.backend.annotations == []
 
 
-def test_a_stop_while_tasks_are_written_is_heard_before_the_next_batch(make_world: Make) -> None:
+def test_a_stop_during_writes_prevents_the_next_batch(make_world: Make) -> None:
     world = make_world(100, chunk=100)
     world.collect()
     world.backend.before_annotation = lambda task: world.end() if task == 5 else None
@@ -371,7 +369,7 @@ def test_a_backend_that_is_away_is_no_attempt_at_a_task(make_world: Make) -> Non
     assert world.ledger.counts().success == 10
 
 
-def test_a_task_that_only_breaks_the_connection_counts_when_the_backend_is_there(make_world: Make) -> None:
+def test_a_broken_connection_counts_while_the_backend_answers(make_world: Make) -> None:
     world = make_world(1)
     world.collect()
     world.backend.faults.fail("get_task", ClientConnectionError("hung up"), key=1)
@@ -452,7 +450,7 @@ def test_a_redis_that_is_away_loses_no_task(make_world: Make, monkeypatch: pytes
     assert world.ledger.counts().success == 10
 
 
-def test_a_token_that_is_taken_no_more_ends_the_run_and_fails_no_task(make_world: Make) -> None:
+def test_a_rejected_token_ends_the_run_and_fails_no_task(make_world: Make) -> None:
     world = make_world(40, chunk=40)
     world.collect()
     world.backend.before_annotation = lambda task: setattr(
@@ -471,7 +469,7 @@ def test_a_task_that_alone_is_refused_for_its_token_fails_alone(make_world: Make
     assert end.result["failures"][0]["error"].startswith("AuthenticationError")
 
 
-def test_a_chunk_that_finds_the_plugin_busy_comes_back_and_fails_nothing(make_world: Make) -> None:
+def test_a_chunk_is_rescheduled_while_the_plugin_is_busy(make_world: Make) -> None:
     world = make_world(3)
     world.collect()
     call_batch, busy = world.host.call_batch, [True, True]

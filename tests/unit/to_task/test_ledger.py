@@ -88,7 +88,7 @@ def test_nothing_is_recorded_after_the_end(make_world: Make) -> None:
     assert set(world.redis.keys("*")) == keys_before
 
 
-def test_the_window_holds_so_many_chunks_and_a_finished_one_makes_room(make_world: Make) -> None:
+def test_a_finished_chunk_lets_the_window_take_another(make_world: Make) -> None:
     world = make_world(60, chunk=10)
     world.fetch()
     ledger = world.ledger
@@ -105,9 +105,7 @@ def test_the_window_holds_so_many_chunks_and_a_finished_one_makes_room(make_worl
     assert ledger.next_chunks(4) == [5]
 
 
-def test_a_chunk_that_was_handed_out_and_never_sent_is_handed_out_again(
-    clock: Clock, make_world: Make
-) -> None:
+def test_a_claimed_unpublished_chunk_is_claimed_again(clock: Clock, make_world: Make) -> None:
     # Given chunks that were handed out to somebody who died after sending one of them
     world = make_world(60, chunk=10)
     world.fetch()
@@ -132,7 +130,7 @@ def test_all_open_chunks_can_be_asked_for(make_world: Make) -> None:
     assert sorted(world.ledger.next_chunks(3, resend=True)) == [0, 2, 3]
 
 
-def test_all_are_done_when_the_last_is_and_for_everybody_who_asks_later(make_world: Make) -> None:
+def test_all_are_done_with_the_last_chunk_and_afterwards(make_world: Make) -> None:
     world = make_world(30, chunk=10)
     world.fetch()
 

@@ -83,7 +83,7 @@ def test_a_death_anywhere_loses_no_task_and_counts_none_twice(
     assert set(world.backend.annotated) == set(range(1, 56)) - {7}
 
 
-def test_who_was_suspended_and_lost_its_chunk_writes_only_what_was_in_flight(make_world: Make) -> None:
+def test_a_suspended_worker_writes_only_what_was_in_flight(make_world: Make) -> None:
     # Given a chunk of many batches, whose worker is suspended at its first write until another has its lock
     world = make_world(320, chunk=320)
     world.collect()
@@ -108,7 +108,7 @@ def test_who_was_suspended_and_lost_its_chunk_writes_only_what_was_in_flight(mak
     assert sorted(world.backend.annotated) == list(range(1, 321))
 
 
-def test_a_copy_of_an_older_poll_of_a_chunk_dies(make_world: Make) -> None:
+def test_a_message_of_an_older_generation_is_dropped(make_world: Make) -> None:
     # Given a chunk that came back for the rest of its tasks
     world = make_world(80, chunk=100)
     world.collect()

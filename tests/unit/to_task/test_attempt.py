@@ -1,10 +1,11 @@
-"""Which file is which, in both of the platform's shapes."""
+"""The files and the outcome of a task."""
 
 from typing import Any
 
 import pytest
 
-from worker.to_task.attempt import File, file_of_specification, parse_files, primary_file
+from worker.to_task.attempt import File, TaskWork, file_of_specification, parse_files, primary_file
+from worker.to_task.ledger import OpenTask
 from worker.to_task.steps import TaskFailedError
 
 IMAGE = File("http://f/1.png", "1.png", "image", True)
@@ -29,7 +30,7 @@ def test_a_mapping_and_a_list_are_the_same_files(found: Any) -> None:
     assert file_of_specification(files, "label") == LABEL
 
 
-def test_a_file_of_a_list_may_name_its_specification_by_name_alone() -> None:
+def test_a_listed_file_may_name_its_specification_by_name() -> None:
     [file] = parse_files([{"url": "u", "name": "label"}])
 
     assert (file.specification, file.name, file.is_primary) == ("label", "label", False)
@@ -46,7 +47,7 @@ def test_a_file_of_a_list_may_name_its_specification_by_name_alone() -> None:
         ({"label": {"url": None}}, "the task's file of the specification 'label' has no url"),
     ],
 )
-def test_what_is_no_file_is_said(found: Any, message: str) -> None:
+def test_what_is_not_a_file_fails_with_the_reason(found: Any, message: str) -> None:
     with pytest.raises(TaskFailedError) as caught:
         parse_files(found)
 
@@ -58,3 +59,10 @@ def test_a_missing_file_is_named() -> None:
         primary_file([LABEL])
     with pytest.raises(TaskFailedError, match="no file of the specification 'mask'"):
         file_of_specification([IMAGE, LABEL], "mask")
+
+
+def test_an_error_is_cut_and_redacted() -> None:
+    work = TaskWork(OpenTask(0, 7))
+
+    assert work.outcome("see http://files/1?token=abc").error == "see <url>"
+    assert len(work.outcome("x" * 10_000).error or "") == 500
