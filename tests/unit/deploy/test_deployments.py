@@ -46,7 +46,7 @@ def test_an_application_that_ran_is_kept(ownership: Ownership) -> None:
 
 
 class Packages:
-    """A plugin host that keeps what it is told to pin, and a store of releases."""
+    """A plugin host that records what it has to pin, and a store of releases."""
 
     def __init__(self) -> None:
         self.pinned: list[list[str]] = []

@@ -73,7 +73,7 @@ def test_what_is_no_id_is_a_malformed_answer(
     assert isinstance(post(harness), Reschedule)
 
 
-def test_a_redis_restored_from_an_older_file_posts_no_second_record(harness: DeployHarness) -> None:
+def test_a_restored_older_redis_leads_to_no_second_record(harness: DeployHarness) -> None:
     # Given a record that was posted, and a Redis that has lost its last second with its machine
     redis, key = harness.runs.redis, run_key("42")
     harness.runs.store.note("42", "plan", PLAN)

@@ -110,7 +110,7 @@ def test_a_failed_submission_leaves_the_application_before_it(harness: DeployHar
     assert harness.serve.removed == []
 
 
-def test_a_worker_that_died_after_the_removal_ends_the_run_alike(harness: DeployHarness) -> None:
+def test_a_worker_that_died_after_removing_ends_the_run_alike(harness: DeployHarness) -> None:
     submit(harness)
     harness.serve.application = FAILED
     errors = []
