@@ -139,7 +139,7 @@ def test_a_rejected_dispatch_fails_all_runs_and_is_cleared(
 def test_a_dispatch_that_fails_unseen_fails_no_later_run(
     harness: WaitlistHarness, backend: FakeBackend, clock: Clock, error: Exception
 ) -> None:
-    # Given a run that is stopped while the backend keeps its dispatch waiting, so that it leaves the waiting list
+    # Given a run that is stopped while the backend holds its dispatch, so that it leaves the waiting list
     harness.detect("1")
 
     def slow(count: int) -> None:
