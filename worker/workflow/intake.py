@@ -1,22 +1,30 @@
 """The first step of every run: is the job still to be done?"""
 
+from dataclasses import dataclass, replace
+
 import structlog
 
 from shared.statuses import JobStatus
 from worker.platform import NotFoundError
 from worker.runs.heartbeat import run_member
-from worker.runs.model import End, Run
+from worker.runs.model import End, Run, RunMessage
+from worker.runs.state import RunState
 from worker.services import Services
 from worker.workflow.dead_letters import DeadLetters
 from worker.workflow.validation import status_of
 
 log = structlog.get_logger(__name__)
 
-REOPENED = "reopened"
-"""Finding: the backend's FAILED was a refusal of an earlier message of this job."""
+
+@dataclass(frozen=True)
+class WorkflowState(RunState):
+    """What the runs of all workflows keep."""
+
+    reopened: bool = False
+    """The backend's FAILED was a refusal of an earlier message of this job."""
 
 
-def begin_run(run: Run, services: Services) -> bool:
+def begin_run(run: Run[RunMessage, WorkflowState], services: Services) -> bool:
     """The first step's common part: false when the backend says that the job is over, so nothing starts.
 
     A job that is FAILED only because a message of it was refused is opened again when that one is replayed.
@@ -39,12 +47,12 @@ def begin_run(run: Run, services: Services) -> bool:
     return True
 
 
-def _may_reopen(run: Run, status: JobStatus, services: Services) -> bool:
+def _may_reopen(run: Run[RunMessage, WorkflowState], status: JobStatus, services: Services) -> bool:
     if status is not JobStatus.FAILED:
         return False
     letters = DeadLetters(services.redis)
     if letters.is_replayed(run.job):
-        services.runs.store.note(run.job, REOPENED, True)
+        services.runs.store.update_state(run, replace(run.state, reopened=True))
         letters.forget(run.job)
         return True
-    return bool(run.findings.get(REOPENED))
+    return run.state.reopened

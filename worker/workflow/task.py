@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import structlog
 from celery import Task
@@ -28,15 +28,20 @@ from worker.runs.heartbeat import run_member
 from worker.runs.keys import lock_key
 from worker.runs.model import (
     Acceptance,
+    AnyRun,
     ClaimStatus,
     Continue,
     End,
     Finish,
+    MessageT,
     Outcome,
     Reschedule,
     Run,
+    StateT,
     Step,
+    StoredRun,
     Suspend,
+    WorkflowStep,
 )
 from worker.runs.runs import Runs
 from worker.services import services
@@ -52,7 +57,7 @@ from worker.workflow.validation import (
 
 log = structlog.get_logger(__name__)
 
-StepFunction = Callable[[Run], Outcome]
+StepFunction: TypeAlias = Callable[[Run[MessageT, StateT]], Outcome]
 
 INFRASTRUCTURE_ERRORS: tuple[type[Exception], ...] = (RedisError, OperationalError)
 """Redis or the broker is away, full or read-only: says nothing about the run, so the message comes back."""
@@ -92,7 +97,14 @@ class StepTask(Task):
         """The runs of this process."""
         raise NotImplementedError
 
-    def run_step(self, step: Step, job: str, function: StepFunction, *, part: str = "") -> None:
+    def run_step(
+        self,
+        step: WorkflowStep[MessageT, StateT],
+        job: str,
+        function: StepFunction[MessageT, StateT],
+        *,
+        part: str = "",
+    ) -> None:
         """Do `step` of the run of `job` by calling `function`."""
         generation = int(self.request.kwargs.get("generation", 0))
         name = f"{step.name}:{part}" if part else step.name
@@ -121,7 +133,12 @@ class StepTask(Task):
                 with self.runs.locks.hold(lock_key(job, name), token, alive):
                     if not (step.has_parts or begun.run.is_retry):
                         self.runs.events.log.append(job, f"Step {step.name}", "info")
-                    self._apply(step, name, begun.run, self._call(name, begun.run, function))
+                    self._apply(
+                        step,
+                        name,
+                        begun.run,
+                        self._call(name, begun.run, lambda run: function(step.workflow.typed(run))),
+                    )
             except INFRASTRUCTURE_ERRORS as error:
                 log.warning("step comes back", error_type=type(error).__name__)
                 # As after a redelivery, nobody knows how far this one came.
@@ -161,14 +178,14 @@ class StepTask(Task):
         raise AssertionError("retry always raises")
 
     def retry_unclaimed(self, job: str, countdown: float) -> NoReturn:
-        """Deliver this message again as it is. Quicker than `Reschedule`: many do so while few have a turn."""
+        """Deliver this message again as it is. Quicker than `Reschedule`: many do so while few have a slot."""
         try:
             self.runs.heartbeats.extend(run_member(job), countdown)
         except INFRASTRUCTURE_ERRORS as error:
             log.warning("step comes back", error_type=type(error).__name__)
         self.retry_later(countdown, redelivered=self.is_redelivered())
 
-    def _call(self, name: str, run: Run, function: StepFunction) -> Outcome:
+    def _call(self, name: str, run: StoredRun, function: Callable[[StoredRun], Outcome]) -> Outcome:
         try:
             return function(run)
         except INFRASTRUCTURE_ERRORS:
@@ -180,7 +197,7 @@ class StepTask(Task):
             log.error("step failed", error=message, error_type=type(error).__name__, exc_info=True)
             return Finish(JobStatus.FAILED, {"error": message})
 
-    def _wait_for_dependency(self, error: Exception, name: str = "", run: Run | None = None) -> Finish:
+    def _wait_for_dependency(self, error: Exception, name: str = "", run: AnyRun | None = None) -> Finish:
         attempt = int(self.request.kwargs.get("attempt", 0)) + 1
         longest = self.runs.timing.max_countdown
         if self.is_unreachable(error) or attempt * longest <= MAX_DEPENDENCY_WAIT_SECONDS:
@@ -199,7 +216,7 @@ class StepTask(Task):
             self.retry_later(min(0.5 * 2 ** min(attempt, 20), longest), **changed)
         return Finish(JobStatus.FAILED, {"error": user_message(error)})
 
-    def _apply(self, step: Step, name: str, run: Run, outcome: Outcome) -> None:
+    def _apply(self, step: Step, name: str, run: AnyRun, outcome: Outcome) -> None:
         match outcome:
             case Continue():
                 kwargs = {"job": run.job, **outcome.kwargs}

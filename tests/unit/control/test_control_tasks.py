@@ -15,6 +15,7 @@ from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
 from tests.unit.control.control_helpers import Backend, Door, FakeServices
 from tests.unit.runs.runs_helpers import RecordingSender
+from worker.deploy.plan import DEPLOY
 from worker.platform import NotFoundError, ServerError
 from worker.runs import reporter
 from worker.runs.keys import HEARTBEATS_KEY, lock_key
@@ -422,7 +423,7 @@ def test_a_new_report_of_a_run_is_not_taken_for_an_old_copy(
 
 def begun(door: Door, services: FakeServices) -> bool:
     door.deliver("test.deploy", **MESSAGE)
-    return begin_run(services.runs.store.load("42"), services)
+    return begin_run(DEPLOY.typed(services.runs.store.load("42")), services)
 
 
 def test_replay_opens_a_refused_job_again(
@@ -478,7 +479,7 @@ def test_replay_whose_first_step_is_delivered_twice_still_opens_the_job(
     DeadLetters(redis).replay("42")
 
     assert begun(door, services)
-    assert begin_run(services.runs.store.load("42"), services)
+    assert begin_run(DEPLOY.typed(services.runs.store.load("42")), services)
 
 
 def test_job_that_failed_for_another_reason_is_not_opened(
@@ -520,7 +521,7 @@ def test_job_that_is_over_starts_nothing_also_at_the_second_look(
     backend.status = "STOPPED"
     door.deliver("test.deploy", **MESSAGE)
 
-    assert not begin_run(replace(services.runs.store.load("42"), is_retry=True), services)
+    assert not begin_run(replace(DEPLOY.typed(services.runs.store.load("42")), is_retry=True), services)
 
 
 @pytest.mark.parametrize("status", ["PENDING", "RUNNING"])
@@ -540,11 +541,11 @@ def test_job_is_running_although_the_first_report_was_never_published(
     door.deliver("test.deploy", **MESSAGE)
     sender.broken = True
     with pytest.raises(OperationalError):
-        begin_run(services.runs.store.load("42"), services)
+        begin_run(DEPLOY.typed(services.runs.store.load("42")), services)
     sender.broken = False
 
     # When it is delivered again
-    assert begin_run(replace(services.runs.store.load("42"), is_retry=True), services)
+    assert begin_run(replace(DEPLOY.typed(services.runs.store.load("42")), is_retry=True), services)
 
     # Then the report is out, at once
     assert len(sender.of("runs.report")) == 1

@@ -1,7 +1,7 @@
 """Runs that deploy, on fakes of what a deployment depends on: backend, agent, plugin host, Ray Serve."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,16 @@ from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy.cluster import ServeState
+from worker.deploy.plan import DEPLOY, DeployPlan, DeployRun
 from worker.runs.keys import lock_key, messages_key
-from worker.runs.model import End, Outcome, Run, Step
+from worker.runs.model import End, Outcome, WorkflowStep
 from worker.runs.runs import Runs, Timing
 from worker.settings import Settings
 from worker.testing import FakeAgent, FakeBackend, FakePluginHost
 from worker.workflow.task import user_message
 
 APP = "digits@1.0.0"
-PLAN = FakePluginHost().plan
+PLAN = DeployPlan.from_json(FakePluginHost().plan)
 RUNNING = ServeState(True, "running", "RUNNING", "", frozenset({"d1"}))
 DEPLOYING = ServeState(True, "pending", "DEPLOYING", "", frozenset({"d1"}))
 FAILED = ServeState(True, "failed", "DEPLOY_FAILED", "ValueError: no weights", frozenset({"d1"}))
@@ -44,7 +45,7 @@ class FakeServices:
             raise self.agent_client
         return self.agent_client
 
-    def action_of(self, run: Run) -> tuple[str, str]:
+    def action_of(self, run: DeployRun) -> tuple[str, str]:
         return "release", "request"
 
 
@@ -73,14 +74,16 @@ class DeployHarness:
         message = {"job": job, "plugin": APP, "agent": 1, **fields}
         self.runs.store.accept(DeployMessage.model_validate(message), "deploy")
 
-    def step(self, step: Step, function: Callable[..., Outcome], job: str = "42") -> Outcome:
+    def step(
+        self, step: WorkflowStep[Any, Any], function: Callable[..., Outcome], job: str = "42"
+    ) -> Outcome:
         """What a worker does with the step's message: its outcome; what it raises ends the run."""
         token = self.runs.locks.new_token()
         generation = self.runs.generations.newest(job, step.name)
         claim = self.runs.store.claim_step(job, step, "", token, 30.0, generation, False)
         assert claim.run is not None, claim.status
         try:
-            return function(claim.run)
+            return function(step.workflow.typed(claim.run))
         except RuntimeError as error:
             self.runs.finish(job, End(JobStatus.FAILED, {"error": user_message(error)}))
             raise
@@ -91,5 +94,10 @@ class DeployHarness:
         """What the run has written for its user."""
         return "\n".join(self.services.redis.lrange(messages_key(job), 0, -1))
 
-    def run(self, job: str = "42") -> Run:
-        return self.runs.store.load(job)
+    def run(self, job: str = "42") -> DeployRun:
+        return DEPLOY.typed(self.runs.store.load(job))
+
+    def update_state(self, job: str = "42", **values: Any) -> None:
+        """An earlier step has stored `values` in the run's state."""
+        run = self.run(job)
+        self.runs.store.update_state(run, replace(run.state, **values))

@@ -28,7 +28,7 @@ def error_of(harness: DeployHarness) -> str:
 
 def test_an_allowed_deployment_goes_on_to_the_submission(harness: DeployHarness) -> None:
     assert pass_gate(harness) == Continue(SERVE_RUN)
-    assert harness.run().findings["plan"] == PLAN
+    assert harness.run().state.plan == PLAN
     assert harness.agent.asked == [
         {
             "kind": "serve",

@@ -8,7 +8,7 @@ from shared.statuses import JobStatus
 from tests.unit.deploy.deploy_harness import PLAN, DeployHarness
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy.plan import REGISTER
-from worker.deploy.register import POST_ATTEMPTS, register
+from worker.deploy.register import register
 from worker.platform import ClientConnectionError, ClientTimeoutError, MalformedResponseError, ServerError
 from worker.pre_processor.waitlist import AWAIT_READY, Waitlist, WaitlistName
 from worker.runs.keys import lock_key, run_key
@@ -16,7 +16,7 @@ from worker.runs.model import Finish, Outcome, Reschedule
 
 
 def post(harness: DeployHarness) -> Outcome:
-    harness.runs.store.note("42", "plan", PLAN)
+    harness.update_state(plan=PLAN)
     return harness.step(REGISTER, lambda run: register(run, harness.services))
 
 
@@ -76,7 +76,7 @@ def test_what_is_no_id_is_a_malformed_answer(
 def test_a_restored_older_redis_leads_to_no_second_record(harness: DeployHarness) -> None:
     # Given a record that was posted, and a Redis that has lost its last second with its machine
     redis, key = harness.runs.redis, run_key("42")
-    harness.runs.store.note("42", "plan", PLAN)
+    harness.update_state(plan=PLAN)
     before = redis.hgetall(key)
     post(harness)
     redis.delete(key)
@@ -105,7 +105,7 @@ def test_a_suspended_worker_that_lost_the_step_posts_nothing(
     monkeypatch.setattr(harness.backend, "list_serve_applications", slow)
 
     # When it goes on
-    harness.runs.store.note("42", POST_ATTEMPTS, 1)
+    harness.update_state(post_attempts=1)
     assert isinstance(post(harness), Reschedule)
 
     # Then it posts nothing, and its retry finds that record

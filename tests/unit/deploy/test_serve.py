@@ -18,7 +18,7 @@ OTHER = ServeState(True, "running", "RUNNING", "", frozenset({"d0"}))
 
 
 def submit(harness: DeployHarness, job: str = "42") -> Outcome:
-    harness.runs.store.note(job, "plan", PLAN)
+    harness.update_state(job, plan=PLAN)
     return harness.step(SERVE_RUN, lambda run: serve_run(run, harness.services, harness.serve), job)
 
 
@@ -277,7 +277,7 @@ def test_a_run_cleans_up_after_another_failed_to_replace_it(harness: DeployHarne
     # Given an application that starts, and a run that could not submit another version over it
     submit(harness)
     harness.accept("43")
-    harness.runs.store.note("43", "plan", {**PLAN, "digest": "d2"})
+    harness.update_state("43", plan=replace(PLAN, digest="d2"))
     harness.host.faults.fail("submit", PluginCallError("ValueError", "bad"))
     with pytest.raises(RuntimeError):
         harness.step(SERVE_RUN, lambda run: serve_run(run, harness.services, harness.serve), "43")

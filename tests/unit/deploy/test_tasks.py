@@ -150,7 +150,7 @@ def test_a_step_after_a_stop_cleans_up(
 ) -> None:
     harness = worker_of(1)
     harness.accept()
-    harness.runs.store.note("42", "plan", PLAN)
+    harness.update_state(plan=PLAN)
     harness.step(SERVE_RUN, lambda run: Suspend())
     Ownership(harness.services, APP).acquire("42", existed=False)
     harness.serve.application = DEPLOYING

@@ -23,13 +23,14 @@ from worker.pre_processor.waitlist import (
 )
 from worker.runs.model import Continue, Finish, Reschedule, Run, Suspend
 from worker.testing import FakeBackend
+from worker.to_task import steps as to_task
 
 
 def test_a_running_pre_processor_is_not_waited_for(harness: WaitlistHarness, backend: FakeBackend) -> None:
     backend.add_application()
     assert harness.detect("1") == Continue(FETCH_TASKS)
-    expected = {"code": "digits", "version": "1.0.0", "config": backend.release["config"], "agent": 1}
-    assert harness.run("1").findings["pre_processor"] == expected
+    expected = PreProcessor("digits", "1.0.0", backend.release["config"], 1)
+    assert harness.run("1").state.pre_processor == expected
 
 
 def test_one_that_does_not_run_leads_to_the_waiting_list(
@@ -105,7 +106,7 @@ def test_a_dispatch_that_fails_late_does_not_end_a_resumed_run(
         backend.add_application()
         harness.poll()
         assert harness.resumed() == ["1"]
-        harness.step(FETCH_TASKS, "1", lambda run, services: Suspend())
+        harness.step(to_task.FETCH_TASKS, "1", lambda run, services: Suspend())
         raise ClientTimeoutError
 
     backend.dispatch_answer = slow

@@ -12,9 +12,17 @@ from shared.statuses import JobStatus
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.pre_processor.dispatch import detect, dispatch
 from worker.pre_processor.poll import NextPoll, await_ready
-from worker.pre_processor.waitlist import AWAIT_READY, DETECT, DISPATCH, Waitlist, WaitlistName
+from worker.pre_processor.waitlist import (
+    AWAIT_READY,
+    DETECT,
+    DISPATCH,
+    PRE_PROCESSOR,
+    PreProcessorRun,
+    Waitlist,
+    WaitlistName,
+)
 from worker.runs.keys import lock_key
-from worker.runs.model import ClaimStatus, End, Finish, Outcome, Run, Step
+from worker.runs.model import ClaimStatus, End, Finish, Outcome, WorkflowStep
 from worker.runs.runs import Runs, Timing
 from worker.settings import Settings
 from worker.testing import FakeBackend
@@ -70,7 +78,9 @@ class WaitlistHarness:
             self.detect(job)
             self.dispatch(job)
 
-    def step(self, step: Step, job: str, function: Callable[..., Outcome]) -> Outcome | None:
+    def step(
+        self, step: WorkflowStep[Any, Any], job: str, function: Callable[..., Outcome]
+    ) -> Outcome | None:
         """What a worker does with a step's message: None when it drops out."""
         token = self.runs.locks.new_token()
         claim = self.runs.store.claim_step(job, step, "", token, 30.0, 0, False)
@@ -78,7 +88,7 @@ class WaitlistHarness:
             assert claim.status is not ClaimStatus.LOCKED
             return None
         try:
-            return function(claim.run, self.services)
+            return function(step.workflow.typed(claim.run), self.services)
         except RuntimeError as error:
             self.runs.finish(job, End(JobStatus.FAILED, {"error": user_message(error)}), step)
             return Finish(JobStatus.FAILED, {"error": str(error)})
@@ -91,8 +101,8 @@ class WaitlistHarness:
             generation = self.sender.of(AWAIT_READY.name)[-1].kwargs["generation"]
         return await_ready(NAME.key, generation, self.services, redelivered=redelivered, attempt=0)
 
-    def run(self, job: str) -> Run:
-        return self.runs.store.load(job)
+    def run(self, job: str) -> PreProcessorRun:
+        return PRE_PROCESSOR.typed(self.runs.store.load(job))
 
     def error(self, job: str) -> str | None:
         """The error with which a run has ended."""

@@ -11,16 +11,15 @@ from shared.channels import job_key
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
-from tests.unit.runs.runs_helpers import RecordingSender
+from tests.unit.runs.runs_helpers import DEPLOY, FIRST, RecordingSender
 from worker.runs.heartbeat import Heartbeats
 from worker.runs.keys import HEARTBEATS_KEY, polls_key, run_key, stop_key
 from worker.runs.locks import Locks
-from worker.runs.model import Acceptance, End, Run, Step
+from worker.runs.model import Acceptance, End, Run
 from worker.runs.runs import Runs, recover_run
 
 DAY = 86_400
-FIRST = Step("deploy.first", 10)
-SPREAD = Step("to_task.spread", 20, queue="annotate")
+SPREAD = DEPLOY.step("to_task.spread", 20, queue="annotate")
 
 Eventually = Callable[[Callable[[], object]], None]
 
