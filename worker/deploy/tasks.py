@@ -23,7 +23,7 @@ from worker.runs.bulkhead import bulkhead
 from worker.runs.model import Outcome, Reschedule, WorkflowStep
 from worker.runs.publisher import send_task
 from worker.services import services
-from worker.workflow.task import INFRASTRUCTURE_ERRORS, StepFunction, WorkflowTask
+from worker.workflow.task import INFRASTRUCTURE_ERRORS, StepFunction, StepTask
 
 DeployStep: TypeAlias = WorkflowStep[DeployMessage, DeployState]
 
@@ -32,7 +32,7 @@ CLUSTER = "cluster"
 CLUSTER_STEPS = (CAPACITY_GATE, SERVE_RUN, AWAIT_RUNNING)
 
 
-class DeployTask(WorkflowTask):
+class DeployTask(StepTask):
     """A step of a deployment, which runs on a worker of the message's agent."""
 
     abstract = True

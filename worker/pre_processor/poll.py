@@ -21,6 +21,7 @@ from worker.pre_processor.decision import (
 )
 from worker.pre_processor.serve_application import job_status, list_records
 from worker.pre_processor.waitlist import DISPATCH, FETCH_TASKS, FIRST_POLL_SECONDS, Waitlist, WaitlistName
+from worker.runs.bulkhead import backoff
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import lock_key, run_key
 from worker.runs.model import ClaimStatus, End, Step
@@ -35,8 +36,6 @@ MAX_WAITERS_PER_POLL = 500
 
 LOCKED_RETRY_SECONDS = 0.3
 BACKOFF_FACTOR = 1.5
-MAX_BACKOFF_EXPONENT = 50
-"""A float overflows at larger ones."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def _observe(waitlist: Waitlist, dispatch: Dispatch | None, services: Services) 
 
 def poll_backoff(attempt: int, ceiling: float) -> float:
     """Seconds until the next poll: half a second at first, then growing up to `ceiling`."""
-    return min(FIRST_POLL_SECONDS * BACKOFF_FACTOR ** min(attempt, MAX_BACKOFF_EXPONENT), ceiling)
+    return backoff(attempt, ceiling, first=FIRST_POLL_SECONDS, factor=BACKOFF_FACTOR)
 
 
 def active_waiters(waitlist: Waitlist, runs: Runs) -> list[Waiter]:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
@@ -19,20 +19,28 @@ MAX_NAME_CHARS = 100
 """Of what is wrong with a message, which may have a hundred thousand wrong keys of any length."""
 
 
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
 class RejectedMessageError(ValueError):
     """A message that cannot be accepted; the text says why, without what the message holds."""
+
+
+def parse_message(model: type[ModelT], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ModelT:
+    """Validate the arguments of a message; raises `RejectedMessageError`."""
+    if args:
+        raise RejectedMessageError("arguments must be sent by name")
+    try:
+        return model.model_validate(kwargs)
+    except ValidationError as error:
+        raise RejectedMessageError(mistakes(error)) from None
 
 
 def parse(
     model: type[DeployMessage] | type[ToTaskMessage], args: tuple[Any, ...], kwargs: Any, store: PluginStore
 ) -> DeployMessage | ToTaskMessage:
-    """Check a message and that its release and action exist; raises `RefusedMessageError`."""
-    if args:
-        raise RejectedMessageError("arguments must be sent by name")
-    try:
-        message = model.model_validate(kwargs)
-    except ValidationError as error:
-        raise RejectedMessageError(mistakes(error)) from None
+    """Validate a message and check that its release and action exist; raises `RejectedMessageError`."""
+    message = parse_message(model, args, kwargs)
     try:
         store.get(message.plugin).action(message.action)
     except PluginError as error:
@@ -110,16 +118,6 @@ def arguments_of(function: Callable[..., Any]) -> type[Arguments] | None:
     }
     base = StepArguments if inspect.Parameter.VAR_KEYWORD in kinds else Arguments
     return create_model(f"{base.__name__}Of", __base__=base, **fields)
-
-
-def check(model: type[Arguments], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Raises `RefusedMessageError` when they are not those of the step."""
-    if args:
-        raise RejectedMessageError("arguments must be sent by name")
-    try:
-        model.model_validate(kwargs)
-    except ValidationError as error:
-        raise RejectedMessageError(mistakes(error)) from None
 
 
 def status_of(job: Mapping[str, Any]) -> JobStatus | None:

@@ -1,6 +1,7 @@
 """A message that reached no task shares the dead letter and its job's end with one that a task refused."""
 
 import json
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,16 +9,19 @@ import pytest
 
 from shared.channels import DEAD_LETTERS
 from tests.unit.runs.runs_helpers import RecordingSender
-from worker.broker.rejections import RefusedMessage, keep
+from worker.broker.rejections import RefusedMessage, keep, message_refused
 from worker.workflow import dead_letters
 
 
 @pytest.fixture
-def sender(redis: Any, monkeypatch: pytest.MonkeyPatch) -> RecordingSender:
+def sender(redis: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingSender]:
+    """What the app publishes once it has connected the rejections of the broker."""
     sender = RecordingSender()
-    runs = SimpleNamespace(sender=sender, store=SimpleNamespace(exists=lambda job: job == "known"))
+    runs = SimpleNamespace(publisher=sender, store=SimpleNamespace(exists=lambda job: job == "known"))
     monkeypatch.setattr(dead_letters, "services", lambda: SimpleNamespace(redis=redis, runs=runs))
-    return sender
+    message_refused.connect(dead_letters.reject_undelivered)
+    yield sender
+    message_refused.disconnect(dead_letters.reject_undelivered)
 
 
 def refused(task: str = "deploy", **kwargs: Any) -> RefusedMessage:

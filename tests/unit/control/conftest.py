@@ -7,7 +7,7 @@ from tests.unit.control.control_helpers import Backend, Door, FakeServices
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.runs.model import Step
 from worker.workflow import control
-from worker.workflow.task import WorkflowTask
+from worker.workflow.task import StepTask
 
 FIRST = Step("deploy.initialize", 10)
 
@@ -36,8 +36,8 @@ def backend(services: FakeServices) -> Backend:
 def door(services: FakeServices, monkeypatch: pytest.MonkeyPatch) -> Door:
     app = Celery("test-control", broker="memory://", set_as_current=False)
 
-    @app.task(base=WorkflowTask, bind=True, name="test.deploy", shared=False)
-    def _deploy(self: WorkflowTask, /, *args: object, **kwargs: object) -> None:
+    @app.task(base=StepTask, bind=True, name="test.deploy", shared=False)
+    def _deploy(self: StepTask, /, *args: object, **kwargs: object) -> None:
         self.accept(DeployMessage, FIRST, args, kwargs)
 
     app.finalize()

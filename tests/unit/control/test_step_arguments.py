@@ -6,7 +6,7 @@ import pytest
 
 from shared.messages import Job
 from worker.pre_processor.waitlist import WaitlistKey
-from worker.workflow.validation import Count, RejectedMessageError, arguments_of, check
+from worker.workflow.validation import Count, RejectedMessageError, arguments_of, parse_message
 
 
 def chunk_step(job: Job, chunk: Count, **_: Any) -> None: ...
@@ -29,7 +29,7 @@ def door(*args: Any, **kwargs: Any) -> None: ...
 def test_the_arguments_of_a_step_are_taken(step: Any, kwargs: dict[str, Any]) -> None:
     model = arguments_of(step)
     assert model is not None
-    check(model, (), kwargs)
+    parse_message(model, (), kwargs)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_others_are_refused_with_a_reason_that_shows_none_of_them(
     model = arguments_of(step)
     assert model is not None
     with pytest.raises(RejectedMessageError, match=reason) as caught:
-        check(model, (), kwargs)
+        parse_message(model, (), kwargs)
     assert "a/b" not in str(caught.value)
 
 
@@ -59,7 +59,7 @@ def test_arguments_without_names_are_refused() -> None:
     model = arguments_of(chunk_step)
     assert model is not None
     with pytest.raises(RejectedMessageError, match="by name"):
-        check(model, ("1", 0), {})
+        parse_message(model, ("1", 0), {})
 
 
 def test_a_door_takes_what_comes() -> None:
