@@ -7,7 +7,7 @@ from celery import Celery, bootsteps, signals
 from kombu import Queue
 
 from worker import logging as worker_logging
-from worker.broker import broker_settings, broker_url, message_refused
+from worker.broker import broker_settings, broker_url, message_rejected
 from worker.broker.config import QUEUES
 from worker.logs.relay import RelayStep
 from worker.maintenance import Maintenance
@@ -69,7 +69,7 @@ def make_app(settings: Settings) -> Celery:
         ),
     )
     # A message that the broker's code cannot read reaches no task; it is rejected all the same.
-    message_refused.connect(reject_undelivered)
+    message_rejected.connect(reject_undelivered)
     app.on_after_finalize.connect(_unregister_builtin_tasks)
     app.steps["worker"].add(MaintenanceStep)
     app.steps["worker"].add(RelayStep)

@@ -8,7 +8,7 @@ from celery import Celery
 from fakeredis import FakeRedis
 
 from shared.channels import DEAD_LETTERS
-from tests.unit.control.control_helpers import Door, FakeServices
+from tests.unit.workflow.harness import Door, FakeServices
 from worker.logs import tasks
 from worker.logs.subscriptions import OPEN
 from worker.runs.events import log_state_key
