@@ -1,4 +1,4 @@
-"""`tail_logs`, the door of the queue `logs`: it books a log, and the relays follow it."""
+"""`tail_logs`, the entry task of the queue `logs`: it adds a subscription, which a relay then serves."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from celery import shared_task
 from pydantic import ValidationError
 
 from shared.messages import TailLogsMessage
-from worker.logs.subscriptions import book
-from worker.runs.events import MESSAGE_HEADROOM
+from worker.logs.subscriptions import subscribe
+from worker.runs.events import MESSAGE_HEADROOM_ENTRIES
 from worker.services import services
 from worker.workflow.task import INFRASTRUCTURE_ERRORS, WorkflowTask
 from worker.workflow.validation import mistakes
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 @shared_task(base=WorkflowTask, bind=True, name=TailLogsMessage.task)
 def tail_logs(self: WorkflowTask, /, *args: Any, **kwargs: Any) -> None:
-    """Have the log of a Ray job followed on the log channel of a job; the job itself is not touched."""
+    """Relay the log of a Ray job to the log channel of a job; the Ray job itself is not touched."""
     if args:
         self.reject(args, kwargs, "arguments must be sent by name")
         return
@@ -27,10 +27,10 @@ def tail_logs(self: WorkflowTask, /, *args: Any, **kwargs: Any) -> None:
     except ValidationError as error:
         self.reject(args, kwargs, mistakes(error))
         return
-    longest = services().settings.worker_stream_max_lines + MESSAGE_HEADROOM
+    history_entries = services().settings.worker_stream_max_lines + MESSAGE_HEADROOM_ENTRIES
     try:
-        is_open = book(services().redis, message, longest)
+        is_open = subscribe(services().redis, message, history_entries)
     except INFRASTRUCTURE_ERRORS as error:
-        log.warning("booking comes back", job=message.job, error_type=type(error).__name__)
+        log.warning("log subscription retry scheduled", job=message.job, error_type=type(error).__name__)
         self.retry_later(1.0)
-    log.info("log booked" if is_open else "log is over already", job=message.job, ray_job=message.ray_job)
+    log.info("log subscribed" if is_open else "log already closed", job=message.job, ray_job=message.ray_job)

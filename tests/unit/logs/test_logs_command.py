@@ -8,7 +8,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from shared.statuses import JobStatus
-from tests.unit.logs.logs_helpers import Log
+from tests.unit.logs.relay_harness import LogOfJob
 from worker.cli.console import shown
 from worker.cli.main import app
 from worker.cli.progress import watch
@@ -24,16 +24,16 @@ def connected(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def told(run: Runs, log: Log) -> Runs:
+def told(live_runs: Runs, job_log: LogOfJob) -> Runs:
     """A run that has ended, with a log that was followed for it."""
-    log.book(RAY)
-    log.begin(RAY, "1")
-    run.events.message("42", "hello")
-    log.add(RAY, "1", 0, "\x1b[31m빨강\x1b[0m", "10 %\r20 %")
-    log.close(RAY, "1")
-    run.set_progress(run.store.load("42"), "deploy", 50)
-    run.finish("42", End(JobStatus.SUCCEEDED, {}))
-    return run
+    job_log.subscribe(RAY)
+    job_log.claim(RAY, "1")
+    live_runs.events.message("42", "hello")
+    job_log.append(RAY, "1", 0, "\x1b[31m빨강\x1b[0m", "10 %\r20 %")
+    job_log.close(RAY, "1")
+    live_runs.set_progress(live_runs.store.load("42"), "deploy", 50)
+    live_runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+    return live_runs
 
 
 def logs(*arguments: str) -> str:
@@ -94,9 +94,9 @@ def test_watch_without_a_terminal_prints_plain_lines_and_leaves_the_end_to_its_c
     assert output.getvalue().splitlines() == ["run | hello", f"{RAY} | 빨강", f"{RAY} | 20 %"]
 
 
-def test_watch_shows_a_message_that_only_looks_like_the_end(run: Runs, redis: FakeRedis) -> None:
-    run.events.message("42", "FAILED images are left out")
-    run.finish("42", End(JobStatus.SUCCEEDED, {}))
+def test_watch_shows_a_message_that_only_looks_like_the_end(live_runs: Runs, redis: FakeRedis) -> None:
+    live_runs.events.message("42", "FAILED images are left out")
+    live_runs.finish("42", End(JobStatus.SUCCEEDED, {}))
     output = io.StringIO()
 
     watch(redis, "42", Console(file=output, width=40))
@@ -104,7 +104,7 @@ def test_watch_shows_a_message_that_only_looks_like_the_end(run: Runs, redis: Fa
     assert output.getvalue().splitlines() == ["run | FAILED images are left out"]
 
 
-def test_watch_on_a_terminal_shows_bars_above_the_log(run: Runs, redis: FakeRedis) -> None:
+def test_watch_on_a_terminal_shows_bars_above_the_log(live_runs: Runs, redis: FakeRedis) -> None:
     from worker.cli.progress import Screen, Text
 
     # Given a terminal of ten rows, two steps, and more lines than have room

@@ -1,4 +1,4 @@
-"""A real Redis, a fast log server in the agent's place, and relays in processes of their own."""
+"""A real Redis, a fast log server in place of the agent, and relays in processes of their own."""
 
 import json
 import os
@@ -12,27 +12,27 @@ from redis import Redis
 
 from shared.channels import logs_channel, logs_history
 from shared.messages import TailLogsMessage
-from worker.logs.subscriptions import OWNERS, book
+from worker.logs.subscriptions import OWNERS_KEY, subscribe
 from worker.sandbox.processes import Process, free_port, listens, start
 from worker.sandbox.servers import RedisServer
 
 ROOT = Path(__file__).parents[3]
 RELAY = """
-from worker.logs.relay import new_event_loop, run_relay
-new_event_loop().run_until_complete(run_relay())
+from worker.logs.relay import new_event_loop, run_log_relay
+new_event_loop().run_until_complete(run_log_relay())
 """
 
 Entry = dict[str, Any]
 
 
-class LogSite:
-    """What a test does, in the words of the contract."""
+class LogRelayHarness:
+    """Starts the processes, subscribes to logs, and reads what the relays wrote."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.server = RedisServer(folder / "redis")
-        self.server.start()
-        self.redis = Redis.from_url(self.server.url, decode_responses=True)
+        self.redis_server = RedisServer(folder / "redis")
+        self.redis_server.start()
+        self.redis = Redis.from_url(self.redis_server.url, decode_responses=True)
         self.agent_port = free_port()
         (folder / "jobs").mkdir()
         self.agent: Process | None = None
@@ -53,16 +53,16 @@ class LogSite:
             "SYNAPSE_ACCESS_TOKEN": "an-access-token",
             "SYNAPSE_AGENT_URL": f"http://127.0.0.1:{self.agent_port}",
             "SYNAPSE_AGENT_TOKEN": "an-agent-token",
-            "REDIS_URL": self.server.url,
+            "REDIS_URL": self.redis_server.url,
             "PLUGINS_DIR": str(self.folder / "plugins"),
             "PYTHONPATH": str(ROOT),
             **more,
         }
 
-    def relay(self, **env: str) -> Process:
+    def start_relay(self, **env: str) -> Process:
         return self._start("relay", [sys.executable, "-c", RELAY], self.environment(**env))
 
-    def worker(self, **env: str) -> Process:
+    def start_worker(self, **env: str) -> Process:
         celery = [
             sys.executable,
             "-m",
@@ -83,18 +83,18 @@ class LogSite:
         worker.wait_until(lambda: " ready" in worker.log.read_text(errors="replace"), 40)
         return worker
 
-    def book(self, job: str, ray_job: str, protocol: str = "stream") -> None:
+    def subscribe(self, job: str, ray_job: str, protocol: str = "stream") -> None:
         message = TailLogsMessage.model_validate({"job": job, "ray_job": ray_job, "protocol": protocol})
-        book(self.redis, message, 60_000)
+        subscribe(self.redis, message, 60_000)
 
-    def is_followed(self, job: str, ray_job: str) -> bool:
-        return bool(self.redis.hexists(OWNERS, f"{job}/{ray_job}"))
+    def is_claimed(self, job: str, ray_job: str) -> bool:
+        return bool(self.redis.hexists(OWNERS_KEY, f"{job}/{ray_job}"))
 
     def history(self, job: str) -> list[Entry]:
         return [entry for _, entry in self.redis.xrange(logs_history(job))]
 
-    def end_of(self, job: str) -> str | None:
-        """Why the log is over; None while it is not."""
+    def end_reason(self, job: str) -> str | None:
+        """Why the log was closed; None while it is open."""
         last = self.redis.xrevrange(logs_history(job), count=1)
         return last[0][1].get("reason") if last and last[0][1].get("type") == "end" else None
 
@@ -102,7 +102,7 @@ class LogSite:
         for process in self.processes:
             process.kill()
         self.redis.close()
-        self.server.stop()
+        self.redis_server.stop()
 
     def _start(self, name: str, command: list[str], env: dict[str, str] | None = None) -> Process:
         log = self.folder / f"{name}{len(self.processes)}.log"
@@ -112,8 +112,8 @@ class LogSite:
         return process
 
 
-class Listener:
-    """Hears a job's channel, as a UI does."""
+class ChannelListener:
+    """Collects the entries of a job's log channel, as a UI does."""
 
     def __init__(self, redis: Redis, job: str) -> None:
         self.entries: list[Entry] = []
@@ -136,8 +136,8 @@ class Listener:
         self._pubsub.close()
 
 
-def check_whole(entries: list[Entry], sources: dict[str, int]) -> None:
-    """Numbered from 1 without a gap; all lines of every source, once, in their order; the end once, last."""
+def check_complete(entries: list[Entry], sources: dict[str, int]) -> None:
+    """Check that numbers have no gap, lines are there once and in order, and one end marker is last."""
     assert [int(entry["seq"]) for entry in entries] == list(range(1, len(entries) + 1))
     assert [number for number, entry in enumerate(entries, 1) if entry.get("type") == "end"] == [len(entries)]
     lines: dict[str, list[int]] = {source: [] for source in sources}

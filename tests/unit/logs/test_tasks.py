@@ -1,4 +1,4 @@
-"""The door: what is booked, what is refused."""
+"""`tail_logs`: which messages add a subscription, and which are rejected."""
 
 import json
 from types import SimpleNamespace
@@ -10,7 +10,7 @@ from fakeredis import FakeRedis
 from shared.channels import DEAD_LETTERS
 from tests.unit.control.control_helpers import Door, FakeServices
 from worker.logs import tasks
-from worker.logs.subscriptions import OPEN
+from worker.logs.subscriptions import OPEN_KEY
 from worker.runs.events import log_state_key
 
 
@@ -25,23 +25,23 @@ def door(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> Door:
     return Door(app, monkeypatch)
 
 
-def test_message_books_a_log(door: Door, redis: FakeRedis) -> None:
+def test_message_adds_a_subscription(door: Door, redis: FakeRedis) -> None:
     assert door.deliver("tail_logs", job=42, ray_job="raysubmit_1", agent=3).ended == "acknowledged"
 
-    assert redis.zrange(OPEN, 0, -1, withscores=True) == [("42/raysubmit_1", 0.0)]
+    assert redis.zrange(OPEN_KEY, 0, -1, withscores=True) == [("42/raysubmit_1", 0.0)]
     state = redis.hgetall(log_state_key("42"))
     assert json.loads(state["log:raysubmit_1"]) == {"agent": 3, "protocol": "auto"}
-    # The history holds at least what the relay may carry.
+    # The history keeps at least as many entries as the relay may write.
     assert int(state["longest"]) >= 70_000
 
 
-def test_message_that_comes_again_takes_no_log_from_its_relay(door: Door, redis: FakeRedis) -> None:
+def test_repeated_message_keeps_the_claim_of_the_relay(door: Door, redis: FakeRedis) -> None:
     door.deliver("tail_logs", job=42, ray_job="raysubmit_1")
-    redis.zadd(OPEN, {"42/raysubmit_1": 99.0})
+    redis.zadd(OPEN_KEY, {"42/raysubmit_1": 99.0})
 
     door.deliver("tail_logs", job=42, ray_job="raysubmit_1")
 
-    assert redis.zscore(OPEN, "42/raysubmit_1") == 99.0
+    assert redis.zscore(OPEN_KEY, "42/raysubmit_1") == 99.0
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_message_that_comes_again_takes_no_log_from_its_relay(door: Door, redis:
         ({"job": None}, "job"),
     ],
 )
-def test_message_that_is_wrong_is_kept_with_the_reason_and_changes_no_job(
+def test_invalid_message_becomes_a_dead_letter_with_a_reason(
     wrong: dict[str, object], reason: str, door: Door, redis: FakeRedis
 ) -> None:
     door.deliver_all("tail_logs", {"job": 42, "ray_job": "raysubmit_1", **wrong})
@@ -61,11 +61,11 @@ def test_message_that_is_wrong_is_kept_with_the_reason_and_changes_no_job(
     [(_, letter)] = redis.xrange(DEAD_LETTERS)
     assert letter["task"] == "tail_logs"
     assert reason in letter["reason"]
-    assert not redis.exists(OPEN)
+    assert not redis.exists(OPEN_KEY)
     assert redis.keys("synapse:jobs:*") == []
 
 
-def test_arguments_without_names_are_refused(door: Door, redis: FakeRedis) -> None:
+def test_positional_arguments_are_rejected(door: Door, redis: FakeRedis) -> None:
     door.deliver("tail_logs", 42, "raysubmit_1")
 
     [(_, letter)] = redis.xrange(DEAD_LETTERS)
