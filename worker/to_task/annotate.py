@@ -1,4 +1,4 @@
-"""The step that works one chunk for a while, what follows from its pass, and which chunks are under way."""
+"""The step that annotates one chunk, what follows from its pass, and which chunks are in flight."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,11 +20,15 @@ from worker.to_task.results import publish_progress
 from worker.to_task.steps import ANNOTATE, FINALIZE, message_of
 
 UNAVAILABLE_SINCE = "pre_processor_gone"
-"""Finding: Redis's time at which it was first found away, or None."""
+"""State of a run: Redis's time at which the pre-processor was first found unavailable, or None."""
 
 
 def is_unavailable(run: Run, services: Services) -> bool:
-    """Whether to wait for it; raises the waiting room's errors when it has been away for too long."""
+    """Whether the run's pre-processor does not run now, asked when inferences fail.
+
+    Without the question a run whose pre-processor went away would fail its tasks one by one, for hours.
+    Raises the errors of the waiting list once it has been unavailable for longer than its timeout.
+    """
     target = PreProcessor.from_finding(run.findings[FINDING])
     bucket, status = classify_serve_app(records(services.backend(run.message.tenant), target))
     store, since = services.runs.store, run.findings.get(UNAVAILABLE_SINCE)
@@ -43,13 +47,13 @@ def is_unavailable(run: Run, services: Services) -> bool:
 
 
 MAX_ATTEMPTS = 5
-"""Attempts at a task that count; then it has failed."""
+"""Counted attempts at a task, after which it has failed."""
 TICKET_POLL_SECONDS = 2.0
 MAX_PAUSE_SECONDS = 16.0
 
 
 def select_tasks(tasks: Sequence[OpenTask]) -> list[OpenTask]:
-    """What the next pass works: tickets first, then what was not tried; what failed before comes last."""
+    """The tasks of the next pass: those with a ticket, then new ones, or else those that failed before."""
     ticketed = [task for task in tasks if task.ticket is not None]
     fresh = [task for task in tasks if _is_fresh(task)]
     tried = [task for task in tasks if task.ticket is None and task.attempts > 0]
@@ -59,8 +63,8 @@ def select_tasks(tasks: Sequence[OpenTask]) -> list[OpenTask]:
 def finish_pass(attempt: ChunkPass, chunk: int, ledger: Ledger, probe: Callable[[], object]) -> float | None:
     """Seconds until the next pass over the chunk; None when all of it is done.
 
-    `probe` asks the backend for something simple. When it raises, the backend itself is away, or takes the
-    token no more: that is no attempt at anything, and the error is the caller's to wait for or to end with.
+    `probe` asks the backend for something simple. When it raises, the backend itself is unavailable or
+    rejects the token: no attempt is counted then, and the caller handles the error.
     """
     if attempt.retryable:
         if attempt.token_rejected or not attempt.got_answer:
@@ -89,22 +93,22 @@ def _count(held: Sequence[TaskOutcome], ledger: Ledger) -> None:
 
 
 MAX_CHUNKS_IN_FLIGHT = 4
-"""Of a run by file. A run by inference has one: the requests that it sends at once are those of one chunk."""
+"""For a run by file. A run by inference has one, because its concurrent requests are those of one chunk."""
 
 
 def spread(run: Run, services: Services) -> Outcome:
-    """Open the window; sent again by the sweep, send every open chunk again."""
+    """Publish the first chunks. When the sweep repeats this step, publish every open chunk again."""
     ledger = RedisLedger(services.redis, run.job)
     return dispatch_chunks(run, services.runs, ledger, again=True)
 
 
 def dispatch_chunks(run: Run, runs: Runs, ledger: RedisLedger, *, again: bool = False) -> Outcome:
-    """Finalize when all is done, whoever finds it; else send the chunks for which the window has room."""
+    """Go on to finalize when every chunk is done; else publish as many chunks as may be in flight."""
     if ledger.is_complete():
         return Continue(FINALIZE)
     by_inference = message_of(run).params.method is ToTaskMethod.INFERENCE
     for chunk in ledger.next_chunks(1 if by_inference else MAX_CHUNKS_IN_FLIGHT, resend=again):
-        # A copy of an older poll of the chunk would be dropped.
+        # A message of an older generation would be dropped.
         generation = runs.store.current_generation(run.job, f"{ANNOTATE.name}:{chunk}")
         kwargs = {"job": run.job, "chunk": chunk, "generation": generation}
         runs.publisher.publish(ANNOTATE, ANNOTATE.queue or run.queue, kwargs)
@@ -114,15 +118,15 @@ def dispatch_chunks(run: Run, runs: Runs, ledger: RedisLedger, *, again: bool = 
 
 MAX_PASS_SECONDS = 15.0
 UNAVAILABLE_POLL_SECONDS = 5.0
-"""Between two looks at a pre-processor that went away."""
+"""Interval of polls for a pre-processor that became unavailable."""
 LOST_LEASE_POLL_SECONDS = 1.0
-"""Until who lost its chunk to another looks whether that one is alive."""
+"""Delay after which a worker that lost its chunk's lease checks whether the new holder is alive."""
 PLUGIN_BUSY_POLL_SECONDS = 5.0
-"""Until a chunk that found the plugin at work for others asks again."""
+"""Delay after which a chunk that found the plugin busy is retried."""
 
 
 def annotate(run: Run, chunk: int, services: Services, crew: AnnotationRuntime) -> Outcome:
-    """Annotate what of the chunk is open. Its task is redelivered until all of it is done."""
+    """Annotate the open tasks of the chunk; rescheduled until all of them are done."""
     message = message_of(run)
     ledger = RedisLedger(services.redis, run.job, run.lease)
     tasks = ledger.open_tasks(chunk)

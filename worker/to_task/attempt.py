@@ -1,4 +1,4 @@
-"""One pass over tasks that are open: what each of them came to, and what is held for a later pass."""
+"""One pass over the open tasks of a chunk: the outcome of each, and which are left for a later pass."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ _SPECIFICATIONS = ("specification", "specification_name", "name")
 
 @dataclass(frozen=True)
 class File:
-    """One file: `specification` is its name in the data collection."""
+    """One file of a data unit; `specification` is its name in the data collection."""
 
     url: str
     name: str | None
@@ -27,7 +27,7 @@ class File:
 
 
 def parse_files(found: Any) -> list[File]:
-    """The files in `found`, a mapping from specification to file or a list of files."""
+    """The files in `found`: a mapping from specification to file, or a list of files (platform-api)."""
     if isinstance(found, Mapping):
         return [_file(each, str(specification)) for specification, each in found.items()]
     if isinstance(found, list):
@@ -66,7 +66,7 @@ def _first(found: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
 
 
 class OutcomeRecorder:
-    """For one pass. `over` is set once the ledger takes nothing more: the run has ended."""
+    """Records outcomes in groups, off the event loop. `ended` is set once the run is known to have ended."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -76,7 +76,7 @@ class OutcomeRecorder:
         self.ended = False
 
     async def record(self, mark: TaskOutcome) -> None:
-        """Return once `mark` is in the ledger, with those that came while it waited for the last write."""
+        """Return once the outcome is in the ledger, with those that arrived during the last write."""
         self._waiting.append(mark)
         if self._next is None:
             self._next = asyncio.ensure_future(self._write())
@@ -92,14 +92,14 @@ class OutcomeRecorder:
 T = TypeVar("T")
 
 MAX_ENDED_CHECK_AGE_SECONDS = 0.02
-"""So old may be the news that the run goes on when a request is sent."""
+"""Maximum age of the last check for the run's end when a request is sent."""
 MAX_ERROR_CHARS = 500
-"""Characters of a failure record: a thousand of them go to the backend in one answer."""
+"""Length of a failure record: a thousand of them go to the backend in one job result."""
 
 
 @dataclass
 class TaskWork:
-    """A task on its way from its id to the data that is written."""
+    """A task while it is fetched, converted and written."""
 
     open: OpenTask
     task: dict[str, Any] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class TaskWork:
     data: dict[str, Any] = field(default_factory=dict)
 
     def outcome(self, error: str | None = None) -> TaskOutcome:
-        """What came of it; an error is made fit to be shown."""
+        """The outcome; an error is redacted and cut for users."""
         if error is not None:
             error = clean(error)
             error = error if len(error) <= MAX_ERROR_CHARS else f"{error[: MAX_ERROR_CHARS - 1]}…"
@@ -117,7 +117,7 @@ class TaskWork:
 
 
 async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All to their end, also when one raises; then the first error is raised."""
+    """Wait for all, also when one raises; then raise the first error."""
     outcomes = await asyncio.gather(*coroutines, return_exceptions=True)
     results: list[T] = []
     for outcome in outcomes:
@@ -128,11 +128,12 @@ async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 class ChunkPass:
-    """`held`: tasks whose request failed in a way that may pass. `waiting`: inferences that run on.
+    """The state of one pass.
 
-    `answered`: somebody on the other side answered, so what failed is about its task. `denied`: a request was
-    refused for its token, which may be about all of them. `full`: the pre-processor is busy with as many
-    inferences as it may be sent.
+    `retryable`: tasks whose request failed for a reason that may pass, by position. `pending_inferences`:
+    positions of deferred inferences. `got_answer`: some request was answered, so the services are up and
+    other failures concern their own task. `token_rejected`: a request was answered 401, which may concern
+    all of them. `saturated`: the pre-processor has as many inferences as it may be sent.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -149,18 +150,18 @@ class ChunkPass:
 
     @property
     def ended(self) -> bool:
-        """Whether the run was found ended."""
+        """Whether the run is known to have ended."""
         return self.stopped or self._recorder.ended
 
     def check_ended(self) -> bool:
-        """Look whether the run has ended; what is under way hears of it."""
+        """Check whether the run has ended; requests that have not been sent are dropped then."""
         began = time.monotonic()
         self.stopped = self.stopped or self._ledger.has_ended()
         self._looked = began
         return self.ended
 
     async def has_ended(self) -> bool:
-        """Whether the run has ended, as of just now; all who ask at once share one look. On the loop."""
+        """Whether the run has ended, as of just now; concurrent callers share one check. On the loop."""
         since = time.monotonic() - MAX_ENDED_CHECK_AGE_SECONDS
         while not self.ended and self._looked < since:
             if self._looking is None or self._looking.done():
@@ -171,7 +172,7 @@ class ChunkPass:
     async def process_all(
         self, works: Sequence[TaskWork], call: Callable[[TaskWork], Awaitable[None]]
     ) -> list[TaskWork]:
-        """`call` for all at once; returns those for which it went well. On the loop."""
+        """Run `call` for all tasks concurrently and return those that succeeded. On the event loop."""
         outcomes = await gather_all(self.process(work, call) for work in works)
         return [work for work, went_well in zip(works, outcomes, strict=True) if went_well]
 
@@ -181,9 +182,9 @@ class ChunkPass:
         call: Callable[[TaskWork], Awaitable[None]],
         transient: tuple[type[ClientError], ...] = (),
     ) -> bool:
-        """`call` for one; False when its task goes no further in this pass. On the loop.
+        """Run `call` for one task; False when the task goes no further in this pass. On the event loop.
 
-        `passing`: errors that may pass with this call, though not with others.
+        `transient`: further errors that may pass with this call.
         """
         if self.ended:
             return False
@@ -214,7 +215,7 @@ class ChunkPass:
         return True
 
     async def record(self, mark: TaskOutcome) -> None:
-        """Into the ledger, now. On the loop."""
+        """Write the outcome into the ledger. On the event loop."""
         await self._recorder.record(mark)
 
     def call_plugin(
@@ -224,7 +225,7 @@ class ChunkPass:
         make_item: Callable[[TaskWork], Item],
         store_answer: Callable[[TaskWork, Any], None],
     ) -> list[TaskWork]:
-        """The hook's answers for `works`; returns those that have one. In the step's own thread."""
+        """Call the hook for all tasks and return those with an answer. In the step's own thread."""
         items: list[Item] = []
         marks: list[TaskOutcome] = []
         asked: list[TaskWork] = []

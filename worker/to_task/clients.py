@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class EventLoopThread:
-    """Starts with the first use, so that a forked process has its own."""
+    """The process's event loop in a thread; started at first use, so that a forked process has its own."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -29,20 +29,20 @@ class EventLoopThread:
         self._process = 0
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
-        """Run it on the loop, beside the caller."""
+        """Run the coroutine on the loop, concurrently with the caller."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._running())
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
-        """Run it on the loop and wait for it."""
+        """Run the coroutine on the loop and wait for its result; `timeout` in seconds."""
         return self.start(coroutine).result(timeout)
 
     @property
     def is_running(self) -> bool:
-        """Whether there is a loop now, in this process."""
+        """Whether the loop runs in this process."""
         return self._loop is not None and self._process == os.getpid()
 
     def close(self) -> None:
-        """End the loop and its thread; a later use starts anew."""
+        """Stop the loop and its thread; a later use starts new ones."""
         with self._lock:
             loop, thread, self._loop, self._thread = self._loop, self._thread, None, None
         if loop is None or thread is None:
@@ -64,15 +64,15 @@ class EventLoopThread:
 
 TASK_TIMEOUT_SECONDS = {"connect": 3.0, "read": 10.0, "total": 15.0}
 INFERENCE_TIMEOUT_SECONDS = {"connect": 3.0, "read": 60.0, "total": 65.0}
-"""Seconds. An inference may take long before it is deferred."""
+"""An inference may take long before it is deferred."""
 RETRIES = RetryPolicy(attempts=3, budget=10.0)
 
 run_has_ended: ContextVar[Callable[[], Awaitable[bool]] | None] = ContextVar("run_has_ended", default=None)
-"""Asked when a request's turn comes, which may be long after it was begun: a stop is heard even then."""
+"""Called when a request gets its slot, which may be long after it was queued: a stop takes effect then."""
 
 
 class AsyncBackend(Protocol):
-    """The calls that annotating needs."""
+    """The calls of the backend that annotating needs."""
 
     async def get_task(self, task: int) -> dict[str, Any]: ...
     async def get_data_unit(self, data_unit: int) -> dict[str, Any]: ...
@@ -83,54 +83,55 @@ class AsyncBackend(Protocol):
 
 
 class TenantBackend:
-    """A tenant's client; `turns` is the process's limit of requests in flight.
+    """A tenant's clients; `slots` limits the requests in flight of the whole process.
 
-    The clients are made on the loop, by the first call.
+    The clients are created on the event loop by the first call.
     """
 
     def __init__(
-        self, make: Callable[[dict[str, float]], AsyncBackendClient], turns: asyncio.Semaphore
+        self, make: Callable[[dict[str, float]], AsyncBackendClient], slots: asyncio.Semaphore
     ) -> None:
         self._make = make
-        self._turns = turns
+        self._slots = slots
         self._clients: dict[str, AsyncBackendClient] = {}
 
     async def get_task(self, task: int) -> dict[str, Any]:
         """See `AsyncBackend`."""
-        async with self._turn():
-            return await self._client("quick", TASK_TIMEOUT_SECONDS).get_task(task)
+        async with self._slot():
+            return await self._client("task", TASK_TIMEOUT_SECONDS).get_task(task)
 
     async def get_data_unit(self, data_unit: int) -> dict[str, Any]:
         """See `AsyncBackend`."""
-        async with self._turn():
-            return await self._client("quick", TASK_TIMEOUT_SECONDS).get_data_unit(data_unit)
+        async with self._slot():
+            return await self._client("task", TASK_TIMEOUT_SECONDS).get_data_unit(data_unit)
 
     async def annotate(
         self, task: int, data: Mapping[str, Any], schema: str | None, record: Callable[[], Awaitable[None]]
     ) -> None:
-        """Write the task's data and, in the same turn, `record` it.
+        """Write the task's data and call `record` within the same slot.
 
-        So no more tasks than there are turns are written and not recorded: those that a kill may write twice.
+        A kill can therefore leave at most as many tasks written and not recorded as there are slots; only
+        those are written twice.
         """
-        async with self._turn():
-            await self._client("quick", TASK_TIMEOUT_SECONDS).annotate_task_data(task, data, schema)
+        async with self._slot():
+            await self._client("task", TASK_TIMEOUT_SECONDS).annotate_task_data(task, data, schema)
             await record()
 
     async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
         """See `AsyncBackend`."""
-        async with self._turn():
-            return await self._client("patient", INFERENCE_TIMEOUT_SECONDS).run_plugin(code, data)
+        async with self._slot():
+            return await self._client("inference", INFERENCE_TIMEOUT_SECONDS).run_plugin(code, data)
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        async with self._turns:
+    async def _slot(self) -> AsyncIterator[None]:
+        async with self._slots:
             ended = run_has_ended.get()
             if ended is not None and await ended():
                 raise RunEndedError
             yield
 
     async def aclose(self) -> None:
-        """Give the connections back."""
+        """Close the clients' connections."""
         for client in self._clients.values():
             await client.aclose()
 
@@ -142,20 +143,20 @@ class TenantBackend:
 
 
 class TenantBackends:
-    """One client a tenant, all within WORKER_ANNOTATE_CONCURRENCY."""
+    """The backends of all tenants, together within WORKER_ANNOTATE_CONCURRENCY requests in flight."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._turns = asyncio.Semaphore(settings.worker_annotate_concurrency)
+        self._slots = asyncio.Semaphore(settings.worker_annotate_concurrency)
         self._tenants: dict[str | None, TenantBackend] = {}
 
     def of(self, tenant: str | None) -> TenantBackend:
         """The backend for the tenant of a run."""
         tenant = tenant or self._settings.synapse_tenant
-        return self._tenants.setdefault(tenant, TenantBackend(lambda t: self._new(tenant, t), self._turns))
+        return self._tenants.setdefault(tenant, TenantBackend(lambda t: self._new(tenant, t), self._slots))
 
     async def aclose(self) -> None:
-        """Give all connections back. On the loop."""
+        """Close all connections. On the event loop."""
         for tenant in self._tenants.values():
             await tenant.aclose()
 
@@ -175,36 +176,36 @@ MAX_REMEMBERED_JOBS = 1_000
 
 
 class Throttle:
-    """Lets a run's news pass so often and no oftener."""
+    """Limits how often the progress of a run is published."""
 
     def __init__(
         self, seconds: float = PROGRESS_INTERVAL_SECONDS, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._seconds = seconds
         self._clock = clock
-        self._told: dict[str, float] = {}
+        self._published: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def is_due(self, job: str) -> bool:
-        """Whether to tell now; then it counts as told."""
+        """Whether the progress of `job` is due; a True counts as published."""
         now = self._clock()
         with self._lock:
-            if now - self._told.get(job, -self._seconds) < self._seconds:
+            if now - self._published.get(job, -self._seconds) < self._seconds:
                 return False
-            if len(self._told) >= MAX_REMEMBERED_JOBS:
-                self._told.clear()
-            self._told[job] = now
+            if len(self._published) >= MAX_REMEMBERED_JOBS:
+                self._published.clear()
+            self._published[job] = now
             return True
 
 
 class AnnotationRuntime:
-    """Made on first use, after the fork."""
+    """What annotating needs once per process; created at first use, after the fork."""
 
     def __init__(self, loop: EventLoopThread, backends: TenantBackends, pace: Throttle) -> None:
         self.loop, self.backends, self.progress_throttle = loop, backends, pace
 
     def close(self) -> None:
-        """Give the connections back and end the loop. A process that ends starts no threads for it."""
+        """Close the connections and stop the loop, if it was ever started."""
         if not self.loop.is_running:
             return
         self.loop.run(self.backends.aclose(), timeout=5)
@@ -213,7 +214,7 @@ class AnnotationRuntime:
 
 @lru_cache(maxsize=1)
 def annotation_runtime() -> AnnotationRuntime:
-    """The crew of this process."""
+    """The annotation runtime of this process."""
     made = AnnotationRuntime(EventLoopThread(), TenantBackends(settings()), Throttle())
     atexit.register(made.close)
     return made

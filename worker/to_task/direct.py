@@ -1,6 +1,6 @@
-"""A whole run in a plain process, blocking: how an author tries `ToTaskAction.execute()` out.
+"""A whole run in a plain process, blocking: what `ToTaskAction.execute()` does when an author calls it.
 
-The same functions as the steps, on a ledger in memory; no Redis, no Celery.
+The same functions as the steps, on a ledger in memory, without Redis and Celery.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ PASS_SECONDS = 15.0
 
 
 class DirectAction(Protocol):
-    """What of a `ToTaskAction` a direct run needs."""
+    """The part of a `ToTaskAction` that a direct run needs."""
 
     given: dict[str, Any]
 
@@ -44,7 +44,7 @@ class DirectAction(Protocol):
 
 
 class ThreadedBackend:
-    """A blocking client's calls, several at once, in threads."""
+    """An asynchronous backend over a blocking client, in threads."""
 
     def __init__(self, client: Any, threads: ThreadPoolExecutor) -> None:
         self._client = client
@@ -76,7 +76,7 @@ class ThreadedBackend:
 
 
 def run(action: DirectAction, sleep: Callable[[float], None] = time.sleep) -> ToTaskResult:
-    """Prepare, collect, annotate, count. Raises what a run would end FAILED with, before it annotates."""
+    """Prepare, collect, annotate, count. Raises what would end a run FAILED before annotating."""
     client = action.client
     params = ToTaskParams.model_validate(action.given)
     check_project(client, params)

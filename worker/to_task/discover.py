@@ -34,7 +34,7 @@ class TaskListApi(Protocol):
 
 @dataclass(frozen=True)
 class Page:
-    """One page: its ids, the link to the next, and how many tasks there are in all, where that is known."""
+    """One page: its ids, the link to the next page, and the number of all tasks where the backend says it."""
 
     ids: list[int]
     link: str | None
@@ -42,7 +42,7 @@ class Page:
 
 
 def page_size(chunk: int) -> int:
-    """Large pages; a page and the remainder of the one before are all that a process ever holds."""
+    """Ids a page. Large pages save requests; a process holds at most one page and a remainder."""
     return min(MAX_PAGE_SIZE, max(100, chunk * 10))
 
 
@@ -51,7 +51,7 @@ def read_page(backend: TaskListApi, params: ToTaskParams, size: int, link: str |
     try:
         answer = backend.list_tasks(params.task_filters, params.project, page_size=size, url=link)
     except StrayLinkError as error:
-        # The link is kept: it would be refused for as long as the run came back for it.
+        # The link is stored, so every retry would be rejected for the same reason.
         raise RunFailedError(f"The backend's list of tasks cannot be followed: {error}") from None
     results = answer.get("results")
     if not isinstance(results, list):
@@ -65,16 +65,16 @@ def read_page(backend: TaskListApi, params: ToTaskParams, size: int, link: str |
     if following is not None and not isinstance(following, str):
         raise RunFailedError("The backend's list of tasks is malformed: the link to the next page is no text")
     if following and holds_secret(following):
-        # It is kept in Redis until it is followed.
+        # It would be stored in Redis until it is followed.
         raise RunFailedError("The backend's list of tasks is malformed: a link shows a token")
     count = answer.get("count")
-    # One beyond all measure is no number that a share could be reckoned from.
+    # An absurd count cannot be used to compute a percentage.
     known = count if type(count) is int and 0 <= count <= MAX_TASK_COUNT else None
     return Page([int(each) for each in ids if each], following or None, known)
 
 
 def iter_task_ids(backend: TaskListApi, params: ToTaskParams, size: int) -> Iterator[int]:
-    """Every id once, for a direct call, which holds them all."""
+    """Every task id once, for a direct call, which keeps them all in memory."""
     link: str | None = None
     seen: set[int] = set()
     links: set[str] = set()
@@ -93,13 +93,13 @@ def iter_task_ids(backend: TaskListApi, params: ToTaskParams, size: int) -> Iter
 
 
 def circular_pages_error() -> RunFailedError:
-    """The pages of a list that link to each other never end."""
+    """The error for pages that link back to a page that was read: they would never end."""
     return RunFailedError("The backend's list of tasks is malformed: its pages go around in a circle")
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far the pages are read: the next page's number and link, the tasks so far, whether that is all."""
+    """How far the pages are read: number and link of the next page, tasks so far, whether it was the last."""
 
     page: int
     link: str | None
@@ -108,18 +108,18 @@ class Cursor:
 
 
 class PageCommit(StrEnum):
-    """What became of a page."""
+    """What happened to a page."""
 
     COMMITTED = "committed"
     STALE = "stale"
-    """Another delivery has taken this page in."""
+    """Another delivery has committed this page."""
     CIRCULAR = "circle"
-    """Its link leads to a page that was read."""
+    """Its link leads to a page that was read before."""
     RUN_ENDED = "over"
 
 
 class TaskIndex:
-    """The catalogue of the run of `job`, whose chunks hold `size` ids."""
+    """The ids of the run of `job`, in chunks of `size` ids; every page is counted once."""
 
     def __init__(self, redis: "Redis", job: str, size: int) -> None:
         self._redis = redis
@@ -128,13 +128,13 @@ class TaskIndex:
         self._scripts = Scripts(redis, "worker.to_task")
 
     def cursor(self) -> Cursor:
-        """Where to go on."""
+        """Where reading continues."""
         found = self._redis.hmget(ledger.task_index_key(self._job), ["page", "link", "total", "complete"])
         page, link, total, complete = found
         return Cursor(int(page or 0), link or None, int(total or 0), bool(complete))
 
     def commit(self, number: int, page: Page) -> PageCommit:
-        """Take page `number` in, if the cursor stands there and the run lives."""
+        """Store page `number`, if the cursor is at it and the run has not ended."""
         job = self._job
         names = [
             run_key(job),
@@ -152,7 +152,10 @@ PROGRESS_STEP = "fetch_tasks"
 
 
 def fetch_tasks(run: Run, services: Services, clock: Callable[[], float] = time.monotonic) -> Outcome:
-    """Read pages for a while; come back for more, or open the window of chunks when that was the last."""
+    """Read pages for a limited time, then reschedule; after the last page go on to annotating.
+
+    Filters may depend on what annotating changes, so annotating starts after the last page.
+    """
     message = message_of(run)
     runs, settings = services.runs, services.settings
     ledger.expire_with_run(runs.store, run.job)

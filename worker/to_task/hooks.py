@@ -1,4 +1,4 @@
-"""The plugin's hooks, a batch at a time: in the plugin's host, or in a direct call on the action itself."""
+"""The hooks of a plugin, called with batches: in the plugin's host, or directly on the action."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ MAX_CONVERSION_WAIT_SECONDS = 120.0
 
 
 class Hooks(Protocol):
-    """One answer an item, in order: `{"ok": value}` or `{"error": text}`."""
+    """Each hook returns one answer per item, in order: `{"ok": value}` or `{"error": text}`."""
 
     def convert_from_files(self, items: Sequence[Item]) -> list[Answer]:
         """Task data from files."""
@@ -50,7 +50,7 @@ class PluginHooks:
 
     def convert_from_inference(self, items: Sequence[Item]) -> list[Answer]:
         """See `Hooks`."""
-        # The answers would have to be inferred again: who has them waits longer than others for the plugin.
+        # Giving up would repeat the inferences, so this call waits longer for a busy plugin than the others.
         until = time.monotonic() + MAX_CONVERSION_WAIT_SECONDS
         while True:
             try:
@@ -65,10 +65,10 @@ class PluginHooks:
 
 
 def call_hook(hook: Hook, items: Sequence[Item]) -> list[Answer]:
-    """The hook's answer to each item, whatever one of them does.
+    """The hook's answer to each item, also when one of them breaks the call.
 
-    An item that hangs the host or ends its process fails alone: each of its batch is then called by itself,
-    which costs little, where every further call with the bad one in it would cost the whole deadline.
+    An item that hangs the host or ends its process fails alone: the items of its batch are then called one by
+    one, because every further batch with the bad item would cost the whole timeout.
     Raises `PluginHostUnavailableError` when there is no host.
     """
     if not items:

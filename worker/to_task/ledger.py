@@ -17,7 +17,7 @@ from worker.runs.store import RunStore
 
 
 def task_index_key(job: str) -> str:
-    """Hash: how far the ids are collected, how many chunks they make, which was handed out last."""
+    """Hash: how far the ids are collected, how many chunks they make, which chunk was published last."""
     return f"{job_key(job)}:to_task:catalogue"
 
 
@@ -27,7 +27,7 @@ def chunks_key(job: str) -> str:
 
 
 def seen_key(job: str) -> str:
-    """Set: ids and links met while pages are read; deleted after the last page."""
+    """Set: ids and links seen while pages are read; deleted after the last page."""
     return f"{job_key(job)}:to_task:seen"
 
 
@@ -42,7 +42,7 @@ def done_chunks_key(job: str) -> str:
 
 
 def open_key(job: str) -> str:
-    """Sorted set: chunks that are handed out, by when; by infinity once their message is out."""
+    """Sorted set: chunks in flight, by the time of the claim, or infinity once published."""
     return f"{job_key(job)}:to_task:open"
 
 
@@ -75,17 +75,17 @@ ALL = (
 
 
 def expire_with_run(store: RunStore, job: str) -> None:
-    """Let all of them expire with the run; to be called before the first of them is written."""
+    """Let all of them expire with the run; called before the first of them is written."""
     store.expire_with_run(job, *(key(job) for key in ALL))
 
 
 MAX_FAILURE_RECORDS = 1_000
-"""Failure records that are kept; the count stays exact."""
+"""Failure records that are kept; the count of failures stays exact."""
 
 
 @dataclass(frozen=True)
 class Ticket:
-    """A deferred inference: what to poll with, and the model that was asked."""
+    """A deferred inference: the ticket to poll with, and the model of the request."""
 
     ticket: str
     model: object = None
@@ -93,7 +93,7 @@ class Ticket:
 
 @dataclass(frozen=True)
 class OpenTask:
-    """A task that is not done. `position` is its place in the whole run."""
+    """A task that is not done. `position` is its index in the whole run."""
 
     position: int
     task_id: int
@@ -103,7 +103,7 @@ class OpenTask:
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """What came of a task: annotated, or failed with an `error` that users read."""
+    """A task is annotated, or has failed with an `error` that users read."""
 
     position: int
     task_id: int
@@ -120,44 +120,44 @@ class Counts:
 
     @property
     def percent(self) -> float:
-        """How much of the annotation is done."""
+        """Percentage of tasks that are done."""
         return 100.0 * (self.success + self.failed) / self.total if self.total else 0.0
 
 
 class Ledger(Protocol):
-    """One run's. Every task counts once, however often it is recorded. Safe for threads."""
+    """The ledger of one run. A task counts once, however often it is recorded. Thread-safe."""
 
     def has_ended(self) -> bool:
-        """Whether the run has ended: nothing may be annotated any more."""
+        """Whether the run has ended, so that nothing may be annotated any more."""
 
     def open_tasks(self, chunk: int) -> list[OpenTask]:
-        """What of a chunk is not done."""
+        """The tasks of a chunk that are not done."""
 
     def record(self, outcomes: Sequence[TaskOutcome]) -> bool:
-        """What came of tasks; False when the run is over."""
+        """Record outcomes; False when the run has ended."""
 
     def set_ticket(self, position: int, ticket: Ticket | None) -> None:
-        """The task's inference runs on; None: it has been collected."""
+        """Keep the ticket of a deferred inference; None once its result is here."""
 
     def increment_attempts(self, positions: Sequence[int]) -> list[int]:
-        """One more attempt at each, that counts; returns how many there were of each."""
+        """Count one more attempt at each task; returns the counts."""
 
     def counts(self) -> Counts:
-        """The numbers as they are now."""
+        """The current counts."""
 
     def failures(self) -> list[TaskFailure]:
         """The first failure records."""
 
 
 PUBLISH_GRACE_SECONDS = 5.0
-"""A chunk that was handed out and not sent for so long is handed out again."""
+"""A chunk that was claimed and not published for so long is handed out again."""
 
 
 class RedisLedger:
     """The ledger of the run of `job`. Every change is one script, and none is made after the run's end.
 
-    `lease`: of the chunk that is worked. With it goes the right to annotate anything: who was suspended for
-    so long that another has the chunk would write all of it once more.
+    `lease` is that of the chunk. A process that was suspended beyond its lease has lost the chunk to another
+    worker; for it the run counts as ended, or it would write all of the chunk again.
     """
 
     def __init__(self, redis: "Redis", job: str, lease: Lease | None = None) -> None:
@@ -216,13 +216,13 @@ class RedisLedger:
         return [TaskFailure.model_validate_json(each) for each in found]
 
     def pop_unreported_failures(self, most: int) -> list[TaskFailure]:
-        """Those of the run's first `most` failures that were not taken before."""
+        """Those of the run's first `most` failures that were not returned before."""
         names = [self._run, task_index_key(self._job), failures_key(self._job)]
         found = self._scripts.run("take_untold", names, most)
         return [TaskFailure.model_validate_json(each) for each in found]
 
     def complete_chunk(self, chunk: int) -> bool:
-        """The chunk is done; True when all are, also for whoever asks again."""
+        """Mark the chunk done; True when all chunks are, also when called again."""
         kinds = (task_index_key, chunks_key, done_chunks_key, open_key)
         names = [self._run, *(key(self._job) for key in kinds)]
         return bool(self._scripts.run("chunk_done", names, chunk))
@@ -233,13 +233,13 @@ class RedisLedger:
         return int(self._redis.scard(done_chunks_key(self._job))) == int(chunks or 0)
 
     def next_chunks(self, window: int, *, resend: bool = False) -> list[int]:
-        """Chunks to send now, so that `window` are open; `again`: all that are open, sent or not."""
+        """Chunks to publish now so that `window` are in flight; `resend`: all in flight, published or not."""
         names = [self._run, task_index_key(self._job), open_key(self._job)]
         numbers = self._scripts.run("next_chunks", names, window, PUBLISH_GRACE_SECONDS, int(resend))
         return [int(number) for number in numbers]
 
     def mark_published(self, chunk: int) -> None:
-        """The chunk's message is out."""
+        """The chunk's message is published."""
         self._redis.zadd(open_key(self._job), {str(chunk): float("inf")}, xx=True)
 
 
@@ -252,7 +252,7 @@ def _failure(mark: TaskOutcome) -> str:
 
 
 class MemoryLedger:
-    """The ledger of these tasks, in chunks of `size`."""
+    """The ledger of a direct call: these tasks, in chunks of `size`."""
 
     def __init__(self, task_ids: Sequence[int], size: int) -> None:
         self._ids = list(task_ids)
@@ -270,7 +270,7 @@ class MemoryLedger:
         return range(-(-len(self._ids) // self._size))
 
     def has_ended(self) -> bool:
-        """A direct call ends only by itself."""
+        """Never: nobody stops a direct call."""
         return False
 
     def open_tasks(self, chunk: int) -> list[OpenTask]:

@@ -23,24 +23,24 @@ from worker.to_task.ledger import Ledger, Ticket
 from worker.to_task.steps import InferencePendingError, TaskFailedError
 
 Wait = Callable[[Coroutine[Any, Any, Any]], Any]
-"""Runs a coroutine on the loop and waits for it, in the step's thread."""
+"""Runs a coroutine on the event loop and waits for it in the step's thread."""
 
 
 class AnnotationMethod(Protocol):
-    """From tasks that were fetched to data that can be written."""
+    """How fetched tasks become data that can be written."""
 
     @property
     def slots(self) -> int | None:
-        """Inferences at once, or None: no inference is needed."""
+        """Concurrent inferences; None when the method needs no inference."""
 
     def prepare_data(
         self, works: list[TaskWork], attempt: ChunkPass, until: float, wait: Wait
     ) -> list[TaskWork]:
-        """Give each its `data`; new inferences are begun until the clock says `until`."""
+        """Set the `data` of each task and return those that have it; no inference starts after `until`."""
 
 
 async def fetch(backend: AsyncBackend, work: TaskWork) -> None:
-    """The task, and the files of its data unit."""
+    """Fetch the task and the files of its data unit."""
     work.task = await backend.get_task(work.open.task_id)
     unit = work.task.get("data_unit")
     if type(unit) is int:
@@ -53,7 +53,7 @@ async def fetch(backend: AsyncBackend, work: TaskWork) -> None:
 
 
 class FileMethod:
-    """By the file of the target specification."""
+    """Converts the file of the target specification."""
 
     slots = None
 
@@ -65,7 +65,7 @@ class FileMethod:
         self,
         works: list[TaskWork],
         attempt: ChunkPass,
-        until: float,  # noqa: ARG002 - only inferences take long
+        until: float,  # noqa: ARG002 - only inferences need it
         wait: Wait,  # noqa: ARG002
     ) -> list[TaskWork]:
         """See `Route`."""
@@ -84,7 +84,7 @@ class FileMethod:
 
 
 def set_data(work: TaskWork, data: dict[str, Any]) -> None:
-    """What the plugin made of the task."""
+    """Keep the plugin's conversion of the task."""
     work.data = data
 
 
@@ -94,12 +94,12 @@ MAX_TICKET_CHARS = 4_096
 
 
 async def request_inference(backend: AsyncBackend, target: PreProcessor, call: Mapping[str, Any]) -> Any:
-    """The pre-processor's answer to `call`, the plugin's `params`: a result, or the `Ticket` for it."""
+    """Send `call`, the plugin's `params`; returns the result, or a `Ticket` for a deferred one."""
     return _result(await backend.run_plugin(target.code, _body(target, call)), call.get("model"))
 
 
 async def poll_inference(backend: AsyncBackend, target: PreProcessor, ticket: Ticket) -> Any:
-    """What has become of a deferred inference; `StillPendingError` while it runs on."""
+    """The result of a deferred inference; raises `InferencePendingError` while it is running."""
     call: dict[str, Any] = {"method": "post", "json": {POLL: ticket.ticket}}
     if ticket.model is not None:
         call["model"] = ticket.model
@@ -131,18 +131,18 @@ def _result(answer: Any, model: object) -> Any:
 
 
 def _is_ticket(found: Any) -> bool:
-    """It is kept in Redis until it is asked for: neither without measure nor with a token of ours in it."""
+    """A ticket is stored in Redis, so its length is bounded and it must not hold a token of the worker."""
     return (
         isinstance(found, str | int) and len(str(found)) <= MAX_TICKET_CHARS and not holds_secret(str(found))
     )
 
 
 POLL_DELAYS: tuple[float, ...] = (0.25, 0.5, 1.0)
-"""Seconds between the first polls of a ticket; then its task waits for a later pass, in no process."""
+"""Seconds before the first polls of a ticket; after them the task waits for a later pass."""
 
 
 class InferenceMethod:
-    """By a pre-processor, which is sent `slots` requests at once; a deferred one keeps its slot."""
+    """Asks a pre-processor, with at most `slots` concurrent requests; a deferred inference keeps its slot."""
 
     def __init__(
         self,
@@ -177,11 +177,11 @@ class InferenceMethod:
                 if answered and time.monotonic() > until:
                     return
                 work = queue.popleft()
-                # What is not found may be the application itself, which is being replaced.
+                # A 404 may mean the application itself, while it is being replaced.
                 if await attempt.process(work, self._infer, transient=(NotFoundError,)):
                     answered.append(work)
                 elif work.open.position in attempt.pending_inferences:
-                    return  # The pre-processor is still busy with it.
+                    return  # The slot stays taken by the deferred inference.
 
         slots = self.slots - len(attempt.pending_inferences)
         await gather_all(slot() for _ in range(min(slots, len(works))))
@@ -204,7 +204,7 @@ class InferenceMethod:
                 work.answer = await poll_inference(self._backend, self._target, ticket)
             except InferencePendingError:
                 continue
-            # The pre-processor has forgotten it: should its task not be written, it is inferred again.
+            # The ticket is used up; if the task cannot be written, its inference is repeated.
             await asyncio.to_thread(self._ledger.set_ticket, work.open.position, None)
             return
         raise InferencePendingError

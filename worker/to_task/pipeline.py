@@ -1,4 +1,4 @@
-"""A pass over a chunk: batches are fetched ahead and written behind while the plugin converts."""
+"""A pass over a chunk: the next batch is fetched and the last one written while the plugin converts one."""
 
 import time
 from collections import deque
@@ -14,16 +14,16 @@ from worker.to_task.methods import AnnotationMethod, fetch
 from worker.to_task.steps import RunEndedError
 
 BATCH_SIZE = 32
-"""Tasks that the plugin converts in one call."""
+"""Tasks in one call of the plugin."""
 CHECK_INTERVAL_SECONDS = 0.5
-"""How often a waiting pass tells how far it is and looks whether the run has ended."""
+"""How often a waiting pass publishes progress and checks whether the run has ended."""
 
 LOOP_TIMEOUT_SECONDS = 60.0 * 30
-"""Seconds after which the loop itself counts as hung; every request has its own, much shorter, deadline."""
+"""Timeout after which the event loop itself counts as hung; every request has a much shorter one."""
 
 
 class Pipeline:
-    """`tell` is called now and then, from the step's thread."""
+    """Works the tasks of one chunk. `publish_progress` is called from the step's thread, at each check."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Pipeline:
         self._tell = publish_progress
 
     def run(self, tasks: Sequence[OpenTask], budget: float) -> ChunkPass:
-        """Work `tasks` for about `budget` seconds, at least one batch of them."""
+        """Work `tasks` for about `budget` seconds, at least one batch."""
         attempt = ChunkPass(self._ledger)
         until = time.monotonic() + budget
         size = max(BATCH_SIZE, self._route.slots or 0)
@@ -51,8 +51,8 @@ class Pipeline:
         try:
             while fetching is not None and not attempt.check_ended() and not attempt.saturated:
                 works = self._wait(fetching, attempt)
-                goes_on = bool(batches) and self._is_heard(attempt) and time.monotonic() <= until
-                fetching = self._fetch(batches.popleft(), attempt) if goes_on else None
+                has_next = bool(batches) and self._services_answer(attempt) and time.monotonic() <= until
+                fetching = self._fetch(batches.popleft(), attempt) if has_next else None
                 self._ready_and_write(works, attempt, until, writing)
         finally:
             self._drain([*writing, *([fetching] if fetching is not None else [])])
@@ -61,8 +61,8 @@ class Pipeline:
         return attempt
 
     @staticmethod
-    def _is_heard(attempt: ChunkPass) -> bool:
-        """Whether further requests have a chance; if not, the end of this pass asks why."""
+    def _services_answer(attempt: ChunkPass) -> bool:
+        """Whether further requests can succeed; if not, the end of this pass finds out why."""
         return attempt.got_answer and not attempt.token_rejected
 
     def _ready_and_write(
@@ -95,7 +95,7 @@ class Pipeline:
         )
 
     def _wait(self, future: "Future[Any]", attempt: ChunkPass) -> Any:
-        """The future's result; meanwhile listeners hear how far the run is, and a stop is heard."""
+        """The future's result; meanwhile progress is published and a stop takes effect."""
         deadline = time.monotonic() + LOOP_TIMEOUT_SECONDS
         while not future.done():
             try:
@@ -109,7 +109,7 @@ class Pipeline:
         return future.result()
 
     def _drain(self, futures: "Sequence[Future[Any]]") -> None:
-        """Nothing of this pass goes on after it: the chunk's lock is given back."""
+        """Wait until nothing of this pass is running, because the chunk's lock is released after it."""
         for future in futures:
             with suppress(TimeoutError):
                 future.exception(timeout=LOOP_TIMEOUT_SECONDS)

@@ -1,4 +1,4 @@
-"""The step that checks a run's parameters against the plugin and the project, before anything is touched."""
+"""The step that checks a run's parameters against the plugin and the project before anything is written."""
 
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ class ProjectApi(Protocol):
 
 
 def prepare(run: Run, services: Services) -> Outcome:
-    """Check; then an inference goes on to its pre-processor, a file run to its tasks."""
+    """Check the parameters; a run by inference goes on to its pre-processor, one by file to its tasks."""
     message = message_of(run)
     check_params(run, services)
     check_project(services.backend(message.tenant), message.params)
@@ -33,7 +33,7 @@ def prepare(run: Run, services: Services) -> Outcome:
 
 
 def check_params(run: Run, services: Services) -> None:
-    """Let the plugin's own model look at the parameters, where the plugin's code runs."""
+    """Validate the parameters with the plugin's own model, in the plugin's host."""
     release, request = services.action_of(run)
     refusal = ""
     try:
@@ -47,7 +47,7 @@ def check_params(run: Run, services: Services) -> None:
 
 
 def check_project(backend: ProjectApi, params: ToTaskParams) -> None:
-    """The project is there, and for files its data collection has the target specification."""
+    """The project exists, and for files its data collection has the target specification."""
     try:
         project = backend.get_project(params.project)
     except NotFoundError:

@@ -1,4 +1,4 @@
-"""How far the annotation of a run is, and what it comes to at the end."""
+"""The progress of a run's annotation, and its result at the end."""
 
 from shared.statuses import JobStatus, ToTaskResult
 from worker.runs.model import Finish, Outcome, Run
@@ -9,11 +9,11 @@ from worker.to_task.ledger import Ledger, RedisLedger
 PROGRESS_STEP = "annotate_task_data"
 
 MAX_LOGGED_FAILURES = 100
-"""Failed tasks that stand in the run's log, each with its error; the result has more of them."""
+"""Failed tasks that are written to the run's log with their errors; the result holds more of them."""
 
 
 def publish_progress(run: Run, runs: Runs, ledger: RedisLedger) -> None:
-    """Percent and metrics as the ledger has them, and what failed since the last time."""
+    """Publish percent and metrics from the ledger, and log what failed since the last time."""
     counts = ledger.counts()
     stand_by = counts.total - counts.success - counts.failed
     runs.set_metrics(run, PROGRESS_STEP, success=counts.success, failed=counts.failed, stand_by=stand_by)
@@ -30,7 +30,7 @@ def _log_failures(run: Run, runs: Runs, ledger: RedisLedger) -> None:
 
 
 def finalize(run: Run, services: Services) -> Outcome:
-    """End the run. Some failed tasks do not fail it, all of them do."""
+    """End the run: SUCCEEDED with some failed tasks, FAILED when all failed (contract)."""
     ledger = RedisLedger(services.redis, run.job)
     publish_progress(run, services.runs, ledger)
     result = result_of(ledger)
@@ -47,7 +47,7 @@ def finalize(run: Run, services: Services) -> Outcome:
 
 
 def result_of(ledger: Ledger) -> ToTaskResult:
-    """What the ledger comes to."""
+    """The result of a run from its ledger."""
     counts = ledger.counts()
     all_failed = counts.failed == counts.total
     if all_failed:

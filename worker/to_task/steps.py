@@ -16,10 +16,10 @@ INITIALIZE = Step("to_task.initialize", position=10)
 PREPARE = Step("to_task.prepare", position=20)
 
 FETCH_TASKS = READY
-"""`to_task.fetch_tasks`: where the waiting room lets runs out."""
+"""Where runs continue after the waiting list."""
 
 SPREAD = Step("to_task.spread", position=60)
-"""Opens the window of chunks; what the sweep sends again while chunks are worked."""
+"""Publishes the first chunks; the sweep repeats this step while chunks are in flight."""
 
 ANNOTATE = Step("to_task.annotate", position=60, queue="annotate", has_parts=True)
 """One chunk; its message carries the number as `chunk`."""
@@ -28,7 +28,7 @@ FINALIZE = Step("to_task.finalize", position=70)
 
 
 def message_of(run: Run) -> ToTaskMessage:
-    """The run's message; a step of this workflow belongs to no other kind of run."""
+    """The run's message; raises `TypeError` for a run of another kind."""
     if not isinstance(run.message, ToTaskMessage):
         raise TypeError(f"job {run.job} is no run of to_task")
     return run.message
@@ -39,15 +39,15 @@ class TaskFailedError(Exception):
 
 
 class InferencePendingError(Exception):
-    """The task's inference runs on; its ticket is asked for again later."""
+    """The task's inference is running; its ticket is polled again later."""
 
 
 class RunEndedError(Exception):
-    """The run has ended: nothing may be annotated any more."""
+    """The run has ended, so nothing may be annotated any more."""
 
 
 def is_transient(error: ClientError) -> bool:
-    """Whether a later attempt may succeed where this one failed."""
+    """Whether a later attempt may succeed."""
     if isinstance(error, MalformedResponseError):
         return error.cut_off
     return isinstance(error, ClientConnectionError | ClientTimeoutError | RateLimitError | ServerError)

@@ -1,4 +1,4 @@
-"""Doors of the steps: each decodes its message and calls a plain function."""
+"""The Celery tasks of `to_task`: each decodes its message and calls the step's function."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def to_task(self: WorkflowTask, /, *args: Any, **kwargs: Any) -> None:
 
 @shared_task(base=WorkflowTask, bind=True, name=INITIALIZE.name)
 def initialize(self: WorkflowTask, job: Job, **_: Any) -> None:
-    """The job is RUNNING, unless it is over already."""
+    """Set the job RUNNING, unless it has ended."""
 
     def begin(run: Run) -> Outcome:
         return Continue(PREPARE) if begin_run(run, services()) else Suspend()
@@ -49,23 +49,23 @@ def fetch_tasks(self: WorkflowTask, job: Job, **_: Any) -> None:
 
 @shared_task(base=WorkflowTask, bind=True, name=SPREAD.name)
 def spread(self: WorkflowTask, job: Job, **_: Any) -> None:
-    """Send the first chunks, or those that got lost."""
+    """Publish the first chunks, or those whose messages were lost."""
     self.run_step(SPREAD, job, lambda run: window.spread(run, services()))
 
 
 @shared_task(base=WorkflowTask, bind=True, name=ANNOTATE.name)
 def annotate(self: WorkflowTask, job: Job, chunk: Count, **_: Any) -> None:
-    """Work one chunk."""
-    # A pass takes as long as it may: one thread stays free for the stop that ends it.
-    with bulkhead.acquire(ANNOTATE.name, all_but_one=True) as mine:
-        if mine:
+    """Annotate one chunk."""
+    # Passes are long, so one thread stays free for the stop that ends them.
+    with bulkhead.acquire(ANNOTATE.name, all_but_one=True) as acquired:
+        if acquired:
             self.run_step(
                 ANNOTATE,
                 job,
                 lambda run: chunk_step.annotate(run, chunk, services(), annotation_runtime()),
                 part=str(chunk),
             )
-    if not mine:
+    if not acquired:
         self.retry_unclaimed(job, bulkhead.retry_countdown(ANNOTATE.name, self.request.retries))
 
 

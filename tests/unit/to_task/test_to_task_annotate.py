@@ -38,7 +38,9 @@ def test_every_task_gets_its_data_once(make_world: Make) -> None:
     end = world.work()
 
     # Then every task was written once, with what the plugin made of its file
-    assert sorted(world.backend.written) == [(n, {"from": f"{n}.json"}, "dm_schema_v1") for n in range(1, 76)]
+    assert sorted(world.backend.annotations) == [
+        (n, {"from": f"{n}.json"}, "dm_schema_v1") for n in range(1, 76)
+    ]
     assert (end.status, end.result) == (
         "SUCCEEDED",
         {
@@ -71,7 +73,7 @@ def test_any_schema_is_asked_for_only_when_the_run_does(make_world: Make) -> Non
     world = make_world(1, schema="any")
     world.work()
 
-    assert [schema for _, _, schema in world.backend.written] == ["any"]
+    assert [schema for _, _, schema in world.backend.annotations] == ["any"]
 
 
 def test_files_that_are_missing_in_the_task_are_fetched(make_world: Make) -> None:
@@ -79,7 +81,7 @@ def test_files_that_are_missing_in_the_task_are_fetched(make_world: Make) -> Non
     world.backend.files_in_task = False
 
     assert world.work().result["success_count"] == 3
-    assert world.backend.calls["get_data_unit"] == 3
+    assert world.backend.faults.calls["get_data_unit"] == 3
 
 
 def test_the_plugin_converts_many_tasks_in_one_call(make_world: Make) -> None:
@@ -93,8 +95,8 @@ def test_many_requests_are_in_flight(make_world: Make) -> None:
     world = make_world(32, chunk=100)
     world.work()
 
-    assert world.backend.peak["get_task"] == 32
-    assert world.backend.peak["annotate_task_data"] == 32
+    assert world.backend.peak_in_flight["get_task"] == 32
+    assert world.backend.peak_in_flight["annotate_task_data"] == 32
 
 
 @pytest.mark.parametrize(
@@ -114,12 +116,12 @@ def test_a_task_without_its_files_fails_alone(make_world: Make, files: Any, erro
 
     assert end.status == "SUCCEEDED"
     assert end.result["failures"] == [{"task_id": 2, "error": error}]
-    assert sorted(world.backend.written_ids) == [1, 3]
+    assert sorted(world.backend.annotated) == [1, 3]
 
 
 def test_a_task_that_the_plugin_cannot_convert_fails_alone(make_world: Make) -> None:
     world = make_world(5)
-    world.host.bad = {4}
+    world.host.failing = {4}
 
     end = world.work()
 
@@ -134,7 +136,7 @@ def log_lines(world: World) -> list[tuple[str, str]]:
 
 def test_each_failed_task_stands_in_the_log_once(make_world: Make) -> None:
     world = make_world(30, chunk=10)
-    world.host.bad = {4, 25}
+    world.host.failing = {4, 25}
 
     world.work()
 
@@ -147,7 +149,7 @@ def test_each_failed_task_stands_in_the_log_once(make_world: Make) -> None:
 
 def test_the_log_holds_the_first_failed_tasks_and_their_number(make_world: Make) -> None:
     world = make_world(MAX_LOGGED_FAILURES + 50, chunk=40)
-    world.host.bad = set(range(1, MAX_LOGGED_FAILURES + 50))
+    world.host.failing = set(range(1, MAX_LOGGED_FAILURES + 50))
 
     world.work()
 
@@ -158,7 +160,7 @@ def test_the_log_holds_the_first_failed_tasks_and_their_number(make_world: Make)
 
 def test_a_task_that_ends_the_plugins_process_fails_alone(make_world: Make) -> None:
     world = make_world(40, chunk=100)
-    world.host.kills = {17}
+    world.host.crashing = {17}
 
     world.work()
 
@@ -168,8 +170,8 @@ def test_a_task_that_ends_the_plugins_process_fails_alone(make_world: Make) -> N
 
 def test_a_task_that_the_backend_refuses_fails_alone(make_world: Make) -> None:
     world = make_world(3)
-    world.backend.fail("get_task", 1, NotFoundError("404 Not Found"))
-    world.backend.fail("annotate_task_data", 2, MalformedResponseError("malformed answer: HTML"))
+    world.backend.faults.fail("get_task", NotFoundError("404 Not Found"), key=1)
+    world.backend.faults.fail("annotate_task_data", MalformedResponseError("malformed answer: HTML"), key=2)
 
     world.work()
 
@@ -181,7 +183,7 @@ def test_a_task_that_the_backend_refuses_fails_alone(make_world: Make) -> None:
 
 def test_all_failed_is_a_failed_run_with_its_counts(make_world: Make) -> None:
     world = make_world(12)
-    world.host.bad = set(range(1, 13))
+    world.host.failing = set(range(1, 13))
 
     end = world.work()
 
@@ -207,17 +209,17 @@ def test_a_redelivered_chunk_skips_what_is_done_and_counts_nothing_twice(make_wo
     # Given a chunk of which a part is done when its worker dies
     world = make_world(10, chunk=10)
     world.collect()
-    world.backend.fail("annotate_task_data", 7, KilledError(), times=1)  # type: ignore[arg-type]
+    world.backend.faults.fail("annotate_task_data", KilledError(), key=7, times=1)
     with pytest.raises(KilledError):
         world.annotate(0)
-    first = list(world.backend.written_ids)
+    first = list(world.backend.annotated)
 
     # When it is delivered again, twice
     assert world.annotate(0) == Continue(FINALIZE)
     assert world.annotate(0) == Continue(FINALIZE)
 
     # Then only what was open was written
-    assert sorted([*first, 7]) == sorted(world.backend.written_ids) == list(range(1, 11))
+    assert sorted([*first, 7]) == sorted(world.backend.annotated) == list(range(1, 11))
     assert world.ledger.counts().success == 10
 
 
@@ -275,7 +277,7 @@ def test_nothing_is_annotated_after_a_stop(make_world: Make) -> None:
     world.end()
 
     assert world.annotate(0) == Suspend()
-    assert (world.backend.written, world.backend.calls["get_task"]) == ([], 0)
+    assert (world.backend.annotations, world.backend.faults.calls["get_task"]) == ([], 0)
 
 
 def test_a_stop_while_the_plugin_converts_is_heard_before_the_writes(make_world: Make) -> None:
@@ -290,16 +292,16 @@ def test_a_stop_while_the_plugin_converts_is_heard_before_the_writes(make_world:
     world.host.call_batch = and_stop  # type: ignore[method-assign]
 
     assert world.annotate(0) == Suspend()
-    assert world.backend.written == []
+    assert world.backend.annotations == []
 
 
 def test_a_stop_while_tasks_are_written_is_heard_before_the_next_batch(make_world: Make) -> None:
     world = make_world(100, chunk=100)
     world.collect()
-    world.backend.before_write = lambda task: world.end() if task == 5 else None
+    world.backend.before_annotation = lambda task: world.end() if task == 5 else None
 
     assert world.annotate(0) == Suspend()
-    assert set(world.backend.written_ids) <= set(range(1, 65))
+    assert set(world.backend.annotated) <= set(range(1, 65))
 
 
 def test_a_pass_out_of_time_hands_the_rest_on(make_world: Make) -> None:
@@ -313,7 +315,7 @@ def test_a_pass_out_of_time_hands_the_rest_on(make_world: Make) -> None:
 
     # Then each delivery worked one batch, and the next came at once
     assert (countdowns, outcome) == ([0.0, 0.0, 0.0], Continue(FINALIZE))
-    assert sorted(world.backend.written_ids) == list(range(1, 101))
+    assert sorted(world.backend.annotated) == list(range(1, 101))
 
 
 @pytest.mark.parametrize(
@@ -322,25 +324,25 @@ def test_a_pass_out_of_time_hands_the_rest_on(make_world: Make) -> None:
 def test_an_error_that_passes_is_tried_again_later(make_world: Make, error: Exception) -> None:
     world = make_world(10)
     world.collect()
-    world.backend.fail("annotate_task_data", 3, error, times=2)
+    world.backend.faults.fail("annotate_task_data", error, key=3, times=2)
 
     countdowns, outcome = world.annotate_fully(0)
 
     assert (countdowns, outcome) == ([2.0, 4.0], Continue(FINALIZE))
-    assert world.backend.calls["get_task"] == 12
+    assert world.backend.faults.calls["get_task"] == 12
     assert world.ledger.counts().success == 10
 
 
 def test_a_task_fails_after_five_attempts_that_count(make_world: Make) -> None:
     world = make_world(10)
     world.collect()
-    world.backend.fail("annotate_task_data", 3, ServerError("500 Internal Server Error"))
+    world.backend.faults.fail("annotate_task_data", ServerError("500 Internal Server Error"), key=3)
 
     countdowns, _ = world.annotate_fully(0)
 
     assert countdowns == [2.0, 4.0, 8.0, 16.0]
     assert failures(world) == {3: "ServerError: 500 Internal Server Error"}
-    assert world.backend.calls["annotate_task_data"] == 9 + 5
+    assert world.backend.faults.calls["annotate_task_data"] == 9 + 5
 
 
 def test_what_failed_before_waits_until_the_rest_was_tried(make_world: Make) -> None:
@@ -348,7 +350,7 @@ def test_what_failed_before_waits_until_the_rest_was_tried(make_world: Make) -> 
     world = make_world(80, chunk=100)
     world.collect()
     world.settings.worker_visibility_timeout_seconds = 0.0
-    world.backend.fail("annotate_task_data", 3, ServerError(), times=1)
+    world.backend.faults.fail("annotate_task_data", ServerError(), key=3, times=1)
 
     countdowns, _ = world.annotate_fully(0)
 
@@ -358,13 +360,13 @@ def test_what_failed_before_waits_until_the_rest_was_tried(make_world: Make) -> 
 def test_a_backend_that_is_away_is_no_attempt_at_a_task(make_world: Make) -> None:
     world = make_world(10)
     world.collect()
-    world.backend.away = ClientConnectionError()
+    world.backend.faults.unavailable = ClientConnectionError()
 
     for _ in range(10):
         with pytest.raises(ClientConnectionError):
             world.annotate(0)
 
-    world.backend.away = None
+    world.backend.faults.unavailable = None
     assert world.annotate(0) == Continue(FINALIZE)
     assert world.ledger.counts().success == 10
 
@@ -372,7 +374,7 @@ def test_a_backend_that_is_away_is_no_attempt_at_a_task(make_world: Make) -> Non
 def test_a_task_that_only_breaks_the_connection_counts_when_the_backend_is_there(make_world: Make) -> None:
     world = make_world(1)
     world.collect()
-    world.backend.fail("get_task", 1, ClientConnectionError("hung up"))
+    world.backend.faults.fail("get_task", ClientConnectionError("hung up"), key=1)
 
     world.annotate_fully(0)
 
@@ -395,9 +397,9 @@ def test_a_plugin_host_that_is_away_brings_the_step_back(make_world: Make) -> No
     with pytest.raises(PluginHostUnavailableError):
         world.annotate(0)
     # What was under way has ended with the step, and is recorded
-    assert len(world.backend.written) == world.ledger.counts().success == 32
+    assert len(world.backend.annotations) == world.ledger.counts().success == 32
     assert world.annotate(0) == Continue(FINALIZE)
-    assert sorted(world.backend.written_ids) == list(range(1, 41))
+    assert sorted(world.backend.annotated) == list(range(1, 41))
 
 
 @pytest.mark.parametrize("answers", [[], None, [{"ok": {}}] * 7, "nonsense"])
@@ -412,7 +414,7 @@ def test_a_plugin_that_answers_nonsense_fails_its_tasks(make_world: Make, answer
 
 def test_progress_and_metrics_follow_the_ledger(make_world: Make) -> None:
     world = make_world(40, chunk=10)
-    world.host.bad = {1}
+    world.host.failing = {1}
     world.collect()
     world.annotate_fully(0)
 
@@ -453,7 +455,9 @@ def test_a_redis_that_is_away_loses_no_task(make_world: Make, monkeypatch: pytes
 def test_a_token_that_is_taken_no_more_ends_the_run_and_fails_no_task(make_world: Make) -> None:
     world = make_world(40, chunk=40)
     world.collect()
-    world.backend.before_write = lambda task: setattr(world.backend, "away", AuthenticationError())
+    world.backend.before_annotation = lambda task: setattr(
+        world.backend.faults, "unavailable", AuthenticationError()
+    )
     with pytest.raises(AuthenticationError):
         world.annotate(0)
     assert world.record()["failed"] == "0"
@@ -461,7 +465,7 @@ def test_a_token_that_is_taken_no_more_ends_the_run_and_fails_no_task(make_world
 
 def test_a_task_that_alone_is_refused_for_its_token_fails_alone(make_world: Make) -> None:
     world = make_world(3)
-    world.backend.fail("get_task", 2, AuthenticationError())
+    world.backend.faults.fail("get_task", AuthenticationError(), key=2)
     end = world.work()
     assert (end.result["success_count"], end.result["failed_count"]) == (2, 1)
     assert end.result["failures"][0]["error"].startswith("AuthenticationError")

@@ -5,34 +5,20 @@ from typing import Any
 import pytest
 
 from shared.statuses import ToTaskResult
-from tests.unit.to_task.world import FakeBackend
 from worker.actions import ToTaskAction
 from worker.actions.base import RuntimeContext
 from worker.platform import ClientConnectionError, ServerError
+from worker.testing import FakeBackend
 from worker.to_task import direct
 
 
-class Client(FakeBackend):
-    """The blocking client: the same backend, called from threads."""
-
-    def get_task(self, task: int) -> Any:  # type: ignore[override]
-        self._raise("get_task", task)
-        return {"id": task, "data": None, "data_unit": {"id": task, "files": self.files(task)}}
-
-    def annotate_task_data(self, task: int, data: Any, schema: str | None = None) -> Any:  # type: ignore[override]
-        self._raise("annotate_task_data", task)
-        self.written.append((task, data, schema))
-        return {"id": task}
-
-    def run_plugin(self, code: str, data: Any) -> Any:  # type: ignore[override]
-        self.runs.append((code, data))
-        return {"digit": 7}
-
-    def get_plugin_release(self, release: int | str) -> Any:
-        return {"id": release, "version": "2.0.0", "config": {"code": "pre", "actions": {}}}
-
-    def list_serve_applications(self, **query: Any) -> Any:
-        return {"results": [{"id": 1, "status": "RUNNING", "data": {}, "job": 1}]}
+def make_client(tasks: Any = ()) -> FakeBackend:
+    """The blocking client of a project with these tasks, whose pre-processor runs."""
+    client = FakeBackend(tasks)
+    client.release = {"id": 5, "version": "2.0.0", "config": {"code": "pre", "actions": {}}}
+    client.add_application(job=1, data={})
+    client.inference_answer = lambda params: {"digit": 7}
+    return client
 
 
 class Naming(ToTaskAction):
@@ -55,33 +41,33 @@ def action(client: Any, **params: Any) -> Naming:
 
 
 def test_a_run_by_file_annotates_and_counts() -> None:
-    client = Client(range(1, 251))
+    client = make_client(range(1, 251))
 
     result = action(client).execute()
 
     assert isinstance(result, ToTaskResult)
     assert (result.status, result.message) == ("SUCCEEDED", "Annotated 249 of 250 tasks, 1 failed")
     assert [(each.task_id, each.error) for each in result.failures] == [(3, "ValueError: no digit in it")]
-    assert sorted(client.written_ids) == [n for n in range(1, 251) if n != 3]
+    assert sorted(client.annotated) == [n for n in range(1, 251) if n != 3]
 
 
 def test_a_run_by_inference_asks_the_pre_processor() -> None:
-    client = Client([1])
+    client = make_client([1])
 
     result = action(client, method="inference", pre_processor=5, model=9).execute()
 
-    assert (result.success_count, client.written) == (1, [(1, {"digit": 7}, "dm_schema_v1")])
+    assert (result.success_count, client.annotations) == (1, [(1, {"digit": 7}, "dm_schema_v1")])
 
 
 def test_no_tasks_is_a_failed_result() -> None:
-    result = action(Client()).execute()
+    result = action(make_client()).execute()
 
     assert (result.status, result.message) == ("FAILED", "No tasks found to annotate")
 
 
 def test_a_wrong_specification_is_a_runtime_error() -> None:
     with pytest.raises(RuntimeError, match="has no file specification 'mask'; it has: image, label"):
-        action(Client([1]), target_specification_name="mask").execute()
+        action(make_client([1]), target_specification_name="mask").execute()
 
 
 def test_without_a_client_it_says_what_to_do() -> None:
@@ -90,8 +76,8 @@ def test_without_a_client_it_says_what_to_do() -> None:
 
 
 def test_what_fails_for_now_is_tried_again_after_a_pause() -> None:
-    client = Client([1, 2])
-    client.fail("annotate_task_data", 1, ServerError(), times=1)
+    client = make_client([1, 2])
+    client.faults.fail("annotate_task_data", ServerError(), key=1, times=1)
     pauses: list[float] = []
 
     result = direct.run(action(client), sleep=pauses.append)
@@ -101,12 +87,12 @@ def test_what_fails_for_now_is_tried_again_after_a_pause() -> None:
 
 def test_a_backend_that_goes_away_is_raised() -> None:
     # Given a backend that is away once the tasks are listed
-    client = Client([1])
+    client = make_client([1])
     listed = client.list_tasks
 
     def last_answer(*args: Any, **kwargs: Any) -> Any:
         answer = listed(*args, **kwargs)
-        client.away = ClientConnectionError()
+        client.faults.unavailable = ClientConnectionError()
         return answer
 
     client.list_tasks = last_answer  # type: ignore[method-assign]

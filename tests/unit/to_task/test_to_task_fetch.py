@@ -36,7 +36,7 @@ def chunks(world: World) -> dict[str, str]:
 def test_ids_are_cut_into_chunks_across_pages(make_world: Make) -> None:
     # Given 7 tasks on pages of 2, and chunks of 3
     world = make_world(7, chunk=3)
-    world.backend.page = 2
+    world.backend.page_size = 2
 
     # When they are collected
     assert world.fetch() == Continue(SPREAD)
@@ -96,16 +96,16 @@ def test_a_copy_of_an_old_delivery_changes_nothing_after_the_last_page(make_worl
 def test_a_second_delivery_after_the_last_page_reads_nothing(make_world: Make) -> None:
     world = make_world(5)
     world.fetch()
-    before = world.backend.calls["list_tasks"]
+    before = world.backend.faults.calls["list_tasks"]
 
     assert world.fetch() == Continue(SPREAD)
-    assert world.backend.calls["list_tasks"] == before
+    assert world.backend.faults.calls["list_tasks"] == before
 
 
 def test_a_delivery_reads_for_a_while_and_the_next_goes_on(make_world: Make) -> None:
     # Given three pages, and a clock that is past the budget after each
     world = make_world(30)
-    world.backend.page = 10
+    world.backend.page_size = 10
     ticks = iter(range(0, 10_000, 100))
 
     # When the step is delivered until it is done
@@ -113,7 +113,7 @@ def test_a_delivery_reads_for_a_while_and_the_next_goes_on(make_world: Make) -> 
 
     # Then each delivery read one page
     assert outcomes == [Reschedule(0), Reschedule(0), Continue(SPREAD)]
-    assert world.backend.calls["list_tasks"] == 3
+    assert world.backend.faults.calls["list_tasks"] == 3
     assert world.record()["total"] == "30"
 
 

@@ -28,7 +28,7 @@ def deferring(world: World, *polled: Any) -> list[Any]:
         polls.append(params)
         return answers.pop(0) if len(answers) > 1 else answers[0]
 
-    world.backend.answers = answer
+    world.backend.inference_answer = answer
     return polls
 
 
@@ -42,8 +42,12 @@ def test_every_task_gets_what_the_plugin_makes_of_the_answer(by_inference: Make)
     end = world.work()
 
     assert end.status == "SUCCEEDED"
-    assert sorted(world.backend.written)[0] == (1, {"said": {"seen": "http://files/1.png"}}, "dm_schema_v1")
-    assert len(world.backend.written) == 25
+    assert sorted(world.backend.annotations)[0] == (
+        1,
+        {"said": {"seen": "http://files/1.png"}},
+        "dm_schema_v1",
+    )
+    assert len(world.backend.annotations) == 25
 
 
 def test_the_call_names_agent_action_and_version_and_nothing_that_is_not_known(by_inference: Make) -> None:
@@ -51,7 +55,7 @@ def test_the_call_names_agent_action_and_version_and_nothing_that_is_not_known(b
     world.work()
 
     params = {"model": 9, "method": "post", "json": {"image_path": "http://files/1.png"}}
-    assert world.backend.runs == [
+    assert world.backend.inferences == [
         ("pre", {"agent": 3, "action": "inference", "params": params, "version": "2.0.0"})
     ]
 
@@ -76,7 +80,7 @@ def test_so_many_requests_are_sent_at_once(by_inference: Make, options: dict[str
     world = by_inference(40, **options)
     world.work()
 
-    assert world.backend.peak["run_plugin"] == at_once
+    assert world.backend.peak_in_flight["run_plugin"] == at_once
 
 
 def test_one_chunk_is_open_so_that_no_more_are_sent_at_once(by_inference: Make) -> None:
@@ -93,7 +97,7 @@ def test_a_deferred_inference_is_polled_with_its_ticket_and_model(by_inference: 
     world.work()
 
     assert polls == [{"model": 9, "method": "post", "json": {"__synapse_poll__": "t-1"}}]
-    assert world.backend.written == [(1, {"said": {"digit": 7}}, "dm_schema_v1")]
+    assert world.backend.annotations == [(1, {"said": {"digit": 7}}, "dm_schema_v1")]
 
 
 def test_a_redelivery_polls_and_does_not_infer_again(by_inference: Make) -> None:
@@ -109,7 +113,7 @@ def test_a_redelivery_polls_and_does_not_infer_again(by_inference: Make) -> None
     # Then it was polled, and inferred once
     assert outcome == Continue(FINALIZE)
     inferred = [
-        params for _, params in world.backend.runs if "__synapse_poll__" not in params["params"]["json"]
+        params for _, params in world.backend.inferences if "__synapse_poll__" not in params["params"]["json"]
     ]
     assert len(inferred) == 1
     assert world.ledger.counts().success == 1
@@ -126,7 +130,9 @@ def test_a_deferred_inference_keeps_its_slot(by_inference: Make) -> None:
 
     # Then no more than two inferences are open
     assert outcomes == [Reschedule(2.0)] * 3
-    inferred = [data for _, data in world.backend.runs if "__synapse_poll__" not in data["params"]["json"]]
+    inferred = [
+        data for _, data in world.backend.inferences if "__synapse_poll__" not in data["params"]["json"]
+    ]
     assert len(inferred) == 2
 
 
@@ -156,7 +162,10 @@ def test_a_deferred_inference_that_fails_is_a_failure_record(
 def test_a_failed_envelope_keeps_no_secret(by_inference: Make) -> None:
     world = by_inference(1)
     envelope = {"__synapse_deferred__": True, "status": "failed"}
-    world.backend.answers = lambda _: {**envelope, "error": "GET http://files/1.png?token=abc failed"}
+    world.backend.inference_answer = lambda _: {
+        **envelope,
+        "error": "GET http://files/1.png?token=abc failed",
+    }
 
     world.work()
 
@@ -166,7 +175,7 @@ def test_a_failed_envelope_keeps_no_secret(by_inference: Make) -> None:
 def test_an_inference_that_fails_for_now_is_asked_again(by_inference: Make) -> None:
     world = by_inference(3)
     world.collect()
-    world.backend.fail("run_plugin", 0, ServerError(), times=2)
+    world.backend.faults.fail("run_plugin", ServerError(), times=2)
 
     countdowns, outcome = world.annotate_fully(0)
 
@@ -178,13 +187,13 @@ def test_an_inference_whose_answer_could_not_be_written_is_asked_again(by_infere
     world = by_inference(1)
     world.collect()
     polls = deferring(world, {"digit": 7})
-    world.backend.fail("annotate_task_data", 1, ServerError(), times=1)
+    world.backend.faults.fail("annotate_task_data", ServerError(), key=1, times=1)
 
     world.annotate_fully(0)
 
     # The pre-processor forgets a result that was collected, so a ticket would not help.
     assert len(polls) == 2
-    assert len(world.backend.runs) == 4
+    assert len(world.backend.inferences) == 4
     assert world.ledger.counts().success == 1
 
 
@@ -194,22 +203,22 @@ def test_a_pass_out_of_time_begins_no_more_inferences(by_inference: Make) -> Non
     world.settings.worker_visibility_timeout_seconds = 0.0
 
     assert world.annotate(0) == Reschedule(0.0)
-    assert len(world.backend.runs) == 1
+    assert len(world.backend.inferences) == 1
 
 
 def test_a_stop_ends_the_inferences(by_inference: Make) -> None:
     world = by_inference(5)
     world.collect()
-    answer = world.backend.answers
+    answer = world.backend.inference_answer
 
     def and_stop(params: dict[str, Any]) -> Any:
         world.end()
         return answer(params)
 
-    world.backend.answers = and_stop
+    world.backend.inference_answer = and_stop
 
     assert world.annotate(0) == Suspend()
-    assert world.backend.written == []
+    assert world.backend.annotations == []
 
 
 def test_answers_are_kept_while_the_plugin_is_busy(by_inference: Make) -> None:
@@ -225,8 +234,8 @@ def test_answers_are_kept_while_the_plugin_is_busy(by_inference: Make) -> None:
 
     world.host.call_batch = sometimes  # type: ignore[method-assign]
     world.annotate_fully(0)
-    assert len(world.backend.runs) == 3
-    assert sorted(world.backend.written_ids) == [1, 2, 3]
+    assert len(world.backend.inferences) == 3
+    assert sorted(world.backend.annotated) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("error", [NotFoundError(), ServerError("503 Service Unavailable", 503)])
@@ -235,12 +244,12 @@ def test_a_pre_processor_that_goes_away_for_a_while_fails_no_task(
 ) -> None:
     world = by_inference(3)
     world.collect()
-    world.backend.fail("run_plugin", 0, error)
-    world.backend.application = "DEPLOYING"
+    world.backend.faults.fail("run_plugin", error)
+    world.backend.serve_applications[0]["status"] = "DEPLOYING"
     for _ in range(20):
         assert isinstance(world.annotate(0), Reschedule)
-    world.backend.application = "RUNNING"
-    world.backend.fails.clear()
+    world.backend.serve_applications[0]["status"] = "RUNNING"
+    world.backend.faults.recover("run_plugin")
     world.annotate_fully(0)
     assert (world.record()["success"], world.record()["failed"]) == ("3", "0")
 
@@ -260,8 +269,8 @@ def test_a_pre_processor_that_stays_away_ends_the_run(
 ) -> None:
     world = by_inference(3)
     world.collect()
-    world.backend.fail("run_plugin", 0, NotFoundError())
-    world.backend.application = status
+    world.backend.faults.fail("run_plugin", NotFoundError())
+    world.backend.serve_applications[0]["status"] = status
     assert isinstance(world.annotate(0), Reschedule)
     clock.forward(200)
     with pytest.raises(RuntimeError) as caught:
@@ -272,6 +281,6 @@ def test_a_pre_processor_that_stays_away_ends_the_run(
 
 def test_what_a_running_pre_processor_does_not_find_fails_its_task(by_inference: Make) -> None:
     world = by_inference(2)
-    world.backend.fail("run_plugin", 0, NotFoundError())
+    world.backend.faults.fail("run_plugin", NotFoundError())
     end = world.work()
     assert end.result["failed_count"] == 2

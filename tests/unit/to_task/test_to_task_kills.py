@@ -63,8 +63,8 @@ def test_a_death_anywhere_loses_no_task_and_counts_none_twice(
 ) -> None:
     # Given a run of several pages and chunks, of which one task is bad, whose worker dies somewhere
     world = make_world(55, chunk=5)
-    world.backend.page = 20
-    world.host.bad = {7}
+    world.backend.page_size = 20
+    world.host.failing = {7}
     fate = Fate(monkeypatch, at, before)
     try:
         deliver_all(world)
@@ -80,7 +80,7 @@ def test_a_death_anywhere_loses_no_task_and_counts_none_twice(
 
     # Then the counts are exact, and every task was written
     assert (end.result["success_count"], end.result["failed_count"]) == (54, 1)
-    assert set(world.backend.written_ids) == set(range(1, 56)) - {7}
+    assert set(world.backend.annotated) == set(range(1, 56)) - {7}
 
 
 def test_who_was_suspended_and_lost_its_chunk_writes_only_what_was_in_flight(make_world: Make) -> None:
@@ -92,7 +92,7 @@ def test_who_was_suspended_and_lost_its_chunk_writes_only_what_was_in_flight(mak
     def suspend(_: int) -> None:
         world.redis.set(lock, "of somebody else")
 
-    world.backend.before_write = suspend
+    world.backend.before_annotation = suspend
     courier = Courier(world.runs)
 
     # When it goes on
@@ -100,12 +100,12 @@ def test_who_was_suspended_and_lost_its_chunk_writes_only_what_was_in_flight(mak
     delivery = courier.deliver(ANNOTATE, work, part="0", kwargs={"job": JOB, "chunk": 0})
 
     # Then it leaves the rest to the other, and comes back should that one die
-    assert len(world.backend.written) <= 2 * BATCH_SIZE
+    assert len(world.backend.annotations) <= 2 * BATCH_SIZE
     assert (delivery.ended, world.redis.get(lock)) == ("again", "of somebody else")
     world.redis.delete(lock)
-    world.backend.before_write = lambda task: None
+    world.backend.before_annotation = lambda task: None
     courier.deliver(ANNOTATE, work, part="0", kwargs=delivery.kwargs)
-    assert sorted(world.backend.written_ids) == list(range(1, 321))
+    assert sorted(world.backend.annotated) == list(range(1, 321))
 
 
 def test_a_copy_of_an_older_poll_of_a_chunk_dies(make_world: Make) -> None:
@@ -122,12 +122,12 @@ def test_a_copy_of_an_older_poll_of_a_chunk_dies(make_world: Make) -> None:
 
     again = deliver()
     assert (again.ended, again.kwargs["generation"]) == ("again", 1)
-    written = len(world.backend.written)
+    written = len(world.backend.annotations)
 
     # When the first message is delivered once more
     assert deliver().ended == "acknowledged"
 
     # Then nothing was done by it, and the newer one goes on
-    assert len(world.backend.written) == written
+    assert len(world.backend.annotations) == written
     assert deliver(generation=1).ended == "again"
-    assert len(world.backend.written) > written
+    assert len(world.backend.annotations) > written

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.unit.to_task.world import FakeBackend, World
+from tests.unit.to_task.world import World
 from worker.plugins import PluginCallError, PluginTimeoutError
 from worker.pre_processor.waitlist import DETECT, DISPATCH
+from worker.testing import FakeBackend
+from worker.testing.backend import FakeAsyncBackend
 from worker.to_task import steps, tasks
 from worker.to_task.attempt import TaskWork
 from worker.to_task.clients import (
@@ -53,7 +55,7 @@ def test_all_tenants_share_the_limit_of_requests_in_flight(loop: EventLoopThread
 
     def make(timeout: dict[str, float]) -> Any:
         made.append(timeout)
-        return backend
+        return backend.on_loop
 
     tenants = [TenantBackend(make, turns) for _ in range(2)]
 
@@ -67,7 +69,7 @@ def test_all_tenants_share_the_limit_of_requests_in_flight(loop: EventLoopThread
     loop.run(many(), timeout=5)
 
     # Then no more were in flight, over one client a tenant
-    assert max(backend.peak.values()) <= 3
+    assert max(backend.peak_in_flight.values()) <= 3
     assert made == [TASK_TIMEOUT_SECONDS, TASK_TIMEOUT_SECONDS]
 
 
@@ -77,11 +79,11 @@ def test_a_crew_gives_its_connections_back(loop: EventLoopThread) -> None:
     backends = TenantBackends(settings)
     closed: list[str | None] = []
 
-    class Client(FakeBackend):
+    class Client(FakeAsyncBackend):
         async def aclose(self) -> None:
             closed.append("acme")
 
-    backends._new = lambda tenant, timeout: Client()  # type: ignore[assignment, method-assign, return-value]
+    backends._new = lambda tenant, timeout: Client(FakeBackend())  # type: ignore[assignment, method-assign, return-value]
     loop.run(backends.of(None).get_task(1), timeout=5)
 
     # When it ends
@@ -97,11 +99,11 @@ def test_a_crew_gives_its_connections_back(loop: EventLoopThread) -> None:
 def test_an_inference_has_more_time_than_a_read(loop: EventLoopThread) -> None:
     made: list[Any] = []
     backend = FakeBackend()
-    backend.answers = lambda call: {}
+    backend.inference_answer = lambda call: {}
 
     def make(timeout: dict[str, float]) -> Any:
         made.append(timeout)
-        return backend
+        return backend.on_loop
 
     loop.run(TenantBackend(make, asyncio.Semaphore(1)).run_plugin("pre", {"params": {}}), timeout=5)
 

@@ -28,12 +28,12 @@ def test_a_run_by_inference_goes_on_to_its_pre_processor(by_inference: Make) -> 
     world = by_inference(1)
 
     assert prepare(world.run, world.services) == Continue(DETECT)
-    assert world.backend.calls["get_data_collection"] == 0
+    assert world.backend.faults.calls["get_data_collection"] == 0
 
 
 def test_parameters_that_the_plugin_refuses_end_the_run_with_its_reason(make_world: Make) -> None:
     world = make_world(1)
-    world.host.refusal = PluginCallError("ParamsError", "unknown parameter 'colour'")
+    world.host.faults.fail("check_params", PluginCallError("ParamsError", "unknown parameter 'colour'"))
 
     with pytest.raises(
         RunFailedError, match=r"^The plugin refuses the parameters: unknown parameter 'colour'$"
@@ -43,7 +43,7 @@ def test_parameters_that_the_plugin_refuses_end_the_run_with_its_reason(make_wor
 
 def test_a_plugin_that_cannot_be_imported_says_so(make_world: Make) -> None:
     world = make_world(1)
-    world.host.refusal = PluginCallError("ModuleNotFoundError", "No module named 'torch'")
+    world.host.faults.fail("check_params", PluginCallError("ModuleNotFoundError", "No module named 'torch'"))
 
     with pytest.raises(RunFailedError, match=r"^The plugin cannot be used: ModuleNotFoundError: No module"):
         prepare(world.run, world.services)
@@ -51,7 +51,7 @@ def test_a_plugin_that_cannot_be_imported_says_so(make_world: Make) -> None:
 
 def test_a_project_that_is_not_there_ends_the_run(make_world: Make) -> None:
     world = make_world(1)
-    world.backend.fail("get_project", 1, NotFoundError())
+    world.backend.faults.fail("get_project", NotFoundError(), key=1)
 
     with pytest.raises(RunFailedError, match=r"^Project 1 does not exist$"):
         prepare(world.run, world.services)
@@ -75,7 +75,7 @@ def test_a_specification_that_is_not_there_is_answered_with_those_that_are(make_
 
 def test_a_backend_that_is_away_is_no_mistake_of_the_run(make_world: Make) -> None:
     world = make_world(1)
-    world.backend.away = ServerError()
+    world.backend.faults.unavailable = ServerError()
 
     with pytest.raises(ServerError):
         prepare(world.run, world.services)
