@@ -17,8 +17,8 @@ def test_ctrl_c_while_modules_are_loaded_shows_no_traceback() -> None:
     # Given a process that heeds Ctrl-C, which one in the background does not
     script = (
         "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from worker.cli.interrupts import quiet\n"
-        "with quiet(): os.kill(os.getpid(), signal.SIGINT)"
+        "from worker.cli.interrupts import exit_on_interrupt\n"
+        "with exit_on_interrupt(): os.kill(os.getpid(), signal.SIGINT)"
     )
 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -47,7 +47,7 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(command: list[str], server: RedisS
         [*COMMAND, *command], stdin=theirs, stdout=theirs, stderr=theirs, env=environ, start_new_session=True
     )
     os.close(theirs)
-    screen = Screen(ours)
+    screen = LiveView(ours)
     try:
         wait_for(lambda: "a line of the log" in screen.text(), 20, "the log")
 
@@ -66,7 +66,7 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(command: list[str], server: RedisS
     assert text.rfind("\x1b[?25l") <= text.rfind(SHOW_CURSOR)
 
 
-class Screen:
+class LiveView:
     """What a terminal was sent so far."""
 
     def __init__(self, file: int) -> None:

@@ -54,7 +54,7 @@ def test_a_worker_that_ended_is_told_with_its_exit_code_and_log(
 
     # When they are watched for a while
     with pytest.raises(KeyboardInterrupt):
-        sandbox._watch_over(workers)
+        sandbox._report_ended_workers(workers)
     workers[1].stop()
 
     # Then that is said once

@@ -68,7 +68,7 @@ def test_a_replay_that_is_refused_again_is_told_to_whoever_watches(terminal: Ter
     letters.add("deploy", [[], {"job": "7"}, {}], "still no such release", message_id="2", job="7")
 
     # Then that is said, and it can be replayed once more
-    assert "the message was refused: still no such release" in terminal.run("watch", "7", code=1)
+    assert "the message was rejected: still no such release" in terminal.run("watch", "7", code=1)
     assert letters.replay("7")
 
 

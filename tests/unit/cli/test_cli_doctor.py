@@ -15,7 +15,7 @@ EVERYTHING = ["deploy", "to_task", "annotate", "logs", "control"]
 @pytest.fixture
 def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A worker's settings, of whose neighbours only the queue answers."""
-    monkeypatch.setattr("worker.cli.doctor._queue", lambda _settings: "connected")
+    monkeypatch.setattr("worker.cli.doctor._check_queue", lambda _settings: "connected")
     return {
         "SYNAPSE_HOST": "http://127.0.0.1:9",
         "SYNAPSE_ACCESS_TOKEN": "token-of-the-worker",
@@ -72,7 +72,7 @@ def test_a_ray_that_does_not_take_the_token_is_told_with_what_to_set(
         raise PluginHostUnavailableError("no answer within 10 s")
 
     given_workers(monkeypatch, EVERYTHING)
-    monkeypatch.setattr("worker.cli.ray_check.check", refuses)
+    monkeypatch.setattr("worker.cli.ray_check.check_cluster", refuses)
 
     # When the doctor looks, then it says so before, and afterwards where to look
     said = doctor({**environ, "RAY_ADDRESS": "127.0.0.1:9"})
@@ -87,5 +87,5 @@ def test_a_variable_that_is_no_setting_is_a_warning(
 
     said = doctor({**environ, "WORKER_TYPO": "1", "WORKER_PLUGINS_HOST": "ray"})
 
-    assert "! settings: WORKER_TYPO is none" in said
-    assert "! settings: WORKER_PLUGINS_HOST is none; is WORKER_PLUGIN_HOST meant?" in said
+    assert "! settings: WORKER_TYPO is not a setting" in said
+    assert "! settings: WORKER_PLUGINS_HOST is not a setting; is WORKER_PLUGIN_HOST meant?" in said

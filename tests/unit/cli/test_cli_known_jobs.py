@@ -31,7 +31,7 @@ def test_a_refused_job_is_told_with_its_reason_and_what_to_do(
     said = terminal.run(*command, code=1)
 
     # Then the reason is there, how to replay it, and nothing was published
-    assert "the message was refused: there is no release late@1" in said
+    assert "the message was rejected: there is no release late@1" in said
     assert f"dead-letters replay {letter}" in said
     assert terminal.published == []
 
@@ -127,8 +127,8 @@ def test_whoever_waits_for_an_unknown_job_is_told_within_about_a_second(
         if sum(waited) > 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("worker.cli.following.time.monotonic", lambda: sum(waited))
-    monkeypatch.setattr("worker.cli.following.time.sleep", pause)
+    monkeypatch.setattr("worker.cli.follow.time.monotonic", lambda: sum(waited))
+    monkeypatch.setattr("worker.cli.follow.time.sleep", pause)
 
     # When a job of which nothing is known is followed, then that is said
     assert "no run of job 77 yet; waiting for a worker" in terminal.run(*command, code=130)
@@ -137,7 +137,7 @@ def test_whoever_waits_for_an_unknown_job_is_told_within_about_a_second(
 def test_ctrl_c_says_how_to_go_on(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a run that is interrupted while it is followed
     terminal.given_run("7")
-    monkeypatch.setattr("worker.cli.following.watch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("worker.cli.follow.watch_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
 
     assert terminal.run("watch", "7", code=130) == (
         "the run goes on: `synapse-worker watch 7` shows it, `synapse-worker stop 7` ends it"

@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 from typer.testing import CliRunner
 
 from shared.channels import job_key
-from worker.cli.console import at, queue_url
+from worker.cli.console import address_suffix, queue_url
 from worker.cli.main import app
 from worker.workflow.dead_letters import DeadLetters
 
@@ -78,14 +78,14 @@ def test_a_redis_that_is_not_there_is_told_with_its_address() -> None:
     ],
 )
 def test_an_address_that_does_not_answer_is_told_without_its_password(url: str, shown: str) -> None:
-    assert at(url) == shown
+    assert address_suffix(url) == shown
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> fakeredis.FakeServer:
     """A Redis in memory that every command connects to."""
     server = fakeredis.FakeServer()
-    for module in ("following", "runs", "dead_letters"):
+    for module in ("follow", "runs", "dead_letters"):
         monkeypatch.setattr(
             f"worker.cli.{module}.connect",
             lambda _url: fakeredis.FakeRedis(server=server, decode_responses=True),
@@ -116,7 +116,7 @@ def test_a_redis_that_refuses_is_told_in_its_words(
 ) -> None:
     fakeredis.FakeRedis(server=server).set(job_key("5"), "no hash")
 
-    assert mistaken("status", "5").startswith("error: Redis refuses: WRONGTYPE")
+    assert mistaken("status", "5").startswith("error: Redis answers with an error: WRONGTYPE")
 
 
 @pytest.mark.parametrize("id_", ["99999999999999999999-0", "1-18446744073709551616", "x", "1", "-1-1"])

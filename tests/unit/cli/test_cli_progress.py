@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from shared.statuses import JobStatus
-from worker.cli.demo import Row, _seconds_by_step, _table
-from worker.cli.progress import Followed, Heartbeat, PlainLines
+from worker.cli.demo import DemoRun, _results_table, _seconds_by_step
+from worker.cli.progress import PlainView, Ticker, WatchedRun
 
 
 class Paper:
@@ -18,7 +18,7 @@ class Paper:
         self._text = io.StringIO()
         self.now = 0.0
         monkeypatch.setattr("worker.cli.progress.time.monotonic", lambda: self.now)
-        self.view = PlainLines(Console(file=self._text, width=80))
+        self.view = PlainView(Console(file=self._text, width=80))
 
     @property
     def lines(self) -> list[str]:
@@ -52,7 +52,7 @@ def test_a_line_comes_at_each_further_ten_percent_and_at_a_steps_end(paper: Pape
 def test_a_step_that_says_nothing_is_shown_to_go_on(paper: Paper) -> None:
     paper.view.progress("prepare", 30)
     for paper.now in (4.0, 5.0, 6.0, 10.0):
-        paper.view._go_on(paper.now)
+        paper.view._print_if_stalled(paper.now)
 
     assert paper.lines == ["prepare 30 %", "prepare 30 % after 5 s", "prepare 30 % after 10 s"]
 
@@ -60,9 +60,9 @@ def test_a_step_that_says_nothing_is_shown_to_go_on(paper: Paper) -> None:
 def test_a_heartbeat_beats_until_it_is_stopped(eventually: Callable[[Callable[[], object]], None]) -> None:
     beats: list[float] = []
 
-    with Heartbeat(beats.append, every=0.01) as heartbeat:
+    with Ticker(beats.append, interval_seconds=0.01) as ticker:
         eventually(lambda: len(beats) > 2)
-        heartbeat.stop()
+        ticker.stop()
 
     assert beats == sorted(beats)
 
@@ -70,13 +70,13 @@ def test_a_heartbeat_beats_until_it_is_stopped(eventually: Callable[[Callable[[]
 def test_the_demos_table_has_room_on_eighty_columns() -> None:
     # Given a run with many steps
     steps = dict.fromkeys(("initialize", "prepare", "fetch_tasks", "annotate_task_data", "finalize"), 1.25)
-    followed = Followed(JobStatus.SUCCEEDED, seconds=123.4, seconds_by_step=steps)
-    row = Row("inference", followed, {"total_tasks": 899}, 0.9711)
+    watched = WatchedRun(JobStatus.SUCCEEDED, seconds=123.4, seconds_by_step=steps)
+    run = DemoRun("inference", watched, {"total_tasks": 899}, 0.9711)
 
     # When it is shown
     text = io.StringIO()
     console = Console(file=text, width=80)
-    console.print(_table([row]), _seconds_by_step(row))
+    console.print(_results_table([run]), _seconds_by_step(run))
 
     # Then the row and each of its steps are a line
     lines = [line.replace("│", " ").split() for line in text.getvalue().splitlines()]

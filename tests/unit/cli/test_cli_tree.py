@@ -5,12 +5,12 @@ from importlib.metadata import version
 import pytest
 from typer.testing import CliRunner
 
-from worker.cli.main import COMMANDS, app, load
+from worker.cli.main import COMMANDS, app, load_command
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_list_says_of_a_command_what_it_says_itself(name: str) -> None:
-    assert load(name).help.partition("\n")[0] == COMMANDS[name][1]
+    assert load_command(name).help.partition("\n")[0] == COMMANDS[name][1]
 
 
 def test_all_commands_are_listed() -> None:

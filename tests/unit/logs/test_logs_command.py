@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from shared.statuses import JobStatus
 from tests.unit.logs.relay_harness import LogOfJob
-from worker.cli.console import shown
+from worker.cli.console import terminal_line
 from worker.cli.main import app
-from worker.cli.progress import watch
+from worker.cli.progress import watch_run
 from worker.runs.model import End
 from worker.runs.runs import Runs
 
@@ -25,7 +25,7 @@ def connected(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def told(live_runs: Runs, job_log: LogOfJob) -> Runs:
-    """A run that has ended, with a log that was followed for it."""
+    """A run that has ended, with a log that was watched for it."""
     job_log.subscribe(RAY)
     job_log.claim(RAY, "1")
     live_runs.events.message("42", "hello")
@@ -80,7 +80,7 @@ def test_logs_of_an_unknown_job_says_so() -> None:
     ],
 )
 def test_terminal_gets_colours_and_nothing_else_of_a_program(printed: str, text: str) -> None:
-    assert shown(printed) == text
+    assert terminal_line(printed) == text
 
 
 def test_watch_without_a_terminal_prints_plain_lines_and_leaves_the_end_to_its_caller(
@@ -88,9 +88,9 @@ def test_watch_without_a_terminal_prints_plain_lines_and_leaves_the_end_to_its_c
 ) -> None:
     output = io.StringIO()
 
-    followed = watch(redis, "42", Console(file=output, width=40))
+    watched = watch_run(redis, "42", Console(file=output, width=40))
 
-    assert followed.end == "SUCCEEDED"
+    assert watched.end == "SUCCEEDED"
     assert output.getvalue().splitlines() == ["run | hello", f"{RAY} | 빨강", f"{RAY} | 20 %"]
 
 
@@ -99,23 +99,23 @@ def test_watch_shows_a_message_that_only_looks_like_the_end(live_runs: Runs, red
     live_runs.finish("42", End(JobStatus.SUCCEEDED, {}))
     output = io.StringIO()
 
-    watch(redis, "42", Console(file=output, width=40))
+    watch_run(redis, "42", Console(file=output, width=40))
 
     assert output.getvalue().splitlines() == ["run | FAILED images are left out"]
 
 
 def test_watch_on_a_terminal_shows_bars_above_the_log(live_runs: Runs, redis: FakeRedis) -> None:
-    from worker.cli.progress import Screen, Text
+    from worker.cli.progress import LiveView, Text
 
     # Given a terminal of ten rows, two steps, and more lines than have room
     output = io.StringIO()
     console = Console(file=output, width=60, height=10, force_terminal=True, color_system=None)
-    with Screen(console) as screen:
-        screen.progress("deploy", 40)
-        screen.progress("register", 10)
-        screen.metrics("register", "3 success")
+    with LiveView(console) as view:
+        view.progress("deploy", 40)
+        view.progress("register", 10)
+        view.metrics("register", "3 success")
         for number in range(30):
-            screen.log(Text(f"run | line {number} " + "x" * 100))
+            view.log(Text(f"run | line {number} " + "x" * 100))
 
     # Then the bars stand above the last lines, each line on one row
     rows = output.getvalue().rpartition("deploy")[2].splitlines()
