@@ -128,7 +128,7 @@ def fail_on_redis_error(error: RedisError) -> NoReturn:
             f"Redis does not answer any more ({type(error).__name__})",
             hint="Runs go on without this command; start it again when Redis is back.",
         )
-    fail(f"Redis answers with an error: {clean(str(error))}")
+    fail(f"Redis rejects the command: {clean(str(error))}")
 
 
 def publish(message: Message, broker_url: str | None, redis_url: str) -> None:

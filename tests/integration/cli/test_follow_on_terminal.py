@@ -1,4 +1,4 @@
-"""`watch` and `logs` as people use them: on a terminal, until Ctrl-C."""
+"""`watch` and `logs --follow` on a terminal, until Ctrl-C."""
 
 import os
 import pty
@@ -17,9 +17,9 @@ from worker.runs.runs import Runs, Timing
 from worker.sandbox.processes import wait_for
 from worker.sandbox.servers import RedisServer
 
-# Whoever runs the tests in the background has Ctrl-C ignored by all that they start.
-HEEDS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-COMMAND = [sys.executable, "-c", f"{HEEDS_CTRL_C}; from worker.cli import main; main()"]
+# Processes started by tests that run in the background ignore Ctrl-C.
+HANDLE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+COMMAND = [sys.executable, "-c", f"{HANDLE_CTRL_C}; from worker.cli import main; main()"]
 SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -33,41 +33,46 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.mark.parametrize("command", [["watch", "42"], ["logs", "42", "--follow"]])
 def test_ctrl_c_leaves_the_terminal_as_it_was(command: list[str], server: RedisServer) -> None:
-    # Given a run that goes on, followed on a terminal
+    # Given a running run, followed on a terminal
     with Redis.from_url(server.url, decode_responses=True) as redis:
         runs = Runs(redis, RecordingSender(), Timing(60))
         message = DeployMessage.model_validate({"job": 42, "plugin": "digits@1.0.0", "agent": 1})
         runs.store.accept(message, "deploy")
         runs.set_progress(runs.store.load("42"), "deploy", 30)
         runs.events.message("42", "a line of the log")
-    ours, theirs = pty.openpty()
-    os.set_blocking(ours, False)
+    controller, terminal = pty.openpty()
+    os.set_blocking(controller, False)
     environ = {**os.environ, "REDIS_URL": server.url, "TERM": "xterm-256color", "COLUMNS": "100"}
     process = subprocess.Popen(
-        [*COMMAND, *command], stdin=theirs, stdout=theirs, stderr=theirs, env=environ, start_new_session=True
+        [*COMMAND, *command],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=environ,
+        start_new_session=True,
     )
-    os.close(theirs)
-    screen = LiveView(ours)
+    os.close(terminal)
+    screen = LiveView(controller)
     try:
-        wait_for(lambda: "a line of the log" in screen.text(), 20, "the log")
+        wait_for(lambda: "a line of the log" in output.text(), 20, "the log")
 
         # When it is interrupted
         process.send_signal(signal.SIGINT)
 
-        # Then it ends with the shell's code for that, without a traceback, the cursor shown again
+        # Then it ends with the usual exit code, without a traceback, and the cursor is shown
         assert process.wait(timeout=20) == 130
-        text = screen.text()
+        text = output.text()
     finally:
         process.kill()
         process.wait()
-        os.close(ours)
+        os.close(controller)
     assert "Traceback" not in text
     assert "Aborted" not in text
     assert text.rfind("\x1b[?25l") <= text.rfind(SHOW_CURSOR)
 
 
 class LiveView:
-    """What a terminal was sent so far."""
+    """The output that a terminal has received."""
 
     def __init__(self, file: int) -> None:
         self._file, self._text = file, ""

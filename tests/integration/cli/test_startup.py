@@ -1,10 +1,10 @@
-"""The first moments of the command, as its own process."""
+"""The start of `synapse-worker`, in a process of its own."""
 
 import subprocess
 import sys
 
 
-def test_the_list_of_commands_needs_neither_redis_nor_celery_nor_clients() -> None:
+def test_list_of_commands_imports_no_heavy_library() -> None:
     heavy = {"redis", "celery", "kombu", "pydantic", "httpx", "structlog", "ray"}
     script = f"import sys, worker.cli.main; print(sorted({heavy} & set(sys.modules)))"
 
@@ -13,8 +13,8 @@ def test_the_list_of_commands_needs_neither_redis_nor_celery_nor_clients() -> No
     assert done.stdout.strip() == "[]"
 
 
-def test_ctrl_c_while_modules_are_loaded_shows_no_traceback() -> None:
-    # Given a process that heeds Ctrl-C, which one in the background does not
+def test_ctrl_c_during_imports_shows_no_traceback() -> None:
+    # Given a process that handles Ctrl-C, which a background process ignores
     script = (
         "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from worker.cli.interrupts import exit_on_interrupt\n"

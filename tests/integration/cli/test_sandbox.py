@@ -1,4 +1,4 @@
-"""The command `sandbox`: Ctrl-C while it starts, and what it says of its workers."""
+"""The command `sandbox`: Ctrl-C while it starts, and reports of workers that end."""
 
 import signal
 import subprocess
@@ -11,13 +11,13 @@ import pytest
 from worker.cli import sandbox
 from worker.sandbox.processes import Process, start, wait_for
 
-# Whoever runs the tests in the background has Ctrl-C ignored by all that they start.
-HEEDS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-COMMAND = [sys.executable, "-c", f"{HEEDS_CTRL_C}; from worker.cli import main; main()", "sandbox"]
+# Processes started by tests that run in the background ignore Ctrl-C.
+HANDLE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+COMMAND = [sys.executable, "-c", f"{HANDLE_CTRL_C}; from worker.cli import main; main()", "sandbox"]
 
 
-def test_ctrl_c_is_heeded_while_the_sandbox_starts(tmp_path: Path) -> None:
-    # Given a sandbox whose Ray is being started
+def test_ctrl_c_ends_a_sandbox_that_is_starting(tmp_path: Path) -> None:
+    # Given a sandbox whose Ray is starting
     log = tmp_path / "sandbox.log"
     with log.open("wb") as sink:
         sandbox = subprocess.Popen(COMMAND, stdout=sink, stderr=sink, cwd=tmp_path, start_new_session=True)
@@ -26,43 +26,43 @@ def test_ctrl_c_is_heeded_while_the_sandbox_starts(tmp_path: Path) -> None:
 
         # When it is interrupted
         sandbox.send_signal(signal.SIGINT)
-        begun = time.monotonic()
+        interrupted = time.monotonic()
 
-        # Then it ends soon, with the shell's code for that
+        # Then it ends soon, with the usual exit code
         assert sandbox.wait(timeout=30) == 130, log.read_text()
     finally:
         sandbox.kill()
         sandbox.wait()
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - interrupted < 10
     assert "Traceback" not in log.read_text()
 
 
-def test_a_worker_that_ended_is_told_with_its_exit_code_and_log(
+def test_ended_worker_is_reported_with_exit_code_and_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Given two workers, of which one is killed
     log = tmp_path / "worker.log"
     workers = [start(name, ["sleep", "60"], log=log) for name in ("worker1", "worker2")]
     workers[0].kill()
-    looks = iter([None, None])
+    polls = iter([None, None])
 
     def pause(_seconds: float) -> None:
-        if next(looks, "over") == "over":
+        if next(polls, "done") == "done":
             raise KeyboardInterrupt
 
     monkeypatch.setattr("worker.cli.sandbox.time.sleep", pause)
 
-    # When they are watched for a while
+    # When they are watched for three polls
     with pytest.raises(KeyboardInterrupt):
         sandbox._report_ended_workers(workers)
     workers[1].stop()
 
-    # Then that is said once
+    # Then its end is reported once
     assert capsys.readouterr().out.splitlines() == [f"worker1 has ended (exit code 137), see {log}"]
 
 
 @pytest.mark.parametrize(("script", "code"), [("exit 3", 3), ("kill -9 $$", 137)])
-def test_an_exit_code_is_what_a_shell_says(tmp_path: Path, script: str, code: int) -> None:
+def test_exit_code_is_that_of_a_shell(tmp_path: Path, script: str, code: int) -> None:
     process: Process = start("script", ["sh", "-c", script], log=tmp_path / "log")
 
     wait_for(lambda: process.exit_code is not None, 10, "the end")
