@@ -52,7 +52,7 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(command: list[str], server: RedisS
         start_new_session=True,
     )
     os.close(terminal)
-    screen = LiveView(controller)
+    output = TerminalOutput(controller)
     try:
         wait_for(lambda: "a line of the log" in output.text(), 20, "the log")
 
@@ -71,7 +71,7 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(command: list[str], server: RedisS
     assert text.rfind("\x1b[?25l") <= text.rfind(SHOW_CURSOR)
 
 
-class LiveView:
+class TerminalOutput:
     """The output that a terminal has received."""
 
     def __init__(self, file: int) -> None:
