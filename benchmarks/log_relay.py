@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from shared.channels import logs_channel
 from tests.integration.logs.log_relay_harness import ChannelListener, LogRelayHarness
 from worker.logs.subscriptions import OWNERS_KEY
-from worker.sandbox.processes import start, wait_for
+from worker.sandbox.processes import start_process, wait_for
 
 FAST_LINES = 50_000
 LOGS, RATE, SECONDS = (100, 1_000), 10, 15
@@ -199,8 +199,11 @@ def relay_process(harness: LogRelayHarness) -> Iterator[psutil.Process]:
 def baseline_process(harness: LogRelayHarness, protocol: str, count: int) -> Iterator[psutil.Process]:
     """A baseline process that tails `count` logs, for the duration of the block."""
     arguments = [protocol, str(count), str(harness.agent_port), harness.redis_server.url]
-    process = start(
-        "baseline", [sys.executable, __file__, *arguments], log=harness.folder / "baseline.log", grace=1
+    process = start_process(
+        "baseline",
+        [sys.executable, __file__, *arguments],
+        log=harness.folder / "baseline.log",
+        grace_seconds=1,
     )
     try:
         yield psutil.Process(process.pid)

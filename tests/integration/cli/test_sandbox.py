@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from worker.cli import sandbox
-from worker.sandbox.processes import Process, start, wait_for
+from worker.sandbox.processes import Process, start_process, wait_for
 
 # Processes started by tests that run in the background ignore Ctrl-C.
 HANDLE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
@@ -42,7 +42,7 @@ def test_ended_worker_is_reported_with_exit_code_and_log(
 ) -> None:
     # Given two workers, of which one is killed
     log = tmp_path / "worker.log"
-    workers = [start(name, ["sleep", "60"], log=log) for name in ("worker1", "worker2")]
+    workers = [start_process(name, ["sleep", "60"], log=log) for name in ("worker1", "worker2")]
     workers[0].kill()
     polls = iter([None, None])
 
@@ -63,7 +63,7 @@ def test_ended_worker_is_reported_with_exit_code_and_log(
 
 @pytest.mark.parametrize(("script", "code"), [("exit 3", 3), ("kill -9 $$", 137)])
 def test_exit_code_is_that_of_a_shell(tmp_path: Path, script: str, code: int) -> None:
-    process: Process = start("script", ["sh", "-c", script], log=tmp_path / "log")
+    process: Process = start_process("script", ["sh", "-c", script], log=tmp_path / "log")
 
     wait_for(lambda: process.exit_code is not None, 10, "the end")
 

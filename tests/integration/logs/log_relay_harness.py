@@ -13,7 +13,7 @@ from redis import Redis
 from shared.channels import logs_channel, logs_history
 from shared.messages import TailLogsMessage
 from worker.logs.subscriptions import OWNERS_KEY, subscribe
-from worker.sandbox.processes import Process, free_port, listens, start
+from worker.sandbox.processes import Process, free_port, is_listening, start_process
 from worker.sandbox.servers import RedisServer
 
 ROOT = Path(__file__).parents[3]
@@ -43,7 +43,7 @@ class LogRelayHarness:
         script = Path(__file__).with_name("log_server.py")
         command = [sys.executable, str(script), str(self.agent_port), str(self.folder / "jobs")]
         self.agent = self._start("agent", command)
-        self.agent.wait_until(lambda: listens(self.agent_port), 20)
+        self.agent.wait_until(lambda: is_listening(self.agent_port), 20)
 
     def environment(self, **more: str) -> dict[str, str]:
         (self.folder / "plugins").mkdir(exist_ok=True)
@@ -107,7 +107,7 @@ class LogRelayHarness:
     def _start(self, name: str, command: list[str], env: dict[str, str] | None = None) -> Process:
         log = self.folder / f"{name}{len(self.processes)}.log"
         log.touch()
-        process = start(name, command, log=log, env=env, grace=10)
+        process = start_process(name, command, log=log, env=env, grace_seconds=10)
         self.processes.append(process)
         return process
 

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from worker.sandbox import Process, SandboxError, wait_for
-from worker.sandbox.processes import start
+from worker.sandbox.processes import start_process
 from worker.sandbox.servers import RedisServer
 
 # A shell whose daemon has a session and a parent of its own, as Ray's have.
@@ -26,7 +26,7 @@ def gone(pids: list[int]) -> bool:
 
 @pytest.fixture
 def detaching(tmp_path: Path) -> Iterator[Process]:
-    process = start("shell", ["sh", "-c", DETACHING], log=tmp_path / "log", grace=2)
+    process = start_process("shell", ["sh", "-c", DETACHING], log=tmp_path / "log", grace_seconds=2)
     process.wait_until(lambda: len(process.pids()) >= 6, 10)
     yield process
     process.stop()
@@ -56,14 +56,14 @@ def test_a_command_that_ends_takes_its_daemons_along(detaching: Process) -> None
 
 def test_a_command_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:
     script = "trap '' TERM; echo ready; while true; do sleep 0.1; done"
-    process = start("stubborn", ["sh", "-c", script], log=tmp_path / "log", grace=0.3)
+    process = start_process("stubborn", ["sh", "-c", script], log=tmp_path / "log", grace_seconds=0.3)
     process.wait_until(lambda: "ready" in process.tail(), 10)
     process.stop()
     assert gone([process.pid])
 
 
 def test_what_ends_before_it_is_ready_says_why(tmp_path: Path) -> None:
-    process = start("short", ["sh", "-c", "echo no such cluster; exit 3"], log=tmp_path / "log")
+    process = start_process("short", ["sh", "-c", "echo no such cluster; exit 3"], log=tmp_path / "log")
     with pytest.raises(SandboxError, match="short ended before it was ready\nno such cluster"):
         process.wait_until(lambda: False, 10)
     process.stop()
@@ -72,13 +72,13 @@ def test_what_ends_before_it_is_ready_says_why(tmp_path: Path) -> None:
 def test_its_scratch_goes_with_it(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     (scratch / "below").mkdir(parents=True)
-    start("cat", ["sleep", "1000"], log=tmp_path / "log", scratch=scratch).stop()
+    start_process("cat", ["sleep", "1000"], log=tmp_path / "log", scratch_dir=scratch).stop()
     assert not scratch.exists()
 
 
 def test_a_command_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(SandboxError, match="nothing did not start"):
-        start("nothing", ["/nonexistent/command"], log=tmp_path / "log")
+        start_process("nothing", ["/nonexistent/command"], log=tmp_path / "log")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -245,7 +245,7 @@ def test_an_error_on_the_way_is_an_event(agent: str, ray: Ray, protocol: Any) ->
         log = client.tail_job_logs("job-1", 5, protocol)
         assert next(log) == "one"
         ray.status = ray.ends_as = "GONE"
-        with pytest.raises(StreamError, match="does not say how the job is"):
+        with pytest.raises(StreamError, match="does not give the status of the job"):
             list(log)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from worker.sandbox.agent.capacity import Demand, Node, placeable, verdict
+from worker.sandbox.agent.capacity import Demand, Node, count_placeable, feasibility
 
 GB = 1024**3
 
@@ -33,7 +33,7 @@ def node(name: str = "a", used: dict[str, float] | None = None, **total: float) 
 def test_replicas_go_where_there_is_room_on_one_node(
     each: dict[str, float], replicas: int, nodes: list[Node], fit: int
 ) -> None:
-    assert placeable(Demand(replicas, each), nodes) == fit
+    assert count_placeable(Demand(replicas, each), nodes) == fit
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_replicas_go_where_there_is_room_on_one_node(
 def test_reasons_name_what_does_not_fit(
     each: dict[str, float], nodes: list[Node], reasons: list[str]
 ) -> None:
-    answer = verdict(Demand(1, each), nodes, {}, serve_replicas=0)
+    answer = feasibility(Demand(1, each), nodes, {}, serve_replicas=0)
     assert answer == {"allowed": not reasons, "reasons": reasons, "feasible_replicas": int(not reasons)}
 
 
@@ -71,20 +71,20 @@ def test_reasons_name_what_does_not_fit(
 def test_policy_limits_replicas(
     policy: dict[str, Any], running: int, feasible: int, reasons: list[str]
 ) -> None:
-    answer = verdict(Demand(2, {"CPU": 1.0}), [node(CPU=8)], policy, running)
+    answer = feasibility(Demand(2, {"CPU": 1.0}), [node(CPU=8)], policy, running)
     assert answer == {"allowed": not reasons, "reasons": reasons, "feasible_replicas": feasible}
 
 
 def test_policy_limits_gpu_utilization() -> None:
     busy = [node(CPU=8, GPU=4, used={"GPU": 3})]
-    answer = verdict(Demand(1, {"CPU": 1.0, "GPU": 1.0}), busy, {"gpu_max_utilization_percent": 50}, 0)
+    answer = feasibility(Demand(1, {"CPU": 1.0, "GPU": 1.0}), busy, {"gpu_max_utilization_percent": 50}, 0)
     assert answer["reasons"] == ["gpu_max_utilization_percent_exceeded"]
     assert answer["feasible_replicas"] == 0
-    without_gpu = verdict(Demand(1, {"CPU": 1.0}), busy, {"gpu_max_utilization_percent": 50}, 0)
+    without_gpu = feasibility(Demand(1, {"CPU": 1.0}), busy, {"gpu_max_utilization_percent": 50}, 0)
     assert without_gpu["allowed"]
 
 
 def test_a_demand_has_the_defaults_of_the_api() -> None:
-    assert Demand.of({"kind": "serve"}) == Demand(1, {"CPU": 1.0})
+    assert Demand.parse({"kind": "serve"}) == Demand(1, {"CPU": 1.0})
     given = {"num_cpus": 0, "num_gpus": 0.5, "memory_bytes": GB, "replicas": 3}
-    assert Demand.of(given) == Demand(3, {"GPU": 0.5, "memory": float(GB)})
+    assert Demand.parse(given) == Demand(3, {"GPU": 0.5, "memory": float(GB)})
