@@ -1,4 +1,4 @@
-"""Reading what a run reads, and annotating."""
+"""Tasks, data units, projects, agents and releases, as a run reads and annotates them."""
 
 import json
 import zipfile
@@ -13,32 +13,7 @@ from worker.sandbox.seed import seed_numbered_project
 ANNOTATE = "/tasks/1/annotate_task_data/"
 
 
-async def test_tokens(backend: httpx.AsyncClient, state: State, lesser: dict[str, str]) -> None:
-    seed_numbered_project(state, 1)
-    job = state.add_job()
-    path = "/tasks/1/"
-    assert (await backend.get(path)).status_code == 200
-    assert (await backend.get(path, headers=lesser)).status_code == 200
-    for wrong in ("", "Token wrong", "full-token", "Tökén"):
-        answer = await backend.get(path, headers={"Synapse-Access-Token": wrong.encode()})
-        assert answer.status_code == 401
-        assert "detail" in answer.json()
-    refused = [
-        await backend.patch(f"/jobs/{job}/", json={"status": "RUNNING"}, headers=lesser),
-        await backend.post("/logs/", json=[], headers=lesser),
-        await backend.post("/serve_applications/", json={"job": job}, headers=lesser),
-        await backend.put("/tasks/1/annotate_task_data/", json={}, headers=lesser),
-        await backend.get("/agents/", headers=lesser),
-    ]
-    assert [answer.status_code for answer in refused] == [403] * 5
-
-
-async def test_files_need_no_token(backend: httpx.AsyncClient) -> None:
-    answer = await backend.get("/files/one.json", headers={"Synapse-Access-Token": ""})
-    assert answer.json() == {"label": 1}
-
-
-async def test_a_task_comes_with_its_files(backend: httpx.AsyncClient, state: State) -> None:
+async def test_expanded_task_has_its_files(backend: httpx.AsyncClient, state: State) -> None:
     seed_numbered_project(state, 1)
     query = {"fields": "id,data,data_unit", "expand": "data_unit"}
     task = (await backend.get("/tasks/1/", params=query)).json()
@@ -47,7 +22,7 @@ async def test_a_task_comes_with_its_files(backend: httpx.AsyncClient, state: St
     assert (await backend.get("/tasks/1/")).json()["data_unit"] == 1
 
 
-async def test_files_may_have_to_be_asked_for(backend: httpx.AsyncClient, state: State) -> None:
+async def test_files_of_a_task_may_need_a_request(backend: httpx.AsyncClient, state: State) -> None:
     seed_numbered_project(state, 1, files_in_tasks=False)
     task = (await backend.get("/tasks/1/", params={"expand": "data_unit"})).json()
     assert task["data_unit"] == {"id": 1}
@@ -55,7 +30,7 @@ async def test_files_may_have_to_be_asked_for(backend: httpx.AsyncClient, state:
     assert unit["files"].keys() == {"image_1", "label_1"}
 
 
-async def test_project_collection_and_agents(backend: httpx.AsyncClient, state: State) -> None:
+async def test_project_data_collection_and_agents(backend: httpx.AsyncClient, state: State) -> None:
     project = seed_numbered_project(state, 1)
     collection = (await backend.get(f"/projects/{project.id}/")).json()["data_collection"]
     specifications = (await backend.get(f"/data_collections/{collection}/")).json()["file_specifications"]
@@ -65,7 +40,7 @@ async def test_project_collection_and_agents(backend: httpx.AsyncClient, state: 
     assert (await backend.get("/agents/", params={"id": 2})).json()["results"] == []
 
 
-async def test_pages(backend: httpx.AsyncClient, state: State) -> None:
+async def test_lists_have_pages(backend: httpx.AsyncClient, state: State) -> None:
     seed_numbered_project(state, 5)
     url: str | None = "/sdk/tasks/?fields=id&page_size=2"
     pages = []
@@ -80,7 +55,7 @@ async def test_pages(backend: httpx.AsyncClient, state: State) -> None:
     assert (await backend.get("/sdk/tasks/?page=x")).json() == {"page": ["must be a positive integer"]}
 
 
-async def test_a_page_has_a_thousand_at_most(backend: httpx.AsyncClient, state: State) -> None:
+async def test_page_has_at_most_a_thousand_items(backend: httpx.AsyncClient, state: State) -> None:
     seed_numbered_project(state, 1001)
     assert len((await backend.get("/sdk/tasks/?page_size=5000")).json()["results"]) == 1000
     assert len((await backend.get("/sdk/tasks/")).json()["results"]) == 100
@@ -108,7 +83,7 @@ async def test_task_filters(backend: httpx.AsyncClient, state: State, query: str
     assert [task["id"] for task in results] == ids
 
 
-async def test_annotating(backend: httpx.AsyncClient, state: State) -> None:
+async def test_annotation_is_written(backend: httpx.AsyncClient, state: State) -> None:
     seed_numbered_project(state, 1)
     body = {"action": "submit", "data": {"label": 7}}
     for _ in range(2):
@@ -144,7 +119,7 @@ async def test_annotating(backend: httpx.AsyncClient, state: State) -> None:
         ),
     ],
 )
-async def test_annotating_is_strict(
+async def test_invalid_annotation_is_an_error(
     backend: httpx.AsyncClient, state: State, path: str, body: object, status: int, answer: object
 ) -> None:
     seed_numbered_project(state, 1)
@@ -152,7 +127,7 @@ async def test_annotating_is_strict(
     assert (given.status_code, given.json()) == (status, answer)
 
 
-async def test_releases_by_number_and_by_name(backend: httpx.AsyncClient, plugins_dir: Path) -> None:
+async def test_releases_are_found_by_id_and_by_name(backend: httpx.AsyncClient, plugins_dir: Path) -> None:
     by_name = (await backend.get("/plugin_releases/digits@1.10.0/")).json()
     assert by_name["config"]["code"] == "digits"
     assert (await backend.get(f"/plugin_releases/{by_name['id']}/")).json() == by_name
@@ -163,16 +138,3 @@ async def test_releases_by_number_and_by_name(backend: httpx.AsyncClient, plugin
         )
     (plugins_dir / "broken@1.zip").write_bytes(b"no zip")
     assert (await backend.get("/plugin_releases/digits@2.0/")).json()["version"] == "2.0"
-
-
-async def test_everything_else_is_refused_and_booked(backend: httpx.AsyncClient, state: State) -> None:
-    assert (await backend.get("/nowhere/")).status_code == 404
-    assert (await backend.delete("/tasks/1/")).status_code == 405
-    broken = await backend.put("/tasks/1/annotate_task_data/?schema=any", content=b"{")
-    assert broken.json() == {"detail": "JSON parse error."}
-    booked = state.rows("SELECT method, path, status, body FROM requests")
-    assert booked == [
-        {"method": "GET", "path": "/nowhere/", "status": 404, "body": ""},
-        {"method": "DELETE", "path": "/tasks/1/", "status": 405, "body": ""},
-        {"method": "PUT", "path": "/tasks/1/annotate_task_data/?schema=any", "status": 400, "body": "{"},
-    ]

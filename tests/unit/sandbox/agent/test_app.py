@@ -1,4 +1,4 @@
-"""The agent over a dashboard that the test speaks for."""
+"""The agent on a fake of Ray's dashboard."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -9,14 +9,16 @@ import pytest
 from worker.sandbox.agent.app import create_app
 
 URL = "http://agent"
+
+
 HEADERS = {"Authorization": "agent-token"}
 
 
-class Ray:
-    """One node of four CPUs; `booked` is what Ray's books say, `actors` what has just been placed."""
+class FakeRay:
+    """One node of four CPUs; `used_cpus` is the reported usage, `actors` may be newer than it."""
 
     def __init__(self) -> None:
-        self.booked = 0.0
+        self.used_cpus = 0.0
         self.actors: list[dict[str, Any]] = []
         self.applications: dict[str, Any] = {}
         self.is_up = True
@@ -26,7 +28,9 @@ class Ray:
         if not self.is_up:
             raise httpx.ConnectError("refused")
         if request.url.path == "/api/cluster_status":
-            usage = {"n1": {"CPU": [self.booked, 4.0], "memory": [0.0, 1024.0]}} if self.has_reported else {}
+            usage = (
+                {"n1": {"CPU": [self.used_cpus, 4.0], "memory": [0.0, 1024.0]}} if self.has_reported else {}
+            )
             status = {"loadMetricsReport": {"usageByNode": usage}}
             return httpx.Response(200, json={"data": {"clusterStatus": status}})
         if request.url.path == "/api/v0/actors":
@@ -39,12 +43,12 @@ class Ray:
 
 
 @pytest.fixture
-def ray() -> Ray:
-    return Ray()
+def ray() -> FakeRay:
+    return FakeRay()
 
 
 @pytest.fixture
-async def agent(ray: Ray) -> AsyncIterator[httpx.AsyncClient]:
+async def agent(ray: FakeRay) -> AsyncIterator[httpx.AsyncClient]:
     dashboard = httpx.AsyncClient(transport=httpx.MockTransport(ray.answer), base_url="http://dashboard")
     transport = httpx.ASGITransport(app=create_app("agent-token", dashboard))
     async with (
@@ -59,14 +63,14 @@ async def feasible(agent: httpx.AsyncClient, **wanted: object) -> int:
     return int(answer.json()["feasible_replicas"])
 
 
-async def test_only_the_token_opens(agent: httpx.AsyncClient) -> None:
+async def test_every_path_needs_the_token(agent: httpx.AsyncClient) -> None:
     assert (await agent.get("/health/")).json() == {"status": "ok"}
     for path in ("/health/", "/nowhere/"):
         assert (await agent.get(path, headers={"Authorization": "Token agent-token"})).status_code == 401
     assert (await agent.get("/nowhere/")).status_code == 404
 
 
-async def test_an_actor_counts_before_the_books_know_it(agent: httpx.AsyncClient, ray: Ray) -> None:
+async def test_actor_counts_before_the_usage_is_reported(agent: httpx.AsyncClient, ray: FakeRay) -> None:
     assert await feasible(agent, replicas=4) == 4
     ray.actors = [
         {"state": "ALIVE", "node_id": "n1", "required_resources": {"CPU": 1.0}},
@@ -75,23 +79,23 @@ async def test_an_actor_counts_before_the_books_know_it(agent: httpx.AsyncClient
         {"state": "ALIVE", "node_id": "gone", "required_resources": {"CPU": 1.0}},
     ]
     assert await feasible(agent, replicas=4) == 3
-    ray.booked = 3.0
+    ray.used_cpus = 3.0
     assert await feasible(agent, replicas=4) == 1
 
 
-async def test_replicas_that_are_not_there_yet_count_against_the_policy(
-    agent: httpx.AsyncClient, ray: Ray
+async def test_replicas_to_be_started_count_against_the_policy(
+    agent: httpx.AsyncClient, ray: FakeRay
 ) -> None:
     await agent.patch("/resources/policy/", json={"max_concurrent_serve_replicas": 3})
     assert await feasible(agent, num_cpus=0, replicas=3) == 3
     ray.applications = {"a": {"deployments": {"A": {"target_num_replicas": 2, "replicas": []}}}}
     assert await feasible(agent, num_cpus=0, replicas=3) == 1
-    # Only applications are limited so.
+    # The limit is for applications alone.
     body = {"kind": "job", "num_cpus": 0, "replicas": 3}
     assert (await agent.post("/resources/feasibility/", json=body)).json()["allowed"]
 
 
-async def test_a_ray_that_cannot_say_is_no_refusal(agent: httpx.AsyncClient, ray: Ray) -> None:
+async def test_unavailable_ray_is_a_server_error(agent: httpx.AsyncClient, ray: FakeRay) -> None:
     ray.has_reported = False
     assert (await agent.post("/resources/feasibility/", json={"kind": "serve"})).status_code == 503
     ray.is_up = False
@@ -113,7 +117,7 @@ async def test_a_ray_that_cannot_say_is_no_refusal(agent: httpx.AsyncClient, ray
         ({"kind": "serve", "memory_bytes": -1}, {"memory_bytes": ["must not be negative"]}),
     ],
 )
-async def test_feasibility_refuses_what_it_does_not_know(
+async def test_feasibility_rejects_an_invalid_body(
     agent: httpx.AsyncClient, body: object, answer: object
 ) -> None:
     given = await agent.post("/resources/feasibility/", json=body)

@@ -1,4 +1,4 @@
-"""Whether replicas fit: the agent's pure core."""
+"""Whether replicas fit: the pure functions of the agent."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def node(name: str = "a", used: dict[str, float] | None = None, **total: float) 
         ({"CPU": 1.0}, 5, [node(CPU=4)], 4),
         ({"CPU": 1.0}, 3, [node(CPU=4, used={"CPU": 2})], 2),
         ({"CPU": 3.0}, 2, [node("a", CPU=4), node("b", CPU=4)], 2),
-        # Six CPUs are free, yet on no node are there four.
+        # Six CPUs are free, but no node has four.
         ({"CPU": 4.0}, 1, [node("a", CPU=3), node("b", CPU=3)], 0),
         ({"CPU": 0.1}, 10, [node(CPU=1)], 10),
         ({"CPU": 1.0, "GPU": 0.5}, 3, [node(CPU=8, GPU=1)], 2),
@@ -30,7 +30,7 @@ def node(name: str = "a", used: dict[str, float] | None = None, **total: float) 
         ({"CPU": 1.0}, 1, [], 0),
     ],
 )
-def test_replicas_go_where_there_is_room_on_one_node(
+def test_each_replica_needs_one_node_with_room(
     each: dict[str, float], replicas: int, nodes: list[Node], fit: int
 ) -> None:
     assert count_placeable(Demand(replicas, each), nodes) == fit
@@ -44,7 +44,7 @@ def test_replicas_go_where_there_is_room_on_one_node(
         ({"CPU": 1.0, "GPU": 1.0}, [node(CPU=1)], ["insufficient_gpu"]),
         ({"CPU": 1.0, "memory": 2.0 * GB}, [node(CPU=1, memory=GB)], ["insufficient_memory"]),
         ({"CPU": 2.0, "GPU": 1.0}, [node(CPU=1)], ["insufficient_cpu", "insufficient_gpu"]),
-        # Each is there, but not on the same node.
+        # Each resource is free, but not on the same node.
         (
             {"CPU": 4.0, "GPU": 1.0},
             [node("a", CPU=4), node("b", CPU=1, GPU=1)],
@@ -52,7 +52,7 @@ def test_replicas_go_where_there_is_room_on_one_node(
         ),
     ],
 )
-def test_reasons_name_what_does_not_fit(
+def test_reasons_name_insufficient_resources(
     each: dict[str, float], nodes: list[Node], reasons: list[str]
 ) -> None:
     answer = feasibility(Demand(1, each), nodes, {}, serve_replicas=0)
@@ -84,7 +84,7 @@ def test_policy_limits_gpu_utilization() -> None:
     assert without_gpu["allowed"]
 
 
-def test_a_demand_has_the_defaults_of_the_api() -> None:
+def test_demand_has_the_defaults_of_the_api() -> None:
     assert Demand.parse({"kind": "serve"}) == Demand(1, {"CPU": 1.0})
     given = {"num_cpus": 0, "num_gpus": 0.5, "memory_bytes": GB, "replicas": 3}
     assert Demand.parse(given) == Demand(3, {"GPU": 0.5, "memory": float(GB)})

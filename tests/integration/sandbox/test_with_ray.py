@@ -1,4 +1,4 @@
-"""A real Ray, the agent in front of it, and an application that the backend calls."""
+"""A real Ray, its agent, and an application that the backend calls."""
 
 import subprocess
 import sys
@@ -59,19 +59,19 @@ def backend(sandbox: Sandbox) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def application(sandbox: Sandbox) -> str:
-    """A small application of one CPU; its name."""
+    """Deploy a small application of one CPU; returns its name."""
     driver = [sys.executable, "-c", APPLICATION]
     subprocess.run(driver, env={**sandbox.environment()}, check=True, capture_output=True, timeout=90)
     return "echo@1.0.0"
 
 
 @pytest.mark.parametrize("path", ["/health/", "/nodes/", "/resources/feasibility/", "/nowhere/"])
-def test_a_wrong_token_is_refused(agent: httpx.Client, path: str) -> None:
+def test_wrong_token_is_rejected(agent: httpx.Client, path: str) -> None:
     for wrong in ("", "wrong", f"Bearer {agent.headers['Authorization']}"):
         assert agent.get(path, headers={"Authorization": wrong}).status_code == 401
 
 
-def test_ray_itself_asks_for_its_token(sandbox: Sandbox) -> None:
+def test_ray_dashboard_needs_the_token(sandbox: Sandbox) -> None:
     assert sandbox.ray is not None
     assert httpx.get(f"{sandbox.ray.dashboard_url}/api/version").status_code == 401
 
@@ -100,7 +100,7 @@ def test_health_nodes_and_jobs(agent: httpx.Client) -> None:
         ({"num_cpus": 1, "memory_bytes": 2**50}, False, ["insufficient_memory"]),
     ],
 )
-def test_feasibility(
+def test_feasibility_of_real_resources(
     agent: httpx.Client, wanted: dict[str, object], allowed: bool, reasons: list[str]
 ) -> None:
     body = {"kind": "serve", "metadata": {"plugin_code": "echo@1.0.0", "agent": 1}, **wanted}
@@ -108,7 +108,7 @@ def test_feasibility(
     assert (answer["allowed"], answer["reasons"]) == (allowed, reasons)
 
 
-def test_feasibility_is_strict(agent: httpx.Client) -> None:
+def test_feasibility_rejects_an_invalid_body(agent: httpx.Client) -> None:
     url = "/resources/feasibility/"
     assert agent.post(url, json={"kind": "serve", "cpus": 1}).json() == {"cpus": ["unknown"]}
     assert agent.post(url, json={"kind": "serve", "num_cpus": "1"}).json() == {"num_cpus": ["wrong type"]}
@@ -117,7 +117,7 @@ def test_feasibility_is_strict(agent: httpx.Client) -> None:
     assert negative.json().keys() == {"num_cpus", "replicas"}
 
 
-def test_policy(agent: httpx.Client) -> None:
+def test_policy_limits_replicas(agent: httpx.Client) -> None:
     assert agent.patch("/resources/policy/", json={"x": 1}).json() == {"x": ["unknown"]}
     limit = {"max_concurrent_serve_replicas": 1}
     assert agent.patch("/resources/policy/", json=limit).json().items() >= limit.items()
@@ -129,10 +129,10 @@ def test_policy(agent: httpx.Client) -> None:
     assert agent.get("/resources/policy/").json()["max_concurrent_serve_replicas"] is None
 
 
-def test_an_application_is_called_and_deleted(
+def test_application_is_called_and_deleted(
     sandbox: Sandbox, agent: httpx.Client, backend: httpx.Client, application: str
 ) -> None:
-    # What it holds is not free any more, at once.
+    # The resources of the application are in use at once.
     body = {"kind": "serve", "num_cpus": 3}
     assert agent.post("/resources/feasibility/", json=body).json()["reasons"] == ["insufficient_cpu"]
     assert agent.get(f"/serve_applications/{application}/").json()["status"] == "RUNNING"
@@ -151,11 +151,11 @@ def test_an_application_is_called_and_deleted(
         records = backend.get("/serve_applications/", params={"plugin_code": "echo"}).json()["results"]
         return [record["status"] for record in records] == ["UNAVAILABLE"]
 
-    wait_for(unavailable, 10, "the record to say so")
+    wait_for(unavailable, 10, "the record to become UNAVAILABLE")
     assert backend.post("/plugins/echo/run/", json=run).status_code == 503
 
 
-def test_a_ray_job_is_read_and_stopped(sandbox: Sandbox, agent: httpx.Client) -> None:
+def test_ray_job_is_read_and_stopped(sandbox: Sandbox, agent: httpx.Client) -> None:
     assert sandbox.ray is not None
     headers = {"Authorization": f"Bearer {sandbox.ray.token}"}
     submission = {"entrypoint": "echo hello from the job; sleep 1000"}
@@ -169,7 +169,7 @@ def test_a_ray_job_is_read_and_stopped(sandbox: Sandbox, agent: httpx.Client) ->
     wait_for(lambda: agent.get(f"/jobs/{job}/").json()["status"] == "STOPPED", 30, "the stop")
 
 
-def test_the_agent_and_the_backend_come_back_on_their_ports(
+def test_restarted_services_keep_their_ports(
     sandbox: Sandbox, agent: httpx.Client, backend: httpx.Client
 ) -> None:
     assert sandbox.agent is not None

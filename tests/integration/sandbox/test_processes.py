@@ -1,4 +1,4 @@
-"""Nothing of a sandbox outlives it, and what is killed comes back with its data."""
+"""No process of a sandbox outlives it, and a killed Redis restarts with its data."""
 
 import os
 import signal
@@ -16,11 +16,11 @@ from worker.sandbox import Process, SandboxError, wait_for
 from worker.sandbox.processes import start_process
 from worker.sandbox.servers import RedisServer
 
-# A shell whose daemon has a session and a parent of its own, as Ray's have.
+# A shell whose daemons have a session and a parent of their own, like Ray's.
 DETACHING = "setsid sleep 1000 & (setsid sh -c 'sleep 1001 & sleep 1002' &); sleep 1003"
 
 
-def gone(pids: list[int]) -> bool:
+def have_ended(pids: list[int]) -> bool:
     return not any(psutil.pid_exists(pid) for pid in pids)
 
 
@@ -32,57 +32,57 @@ def detaching(tmp_path: Path) -> Iterator[Process]:
     process.stop()
 
 
-def test_stop_ends_what_has_detached_itself(detaching: Process) -> None:
+def test_stop_ends_detached_daemons(detaching: Process) -> None:
     pids = detaching.pids()
     assert detaching.pid in pids
     detaching.stop()
-    assert gone(pids)
+    assert have_ended(pids)
     assert not detaching.alive
     detaching.stop()
 
 
-def test_kill_ends_everything(detaching: Process) -> None:
+def test_kill_ends_detached_daemons(detaching: Process) -> None:
     pids = detaching.pids()
     detaching.kill()
-    assert gone(pids)
+    assert have_ended(pids)
 
 
-def test_a_command_that_ends_takes_its_daemons_along(detaching: Process) -> None:
+def test_daemons_end_with_the_command(detaching: Process) -> None:
     pids = detaching.pids()
     os.kill(detaching.pid, signal.SIGTERM)
     wait_for(lambda: not detaching.alive, 10, "the end")
-    assert gone(pids)
+    assert have_ended(pids)
 
 
-def test_a_command_that_ignores_the_signal_is_killed(tmp_path: Path) -> None:
+def test_command_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     script = "trap '' TERM; echo ready; while true; do sleep 0.1; done"
     process = start_process("stubborn", ["sh", "-c", script], log=tmp_path / "log", grace_seconds=0.3)
     process.wait_until(lambda: "ready" in process.tail(), 10)
     process.stop()
-    assert gone([process.pid])
+    assert have_ended([process.pid])
 
 
-def test_what_ends_before_it_is_ready_says_why(tmp_path: Path) -> None:
+def test_error_of_a_failed_start_has_the_log(tmp_path: Path) -> None:
     process = start_process("short", ["sh", "-c", "echo no such cluster; exit 3"], log=tmp_path / "log")
     with pytest.raises(SandboxError, match="short ended before it was ready\nno such cluster"):
         process.wait_until(lambda: False, 10)
     process.stop()
 
 
-def test_its_scratch_goes_with_it(tmp_path: Path) -> None:
-    scratch = tmp_path / "scratch"
-    (scratch / "below").mkdir(parents=True)
-    start_process("cat", ["sleep", "1000"], log=tmp_path / "log", scratch_dir=scratch).stop()
-    assert not scratch.exists()
+def test_scratch_dir_is_removed_after_the_end(tmp_path: Path) -> None:
+    scratch_dir = tmp_path / "scratch"
+    (scratch_dir / "below").mkdir(parents=True)
+    start_process("cat", ["sleep", "1000"], log=tmp_path / "log", scratch_dir=scratch_dir).stop()
+    assert not scratch_dir.exists()
 
 
-def test_a_command_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_command_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(SandboxError, match="nothing did not start"):
         start_process("nothing", ["/nonexistent/command"], log=tmp_path / "log")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_nothing_outlives_an_owner_that_is_killed(tmp_path: Path, number: signal.Signals) -> None:
+def test_no_process_outlives_a_killed_owner(tmp_path: Path, number: signal.Signals) -> None:
     owner = tmp_path / "owner.py"
     owner.write_text(
         textwrap.dedent(f"""
@@ -99,12 +99,12 @@ def test_nothing_outlives_an_owner_that_is_killed(tmp_path: Path, number: signal
         assert process.stdout is not None
         pids = [int(pid) for pid in process.stdout.readline().split()]
         assert len(pids) == 2
-        guardians = [psutil.Process(pid).ppid() for pid in pids]
+        supervisors = [psutil.Process(pid).ppid() for pid in pids]
         process.send_signal(number)
-    wait_for(lambda: gone(pids + guardians), 20, "the end of all")
+    wait_for(lambda: have_ended(pids + supervisors), 20, "the end of all processes")
 
 
-def test_redis_keeps_its_data_over_a_restart_and_a_kill(tmp_path: Path) -> None:
+def test_redis_keeps_its_data_after_restart_and_kill(tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis")
     server.start()
     try:

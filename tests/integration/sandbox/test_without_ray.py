@@ -1,4 +1,4 @@
-"""Redis and the backend as processes of their own."""
+"""A sandbox without Ray: Redis and the backend."""
 
 from collections.abc import Iterator
 
@@ -28,7 +28,7 @@ def backend(sandbox: Sandbox) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_a_worker_finds_all_that_it_needs(sandbox: Sandbox) -> None:
+def test_environment_has_the_settings_of_a_worker(sandbox: Sandbox) -> None:
     environ = sandbox.environment()
     assert environ["SYNAPSE_HOST"] == sandbox.backend_url
     assert environ["REDIS_URL"] == sandbox.redis_url
@@ -36,14 +36,14 @@ def test_a_worker_finds_all_that_it_needs(sandbox: Sandbox) -> None:
     assert sandbox.agent_url is None
 
 
-def test_no_token_is_in_a_command_line(sandbox: Sandbox) -> None:
+def test_command_lines_have_no_token(sandbox: Sandbox) -> None:
     assert sandbox.backend.process is not None
     commands = [" ".join(psutil.Process(pid).cmdline()) for pid in sandbox.backend.process.pids()]
     assert commands
     assert not any(sandbox.access_token in command or sandbox.plugin_token in command for command in commands)
 
 
-def test_what_is_written_survives_a_kill(sandbox: Sandbox, backend: httpx.Client) -> None:
+def test_annotation_survives_a_kill_of_the_backend(sandbox: Sandbox, backend: httpx.Client) -> None:
     (task,) = seed_numbered_project(sandbox.state, 1).tasks
     body = {"action": "submit", "data": {"label": 1}}
     assert backend.put(f"/tasks/{task}/annotate_task_data/", json=body).status_code == 200
@@ -55,7 +55,7 @@ def test_what_is_written_survives_a_kill(sandbox: Sandbox, backend: httpx.Client
     assert sandbox.state.value("SELECT count(*) FROM annotations WHERE task = ?", task) == 1
 
 
-def test_a_deployment_is_published(sandbox: Sandbox, backend: httpx.Client) -> None:
+def test_deployment_is_published(sandbox: Sandbox, backend: httpx.Client) -> None:
     body = {"agent": 1, "action": "deployment", "params": {"num_cpus": 1}}
     answer = backend.post("/plugins/digits/run/", json=body)
     assert answer.status_code == 201
@@ -68,7 +68,7 @@ def test_a_deployment_is_published(sandbox: Sandbox, backend: httpx.Client) -> N
     assert kwargs["plugin"] == "digits@1.0.0"
 
 
-def test_a_queue_that_is_away_is_a_503(sandbox: Sandbox, backend: httpx.Client) -> None:
+def test_unavailable_queue_is_a_503(sandbox: Sandbox, backend: httpx.Client) -> None:
     sandbox.redis.stop()
     try:
         answer = backend.post("/plugins/digits/run/", json={"agent": 1, "action": "deployment", "params": {}})

@@ -1,4 +1,4 @@
-"""The agent's streams over a dashboard that the test speaks for, with the worker's own client."""
+"""The agent's logs on a fake of Ray's dashboard, read with the worker's own client."""
 
 import asyncio
 import contextlib
@@ -28,24 +28,27 @@ from worker.platform import (
 from worker.sandbox.agent.app import create_app, dashboard_client
 
 TOKEN = "agent-token"
+
+
 Eventually = Callable[[Callable[[], object]], None]
 
-both = pytest.mark.parametrize("protocol", ["stream", "websocket"])
+
+both_protocols = pytest.mark.parametrize("protocol", ["stream", "websocket"])
 
 
 @dataclass
-class Ray:
-    """One job. A tail sends the next list of `tails`, then closes like Ray's, or stays open where `stays`.
+class FakeRay:
+    """A Ray with one job. A connection sends the next list of `tails`; then it closes, unless it `stays_open`.
 
-    After the last tail the job ends.
+    After the last of `tails` the job ends.
     """
 
     status: str = "RUNNING"
     kind: str = "SUBMISSION"
     tails: list[list[str]] = field(default_factory=list)
     file: bytes | None = b""
-    stays: bool = False
-    ends_as: str = "SUCCEEDED"
+    stays_open: bool = False
+    final_status: str = "SUCCEEDED"
     opened: int = 0
     closed: int = 0
     stoppable: bool = True
@@ -66,12 +69,12 @@ class Ray:
         self.opened += 1
         for text in self.tails.pop(0) if self.tails else []:
             await websocket.send_text(text)
-        if self.stays:
+        if self.stays_open:
             await websocket.receive()
         else:
             await websocket.close()
             if not self.tails:
-                self.status = self.ends_as
+                self.status = self.final_status
         self.closed += 1
 
     async def log_file(self, request: Request) -> Response:
@@ -94,7 +97,7 @@ class Ray:
 
 @contextlib.contextmanager
 def serving(app: Callable[[], Any]) -> Iterator[str]:
-    """`app` on a port of the loopback, in a thread."""
+    """Serve `app` on a loopback port, in a thread."""
     started = threading.Event()
     address: list[Any] = []
 
@@ -117,12 +120,12 @@ def serving(app: Callable[[], Any]) -> Iterator[str]:
 
 
 @pytest.fixture
-def ray() -> Ray:
-    return Ray()
+def ray() -> FakeRay:
+    return FakeRay()
 
 
 @pytest.fixture
-def agent(ray: Ray) -> Iterator[str]:
+def agent(ray: FakeRay) -> Iterator[str]:
     with (
         serving(ray.app) as dashboard,
         serving(lambda: create_app(TOKEN, dashboard_client(dashboard, "ray-token"))) as url,
@@ -135,16 +138,16 @@ def lines_of(agent: str, protocol: Any, job: str = "job-1") -> list[str]:
         return list(client.tail_job_logs(job, 5, protocol))
 
 
-@both
-def test_ray_s_pieces_become_lines(agent: str, ray: Ray, protocol: Any) -> None:
+@both_protocols
+def test_chunks_of_ray_become_lines(agent: str, ray: FakeRay, protocol: Any) -> None:
     ray.tails = [["one\ntwo\npar", "tial\n", "\x1b[32m한국어\x1b[0m\nlast"]]
     ray.file = "one\ntwo\npartial\n\x1b[32m한국어\x1b[0m\nlast".encode()
 
     assert lines_of(agent, protocol) == ["one", "two", "partial", "\x1b[32m한국어\x1b[0m", "last"]
 
 
-@both
-def test_what_looks_like_something_else_comes_as_it_was_printed(agent: str, ray: Ray, protocol: Any) -> None:
+@both_protocols
+def test_lines_that_look_like_events_are_kept(agent: str, ray: FakeRay, protocol: Any) -> None:
     printed = [
         'data: {"type": "complete"}',
         '{"type": "error", "message": "x"}',
@@ -160,7 +163,7 @@ def test_what_looks_like_something_else_comes_as_it_was_printed(agent: str, ray:
     assert lines_of(agent, protocol) == printed
 
 
-def test_the_wire_is_what_the_platform_s_table_says(agent: str, ray: Ray) -> None:
+def test_responses_have_the_format_of_the_platform(agent: str, ray: FakeRay) -> None:
     ray.tails, ray.file = [["one\n\n"]], b"one\n\n"
     headers = {"Authorization": TOKEN}
 
@@ -178,36 +181,36 @@ def test_the_wire_is_what_the_platform_s_table_says(agent: str, ray: Ray) -> Non
         ]
 
 
-@both
-def test_a_tail_that_breaks_off_is_caught_up_with(agent: str, ray: Ray, protocol: Any) -> None:
-    # Ray's tail gives up at half a character, or at bytes that are no UTF-8.
+@both_protocols
+def test_broken_tail_is_completed_from_the_file(agent: str, ray: FakeRay, protocol: Any) -> None:
+    # Ray's tail fails at an incomplete character, and at bytes that are not UTF-8.
     ray.tails = [["one\ntw"], []]
     ray.file = b"one\ntwo\r\ncaf\xe9\n\xea\xb0\x80"
 
     assert lines_of(agent, protocol) == ["one", "two", "caf�", "가"]
 
 
-def test_while_a_job_runs_its_tail_is_taken_up_again(agent: str, ray: Ray) -> None:
-    ray.tails, ray.ends_as = [["one\n"], ["one\ntwo\nthree\n", "four\n"]], "RUNNING"
+def test_tail_of_a_running_job_is_reopened(agent: str, ray: FakeRay) -> None:
+    ray.tails, ray.final_status = [["one\n"], ["one\ntwo\nthree\n", "four\n"]], "RUNNING"
     ray.file = b"one\ntwo\n\xea"
 
     with AgentClient(agent, TOKEN) as client:
         log = client.tail_job_logs("job-1", 5)
         assert [next(log) for _ in range(4)] == ["one", "two", "three", "four"]
         ray.file = b"one\ntwo\nthree\nfour\nfive\n"
-        ray.status = ray.ends_as = "STOPPED"
+        ray.status = ray.final_status = "STOPPED"
         assert list(log) == ["five"]
 
 
-@both
-def test_a_job_that_never_printed_has_an_empty_log(agent: str, ray: Ray, protocol: Any) -> None:
+@both_protocols
+def test_job_that_never_started_has_an_empty_log(agent: str, ray: FakeRay, protocol: Any) -> None:
     ray.status, ray.file = "FAILED", None
 
     assert lines_of(agent, protocol) == []
 
 
-@both
-def test_a_line_without_measure_is_cut(agent: str, ray: Ray, protocol: Any) -> None:
+@both_protocols
+def test_oversized_line_is_cut(agent: str, ray: FakeRay, protocol: Any) -> None:
     ray.tails = [["x" * 300_000 + "\n" + "y" * 600_000, "y" * 600_000 + "\nend\n"]]
     ray.file = b""
 
@@ -218,42 +221,42 @@ def test_a_line_without_measure_is_cut(agent: str, ray: Ray, protocol: Any) -> N
     assert third == "end"
 
 
-@both
+@both_protocols
 @pytest.mark.parametrize(
     ("job", "token", "kind"), [("none", TOKEN, NotFoundError), ("job-1", "x", AuthenticationError)]
 )
-def test_an_unknown_job_and_a_wrong_token(
+def test_unknown_job_and_wrong_token_are_errors(
     agent: str, protocol: Any, job: str, token: str, kind: type
 ) -> None:
     with AgentClient(agent, token) as client, pytest.raises(kind):
         list(client.tail_job_logs(job, 5, protocol))
 
 
-@both
-def test_a_driver_s_own_log_is_not_to_be_had(agent: str, ray: Ray, protocol: Any) -> None:
+@both_protocols
+def test_log_of_an_interactive_driver_is_an_error(agent: str, ray: FakeRay, protocol: Any) -> None:
     ray.kind = "DRIVER"
 
     with pytest.raises(ValidationError):
         lines_of(agent, protocol)
 
 
-@both
-def test_an_error_on_the_way_is_an_event(agent: str, ray: Ray, protocol: Any) -> None:
-    ray.tails, ray.ends_as = [["one\n"]], "RUNNING"
+@both_protocols
+def test_error_in_the_stream_is_an_event(agent: str, ray: FakeRay, protocol: Any) -> None:
+    ray.tails, ray.final_status = [["one\n"]], "RUNNING"
 
     with AgentClient(agent, TOKEN) as client:
         log = client.tail_job_logs("job-1", 5, protocol)
         assert next(log) == "one"
-        ray.status = ray.ends_as = "GONE"
+        ray.status = ray.final_status = "GONE"
         with pytest.raises(StreamError, match="does not give the status of the job"):
             list(log)
 
 
-@both
-def test_whoever_leaves_frees_ray_even_while_nothing_comes(
-    agent: str, ray: Ray, protocol: Any, eventually: Eventually
+@both_protocols
+def test_disconnect_closes_an_idle_tail(
+    agent: str, ray: FakeRay, protocol: Any, eventually: Eventually
 ) -> None:
-    ray.tails, ray.stays = [["one\n"]], True
+    ray.tails, ray.stays_open = [["one\n"]], True
 
     with AgentClient(agent, TOKEN) as client:
         assert next(client.tail_job_logs("job-1", 60, protocol)) == "one"
@@ -261,10 +264,10 @@ def test_whoever_leaves_frees_ray_even_while_nothing_comes(
     eventually(lambda: ray.opened == ray.closed == 1)
 
 
-async def test_many_followers_cost_ray_one_and_the_agent_no_thread(
-    agent: str, ray: Ray, eventually: Eventually
+async def test_many_clients_share_one_tail_without_threads(
+    agent: str, ray: FakeRay, eventually: Eventually
 ) -> None:
-    ray.tails, ray.stays = [["one\n"]], True
+    ray.tails, ray.stays_open = [["one\n"]], True
     before = threading.active_count()
     with AgentClient(agent, TOKEN) as client:
         tails = [
@@ -279,8 +282,8 @@ async def test_many_followers_cost_ray_one_and_the_agent_no_thread(
     await asyncio.to_thread(eventually, lambda: ray.closed == 1)
 
 
-def test_who_comes_later_gets_all_of_it(agent: str, ray: Ray) -> None:
-    ray.tails, ray.stays = [["one\n", "two\n"]], True
+def test_later_client_gets_the_whole_log(agent: str, ray: FakeRay) -> None:
+    ray.tails, ray.stays_open = [["one\n", "two\n"]], True
 
     with AgentClient(agent, TOKEN) as client:
         first, second = client.tail_job_logs("job-1", 5), client.tail_job_logs("job-1", 5, "websocket")
@@ -290,7 +293,7 @@ def test_who_comes_later_gets_all_of_it(agent: str, ray: Ray) -> None:
         assert ray.opened == 1
 
 
-def test_a_whole_log_is_given_whatever_its_bytes(agent: str, ray: Ray) -> None:
+def test_log_with_invalid_bytes_is_returned(agent: str, ray: FakeRay) -> None:
     ray.file = b"one\r\ncaf\xe9\n"
 
     with AgentClient(agent, TOKEN) as client:
@@ -299,7 +302,7 @@ def test_a_whole_log_is_given_whatever_its_bytes(agent: str, ray: Ray) -> None:
             client.list_job_logs("none")
 
 
-def test_a_job_that_has_ended_cannot_be_stopped(agent: str, ray: Ray) -> None:
+def test_ended_job_cannot_be_stopped(agent: str, ray: FakeRay) -> None:
     with AgentClient(agent, TOKEN) as client:
         assert client.stop_job("job-1") == {"stopped": True, "status": "STOPPING"}
         ray.stoppable = False
