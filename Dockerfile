@@ -1,10 +1,12 @@
 FROM python:3.12-slim
 WORKDIR /app
-COPY requirements.txt pyproject.toml README.md ./
+# Before the code, so that a change of code alone installs no dependency again.
+COPY requirements/worker.txt requirements/
+RUN pip install --no-cache-dir --require-hashes --only-binary :all: -r requirements/worker.txt
+COPY pyproject.toml README.md LICENSE ./
 COPY shared shared
 COPY worker worker
-# requirements.txt pins; what a worker does not need of it stays out.
-RUN pip install --no-cache-dir --constraint requirements.txt ".[worker]"
+RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 RUN useradd --create-home worker
 USER worker
 STOPSIGNAL SIGTERM

@@ -3,20 +3,23 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: help setup demo test chaos unit lint bench sdk docs lock clean
+.PHONY: help setup demo test test-all chaos unit lint house bench sdk docs lock clean
+# Tests share the machine's cores and its Ray: one target at a time, also with -j.
+.NOTPARALLEL:
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(STAMP)  ## Create the environment in .venv
 
-$(STAMP): requirements.txt pyproject.toml
+$(STAMP): $(wildcard requirements/*.txt) pyproject.toml
 	@echo "installing into $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet "uv>=0.13,<1"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.txt
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements/bootstrap.txt
+	@$(INSTALL) --require-hashes --no-build-isolation -r requirements/development.txt
+	@$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 demo: $(STAMP)  ## Deploy a digits classifier on Ray Serve and pre-annotate 899 images with it
@@ -28,17 +31,23 @@ lint: $(STAMP)  ## Style, types and import rules
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
 
+house: $(STAMP)  ## Layout, public docstrings, words, and modules that pages name
+	@failed=0; for check in layout docstrings words pages; do \
+		$(BIN)/python -m tools.check_$$check || failed=1; done; exit $$failed
+
 unit: $(STAMP)  ## Unit tests alone: no network, no processes
 	@$(BIN)/pytest tests/unit -n auto
 
 # Unit tests first: quick, before any Ray takes its share of the machine, and in a process of their own, for the
-# Ray library reads once whether clusters ask for a token.
-test: lint  ## Lint, unit tests and integration tests (real Redis, Celery and Ray); SEED=… as for chaos
-	@$(BIN)/pytest tests/unit -n auto
+# Ray library reads once whether clusters ask for a token. `coverage report` shows what they leave out.
+test: lint  ## Lint, unit tests with coverage and integration tests (real Redis, Celery and Ray); SEED=… as for chaos
+	@$(BIN)/pytest tests/unit -n auto --cov --cov-report=
 	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration
 
 chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=… repeats a run
 	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration/broker tests/integration/logs -m "chaos or not chaos" -rA
+
+test-all: test chaos sdk  ## Everything: test, chaos and sdk, each part where what it needs is found
 
 bench: $(STAMP)  ## Measure, as ratios against bare loops and libraries
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
@@ -50,9 +59,16 @@ docs: $(STAMP)  ## Reference pages of what others import, in site/
 	@$(BIN)/pdoc --docformat markdown --output-directory site shared worker.actions worker.platform
 	@echo "site/index.html"
 
-lock: $(STAMP)  ## Compile requirements.txt anew from pyproject.toml
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate \
-		--no-emit-index-url --no-emit-find-links pyproject.toml --output-file requirements.txt
+# Versions stay as they are compiled already, unless FLAGS has --upgrade or --upgrade-package NAME.
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" $(FLAGS)
+
+lock: $(STAMP)  ## Compile requirements/ anew from pyproject.toml; FLAGS=--upgrade takes newer versions
+	@$(LOCK) --all-extras --group build pyproject.toml --output-file requirements/development.txt
+	@$(LOCK) --extra worker --group build pyproject.toml --constraint requirements/development.txt \
+		--output-file requirements/worker.txt
+	@$(LOCK) --group bootstrap --constraint requirements/development.txt --output-file requirements/bootstrap.txt
 
 clean:  ## Remove the environment and what tools leave behind
-	@rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info .lint-imports.log
+	@rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info .lint-imports.log \
+		.coverage .coverage.*

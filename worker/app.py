@@ -7,11 +7,12 @@ from celery import Celery, bootsteps, signals
 from kombu import Queue
 
 from worker import logging as worker_logging
-from worker.broker import broker_settings, broker_url
+from worker.broker import broker_settings, broker_url, message_rejected
 from worker.broker.config import QUEUES
 from worker.logs.relay import LogRelayStep
 from worker.maintenance import Maintenance
 from worker.settings import Settings, SettingsError, settings
+from worker.workflow.dead_letters import reject_undelivered
 
 
 def make_app(settings: Settings) -> Celery:
@@ -67,13 +68,15 @@ def make_app(settings: Settings) -> Celery:
             "worker.to_task.tasks",
         ),
     )
-    app.on_after_finalize.connect(_close_foreign_doors)
+    # A message that the broker's code cannot read reaches no task; it is rejected all the same.
+    message_rejected.connect(reject_undelivered)
+    app.on_after_finalize.connect(_unregister_builtin_tasks)
     app.steps["worker"].add(MaintenanceStep)
     app.steps["worker"].add(LogRelayStep)
     return app
 
 
-def _close_foreign_doors(sender: Celery, **_: Any) -> None:
+def _unregister_builtin_tasks(sender: Celery, **_: Any) -> None:
     """Celery's own tasks (`celery.map`, `celery.chord`, ...) run and show whatever anybody publishes."""
     for name in [name for name in sender.tasks if name.startswith("celery.")]:
         sender.tasks.unregister(name)

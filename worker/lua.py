@@ -1,4 +1,4 @@
-"""The Lua scripts: what must happen to a run's keys in one go."""
+"""Loads the Lua scripts of all packages and runs them by name."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -16,16 +16,18 @@ def source_of(package: str, name: str) -> str:
 
 
 class Scripts:
-    """Runs the scripts in the folder `lua` of `package` by name; Redis keeps them compiled."""
+    """The scripts in the folder `lua` of `package`, each after `prelude`. Redis keeps them compiled."""
 
-    def __init__(self, redis: "Redis", package: str) -> None:
+    def __init__(self, redis: "Redis", package: str, prelude: str = "") -> None:
         self._redis = redis
         self._package = package
+        self._prelude = prelude
         self._registered: dict[str, Script] = {}
 
     def run(self, name: str, keys: Sequence[str | bytes], *args: str | bytes | int | float) -> Any:
         """Run script `name`; what it returns depends on it, and is awaitable when `redis` is asynchronous."""
         script = self._registered.get(name)
         if script is None:
-            script = self._registered[name] = self._redis.register_script(source_of(self._package, name))
+            source = self._prelude + source_of(self._package, name)
+            script = self._registered[name] = self._redis.register_script(source)
         return script(keys=keys, args=list(args))

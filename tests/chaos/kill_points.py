@@ -123,9 +123,9 @@ INFERENCE = """
 ROOM = """
 <>   room join
 <>   send pre_processor.await_ready
-<>*  room sent+snapshot
+<>*  room mark_sent
 <*>* run_plugin
-<>   room job
+<>   room mark_known
 <>   room claim_poll
 <>   room end_poll
 <>   retry pre_processor.await_ready
@@ -168,9 +168,9 @@ LOST_OF_ROOM = """
 
 LATE_OF_ROOM = """
 >    room join
->    room sent+snapshot
+>    room mark_sent
 >    run_plugin
->    room job
+>    room mark_known
 """
 
 

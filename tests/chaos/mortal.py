@@ -18,6 +18,7 @@ from structlog.contextvars import get_contextvars
 
 from worker.platform import AsyncBackendClient, BackendClient
 from worker.pre_processor.waitlist import Waitlist
+from worker.runs.generations import Generations
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.runs import Runs
 from worker.runs.store import RunStore
@@ -92,7 +93,7 @@ def make_mortal(folder: Path) -> Deaths:
     wrap(deaths, RunStore, "finish", fixed("finish"), first)
     wrap(deaths, RunStore, "mark_reported", fixed("seal"), first)
     wrap(deaths, RunStore, "note", lambda _job, name, _finding: f"note {name}", first)
-    wrap(deaths, RunStore, "next_generation", lambda _job, step, *_: f"announce {step}", first)
+    wrap(deaths, Generations, "advance", lambda _job, step, *_: f"announce {step}", first)
     wrap(deaths, Runs, "mark_running", fixed("start"), lambda _s, run: (run.job,))
     wrap(
         deaths,
@@ -105,16 +106,9 @@ def make_mortal(folder: Path) -> Deaths:
         wrap(deaths, BackendClient, method, _backend_point(method), _backend_subjects(method))
     wrap_async(deaths, AsyncBackendClient, "annotate_task_data", "annotate_task_data")
     wrap_async(deaths, AsyncBackendClient, "run_plugin", "infer")
-    for method in ("join", "claim_poll", "end_poll"):
+    for method in ("join", "mark_sent", "mark_known", "claim_poll", "end_poll"):
         wrap(deaths, Waitlist, method, fixed(f"room {method}"), of_room)
     wrap(deaths, Waitlist, "remove", fixed("room leave"), lambda room, *jobs: (room.name.code, *jobs))
-    wrap(
-        deaths,
-        Waitlist,
-        "update_dispatch",
-        lambda _token, **fields: f"room {'+'.join(sorted(fields))}",
-        of_room,
-    )
     for method in ("record", "complete_chunk", "next_chunks", "mark_published"):
         wrap(deaths, RedisLedger, method, fixed(f"ledger {method}"), of_ledger)
     wrap(deaths, TaskIndex, "commit", fixed("catalogue commit"), of_ledger)

@@ -17,7 +17,7 @@ from worker.cli import ray_check
 from worker.cli.console import BAD_ADDRESS_ERRORS, out
 from worker.platform import AgentClient, BackendClient, ClientError, NotFoundError, clean
 from worker.plugins import PluginError, PluginStore
-from worker.settings import Settings, SettingsError, load, unknown_names
+from worker.settings import Settings, SettingsError, load_settings, unknown_variables
 
 INSPECT_TIMEOUT_SECONDS: Final = 2.0
 """How long to wait for the workers' answers."""
@@ -57,14 +57,14 @@ class _CheckWarning(Exception):
 def doctor() -> None:
     """Check the environment that a worker would start in; exit code 1 when something is wrong."""
     try:
-        settings = load()
+        settings = load_settings()
     except SettingsError as error:
         for line in str(error).splitlines():
             out.print(f"[red]✗[/] settings: {escape(line)}", highlight=False)
-        _warn_of_unknown_names()
+        _warn_of_unknown_variables()
         raise typer.Exit(1) from None
     out.print("[green]✓[/] settings")
-    _warn_of_unknown_names()
+    _warn_of_unknown_variables()
     checks: dict[str, Check] = {
         "redis": _check_redis,
         "queue": _check_queue,
@@ -80,8 +80,8 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def _warn_of_unknown_names() -> None:
-    for name, meant in unknown_names(os.environ).items():
+def _warn_of_unknown_variables() -> None:
+    for name, meant in unknown_variables(os.environ).items():
         hint = f"; is {meant} meant?" if meant else ""
         out.print(f"[yellow]![/] settings: {escape(name)} is not a setting{hint}", highlight=False)
 

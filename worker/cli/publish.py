@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 from redis.exceptions import RedisError
 
 from shared import DeployMessage, Message, StopMessage, ToTaskMessage
+from shared.validation import describe_validation_error
 from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, Job, RedisUrl, fail, out, publish, try_connect
 from worker.cli.follow import RunRecord, fail_if_rejected, follow_to_end
 
@@ -108,14 +108,9 @@ def _validate(model: type[Message], fields: dict[str, object]) -> Message:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        fail("; ".join(_describe_mistake(mistake) for mistake in error.errors()))
+        fail(describe_validation_error(error))
 
 
 def _publish_message(message: Message, broker_url: str | None, redis_url: str) -> None:
     publish(message, broker_url, redis_url)
     out.print(f"{message.task} published: job {message.job}")
-
-
-def _describe_mistake(mistake: ErrorDetails) -> str:
-    name = ".".join(str(part) for part in mistake["loc"])
-    return f"{name}: {mistake['msg'].removeprefix('Value error, ')}"

@@ -1,33 +1,35 @@
-"""The Serve applications of the cluster of RAY_ADDRESS, as the steps see them."""
+"""The Serve applications on the cluster of RAY_ADDRESS, as the steps of a deployment see them."""
 
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from shared.statuses import ServeApplicationStatus
 from worker.actions.serve_state import interpret_serve_status, serve_details
-from worker.actions.serve_submit import DIGEST, remove_application
+from worker.actions.serve_submit import DIGEST_VARIABLE, remove_application
 from worker.plugins import PluginHostUnavailableError
-from worker.plugins.ray_session import session
+from worker.plugins.ray_session import call_with_timeout, session
 
 T = TypeVar("T")
 
-LOOK_SECONDS = 10.0
+ANSWER_TIMEOUT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class ServeState:
-    """An application; `bucket` is `running`, `failed` or `pending`, `reason` Serve's explanation, cleaned."""
+    """What Serve shows of one application; by default that there is none."""
 
     exists: bool = False
     bucket: str = "pending"
+    """`running`, `failed` or `pending`."""
     status: str | None = None
     reason: str = ""
+    """Serve's explanation of a failure, without secrets."""
     digests: frozenset[str] = frozenset()
+    """The digests of the plans with which its deployments were submitted."""
 
-    def is_of(self, digest: str) -> bool:
-        """Whether what Serve holds was submitted with `digest`; also while Serve does not show it yet."""
+    def has_digest(self, digest: str) -> bool:
+        """Whether it was submitted with `digest`; true also while Serve does not show any digest yet."""
         return self.exists and (not self.digests or digest in self.digests)
 
 
@@ -39,57 +41,46 @@ class Cluster(Protocol):
 
 
 class RayCluster:
-    """Through this process's connection to Ray. Every call ends in seconds, also when Ray is gone."""
+    """Asks Serve through this process's connection to Ray. Every call ends within seconds."""
 
     def __init__(self, address: str | None) -> None:
         self._address = address
 
     def state(self, app_name: str) -> ServeState:
-        """What Serve says of the application."""
+        """What Serve shows of the application."""
         session.connect(self._address)
-        found = _within(LOOK_SECONDS, serve_details).get(app_name)
+        found = _ask_serve(serve_details).get(app_name)
         return read_state(found) if found else ServeState()
 
     def remove(self, app_name: str) -> None:
-        """Take the application off Serve; nothing happens when there is none of that name."""
+        """Remove the application, without waiting until its replicas have stopped; safe to repeat."""
         session.connect(self._address)
-        _within(LOOK_SECONDS, lambda: remove_application(app_name, wait=False))
+        _ask_serve(lambda: remove_application(app_name, wait=False))
 
 
 def read_state(details: Mapping[str, Any]) -> ServeState:
-    """From an application's part of Serve's details."""
+    """Read one application of Serve's details."""
     bucket, status, reason = interpret_serve_status(details)
     digests = {_digest(item) for item in (details.get("deployments") or {}).values()}
-    word = str(getattr(status, "value", status)) if status is not None else None
-    if word == ServeApplicationStatus.DELETING:
-        # What goes is nothing to wait for, to adopt or to remove; a submission over it makes it stay.
+    name = str(getattr(status, "value", status)) if status is not None else None
+    if name == ServeApplicationStatus.DELETING:
+        # Treated as absent: it is not waited for or removed again, and submitting it revives it.
         return ServeState()
-    return ServeState(True, bucket, word, reason, frozenset(digest for digest in digests if digest))
+    return ServeState(True, bucket, name, reason, frozenset(digest for digest in digests if digest))
 
 
 def _digest(deployment: Mapping[str, Any]) -> str | None:
     config = deployment.get("deployment_config") or {}
     environment = (config.get("ray_actor_options") or {}).get("runtime_env") or {}
-    digest = (environment.get("env_vars") or {}).get(DIGEST)
+    digest = (environment.get("env_vars") or {}).get(DIGEST_VARIABLE)
     return str(digest) if digest else None
 
 
-def _within(seconds: float, call: Callable[[], T]) -> T:
-    """Ray waits for minutes for a cluster that died; a step does not."""
-    answers: list[T] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            answers.append(call())
-        except Exception as error:  # whatever Ray raises means that it did not answer
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="serve-call", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if answers:
-        return answers[0]
-    session.suspect()
-    why = type(errors[0]).__name__ if errors else f"no answer within {seconds:g} s"
-    raise PluginHostUnavailableError(f"Ray Serve did not answer: {why}")
+def _ask_serve(call: Callable[[], T]) -> T:
+    """Call Serve with a timeout. Whatever Ray raises means that the cluster does not answer."""
+    try:
+        return call_with_timeout(ANSWER_TIMEOUT_SECONDS, call)
+    except Exception as error:
+        session.mark_stale()
+        reason = error if isinstance(error, TimeoutError) else type(error).__name__
+        raise PluginHostUnavailableError(f"Ray Serve did not answer: {reason}") from None

@@ -1,4 +1,4 @@
-"""What Redis keeps of deployed applications: who is responsible for them, and their packages."""
+"""What Redis stores of deployed applications: the runs that own them, and their packages."""
 
 from typing import Any
 
@@ -7,18 +7,26 @@ from redis import Redis
 
 from worker.actions.serve_state import serve_details
 from worker.plugins import PluginError, Release, ReleaseNotFoundError
-from worker.plugins.ray_session import bounded, session
+from worker.plugins.ray_session import call_with_timeout, session
 from worker.services import Services
 
-DAY_SECONDS = 86_400
+log = structlog.get_logger(__name__)
 
-EXISTED = "existed"
-JOB = "job:"
-WAITS, GIVEN_UP = "1", "0"
+DAY_SECONDS = 86_400
+PIN_INTERVAL_SECONDS = 240
+"""Ray deletes a package to which nothing has referred for ten minutes."""
+ANSWER_TIMEOUT_SECONDS = 10.0
+
+EXISTED_FIELD = "existed"
+JOB_FIELD_PREFIX = "job:"
+OWNED, RELEASED = "1", "0"
 
 
 class Ownership:
-    """The runs that submitted or adopted an application on this worker's cluster, and whether it ever ran."""
+    """The runs that submitted an application or found it submitted, and whether it must be kept.
+
+    Of several runs that deploy the same application, only the last that gives it up may remove it.
+    """
 
     def __init__(self, services: Services, app_name: str) -> None:
         self._redis: Redis = services.redis
@@ -27,48 +35,42 @@ class Ownership:
         self._key = f"synapse:deployments:{{{cluster}:{app_name}}}"
 
     def acquire(self, job: str, existed: bool) -> None:
-        """`job` is responsible, too, from now on; `existed` says that the application stays in any case."""
-        over = [other for other in self._jobs() if self._store.has_ended(other)]
+        """Let `job` own the application, too; with `existed` it is never removed."""
+        ended = [other for other in self._jobs() if self._store.has_ended(other)]
         with self._redis.pipeline(transaction=True) as pipe:
-            if over:
-                pipe.hdel(self._key, *(JOB + other for other in over))
-            pipe.hset(self._key, mapping={JOB + job: WAITS, EXISTED: int(existed)})
+            if ended:
+                pipe.hdel(self._key, *(JOB_FIELD_PREFIX + other for other in ended))
+            pipe.hset(self._key, mapping={JOB_FIELD_PREFIX + job: OWNED, EXISTED_FIELD: int(existed)})
             pipe.expire(self._key, DAY_SECONDS)
             pipe.execute()
 
     def mark_ran(self) -> None:
-        """The application runs: it is not removed any more by those who wait for it to start."""
-        self._redis.hset(self._key, EXISTED, 1)
+        """The application runs: from now on no run that waited for it may remove it."""
+        self._redis.hset(self._key, EXISTED_FIELD, 1)
         self._redis.expire(self._key, DAY_SECONDS)
 
     def release(self, job: str) -> bool:
-        """`job` waits for it no longer; whether it was responsible and nobody else waits. Safe to repeat.
+        """Give the application up; true when `job` owned it and no other run does. Safe to repeat.
 
-        Said before the others are looked at: of two that give up at the same time one finds itself alone.
+        Written before the other runs are read, so that of two that give up at once one finds itself the last.
         """
-        if not self._redis.hexists(self._key, JOB + job):
+        if not self._redis.hexists(self._key, JOB_FIELD_PREFIX + job):
             return False
-        self._redis.hset(self._key, JOB + job, GIVEN_UP)
-        return all(said == GIVEN_UP or self._store.has_ended(each) for each, said in self._jobs().items())
+        self._redis.hset(self._key, JOB_FIELD_PREFIX + job, RELEASED)
+        return all(state == RELEASED or self._store.has_ended(other) for other, state in self._jobs().items())
 
     def existed_before(self) -> bool:
-        """Whether the application ran, or was there before those who are responsible for it."""
-        return str(self._redis.hget(self._key, EXISTED)) != "0"
+        """Whether the application has run, or existed before the runs that own it."""
+        return str(self._redis.hget(self._key, EXISTED_FIELD)) != "0"
 
     def _jobs(self) -> dict[str, str]:
         found = self._redis.hgetall(self._key)
-        return {name.removeprefix(JOB): said for name, said in found.items() if name.startswith(JOB)}
-
-
-log = structlog.get_logger(__name__)
-
-SECONDS_BETWEEN_PINS = 240
-"""Ray forgets what nobody looked at for ten minutes."""
-LOOK_SECONDS = 10.0
+        prefix = JOB_FIELD_PREFIX
+        return {name.removeprefix(prefix): state for name, state in found.items() if name.startswith(prefix)}
 
 
 class DeployedPackages:
-    """The releases behind the applications of this worker's cluster, listed in Redis."""
+    """The releases of the applications on this worker's cluster, whose packages Ray must keep."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -76,25 +78,23 @@ class DeployedPackages:
         self._key = f"synapse:deployed:{{{cluster}}}"
 
     def add(self, app_name: str, release: str) -> None:
-        """`app_name` runs the code of `release` from now on."""
+        """Store that `app_name` runs the code of `release`."""
         self._services.redis.hset(self._key, app_name, release)
 
     def pin(self) -> None:
-        """Look at every package that is in use; one worker does, at most once in four minutes."""
+        """Let Ray keep every package in use; of all workers one does it, every four minutes."""
         services = self._services
         redis, address = services.redis, services.settings.ray_address
         if not address or not redis.exists(self._key):
             return
-        if not redis.set(f"{self._key}:pinned", 1, nx=True, ex=SECONDS_BETWEEN_PINS):
+        if not redis.set(f"{self._key}:pinned", 1, nx=True, ex=PIN_INTERVAL_SECONDS):
             return
         try:
             session.connect(address)
-            nothing: dict[str, dict[str, Any]] = {}
-            live = bounded(LOOK_SECONDS, serve_details, nothing)
-            services.host.pin(self._in_use(live))
+            services.host.pin(self._in_use(_live_applications()))
         except PluginError as error:
             redis.delete(f"{self._key}:pinned")
-            log.warning("packages not looked at", error_type=type(error).__name__)
+            log.warning("packages not pinned", error_type=type(error).__name__)
 
     def _in_use(self, live: dict[str, dict[str, Any]]) -> list[Release]:
         releases = []
@@ -105,5 +105,13 @@ class DeployedPackages:
             try:
                 releases.append(self._services.store.get(name))
             except ReleaseNotFoundError:
-                log.warning("a running release is not in the store", plugin=name)
+                log.warning("release of an application not in the store", plugin=name)
         return releases
+
+
+def _live_applications() -> dict[str, dict[str, Any]]:
+    """What Serve runs; empty also when it does not answer, and then nothing is taken to be gone."""
+    try:
+        return call_with_timeout(ANSWER_TIMEOUT_SECONDS, serve_details)
+    except TimeoutError:
+        return {}

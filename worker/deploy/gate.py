@@ -1,18 +1,37 @@
-"""The capacity gate: the agent is asked once, right before the submission."""
+"""The first steps of a deployment: the job runs, and the agent is asked once whether the cluster has room."""
 
 import structlog
 
-from worker.actions.deployment import check_serve_capacity, unreachable
-from worker.deploy.plan import CAPACITY, PLAN, PROGRESS, SERVE_RUN, call, deploy_message, set_dispatched_job
+from worker.actions.deployment import capacity_unreachable_error, check_serve_capacity
+from worker.deploy.plan import (
+    CAPACITY,
+    CAPACITY_GATE,
+    PLAN,
+    PROGRESS_STEP,
+    SERVE_RUN,
+    DeployPlan,
+    call_plugin,
+    deploy_message,
+    set_dispatched_job,
+)
 from worker.platform import AgentClient, ClientError, clean_exception
-from worker.runs.model import Continue, Outcome, Run, RunFailedError
+from worker.runs.model import Continue, Outcome, Run, RunFailedError, Suspend
 from worker.services import Services
+from worker.workflow.intake import begin_run
 
 log = structlog.get_logger(__name__)
 
 
+def initialize(run: Run, services: Services) -> Outcome:
+    """Report the job RUNNING, unless the backend has its end already."""
+    if not begin_run(run, services):
+        return Suspend()
+    set_dispatched_job(run, services)
+    return Continue(CAPACITY_GATE)
+
+
 def capacity_gate(run: Run, services: Services) -> Outcome:
-    """Plan, ask, go on. What the gate refuses, and an agent that cannot be asked, end the run."""
+    """Store the plan and ask the agent. A no, or an agent that cannot be asked, ends the run FAILED."""
     if services.settings.ray_address is None:
         raise RunFailedError(
             "This worker has no Ray cluster to deploy on: set RAY_ADDRESS to the cluster's head, host:port"
@@ -21,21 +40,21 @@ def capacity_gate(run: Run, services: Services) -> Outcome:
     if CAPACITY in run.findings:
         return Continue(SERVE_RUN)
     message = deploy_message(run)
-    plan = call(run, services, "plan", None)
-    services.runs.store.note(run.job, PLAN, plan)
+    plan = DeployPlan.from_json(call_plugin(run, services, "plan", None))
+    services.runs.store.note(run.job, PLAN, plan.to_json())
     agent_client = _agent_client(message.agent, message.tenant, services)
     check_serve_capacity(
         agent_client,
-        app_name=plan["app_name"],
+        app_name=plan.app_name,
         agent=message.agent,
-        ray_actor_options=plan["ray_actor_options"],
-        serve_options=plan["serve_options"],
+        ray_actor_options=plan.ray_actor_options,
+        serve_options=plan.serve_options,
         logger=log,
     )
     services.runs.store.note(run.job, CAPACITY, "allowed" if agent_client else "skipped")
-    said = "The cluster has room." if agent_client else "Capacity was not checked: there is no agent to ask."
-    services.runs.events.message(run.job, said, step=PROGRESS)
-    services.runs.set_progress(run, PROGRESS, 15)
+    text = "The cluster has room." if agent_client else "Capacity was not checked: there is no agent to ask."
+    services.runs.events.message(run.job, text, step=PROGRESS_STEP)
+    services.runs.set_progress(run, PROGRESS_STEP, 15)
     return Continue(SERVE_RUN)
 
 
@@ -43,6 +62,6 @@ def _agent_client(agent: int, tenant: str | None, services: Services) -> AgentCl
     try:
         return services.agent(agent, tenant)
     except (ClientError, OSError) as error:
-        failure = unreachable(error)
+        failure = capacity_unreachable_error(error)
         failure.__cause__ = clean_exception(error)
     raise failure

@@ -1,11 +1,9 @@
-"""Tell the backend of the application, once, and wake who waits for it."""
-
-from typing import Any
+"""The last step of a deployment: register the application in the backend, once, and wake its waiting list."""
 
 import structlog
 
 from shared.statuses import JobStatus, ServeApplicationStatus
-from worker.deploy.plan import deploy_message, plan_of, waitlist_of
+from worker.deploy.plan import deploy_message, plan_of, waitlist_name
 from worker.platform import BackendClient, MalformedResponseError
 from worker.pre_processor.waitlist import wake
 from worker.runs.model import Finish, Outcome, Reschedule, Run, backend_job_id
@@ -14,71 +12,73 @@ from worker.services import Services
 log = structlog.get_logger(__name__)
 
 REGISTERED = "registered"
-POSTED = "register_attempts"
-MOST_ATTEMPTS = 5
-LOOK_AGAIN_SECONDS = 1.0
-LONGEST_ID = 100
+POST_ATTEMPTS = "register_attempts"
+MAX_POST_ATTEMPTS = 5
+RETRY_SECONDS = 1.0
+MAX_ID_CHARS = 100
 
 
 def register(run: Run, services: Services) -> Outcome:
-    """Post the application record, unless a first delivery did; the run ends SUCCEEDED."""
+    """Post the application record, unless an earlier delivery did; the run ends SUCCEEDED."""
     runs = services.runs
-    identifier = _identifier(run, services)
+    identifier = _record_id(run, services)
     if identifier is None:
-        return Reschedule(LOOK_AGAIN_SECONDS)
+        return Reschedule(RETRY_SECONDS)
     runs.store.note(run.job, REGISTERED, identifier)
-    wake(runs, waitlist_of(deploy_message(run), services))
+    wake(runs, waitlist_name(deploy_message(run), services))
     runs.set_progress(run, "register", 100)
     return Finish(JobStatus.SUCCEEDED, {"serve_application": identifier})
 
 
-def _identifier(run: Run, services: Services) -> int | str | None:
-    """The record's id; None when the step is to look again.
+def _record_id(run: Run, services: Services) -> int | str | None:
+    """The id of the application record; None when the step has to look again.
 
-    What is wrong with the look itself is raised: it is waited for as for any neighbour, and not for ever.
+    Errors of the look itself are raised: the step is retried for them as for any unavailable dependency.
     """
     known: int | str | None = run.findings.get(REGISTERED)
     if known is not None:
         return known
     backend = services.backend(run.message.tenant)
-    # Also where nothing is known of a post: a Redis that lost its machine comes back without its last second.
-    found = _registered(backend, run.job)
+    # Looked for even if no post is noted: a Redis that was restored after a crash lacks its last second.
+    found = _find_registered(backend, run.job)
     if found is not None:
         return found
-    posted = run.findings.get(POSTED, 0)
-    services.runs.store.note(run.job, POSTED, posted + 1)
+    posted = run.findings.get(POST_ATTEMPTS, 0)
+    services.runs.store.note(run.job, POST_ATTEMPTS, posted + 1)
     if not services.runs.holds_lease(run):
-        return None  # Suspended since the look, for so long that another has the step: look what it did.
+        return None  # this process was suspended since the look, and another worker has the step: look again
     try:
         answer = backend.create_serve_application(
-            job=backend_job_id(run.job), status=ServeApplicationStatus.RUNNING.value, data=_data(run)
+            job=backend_job_id(run.job),
+            status=ServeApplicationStatus.RUNNING.value,
+            data=_application_data(run),
         )
         return _id_of(answer)
     except MalformedResponseError:
-        # The record may be there all the same: look before posting another one.
-        if posted >= MOST_ATTEMPTS:
+        # The backend may have stored the record all the same: look before posting another one.
+        if posted >= MAX_POST_ATTEMPTS:
             raise
         return None
 
 
-def _registered(backend: BackendClient, job: str) -> int | str | None:
-    """This job's record; an older backend may answer with everybody's."""
+def _find_registered(backend: BackendClient, job: str) -> int | str | None:
+    """The id of this job's record. An older backend ignores the query and answers with all records."""
     for record in backend.list_serve_applications(job=backend_job_id(job))["results"]:
         if str(record.get("job")) == job:
             return _id_of(record)
     return None
 
 
-def _data(run: Run) -> dict[str, Any]:
-    """Names the release: RUNNING of another one does not count for those who wait."""
+def _application_data(run: Run) -> dict[str, str | None]:
+    """The record's `data`. It names the release, because a waiting list ignores records of other releases."""
     plan = plan_of(run)
     code, _, version = run.message.plugin.partition("@")
     return {
-        "name": plan["app_name"],
+        "name": plan.app_name,
         "plugin_code": code,
         "version": version,
-        "route_prefix": plan["route_prefix"],
-        "digest": plan["digest"],
+        "route_prefix": plan.route_prefix,
+        "digest": plan.digest,
     }
 
 
@@ -86,7 +86,7 @@ def _id_of(record: object) -> int | str:
     found = record.get("id") if isinstance(record, dict) else None
     if isinstance(found, int) and not isinstance(found, bool):
         return found
-    # It goes into the job's result: half a character would keep the end from ever being told.
-    if isinstance(found, str) and 0 < len(found) <= LONGEST_ID and found.isprintable():
+    # The id goes into the job's result, and a lone surrogate would make the end impossible to report.
+    if isinstance(found, str) and 0 < len(found) <= MAX_ID_CHARS and found.isprintable():
         return found
     raise MalformedResponseError("malformed answer: an application record without an id")

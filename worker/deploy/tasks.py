@@ -1,13 +1,13 @@
-"""Doors of a deployment: the message, and its steps."""
+"""The Celery tasks of a deployment: its entry task, and a task for each step."""
 
 from typing import Any
 
-import structlog
 from celery import shared_task
 
+import worker.deploy.register
 from shared.messages import DeployMessage, Job, ToTaskMessage
+from worker.deploy import gate, serve
 from worker.deploy.cluster import RayCluster
-from worker.deploy.gate import capacity_gate
 from worker.deploy.plan import (
     AWAIT_RUNNING,
     CAPACITY_GATE,
@@ -15,81 +15,71 @@ from worker.deploy.plan import (
     REGISTER,
     SERVE_RUN,
     extend_dispatch_deadline,
-    set_dispatched_job,
 )
-from worker.deploy.register import register
-from worker.deploy.serve import await_running, clean_up_after_end, serve_run
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.bulkhead import bulkhead
-from worker.runs.model import Continue, Outcome, Reschedule, Run, Step, Suspend
+from worker.runs.model import Outcome, Reschedule, Run, Step
 from worker.runs.publisher import send_task
 from worker.services import services
-from worker.workflow.intake import begin_run
-from worker.workflow.task import INFRASTRUCTURE_ERRORS, StepFunction, WorkflowTask
-
-log = structlog.get_logger(__name__)
-
+from worker.workflow.task import INFRASTRUCTURE_ERRORS, StepFunction, StepTask
 
 CLUSTER = "cluster"
-"""The neighbour that the agent and Ray are together."""
-ON_CLUSTER = (CAPACITY_GATE, SERVE_RUN, AWAIT_RUNNING)
+"""The bulkhead around the agent and Ray: a cluster that hangs holds no more threads than its slots."""
+CLUSTER_STEPS = (CAPACITY_GATE, SERVE_RUN, AWAIT_RUNNING)
 
 
-class DeployTask(WorkflowTask):
-    """A step that must run where its agent's cluster is."""
+class DeployTask(StepTask):
+    """A step of a deployment, which runs on a worker of the message's agent."""
 
     abstract = True
 
     def run_on_agent_worker(self, step: Step, job: str, function: StepFunction) -> None:
-        """Carry the step out, or pass its message on to the workers of the run's agent."""
+        """Run the step, or send its message to the workers of the run's agent."""
 
-        def in_turn(run: Run) -> Outcome:
-            # The agent and Ray may hang: half of the threads stay free for runs that need neither.
-            with bulkhead.acquire(CLUSTER) as mine:
-                return (
-                    function(run)
-                    if mine
-                    else Reschedule(bulkhead.retry_countdown(CLUSTER, self.request.retries))
-                )
+        def in_bulkhead(run: Run) -> Outcome:
+            with bulkhead.acquire(CLUSTER) as acquired:
+                if acquired:
+                    return function(run)
+                return Reschedule(bulkhead.retry_countdown(CLUSTER, self.request.retries))
 
         try:
             agent = self._other_agent(job)
             if agent is not None:
                 kwargs = self.request.kwargs
-                if self.is_redelivered():  # which the broker forgets with the message
+                if self.is_redelivered():  # the new message's own delivery does not say it
                     kwargs = {**kwargs, "redelivered": True}
                 self.runs.publisher.publish(step, DeployMessage.agent_queue(agent), kwargs)
                 return
         except INFRASTRUCTURE_ERRORS:
             self.retry_later(1.0)
-        self.run_step(step, job, in_turn if step in ON_CLUSTER else function)
+        self.run_step(step, job, in_bulkhead if step in CLUSTER_STEPS else function)
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], agent: int) -> None:
-        """Send the run's own message to the workers of its agent, unchanged."""
+        """Send the deployment's message to the workers of its agent, unchanged."""
         try:
             send_task(self.app, self.name, DeployMessage.agent_queue(agent), kwargs, args=args)
         except INFRASTRUCTURE_ERRORS:
             self.retry_later(1.0)
 
     def on_accepted(self, message: DeployMessage | ToTaskMessage) -> None:
-        """Who waits for what it deploys gives it time to begin."""
+        """Let the waiting list of what it deploys wait for it."""
         if isinstance(message, DeployMessage):
             extend_dispatch_deadline(message, services())
 
     def on_message_after_end(self, job: str) -> None:
-        """A stopped run leaves nothing half-started behind."""
-        with bulkhead.acquire(CLUSTER) as mine:
-            if not mine:
-                raise PluginHostUnavailableError("other deployments hold this worker's turns")
-            clean_up_after_end(job, services(), _cluster())
+        """Remove what a stopped run has left half-started."""
+        with bulkhead.acquire(CLUSTER) as acquired:
+            if not acquired:
+                raise PluginHostUnavailableError("other deployments hold the slots of this worker's bulkhead")
+            serve.remove_after_stop(job, services(), _cluster())
 
     def _other_agent(self, job: str) -> int | None:
-        """The run's agent, if this worker serves another one."""
-        mine = services().settings.worker_agent
-        if mine is None or not self.runs.store.exists(job):
+        """The run's agent, if this worker serves another one; else None."""
+        own = services().settings.worker_agent
+        if own is None or not self.runs.store.exists(job):
             return None
         message = self.runs.store.load(job).message
-        return message.agent if isinstance(message, DeployMessage) and message.agent != mine else None
+        return message.agent if isinstance(message, DeployMessage) and message.agent != own else None
 
 
 def _cluster() -> RayCluster:
@@ -98,9 +88,9 @@ def _cluster() -> RayCluster:
 
 @shared_task(base=DeployTask, bind=True, name=DeployMessage.task)
 def deploy(self: DeployTask, /, *args: Any, **kwargs: Any) -> None:
-    """The door: take the message in, or pass it on to the workers of its agent."""
-    mine, agent = services().settings.worker_agent, kwargs.get("agent")
-    if mine is not None and type(agent) is int and agent > 0 and agent != mine:
+    """The entry task: accept the message, or forward it to the workers of its agent."""
+    own, agent = services().settings.worker_agent, kwargs.get("agent")
+    if own is not None and type(agent) is int and agent > 0 and agent != own:
         self.forward(args, kwargs, agent)
     else:
         self.accept(DeployMessage, INITIALIZE, args, kwargs)
@@ -108,36 +98,29 @@ def deploy(self: DeployTask, /, *args: Any, **kwargs: Any) -> None:
 
 @shared_task(base=DeployTask, bind=True, name=INITIALIZE.name)
 def initialize(self: DeployTask, job: Job, **_: Any) -> None:
-    """Tell the backend that the job runs."""
-    self.run_on_agent_worker(INITIALIZE, job, _initialize)
-
-
-def _initialize(run: Run) -> Outcome:
-    if not begin_run(run, services()):
-        return Suspend()
-    set_dispatched_job(run, services())
-    return Continue(CAPACITY_GATE)
+    """Report the job RUNNING."""
+    self.run_on_agent_worker(INITIALIZE, job, lambda run: gate.initialize(run, services()))
 
 
 @shared_task(base=DeployTask, bind=True, name=CAPACITY_GATE.name)
-def capacity_gate_task(self: DeployTask, job: Job, **_: Any) -> None:
-    """Plan, and ask the agent for room."""
-    self.run_on_agent_worker(CAPACITY_GATE, job, lambda run: capacity_gate(run, services()))
+def capacity_gate(self: DeployTask, job: Job, **_: Any) -> None:
+    """Plan the deployment, and ask the agent whether the cluster has room."""
+    self.run_on_agent_worker(CAPACITY_GATE, job, lambda run: gate.capacity_gate(run, services()))
 
 
 @shared_task(base=DeployTask, bind=True, name=SERVE_RUN.name)
-def serve_run_task(self: DeployTask, job: Job, **_: Any) -> None:
-    """Hand the application to Serve."""
-    self.run_on_agent_worker(SERVE_RUN, job, lambda run: serve_run(run, services(), _cluster()))
+def serve_run(self: DeployTask, job: Job, **_: Any) -> None:
+    """Submit the application to Ray Serve."""
+    self.run_on_agent_worker(SERVE_RUN, job, lambda run: serve.serve_run(run, services(), _cluster()))
 
 
 @shared_task(base=DeployTask, bind=True, name=AWAIT_RUNNING.name)
-def await_running_task(self: DeployTask, job: Job, **_: Any) -> None:
-    """Look whether it runs."""
-    self.run_on_agent_worker(AWAIT_RUNNING, job, lambda run: await_running(run, services(), _cluster()))
+def await_running(self: DeployTask, job: Job, **_: Any) -> None:
+    """Poll Ray Serve until the application runs or has failed."""
+    self.run_on_agent_worker(AWAIT_RUNNING, job, lambda run: serve.await_running(run, services(), _cluster()))
 
 
 @shared_task(base=DeployTask, bind=True, name=REGISTER.name)
-def register_task(self: DeployTask, job: Job, **_: Any) -> None:
-    """Tell the backend where it is."""
-    self.run_on_agent_worker(REGISTER, job, lambda run: register(run, services()))
+def register(self: DeployTask, job: Job, **_: Any) -> None:
+    """Register the application in the backend."""
+    self.run_on_agent_worker(REGISTER, job, lambda run: worker.deploy.register.register(run, services()))

@@ -12,6 +12,7 @@ from shared.messages import TailLogsMessage
 from worker.lua import Scripts
 from worker.platform.streams import StreamProtocol
 from worker.runs.events import LOG_SCRIPT, line_time, log_args, log_keys
+from worker.runs.scripts import run_scripts
 
 OPEN_KEY: Final = "synapse:{logs}:open"
 """Sorted set: every subscription, scored by the time (Redis's clock) at which its claim expires."""
@@ -67,7 +68,7 @@ def subscribe(redis: "Redis", message: TailLogsMessage, history_entries: int) ->
     connection_options = json.dumps({"agent": message.agent, "protocol": message.protocol})
     operands = (subscription.ray_job, connection_options)
     arguments = log_args("subscribe", subscription.job, *operands, history_entries=history_entries)
-    if not Scripts(redis, "worker.runs").run(LOG_SCRIPT, log_keys(subscription.job), *arguments):
+    if not run_scripts(redis).run(LOG_SCRIPT, log_keys(subscription.job), *arguments):
         return False
     # After the script: a worker that dies in between has not acknowledged its message, and both are repeated.
     redis.zadd(OPEN_KEY, {subscription.name: 0}, nx=True)
@@ -81,7 +82,7 @@ class ClaimStore:
         """A claim that is not renewed within `ttl_seconds` expires, and another relay may acquire its log."""
         self._ttl_seconds = ttl_seconds
         self._claim_scripts = Scripts(redis, "worker.logs")
-        self._log_scripts = Scripts(redis, "worker.runs")
+        self._log_scripts = run_scripts(redis)
 
     async def acquire(self, limit: int) -> list[Claim]:
         """Claim at most `limit` subscriptions that no relay holds."""

@@ -12,9 +12,9 @@ from redis.exceptions import RedisError
 
 from shared.channels import logs_channel
 from worker.logs.subscriptions import Claim
-from worker.lua import Scripts
 from worker.platform.streams import StreamLimits
 from worker.runs.events import DAY_SECONDS, LOG_SCRIPT, MESSAGE_HEADROOM_ENTRIES, line_time, log_keys
+from worker.runs.scripts import run_scripts
 
 log = structlog.get_logger(__name__)
 
@@ -184,7 +184,7 @@ class LogWriter:
     """
 
     def __init__(self, redis: "Redis", limits: StreamLimits) -> None:
-        self._scripts = Scripts(redis, "worker.runs")
+        self._scripts = run_scripts(redis)
         self._limits = limits
         # A queue without duplicates: a buffer that is notified again keeps its place.
         self._queue: dict[LineBuffer, None] = {}

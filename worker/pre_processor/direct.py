@@ -1,30 +1,31 @@
-"""The same way in a plain process, blocking: how an author tries `ToTaskAction.execute()` out."""
+"""The same in one blocking call: how an author tries `ToTaskAction.execute()` out in a plain process."""
 
+import math
 import time
 from dataclasses import replace
-from typing import Any
 
 from worker.platform import ClientError, clean_exception
-from worker.pre_processor import dispatch
-from worker.pre_processor.decision import DecisionKind, evaluate
-from worker.pre_processor.dispatch import dispatch_body, dispatched_job
+from worker.pre_processor.decision import DecisionKind, Dispatch, Observation, Timeouts, evaluate, timed_out
+from worker.pre_processor.dispatch import dispatch_body, dispatch_failed, dispatched_job
 from worker.pre_processor.serve_application import (
     Backend,
+    PreProcessor,
     classify_serve_app,
-    find,
+    find_pre_processor,
     job_status,
-    records,
-    records_if_legible,
+    list_records,
+    list_records_or_empty,
     snapshot_of,
 )
-from worker.pre_processor.waitlist import Dispatch
 
 TIMEOUT_SECONDS = 180.0
 POLL_SECONDS = 10.0
+NEVER_LOST = Timeouts(ended_seconds=math.inf, reply_seconds=math.inf)
+"""This process knows the job of its dispatch, and ends at its own timeout."""
 
 
 class PrepareStep:
-    """Makes sure that a pre-processor runs: looks, dispatches its deployment, waits."""
+    """Ensures that a pre-processor runs: detects, dispatches its deployment, waits."""
 
     def __init__(
         self,
@@ -38,13 +39,13 @@ class PrepareStep:
         self._client = client
         self._timeout = timeout_seconds
         self._poll = poll_seconds
-        self.target = find(client, pre_processor, agent)
-        self._dispatch = Dispatch(token="", claimed=0.0, sent=0.0)
+        self.target = find_pre_processor(client, pre_processor, agent)
+        self._dispatch = Dispatch(token="", claimed_at=0.0, sent_at=0.0)
 
     def _ensure_pre_processor_running(self) -> None:
-        """Return when it runs; `RuntimeError` in the contract's words when it cannot."""
-        found = records_if_legible(self._client, self.target)
-        if classify_serve_app(found)[0] == "running":
+        """Return when it runs; raise `RuntimeError` with the contract's message when it cannot."""
+        records = list_records_or_empty(self._client, self.target)
+        if classify_serve_app(records)[0] == "running":
             return
         body = dispatch_body(self.target)
         failure: Exception | None = None
@@ -53,30 +54,31 @@ class PrepareStep:
         except (ClientError, OSError) as error:
             failure = error
         if failure is not None:
-            raise dispatch.dispatch_failed(failure)
-        self._dispatch = replace(self._dispatch, job=job, snapshot=snapshot_of(found))
+            raise dispatch_failed(failure)
+        self._dispatch = replace(self._dispatch, job=job, snapshot=snapshot_of(records))
         self._wait_for_pre_processor(self._timeout)
 
     def _wait_for_pre_processor(self, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-        """Poll until it runs, has failed, or the time is up. An answer that is an error says nothing."""
+        """Poll until it runs, has failed, or the time is up. Answers that are errors are polled again."""
         deadline = time.monotonic() + timeout_seconds
         last_error: Exception | None = None
         while True:
             try:
-                found = records(self._client, self.target)
+                records = list_records(self._client, self.target)
                 status = job_status(self._client, self._dispatch.job)
             except (ClientError, OSError) as error:
                 last_error = error
             else:
                 last_error = None
-                verdict = evaluate(found, self._dispatch, status, 0.0, 1.0)
-                if verdict.kind is DecisionKind.READY:
+                seen = Observation(records, status, now=0.0)
+                decision = evaluate(self._dispatch, seen, NEVER_LOST)
+                if decision.kind is DecisionKind.READY:
                     return
-                if verdict.kind is DecisionKind.FAILED:
-                    raise RuntimeError(verdict.message)
+                if decision.kind is DecisionKind.FAILED:
+                    raise RuntimeError(decision.message)
             left = deadline - time.monotonic()
             if left <= 0:
-                raise dispatch.timed_out() from (clean_exception(last_error) if last_error else None)
+                raise timed_out() from (clean_exception(last_error) if last_error else None)
             time.sleep(min(self._poll, left))
 
 
@@ -87,8 +89,8 @@ def ensure_running(
     agent: int,
     timeout_seconds: float = TIMEOUT_SECONDS,
     poll_seconds: float = POLL_SECONDS,
-) -> dict[str, Any]:
-    """Block until the pre-processor runs; returns the finding that the workflow's steps read."""
+) -> PreProcessor:
+    """Block until the pre-processor runs; return it."""
     step = PrepareStep(
         client,
         pre_processor=pre_processor,
@@ -97,4 +99,5 @@ def ensure_running(
         poll_seconds=poll_seconds,
     )
     step._ensure_pre_processor_running()
-    return step.target.to_finding()
+    # Without secrets in its config, as the steps of a run have it.
+    return PreProcessor.from_json(step.target.to_json())

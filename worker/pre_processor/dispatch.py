@@ -1,13 +1,11 @@
-"""Detect whether the pre-processor runs; join the waiting list; one of all dispatches the deployment."""
+"""Detect whether the pre-processor runs; join its waiting list; one run of all dispatches the deployment."""
 
-import json
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import structlog
-from pydantic import TypeAdapter
-from pydantic import ValidationError as NotAJobError
+from pydantic import TypeAdapter, ValidationError
 
 from shared.messages import Job, ToTaskMessage, ToTaskParams
 from worker.platform import (
@@ -22,15 +20,15 @@ from worker.platform import (
 from worker.pre_processor.serve_application import (
     PreProcessor,
     classify_serve_app,
-    find,
-    records,
-    records_if_legible,
+    find_pre_processor,
+    list_records,
+    list_records_or_empty,
     snapshot_of,
 )
 from worker.pre_processor.waitlist import (
     DISPATCH,
-    FIRST_SECONDS,
-    READY,
+    FETCH_TASKS,
+    FIRST_POLL_SECONDS,
     Waitlist,
     WaitlistName,
     schedule_poll,
@@ -40,42 +38,125 @@ from worker.runs.heartbeat import run_member
 from worker.runs.model import Continue, Outcome, Reschedule, Run, Suspend
 from worker.services import Services
 
+log = structlog.get_logger(__name__)
+
+FINDING = "pre_processor"
+"""What later steps read: the JSON of a `PreProcessor`."""
+
+PROGRESS = "prepare"
+"""The progress step that these steps belong to."""
+
 DISPATCH_FAILED = "Pre-processor deployment dispatch failed ({error_type})"
-APPLICATION_FAILED = "Pre-processor deployment failed: serve application reached terminal state ({status})"
-JOB_FAILED = "Pre-processor deployment failed: job reached terminal state ({status})"
-TIMED_OUT = "Pre-processor did not become ready within timeout"
+DEFAULT_CPUS = 1
+DEFAULT_GPUS = 0.1
+
+GATEWAY_STATUSES = frozenset({502, 504})
+"""Errors of a gateway before the backend, which may have passed the request on all the same."""
+
+NEVER_SENT = ("nobody listens", "host name is unknown", "certificate is not trusted")
+"""In the text of a connection error: the request was not sent. A connection that was lost may have broken
+after the backend had read the request."""
+
+_JOB: TypeAdapter[str] = TypeAdapter(Job)
+
+
+def detect(run: Run, services: Services) -> Outcome:
+    """Store the pre-processor; go on to the tasks when it runs, else to the waiting list."""
+    params = params_of(run)
+    if params.pre_processor is None:
+        raise RuntimeError("pre_processor is not set")  # the validation of the message rejects this earlier
+    backend = services.backend(run.message.tenant)
+    target = find_pre_processor(backend, params.pre_processor, params.agent)
+    services.runs.store.note(run.job, FINDING, target.to_json())
+    services.runs.set_progress(run, PROGRESS, 30)
+    bucket, _ = classify_serve_app(list_records_or_empty(backend, target))
+    return Continue(FETCH_TASKS if bucket == "running" else DISPATCH)
+
+
+def params_of(run: Run) -> ToTaskParams:
+    """The parameters of a `to_task` run."""
+    if not isinstance(run.message, ToTaskMessage):
+        raise TypeError(f"{run.message.task} needs no pre-processor")
+    return run.message.params
+
+
+def dispatch(run: Run, services: Services) -> Outcome:
+    """Join the waiting list. The run that gets the claim dispatches, once; the poll resumes all runs."""
+    target = PreProcessor.from_json(run.findings[FINDING])
+    body = dispatch_body(target)
+    runs, timeout = services.runs, services.settings.worker_pre_processor_timeout_seconds
+    name = WaitlistName.of(run.message.tenant or services.settings.synapse_tenant, target)
+    waitlist = Waitlist(runs.redis, name)
+    # Registered before the waiting list says that a poll is scheduled: if this process dies before it has
+    # published the poll, the sweep finds the waiting list overdue.
+    runs.heartbeats.register(name.member)
+    joined = waitlist.join(run.job, timeout, is_retry=run.is_retry)
+    if joined.poll:
+        schedule_poll(runs, name, joined.poll, FIRST_POLL_SECONDS if joined.claim else 0.0)
+    # No message of this run is under way until the poll resumes it.
+    runs.heartbeats.schedule(run_member(run.job), timeout)
+    runs.set_progress(run, PROGRESS, 60)
+    if joined.claim is not None:
+        return _send_dispatch(run, services, waitlist, joined.claim, target, body)
+    if joined.is_new:
+        known = f" (job {joined.job})" if joined.job else ""
+        runs.events.message(run.job, f"Waiting for pre-processor {target.release}{known}.", step=PROGRESS)
+    return Suspend()
+
+
+def _send_dispatch(
+    run: Run,
+    services: Services,
+    waitlist: Waitlist,
+    token: str,
+    target: PreProcessor,
+    body: Mapping[str, object],
+) -> Outcome:
+    backend, runs = services.backend(run.message.tenant), services.runs
+    try:
+        records = list_records(backend, target)
+    except (ClientError, OSError) as error:
+        log.warning("look before dispatch failed", error_type=type(error).__name__)
+        return Reschedule(min(1.0, runs.timing.max_countdown))
+    if classify_serve_app(records)[0] == "running":
+        waitlist.clear_dispatch(token)  # it has started since `detect`: the poll resumes all runs
+        return Suspend()
+    if not waitlist.mark_sent(token, snapshot_of(records)):
+        return Suspend()  # the claim expired while this process was suspended, and another run has it
+    try:
+        job = dispatched_job(backend.run_plugin(target.code, body))
+    except (ClientError, OSError) as error:
+        failure = error
+    else:
+        waitlist.mark_known(token, job)
+        log.info("pre-processor dispatched", release=target.release, dispatched=job)
+        text = f"Waiting for pre-processor {target.release} (dispatched as job {job})."
+        runs.events.message(run.job, text, step=PROGRESS)
+        return Suspend()
+    failed = dispatch_failed(failure)
+    waitlist.mark_failed(token, str(failed), maybe_accepted=is_maybe_accepted(failure))
+    wake(runs, waitlist.name)
+    raise failed
+
+
+def is_maybe_accepted(error: Exception) -> bool:
+    """Whether the backend may have dispatched in spite of the error."""
+    if isinstance(error, HTTPError):
+        return error.status_code in GATEWAY_STATUSES
+    if isinstance(error, ClientConnectionError):
+        return not any(reason in str(error) for reason in NEVER_SENT)
+    return not isinstance(error, ConnectionRefusedError)
 
 
 def dispatch_failed(cause: BaseException) -> RuntimeError:
-    """The backend did not take the dispatch; `__cause__` is its error, cleaned of secrets."""
+    """The error for a failed dispatch; `__cause__` is what the client raised, without secrets."""
     error = RuntimeError(DISPATCH_FAILED.format(error_type=error_type(cause)))
     error.__cause__ = clean_exception(cause)
     return error
 
 
-def application_failed(status: str) -> RuntimeError:
-    """The application is in a state from which it does not come back."""
-    return RuntimeError(APPLICATION_FAILED.format(status=status))
-
-
-def job_failed(status: str) -> RuntimeError:
-    """The job of the deployment ended without success."""
-    return RuntimeError(JOB_FAILED.format(status=status))
-
-
-def timed_out() -> RuntimeError:
-    """The wait was as long as it may be."""
-    return RuntimeError(TIMED_OUT)
-
-
-DEFAULT_CPUS = 1
-DEFAULT_GPUS = 0.1
-
-_JOB: TypeAdapter[str] = TypeAdapter(Job)
-
-
-def dispatch_body(target: PreProcessor) -> dict[str, Any]:
-    """The body of `POST plugins/{code}/run/` that deploys `target`. Nothing undeclared, nothing null."""
+def dispatch_body(target: PreProcessor) -> dict[str, object]:
+    """The body of `POST plugins/{code}/run/` that deploys `target`, without undeclared or null keys."""
     return {
         "agent": target.agent,
         "action": "deployment",
@@ -84,17 +165,17 @@ def dispatch_body(target: PreProcessor) -> dict[str, Any]:
     }
 
 
-def dispatch_params(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`num_cpus` and `num_gpus`, and `num_replicas` and `memory` where the release declares them.
+def dispatch_params(config: Mapping[str, Any]) -> dict[str, int | float]:
+    """`num_cpus` and `num_gpus`, and `num_replicas` and `memory` (bytes) where the release declares them.
 
-    Raises `RuntimeError` for values that no cluster could give.
+    Raises `RuntimeError` for values that no cluster could provide.
     """
     declared = _required_resources(config)
-    memory = _whole(declared, 0, "memory", "memory_bytes")
-    replicas = _whole(declared, 1, "num_replicas")
+    memory = _whole_number(declared, 0, "memory", "memory_bytes")
+    replicas = _whole_number(declared, 1, "num_replicas")
     cpus = _number(declared, "required_cpu_count", "num_cpus")
     gpus = _number(declared, "required_gpu_count", "num_gpus")
-    params: dict[str, Any] = {
+    params: dict[str, int | float] = {
         "num_cpus": DEFAULT_CPUS if cpus is None else cpus,
         "num_gpus": DEFAULT_GPUS if gpus is None else gpus,
     }
@@ -106,7 +187,7 @@ def dispatch_params(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dispatched_job(answer: object) -> str:
-    """The job in a dispatch's answer, `id` or `job_id`; raises `MalformedResponseError`."""
+    """The job in the answer to a dispatch, `id` or `job_id`; raises `MalformedResponseError`."""
     given = None
     if isinstance(answer, dict):
         given = answer["id"] if answer.get("id") is not None else answer.get("job_id")
@@ -114,7 +195,7 @@ def dispatched_job(answer: object) -> str:
         job = _JOB.validate_python(given)
         if not holds_secret(job):
             return job
-    except NotAJobError:
+    except ValidationError:
         pass
     raise MalformedResponseError("malformed answer: no job")
 
@@ -137,124 +218,24 @@ def _number(declared: Mapping[str, Any], *names: str) -> int | float | None:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _refused(name, "is not a number")
+            raise _invalid_resource(name, "is not a number")
         # Not math.isfinite, which a whole number of 400 digits overflows.
         if not 0 <= value <= sys.float_info.max:
-            raise _refused(name, "must be a number from 0 up")
+            raise _invalid_resource(name, "must be a number from 0 up")
         return value
     return None
 
 
-def _whole(declared: Mapping[str, Any], least: int, *names: str) -> int | None:
+def _whole_number(declared: Mapping[str, Any], least: int, *names: str) -> int | None:
     for name in names:
         value = _number(declared, name)
         if value is None:
             continue
         if value != int(value) or value < least:
-            raise _refused(name, f"must be a whole number from {least} up")
+            raise _invalid_resource(name, f"must be a whole number from {least} up")
         return int(value)
     return None
 
 
-def _refused(name: str, why: str) -> RuntimeError:
+def _invalid_resource(name: str, why: str) -> RuntimeError:
     return RuntimeError(f"The pre-processor's required_resources: {name} {why}")
-
-
-FINDING = "pre_processor"
-"""What later steps read: `{"code", "version", "config", "agent"}`."""
-
-
-def detect(run: Run, services: Services) -> Outcome:
-    """Note the pre-processor; go on to the tasks when it runs, else to the waiting room."""
-    params = params_of(run)
-    if params.pre_processor is None:
-        raise RuntimeError("pre_processor is not set")  # the message's own check refuses this before
-    backend = services.backend(run.message.tenant)
-    target = find(backend, params.pre_processor, params.agent)
-    services.runs.store.note(run.job, FINDING, target.to_finding())
-    services.runs.set_progress(run, "prepare", 30)
-    running = classify_serve_app(records_if_legible(backend, target))[0] == "running"
-    return Continue(READY if running else DISPATCH)
-
-
-def params_of(run: Run) -> ToTaskParams:
-    """The parameters of a run that only `to_task` has."""
-    if not isinstance(run.message, ToTaskMessage):
-        raise TypeError(f"{run.message.task} needs no pre-processor")
-    return run.message.params
-
-
-log = structlog.get_logger(__name__)
-
-STEP = "prepare"
-GATEWAY_STATUSES = frozenset({502, 504})
-"""Said by what stands before the backend, which may have got the request all the same."""
-
-NEVER_SENT = ("nobody listens", "host name is unknown", "certificate is not trusted")
-"""In the text of a connection error: the request was not sent. A connection that was lost may have been cut
-after the backend had it."""
-
-
-def dispatch(run: Run, services: Services) -> Outcome:
-    """Join the room. Whoever is given the claim dispatches, once; the poll lets everybody out."""
-    target = PreProcessor.from_finding(run.findings[FINDING])
-    body = dispatch_body(target)
-    runs, timeout = services.runs, services.settings.worker_pre_processor_timeout_seconds
-    name = WaitlistName.of(run.message.tenant or services.settings.synapse_tenant, target)
-    room = Waitlist(runs.redis, name)
-    # Before the room says that it is polled: whoever dies until its poll is out leaves a room that is missed.
-    runs.heartbeats.register(name.member)
-    joined = room.join(run.job, timeout, is_retry=run.is_retry)
-    if joined.poll:
-        schedule_poll(runs, name, joined.poll, FIRST_SECONDS if joined.claim else 0.0)
-    # The run is silent from here on until it is let out.
-    runs.heartbeats.schedule(run_member(run.job), timeout)
-    runs.set_progress(run, STEP, 60)
-    if joined.claim is not None:
-        return _claimed(run, services, room, joined.claim, target, body)
-    if joined.is_new:
-        known = f" (job {joined.job})" if joined.job else ""
-        runs.events.message(run.job, f"Waiting for pre-processor {target.release}{known}.", step=STEP)
-    return Suspend()
-
-
-def _claimed(
-    run: Run, services: Services, room: Waitlist, token: str, target: PreProcessor, body: dict[str, Any]
-) -> Outcome:
-    backend, runs = services.backend(run.message.tenant), services.runs
-    try:
-        found = records(backend, target)
-    except (ClientError, OSError) as error:
-        log.warning("look before dispatch failed", error_type=type(error).__name__)
-        return Reschedule(min(1.0, runs.timing.max_countdown))
-    if classify_serve_app(found)[0] == "running":
-        room.clear_dispatch(token)  # it came up since the run looked first: the poll lets out
-        return Suspend()
-    if not room.update_dispatch(token, sent=room.now(), snapshot=json.dumps(snapshot_of(found))):
-        return Suspend()  # this process was taken for dead; another one dispatches
-    try:
-        job = dispatched_job(backend.run_plugin(target.code, body))
-    except (ClientError, OSError) as error:
-        failure = error
-    else:
-        room.update_dispatch(token, job=job)
-        log.info("pre-processor dispatched", release=target.release, dispatched=job)
-        text = f"Waiting for pre-processor {target.release} (dispatched as job {job})."
-        runs.events.message(run.job, text, step=STEP)
-        return Suspend()
-    failed = dispatch_failed(failure)
-    # What may have been taken all the same has its time from now on to be seen.
-    room.update_dispatch(
-        token, failure=str(failed), unclear=int(may_have_been_accepted(failure)), sent=room.now()
-    )
-    wake(runs, room.name)
-    raise failed
-
-
-def may_have_been_accepted(error: Exception) -> bool:
-    """Whether the backend may have dispatched in spite of the error."""
-    if isinstance(error, HTTPError):
-        return error.status_code in GATEWAY_STATUSES
-    if isinstance(error, ClientConnectionError):
-        return not any(reason in str(error) for reason in NEVER_SENT)
-    return not isinstance(error, ConnectionRefusedError)

@@ -1,201 +1,196 @@
-"""The one poll of a room: ask the backend, let everybody out, fail everybody, or look again later."""
+"""The one poll of a waiting list: read, decide, write, and resume or fail the runs that wait."""
 
-import json
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
 from shared.messages import DeployMessage
+from shared.statuses import JobStatus
 from worker.platform import clean
-from worker.pre_processor import dispatch as errors
-from worker.pre_processor import waitlist
-from worker.pre_processor.decision import Decision, DecisionKind, evaluate, may_still_come
-from worker.pre_processor.serve_application import GONE, JobState, Record, job_status, records, snapshot_of
-from worker.pre_processor.waitlist import DISPATCH, Dispatch, Waitlist, WaitlistName, poll_backoff
-from worker.runs.keys import lock_key
+from worker.pre_processor.decision import (
+    TIMED_OUT,
+    Decision,
+    DecisionKind,
+    Dispatch,
+    DispatchState,
+    Observation,
+    Timeouts,
+    after_failure,
+    evaluate,
+    lost_at,
+)
+from worker.pre_processor.serve_application import job_status, list_records
+from worker.pre_processor.waitlist import DISPATCH, FETCH_TASKS, FIRST_POLL_SECONDS, Waitlist, WaitlistName
+from worker.runs.bulkhead import backoff
+from worker.runs.heartbeat import run_member
+from worker.runs.keys import lock_key, run_key
+from worker.runs.model import ClaimStatus, End, Step
+from worker.runs.runs import Runs
 from worker.services import Services
 from worker.workflow.task import INFRASTRUCTURE_ERRORS
 
 log = structlog.get_logger(__name__)
 
-BATCH = 500
-"""Waiters that one turn sees to: it must end well before its message is delivered again."""
-LOCKED_SECONDS = 0.3
-LEAST_PATIENCE_SECONDS = 30.0
-SECONDS_TO_PUBLISH = 5.0
-"""In which a backend that got a dispatch has published the deployment's message."""
+MAX_WAITERS_PER_POLL = 500
+"""A poll must end well before its message is delivered again; the next poll goes on with the rest."""
+
+LOCKED_RETRY_SECONDS = 0.3
+BACKOFF_FACTOR = 1.5
 
 
 @dataclass(frozen=True)
-class Again:
-    """The poll comes back."""
+class NextPoll:
+    """The poll is to be published again, after `countdown` seconds."""
 
     countdown: float
     generation: int
     attempt: int = 0
     redelivered: bool = False
-    """Nobody knows how far the poll came before."""
+    """How far the poll of this generation came before is not known."""
 
 
-def poll(key: str, generation: int, services: Services, *, redelivered: bool, attempt: int) -> Again | None:
-    """One turn of the room `key`; None when the polling is over or a newer poll is out."""
+@dataclass(frozen=True)
+class Waiter:
+    """A run that waits, its deadline by Redis's clock, and the queue of its steps."""
+
+    job: str
+    deadline: float
+    queue: str
+
+
+def await_ready(
+    key: str, generation: int, services: Services, *, redelivered: bool, attempt: int
+) -> NextPoll | None:
+    """Poll the waiting list `key` once; None when the polling is over or a newer poll is under way."""
     runs, name = services.runs, WaitlistName.parse(key)
-    room = Waitlist(runs.redis, name)
+    waitlist = Waitlist(runs.redis, name)
     token = runs.locks.new_token()
-    if not runs.locks.acquire(room.lock, token):
-        return Again(LOCKED_SECONDS, generation, attempt, redelivered)
-    with runs.locks.hold(room.lock, token):
-        said, newest = room.claim_poll(generation, redelivered)
-        if said == "republish":
-            return Again(LOCKED_SECONDS, newest, attempt)
-        if said == "stale":
+    if not runs.locks.acquire(waitlist.lock, token):
+        return NextPoll(LOCKED_RETRY_SECONDS, generation, attempt, redelivered)
+    with runs.locks.hold(waitlist.lock, token):
+        claim = waitlist.claim_poll(generation, redelivered)
+        if claim.status is ClaimStatus.REPUBLISH:
+            return NextPoll(LOCKED_RETRY_SECONDS, claim.generation, attempt)
+        if claim.status is ClaimStatus.SUPERSEDED:
             return None
         runs.heartbeats.schedule(name.member)
-        countdown = _turn(room, services, attempt)
-        # Forgotten before the end is written: whoever joins after the end says anew that the room lives.
+        countdown = _poll_once(waitlist, services, attempt)
+        # Removed before the end is written, because a run that joins after the end registers it anew.
         runs.heartbeats.remove(name.member)
-        said, following = room.end_poll(generation)
+        said, following = waitlist.end_poll(generation)
         if said == "ended":
             return None
         runs.heartbeats.schedule(name.member, countdown)
-        return Again(countdown, following, attempt + 1) if said == "again" else None
+        return NextPoll(countdown, following, attempt + 1) if said == "again" else None
 
 
-def _turn(room: Waitlist, services: Services, attempt: int) -> float:
-    """See to the waiters; returns the seconds until the next look."""
+def _poll_once(waitlist: Waitlist, services: Services, attempt: int) -> float:
+    """Decide about the runs that wait and act on it; returns the seconds until the next poll."""
     runs, settings = services.runs, services.settings
-    here = waitlist.active_waiters(room, runs)
-    if not here:
-        _end_failed_dispatch(room)
+    waiters = active_waiters(waitlist, runs)
+    dispatch = waitlist.dispatch()
+    if not waiters:
+        if dispatch is not None and dispatch.state is DispatchState.FAILED:
+            waitlist.save_dispatch(dispatch, after_failure(dispatch))
         return 0.0
-    dispatch = room.dispatch()
-    verdict = _look(room, dispatch, services)
-    lost_at = _lost_at(room.dispatch(), services) if verdict.kind is DecisionKind.PENDING else None
-    due = here[:BATCH]
-    if verdict.kind is DecisionKind.READY:
-        waitlist.resume(due, room, runs)
+    timeouts = Timeouts.of(settings.worker_pre_processor_timeout_seconds, runs.timing.visibility_timeout)
+    decision = _decide(waitlist, dispatch, services, timeouts)
+    if dispatch is not None:
+        waitlist.save_dispatch(dispatch, decision.dispatch)
+    batch = waiters[:MAX_WAITERS_PER_POLL]
+    if decision.kind is DecisionKind.READY:
+        resume(batch, waitlist, runs)
         return 0.0
-    if verdict.kind is DecisionKind.FAILED:
-        waitlist.fail(due, verdict.message, room, runs)
-        if due == here and dispatch is not None:
-            _end_dispatch(room, dispatch)
+    if decision.kind is DecisionKind.FAILED:
+        fail(batch, decision.message, waitlist, runs)
+        if batch == waiters and decision.dispatch is not None:
+            waitlist.save_dispatch(decision.dispatch, after_failure(decision.dispatch))
         return 0.0
-    now = room.now()
-    waitlist.fail([each for each in due if each.deadline <= now], errors.TIMED_OUT, room, runs)
-    left = [each for each in here if each.deadline > now]
-    if left and verdict.kind is DecisionKind.LOST:
-        waitlist.redispatch(left, runs)
+    now = waitlist.now()
+    fail([each for each in batch if each.deadline <= now], TIMED_OUT, waitlist, runs)
+    left = [each for each in waiters if each.deadline > now]
+    if left and decision.kind is DecisionKind.LOST:
+        redispatch(left, runs)
+    moments = [each.deadline for each in left]
+    if decision.kind is DecisionKind.PENDING:
+        due = lost_at(decision.dispatch, timeouts)
+        moments += [due] if due is not None and due > now else []
     ceiling = min(settings.worker_pre_processor_poll_seconds, runs.timing.max_countdown)
-    moments = [each.deadline for each in left] + ([lost_at] if lost_at is not None and lost_at > now else [])
     return min(poll_backoff(attempt, ceiling), min(moments, default=now) - now + 0.01)
 
 
-def _look(room: Waitlist, dispatch: Dispatch | None, services: Services) -> Decision:
-    """Ask the backend. No answer may strand those who wait: what cannot be read means to look again."""
+def _decide(
+    waitlist: Waitlist, dispatch: Dispatch | None, services: Services, timeouts: Timeouts
+) -> Decision:
+    """Observe and evaluate. After an unreadable answer the runs wait on: it must not end the polling."""
     try:
-        return _ask(room, dispatch, services)
+        return evaluate(dispatch, _observe(waitlist, dispatch, services), timeouts)
     except INFRASTRUCTURE_ERRORS:
         raise
     except Exception as error:
         log.warning("poll failed", error_type=type(error).__name__, error=clean(str(error)))
-        return Decision(DecisionKind.PENDING)
+        return Decision(DecisionKind.PENDING, dispatch)
 
 
-def _ask(room: Waitlist, dispatch: Dispatch | None, services: Services) -> Decision:
-    backend = services.backend(room.name.tenant or None)
-    found = records(backend, room.name.target)
+def _observe(waitlist: Waitlist, dispatch: Dispatch | None, services: Services) -> Observation:
+    name = waitlist.name
+    backend = services.backend(name.tenant or None)
+    records = list_records(backend, name.target)
     status = job_status(backend, dispatch.job if dispatch else None)
-    patience = max(LEAST_PATIENCE_SECONDS, services.settings.worker_pre_processor_timeout_seconds / 3)
-    silence = _silence(services) if dispatch and _is_heard_out(room, dispatch, services) else None
-    verdict = evaluate(found, dispatch, status, room.now(), patience, silence)
-    if dispatch is not None and verdict.kind is DecisionKind.PENDING:
-        _remember(room, dispatch, found, status)
-    if dispatch is not None and verdict.kind is DecisionKind.LOST and dispatch.sent is not None:
-        room.clear_dispatch(dispatch.token)
-    return verdict
+    is_alive, unread = True, 0
+    if dispatch is not None and dispatch.lacks_job:
+        is_alive = bool(services.redis.exists(lock_key(dispatch.claimed_by, DISPATCH.name)))
+        if not is_alive:
+            queues = (DeployMessage.queue, DeployMessage.agent_queue(name.agent))
+            unread = sum(services.runs.publisher.queue_length(queue) for queue in queues)
+    return Observation(records, status, waitlist.now(), is_alive, unread)
 
 
-def _silence(services: Services) -> float:
-    """Seconds. By then the broker has delivered again what a dead dispatcher held, and the backend has
-    published what it got of it."""
-    timeout = services.settings.worker_pre_processor_timeout_seconds
-    delivered_again = services.runs.timing.visibility_timeout + SECONDS_TO_PUBLISH
-    return min(delivered_again, max(LEAST_PATIENCE_SECONDS, timeout / 3))
+def poll_backoff(attempt: int, ceiling: float) -> float:
+    """Seconds until the next poll: half a second at first, then growing up to `ceiling`."""
+    return backoff(attempt, ceiling, first=FIRST_POLL_SECONDS, factor=BACKOFF_FACTOR)
 
 
-def _is_heard_out(room: Waitlist, dispatch: Dispatch, services: Services) -> bool:
-    """Whether workers have been up for long enough to read what the backend published of the dispatch.
-
-    Its own age does not say so: all of them may have been away since, and find this poll and the deployment's
-    message in the queues at the same time.
-    """
-    if dispatch.sent is None or dispatch.job is not None or _dispatcher_lives(dispatch, services):
-        return False
-    unread = _is_deploy_unread(room, services)
-    if unread:
-        room.extend_deadline()
-    now, since = room.now(), dispatch.no_reply_since
-    if (
-        unread
-        or since is None
-        or dispatch.last_polled is None
-        or now - dispatch.last_polled > _silence(services)
-    ):
-        since = now
-    room.update_dispatch(dispatch.token, silent=since, looked=now)
-    return now - since >= SECONDS_TO_PUBLISH
+def active_waiters(waitlist: Waitlist, runs: Runs) -> list[Waiter]:
+    """The runs that wait, the earliest deadline first; takes those off that have ended or gone on."""
+    waiters = waitlist.waiters()
+    with runs.redis.pipeline(transaction=False) as pipe:
+        for job, _ in waiters:
+            pipe.hmget(run_key(job), ["queue", "end", "position"])
+        found = pipe.execute()
+    here = [
+        Waiter(job, deadline, str(queue))
+        for (job, deadline), (queue, end, position) in zip(waiters, found, strict=True)
+        if queue is not None and end is None and int(position) <= DISPATCH.position
+    ]
+    staying = {waiter.job for waiter in here}
+    for (job, _), (_, end, _) in zip(waiters, found, strict=True):
+        if end is not None:
+            runs.ensure_end_reported(job)  # the worker that wrote the end may have died before it sent it
+    waitlist.remove(*(job for job, _ in waiters if job not in staying))
+    return here
 
 
-def _is_deploy_unread(room: Waitlist, services: Services) -> bool:
-    """Whether there are deployments that nobody has taken; any of them may be what came of the dispatch.
-
-    The workers of `deploy` may be away, or busy, while those of `to_task` poll.
-    """
-    queues = (DeployMessage.queue, DeployMessage.agent_queue(room.name.agent))
-    return any(services.runs.publisher.queue_length(queue) for queue in queues)
-
-
-def _dispatcher_lives(dispatch: Dispatch, services: Services) -> bool:
-    return bool(services.redis.exists(lock_key(dispatch.by, DISPATCH.name)))
+def resume(waiters: list[Waiter], waitlist: Waitlist, runs: Runs) -> None:
+    """Publish the runs' next step. A run leaves the list after that, so a crash only repeats the message."""
+    for waiter in waiters:
+        runs.heartbeats.schedule(run_member(waiter.job))
+        _send(FETCH_TASKS, waiter, {}, runs)
+        waitlist.remove(waiter.job)
 
 
-def _lost_at(dispatch: Dispatch | None, services: Services) -> float | None:
-    """When a dispatch that nobody has heard of counts as lost."""
-    if dispatch is None or dispatch.sent is None or dispatch.job is not None:
-        return None
-    heard_out = (dispatch.no_reply_since or 0.0) + SECONDS_TO_PUBLISH
-    return max(dispatch.sent + _silence(services), heard_out)
+def fail(waiters: list[Waiter], message: str, waitlist: Waitlist, runs: Runs) -> None:
+    """End the runs FAILED with `message`."""
+    for waiter in waiters:
+        runs.finish(waiter.job, End(JobStatus.FAILED, {"error": message}))
+        waitlist.remove(waiter.job)
 
 
-def _remember(room: Waitlist, dispatch: Dispatch, found: list[Record], status: JobState | None) -> None:
-    """What this look has shown that the next one must know."""
-    news: dict[str, Any] = {}
-    current = snapshot_of(found)
-    unchanged = {key: was for key, was in dispatch.snapshot.items() if current.get(key) == was}
-    if unchanged != dispatch.snapshot:
-        news["snapshot"] = json.dumps(unchanged)
-    known = status is not None and status != GONE
-    if known and dispatch.job_unverified:
-        news["doubtful"] = 0  # it has not ended, so its end will be the end of those who wait now
-    if may_still_come(status) and dispatch.ended is None:
-        news["ended"] = room.now()
-    elif known and not may_still_come(status) and dispatch.ended is not None:
-        news["ended"] = ""  # the backend knows the job after all
-    if news:
-        room.update_dispatch(dispatch.token, **news)
+def redispatch(waiters: list[Waiter], runs: Runs) -> None:
+    """Let the run with the latest deadline join again. However often this is sent, one run gets the claim."""
+    waiter = waiters[-1]
+    _send(DISPATCH, waiter, {"generation": runs.generations.newest(waiter.job, DISPATCH.name)}, runs)
 
 
-def _end_failed_dispatch(room: Waitlist) -> None:
-    """Everybody has left; a dispatch that was refused is none of those who come next."""
-    dispatch = room.dispatch()
-    if dispatch is not None and dispatch.failure is not None:
-        _end_dispatch(room, dispatch)
-
-
-def _end_dispatch(room: Waitlist, dispatch: Dispatch) -> None:
-    """It has failed everybody. One that the backend may have taken all the same stays for newcomers."""
-    if dispatch.maybe_accepted:
-        room.update_dispatch(dispatch.token, failure="", unclear=0)
-    else:
-        room.clear_dispatch(dispatch.token)
+def _send(step: Step, waiter: Waiter, kwargs: dict[str, int], runs: Runs) -> None:
+    runs.publisher.publish(step, step.queue or waiter.queue, {"job": waiter.job, **kwargs})

@@ -1,4 +1,4 @@
-"""The pre-processor that a run needs, and what the backend's records of its applications mean."""
+"""The pre-processor that a run needs, and how the backend's records of its Serve applications are read."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ FAILED_STATUSES = frozenset(
         ServeApplicationStatus.UNAVAILABLE,
     }
 )
-LONGEST_WORD = 100
-"""Characters of a status or an id that are kept."""
-_NAMES = ("name", "app_name", "release", "plugin")
-"""Keys of a record's `data` that may hold a release as `code@version`."""
+MAX_STORED_CHARS = 100
+"""A longer status or id of a record is cut."""
+_RELEASE_KEYS = ("name", "app_name", "release", "plugin")
+"""Keys of a record's `data` whose value may be a release, `code@version`."""
 
 
 def classify_serve_app(results: object) -> tuple[Bucket, str | None]:
     """`('running', None)`, `('failed', status)` or `('pending', None)`.
 
-    RUNNING of any record wins over failures of others; an empty or malformed list is pending.
+    One RUNNING record wins over failed ones; an empty or malformed list is pending.
     """
-    statuses = [record.get("status") for record in records_of(results)]
+    statuses = [record.get("status") for record in parse_records(results)]
     if ServeApplicationStatus.RUNNING in statuses:
         return "running", None
     for status in statuses:
@@ -40,26 +40,26 @@ def classify_serve_app(results: object) -> tuple[Bucket, str | None]:
     return "pending", None
 
 
-def records_of(results: object) -> list[Record]:
-    """The records of a list, bare or in `results`; what is no record is left out."""
+def parse_records(results: object) -> list[Record]:
+    """The records of an answer: a list, or a mapping with the list in `results`; other items are dropped."""
     found = results.get("results") if isinstance(results, Mapping) else results
     if not isinstance(found, Sequence) or isinstance(found, str):
         return []
     return [record for record in found if isinstance(record, Mapping)]
 
 
-def of_release(records: Sequence[Record], code: str, version: str) -> list[Record]:
-    """Without those whose `data` names another release of the same plugin."""
-    return [record for record in records if not _names_another(record.get("data"), code, version)]
+def exclude_other_releases(records: Sequence[Record], code: str, version: str) -> list[Record]:
+    """The records without those whose `data` names another release of the same plugin."""
+    return [record for record in records if not _names_other_release(record.get("data"), code, version)]
 
 
-def _names_another(data: object, code: str, version: str) -> bool:
+def _names_other_release(data: object, code: str, version: str) -> bool:
     if not isinstance(data, Mapping):
         return False
     named = data.get("version")
     if isinstance(named, str | int | float) and str(named) != version:
         return True
-    texts = [data.get(key) for key in _NAMES]
+    texts = [data.get(key) for key in _RELEASE_KEYS]
     return any(
         isinstance(text, str) and text.startswith(f"{code}@") and text != f"{code}@{version}"
         for text in texts
@@ -67,33 +67,34 @@ def _names_another(data: object, code: str, version: str) -> bool:
 
 
 def snapshot_of(records: Sequence[Record]) -> dict[str, str]:
-    """How the records stood at the dispatch: status by id."""
-    return {_told(record.get("id")): _told(record.get("status")) for record in records}
+    """Status by id of the records, to find those that change after a dispatch."""
+    return {_stored_text(record.get("id")): _stored_text(record.get("status")) for record in records}
 
 
 def counts_as_failed(record: Record, job: str | None, snapshot: Mapping[str, str]) -> bool:
-    """A failed record counts if it is the dispatched job's, or is new or changed since the dispatch.
+    """Whether a failure of this record is one of the dispatched deployment.
 
-    An old failure must not kill a new start.
+    It is if the record belongs to the dispatched job, or is new or has changed since the snapshot: a failure
+    from before the dispatch must not fail the new start.
     """
     if job is not None and str(record.get("job")) == job:
         return True
-    return snapshot.get(_told(record.get("id"))) != _told(record.get("status"))
+    return snapshot.get(_stored_text(record.get("id"))) != _stored_text(record.get("status"))
 
 
-def _told(value: object) -> str:
-    # It is kept in Redis, and what a backend says may be what it was sent.
-    return shorten(redact(str(value)), LONGEST_WORD)
+def _stored_text(value: object) -> str:
+    # It is stored in Redis, and a backend may echo secrets that it was sent.
+    return shorten(redact(str(value)), MAX_STORED_CHARS)
 
 
 GONE: Final = "GONE"
-"""Stands for the status of a job that the backend does not know, or not any more."""
+"""The status of a job that the backend does not know, or no longer knows."""
 
 JobState = JobStatus | Literal["GONE"]
 
 
 class Backend(Protocol):
-    """The calls of the backend that finding and starting a pre-processor needs."""
+    """The methods of a backend client that finding and starting a pre-processor needs."""
 
     def get_plugin_release(self, release: int | str) -> dict[str, Any]: ...
     def list_serve_applications(self, **query: Any) -> dict[str, Any]: ...
@@ -103,7 +104,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class PreProcessor:
-    """A release by code and version, with its config, on an agent."""
+    """A release, with its config, on the cluster of an agent."""
 
     code: str
     version: str
@@ -115,27 +116,30 @@ class PreProcessor:
         """`code@version`."""
         return f"{self.code}@{self.version}"
 
-    def to_finding(self) -> dict[str, Any]:
-        """As what a run found out."""
-        # Kept in Redis, and a config may hold what the release's author wrote down for its replicas alone.
+    def to_json(self) -> dict[str, object]:
+        """For the run's record in Redis."""
+        # A config may hold secrets that the release's author meant for its replicas alone.
         config = redact_value(self.config)
         return {"code": self.code, "version": self.version, "config": config, "agent": self.agent}
 
     @classmethod
-    def from_finding(cls, finding: Mapping[str, Any]) -> "PreProcessor":
-        """The inverse of `to_finding`."""
-        return cls(finding["code"], finding["version"], finding.get("config") or {}, finding["agent"])
+    def from_json(cls, stored: Mapping[str, Any]) -> "PreProcessor":
+        """The inverse of `to_json`."""
+        return cls(stored["code"], stored["version"], stored.get("config") or {}, stored["agent"])
 
-    def requests_at_once(self, params: ToTaskParams) -> int:
-        """What its release declares as `serve_options.batch.max_batch_size`, else the run's `batch_size`."""
+    def batch_size(self, params: ToTaskParams) -> int:
+        """Requests sent at once: `max_batch_size` of the release's inference, else the run's `batch_size`."""
         declared: object = self.config
         for name in ("actions", "inference", "serve_options", "batch", "max_batch_size"):
             declared = declared.get(name) if isinstance(declared, Mapping) else None
         return declared if type(declared) is int and declared >= 1 else params.batch_size
 
 
-def find(backend: Backend, release: int | str, agent: int) -> PreProcessor:
-    """Ask the backend for the release; `RuntimeError` when it is none that could be deployed."""
+def find_pre_processor(backend: Backend, release: int | str, agent: int) -> PreProcessor:
+    """Look the release up in the backend.
+
+    Raises `RunFailedError` when it does not exist, and `RuntimeError` when it has no code or no version.
+    """
     try:
         answer = backend.get_plugin_release(release)
     except NotFoundError:
@@ -148,22 +152,22 @@ def find(backend: Backend, release: int | str, agent: int) -> PreProcessor:
     return PreProcessor(code, version, config, agent)
 
 
-def records(backend: Backend, target: PreProcessor) -> list[Record]:
-    """The records of `target`'s applications on its agent."""
+def list_records(backend: Backend, target: PreProcessor) -> list[Record]:
+    """The application records of `target` on its agent; raises `ClientError`."""
     found = backend.list_serve_applications(plugin_code=target.code, job__agent=target.agent)
-    return of_release(records_of(found), target.code, target.version)
+    return exclude_other_releases(parse_records(found), target.code, target.version)
 
 
-def records_if_legible(backend: Backend, target: PreProcessor) -> list[Record]:
-    """The same for a first look, at which a malformed list means that nothing is known to run."""
+def list_records_or_empty(backend: Backend, target: PreProcessor) -> list[Record]:
+    """The same, but empty when the answer is malformed: nothing is known to run then."""
     try:
-        return records(backend, target)
+        return list_records(backend, target)
     except MalformedResponseError:
         return []
 
 
 def job_status(backend: Backend, job: str | None) -> JobState | None:
-    """A dispatched job's status; None when there is no job yet or the backend does not say."""
+    """A dispatched job's status; None when there is no job yet or the backend's answer is an error."""
     if job is None:
         return None
     try:

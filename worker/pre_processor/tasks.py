@@ -1,47 +1,47 @@
-"""Doors of the steps before a pre-processor runs."""
+"""The Celery tasks of the steps that bring a run to a running pre-processor."""
 
 from typing import Any
 
-import structlog
 from celery import shared_task
 
+import worker.pre_processor.dispatch
+import worker.pre_processor.poll
 from shared.messages import Job
-from worker.pre_processor import dispatch, poll
-from worker.pre_processor import dispatch as detection
 from worker.pre_processor.waitlist import AWAIT_READY, DETECT, DISPATCH, WaitlistKey
 from worker.services import services
-from worker.workflow.task import INFRASTRUCTURE_ERRORS, WorkflowTask
-
-log = structlog.get_logger(__name__)
+from worker.workflow.task import Retry, StepTask
 
 
-@shared_task(base=WorkflowTask, bind=True, name=DETECT.name)
-def detect(self: WorkflowTask, job: Job, **_: Any) -> None:
+@shared_task(base=StepTask, bind=True, name=DETECT.name)
+def detect(self: StepTask, job: Job, **_: Any) -> None:
     """Is the pre-processor running?"""
-    self.run_step(DETECT, job, lambda run: detection.detect(run, services()))
+    self.run_step(DETECT, job, lambda run: worker.pre_processor.dispatch.detect(run, services()))
 
 
-@shared_task(base=WorkflowTask, bind=True, name=DISPATCH.name)
-def join(self: WorkflowTask, job: Job, **_: Any) -> None:
-    """Wait for it; one of all starts it."""
-    self.run_step(DISPATCH, job, lambda run: dispatch.dispatch(run, services()))
+@shared_task(base=StepTask, bind=True, name=DISPATCH.name)
+def dispatch(self: StepTask, job: Job, **_: Any) -> None:
+    """Join the waiting list; one of its runs dispatches the deployment."""
+    self.run_step(DISPATCH, job, lambda run: worker.pre_processor.dispatch.dispatch(run, services()))
 
 
-@shared_task(base=WorkflowTask, bind=True, name=AWAIT_READY.name)
+@shared_task(base=StepTask, bind=True, name=AWAIT_READY.name)
 def await_ready(
-    self: WorkflowTask, room: WaitlistKey, generation: int, attempt: int = 0, redelivered: bool = False
+    self: StepTask, room: WaitlistKey, generation: int, attempt: int = 0, redelivered: bool = False
 ) -> None:
-    """The one poll of a room, for everybody in it."""
-    redelivered = redelivered or bool((self.request.delivery_info or {}).get("redelivered"))
-    try:
-        again = poll.poll(room, generation, services(), redelivered=redelivered, attempt=attempt)
-    except INFRASTRUCTURE_ERRORS as error:
-        log.warning("poll comes back", room=room, error_type=type(error).__name__)
-        again = poll.Again(1.0, generation, attempt, redelivered=True)
-    if again is not None:
-        self.retry_later(
-            again.countdown,
-            generation=again.generation,
-            attempt=again.attempt,
-            redelivered=again.redelivered,
+    """The one poll of a waiting list, on behalf of all its runs. Older workers name its argument `room`."""
+    redelivered = redelivered or self.is_redelivered()
+
+    def poll() -> Retry | None:
+        following = worker.pre_processor.poll.await_ready(
+            room, generation, services(), redelivered=redelivered, attempt=attempt
         )
+        if following is None:
+            return None
+        changes = {
+            "generation": following.generation,
+            "attempt": following.attempt,
+            "redelivered": following.redelivered,
+        }
+        return Retry(following.countdown, changes)
+
+    self.run_task(poll)

@@ -1,40 +1,49 @@
-"""The waiting list of a pre-processor: who waits until when, the poll that is scheduled, the dispatch."""
+"""The waiting list of a pre-processor in Redis: the runs and their deadlines, the poll, the dispatch."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 from urllib.parse import quote, unquote
 from uuid import uuid4
 
 from pydantic import AfterValidator
 from redis import Redis
 
-from shared.statuses import JobStatus
-from worker.lua import Scripts
+from worker.pre_processor.decision import (
+    DISPATCH_FIELD_NAMES,
+    UNSENT_CLAIM_SECONDS,
+    Dispatch,
+    stored_fields,
+)
 from worker.pre_processor.serve_application import PreProcessor
-from worker.runs.heartbeat import run_member
-from worker.runs.keys import run_key
-from worker.runs.model import End, Step
+from worker.runs.generations import GenerationClaim
+from worker.runs.model import ClaimStatus, Step
 from worker.runs.runs import Runs
+from worker.runs.scripts import run_scripts
 
 DETECT = Step("pre_processor.detect", position=30)
 DISPATCH = Step("pre_processor.dispatch", position=35)
 
-READY = Step("to_task.fetch_tasks", position=50)
-"""Where a run goes on whose pre-processor runs."""
+FETCH_TASKS = Step("to_task.fetch_tasks", position=50)
+"""The step with which a run goes on once its pre-processor runs."""
 
 AWAIT_READY = Step("pre_processor.await_ready", position=0, queue="to_task")
-"""The poll of a room: not a step of a run."""
-
+"""The poll of a waiting list. It belongs to no run, so it has no position."""
 
 WAITLIST_PREFIX = "room:"
-"""Members of the live set that are rooms."""
+"""Begins the heartbeat member of a waiting list. Older workers read it, and the keys below, by this word."""
+
+DAY_SECONDS = 86_400
+
+FIRST_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class WaitlistName:
-    """`tenant` is empty where none is set."""
+    """The pre-processor that runs wait for: `code@version` on an agent's cluster.
+
+    Tenants have waiting lists of their own; `tenant` is empty where none is set.
+    """
 
     tenant: str
     agent: int
@@ -43,29 +52,29 @@ class WaitlistName:
 
     @classmethod
     def of(cls, tenant: str | None, target: PreProcessor) -> "WaitlistName":
-        """The room of those who wait for `target`."""
+        """The waiting list for `target`."""
         return cls(tenant or "", target.agent, target.code, target.version)
 
     @property
     def key(self) -> str:
-        """The name as text, in messages and keys; no part of it can be taken for another."""
+        """The name as text, in messages and keys. Its parts are quoted, so that `parse` is unambiguous."""
         return f"{_quoted(self.tenant)}:{self.agent}:{_quoted(self.code)}@{_quoted(self.version)}"
 
     @classmethod
     def parse(cls, key: str) -> "WaitlistName":
-        """The inverse of `key`."""
+        """The inverse of `key`; raises `ValueError`."""
         tenant, agent, release = key.split(":")
         code, version = release.split("@")
         return cls(unquote(tenant), int(agent), unquote(code), unquote(version))
 
     @property
     def target(self) -> PreProcessor:
-        """What is waited for; its config is not part of the name."""
+        """The pre-processor; its config is not part of the name, and left empty."""
         return PreProcessor(self.code, self.version, {}, self.agent)
 
     @property
     def member(self) -> str:
-        """The room among the live."""
+        """Its member of the heartbeats."""
         return f"{WAITLIST_PREFIX}{self.key}"
 
 
@@ -74,67 +83,41 @@ def _quoted(part: str) -> str:
 
 
 def _is_key(value: str) -> str:
-    WaitlistName.parse(value)  # which raises ValueError
+    WaitlistName.parse(value)
     return value
 
 
 WaitlistKey = Annotated[str, AfterValidator(_is_key)]
-"""The name of a room as text, in messages."""
-
-
-DAY_SECONDS = 86_400
-UNSENT_CLAIM_SECONDS = 20
-"""Who claimed the dispatch and sent nothing for so long may be dead; sending late is refused to it then."""
-
-_DISPATCH_FIELDS = (
-    "token", "by", "claimed", "sent", "snapshot", "job", "ended", "doubtful", "failure", "unclear",
-    "silent", "looked",
-)  # fmt: skip
+"""The `key` of a `WaitlistName` in a message's arguments, validated."""
 
 
 @dataclass(frozen=True)
 class JoinResult:
-    """`poll` is the generation of a poll to start, or 0; `claim` the token of who is to dispatch, or None."""
+    """What a run finds when it joins."""
 
     poll: int
+    """The generation of the poll that the run is to publish; 0 when one is under way."""
     claim: str | None
+    """The token with which the run is to dispatch; None when another run does."""
     is_new: bool
+    """Whether the run was not on the list before."""
     job: str | None
-
-
-@dataclass(frozen=True)
-class Dispatch:
-    """What is known of the deployment that somebody in this room asked for. Times are Redis's."""
-
-    token: str
-    claimed: float
-    sent: float | None = None
-    job: str | None = None
-    snapshot: dict[str, str] = field(default_factory=dict)
-    ended: float | None = None
-    job_unverified: bool = False
-    failure: str | None = None
-    maybe_accepted: bool = False
-    by: str = ""
-    """The run whose step dispatches."""
-    no_reply_since: float | None = None
-    """When a poll first found that nobody waits for its answer; `looked`: when the last one did."""
-    last_polled: float | None = None
+    """The dispatched job, where it is known."""
 
 
 class Waitlist:
-    """One pre-processor's room."""
+    """Reads and writes one waiting list. Every change that two workers could race for is one script."""
 
     def __init__(self, redis: "Redis", name: WaitlistName) -> None:
         self.name = name
         self._redis = redis
-        self._scripts = Scripts(redis, "worker.pre_processor")
+        self._scripts = run_scripts(redis, "worker.pre_processor")
         self._hash = f"synapse:rooms:{{{name.key}}}:room"
         self._waiters = f"synapse:rooms:{{{name.key}}}:waiters"
         self.lock = f"synapse:rooms:{{{name.key}}}:lock"
 
     def join(self, job: str, timeout: float, *, is_retry: bool = False) -> JoinResult:
-        """Wait in the room, at most `timeout` seconds from the first time on."""
+        """Add a run, which waits `timeout` seconds at most from the first time that it joins."""
         token = uuid4().hex
         started, claimed, first, dispatched = self._scripts.run(
             "join",
@@ -145,17 +128,17 @@ class Waitlist:
             token,
             UNSENT_CLAIM_SECONDS,
             DAY_SECONDS,
-            *_DISPATCH_FIELDS,
+            DISPATCH_FIELD_NAMES,
         )
         return JoinResult(int(started), token if claimed else None, bool(first), dispatched or None)
 
     def waiters(self) -> list[tuple[str, float]]:
-        """Who waits, with deadlines, the next to be due first."""
+        """The jobs of the runs that wait and their deadlines, the earliest first."""
         found = self._redis.zrange(self._waiters, 0, -1, withscores=True)
         return [(str(job), float(deadline)) for job, deadline in found]
 
     def remove(self, *jobs: str) -> None:
-        """These wait no longer."""
+        """Take runs off the list."""
         if jobs:
             self._redis.zrem(self._waiters, *jobs)
 
@@ -164,10 +147,10 @@ class Waitlist:
         seconds, microseconds = self._redis.time()
         return float(seconds + microseconds / 1e6)
 
-    def claim_poll(self, generation: int, redelivered: bool) -> tuple[str, int]:
-        """`begun`, `stale` or `republish`, and the newest generation."""
-        said, newest = self._scripts.run("claim_poll", [self._hash], generation, int(redelivered))
-        return str(said), int(newest)
+    def claim_poll(self, generation: int, redelivered: bool) -> GenerationClaim:
+        """A poll begins."""
+        status, newest = self._scripts.run("claim_poll", [self._hash], generation, int(redelivered))
+        return GenerationClaim(ClaimStatus(status), int(newest))
 
     def end_poll(self, generation: int) -> tuple[str, int]:
         """`again` with the next generation, `ended` when nobody waits, `superseded` by a newer poll."""
@@ -179,125 +162,62 @@ class Waitlist:
         return int(self._scripts.run("wake", [self._hash, self._waiters]))
 
     def dispatch(self) -> Dispatch | None:
-        """The dispatch that was claimed, or None."""
-        stored = self._redis.hgetall(self._hash)
-        return _dispatch(stored) if "token" in stored else None
+        """The dispatch that a run has claimed, or None."""
+        return Dispatch.from_hash(self._redis.hgetall(self._hash))
 
-    def update_dispatch(self, token: str, **fields: str | float) -> bool:
-        """Write down more about the dispatch `token`; false when it is no longer the room's."""
-        pairs = [item for pair in fields.items() for item in pair]
-        return bool(self._scripts.run("update_dispatch", [self._hash], token, *pairs))
+    def mark_sent(self, token: str, snapshot: Mapping[str, str]) -> bool:
+        """The owner of `token` is about to send the request; false when the claim is no longer its own."""
+        return self._update(token, {"sent_at": self.now(), "snapshot": snapshot})
+
+    def mark_known(self, token: str, job: str) -> None:
+        """The backend has answered the request with `job`."""
+        self._update(token, {"job": job})
+
+    def mark_failed(self, token: str, message: str, *, maybe_accepted: bool) -> None:
+        """The request has failed; a deployment that may come of it has its time from now on."""
+        self._update(token, {"failure": message, "maybe_accepted": maybe_accepted, "sent_at": self.now()})
+
+    def save_dispatch(self, before: Dispatch, after: Dispatch | None) -> None:
+        """Write what a poll changed, None to clear, unless another run has claimed the dispatch since."""
+        if after is None:
+            self.clear_dispatch(before.token)
+        elif changes := before.changes(after):
+            self._update(before.token, changes)
+
+    def clear_dispatch(self, token: str) -> None:
+        """Let the next run that joins claim a new dispatch, unless `token` is no longer the claim."""
+        self._scripts.run("clear_dispatch", [self._hash], DISPATCH_FIELD_NAMES, token)
 
     def set_job(self, job: str) -> bool:
-        """`job` deploys what this room waits for; true when the room's dispatch did not know its job yet."""
-        return bool(self._scripts.run("set_job", [self._hash], job))
+        """The run of the deployment `job` has begun; true when the dispatch lacked its job until now."""
+        return bool(self._scripts.run("set_job", [self._hash], DISPATCH_FIELD_NAMES, job))
 
     def extend_deadline(self) -> None:
-        """A deployment's message was read: a dispatch that does not know its job has its time once more."""
-        self._scripts.run("extend_deadline", [self._hash])
+        """A deployment's message was read: a dispatch that lacks its job has its full time again."""
+        self._scripts.run("extend_deadline", [self._hash], DISPATCH_FIELD_NAMES)
 
-    def clear_dispatch(self, token: str) -> bool:
-        """Let the next who joins dispatch anew; false when it is no longer the room's."""
-        return bool(self._scripts.run("clear_dispatch", [self._hash], token, *_DISPATCH_FIELDS))
-
-
-def _dispatch(stored: Mapping[str, Any]) -> Dispatch:
-    return Dispatch(
-        token=stored["token"],
-        claimed=float(stored["claimed"]),
-        sent=float(stored["sent"]) if "sent" in stored else None,
-        job=stored.get("job"),
-        snapshot=json.loads(stored.get("snapshot", "{}")),
-        ended=float(stored["ended"]) if stored.get("ended") else None,
-        job_unverified=stored.get("doubtful") == "1",
-        failure=stored.get("failure") or None,
-        maybe_accepted=stored.get("unclear") == "1",
-        by=stored.get("by", ""),
-        no_reply_since=float(stored["silent"]) if "silent" in stored else None,
-        last_polled=float(stored["looked"]) if "looked" in stored else None,
-    )
-
-
-FIRST_SECONDS = 0.5
-GROWTH = 1.5
+    def _update(self, token: str, values: Mapping[str, object]) -> bool:
+        pairs = [item for pair in stored_fields(values).items() for item in pair]
+        return bool(self._scripts.run("update_dispatch", [self._hash], DISPATCH_FIELD_NAMES, token, *pairs))
 
 
 def schedule_poll(runs: Runs, name: WaitlistName, generation: int, countdown: float = 0.0) -> None:
-    """Send the poll of `generation`; a sign of life of the room is due."""
+    """Publish the poll of `generation` and expect its heartbeat."""
     runs.heartbeats.schedule(name.member, countdown)
     kwargs = {"room": name.key, "generation": generation}
     runs.publisher.publish(AWAIT_READY, AWAIT_READY.queue or "to_task", kwargs, countdown)
 
 
 def wake(runs: Runs, name: WaitlistName) -> bool:
-    """Something happened that a room waits for: poll now. False when nobody waits."""
+    """Poll now, because the pre-processor may run or its dispatch has failed. False when no run waits."""
     generation = Waitlist(runs.redis, name).wake()
     if generation:
         schedule_poll(runs, name, generation)
     return bool(generation)
 
 
-def poll_backoff(attempt: int, ceiling: float) -> float:
-    """Seconds until the next poll: half a second at first, growing."""
-    return min(FIRST_SECONDS * GROWTH ** min(attempt, 50), ceiling)
-
-
 def recover_waitlist(key: str, runs: Runs) -> None:
-    """Publish a poll of a new generation; forget a room in which nobody waits."""
+    """Publish the poll of an overdue waiting list again, or drop its heartbeat when no run waits."""
     name = WaitlistName.parse(key)
     if not wake(runs, name):
         runs.heartbeats.remove(name.member)
-
-
-@dataclass(frozen=True)
-class Waiter:
-    """A run that waits; `deadline` is Redis's time, `queue` where its messages go."""
-
-    job: str
-    deadline: float
-    queue: str
-
-
-def active_waiters(room: Waitlist, runs: Runs) -> list[Waiter]:
-    """Who waits, the next to be due first; runs that ended or went on meanwhile leave."""
-    waiters = room.waiters()
-    with runs.redis.pipeline(transaction=False) as pipe:
-        for job, _ in waiters:
-            pipe.hmget(run_key(job), ["queue", "end", "position"])
-        found = pipe.execute()
-    here = [
-        Waiter(job, deadline, str(queue))
-        for (job, deadline), (queue, end, position) in zip(waiters, found, strict=True)
-        if queue is not None and end is None and int(position) <= DISPATCH.position
-    ]
-    staying = {waiter.job for waiter in here}
-    for (job, _), (_, end, _) in zip(waiters, found, strict=True):
-        if end is not None:
-            runs.ensure_end_reported(job)  # who wrote the end may have died before it was on its way
-    room.remove(*(job for job, _ in waiters if job not in staying))
-    return here
-
-
-def resume(waiters: list[Waiter], room: Waitlist, runs: Runs) -> None:
-    """The pre-processor runs. Each leaves after its message is out: who dies in between sends it again."""
-    for waiter in waiters:
-        runs.heartbeats.schedule(run_member(waiter.job))
-        _send(READY, waiter, {}, runs)
-        room.remove(waiter.job)
-
-
-def fail(waiters: list[Waiter], message: str, room: Waitlist, runs: Runs) -> None:
-    """Their runs end with `message`."""
-    for waiter in waiters:
-        runs.finish(waiter.job, End(JobStatus.FAILED, {"error": message}))
-        room.remove(waiter.job)
-
-
-def redispatch(waiters: list[Waiter], runs: Runs) -> None:
-    """Who has the most time left joins again; joining gives the claim to one, however often this is sent."""
-    waiter = waiters[-1]
-    _send(DISPATCH, waiter, {"generation": runs.store.current_generation(waiter.job, DISPATCH.name)}, runs)
-
-
-def _send(step: Step, waiter: Waiter, kwargs: dict[str, int], runs: Runs) -> None:
-    runs.publisher.publish(step, step.queue or waiter.queue, {"job": waiter.job, **kwargs})

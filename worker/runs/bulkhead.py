@@ -1,4 +1,4 @@
-"""How many threads one neighbour may hold, so that a hanging one leaves some to the others."""
+"""How many threads one dependency may hold, and how long to wait before the next attempt."""
 
 import random
 import threading
@@ -10,16 +10,24 @@ from typing import Any
 from celery import signals
 
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 6.0
-"""Seconds. Who found no turn comes back soon, as most turns are short; then later and later, as some hang."""
+"""Most calls are short, so the first retry for a slot comes soon; some hang, so the later ones come later."""
 
 SECONDS_BETWEEN_TRIES = 0.05
-"""However many wait for a neighbour, a process is not kept busy by those who ask in vain."""
+"""Interval between all retries for one dependency, so that waiting messages keep no process busy."""
+
+MAX_EXPONENT = 50
+"""Beyond it every backoff has long reached its ceiling, and a float would overflow."""
+
+
+def backoff(attempt: int, ceiling: float, *, first: float = 0.5, factor: float = 2.0) -> float:
+    """Seconds before the next attempt: `first`, growing by `factor` each time, at most `ceiling`."""
+    return min(first * factor ** min(attempt, MAX_EXPONENT), ceiling)
 
 
 class Bulkhead:
-    """At most half of the threads work with a neighbour at a time; a thread never waits for its turn.
+    """Lets at most half of the threads work with one dependency at a time; no thread waits for a slot.
 
-    All turns together leave one thread for what is short: stops, reports, the doors.
+    All slots together leave one thread for short tasks: stops, reports, entry tasks.
     """
 
     def __init__(self, threads: Callable[[], int]) -> None:
@@ -30,23 +38,23 @@ class Bulkhead:
 
     @contextmanager
     def acquire(self, dependency: str, *, all_but_one: bool = False) -> Iterator[bool]:
-        """Whether there is a turn; it is over with the block. `all_but_one` thread, not half of them."""
+        """Whether there is a slot, released after the block; `all_but_one` thread instead of half."""
         with self._lock:
             taken, threads = self._taken.get(dependency, 0), self._threads()
-            most = threads if all_but_one else threads // 2
-            in_all = sum(self._taken.values())
-            mine = taken < max(1, most) and (taken == 0 or in_all < threads - 1)
-            if mine:
+            limit = threads if all_but_one else threads // 2
+            all_taken = sum(self._taken.values())
+            acquired = taken < max(1, limit) and (taken == 0 or all_taken < threads - 1)
+            if acquired:
                 self._taken[dependency] = taken + 1
         try:
-            yield mine
+            yield acquired
         finally:
-            if mine:
+            if acquired:
                 with self._lock:
                     self._taken[dependency] -= 1
 
     def retry_countdown(self, dependency: str, tries: int) -> float:
-        """Seconds until the next try of who found no turn; at random, so that not all come at once."""
+        """Seconds until a message that found no slot is retried; at random, so that not all come at once."""
         with self._lock:
             now = time.monotonic()
             last = max(self._last_try.get(dependency, now), now) + SECONDS_BETWEEN_TRIES
@@ -54,7 +62,7 @@ class Bulkhead:
             first_free = last - now
         return max(
             first_free,
-            random.uniform(0.5, 1.0) * min(MIN_RETRY_SECONDS * 2.0 ** min(tries, 20), MAX_RETRY_SECONDS),
+            random.uniform(0.5, 1.0) * backoff(tries, MAX_RETRY_SECONDS, first=MIN_RETRY_SECONDS),
         )
 
 

@@ -8,9 +8,9 @@ from typing import Final, NotRequired, TypedDict
 from redis import Redis
 
 from shared.channels import events_channel, job_key, logs_channel, logs_history
-from worker.lua import Scripts
 from worker.platform import redact
 from worker.runs.keys import messages_key, run_key
+from worker.runs.scripts import run_scripts
 
 LOG_SCRIPT: Final = "log"
 
@@ -49,7 +49,7 @@ class JobLog:
     """The log of a job, for the run's own messages."""
 
     def __init__(self, redis: "Redis") -> None:
-        self._scripts = Scripts(redis, "worker.runs")
+        self._scripts = run_scripts(redis)
 
     def append(self, job: str, text: str, level: str) -> None:
         """Append a message, one entry a line. Does nothing when the run has ended or is unknown."""
@@ -86,7 +86,7 @@ class Events:
         self._redis = redis
         self._on_message = on_message
         self.log = JobLog(redis)
-        self._scripts = Scripts(redis, "worker.runs")
+        self._scripts = run_scripts(redis)
 
     def publish(self, job: str, kind: str, **content: object) -> None:
         """Publish `{"type": kind, ...content}` on the run's channel."""

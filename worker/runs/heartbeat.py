@@ -2,8 +2,8 @@
 
 from redis import Redis
 
-from worker.lua import Scripts
 from worker.runs.keys import HEARTBEATS_KEY, OVERDUE_COUNTS_KEY
+from worker.runs.scripts import run_scripts
 
 
 def run_member(job: str) -> str:
@@ -21,7 +21,7 @@ class Heartbeats:
     def __init__(self, redis: "Redis", grace_seconds: float) -> None:
         self._redis = redis
         self._patience = grace_seconds
-        self._scripts = Scripts(redis, "worker.runs")
+        self._scripts = run_scripts(redis)
 
     def schedule(self, member: str, within: float = 0.0) -> None:
         """A sign of life: the next is due `within` seconds and the patience."""

@@ -34,6 +34,16 @@ def polls_key(job: str) -> str:
     return f"{job_key(job)}:polls"
 
 
+def newest_field(step_name: str) -> str:
+    """Field of the polls: the generation that a poll of the step must have to go on."""
+    return f"generation:{step_name}"
+
+
+def claimed_field(step_name: str) -> str:
+    """Field of the polls: the newest generation that has begun."""
+    return f"polled:{step_name}"
+
+
 def messages_key(job: str) -> str:
     """List: messages for the user that the backend has not got yet."""
     return f"{job_key(job)}:messages"

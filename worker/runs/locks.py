@@ -8,7 +8,7 @@ from uuid import uuid4
 import structlog
 from redis import Redis, RedisError
 
-from worker.lua import Scripts
+from worker.runs.scripts import run_scripts
 
 log = structlog.get_logger(__name__)
 
@@ -22,7 +22,7 @@ class Locks:
     def __init__(self, redis: "Redis", seconds: float) -> None:
         self.seconds = seconds
         self._redis = redis
-        self._scripts = Scripts(redis, "worker.runs")
+        self._scripts = run_scripts(redis)
         self._held: dict[str, tuple[str, Callable[[], None]]] = {}
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None

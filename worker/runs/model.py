@@ -133,9 +133,9 @@ class Acceptance(StrEnum):
 class ClaimStatus(StrEnum):
     """Whether a step may work."""
 
-    CLAIMED = "begun"
+    CLAIMED = "claimed"
     LOCKED = "locked"
-    SUPERSEDED = "passed"
-    RUN_ENDED = "over"
+    SUPERSEDED = "superseded"
+    RUN_ENDED = "run_ended"
     UNKNOWN = "unknown"
     REPUBLISH = "republish"

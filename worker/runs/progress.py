@@ -9,9 +9,9 @@ from redis import Redis
 
 from shared.channels import job_key
 from shared.messages import ToTaskMessage, ToTaskMethod
-from worker.lua import Scripts
 from worker.runs.keys import progress_key, run_key
 from worker.runs.model import RunMessage
+from worker.runs.scripts import run_scripts
 
 Proportions = Mapping[str, int]
 """Steps in their order, each with its share of the whole in percent; the shares add up to 100."""
@@ -45,7 +45,7 @@ class Progress:
 
     def __init__(self, redis: "Redis") -> None:
         self._redis = redis
-        self._scripts = Scripts(redis, "worker.runs")
+        self._scripts = run_scripts(redis)
 
     def set(self, job: str, proportions: Proportions, step: str, percent: float) -> bool:
         """Note that `step` is done to `percent`; false when that was known. Earlier steps are then done."""

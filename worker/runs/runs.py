@@ -7,13 +7,14 @@ from redis import Redis
 
 from shared.channels import job_key
 from shared.statuses import JobStatus
-from worker.lua import Scripts
 from worker.runs.events import Events
+from worker.runs.generations import Generations
 from worker.runs.heartbeat import Heartbeats, run_member
 from worker.runs.keys import run_key
 from worker.runs.locks import Locks
 from worker.runs.model import End, Run, Step
 from worker.runs.progress import Progress, proportions_of
+from worker.runs.scripts import run_scripts
 from worker.runs.store import RunStore, UnknownRunError
 
 REPORT = Step("runs.report", position=0, queue="control")
@@ -64,11 +65,12 @@ class Runs:
         self.publisher = publisher
         self.timing = timing
         self.store = RunStore(redis)
+        self.generations = Generations(redis)
         self.locks = Locks(redis, timing.lock_seconds)
         self.heartbeats = Heartbeats(redis, timing.heartbeat_grace_seconds)
         self.progress = Progress(redis)
         self.events = Events(redis, self.schedule_report)
-        self._scripts = Scripts(redis, "worker.runs")
+        self._scripts = run_scripts(redis)
 
     def mark_running(self, run: Run) -> None:
         """The job is RUNNING from here on."""
@@ -140,7 +142,7 @@ class Runs:
 
     def publish_report(self, job: str) -> None:
         """Publish the message of the report."""
-        generation = self.store.current_generation(job, REPORT.name)
+        generation = self.generations.newest(job, REPORT.name)
         self.publisher.publish(REPORT, "control", {"job": job, "generation": generation})
 
     def acknowledge_report(self, job: str, version: str) -> bool:
@@ -166,7 +168,7 @@ def recover_run(job: str, runs: Runs) -> None:
         runs.publish_report(job)
         return
     name = run.step or f"{run.message.task}.initialize"
-    generation = runs.store.current_generation(job, name)
+    generation = runs.generations.newest(job, name)
     step = Step(name, run.position)
     queue = runs.store.step_queue(job) or run.queue
     runs.publisher.publish(step, queue, {"job": job, "generation": generation})

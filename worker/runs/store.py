@@ -9,11 +9,11 @@ from redis import Redis
 from shared.channels import job_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
-from worker.lua import Scripts
 from worker.platform import mask_secrets
 from worker.runs import keys
 from worker.runs.events import JobLog
 from worker.runs.model import STOPPED, Acceptance, ClaimStatus, End, Lease, Run, RunMessage, Step
+from worker.runs.scripts import run_scripts
 
 DAY_SECONDS = 86_400
 
@@ -38,7 +38,7 @@ class RunStore:
 
     def __init__(self, redis: "Redis") -> None:
         self.redis = redis
-        self._scripts = Scripts(redis, "worker.runs")
+        self._scripts = run_scripts(redis)
         self._log = JobLog(redis)
 
     def accept(self, message: RunMessage, queue: str) -> Acceptance:
@@ -94,22 +94,13 @@ class RunStore:
             int(redelivered),
             int(not step.has_parts),
             step.queue or "",
+            keys.newest_field(name),
+            keys.claimed_field(name),
         )
         run = None
         if beginning == ClaimStatus.CLAIMED:
             run = replace(self._run(job, again=int(times) > 1, generation=generation), lease=lease)
         return StepClaim(ClaimStatus(beginning), int(newest), run)
-
-    def next_generation(self, job: str, step_name: str, generation: int) -> int:
-        """The generation of the poll that follows `generation`; copies of that one can no longer go on."""
-        field = f"generation:{step_name}"
-        return int(
-            self._scripts.run("next_generation", [keys.run_key(job), keys.polls_key(job)], field, generation)
-        )
-
-    def current_generation(self, job: str, step_name: str) -> int:
-        """The generation that a poll of this step must have to go on."""
-        return int(self.redis.hget(keys.polls_key(job), f"generation:{step_name}") or 0)
 
     def step_queue(self, job: str) -> str | None:
         """The queue that belongs to the step at which the run stands; None: the run's own."""

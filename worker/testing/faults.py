@@ -10,8 +10,8 @@ FOREVER = 1_000_000
 class Faults:
     """The errors that calls of a fake raise.
 
-    A fake wraps each call: `with self.faults.of("get_task", key): ...`. `calls` counts every call by its name, also
-    those that failed.
+    A fake wraps each call: `with self.faults.of("get_task", key): ...`. `calls` counts every call by its
+    name, failed ones included.
     """
 
     def __init__(self) -> None:

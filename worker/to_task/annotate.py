@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from shared.messages import ToTaskMethod
 from worker.plugins import PluginHostBusyError
 from worker.pre_processor import classify_serve_app
-from worker.pre_processor.dispatch import FINDING, application_failed, timed_out
-from worker.pre_processor.serve_application import PreProcessor, records
+from worker.pre_processor.decision import application_failed, timed_out
+from worker.pre_processor.dispatch import FINDING
+from worker.pre_processor.serve_application import PreProcessor, list_records
 from worker.runs.model import Continue, Outcome, Reschedule, Run, Suspend
 from worker.runs.runs import Runs
 from worker.services import Services
@@ -29,8 +30,8 @@ def is_unavailable(run: Run, services: Services) -> bool:
     Without the question a run whose pre-processor went away would fail its tasks one by one, for hours.
     Raises the errors of the waiting list once it has been unavailable for longer than its timeout.
     """
-    target = PreProcessor.from_finding(run.findings[FINDING])
-    bucket, status = classify_serve_app(records(services.backend(run.message.tenant), target))
+    target = PreProcessor.from_json(run.findings[FINDING])
+    bucket, status = classify_serve_app(list_records(services.backend(run.message.tenant), target))
     store, since = services.runs.store, run.findings.get(UNAVAILABLE_SINCE)
     if bucket == "running":
         if since is not None:
@@ -109,7 +110,7 @@ def dispatch_chunks(run: Run, runs: Runs, ledger: RedisLedger, *, again: bool = 
     by_inference = message_of(run).params.method is ToTaskMethod.INFERENCE
     for chunk in ledger.next_chunks(1 if by_inference else MAX_CHUNKS_IN_FLIGHT, resend=again):
         # A message of an older generation would be dropped.
-        generation = runs.store.current_generation(run.job, f"{ANNOTATE.name}:{chunk}")
+        generation = runs.generations.newest(run.job, f"{ANNOTATE.name}:{chunk}")
         kwargs = {"job": run.job, "chunk": chunk, "generation": generation}
         runs.publisher.publish(ANNOTATE, ANNOTATE.queue or run.queue, kwargs)
         ledger.mark_published(chunk)
@@ -173,7 +174,7 @@ def _annotation_method(
     hooks = PluginHooks(services.host, release, request)
     if params.method is ToTaskMethod.FILE:
         return FileMethod(params, hooks)
-    target = PreProcessor.from_finding(run.findings["pre_processor"])
+    target = PreProcessor.from_json(run.findings[FINDING])
     return InferenceMethod(params, hooks, backend, ledger, target)
 
 

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 from shared.messages import ToTaskMethod, ToTaskParams
 from shared.statuses import JobStatus, ToTaskResult
 from worker.pre_processor.direct import ensure_running
-from worker.pre_processor.serve_application import PreProcessor
 from worker.to_task.annotate import finish_pass, select_tasks
 from worker.to_task.clients import EventLoopThread
 from worker.to_task.discover import NO_TASKS, iter_task_ids, page_size
@@ -80,9 +79,9 @@ def run(action: DirectAction, sleep: Callable[[float], None] = time.sleep) -> To
     client = action.client
     params = ToTaskParams.model_validate(action.given)
     check_project(client, params)
-    finding = None
+    pre_processor = None
     if params.method is ToTaskMethod.INFERENCE:
-        finding = ensure_running(client, pre_processor=params.pre_processor or 0, agent=params.agent)
+        pre_processor = ensure_running(client, pre_processor=params.pre_processor or 0, agent=params.agent)
     ledger = MemoryLedger(list(iter_task_ids(client, params, page_size(CHUNK_SIZE))), CHUNK_SIZE)
     if not ledger.chunks:
         return ToTaskResult(status=JobStatus.FAILED, message=NO_TASKS)
@@ -91,9 +90,8 @@ def run(action: DirectAction, sleep: Callable[[float], None] = time.sleep) -> To
         with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS, "annotation") as threads:
             backend = ThreadedBackend(client, threads)
             route: AnnotationMethod = FileMethod(params, action)
-            if finding is not None:
-                target = PreProcessor.from_finding(finding)
-                route = InferenceMethod(params, action, backend, ledger, target)
+            if pre_processor is not None:
+                route = InferenceMethod(params, action, backend, ledger, pre_processor)
             pipeline = Pipeline(
                 loop,
                 backend,

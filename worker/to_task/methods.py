@@ -154,7 +154,7 @@ class InferenceMethod:
     ) -> None:
         self._params, self._hooks, self._backend = params, hooks, backend
         self._ledger, self._target = ledger, target
-        self.slots = target.requests_at_once(params)
+        self.slots = target.batch_size(params)
 
     def prepare_data(
         self, works: list[TaskWork], attempt: ChunkPass, until: float, wait: Wait

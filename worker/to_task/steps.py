@@ -9,14 +9,11 @@ from worker.platform import (
     RateLimitError,
     ServerError,
 )
-from worker.pre_processor.waitlist import READY
+from worker.pre_processor.waitlist import FETCH_TASKS as FETCH_TASKS  # declared where runs are resumed to it
 from worker.runs.model import Run, Step
 
 INITIALIZE = Step("to_task.initialize", position=10)
 PREPARE = Step("to_task.prepare", position=20)
-
-FETCH_TASKS = READY
-"""Where runs continue after the waiting list."""
 
 SPREAD = Step("to_task.spread", position=60)
 """Publishes the first chunks; the sweep repeats this step while chunks are in flight."""

@@ -15,18 +15,18 @@ from worker.to_task import prepare as checks
 from worker.to_task.clients import annotation_runtime
 from worker.to_task.steps import ANNOTATE, FETCH_TASKS, FINALIZE, INITIALIZE, PREPARE, SPREAD
 from worker.workflow.intake import begin_run
-from worker.workflow.task import WorkflowTask
+from worker.workflow.task import StepTask
 from worker.workflow.validation import Count
 
 
-@shared_task(base=WorkflowTask, bind=True, name=ToTaskMessage.task)
-def to_task(self: WorkflowTask, /, *args: Any, **kwargs: Any) -> None:
+@shared_task(base=StepTask, bind=True, name=ToTaskMessage.task)
+def to_task(self: StepTask, /, *args: Any, **kwargs: Any) -> None:
     """Pre-annotate the tasks of a project: the message that other services publish."""
     self.accept(ToTaskMessage, INITIALIZE, args, kwargs)
 
 
-@shared_task(base=WorkflowTask, bind=True, name=INITIALIZE.name)
-def initialize(self: WorkflowTask, job: Job, **_: Any) -> None:
+@shared_task(base=StepTask, bind=True, name=INITIALIZE.name)
+def initialize(self: StepTask, job: Job, **_: Any) -> None:
     """Set the job RUNNING, unless it has ended."""
 
     def begin(run: Run) -> Outcome:
@@ -35,26 +35,26 @@ def initialize(self: WorkflowTask, job: Job, **_: Any) -> None:
     self.run_step(INITIALIZE, job, begin)
 
 
-@shared_task(base=WorkflowTask, bind=True, name=PREPARE.name)
-def prepare(self: WorkflowTask, job: Job, **_: Any) -> None:
+@shared_task(base=StepTask, bind=True, name=PREPARE.name)
+def prepare(self: StepTask, job: Job, **_: Any) -> None:
     """Check the parameters against the plugin and the project."""
     self.run_step(PREPARE, job, lambda run: checks.prepare(run, services()))
 
 
-@shared_task(base=WorkflowTask, bind=True, name=FETCH_TASKS.name)
-def fetch_tasks(self: WorkflowTask, job: Job, **_: Any) -> None:
+@shared_task(base=StepTask, bind=True, name=FETCH_TASKS.name)
+def fetch_tasks(self: StepTask, job: Job, **_: Any) -> None:
     """Collect every id."""
     self.run_step(FETCH_TASKS, job, lambda run: discover.fetch_tasks(run, services()))
 
 
-@shared_task(base=WorkflowTask, bind=True, name=SPREAD.name)
-def spread(self: WorkflowTask, job: Job, **_: Any) -> None:
+@shared_task(base=StepTask, bind=True, name=SPREAD.name)
+def spread(self: StepTask, job: Job, **_: Any) -> None:
     """Publish the first chunks, or those whose messages were lost."""
     self.run_step(SPREAD, job, lambda run: window.spread(run, services()))
 
 
-@shared_task(base=WorkflowTask, bind=True, name=ANNOTATE.name)
-def annotate(self: WorkflowTask, job: Job, chunk: Count, **_: Any) -> None:
+@shared_task(base=StepTask, bind=True, name=ANNOTATE.name)
+def annotate(self: StepTask, job: Job, chunk: Count, **_: Any) -> None:
     """Annotate one chunk."""
     # Passes are long, so one thread stays free for the stop that ends them.
     with bulkhead.acquire(ANNOTATE.name, all_but_one=True) as acquired:
@@ -69,7 +69,7 @@ def annotate(self: WorkflowTask, job: Job, chunk: Count, **_: Any) -> None:
         self.retry_unclaimed(job, bulkhead.retry_countdown(ANNOTATE.name, self.request.retries))
 
 
-@shared_task(base=WorkflowTask, bind=True, name=FINALIZE.name)
-def finalize(self: WorkflowTask, job: Job, **_: Any) -> None:
+@shared_task(base=StepTask, bind=True, name=FINALIZE.name)
+def finalize(self: StepTask, job: Job, **_: Any) -> None:
     """Count and end."""
     self.run_step(FINALIZE, job, lambda run: results.finalize(run, services()))

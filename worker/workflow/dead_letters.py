@@ -14,7 +14,7 @@ from redis import Redis
 from shared.channels import DEAD_LETTERS
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
-from worker.broker import RefusedMessage, message_refused
+from worker.broker import RejectedMessage
 from worker.platform import NotFoundError, ValidationError
 from worker.runs.model import End, Step
 from worker.runs.reporter import JobsApi
@@ -25,14 +25,17 @@ from worker.workflow.validation import readable_job, readable_tenant, status_of
 # Celery's own: what it reads as a date, a UUID or a decimal is written as it came.
 
 
+log = structlog.get_logger(__name__)
+
 DAY_SECONDS = 86_400
 PAGE = 100
 
 # The braces keep the keys together in a Redis Cluster.
 REJECTED_JOBS_KEY = f"{{{DEAD_LETTERS}}}:jobs"
-"""Hash: jobs that are FAILED in the backend for nothing but a refused message.
+"""Hash: jobs that are FAILED at the backend only because a message of theirs was rejected.
 
-`refusing` while the backend is being told, then `refused`, and `replayed` once their message is sent again.
+Their state is `refusing` while the backend is updated, then `refused`, and `replayed` once the message was
+published again.
 """
 
 _ADD = """
@@ -60,7 +63,7 @@ return redis.call('HDEL', KEYS[1], ARGV[1])
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A message as it was kept."""
+    """A message in the dead-letter stream."""
 
     id: str
     task: str
@@ -69,19 +72,19 @@ class DeadLetter:
     time: str
 
     def arguments(self) -> dict[str, Any] | None:
-        """The arguments by name; None when the body is none of a task message, or has some by position."""
+        """The keyword arguments; None when the body is not that of a task, or has positional arguments."""
         parts = self._parts()
         return parts[1] if parts and not parts[0] else None
 
     @property
     def job(self) -> str | None:
-        """The job that the message names, as its key; the message may be wrong otherwise."""
+        """The job that the message names, whatever else is wrong with it."""
         parts = self._parts()
         job = parts[1].get("job") if parts else None
         return str(job) if isinstance(job, int | str) else None
 
     def _parts(self) -> list[Any] | None:
-        """Arguments by position, by name, and what else a task message has; None when the body is none."""
+        """Positional and keyword arguments and the embed of a task message; None when the body is not one."""
         try:
             parts = json.loads(self.body)
         except (ValueError, RecursionError):
@@ -102,10 +105,10 @@ class DeadLetters:
     def add(
         self, task: str, body: Any, reason: str, *, message_id: str | None = None, job: str | None = None
     ) -> None:
-        """Keep a message: the task's name, the body as it came, and why it was refused.
+        """Keep a message: the task's name, the body as received, and why it was rejected.
 
-        A second delivery of the same message (`message_id`) is kept once. `job` is the message's that has no
-        run: one whose replay is refused is a refused one again.
+        A second delivery of the same message (`message_id`) is kept once. `job` is the message's job if that
+        has no run: a job whose replay is rejected again counts as rejected.
         """
         entry = {
             "task": _storable(task),
@@ -115,7 +118,7 @@ class DeadLetters:
         }
         seen = DEAD_LETTERS
         if message_id is not None:
-            # With the content: a publisher may give all its messages one id.
+            # The digest includes the content, because a publisher may give all its messages the same id.
             content = "\0".join([message_id, entry["task"], entry["body"]])
             digest = hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()
             seen = f"{{{DEAD_LETTERS}}}:seen:{digest}"
@@ -123,7 +126,7 @@ class DeadLetters:
         self._add(keys=[DEAD_LETTERS, seen, REJECTED_JOBS_KEY], args=[DAY_SECONDS, job or "", *fields])
 
     def all(self) -> Iterator[DeadLetter]:
-        """Every letter, oldest first; a page at a time, as bodies may be large."""
+        """Every letter, oldest first, read page by page because bodies may be large."""
         after = "-"
         while page := self._redis.xrange(DEAD_LETTERS, after, "+", count=PAGE):
             for id_, fields in page:
@@ -138,9 +141,9 @@ class DeadLetters:
         return _letter(*found[0]) if found else None
 
     def drop(self, id_: str) -> bool:
-        """Throw a letter away; false when there is none of that id.
+        """Delete a letter; False when there is none with that id.
 
-        With the last letter of a refused job goes the note that a replay may open it.
+        With the last letter of a rejected job, a replay can no longer open the job.
         """
         letter = self.get(id_)
         if letter is None or not self._redis.xdel(DEAD_LETTERS, id_):
@@ -150,31 +153,31 @@ class DeadLetters:
         return True
 
     def start_rejecting(self, job: str) -> None:
-        """The backend is about to be told that the job is FAILED because of a dead letter."""
+        """The job is about to be set FAILED at the backend because of a dead letter."""
         self._redis.hsetnx(REJECTED_JOBS_KEY, job, "refusing")
 
     def mark_rejected(self, job: str) -> None:
-        """The backend has been told so: a replay may open the job again from now on."""
+        """The job is FAILED at the backend: a replay may open it from now on."""
         self._redis.hset(REJECTED_JOBS_KEY, job, "refused")
 
     def is_rejecting(self, job: str) -> bool:
-        """Whether somebody went to tell the backend, and has not come back."""
+        """Whether a worker began to set the job FAILED and has not finished."""
         return bool(self._redis.hget(REJECTED_JOBS_KEY, job) == "refusing")
 
     def is_rejected(self, job: str) -> bool:
-        """Whether the job is FAILED for nothing but a dead letter."""
+        """Whether the job is FAILED only because of a dead letter."""
         return bool(self._redis.hexists(REJECTED_JOBS_KEY, job))
 
     def replay(self, job: str) -> bool:
-        """Let the next message of a refused job open it again; false when the job is none (yet)."""
+        """Let the next message of a rejected job open it again; False when it is not (yet) rejected."""
         return bool(self._replay(keys=[REJECTED_JOBS_KEY], args=[job]))
 
     def is_replayed(self, job: str) -> bool:
-        """Whether the job's message opens it again."""
+        """Whether the next message of the job opens it again."""
         return bool(self._redis.hget(REJECTED_JOBS_KEY, job) == "replayed")
 
     def forget(self, job: str) -> None:
-        """The job was opened again, or somebody else ended it."""
+        """The job was opened again, or ended by somebody else."""
         self._redis.hdel(REJECTED_JOBS_KEY, job)
 
 
@@ -184,7 +187,7 @@ def _letter(id_: str, fields: dict[str, str]) -> DeadLetter:
 
 def _is_id(text: str) -> bool:
     parts = text.split("-")
-    # Redis keeps each half in 64 bits and refuses what is larger.
+    # Redis keeps each half in 64 bits and rejects larger numbers.
     return len(parts) == 2 and all(
         part.isascii() and part.isdigit() and len(part) <= 20 and int(part) < 2**64 for part in parts
     )
@@ -204,7 +207,7 @@ def _storable(text: str) -> str:
 
 
 FAIL_REJECTED_JOB = Step("runs.refuse_job", position=0, queue="control")
-"""Tells the backend that a job's message could not be accepted."""
+"""Sets the job of a rejected message FAILED. Older workers know the task by this name."""
 
 RUN_TASKS = (DeployMessage.task, ToTaskMessage.task)
 
@@ -212,7 +215,7 @@ RUN_TASKS = (DeployMessage.task, ToTaskMessage.task)
 def reject_message(
     services: Services, task: str, body: Any, kwargs: Any, reason: str, message_id: str | None
 ) -> None:
-    """Keep a message whole with the reason, and let its job end FAILED if it has no run."""
+    """Keep a message whole with the reason, and schedule the failing of its job if that has no run."""
     job = readable_job(kwargs) if task in RUN_TASKS and isinstance(kwargs, dict) else None
     runs = services.runs
     if job is not None and runs.store.exists(job):
@@ -223,17 +226,21 @@ def reject_message(
         runs.publisher.publish(FAIL_REJECTED_JOB, "control", about)
 
 
-@message_refused.connect
-def _reject_undelivered(refused: RefusedMessage, **_: Any) -> None:
-    """A message that reached no task: the broker's consumer or transport could not take it."""
-    reject_message(services(), refused.task, refused.body, refused.kwargs, refused.reason, refused.message_id)
+def reject_undelivered(rejected: RejectedMessage, **_: Any) -> None:
+    """Reject a message that reached no task, for the broker's consumer or transport could not read it.
 
-
-log = structlog.get_logger(__name__)
+    The app connects it to the broker's signal (`worker.app`).
+    """
+    reject_message(
+        services(), rejected.task, rejected.body, rejected.kwargs, rejected.reason, rejected.message_id
+    )
 
 
 def fail_rejected_job(job: str, reason: str, runs: Runs, backend: JobsApi) -> None:
-    """Tell the backend; safe to repeat. Raises `ClientError` when it has to be told again later."""
+    """Set the job FAILED at the backend, unless it has ended or has a run by now. Safe to repeat.
+
+    Raises `ClientError` when the backend did not take it and it is to be repeated.
+    """
     letters = DeadLetters(runs.redis)
     if runs.store.exists(job):
         return
@@ -244,21 +251,20 @@ def fail_rejected_job(job: str, reason: str, runs: Runs, backend: JobsApi) -> No
         elif not letters.is_rejecting(job):
             return
         elif status is not JobStatus.FAILED:
-            letters.forget(job)  # Somebody else ended it before we could.
+            letters.forget(job)  # Somebody else has ended the job first.
             return
-        # From here on a replay may open the job. No sooner: this would take the new run for one that came
-        # before the end.
+        # A replay may open the job from here on. Any earlier, this would take the new run for an older one.
         letters.mark_rejected(job)
     except (NotFoundError, ValidationError) as error:
         letters.forget(job)
-        log.warning("refusal not taken", job=job, error_type=type(error).__name__)
+        log.warning("rejected job not failed", job=job, error_type=type(error).__name__)
 
 
 def _fail(job: str, reason: str, runs: Runs, backend: JobsApi, letters: DeadLetters) -> None:
     result = {"error": reason}
-    # Noted first: who dies in between must not leave a job that a replay cannot open again.
+    # Noted first: a worker that dies in between must not leave a job that a replay cannot open again.
     letters.start_rejecting(job)
     backend.update_job(job, status=JobStatus.FAILED, result=result)
     if runs.store.exists(job):
-        # A good message came while the backend was asked: the job has its end, so the run ends too.
+        # A valid message arrived meanwhile: its job has ended at the backend, so its run ends too.
         runs.finish(job, End(JobStatus.FAILED, result))

@@ -1,11 +1,16 @@
-"""The first step of every run: is the job still to be done?"""
+"""How a message becomes a run: its record, its first step, and whether its job is still to be done."""
+
+import re
+from collections.abc import Callable
 
 import structlog
 
+from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.platform import NotFoundError
 from worker.runs.heartbeat import run_member
-from worker.runs.model import End, Run
+from worker.runs.model import Acceptance, End, Run, Step
+from worker.runs.runs import Runs
 from worker.services import Services
 from worker.workflow.dead_letters import DeadLetters
 from worker.workflow.validation import status_of
@@ -13,13 +18,40 @@ from worker.workflow.validation import status_of
 log = structlog.get_logger(__name__)
 
 REOPENED = "reopened"
-"""Finding: the backend's FAILED was a refusal of an earlier message of this job."""
+"""State of a run: the backend's FAILED came from the rejection of an earlier message of this job."""
+
+
+def accept_message(
+    message: DeployMessage | ToTaskMessage,
+    first: Step,
+    routing_key: object,
+    runs: Runs,
+    on_accepted: Callable[[DeployMessage | ToTaskMessage], None],
+) -> None:
+    """Create the run of a message, once, and publish its first step until the run has begun it.
+
+    `routing_key` is where the message came in; `on_accepted` is called before the first step is published.
+    """
+    acceptance = runs.store.accept(message, _run_queue(message, routing_key))
+    if acceptance is Acceptance.STOPPED:
+        runs.ensure_end_reported(message.job)
+        return
+    # A second delivery may follow a worker that died right here, so the first step is published again until
+    # the run has begun it. Another message of the same job may be of the other kind, with other steps.
+    run = runs.store.load(message.job)
+    if run.end is not None:
+        runs.ensure_end_reported(message.job)
+    elif run.position < first.position and run.message.task == message.task:
+        on_accepted(run.message)
+        runs.heartbeats.schedule(run_member(message.job))
+        runs.publisher.publish(first, run.queue, {"job": message.job})
+    log.info("message accepted", job=message.job, plugin=message.plugin, acceptance=acceptance)
 
 
 def begin_run(run: Run, services: Services) -> bool:
-    """The first step's common part: false when the backend says that the job is over, so nothing starts.
+    """The common part of every first step; False when the job has ended at the backend, so nothing starts.
 
-    A job that is FAILED only because a message of it was refused is opened again when that one is replayed.
+    A job that is FAILED only because a message of it was rejected is opened again when that one is replayed.
     """
     runs = services.runs
     try:
@@ -28,8 +60,8 @@ def begin_run(run: Run, services: Services) -> bool:
         runs.events.message(run.job, "The backend does not know this job.", level="warning")
         status = None
     if status is not None and status.is_final and not _may_reopen(run, status, services):
-        log.info("job is over already", status=status)
-        # Sealed first: whoever dies in between must not report an end that is the backend's own.
+        log.info("job has ended already", status=status)
+        # Marked reported first, because the end is the backend's own and must never be reported to it.
         runs.store.mark_reported(run.job)
         runs.store.finish(run.job, End(status, {}))
         runs.heartbeats.remove(run_member(run.job))
@@ -48,3 +80,14 @@ def _may_reopen(run: Run, status: JobStatus, services: Services) -> bool:
         letters.forget(run.job)
         return True
     return bool(run.findings.get(REOPENED))
+
+
+def _run_queue(message: DeployMessage | ToTaskMessage, routing_key: object) -> str:
+    """The queue of the run's steps: where its message came from, if that is one of the contract's queues.
+
+    The publisher chooses the routing key, and the steps of a run must not go where no worker listens.
+    """
+    is_of_agent = isinstance(routing_key, str) and re.fullmatch(
+        rf"{message.queue}\.[1-9][0-9]*", routing_key, re.ASCII
+    )
+    return str(routing_key) if is_of_agent else message.queue

@@ -1,14 +1,14 @@
-"""The base task of all steps, and how messages become runs."""
+"""The base class of all Celery tasks: claims, locks, retries, and what follows from the outcome of a step."""
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import structlog
-from celery import Task
-from celery.exceptions import Reject, Retry
+from celery import Task, exceptions
 from kombu.exceptions import OperationalError
+from pydantic import BaseModel
 from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
 
@@ -24,10 +24,10 @@ from worker.platform import (
     shorten,
 )
 from worker.plugins import PluginHostUnavailableError
+from worker.runs.bulkhead import backoff
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import lock_key
 from worker.runs.model import (
-    Acceptance,
     ClaimStatus,
     Continue,
     End,
@@ -40,132 +40,148 @@ from worker.runs.model import (
 )
 from worker.runs.runs import Runs
 from worker.services import services
+from worker.workflow import intake
 from worker.workflow.dead_letters import reject_message
 from worker.workflow.validation import (
     Arguments,
     RejectedMessageError,
     arguments_of,
-    check,
     parse,
+    parse_message,
     readable_job,
 )
 
 log = structlog.get_logger(__name__)
 
 StepFunction = Callable[[Run], Outcome]
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 INFRASTRUCTURE_ERRORS: tuple[type[Exception], ...] = (RedisError, OperationalError)
-"""Redis or the broker is away, full or read-only: says nothing about the run, so the message comes back."""
+"""Redis or the broker is unavailable, full or read-only: nothing is said about the run, which is retried."""
+
+INFRASTRUCTURE_RETRY_SECONDS = 1.0
+LOCKED_SECONDS = 1.0
+"""Delay of a step whose lock is held by another delivery."""
+REPUBLISH_SECONDS = 0.5
 
 MAX_USER_MESSAGE_CHARS = 5_000
-"""Characters: it stands in Redis, events, log lines and the job's result. A plugin's error fits in whole."""
+"""Of a text for users, kept in Redis, events and the job's result. A plugin's error fits in whole."""
 
 MAX_DEPENDENCY_WAIT_SECONDS = 3600.0
-"""Seconds for which a step comes back for a neighbour that is away."""
+"""How long a step is retried for a dependency that answers with errors."""
+
+MAX_STORE_RETRIES = 60
+"""How often a message is retried while the plugin store cannot be read."""
+
+
+@dataclass(frozen=True)
+class Retry:
+    """The message is to be delivered again after `countdown` seconds, with these arguments changed."""
+
+    countdown: float
+    changes: Mapping[str, int | bool] = field(default_factory=dict)
 
 
 class StepTask(Task):
-    """Loads the run, drops out when it is over or further on, holds the step's lock, follows the outcome."""
+    """A Celery task: a step of a run (`run_step`), an entry task, or another task (`run_task`)."""
 
     abstract = True
-    # The contract's doors take what comes and refuse it by name; Celery's check would only fail the task.
+    # Entry tasks accept any arguments and reject wrong ones by name; Celery's check would only fail the task.
     typing = False
     max_retries = None
     Request = "worker.runs.publisher:RedactedRequest"
 
-    transient: ClassVar[tuple[type[Exception], ...]] = ()
-    """Errors of a neighbour that may pass: the step comes back later."""
+    transient: ClassVar[tuple[type[Exception], ...]] = (
+        ClientConnectionError,
+        ClientTimeoutError,
+        RateLimitError,
+        ServerError,
+        MalformedResponseError,
+        PluginHostUnavailableError,
+    )
+    """Errors of a dependency that may pass: the step is retried."""
 
     @staticmethod
-    def is_unreachable(error: Exception) -> bool:  # noqa: ARG004 - for workflows to say
-        """Whether the neighbour is away altogether: then the step comes back until it is there again."""
-        return False
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Run. An argument may have any name, also `self`, over which Celery's own call trips."""
-        if self.request.called_directly:
-            return super().__call__(*args, **kwargs)
-        return self.run(*args, **kwargs)
+    def is_unreachable(error: Exception) -> bool:
+        """Whether the dependency is down. The step is then retried without limit, as the contract says."""
+        is_gateway_error = isinstance(error, ServerError) and error.status_code in (502, 503, 504)
+        return is_gateway_error or isinstance(error, ClientConnectionError | ClientTimeoutError)
 
     @property
     def runs(self) -> Runs:
         """The runs of this process."""
-        raise NotImplementedError
+        return services().runs
+
+    @cached_property
+    def _arguments(self) -> type[Arguments] | None:
+        return arguments_of(self.run)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Run, or keep a message as a dead letter whose arguments are not the step's.
+
+        An argument may have any name, also `self`, which Celery's own call cannot pass on.
+        """
+        try:
+            if self._arguments is not None:
+                parse_message(self._arguments, args, kwargs)
+        except RejectedMessageError as rejection:
+            return self.reject(args, kwargs, str(rejection))
+        if self.request.called_directly:
+            return super().__call__(*args, **kwargs)
+        return self.run(*args, **kwargs)
+
+    # Steps of runs
 
     def run_step(self, step: Step, job: str, function: StepFunction, *, part: str = "") -> None:
-        """Do `step` of the run of `job` by calling `function`."""
+        """Claim `step` of the run of `job`, call `function` under its lock, and apply the outcome.
+
+        `part` is a part of the step that has a lock and generations of its own, such as a chunk.
+        """
         generation = int(self.request.kwargs.get("generation", 0))
         name = f"{step.name}:{part}" if part else step.name
         token = self.runs.locks.new_token()
         redelivered = self.is_redelivered()
         with bound_contextvars(job=job, step=name):
             try:
-                begun = self.runs.store.claim_step(
+                claim = self.runs.store.claim_step(
                     job, step, part, token, self.runs.locks.seconds, generation, redelivered
                 )
-                match begun.status:
+                match claim.status:
                     case ClaimStatus.LOCKED:
-                        self.retry_later(1.0, redelivered=redelivered)
+                        self.retry_later(LOCKED_SECONDS, redelivered=redelivered)
                     case ClaimStatus.REPUBLISH:
-                        self.retry_later(0.5, generation=begun.generation, redelivered=False)
+                        self.retry_later(REPUBLISH_SECONDS, generation=claim.generation, redelivered=False)
                     case ClaimStatus.RUN_ENDED:
                         self.runs.ensure_end_reported(job)
                         self._clean_up(job)
-                if begun.run is None:
+                if claim.run is None:
                     return
 
-                def alive() -> None:
+                def heartbeat() -> None:
                     self.runs.heartbeats.schedule(run_member(job))
 
-                alive()
-                with self.runs.locks.hold(lock_key(job, name), token, alive):
-                    if not (step.has_parts or begun.run.is_retry):
+                heartbeat()
+                with self.runs.locks.hold(lock_key(job, name), token, heartbeat):
+                    if not (step.has_parts or claim.run.is_retry):
                         self.runs.events.log.append(job, f"Step {step.name}", "info")
-                    self._apply(step, name, begun.run, self._call(name, begun.run, function))
+                    self._apply(step, name, claim.run, self._call(name, claim.run, function))
             except INFRASTRUCTURE_ERRORS as error:
-                log.warning("step comes back", error_type=type(error).__name__)
-                # As after a redelivery, nobody knows how far this one came.
-                self.retry_later(1.0, redelivered=True)
-
-    def is_redelivered(self) -> bool:
-        """Whether nobody knows how far this message's last delivery came."""
-        by_broker = (self.request.delivery_info or {}).get("redelivered")
-        return bool(by_broker or self.request.kwargs.get("redelivered"))
+                log.warning("step retry scheduled", error_type=type(error).__name__)
+                # As after a redelivery, it is unknown how far this delivery came.
+                self.retry_later(INFRASTRUCTURE_RETRY_SECONDS, redelivered=True)
 
     def on_message_after_end(self, job: str) -> None:
         """A step's message arrived after the run's end; a workflow may have something to clean up."""
 
-    def _clean_up(self, job: str) -> None:
-        try:
-            self.on_message_after_end(job)
-        except INFRASTRUCTURE_ERRORS:
-            raise
-        except self.transient as error:
-            self._wait_for_dependency(error)
-        except Exception as error:
-            log.error(
-                "not cleaned up", error_type=type(error).__name__, error=clean(str(error)), exc_info=True
-            )
-
-    def retry_later(self, countdown: float, **changed: Any) -> NoReturn:
-        """Deliver this message again after `countdown` seconds, with arguments `changed`."""
-        kwargs = {**self.request.kwargs, **changed}
-        try:
-            self.retry(kwargs=kwargs, countdown=min(countdown, self.runs.timing.max_countdown))
-        except Retry as again:
-            # Without the error for which it comes back: monitors are shown the whole chain.
-            raise again from None
-        except Reject as reject:
-            # The retry could not be published. Celery would drop the message; the broker keeps it instead.
-            raise Reject(reject.reason, requeue=True) from None
-        raise AssertionError("retry always raises")
-
     def retry_unclaimed(self, job: str, countdown: float) -> NoReturn:
-        """Deliver this message again as it is. Quicker than `Reschedule`: many do so while few have a turn."""
+        """Deliver this message again as it is, before its step was claimed.
+
+        Cheaper than `Reschedule`, for many messages are retried while few have a slot of the bulkhead.
+        """
         try:
             self.runs.heartbeats.extend(run_member(job), countdown)
         except INFRASTRUCTURE_ERRORS as error:
-            log.warning("step comes back", error_type=type(error).__name__)
+            log.warning("heartbeat not extended", error_type=type(error).__name__)
         self.retry_later(countdown, redelivered=self.is_redelivered())
 
     def _call(self, name: str, run: Run, function: StepFunction) -> Outcome:
@@ -182,22 +198,25 @@ class StepTask(Task):
 
     def _wait_for_dependency(self, error: Exception, name: str = "", run: Run | None = None) -> Finish:
         attempt = int(self.request.kwargs.get("attempt", 0)) + 1
-        longest = self.runs.timing.max_countdown
-        if self.is_unreachable(error) or attempt * longest <= MAX_DEPENDENCY_WAIT_SECONDS:
-            log.warning(
-                "neighbour away", error_type=type(error).__name__, error=clean(str(error)), attempt=attempt
-            )
-            changed: dict[str, Any] = {"attempt": attempt}
-            if run is not None:
-                if attempt == 1:
-                    why = f"{name} waits: {user_message(error)}"
-                    self.runs.events.message(run.job, why, level="warning")
-                # A neighbour that hangs holds the step for longer than the visibility timeout: the copies
-                # that were delivered meanwhile die, or there would be one more each time.
-                generation = self.runs.store.next_generation(run.job, name, run.generation)
-                changed |= {"generation": generation, "redelivered": False}
-            self.retry_later(min(0.5 * 2 ** min(attempt, 20), longest), **changed)
-        return Finish(JobStatus.FAILED, {"error": user_message(error)})
+        max_countdown = self.runs.timing.max_countdown
+        if not self.is_unreachable(error) and attempt * max_countdown > MAX_DEPENDENCY_WAIT_SECONDS:
+            return Finish(JobStatus.FAILED, {"error": user_message(error)})
+        log.warning(
+            "dependency unavailable",
+            error_type=type(error).__name__,
+            error=clean(str(error)),
+            attempt=attempt,
+        )
+        changes: dict[str, int | bool] = {"attempt": attempt}
+        if run is not None:
+            if attempt == 1:
+                text = f"{name} waits: {user_message(error)}"
+                self.runs.events.message(run.job, text, level="warning")
+            # A dependency that hangs holds the step for longer than the visibility timeout. The copies that
+            # were delivered meanwhile are superseded, or there would be one more of them each time.
+            generation = self.runs.generations.advance(run.job, name, run.generation)
+            changes |= {"generation": generation, "redelivered": False}
+        return self.retry_later(backoff(attempt, max_countdown), **changes)
 
     def _apply(self, step: Step, name: str, run: Run, outcome: Outcome) -> None:
         match outcome:
@@ -210,131 +229,136 @@ class StepTask(Task):
             case Reschedule():
                 countdown = min(outcome.countdown, self.runs.timing.max_countdown)
                 self.runs.heartbeats.schedule(run_member(run.job), countdown)
-                following = self.runs.store.next_generation(run.job, name, run.generation)
-                self.retry_later(countdown, generation=following, attempt=0, redelivered=False)
+                generation = self.runs.generations.advance(run.job, name, run.generation)
+                self.retry_later(countdown, generation=generation, attempt=0, redelivered=False)
             case Finish():
                 if self.runs.finish(run.job, End(outcome.status, outcome.result), step):
                     log.info("run ended", status=outcome.status, at=step.name)
             case Suspend():
                 pass
 
-
-def user_message(error: Exception) -> str:
-    """What users read of an exception: a RuntimeError speaks for itself, others are named. No secrets."""
-    text = clean(str(error))
-    if not (isinstance(error, RuntimeError) and text):
-        text = f"{type(error).__name__}: {text}".rstrip(": ")
-    return shorten(text, MAX_USER_MESSAGE_CHARS)
-
-
-MAX_STORE_RETRIES = 60
-"""Times that a message comes back for a plugin store that cannot be read."""
-
-
-class WorkflowTask(StepTask):
-    """A step of a workflow, on this process's services."""
-
-    abstract = True
-    transient: ClassVar[tuple[type[Exception], ...]] = (
-        ClientConnectionError,
-        ClientTimeoutError,
-        RateLimitError,
-        ServerError,
-        MalformedResponseError,
-        PluginHostUnavailableError,
-    )
-
-    @cached_property
-    def _arguments(self) -> type[Arguments] | None:
-        return arguments_of(self.run)
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Run, or keep a message whose arguments are none of the step's."""
+    def _clean_up(self, job: str) -> None:
         try:
-            if self._arguments is not None:
-                check(self._arguments, args, kwargs)
-        except RejectedMessageError as refusal:
-            return self.reject(args, kwargs, str(refusal))
-        return super().__call__(*args, **kwargs)
+            self.on_message_after_end(job)
+        except INFRASTRUCTURE_ERRORS:
+            raise
+        except self.transient as error:
+            self._wait_for_dependency(error)
+        except Exception as error:
+            log.error(
+                "clean-up failed", error_type=type(error).__name__, error=clean(str(error)), exc_info=True
+            )
 
-    @staticmethod
-    def is_unreachable(error: Exception) -> bool:
-        """A backend that is down does not fail a run, however long it is."""
-        gateway_says_so = isinstance(error, ServerError) and error.status_code in (502, 503, 504)
-        return gateway_says_so or isinstance(error, ClientConnectionError | ClientTimeoutError)
+    # Other tasks
 
-    @property
-    def runs(self) -> Runs:
-        """The runs of this process."""
-        return services().runs
+    def run_task(
+        self,
+        function: Callable[[], Retry | None],
+        *,
+        lock: str | None = None,
+        locked_seconds: float = REPUBLISH_SECONDS,
+    ) -> None:
+        """Call `function` for a task that is not a step of a run, under the lock of that key if one is given.
+
+        The message is retried as `function` says, after `locked_seconds` while another delivery holds the
+        lock, and while Redis or the broker is unavailable.
+        """
+        try:
+            retry = self._run_locked(function, lock, locked_seconds) if lock else function()
+        except INFRASTRUCTURE_ERRORS as error:
+            log.warning("task retry scheduled", error_type=type(error).__name__)
+            # It is unknown how far this delivery came; tasks with generations take the mark of a redelivery.
+            takes_mark = self._arguments is not None and "redelivered" in self._arguments.model_fields
+            retry = Retry(INFRASTRUCTURE_RETRY_SECONDS, {"redelivered": True} if takes_mark else {})
+        if retry is not None:
+            self.retry_later(retry.countdown, **retry.changes)
+
+    def _run_locked(
+        self, function: Callable[[], Retry | None], lock: str, locked_seconds: float
+    ) -> Retry | None:
+        locks = self.runs.locks
+        token = locks.new_token()
+        if not locks.acquire(lock, token):
+            return Retry(locked_seconds)
+        with locks.hold(lock, token):
+            return function()
+
+    # Entry tasks
+
+    def parse(self, model: type[ModelT], args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModelT | None:
+        """The message of an entry task; None when it was rejected and kept as a dead letter."""
+        try:
+            return parse_message(model, args, kwargs)
+        except RejectedMessageError as rejection:
+            self.reject(args, kwargs, str(rejection))
+            return None
 
     def accept(
         self,
         model: type[DeployMessage] | type[ToTaskMessage],
         first: Step,
         args: tuple[Any, ...],
-        kwargs: Any,
+        kwargs: dict[str, Any],
     ) -> None:
-        """Take a message in: create its run, once, and send its first step; or keep it as a dead letter.
+        """Accept a message: create its run, once, and publish its first step; or keep it as a dead letter.
 
-        A message that cannot be looked at now, for Redis, the broker or the plugin store is away, comes back.
+        It is retried while Redis, the broker or the plugin store is unavailable.
         """
+        routing_key = (self.request.delivery_info or {}).get("routing_key")
         try:
             message = parse(model, args, kwargs, services().store)
-            self._accept(message, first)
-        except RejectedMessageError as refusal:
-            self.reject(args, kwargs, str(refusal))
+            intake.accept_message(message, first, routing_key, self.runs, self.on_accepted)
+        except RejectedMessageError as rejection:
+            self.reject(args, kwargs, str(rejection))
         except INFRASTRUCTURE_ERRORS as error:
-            log.warning("message comes back", error_type=type(error).__name__)
-            self.retry_later(1.0)
+            log.warning("message retry scheduled", error_type=type(error).__name__)
+            self.retry_later(INFRASTRUCTURE_RETRY_SECONDS)
         except OSError as error:
             if self.request.retries >= MAX_STORE_RETRIES:
                 self.reject(args, kwargs, f"the plugin store cannot be read ({type(error).__name__})")
                 return
-            log.warning("plugin store away", error_type=type(error).__name__)
-            self.retry_later(0.5 * 2 ** min(self.request.retries, 10))
+            log.warning("plugin store unavailable", error_type=type(error).__name__)
+            self.retry_later(backoff(self.request.retries, self.runs.timing.max_countdown))
         except Exception as error:
-            log.error("message not taken in", error_type=type(error).__name__, exc_info=True)
+            log.error("message not accepted", error_type=type(error).__name__, exc_info=True)
             self.reject(args, kwargs, f"it could not be taken in ({type(error).__name__})")
 
-    def _accept(self, message: DeployMessage | ToTaskMessage, first: Step) -> None:
-        queue = _run_queue(message, (self.request.delivery_info or {}).get("routing_key"))
-        runs = self.runs
-        acceptance = runs.store.accept(message, queue)
-        if acceptance is Acceptance.STOPPED:
-            runs.ensure_end_reported(message.job)
-            return
-        # A second delivery may come from a worker that died right here, so the first step is sent again
-        # while the run has not begun it. Another message of the same job may be of the other kind, whose
-        # steps are none of this run.
-        run = runs.store.load(message.job)
-        if run.end is not None:
-            runs.ensure_end_reported(message.job)
-        elif run.position < first.position and run.message.task == message.task:
-            self.on_accepted(run.message)
-            runs.heartbeats.schedule(run_member(message.job))
-            runs.publisher.publish(first, run.queue, {"job": message.job})
-        log.info("message taken in", job=message.job, plugin=message.plugin, acceptance=acceptance)
-
     def on_accepted(self, message: DeployMessage | ToTaskMessage) -> None:
-        """The message is the run's that is about to begin; a workflow may have something to say of it."""
+        """A run of this message is about to begin; a workflow may have something to do first."""
 
     def reject(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> None:
         """Keep the message whole with the reason, and let its job end FAILED if it has no run."""
-        log.warning("message refused", reason=reason, refused_job=readable_job(kwargs))
+        log.warning("message rejected", reason=reason, rejected_job=readable_job(kwargs))
         try:
             reject_message(services(), self.name, [list(args), kwargs], kwargs, reason, self.request.id)
         except INFRASTRUCTURE_ERRORS as error:
-            log.warning("refusal comes back", error_type=type(error).__name__)
-            self.retry_later(1.0)
+            log.warning("rejection retry scheduled", error_type=type(error).__name__)
+            self.retry_later(INFRASTRUCTURE_RETRY_SECONDS)
+
+    # Deliveries
+
+    def is_redelivered(self) -> bool:
+        """Whether it is unknown how far an earlier delivery of this message came."""
+        by_broker = (self.request.delivery_info or {}).get("redelivered")
+        return bool(by_broker or self.request.kwargs.get("redelivered"))
+
+    def retry_later(self, countdown: float, **changes: Any) -> NoReturn:
+        """Deliver this message again after `countdown` seconds, with the arguments in `changes`."""
+        kwargs = {**self.request.kwargs, **changes}
+        try:
+            self.retry(kwargs=kwargs, countdown=min(countdown, self.runs.timing.max_countdown))
+        except exceptions.Retry as retry:
+            # Without the error behind it, because monitors are shown the whole chain of exceptions.
+            raise retry from None
+        except exceptions.Reject as reject:
+            # The retry could not be published. Celery would drop the message; requeued, the broker keeps it.
+            raise exceptions.Reject(reject.reason, requeue=True) from None
+        raise AssertionError("retry always raises")
 
 
-def _run_queue(message: DeployMessage | ToTaskMessage, routing_key: Any) -> str:
-    """Where the run's steps go: where its message came from, if that is one of the contract's queues.
-
-    Who published says what the routing key is; the steps of a run must not go where nobody listens.
-    """
-    is_of_agent = isinstance(routing_key, str) and re.fullmatch(
-        rf"{message.queue}\.[1-9][0-9]*", routing_key, re.ASCII
-    )
-    return str(routing_key) if is_of_agent else message.queue
+def user_message(error: Exception) -> str:
+    """What users read of an exception: a RuntimeError's text, others with their type; redacted and cut."""
+    text = clean(str(error))
+    if not (isinstance(error, RuntimeError) and text):
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    return shorten(text, MAX_USER_MESSAGE_CHARS)

@@ -2,37 +2,45 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from shared.messages import DeployMessage, Job, Tenant, ToTaskMessage
 from shared.statuses import JobStatus
+from shared.validation import describe_validation_error
 from worker.platform import MalformedResponseError, clean
 from worker.plugins import PluginError, PluginStore
 
 log = structlog.get_logger(__name__)
 
-MAX_MISTAKES = 20
-MAX_NAME_CHARS = 100
-"""Of what is wrong with a message, which may have a hundred thousand wrong keys of any length."""
+MAX_CHARS = 2_000
+"""Of the text that says what is wrong with a message."""
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class RejectedMessageError(ValueError):
     """A message that cannot be accepted; the text says why, without what the message holds."""
 
 
-def parse(
-    model: type[DeployMessage] | type[ToTaskMessage], args: tuple[Any, ...], kwargs: Any, store: PluginStore
-) -> DeployMessage | ToTaskMessage:
-    """Check a message and that its release and action exist; raises `RefusedMessageError`."""
+def parse_message(model: type[ModelT], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ModelT:
+    """Validate the arguments of a message; raises `RejectedMessageError`."""
     if args:
         raise RejectedMessageError("arguments must be sent by name")
     try:
-        message = model.model_validate(kwargs)
+        return model.model_validate(kwargs)
     except ValidationError as error:
         raise RejectedMessageError(mistakes(error)) from None
+
+
+def parse(
+    model: type[DeployMessage] | type[ToTaskMessage], args: tuple[Any, ...], kwargs: Any, store: PluginStore
+) -> DeployMessage | ToTaskMessage:
+    """Validate a message and check that its release and action exist; raises `RejectedMessageError`."""
+    message = parse_message(model, args, kwargs)
     try:
         store.get(message.plugin).action(message.action)
     except PluginError as error:
@@ -47,15 +55,7 @@ def parse(
 
 def mistakes(error: ValidationError) -> str:
     """Where and what is wrong, in one line, without what the message holds."""
-    found = error.errors(include_input=False, include_url=False, include_context=False)
-    lines = []
-    for mistake in found[:MAX_MISTAKES]:
-        where = ".".join(str(part)[:MAX_NAME_CHARS] for part in mistake["loc"])
-        what = mistake["msg"].removeprefix("Value error, ")
-        lines.append(f"{where}: {what}" if where else what)
-    if len(found) > MAX_MISTAKES:
-        lines.append(f"and {len(found) - MAX_MISTAKES} more")
-    return clean("; ".join(lines))[:2000]
+    return clean(describe_validation_error(error))[:MAX_CHARS]
 
 
 _JOB: TypeAdapter[str] = TypeAdapter(Job)
@@ -110,16 +110,6 @@ def arguments_of(function: Callable[..., Any]) -> type[Arguments] | None:
     }
     base = StepArguments if inspect.Parameter.VAR_KEYWORD in kinds else Arguments
     return create_model(f"{base.__name__}Of", __base__=base, **fields)
-
-
-def check(model: type[Arguments], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Raises `RefusedMessageError` when they are not those of the step."""
-    if args:
-        raise RejectedMessageError("arguments must be sent by name")
-    try:
-        model.model_validate(kwargs)
-    except ValidationError as error:
-        raise RejectedMessageError(mistakes(error)) from None
 
 
 def status_of(job: Mapping[str, Any]) -> JobStatus | None:

@@ -82,7 +82,7 @@ def test_redis_lost_while_following_is_an_error(
     command: tuple[str, ...],
     running: bool,
 ) -> None:
-    monkeypatch.setattr("shared.follower.AWAY_SECONDS", 0.5)
+    monkeypatch.setattr("shared.follower.MAX_UNAVAILABLE_SECONDS", 0.5)
     if running:
         redis = fakeredis.FakeRedis(server=redis_server, decode_responses=True)
         redis.hset(job_key("5"), mapping={"status": "RUNNING"})

@@ -146,7 +146,7 @@ class Yard:
     def step(self, step: Step, function: Callable[..., Outcome], job: str = "42") -> Outcome:
         """What a worker does with the step's message: its outcome; what it raises ends the run."""
         token = self.runs.locks.new_token()
-        generation = self.runs.store.current_generation(job, step.name)
+        generation = self.runs.generations.newest(job, step.name)
         begun = self.runs.store.claim_step(job, step, "", token, 30.0, generation, False)
         assert begun.run is not None, begun.status
         try:

@@ -44,7 +44,7 @@ def test_a_cluster_that_says_nothing_is_not_waited_for(
     ray: RayCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     silence = threading.Event()
-    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(cluster, "ANSWER_TIMEOUT_SECONDS", 0.01)
     holds(monkeypatch, lambda: silence.wait(5) and {})
     with pytest.raises(PluginHostUnavailableError, match="no answer within"):
         ray.state("digits@1.0.0")

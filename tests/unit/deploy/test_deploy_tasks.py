@@ -12,7 +12,7 @@ from celery.exceptions import Retry
 from fakeredis import FakeRedis
 from kombu.exceptions import OperationalError
 
-from tests.unit.deploy.deploy_helpers import APP, DEPLOYING, Yard
+from tests.unit.deploy.deploy_helpers import APP, DEPLOYING, PLAN, Yard
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy import tasks
 from worker.deploy.deployments import Ownership
@@ -123,8 +123,8 @@ def test_a_step_of_another_agents_run_is_passed_on(
 ) -> None:
     home(1).accept(agent=2)
     kwargs = {"job": "42", "generation": 3}
-    with door.request(tasks.await_running_task, kwargs):
-        tasks.await_running_task.run(**kwargs)
+    with door.request(tasks.await_running, kwargs):
+        tasks.await_running.run(**kwargs)
     [sent] = sender.of(AWAIT_RUNNING.name)
     assert (sent.queue, sent.kwargs) == ("deploy.2", kwargs)
 
@@ -137,8 +137,8 @@ def test_a_step_that_is_passed_on_is_still_known_as_redelivered(
     kwargs = {"job": "42", "generation": 3, "redelivered": False}
 
     # When it is delivered again, to a worker of another agent
-    with door.request(tasks.await_running_task, kwargs, redelivered=True):
-        tasks.await_running_task.run(**kwargs)
+    with door.request(tasks.await_running, kwargs, redelivered=True):
+        tasks.await_running.run(**kwargs)
 
     # Then those of its agent do not take it for a copy of an older poll
     [sent] = sender.of(AWAIT_RUNNING.name)
@@ -148,11 +148,11 @@ def test_a_step_that_is_passed_on_is_still_known_as_redelivered(
 def test_a_step_after_a_stop_cleans_up(home: Callable[[int | None], Yard], door: Delivered) -> None:
     yard = home(1)
     yard.accept()
-    yard.runs.store.note("42", "plan", {"app_name": APP, "digest": "d1"})
+    yard.runs.store.note("42", "plan", PLAN)
     yard.step(SERVE_RUN, lambda run: Suspend())
     Ownership(yard.services, APP).acquire("42", existed=False)
     yard.cluster.here = DEPLOYING
     stop_run("42", yard.runs)
-    with door.request(tasks.await_running_task, {"job": "42"}):
-        tasks.await_running_task.run("42")
+    with door.request(tasks.await_running, {"job": "42"}):
+        tasks.await_running.run("42")
     assert yard.cluster.removed == [APP]

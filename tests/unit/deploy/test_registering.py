@@ -8,7 +8,7 @@ from shared.statuses import JobStatus
 from tests.unit.deploy.deploy_helpers import PLAN, Yard
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy.plan import REGISTER
-from worker.deploy.register import POSTED, register
+from worker.deploy.register import POST_ATTEMPTS, register
 from worker.platform import ClientConnectionError, ClientTimeoutError, MalformedResponseError, ServerError
 from worker.pre_processor.waitlist import AWAIT_READY, Waitlist, WaitlistName
 from worker.runs.keys import lock_key, run_key
@@ -105,7 +105,7 @@ def test_who_was_suspended_before_the_post_and_lost_the_step_to_another_posts_no
     monkeypatch.setattr(yard.api, "list_serve_applications", slow)
 
     # When it goes on
-    yard.runs.store.note("42", POSTED, 1)
+    yard.runs.store.note("42", POST_ATTEMPTS, 1)
     assert isinstance(tell(yard), Reschedule)
 
     # Then it posts nothing, and finds that record when it comes back

@@ -9,7 +9,7 @@ from tests.unit.conftest import Clock
 from tests.unit.deploy.deploy_helpers import APP, DEPLOYING, FAILED, PLAN, RUNNING, Yard
 from worker.deploy.cluster import ServeState, read_state
 from worker.deploy.plan import AWAIT_RUNNING, REGISTER, SERVE_RUN
-from worker.deploy.serve import await_running, clean_up_after_end, countdown, serve_run
+from worker.deploy.serve import await_running, poll_countdown, remove_after_stop, serve_run
 from worker.plugins import PluginCallError, PluginHostUnavailableError
 from worker.runs.model import Continue, End, Outcome, Reschedule, Step
 from worker.runs.reporter import stop_run
@@ -27,7 +27,7 @@ def look(yard: Yard, job: str = "42") -> Outcome:
 
 
 def clean(yard: Yard, job: str = "42") -> None:
-    clean_up_after_end(job, yard.services, yard.cluster)
+    remove_after_stop(job, yard.services, yard.cluster)
 
 
 def test_the_application_is_submitted_once_and_waited_for(yard: Yard) -> None:
@@ -336,7 +336,7 @@ def test_cleaning_up_after_a_stop_waits_for_the_cluster(yard: Yard) -> None:
 
 
 def test_the_wait_starts_below_a_second_and_grows_to_five() -> None:
-    waits = [countdown(elapsed) for elapsed in (0, 1, 2, 4, 8, 20, 600)]
+    waits = [poll_countdown(elapsed) for elapsed in (0, 1, 2, 4, 8, 20, 600)]
     assert waits[0] == 0.3
     assert waits == sorted(waits)
     assert waits[-1] == 5
@@ -360,10 +360,10 @@ def test_a_state_is_read_from_serves_details() -> None:
     state = read_state(details)
     assert (state.exists, state.bucket, state.status) == (True, "failed", "DEPLOY_FAILED")
     assert "no weights" in state.reason
-    assert state.is_of("d1")
-    assert not state.is_of("d2")
-    assert read_state({"status": "DEPLOYING", "deployments": {}}).is_of("d1")
-    assert not ServeState().is_of("d1")
+    assert state.has_digest("d1")
+    assert not state.has_digest("d2")
+    assert read_state({"status": "DEPLOYING", "deployments": {}}).has_digest("d1")
+    assert not ServeState().has_digest("d1")
     assert read_state({**details, "status": "DELETING"}) == ServeState()
 
 

@@ -12,10 +12,10 @@ from shared.channels import logs_channel, logs_history
 from shared.messages import TailLogsMessage
 from worker.logs.relay import LogRelay
 from worker.logs.subscriptions import ResumePoint, Subscription, subscribe
-from worker.lua import Scripts
 from worker.platform import ClientError
 from worker.platform.streams import StreamLimits
 from worker.runs.events import LOG_SCRIPT, log_args, log_keys
+from worker.runs.scripts import run_scripts
 
 Entry = dict[str, Any]
 
@@ -25,7 +25,7 @@ class LogOfJob:
 
     def __init__(self, redis: FakeRedis, job: str) -> None:
         self._redis, self.job = redis, job
-        self._scripts = Scripts(redis, "worker.runs")
+        self._scripts = run_scripts(redis)
         self._pubsub = redis.pubsub(ignore_subscribe_messages=True)
         self._pubsub.subscribe(logs_channel(job))
         self._pubsub.get_message()

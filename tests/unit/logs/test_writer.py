@@ -8,8 +8,8 @@ from fakeredis import FakeAsyncRedis, FakeRedis
 
 from shared.channels import logs_channel, logs_history
 from tests.unit.logs.relay_harness import LogOfJob, RelayHarness, ScriptedTail, until
-from worker.lua import Scripts
 from worker.runs.events import LOG_SCRIPT, log_args, log_keys
+from worker.runs.scripts import run_scripts
 
 RAY = "raysubmit_1"
 
@@ -67,7 +67,7 @@ def test_broken_log_does_not_block_the_others_in_a_call(
         part for job_log in job_logs for part in (logs_channel(job_log.job), RAY, 1, 0, 2, "one", "two")
     ]
     arguments = log_args("append_lines", "", "now", "info", 1000, 10**6, *batches)
-    answers = Scripts(redis, "worker.runs").run(LOG_SCRIPT, keys, *arguments)
+    answers = run_scripts(redis).run(LOG_SCRIPT, keys, *arguments)
 
     # Then each log has its own answer
     assert "WRONGTYPE" in answers[0]

@@ -13,7 +13,7 @@ from tests.unit.runs.runs_helpers import RecordingSender
 from worker.pre_processor import dispatch as detection
 from worker.pre_processor import poll as waiting
 from worker.pre_processor.dispatch import dispatch
-from worker.pre_processor.poll import Again
+from worker.pre_processor.poll import NextPoll
 from worker.pre_processor.waitlist import AWAIT_READY, DETECT, DISPATCH, Waitlist, WaitlistName
 from worker.runs.keys import lock_key
 from worker.runs.model import ClaimStatus, End, Finish, Outcome, Run, Step
@@ -122,11 +122,11 @@ class Hall:
             self.services.redis.delete(lock_key(job, step.name))
         return outcome
 
-    def poll(self, generation: int | None = None, *, redelivered: bool = False) -> Again | None:
+    def poll(self, generation: int | None = None, *, redelivered: bool = False) -> NextPoll | None:
         """The newest poll that was sent, or the one of `generation`."""
         if generation is None:
             generation = self.sender.of(AWAIT_READY.name)[-1].kwargs["generation"]
-        return waiting.poll(NAME.key, generation, self.services, redelivered=redelivered, attempt=0)
+        return waiting.await_ready(NAME.key, generation, self.services, redelivered=redelivered, attempt=0)
 
     def run(self, job: str) -> Run:
         return self.runs.store.load(job)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from worker.pre_processor import classify_serve_app, counts_as_failed
-from worker.pre_processor.serve_application import of_release
+from worker.pre_processor.serve_application import exclude_other_releases
 
 
 def records(*statuses: str) -> list[dict[str, Any]]:
@@ -68,7 +68,10 @@ def test_what_cannot_be_read_is_pending(malformed: object) -> None:
     ],
 )
 def test_records_of_another_release_do_not_count(data: object, counts: bool) -> None:
-    assert bool(of_release([{"id": 1, "status": "RUNNING", "data": data}], "digits", "1.0.0")) is counts
+    assert (
+        bool(exclude_other_releases([{"id": 1, "status": "RUNNING", "data": data}], "digits", "1.0.0"))
+        is counts
+    )
 
 
 def test_an_old_failure_does_not_count_against_a_new_start() -> None:

@@ -7,6 +7,7 @@ import pytest
 from tests.unit.pre_processor.room_helpers import FakeBackend
 from worker.platform import ClientConnectionError, MalformedResponseError, NotFoundError, ServerError
 from worker.pre_processor.direct import PrepareStep, ensure_running
+from worker.pre_processor.serve_application import PreProcessor
 from worker.runs.model import RunFailedError
 
 
@@ -39,7 +40,7 @@ def api() -> FakeBackend:
     return FakeBackend()
 
 
-def run(api: FakeBackend) -> dict[str, Any]:
+def run(api: FakeBackend) -> PreProcessor:
     return ensure_running(api, pre_processor=7, agent=1)
 
 
@@ -52,7 +53,12 @@ def test_a_pre_processor_that_the_backend_does_not_know_is_named(api: FakeBacken
 
 def test_what_runs_is_not_dispatched(api: FakeBackend, watch: Watch) -> None:
     api.runs_now()
-    assert run(api) == {"code": "digits", "version": "1.0.0", "config": api.release["config"], "agent": 1}
+    assert run(api).to_json() == {
+        "code": "digits",
+        "version": "1.0.0",
+        "config": api.release["config"],
+        "agent": 1,
+    }
     assert api.dispatched == []
 
 

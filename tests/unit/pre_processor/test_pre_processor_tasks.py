@@ -74,7 +74,7 @@ def test_a_poll_without_redis_comes_back_as_if_redelivered(
     def poll(*args: Any, **kwargs: Any) -> None:
         raise RedisConnectionError("away")
 
-    monkeypatch.setattr(tasks.poll, "poll", poll)
+    monkeypatch.setattr("worker.pre_processor.poll.await_ready", poll)
     door.poll(room=NAME.key, generation=1)
     [(kwargs, countdown)] = door.again
     assert (kwargs["generation"], kwargs["redelivered"], countdown) == (1, True, 1.0)

@@ -18,16 +18,16 @@ from worker.platform import (
     ServerError,
     ValidationError,
 )
+from worker.pre_processor import decision as errors
 from worker.pre_processor import dispatch as detection
-from worker.pre_processor import dispatch as errors
 from worker.pre_processor.dispatch import dispatch
+from worker.pre_processor.poll import poll_backoff
 from worker.pre_processor.waitlist import (
     AWAIT_READY,
     DETECT,
     DISPATCH,
-    READY,
+    FETCH_TASKS,
     WaitlistName,
-    poll_backoff,
     recover_waitlist,
     wake,
 )
@@ -41,7 +41,7 @@ from worker.services import Services
 def test_a_running_pre_processor_is_not_waited_for(hall: Hall, api: FakeBackend) -> None:
     api.runs_now()
     hall.accept("1")
-    assert hall.step(DETECT, "1", detection.detect) == Continue(READY)
+    assert hall.step(DETECT, "1", detection.detect) == Continue(FETCH_TASKS)
     expected = {"code": "digits", "version": "1.0.0", "config": api.release["config"], "agent": 1}
     assert hall.run("1").findings["pre_processor"] == expected
 
@@ -109,7 +109,7 @@ def test_a_hundred_at_once_dispatch_once(hall: Hall, api: FakeBackend, sender: R
 
 
 def test_a_crowd_leaves_in_turns(hall: Hall, api: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.pre_processor.poll.BATCH", 2)
+    monkeypatch.setattr("worker.pre_processor.poll.MAX_WAITERS_PER_POLL", 2)
     for job in "123":
         hall.enter(job)
         hall.wait(job)
@@ -355,7 +355,7 @@ def test_a_dispatch_that_fails_after_its_run_was_let_out_does_not_end_the_run(
         api.runs_now()
         hall.poll()
         assert hall.sent_on() == ["1"]
-        hall.step(READY, "1", lambda run, services: Suspend())
+        hall.step(FETCH_TASKS, "1", lambda run, services: Suspend())
         raise ClientTimeoutError
 
     api.dispatch_answer = slow
@@ -456,7 +456,7 @@ def test_who_died_after_it_dispatched_does_not_dispatch_again(hall: Hall, api: F
     hall.enter("1")
     joined = hall.room.join("1", 60)
     assert joined.claim is not None
-    hall.room.update_dispatch(joined.claim, sent=hall.room.now(), snapshot="{}")
+    hall.room.mark_sent(joined.claim, {})
     hall.step(DISPATCH, "1", lambda run, services: Suspend())
     assert hall.wait("1") == Suspend()
     assert api.dispatched == []
@@ -471,7 +471,7 @@ def _dispatcher_died(hall: Hall, services: Services) -> None:
     hall.enter("1")
     joined = hall.room.join("1", 180)
     assert joined.claim is not None
-    hall.room.update_dispatch(joined.claim, sent=hall.room.now(), snapshot="{}")
+    hall.room.mark_sent(joined.claim, {})
     hall.step(DISPATCH, "1", lambda run, services: Suspend())
     hall.wait("1")
 
@@ -627,7 +627,7 @@ def test_a_claim_whose_owner_is_gone_is_taken_over(
     hall.wait("2")
     assert len(api.dispatched) == 1
     assert dead.claim is not None
-    assert not hall.room.update_dispatch(dead.claim, sent=hall.room.now())
+    assert not hall.room.mark_sent(dead.claim, {})
 
 
 def test_an_idle_claim_is_handed_to_somebody_who_waits(
@@ -705,7 +705,7 @@ def test_who_comes_while_the_last_one_leaves_is_polled_once(
 
     def publish_and_join(step: object, *args: object, **kwargs: object) -> None:
         publish(step, *args, **kwargs)
-        if step is READY and hall.waiting() == ["1"]:
+        if step is FETCH_TASKS and hall.waiting() == ["1"]:
             hall.wait("2")
 
     hall.runs.publisher.publish = publish_and_join

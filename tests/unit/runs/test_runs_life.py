@@ -214,7 +214,7 @@ def test_run_that_never_began_gets_its_first_step(runs: Runs, run: Run, sender: 
 
 def test_run_gets_the_step_at_which_it_stands(runs: Runs, run: Run, sender: RecordingSender) -> None:
     runs.store.claim_step("42", FIRST, "", "me", 5, 0, False)
-    runs.store.next_generation("42", FIRST.name, 0)
+    runs.generations.advance("42", FIRST.name, 0)
 
     recover_run("42", runs)
 
@@ -277,9 +277,9 @@ def test_generations_of_polls_are_kept_apart_from_what_every_step_reads(
 ) -> None:
     before = redis.hlen(run_key("42"))
     for chunk in range(50):
-        runs.store.next_generation("42", f"to_task.annotate:{chunk}", 0)
+        runs.generations.advance("42", f"to_task.annotate:{chunk}", 0)
     assert redis.hlen(run_key("42")) == before
-    assert runs.store.current_generation("42", "to_task.annotate:7") == 1
+    assert runs.generations.newest("42", "to_task.annotate:7") == 1
     runs.store.mark_reported("42")
     assert redis.ttl(polls_key("42")) > 0
 

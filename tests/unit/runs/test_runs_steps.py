@@ -14,7 +14,18 @@ from shared.statuses import JobStatus
 from tests.unit.runs.runs_helpers import VISIBILITY_TIMEOUT, Courier, NeighbourAwayError, RecordingSender
 from worker.platform import register_secrets
 from worker.runs.keys import HEARTBEATS_KEY, lock_key, run_key
-from worker.runs.model import Continue, End, Finish, Outcome, Reschedule, Run, RunFailedError, Step, Suspend
+from worker.runs.model import (
+    ClaimStatus,
+    Continue,
+    End,
+    Finish,
+    Outcome,
+    Reschedule,
+    Run,
+    RunFailedError,
+    Step,
+    Suspend,
+)
 from worker.runs.runs import Runs, Timing
 from worker.workflow.task import MAX_USER_MESSAGE_CHARS, user_message
 
@@ -273,7 +284,7 @@ def test_redelivered_poll_publishes_the_announced_one_that_never_went_out(
     courier: Courier, run: Run, runs: Runs
 ) -> None:
     courier.deliver(FIRST)
-    runs.store.next_generation("42", FIRST.name, 0)  # and here its worker died
+    runs.generations.advance("42", FIRST.name, 0)  # and here its worker died
     calls = Calls()
 
     delivery = courier.deliver(FIRST, calls, redelivered=True)
@@ -301,13 +312,13 @@ def test_redelivered_poll_dies_when_its_successor_has_begun(courier: Courier, ru
 def test_poll_whose_announcement_lost_its_answer_goes_on(
     courier: Courier, run: Run, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    announce = runs.store.next_generation
+    announce = runs.generations.advance
 
     def lost(*args: Any) -> int:
         announce(*args)
         raise RedisConnectionError("the answer was lost")
 
-    monkeypatch.setattr(runs.store, "next_generation", lost)
+    monkeypatch.setattr(runs.generations, "advance", lost)
     delivery = courier.deliver(FIRST, Calls(Reschedule(0.5)))
     monkeypatch.undo()
 
@@ -524,7 +535,7 @@ def test_two_deliveries_at_once_work_one_after_the_other(courier: Courier, run: 
 def test_client_that_asks_twice_for_a_lock_has_it(runs: Runs, run: Run) -> None:
     asked = [runs.store.claim_step("42", FIRST, "", "me", 5, 0, False) for _ in range(2)]
 
-    assert [begun.status for begun in asked] == ["begun", "begun"]
+    assert [begun.status for begun in asked] == [ClaimStatus.CLAIMED, ClaimStatus.CLAIMED]
 
 
 def test_findings_are_there_for_later_steps(courier: Courier, run: Run, runs: Runs) -> None:

@@ -1,5 +1,6 @@
--- The dispatch is over: the next one may claim anew.
--- KEYS: room   ARGV: token, fields of a dispatch
-if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
-redis.call('HDEL', KEYS[1], unpack(ARGV, 2))
+-- The dispatch is over: a run that joins may claim a new one.
+-- KEYS: waiting list   ARGV: stored fields of a dispatch as JSON, token
+local fields = cjson.decode(ARGV[1])
+if redis.call('HGET', KEYS[1], fields.token) ~= ARGV[2] then return 0 end
+for _, field in pairs(fields) do redis.call('HDEL', KEYS[1], field) end
 return 1

@@ -1,5 +1,7 @@
--- A deployment of this room's pre-processor has begun: it is the job of a dispatch whose answer nobody got.
--- KEYS: room   ARGV: job
-if redis.call('HEXISTS', KEYS[1], 'sent') == 0 or redis.call('HEXISTS', KEYS[1], 'job') == 1 then return 0 end
-redis.call('HSET', KEYS[1], 'job', ARGV[1], 'doubtful', 0)
+-- A deployment of this pre-processor has begun: its job is that of a dispatch whose reply was lost.
+-- KEYS: waiting list   ARGV: stored fields of a dispatch as JSON, job
+local fields = cjson.decode(ARGV[1])
+if redis.call('HEXISTS', KEYS[1], fields.sent_at) == 0 then return 0 end
+if redis.call('HEXISTS', KEYS[1], fields.job) == 1 then return 0 end
+redis.call('HSET', KEYS[1], fields.job, ARGV[2], fields.job_unverified, 0)
 return 1

@@ -5,4 +5,4 @@ if redis.call('ZCARD', KEYS[2]) == 0 then
   return 0
 end
 redis.call('HSET', KEYS[1], 'polling', 1)
-return redis.call('HINCRBY', KEYS[1], 'generation', 1)
+return advance_generation(KEYS[1], 'generation')

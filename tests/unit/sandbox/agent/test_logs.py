@@ -38,7 +38,7 @@ both_protocols = pytest.mark.parametrize("protocol", ["stream", "websocket"])
 
 @dataclass
 class FakeRay:
-    """A Ray with one job. A connection sends the next list of `tails`; then it closes, unless it `stays_open`.
+    """A Ray with one job. A connection sends the next list of `tails`, then closes unless it `stays_open`.
 
     After the last of `tails` the job ends.
     """

@@ -1,0 +1,114 @@
+"""The event loop and the clients of a process."""
+
+import asyncio
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from worker.testing import FakeBackend
+from worker.testing.backend import FakeAsyncBackend
+from worker.to_task.clients import (
+    INFERENCE_TIMEOUT_SECONDS,
+    TASK_TIMEOUT_SECONDS,
+    AnnotationRuntime,
+    EventLoopThread,
+    TenantBackend,
+    TenantBackends,
+    Throttle,
+)
+
+
+def test_the_loop_is_one_thread_and_starts_anew_after_its_end(loop: EventLoopThread) -> None:
+    async def where() -> int:
+        return threading.get_ident()
+
+    first = loop.run(where(), timeout=5)
+    assert first == loop.run(where(), timeout=5) != threading.get_ident()
+
+    loop.close()
+    assert loop.run(where(), timeout=5)
+
+
+def test_an_error_on_the_loop_is_the_callers(loop: EventLoopThread) -> None:
+    async def fails() -> None:
+        raise LookupError("here")
+
+    with pytest.raises(LookupError, match="here"):
+        loop.run(fails(), timeout=5)
+
+
+def test_all_tenants_share_the_limit_of_requests_in_flight(loop: EventLoopThread) -> None:
+    # Given two tenants of a process that may have three requests in flight
+    backend = FakeBackend()
+    slots = asyncio.Semaphore(3)
+    made: list[Any] = []
+
+    def make(timeout: dict[str, float]) -> Any:
+        made.append(timeout)
+        return backend.on_loop
+
+    tenants = [TenantBackend(make, slots) for _ in range(2)]
+
+    # When all kinds of requests are made at once
+    async def nothing() -> None: ...
+
+    async def many() -> None:
+        calls = [tenant.get_task(n) for n in range(10) for tenant in tenants]
+        await asyncio.gather(*calls, *(tenants[0].annotate(n, {}, None, nothing) for n in range(10)))
+
+    loop.run(many(), timeout=5)
+
+    # Then no more were in flight, over one client a tenant
+    assert max(backend.peak_in_flight.values()) <= 3
+    assert made == [TASK_TIMEOUT_SECONDS, TASK_TIMEOUT_SECONDS]
+
+
+def test_the_runtime_closes_its_connections_once(loop: EventLoopThread) -> None:
+    # Given a process that has called the backend
+    settings: Any = SimpleNamespace(worker_annotate_concurrency=4, synapse_tenant="acme")
+    backends = TenantBackends(settings)
+    closed: list[str | None] = []
+
+    class Client(FakeAsyncBackend):
+        async def aclose(self) -> None:
+            closed.append("acme")
+
+    backends._new = lambda tenant, timeout: Client(FakeBackend())  # type: ignore[assignment, method-assign, return-value]
+    loop.run(backends.of(None).get_task(1), timeout=5)
+
+    # When it ends
+    runtime = AnnotationRuntime(loop, backends, Throttle())
+    runtime.close()
+    runtime.close()
+
+    # Then its connections are closed, once
+    assert closed == ["acme"]
+    assert not loop.is_running
+
+
+def test_an_inference_has_more_time_than_a_read(loop: EventLoopThread) -> None:
+    made: list[Any] = []
+    backend = FakeBackend()
+    backend.inference_answer = lambda call: {}
+
+    def make(timeout: dict[str, float]) -> Any:
+        made.append(timeout)
+        return backend.on_loop
+
+    loop.run(TenantBackend(make, asyncio.Semaphore(1)).run_plugin("pre", {"params": {}}), timeout=5)
+
+    assert made == [INFERENCE_TIMEOUT_SECONDS]
+
+
+def test_progress_is_published_no_oftener_than_allowed() -> None:
+    now = [0.0]
+    throttle = Throttle(0.5, clock=lambda: now[0])
+
+    due = []
+    for now[0] in (0.0, 0.4, 0.5, 0.9, 1.0):
+        due.append(throttle.is_due("42"))
+
+    assert due == [True, False, True, False, True]
+    assert throttle.is_due("43")

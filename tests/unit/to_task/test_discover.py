@@ -1,0 +1,220 @@
+"""Collecting ids: pages count once, chunks are whole, nothing is annotated before the last page."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.unit.to_task.world import JOB, World
+from worker.runs.model import Continue, Finish, Reschedule, RunFailedError, Suspend
+from worker.to_task import ledger
+from worker.to_task.discover import (
+    Page,
+    PageCommit,
+    TaskIndex,
+    fetch_tasks,
+    iter_task_ids,
+    page_size,
+    read_page,
+)
+from worker.to_task.steps import SPREAD, message_of
+
+Make = Callable[..., World]
+
+
+def page(*ids: Any, following: int | None = None, **other: Any) -> dict[str, Any]:
+    link = None if following is None else f"http://backend/sdk/tasks/?page={following}"
+    return {"next": link, "results": [{"id": each} for each in ids], **other}
+
+
+def chunks(world: World) -> dict[str, str]:
+    found: dict[str, str] = world.redis.hgetall(ledger.chunks_key(JOB))
+    return found
+
+
+def test_ids_are_cut_into_chunks_across_pages(make_world: Make) -> None:
+    # Given 7 tasks on pages of 2, and chunks of 3
+    world = make_world(7, chunk=3)
+    world.backend.page_size = 2
+
+    # When they are collected
+    assert world.fetch() == Continue(SPREAD)
+
+    # Then each chunk is whole but the last, and the total is public
+    assert chunks(world) == {"0": "1,2,3", "1": "4,5,6", "2": "7"}
+    assert world.record()["total"] == "7"
+
+
+def test_a_project_without_tasks_fails(make_world: Make) -> None:
+    end = make_world(0).fetch()
+
+    assert isinstance(end, Finish)
+    assert (end.status, end.result) == ("FAILED", {"error": "No tasks found to annotate"})
+
+
+def test_an_id_on_two_pages_is_one_task(make_world: Make) -> None:
+    world = make_world(chunk=3)
+    world.backend.pages = [page(1, 2, 2, following=1), page(2, 3, 4)]
+
+    world.fetch()
+
+    assert chunks(world) == {"0": "1,2,3", "1": "4"}
+    assert world.record()["total"] == "4"
+
+
+def test_what_dedupes_is_gone_after_the_last_page(make_world: Make) -> None:
+    world = make_world(30)
+    world.fetch()
+
+    assert not world.redis.exists(ledger.seen_key(JOB))
+
+
+def test_a_page_that_is_committed_twice_counts_once(make_world: Make) -> None:
+    world = make_world()
+    catalogue = TaskIndex(world.redis, JOB, 2)
+    first = Page([1, 2, 3], "http://backend/?page=1", None)
+
+    assert catalogue.commit(0, first) is PageCommit.COMMITTED
+    assert catalogue.commit(0, first) is PageCommit.STALE
+
+    assert (catalogue.cursor().page, catalogue.cursor().total) == (1, 3)
+    assert chunks(world) == {"0": "1,2"}
+
+
+def test_an_old_delivery_changes_nothing_after_the_last_page(make_world: Make) -> None:
+    world = make_world(5)
+    world.fetch()
+    before = chunks(world)
+
+    commit = TaskIndex(world.redis, JOB, 10).commit(0, Page([77], None, None))
+
+    assert commit is PageCommit.STALE
+    assert chunks(world) == before
+
+
+def test_a_second_delivery_after_the_last_page_reads_nothing(make_world: Make) -> None:
+    world = make_world(5)
+    world.fetch()
+    before = world.backend.faults.calls["list_tasks"]
+
+    assert world.fetch() == Continue(SPREAD)
+    assert world.backend.faults.calls["list_tasks"] == before
+
+
+def test_a_delivery_reads_for_a_while_and_the_next_goes_on(make_world: Make) -> None:
+    # Given three pages, and a clock that is past the budget after each
+    world = make_world(30)
+    world.backend.page_size = 10
+    ticks = iter(range(0, 10_000, 100))
+
+    # When the step is delivered until it is done
+    outcomes = [fetch_tasks(world.run, world.services, lambda: float(next(ticks))) for _ in range(3)]
+
+    # Then each delivery read one page
+    assert outcomes == [Reschedule(0), Reschedule(0), Continue(SPREAD)]
+    assert world.backend.faults.calls["list_tasks"] == 3
+    assert world.record()["total"] == "30"
+
+
+def test_a_chunk_size_that_changes_on_the_way_changes_nothing(make_world: Make) -> None:
+    world = make_world()
+    TaskIndex(world.redis, JOB, 2).commit(0, Page([1, 2, 3], "http://backend/?page=1", None))
+
+    TaskIndex(world.redis, JOB, 100).commit(1, Page([4, 5], None, None))
+
+    assert chunks(world) == {"0": "1,2", "1": "3,4", "2": "5"}
+
+
+def test_nothing_is_written_after_the_end_of_the_run(make_world: Make) -> None:
+    world = make_world(5)
+    world.end()
+
+    assert world.fetch() == Suspend()
+    assert chunks(world) == {}
+
+
+@pytest.mark.parametrize("bad", ["7", None, 1.5, True, -1, 0])
+def test_an_id_that_is_no_positive_integer_ends_the_run(make_world: Make, bad: object) -> None:
+    world = make_world()
+    world.backend.pages = [page(1, bad)]
+
+    with pytest.raises(
+        RunFailedError, match="list of tasks is malformed: the id of a task is no positive integer"
+    ):
+        world.fetch()
+
+
+@pytest.mark.parametrize("answer", [{"results": None}, {"results": [7]}, {"results": [], "next": 7}])
+def test_a_list_that_is_none_ends_the_run(make_world: Make, answer: dict[str, Any]) -> None:
+    world = make_world()
+    world.backend.pages = [answer]
+
+    with pytest.raises(RunFailedError, match="list of tasks is malformed"):
+        world.fetch()
+
+
+def test_pages_that_go_around_in_a_circle_end_the_run(make_world: Make) -> None:
+    world = make_world()
+    world.backend.pages = [page(1, following=1), page(2, following=0)]
+
+    with pytest.raises(RunFailedError, match="go around in a circle"):
+        world.fetch()
+
+
+def test_a_direct_call_notices_the_circle_too(make_world: Make) -> None:
+    world = make_world()
+    world.backend.pages = [page(1, following=1), page(2, following=0)]
+
+    with pytest.raises(RunFailedError, match="go around in a circle"):
+        list(iter_task_ids(world.backend, message_of(world.run).params, 100))
+
+
+def test_a_direct_call_meets_each_id_once(make_world: Make) -> None:
+    world = make_world()
+    world.backend.pages = [page(1, 2, following=1), page(2, 3)]
+
+    assert list(iter_task_ids(world.backend, message_of(world.run).params, 100)) == [1, 2, 3]
+
+
+def test_progress_follows_the_count_of_the_backend(make_world: Make) -> None:
+    world = make_world()
+    world.backend.pages = [page(1, following=1, count=4), page(2, 3, 4, count=4)]
+    ticks = iter([0.0, 100.0])
+
+    fetch_tasks(world.run, world.services, lambda: next(ticks))
+
+    assert world.redis.hget(f"synapse:jobs:{{{JOB}}}:progress", "fetch_tasks") == "25"
+
+
+@pytest.mark.parametrize("count", [10**400, -5, True, 1.5, "many", float("inf"), None])
+def test_a_count_beyond_reckoning_is_not_known(count: object) -> None:
+    backend: Any = SimpleNamespace(
+        list_tasks=lambda *_, **__: {"results": [{"id": 1}], "next": None, "count": count}
+    )
+    params: Any = SimpleNamespace(task_filters={}, project=1)
+
+    assert read_page(backend, params, 100, None) == Page([1], None, None)
+
+
+def test_large_ids_survive(make_world: Make) -> None:
+    world = make_world()
+    world.backend.pages = [page(2**62 + 1)]
+
+    world.fetch()
+    assert [task.task_id for task in world.ledger.open_tasks(0)] == [2**62 + 1]
+
+
+def test_pages_are_large_but_no_larger_than_a_thousand() -> None:
+    assert [page_size(chunk) for chunk in (1, 20, 100, 10_000)] == [100, 200, 1000, 1000]
+
+
+def test_the_keys_expire_with_the_run(make_world: Make) -> None:
+    world = make_world(25, chunk=10)
+    world.collect()
+    world.annotate(0)
+    world.end()
+
+    world.runs.store.mark_reported(JOB)
+
+    assert [key for key in world.redis.keys("*to_task*") if world.redis.ttl(key) < 0] == []
