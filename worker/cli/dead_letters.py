@@ -2,7 +2,7 @@
 
 import json
 from datetime import datetime
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -73,7 +73,7 @@ def replay(id_: DeadLetterId, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_ur
     if opens_job and not letters.replay(message.job):
         fail(
             f"job {message.job} was not set FAILED because of this message: a replay would not open it",
-            hint="Either the job was over before, or the backend has not been told yet.",
+            hint="Either the job had ended before, or the backend does not have its end yet.",
         )
     try:
         publish(message, broker_url, redis_url)
@@ -104,7 +104,7 @@ def _local_time(time: str) -> str:
         return time
 
 
-def _readable_body(body: str) -> Any:
+def _readable_body(body: str) -> object:
     """The body as JSON, or as text when parsing would lose something, such as a repeated key."""
     try:
         parsed = json.loads(body)

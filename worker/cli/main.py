@@ -20,7 +20,7 @@ COMMANDS: Final = {
     ),
     "deploy": ("publish:deploy", "Put a plugin's model online on Ray Serve."),
     "to-task": ("publish:to_task", "Pre-annotate the tasks of a project."),
-    "status": ("runs:status", "Where a run stands, or all live runs."),
+    "status": ("runs:status", "Show the state of a run, or all live runs."),
     "watch": ("runs:watch", "Show a run's progress above its log until it ends."),
     "logs": (
         "runs:logs",

@@ -21,7 +21,7 @@ from shared.statuses import JobStatus
 from worker.cli.console import terminal_line
 
 TICK_SECONDS: Final = 5.0
-"""Without a terminal, users see at least so often that a step without news continues."""
+"""Interval at which a step without progress is shown again, when there is no terminal."""
 
 
 class Ticker:

@@ -34,7 +34,7 @@ def status(
     job: str | None = typer.Argument(None, help="A job; without one, all live runs."),
     redis_url: RedisUrl = DEFAULT_REDIS_URL,
 ) -> None:
-    """Where a run stands, or all live runs."""
+    """Show the state of a run, or all live runs."""
     redis = connect(redis_url)
     if job is None:
         members = [str(member) for member in redis.zrange(HEARTBEATS_KEY, 0, -1)]

@@ -71,7 +71,7 @@ def page_params(request: Request) -> tuple[int, int]:
     return page, min(_positive_int(request, "page_size", 100), MAX_PAGE_SIZE)
 
 
-def page_response(request: Request, count: int, results: list[Any]) -> dict[str, Any]:
+def page_response(request: Request, count: int, results: Sequence[object]) -> dict[str, object]:
     """One page of a list. As on the platform, a page beyond the last is a 404."""
     page, size = page_params(request)
     if page > 1 and (page - 1) * size >= count:

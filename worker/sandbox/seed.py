@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy
 from PIL import Image
@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from worker.sandbox.backend.state import State
 
-Files = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+Files = Mapping[str, object] | Sequence[Mapping[str, object]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def seed_project(
     state: State,
     files: Sequence[Files],
     *,
-    specifications: Sequence[Mapping[str, Any]],
+    specifications: Sequence[Mapping[str, object]],
     name: str = "project",
     files_in_tasks: bool = True,
 ) -> SeededProject:
@@ -105,7 +105,7 @@ def seed_numbered_project(
     )
 
 
-IMAGE_AND_LABEL: Sequence[Mapping[str, Any]] = (
+IMAGE_AND_LABEL: Sequence[Mapping[str, object]] = (
     {"name": "image_1", "is_primary": True, "file_type": "image"},
     {"name": "label_1", "is_primary": False, "file_type": "data"},
 )

@@ -67,7 +67,7 @@ def count_placeable(demand: Demand, nodes: Sequence[Node], resources: Sequence[s
 
 def feasibility(
     demand: Demand, nodes: Sequence[Node], policy: Mapping[str, Any], serve_replicas: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The answer to a feasibility request.
 
     A rolling update runs the old and the new version side by side, so the resources of an application are not

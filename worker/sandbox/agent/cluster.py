@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -216,5 +216,5 @@ def _with_id(item: dict[str, Any], key: str) -> dict[str, Any]:
     return {"id": item[key], **item}
 
 
-def _results(items: list[dict[str, Any]]) -> dict[str, Any]:
+def _results(items: Sequence[object]) -> dict[str, object]:
     return {"results": items}
