@@ -31,13 +31,13 @@ from worker.plugins.package import FolderPackages, Packages, RayPackages
 from worker.plugins.process_host import ProcessHost
 from worker.plugins.ray_host import RayHost
 from worker.plugins.ray_session import auth_headers, session
-from worker.runs.model import Run
+from worker.runs.model import AnyRun
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.runs import Runs, Timing
 from worker.settings import MB, Settings, settings
 
 DEPENDENCY_TIMEOUT = {"connect": 3.0, "read": 10.0}
-"""Seconds. A step holds one of the worker's slots, so no neighbour may hold it for long."""
+"""Seconds. A step holds one of the worker's slots, so no dependency may hold it for long."""
 
 
 class Services:
@@ -89,7 +89,7 @@ class Services:
         """Where releases' code runs."""
         return make_host(self.settings)
 
-    def action_of(self, run: Run) -> tuple[Release, ActionRequest]:
+    def action_of(self, run: AnyRun) -> tuple[Release, ActionRequest]:
         """The release that a run names, and the request for its action; plugin code gets the lesser token."""
         message, settings = run.message, self.settings
         token = settings.worker_plugin_access_token
@@ -139,7 +139,7 @@ class Services:
         url, agent_token = found["url"], found.get("token") or ""
         if isinstance(url, str) and isinstance(agent_token, str):
             register_secrets([agent_token])
-            # What the client has against them may be in the error's text, so that is left behind.
+            # The text of the error may show the address or the token, so it is dropped.
             with suppress(ValueError):
                 return self._agent_of(url, agent_token, tenant)
         raise MalformedResponseError("malformed answer: the agent's address or token cannot be used")

@@ -19,7 +19,7 @@ from worker.platform import (
 )
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import run_key
-from worker.runs.model import STOPPED, End, Run, backend_job_id, stopped_job_result
+from worker.runs.model import STOPPED, AnyRun, End, backend_job_id, stopped_job_result
 from worker.runs.progress import proportions_of
 from worker.runs.runs import Runs
 
@@ -75,7 +75,7 @@ def report_run(
     return _send_progress(run, runs, backend, update)
 
 
-def _send_progress(run: Run, runs: Runs, backend: JobsApi, update: Update) -> float | None:
+def _send_progress(run: AnyRun, runs: Runs, backend: JobsApi, update: Update) -> float | None:
     key = run_key(run.job)
     version, version_sent = runs.redis.hmget(key, "version", "version_sent")
     version = version or "0"
@@ -101,7 +101,7 @@ def _send_progress(run: Run, runs: Runs, backend: JobsApi, update: Update) -> fl
     return SECONDS_BETWEEN_PATCHES if runs.acknowledge_report(run.job, version) else None
 
 
-def _send_end(run: Run, end: End, runs: Runs, backend: JobsApi, update: Update) -> None:
+def _send_end(run: AnyRun, end: End, runs: Runs, backend: JobsApi, update: Update) -> None:
     if run.position > 0 or not _is_over(run, backend):
         _patch_end(run, end, runs, backend, update)
     runs.store.mark_reported(run.job)
@@ -109,7 +109,7 @@ def _send_end(run: Run, end: End, runs: Runs, backend: JobsApi, update: Update) 
     log.info("end reported", status=end.status)
 
 
-def _is_over(run: Run, backend: JobsApi) -> bool:
+def _is_over(run: AnyRun, backend: JobsApi) -> bool:
     """Whether the backend has an end of a job that never began: the stop that came first told it."""
     try:
         return backend.get_job(run.job).get("status") in FINAL
@@ -117,7 +117,7 @@ def _is_over(run: Run, backend: JobsApi) -> bool:
         return False
 
 
-def _patch_end(run: Run, end: End, runs: Runs, backend: JobsApi, update: Update) -> None:
+def _patch_end(run: AnyRun, end: End, runs: Runs, backend: JobsApi, update: Update) -> None:
     complete = end.status is JobStatus.SUCCEEDED
     snapshot = runs.progress.snapshot(run.job, proportions_of(run.message), is_complete=complete)
     result = end.result
@@ -152,7 +152,7 @@ def _minimal_result(result: dict[str, Any]) -> dict[str, Any]:
     return least | {"failures": []} if "failures" in least else least
 
 
-def _send_messages(run: Run, runs: Runs, backend: JobsApi) -> None:
+def _send_messages(run: AnyRun, runs: Runs, backend: JobsApi) -> None:
     """Messages go out before what follows them; one whose answer was lost is not sent twice."""
     while entries := runs.events.pop_messages(run.job):
         try:

@@ -12,7 +12,7 @@ from worker.runs.generations import Generations
 from worker.runs.heartbeat import Heartbeats, run_member
 from worker.runs.keys import run_key
 from worker.runs.locks import Locks
-from worker.runs.model import End, Run, Step
+from worker.runs.model import AnyRun, End, Step
 from worker.runs.progress import Progress, proportions_of
 from worker.runs.scripts import run_scripts
 from worker.runs.store import RunStore, UnknownRunError
@@ -72,7 +72,7 @@ class Runs:
         self.events = Events(redis, self.schedule_report)
         self._scripts = run_scripts(redis)
 
-    def mark_running(self, run: Run) -> None:
+    def mark_running(self, run: AnyRun) -> None:
         """The job is RUNNING from here on."""
         if self._scripts.run("mark_running", [run_key(run.job), job_key(run.job)], JobStatus.RUNNING):
             self.events.publish(run.job, "state", status=JobStatus.RUNNING)
@@ -81,7 +81,7 @@ class Runs:
                 # Who began it before may have died with the report, which counts as on its way for a while.
                 self.publish_report(run.job)
 
-    def set_progress(self, run: Run, step: str, percent: float) -> None:
+    def set_progress(self, run: AnyRun, step: str, percent: float) -> None:
         """Note how far `step` of the platform's progress record is."""
         proportions = proportions_of(run.message)
         if not self.progress.set(run.job, proportions, step, percent):
@@ -90,7 +90,7 @@ class Runs:
         self.events.publish(run.job, "progress", step=step, percent=round(percent, 2), overall=overall)
         self.schedule_report(run.job)
 
-    def set_metrics(self, run: Run, step: str, **metrics: float) -> None:
+    def set_metrics(self, run: AnyRun, step: str, **metrics: float) -> None:
         """Replace the metrics of `step`; nothing after the end."""
         if not self.progress.set_metrics(run.job, step, metrics):
             return
@@ -113,7 +113,7 @@ class Runs:
         self.ensure_end_reported(job)
         return first
 
-    def holds_lease(self, run: Run) -> bool:
+    def holds_lease(self, run: AnyRun) -> bool:
         """Whether the step that `run` was read for still has its lock."""
         return run.lease is not None and self.locks.is_held(run.lease.key, run.lease.token)
 

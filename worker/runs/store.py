@@ -1,8 +1,8 @@
-"""The record of a run in Redis: accept, begin, note findings, end."""
+"""The record of a run in Redis: accept, claim a step, update the state, finish."""
 
 import json
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeVar
 
 from redis import Redis
 
@@ -12,10 +12,16 @@ from shared.statuses import JobStatus
 from worker.platform import mask_secrets
 from worker.runs import keys
 from worker.runs.events import JobLog
-from worker.runs.model import STOPPED, Acceptance, ClaimStatus, End, Lease, Run, RunMessage, Step
+from worker.runs.model import STOPPED, Acceptance, ClaimStatus, End, Lease, Run, RunMessage, Step, StoredRun
 from worker.runs.scripts import run_scripts
+from worker.runs.state import RunState, StoredState
+
+S = TypeVar("S", bound=RunState)
 
 DAY_SECONDS = 86_400
+
+STATE_PREFIX = "finding:"
+"""Begins the stored fields of a run's state. Older workers read them by this word."""
 
 _MESSAGES: dict[str, type[RunMessage]] = {"deploy": DeployMessage, "to_task": ToTaskMessage}
 
@@ -30,7 +36,7 @@ class StepClaim:
 
     status: ClaimStatus
     generation: int
-    run: Run | None = None
+    run: StoredRun | None = None
 
 
 class RunStore:
@@ -66,7 +72,7 @@ class RunStore:
         """Whether there is a run of this job, live or ended."""
         return bool(self.redis.exists(keys.run_key(job)))
 
-    def load(self, job: str) -> Run:
+    def load(self, job: str) -> StoredRun:
         """Read the run; raises `UnknownRunError`."""
         return self._run(job, again=False, generation=0)
 
@@ -110,10 +116,12 @@ class RunStore:
         """Whether the run has ended, or is gone."""
         return bool(self.redis.hexists(keys.run_key(job), "end")) or not self.redis.exists(keys.run_key(job))
 
-    def note(self, job: str, name: str, finding: Any) -> None:
-        """Keep what a step found out, any JSON, for later steps and for its own second delivery."""
-        # It may be what a neighbour answered, and that may be what it was sent.
-        self.redis.hset(keys.run_key(job), f"finding:{name}", json.dumps(mask_secrets(finding)))
+    def update_state(self, run: Run[RunMessage, S], state: S) -> None:
+        """Store the fields in which `state` differs from `run.state`, and leave the others as they are."""
+        texts = run.state.changes(state)
+        if texts:
+            fields = {f"{STATE_PREFIX}{name}": text for name, text in texts.items()}
+            self.redis.hset(keys.run_key(run.job), mapping=fields)
 
     def finish(self, job: str, end: End, step: Step | None = None) -> bool:
         """Write the end; false when the run had one already, is gone, or has passed `step`, which ends it."""
@@ -167,21 +175,24 @@ class RunStore:
         """Let further keys of a workflow expire with the run."""
         self.redis.sadd(f"{job_key(job)}:keys", *names)
 
-    def _run(self, job: str, *, again: bool, generation: int) -> Run:
+    def _run(self, job: str, *, again: bool, generation: int) -> StoredRun:
         stored = self.redis.hgetall(keys.run_key(job))
         if not stored:
             raise UnknownRunError(f"job {job} has no run here")
         message = json.loads(stored["message"])
-        prefix = "finding:"
         return Run(
             job=job,
             message=_MESSAGES[message["task"]].model_validate(message["kwargs"]),
             queue=stored["queue"],
             position=int(stored["position"]),
             step=stored.get("step", ""),
-            findings={
-                k.removeprefix(prefix): json.loads(v) for k, v in stored.items() if k.startswith(prefix)
-            },
+            state=StoredState(
+                {
+                    name.removeprefix(STATE_PREFIX): text
+                    for name, text in stored.items()
+                    if name.startswith(STATE_PREFIX)
+                }
+            ),
             end=_end(stored.get("end")),
             is_retry=again,
             generation=generation,

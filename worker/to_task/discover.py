@@ -14,10 +14,10 @@ from shared.statuses import JobStatus
 from worker.lua import Scripts
 from worker.platform import StrayLinkError, holds_secret
 from worker.runs.keys import run_key
-from worker.runs.model import Continue, Finish, Outcome, Reschedule, Run, RunFailedError, Suspend
+from worker.runs.model import Continue, Finish, Outcome, Reschedule, RunFailedError, Suspend
 from worker.services import Services
 from worker.to_task import ledger
-from worker.to_task.steps import SPREAD, message_of
+from worker.to_task.steps import SPREAD, ToTaskRun
 
 NO_TASKS = "No tasks found to annotate"
 MAX_PAGE_SIZE = 1_000
@@ -151,29 +151,29 @@ MAX_STEP_SECONDS = 10.0
 PROGRESS_STEP = "fetch_tasks"
 
 
-def fetch_tasks(run: Run, services: Services, clock: Callable[[], float] = time.monotonic) -> Outcome:
+def fetch_tasks(run: ToTaskRun, services: Services, clock: Callable[[], float] = time.monotonic) -> Outcome:
     """Read pages for a limited time, then reschedule; after the last page go on to annotating.
 
     Filters may depend on what annotating changes, so annotating starts after the last page.
     """
-    message = message_of(run)
+    message = run.message
     runs, settings = services.runs, services.settings
     ledger.expire_with_run(runs.store, run.job)
-    catalogue = TaskIndex(services.redis, run.job, settings.worker_annotate_chunk)
+    index = TaskIndex(services.redis, run.job, settings.worker_annotate_chunk)
     until = clock() + min(settings.worker_visibility_timeout_seconds / 4, MAX_STEP_SECONDS)
     first = True
-    cursor = catalogue.cursor()
+    cursor = index.cursor()
     while not cursor.complete:
         if not first and clock() > until:
             return Reschedule(0)
         first = False
         page = _read(services, message, cursor)
-        match catalogue.commit(cursor.page, page):
+        match index.commit(cursor.page, page):
             case PageCommit.RUN_ENDED:
                 return Suspend()
             case PageCommit.CIRCULAR:
                 raise circular_pages_error()
-        cursor = catalogue.cursor()
+        cursor = index.cursor()
         if page.count and not cursor.complete:
             runs.set_progress(run, PROGRESS_STEP, min(99.0, 100.0 * cursor.total / page.count))
     if cursor.total == 0:

@@ -6,9 +6,9 @@ from shared.messages import ToTaskMethod, ToTaskParams
 from worker.platform import NotFoundError
 from worker.plugins import PluginCallError
 from worker.pre_processor.waitlist import DETECT
-from worker.runs.model import Continue, Outcome, Run, RunFailedError
+from worker.runs.model import Continue, Outcome, RunFailedError
 from worker.services import Services
-from worker.to_task.steps import FETCH_TASKS, message_of
+from worker.to_task.steps import FETCH_TASKS, ToTaskRun
 
 PROGRESS_STEP = "prepare"
 
@@ -20,9 +20,9 @@ class ProjectApi(Protocol):
     def get_data_collection(self, collection: int) -> dict[str, Any]: ...
 
 
-def prepare(run: Run, services: Services) -> Outcome:
+def prepare(run: ToTaskRun, services: Services) -> Outcome:
     """Check the parameters; a run by inference goes on to its pre-processor, one by file to its tasks."""
-    message = message_of(run)
+    message = run.message
     check_params(run, services)
     check_project(services.backend(message.tenant), message.params)
     if message.params.method is ToTaskMethod.INFERENCE:
@@ -32,18 +32,18 @@ def prepare(run: Run, services: Services) -> Outcome:
     return Continue(FETCH_TASKS)
 
 
-def check_params(run: Run, services: Services) -> None:
+def check_params(run: ToTaskRun, services: Services) -> None:
     """Validate the parameters with the plugin's own model, in the plugin's host."""
     release, request = services.action_of(run)
-    refusal = ""
+    failure = ""
     try:
         services.host.call(release, request, "check_params", {})
     except PluginCallError as error:
-        is_refusal = error.error_type == "ParamsError"
-        said = error.message if is_refusal else str(error)
-        refusal = f"The plugin {'refuses the parameters' if is_refusal else 'cannot be used'}: {said}"
-    if refusal:
-        raise RunFailedError(refusal)
+        is_rejection = error.error_type == "ParamsError"
+        said = error.message if is_rejection else str(error)
+        failure = f"The plugin {'refuses the parameters' if is_rejection else 'cannot be used'}: {said}"
+    if failure:
+        raise RunFailedError(failure)
 
 
 def check_project(backend: ProjectApi, params: ToTaskParams) -> None:

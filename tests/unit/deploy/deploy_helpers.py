@@ -1,7 +1,7 @@
 """A deployment's neighbours in memory: backend, agent, plugin host, Serve."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy.cluster import ServeState
+from worker.deploy.plan import DEPLOY, DeployPlan, DeployRun
 from worker.runs.keys import lock_key, messages_key
-from worker.runs.model import End, Outcome, Run, Step
+from worker.runs.model import End, Outcome, Run, WorkflowStep
 from worker.runs.runs import Runs, Timing
 from worker.settings import Settings
 from worker.workflow.task import user_message
@@ -25,6 +26,7 @@ PLAN = {
     "serve_options": {"num_replicas": 3},
     "digest": "d1",
 }
+STORED_PLAN = DeployPlan.from_json(PLAN)
 RUNNING = ServeState(True, "running", "RUNNING", "", frozenset({"d1"}))
 DEPLOYING = ServeState(True, "pending", "DEPLOYING", "", frozenset({"d1"}))
 FAILED = ServeState(True, "failed", "DEPLOY_FAILED", "ValueError: no weights", frozenset({"d1"}))
@@ -143,14 +145,16 @@ class Yard:
         message = {"job": job, "plugin": APP, "agent": 1, **fields}
         self.runs.store.accept(DeployMessage.model_validate(message), "deploy")
 
-    def step(self, step: Step, function: Callable[..., Outcome], job: str = "42") -> Outcome:
+    def step(
+        self, step: WorkflowStep[Any, Any], function: Callable[..., Outcome], job: str = "42"
+    ) -> Outcome:
         """What a worker does with the step's message: its outcome; what it raises ends the run."""
         token = self.runs.locks.new_token()
         generation = self.runs.generations.newest(job, step.name)
         begun = self.runs.store.claim_step(job, step, "", token, 30.0, generation, False)
         assert begun.run is not None, begun.status
         try:
-            return function(begun.run)
+            return function(step.workflow.typed(begun.run))
         except RuntimeError as error:
             self.runs.finish(job, End(JobStatus.FAILED, {"error": user_message(error)}))
             raise
@@ -161,5 +165,10 @@ class Yard:
         """What users read."""
         return "\n".join(self.services.redis.lrange(messages_key(job), 0, -1))
 
-    def run(self, job: str = "42") -> Run:
-        return self.runs.store.load(job)
+    def run(self, job: str = "42") -> DeployRun:
+        return DEPLOY.typed(self.runs.store.load(job))
+
+    def update_state(self, job: str = "42", **values: Any) -> None:
+        """What earlier steps have found out."""
+        run = self.run(job)
+        self.runs.store.update_state(run, replace(run.state, **values))

@@ -12,7 +12,7 @@ from celery.exceptions import Retry
 from fakeredis import FakeRedis
 from kombu.exceptions import OperationalError
 
-from tests.unit.deploy.deploy_helpers import APP, DEPLOYING, PLAN, Yard
+from tests.unit.deploy.deploy_helpers import APP, DEPLOYING, STORED_PLAN, Yard
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy import tasks
 from worker.deploy.deployments import Ownership
@@ -148,7 +148,7 @@ def test_a_step_that_is_passed_on_is_still_known_as_redelivered(
 def test_a_step_after_a_stop_cleans_up(home: Callable[[int | None], Yard], door: Delivered) -> None:
     yard = home(1)
     yard.accept()
-    yard.runs.store.note("42", "plan", PLAN)
+    yard.update_state(plan=STORED_PLAN)
     yard.step(SERVE_RUN, lambda run: Suspend())
     Ownership(yard.services, APP).acquire("42", existed=False)
     yard.cluster.here = DEPLOYING

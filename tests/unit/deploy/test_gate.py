@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from fakeredis import FakeRedis
 
-from tests.unit.deploy.deploy_helpers import PLAN, Yard
+from tests.unit.deploy.deploy_helpers import STORED_PLAN, Yard
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy import gate
 from worker.deploy.gate import capacity_gate
@@ -28,7 +28,7 @@ def error_of(yard: Yard) -> str:
 
 def test_a_yes_leads_to_the_submission(yard: Yard) -> None:
     assert pass_gate(yard) == Continue(SERVE_RUN)
-    assert yard.run().findings["plan"] == PLAN
+    assert yard.run().state.plan == STORED_PLAN
     assert yard.services.the_agent.asked == [
         {
             "kind": "serve",

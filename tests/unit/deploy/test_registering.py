@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from shared.statuses import JobStatus
-from tests.unit.deploy.deploy_helpers import PLAN, Yard
+from tests.unit.deploy.deploy_helpers import STORED_PLAN, Yard
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy.plan import REGISTER
-from worker.deploy.register import POST_ATTEMPTS, register
+from worker.deploy.register import register
 from worker.platform import ClientConnectionError, ClientTimeoutError, MalformedResponseError, ServerError
 from worker.pre_processor.waitlist import AWAIT_READY, Waitlist, WaitlistName
 from worker.runs.keys import lock_key, run_key
@@ -16,7 +16,7 @@ from worker.runs.model import Finish, Outcome, Reschedule
 
 
 def tell(yard: Yard) -> Outcome:
-    yard.runs.store.note("42", "plan", PLAN)
+    yard.update_state(plan=STORED_PLAN)
     return yard.step(REGISTER, lambda run: register(run, yard.services))
 
 
@@ -76,7 +76,7 @@ def test_what_is_no_id_is_a_malformed_answer(
 def test_a_redis_that_came_back_from_an_older_file_does_not_lead_to_a_second_record(yard: Yard) -> None:
     # Given a record that was posted, and a Redis that has lost its last second with its machine
     redis, key = yard.runs.redis, run_key("42")
-    yard.runs.store.note("42", "plan", PLAN)
+    yard.update_state(plan=STORED_PLAN)
     before = redis.hgetall(key)
     tell(yard)
     redis.delete(key)
@@ -105,7 +105,7 @@ def test_who_was_suspended_before_the_post_and_lost_the_step_to_another_posts_no
     monkeypatch.setattr(yard.api, "list_serve_applications", slow)
 
     # When it goes on
-    yard.runs.store.note("42", POST_ATTEMPTS, 1)
+    yard.update_state(post_attempts=1)
     assert isinstance(tell(yard), Reschedule)
 
     # Then it posts nothing, and finds that record when it comes back

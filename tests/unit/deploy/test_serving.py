@@ -6,7 +6,7 @@ import pytest
 
 from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
-from tests.unit.deploy.deploy_helpers import APP, DEPLOYING, FAILED, PLAN, RUNNING, Yard
+from tests.unit.deploy.deploy_helpers import APP, DEPLOYING, FAILED, RUNNING, STORED_PLAN, Yard
 from worker.deploy.cluster import ServeState, read_state
 from worker.deploy.plan import AWAIT_RUNNING, REGISTER, SERVE_RUN
 from worker.deploy.serve import await_running, poll_countdown, remove_after_stop, serve_run
@@ -18,7 +18,7 @@ OTHER = ServeState(True, "running", "RUNNING", "", frozenset({"d0"}))
 
 
 def submit(yard: Yard, job: str = "42") -> Outcome:
-    yard.runs.store.note(job, "plan", PLAN)
+    yard.update_state(job, plan=STORED_PLAN)
     return yard.step(SERVE_RUN, lambda run: serve_run(run, yard.services, yard.cluster), job)
 
 
@@ -273,7 +273,7 @@ def test_a_run_cleans_up_although_another_failed_to_put_something_in_its_place(y
     # Given an application that starts, and a run that could not submit another version over it
     submit(yard)
     yard.accept("43")
-    yard.runs.store.note("43", "plan", {**PLAN, "digest": "d2"})
+    yard.update_state("43", plan=replace(STORED_PLAN, digest="d2"))
     yard.host.broken["submit"] = PluginCallError("ValueError", "bad")
     with pytest.raises(RuntimeError):
         yard.step(SERVE_RUN, lambda run: serve_run(run, yard.services, yard.cluster), "43")

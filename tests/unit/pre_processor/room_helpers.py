@@ -14,9 +14,17 @@ from worker.pre_processor import dispatch as detection
 from worker.pre_processor import poll as waiting
 from worker.pre_processor.dispatch import dispatch
 from worker.pre_processor.poll import NextPoll
-from worker.pre_processor.waitlist import AWAIT_READY, DETECT, DISPATCH, Waitlist, WaitlistName
+from worker.pre_processor.waitlist import (
+    AWAIT_READY,
+    DETECT,
+    DISPATCH,
+    PRE_PROCESSOR,
+    PreProcessorRun,
+    Waitlist,
+    WaitlistName,
+)
 from worker.runs.keys import lock_key
-from worker.runs.model import ClaimStatus, End, Finish, Outcome, Run, Step
+from worker.runs.model import ClaimStatus, End, Finish, Outcome, WorkflowStep
 from worker.runs.runs import Runs, Timing
 from worker.settings import Settings
 from worker.workflow.task import user_message
@@ -106,7 +114,9 @@ class Hall:
         """A run goes into the room."""
         return self.step(DISPATCH, job, dispatch)
 
-    def step(self, step: Step, job: str, function: Callable[..., Outcome], generation: int = 0) -> Any:
+    def step(
+        self, step: WorkflowStep[Any, Any], job: str, function: Callable[..., Outcome], generation: int = 0
+    ) -> Any:
         """What a worker does with a step's message, without Celery: None when it drops out."""
         token = self.runs.locks.new_token()
         begun = self.runs.store.claim_step(job, step, "", token, 30.0, generation, False)
@@ -114,7 +124,7 @@ class Hall:
             assert begun.status is not ClaimStatus.LOCKED
             return None
         try:
-            outcome: Any = function(begun.run, self.services)
+            outcome: Any = function(step.workflow.typed(begun.run), self.services)
         except RuntimeError as error:
             self.runs.finish(job, End(JobStatus.FAILED, {"error": user_message(error)}), step)
             return Finish(JobStatus.FAILED, {"error": str(error)})
@@ -128,8 +138,8 @@ class Hall:
             generation = self.sender.of(AWAIT_READY.name)[-1].kwargs["generation"]
         return waiting.await_ready(NAME.key, generation, self.services, redelivered=redelivered, attempt=0)
 
-    def run(self, job: str) -> Run:
-        return self.runs.store.load(job)
+    def run(self, job: str) -> PreProcessorRun:
+        return PRE_PROCESSOR.typed(self.runs.store.load(job))
 
     def error(self, job: str) -> str | None:
         end = self.run(job).end

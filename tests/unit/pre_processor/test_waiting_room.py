@@ -22,6 +22,7 @@ from worker.pre_processor import decision as errors
 from worker.pre_processor import dispatch as detection
 from worker.pre_processor.dispatch import dispatch
 from worker.pre_processor.poll import poll_backoff
+from worker.pre_processor.serve_application import PreProcessor
 from worker.pre_processor.waitlist import (
     AWAIT_READY,
     DETECT,
@@ -36,14 +37,15 @@ from worker.runs.model import Continue, End, Finish, Reschedule, Run, Suspend
 from worker.runs.reporter import stop_run
 from worker.runs.runs import Timing
 from worker.services import Services
+from worker.to_task import steps as to_task
 
 
 def test_a_running_pre_processor_is_not_waited_for(hall: Hall, api: FakeBackend) -> None:
     api.runs_now()
     hall.accept("1")
     assert hall.step(DETECT, "1", detection.detect) == Continue(FETCH_TASKS)
-    expected = {"code": "digits", "version": "1.0.0", "config": api.release["config"], "agent": 1}
-    assert hall.run("1").findings["pre_processor"] == expected
+    expected = PreProcessor("digits", "1.0.0", api.release["config"], 1)
+    assert hall.run("1").state.pre_processor == expected
 
 
 def test_one_that_does_not_run_leads_to_the_room(hall: Hall, api: FakeBackend) -> None:
@@ -355,7 +357,7 @@ def test_a_dispatch_that_fails_after_its_run_was_let_out_does_not_end_the_run(
         api.runs_now()
         hall.poll()
         assert hall.sent_on() == ["1"]
-        hall.step(FETCH_TASKS, "1", lambda run, services: Suspend())
+        hall.step(to_task.FETCH_TASKS, "1", lambda run, services: Suspend())
         raise ClientTimeoutError
 
     api.dispatch_answer = slow

@@ -1,6 +1,6 @@
 """A backend, a plugin host and the services of a process in memory; a hand that delivers a run's messages."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,7 +9,8 @@ from fakeredis import FakeRedis
 from shared.channels import job_key
 from shared.messages import ToTaskMessage
 from worker.plugins import PluginCallError
-from worker.runs.model import Continue, Finish, Outcome, Reschedule, Run, Step, Suspend
+from worker.pre_processor.serve_application import PreProcessor
+from worker.runs.model import Continue, Finish, Outcome, Reschedule, Step, Suspend
 from worker.runs.runs import Runs, Timing
 from worker.services import Services
 from worker.testing import FakeBackend, FakePluginHost
@@ -18,6 +19,7 @@ from worker.to_task.clients import AnnotationRuntime, EventLoopThread, Throttle
 from worker.to_task.discover import fetch_tasks
 from worker.to_task.ledger import RedisLedger
 from worker.to_task.results import finalize
+from worker.to_task.steps import TO_TASK, ToTaskRun
 
 JOB = "42"
 Row = dict[str, Any]
@@ -98,12 +100,12 @@ class World:
             batch = given.get("batch")
             options = {} if batch is None else {"serve_options": {"batch": {"max_batch_size": batch}}}
             config = {"code": "pre", "actions": {"inference": options}}
-            finding = {"code": "pre", "version": "2.0.0", "config": config, "agent": 3}
-            self.runs.store.note(JOB, "pre_processor", finding)
+            pre_processor = PreProcessor("pre", "2.0.0", config, 3)
+            self.runs.store.update_state(self.run, replace(self.run.state, pre_processor=pre_processor))
 
     @property
-    def run(self) -> Run:
-        return self.runs.store.load(JOB)
+    def run(self) -> ToTaskRun:
+        return TO_TASK.typed(self.runs.store.load(JOB))
 
     @property
     def ledger(self) -> RedisLedger:
