@@ -2,7 +2,6 @@
 
 from contextlib import suppress
 from functools import cached_property
-from importlib import resources
 from queue import Empty
 from time import monotonic
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from redis.exceptions import ResponseError
 from worker.broker.delivery import DUE_KEY, HELD_KEY, Debt, Debts, QoS, Unacked, debts_of
 from worker.broker.rejections import keep, refused_element
 from worker.broker.validation import MalformedError, open_element
+from worker.lua import source_of
 
 CHANNEL = "__redis__:invalidate"
 
@@ -89,7 +89,7 @@ class Poller(redis.MultiChannelPoller):
 
 log = structlog.get_logger(__name__)
 
-FETCH = (resources.files("worker.broker") / "lua" / "fetch.lua").read_text(encoding="utf-8")
+FETCH = source_of("worker.broker", "fetch")
 
 
 class Channel(redis.Channel):

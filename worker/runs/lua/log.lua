@@ -49,11 +49,10 @@ local function entering(time, source, level)
 end
 
 local function is_reported()
-  return redis.call('EXISTS', run) == 0 or redis.call('HEXISTS', run, 'reported') == 1
-    or redis.call('HEXISTS', state, 'reported') == 1
+  return not run_exists(run) or run_reported(run) or redis.call('HEXISTS', state, 'reported') == 1
 end
 
-local function run_lives() return not is_reported() and redis.call('HEXISTS', run, 'end') == 0 end
+local function run_lives() return not is_reported() and not run_ended(run) end
 
 local function is_over() return redis.call('HEXISTS', state, 'over') == 1 end
 
@@ -69,7 +68,7 @@ end
 
 -- Why it is over: of all reasons the one that matters most to whoever reads the log.
 local function reason_of_all()
-  local ended = redis.call('HGET', run, 'end')
+  local ended = redis.call('HGET', run, RUN.ended)
   local read, how = pcall(cjson.decode, ended or '')
   local worst = (read and how.status == 'STOPPED') and 'stopped' or 'ended'
   local fields = redis.call('HGETALL', state)
@@ -95,7 +94,7 @@ local function settle()
 end
 
 local function say(time, level, first)
-  if is_over() and not run_lives() or redis.call('EXISTS', run) == 0 then return -1 end
+  if is_over() and not run_lives() or not run_exists(run) then return -1 end
   if is_over() then reopen() end
   local add = entering(time, 'run', level)
   for index = first, #ARGV do add(ARGV[index]) end
@@ -174,7 +173,7 @@ elseif operation == 'close' then
   settle()
   return 1
 elseif operation == 'settle' then
-  if redis.call('EXISTS', run) == 0 and redis.call('EXISTS', state) == 0 then return 0 end
+  if not run_exists(run) and redis.call('EXISTS', state) == 0 then return 0 end
   if ARGV[5] == '1' then redis.call('HSET', state, 'reported', 1) end
   return settle()
 end
