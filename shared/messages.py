@@ -1,4 +1,8 @@
-"""The four messages that the worker accepts, validated. Unknown keys are refused."""
+"""The four messages that the worker accepts, validated (contract: "Work comes in as Celery messages").
+
+Unknown keys are rejected. A model's `ValidationError` never shows what the message holds, because its text is
+logged.
+"""
 
 import re
 from enum import StrEnum
@@ -16,14 +20,17 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+JsonObject = dict[str, Any]
+"""A JSON object whose keys someone else decides: a filter, an answer of the platform, a plugin's result."""
 
-def _form(name: str, pattern: str, words: str) -> AfterValidator:
-    """A text of this form; who wrote another one reads `words`, and no pattern."""
+
+def _text_form(name: str, pattern: str, requirement: str) -> AfterValidator:
+    """Check a text against `pattern`; the error says `requirement`, because few people read patterns."""
     form = re.compile(pattern)
 
     def check(value: str) -> str:
         if not form.fullmatch(value):
-            raise PydanticCustomError(f"{name}_form", words)
+            raise PydanticCustomError(f"{name}_form", requirement)
         return value
 
     return AfterValidator(check)
@@ -38,8 +45,8 @@ Job = Annotated[
     str,
     BeforeValidator(_job_as_text),
     StringConstraints(strict=True, max_length=100),
-    # Dots alone would be another path in the backend's addresses.
-    _form(
+    # An id of dots alone would be another path in the backend's addresses.
+    _text_form(
         "job",
         r"[A-Za-z0-9_.-]*[A-Za-z0-9_-][.]*",
         "must be an id of letters, digits, '_', '-' and '.', for example 42",
@@ -52,7 +59,7 @@ _RELEASE_PART = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}"
 PluginName = Annotated[
     str,
     StringConstraints(strict=True),
-    _form(
+    _text_form(
         "plugin",
         rf"(?!.*\.\.){_RELEASE_PART}@{_RELEASE_PART}",
         "must be code@version, for example digits@1.0.0",
@@ -60,45 +67,73 @@ PluginName = Annotated[
 ]
 """A release in the worker's plugin store, `code@version`: never a path, a module or a URL."""
 
-Amount = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
-"""How many CPUs or GPUs: a number, also a fraction, but neither a text nor true or false."""
+ResourceAmount = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
+"""How many CPUs or GPUs: a number, fractions included, but neither a text nor true or false."""
 
 Tenant = Annotated[
     str,
     StringConstraints(strict=True, max_length=200),
-    _form("tenant", r"[!-~]([ -~]*[!-~])?", "must be printable ASCII without spaces around it"),
+    _text_form("tenant", r"[!-~]([ -~]*[!-~])?", "must be printable ASCII without spaces around it"),
 ]
-"""Goes out as an HTTP header, which holds printable ASCII."""
+"""Sent as an HTTP header, which can only hold printable ASCII."""
 
 PositiveId = Annotated[StrictInt, Field(gt=0)]
 NonEmpty = Annotated[str, StringConstraints(strict=True, min_length=1)]
 
 
-class _Strict(BaseModel):
+class _StrictModel(BaseModel):
     # hide_input_in_errors: what a message holds is not shown in logs, and an error's text is logged.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class DeployParams(BaseModel):
-    """Resources of one replica and how many; a plugin's own params model may declare more keys."""
+    """`params` of `deploy`: the resources of one replica and the number of replicas.
+
+    Other keys are kept: a plugin's own params model may declare them. A value that is None is taken from the
+    release's `required_resources`, else from Ray Serve's defaults.
+
+    Attributes:
+        num_cpus: CPUs of one replica.
+        num_gpus: GPUs of one replica.
+        memory: Memory of one replica in bytes.
+        num_replicas: Replicas; it takes precedence over the release's `serve_options`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
 
-    num_cpus: Amount | None = None
-    num_gpus: Amount | None = None
+    num_cpus: ResourceAmount | None = None
+    num_gpus: ResourceAmount | None = None
     memory: Annotated[StrictInt, Field(ge=0)] | None = Field(default=None, description="bytes")
     num_replicas: Annotated[StrictInt, Field(ge=1)] | None = None
 
 
 class ToTaskMethod(StrEnum):
-    """Where the annotation of a task comes from."""
+    """Where the annotation of a task comes from (seeds: pre-annotation actions)."""
 
     FILE = "file"
     INFERENCE = "inference"
 
 
 class ToTaskParams(BaseModel):
-    """What to pre-annotate and how; a plugin's own params model may declare more keys."""
+    """`params` of `to_task`: which tasks to pre-annotate and how (seeds: pre-annotation actions; contract).
+
+    Other keys are kept: a plugin's own params model may declare them.
+
+    Attributes:
+        name: Name of the job.
+        description: Description of the job.
+        project: Id of the project whose tasks are annotated.
+        agent: Id of the Ray cluster's agent.
+        task_filters: Query parameters of the backend's list of tasks.
+        method: `file` or `inference`.
+        target_specification_name: Name of the file specification; required by `file`.
+        pre_processor: Id of the pre-processor's release; required by `inference`.
+        model: Id of the model; required by `inference`.
+        pre_processor_params: Additional parameters of the inference call.
+        batch_size: Requests that a pre-processor is sent at once, unless its release declares
+            `serve_options.batch.max_batch_size`.
+        data_schema: `schema` in the message. With `any` the backend does not check the data's schema.
+    """
 
     model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
 
@@ -106,14 +141,14 @@ class ToTaskParams(BaseModel):
     description: str | None = None
     project: PositiveId
     agent: PositiveId
-    task_filters: dict[str, Any] = Field(default_factory=dict)
+    task_filters: JsonObject = Field(default_factory=dict)
     method: ToTaskMethod = ToTaskMethod.FILE
     target_specification_name: NonEmpty | None = None
     pre_processor: PositiveId | None = None
     model: PositiveId | None = None
-    pre_processor_params: dict[str, Any] = Field(default_factory=dict)
+    pre_processor_params: JsonObject = Field(default_factory=dict)
     batch_size: Annotated[StrictInt, Field(ge=1)] = 1
-    # `schema` is a method of pydantic's models.
+    # An alias, because `schema` is a method of pydantic's models.
     data_schema: Literal["dm_schema_v1", "any"] = Field(default="dm_schema_v1", alias="schema")
 
     @model_validator(mode="after")
@@ -128,8 +163,14 @@ class ToTaskParams(BaseModel):
         return self
 
 
-class Message(_Strict):
-    """One piece of work. `task` and `queue` are where it goes."""
+class Message(_StrictModel):
+    """The base of the four messages.
+
+    Attributes:
+        task: The Celery task's name.
+        queue: The queue that the message is sent to.
+        job: The backend's job id. For `deploy` and `to_task` together it is the idempotency key.
+    """
 
     task: ClassVar[str]
     queue: ClassVar[str]
@@ -141,19 +182,33 @@ class Message(_Strict):
         try:
             self.model_dump_json()
         except ValueError:
-            # JSON can spell halves of characters (`"\\ud800"`) that no encoding can carry further.
+            # JSON can spell halves of surrogate pairs (`"\\ud800"`), which no encoding can carry.
             raise ValueError("holds text that cannot be encoded") from None
         return self
 
 
 class _RunMessage(Message):
+    """A message that starts a run.
+
+    Attributes:
+        plugin: The release, `code@version`.
+        language: The language that plugin code may write its messages in, such as `en`.
+        tenant: The tenant at the backend; None for the worker's own, SYNAPSE_TENANT.
+    """
+
     plugin: PluginName
     language: Annotated[str, StringConstraints(strict=True, min_length=1, max_length=35)] = "en"
     tenant: Tenant | None = None
 
 
 class DeployMessage(_RunMessage):
-    """Put a plugin's model online on Ray Serve."""
+    """Deploy a plugin's model on Ray Serve.
+
+    Attributes:
+        agent: Id of the Ray cluster's agent.
+        params: Resources and the plugin's own parameters.
+        action: The release's action.
+    """
 
     task: ClassVar[str] = "deploy"
     queue: ClassVar[str] = "deploy"
@@ -164,12 +219,24 @@ class DeployMessage(_RunMessage):
 
     @classmethod
     def agent_queue(cls, agent: int) -> str:
-        """The queue of the workers that serve one agent; other workers pass its messages on to it."""
+        """Name the queue of the workers that serve one agent alone (contract: WORKER_AGENT).
+
+        Args:
+            agent: Id of the agent.
+
+        Returns:
+            `deploy.{agent}`, on which other workers pass the agent's messages on.
+        """
         return f"{cls.queue}.{agent}"
 
 
 class ToTaskMessage(_RunMessage):
-    """Pre-annotate the tasks of a project."""
+    """Pre-annotate the tasks of a project.
+
+    Attributes:
+        params: Which tasks and how.
+        action: The release's action.
+    """
 
     task: ClassVar[str] = "to_task"
     queue: ClassVar[str] = "to_task"
@@ -179,7 +246,13 @@ class ToTaskMessage(_RunMessage):
 
 
 class TailLogsMessage(Message):
-    """Follow the log of a Ray job on the run's log channel."""
+    """Relay the log of a Ray job to the log channel of a run. It never changes the job.
+
+    Attributes:
+        ray_job: Ray's id of the job, `[A-Za-z0-9_-]`, at most 100 characters.
+        agent: Id of the agent that has the log; None for the worker's own (WORKER_AGENT, SYNAPSE_AGENT_URL).
+        protocol: How the agent is asked for the log; `auto` tries the websocket first.
+    """
 
     task: ClassVar[str] = "tail_logs"
     queue: ClassVar[str] = "logs"
@@ -187,7 +260,7 @@ class TailLogsMessage(Message):
     ray_job: Annotated[
         str,
         StringConstraints(strict=True),
-        _form(
+        _text_form(
             "ray_job", r"[A-Za-z0-9_-]{1,100}", "must be an id of letters, digits, '_' and '-', at most 100"
         ),
     ]
@@ -196,7 +269,7 @@ class TailLogsMessage(Message):
 
 
 class StopMessage(Message):
-    """End a run, also one whose message has not been read yet."""
+    """Stop a run. One that arrives before its run's message is remembered for a day."""
 
     task: ClassVar[str] = "stop"
     queue: ClassVar[str] = "control"

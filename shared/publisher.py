@@ -1,4 +1,4 @@
-"""Publish work: a thin, typed skin over Celery's ``send_task``."""
+"""Publish work: a thin, typed layer over Celery's ``send_task``."""
 
 import ssl
 
@@ -7,46 +7,64 @@ from celery import Celery
 from shared.messages import Message
 
 REDIS_TIMEOUTS = {"socket_connect_timeout": 4, "socket_timeout": 5}
-"""Seconds. Without them a Redis that takes the connection and says nothing holds the publisher for ever."""
+"""Seconds. Without them a Redis that accepts a connection and never answers blocks the publisher forever."""
 
-SECONDS_TO_CONFIRM = 5
-"""In which RabbitMQ says that it has the message for good."""
+CONFIRM_TIMEOUT_SECONDS = 5
+"""How long RabbitMQ may take to confirm that it has stored the message."""
 
 _REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://", "sentinel://")
 
 
 class Publisher:
-    """Publishes messages to the broker at `broker_url`.
+    """Publishes messages to the worker's queues (contract: "Work comes in as Celery messages").
 
-    Raises kombu's ``OperationalError`` when the broker cannot be reached within a few seconds.
+    Use it as a context manager, or call `close` when it is no longer needed.
     """
 
     def __init__(self, broker_url: str) -> None:
+        """Prepare a publisher; nothing is connected before the first message.
+
+        Args:
+            broker_url: The broker that the workers consume from, as in their CELERY_BROKER_URL, for example
+                `redis://127.0.0.1:6379/0` or `amqp://guest@rabbit//`.
+        """
         self._celery = Celery("synapse-publisher", broker=broker_url, set_as_current=False)
         self._celery.conf.update(
             task_serializer="json",
             task_ignore_result=True,
-            # A publisher has no worker's habits: no event per message, no result backend.
+            # These are settings of a worker; a publisher sends no event for each message.
             task_send_sent_event=False,
             broker_connection_timeout=4,
-            # Celery puts CELERY_BROKER_URL of the environment before the address that it is given.
+            # Celery prefers the environment's CELERY_BROKER_URL to the address that it is given.
             broker_write_url=broker_url,
         )
         if broker_url.startswith(_REDIS_SCHEMES):
             self._celery.conf.broker_transport_options = REDIS_TIMEOUTS
         else:
-            # A RabbitMQ that is not asked says nothing, also when it is killed before it has the message.
+            # RabbitMQ confirms a message only when asked to; without that, one that is killed before it
+            # stored the message loses it unnoticed.
             self._celery.conf.broker_transport_options = {"confirm_publish": True}
         if broker_url.startswith("rediss://"):
-            # Stock kombu checks no certificate unless the URL says so, and would tell anybody the password.
+            # Stock kombu checks no certificate unless the URL says so: anybody could receive the password.
             self._celery.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
 
     def publish(self, message: Message) -> str:
-        """Send `message` to its queue and return the id of the Celery task.
+        """Send a message to its queue.
 
-        Keys left at their default are not sent, so an older worker accepts what it knows.
+        Keys that were left at their default are not sent, so that an older worker accepts what it knows.
+
+        Args:
+            message: A `DeployMessage`, `ToTaskMessage`, `TailLogsMessage` or `StopMessage`.
+
+        Returns:
+            The id of the Celery task.
+
+        Raises:
+            kombu.exceptions.OperationalError: The broker cannot be reached within a few seconds, or did not
+                confirm the message within `CONFIRM_TIMEOUT_SECONDS`.
         """
         kwargs = message.model_dump(mode="json", exclude_unset=True, by_alias=True)
+        # The contract: beyond these three, a message's arguments are not shown in logs or task events.
         shown = {key: kwargs[key] for key in ("job", "plugin", "action") if key in kwargs}
         sent = self._celery.send_task(
             message.task,
@@ -54,12 +72,12 @@ class Publisher:
             queue=message.queue,
             argsrepr="()",
             kwargsrepr=repr(shown),
-            confirm_timeout=SECONDS_TO_CONFIRM,
+            confirm_timeout=CONFIRM_TIMEOUT_SECONDS,
         )
         return str(sent.id)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections to the broker."""
         self._celery.close()
 
     def __enter__(self) -> "Publisher":

@@ -1,4 +1,4 @@
-"""Statuses of the platform, and what a run of `to_task` ends with."""
+"""Statuses of the platform, and the result of a run of `to_task`."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class JobStatus(StrEnum):
-    """`Job.status` of the backend (platform-api: the backend's table)."""
+    """`Job.status` of the backend (platform-api: "Backend")."""
 
     PENDING = "PENDING"
     RUNNING = "RUNNING"
@@ -16,12 +16,12 @@ class JobStatus(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """A job in a final status never changes again."""
+        """Whether the job has ended: a final status never changes again."""
         return self in {JobStatus.STOPPED, JobStatus.SUCCEEDED, JobStatus.FAILED}
 
 
 class ServeApplicationStatus(StrEnum):
-    """`ServeApplication.status` of the backend; Ray Serve uses the same words."""
+    """`ServeApplication.status` of the backend; Ray Serve uses the same words (platform-api: "Backend")."""
 
     NOT_STARTED = "NOT_STARTED"
     DEPLOYING = "DEPLOYING"
@@ -31,9 +31,49 @@ class ServeApplicationStatus(StrEnum):
     DELETING = "DELETING"
     UNAVAILABLE = "UNAVAILABLE"
 
+    @property
+    def is_failed(self) -> bool:
+        """Whether waiting for RUNNING is of no use any more (seeds: the pre-processor's fail-fast table)."""
+        return self in {
+            ServeApplicationStatus.DEPLOY_FAILED,
+            ServeApplicationStatus.UNHEALTHY,
+            ServeApplicationStatus.UNAVAILABLE,
+        }
+
+
+def is_final_status(status: object) -> bool:
+    """Tell whether a job's status that someone else wrote is a final one.
+
+    Args:
+        status: What an answer of the backend or a Redis field holds, of any type.
+
+    Returns:
+        `JobStatus.is_final`; False also for a value that is no known status.
+    """
+    return isinstance(status, str) and status in set(JobStatus) and JobStatus(status).is_final
+
+
+def is_failed_status(status: object) -> bool:
+    """Tell whether an application's status that someone else wrote is a failed one.
+
+    Args:
+        status: What the backend or Ray Serve answered, of any type.
+
+    Returns:
+        `ServeApplicationStatus.is_failed`; False also for a value that is no known status.
+    """
+    if not isinstance(status, str) or status not in set(ServeApplicationStatus):
+        return False
+    return ServeApplicationStatus(status).is_failed
+
 
 class TaskFailure(BaseModel):
-    """One task that could not be annotated, and why."""
+    """A task that could not be annotated, and the reason.
+
+    Attributes:
+        task_id: The task's id in the backend.
+        error: What went wrong, in English and without secrets.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -42,9 +82,17 @@ class TaskFailure(BaseModel):
 
 
 class ToTaskResult(BaseModel):
-    """What a run of `to_task` ends with; the backend finds these fields in the job's `result`.
+    """The result of a run of `to_task`, whose fields the backend stores as the job's `result`.
 
-    `failures` holds the first 1,000; `failed_count` is exact.
+    Rules: contract, "What a run does to the job".
+
+    Attributes:
+        status: The final status of the job.
+        message: A sentence that sums the run up.
+        total_tasks: How many tasks the filters selected.
+        success_count: How many were annotated.
+        failed_count: How many were not; exact, however many failures are listed.
+        failures: The first 1,000 failures.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -7,7 +7,7 @@ from celery import Celery, bootsteps, signals
 from kombu import Queue
 
 from worker import logging as worker_logging
-from worker.broker import broker_settings, broker_url, message_refused
+from worker.broker import broker_settings, broker_url, message_rejected
 from worker.broker.config import QUEUES
 from worker.logs.relay import RelayStep
 from worker.maintenance import Maintenance
@@ -33,9 +33,9 @@ def make_app(settings: Settings) -> Celery:
         task_acks_late=True,
         task_acks_on_failure_or_timeout=True,
         # With threads the whole process dies with its task, and the broker delivers again; with prefork a
-        # task that kills its child would come back for ever.
+        # task that kills its child would be retried for ever.
         task_reject_on_worker_lost=False,
-        # Steps are short; whoever is free takes the next.
+        # Steps are short, so any free thread takes the next one.
         worker_prefetch_multiplier=1,
         # Plain durable queues of these names, so that a bare `send_task` just works.
         task_queues=[Queue(name, routing_key=name) for name in QUEUES],
@@ -69,7 +69,7 @@ def make_app(settings: Settings) -> Celery:
         ),
     )
     # A message that the broker's code cannot read reaches no task; it is rejected all the same.
-    message_refused.connect(reject_undelivered)
+    message_rejected.connect(reject_undelivered)
     app.on_after_finalize.connect(_unregister_builtin_tasks)
     app.steps["worker"].add(MaintenanceStep)
     app.steps["worker"].add(RelayStep)

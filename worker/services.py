@@ -37,7 +37,7 @@ from worker.runs.runs import Runs, Timing
 from worker.settings import MB, Settings, settings
 
 DEPENDENCY_TIMEOUT = {"connect": 3.0, "read": 10.0}
-"""Seconds. A step holds one of the worker's slots, so no neighbour may hold it for long."""
+"""Seconds. A step holds one of the worker's slots, so no dependency may hold it for long."""
 
 
 class Services:
@@ -139,7 +139,7 @@ class Services:
         url, agent_token = found["url"], found.get("token") or ""
         if isinstance(url, str) and isinstance(agent_token, str):
             register_secrets([agent_token])
-            # What the client has against them may be in the error's text, so that is left behind.
+            # The text of the error may show the address or the token, so it is dropped.
             with suppress(ValueError):
                 return self._agent_of(url, agent_token, tenant)
         raise MalformedResponseError("malformed answer: the agent's address or token cannot be used")

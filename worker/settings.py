@@ -16,10 +16,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis import Redis
 
 from shared.messages import Tenant
+from shared.validation import mistake_parts
 
 KB = 1024
 MB = 1024 * KB
@@ -226,29 +228,30 @@ def _passwords(url: str) -> list[str]:
     return [*in_query, unquote(parts.password)] if parts.password else in_query
 
 
-def load() -> Settings:
+def load_settings() -> Settings:
     """Read the environment; raise `SettingsError` with one line a mistake."""
     try:
         return Settings()  # type: ignore[call-arg]  # the required fields come from the environment
     except ValidationError as error:
-        raise SettingsError("\n".join(_line(mistake) for mistake in error.errors())) from None
+        raise SettingsError(
+            "\n".join(_mistake_line(mistake) for mistake in error.errors(include_url=False))
+        ) from None
 
 
 _MAY_BE_SHOWN = ("plugins_dir", "worker_plugin_host")
 """Settings whose wrong value is named: all others might hold a secret, be it one in the wrong place."""
 
 
-def _line(mistake: object) -> str:
-    assert isinstance(mistake, dict)
-    name = ".".join(str(part) for part in mistake["loc"]).upper()
-    value = f", not {str(mistake['input'])[:100]!r}" if name.lower() in _MAY_BE_SHOWN else ""
-    if mistake["type"] == "missing":
-        return f"{name} is not set: {Settings.model_fields[name.lower()].description}"
-    message = mistake["msg"].removeprefix("Value error, ")
-    return f"{name} {message}{value}" if name else message
+def _mistake_line(details: ErrorDetails) -> str:
+    where, what = mistake_parts(details)
+    name = where.upper()
+    if details["type"] == "missing":
+        return f"{name} is not set: {Settings.model_fields[where].description}"
+    value = f", not {str(details['input'])[:100]!r}" if where in _MAY_BE_SHOWN else ""
+    return f"{name} {what}{value}" if name else what
 
 
-def unknown_names(environ: Mapping[str, str]) -> dict[str, str | None]:
+def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     """Variables of the worker's own kind that are no setting, each with the one that may be meant."""
     known = [name.upper() for name in Settings.model_fields]
     strange = sorted(name for name in environ if name.startswith("WORKER_") and name not in known)
@@ -258,4 +261,4 @@ def unknown_names(environ: Mapping[str, str]) -> dict[str, str | None]:
 @lru_cache(maxsize=1)
 def settings() -> Settings:
     """The process's settings, read once."""
-    return load()
+    return load_settings()

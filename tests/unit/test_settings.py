@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.settings import MB, Settings, SettingsError, load, unknown_names
+from worker.settings import MB, Settings, SettingsError, load_settings, unknown_variables
 
 SECRET = "hush-hush-hush"
 
@@ -20,12 +20,12 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def mistakes() -> list[str]:
     with pytest.raises(SettingsError) as caught:
-        load()
+        load_settings()
     return str(caught.value).splitlines()
 
 
 def test_defaults_are_the_contracts() -> None:
-    settings = load()
+    settings = load_settings()
 
     assert {
         "REDIS_URL": settings.redis_url,
@@ -75,7 +75,7 @@ def test_defaults_are_the_contracts() -> None:
     ],
 )
 def test_optional_settings_are_none(name: str) -> None:
-    assert getattr(load(), name) is None
+    assert getattr(load_settings(), name) is None
 
 
 @pytest.mark.parametrize("name", ["SYNAPSE_HOST", "SYNAPSE_ACCESS_TOKEN", "PLUGINS_DIR"])
@@ -160,7 +160,7 @@ def test_mistake_shows_a_value_that_is_no_secret(
 def test_names_that_are_no_settings_are_known_with_what_may_be_meant() -> None:
     environ = {"WORKER_TYPO": "1", "WORKER_PLUGINS_HOST": "ray", "WORKER_AGENT": "1", "PATH": "/bin"}
 
-    assert unknown_names(environ) == {"WORKER_PLUGINS_HOST": "WORKER_PLUGIN_HOST", "WORKER_TYPO": None}
+    assert unknown_variables(environ) == {"WORKER_PLUGINS_HOST": "WORKER_PLUGIN_HOST", "WORKER_TYPO": None}
 
 
 @pytest.mark.parametrize("name", ["SYNAPSE_AGENT_URL", "REDIS_URL", "CELERY_BROKER_URL", "SYNAPSE_HOST"])
@@ -173,7 +173,7 @@ def test_mistake_does_not_show_the_value(monkeypatch: pytest.MonkeyPatch, name: 
 def test_visibility_timeout_of_ten_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_VISIBILITY_TIMEOUT_SECONDS", "10")
 
-    assert load().max_countdown == 5
+    assert load_settings().max_countdown == 5
 
 
 def test_token_of_an_agent_without_its_url_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +195,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> Settings:
         "CELERY_BROKER_URL": "amqp://user:broker-secret@rabbit//",
     }.items():
         monkeypatch.setenv(name, value)
-    return load()
+    return load_settings()
 
 
 def test_secrets_are_known_for_masking(full: Settings) -> None:
@@ -220,31 +220,31 @@ def test_settings_shown_show_no_secret(full: Settings, show: object) -> None:
 def test_line_break_after_a_mounted_secret_is_not_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNAPSE_ACCESS_TOKEN", f"{SECRET}\n")
 
-    assert load().synapse_access_token.get_secret_value() == SECRET
+    assert load_settings().synapse_access_token.get_secret_value() == SECRET
 
 
 def test_line_break_after_a_mounted_tenant_is_not_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SYNAPSE_TENANT", "acme\n")
 
-    assert load().synapse_tenant == "acme"
+    assert load_settings().synapse_tenant == "acme"
 
 
 def test_host_has_no_slash_at_its_end() -> None:
-    assert load().synapse_host == "https://backend.example/api"
+    assert load_settings().synapse_host == "https://backend.example/api"
 
 
 def test_broker_is_redis_unless_said_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "rediss://r:1/2")
-    assert load().broker_url == "rediss://r:1/2"
+    assert load_settings().broker_url == "rediss://r:1/2"
 
     monkeypatch.setenv("CELERY_BROKER_URL", "amqp://q")
-    assert load().broker_url == "amqp://q"
+    assert load_settings().broker_url == "amqp://q"
 
 
 def test_broker_on_a_socket_gets_celerys_name_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "unix:///run/redis.sock")
 
-    assert load().broker_url == "redis+socket:///run/redis.sock"
+    assert load_settings().broker_url == "redis+socket:///run/redis.sock"
 
 
 def test_every_setting_is_described() -> None:

@@ -1,4 +1,4 @@
-"""What plugin authors subclass."""
+"""The classes that plugin authors subclass (contract: "Plugins"; seeds: both actions' documents)."""
 
 from worker.actions.base import BaseAction, RuntimeContext
 from worker.actions.deployment import BaseDeploymentAction, DeploymentProgressCategories

@@ -1,4 +1,4 @@
-"""Every form that an entrypoint may have, made into an application that Serve runs."""
+"""Builds the Serve application of an entrypoint, whatever form the entrypoint has."""
 
 import importlib
 import inspect
@@ -6,12 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def application(
+def build_application(
     target: Any, deployment_options: Mapping[str, Any], batch: Mapping[str, Any], url: str
 ) -> Any:
-    """`target` bound: an application, a deployment, a builder of an application, a class or a function.
+    """Bind an entrypoint.
 
-    `deployment_options` are those of `serve.deployment`; `url` goes to a constructor that asks for it.
+    Args:
+        target: An application, a deployment, a function that builds an application, a class, or a function
+            that answers requests.
+        deployment_options: Keyword arguments of `serve.deployment`.
+        batch: Keyword arguments of `serve.batch` for the class's `infer_batch`; empty for none.
+        url: The backend's URL, for a constructor that takes it.
+
+    Returns:
+        A `serve.Application`.
+
+    Raises:
+        TypeError: The target cannot be served, or its constructor needs other arguments than the URL.
     """
     from ray import serve
 
@@ -20,13 +31,13 @@ def application(
         if not isinstance(target, serve.Application | serve.Deployment):
             raise TypeError("the entrypoint's function takes nothing, so it must return a serve.Application")
     if isinstance(target, serve.Application):
-        return _reconfigured(target, deployment_options)
+        return _with_options(target, deployment_options)
     if isinstance(target, serve.Deployment):
-        arguments = _arguments(target.func_or_class, url)
-        return target.options(**_merged(target, deployment_options)).bind(**arguments)
+        arguments = _constructor_arguments(target.func_or_class, url)
+        return target.options(**_merged_options(target, deployment_options)).bind(**arguments)
     if inspect.isclass(target):
-        arguments = _arguments(target, url)
-        served = _ingressed(_completed(target, batch))
+        arguments = _constructor_arguments(target, url)
+        served = _with_ingress(_with_serve_methods(target, batch))
         return serve.deployment(served, name=target.__name__, **deployment_options).bind(**arguments)
     if callable(target):
         return serve.deployment(target, **deployment_options).bind()
@@ -36,7 +47,7 @@ def application(
 
 
 def _is_builder(function: Any) -> bool:
-    """A function that takes nothing builds an application; one that takes a request answers it."""
+    """Whether a function builds an application: it takes no argument, or is annotated to return one."""
     signature = inspect.signature(function)
     required = [item for item in signature.parameters.values() if item.default is item.empty]
     returns = signature.return_annotation
@@ -44,8 +55,8 @@ def _is_builder(function: Any) -> bool:
     return not required or name.rpartition(".")[2] == "Application"
 
 
-def _completed(cls: Any, batch: Mapping[str, Any]) -> Any:
-    """The class with what its options and its lack of routes ask for, as a subclass that travels by value."""
+def _with_serve_methods(cls: Any, batch: Mapping[str, Any]) -> Any:
+    """A subclass with batching and `__call__` where the class needs them; Ray pickles it by value."""
     from ray import serve
 
     extra: dict[str, Any] = {}
@@ -53,15 +64,15 @@ def _completed(cls: Any, batch: Mapping[str, Any]) -> Any:
         extra["infer_batch"] = serve.batch(**batch)(cls.infer_batch)
         extra["batched"] = True
     if not _has_routes(cls) and "__call__" not in _members(cls) and hasattr(cls, "handle_inference"):
-        extra["__call__"] = _answer
+        extra["__call__"] = _call_handle_inference
     if not extra:
         return cls
     name = f"{cls.__name__}Served"
     return type(name, (cls,), {**extra, "__module__": cls.__module__, "__qualname__": name})
 
 
-async def _answer(self: Any, request: Any) -> Any:
-    """`__call__` of a class that has neither routes nor one of its own."""
+async def _call_handle_inference(self: Any, request: Any) -> Any:
+    """`__call__` of a class that has neither routes nor a `__call__` of its own."""
     return await self.handle_inference(request)
 
 
@@ -73,8 +84,8 @@ def _has_routes(cls: Any) -> bool:
     return getattr(cls, "app", None) is not None
 
 
-def _ingressed(cls: Any) -> Any:
-    """The class behind its FastAPI `app`. A class that was ingressed before shows a property there."""
+def _with_ingress(cls: Any) -> Any:
+    """The class with its FastAPI `app` as ingress; where it has one already, `app` is a property."""
     app = getattr(cls, "app", None)
     if app is None or isinstance(app, property):
         return cls
@@ -84,8 +95,8 @@ def _ingressed(cls: Any) -> Any:
     module, qualified = owner.__module__, owner.__qualname__
 
     def build() -> Any:
-        # Runs in the replica: routes are patched there, in the module that is imported there. A nested
-        # function, so that it travels by value.
+        # It runs in the replica, where it patches the routes of the module that is imported there. It is a
+        # nested function, so that Ray pickles it by value.
         found: Any = importlib.import_module(module)
         for part in qualified.split("."):
             found = getattr(found, part)
@@ -97,8 +108,8 @@ def _ingressed(cls: Any) -> Any:
     return serve.ingress(build)(cls)
 
 
-def _arguments(callable_: Any, url: str) -> dict[str, Any]:
-    """The backend's URL for a constructor that takes `backend_url` or one argument that it needs."""
+def _constructor_arguments(callable_: Any, url: str) -> dict[str, Any]:
+    """The backend's URL, for a constructor that takes `backend_url` or requires exactly one argument."""
     if not inspect.isclass(callable_):
         return {}
     constructor = next(
@@ -122,14 +133,14 @@ def _arguments(callable_: Any, url: str) -> dict[str, Any]:
     return {needed[0].name: url} if needed else {}
 
 
-def _reconfigured(app: Any, options: Mapping[str, Any]) -> Any:
-    """A bound application keeps its deployments' own options; its ingress carries the digest and ours."""
-    bound = app._bound_deployment  # no public way in; ray is pinned to the very version
-    app._bound_deployment = bound.options(**_merged(bound, options))
+def _with_options(app: Any, options: Mapping[str, Any]) -> Any:
+    """The bound application with `options` added to its ingress; its other deployments keep their own."""
+    bound = app._bound_deployment  # there is no public attribute; the exact version of Ray is pinned
+    app._bound_deployment = bound.options(**_merged_options(bound, options))
     return app
 
 
-def _merged(deployment: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def _merged_options(deployment: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     own = dict(deployment.ray_actor_options or {})
     ours = dict(options.get("ray_actor_options") or {})
     environment = {**(own.get("runtime_env") or {}), **(ours.get("runtime_env") or {})}

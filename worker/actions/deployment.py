@@ -1,4 +1,4 @@
-"""Put a model online on Ray Serve: what authors subclass, and the capacity gate before it."""
+"""Deploy a model on Ray Serve: the class that authors subclass, and the capacity gate before it."""
 
 import hashlib
 import inspect
@@ -23,11 +23,11 @@ _CAPACITY_DENIED_MSG = "Serve deploy denied: insufficient cluster capacity ({rea
 _CAPACITY_UNREACHABLE_MSG = "Serve deploy capacity check failed: agent unreachable ({error_type})"
 _CAPACITY_SKIP_LOG = "serve capacity gate skipped: agent_client not provided"
 
-LONGEST_REASONS = 2_000
-"""Characters of an agent's reasons that users read."""
+MAX_REASONS_CHARS = 2_000
+"""Of an agent's reasons in the error that users read."""
 
 DIRECT_TIMEOUT_SECONDS = 600.0
-"""Longest wait of a direct `deploy()`."""
+"""How long a direct `deploy()` waits for the application to run."""
 
 
 def check_serve_capacity(
@@ -39,9 +39,19 @@ def check_serve_capacity(
     serve_options: Mapping[str, Any],
     logger: Any,
 ) -> None:
-    """Ask the agent, once, whether the cluster has room. Returns when it has, else raises `RuntimeError`.
+    """Ask the agent once whether the cluster has capacity (contract: "Errors that users read"; seeds).
 
-    Without an agent client it says so in the log and returns. An agent that cannot be asked means no.
+    Args:
+        agent_client: The `AgentClient` of the cluster; with None a warning is logged and the gate is passed.
+        app_name: Name of the Serve application.
+        agent: Id of the agent.
+        ray_actor_options: `num_cpus`, `num_gpus` and `memory` (bytes) of one replica.
+        serve_options: `num_replicas` or `autoscaling_config`.
+        logger: Where the warning goes.
+
+    Raises:
+        RuntimeError: The agent denies the deployment, or it cannot be reached or answers something malformed.
+            Its `__cause__` is then the original error without secrets.
     """
     if agent_client is None:
         logger.warning(_CAPACITY_SKIP_LOG)
@@ -52,7 +62,7 @@ def check_serve_capacity(
         "num_cpus": _number(ray_actor_options.get("num_cpus"), 1.0),
         "num_gpus": _number(ray_actor_options.get("num_gpus"), 0.0),
         "memory_bytes": None if memory is None else int(memory),
-        "replicas": serve_submit.replicas(serve_options),
+        "replicas": serve_submit.initial_replicas(serve_options),
         "metadata": {"plugin_code": app_name, "agent": agent},
     }
     try:
@@ -60,23 +70,30 @@ def check_serve_capacity(
         if not isinstance(answer, dict) or not isinstance(answer.get("allowed"), bool):
             raise MalformedResponseError("the agent's answer has no allowed: true or false")
     except (ClientError, TimeoutError, ConnectionError, OSError) as error:
-        raise unreachable(error) from clean_exception(error)
+        raise capacity_unreachable_error(error) from clean_exception(error)
     if not answer["allowed"]:
         reasons = answer.get("reasons") or []
         listed = reasons if isinstance(reasons, list) else [reasons]
-        raise RuntimeError(_CAPACITY_DENIED_MSG.format(reasons=_readable(listed)))
+        raise RuntimeError(_CAPACITY_DENIED_MSG.format(reasons=_shortened_reasons(listed)))
 
 
-def unreachable(error: BaseException) -> RuntimeError:
-    """The gate's error for an agent that cannot be asked, also when looking it up failed."""
+def capacity_unreachable_error(error: BaseException) -> RuntimeError:
+    """Make the gate's error for an agent that cannot be reached or looked up (contract: the table of errors).
+
+    Args:
+        error: What the client or the look-up raised.
+
+    Returns:
+        The error to raise.
+    """
     return RuntimeError(_CAPACITY_UNREACHABLE_MSG.format(error_type=error_type(error)))
 
 
-def _readable(reasons: list[Any]) -> list[Any]:
-    """Without secrets; the first that makes the list too long is cut, those after it are left out."""
+def _shortened_reasons(reasons: list[Any]) -> list[Any]:
+    """The reasons without secrets; the one that makes the list too long is cut, later ones are omitted."""
     shown: list[Any] = []
     for reason in map(clean_value, reasons):
-        left = LONGEST_REASONS - len(str(shown))
+        left = MAX_REASONS_CHARS - len(str(shown))
         if len(repr(reason)) > left:
             text = reason if isinstance(reason, str) else repr(reason)
             return [*shown, shorten(text, max(left, 1))]
@@ -89,7 +106,7 @@ def _number(value: Any, default: float) -> float:
 
 
 class DeploymentProgressCategories:
-    """Names of the steps of a deployment."""
+    """Names of the steps of a deployment (seeds: deployment action; platform-api: the steps of `deploy`)."""
 
     INITIALIZE = "initialize"
     DEPLOY = "deploy"
@@ -97,10 +114,12 @@ class DeploymentProgressCategories:
 
 
 class BaseDeploymentAction(BaseAction[P]):
-    """Deploys `entrypoint` on Ray Serve.
+    """Deploys `entrypoint` on Ray Serve (seeds: deployment action). The `get_` methods can be overridden.
 
-    `entrypoint` is a `BaseServeDeployment`, any class, function or `serve.Deployment` that Serve can run, or
-    a bound application. Override the `get_` methods to change how.
+    Attributes:
+        progress: Names of the steps.
+        entrypoint: A `BaseServeDeployment`, any class, function or `serve.Deployment` that Serve can run, or
+            a bound application.
     """
 
     progress: ClassVar[DeploymentProgressCategories] = DeploymentProgressCategories()
@@ -115,27 +134,38 @@ class BaseDeploymentAction(BaseAction[P]):
 
     @property
     def client(self) -> Any:
-        """The backend client of the context."""
+        """The backend client of the context; raises `RuntimeError` when there is none."""
         if self.ctx.client is None:
             raise RuntimeError("the context has no backend client: give RuntimeContext(client=...)")
         return self.ctx.client
 
     @property
     def agent_client(self) -> Any:
-        """The agent client of the context."""
+        """The agent client of the context; raises `RuntimeError` when there is none."""
         if self.ctx.agent_client is None:
             raise RuntimeError("the context has no agent client: give RuntimeContext(agent_client=...)")
         return self.ctx.agent_client
 
     def get_serve_app_name(self) -> str:
-        """Name of the application: the release, `code@version`."""
+        """Name the Serve application.
+
+        Returns:
+            By default SYNAPSE_PLUGIN_RELEASE_CODE, the release `code@version`.
+
+        Raises:
+            RuntimeError: The setting is missing.
+        """
         name = self.ctx.env.get("SYNAPSE_PLUGIN_RELEASE_CODE")
         if not name:
             raise RuntimeError("SYNAPSE_PLUGIN_RELEASE_CODE is not set: the application has no name")
         return name
 
     def get_route_prefix(self) -> str:
-        """Where the application listens: the release's checksum, or the MD5 of the application's name."""
+        """Choose the path under which Serve's proxy routes to the application.
+
+        Returns:
+            By default `/` and the release's checksum, or the MD5 of the application's name without one.
+        """
         checksum = self.ctx.env.get("SYNAPSE_PLUGIN_RELEASE_CHECKSUM")
         if checksum:
             return f"/{checksum}"
@@ -143,7 +173,12 @@ class BaseDeploymentAction(BaseAction[P]):
         return f"/{hashlib.md5(name, usedforsecurity=False).hexdigest()}"
 
     def get_ray_actor_options(self) -> dict[str, Any]:
-        """What one replica needs: the parameters `num_cpus`, `num_gpus`, `memory` (bytes)."""
+        """Choose the resources of one replica.
+
+        Returns:
+            Options of a Ray actor: by default `num_cpus`, `num_gpus` and `memory` (bytes) of the parameters,
+            else of config.yaml's `required_resources`; those that neither declares are left out.
+        """
         declared = self._request.required_resources if self._request else {}
         found = {
             "num_cpus": self._param("num_cpus", declared, "required_cpu_count", "num_cpus"),
@@ -153,21 +188,44 @@ class BaseDeploymentAction(BaseAction[P]):
         return {name: value for name, value in found.items() if value is not None}
 
     def get_serve_options(self) -> dict[str, Any]:
-        """`serve_options` of config.yaml's action."""
+        """Choose the options of the Serve deployment.
+
+        Returns:
+            By default the `serve_options` of config.yaml's action.
+        """
         return dict(self._request.serve_options) if self._request else {}
 
     def get_runtime_env(self) -> dict[str, Any]:
-        """What the replicas' runtime environment has beyond the release's own."""
+        """Choose additions to the replicas' runtime environment.
+
+        Returns:
+            A Ray runtime environment that is merged into the release's own; empty by default.
+        """
         return {}
 
     def ray_init(self, **kwargs: Any) -> None:
-        """Connect to the cluster of RAY_ADDRESS; nothing to do where a connection is."""
+        """Connect this process to the cluster of RAY_ADDRESS, unless it is connected.
+
+        Args:
+            **kwargs: Further arguments of `ray.init`; `address` takes precedence over RAY_ADDRESS.
+
+        Raises:
+            RuntimeError: No address is given.
+        """
         from worker.actions.serve_submit import connect
 
         connect(self.ctx.env.get("RAY_ADDRESS") or os.environ.get("RAY_ADDRESS"), kwargs)
 
     def plan(self) -> dict[str, Any]:
-        """What `submit` will do, as JSON: names, options and a digest over everything that matters."""
+        """Plan the deployment without doing anything.
+
+        Returns:
+            What `submit` needs, as JSON: `app_name`, `route_prefix`, `ray_actor_options`, `serve_options`
+            and `digest`, a hash over everything that makes one deployment differ from another.
+
+        Raises:
+            ServeOptionsError: The serve options have an unknown key.
+        """
         declared = self._param("num_replicas", self._request.required_resources if self._request else {})
         actor_options = self.get_ray_actor_options()
         runtime_env = self._own_runtime_env(actor_options)
@@ -177,7 +235,7 @@ class BaseDeploymentAction(BaseAction[P]):
             "app_name": self.get_serve_app_name(),
             "route_prefix": self.get_route_prefix(),
             "ray_actor_options": actor_options,
-            "serve_options": serve_submit.checked(self.get_serve_options(), declared),
+            "serve_options": serve_submit.check_serve_options(self.get_serve_options(), declared),
         }
         entrypoint = (
             self._request.entrypoint if self._request else f"{type(self).__module__}.{type(self).__name__}"
@@ -192,9 +250,18 @@ class BaseDeploymentAction(BaseAction[P]):
         return plan
 
     def submit(self, plan: Mapping[str, Any]) -> dict[str, Any]:
-        """Hand the application to Serve and return at once; a running one is updated in place.
+        """Submit the application to Serve and return at once; a running one is updated in place.
 
-        Answers `{"submitted", "reason", "replaced", "messages"}`; submitting what already runs does nothing.
+        Args:
+            plan: The value of `plan`.
+
+        Returns:
+            `{"submitted", "reason", "replaced", "messages"}`. When an identical application already runs,
+            nothing is submitted and the reason is `identical`.
+
+        Raises:
+            RuntimeError: The action has no `entrypoint`.
+            TypeError: The entrypoint cannot be served.
         """
         from worker.actions.serve_submit import submit
 
@@ -207,7 +274,11 @@ class BaseDeploymentAction(BaseAction[P]):
         return submit(target, plan, runtime_env, self._backend_url())
 
     def deploy(self) -> None:
-        """Gate, submit, wait until the application runs; `RuntimeError` with the reason when it fails."""
+        """Pass the capacity gate, submit the application and wait until it runs, at most ten minutes.
+
+        Raises:
+            RuntimeError: The gate denies it, or Serve cannot run it; the message has the reason.
+        """
         from worker.actions.serve_submit import wait_until_running
 
         if type(self).entrypoint is None:
@@ -223,7 +294,14 @@ class BaseDeploymentAction(BaseAction[P]):
         wait_until_running(plan["app_name"], DIRECT_TIMEOUT_SECONDS, remove_failed=not outcome["replaced"])
 
     def execute(self) -> dict[str, Any]:
-        """The whole action in this process: deploy and register."""
+        """Run the whole action in this process, blocking: deploy and register.
+
+        Returns:
+            `{"serve_application": id}`, as in the job's result.
+
+        Raises:
+            RuntimeError: The deployment failed.
+        """
         self.set_progress(1, 3, self.progress.INITIALIZE)
         self.deploy()
         self.set_progress(2, 3, self.progress.DEPLOY)
@@ -242,7 +320,14 @@ class BaseDeploymentAction(BaseAction[P]):
         )
 
     def register_serve_application(self) -> int | None:
-        """Tell the backend of the application; None for a run without a job."""
+        """Register the application in the backend (platform-api: `POST serve_applications/`).
+
+        Returns:
+            The id of the backend's record; None for a run without a job.
+
+        Raises:
+            ClientError: The backend does not answer or rejects the record.
+        """
         if not self.ctx.job_id:
             return None
         from worker.actions.serve_state import serve_application_state
@@ -260,7 +345,7 @@ class BaseDeploymentAction(BaseAction[P]):
         return self.ctx.env.get("SYNAPSE_HOST", "")
 
     def _param(self, name: str, declared: Mapping[str, Any], *aliases: str) -> Any:
-        """The run's parameter, else what config.yaml's `required_resources` declares."""
+        """The run's parameter, else what config.yaml's `required_resources` declares under an alias."""
         value = getattr(self.params, name, None)
         if value is None:
             value = self.given.get(name)
@@ -271,31 +356,38 @@ class BaseDeploymentAction(BaseAction[P]):
 
     @staticmethod
     def _without_runtime_env(plan: Mapping[str, Any]) -> dict[str, Any]:
-        serve_submit = {
+        actor_options = {
             name: value for name, value in plan["ray_actor_options"].items() if name != "runtime_env"
         }
-        return {**plan, "ray_actor_options": serve_submit}
+        return {**plan, "ray_actor_options": actor_options}
 
     def _own_runtime_env(self, actor_options: Mapping[str, Any]) -> dict[str, Any]:
         return {**(actor_options.get("runtime_env") or {}), **self.get_runtime_env()}
 
     def _plan_operation(self, _: Any) -> dict[str, Any]:
-        # An environment may hold the release's secrets, and a plan lies in Redis until it is submitted.
+        # A plan is stored in Redis until it is submitted, and an environment may hold the release's secrets.
         return self._without_runtime_env(self.plan())
 
     def _submit_operation(self, plan: Mapping[str, Any]) -> dict[str, Any]:
-        serve_submit = {**plan["ray_actor_options"]}
+        actor_options = {**plan["ray_actor_options"]}
         runtime_env = self._own_runtime_env(self.get_ray_actor_options())
         if runtime_env:
-            serve_submit["runtime_env"] = runtime_env
-        return self.submit({**plan, "ray_actor_options": serve_submit})
+            actor_options["runtime_env"] = runtime_env
+        return self.submit({**plan, "ray_actor_options": actor_options})
 
     def _check_params_operation(self, _: Any) -> dict[str, Any]:
-        return {"ok": True}  # constructing the action has checked them
+        return {"ok": True}  # the constructor has checked them
 
 
 def action_for(target: Any) -> type[BaseDeploymentAction[Any]]:
-    """A deployment action whose entrypoint is `target`."""
+    """Make a deployment action for an entrypoint of config.yaml that is not an action.
+
+    Args:
+        target: A class, function, deployment or application that Serve can run.
+
+    Returns:
+        A subclass of `BaseDeploymentAction` whose `entrypoint` is the target.
+    """
     entrypoint = staticmethod(target) if inspect.isfunction(target) else target
     name = getattr(target, "__name__", type(target).__name__)
     return type(f"Deploy{name}", (BaseDeploymentAction,), {"entrypoint": entrypoint})

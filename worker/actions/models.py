@@ -1,4 +1,4 @@
-"""The model that a request names: a plain id, or the platform's signed token, fetched and unpacked."""
+"""The model that a request names by a plain id or by the platform's signed token, downloaded and unpacked."""
 
 import asyncio
 import base64
@@ -12,40 +12,60 @@ import zipfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 
+from shared.messages import JsonObject
 from worker.platform import BackendClient, clean
 from worker.platform.transport import wire_error
 
-CONNECT_SECONDS = 10.0
-TIMEOUT_SECONDS = 60.0
-"""Longest silence of the backend or of the file's store while a model is fetched."""
+CONNECT_TIMEOUT_SECONDS = 10.0
+READ_TIMEOUT_SECONDS = 60.0
+"""Longest time without data from the backend or the file's store while a model is downloaded."""
 
 
 class ModelTokenError(ValueError):
-    """The request's model token is not one that this backend signed."""
+    """The request's model token was not signed by this backend."""
 
 
 class ModelFileError(RuntimeError):
-    """The model's file cannot be fetched. The text never says its address, which is signed."""
+    """The model's file cannot be downloaded. The text never shows its address, which is signed."""
 
 
 def model_key(identifier: str) -> str:
-    """A name for the model that may be logged: a token carries its user's access token, Serve logs names."""
+    """Name a model for logs: Serve logs the name, and a token contains its user's access token.
+
+    Args:
+        identifier: The request's model id or token.
+
+    Returns:
+        The id itself, or a hash of the token.
+    """
     if identifier.count(".") != 2:
         return identifier
     return f"token-{hashlib.sha256(identifier.encode()).hexdigest()[:16]}"
 
 
 @asynccontextmanager
-async def opened_model(identifier: str, backend_url: str) -> AsyncIterator[dict[str, Any]]:
-    """The platform's record of the model; with a token, `path` is its unpacked folder while in here."""
+async def open_model(identifier: str, backend_url: str) -> AsyncIterator[JsonObject]:
+    """Download and unpack a model for the time of an `async with` block.
+
+    Args:
+        identifier: The request's model id or token.
+        backend_url: Base URL of the platform's backend.
+
+    Yields:
+        The platform's record of the model, whose `path` is the unpacked folder; for a plain id only `id`.
+
+    Raises:
+        ModelTokenError: The token was not signed by this backend.
+        ModelFileError: The model has no file, or it cannot be downloaded.
+        ClientError: The backend does not answer or knows no such model.
+    """
     if identifier.count(".") != 2:
         yield {"id": int(identifier) if identifier.isdecimal() else identifier}
         return
-    claims = read_token(identifier, backend_url)
+    claims = read_model_token(identifier, backend_url)
     folder = Path(tempfile.mkdtemp(prefix="synapse-model-"))
     try:
         record = await asyncio.to_thread(_fetch, claims, backend_url, folder)
@@ -54,12 +74,23 @@ async def opened_model(identifier: str, backend_url: str) -> AsyncIterator[dict[
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
-def read_token(token: str, backend_url: str) -> dict[str, Any]:
-    """The claims of the platform's token (a JWT, HS256, the key is the backend's URL)."""
+def read_model_token(token: str, backend_url: str) -> JsonObject:
+    """Verify the platform's model token: a JWT with HS256, whose key is the backend's URL.
+
+    Args:
+        token: The request's model token.
+        backend_url: Base URL of the platform's backend, with or without a slash at its end.
+
+    Returns:
+        The claims, such as `model`, `token` and `tenant`.
+
+    Raises:
+        ModelTokenError: The token cannot be read, or was not signed by this backend.
+    """
     head, _, signature = token.rpartition(".")
     try:
-        header, claims = (json.loads(_decoded(part)) for part in head.split("."))
-        given = _decoded(signature)
+        header, claims = (json.loads(_decode_base64(part)) for part in head.split("."))
+        given = _decode_base64(signature)
     except (ValueError, RecursionError):
         raise ModelTokenError("the model's token cannot be read") from None
     if not isinstance(header, dict) or not isinstance(claims, dict):
@@ -71,13 +102,13 @@ def read_token(token: str, backend_url: str) -> dict[str, Any]:
     return claims
 
 
-def _decoded(part: str) -> bytes:
+def _decode_base64(part: str) -> bytes:
     return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
 
 
-def _fetch(claims: dict[str, Any], backend_url: str, folder: Path) -> dict[str, Any]:
-    timeout = {"connect": CONNECT_SECONDS, "read": TIMEOUT_SECONDS}
-    # The client follows no redirect, which would hand the user's token to whoever the answer names.
+def _fetch(claims: JsonObject, backend_url: str, folder: Path) -> JsonObject:
+    timeout = {"connect": CONNECT_TIMEOUT_SECONDS, "read": READ_TIMEOUT_SECONDS}
+    # The client follows no redirect, which would send the user's token to another host.
     with BackendClient(
         backend_url, str(claims["token"]), tenant=claims.get("tenant"), timeout=timeout
     ) as backend:
@@ -91,10 +122,10 @@ def _fetch(claims: dict[str, Any], backend_url: str, folder: Path) -> dict[str, 
 
 
 def _download(url: str, archive: Path) -> None:
-    """The file's store may redirect; no header of ours goes there."""
+    """Download the file; its store may redirect, because no token is sent to it."""
     try:
         with (
-            httpx.stream("GET", url, timeout=TIMEOUT_SECONDS, follow_redirects=True) as answer,
+            httpx.stream("GET", url, timeout=READ_TIMEOUT_SECONDS, follow_redirects=True) as answer,
             archive.open("wb") as sink,
         ):
             if answer.is_success:
@@ -104,7 +135,7 @@ def _download(url: str, archive: Path) -> None:
             reason = f"{answer.status_code} {answer.reason_phrase}"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = str(wire_error(error))
-    # Outside of the except block: an error of httpx holds the address.
+    # Raised outside of the except block, because an error of httpx holds the address.
     raise ModelFileError(clean(f"the model's file cannot be fetched: {reason}"))
 
 
@@ -112,7 +143,7 @@ def _unpack(archive: Path, folder: Path) -> None:
     """A zip or a tar is unpacked and removed; any other file stays under the name `model.download`."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
-            opened.extractall(folder)  # noqa: S202 - zipfile drops what leads out of the folder
+            opened.extractall(folder)  # noqa: S202 - zipfile keeps all paths inside the folder
     elif tarfile.is_tarfile(archive):
         with tarfile.open(archive) as opened_tar:
             opened_tar.extractall(folder, filter="data")

@@ -1,6 +1,7 @@
-"""An inference that outlives its request: it runs on, and a ticket is asked for until it is done.
+"""A model behind Ray Serve, and inferences that outlive their request.
 
-The envelopes are the platform's (`__synapse_deferred__`, `__synapse_poll__`). Tickets live in one replica.
+Such an inference continues in its replica while the caller polls for its ticket. The envelope of a ticket is
+the platform's (platform-api: "An inference that outlives its request").
 """
 
 import asyncio
@@ -11,60 +12,90 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
-from worker.actions.models import model_key, opened_model
+from worker.actions.models import model_key, open_model
 from worker.platform import clean
 
 POLL_KEY = "__synapse_poll__"
 ENVELOPE_KEY = "__synapse_deferred__"
 MAX_TICKETS = 256
-KEEP_SECONDS = 3600.0
-"""A result that nobody asked for is forgotten after this."""
+TICKET_TTL_SECONDS = 3600.0
+"""A result that nobody polled for is dropped after this time."""
 
 
-def ticket_of(body: Any) -> str | None:
-    """The ticket that a request asks for; None for a request of its own."""
+def requested_ticket(body: Any) -> str | None:
+    """Read the ticket that a request polls for.
+
+    Args:
+        body: The request's JSON body.
+
+    Returns:
+        The ticket; None when the request is an inference of its own.
+    """
     if not isinstance(body, dict) or POLL_KEY not in body:
         return None
     return str(body[POLL_KEY])
 
 
-def envelope(status: str, **fields: Any) -> dict[str, Any]:
-    """The answer in place of a result."""
+def deferred_envelope(status: str, **fields: Any) -> dict[str, Any]:
+    """Make the answer that stands in place of a result.
+
+    Args:
+        status: `pending`, `failed` or `not_found`.
+        **fields: `ticket` or `error`.
+
+    Returns:
+        The envelope as JSON.
+    """
     return {ENVELOPE_KEY: True, "status": status, **fields}
 
 
 class Tickets:
-    """Inferences that run on in this replica, at most `MAX_TICKETS`, the oldest forgotten first."""
+    """Inferences that continue in this replica, at most `MAX_TICKETS`; the oldest is dropped first."""
 
     def __init__(self) -> None:
         self._running: OrderedDict[str, tuple[float, asyncio.Future[Any]]] = OrderedDict()
 
     def issue(self, task: "asyncio.Future[Any]") -> dict[str, Any]:
-        """Keep `task` and answer with its ticket."""
+        """Keep an inference.
+
+        Args:
+            task: The running inference.
+
+        Returns:
+            A `pending` envelope with its ticket.
+        """
         self._forget()
         ticket = secrets.token_urlsafe(12)
         self._running[ticket] = (time.monotonic(), task)
-        return envelope("pending", ticket=ticket)
+        return deferred_envelope("pending", ticket=ticket)
 
     def collect(self, ticket: str) -> Any:
-        """The result once it is there; until then, or when it failed or is not here, an envelope."""
+        """Poll for a ticket.
+
+        Args:
+            ticket: The ticket of an envelope.
+
+        Returns:
+            The inference's result, once; else an envelope, `pending` while it runs, `failed` with its error,
+            or `not_found` for a ticket of another replica or one that was dropped.
+        """
         self._forget()
         if ticket not in self._running:
-            return envelope("not_found", ticket=ticket)
+            return deferred_envelope("not_found", ticket=ticket)
         task = self._running[ticket][1]
         if not task.done():
-            return envelope("pending", ticket=ticket)
+            return deferred_envelope("pending", ticket=ticket)
         del self._running[ticket]
         if task.cancelled():
-            return envelope("failed", error="the inference was cancelled")
+            return deferred_envelope("failed", error="the inference was cancelled")
         error = task.exception()
         if error is not None:
-            # It goes to whoever asked; an author's error may name what nobody else is to know.
-            return envelope("failed", error=clean(f"{type(error).__name__}: {error}"))
+            # The error is sent to the caller, and an author's error may contain secrets.
+            return deferred_envelope("failed", error=clean(f"{type(error).__name__}: {error}"))
         return task.result()
 
     def _forget(self) -> None:
-        oldest = time.monotonic() - KEEP_SECONDS
+        oldest = time.monotonic() - TICKET_TTL_SECONDS
         while self._running:
             made, task = next(iter(self._running.values()))
             if made > oldest and len(self._running) < MAX_TICKETS:
@@ -74,45 +105,82 @@ class Tickets:
 
 
 class BaseServeDeployment:
-    """A model behind Ray Serve. Override `_get_model` and `infer`.
+    """A model behind Ray Serve (seeds: deployment action). Override `_get_model` and `infer`.
 
-    Give it a FastAPI `app` and routes of your own, or leave `app` out: then every request's JSON body goes
+    Set a FastAPI `app` with routes of your own, or leave `app` out: then every request's JSON body goes
     through `handle_inference` to `infer`.
+
+    Attributes:
+        app: A FastAPI application whose routes are served; None for none.
+        batched: True where config.yaml declares `serve_options.batch`. A request then calls `infer_batch`
+            with its one input, and Serve calls the method with a list of the inputs of several requests.
+        max_models: How many models stay loaded in a replica; the least recently used one is unloaded first.
+        serve_deadline_s: Seconds that a request waits for its result before it is answered with a ticket.
     """
 
     app: Any = None
     batched: ClassVar[bool] = False
-    """Set where `serve_options.batch` is declared: `infer_batch` is then called with one input at a time by
-    whoever answers a request, and receives a list of them."""
     max_models: ClassVar[int] = 3
-    """Models that stay loaded in a replica; the one unused for longest goes first."""
     serve_deadline_s: ClassVar[float] = 8.0
-    """Seconds that a request waits for its result; after that it is answered with a ticket."""
 
     def __init__(self, backend_url: str) -> None:
+        """Make a replica of the deployment.
+
+        Args:
+            backend_url: Base URL of the platform's backend, from which models are downloaded.
+        """
         self.backend_url = backend_url
 
     async def infer(self, *args: Any, **kwargs: Any) -> Any:
-        """One inference. Override; plain or `async`."""
+        """Run one inference. Override this; it may be `async`, and else runs in a thread.
+
+        Args:
+            *args: The request's JSON body, as `input_model` where one is declared.
+            **kwargs: What routes of your own pass.
+
+        Returns:
+            The result, which can be written as JSON.
+        """
         raise NotImplementedError(
             "override infer(): it receives a request's JSON body and returns the result"
         )
 
     async def infer_batch(self, requests: list[Any]) -> list[Any]:
-        """Many at once, one result each, in order. Override where a batch is cheaper than its parts."""
+        """Run several inferences at once. Override this where a batch is cheaper than its parts.
+
+        Args:
+            requests: The inputs.
+
+        Returns:
+            One result for each input, in the same order.
+        """
         return [await self._infer_one(request) for request in requests]
 
     async def _get_model(self, model_info: dict[str, Any]) -> Any:
-        """Load the model. Override. `model_info` is the platform's record; `path` is its unpacked folder.
+        """Load the model. Override this.
 
-        For a request that names no model it is empty.
+        Args:
+            model_info: The platform's record of the model, whose `path` is the folder of its unpacked file;
+                empty for a request that names no model.
+
+        Returns:
+            What `get_model` returns to `infer`.
         """
         raise NotImplementedError(
             "override _get_model(): for example return torch.load(model_info['path'] / 'm.pt')"
         )
 
     async def get_model(self) -> Any:
-        """The model that the request names, loaded once a replica."""
+        """Get the model that the request names, loaded once in each replica.
+
+        Returns:
+            The value of `_get_model`.
+
+        Raises:
+            ModelTokenError: The request's model token was not signed by this backend.
+            ModelFileError: The model's file cannot be downloaded.
+            ClientError: The backend does not answer or knows no such model.
+        """
         from ray import serve
 
         identifier = serve.get_multiplexed_model_id()
@@ -133,18 +201,28 @@ class BaseServeDeployment:
         *,
         deadline_s: float | None = None,
     ) -> Any:
-        """Answer one request (or its JSON body): its result, or a ticket when that takes too long.
+        """Answer one request: with its result, or with a ticket when that takes too long.
 
-        `input_model` is a pydantic model for the body; `runner` replaces `infer`.
+        Args:
+            request: The HTTP request, or its JSON body.
+            input_model: A pydantic model that the body is validated with.
+            runner: An asynchronous function to call in place of `infer`.
+            deadline_s: Seconds to wait for the result; by default `serve_deadline_s`.
+
+        Returns:
+            The result, or an envelope (platform-api: "An inference that outlives its request").
+
+        Raises:
+            pydantic.ValidationError: The body does not fit `input_model`.
         """
-        # A pydantic model has a `json` too, which is no body to wait for.
+        # A pydantic model has a method `json` too, but it is not asynchronous.
         read = getattr(request, "json", None)
         body = await read() if inspect.iscoroutinefunction(read) else request
         tickets: Tickets = self._state()["tickets"]
-        ticket = ticket_of(body)
+        ticket = requested_ticket(body)
         if ticket is not None:
             return tickets.collect(ticket)
-        # Off the loop: a model's validators may fetch files.
+        # In a thread, because a model's validators may download files.
         data = body if input_model is None else await asyncio.to_thread(input_model.model_validate, body)
         task = asyncio.ensure_future((runner or self._run)(data))
         try:
@@ -179,13 +257,13 @@ class BaseServeDeployment:
     def _loader(self) -> Callable[[str], Awaitable[Any]]:
         async def load(key: str) -> Any:
             identifier = self._state()["identifiers"][key]
-            async with opened_model(identifier, self.backend_url) as model_info:
+            async with open_model(identifier, self.backend_url) as model_info:
                 return await self._get_model(model_info)
 
         return load
 
     def _state(self) -> dict[str, Any]:
-        """Made at first use: an author's `__init__` need not call this one."""
+        """The replica's state, made at first use, because an author's `__init__` need not call the base's."""
         state: dict[str, Any] | None = self.__dict__.get("_serve_state")
         if state is None:
             state = self.__dict__["_serve_state"] = {

@@ -1,4 +1,4 @@
-"""What Ray Serve says about an application, and what that means."""
+"""The state of an application as Ray Serve reports it, and what it means."""
 
 import re
 from collections.abc import Mapping
@@ -8,14 +8,14 @@ from worker.platform import clean
 
 FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY", "UNAVAILABLE"})
 MAX_LINES = 12
-"""Lines of a reason: the last ones say what went wrong."""
-MAX_CHARACTERS = 2_000
-READ_LINES = 1_000
-READ_CHARACTERS = 2 * MAX_CHARACTERS
-"""An author's error may be megabytes long. Of each line more is read than shown, so that a secret that lies
-across the end of what is shown is known as one."""
+"""Of a reason; the last lines say what went wrong."""
+MAX_CHARS = 2_000
+MAX_READ_LINES = 1_000
+MAX_READ_CHARS = 2 * MAX_CHARS
+"""An author's error may be megabytes long. More of each line is read than shown, so that a secret across the
+end of the shown part is recognised."""
 
-# Each expression takes time linear in its text: it starts at most once a word or a gap.
+# Each expression takes time linear in its text, because a match can start only once in a word or a gap.
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _PACKAGE = re.compile(r"/_ray_pkg_[0-9a-f]+/")
 _FOLDERS = re.compile(r"(?<!\S)([^\s/]*)/\S*/(?:_ray_pkg_[0-9a-f]+|site-packages)/")
@@ -28,7 +28,14 @@ _LIBRARY_FILE = re.compile(
 
 
 def serve_application_state(name: str) -> dict[str, Any]:
-    """Status and messages of an application and its deployments; empty when Serve does not know it."""
+    """Ask Serve for the state of an application.
+
+    Args:
+        name: The application's name.
+
+    Returns:
+        Its `status` and `message`, and those of its `deployments`; empty when Serve does not know it.
+    """
     from ray import serve
 
     found = serve.status().applications.get(name)
@@ -49,9 +56,12 @@ def serve_application_state(name: str) -> dict[str, Any]:
 
 
 def serve_details() -> dict[str, dict[str, Any]]:
-    """Applications with their deployments' configuration; empty when Serve does not run.
+    """Ask Serve for all applications with their deployments' configuration.
 
-    What `GET /api/serve/applications/` of the dashboard answers, which a task does not know the address of.
+    The dashboard answers the same to `GET /api/serve/applications/`, but a Ray task has no address of it.
+
+    Returns:
+        The details by application name; empty when Serve does not run.
     """
     from ray.serve.context import _get_global_client
 
@@ -60,42 +70,54 @@ def serve_details() -> dict[str, dict[str, Any]]:
 
 
 def interpret_serve_status(state: Mapping[str, Any] | None) -> tuple[str, str | None, str]:
-    """(`running`, `failed` or `pending`; Serve's word; the reason, cleaned, empty when there is none).
+    """Interpret the state of an application (seeds: the classification of an application's status).
 
-    The reason stands in the deployments' messages, already while Serve tries again.
+    Args:
+        state: An application's part of `serve_details`, or a value of `serve_application_state`.
+
+    Returns:
+        `running`, `failed` or `pending`; Serve's status; and the reason, cleaned, empty when there is none.
+        The deployments' messages have a reason already while Serve retries.
     """
     status = state.get("status") if state else None
     bucket = "running" if status == "RUNNING" else "failed" if status in FAILED else "pending"
     if not state or bucket == "running":
         return bucket, status, ""
     messages = [str(item.get("message") or "") for item in (state.get("deployments") or {}).values()]
-    reasons = [reduced for message in messages if (reduced := explain(message))]
+    reasons = [reduced for message in messages if (reduced := clean_reason(message))]
     if not reasons and bucket == "failed":
-        reasons = [explain(str(state.get("message") or ""))]
+        reasons = [clean_reason(str(state.get("message") or ""))]
     return bucket, status, "\n".join(reasons)
 
 
-def explain(message: str) -> str:
-    """A deployment's message without colours, paths, addresses and frames that are not the author's."""
-    read = [_ANSI.sub("", line[:READ_CHARACTERS]) for line in message.splitlines()[-READ_LINES:]]
+def clean_reason(message: str) -> str:
+    """Reduce a deployment's message to what helps its author.
+
+    Args:
+        message: The message of Serve, often a traceback.
+
+    Returns:
+        At most `MAX_LINES` lines without colours, paths, addresses, secrets and frames of Ray or libraries.
+    """
+    read = [_ANSI.sub("", line[:MAX_READ_CHARS]) for line in message.splitlines()[-MAX_READ_LINES:]]
     lines = [line.rstrip() for line in read if line.strip(" ^~\t")]
     kept = _without_foreign_frames(lines)
     own = [at for at, line in enumerate(kept) if _FRAME.match(line)]
-    # What stands before the author's first frame is Serve's and Ray's way there.
+    # The text before the author's first frame is the call stack of Serve and Ray.
     cleaned = [_cleaned(line) for line in kept[own[0] if own else 0 :][-MAX_LINES:]]
-    return "\n".join(line for line in cleaned if line.strip())[-MAX_CHARACTERS:]
+    return "\n".join(line for line in cleaned if line.strip())[-MAX_CHARS:]
 
 
 def _cleaned(line: str) -> str:
-    """One line, its indentation kept, which shows what belongs to which frame."""
+    """A line with its indentation, which shows to which frame it belongs."""
     text = line.lstrip()
     indent = " " * min(len(line) - len(text), 4)
     text = _ADDRESS.sub("", _WORKER.sub("", _FOLDERS.sub(r"\1", text)))
-    return indent + clean(text)[:MAX_CHARACTERS]
+    return indent + clean(text)[:MAX_CHARS]
 
 
 def _without_foreign_frames(lines: list[str]) -> list[str]:
-    """Frames of Ray and of libraries say nothing to an author; each is one line and its source lines."""
+    """The lines without the frames of Ray and libraries; a frame is one line and its source lines."""
     kept: list[str] = []
     foreign = False
     for line in lines:

@@ -1,4 +1,4 @@
-"""Hand an application to Ray Serve: in place, without a gap where there is room, never twice the same."""
+"""Submit an application to Ray Serve: in place, and without downtime where capacity allows."""
 
 import math
 import threading
@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from worker.actions.application_builder import application
+from shared.messages import JsonObject
+from worker.actions.application_builder import build_application
 from worker.actions.serve_state import interpret_serve_status, serve_application_state, serve_details
 
-KNOWN = frozenset(
+SERVE_OPTIONS = frozenset(
     {
         "num_replicas",
         "autoscaling_config",
@@ -23,24 +24,37 @@ KNOWN = frozenset(
         "graceful_shutdown_wait_loop_s",
     }
 )
-BATCH = frozenset({"max_batch_size", "batch_wait_timeout_s"})
+BATCH_OPTIONS = frozenset({"max_batch_size", "batch_wait_timeout_s"})
 
 
 class ServeOptionsError(ValueError):
-    """`serve_options` has something that Serve or this project does not know."""
+    """`serve_options` has an unknown key or options that exclude each other."""
 
 
-def checked(options: Mapping[str, Any], num_replicas: int | None) -> dict[str, Any]:
-    """The options, refused when a key is unknown; `num_replicas` of the run's parameters goes first."""
-    unknown = sorted(set(options) - KNOWN)
+def check_serve_options(options: Mapping[str, Any], num_replicas: int | None) -> dict[str, Any]:
+    """Check the serve options of a run.
+
+    Args:
+        options: The `serve_options` of config.yaml.
+        num_replicas: The run's parameter, which takes precedence over the options; None for none.
+
+    Returns:
+        The options without those that are None.
+
+    Raises:
+        ServeOptionsError: A key is unknown, or `num_replicas` and `autoscaling_config` are both given.
+    """
+    unknown = sorted(set(options) - SERVE_OPTIONS)
     if unknown:
         raise ServeOptionsError(
-            f"serve_options: unknown {', '.join(unknown)} (known: {', '.join(sorted(KNOWN))})"
+            f"serve_options: unknown {', '.join(unknown)} (known: {', '.join(sorted(SERVE_OPTIONS))})"
         )
     result = {name: value for name, value in options.items() if value is not None}
     batch = result.get("batch")
-    if batch is not None and (not isinstance(batch, dict) or set(batch) - BATCH):
-        raise ServeOptionsError(f"serve_options: batch must be a mapping of {', '.join(sorted(BATCH))}")
+    if batch is not None and (not isinstance(batch, dict) or set(batch) - BATCH_OPTIONS):
+        raise ServeOptionsError(
+            f"serve_options: batch must be a mapping of {', '.join(sorted(BATCH_OPTIONS))}"
+        )
     if num_replicas is not None:
         result.pop("autoscaling_config", None)
         result["num_replicas"] = num_replicas
@@ -49,8 +63,15 @@ def checked(options: Mapping[str, Any], num_replicas: int | None) -> dict[str, A
     return result
 
 
-def replicas(options: Mapping[str, Any]) -> int:
-    """How many replicas start: with autoscaling the initial or the least number, at least 1; default 1."""
+def initial_replicas(options: Mapping[str, Any]) -> int:
+    """Count the replicas that Serve starts (contract: the capacity gate's `replicas`).
+
+    Args:
+        options: The checked serve options.
+
+    Returns:
+        `num_replicas`, or with autoscaling its initial or minimum number; at least 1, which is the default.
+    """
     scaling = options.get("autoscaling_config")
     if isinstance(scaling, Mapping):
         wanted = scaling.get("initial_replicas") or scaling.get("min_replicas") or 1
@@ -59,16 +80,24 @@ def replicas(options: Mapping[str, Any]) -> int:
     return max(1, int(wanted)) if wanted != "auto" else 1
 
 
-DIGEST = "SYNAPSE_DEPLOYMENT_DIGEST"
-"""In the deployment's environment: what runs can be compared with what is asked for."""
+DIGEST_VARIABLE = "SYNAPSE_DEPLOYMENT_DIGEST"
+"""A variable in the deployment's environment, by which the running application is compared with a plan."""
 POLL_SECONDS = 0.5
 
 _submitting = threading.Lock()
-"""Serve's decorator, bind and submission share a table of the process that is not safe for threads."""
+"""Serve's decorator, `bind` and submission share a table in the process that is not safe for threads."""
 
 
 def connect(address: str | None, kwargs: Mapping[str, Any]) -> None:
-    """Connect this process to the cluster at `address`, with the current folder as the code to run."""
+    """Connect this process to a Ray cluster, with the current folder as the code to run.
+
+    Args:
+        address: `host:port`; `kwargs["address"]` takes precedence.
+        kwargs: Further arguments of `ray.init`.
+
+    Raises:
+        RuntimeError: No address is given.
+    """
     import ray
 
     if ray.is_initialized():
@@ -81,14 +110,27 @@ def connect(address: str | None, kwargs: Mapping[str, Any]) -> None:
     ray.init(**{**settings, "address": address})
 
 
-def submit(target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any], url: str) -> dict[str, Any]:
-    """Submit and return at once; see `BaseDeploymentAction.submit`."""
+def submit(target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any], url: str) -> JsonObject:
+    """Submit an application and return at once; see `BaseDeploymentAction.submit`.
+
+    Args:
+        target: The entrypoint.
+        plan: The value of `BaseDeploymentAction.plan`.
+        runtime_env: The release's runtime environment, as the host made it.
+        url: The backend's URL for the entrypoint's constructor.
+
+    Returns:
+        `{"submitted", "reason", "replaced", "messages"}`.
+
+    Raises:
+        TypeError: The target cannot be served.
+    """
     from ray import serve
 
     name = plan["app_name"]
     with _submitting:
         running = serve_details().get(name)
-        if running is not None and _is_same(running, plan["digest"]):
+        if running is not None and _is_identical(running, plan["digest"]):
             return {"submitted": False, "reason": "identical", "replaced": True, "messages": []}
         known = dict(plan["serve_options"])
         batch = known.pop("batch", {})
@@ -96,10 +138,10 @@ def submit(target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any],
         messages = []
         replaced = running is not None and _has_replicas(running)
         if replaced:
-            surge = _surge(plan, actor_options)
+            surge = _surge_percent(plan, actor_options)
             known["max_surge_percent"] = surge
             messages.append(_replacement_message(name, surge))
-        made = application(target, {**known, "ray_actor_options": actor_options}, batch, url)
+        made = build_application(target, {**known, "ray_actor_options": actor_options}, batch, url)
         serve.run_many(
             [serve.RunTarget(made, name=name, route_prefix=plan["route_prefix"])],
             wait_for_ingress_deployment_creation=False,
@@ -109,7 +151,16 @@ def submit(target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any],
 
 
 def wait_until_running(name: str, timeout: float, remove_failed: bool) -> None:
-    """Block until the application runs; `RuntimeError` with Serve's reason when it fails or time is up."""
+    """Block until an application runs.
+
+    Args:
+        name: The application's name.
+        timeout: Seconds to wait.
+        remove_failed: Whether to delete an application that fails or does not run in time.
+
+    Raises:
+        RuntimeError: It failed, or did not run in time; the message has Serve's reason.
+    """
     deadline = time.monotonic() + timeout
     while True:
         bucket, status, reason = interpret_serve_status(serve_application_state(name))
@@ -124,22 +175,25 @@ def wait_until_running(name: str, timeout: float, remove_failed: bool) -> None:
 
 
 def remove_application(name: str, *, wait: bool = True) -> None:
-    """Take an application off Serve; nothing happens when there is none of that name.
+    """Delete an application; nothing happens when there is none of that name.
 
-    A replica that still starts goes only after Serve's 20 seconds of grace; `wait` for that or not.
+    Args:
+        name: The application's name.
+        wait: Whether to wait until its replicas are gone; a replica that is still starting ends only after
+            Serve's grace period of 20 seconds.
     """
     from ray import serve
 
     serve.delete(name, _blocking=wait)
 
 
-def _is_same(running: Mapping[str, Any], digest: str) -> bool:
-    """What runs, or is on its way, is what is asked for."""
+def _is_identical(running: Mapping[str, Any], digest: str) -> bool:
+    """Whether the application that runs or starts is the one of the plan."""
     if running["status"] not in ("RUNNING", "DEPLOYING"):
         return False
     configs = (item["deployment_config"] for item in running["deployments"].values())
     environments = ((item.get("ray_actor_options") or {}).get("runtime_env") or {} for item in configs)
-    return any((found.get("env_vars") or {}).get(DIGEST) == digest for found in environments)
+    return any((found.get("env_vars") or {}).get(DIGEST_VARIABLE) == digest for found in environments)
 
 
 def _has_replicas(running: Mapping[str, Any]) -> bool:
@@ -154,18 +208,18 @@ def _actor_options(plan: Mapping[str, Any], runtime_env: Mapping[str, Any]) -> d
     asked = dict(plan["ray_actor_options"])
     own = dict(asked.pop("runtime_env", None) or {})
     variables = {**(runtime_env.get("env_vars") or {}), **(own.pop("env_vars", None) or {})}
-    environment = {**own, **runtime_env, "env_vars": {**variables, DIGEST: plan["digest"]}}
+    environment = {**own, **runtime_env, "env_vars": {**variables, DIGEST_VARIABLE: plan["digest"]}}
     return {**asked, "runtime_env": environment}
 
 
-def _surge(plan: Mapping[str, Any], actor_options: Mapping[str, Any]) -> int:
-    """Percent of the replicas that may start beside the old ones, by what is free; 0 when none fits."""
+def _surge_percent(plan: Mapping[str, Any], actor_options: Mapping[str, Any]) -> int:
+    """Percentage of replicas that may start beside the old ones, by the free resources; 0 when none fits."""
     import ray
 
     needs = {"CPU": actor_options.get("num_cpus", 1), "GPU": actor_options.get("num_gpus", 0)}
     needs["memory"] = actor_options.get("memory", 0)
     free = ray.available_resources()
-    count = replicas(plan["serve_options"])
+    count = initial_replicas(plan["serve_options"])
     fits = [math.floor(free.get(name, 0) / need + 1e-9) for name, need in needs.items() if need]
     return int(min([count, *fits]) * 100 // count)
 

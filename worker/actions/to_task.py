@@ -1,4 +1,7 @@
-"""Pre-annotate tasks: the hooks that authors override, and the batches in which a host calls them."""
+"""Pre-annotate tasks: the hooks that authors override, and the batches in which a host calls them.
+
+Rules: seeds, "Pre-Annotation Actions"; contract, "Plugins".
+"""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +19,16 @@ Item = Mapping[str, Any]
 
 
 class ToTaskAction(BaseAction[P]):
-    """Turns files or inference results into task data. Override the hook of the method that you support."""
+    """Turns files or inference results into task data. Override the hook of the method that you support.
+
+    Attributes:
+        concurrency: How many tasks are converted at once, in threads. Raise it when your hooks wait for files
+            and are safe for threads.
+    """
 
     base_params = ToTaskParams
     params_model = ToTaskParams
     concurrency: ClassVar[int] = 1
-    """Tasks converted at a time, in threads. Raise it when your hooks wait for files and are thread-safe."""
     operations: ClassVar[Mapping[str, str]] = {
         "convert_from_files": "convert_from_files",
         "prepare_inference": "prepare_inference",
@@ -31,7 +38,7 @@ class ToTaskAction(BaseAction[P]):
 
     @property
     def client(self) -> Any:
-        """The backend client of the context."""
+        """The backend client of the context; raises `RuntimeError` when there is none."""
         if self.ctx.client is None:
             raise RuntimeError("the context has no backend client: give RuntimeContext(client=...)")
         return self.ctx.client
@@ -44,7 +51,21 @@ class ToTaskAction(BaseAction[P]):
         data_file_name: str | None,
         task_data: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Task data from the file of the target specification. Override for method `file`."""
+        """Convert the file of the target specification to task data. Override this for method `file`.
+
+        Args:
+            primary_file_url: URL of the task's primary file.
+            primary_file_name: Its original name, if it is known.
+            data_file_url: URL of the file of the target specification.
+            data_file_name: Its original name, if it is known.
+            task_data: The whole task of the backend.
+
+        Returns:
+            The data to write to the task.
+
+        Raises:
+            NotImplementedError: The plugin does not support method `file`.
+        """
         raise NotImplementedError("override convert_data_from_file() to support method 'file'")
 
     def convert_data_from_inference(
@@ -52,7 +73,15 @@ class ToTaskAction(BaseAction[P]):
         inference_data: Any,
         task_data: dict[str, Any] | None = None,  # noqa: ARG002 - for overrides
     ) -> dict[str, Any]:
-        """Task data from the pre-processor's answer; as it is, unless overridden."""
+        """Convert the pre-processor's answer to task data. Override this for method `inference`.
+
+        Args:
+            inference_data: The pre-processor's answer, any JSON value.
+            task_data: The whole task of the backend.
+
+        Returns:
+            The data to write to the task; by default the answer itself.
+        """
         answer: dict[str, Any] = inference_data
         return answer
 
@@ -67,30 +96,69 @@ class ToTaskAction(BaseAction[P]):
         pre_processor_config: dict[str, Any] | None = None,  # noqa: ARG002
         task_data: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> dict[str, Any]:
-        """The `params` of the inference call: which model, and what is posted to it.
+        """Make the `params` of the inference call. Override this to send the pre-processor something else.
 
-        `data_files` are the task's other files: `url`, `file_name`, `specification_name`.
+        Args:
+            primary_file_url: URL of the task's primary file.
+            primary_file_name: Its original name, if it is known.
+            data_files: The task's other files: `url`, `file_name`, `specification_name`.
+            model_id: The run's parameter `model`.
+            pre_processor_params: The run's parameter of that name.
+            pre_processor_config: The configuration of the pre-processor's release.
+            task_data: The whole task of the backend.
+
+        Returns:
+            `model`, `method` and `json`, the body that is sent to the pre-processor.
         """
         body = {"image_path": primary_file_url, **(pre_processor_params or {})}
         return {"model": model_id, "method": "post", "json": body}
 
     def execute(self) -> ToTaskResult:
-        """The whole run in this process, blocking, with the same functions as the worker's steps."""
-        from worker.to_task.direct import run  # a workflow: only a direct run needs it
+        """Run the whole action in this process, blocking, with the same functions as the worker's steps.
+
+        Returns:
+            What the job's result would hold.
+
+        Raises:
+            RuntimeError: The run failed (contract: "Errors that users read").
+        """
+        # Imported here, because only a direct run needs the workflow.
+        from worker.to_task.direct import run
 
         result: ToTaskResult = run(self)
         return result
 
     def convert_from_files(self, items: Sequence[Item]) -> list[dict[str, Any]]:
-        """`convert_data_from_file` for each item; an item is the hook's arguments by name."""
+        """Call `convert_data_from_file` for each item.
+
+        Args:
+            items: The hook's arguments by name.
+
+        Returns:
+            For each item, in order, `{"ok": data}` or `{"error": text}`.
+        """
         return self._each(self.convert_data_from_file, items)
 
     def prepare_inference(self, items: Sequence[Item]) -> list[dict[str, Any]]:
-        """`setup_inference_params` for each item."""
+        """Call `setup_inference_params` for each item.
+
+        Args:
+            items: The hook's arguments by name.
+
+        Returns:
+            For each item, in order, `{"ok": params}` or `{"error": text}`.
+        """
         return self._each(self.setup_inference_params, items)
 
     def convert_from_inference(self, items: Sequence[Item]) -> list[dict[str, Any]]:
-        """`convert_data_from_inference` for each item."""
+        """Call `convert_data_from_inference` for each item.
+
+        Args:
+            items: The hook's arguments by name.
+
+        Returns:
+            For each item, in order, `{"ok": data}` or `{"error": text}`.
+        """
         return self._each(self.convert_data_from_inference, items)
 
     def _each(self, hook: Callable[..., Any], items: Sequence[Item]) -> list[dict[str, Any]]:
@@ -100,11 +168,11 @@ class ToTaskAction(BaseAction[P]):
             return list(pool.map(lambda item: _outcome(hook, item), items))
 
     def _check_params_operation(self, _: Any) -> dict[str, Any]:
-        return {"ok": True}  # constructing the action has checked them
+        return {"ok": True}  # the constructor has checked them
 
 
 def _outcome(hook: Callable[..., Any], item: Item) -> dict[str, Any]:
-    """`{"ok": value}`, or `{"error": text}`: one bad task never fails its batch."""
+    """`{"ok": value}` or `{"error": text}`, so that a task that fails does not fail its batch."""
     try:
         value = hook(**item)
         if not isinstance(value, dict):

@@ -1,22 +1,25 @@
-"""What the stock Redis transport and consumer of Celery get wrong, mended.
+"""A Redis transport and a consumer for Celery that correct what the stock ones get wrong.
 
-A message is fetched and written down in one go, redelivered by Redis's clock, acknowledged even when Redis
-was away at that moment; one that cannot be read is kept as a dead letter instead of ending the worker; a
-worker that stops or loses its connection lets go of exactly what it does not run. Publishers need nothing
-of this.
+- A message is fetched and recorded as unacknowledged in one atomic step.
+- Redelivery goes by Redis's clock.
+- An acknowledgement is sent later when Redis cannot be reached at that moment.
+- A message that cannot be read is kept as a dead letter instead of ending the worker.
+- A worker that stops or loses its connection requeues exactly the messages that it does not run.
+
+Publishers need none of this.
 """
 
-from worker.broker.config import ClockOffError, broker_settings, broker_url, check_clock
+from worker.broker.config import ClockOffsetError, broker_settings, broker_url, check_clock
 from worker.broker.connection import AMQP, Connection
-from worker.broker.rejections import RefusedMessage, message_refused
+from worker.broker.rejections import RejectedMessage, message_rejected
 
 __all__ = [
     "AMQP",
-    "ClockOffError",
+    "ClockOffsetError",
     "Connection",
-    "RefusedMessage",
+    "RejectedMessage",
     "broker_settings",
     "broker_url",
     "check_clock",
-    "message_refused",
+    "message_rejected",
 ]

@@ -1,4 +1,4 @@
-"""What the Celery app is told of its broker, each with its reason; and the check of this machine's clock."""
+"""The Celery app's settings for its broker, each with its reason, and the check of this machine's clock."""
 
 import ssl
 import time
@@ -10,15 +10,20 @@ import structlog
 
 from worker.settings import Settings
 
+log = structlog.get_logger(__name__)
+
 QUEUES = ("deploy", "to_task", "annotate", "logs", "control")
-"""All that the workers of an installation consume between them."""
+"""All queues that the workers of an installation consume between them."""
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://")
+
+WARN_OFFSET_SECONDS = 0.5
+MAX_OFFSET_SECONDS = 5.0
 
 
 def broker_url(url: str) -> str:
-    """The URL as kombu reads it: what is `unix://…?db=3` everywhere else is `redis+socket://…` there.
+    """The URL in kombu's form: what is `unix://…?db=3` for all other clients is `redis+socket://…` for kombu.
 
-    Kombu passes over `db`, and the queues would be in another database than the rest.
+    Kombu ignores `db`, and the queues would be in another database than everything else.
     """
     if not url.startswith(("unix://", "redis+socket://")):
         return url
@@ -29,14 +34,14 @@ def broker_url(url: str) -> str:
 
 
 def broker_settings(settings: Settings) -> dict[str, Any]:
-    """Settings for `app.conf`; the transport itself comes with `Celery(amqp="worker.broker:AMQP")`."""
+    """Settings for `app.conf`; the transport itself is selected by `Celery(amqp="worker.broker:AMQP")`."""
     found: dict[str, Any] = {
-        # Bad messages, lost brokers and shutdown are dealt with there, on RabbitMQ too.
+        # The consumer handles bad messages, lost brokers and shutdown, on RabbitMQ too.
         "worker_consumer": "worker.broker.consumer:Consumer",
-        # A worker outlives its broker, however long that is away, at its start too.
+        # A worker waits for its broker however long that is away, at its start too.
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        # Redis may refuse for a while without being away: read-only replica, full disk or memory.
+        # Redis may reject commands for a while although it is there: read-only replica, full disk or memory.
         "broker_channel_error_retry": True,
     }
     url = settings.broker_url
@@ -51,10 +56,10 @@ def broker_settings(settings: Settings) -> dict[str, Any]:
 def _transport_options(settings: Settings) -> dict[str, Any]:
     return {
         "visibility_timeout": settings.worker_visibility_timeout_seconds,
-        # Look for what dead workers held every second; the default takes 100 s more.
+        # Look every second for messages that dead workers held; the default takes 100 s more.
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
-        # A Redis that has gone without a word is noticed.
+        # Without timeouts a Redis that silently disappeared would not be noticed.
         "socket_timeout": 10,
         "socket_connect_timeout": 5,
         "socket_keepalive": True,
@@ -62,18 +67,14 @@ def _transport_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-log = structlog.get_logger(__name__)
-
-WARN_SECONDS = 0.5
-REFUSE_SECONDS = 5.0
+class ClockOffsetError(RuntimeError):
+    """This machine's clock differs too much from Redis's; the message says by how much."""
 
 
-class ClockOffError(RuntimeError):
-    """This machine's clock is too far from Redis's; the message says by how much."""
-
-
-def offset(server_time: Callable[[], tuple[int, int]], *, clock: Callable[[], float] = time.time) -> float:
-    """Seconds by which this machine's clock is ahead; the time that the answer took is no error."""
+def clock_offset(
+    server_time: Callable[[], tuple[int, int]], *, clock: Callable[[], float] = time.time
+) -> float:
+    """Seconds by which this machine's clock is ahead; the duration of the request counts as no offset."""
     asked = clock()
     seconds, micros = server_time()
     answered = clock()
@@ -86,14 +87,17 @@ def offset(server_time: Callable[[], tuple[int, int]], *, clock: Callable[[], fl
 def check_clock(
     server_time: Callable[[], tuple[int, int]], *, clock: Callable[[], float] = time.time
 ) -> float:
-    """Warn when the clock is off, raise `ClockOffError` when it is off too far; returns by how much."""
-    off = offset(server_time, clock=clock)
-    if abs(off) > REFUSE_SECONDS:
-        direction = "ahead of" if off > 0 else "behind"
-        raise ClockOffError(
-            f"This machine's clock is {abs(off):.1f} s {direction} Redis's; set it (NTP), at most"
-            f" {REFUSE_SECONDS:g} s are borne."
+    """Warn about a clock that is off, raise `ClockOffsetError` when it is off too far; return the offset.
+
+    `server_time` is Redis's TIME: seconds and microseconds.
+    """
+    ahead = clock_offset(server_time, clock=clock)
+    if abs(ahead) > MAX_OFFSET_SECONDS:
+        direction = "ahead of" if ahead > 0 else "behind"
+        raise ClockOffsetError(
+            f"This machine's clock is {abs(ahead):.1f} s {direction} Redis's; set it (NTP): at most"
+            f" {MAX_OFFSET_SECONDS:g} s are allowed."
         )
-    if abs(off) > WARN_SECONDS:
-        log.warning("clock differs from Redis's", seconds_ahead=round(off, 3))
-    return off
+    if abs(ahead) > WARN_OFFSET_SECONDS:
+        log.warning("clock differs from Redis's", seconds_ahead=round(ahead, 3))
+    return ahead

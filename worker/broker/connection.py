@@ -1,8 +1,8 @@
-"""Selects the transport while URLs stay what they are.
+"""Selects the transport without a change to broker URLs.
 
-`Celery("worker", amqp=AMQP)` is all that an application does. A `broker_transport` setting would do as
-well, but then the transport's path takes the place of `redis` in every URL that kombu shows, `rediss://` no
-longer means TLS, and Flower does not know the broker any more.
+An application only says `Celery("worker", amqp=AMQP)`. The setting `broker_transport` would select it too,
+but then the transport's path replaces `redis` in every URL that kombu shows, `rediss://` no longer means TLS,
+and Flower does not recognise the broker.
 """
 
 from typing import Any
@@ -17,30 +17,33 @@ from worker.platform import redact
 
 
 class Connection(KombuConnection):
-    """A connection whose Redis transport is ours; RabbitMQ and all others are kombu's."""
+    """A connection that uses this package's transport for Redis and kombu's for RabbitMQ and all others."""
 
     def get_transport_cls(self) -> Any:
-        """The class for this connection's URL."""
+        """The transport's class for this connection's URL."""
         found = super().get_transport_cls()
         return Transport if found is redis.Transport else found
 
     def info(self) -> dict[str, Any]:
-        """What `inspect stats` tells monitors. Of a socket the host is all of the address, password too."""
-        told: dict[str, Any] = super().info()
-        return {**told, "hostname": redact(told["hostname"] or "")}
+        """What `inspect stats` shows to monitors.
+
+        The host of a Unix socket is the whole address, including the password, which is redacted.
+        """
+        shown: dict[str, Any] = super().info()
+        return {**shown, "hostname": redact(shown["hostname"] or "")}
 
 
-SECONDS_TO_CONFIRM = 10.0
-"""A broker that has not confirmed a message by then counts as away, and the message is sent again."""
+CONFIRM_TIMEOUT_SECONDS = 10.0
+"""A broker that has not confirmed a message by then counts as unavailable, and the message is sent again."""
 
-_CONFIRMED = {"confirm_publish": True}
-"""RabbitMQ says when it has a message for good; until then a step must not be acknowledged for having sent
-its successor. Unasked it says nothing, and one that is killed loses what it was sent last. Other transports
-pass it over."""
+_PUBLISHER_CONFIRMS = {"confirm_publish": True}
+"""RabbitMQ confirms that it has stored a message; only then may a step be acknowledged for having sent its
+successor. Without confirms, a RabbitMQ that is killed loses the last messages unnoticed. Other transports
+ignore the option."""
 
 
 class AMQP(amqp.AMQP):
-    """What an application makes its connections with."""
+    """Makes an application's connections and producers."""
 
     Connection = Connection
     BrokerConnection = Connection
@@ -48,13 +51,14 @@ class AMQP(amqp.AMQP):
 
     @property
     def producer_pool(self) -> Any:
-        """Who publishes tasks. Their connections alone are confirmed.
+        """The producers that publish tasks. Only their connections use publisher confirms.
 
-        The consumer's loop sends events and heartbeats on another, and would else consume nothing while a
-        RabbitMQ that is short of memory takes nothing, which is what would free its memory.
+        The consumer's loop sends events and heartbeats on another connection. With confirms there, it would
+        consume nothing while a RabbitMQ that is short of memory accepts nothing, although consuming is what
+        would free its memory.
         """
         if self._producer_pool is None:
-            connection = self.app.connection_for_write(transport_options=_CONFIRMED)
+            connection = self.app.connection_for_write(transport_options=_PUBLISHER_CONFIRMS)
             self._producer_pool = pools.producers[connection]
             self._producer_pool.limit = self.app.pool.limit
         return self._producer_pool
@@ -63,7 +67,7 @@ class AMQP(amqp.AMQP):
         send = super()._create_task_sender()
 
         def send_task_message(*args: Any, **options: Any) -> Any:
-            # Without it a thread would wait for a silent broker for ever.
-            return send(*args, **{"confirm_timeout": SECONDS_TO_CONFIRM, **options})
+            # Without a timeout a thread would wait for a silent broker forever.
+            return send(*args, **{"confirm_timeout": CONFIRM_TIMEOUT_SECONDS, **options})
 
         return send_task_message

@@ -1,8 +1,4 @@
-"""Celery's tracer, so that a message over which it stumbles ends there.
-
-What the tracer itself raises, not the task, is lost in a pool of threads: nobody acknowledges the message,
-and its slot is gone for good. As many such messages as there are slots stop a worker.
-"""
+"""Celery's consumer and tracer, so that neither a bad message nor a lost broker stops a worker."""
 
 import time
 from collections.abc import Callable
@@ -22,102 +18,106 @@ from kombu.utils.json import dumps
 from vine import ppartial, promise  # type: ignore[import-untyped]
 
 from worker.broker import validation
-from worker.broker.config import ClockOffError, check_clock
-from worker.broker.rejections import RefusedMessage, keep, refused_message
+from worker.broker.config import ClockOffsetError, check_clock
+from worker.broker.rejections import RejectedMessage, keep_rejected, rejected_message
 from worker.broker.transport import Channel
-from worker.broker.validation import FOLLOWING, limit_unpacking
+from worker.broker.validation import EMBED_KEYS, limit_decompression
+
+log = structlog.get_logger(__name__)
 
 Trace = Callable[..., Any]
 
 
-def unfailing(name: str, trace: Trace) -> Trace:
-    """`trace` of the task `name`; a message that makes it raise is kept with the reason."""
+def guarded_tracer(name: str, trace: Trace) -> Trace:
+    """Wrap the tracer of task `name`: a message that makes it raise is kept with the reason.
+
+    What the tracer itself raises, as opposed to the task, is lost in a pool of threads: nobody acknowledges
+    the message and its slot is never freed. As many such messages as there are slots stop a worker.
+    """
 
     def trace_or_keep(uuid: str, args: Any, kwargs: Any, request: Any = None) -> Any:
         try:
             return trace(uuid, args, kwargs, request)
         except Exception as error:
             reason = f"cannot be run: {type(error).__name__}"
-        body = dumps([args, kwargs, {part: (request or {}).get(part) for part in FOLLOWING}])
-        kept = keep(None, RefusedMessage(name, body, reason, uuid, kwargs))
-        return _failed(RuntimeError(reason) if kept else Reject(reason, requeue=True))
+        body = dumps([args, kwargs, {key: (request or {}).get(key) for key in EMBED_KEYS}])
+        kept = keep_rejected(None, RejectedMessage(name, body, reason, uuid, kwargs))
+        return _failure(RuntimeError(reason) if kept else Reject(reason, requeue=True))
 
     return trace_or_keep
 
 
-def _failed(error: Exception) -> Any:
-    """What Celery takes for the outcome of a task that raised `error`."""
+def _failure(error: Exception) -> Any:
+    """The tracer's result for a task that raised `error`."""
     try:
         raise error
     except Exception:
         return trace_ok_t(ExceptionInfo(), TraceInfo(FAILURE, error), 0.0, None)
 
 
-MOMENT = 0.02
-"""Seconds between a thread's taking a task and its saying so."""
+THREAD_START_SECONDS = 0.02
+"""Time between a thread's taking a task and the request's being marked as active."""
 
 
-def in_the_pool(pool: Any, *, last: bool) -> set[str]:
-    """Delivery tags of the messages whose tasks run or will run whatever happens now.
+def in_flight(pool: Any, *, stopping: bool) -> set[str]:
+    """Delivery tags of the messages whose tasks run, or can no longer be kept from running.
 
-    With `last`, no task that a pool of threads has queued begins any more, and these are not counted.
+    With `stopping`, the tasks that a pool of threads has queued are cancelled, and are not in flight then.
     """
     requests = set(state.reserved_requests) | set(state.active_requests)
     executor = getattr(pool, "executor", None)
-    if last and executor is not None:
+    if stopping and executor is not None:
         executor.shutdown(wait=False, cancel_futures=True)
-        time.sleep(MOMENT)
+        time.sleep(THREAD_START_SECONDS)
         requests = set(state.active_requests)
-    # A request that was given to the pool has an answer to come; others wait for a process or for their time.
+    # A request that the pool has received has a result to come; others wait for a process or for their ETA.
     given = (r for r in requests if r in state.active_requests or r._apply_result is not None)
     return {request.message.delivery_tag for request in given}
 
 
-def waiting_for_their_time() -> list[str]:
+def scheduled_tags() -> list[str]:
     """Delivery tags of the messages with a countdown or ETA that this process keeps in memory."""
     return [request.message.delivery_tag for request in tuple(state.scheduled_requests)]
 
 
-log = structlog.get_logger(__name__)
-
 EX_CONFIG = 78
 
-STOPPING = {bootsteps.CLOSE, bootsteps.TERMINATE}
+STOPPING_STATES = {bootsteps.CLOSE, bootsteps.TERMINATE}
 
 
 class Consumer(consumer.Consumer):
-    """Named by the setting `worker_consumer`."""
+    """The consumer that the setting `worker_consumer` names."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        limit_unpacking()
+        limit_decompression()
         super().__init__(*args, **kwargs)
 
-    # -- bad messages: kept with the reason, never logged, never in the way of those behind them -----------
+    # -- bad messages are kept with the reason; they are never logged and never block those behind them ----
 
     def on_unknown_message(self, body: Any, message: Any) -> None:  # noqa: ARG002 - Celery's signature
-        """Neither protocol of Celery."""
-        self._refuse(message, "not a task message")
+        """Reject a message of neither of Celery's protocols."""
+        self._reject(message, "not a task message")
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002
-        """No such task here. Celery would log the body and drop it."""
-        self._refuse(message, "unknown task")
+        """Reject a task that is not registered. Celery would log the body and drop it."""
+        self._reject(message, "unknown task")
         headers = message.headers or {}
         signals.task_unknown.send(
             sender=self, message=message, exc=exc, name=headers.get("task"), id=headers.get("id")
         )
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002
-        """A task message with a mistake that only Celery finds; its text may show values."""
-        self._refuse(message, f"invalid task message: {type(exc).__name__}", exc)
+        """Reject a task message whose mistake only Celery finds; the error's text may show values."""
+        self._reject(message, f"invalid task message: {type(exc).__name__}", exc)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """The body is not in a format that is accepted."""
-        self._refuse(message, f"body cannot be decoded: {type(exc).__name__}", exc)
+        """Reject a body in a format that is not accepted."""
+        self._reject(message, f"body cannot be decoded: {type(exc).__name__}", exc)
 
     def create_task_handler(self, promise: Any = promise) -> Any:
-        """What is called for every message; nothing that a message does escapes it."""
+        """Make the function that is called for every message; no error that a message causes leaves it."""
         handle = super().create_task_handler(promise)
-        # A KeyError counts as a lost connection for kombu; here it is a message without something.
+        # Kombu counts KeyError as a lost connection; here it means that a message lacks something.
         broker_errors = (
             *(error for error in self.connection_errors if error is not KeyError),
             OperationalError,
@@ -125,39 +125,39 @@ class Consumer(consumer.Consumer):
 
         def on_task_received(message: Any) -> None:
             try:
-                validation.check(message)
+                validation.check_task_message(message)
                 handle(message)
             except validation.NotATaskError as error:
-                self._refuse(message, str(error), error)
+                self._reject(message, str(error), error)
             except broker_errors:
                 raise
             except Exception as error:
-                self._refuse(message, f"cannot be handled: {type(error).__name__}", error)
+                self._reject(message, f"cannot be handled: {type(error).__name__}", error)
 
         return on_task_received
 
     def update_strategies(self) -> None:
-        """Make the tracers of all tasks."""
+        """Make the tracers of all tasks and guard them."""
         super().update_strategies()
         for name, task in self.app.tasks.items():
-            task.__trace__ = unfailing(name, task.__trace__)
+            task.__trace__ = guarded_tracer(name, task.__trace__)
 
-    def _refuse(self, message: Any, reason: str, exc: Exception | None = None) -> None:
+    def _reject(self, message: Any, reason: str, exc: Exception | None = None) -> None:
         if message.acknowledged:
-            return  # its task ran; the error came after
-        if keep(self, refused_message(message, reason)):
+            return  # The task ran; the error came after it.
+        if keep_rejected(self, rejected_message(message, reason)):
             message.reject_log_error(worker_logger, self.connection_errors)
             signals.task_rejected.send(sender=self, message=message, exc=exc)
         elif isinstance(message.channel, Channel):
-            message.channel.qos.leave(message.delivery_tag)
+            message.channel.qos.release(message.delivery_tag)
 
     # -- lost brokers --------------------------------------------------------------------------------------
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Connect; tries every two seconds at least, where stock waits up to 30 s after a long outage."""
+        """Connect, trying at least every two seconds; stock waits up to 30 s after a long outage."""
 
         def report(error: Exception, _interval: float) -> None:
-            log.error("broker cannot be reached", broker=conn.as_uri(), error_type=type(error).__name__)
+            log.error("broker unavailable", broker=conn.as_uri(), error_type=type(error).__name__)
 
         conn.ensure_connection(
             report,
@@ -172,55 +172,55 @@ class Consumer(consumer.Consumer):
         return conn
 
     def connect(self) -> Any:
-        """Connect and, on Redis, compare clocks: at start a clock that is far off ends the worker."""
+        """Connect and, on Redis, compare clocks: at start, a clock that is too far off ends the worker."""
         conn = super().connect()
         channel = conn.default_channel
         if isinstance(channel, Channel):
             try:
                 check_clock(channel.unacked.client.time)
-            except ClockOffError as error:
+            except ClockOffsetError as error:
                 log.critical(str(error))
                 if self.restart_count == 0:
                     raise WorkerShutdown(EX_CONFIG) from None
         return conn
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Keep what the pool works on, where stock gives it back at once and so runs it twice."""
-        self._hand_back(last=False)
+        """Keep the messages in flight; stock requeues them at once and so runs their tasks twice."""
+        self._requeue_held(stopping=False)
         super().on_connection_error_after_connected(exc)
 
-    # -- letting go ----------------------------------------------------------------------------------------
+    # -- requeueing ----------------------------------------------------------------------------------------
 
     def register_with_event_loop(self, hub: Any) -> None:
-        """Join the event loop."""
+        """Join the event loop, and extend the messages with a countdown at intervals."""
         super().register_with_event_loop(hub)
         channel = self.task_consumer.channel
         if isinstance(channel, Channel):
-            hub.call_repeatedly(max(0.5, channel.visibility_timeout / 4), self._renew_waiting)
+            hub.call_repeatedly(max(0.5, channel.visibility_timeout / 4), self._extend_scheduled)
 
-    def _renew_waiting(self) -> None:
-        """A countdown may exceed the visibility timeout: its message is not delivered to others meanwhile.
+    def _extend_scheduled(self) -> None:
+        """Keep messages with a countdown from being redelivered, as it may exceed the visibility timeout.
 
-        Stock does deliver it, each copy waits in memory too, and one task became 255 runs.
+        Stock redelivers them; each copy then waits in memory too, and one task became 255 runs.
         """
-        if (channel := self._channel()) is not None and (tags := waiting_for_their_time()):
+        if (channel := self._channel()) is not None and (tags := scheduled_tags()):
             try:
-                channel.unacked.renew(tags, channel.visibility_timeout)
+                channel.unacked.extend(tags, channel.visibility_timeout)
             except self.connection_errors as error:
-                log.warning("waiting messages not renewed", error_type=type(error).__name__)
+                log.warning("scheduled messages not extended", error_type=type(error).__name__)
 
     def on_close(self) -> None:
-        """The worker stops (or the connection is gone): others get at once what the pool has not begun.
+        """The worker stops, or its connection is lost: requeue at once what the pool has not begun.
 
-        Stock gives it back when the last running task has ended.
+        Stock requeues it when the last running task has ended.
         """
         if self.connection is not None:
-            self._hand_back(last=True)
+            self._requeue_held(stopping=True)
         super().on_close()
 
     def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
-        """Acknowledge; in a stopping worker at once, as its event loop comes round only at the very end."""
-        if self.hub is None or self.blueprint.state not in STOPPING:
+        """Acknowledge; in a stopping worker at once, as its event loop runs again only at the very end."""
+        if self.hub is None or self.blueprint.state not in STOPPING_STATES:
             return super().call_soon_ack(p, *args, **kwargs)
         p = ppartial(p, *args, **kwargs)
         p()
@@ -230,13 +230,13 @@ class Consumer(consumer.Consumer):
         channel = self.task_consumer.channel if self.task_consumer else None
         return channel if isinstance(channel, Channel) else None
 
-    def _hand_back(self, *, last: bool) -> None:
+    def _requeue_held(self, *, stopping: bool) -> None:
         channel = self._channel()
         if channel is None or channel.closed:
             return
-        if last:
+        if stopping:
             channel.stop_fetching()
-        given = channel.qos.hand_back(keep=in_the_pool(self.pool, last=last))
-        log.info("messages handed back", count=given, stopping=last)
-        if not last:
+        requeued = channel.qos.requeue_held(keep=in_flight(self.pool, stopping=stopping))
+        log.info("messages requeued", count=requeued, stopping=stopping)
+        if not stopping:
             channel.qos.forget()

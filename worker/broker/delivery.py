@@ -1,4 +1,4 @@
-"""The messages that consumers hold, when each is delivered again, and acknowledgements that are pending."""
+"""Unacknowledged messages, their time of redelivery, and acknowledgements that Redis has not received yet."""
 
 import json
 import threading
@@ -11,59 +11,62 @@ from redis import Redis
 
 from worker.lua import Scripts
 
-HELD_KEY = "synapse:broker:held"
+# Workers of an older release share both keys, so their names stay.
+UNACKED_KEY = "synapse:broker:held"
 """Hash: by delivery tag, the list that the message came from, a line feed, the message."""
 
-DUE_KEY = "synapse:broker:due"
-"""Sorted set: delivery tags by the time, Redis's, at which the message is delivered again."""
+REDELIVERY_KEY = "synapse:broker:due"
+"""Sorted set: delivery tags by the time, on Redis's clock, at which the message is redelivered."""
 
-IN_ONE_GO = 100
-"""Messages moved by one script, so that Redis serves others in between."""
+BATCH_SIZE = 100
+"""Messages that one script moves, so that Redis serves other clients in between."""
 
 
 class Unacked:
-    """Acknowledges, renews and gives back held messages; fetching is in the channel."""
+    """Acknowledges, extends and requeues unacknowledged messages; the channel fetches them."""
 
-    def __init__(self, client: "Redis", held_key: str = HELD_KEY, due_key: str = DUE_KEY) -> None:
+    def __init__(
+        self, client: "Redis", unacked_key: str = UNACKED_KEY, redelivery_key: str = REDELIVERY_KEY
+    ) -> None:
         self.client = client
         self._scripts = Scripts(client, "worker.broker")
-        self._keys = [held_key, due_key]
+        self._keys = [unacked_key, redelivery_key]
 
     def remove(self, tag: str) -> None:
-        """The message is done with."""
+        """Acknowledge a message."""
         self._scripts.run("remove", self._keys, tag)
 
-    def give_back(self, tags: Sequence[str], *, last: bool = False, only_due: bool = False) -> int:
-        """Put messages back on their lists, marked as redelivered; returns how many were still held.
+    def requeue(self, tags: Sequence[str], *, last: bool = False, only_overdue: bool = False) -> int:
+        """Put messages back on their lists, marked as redelivered; returns how many were unacknowledged.
 
-        They are the next to be taken, or with `last` the last. Of several who give a message back at the same
-        time only one does.
+        They are fetched next, or with `last` after all others. Of several processes that requeue a message at
+        the same time, only one does.
         """
-        given = 0
-        for some in _batches(tags, IN_ONE_GO):
+        requeued = 0
+        for some in _batches(tags, BATCH_SIZE):
             entries = self.client.hmget(self._keys[0], some)
             texts: list[Any] = []
             for tag, entry in zip(some, entries, strict=True):
                 if entry is not None:
-                    texts += [tag, marked(entry.partition(b"\n")[2])]
+                    texts += [tag, mark_redelivered(entry.partition(b"\n")[2])]
             if texts:
                 side = "LPUSH" if last else "RPUSH"
-                given += self._scripts.run("give_back", self._keys, side, int(only_due), *texts)
-        return given
+                requeued += self._scripts.run("requeue", self._keys, side, int(only_overdue), *texts)
+        return requeued
 
-    def give_back_overdue(self) -> int:
-        """Put back what nobody has acknowledged in time; returns how many."""
-        given = 0
+    def requeue_overdue(self) -> int:
+        """Put messages back that nobody has acknowledged in time; returns how many."""
+        requeued = 0
         while True:
-            tags = self._scripts.run("overdue", self._keys, IN_ONE_GO)
-            given += self.give_back([tag.decode() for tag in tags], only_due=True)
-            if len(tags) < IN_ONE_GO:
-                return given
+            tags = self._scripts.run("overdue", self._keys, BATCH_SIZE)
+            requeued += self.requeue([tag.decode() for tag in tags], only_overdue=True)
+            if len(tags) < BATCH_SIZE:
+                return requeued
 
-    def renew(self, tags: Iterable[str], seconds: float) -> None:
-        """Start the time of messages anew that wait in a living worker."""
-        for some in _batches(tags, IN_ONE_GO):
-            self._scripts.run("renew", self._keys[1:], seconds, *some)
+    def extend(self, tags: Iterable[str], seconds: float) -> None:
+        """Redeliver these messages no earlier than `seconds` from now: they wait in a living worker."""
+        for some in _batches(tags, BATCH_SIZE):
+            self._scripts.run("extend", self._keys[1:], seconds, *some)
 
 
 def _batches(tags: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -77,95 +80,96 @@ def _batches(tags: Iterable[str], size: int) -> Iterator[list[str]]:
         yield batch
 
 
-def marked(text: bytes) -> bytes:
-    """The message with the mark of a redelivery; as it is when it is not a message."""
+def mark_redelivered(text: bytes) -> bytes:
+    """The message with the flag of a redelivery; unchanged when it is not a message."""
     try:
         message = json.loads(text)
         message["headers"]["redelivered"] = True
         message["properties"]["delivery_info"]["redelivered"] = True
         return json.dumps(message).encode()
-    except Exception:  # of any kind: it goes back as it came, and whoever takes it refuses it
+    except Exception:  # of any kind: it is requeued as it came, and whoever fetches it rejects it
         return text
 
 
-Debt = Callable[[Unacked], Any]
+AckCommand = Callable[[Unacked], object]
+"""An acknowledgement or a requeue."""
 
 
-class Debts:
-    """Acknowledgements and hand-backs that did not reach one Redis, oldest first."""
+class PendingAcks:
+    """Acknowledgements and requeues that one Redis has not received yet, oldest first. Safe for threads."""
 
     def __init__(self) -> None:
-        self._owed: deque[Debt] = deque()
-        self._paying = threading.Lock()
+        self._commands: deque[AckCommand] = deque()
+        self._flushing = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._owed)
+        return len(self._commands)
 
-    def add(self, debt: Debt) -> None:
-        """Remember; from any thread."""
-        self._owed.append(debt)
+    def add(self, command: AckCommand) -> None:
+        """Remember a command that failed."""
+        self._commands.append(command)
 
-    def pay(self, unacked: Unacked) -> None:
-        """Tell Redis everything; raises what Redis raises, and what it was not told stays owed."""
-        with self._paying:
-            while self._owed:
-                self._owed[0](unacked)
-                self._owed.popleft()
-
-
-_debts: dict[tuple[str, ...], Debts] = {}
+    def flush(self, unacked: Unacked) -> None:
+        """Run all commands; raises what Redis raises, and the commands that were not run stay pending."""
+        with self._flushing:
+            while self._commands:
+                self._commands[0](unacked)
+                self._commands.popleft()
 
 
-def debts_of(*broker: object) -> Debts:
-    """The debts of this process towards a broker, named by host, port and database."""
-    return _debts.setdefault(tuple(map(str, broker)), Debts())
+_pending_acks: dict[tuple[str, ...], PendingAcks] = {}
+
+
+def pending_acks_of(*broker: object) -> PendingAcks:
+    """This process's pending acknowledgements for a broker, named by host, port and database."""
+    return _pending_acks.setdefault(tuple(map(str, broker)), PendingAcks())
 
 
 class QoS(redis.QoS):
-    """Counts what is held; the bookkeeping in Redis is done by the script that fetched it."""
+    """Counts the unacknowledged messages; their records in Redis are made by the script that fetches them."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        """Hold a message. Stock writes it down only here, after it was popped."""
+        """Count a message. Stock kombu records it in Redis only here, after it was popped."""
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        """Never raises for a Redis that is away: it is told later."""
-        self.channel.tell(lambda unacked: unacked.remove(delivery_tag))
+        """Acknowledge a message; never raises because Redis is unavailable: it is acknowledged later then."""
+        self.channel.run_or_defer(lambda unacked: unacked.remove(delivery_tag))
         virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Drop a message, or with `requeue` put it at the end of its queue."""
         if requeue:
-            self.channel.tell(lambda unacked: unacked.give_back([delivery_tag], last=True))
+            self.channel.run_or_defer(lambda unacked: unacked.requeue([delivery_tag], last=True))
             virtual.QoS.ack(self, delivery_tag)
         else:
             self.ack(delivery_tag)
 
-    def leave(self, delivery_tag: str) -> None:
-        """Hold a message no longer but leave it in Redis: it is delivered again when its time is up."""
+    def release(self, delivery_tag: str) -> None:
+        """Count a message no longer but leave it in Redis, which redelivers it when its time has come."""
         virtual.QoS.ack(self, delivery_tag)
 
-    def hand_back(self, keep: Collection[str] = ()) -> int:
-        """Give back what is held except `keep`, as if it had never been taken; returns how many."""
+    def requeue_held(self, keep: Collection[str] = ()) -> int:
+        """Requeue all messages except `keep`, as if they had never been fetched; returns how many."""
         self._flush()
-        # The last one given back is the first to be taken again.
+        # In reverse, because the last one requeued is the first to be fetched again.
         waiting = [tag for tag in reversed(self._delivered) if tag not in keep]
         for tag in waiting:
             del self._delivered[tag]
         if waiting:
-            self.channel.tell(lambda unacked: unacked.give_back(waiting))
+            self.channel.run_or_defer(lambda unacked: unacked.requeue(waiting))
         return len(waiting)
 
     def forget(self) -> None:
-        """Hold nothing any more without telling Redis: the tasks go on and acknowledge by their tags."""
+        """Count nothing any more and tell Redis nothing: the tasks go on and acknowledge by their tags."""
         self._flush()
         self._delivered.clear()
 
     def restore_unacked(self, client: Any = None) -> list[Any]:  # noqa: ARG002 - kombu's signature
-        """Give back everything that is held; the answer is what could not be, which is owed instead."""
-        self.hand_back()
+        """Requeue all messages. None is reported as failed: a requeue that fails is run later."""
+        self.requeue_held()
         return []
 
     def restore_visible(self, start: int = 0, num: int = 10, interval: int = 10) -> None:  # noqa: ARG002
-        """The periodic look at what nobody acknowledged in time."""
-        self.channel.sweep()
+        """Requeue, at intervals, the messages that nobody acknowledged in time."""
+        self.channel.redeliver_overdue()

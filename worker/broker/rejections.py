@@ -1,8 +1,8 @@
-"""Messages that the worker cannot take: what is kept of them, and who keeps them.
+"""Messages that the worker cannot accept: what is kept of them, and how that is handed to the application.
 
-The transport and the consumer send `message_refused`; the application connects a receiver that writes the
-dead letter. A message is acknowledged only after that: without a receiver, or when one fails, it stays in
-Redis and is delivered again. Neither a log line nor a reason shows what a message holds.
+The transport and the consumer send the signal `message_rejected`; the application connects a receiver that
+writes the dead letter. A message is acknowledged only after that: without a receiver, or when one fails, it
+stays in Redis and is redelivered. Neither a log line nor a reason shows what a message holds.
 """
 
 import base64
@@ -14,61 +14,63 @@ from typing import Any
 import structlog
 from celery.utils.dispatch import Signal
 
+from shared.messages import JsonObject
+
 log = structlog.get_logger(__name__)
 
-message_refused = Signal(name="message_refused", providing_args={"refused"})
-"""Sent with `refused`, a `RefusedMessage`. Receivers raise when they could not keep it."""
+message_rejected = Signal(name="message_rejected", providing_args={"rejected"})
+"""Sent with `rejected`, a `RejectedMessage`. A receiver that could not keep the message raises."""
 
-LONGEST_NAME = 200
+MAX_NAME_CHARS = 200
 
 
 @dataclass(frozen=True)
-class RefusedMessage:
+class RejectedMessage:
     """A message that was not accepted."""
 
     task: str
-    """Its task, empty when that cannot be read."""
+    """The task's name, empty when it cannot be read."""
     body: str
-    """Its body as it came; the whole element of the queue when the envelope around it is broken; with the
-    prefix `base64:` when it is not text."""
+    """The body as it came; the whole element of the queue when its envelope is broken; with the prefix
+    `base64:` when it is not text."""
     reason: str
     message_id: str | None = None
-    """Its id, when it has one: a second delivery is the same message."""
-    kwargs: dict[str, Any] | None = None
-    """Its arguments, when they can be read."""
+    """The message's id, if it has one: a redelivery has the same."""
+    kwargs: JsonObject | None = None
+    """The arguments, if they can be read."""
 
 
-def keep(sender: object, refused: RefusedMessage) -> bool:
-    """Hand it to the receivers; whether it was kept."""
-    answers = message_refused.send(sender, refused=refused)
+def keep_rejected(sender: object, rejected: RejectedMessage) -> bool:
+    """Send the message to the receivers; returns whether all of them kept it."""
+    answers = message_rejected.send(sender, rejected=rejected)
     kept = bool(answers) and not any(isinstance(answer, Exception) for _, answer in answers)
-    log.warning("message refused", task=refused.task, reason=refused.reason, kept=kept)
+    log.warning("message rejected", task=rejected.task, reason=rejected.reason, kept=kept)
     return kept
 
 
-def refused_element(element: bytes, reason: str) -> RefusedMessage:
-    """Of an element of a queue that is no message; its arguments are read if that is possible at all."""
-    whole = as_text(element)
+def rejected_element(element: bytes, reason: str) -> RejectedMessage:
+    """Describe an element of a queue that is no message; its arguments are read if that is possible."""
+    whole = body_as_text(element)
     try:
         envelope = json.loads(element)
         headers = envelope.get("headers")
         body = envelope.get("body")
-    except Exception:  # of any kind: it has no parts then
-        return RefusedMessage("", whole, reason)
+    except Exception:  # of any kind: the element has no parts then
+        return RejectedMessage("", whole, reason)
     headers = headers if isinstance(headers, dict) else {}
-    return RefusedMessage(_name(headers), whole, reason, _id(headers), _kwargs(_decoded(body)))
+    return RejectedMessage(_name(headers), whole, reason, _id(headers), _kwargs(_decoded(body)))
 
 
-def refused_message(message: Any, reason: str) -> RefusedMessage:
-    """Of a message whose envelope is in order."""
+def rejected_message(message: Any, reason: str) -> RejectedMessage:
+    """Describe a message whose envelope is in order."""
     headers = message.headers if isinstance(message.headers, dict) else {}
     body = message.body if isinstance(message.body, bytes | str) else bytes(message.body or b"")
-    text = as_text(body)
-    return RefusedMessage(_name(headers), text, reason, _id(headers), _kwargs(text))
+    text = body_as_text(body)
+    return RejectedMessage(_name(headers), text, reason, _id(headers), _kwargs(text))
 
 
-def as_text(body: bytes | str) -> str:
-    """Text that can be stored and read back, whatever the bytes are."""
+def body_as_text(body: bytes | str) -> str:
+    """Text that can be stored and converted back, whatever the bytes are."""
     if isinstance(body, str):
         body = body.encode("utf-8", "surrogatepass")
     try:
@@ -77,17 +79,17 @@ def as_text(body: bytes | str) -> str:
         return "base64:" + base64.b64encode(body).decode()
 
 
-def _name(headers: dict[str, Any]) -> str:
+def _name(headers: JsonObject) -> str:
     name = headers.get("task")
-    return name[:LONGEST_NAME] if isinstance(name, str) else ""
+    return name[:MAX_NAME_CHARS] if isinstance(name, str) else ""
 
 
-def _id(headers: dict[str, Any]) -> str | None:
+def _id(headers: JsonObject) -> str | None:
     id_ = headers.get("id")
-    return id_ if isinstance(id_, str) and 0 < len(id_) <= LONGEST_NAME else None
+    return id_ if isinstance(id_, str) and 0 < len(id_) <= MAX_NAME_CHARS else None
 
 
-def _decoded(body: Any) -> str:
+def _decoded(body: object) -> str:
     if not isinstance(body, str):
         return ""
     try:
@@ -96,14 +98,14 @@ def _decoded(body: Any) -> str:
         return body
 
 
-def _kwargs(body: str) -> dict[str, Any] | None:
+def _kwargs(body: str) -> JsonObject | None:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    kwargs: Any = None
+    kwargs: object = None
     if isinstance(value, list) and len(value) > 1:
         kwargs = value[1]
-    elif isinstance(value, dict):  # the old protocol
+    elif isinstance(value, dict):  # version 1 of Celery's protocol
         kwargs = value.get("kwargs")
     return kwargs if isinstance(kwargs, dict) else None

@@ -1,4 +1,4 @@
-"""The transport for `redis://`: takes messages so that none is lost, keeps those that cannot be read."""
+"""The transport for `redis://`: fetches messages so that none is lost, keeps those that cannot be read."""
 
 from contextlib import suppress
 from functools import cached_property
@@ -11,153 +11,174 @@ import structlog
 from kombu.transport import redis
 from redis.exceptions import ResponseError
 
-from worker.broker.delivery import DUE_KEY, HELD_KEY, Debt, Debts, QoS, Unacked, debts_of
-from worker.broker.rejections import keep, refused_element
-from worker.broker.validation import MalformedError, open_element
+from shared.messages import JsonObject
+from worker.broker.delivery import (
+    REDELIVERY_KEY,
+    UNACKED_KEY,
+    AckCommand,
+    PendingAcks,
+    QoS,
+    Unacked,
+    pending_acks_of,
+)
+from worker.broker.rejections import keep_rejected, rejected_element
+from worker.broker.validation import MalformedError, parse_element
 from worker.lua import source_of
 
-CHANNEL = "__redis__:invalidate"
+log = structlog.get_logger(__name__)
+
+INVALIDATION_CHANNEL = "__redis__:invalidate"
 
 
-class Bell:
-    """A connection that becomes readable when a key changes that a watched connection has looked at."""
+class InvalidationListener:
+    """A connection that becomes readable when a key changes that another connection has read.
 
-    def __init__(self, pool: Any, watched: Any) -> None:
+    It receives the invalidation messages of Redis's client-side caching for the tracked connection.
+    """
+
+    def __init__(self, pool: Any, tracked: Any) -> None:
         self.connection = pool.get_connection()
-        self._socket = watched._sock
-        id_ = self._ask(self.connection, "CLIENT", "ID")
-        self._ask(self.connection, "SUBSCRIBE", CHANNEL)
-        self._ask(watched, "CLIENT", "TRACKING", "ON", "REDIRECT", id_)
+        self._socket = tracked._sock
+        id_ = self._command(self.connection, "CLIENT", "ID")
+        self._command(self.connection, "SUBSCRIBE", INVALIDATION_CHANNEL)
+        self._command(tracked, "CLIENT", "TRACKING", "ON", "REDIRECT", id_)
 
-    def hangs_on(self, watched: Any) -> bool:
-        """Whether the watched connection is still the one that Redis knows."""
-        return self._socket is watched._sock and self.connection._sock is not None
+    def is_tracking(self, tracked: Any) -> bool:
+        """Whether `tracked` is still the connection for which Redis sends the invalidations."""
+        return self._socket is tracked._sock and self.connection._sock is not None
 
-    def silence(self) -> None:
-        """Read what came; what it says does not matter. Raises when the connection is gone."""
+    def drain(self) -> None:
+        """Read and ignore all invalidations that have arrived. Raises when the connection is lost."""
         self.connection.read_response()
         while self.connection.can_read(timeout=0):
             self.connection.read_response()
 
-    def remove(self) -> None:
+    def close(self) -> None:
         """Close the connection."""
         self.connection.disconnect()
 
     @staticmethod
-    def _ask(connection: Any, *command: Any) -> Any:
+    def _command(connection: Any, *command: Any) -> Any:
         connection.send_command(*command)
         return connection.read_response()
 
 
-LONGEST_REST = 1.0
-"""Seconds. Empty queues are looked at so often although no bell rang, should one have been lost."""
+MAX_IDLE_SECONDS = 1.0
+"""Empty queues are read this often even without an invalidation, in case one was lost."""
 
-REST_WITHOUT_BELL = 0.05
-"""Seconds between two looks at empty queues on a Redis that refuses key tracking."""
+UNTRACKED_POLL_SECONDS = 0.05
+"""Time between two reads of empty queues on a Redis that rejects key tracking."""
 
-BELL = "BELL"
+INVALIDATION = "INVALIDATION"
+"""The kind of an event in kombu's poller, beside its own BRPOP and LISTEN."""
 
 
 class Poller(redis.MultiChannelPoller):
-    """Reads a bell at once, also when the worker wants no more messages: else it would spin on it."""
+    """Reads invalidations at once, even when the worker wants no more messages.
+
+    Otherwise the event loop would find the listener's connection readable again and again.
+    """
 
     loop: Any = None
 
-    def add_bell(self, channel: Any, bell: Bell) -> None:
-        """Poll the bell's connection."""
-        self._register(channel, bell, BELL)
+    def add_listener(self, channel: Any, listener: InvalidationListener) -> None:
+        """Poll the listener's connection."""
+        self._register(channel, listener, INVALIDATION)
 
-    def rest_shortly(self) -> None:
-        """Make the event loop come round soon."""
+    def wake_soon(self) -> None:
+        """Make the event loop run another iteration after `UNTRACKED_POLL_SECONDS`."""
         if self.loop is not None:
-            self.loop.call_later(REST_WITHOUT_BELL, lambda: None)
+            self.loop.call_later(UNTRACKED_POLL_SECONDS, lambda: None)
 
     def on_readable(self, fileno: int) -> Any:
-        """An event on one of our connections."""
+        """Handle an event on one of the channels' connections."""
         channel, kind = self._fd_to_chan.get(fileno, (None, None))
-        if kind == BELL:
-            return channel.handlers[BELL]()
+        if kind == INVALIDATION:
+            return channel.handlers[INVALIDATION]()
         return super().on_readable(fileno)
 
     def get(self, callback: Any, timeout: float | None = None) -> Any:
-        """One round without an event loop; never longer than until the next look."""
-        rest = LONGEST_REST
-        if any(channel.rests_shortly for channel in self._channels):
-            rest = REST_WITHOUT_BELL
-        return super().get(callback, timeout=rest if timeout is None else min(timeout, rest))
+        """Poll once without an event loop, no longer than until the queues must be read again."""
+        longest = MAX_IDLE_SECONDS
+        if any(channel.polls_often for channel in self._channels):
+            longest = UNTRACKED_POLL_SECONDS
+        return super().get(callback, timeout=longest if timeout is None else min(timeout, longest))
 
 
-log = structlog.get_logger(__name__)
-
-FETCH = source_of("worker.broker", "fetch")
+FETCH_SCRIPT = source_of("worker.broker", "fetch")
 
 
 class Channel(redis.Channel):
-    """A channel of `worker.broker.transport`."""
+    """Fetches messages with a script, and waits for new ones with an `InvalidationListener`.
+
+    Where stock kombu waits in BRPOP, this channel runs `fetch`. When all lists are empty, it sends EXISTS for
+    their keys, so that Redis tracks them and reports when one of them changes.
+    """
 
     QoS = QoS
-    unacked_key = HELD_KEY
-    unacked_index_key = DUE_KEY
+    unacked_key = UNACKED_KEY
+    unacked_index_key = REDELIVERY_KEY
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._bell: Bell | None = None
-        self._without_bell = False
-        self._rest_until = 0.0
-        self._rang_meanwhile = False
-        self._asked: Literal["fetch", "look"] = "fetch"
-        self._tag = ""
-        self._unacknowledged_queues: set[str] = set()
+        self._listener: InvalidationListener | None = None
+        self._tracking_unavailable = False
+        self._idle_until = 0.0
+        self._invalidated_meanwhile = False
+        self._sent: Literal["fetch", "exists"] = "fetch"
+        self._fetch_tag = ""
+        self._no_ack_queues: set[str] = set()
         super().__init__(*args, **kwargs)
-        self.handlers[BELL] = self._on_bell
+        self.handlers[INVALIDATION] = self._on_invalidation
         broker = self.connection.client
-        self.debts: Debts = debts_of(broker.hostname, broker.port, broker.virtual_host)
+        self.pending_acks: PendingAcks = pending_acks_of(broker.hostname, broker.port, broker.virtual_host)
 
-    # -- what is held --------------------------------------------------------------------------------------
+    # -- unacknowledged messages ---------------------------------------------------------------------------
 
     @cached_property
     def unacked(self) -> Unacked:
-        """On a connection of the pool: acknowledging is safe from any thread and beside a fetch."""
+        """On a connection of the pool: acknowledging is safe from any thread and during a fetch."""
         return Unacked(self._create_client(), self.unacked_key, self.unacked_index_key)
 
-    def tell(self, debt: Debt) -> None:
-        """Tell Redis now, or when it is back."""
+    def run_or_defer(self, command: AckCommand) -> None:
+        """Run a command now, or when Redis is available again."""
         if not self.closed:
             try:
-                debt(self.unacked)
+                command(self.unacked)
                 return
             except (*self.connection_errors, ResponseError) as error:
-                log.warning("broker away, told later", error_type=type(error).__name__)
-        self.debts.add(debt)
+                log.warning("acknowledgement deferred", error_type=type(error).__name__)
+        self.pending_acks.add(command)
 
-    def sweep(self) -> None:
-        """Tell Redis what is owed, and give back what nobody acknowledged in time."""
-        self.debts.pay(self.unacked)
-        if given := self.unacked.give_back_overdue():
-            log.info("messages delivered again", count=given)
+    def redeliver_overdue(self) -> None:
+        """Run the pending commands, then requeue what nobody acknowledged in time."""
+        self.pending_acks.flush(self.unacked)
+        if requeued := self.unacked.requeue_overdue():
+            log.info("overdue messages requeued", count=requeued)
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
-        self.tell(lambda unacked: unacked.give_back([message.delivery_tag], last=leftmost))
+        self.run_or_defer(lambda unacked: unacked.requeue([message.delivery_tag], last=leftmost))
 
     # -- fetching ------------------------------------------------------------------------------------------
 
     @property
-    def rests_shortly(self) -> bool:
-        """Whether queues are looked at often, for want of a bell."""
-        return self._without_bell
+    def polls_often(self) -> bool:
+        """Whether empty queues are polled at short intervals, because Redis rejects key tracking."""
+        return self._tracking_unavailable
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
-        """Consume from `queue`; messages of a `no_ack` consumer are never held."""
-        (self._unacknowledged_queues.add if no_ack else self._unacknowledged_queues.discard)(queue)
-        self._rest_until = 0.0
+        """Consume from `queue`; messages of a `no_ack` consumer are never recorded as unacknowledged."""
+        (self._no_ack_queues.add if no_ack else self._no_ack_queues.discard)(queue)
+        self._idle_until = 0.0
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Any:
-        """One message at once, or None."""
+        """One message without waiting, or None."""
         lists = [self._q_for_pri(queue, priority) for priority in self.priority_steps]
+        no_ack_queues = {queue} if no_ack else set()
         client = self._create_client()
-        # A tag each: one that can neither be read nor kept stays held under its own.
-        while reply := client.eval(*self._fetch(tag := uuid4().hex, lists, {queue} if no_ack else set())):
-            raw = self._open(reply[1], tag, no_ack)
+        # A tag for each fetch: a message that can neither be read nor kept stays unacknowledged under it.
+        while reply := client.eval(*self._fetch_command(tag := uuid4().hex, lists, no_ack_queues)):
+            raw = self._parse(reply[1], tag, no_ack)
             if raw is not None:
                 message = self.Message(raw, channel=self)
                 if not no_ack:
@@ -165,60 +186,62 @@ class Channel(redis.Channel):
                 return message
         return None
 
-    def _fetch(self, tag: str, lists: list[str], unacknowledged: set[str]) -> list[Any]:
-        held = ["0" if self._queue_of(name) in unacknowledged else "1" for name in lists]
+    def _fetch_command(self, tag: str, lists: list[str], no_ack_queues: set[str]) -> list[Any]:
+        acknowledged = ["0" if self._queue_of(name) in no_ack_queues else "1" for name in lists]
         keys = [self.unacked_key, self.unacked_index_key, *lists]
-        return [FETCH, len(keys), *keys, tag, self.visibility_timeout, *held]
+        return [FETCH_SCRIPT, len(keys), *keys, tag, self.visibility_timeout, *acknowledged]
 
     def _queue_of(self, name: str) -> str:
         return name.rsplit(self.sep, 1)[0]
 
-    def _lists(self) -> list[str]:
+    def _queue_keys(self) -> list[str]:
         queues = self._queue_cycle.consume(len(self.active_queues))
         return [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in queues]
 
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002 - kombu's signature
-        if monotonic() < self._rest_until:
+        if monotonic() < self._idle_until:
             return
-        lists = self._lists()
+        lists = self._queue_keys()
         if not lists:
             return
         connection = self.client.connection
-        if not self._without_bell and (self._bell is None or not self._bell.hangs_on(connection)):
-            self._hang_bell(connection)
-        self._tag = uuid4().hex
-        self._ask("fetch", "EVAL", *self._fetch(self._tag, lists, self._unacknowledged_queues))
+        if not self._tracking_unavailable and not (
+            self._listener is not None and self._listener.is_tracking(connection)
+        ):
+            self._start_listener(connection)
+        self._fetch_tag = uuid4().hex
+        self._send_command("fetch", "EVAL", *self._fetch_command(self._fetch_tag, lists, self._no_ack_queues))
 
-    def _ask(self, what: Literal["fetch", "look"], *command: Any) -> None:
-        self._asked = what
-        self._rang_meanwhile = False
+    def _send_command(self, what: Literal["fetch", "exists"], *command: Any) -> None:
+        self._sent = what
+        self._invalidated_meanwhile = False
         self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
         self.client.connection.send_command(*command)
 
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ARG002 - kombu's signature
-        reply = self._answer()
-        if self._asked == "look":
-            # The bell has a connection of its own: its news of a message that came right after the look may
-            # be read before the look's answer.
-            if not (reply or self._rang_meanwhile):
-                self._rest_until = monotonic() + LONGEST_REST
+        reply = self._read_reply()
+        if self._sent == "exists":
+            # Invalidations have a connection of their own: the one for a message that came right after EXISTS
+            # may be read before the reply to EXISTS.
+            if not (reply or self._invalidated_meanwhile):
+                self._idle_until = monotonic() + MAX_IDLE_SECONDS
         elif reply:
             name, element = reply
             queue = self._queue_of(name.decode())
             self._queue_cycle.rotate(queue)
-            raw = self._open(element, self._tag, queue in self._unacknowledged_queues)
+            raw = self._parse(element, self._fetch_tag, queue in self._no_ack_queues)
             if raw is not None:
                 self.connection._deliver(raw, queue)
                 return True
-        elif self._without_bell:
-            self._rest_until = monotonic() + REST_WITHOUT_BELL
-            self.connection.cycle.rest_shortly()
-        elif lists := self._lists():
-            self._ask("look", "EXISTS", *lists)
+        elif self._tracking_unavailable:
+            self._idle_until = monotonic() + UNTRACKED_POLL_SECONDS
+            self.connection.cycle.wake_soon()
+        elif lists := self._queue_keys():
+            self._send_command("exists", "EXISTS", *lists)
         raise Empty
 
-    def _answer(self) -> Any:
+    def _read_reply(self) -> Any:
         connection = self.client.connection
         try:
             return connection.read_response()
@@ -229,55 +252,56 @@ class Channel(redis.Channel):
             self._in_poll = None
             self._flush_brpop_reauth()
 
-    def _open(self, element: bytes, tag: str, no_ack: bool) -> dict[str, Any] | None:
+    def _parse(self, element: bytes, tag: str, no_ack: bool) -> JsonObject | None:
         """The message in a list's element; None when it cannot be read and was kept as a dead letter."""
         try:
-            return open_element(element, tag, self.decode_body)
+            return parse_element(element, tag, self.decode_body)
         except MalformedError as error:
-            if keep(self, refused_element(element, str(error))) and not no_ack:
-                self.tell(lambda unacked: unacked.remove(tag))
+            if keep_rejected(self, rejected_element(element, str(error))) and not no_ack:
+                self.run_or_defer(lambda unacked: unacked.remove(tag))
             return None
 
     def stop_fetching(self) -> None:
-        """Give back the message that a fetch in flight brings: a closing worker delivers nothing."""
+        """Requeue the message that a fetch in flight returns: a closing worker delivers nothing."""
         if not self._in_poll:
             return
         try:
-            reply = self._answer()
+            reply = self._read_reply()
         except (*self.connection_errors, ResponseError):
             return
-        if self._asked == "fetch" and reply:
-            tag = self._tag
-            self.tell(lambda unacked: unacked.give_back([tag]))
+        if self._sent == "fetch" and reply:
+            tag = self._fetch_tag
+            self.run_or_defer(lambda unacked: unacked.requeue([tag]))
 
-    # -- the bell ------------------------------------------------------------------------------------------
+    # -- invalidations -------------------------------------------------------------------------------------
 
-    def _hang_bell(self, connection: Any) -> None:
-        if self._bell is not None:
-            self._bell.remove()
+    def _start_listener(self, connection: Any) -> None:
+        if self._listener is not None:
+            self._listener.close()
         try:
-            self._bell = Bell(self.async_pool, connection)
+            self._listener = InvalidationListener(self.async_pool, connection)
         except ResponseError as error:
-            log.warning("Redis refuses key tracking, polling instead", error_type=type(error).__name__)
-            self._without_bell = True
+            log.warning("Redis rejects key tracking, polling instead", error_type=type(error).__name__)
+            self._tracking_unavailable = True
             return
-        self.connection.cycle.add_bell(self, self._bell)
+        self.connection.cycle.add_listener(self, self._listener)
 
-    def _on_bell(self) -> None:
-        self._rest_until = 0.0
-        self._rang_meanwhile = True
-        if self._bell is not None:
+    def _on_invalidation(self) -> None:
+        self._idle_until = 0.0
+        self._invalidated_meanwhile = True
+        if self._listener is not None:
             try:
-                self._bell.silence()
+                self._listener.drain()
             except self.connection_errors:
-                self._bell.remove()
+                self._listener.close()
                 raise
         raise Empty
 
     # -- connections ---------------------------------------------------------------------------------------
 
     def _connparams(self, asynchronous: bool = False) -> Any:
-        # The older protocol: there a bell's news are messages to a subscription. redis-py's default changes.
+        # With version 2 of Redis's protocol invalidations are messages to a subscription. It is set here
+        # because redis-py's default changes.
         return {**super()._connparams(asynchronous=asynchronous), "protocol": 2}
 
     def _disconnect_pools(self) -> None:
@@ -285,19 +309,20 @@ class Channel(redis.Channel):
         super()._disconnect_pools()
 
     def close(self) -> None:
-        """Close; what is held goes back."""
+        """Close the channel and requeue its unacknowledged messages."""
         if not self.closed:
             self.stop_fetching()
             if self._qos is not None:
-                self._qos.restore_unacked()  # kombu would, when the connections are closed already
-            if self.debts:
+                # Kombu would do this when the connections are closed already.
+                self._qos.restore_unacked()
+            if self.pending_acks:
                 with suppress(*self.connection_errors, ResponseError):
-                    self.debts.pay(self.unacked)
+                    self.pending_acks.flush(self.unacked)
         super().close()
 
 
 class Transport(redis.Transport):
-    """Publishing, fan-out (`inspect`, events) and everything else is kombu's."""
+    """Differs from kombu's in fetching and acknowledging; publishing and fan-out (events) are the same."""
 
     Channel = Channel
 
@@ -306,6 +331,6 @@ class Transport(redis.Transport):
         self.cycle = Poller()
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        """Join the worker's event loop."""
+        """Let the poller wake the worker's event loop, and register the connections as kombu does."""
         self.cycle.loop = loop
         super().register_with_event_loop(connection, loop)

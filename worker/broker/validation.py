@@ -1,4 +1,4 @@
-"""Checks elements of a queue, bodies and headers before the code of kombu and Celery meets them."""
+"""Checks a queue's elements, their headers and bodies before kombu and Celery handle them."""
 
 import bz2
 import lzma
@@ -13,6 +13,7 @@ from kombu.asynchronous.timer import to_timestamp
 from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.utils.json import loads
 
+from shared.messages import JsonObject
 from worker.platform.requests import too_deep
 
 
@@ -20,22 +21,22 @@ class MalformedError(ValueError):
     """The element is no message; the text says why without showing what it holds."""
 
 
-def open_element(element: bytes, tag: str, decode_body: Callable[[Any, Any], Any]) -> dict[str, Any]:
-    """The envelope as kombu's `Message` wants it, with `tag` as its delivery tag."""
-    envelope = _parse(element)
+def parse_element(element: bytes, tag: str, decode_body: Callable[[Any, Any], Any]) -> JsonObject:
+    """The envelope in the form that kombu's `Message` needs, with `tag` as its delivery tag."""
+    envelope = _parse_json(element)
     if not isinstance(envelope, dict):
         raise MalformedError("not a message: not a JSON object")
     if too_deep(element, envelope):
         raise MalformedError("JSON is nested too deeply")
-    properties = _part(envelope, "properties", dict)
+    properties = _typed_part(envelope, "properties", dict)
     if properties is None:
         raise MalformedError("not a message: no properties")
     for name in ("headers", "content-type", "content-encoding", "body"):
-        _part(envelope, name, dict if name == "headers" else str)
+        _typed_part(envelope, name, dict if name == "headers" else str)
     for name in ("delivery_info", "body_encoding"):
-        _part(properties, name, dict if name == "delivery_info" else str)
+        _typed_part(properties, name, dict if name == "delivery_info" else str)
     for name in ("exchange", "routing_key"):
-        _part(properties.get("delivery_info") or {}, name, str)
+        _typed_part(properties.get("delivery_info") or {}, name, str)
     try:
         decode_body(envelope.get("body") or "", properties.get("body_encoding"))
     except Exception as error:
@@ -44,7 +45,7 @@ def open_element(element: bytes, tag: str, decode_body: Callable[[Any, Any], Any
     return envelope
 
 
-def _parse(element: bytes) -> Any:
+def _parse_json(element: bytes) -> Any:
     try:
         return loads(element)
     except RecursionError:
@@ -53,34 +54,34 @@ def _parse(element: bytes) -> Any:
         raise MalformedError(f"not JSON: {type(error).__name__}") from None
 
 
-def _part(holder: dict[str, Any], name: str, kind: type) -> Any:
+def _typed_part(holder: JsonObject, name: str, kind: type) -> Any:
     value = holder.get(name)
     if value is not None and not isinstance(value, kind):
         raise MalformedError(f"not a message: {name} is not a {kind.__name__}")
     return value
 
 
-_OURS = frozenset(
+_CELERY_ATTRIBUTES = frozenset(
     name
     for name, value in vars(Context).items()
     if name.startswith("_") or callable(value) or isinstance(value, property)
 )
-"""Celery makes attributes of its request from headers; one of these names would stand in for its own code."""
+"""Celery makes headers attributes of its request: a header of such a name would replace its own code."""
 
-FOLLOWING = ("callbacks", "errbacks", "chain", "chord")
-"""All that an embed can hold: signatures of tasks that come after, lists of them but for the chord."""
+EMBED_KEYS = ("callbacks", "errbacks", "chain", "chord")
+"""All keys of a body's `embed`: signatures of the tasks to send afterwards, in lists except for the chord."""
 
 _SIGNATURE = (("task", str), ("args", list | None), ("kwargs", dict | None), ("options", dict | None))
 
 
 class NotATaskError(ValueError):
-    """The message is no task that Celery can take; the text says why without showing what it holds."""
+    """The message is no task that Celery can run; the text says why without showing what it holds."""
 
 
-def check(message: Any) -> None:
-    """Raise `NotATaskError` unless Celery can take the message."""
+def check_task_message(message: Any) -> None:
+    """Raise `NotATaskError` unless Celery can run the message."""
     body = _body(message)
-    # In the old protocol the body says everything; hybrids have both.
+    # In version 1 of Celery's protocol the body has all fields; some messages are a mixture of both versions.
     fields = message.headers if "task" in message.headers else body
     if not isinstance(fields, dict) or "task" not in fields:
         raise NotATaskError("not a task message: no header task")
@@ -93,29 +94,29 @@ def check(message: Any) -> None:
     _check_stamps(fields.get("stamped_headers"), fields.get("stamps"))
     _check_time("eta", fields.get("eta"))
     _check_time("expires", fields.get("expires"))
-    _check_arguments(body, old="task" not in message.headers)
+    _check_arguments(body, version_1="task" not in message.headers)
     for holder in (fields, body if isinstance(body, dict) else body[2]):
-        _check_following(holder)
+        _check_embed(holder)
     if too_deep(bytes(message.body) if isinstance(message.body, memoryview) else message.body, body):
         raise NotATaskError("body is nested too deeply")
 
 
-def _check_names(fields: dict[str, Any]) -> None:
-    if not _OURS.isdisjoint(fields):
+def _check_names(fields: JsonObject) -> None:
+    if not _CELERY_ATTRIBUTES.isdisjoint(fields):
         raise NotATaskError("a header has the name of something of Celery's own")
     if not isinstance(fields.get("shadow"), str | None):
         raise NotATaskError("header shadow is not a text")
 
 
-def _check_retries(retries: Any) -> None:
+def _check_retries(retries: object) -> None:
     if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int) or retries < 0):
         raise NotATaskError("header retries is not a count")
 
 
-# What follows is used when a pool process is taken already: an error there would lose the process's turn.
+# Celery uses the following fields when it has already taken a pool process: an error there loses its slot.
 
 
-def _check_time_limits(limits: Any) -> None:
+def _check_time_limits(limits: object) -> None:
     if limits is None:
         return
     if (
@@ -126,7 +127,7 @@ def _check_time_limits(limits: Any) -> None:
         raise NotATaskError("header timelimit is not two numbers")
 
 
-def _check_stamps(names: Any, stamps: Any) -> None:
+def _check_stamps(names: object, stamps: object) -> None:
     if not names:
         return
     if not isinstance(names, list) or not isinstance(stamps, dict):
@@ -135,19 +136,19 @@ def _check_stamps(names: Any, stamps: Any) -> None:
         raise NotATaskError("header stamped_headers names something without a stamp")
 
 
-def _check_following(holder: dict[str, Any]) -> None:
-    for name in FOLLOWING:
+def _check_embed(holder: JsonObject) -> None:
+    for name in EMBED_KEYS:
         found = holder.get(name)
         signatures = [found] if name == "chord" and found is not None else found
         if not isinstance(signatures, list | None) or not all(map(_is_signature, signatures or [])):
             raise NotATaskError(f"{name} is not made of tasks")
 
 
-def _is_signature(value: Any) -> bool:
+def _is_signature(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in _SIGNATURE)
 
 
-def _check_time(name: str, value: Any) -> None:
+def _check_time(name: str, value: object) -> None:
     if value is None:
         return
     try:
@@ -155,7 +156,7 @@ def _check_time(name: str, value: Any) -> None:
             raise TypeError
         moment = maybe_make_aware(maybe_iso8601(value), timezone.local)
         to_timestamp(timezone.to_system(moment))
-    except Exception:  # of any kind, as the text decides which
+    except Exception:  # of any kind: which one depends on the text
         raise NotATaskError(f"header {name} is not a time") from None
 
 
@@ -168,8 +169,8 @@ def _body(message: Any) -> Any:
         raise NotATaskError(f"body is not JSON: {type(error.__cause__ or error).__name__}") from None
 
 
-def _check_arguments(body: Any, *, old: bool) -> None:
-    if isinstance(body, dict) and (old or "args" in body):
+def _check_arguments(body: object, *, version_1: bool) -> None:
+    if isinstance(body, dict) and (version_1 or "args" in body):
         parts = {"args": body.get("args", []), "kwargs": body.get("kwargs", {})}
     elif isinstance(body, list) and len(body) == 3:
         parts = dict(zip(("args", "kwargs", "embed"), body, strict=True))
@@ -179,15 +180,15 @@ def _check_arguments(body: Any, *, old: bool) -> None:
         kind = list if name == "args" else dict
         if not isinstance(part, kind):
             raise NotATaskError(f"{name} is not a {kind.__name__}")
-    if not parts.get("embed", {}).keys() <= set(FOLLOWING):
+    if not parts.get("embed", {}).keys() <= set(EMBED_KEYS):
         raise NotATaskError("embed has more than the tasks that follow")
 
 
 MB: Final = 1024 * 1024
-LARGEST_BODY: Final = 16 * MB
-"""Of a message, unpacked."""
+MAX_BODY_BYTES: Final = 16 * MB
+"""Of a message's body after decompression."""
 
-_UNPACKERS: Final[dict[str, Callable[[], Any]]] = {
+_DECOMPRESSORS: Final[dict[str, Callable[[], Any]]] = {
     "application/x-gzip": zlib.decompressobj,
     "application/x-bz2": bz2.BZ2Decompressor,
     "application/x-lzma": lzma.LZMADecompressor,
@@ -195,26 +196,26 @@ _UNPACKERS: Final[dict[str, Callable[[], Any]]] = {
 
 
 class TooLargeError(ValueError):
-    """The body is larger than `LARGEST_BODY`, or in a format whose size cannot be limited."""
+    """The body is larger than `MAX_BODY_BYTES`, or in a format whose decompression cannot be limited."""
 
 
-def limit_unpacking() -> None:
-    """Have kombu unpack no more than that in this process, on any transport."""
+def limit_decompression() -> None:
+    """Let kombu decompress at most `MAX_BODY_BYTES` a body in this process, on any transport."""
     for content_type in compression.encoders():
-        pack, _ = compression.get_encoder(content_type)
-        compression.register(pack, _limited(_UNPACKERS.get(content_type)), content_type)
+        compress, _ = compression.get_encoder(content_type)
+        compression.register(compress, _limited_decompressor(_DECOMPRESSORS.get(content_type)), content_type)
 
 
-def _limited(unpacker: Callable[[], Any] | None) -> Callable[[bytes], bytes]:
-    def unpack(packed: bytes) -> bytes:
-        if unpacker is None:
+def _limited_decompressor(make_decompressor: Callable[[], Any] | None) -> Callable[[bytes], bytes]:
+    def decompress(data: bytes) -> bytes:
+        if make_decompressor is None:
             raise TooLargeError
-        stream = unpacker()
-        body: bytes = stream.decompress(packed, LARGEST_BODY + 1)
-        if len(body) > LARGEST_BODY:
+        stream = make_decompressor()
+        body: bytes = stream.decompress(data, MAX_BODY_BYTES + 1)
+        if len(body) > MAX_BODY_BYTES:
             raise TooLargeError
         if not stream.eof:
             raise EOFError
         return body
 
-    return unpack
+    return decompress

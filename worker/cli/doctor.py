@@ -17,7 +17,7 @@ from worker.cli import ray_check
 from worker.cli.console import NOT_AN_ADDRESS, out
 from worker.platform import AgentClient, BackendClient, ClientError, NotFoundError, clean
 from worker.plugins import PluginError, PluginStore
-from worker.settings import Settings, SettingsError, load, unknown_names
+from worker.settings import Settings, SettingsError, load_settings, unknown_variables
 
 SECONDS: Final = 2.0
 """How long to wait for answers."""
@@ -57,7 +57,7 @@ class _NotConfiguredError(Exception):
 def doctor() -> None:
     """Check the environment that a worker would start in; exit code 1 when something is wrong."""
     try:
-        settings = load()
+        settings = load_settings()
     except SettingsError as error:
         for line in str(error).splitlines():
             out.print(f"[red]✗[/] settings: {escape(line)}", highlight=False)
@@ -81,7 +81,7 @@ def doctor() -> None:
 
 
 def _tell_unknown_names() -> None:
-    for name, meant in unknown_names(os.environ).items():
+    for name, meant in unknown_variables(os.environ).items():
         hint = f"; is {meant} meant?" if meant else ""
         out.print(f"[yellow]![/] settings: {escape(name)} is none{hint}", highlight=False)
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from shared import DeployMessage, Message, StopMessage, ToTaskMessage
+from shared.validation import describe_validation_error
 from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, Job, RedisUrl, fail, out, publish, reach
 from worker.cli.following import KnownRun, fail_if_refused, follow_to_end
 
@@ -107,14 +108,9 @@ def _message(model: type[Message], fields: dict[str, Any]) -> Message:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        fail("; ".join(_mistake(item) for item in error.errors()))
+        fail(describe_validation_error(error))
 
 
 def _publish(message: Message, broker_url: str | None, redis_url: str) -> None:
     publish(message, broker_url, redis_url)
     out.print(f"{message.task} published: job {message.job}")
-
-
-def _mistake(item: Any) -> str:
-    name = ".".join(str(part) for part in item["loc"])
-    return f"{name}: {item['msg'].removeprefix('Value error, ')}"

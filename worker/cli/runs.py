@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from shared.channels import job_key, logs_history
-from shared.follower import LogEnd, LogFollower, LogLine, entry_of
+from shared.follower import LogEnd, LogFollower, LogLine, parse_log_entry
 from worker.cli.console import DEFAULT_REDIS_URL, INTERRUPTED, Job, RedisUrl, connect, err, fail, out, shown
 from worker.cli.following import await_any, fail_if_refused, follow_to_end
 from worker.runs.keys import HEARTBEATS_KEY
@@ -152,7 +152,7 @@ def _entries(redis: Redis, job: str) -> Iterator[LogLine | LogEnd]:
     while page := redis.xrange(logs_history(job), min=start, count=1000):
         for id_, fields in page:
             start = f"({id_}"
-            yield entry_of(fields)
+            yield parse_log_entry(fields)
 
 
 def _write(line: LogLine, timestamps: bool, *, prefix: bool) -> None:

@@ -6,9 +6,9 @@ from typing import Any, Protocol, TypeVar
 
 from shared.statuses import ServeApplicationStatus
 from worker.actions.serve_state import interpret_serve_status, serve_details
-from worker.actions.serve_submit import DIGEST, remove_application
+from worker.actions.serve_submit import DIGEST_VARIABLE, remove_application
 from worker.plugins import PluginHostUnavailableError
-from worker.plugins.ray_session import bounded, session
+from worker.plugins.ray_session import call_with_timeout, session
 
 T = TypeVar("T")
 
@@ -72,19 +72,15 @@ def read_state(details: Mapping[str, Any]) -> ServeState:
 def _digest(deployment: Mapping[str, Any]) -> str | None:
     config = deployment.get("deployment_config") or {}
     environment = (config.get("ray_actor_options") or {}).get("runtime_env") or {}
-    digest = (environment.get("env_vars") or {}).get(DIGEST)
+    digest = (environment.get("env_vars") or {}).get(DIGEST_VARIABLE)
     return str(digest) if digest else None
 
 
 def _ask_serve(call: Callable[[], T]) -> T:
-    """Call Serve with a deadline. Whatever Ray raises means that the cluster does not answer."""
-    answers: list[T] = []
-    reason = f"no answer within {ANSWER_TIMEOUT_SECONDS:g} s"
+    """Call Serve with a timeout. Whatever Ray raises means that the cluster does not answer."""
     try:
-        answers = bounded(ANSWER_TIMEOUT_SECONDS, lambda: [call()], [])
+        return call_with_timeout(ANSWER_TIMEOUT_SECONDS, call)
     except Exception as error:
-        reason = type(error).__name__
-    if answers:
-        return answers[0]
-    session.suspect()
-    raise PluginHostUnavailableError(f"Ray Serve did not answer: {reason}")
+        session.mark_stale()
+        reason = error if isinstance(error, TimeoutError) else type(error).__name__
+        raise PluginHostUnavailableError(f"Ray Serve did not answer: {reason}") from None

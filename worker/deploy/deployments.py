@@ -7,7 +7,7 @@ from redis import Redis
 
 from worker.actions.serve_state import serve_details
 from worker.plugins import PluginError, Release, ReleaseNotFoundError
-from worker.plugins.ray_session import bounded, session
+from worker.plugins.ray_session import call_with_timeout, session
 from worker.services import Services
 
 log = structlog.get_logger(__name__)
@@ -91,9 +91,7 @@ class DeployedPackages:
             return
         try:
             session.connect(address)
-            nothing: dict[str, dict[str, Any]] = {}
-            live = bounded(ANSWER_TIMEOUT_SECONDS, serve_details, nothing)
-            services.host.pin(self._in_use(live))
+            services.host.pin(self._in_use(_live_applications()))
         except PluginError as error:
             redis.delete(f"{self._key}:pinned")
             log.warning("packages not pinned", error_type=type(error).__name__)
@@ -109,3 +107,11 @@ class DeployedPackages:
             except ReleaseNotFoundError:
                 log.warning("release of an application not in the store", plugin=name)
         return releases
+
+
+def _live_applications() -> dict[str, dict[str, Any]]:
+    """What Serve runs; empty also when it does not answer, and then nothing is taken to be gone."""
+    try:
+        return call_with_timeout(ANSWER_TIMEOUT_SECONDS, serve_details)
+    except TimeoutError:
+        return {}

@@ -5,7 +5,7 @@ from typing import Literal
 
 import structlog
 
-from worker.actions.deployment import check_serve_capacity, unreachable
+from worker.actions.deployment import capacity_unreachable_error, check_serve_capacity
 from worker.deploy.plan import (
     CAPACITY_GATE,
     PROGRESS_STEP,
@@ -64,6 +64,6 @@ def _agent_client(agent: int, tenant: str | None, services: Services) -> AgentCl
     try:
         return services.agent(agent, tenant)
     except (ClientError, OSError) as error:
-        failure = unreachable(error)
+        failure = capacity_unreachable_error(error)
         failure.__cause__ = clean_exception(error)
     raise failure

@@ -1,4 +1,4 @@
-"""Plugin releases: find, verify and unpack them; run their code where it can do no harm."""
+"""Plugin releases: find, verify and unpack them, and run their code apart from the worker's own."""
 
 from worker.plugins.config import ActionConfig, ReleaseConfig
 from worker.plugins.errors import (

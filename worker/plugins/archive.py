@@ -1,4 +1,4 @@
-"""Unpack a release's zip as if its author wished us ill."""
+"""Unpacks the zip of a release, which may be hostile."""
 
 import lzma
 import re
@@ -14,13 +14,12 @@ from pathlib import Path, PurePosixPath
 from worker.plugins.errors import ReleaseInvalidError
 
 MAX_ENTRIES = 100_000
-CHUNK = 1024 * 1024
-"""Bytes read at a time."""
+CHUNK_BYTES = 1024 * 1024
 STALE_SECONDS = 3600
-"""A half-unpacked folder older than this was left behind by a killed process."""
+"""A temporary folder older than this was left behind by a killed process."""
 
 _TEMPORARY = ".unpacking-"
-_BROKEN = (
+_ARCHIVE_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -36,15 +35,16 @@ _BROKEN = (
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
-def unpack(archive: Path, destination: Path, max_bytes: int) -> None:
-    """Unpack `archive` so that `destination` holds its config.yaml.
+def unpack_release(archive: Path, destination: Path, max_bytes: int) -> None:
+    """Unpack `archive` so that `destination` holds its config.yaml; raises `ReleaseInvalidError`.
 
-    The folder appears whole or not at all, whatever is killed; of two processes one wins and both are served.
+    The folder appears whole or not at all, even if a process is killed. When two processes unpack the same
+    archive, one of them renames its folder first and both use that one.
     """
     if destination.is_dir():
         return
     destination.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(destination.parent)
+    _remove_stale(destination.parent)
     temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=destination.parent))
     try:
         _extract(archive, temporary, max_bytes)
@@ -55,7 +55,7 @@ def unpack(archive: Path, destination: Path, max_bytes: int) -> None:
         except OSError:
             if not destination.is_dir():
                 raise
-    except _BROKEN as error:
+    except _ARCHIVE_ERRORS as error:
         raise ReleaseInvalidError(f"{archive.name} is not a usable zip: {error}") from None
     except OSError as error:
         raise ReleaseInvalidError(f"{archive.name} cannot be unpacked: {error.strerror or error}") from None
@@ -100,11 +100,11 @@ def _checked_path(entry: zipfile.ZipInfo) -> PurePosixPath:
 
 
 def _write(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, limit: int) -> int:
-    """Write one file; what comes out is counted, because what the archive declares may be a lie."""
+    """Write one file and count its bytes, because the size that the archive declares may be wrong."""
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
     with opened.open(entry) as source, target.open("xb") as sink:
-        while chunk := source.read(CHUNK):
+        while chunk := source.read(CHUNK_BYTES):
             written += len(chunk)
             if written > limit:
                 raise ReleaseInvalidError("the archive unpacks to more bytes than it may")
@@ -115,7 +115,7 @@ def _write(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, limit:
 
 
 def _release_root(folder: Path) -> Path:
-    """Where config.yaml is: at the top, or in the one folder at the top."""
+    """The folder of config.yaml: the archive's top, or the only folder there."""
     if (folder / "config.yaml").is_file():
         return folder
     inside = [path for path in folder.iterdir() if path.name != "__MACOSX"]
@@ -124,8 +124,8 @@ def _release_root(folder: Path) -> Path:
     raise ReleaseInvalidError("the archive has no config.yaml at its top or in its one top folder")
 
 
-def _sweep(parent: Path) -> None:
-    """Remove what killed processes left behind."""
+def _remove_stale(parent: Path) -> None:
+    """Remove the temporary folders of killed processes."""
     for path in parent.glob(f"{_TEMPORARY}*"):
         try:
             stale = time.time() - path.stat().st_mtime > STALE_SECONDS

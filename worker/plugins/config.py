@@ -1,7 +1,7 @@
-"""A release's config.yaml: what it declares, checked."""
+"""A release's config.yaml, parsed and checked (contract: "Plugins")."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import (
@@ -14,11 +14,13 @@ from pydantic import (
     ValidationError,
 )
 
+from shared.messages import JsonObject
+from shared.validation import describe_validation_error
 from worker.plugins.errors import ReleaseInvalidError
 
-MAX_BYTES = 256 * 1024
+MAX_CONFIG_BYTES = 256 * 1024
 MAX_NODES = 50_000
-"""Nodes after aliases are expanded: a few lines of aliases of aliases can stand for billions."""
+"""Nodes after aliases are expanded: a few lines of aliases of aliases can expand to billions."""
 
 _ENTRYPOINT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*", re.ASCII)
 
@@ -30,7 +32,7 @@ def _text_only(value: object) -> object:
 
 
 def _env_value(value: object) -> object:
-    """Numbers and truth values are text in an environment; YAML reads them as what they look like."""
+    """The text of a number or a truth value: YAML parses it, but an environment holds only text."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, int | float) else value
@@ -51,16 +53,16 @@ class _Declared(BaseModel):
 
 
 class ActionConfig(_Declared):
-    """One action of a release: where its code is and what it needs."""
+    """An action of a release: its entrypoint and the resources and options that it declares."""
 
     entrypoint: Annotated[str, BeforeValidator(_text_only), AfterValidator(_is_entrypoint)]
     method: str | None = None
-    required_resources: dict[str, Any] = Field(default_factory=dict)
-    serve_options: dict[str, Any] = Field(default_factory=dict)
+    required_resources: JsonObject = Field(default_factory=dict)
+    serve_options: JsonObject = Field(default_factory=dict)
 
 
 class ReleaseConfig(_Declared):
-    """config.yaml. Keys that are not known are ignored."""
+    """The content of config.yaml. Unknown keys are ignored."""
 
     code: Text
     version: Text
@@ -70,25 +72,25 @@ class ReleaseConfig(_Declared):
     description: str | None = None
     package_manager: Literal["pip", "uv"] = "pip"
     env: dict[str, EnvValue] = Field(default_factory=dict)
-    runtime_env: dict[str, Any] = Field(default_factory=dict)
+    runtime_env: JsonObject = Field(default_factory=dict)
     wheels_dir: str | None = None
 
     @property
     def settings(self) -> dict[str, str]:
-        """All that the release's code finds in its environment; some of it may be secret."""
+        """The variables in the environment of the release's code; some may be secret."""
         variables = self.runtime_env.get("env_vars")
         declared = variables if isinstance(variables, dict) else {}
         return {**{str(name): str(value) for name, value in declared.items()}, **self.env}
 
 
-def parse(text: bytes) -> ReleaseConfig:
-    """Read config.yaml; raise `ReleaseInvalidError` with one line that names every mistake."""
-    if len(text) > MAX_BYTES:
-        raise ReleaseInvalidError(f"config.yaml is larger than {MAX_BYTES} bytes")
+def parse_release_config(text: bytes) -> ReleaseConfig:
+    """Parse config.yaml; raise `ReleaseInvalidError` with one line that names every mistake."""
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ReleaseInvalidError(f"config.yaml is larger than {MAX_CONFIG_BYTES} bytes")
     try:
         decoded = text.decode("utf-8-sig")
         root = yaml.compose(decoded, Loader=yaml.SafeLoader)
-        _refuse_bomb(root)
+        _reject_alias_bomb(root)
         content = yaml.safe_load(decoded)
         if isinstance(content, dict):
             content = _without_nulls(content)
@@ -97,19 +99,19 @@ def parse(text: bytes) -> ReleaseConfig:
     except (yaml.YAMLError, ValueError) as error:
         raise ReleaseInvalidError(f"config.yaml is not valid YAML: {_one_line(str(error))}") from None
     except (ArithmeticError, AttributeError, LookupError, TypeError):
-        # What PyYAML stumbles over in values such as `!!int ''` and `!!bool x`.
+        # PyYAML raises these for values such as `!!int ''` and `!!bool x`.
         raise ReleaseInvalidError("config.yaml is not valid YAML: a value does not fit its tag") from None
     if not isinstance(content, dict):
         raise ReleaseInvalidError("config.yaml must be a mapping with code, version and actions")
     try:
         return ReleaseConfig.model_validate(content)
     except ValidationError as error:
-        mistakes = "; ".join(_mistake(item) for item in error.errors())
+        mistakes = describe_validation_error(error, as_sentences=True)
         raise ReleaseInvalidError(f"config.yaml: {mistakes}") from None
 
 
-def _without_nulls(content: dict[Any, Any]) -> dict[str, Any]:
-    """A key that is written but left empty is a key that is not there."""
+def _without_nulls(content: dict[object, object]) -> dict[str, object]:
+    """The content without the keys that were left empty, which count as absent."""
     kept = {str(key): value for key, value in content.items() if value is not None}
     actions = kept.get("actions")
     if isinstance(actions, dict):
@@ -122,19 +124,12 @@ def _without_nulls(content: dict[Any, Any]) -> dict[str, Any]:
     return kept
 
 
-def _mistake(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "missing":
-        return f"{where} is missing"
-    return f"{where} {item['msg'].removeprefix('Value error, ')}"
-
-
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:300]
 
 
-def _refuse_bomb(root: yaml.Node | None) -> None:
-    """Count nodes as if every alias were written out, without writing them out."""
+def _reject_alias_bomb(root: yaml.Node | None) -> None:
+    """Reject a file with too many nodes; they are counted as if every alias were expanded, but none is."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 

@@ -1,4 +1,4 @@
-"""What can go wrong between the worker and a plugin's code, and how a host's answer is read."""
+"""Errors between the worker and a plugin's code, and how a host's reply is read."""
 
 import json
 from typing import Any
@@ -7,7 +7,7 @@ from worker.platform import clean
 
 
 class PluginError(Exception):
-    """Something about a release or its host; the base of all errors of this package."""
+    """The base of all errors of this package."""
 
 
 class ReleaseNotFoundError(PluginError):
@@ -15,11 +15,11 @@ class ReleaseNotFoundError(PluginError):
 
 
 class ReleaseInvalidError(PluginError):
-    """The release is there but cannot be used: its archive, its config.yaml or its files are wrong."""
+    """The release exists but cannot be used: its archive, its config.yaml or its files are wrong."""
 
 
 class PluginCallError(PluginError):
-    """The author's code raised: `error_type` is the exception's class, `trace` the author's frames."""
+    """The author's code raised. `error_type` is the exception's class, `trace` the author's frames."""
 
     def __init__(self, error_type: str, message: str, trace: str = "") -> None:
         super().__init__(f"{error_type}: {message}" if message else error_type)
@@ -29,20 +29,20 @@ class PluginCallError(PluginError):
 
 
 class PluginHostUnavailableError(PluginError):
-    """The place where plugin code runs cannot be reached. Trying again later may help."""
+    """The host that runs plugin code is unavailable. A retry later may succeed."""
 
 
 class PluginHostBusyError(PluginHostUnavailableError):
-    """The release's process works for another run or chunk. Whoever comes back later gets its turn."""
+    """The release's process is busy with another run or chunk. A retry later gets a slot."""
 
 
 class PluginTimeoutError(PluginError):
-    """Plugin code took longer than WORKER_PLUGIN_TIMEOUT_SECONDS; it was stopped."""
+    """Plugin code took longer than WORKER_PLUGIN_TIMEOUT_SECONDS and was stopped."""
 
 
-def read_answer(answer: str) -> Any:
-    """The operation's value, or `PluginCallError` with the author's error, cleaned of secrets."""
-    content = json.loads(answer)
+def parse_reply(reply: str) -> Any:
+    """The operation's value; raises `PluginCallError` with the author's error, cleaned of secrets."""
+    content = json.loads(reply)
     if "error" not in content:
         return content["ok"]
     error = content["error"]

@@ -1,4 +1,4 @@
-"""A release as a package that Ray's workers can fetch, kept where they can, and its runtime environment."""
+"""A release as a package that Ray's workers can download, where it is stored, and its runtime environment."""
 
 import hashlib
 import io
@@ -8,20 +8,21 @@ import threading
 import time
 import zipfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import httpx
 
+from shared.messages import JsonObject
 from worker.plugins import store
 from worker.plugins.errors import PluginHostUnavailableError, ReleaseInvalidError
 from worker.plugins.store import Release
 
 WORKING_DIR = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
-"""Ray puts the unpacked package's folder in place of this."""
+"""Ray replaces this with the folder of the unpacked package."""
 
 
-def runtime_env(release: Release, package: str, env: dict[str, str]) -> dict[str, Any]:
-    """What config.yaml's `runtime_env` says, with the release's package, requirements and environment."""
+def runtime_env(release: Release, package: str, env: dict[str, str]) -> JsonObject:
+    """The `runtime_env` of config.yaml with the release's package, requirements and environment added."""
     declared = dict(release.config.runtime_env)
     if "working_dir" in declared or "py_modules" in declared:
         raise ReleaseInvalidError(f"{release.name}: runtime_env must not set working_dir or py_modules")
@@ -30,8 +31,8 @@ def runtime_env(release: Release, package: str, env: dict[str, str]) -> dict[str
     return {**declared, **installs, "working_dir": package, "env_vars": {**variables, **env}}
 
 
-def requirements(release: Release) -> dict[str, Any]:
-    """requirements.txt for the release's package manager; nothing when there is none."""
+def requirements(release: Release) -> JsonObject:
+    """The part of a runtime environment that installs requirements.txt; empty when there is none."""
     file = release.path / "requirements.txt"
     if not file.is_file():
         return {}
@@ -53,21 +54,21 @@ def requirements(release: Release) -> dict[str, Any]:
 
 
 RECHECK_SECONDS = 60
-"""Ray forgets a package that nobody refers to after ten minutes; each check holds it for ten more."""
-REQUEST_SECONDS = 30
+"""Ray deletes a package that nothing refers to after ten minutes; each check keeps it for ten more."""
+REQUEST_TIMEOUT_SECONDS = 30
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_MARK = ".synapse-worker-package"
-"""A second entry at the top: Ray strips the folder of a `file://` package that has only one."""
+_MARKER = ".synapse-worker-package"
+"""Two such entries at the top of a package: Ray drops the top folder of a `file://` package with only one."""
 
 
-def zipped(root: Path) -> bytes:
-    """The release's files as a zip whose bytes depend on their names and contents only."""
+def zip_release(root: Path) -> bytes:
+    """The release's files as a zip whose bytes depend only on their names and contents."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name in (_MARK, f"{_MARK}-2"):
+        for name in (_MARKER, f"{_MARKER}-2"):
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), b"")
-        for relative, path in store.files(root):
+        for relative, path in store.release_files(root):
             entry = zipfile.ZipInfo(relative, _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = (0o755 if os.access(path, os.X_OK) else 0o644) << 16
@@ -76,47 +77,47 @@ def zipped(root: Path) -> bytes:
 
 
 class Packages(Protocol):
-    """Where packages are kept."""
+    """A store of packages."""
 
     def ensure(self, release: Release) -> str:
-        """The URI under which Ray's workers find the release right now; puts it there when it is not."""
+        """The URI from which Ray's workers can download the release now; uploads it if it is not there."""
 
 
 class RayPackages:
-    """Ray's own store, over the dashboard. Not durable: see `RECHECK_SECONDS`."""
+    """Ray's own store, through the dashboard. It is not durable: see `RECHECK_SECONDS`."""
 
     def __init__(self, dashboard_url: str, headers: dict[str, str]) -> None:
-        self._client = httpx.Client(base_url=dashboard_url, headers=headers, timeout=REQUEST_SECONDS)
+        self._client = httpx.Client(base_url=dashboard_url, headers=headers, timeout=REQUEST_TIMEOUT_SECONDS)
         self._lock = threading.Lock()
         self._checked: dict[str, tuple[str, float]] = {}
 
     def ensure(self, release: Release) -> str:
-        """Verified at most once a minute a release."""
+        """See `Packages.ensure`; a release is checked at most every `RECHECK_SECONDS`."""
         with self._lock:
             uri, checked = self._checked.get(release.checksum, ("", 0.0))
             if not uri or time.monotonic() - checked > RECHECK_SECONDS:
-                uri = self._verify(release, uri)
+                uri = self._ensure_uploaded(release, uri)
                 self._checked[release.checksum] = (uri, time.monotonic())
             return uri
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._client.close()
 
-    def _verify(self, release: Release, uri: str) -> str:
+    def _ensure_uploaded(self, release: Release, uri: str) -> str:
         data = None
         if not uri:
-            data = zipped(release.path)
+            data = zip_release(release.path)
             uri = f"gcs://_ray_pkg_{hashlib.sha1(data, usedforsecurity=False).hexdigest()}.zip"
         route = f"/api/packages/gcs/{uri.removeprefix('gcs://')}"
         try:
             found = self._client.get(route)
             if found.status_code == httpx.codes.NOT_FOUND:
-                self._client.put(route, content=data or zipped(release.path)).raise_for_status()
+                self._client.put(route, content=data or zip_release(release.path)).raise_for_status()
                 found = self._client.get(route)
             found.raise_for_status()
         except httpx.HTTPStatusError as error:
-            raise PluginHostUnavailableError(_refused(error.response.status_code)) from None
+            raise PluginHostUnavailableError(_rejection_reason(error.response.status_code)) from None
         except httpx.HTTPError as error:
             kind = type(error).__name__
             raise PluginHostUnavailableError(f"Ray's dashboard cannot be reached ({kind})") from None
@@ -131,15 +132,15 @@ class FolderPackages:
         self._known: dict[str, Path] = {}
 
     def ensure(self, release: Release) -> str:
-        """Written once, whole or not at all."""
+        """See `Packages.ensure`; a package is written once, whole or not at all."""
         known = self._known.get(release.checksum)
         if known is None or not known.is_file():
-            data = zipped(release.path)
+            data = zip_release(release.path)
             known = self._folder.resolve() / f"{hashlib.sha256(data).hexdigest()[:40]}.zip"
             if not known.is_file():
                 self._write(known, data)
             self._known[release.checksum] = known
-        return f"file://{known}"  # as it stands: Ray does not undo percent signs
+        return f"file://{known}"  # not percent-encoded, because Ray does not decode it
 
     def _write(self, path: Path, data: bytes) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
@@ -154,7 +155,7 @@ class FolderPackages:
             temporary.unlink(missing_ok=True)
 
 
-def _refused(status: int) -> str:
+def _rejection_reason(status: int) -> str:
     if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
         return "Ray's dashboard asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-    return f"Ray's dashboard refused the release's package (HTTP {status})"
+    return f"Ray's dashboard rejected the release's package (HTTP {status})"

@@ -1,4 +1,4 @@
-"""Plugin code in this process: for unit tests, and for installations that trust their plugins."""
+"""Runs plugin code in this process, for unit tests and for installations that trust their plugins."""
 
 import json
 import sys
@@ -12,95 +12,97 @@ from types import ModuleType
 from typing import Any
 
 from worker.plugins import runner
-from worker.plugins.errors import read_answer
+from worker.plugins.errors import parse_reply
 from worker.plugins.ray_host import RayHost
 from worker.plugins.requests import ActionRequest
 from worker.plugins.store import Release
 
 
 class ProcessHost:
-    """Calls run in the calling thread, without a deadline: a thread cannot be stopped.
+    """Runs calls in the calling thread, without a timeout, because a thread cannot be stopped.
 
     Nearly all releases call their package `plugin`, so only one release's modules are in `sys.modules` at a
-    time: calls of one release run side by side, another release's wait for them.
-    `ray` gives what Serve needs of a release, for the one operation that deploys.
+    time: calls of one release run concurrently, those of another release wait for them.
+    `ray` makes the runtime environment that Serve needs, for the one operation that deploys.
     """
 
     def __init__(self, ray: RayHost | None = None) -> None:
         self._ray = ray
 
     def call(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
-        """Run the operation here and now."""
+        """See `PluginHost.call`."""
         if operation == "submit" and self._ray is not None:
             request = replace(request, runtime_env=self._ray.runtime_env(release, request.env))
-        with _stage.loaded(release.path):
-            answer = runner.run(release.path, request, operation, json.dumps(payload))
-        return read_answer(answer)
+        with _isolation.activated(release.path):
+            reply = runner.call_operation(release.path, request, operation, json.dumps(payload))
+        return parse_reply(reply)
 
     def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
-        """The same: what was imported stays imported."""
+        """See `PluginHost.call_batch`; imported modules always stay loaded here."""
         return self.call(release, request, operation, payload)
 
     def pin(self, releases: Iterable[Release]) -> None:
-        """Only what was deployed has a package."""
+        """See `PluginHost.pin`; only deployed releases have a package."""
         if self._ray is not None:
             self._ray.pin(releases)
 
     def close(self) -> None:
-        """Give the deploying host's things back."""
+        """See `PluginHost.close`."""
         if self._ray is not None:
             self._ray.close()
 
 
-class _Stage:
-    """Whose modules are importable. One a process, like `sys.modules` itself."""
+class ModuleIsolation:
+    """Makes the modules of one release at a time importable. There is one a process, like `sys.modules`."""
 
     def __init__(self) -> None:
-        self._turn = threading.Condition()
+        self._condition = threading.Condition()
         self._queue: deque[object] = deque()
         self._current: Path | None = None
-        self._inside = 0
-        self._aside: dict[Path, dict[str, ModuleType]] = {}
+        self._calls = 0
+        self._inactive: dict[Path, dict[str, ModuleType]] = {}
 
     @contextmanager
-    def loaded(self, folder: Path) -> Iterator[None]:
-        """Hold the stage for `folder`; in order of arrival, so that nobody waits for ever."""
+    def activated(self, folder: Path) -> Iterator[None]:
+        """Run a block with the release in `folder` active; in order of arrival, so that no call starves."""
         ticket = object()
-        with self._turn:
+        with self._condition:
             self._queue.append(ticket)
-            self._turn.wait_for(
-                lambda: self._queue[0] is ticket and (self._inside == 0 or self._current == folder)
+            self._condition.wait_for(
+                lambda: self._queue[0] is ticket and (self._calls == 0 or self._current == folder)
             )
             self._queue.popleft()
             try:
                 if self._current != folder:
                     self._switch(folder)
-                self._inside += 1
+                self._calls += 1
             finally:
-                self._turn.notify_all()
+                self._condition.notify_all()
         try:
             yield
         finally:
-            with self._turn:
-                self._inside -= 1
-                self._turn.notify_all()
+            with self._condition:
+                self._calls -= 1
+                self._condition.notify_all()
 
     def _switch(self, folder: Path) -> None:
-        """Put the old release's modules aside and bring the new one's back as they were."""
+        """Take the active release's modules out of `sys.modules` and put the other release's back."""
         if self._current is not None:
             old = {
-                name: module for name, module in list(sys.modules.items()) if _within(module, self._current)
+                name: module
+                for name, module in list(sys.modules.items())
+                if _is_module_of(module, self._current)
             }
             for name in old:
                 del sys.modules[name]
-            self._aside[self._current] = old
+            self._inactive[self._current] = old
             sys.path[:] = [entry for entry in sys.path if entry != str(self._current)]
-        sys.modules.update(self._aside.pop(folder, {}))
+        sys.modules.update(self._inactive.pop(folder, {}))
         self._current = folder
 
 
-def _within(module: ModuleType, folder: Path) -> bool:
-    """Whether the module's file, or a namespace package's folder, lies in the release."""
+def _is_module_of(module: ModuleType, folder: Path) -> bool:
+    """Whether the module's file, or a namespace package's folder, is in the release's folder."""
     places = [getattr(module, "__file__", None), *_paths(module)]
     return any(isinstance(place, str) and Path(place).is_relative_to(folder) for place in places)
 
@@ -108,8 +110,8 @@ def _within(module: ModuleType, folder: Path) -> bool:
 def _paths(module: ModuleType) -> list[Any]:
     try:
         return list(getattr(module, "__path__", []))
-    except Exception:  # some modules answer every attribute with an object of their own
+    except Exception:  # some modules return an object of their own for every attribute
         return []
 
 
-_stage = _Stage()
+_isolation = ModuleIsolation()

@@ -17,23 +17,23 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-# Both are read when Ray's library is loaded, hence set before the first `import ray`.
-# A call without a connection must fail: Ray would make one by itself, or start a cluster.
+# Ray reads both when it is loaded, so they are set before the first `import ray`.
+# A call without a connection must fail: Ray would connect by itself, or start a cluster.
 os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-# Ray ends the whole process when its control store was gone for 60 s: runs that need no Ray must go on.
+# Ray ends the whole process when its control store is away for 60 s, but runs that need no Ray must go on.
 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(7 * 24 * 3600))
 
 NAMESPACE = "synapse"
-CONNECT_SECONDS = 30.0
-"""Ray itself waits for minutes when nobody listens."""
-PROBE_SECONDS = 2.0
+CONNECT_TIMEOUT_SECONDS = 30.0
+"""Ray itself waits for minutes when nothing listens at the address."""
+PROBE_TIMEOUT_SECONDS = 2.0
 RECHECK_SECONDS = 5.0
-"""How long a connection that answered is taken to be alive."""
-SHUTDOWN_SECONDS = 10.0
+"""A connection that answered counts as alive for this long."""
+SHUTDOWN_TIMEOUT_SECONDS = 10.0
 
 
 class RaySession:
-    """One connection a process, made by whoever comes first, shared by all threads."""
+    """The process's connection to Ray, made by the first caller and shared by all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,12 +41,12 @@ class RaySession:
         self._dashboard: str | None = None
         self._checked = 0.0
         self.generation = 0
-        """Grows with every new connection: handles of an older one are of no use."""
+        """Grows with every new connection; the handles of an older one are invalid."""
         self._attempt: threading.Thread | None = None
         self._outcome: dict[str, Any] = {}
 
-    def connect(self, address: str | None, timeout: float = CONNECT_SECONDS) -> None:
-        """Connect within `timeout` seconds, or raise `PluginHostUnavailableError` that says what to do."""
+    def connect(self, address: str | None, timeout: float = CONNECT_TIMEOUT_SECONDS) -> None:
+        """Connect within `timeout` seconds; raises `PluginHostUnavailableError` that says what to do."""
         if not address:
             raise PluginHostUnavailableError("no Ray cluster is configured: set RAY_ADDRESS (host:port)")
         with self._lock:
@@ -54,7 +54,7 @@ class RaySession:
                 return
             self._drop()
             _cluster_token()
-            _probe(address, min(timeout, PROBE_SECONDS))
+            _probe(address, min(timeout, PROBE_TIMEOUT_SECONDS))
             self._start(address, timeout)
             self._address = address
             self.generation += 1
@@ -63,7 +63,7 @@ class RaySession:
     def dashboard_url(self) -> str:
         """Base URL of the connected cluster's dashboard, where packages are uploaded."""
         if not self._dashboard:
-            # After a start of the head it may only not be up yet: the next connection asks anew.
+            # Shortly after the head's start it may not be up yet, so the next connection asks again.
             self.disconnect()
             raise PluginHostUnavailableError(
                 "the Ray cluster has no dashboard: start it with the dashboard on"
@@ -71,20 +71,20 @@ class RaySession:
         return f"http://{self._dashboard}"
 
     def disconnect(self) -> None:
-        """Let go of the cluster; the next `connect` starts anew."""
+        """Disconnect; the next `connect` makes a new connection."""
         with self._lock:
             self._drop()
 
-    def listens(self) -> bool:
+    def is_reachable(self) -> bool:
         """Whether the head that this process is connected to still accepts connections."""
         try:
-            _probe(self._address or "", PROBE_SECONDS)
+            _probe(self._address or "", PROBE_TIMEOUT_SECONDS)
         except PluginHostUnavailableError:
             return False
         return True
 
-    def suspect(self) -> None:
-        """A call failed in a way that a dead connection fails: look again before the next one."""
+    def mark_stale(self) -> None:
+        """Check the connection before the next call: one failed as calls on a lost connection do."""
         self._checked = 0.0
 
     def _is_alive(self, address: str) -> bool:
@@ -92,10 +92,13 @@ class RaySession:
 
         if self._address != address or not ray.is_initialized():
             return False
-        if not self.listens():
+        if not self.is_reachable():
             return False
         if time.monotonic() - self._checked > RECHECK_SECONDS:
-            if not bounded(PROBE_SECONDS, _nodes_answer, otherwise=False):
+            try:
+                if not call_with_timeout(PROBE_TIMEOUT_SECONDS, _nodes_answer):
+                    return False
+            except TimeoutError:
                 return False
             self._checked = time.monotonic()
         return True
@@ -126,18 +129,22 @@ class RaySession:
         self._address = None
         if not ray.is_initialized():
             return
-        if not bounded(SHUTDOWN_SECONDS, _shutdown, otherwise=False):
-            raise PluginHostUnavailableError("the connection to the Ray cluster was lost and does not let go")
+        try:
+            call_with_timeout(SHUTDOWN_TIMEOUT_SECONDS, ray.shutdown)
+        except TimeoutError:
+            raise PluginHostUnavailableError(
+                "the connection to the Ray cluster was lost and cannot be closed"
+            ) from None
 
 
 def auth_headers() -> dict[str, str]:
-    """The dashboard's header for a token cluster."""
+    """The header for the dashboard of a cluster that requires a token; empty for others."""
     token = _cluster_token()
     return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _cluster_token() -> str:
-    """From the variables that Ray itself reads, empty where the cluster asks for none; masked from now on."""
+    """The token from Ray's own variables, empty for a cluster that requires none; masked from now on."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
         return ""
     token = os.environ.get("RAY_AUTH_TOKEN", "")
@@ -153,8 +160,8 @@ def _init(address: str, outcome: dict[str, Any]) -> None:
 
     try:
         with tempfile.TemporaryDirectory(prefix="synapse-empty-") as empty:
-            # With a working_dir of its own the driver does not push its folder into every process of the
-            # cluster, where a package `plugin` in it would hide the releases' packages.
+            # Without a working_dir Ray adds the driver's folder to the path of every process of the cluster,
+            # where a package `plugin` in it would hide the releases' packages.
             outcome["context"] = ray.init(
                 address,
                 namespace=NAMESPACE,
@@ -162,13 +169,13 @@ def _init(address: str, outcome: dict[str, Any]) -> None:
                 configure_logging=False,
                 runtime_env={"working_dir": empty},
             )
-    except (Exception, SystemExit) as error:  # the thread that waits reports it
+    except (Exception, SystemExit) as error:  # reported by the thread that waits
         outcome["error"] = type(error).__name__
-        logger.warning("ray.init failed", extra={"error_type": type(error).__name__})
+        logger.warning("ray connection failed", extra={"error_type": type(error).__name__})
 
 
 def _probe(address: str, timeout: float) -> None:
-    """Fail at once when nobody listens."""
+    """Raise at once when nothing listens at the address."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise PluginHostUnavailableError("RAY_ADDRESS must be host:port of the cluster's head")
@@ -181,17 +188,17 @@ def _probe(address: str, timeout: float) -> None:
         ) from None
 
 
-def bounded(seconds: float, call: Callable[[], T], otherwise: T) -> T:
-    """What `call` answers, or `otherwise` when it has not answered in time: Ray's calls know no deadline.
+def call_with_timeout(seconds: float, call: Callable[[], T]) -> T:
+    """Run `call` in a thread, because most calls of Ray have no timeout; return or raise what it does.
 
-    What it raises is raised here.
+    Raises `TimeoutError` when it has not returned in time; the thread is left behind.
     """
-    answers: list[T] = []
+    results: list[T] = []
     errors: list[Exception] = []
 
     def run() -> None:
         try:
-            answers.append(call())
+            results.append(call())
         except Exception as error:
             errors.append(error)
 
@@ -200,14 +207,9 @@ def bounded(seconds: float, call: Callable[[], T], otherwise: T) -> T:
     thread.join(seconds)
     if errors:
         raise errors[0]
-    return answers[0] if answers else otherwise
-
-
-def _shutdown() -> bool:
-    import ray
-
-    ray.shutdown()
-    return True
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return results[0]
 
 
 def _nodes_answer() -> bool:
@@ -215,7 +217,7 @@ def _nodes_answer() -> bool:
 
     try:
         return any(node.get("Alive") for node in ray.nodes())
-    except Exception:  # Ray raises many kinds here; all mean that the connection is of no use
+    except Exception:  # Ray raises errors of many classes; all mean that the connection is unusable
         return False
 
 
@@ -223,7 +225,7 @@ session = RaySession()
 """The process's one connection."""
 
 
-def connect(address: str | None, timeout: float = CONNECT_SECONDS) -> None:
+def connect(address: str | None, timeout: float = CONNECT_TIMEOUT_SECONDS) -> None:
     """Connect this process to the cluster; see `RaySession.connect`."""
     session.connect(address, timeout)
 

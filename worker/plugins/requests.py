@@ -1,16 +1,17 @@
-"""What crosses from the worker to a plugin's host as JSON, and the host itself."""
+"""What is sent from the worker to a plugin's host as JSON, and the host's interface."""
 
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from shared.messages import JsonObject
 from worker.plugins.store import Release
 
 
 @dataclass(frozen=True)
 class ClientAccess:
-    """What plugin code's own clients are made from. `token` is WORKER_PLUGIN_ACCESS_TOKEN, never another."""
+    """The address and token of plugin code's own clients. `token` is only ever WORKER_PLUGIN_ACCESS_TOKEN."""
 
     host: str
     token: str | None = field(default=None, repr=False)
@@ -20,30 +21,30 @@ class ClientAccess:
 
 @dataclass(frozen=True)
 class ActionRequest:
-    """One action of one release. `env` is what the author reads in `ctx.env`.
+    """A request to an action of a release. `env` is what the author reads in `ctx.env`.
 
-    `runtime_env` is Ray's: the host fills in the release's package, requirements and environment.
+    `runtime_env` is Ray's: the host adds the release's package, requirements and environment.
     """
 
     release: str
     action: str
     entrypoint: str
-    params: dict[str, Any] = field(default_factory=dict)
+    params: JsonObject = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     job: str | None = None
     language: str = "en"
-    serve_options: dict[str, Any] = field(default_factory=dict)
-    required_resources: dict[str, Any] = field(default_factory=dict)
-    runtime_env: dict[str, Any] = field(default_factory=dict)
+    serve_options: JsonObject = field(default_factory=dict)
+    required_resources: JsonObject = field(default_factory=dict)
+    runtime_env: JsonObject = field(default_factory=dict)
     clients: ClientAccess | None = None
 
     def to_json(self) -> str:
-        """As text; `from_json` is its inverse."""
+        """The request as JSON text; `from_json` is the inverse."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "ActionRequest":
-        """The request that `to_json` wrote."""
+        """The request in a text of `to_json`."""
         fields = json.loads(text)
         access = fields.pop("clients", None)
         return cls(**fields, clients=ClientAccess(**access) if access else None)
@@ -52,13 +53,13 @@ class ActionRequest:
 def request_for(
     release: Release,
     action: str,
-    params: dict[str, Any],
+    params: JsonObject,
     clients: ClientAccess,
     *,
     job: str | None = None,
     language: str = "en",
 ) -> ActionRequest:
-    """The request for an action that the release declares; `ReleaseInvalidError` when it does not."""
+    """A request to an action; raises `ReleaseInvalidError` when the release does not declare it."""
     declared = release.action(action)
     return ActionRequest(
         release=release.name,
@@ -75,7 +76,7 @@ def request_for(
 
 
 def run_settings(release: Release, host: str) -> dict[str, str]:
-    """The settings that every run of the release sees. Nothing in them differs between two runs."""
+    """The variables that every run of the release sees. They are the same for all runs."""
     return {
         "SYNAPSE_PLUGIN_RELEASE_CODE": release.name,
         "SYNAPSE_PLUGIN_RELEASE_CHECKSUM": release.checksum,
@@ -84,20 +85,20 @@ def run_settings(release: Release, host: str) -> dict[str, str]:
 
 
 class PluginHost(Protocol):
-    """Runs an *operation* of a release's entrypoint. What crosses is JSON, both ways.
+    """Runs an *operation* of a release's entrypoint. The payload and the value are JSON.
 
     Both calls raise `PluginCallError` when the author's code raised, `PluginTimeoutError`, and
     `PluginHostUnavailableError` when the host cannot be reached. Safe for threads.
     """
 
     def call(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
-        """One-off work: plan a deployment, submit it, check parameters."""
+        """Run a one-off operation: plan a deployment, submit it, check parameters."""
 
     def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
-        """Hot work: the release stays loaded between calls."""
+        """Run a frequent operation: the release stays loaded between calls."""
 
     def pin(self, releases: Iterable[Release]) -> None:
-        """Keep the packages of these from expiring; to be called every few minutes."""
+        """Keep the packages of these releases from expiring; called every few minutes."""
 
     def close(self) -> None:
-        """Give everything back."""
+        """Release all resources."""

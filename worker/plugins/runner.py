@@ -1,7 +1,7 @@
 """Runs inside the host: imports a release's entrypoint and calls one operation of it.
 
-What the author's code raises comes back as data, never as a pickled exception, whose class the worker could
-not import and should not trust.
+An exception of the author's code is returned as data, never pickled: the worker could not import its class
+and should not trust it.
 """
 
 import importlib
@@ -17,40 +17,40 @@ from worker.plugins.requests import ActionRequest
 ADAPTER = "worker.actions.deployment:action_for"
 """Turns an entrypoint that is no action (a Serve class, function or application) into one."""
 MAX_FRAMES = 8
-MAX_MESSAGE = 4_000
-"""Characters of an author's error that travel."""
+MAX_MESSAGE_CHARS = 4_000
+"""Of an author's error that is returned."""
 _WORD = re.compile(r"""[^\s"'&,;<>()\[\]{}]{1,200}\Z""")
 
 
 class EntrypointError(Exception):
-    """The entrypoint that config.yaml names is not there."""
+    """The entrypoint that config.yaml names does not exist."""
 
 
-def run(folder: Path, request: ActionRequest, operation: str, payload: str) -> str:
-    """Call `operation` of the entrypoint found under `folder`; answer `{"ok": value}` or `{"error": ...}`."""
+def call_operation(folder: Path, request: ActionRequest, operation: str, payload: str) -> str:
+    """Call `operation` of the entrypoint in `folder`; returns JSON, `{"ok": value}` or `{"error": ...}`."""
     try:
-        target = load(folder, request.entrypoint)
+        target = load_entrypoint(folder, request.entrypoint)
         if not hasattr(target, "run_operation"):
             target = _adapt(target)
         value = target.run_operation(request, operation, json.loads(payload))
         return json.dumps({"ok": value}, allow_nan=False)
-    # Whatever the author's code raises ends here, a KeyboardInterrupt too: above are Celery's thread or Ray's
-    # process, which would lose the call to it, and the message would come back for ever.
+    # All that the author's code raises is caught, KeyboardInterrupt too: it would end Celery's thread or
+    # Ray's process, the call would be lost, and the message would be redelivered forever.
     except BaseException as error:
-        return json.dumps({"error": describe(error, folder)})
+        return json.dumps({"error": describe_error(error, folder)})
 
 
 def run_in_ray(request: str, operation: str, payload: str) -> str:
-    """`run`, as Ray calls it: the release's package is the working directory."""
-    return run(Path.cwd(), ActionRequest.from_json(request), operation, payload)
+    """`call_operation` as Ray calls it: the release's package is the working directory."""
+    return call_operation(Path.cwd(), ActionRequest.from_json(request), operation, payload)
 
 
-def load(folder: Path, entrypoint: str) -> Any:
+def load_entrypoint(folder: Path, entrypoint: str) -> Any:
     """Import `package.module.Class` or `package.module:Class` from the release's folder."""
     module_name, _, name = entrypoint.replace(":", ".").rpartition(".")
     path = str(folder)
     if sys.path[:1] != [path]:
-        # First, also before the worker's own folder, which Ray hands on to its processes.
+        # At the first place, before the worker's own folder, which Ray adds to the path of its processes.
         sys.path[:] = [path, *(entry for entry in sys.path if entry != path)]
         importlib.invalidate_caches()
     try:
@@ -65,8 +65,8 @@ def load(folder: Path, entrypoint: str) -> Any:
         raise EntrypointError(f"entrypoint {entrypoint}: module {module_name} has no {name}") from None
 
 
-def describe(error: BaseException, folder: Path) -> dict[str, str]:
-    """An exception as data: its class, its message with the author's last line, the author's frames."""
+def describe_error(error: BaseException, folder: Path) -> dict[str, str]:
+    """The exception as data: its class, its message with the author's last line, the author's frames."""
     frames = [
         f"{Path(frame.filename).relative_to(folder)}:{frame.lineno} in {frame.name}"
         for frame in traceback.extract_tb(error.__traceback__)
@@ -83,10 +83,10 @@ def _safe_text(error: BaseException) -> str:
         text = str(error)
     except Exception:  # an author's __str__
         return "(its message cannot be printed)"
-    if len(text) <= MAX_MESSAGE:
+    if len(text) <= MAX_MESSAGE_CHARS:
         return text
-    # Not in the middle of a word: of half a secret the worker would not know that it is one.
-    return f"{_WORD.sub('', text[:MAX_MESSAGE])}…"
+    # Never cut in the middle of a word: the worker could not recognise half a secret.
+    return f"{_WORD.sub('', text[:MAX_MESSAGE_CHARS])}…"
 
 
 def _adapt(target: Any) -> Any:
@@ -95,8 +95,8 @@ def _adapt(target: Any) -> Any:
 
 
 class BatchActor:
-    """One release's process. It dies with the worker that started it, which alone holds its handle."""
+    """The process of one release. It ends with the worker that started it, which alone holds its handle."""
 
     def run(self, request: str, operation: str, payload: str) -> str:
-        """One operation, as `runner.run_in_ray`."""
+        """See `run_in_ray`. Workers of other releases call it by this name."""
         return run_in_ray(request, operation, payload)

@@ -1,4 +1,4 @@
-"""The plugin store: releases by the name `code@version`, their files and checksum."""
+"""The plugin store: releases by their name `code@version`, their files and checksums."""
 
 import hashlib
 import os
@@ -11,29 +11,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from worker.plugins import config
-from worker.plugins.archive import unpack
+from worker.plugins.archive import unpack_release
 from worker.plugins.config import ActionConfig, ReleaseConfig
 from worker.plugins.errors import PluginError, ReleaseInvalidError, ReleaseNotFoundError
 from worker.settings import MB
 
-IGNORED = frozenset({"__pycache__", ".git"})
-"""Not part of a release: they change without it changing."""
-CHUNK = 1024 * 1024
+IGNORED_NAMES = frozenset({"__pycache__", ".git"})
+"""Not part of a release: they change although the release does not."""
+CHUNK_BYTES = 1024 * 1024
 
 
-def files(root: Path) -> Iterator[tuple[str, Path]]:
-    """Every file as (relative path with `/`, path), in one order on every machine.
+def release_files(root: Path) -> Iterator[tuple[str, Path]]:
+    """Every file as (relative path with `/`, path), in the same order on every machine.
 
-    Raises `ReleaseInvalidError` for a link that leads out of the release and for what is not a file.
+    Raises `ReleaseInvalidError` for a link that leads out of the release and for special files.
     """
     yield from sorted(_walk(root, root.resolve()))
 
 
 def _walk(root: Path, real_root: Path) -> Iterator[tuple[str, Path]]:
     for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in IGNORED]
+        folders[:] = [name for name in folders if name not in IGNORED_NAMES]
         here = Path(folder)
-        for name in [*folders, *(name for name in names if name not in IGNORED)]:
+        for name in [*folders, *(name for name in names if name not in IGNORED_NAMES)]:
             path = here / name
             relative = path.relative_to(root).as_posix()
             if path.is_symlink():
@@ -51,11 +51,14 @@ def _walk(root: Path, real_root: Path) -> Iterator[tuple[str, Path]]:
             yield relative, path
 
 
-def checksum(root: Path, max_bytes: int) -> str:
-    """MD5 (a name, not a protection) over paths and contents; refuses more than `max_bytes`."""
+def release_checksum(root: Path, max_bytes: int) -> str:
+    """MD5 over paths and contents; raises `ReleaseInvalidError` for more than `max_bytes`.
+
+    It names the release's content and protects nothing.
+    """
     digest = hashlib.md5(usedforsecurity=False)
     total = 0
-    for relative, path in files(root):
+    for relative, path in release_files(root):
         size = path.stat().st_size
         total += size
         if total > max_bytes:
@@ -63,15 +66,15 @@ def checksum(root: Path, max_bytes: int) -> str:
         name = relative.encode("utf-8", "surrogateescape")
         digest.update(f"{len(name)}:{size}:".encode() + name)
         with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
+            while chunk := file.read(CHUNK_BYTES):
                 digest.update(chunk)
     return digest.hexdigest()
 
 
-def stamp(root: Path) -> str:
-    """Changes when a file's time, size or name does: cheap enough for every look-up."""
+def folder_stamp(root: Path) -> str:
+    """A digest that changes with any file's time, size or name; cheap enough for every look-up."""
     digest = hashlib.md5(usedforsecurity=False)
-    for relative, path in files(root):
+    for relative, path in release_files(root):
         stat = path.lstat()
         digest.update(f"{relative}\0{stat.st_mtime_ns}\0{stat.st_size}\0".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
@@ -81,13 +84,13 @@ MAX_BYTES = 512 * MB
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}"
 _NAME = re.compile(rf"{_PART}@{_PART}")
-_TAKEN = ("worker", "shared", "ray")
-"""Packages that the host itself imports; a release's own of that name would hide them."""
+RESERVED_NAMES = ("worker", "shared", "ray")
+"""Packages that the host itself imports; a release's package of the same name would hide them."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """One release, verified and unpacked. `path` holds config.yaml; `checksum` is over its content."""
+    """A release, verified and unpacked. `path` is the folder of config.yaml, `checksum` covers all files."""
 
     code: str
     version: str
@@ -97,7 +100,7 @@ class Release:
     checksum: str
 
     def action(self, name: str) -> ActionConfig:
-        """What config.yaml declares for an action; `ReleaseInvalidError` when it declares none."""
+        """What config.yaml declares for an action; raises `ReleaseInvalidError` for an unknown one."""
         try:
             return self.config.actions[name]
         except KeyError:
@@ -117,7 +120,7 @@ class PluginStore:
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """Names of what lies in the store, sorted; a broken release is listed too."""
+        """The names of all releases, sorted, including the invalid ones."""
         found = {path.name.removesuffix(".zip") for path in self.directory.iterdir()}
         return sorted(name for name in found if _NAME.fullmatch(name) and self._find(name) is not None)
 
@@ -130,10 +133,10 @@ class PluginStore:
             raise ReleaseNotFoundError(f"the plugin store has no release {name!r}")
         with self._lock:
             try:
-                mark = _stamp(source)
+                stamp = _release_stamp(source)
                 known = self._known.get(name)
-                if known is None or known[0] != mark or not known[1].path.is_dir():
-                    known = self._known[name] = (mark, self._load(name, source))
+                if known is None or known[0] != stamp or not known[1].path.is_dir():
+                    known = self._known[name] = (stamp, self._load(name, source))
             except PluginError as error:
                 raise type(error)(f"{name}: {error}") from None
             except OSError as error:
@@ -154,36 +157,36 @@ class PluginStore:
         if config_file.is_symlink() or not config_file.is_file():
             raise ReleaseInvalidError("has no config.yaml")
         with config_file.open("rb") as file:
-            declared = config.parse(file.read(config.MAX_BYTES + 1))
+            declared = config.parse_release_config(file.read(config.MAX_CONFIG_BYTES + 1))
         code, _, version = name.partition("@")
         if (declared.code, declared.version) != (code, version):
             raise ReleaseInvalidError(f"config.yaml says {declared.code}@{declared.version}")
-        for taken in _TAKEN:
+        for taken in RESERVED_NAMES:
             if (folder / taken / "__init__.py").exists() or (folder / f"{taken}.py").exists():
                 raise ReleaseInvalidError(f"its top-level name {taken!r} is taken by the host; rename it")
-        digest = checksum(folder, self._max_bytes)
+        digest = release_checksum(folder, self._max_bytes)
         return Release(code, version, name, folder.resolve(), declared, digest)
 
     def _unpacked(self, name: str, archive: Path) -> Path:
-        """Where the archive's content lies, unpacked under a name that changes with every byte of it."""
+        """The folder of the archive's unpacked content, whose name changes with every byte of it."""
         if archive.stat().st_size > self._max_bytes:
             raise ReleaseInvalidError(f"the archive is larger than {self._max_bytes} bytes")
         with archive.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        folder = _private(self._cache_dir) / f"{name}-{digest[:16]}"
-        unpack(archive, folder, self._max_bytes)
+        folder = _private_folder(self._cache_dir) / f"{name}-{digest[:16]}"
+        unpack_release(archive, folder, self._max_bytes)
         return folder
 
 
-def _stamp(source: Path) -> str:
+def _release_stamp(source: Path) -> str:
     if source.is_dir():
-        return stamp(source)
+        return folder_stamp(source)
     found = source.stat()
     return f"{found.st_mtime_ns}:{found.st_size}:{found.st_ino}"
 
 
-def _private(folder: Path) -> Path:
-    """`folder`, made when missing, once sure that nobody else can write it: what lies in it is run."""
+def _private_folder(folder: Path) -> Path:
+    """`folder`, made when missing; raises `PluginError` if others can write it, as its content is run."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:

@@ -1,4 +1,4 @@
-"""Messages that could not be accepted: kept whole, their jobs told, and which may be sent again."""
+"""Messages that could not be accepted: kept whole, their jobs failed, and which may be published again."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from redis import Redis
 from shared.channels import DEAD_LETTERS
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
-from worker.broker import RefusedMessage
+from worker.broker import RejectedMessage
 from worker.lua import Scripts
 from worker.platform import NotFoundError, ValidationError
 from worker.runs.model import End, Step
@@ -204,12 +204,14 @@ def reject_message(
         runs.publisher.publish(FAIL_REJECTED_JOB, "control", about)
 
 
-def reject_undelivered(refused: RefusedMessage, **_: Any) -> None:
+def reject_undelivered(rejected: RejectedMessage, **_: Any) -> None:
     """Reject a message that reached no task, for the broker's consumer or transport could not read it.
 
     The app connects it to the broker's signal (`worker.app`).
     """
-    reject_message(services(), refused.task, refused.body, refused.kwargs, refused.reason, refused.message_id)
+    reject_message(
+        services(), rejected.task, rejected.body, rejected.kwargs, rejected.reason, rejected.message_id
+    )
 
 
 def fail_rejected_job(job: str, reason: str, runs: Runs, backend: JobsApi) -> None:

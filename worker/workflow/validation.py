@@ -9,14 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from shared.messages import DeployMessage, Job, Tenant, ToTaskMessage
 from shared.statuses import JobStatus
+from shared.validation import describe_validation_error
 from worker.platform import MalformedResponseError, clean
 from worker.plugins import PluginError, PluginStore
 
 log = structlog.get_logger(__name__)
 
-MAX_MISTAKES = 20
-MAX_NAME_CHARS = 100
-"""Of what is wrong with a message, which may have a hundred thousand wrong keys of any length."""
+MAX_CHARS = 2_000
+"""Of the text that says what is wrong with a message."""
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -55,15 +55,7 @@ def parse(
 
 def mistakes(error: ValidationError) -> str:
     """Where and what is wrong, in one line, without what the message holds."""
-    found = error.errors(include_input=False, include_url=False, include_context=False)
-    lines = []
-    for mistake in found[:MAX_MISTAKES]:
-        where = ".".join(str(part)[:MAX_NAME_CHARS] for part in mistake["loc"])
-        what = mistake["msg"].removeprefix("Value error, ")
-        lines.append(f"{where}: {what}" if where else what)
-    if len(found) > MAX_MISTAKES:
-        lines.append(f"and {len(found) - MAX_MISTAKES} more")
-    return clean("; ".join(lines))[:2000]
+    return clean(describe_validation_error(error))[:MAX_CHARS]
 
 
 _JOB: TypeAdapter[str] = TypeAdapter(Job)
@@ -106,7 +98,7 @@ class StepArguments(Arguments):
 
 
 def arguments_of(function: Callable[..., Any]) -> type[Arguments] | None:
-    """A model of the arguments by name; None for a door, which takes what comes and refuses it itself."""
+    """A model of the keyword arguments; None for entry tasks, which validate their own arguments."""
     parameters = inspect.signature(function).parameters.values()
     kinds = {each.kind for each in parameters}
     if inspect.Parameter.VAR_POSITIONAL in kinds:

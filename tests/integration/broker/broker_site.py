@@ -13,7 +13,7 @@ from celery import Celery
 from redis import Redis
 
 from tests.chaos.nursery import Nursery, Worker
-from worker.broker.delivery import DUE_KEY, HELD_KEY
+from worker.broker.delivery import REDELIVERY_KEY, UNACKED_KEY
 from worker.sandbox.processes import Process, start, wait_for
 from worker.sandbox.servers import RedisServer
 
@@ -94,7 +94,7 @@ class Site:
 
     def held(self) -> int:
         with self.redis.pipeline() as pipeline:
-            held, due = pipeline.hlen(HELD_KEY).zcard(DUE_KEY).execute()
+            held, due = pipeline.hlen(UNACKED_KEY).zcard(REDELIVERY_KEY).execute()
         assert held == due
         return int(held)
 
@@ -104,7 +104,7 @@ class Site:
 
     def misses_redis(self, worker: Process | Worker, times: int = 2) -> None:
         """Wait until the worker has tried in vain to reach Redis."""
-        said = "broker cannot be reached"
+        said = "broker unavailable"
         self.wait(lambda: worker.tail(1000).count(said) >= times, 6, "the worker misses Redis")
 
     def letters(self) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 from celery import Celery
 from redis import Redis
 
-from worker.broker import RefusedMessage, message_refused
+from worker.broker import RejectedMessage, message_rejected
 from worker.workflow.dead_letters import DeadLetters
 
 URL = os.environ["TINY_URL"]
@@ -39,9 +39,9 @@ if not STOCK:
 redis = Redis.from_url(URL, decode_responses=True)
 
 
-@message_refused.connect
-def keep(refused: RefusedMessage, **_: Any) -> None:
-    DeadLetters(redis).add(refused.task, refused.body, refused.reason, message_id=refused.message_id)
+@message_rejected.connect
+def keep(rejected: RejectedMessage, **_: Any) -> None:
+    DeadLetters(redis).add(rejected.task, rejected.body, rejected.reason, message_id=rejected.message_id)
 
 
 @app.task(name="note", bind=True)

@@ -1,10 +1,11 @@
 """What an author reads of a failed deployment, however long the error is."""
 
 import time
+from typing import Any
 
 import pytest
 
-from worker.actions.serve_state import MAX_CHARACTERS, READ_LINES, explain
+from worker.actions.serve_state import MAX_CHARS, MAX_READ_LINES, clean_reason, interpret_serve_status
 from worker.platform import register_secrets
 
 FRAME = '  File "{file}", line 3, in __init__'
@@ -37,33 +38,35 @@ FRAME = '  File "{file}", line 3, in __init__'
         "\n" + FRAME.format(file="/_ray_pkg_a/" * 100),
     ],
 )
-def test_a_megabyte_of_an_authors_error_is_explained_in_no_time(unit: str) -> None:
+def test_a_megabyte_of_an_error_is_reduced_quickly(unit: str) -> None:
     message = f"ValueError: {unit * (1_000_000 // len(unit))} end"
     began = time.thread_time()
 
-    explained = explain(message)
+    explained = clean_reason(message)
 
     assert time.thread_time() - began < 3
-    assert len(explained) <= MAX_CHARACTERS
+    assert len(explained) <= MAX_CHARS
 
 
-def test_a_line_that_is_too_long_is_shown_from_its_beginning() -> None:
-    explained = explain(
+def test_long_line_is_shown_from_its_start() -> None:
+    explained = clean_reason(
         f"{FRAME.format(file='/x/_ray_pkg_0a/plugin.py')}\nValueError: cannot read {'x' * 9_000}"
     )
 
     assert explained.startswith("ValueError: cannot read xxx")
-    assert len(explained) == MAX_CHARACTERS
+    assert len(explained) == MAX_CHARS
 
 
-def test_the_last_lines_of_very_many_are_read() -> None:
-    assert explain("\n".join(["x"] * 2 * READ_LINES + ["ValueError: no weights"])).endswith("no weights")
+def test_last_of_very_many_lines_are_read() -> None:
+    assert clean_reason("\n".join(["x"] * 2 * MAX_READ_LINES + ["ValueError: no weights"])).endswith(
+        "no weights"
+    )
 
 
-def test_a_secret_across_the_end_of_what_is_shown_is_masked() -> None:
+def test_secret_across_the_end_of_the_text_is_masked() -> None:
     register_secrets(["private-secret"])
 
-    explained = explain(f"ValueError: {'x' * (MAX_CHARACTERS - 20)} private-secret {'x' * 9_000}")
+    explained = clean_reason(f"ValueError: {'x' * (MAX_CHARS - 20)} private-secret {'x' * 9_000}")
 
     assert "private" not in explained
 
@@ -81,5 +84,38 @@ def test_a_secret_across_the_end_of_what_is_shown_is_masked() -> None:
         ("died, SERVE   (pid=225, ip=127.0.0.2) at 10.0.0.1:80 now", "died, SERVE at  now"),
     ],
 )
-def test_folders_processes_and_addresses_of_a_node_are_left_out(line: str, shown: str) -> None:
-    assert explain(line) == shown
+def test_folders_processes_and_addresses_are_removed(line: str, shown: str) -> None:
+    assert clean_reason(line) == shown
+
+
+TRACE = """The deployment failed to start 3 times in a row. Error:
+Exception when allocating Replica(id='z8', deployment='B', app='cat@1.0'):
+Traceback (most recent call last):
+  File "/x/.venv/lib/python3.11/site-packages/ray/_private/worker.py", line 1055, in get_objects
+    raise value
+ray.exceptions.ActorDiedError: The actor died, \x1b[36mray::SERVE\x1b[39m (pid=225, ip=127.0.0.2)
+  File "/usr/lib/python3.11/concurrent/futures/_base.py", line 456, in result
+    return self.__get_result()
+           ^^^^^^^^^^^^^^^^^^^
+  File "/tmp/ray/s_1/working_dir_files/_ray_pkg_0a1b/plugin/serve.py", line 3, in __init__
+    raise ValueError("the weights are gone")
+ValueError: the weights are gone at 10.0.0.1:80
+"""
+
+
+def test_status_is_one_of_three_buckets_with_a_reason() -> None:
+    def state(status: str, message: str = "") -> dict[str, Any]:
+        return {"status": status, "message": "app", "deployments": {"B": {"status": "x", "message": message}}}
+
+    assert interpret_serve_status(None) == ("pending", None, "")
+    assert interpret_serve_status({}) == ("pending", None, "")
+    assert interpret_serve_status(state("RUNNING", "old")) == ("running", "RUNNING", "")
+    assert interpret_serve_status(state("DEPLOYING")) == ("pending", "DEPLOYING", "")
+    assert interpret_serve_status(state("UNHEALTHY")) == ("failed", "UNHEALTHY", "app")
+    bucket, status, reason = interpret_serve_status(state("DEPLOY_FAILED", TRACE))
+    assert (bucket, status) == ("failed", "DEPLOY_FAILED")
+    assert reason.splitlines() == [
+        '  File "plugin/serve.py", line 3, in __init__',
+        '    raise ValueError("the weights are gone")',
+        "ValueError: the weights are gone at",
+    ]

@@ -98,7 +98,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> fakeredis.FakeServer:
 def test_a_redis_that_goes_away_while_a_run_is_followed_is_told(
     server: fakeredis.FakeServer, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], running: bool
 ) -> None:
-    monkeypatch.setattr("shared.follower.AWAY_SECONDS", 0.5)
+    monkeypatch.setattr("shared.follower.MAX_UNAVAILABLE_SECONDS", 0.5)
     if running:
         redis = fakeredis.FakeRedis(server=server, decode_responses=True)
         redis.hset(job_key("5"), mapping={"status": "RUNNING"})

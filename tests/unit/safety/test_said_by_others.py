@@ -15,7 +15,7 @@ from worker.platform import MalformedResponseError, clean, mask_cut, mask_secret
 from worker.platform import register_settings as register
 from worker.platform.responses import Answer, error_of
 from worker.platform.streams.parser import cut
-from worker.plugins.runner import MAX_MESSAGE, describe
+from worker.plugins.runner import MAX_MESSAGE_CHARS, describe_error
 from worker.pre_processor.serve_application import counts_as_failed, find_pre_processor, snapshot_of
 from worker.runs.publisher import RedactedRequest
 from worker.services import Services
@@ -136,13 +136,13 @@ def test_a_secret_that_is_cut_through_shows_no_beginning_of_itself(left: int) ->
     body = b"x" + b" " * (4095 - left) + OURS.encode() + b" and more"
     mark = f"… [cut: {5000 + len(OURS)} bytes]"
     line = f"{'-' * (1024 - len(mark.encode()) - left)}{OURS}".ljust(5000 + len(OURS), "-")
-    text = f"{'-' * (MAX_MESSAGE - left - 1)} {OURS} and more"
+    text = f"{'-' * (MAX_MESSAGE_CHARS - left - 1)} {OURS} and more"
 
     # When they are told
     told = [
         str(error_of(Answer(500, {}, body))),
         redact(cut(line, 1024)),
-        describe(ValueError(text), Path("/nowhere"))["message"],
+        describe_error(ValueError(text), Path("/nowhere"))["message"],
     ]
 
     # Then nothing of it is

@@ -1,6 +1,6 @@
--- Take the next message: out of the first list that has one and into what is held, in one go.
--- KEYS: held, due, then the lists in the order in which to look.
--- ARGV: tag, seconds until it is delivered again, then '1' for every list whose messages are acknowledged.
+-- Pop the next message of the first list that has one and record it as unacknowledged, in one atomic step.
+-- KEYS: unacked, redelivery, then the lists in the order in which to look.
+-- ARGV: tag, seconds until redelivery, then '1' for every list whose messages are acknowledged.
 for i = 3, #KEYS do
   local message = redis.call('RPOP', KEYS[i])
   if message then

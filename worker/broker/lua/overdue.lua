@@ -1,4 +1,5 @@
--- Tags whose time is up by this server's clock. KEYS: held, due. ARGV: at most so many.
+-- List the tags whose time of redelivery has passed by this server's clock.
+-- KEYS: unacked, redelivery. ARGV: the most tags to look at.
 local time = redis.call('TIME')
 local tags = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', time[1] + time[2] / 1000000, 'LIMIT', 0, ARGV[1])
 local overdue = {}

@@ -1,6 +1,6 @@
 -- Fill the window and return the chunks whose messages are to be sent: the new ones, those that were handed
 -- out a while ago to somebody who died before sending, or all open ones.
--- KEYS: run, catalogue, open   ARGV: window, seconds after which an unsent one is handed out again, all
+-- KEYS: run, task index, open   ARGV: window, seconds after which an unsent one is handed out again, all
 if not run_open(KEYS[1]) then return {} end
 local now = tonumber(now_seconds())
 local numbers

@@ -1,0 +1,172 @@
+"""No message stops, loops or crashes a worker, or blocks those behind it; each is kept whole."""
+
+import base64
+import json
+import zlib
+from typing import Any
+
+import pytest
+
+from tests.integration.broker.broker_site import Site, element
+
+MARK = "mark-of-the-message"
+GOOD = element(body=[["good"], {}, {}], headers={"task": "note"})
+KWARGS: Any = {"job": "7", "text": MARK}
+NESTED = f'[[], {{"text": "{MARK}", "x": {"[" * 400}{"]" * 400}}}, {{}}]'
+DEEPER = f'[[], {{"text": "{MARK}", "x": {"[" * 100_000}{"]" * 100_000}}}, {{}}]'
+EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+
+def without(part: str, *names: str) -> dict[str, Any]:
+    made = element(body=[[], KWARGS, EMBED])
+    for name in names:
+        del made[part][name]
+    return made
+
+
+BAD: dict[str, Any] = {
+    "not JSON": f"hello {MARK}",
+    "empty": "",
+    "not text": b"\xff\xfe" + MARK.encode(),
+    "JSON but a list": [MARK],
+    "JSON but a number": 5,
+    "null": None,
+    "no envelope": {"job": MARK},
+    "properties a list": element(properties=[MARK]),
+    "properties null": element(properties=None, body=MARK),
+    "headers a list": element(headers=None) | {"headers": [MARK]},
+    "headers null": element(body=[[], KWARGS, EMBED]) | {"headers": None},
+    "no body": {k: v for k, v in element(headers={"shadow": MARK}).items() if k != "body"},
+    "body a list": element(headers={"shadow": MARK}) | {"body": [1]},
+    "body bad base64": element() | {"body": f"a{MARK}"},
+    "unknown body encoding": element(body=[[], KWARGS, EMBED])
+    | {"properties": {"body_encoding": "rot13", "delivery_tag": "1", "delivery_info": {}}, "body": MARK},
+    "delivery info a list": element(body=[[], KWARGS, EMBED])
+    | {"properties": {"body_encoding": "base64", "delivery_tag": "1", "delivery_info": [MARK]}},
+    "body not JSON": element(raw_body=f"oops {MARK}"),
+    "body not text": element() | {"body": "//79" + "bWFyaw=="},
+    "body an object": element(body=KWARGS),
+    "body two parts": element(body=[[], KWARGS]),
+    "body null": element(raw_body="null", headers={"shadow": MARK}),
+    "args null": element(body=[None, KWARGS, EMBED]),
+    "kwargs a list": element(body=[[], [MARK], EMBED]),
+    "embed null": element(body=[[], KWARGS, None]),
+    "content type unknown": element(body=[[], KWARGS, EMBED]) | {"content-type": "application/x-other"},
+    "content type pickle": element(body=[[], KWARGS, EMBED]) | {"content-type": "application/x-pickle"},
+    "content type a number": element(body=[[], KWARGS, EMBED]) | {"content-type": 5},
+    "compression unknown": element(body=[[], KWARGS, EMBED], headers={"compression": "shrink"}),
+    "compressed, and unpacks to 32 MB": element(headers={"compression": "application/x-gzip"})
+    | {"body": base64.b64encode(zlib.compress(b" " * 2**25)).decode()},
+    "no id": without("headers", "id"),
+    "id a list": element(body=[[], KWARGS, EMBED], headers={"id": []}),
+    "no task": without("headers", "task"),
+    "task a number": element(body=[[], KWARGS, EMBED], headers={"task": 5}),
+    "task unknown": element(body=[[], KWARGS, EMBED], headers={"task": "nobody.knows"}),
+    "eta wrong": element(body=[[], KWARGS, EMBED], headers={"eta": "tomorrow"}),
+    "eta a number": element(body=[[], KWARGS, EMBED], headers={"eta": 5}),
+    "eta out of range": element(body=[[], KWARGS, EMBED], headers={"eta": "9999-12-31T23:59:59-14:00"}),
+    "expires wrong": element(body=[[], KWARGS, EMBED], headers={"expires": "never"}),
+    "retries a word": element(body=[[], KWARGS, EMBED], headers={"retries": "many"}),
+    "time limits a number": element(body=[[], KWARGS, EMBED], headers={"timelimit": 5}),
+    "stamps a number": element(body=[[], KWARGS, EMBED], headers={"stamped_headers": 5}),
+    "header of a method": element(body=[[], KWARGS, EMBED], headers={"get": 5}),
+    "header of Celery's own": element(body=[[], KWARGS, EMBED], headers={"_get_custom_headers": "x"}),
+    "shadow a list": element(body=[[], KWARGS, EMBED], headers={"shadow": ["x"]}),
+    "embed with a method": element(body=[[], KWARGS, {"get": 5}]),
+    "chain of numbers": element(body=[[], KWARGS, {"chain": [5]}]),
+    "chord a word": element(body=[[], KWARGS, {"chord": "x"}]),
+    "headers nested": element(body=[[], KWARGS, EMBED], headers={"x": json.loads("[" * 300 + "]" * 300)}),
+    "nested deeply": element(raw_body=NESTED),
+    "nested deeper": element(raw_body=DEEPER),
+    "envelope nested": f'{{"mark": "{MARK}", "x": {"[" * 100_000}{"]" * 100_000}}}',
+    "a number too large": f'{{"mark": "{MARK}", "x": {"9" * 5_000}}}',
+    "old protocol without id": element(body={"task": "noop", "args": [], "kwargs": KWARGS}, headers={})
+    | {"headers": {}},
+    "old protocol, kwargs a list": element(body={"task": "noop", "id": "1", "args": [], "kwargs": [MARK]})
+    | {"headers": {}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_malformed_messages_are_kept_and_block_no_good_one(site: Site, pool: str) -> None:
+    for message in BAD.values():
+        raw = message if isinstance(message, str | bytes) else json.dumps(message)
+        site.redis.lpush("first", raw)
+    site.redis.lpush("first", json.dumps(GOOD))
+
+    worker = site.worker(pool=pool, concurrency=1)
+    site.wait(lambda: site.done() == ["good"] and site.quiet(), 20, "the good one behind the bad")
+
+    letters = site.letters()
+    log = worker.tail(1_000_000)
+    assert len(letters) == len(BAD), [letter["reason"] for letter in letters]
+    for name, letter in zip(BAD, letters, strict=True):
+        assert letter["reason"], name
+        if MARK in json.dumps(BAD[name], default=repr) or name == "not text":
+            assert_whole(name, letter)
+    assert worker.alive
+    assert worker.tail(1_000_000).count("ready") == 1, "it never started anew"
+    assert MARK not in log
+    assert "Traceback" not in log
+
+
+def assert_whole(name: str, letter: dict[str, str]) -> None:
+    body = letter["body"]
+    if body.startswith("base64:"):
+        assert name == "not text"
+        return
+    message = BAD[name]
+    if isinstance(message, str):
+        assert body == message
+        return
+    if MARK not in body:  # the mark is in the headers, which are kept where the body is not readable
+        assert MARK in json.dumps(message["headers"]) or "body" not in message, name
+        assert letter["task"] == "noop"
+
+
+UNKNOWN = {"task": "nobody.knows", "id": "1"}
+
+
+def test_dead_letter_holds_the_whole_message(site: Site) -> None:
+    site.redis.lpush(
+        "first", json.dumps(element(body=[[1], KWARGS, EMBED], headers={"task": "nobody.knows"}))
+    )
+    site.redis.lpush("first", "no JSON at all")
+    site.worker()
+    site.wait(lambda: len(site.letters()) == 2, 10, "two letters")
+
+    unknown, raw = site.letters()
+
+    assert (unknown["task"], unknown["reason"]) == ("nobody.knows", "unknown task")
+    assert json.loads(unknown["body"]) == [[1], KWARGS, EMBED]
+    assert (raw["task"], raw["body"]) == ("", "no JSON at all")
+    assert raw["reason"].startswith("not JSON")
+
+
+def test_message_that_breaks_celery_frees_its_slot(site: Site) -> None:
+    # Given more messages than slots whose next task exists but cannot be published, one good one behind them
+    following = {"task": "note", "args": [], "kwargs": {}, "options": {"queue": 5, "priority": MARK}}
+    for _ in range(3):
+        site.redis.lpush("first", json.dumps(element(body=[[], KWARGS, {"chain": [following]}])))
+    site.redis.lpush("first", json.dumps(GOOD))
+
+    # When a worker of one slot takes them
+    worker = site.worker(concurrency=1)
+
+    # Then the good one runs
+    site.wait(lambda: site.done() == ["good"] and site.quiet(), 20, "the good one behind the bad")
+    assert worker.alive
+
+
+def test_message_stays_when_its_dead_letter_cannot_be_written(site: Site) -> None:
+    site.redis.set("synapse:dead_letters", "no stream")
+    worker = site.worker(vt=2)
+    site.redis.lpush("first", "no JSON at all")
+    site.redis.lpush("first", json.dumps(GOOD))
+    site.wait(lambda: site.done() == ["good"], 5, "the good one")
+    # (The good one is done a moment before it is acknowledged.)
+    site.wait(lambda: site.held() + site.redis.llen("first") == 1, 1, "the bad one alone is left")
+
+    site.redis.delete("synapse:dead_letters")
+    site.wait(lambda: len(site.letters()) == 1 and site.quiet(), 10, "the letter")
+    assert worker.alive

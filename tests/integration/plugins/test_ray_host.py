@@ -1,0 +1,164 @@
+"""Releases on a real Ray: served side by side, replaced, converted, killed."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from worker.actions.serve_state import interpret_serve_status, serve_application_state
+from worker.actions.serve_submit import remove_application
+from worker.plugins import (
+    ClientAccess,
+    PluginCallError,
+    PluginHostUnavailableError,
+    PluginStore,
+    PluginTimeoutError,
+    RayHost,
+    request_for,
+)
+from worker.plugins.package import FolderPackages
+from worker.plugins.ray_session import RaySession, session
+from worker.sandbox.local_ray import LocalRay
+
+ACCESS = ClientAccess(host="http://backend.test")
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:ray.*")
+
+
+def submit(
+    host: RayHost, store: PluginStore, name: str, action: str = "deployment", **params: Any
+) -> dict[str, Any]:
+    release = store.get(name)
+    request = request_for(release, action, {"num_cpus": 0.5, **params}, ACCESS)
+    plan = host.call(release, request, "plan", {})
+    return plan | host.call(release, request, "submit", plan)
+
+
+def await_bucket(name: str, wanted: str, seconds: float = 40) -> str:
+    deadline = time.monotonic() + seconds
+    while True:
+        bucket, _, reason = interpret_serve_status(serve_application_state(name))
+        if bucket == wanted:
+            return reason
+        assert time.monotonic() < deadline, (name, bucket, reason)
+        time.sleep(0.2)
+
+
+def test_releases_with_the_same_package_serve_their_own_code(
+    ray_host: RayHost, store: PluginStore, ray_cluster: LocalRay
+) -> None:
+    plans = {code: submit(ray_host, store, f"{code}@1.0.0") for code in ("apple", "pear")}
+    for code, plan in plans.items():
+        assert plan["submitted"]
+        assert not plan["replaced"]
+        await_bucket(f"{code}@1.0.0", "running")
+    for code, plan in plans.items():
+        url = f"{ray_cluster.serve_url}{plan['route_prefix']}/"
+        assert httpx.get(url).json() == {"word": code, "url": "http://backend.test"}
+        assert httpx.post(url, json={"n": 21}).json() == {"word": code, "doubled": 42}
+
+
+def test_only_a_changed_deployment_replaces_a_running_one(
+    ray_host: RayHost, store: PluginStore, ray_cluster: LocalRay
+) -> None:
+    await_bucket("apple@1.0.0", "running")
+    again = submit(ray_host, store, "apple@1.0.0")
+    assert (again["submitted"], again["reason"]) == (False, "identical")
+    changed = submit(ray_host, store, "apple@1.0.0", num_cpus=0.25)
+    assert changed["submitted"]
+    assert changed["replaced"]
+    assert "serves until the new one is ready" in changed["messages"][0]
+    url = f"{ray_cluster.serve_url}{changed['route_prefix']}/"
+    while serve_application_state("apple@1.0.0")["status"] != "RUNNING":
+        assert httpx.get(url, timeout=5).status_code == 200
+    assert httpx.get(url).json()["word"] == "apple"
+    remove_application("apple@1.0.0")
+    remove_application("pear@1.0.0")
+
+
+def test_class_without_routes_answers_with_infer_batch(
+    ray_host: RayHost, store: PluginStore, ray_cluster: LocalRay
+) -> None:
+    plan = submit(ray_host, store, "pear@1.0.0", "plain")
+    await_bucket("pear@1.0.0", "running")
+    answer = httpx.post(f"{ray_cluster.serve_url}{plan['route_prefix']}/", json={"n": 1}).json()
+    assert answer == {"got": {"n": 1}, "of": 1, "batched": True}
+    remove_application("pear@1.0.0")
+
+
+def test_every_form_of_entrypoint_is_served(
+    ray_host: RayHost, store: PluginStore, ray_cluster: LocalRay
+) -> None:
+    expected = {"handler": "handler", "declared": "http://backend.test", "build": "behind", "bound": "bound"}
+    release = store.get("pear@1.0.0")
+    for form in expected:
+        request = request_for(release, form, {"num_cpus": 0.1}, ACCESS)
+        plan = ray_host.call(release, request, "plan", {}) | {"app_name": form, "route_prefix": f"/{form}"}
+        assert ray_host.call(release, request, "submit", plan)["submitted"]
+    for form, answer in expected.items():
+        await_bucket(form, "running")
+        assert httpx.get(f"{ray_cluster.serve_url}/{form}").text == answer
+    request = request_for(release, "build", {"num_cpus": 0.1}, ACCESS)
+    plan = ray_host.call(release, request, "plan", {}) | {"app_name": "build", "route_prefix": "/build"}
+    assert ray_host.call(release, request, "submit", plan)["reason"] == "identical"
+    for form in expected:
+        remove_application(form)
+
+
+def test_reason_of_a_failure_is_only_the_authors(ray_host: RayHost, store: PluginStore) -> None:
+    submit(ray_host, store, "apple@1.0.0", "broken")
+    reason = await_bucket("apple@1.0.0", "failed")
+    assert "ValueError: the weights are gone" in reason
+    assert "plugin/plain.py" in reason
+    assert "127.0.0" not in reason
+    assert "/tmp" not in reason
+    assert "\x1b" not in reason
+    remove_application("apple@1.0.0")
+
+
+def test_dead_actor_of_conversions_is_replaced(ray_host: RayHost, store: PluginStore) -> None:
+    def convert(code: str, *items: Any) -> Any:
+        release = store.get(f"{code}@1.0.0")
+        request = request_for(release, "to_task", {}, ACCESS)
+        request = replace(
+            request, params={"name": "n", "project": 1, "agent": 1, "target_specification_name": "x"}
+        )
+        return ray_host.call_batch(
+            release, request, "convert_from_inference", [{"inference_data": item} for item in items]
+        )
+
+    first = convert("apple", {"value": 1}, {})
+    assert first[0]["ok"]["word"] == "apple"
+    assert first[1] == {"error": "KeyError: 'value'"}
+    assert convert("pear", {"value": 1})[0]["ok"]["word"] == "pear"
+    second = convert("apple", {"value": 2})
+    assert second[0]["ok"]["pid"] == first[0]["ok"]["pid"]
+    with pytest.raises(PluginCallError, match=r"the process of apple@1\.0\.0 died"):
+        convert("apple", "die")
+    third = convert("apple", {"value": 3})
+    assert third[0]["ok"]["pid"] != first[0]["ok"]["pid"]
+    ray_host._timeout, before = 1.0, ray_host._timeout
+    try:
+        with pytest.raises(PluginTimeoutError, match="longer than 1 s"):
+            convert("apple", "sleep")
+    finally:
+        ray_host._timeout = before
+    assert convert("apple", {"value": 4})[0]["ok"]["value"] == 4
+
+
+def test_package_store_can_be_a_folder(ray_cluster: LocalRay, store: PluginStore, tmp_path: Path) -> None:
+    host = RayHost(session, ray_cluster.address, lambda: FolderPackages(tmp_path), timeout=60)
+    release = store.get("pear@1.0.0")
+    plan = host.call(release, request_for(release, "deployment", {}, ACCESS), "plan", {})
+    assert plan["app_name"] == "pear@1.0.0"
+    assert plan["route_prefix"] == f"/{release.checksum}"
+
+
+def test_address_without_a_listener_fails_at_once() -> None:
+    started = time.monotonic()
+    with pytest.raises(PluginHostUnavailableError, match="cannot be reached"):
+        RaySession().connect("127.0.0.1:1")
+    assert time.monotonic() - started < 5

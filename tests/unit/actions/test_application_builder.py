@@ -1,0 +1,49 @@
+"""How an entrypoint's constructor or function is called."""
+
+import pytest
+
+from worker.actions import BaseServeDeployment
+from worker.actions.application_builder import _constructor_arguments, _is_builder
+
+
+class Derived(BaseServeDeployment):
+    pass
+
+
+class Nothing:
+    pass
+
+
+class Url:
+    def __init__(self, threshold: float = 0.5, backend_url: str = "") -> None: ...
+
+
+class Needs:
+    def __init__(self, where: str) -> None: ...
+
+
+class Optional:
+    def __init__(self, threshold: float = 0.5) -> None: ...
+
+
+class TooMany:
+    def __init__(self, one: int, two: int) -> None: ...
+
+
+def test_constructor_gets_the_backend_url_it_takes() -> None:
+    assert _constructor_arguments(Nothing, "u") == {}
+    assert _constructor_arguments(Optional, "u") == {}
+    assert _constructor_arguments(Url, "u") == {"backend_url": "u"}
+    assert _constructor_arguments(Needs, "u") == {"where": "u"}
+    assert _constructor_arguments(Derived, "u") == {"backend_url": "u"}
+    with pytest.raises(TypeError, match="needs one, two"):
+        _constructor_arguments(TooMany, "u")
+
+
+def test_function_without_arguments_is_a_builder() -> None:
+    def builds() -> None: ...
+
+    def answers(request: object) -> None: ...
+
+    assert _is_builder(builds)
+    assert not _is_builder(answers)

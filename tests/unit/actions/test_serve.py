@@ -1,0 +1,123 @@
+"""Serving a model without Ray: inference and tickets."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from worker.actions import BaseServeDeployment
+
+
+class Slow(BaseServeDeployment):
+    async def infer(self, body: Any) -> Any:
+        await asyncio.sleep(body["seconds"])
+        if body.get("fail"):
+            raise ValueError("no such image")
+        return {"done": body["seconds"]}
+
+
+class Sync(BaseServeDeployment):
+    def infer(self, body: Any) -> Any:  # type: ignore[override]
+        return {"got": body}
+
+
+class Body(BaseModel):
+    seconds: float
+
+
+async def test_quick_inference_returns_its_result() -> None:
+    assert await Slow("http://b").handle_inference({"seconds": 0}) == {"done": 0}
+    assert await Sync("http://b").handle_inference({"n": 1}) == {"got": {"n": 1}}
+    with pytest.raises(ValueError, match="no such image"):
+        await Slow("http://b").handle_inference({"seconds": 0, "fail": True})
+
+
+async def test_body_of_a_request_object_is_read() -> None:
+    class Request:
+        async def json(self) -> Any:
+            return {"seconds": 0}
+
+    assert await Slow("http://b").handle_inference(Request()) == {"done": 0}
+
+
+async def test_body_that_is_a_model_is_used_unchanged() -> None:
+    class Echo(BaseServeDeployment):
+        async def infer(self, body: Any) -> Any:
+            return body
+
+    body = Body(seconds=0)
+    assert await Echo("http://b").handle_inference(body) is body
+    assert await Echo("http://b").handle_inference(body, Body) is body
+
+
+async def test_long_inference_is_collected_with_its_ticket() -> None:
+    served = Slow("http://b")
+    pending = await served.handle_inference({"seconds": 0.1}, deadline_s=0.01)
+    assert (pending["__synapse_deferred__"], pending["status"]) == (True, "pending")
+    poll = {"__synapse_poll__": pending["ticket"]}
+    assert await served.handle_inference(poll) == pending
+    await asyncio.sleep(0.15)
+    assert await served.handle_inference(poll) == {"done": 0.1}
+    assert (await served.handle_inference(poll))["status"] == "not_found"
+
+
+async def test_long_inference_that_fails_is_a_failed_envelope() -> None:
+    served = Slow("http://b")
+    pending = await served.handle_inference({"seconds": 0.02, "fail": True}, deadline_s=0.001)
+    await asyncio.sleep(0.05)
+    answer = await served.handle_inference({"__synapse_poll__": pending["ticket"]})
+    assert (answer["status"], answer["error"]) == ("failed", "ValueError: no such image")
+
+
+async def test_failed_envelope_has_no_address_and_no_token() -> None:
+    class Remote(BaseServeDeployment):
+        async def infer(self, body: Any) -> Any:
+            await asyncio.sleep(0.01)
+            raise OSError("403 for 'https://store/m.zip?X-Amz-Signature=private' with token=private")
+
+    served = Remote("http://b")
+    pending = await served.handle_inference({}, deadline_s=0.001)
+    await asyncio.sleep(0.05)
+    answer = await served.handle_inference({"__synapse_poll__": pending["ticket"]})
+    assert answer["error"] == "OSError: 403 for '<url>' with token=***"
+
+
+async def test_author_can_give_a_body_model_and_a_runner() -> None:
+    async def runner(body: Body) -> float:
+        return body.seconds
+
+    assert await Slow("http://b").handle_inference({"seconds": 2}, Body, runner) == 2
+
+
+async def test_timeout_error_of_the_author_is_raised() -> None:
+    class Hasty(BaseServeDeployment):
+        async def infer(self, body: Any) -> Any:
+            raise TimeoutError("upstream")
+
+    with pytest.raises(TimeoutError, match="upstream"):
+        await Hasty("http://b").handle_inference({})
+
+
+async def test_batch_calls_infer_for_each_input_by_default() -> None:
+    assert await Slow("http://b").infer_batch([{"seconds": 0}] * 2) == [{"done": 0}] * 2
+
+
+async def test_default_model_is_loaded_once() -> None:
+    class Loading(BaseServeDeployment):
+        loads = 0
+
+        async def _get_model(self, model_info: dict[str, Any]) -> Any:
+            self.loads += 1
+            return model_info
+
+    served = Loading("http://b")
+    assert await asyncio.gather(served.get_model(), served.get_model()) == [{}, {}]
+    assert served.loads == 1
+
+
+async def test_methods_to_override_name_themselves() -> None:
+    with pytest.raises(NotImplementedError, match="override infer"):
+        await BaseServeDeployment("http://b").infer({})
+    with pytest.raises(NotImplementedError, match="override _get_model"):
+        await BaseServeDeployment("http://b").get_model()

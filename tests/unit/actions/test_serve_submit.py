@@ -1,0 +1,64 @@
+"""Which application runs already, and how many replicas may start beside it."""
+
+from typing import Any
+
+import pytest
+
+from shared.messages import DeployParams
+from worker.actions import (
+    BaseDeploymentAction,
+    BaseServeDeployment,
+)
+from worker.actions.serve_submit import (
+    DIGEST_VARIABLE,
+    _actor_options,
+    _is_identical,
+    _surge_percent,
+)
+from worker.plugins import ActionRequest
+
+ENV = {
+    "SYNAPSE_PLUGIN_RELEASE_CODE": "cat@1.0",
+    "SYNAPSE_PLUGIN_RELEASE_CHECKSUM": "abc",
+    "SYNAPSE_HOST": "http://b",
+}
+
+
+class Params(DeployParams):
+    threshold: float = 0.5
+
+
+class Deploy(BaseDeploymentAction[Params]):
+    entrypoint = BaseServeDeployment
+
+
+def run(operation: str, payload: Any = None, **fields: Any) -> Any:
+    request = ActionRequest("cat@1.0", "deployment", "plugin.d.Deploy", env=ENV, **fields)
+    return Deploy.run_operation(request, operation, payload)
+
+
+def test_identical_application_is_found_by_its_digest() -> None:
+    plan = run("plan") | {
+        "ray_actor_options": {"num_cpus": 1, "runtime_env": {"env_vars": {"A": "1"}, "pip": ["x"]}}
+    }
+    made = _actor_options(plan, {"working_dir": "gcs://p", "env_vars": {"B": "2"}})
+    assert made["runtime_env"] == {
+        "pip": ["x"],
+        "working_dir": "gcs://p",
+        "env_vars": {"A": "1", "B": "2", DIGEST_VARIABLE: plan["digest"]},
+    }
+    running = {"status": "RUNNING", "deployments": {"M": {"deployment_config": {"ray_actor_options": made}}}}
+    assert _is_identical(running, plan["digest"])
+    assert not _is_identical(running, "other")
+    assert not _is_identical(running | {"status": "UNHEALTHY"}, plan["digest"])
+
+
+@pytest.mark.parametrize(
+    ("free", "replicas", "percent"),
+    [({"CPU": 8.0}, 2, 100), ({"CPU": 2.0}, 2, 50), ({"CPU": 1.0}, 1, 0), ({"CPU": 3.0}, 3, 33), ({}, 1, 0)],
+)
+def test_surge_is_limited_by_free_resources(
+    monkeypatch: pytest.MonkeyPatch, free: dict[str, float], replicas: int, percent: int
+) -> None:
+    monkeypatch.setattr("ray.available_resources", lambda: free)
+    assert _surge_percent({"serve_options": {"num_replicas": replicas}}, {"num_cpus": 2}) == percent

@@ -1,0 +1,115 @@
+"""What is kept of a rejected message, by whom, and what becomes of its job."""
+
+import base64
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from kombu.message import Message
+
+from shared.channels import DEAD_LETTERS
+from tests.unit.runs.runs_helpers import RecordingSender
+from worker.broker.rejections import (
+    RejectedMessage,
+    keep_rejected,
+    message_rejected,
+    rejected_element,
+    rejected_message,
+)
+from worker.workflow import dead_letters
+
+HEADERS: dict[str, Any] = {"task": "deploy", "id": "1"}
+
+
+def message(body: Any = None, *, content_type: str = "application/json", **headers: Any) -> Message:
+    text = body if isinstance(body, str) else json.dumps([[], {}, {}] if body is None else body)
+    return Message(
+        body=text.encode(),
+        headers={name: value for name, value in (HEADERS | headers).items() if value != "absent"},
+        content_type=content_type,
+        content_encoding="utf-8",
+        accept={"application/json"},
+    )
+
+
+def test_message_is_kept_with_its_arguments() -> None:
+    body = [[], {"job": "7", "x": "é"}, {}]
+    kept = rejected_message(message(body), "why")
+    assert kept == RejectedMessage("deploy", json.dumps(body), "why", "1", {"job": "7", "x": "é"})
+
+
+def test_malformed_element_is_kept_whole() -> None:
+    body = base64.b64encode(json.dumps([[], {"job": 7}, {}]).encode()).decode()
+    element = json.dumps({"headers": HEADERS, "body": body, "properties": None})
+    kept = rejected_element(element.encode(), "why")
+    assert kept == RejectedMessage("deploy", element, "why", "1", {"job": 7})
+
+    for raw in (b"no JSON", b"[1]", b"5", b"[" * 100_000):
+        assert rejected_element(raw, "why") == RejectedMessage("", raw.decode(), "why")
+    binary = rejected_element(b"\xff\x00", "why").body
+    assert base64.b64decode(binary.removeprefix("base64:")) == b"\xff\x00"
+
+
+def test_message_is_kept_only_when_every_receiver_kept_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(message_rejected, "receivers", [])
+    rejected = RejectedMessage("t", "b", "why")
+    taken: list[RejectedMessage] = []
+
+    def takes(rejected: RejectedMessage, **_: Any) -> None:
+        taken.append(rejected)
+
+    def fails(**_: Any) -> None:
+        raise ConnectionError
+
+    assert not keep_rejected(None, rejected), "nobody is there"
+    message_rejected.connect(takes)
+    assert keep_rejected(None, rejected)
+    message_rejected.connect(fails)
+    assert not keep_rejected(None, rejected)
+    assert taken == [rejected, rejected]
+
+
+@pytest.fixture
+def sender(redis: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingSender]:
+    """What the app publishes once it has connected the rejections of the broker."""
+    sender = RecordingSender()
+    runs = SimpleNamespace(publisher=sender, store=SimpleNamespace(exists=lambda job: job == "known"))
+    monkeypatch.setattr(dead_letters, "services", lambda: SimpleNamespace(redis=redis, runs=runs))
+    message_rejected.connect(dead_letters.reject_undelivered)
+    yield sender
+    message_rejected.disconnect(dead_letters.reject_undelivered)
+
+
+def rejected(task: str = "deploy", **kwargs: Any) -> RejectedMessage:
+    return RejectedMessage(task, json.dumps([[], kwargs, None]), "embed is not a dict", None, kwargs or None)
+
+
+def test_job_of_a_rejected_message_fails_with_the_reason(redis: Any, sender: RecordingSender) -> None:
+    message = rejected(job=7, tenant="t")
+    assert keep_rejected(None, message)
+    ((_, letter),) = redis.xrange(DEAD_LETTERS)
+    assert (letter["task"], letter["body"], letter["reason"]) == ("deploy", message.body, message.reason)
+    (sent,) = sender.sent
+    assert sent.name == dead_letters.FAIL_REJECTED_JOB.name
+    assert sent.kwargs == {"job": "7", "reason": "embed is not a dict", "tenant": "t"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        rejected(job="known"),
+        rejected(job=["7"]),
+        rejected(plugin="x"),
+        rejected(),
+        rejected(task="stop", job=7),
+        rejected(task="", job=7),
+    ],
+)
+def test_job_that_is_unreadable_or_has_a_run_does_not_fail(
+    redis: Any, sender: RecordingSender, message: RejectedMessage
+) -> None:
+    assert keep_rejected(None, message)
+    assert redis.xlen(DEAD_LETTERS) == 1
+    assert sender.sent == []

@@ -1,0 +1,182 @@
+"""Hostile archives: nothing is written outside of the folder, no partial folder remains."""
+
+import contextlib
+import random
+import stat
+import struct
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from worker.plugins import ReleaseInvalidError
+from worker.plugins.archive import unpack_release
+
+MB = 1024 * 1024
+
+
+def make_zip(path: Path, *entries: tuple[str | zipfile.ZipInfo, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in (("config.yaml", b"code: x"), *entries):
+            archive.writestr(name, content)
+    return path
+
+
+def special(name: str, mode: int) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name)
+    entry.external_attr = mode << 16
+    return entry
+
+
+def test_config_may_be_at_the_top_or_in_the_only_folder(tmp_path: Path) -> None:
+    unpack_release(make_zip(tmp_path / "top.zip", ("plugin/x.py", b"1")), tmp_path / "out" / "top", MB)
+    assert (tmp_path / "out" / "top" / "plugin" / "x.py").read_bytes() == b"1"
+    with zipfile.ZipFile(tmp_path / "one.zip", "w") as archive:
+        archive.writestr("cat@1.0/config.yaml", "code: x")
+        archive.writestr("cat@1.0/plugin/x.py", "1")
+    unpack_release(tmp_path / "one.zip", tmp_path / "out" / "one", MB)
+    assert (tmp_path / "out" / "one" / "config.yaml").is_file()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one", "top"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../evil",
+        "plugin/../../evil",
+        "/etc/evil",
+        "C:/evil",
+        "C:evil",
+        "..\\evil",
+        "plugin\\..\\evil",
+        "a/..",
+    ],
+)
+def test_entry_outside_of_the_folder_is_rejected(tmp_path: Path, name: str) -> None:
+    archive = make_zip(tmp_path / "bad.zip", (name, b"evil"))
+    with pytest.raises(ReleaseInvalidError, match="archive entry"):
+        unpack_release(archive, tmp_path / "out" / "bad", MB)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert not list(tmp_path.rglob("evil"))
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFSOCK])
+def test_links_and_special_files_are_rejected(tmp_path: Path, kind: int) -> None:
+    archive = make_zip(tmp_path / "bad.zip", (special("link", kind | 0o777), b"/etc/passwd"))
+    with pytest.raises(ReleaseInvalidError, match="a link or a special file"):
+        unpack_release(archive, tmp_path / "out" / "bad", MB)
+
+
+def test_bomb_is_rejected_by_its_declared_size(tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "bomb.zip", ("zeros", b"\0" * 4 * MB))
+    assert archive.stat().st_size < 20_000
+    with pytest.raises(ReleaseInvalidError, match="larger than"):
+        unpack_release(archive, tmp_path / "out" / "bomb", MB)
+
+
+def test_bomb_with_a_false_size_is_rejected(tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "bomb.zip", ("zeros", b"\0" * 4 * MB))
+    content = archive.read_bytes().replace(struct.pack("<L", 4 * MB), struct.pack("<L", 10))
+    archive.write_bytes(content)
+    with pytest.raises(ReleaseInvalidError):
+        unpack_release(archive, tmp_path / "out" / "bomb", MB)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_duplicate_name_is_rejected(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        archive = make_zip(tmp_path / "bad.zip", ("x", b"1"), ("x", b"2"))
+    with pytest.raises(ReleaseInvalidError, match="twice"):
+        unpack_release(archive, tmp_path / "out" / "bad", MB)
+
+
+def test_file_that_is_also_a_folder_is_rejected(tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "bad.zip", ("x", b"1"), ("x/y", b"2"))
+    with pytest.raises(ReleaseInvalidError, match="cannot be unpacked"):
+        unpack_release(archive, tmp_path / "out" / "bad", MB)
+
+
+def test_encrypted_entry_is_rejected(tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "bad.zip")
+    content = bytearray(archive.read_bytes())
+    central = content.index(b"PK\x01\x02")
+    content[6] |= 1
+    content[central + 8] |= 1
+    archive.write_bytes(content)
+    with pytest.raises(ReleaseInvalidError, match="encrypted"):
+        unpack_release(archive, tmp_path / "out" / "bad", MB)
+
+
+def test_too_many_entries_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.plugins.archive.MAX_ENTRIES", 3)
+    archive = make_zip(tmp_path / "bad.zip", *((str(n), b"") for n in range(3)))
+    with pytest.raises(ReleaseInvalidError, match="more than 3 entries"):
+        unpack_release(archive, tmp_path / "out" / "bad", MB)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no", b"not a zip at all"])
+def test_file_that_is_no_zip_is_rejected(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.zip").write_bytes(content)
+    with pytest.raises(ReleaseInvalidError, match="not a usable zip"):
+        unpack_release(tmp_path / "bad.zip", tmp_path / "out" / "bad", MB)
+
+
+def test_broken_entry_is_rejected(tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "bad.zip", ("x", b"hello" * 100))
+    content = bytearray(archive.read_bytes())
+    second = content.index(b"PK\x03\x04", 10)
+    content[second + 31 : second + 36] = b"\xff" * 5  # the compressed bytes behind the name `x`
+    archive.write_bytes(content)
+    with pytest.raises(ReleaseInvalidError):
+        unpack_release(archive, tmp_path / "out" / "bad", MB)
+
+
+def test_name_that_is_no_text_is_rejected(tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "bad.zip", ("plü.py", b"1"))
+    archive.write_bytes(archive.read_bytes().replace("ü".encode(), b"\xc3\xc3"))
+    with pytest.raises(ReleaseInvalidError, match="not a usable zip"):
+        unpack_release(archive, tmp_path / "out" / "bad", MB)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("packing", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_entry_that_cannot_be_decompressed_is_rejected(tmp_path: Path, packing: int) -> None:
+    path = tmp_path / "bad.zip"
+    with zipfile.ZipFile(path, "w", packing) as archive:
+        archive.writestr("config.yaml", b"hello" * 100)
+    content = bytearray(path.read_bytes())
+    packed = len(b"config.yaml") + 30
+    content[packed : packed + 20] = b"\xff" * 20
+    path.write_bytes(content)
+    with pytest.raises(ReleaseInvalidError):
+        unpack_release(path, tmp_path / "out" / "bad", MB)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_damaged_archive_is_read_or_rejected(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    packings = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w", chance.choice(packings)) as archive:
+        for name, text in (("config.yaml", "code: x"), ("plü/x.py", "abc" * 300), ("d/", "")):
+            archive.writestr(name, text)
+    content = bytearray((tmp_path / "bad.zip").read_bytes())
+    for _ in range(chance.choice((1, 1, 2, 4))):
+        content[chance.randrange(len(content))] = chance.randrange(256)
+    (tmp_path / "bad.zip").write_bytes(content)
+    with contextlib.suppress(ReleaseInvalidError):
+        unpack_release(tmp_path / "bad.zip", tmp_path / "out" / "bad", MB)
+
+
+def test_archive_without_config_is_rejected(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as archive:
+        archive.writestr("a/x", "1")
+        archive.writestr("b/config.yaml", "1")
+    with pytest.raises(ReleaseInvalidError, match=r"no config\.yaml"):
+        unpack_release(tmp_path / "bad.zip", tmp_path / "out" / "bad", MB)
+
+
+def test_folder_of_another_process_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mark").touch()
+    unpack_release(tmp_path / "absent.zip", tmp_path / "out", MB)
+    assert (tmp_path / "out" / "mark").exists()

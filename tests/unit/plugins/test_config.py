@@ -1,0 +1,81 @@
+"""config.yaml: what is accepted, and the one line that says what is wrong."""
+
+import pytest
+
+from worker.plugins import ReleaseInvalidError
+from worker.plugins.config import MAX_CONFIG_BYTES, parse_release_config
+
+GOOD = """
+code: cat
+version: "1.0"
+actions:
+  deployment:
+    entrypoint: plugin.serve:Model
+    serve_options: {num_replicas: 2}
+    required_resources:
+"""
+
+
+def test_config_is_parsed() -> None:
+    config = parse_release_config(
+        GOOD.encode() + b"env: {SIZE: 3, FAST: true, NAME: x}\nsomething_else: [1]\nwheels_dir:\n"
+    )
+    assert config.actions["deployment"].entrypoint == "plugin.serve:Model"
+    assert config.actions["deployment"].serve_options == {"num_replicas": 2}
+    assert config.actions["deployment"].required_resources == {}
+    assert config.package_manager == "pip"
+    assert config.env == {"SIZE": "3", "FAST": "true", "NAME": "x"}
+
+
+@pytest.mark.parametrize(
+    ("runtime_env", "variables"),
+    [("{env_vars: {KEY: 1, SIZE: 4}}", {"KEY": "1"}), ("{env_vars: [1]}", {}), ("{pip: [x]}", {})],
+)
+def test_settings_include_env_vars_of_the_runtime_env(runtime_env: str, variables: dict[str, str]) -> None:
+    config = parse_release_config(f"{GOOD}\nenv: {{SIZE: 3}}\nruntime_env: {runtime_env}".encode())
+    assert config.settings == {**variables, "SIZE": "3"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must be a mapping"),
+        ("[1, 2]", "must be a mapping"),
+        ("code: [", "not valid YAML"),
+        ("code: cat\nversion: '1'", "actions is missing"),
+        ("code: cat\nversion: 1.10\nactions: {}", "version must be text: write it in quotes"),
+        ("code: c\nversion: '1'\nactions: {a: {}}", "actions.a.entrypoint is missing"),
+        ("code: c\nversion: '1'\nactions: {a: {entrypoint: Model}}", "actions.a.entrypoint must look like"),
+        ("code: c\nversion: '1'\nactions: {a: {entrypoint: ../x.Model}}", "must look like"),
+        ("code: c\nversion: '1'\nactions: {}\npackage_manager: conda", "package_manager"),
+        ("code: c\nversion: '1'\nactions: {}\nenv: {A: [1]}", "env.A"),
+        ("!!python/object/apply:os.system [echo]", "not valid YAML"),
+        ("a: &a [*a]", "contains itself"),
+        ("a: 2026-13-45", "not valid YAML"),
+        ("[" * 5000, "config.yaml"),
+        ("code: !!int ''", "not valid YAML: a value does not fit its tag"),
+        ("code: !!float ''", "does not fit its tag"),
+        ("code: !!bool x", "does not fit its tag"),
+        ("code: !!timestamp x", "does not fit its tag"),
+        (f"code: !!float 1{':59' * 300}", "does not fit its tag"),
+        (f"? 0x{'f' * 5000}\n: 1", "not valid YAML"),
+        ("x" * (MAX_CONFIG_BYTES + 1), "larger than"),
+    ],
+)
+def test_mistake_is_one_clear_line(text: str, message: str) -> None:
+    with pytest.raises(ReleaseInvalidError) as caught:
+        parse_release_config(text.encode())
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_alias_bomb_is_rejected_without_expanding_it() -> None:
+    levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    levels += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    with pytest.raises(ReleaseInvalidError, match="once its aliases are expanded"):
+        parse_release_config("\n".join(levels).encode())
+
+
+def test_bytes_that_are_not_text_are_rejected() -> None:
+    with pytest.raises(ReleaseInvalidError, match="not valid YAML"):
+        parse_release_config(b"\xff\xfe\x00")

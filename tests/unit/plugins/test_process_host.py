@@ -1,0 +1,133 @@
+"""Plugin code in this process: isolation between releases, and errors as data."""
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.plugins import ClientAccess, PluginCallError, PluginStore, ProcessHost, request_for
+
+Write = Callable[..., Path]
+
+
+PARAMS = {"name": "n", "project": 1, "agent": 1, "target_specification_name": "x"}
+
+
+TO_TASK = """
+    from worker.actions import ToTaskAction
+    from plugin.words import WORD
+
+    class ToTask(ToTaskAction):
+        def convert_data_from_inference(self, inference_data, task_data=None):
+            from plugin import words  # at the call, too
+            return {"word": WORD, "late": words.WORD, "env": self.ctx.env["SYNAPSE_PLUGIN_RELEASE_CODE"]}
+"""
+
+
+@pytest.fixture
+def convert(store: PluginStore, access: ClientAccess) -> Callable[..., Any]:
+    host = ProcessHost()
+
+    def call(name: str, *items: Any, operation: str = "convert_from_inference", **params: Any) -> Any:
+        release = store.get(name)
+        request = request_for(release, "to_task", PARAMS | params, access)
+        return host.call_batch(release, request, operation, [{"inference_data": item} for item in items])
+
+    return call
+
+
+def test_releases_with_the_same_package_name_are_isolated(
+    write_release: Write, convert: Callable[..., Any]
+) -> None:
+    for code in ("cat", "dog"):
+        write_release(f"{code}@1.0", to_task=TO_TASK, words=f"WORD = {code!r}")
+    for code in ("cat", "dog", "cat", "dog"):
+        expected = {"word": code, "late": code, "env": f"{code}@1.0"}
+        assert convert(f"{code}@1.0", {}) == [{"ok": expected}]
+
+
+def test_releases_are_isolated_in_threads(write_release: Write, convert: Callable[..., Any]) -> None:
+    codes = ("cat", "dog", "ant")
+    for code in codes:
+        write_release(f"{code}@1.0", to_task=TO_TASK, words=f"WORD = {code!r}")
+    wrong: list[Any] = []
+
+    def work(code: str) -> None:
+        for _ in range(5):
+            answer = convert(f"{code}@1.0", {})[0]["ok"]
+            if (answer["word"], answer["late"]) != (code, code):
+                wrong.append(answer)
+
+    threads = [threading.Thread(target=work, args=(code,)) for code in codes * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_release_keeps_its_loaded_modules(write_release: Write, convert: Callable[..., Any]) -> None:
+    counting = """
+        from worker.actions import ToTaskAction
+        calls = []
+        class ToTask(ToTaskAction):
+            def convert_data_from_inference(self, inference_data, task_data=None):
+                calls.append(1)
+                return {"calls": len(calls)}
+    """
+    write_release("cat@1.0", to_task=counting)
+    write_release("dog@1.0", to_task=counting)
+    assert convert("cat@1.0", {}) == [{"ok": {"calls": 1}}]
+    assert convert("dog@1.0", {}) == [{"ok": {"calls": 1}}]
+    assert convert("cat@1.0", {}) == [{"ok": {"calls": 2}}]
+
+
+@pytest.mark.parametrize(
+    ("module", "error_type", "message"),
+    [
+        ("x = 1", "EntrypointError", "module plugin.to_task has no ToTask"),
+        (
+            "import numpie",
+            "ModuleNotFoundError",
+            r"No module named 'numpie' \(plugin/to_task.py:1 in <module>\)",
+        ),
+        ("1 / 0", "ZeroDivisionError", r"division by zero \(plugin/to_task.py:1 in <module>\)"),
+        ("def (", "SyntaxError", "to_task.py, line 1"),
+        ("raise SystemExit(3)", "SystemExit", "3"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt", "to_task.py:1"),
+        ("raise BaseException('odd')", "BaseException", "odd"),
+        ("class ToTask: pass", "OperationError", "cannot convert_from_inference"),
+    ],
+)
+def test_error_of_an_entrypoint_is_described(
+    write_release: Write, convert: Callable[..., Any], module: str, error_type: str, message: str
+) -> None:
+    write_release("cat@1.0", to_task=module)
+    with pytest.raises(PluginCallError, match=message) as caught:
+        convert("cat@1.0", {})
+    assert caught.value.error_type == error_type
+    assert str(store_path := Path(sys.path[0])) not in str(caught.value) or store_path == Path()
+
+
+def test_missing_module_is_named(write_release: Write, convert: Callable[..., Any]) -> None:
+    write_release("cat@1.0")
+    with pytest.raises(
+        PluginCallError, match=r"entrypoint plugin\.to_task\.ToTask: there is no module plugin\.to_task"
+    ):
+        convert("cat@1.0", {})
+
+
+def test_only_declared_operations_can_be_called(write_release: Write, convert: Callable[..., Any]) -> None:
+    write_release("cat@1.0", to_task=TO_TASK, words="WORD = 1")
+    for operation in ("execute", "__init__", "convert_data_from_inference", "_each"):
+        with pytest.raises(PluginCallError, match="OperationError"):
+            convert("cat@1.0", {}, operation=operation)
+
+
+def test_unknown_parameter_is_rejected(write_release: Write, convert: Callable[..., Any]) -> None:
+    write_release("cat@1.0", to_task=TO_TASK, words="WORD = 1")
+    with pytest.raises(PluginCallError, match="unknown parameter 'threshhold'"):
+        convert("cat@1.0", {}, threshhold=1)

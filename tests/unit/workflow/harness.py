@@ -1,0 +1,130 @@
+"""Services in memory, and a hand that delivers messages to the real tasks."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from celery import Celery
+from celery.exceptions import Reject, Retry
+from fakeredis import FakeRedis
+from kombu.exceptions import OperationalError
+
+from tests.unit.runs.runs_helpers import Delivery, RecordingSender
+from worker.plugins import ReleaseNotFoundError
+from worker.runs.runs import Runs, Timing
+
+
+class Backend:
+    def __init__(self) -> None:
+        self.status = "PENDING"
+        self.patches: list[dict[str, Any]] = []
+        self.tenants: list[str | None] = []
+        self.get_error: Exception | None = None
+        self.patch_error: Exception | None = None
+        self.when_patched: Callable[[], object] = lambda: None
+
+    def get_job(self, job: str) -> dict[str, Any]:
+        if self.get_error is not None:
+            raise self.get_error
+        return {"id": job, "status": self.status}
+
+    def update_job(self, job: str, **fields: Any) -> dict[str, Any]:
+        if self.patch_error is not None:
+            raise self.patch_error
+        self.patches.append(fields)
+        self.status = fields.get("status", self.status)
+        self.when_patched()
+        return {"id": job, "status": self.status}
+
+    def create_logs(self, entries: list[dict[str, Any]]) -> None: ...
+
+
+class Release:
+    def action(self, name: str) -> str:
+        if name not in {"deployment", "to_task"}:
+            raise ReleaseNotFoundError(f"the release has no action {name!r}")
+        return name
+
+
+class Store:
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def get(self, name: str) -> Release:
+        if self.error is not None:
+            raise self.error
+        if name != "digits@1.0.0":
+            raise ReleaseNotFoundError(f"there is no release {name}")
+        return Release()
+
+
+@dataclass
+class FakeServices:
+    redis: FakeRedis
+    sender: RecordingSender = field(default_factory=RecordingSender)
+    platform: Backend = field(default_factory=Backend)
+    store: Store = field(default_factory=Store)
+
+    def __post_init__(self) -> None:
+        self.runs = Runs(self.redis, self.sender, Timing(60))
+
+    def backend(self, tenant: str | None = None) -> Backend:
+        self.platform.tenants.append(tenant)
+        return self.platform
+
+
+class TaskRunner:
+    """Delivers messages to a task by its name, as a worker would."""
+
+    def __init__(self, app: Celery, monkeypatch: Any) -> None:
+        self._app = app
+        self._monkeypatch = monkeypatch
+        self.broken = False
+        self.routing_key: object = "deploy"
+        self.published: list[dict[str, Any]] = []
+
+    def deliver(self, name: str, *args: Any, message_id: str | None = None, **kwargs: Any) -> Delivery:
+        return self.deliver_all(name, kwargs, args, message_id)
+
+    def deliver_all(
+        self, name: str, kwargs: dict[str, Any], args: tuple[Any, ...] = (), message_id: str | None = None
+    ) -> Delivery:
+        """The same for arguments of any name."""
+        task = self._app.tasks[name]
+        again: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+        def apply_async(args: Any = None, kwargs: Any = None, **options: Any) -> None:
+            if self.broken:
+                raise OperationalError("the broker is away")
+            again.append((kwargs, options))
+
+        self._monkeypatch.setattr(task, "apply_async", apply_async, raising=False)
+        with _request(task, args, kwargs, message_id or uuid4().hex, self.routing_key):
+            try:
+                task(*args, **kwargs)
+            except Retry:
+                published, options = again[-1]
+                return Delivery("again", options["countdown"], published)
+            except Reject as reject:
+                return Delivery("requeued" if reject.requeue else "dropped")
+        return Delivery("acknowledged")
+
+
+@contextmanager
+def _request(task: Any, args: Any, kwargs: Any, message_id: str, routing_key: object) -> Iterator[None]:
+    task.push_request(
+        id=message_id,
+        args=args,
+        kwargs=kwargs,
+        called_directly=False,
+        delivery_info={"exchange": "", "routing_key": routing_key, "redelivered": False},
+    )
+    try:
+        yield
+    finally:
+        task.pop_request()
+
+
+Deliver = Callable[..., Delivery]

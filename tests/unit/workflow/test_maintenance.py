@@ -1,0 +1,109 @@
+"""The sweep, and what app and environment have to do with each other."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from tests.unit.conftest import Clock
+from tests.unit.runs.runs_helpers import RecordingSender
+from tests.unit.workflow.harness import FakeServices, TaskRunner
+from worker import maintenance
+from worker.runs.keys import run_key
+
+MESSAGE: dict[str, Any] = {"plugin": "digits@1.0.0", "agent": 1}
+
+
+@pytest.fixture(autouse=True)
+def swept(services: FakeServices, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maintenance, "services", lambda: services)
+
+
+def test_silent_run_gets_its_message_again(
+    task_runner: TaskRunner, sender: RecordingSender, clock: Clock
+) -> None:
+    task_runner.deliver("test.deploy", job=1, **MESSAGE)
+    sender.sent.clear()
+    clock.forward(80)
+
+    assert maintenance.sweep() == 1
+    assert [(sent.name, sent.kwargs["job"]) for sent in sender.sent] == [("deploy.initialize", "1")]
+
+
+def test_run_that_cannot_be_read_does_not_keep_the_others_waiting(
+    task_runner: TaskRunner, services: FakeServices, sender: RecordingSender, clock: Clock
+) -> None:
+    for job in range(1, 6):
+        task_runner.deliver("test.deploy", job=job, **MESSAGE)
+    services.redis.hset(run_key("1"), "message", "rubbish")
+    sender.sent.clear()
+    clock.forward(80)
+
+    maintenance.sweep()
+
+    assert {sent.kwargs["job"] for sent in sender.sent} == {"2", "3", "4", "5"}
+
+
+def test_sweep_survives_what_goes_wrong(
+    monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Callable[[], object]], None]
+) -> None:
+    errors = [RedisConnectionError("away"), ValueError("a bug")]
+    sweeps: list[int] = []
+
+    def sweep() -> int:
+        sweeps.append(1)
+        if errors:
+            raise errors.pop()
+        return 0
+
+    monkeypatch.setattr(maintenance, "sweep", sweep)
+    monkeypatch.setattr(maintenance, "SECONDS_BETWEEN_SWEEPS", 0.01)
+    sweeper = maintenance.Maintenance()
+    sweeper.start()
+    eventually(lambda: len(sweeps) > 3)
+    sweeper.stop()
+
+    assert sweeper._thread is not None
+    assert not sweeper._thread.is_alive()
+
+
+def loaded(**environment: str) -> subprocess.CompletedProcess[str]:
+    """Load the app in a process of its own, as `celery -A worker` does."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    code = (
+        "from celery.app.utils import find_app; app = find_app('worker');"
+        "app.loader.import_default_modules(); print(*app.tasks)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, **environment},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_app_holds_the_contracts_tasks(tmp_path: Path) -> None:
+    process = loaded(SYNAPSE_HOST="http://x", SYNAPSE_ACCESS_TOKEN="hush-hush", PLUGINS_DIR=str(tmp_path))
+
+    assert process.returncode == 0, process.stderr
+    tasks = set(process.stdout.split())
+    assert {"deploy", "to_task", "stop", "runs.report", "deploy.register", "to_task.finalize"} <= tasks
+    assert not [name for name in tasks if name.startswith("celery.")]
+
+
+def test_missing_setting_is_one_clear_line_and_a_configuration_error(tmp_path: Path) -> None:
+    process = loaded(SYNAPSE_ACCESS_TOKEN="hush-hush", PLUGINS_DIR=str(tmp_path))
+
+    assert process.returncode == 78
+    assert process.stderr.splitlines() == [
+        "synapse-worker cannot start:",
+        "SYNAPSE_HOST is not set: Base URL of the platform's backend.",
+    ]

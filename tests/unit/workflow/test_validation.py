@@ -1,0 +1,66 @@
+"""What a step's message may carry follows from the step's signature."""
+
+from typing import Any
+
+import pytest
+
+from shared.messages import Job
+from worker.pre_processor.waitlist import WaitlistKey
+from worker.workflow.validation import Count, RejectedMessageError, arguments_of, parse_message
+
+
+def chunk_step(job: Job, chunk: Count, **_: Any) -> None: ...
+
+
+def poll(room: WaitlistKey, generation: int, attempt: int = 0) -> None: ...
+
+
+def task_runner(*args: Any, **kwargs: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("step", "kwargs"),
+    [
+        (chunk_step, {"job": "1", "chunk": 0}),
+        (chunk_step, {"job": "1", "chunk": 0, "generation": 3, "attempt": 1, "redelivered": True, "new": []}),
+        (poll, {"room": ":1:digits@1.0.0", "generation": 1}),
+    ],
+)
+def test_the_arguments_of_a_step_are_taken(step: Any, kwargs: dict[str, Any]) -> None:
+    model = arguments_of(step)
+    assert model is not None
+    parse_message(model, (), kwargs)
+
+
+@pytest.mark.parametrize(
+    ("step", "kwargs", "reason"),
+    [
+        (chunk_step, {"job": "1"}, "chunk: Field required"),
+        (chunk_step, {"job": "a/b", "chunk": 0}, "job: "),
+        (chunk_step, {"job": "1", "chunk": "0"}, "chunk: Input should be a valid integer"),
+        (chunk_step, {"job": "1", "chunk": -1}, "chunk: "),
+        (chunk_step, {"job": "1", "chunk": 0, "generation": "3"}, "generation: "),
+        (chunk_step, {"job": "1", "chunk": 0, "redelivered": 1}, "redelivered: "),
+        (poll, {"room": "digits", "generation": 1}, "room: "),
+        (poll, {"room": ":1:digits@1.0.0", "generation": 1, "job": "1"}, "job: Extra inputs"),
+    ],
+)
+def test_others_are_refused_with_a_reason_that_shows_none_of_them(
+    step: Any, kwargs: dict[str, Any], reason: str
+) -> None:
+    model = arguments_of(step)
+    assert model is not None
+    with pytest.raises(RejectedMessageError, match=reason) as caught:
+        parse_message(model, (), kwargs)
+    assert "a/b" not in str(caught.value)
+
+
+def test_arguments_without_names_are_refused() -> None:
+    model = arguments_of(chunk_step)
+    assert model is not None
+    with pytest.raises(RejectedMessageError, match="by name"):
+        parse_message(model, ("1", 0), {})
+
+
+def test_a_door_takes_what_comes() -> None:
+    assert arguments_of(task_runner) is None
