@@ -1,4 +1,4 @@
-"""A worker in this process: it delivers messages to the real engine, without Celery's pool and without a broker."""
+"""A worker in this process: it delivers messages to the real engine, without a pool and without a broker."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
