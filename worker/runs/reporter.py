@@ -7,6 +7,7 @@ import structlog
 
 from shared.channels import job_key
 from shared.statuses import JobStatus
+from worker.lua import redis_time
 from worker.platform import (
     AuthenticationError,
     ClientConnectionError,
@@ -18,10 +19,10 @@ from worker.platform import (
     shorten,
 )
 from worker.runs.heartbeat import run_member
-from worker.runs.keys import run_key
 from worker.runs.model import STOPPED, AnyRun, End, backend_job_id, stopped_job_result
 from worker.runs.progress import proportions_of
 from worker.runs.runs import Runs
+from worker.runs.store import Reported
 
 log = structlog.get_logger(__name__)
 
@@ -69,23 +70,23 @@ def report_run(
     if run.end is not None:
         _send_end(run, run.end, runs, backend, update)
         return None
-    wait = _seconds_until_next_patch(job, runs)
+    reported = runs.store.reported(job)
+    wait = _seconds_until_next_patch(reported, runs)
     if wait > 0:
         return wait
-    return _send_progress(run, runs, backend, update)
+    return _send_progress(run, reported, runs, backend, update)
 
 
-def _send_progress(run: AnyRun, runs: Runs, backend: JobsApi, update: Update) -> float | None:
-    key = run_key(run.job)
-    version, version_sent = runs.redis.hmget(key, "version", "version_sent")
-    version = version or "0"
-    if version == version_sent:
+def _send_progress(
+    run: AnyRun, reported: Reported, runs: Runs, backend: JobsApi, update: Update
+) -> float | None:
+    if reported.version == reported.version_sent:
         return None  # A second copy of this report: the first said it all.
     snapshot = runs.progress.snapshot(run.job, proportions_of(run.message))
     fields: dict[str, Any] = {"progress_record": snapshot.progress, "metrics_record": snapshot.metrics}
-    if not runs.redis.hexists(key, "running_sent"):
+    if not reported.is_running_sent:
         fields["status"] = JobStatus.RUNNING
-    _record_patch_time(run.job, runs)
+    runs.store.mark_patched(run.job)
     try:
         status = update(**fields).get("status")
     except ValidationError:
@@ -94,11 +95,10 @@ def _send_progress(run: AnyRun, runs: Runs, backend: JobsApi, update: Update) ->
         if status not in FINAL:
             raise
     # Again: it may have got there late, after a retry.
-    _record_patch_time(run.job, runs)
-    runs.redis.hset(key, "running_sent", 1)
+    runs.store.mark_patched(run.job, is_running_sent=True)
     if status == JobStatus.STOPPED:
         stop_run(run.job, runs)
-    return SECONDS_BETWEEN_PATCHES if runs.acknowledge_report(run.job, version) else None
+    return SECONDS_BETWEEN_PATCHES if runs.store.acknowledge_report(run.job, reported.version) else None
 
 
 def _send_end(run: AnyRun, end: End, runs: Runs, backend: JobsApi, update: Update) -> None:
@@ -164,18 +164,10 @@ def _send_messages(run: AnyRun, runs: Runs, backend: JobsApi) -> None:
             log.warning("messages lost", error_type=type(error).__name__, count=len(entries))
 
 
-def _record_patch_time(job: str, runs: Runs) -> None:
-    seconds, microseconds = runs.redis.time()
-    runs.redis.hset(run_key(job), "patched", seconds + microseconds / 1e6)
-
-
-def _seconds_until_next_patch(job: str, runs: Runs) -> float:
-    patched = runs.redis.hget(run_key(job), "patched")
-    if patched is None:
+def _seconds_until_next_patch(reported: Reported, runs: Runs) -> float:
+    if reported.patched_at is None:
         return 0.0
-    seconds, microseconds = runs.redis.time()
-    now: float = seconds + microseconds / 1e6
-    return float(patched) + SECONDS_BETWEEN_PATCHES - now
+    return reported.patched_at + SECONDS_BETWEEN_PATCHES - redis_time(runs.redis)
 
 
 def stop_run(job: str, runs: Runs) -> bool:

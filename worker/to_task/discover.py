@@ -11,10 +11,10 @@ from redis import Redis
 from shared.channels import job_key
 from shared.messages import ToTaskMessage, ToTaskParams
 from shared.statuses import JobStatus
-from worker.lua import Scripts
 from worker.platform import StrayLinkError, holds_secret
 from worker.runs.keys import run_key
 from worker.runs.model import Continue, Finish, Outcome, Reschedule, RunFailedError, Suspend
+from worker.runs.scripts import run_scripts
 from worker.services import Services
 from worker.to_task import ledger
 from worker.to_task.steps import SPREAD, ToTaskRun
@@ -125,7 +125,7 @@ class TaskIndex:
         self._redis = redis
         self._job = job
         self._size = size
-        self._scripts = Scripts(redis, "worker.to_task")
+        self._scripts = run_scripts(redis, "worker.to_task")
 
     def cursor(self) -> Cursor:
         """Where reading continues."""

@@ -2,8 +2,7 @@
 -- KEYS: waiting list, waiters
 -- ARGV: job, timeout in seconds, is a retry, token of a claim, seconds an unsent claim holds, expiry in seconds,
 --   stored fields of a dispatch as JSON
-local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local now = now()
 local first = redis.call('ZADD', KEYS[2], 'NX', now + tonumber(ARGV[2]), ARGV[1])
 local fields = cjson.decode(ARGV[7])
 local job = redis.call('HGET', KEYS[1], fields.job)

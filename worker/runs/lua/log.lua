@@ -51,11 +51,10 @@ local function line_appender(time, source, level)
 end
 
 local function is_reported()
-  return redis.call('EXISTS', run) == 0 or redis.call('HEXISTS', run, 'reported') == 1
-    or redis.call('HEXISTS', state, 'reported') == 1
+  return not run_exists(run) or run_reported(run) or redis.call('HEXISTS', state, 'reported') == 1
 end
 
-local function run_open() return not is_reported() and redis.call('HEXISTS', run, 'end') == 0 end
+local function takes_messages() return not is_reported() and not run_ended(run) end
 
 local function is_closed() return redis.call('HEXISTS', state, 'over') == 1 end
 
@@ -71,7 +70,7 @@ end
 
 -- The most severe of the reasons for which the run and its logs ended: it matters most to the reader of the log.
 local function end_reason()
-  local run_end = redis.call('HGET', run, 'end')
+  local run_end = redis.call('HGET', run, RUN.ended)
   local decoded, content = pcall(cjson.decode, run_end or '')
   local worst = (decoded and content.status == 'STOPPED') and 'stopped' or 'ended'
   local fields = redis.call('HGETALL', state)
@@ -83,7 +82,7 @@ local function end_reason()
 end
 
 local function close_if_complete()
-  if number('open') > 0 or run_open() then return 0 end
+  if number('open') > 0 or takes_messages() then return 0 end
   if not is_closed() then
     local reason = end_reason()
     add_entry('"type":"end","reason":"' .. reason .. '"', 'type', 'end', 'reason', reason)
@@ -97,7 +96,7 @@ local function close_if_complete()
 end
 
 local function append_message(time, level, first)
-  if is_closed() and not run_open() or redis.call('EXISTS', run) == 0 then return -1 end
+  if is_closed() and not takes_messages() or not run_exists(run) then return -1 end
   if is_closed() then reopen() end
   local append = line_appender(time, 'run', level)
   for index = first, #ARGV do append(ARGV[index]) end
@@ -176,7 +175,7 @@ elseif operation == 'close' then
   close_if_complete()
   return 1
 elseif operation == 'close_if_complete' then
-  if redis.call('EXISTS', run) == 0 and redis.call('EXISTS', state) == 0 then return 0 end
+  if not run_exists(run) and redis.call('EXISTS', state) == 0 then return 0 end
   if ARGV[5] == '1' then redis.call('HSET', state, 'reported', 1) end
   return close_if_complete()
 end
