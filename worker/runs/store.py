@@ -1,4 +1,4 @@
-"""The record of a run in Redis: accept, claim a step, update the state, finish, and what was reported of it."""
+"""The record of a run in Redis: accept, claim a step, update the state, finish, and what was reported."""
 
 import json
 from collections.abc import Iterable
@@ -211,7 +211,7 @@ class RunStore:
         )
 
     def mark_patched(self, job: str, *, is_running_sent: bool = False) -> None:
-        """A report is sent now; `is_running_sent`: the backend has taken one, which said that the job runs."""
+        """A report is sent now; `is_running_sent`: the backend has taken one that said RUNNING."""
         fields: dict[str, float] = {RunField.PATCHED_AT: redis_time(self.redis)}
         if is_running_sent:
             fields[RunField.RUNNING_SENT] = 1
