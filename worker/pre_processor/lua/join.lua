@@ -1,5 +1,5 @@
 -- A run waits; the first starts the poll, and one of all takes the dispatch upon itself.
--- KEYS: room, waiters
+-- KEYS: waiting list, waiters
 -- ARGV: job, timeout in seconds, seen before, token of a claim, seconds an unsent claim holds, expiry in seconds,
 --   stored fields of a dispatch as JSON
 local now = now()
@@ -30,7 +30,7 @@ if free then
 end
 local started = 0
 if ARGV[3] == '1' or redis.call('HGET', KEYS[1], 'polling') ~= '1' then
-  -- Who joins again may have died before its poll was published; the generation lets only the newest live.
+  -- A run that joins again may have died before it published its poll; of several polls the newest goes on.
   redis.call('HSET', KEYS[1], 'polling', 1)
   started = advance_generation(KEYS[1], 'generation')
 end

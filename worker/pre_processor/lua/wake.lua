@@ -1,5 +1,5 @@
 -- A new poll now, if anybody waits; older ones die. Returns its generation, 0 when nobody waits.
--- KEYS: room, waiters
+-- KEYS: waiting list, waiters
 if redis.call('ZCARD', KEYS[2]) == 0 then
   redis.call('HDEL', KEYS[1], 'polling')
   return 0
