@@ -1,9 +1,10 @@
 """The Serve applications on the cluster of RAY_ADDRESS, as the steps of a deployment see them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
+from shared.messages import JsonObject
 from shared.statuses import ServeApplicationStatus
 from worker.actions.serve_state import interpret_serve_status, serve_details
 from worker.actions.serve_submit import DIGEST_VARIABLE, remove_application
@@ -58,7 +59,7 @@ class RayCluster:
         _ask_serve(lambda: remove_application(app_name, wait=False))
 
 
-def read_state(details: Mapping[str, Any]) -> ServeState:
+def read_state(details: JsonObject) -> ServeState:
     """Read one application of Serve's details."""
     bucket, status, reason = interpret_serve_status(details)
     digests = {_digest(item) for item in (details.get("deployments") or {}).values()}
@@ -69,7 +70,7 @@ def read_state(details: Mapping[str, Any]) -> ServeState:
     return ServeState(True, bucket, name, reason, frozenset(digest for digest in digests if digest))
 
 
-def _digest(deployment: Mapping[str, Any]) -> str | None:
+def _digest(deployment: JsonObject) -> str | None:
     config = deployment.get("deployment_config") or {}
     environment = (config.get("ray_actor_options") or {}).get("runtime_env") or {}
     digest = (environment.get("env_vars") or {}).get(DIGEST_VARIABLE)

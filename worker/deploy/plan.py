@@ -1,10 +1,9 @@
 """The steps of a deployment, its plan, and what the steps store for each other in the run's record."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from shared.messages import DeployMessage
+from shared.messages import DeployMessage, JsonObject
 from worker.plugins import PluginCallError, PluginError, PluginHostUnavailableError
 from worker.pre_processor.waitlist import Waitlist, WaitlistName
 from worker.runs.model import Run, RunFailedError, Workflow
@@ -23,15 +22,15 @@ class DeployPlan:
 
     app_name: str
     route_prefix: str | None
-    ray_actor_options: Mapping[str, Any]
-    serve_options: Mapping[str, Any]
+    ray_actor_options: JsonObject
+    serve_options: JsonObject
     digest: str
     """Over everything that makes a difference between two deployments."""
-    other: Mapping[str, Any] = field(default_factory=dict)
+    other: JsonObject = field(default_factory=dict)
     """Keys that an author's own `plan()` adds for its own `submit()`."""
 
     @classmethod
-    def from_json(cls, given: Mapping[str, Any]) -> "DeployPlan":
+    def from_json(cls, given: JsonObject) -> "DeployPlan":
         """Raises `KeyError` for a plan that lacks a key."""
         return cls(
             app_name=given["app_name"],
@@ -42,7 +41,7 @@ class DeployPlan:
             other={key: value for key, value in given.items() if key not in cls.__dataclass_fields__},
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The inverse of `from_json`; older workers read it as well."""
         fields = asdict(self)
         return {**fields.pop("other"), **fields}
@@ -121,7 +120,7 @@ def set_dispatched_job(run: DeployRun, services: Services) -> None:
     Waitlist(services.redis, waitlist_name(run.message, services)).set_job(run.job)
 
 
-def call_plugin(run: DeployRun, services: Services, operation: str, payload: Mapping[str, Any] | None) -> Any:
+def call_plugin(run: DeployRun, services: Services, operation: str, payload: JsonObject | None) -> Any:
     """The answer of the release's action to `operation`.
 
     Raises `RunFailedError` for what the author's code raises, and `PluginHostUnavailableError`.

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 from celery import shared_task
 
 import worker.deploy.register
-from shared.messages import DeployMessage, Job, ToTaskMessage
+from shared.messages import DeployMessage, Job, JsonObject, ToTaskMessage
 from worker.deploy import gate, serve
 from worker.deploy.cluster import RayCluster
 from worker.deploy.plan import (
@@ -60,7 +60,7 @@ class DeployTask(StepTask):
             self.retry_later(1.0)
         self.run_step(step, job, in_bulkhead if step in CLUSTER_STEPS else function)
 
-    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], agent: int) -> None:
+    def forward(self, args: tuple[Any, ...], kwargs: JsonObject, agent: int) -> None:
         """Send the deployment's message to the workers of its agent, unchanged."""
         try:
             send_task(self.app, self.name, DeployMessage.agent_queue(agent), kwargs, args=args)

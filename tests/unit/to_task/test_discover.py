@@ -130,7 +130,7 @@ def test_nothing_is_written_after_the_end_of_the_run(make_world: Make) -> None:
     world = make_world(5)
     world.end()
 
-    assert world.fetch() == Suspend()
+    assert fetch_tasks(world.run, world.services) == Suspend()
     assert chunks(world) == {}
 
 

@@ -1,6 +1,6 @@
--- A run waits; the first starts the poll, and one of all takes the dispatch upon itself.
+-- A run joins: the first starts the poll, and one of all claims the dispatch.
 -- KEYS: waiting list, waiters
--- ARGV: job, timeout in seconds, seen before, token of a claim, seconds an unsent claim holds, expiry in seconds,
+-- ARGV: job, timeout in seconds, is a retry, token of a claim, seconds an unsent claim holds, expiry in seconds,
 --   stored fields of a dispatch as JSON
 local now = now()
 local first = redis.call('ZADD', KEYS[2], 'NX', now + tonumber(ARGV[2]), ARGV[1])
@@ -30,7 +30,7 @@ if free then
 end
 local started = 0
 if ARGV[3] == '1' or redis.call('HGET', KEYS[1], 'polling') ~= '1' then
-  -- A run that joins again may have died before it published its poll; of several polls the newest goes on.
+  -- A run that joins again may have died before it published the poll; the generation ends an older copy.
   redis.call('HSET', KEYS[1], 'polling', 1)
   started = advance_generation(KEYS[1], 'generation')
 end

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from worker.pre_processor import classify_serve_app, counts_as_failed
-from worker.pre_processor.serve_application import exclude_other_releases
+from worker.pre_processor.serve_application import PreProcessor, exclude_other_releases, list_records
+from worker.testing import FakeBackend
 
 
 def records(*statuses: str) -> list[dict[str, Any]]:
@@ -80,3 +81,20 @@ def test_an_old_failure_does_not_count_against_a_new_start() -> None:
     assert counts_as_failed({"id": 1, "status": "UNHEALTHY", "job": 5}, "9", snapshot)
     assert counts_as_failed({"id": 1, "status": "DEPLOY_FAILED", "job": 9}, "9", snapshot)
     assert counts_as_failed({"id": 2, "status": "DEPLOY_FAILED", "job": 5}, "9", snapshot)
+
+
+def test_records_are_asked_for_by_plugin_and_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = FakeBackend()
+    backend.add_application(data={"version": "2.0.0"})
+    backend.add_application(id=2)
+    queries: list[dict[str, Any]] = []
+    answer = backend.list_serve_applications
+
+    def listed(**query: Any) -> dict[str, Any]:
+        queries.append(query)
+        return answer(**query)
+
+    monkeypatch.setattr(backend, "list_serve_applications", listed)
+    found = list_records(backend, PreProcessor("digits", "1.0.0", {}, 1))
+    assert queries == [{"plugin_code": "digits", "job__agent": 1}]
+    assert [record["id"] for record in found] == [2]

@@ -1,4 +1,4 @@
-"""The doors: whose cluster a message is for, and what Celery makes of a step."""
+"""The entry task and the steps: which agent's workers run them, and what happens after a stop."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from celery.exceptions import Retry
 from fakeredis import FakeRedis
 from kombu.exceptions import OperationalError
 
-from tests.unit.deploy.deploy_helpers import APP, DEPLOYING, STORED_PLAN, Yard
+from tests.unit.deploy.deploy_harness import APP, DEPLOYING, PLAN, DeployHarness
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy import tasks
 from worker.deploy.deployments import Ownership
@@ -23,8 +23,8 @@ from worker.runs.reporter import stop_run
 MESSAGE = {"job": 42, "plugin": APP, "agent": 2}
 
 
-class Delivered:
-    """One message at a task's door."""
+class Delivery:
+    """Calls tasks as if a message was delivered; keeps what they publish."""
 
     def __init__(self, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
         self.published: list[tuple[str, dict[str, Any]]] = []
@@ -54,38 +54,38 @@ class Delivered:
 
 
 @pytest.fixture
-def home(
+def worker_of(
     redis: FakeRedis, sender: RecordingSender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[int | None], Yard]:
+) -> Callable[[int | None], DeployHarness]:
     """Workers that serve an agent."""
 
-    def of(agent: int | None) -> Yard:
-        yard = Yard(redis, sender, tmp_path, worker_agent=agent)
-        monkeypatch.setattr(tasks, "services", lambda: yard.services)
-        monkeypatch.setattr("worker.workflow.task.services", lambda: yard.services)
-        monkeypatch.setattr(tasks, "_cluster", lambda: yard.cluster)
-        return yard
+    def of(agent: int | None) -> DeployHarness:
+        harness = DeployHarness(redis, sender, tmp_path, worker_agent=agent)
+        monkeypatch.setattr(tasks, "services", lambda: harness.services)
+        monkeypatch.setattr("worker.workflow.task.services", lambda: harness.services)
+        monkeypatch.setattr(tasks, "_cluster", lambda: harness.serve)
+        return harness
 
     return of
 
 
 @pytest.fixture
-def door(monkeypatch: pytest.MonkeyPatch) -> Delivered:
+def delivery(monkeypatch: pytest.MonkeyPatch) -> Delivery:
     app = Celery("test", broker="memory://", set_as_current=False)
     monkeypatch.setattr("celery._state._tls.current_app", app)
-    return Delivered(app, monkeypatch)
+    return Delivery(app, monkeypatch)
 
 
-def test_a_message_for_another_agent_is_passed_on_unchanged(
-    home: Callable[[int | None], Yard], door: Delivered
+def test_a_message_for_another_agent_is_forwarded_unchanged(
+    worker_of: Callable[[int | None], DeployHarness], delivery: Delivery
 ) -> None:
-    yard = home(1)
-    with door.request(tasks.deploy, MESSAGE):
+    harness = worker_of(1)
+    with delivery.request(tasks.deploy, MESSAGE):
         tasks.deploy.run(**MESSAGE)
-    [(name, options)] = door.published
+    [(name, options)] = delivery.published
     assert (name, options["kwargs"], options["queue"]) == ("deploy", MESSAGE, "deploy.2")
     assert "agent" not in options["kwargsrepr"]
-    assert not yard.runs.store.exists("42")
+    assert not harness.runs.store.exists("42")
 
 
 @pytest.mark.parametrize(
@@ -93,51 +93,51 @@ def test_a_message_for_another_agent_is_passed_on_unchanged(
     [OperationalError("the broker is away"), AttributeError("'NoneType' object has no attribute 'client'")],
     ids=["broker away", "connection broken under another thread's hands"],
 )
-def test_a_message_that_cannot_be_passed_on_comes_back(
-    home: Callable[[int | None], Yard], door: Delivered, error: Exception
+def test_a_message_that_cannot_be_forwarded_is_retried(
+    worker_of: Callable[[int | None], DeployHarness], delivery: Delivery, error: Exception
 ) -> None:
-    home(1)
-    door.broken = error
-    with door.request(tasks.deploy, MESSAGE), pytest.raises(Retry):
+    worker_of(1)
+    delivery.broken = error
+    with delivery.request(tasks.deploy, MESSAGE), pytest.raises(Retry):
         tasks.deploy.run(**MESSAGE)
 
 
 @pytest.mark.parametrize("agent", [2, None])
-def test_a_message_for_this_workers_agent_is_taken_in(
-    home: Callable[[int | None], Yard],
-    door: Delivered,
+def test_a_message_for_this_workers_agent_is_accepted(
+    worker_of: Callable[[int | None], DeployHarness],
+    delivery: Delivery,
     monkeypatch: pytest.MonkeyPatch,
     agent: int | None,
 ) -> None:
-    home(agent)
+    worker_of(agent)
     accepted: list[Any] = []
     monkeypatch.setattr(tasks.DeployTask, "accept", lambda self, *args: accepted.append(args))
-    with door.request(tasks.deploy, MESSAGE):
+    with delivery.request(tasks.deploy, MESSAGE):
         tasks.deploy.run(**MESSAGE)
     assert accepted == [(tasks.DeployMessage, INITIALIZE, (), MESSAGE)]
-    assert door.published == []
+    assert delivery.published == []
 
 
-def test_a_step_of_another_agents_run_is_passed_on(
-    home: Callable[[int | None], Yard], door: Delivered, sender: RecordingSender
+def test_a_step_of_another_agents_run_is_forwarded(
+    worker_of: Callable[[int | None], DeployHarness], delivery: Delivery, sender: RecordingSender
 ) -> None:
-    home(1).accept(agent=2)
+    worker_of(1).accept(agent=2)
     kwargs = {"job": "42", "generation": 3}
-    with door.request(tasks.await_running, kwargs):
+    with delivery.request(tasks.await_running, kwargs):
         tasks.await_running.run(**kwargs)
     [sent] = sender.of(AWAIT_RUNNING.name)
     assert (sent.queue, sent.kwargs) == ("deploy.2", kwargs)
 
 
-def test_a_step_that_is_passed_on_is_still_known_as_redelivered(
-    home: Callable[[int | None], Yard], door: Delivered, sender: RecordingSender
+def test_a_forwarded_step_is_still_known_as_redelivered(
+    worker_of: Callable[[int | None], DeployHarness], delivery: Delivery, sender: RecordingSender
 ) -> None:
     # Given a poll whose worker died between announcing the next one and publishing it
-    home(1).accept(agent=2)
+    worker_of(1).accept(agent=2)
     kwargs = {"job": "42", "generation": 3, "redelivered": False}
 
     # When it is delivered again, to a worker of another agent
-    with door.request(tasks.await_running, kwargs, redelivered=True):
+    with delivery.request(tasks.await_running, kwargs, redelivered=True):
         tasks.await_running.run(**kwargs)
 
     # Then those of its agent do not take it for a copy of an older poll
@@ -145,14 +145,16 @@ def test_a_step_that_is_passed_on_is_still_known_as_redelivered(
     assert sent.kwargs == {"job": "42", "generation": 3, "redelivered": True}
 
 
-def test_a_step_after_a_stop_cleans_up(home: Callable[[int | None], Yard], door: Delivered) -> None:
-    yard = home(1)
-    yard.accept()
-    yard.update_state(plan=STORED_PLAN)
-    yard.step(SERVE_RUN, lambda run: Suspend())
-    Ownership(yard.services, APP).acquire("42", existed=False)
-    yard.cluster.here = DEPLOYING
-    stop_run("42", yard.runs)
-    with door.request(tasks.await_running, {"job": "42"}):
+def test_a_step_after_a_stop_cleans_up(
+    worker_of: Callable[[int | None], DeployHarness], delivery: Delivery
+) -> None:
+    harness = worker_of(1)
+    harness.accept()
+    harness.update_state(plan=PLAN)
+    harness.step(SERVE_RUN, lambda run: Suspend())
+    Ownership(harness.services, APP).acquire("42", existed=False)
+    harness.serve.application = DEPLOYING
+    stop_run("42", harness.runs)
+    with delivery.request(tasks.await_running, {"job": "42"}):
         tasks.await_running.run("42")
-    assert yard.cluster.removed == [APP]
+    assert harness.serve.removed == [APP]
