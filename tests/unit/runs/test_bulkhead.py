@@ -5,7 +5,7 @@ from contextlib import ExitStack
 from worker.runs.bulkhead import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS, SECONDS_BETWEEN_TRIES, Bulkhead
 
 
-def test_a_neighbour_gets_half_of_the_threads() -> None:
+def test_a_dependency_gets_half_of_the_threads() -> None:
     turns = Bulkhead(lambda: 4)
     with (
         turns.acquire("cluster") as first,
@@ -17,7 +17,7 @@ def test_a_neighbour_gets_half_of_the_threads() -> None:
             assert other, "each neighbour has turns of its own"
 
 
-def test_a_turn_is_free_when_its_block_ends_also_by_an_error() -> None:
+def test_a_slot_is_free_after_its_block_and_after_an_error() -> None:
     turns = Bulkhead(lambda: 2)
     try:
         with turns.acquire("cluster") as mine:
@@ -33,13 +33,13 @@ def test_a_turn_is_free_when_its_block_ends_also_by_an_error() -> None:
         assert mine, "who got no turn gave none back"
 
 
-def test_a_single_thread_always_has_a_turn() -> None:
+def test_a_single_thread_always_has_a_slot() -> None:
     for threads in (1, 0):
         with Bulkhead(lambda: threads).acquire("cluster") as mine:  # noqa: B023 - called at once
             assert mine
 
 
-def test_who_found_no_turn_comes_back_soon_and_later_each_time_but_within_seconds() -> None:
+def test_retries_for_a_slot_come_soon_and_later_each_time() -> None:
     def waits(tries: int) -> list[float]:
         return [Bulkhead(lambda: 4).retry_countdown("cluster", tries) for _ in range(100)]
 
@@ -49,7 +49,7 @@ def test_who_found_no_turn_comes_back_soon_and_later_each_time_but_within_second
     assert all(MAX_RETRY_SECONDS / 2 <= last <= MAX_RETRY_SECONDS for last in lasts)
 
 
-def test_many_who_find_no_turn_are_spread() -> None:
+def test_many_retries_for_a_slot_are_spread() -> None:
     turns = Bulkhead(lambda: 4)
     waits = [turns.retry_countdown("cluster", 0) for _ in range(1_000)]
     assert 0.9 * 1_000 * SECONDS_BETWEEN_TRIES < max(waits) <= 1_000 * SECONDS_BETWEEN_TRIES
@@ -58,7 +58,7 @@ def test_many_who_find_no_turn_are_spread() -> None:
     )
 
 
-def test_all_turns_together_leave_a_thread_to_what_is_short() -> None:
+def test_all_slots_together_leave_a_thread_to_short_tasks() -> None:
     turns = Bulkhead(lambda: 4)
     with ExitStack() as stack:
         taken = [stack.enter_context(turns.acquire("annotate", all_but_one=True)) for _ in range(5)]
