@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     )
     synapse_agent_token: Token | None = Field(None, description="Token for the agent.")
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", repr=False, description="Redis: runs, waiting rooms, pub/sub."
+        "redis://127.0.0.1:6379/0", repr=False, description="Redis: runs, waiting lists, pub/sub."
     )
     celery_broker_url: str | None = Field(
         None, repr=False, description="The message queue; default `REDIS_URL`. RabbitMQ works too."
@@ -123,7 +123,7 @@ class Settings(BaseSettings):
     )
     worker_plugin_timeout_seconds: Seconds = Field(300, description="Longest call of plugin code.")
     worker_plugin_max_mb: Annotated[int, Field(ge=1)] = Field(
-        512, description="Largest release, unpacked, in MB; a larger archive is refused."
+        512, description="Largest release, unpacked, in MB; a larger archive is rejected."
     )
     worker_package_store: str | None = Field(
         None,

@@ -175,7 +175,7 @@ def wait_until_running(name: str, timeout: float, remove_failed: bool) -> None:
 
 
 def remove_application(name: str, *, wait: bool = True) -> None:
-    """Delete an application; nothing happens when there is none of that name.
+    """Delete an application; nothing happens when there is not one of that name.
 
     Args:
         name: The application's name.

@@ -1,4 +1,4 @@
-"""Half of the threads for a neighbour, and no more."""
+"""Half of the threads for a dependency, and no more."""
 
 from contextlib import ExitStack
 
@@ -6,30 +6,30 @@ from worker.runs.bulkhead import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS, SECONDS_B
 
 
 def test_a_dependency_gets_half_of_the_threads() -> None:
-    turns = Bulkhead(lambda: 4)
+    bulkhead = Bulkhead(lambda: 4)
     with (
-        turns.acquire("cluster") as first,
-        turns.acquire("cluster") as second,
-        turns.acquire("cluster") as third,
+        bulkhead.acquire("cluster") as first,
+        bulkhead.acquire("cluster") as second,
+        bulkhead.acquire("cluster") as third,
     ):
         assert (first, second, third) == (True, True, False)
-        with turns.acquire("backend") as other:
-            assert other, "each neighbour has turns of its own"
+        with bulkhead.acquire("backend") as other:
+            assert other, "each dependency has bulkhead of its own"
 
 
 def test_a_slot_is_free_after_its_block_and_after_an_error() -> None:
-    turns = Bulkhead(lambda: 2)
+    bulkhead = Bulkhead(lambda: 2)
     try:
-        with turns.acquire("cluster") as mine:
+        with bulkhead.acquire("cluster") as mine:
             assert mine
             raise RuntimeError
     except RuntimeError:
         pass
-    with turns.acquire("cluster") as mine:
+    with bulkhead.acquire("cluster") as mine:
         assert mine
-        with turns.acquire("cluster") as second:
+        with bulkhead.acquire("cluster") as second:
             assert not second
-    with turns.acquire("cluster") as mine:
+    with bulkhead.acquire("cluster") as mine:
         assert mine, "who got no turn gave none back"
 
 
@@ -50,19 +50,19 @@ def test_retries_for_a_slot_come_soon_and_later_each_time() -> None:
 
 
 def test_many_retries_for_a_slot_are_spread() -> None:
-    turns = Bulkhead(lambda: 4)
-    waits = [turns.retry_countdown("cluster", 0) for _ in range(1_000)]
+    bulkhead = Bulkhead(lambda: 4)
+    waits = [bulkhead.retry_countdown("cluster", 0) for _ in range(1_000)]
     assert 0.9 * 1_000 * SECONDS_BETWEEN_TRIES < max(waits) <= 1_000 * SECONDS_BETWEEN_TRIES
-    assert turns.retry_countdown("backend", 0) <= MIN_RETRY_SECONDS, (
-        "those of another neighbour are not in the way"
+    assert bulkhead.retry_countdown("backend", 0) <= MIN_RETRY_SECONDS, (
+        "those of another dependency are not in the way"
     )
 
 
 def test_all_slots_together_leave_a_thread_to_short_tasks() -> None:
-    turns = Bulkhead(lambda: 4)
+    bulkhead = Bulkhead(lambda: 4)
     with ExitStack() as stack:
-        taken = [stack.enter_context(turns.acquire("annotate", all_but_one=True)) for _ in range(5)]
+        taken = [stack.enter_context(bulkhead.acquire("annotate", all_but_one=True)) for _ in range(5)]
         assert taken == [True, True, True, False, False]
         # But nobody is shut out altogether.
-        assert stack.enter_context(turns.acquire("cluster"))
-        assert not stack.enter_context(turns.acquire("cluster"))
+        assert stack.enter_context(bulkhead.acquire("cluster"))
+        assert not stack.enter_context(bulkhead.acquire("cluster"))

@@ -75,7 +75,7 @@ def test_renewal_of_a_lock_sends_heartbeats(redis: FakeRedis, eventually: Eventu
     keeper.acquire("lock", "me")
     with keeper.hold("lock", "me", lambda: signs.append(1)):
         eventually(lambda: len(signs) > 1)
-        redis.set("lock", "another", px=300)  # lost: whoever has it gives the signs
+        redis.set("lock", "another", px=300)  # lost: the one that has it gives the signs
         before = len(signs)
         time.sleep(0.25)
     assert len(signs) <= before + 1

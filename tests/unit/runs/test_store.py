@@ -79,7 +79,7 @@ def test_late_start_does_not_undo_a_stop(runs: Runs, run: Run, redis: FakeRedis)
 def test_late_writes_leave_no_key_without_expiry(
     runs: Runs, run: Run, backend: FakeBackend, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given steps that were told, right before the end was reported, that the run lives
+    # Given steps that were reported, right before the end was reported, that the run lives
     runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
     report_run("42", runs, backend)
     monkeypatch.setattr(redis, "hexists", lambda *_: False)

@@ -64,7 +64,7 @@ def test_redelivered_poll_ends_when_its_successor_has_begun(worker: InProcessWor
     third = deliver(worker, FIRST, redelivered=True)
 
     assert third.ended in {"acknowledged", "retried"}
-    if third.ended == "retried":  # Nobody can know that 2 went out; its copy must not multiply.
+    if third.ended == "retried":  # Nobody can know that 2 was published; its copy must not multiply.
         calls = StepCalls(Reschedule(0.5))
         deliver(worker, FIRST, calls, kwargs={"job": "42", "generation": 2})
         copy = deliver(worker, FIRST, calls, kwargs=third.kwargs)
@@ -237,7 +237,7 @@ def test_copies_made_while_a_dependency_hung_do_not_multiply(worker: InProcessWo
     copy = deliver(worker, FIRST, away, kwargs={"job": "42", "redelivered": True})
     assert (first.ended, copy.ended, len(away)) == ("retried", "retried", 1)
 
-    # When the step goes on to wait for its neighbour
+    # When the step goes on to wait for its dependency
     second = deliver(worker, FIRST, away, kwargs=first.kwargs)
     copy = deliver(worker, FIRST, away, kwargs=copy.kwargs)
 
