@@ -1,7 +1,7 @@
 """Ray's jobs, nodes, tasks and Serve applications, as an agent in front of a cluster shows them."""
 
 import weakref
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import httpx
@@ -9,15 +9,9 @@ import httpx
 from worker.platform import agent
 from worker.platform.client import BaseClient
 from worker.platform.errors import ValidationError
-from worker.platform.streams.connection import LogConnection, StreamTarget, websocket_missing, websocket_url
-from worker.platform.streams.parser import (
-    StreamLimits,
-    StreamProtocol,
-    Transport,
-    checked_timeout,
-    transports_of,
-)
-from worker.platform.streams.sync_tail import HttpLog, LogStreams
+from worker.platform.streams.connection import StreamTarget, websocket_url
+from worker.platform.streams.parser import StreamLimits, StreamProtocol, checked_timeout
+from worker.platform.streams.sync_tail import LogStreams
 from worker.platform.streams.tail import AsyncLogTail
 
 LOG_TIMEOUT = 10.0
@@ -78,9 +72,7 @@ class RayClientMixin(BaseClient):
         `stream_timeout` is the longest wait in seconds, for an answer and then between data. `protocol` is
         "stream" (HTTP), "websocket", or "auto": a websocket, and HTTP where that fails before the first line.
         """
-        transports = transports_of(protocol)
-        target = self._log_target(pk, stream_timeout)
-        return self._follow(target, transports)
+        return self._follow(self.log_tail(pk, stream_timeout, protocol))
 
     def websocket_tail_job_logs(self, pk: str, stream_timeout: float = LOG_TIMEOUT) -> Generator[str]:
         """The same over a websocket, which is quickest."""
@@ -135,24 +127,9 @@ class RayClientMixin(BaseClient):
             limits=self.stream_limits,
         )
 
-    # A generator of its own, for the arguments to be checked when they are given; it keeps the client alive.
-    def _follow(self, target: StreamTarget, transports: tuple[Transport, ...]) -> Generator[str]:
-        openings: dict[Transport, Callable[[], LogConnection]] = {
-            "stream": lambda: HttpLog(self._http, target),
-            "websocket": lambda: _websocket_log(target),
-        }
-        yield from self._streams.follow(*(openings[each] for each in transports))
-
-
-def _websocket_log(target: StreamTarget) -> LogConnection:
-    try:
-        # Here, because plugin code may run where it is not installed.
-        from worker.platform.streams.sync_tail import WebsocketLog
-    except ImportError:
-        missing = websocket_missing()
-    else:
-        return WebsocketLog(target)
-    raise missing
+    # A generator of its own: the caller's arguments are checked at once, and it keeps the client alive.
+    def _follow(self, tail: AsyncLogTail) -> Generator[str]:
+        yield from self._streams.follow(tail)
 
 
 def _give_back(streams: LogStreams, http: httpx.Client) -> None:

@@ -463,15 +463,51 @@ def test_many_threads_follow_at_once(protocol: Any) -> None:
 
 
 @both
-def test_the_background_has_five_threads(protocol: Any, eventually: Eventually) -> None:
+def test_all_logs_of_a_process_share_one_thread(protocol: Any, eventually: Eventually) -> None:
     before = threading.active_count()
     with log_server(lambda wire: wire.accept().line("a").wait_until_left()) as server:
-        with client_of(server) as client:
-            logs = [client.tail_job_logs("job-1", 30, protocol) for _ in range(8)]
+        with client_of(server) as client, client_of(server) as other:
+            logs = [each.tail_job_logs("job-1", 30, protocol) for each in (client, other) * 4]
             assert [next(log) for log in logs] == ["a"] * 8
-            assert client._streams._free._value == 0
+            assert [each.name for each in threading.enumerate()].count("log-streams") == 1
         eventually(lambda: threading.active_count() <= before + 1)
-        assert client._streams._free._value == 5
+
+
+def test_a_forked_child_reads_logs_of_its_own() -> None:
+    program = """
+import os, sys
+from worker.platform import AgentClient, StreamError
+client = AgentClient(sys.argv[1], "token")
+inherited = client.tail_job_logs("job-1", 20)
+assert next(inherited) == "0"
+child = os.fork()
+if child == 0:
+    assert next(client.tail_job_logs("job-1", 20)) == "0"
+    try:
+        next(inherited)
+    except StreamError:
+        os._exit(3)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+print(*inherited)
+"""
+    parent_may_end = threading.Event()
+
+    def script(wire: Wire) -> None:
+        wire.accept().line("0")
+        if len(server.paths) == 2:
+            parent_may_end.set()
+        else:
+            parent_may_end.wait(10)
+        for number in range(1, 2000):
+            wire.line(str(number))
+        wire.complete()
+
+    with log_server(script) as server:
+        command = [sys.executable, "-W", "error", "-c", program, server.url]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+    assert ended.stderr == ""
+    assert ended.stdout.split() == [str(number) for number in range(1, 2000)]
 
 
 def test_the_mixin_gives_its_streams_to_any_base_client() -> None:
@@ -528,13 +564,17 @@ def test_auto_stays_with_what_another_protocol_cannot_mend(
     assert (found, type(error)) == (lines, kind)
 
 
-def test_without_the_library_there_is_no_websocket_and_auto_does_without(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name in ("websockets", "websockets.exceptions", "websockets.sync.client"):
-        monkeypatch.setitem(sys.modules, name, None)
-    for name in ("worker.platform.streams.sync_tail", "worker.platform.streams.connection"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+def test_the_package_does_without_websockets() -> None:
+    program = "import sys; sys.modules['websockets'] = None; import worker.platform"
+
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert (ended.stderr, ended.returncode) == ("", 0)
+
+
+def test_auto_does_without_websockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "websockets", None)
+    monkeypatch.delitem(sys.modules, "worker.platform.streams.websocket", raising=False)
 
     with log_server(lambda wire: wire.accept().line("a").complete()) as server, client_of(server) as client:
         with pytest.raises(WebSocketError) as caught:

@@ -8,15 +8,13 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from worker.platform.errors import ClientError
+from worker.platform.errors import ClientError, StreamError, StreamLimitExceededError, WebSocketError
 from worker.platform.responses import error_of
 from worker.platform.streams.connection import (
     Silence,
     StreamTarget,
     check_is_log,
     keep_alive,
-    may_fall_back,
-    websocket_missing,
 )
 from worker.platform.streams.parser import LogReader, StreamProtocol, Transport, transports_of
 from worker.platform.transport import AnswerReader, tls_context, wire_error
@@ -117,8 +115,11 @@ class AsyncLogTail:
                 for line in batch:
                     yield line
 
-    async def batches(self) -> Batches:
-        """The lines, as many at a time as came together. Close it (`aclosing`) when leaving it early."""
+    async def batches(self, *, include_rest: bool = False) -> Batches:
+        """The lines, as many at a time as came together. Close it (`aclosing`) when leaving it early.
+
+        With `include_rest` what stands behind the last line end is a line, too, if the agent closed in order.
+        """
         for left, transport in enumerate(self._transports, 1 - len(self._transports)):
             failure, given = None, False
             self._reader = LogReader(self._target.limits)
@@ -133,18 +134,33 @@ class AsyncLogTail:
             if failure is None:
                 failure = self._reader.failure
             self._rest = self._reader.end()
+            if failure is None and include_rest:
+                yield self._rest
+                failure = self._reader.failure
             if failure is None:
                 return
-            if given or left == 0 or not may_fall_back(failure):
+            if given or left == 0 or not _may_fall_back(failure):
                 raise failure
 
     def _read(self, transport: Transport) -> Batches:
         if transport == "stream":
             return http_batches(self._target, self._reader)
         try:
+            # Imported here because plugin code may run where the package is not installed.
             from worker.platform.streams.websocket import websocket_batches
         except ImportError:
-            missing = websocket_missing()
+            missing = _websocket_missing()
         else:
             return websocket_batches(self._target, self._reader)
         raise missing
+
+
+def _may_fall_back(error: ClientError) -> bool:
+    """Whether another protocol may do what failed with `error` before a line had come."""
+    # What the agent itself said of the log (a plain StreamError), and limits, hold for either protocol.
+    return not isinstance(error, StreamLimitExceededError) and type(error) is not StreamError
+
+
+def _websocket_missing() -> WebSocketError:
+    detail = "websockets are not available: the package websockets is not installed"
+    return WebSocketError(f"500 Internal Server Error: {detail}", 500, detail)

@@ -2,28 +2,37 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final, cast
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
+from worker.platform.errors import (
+    ClientConnectionError,
+    ClientError,
+    StreamLimitExceededError,
+    WebSocketError,
+)
+from worker.platform.responses import Answer, error_of
 from worker.platform.streams.connection import (
     Silence,
     StreamTarget,
-    closed_in_order,
     keep_alive,
-    websocket_error,
 )
 from worker.platform.streams.parser import LogReader
-from worker.platform.streams.sync_tail import quiet_log
 from worker.platform.transport import tls_context, wire_error
 
 READ_AHEAD: Final = 64 * 1024
 """Bytes that may have come and not been taken; beyond, the kernel's buffers fill and the agent waits."""
+
+_library_log = logging.getLogger(__name__)
+# At DEBUG the library logs the handshake with its tokens.
+_library_log.setLevel(logging.WARNING)
 
 _DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
 
@@ -37,7 +46,7 @@ async def websocket_batches(target: StreamTarget, reader: LogReader) -> AsyncGen
                     yield _lines(reader, await websocket.messages(silence))
             return
     except WebSocketException as error:
-        failure = None if closed_in_order(error) else websocket_error(error)
+        failure = None if _closed_in_order(error) else _websocket_error(error)
     except OSError as error:
         failure = wire_error(error)
     # Outside of the except block: the original knows the URL.
@@ -57,7 +66,7 @@ def _lines(reader: LogReader, messages: list[bytes]) -> list[str]:
 @contextlib.asynccontextmanager
 async def _opened(target: StreamTarget) -> AsyncIterator["_Websocket"]:
     uri = parse_uri(target.websocket_url)
-    protocol = ClientProtocol(uri, max_size=target.limits.max_bytes, logger=quiet_log)
+    protocol = ClientProtocol(uri, max_size=target.limits.max_bytes, logger=_library_log)
     request = protocol.connect()
     request.headers.update({"User-Agent": "synapse-worker", **target.websocket_headers()})
     protocol.send_request(request)
@@ -168,3 +177,42 @@ class _Websocket(asyncio.Protocol):
             # Nothing is the end of our side: the connection is closed with the whole.
             if data:
                 self._transport.write(data)
+
+
+_IN_ORDER = frozenset({1000, 1005})
+_GOING_AWAY = frozenset({1001, 1012, 1013, 1014})
+_TOO_BIG = 1009
+
+
+def _closed_in_order(error: Exception) -> bool:
+    """Whether the agent simply had no more to say. Whether the job has ended is another question."""
+    return isinstance(error, ConnectionClosed) and error.rcvd is not None and error.rcvd.code in _IN_ORDER
+
+
+def _websocket_error(error: Exception) -> ClientError:
+    """The client error for what `websockets` raised."""
+    if isinstance(error, ConnectionClosed):
+        return _closed(error)
+    if isinstance(error, InvalidStatus):
+        return _refused(error)
+    if isinstance(error, WebSocketException) and not isinstance(error.__cause__, EOFError | OSError):
+        return WebSocketError("500 Internal Server Error: the agent does not speak websocket here", 500)
+    return wire_error(error)
+
+
+def _closed(error: ConnectionClosed) -> ClientError:
+    if error.sent is not None and error.sent.code == _TOO_BIG and error.rcvd_then_sent is not True:
+        return StreamLimitExceededError("429 Too Many Requests: one message is longer than the whole limit")
+    if error.rcvd is None or error.rcvd.code in _GOING_AWAY:
+        return ClientConnectionError("503 Service Unavailable: the connection was lost", 503)
+    said = f"the agent closed the websocket ({error.rcvd.code}): {error.rcvd.reason}"
+    return WebSocketError(f"500 Internal Server Error: {said}", 500, error.rcvd.reason)
+
+
+def _refused(error: InvalidStatus) -> ClientError:
+    response = error.response
+    if 200 <= response.status_code < 300:
+        detail = "the agent answered the handshake as if it were an ordinary request"
+        return WebSocketError(f"500 Internal Server Error: {detail}", 500, detail)
+    headers = {name.lower(): value for name, value in response.headers.raw_items()}
+    return error_of(Answer(response.status_code, headers, bytes(response.body or b"")))
