@@ -573,7 +573,7 @@ def test_the_package_does_without_websockets() -> None:
 
 
 def test_auto_does_without_websockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "websockets", None)
+    monkeypatch.setitem(sys.modules, "websockets.client", None)
     monkeypatch.delitem(sys.modules, "worker.platform.streams.websocket", raising=False)
 
     with log_server(lambda wire: wire.accept().line("a").complete()) as server, client_of(server) as client:
