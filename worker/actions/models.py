@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from worker.platform import BackendClient, clean
-from worker.platform.transport import wire_error
+from worker.platform.transport import transport_error
 
 CONNECT_SECONDS = 10.0
 TIMEOUT_SECONDS = 60.0
@@ -103,7 +103,7 @@ def _download(url: str, archive: Path) -> None:
                 return
             reason = f"{answer.status_code} {answer.reason_phrase}"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        reason = str(wire_error(error))
+        reason = str(transport_error(error))
     # Outside of the except block: an error of httpx holds the address.
     raise ModelFileError(clean(f"the model's file cannot be fetched: {reason}"))
 

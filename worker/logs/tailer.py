@@ -183,8 +183,8 @@ class Following:
             # What came from a job that was over before was all of it, though nobody closed the line.
             if not (self._status and self._feed.taken) or self._skip:
                 raise
-        if self._status and tail.rest is not None:
-            await self._put([tail.rest])
+        if self._status and tail.partial_line is not None:
+            await self._put([tail.partial_line])
         if not await self._feed.drained():
             return None
         if self._status or tail.completed:

@@ -10,7 +10,7 @@ from worker.platform.client import BaseClient
 from worker.platform.errors import MalformedResponseError
 from worker.platform.ray_client import RayClientMixin
 from worker.platform.redaction import register_secrets
-from worker.platform.requests import Request, path_id, query_pairs
+from worker.platform.requests import Request, encode_query, path_segment
 from worker.platform.responses import RetryPolicy
 from worker.platform.streams import StreamLimits
 
@@ -20,12 +20,12 @@ _APPLICATION = re.compile(r"[A-Za-z0-9_@.-]{1,100}")
 
 def health() -> Request:
     """`GET health/`"""
-    return Request("GET", "health/", repeatable=True, expect="none")
+    return Request("GET", "health/", retryable=True, expect="none")
 
 
 def get_job(job: str) -> Request:
     """`GET jobs/{id}/`: a Ray job."""
-    return _get(f"jobs/{path_id(job, 'job id', _ID)}/")
+    return _get(f"jobs/{path_segment(job, 'job id', _ID)}/")
 
 
 def list_jobs() -> Request:
@@ -35,17 +35,17 @@ def list_jobs() -> Request:
 
 def get_job_logs(job: str) -> Request:
     """`GET jobs/{id}/logs/`: all of the log so far, as text."""
-    return Request("GET", f"jobs/{path_id(job, 'job id', _ID)}/logs/", repeatable=True, expect="text")
+    return Request("GET", f"jobs/{path_segment(job, 'job id', _ID)}/logs/", retryable=True, expect="text")
 
 
 def stop_job(job: str) -> Request:
     """`POST jobs/{id}/stop/`"""
-    return Request("POST", f"jobs/{path_id(job, 'job id', _ID)}/stop/")
+    return Request("POST", f"jobs/{path_segment(job, 'job id', _ID)}/stop/")
 
 
 def get_node(node: str) -> Request:
     """`GET nodes/{id}/`"""
-    return _get(f"nodes/{path_id(node, 'node id', _ID)}/")
+    return _get(f"nodes/{path_segment(node, 'node id', _ID)}/")
 
 
 def list_nodes() -> Request:
@@ -55,7 +55,7 @@ def list_nodes() -> Request:
 
 def get_task(task: str) -> Request:
     """`GET tasks/{id}/`: a Ray task."""
-    return _get(f"tasks/{path_id(task, 'task id', _ID)}/")
+    return _get(f"tasks/{path_segment(task, 'task id', _ID)}/")
 
 
 def list_tasks() -> Request:
@@ -65,7 +65,7 @@ def list_tasks() -> Request:
 
 def get_serve_application(name: str) -> Request:
     """`GET serve_applications/{name}/`"""
-    return _get(f"serve_applications/{path_id(name, 'application name', _APPLICATION)}/")
+    return _get(f"serve_applications/{path_segment(name, 'application name', _APPLICATION)}/")
 
 
 def list_serve_applications() -> Request:
@@ -75,7 +75,7 @@ def list_serve_applications() -> Request:
 
 def delete_serve_application(name: str) -> Request:
     """`DELETE serve_applications/{name}/`"""
-    path = f"serve_applications/{path_id(name, 'application name', _APPLICATION)}/"
+    path = f"serve_applications/{path_segment(name, 'application name', _APPLICATION)}/"
     return Request("DELETE", path, expect="none")
 
 
@@ -86,7 +86,7 @@ def check_feasibility(asked: Mapping[str, Any]) -> Request:
 
 def get_cluster_resources(use_cache: bool) -> Request:
     """`GET resources/cluster/`"""
-    return Request("GET", "resources/cluster/", query_pairs({"use_cache": use_cache}), repeatable=True)
+    return Request("GET", "resources/cluster/", encode_query({"use_cache": use_cache}), retryable=True)
 
 
 def get_policy() -> Request:
@@ -105,11 +105,11 @@ def gpu_status() -> Request:
 
 
 def _get(path: str) -> Request:
-    return Request("GET", path, repeatable=True)
+    return Request("GET", path, retryable=True)
 
 
 def _list(path: str) -> Request:
-    return Request("GET", path, repeatable=True, expect="list")
+    return Request("GET", path, retryable=True, expect="list")
 
 
 class AgentClient(RayClientMixin, BaseClient):
@@ -164,7 +164,7 @@ class AgentClient(RayClientMixin, BaseClient):
             "replicas": replicas,
             "metadata": dict(metadata or {}),
         }
-        verdict: dict[str, Any] = {"reasons": [], **self._object(check_feasibility(asked))}
+        verdict: dict[str, Any] = {"reasons": [], **self._send_for_object(check_feasibility(asked))}
         # Anything but a real yes or no must not open the gate, nor close it with a wrong reason.
         if not isinstance(verdict.get("allowed"), bool) or not isinstance(verdict["reasons"], list):
             raise MalformedResponseError("malformed answer: not a verdict on feasibility")
@@ -172,16 +172,16 @@ class AgentClient(RayClientMixin, BaseClient):
 
     def get_cluster_resources(self, use_cache: bool = True) -> dict[str, Any]:
         """What the cluster has and what of it is free."""
-        return self._object(get_cluster_resources(use_cache))
+        return self._send_for_object(get_cluster_resources(use_cache))
 
     def get_policy(self) -> dict[str, Any]:
         """The limits that the agent holds deployments to."""
-        return self._object(get_policy())
+        return self._send_for_object(get_policy())
 
     def update_policy(self, **limits: Any) -> dict[str, Any]:
         """Change limits such as `max_concurrent_serve_replicas`."""
-        return self._object(update_policy(limits))
+        return self._send_for_object(update_policy(limits))
 
     def gpu_status(self) -> dict[str, Any]:
         """GPU totals of the cluster."""
-        return self._object(gpu_status())
+        return self._send_for_object(gpu_status())

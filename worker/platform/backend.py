@@ -9,104 +9,106 @@ import httpx
 from worker.platform.client import BaseClient
 from worker.platform.errors import NotFoundError, ValidationError
 from worker.platform.redaction import register_secrets
-from worker.platform.requests import Request, next_page, path_id, query_pairs
+from worker.platform.requests import Request, encode_query, page_request, path_segment
 from worker.platform.responses import RetryPolicy
 
 _NUMBER = re.compile(r"[0-9]{1,20}")
 _JOB = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _RELEASE = re.compile(r"[A-Za-z0-9_.@+-]{1,260}")
 
-RUN_KEYS = frozenset({"agent", "action", "params", "version", "job_id", "language"})
+PLUGIN_RUN_KEYS = frozenset({"agent", "action", "params", "version", "job_id", "language"})
 JOB_FIELDS = frozenset(
     {"status", "progress_record", "metrics_record", "console_logs", "result", "meta"},
 )
-OUR_TASK_KEYS = frozenset({"fields", "project", "page_size", "page"})
+RESERVED_TASK_FILTERS = frozenset({"fields", "project", "page_size", "page"})
 """Query keys of `sdk/tasks/` that the worker decides; a run's filters cannot."""
 
 
 def get_project(project: int | str) -> Request:
     """`GET projects/{id}/`"""
-    return _get(f"projects/{path_id(project, 'project id', _NUMBER)}/")
+    return _get(f"projects/{path_segment(project, 'project id', _NUMBER)}/")
 
 
 def get_data_collection(collection: int | str) -> Request:
     """`GET data_collections/{id}/`"""
-    return _get(f"data_collections/{path_id(collection, 'data collection id', _NUMBER)}/")
+    return _get(f"data_collections/{path_segment(collection, 'data collection id', _NUMBER)}/")
 
 
 def list_tasks(filters: Mapping[str, Any], project: int | str, page_size: int) -> Request:
     """`GET sdk/tasks/`: the first page of the ids of the tasks that match."""
-    path_id(project, "project id", _NUMBER)
-    chosen = {key: value for key, value in filters.items() if key not in OUR_TASK_KEYS}
+    path_segment(project, "project id", _NUMBER)
+    chosen = {key: value for key, value in filters.items() if key not in RESERVED_TASK_FILTERS}
     ours = {"fields": "id", "project": project, "page_size": page_size}
-    return Request("GET", "sdk/tasks/", query_pairs({**chosen, **ours}), repeatable=True, expect="list")
+    return Request("GET", "sdk/tasks/", encode_query({**chosen, **ours}), retryable=True, expect="list")
 
 
-def get_task(task: int | str) -> Request:
+def task_request(task: int | str) -> Request:
     """`GET tasks/{id}/` with its data and its data unit."""
     query = {"fields": "id,data,data_unit", "expand": "data_unit"}
-    return _get(f"tasks/{path_id(task, 'task id', _NUMBER)}/", query)
+    return _get(f"tasks/{path_segment(task, 'task id', _NUMBER)}/", query)
 
 
-def get_data_unit(data_unit: int | str) -> Request:
+def data_unit_request(data_unit: int | str) -> Request:
     """`GET data_units/{id}/` with its files."""
-    return _get(f"data_units/{path_id(data_unit, 'data unit id', _NUMBER)}/", {"expand": "files"})
+    return _get(f"data_units/{path_segment(data_unit, 'data unit id', _NUMBER)}/", {"expand": "files"})
 
 
-def annotate_task_data(task: int | str, data: Mapping[str, Any], schema: str | None) -> Request:
+def annotation_request(task: int | str, data: Mapping[str, Any], schema: str | None) -> Request:
     """`PUT tasks/{id}/annotate_task_data/`. Writing the same data twice is harmless."""
     return Request(
         "PUT",
-        f"tasks/{path_id(task, 'task id', _NUMBER)}/annotate_task_data/",
-        query_pairs({"schema": "any"} if schema == "any" else {}),
+        f"tasks/{path_segment(task, 'task id', _NUMBER)}/annotate_task_data/",
+        encode_query({"schema": "any"} if schema == "any" else {}),
         {"action": "submit", "data": data},
-        repeatable=True,
+        retryable=True,
     )
 
 
 def get_plugin_release(release: int | str) -> Request:
     """`GET plugin_releases/{id}/` by number or by `code@version`."""
-    return _get(f"plugin_releases/{path_id(release, 'plugin release', _RELEASE)}/")
+    return _get(f"plugin_releases/{path_segment(release, 'plugin release', _RELEASE)}/")
 
 
-def run_plugin(code: str, data: Mapping[str, Any]) -> Request:
+def plugin_run_request(code: str, data: Mapping[str, Any]) -> Request:
     """`POST plugins/{code}/run/`. Never repeated: two deployments or inferences may come of two calls."""
-    _refuse_unknown(data, RUN_KEYS)
+    _reject_unknown(data, PLUGIN_RUN_KEYS)
     # A deployment's answer is a job, an inference's is the pre-processor's own.
     expect: Any = "object" if data.get("action") == "deployment" else "any"
-    path = f"plugins/{path_id(code, 'plugin code', _RELEASE)}/run/"
-    return Request("POST", path, json=_given(data), expect=expect)
+    path = f"plugins/{path_segment(code, 'plugin code', _RELEASE)}/run/"
+    return Request("POST", path, json=_without_none(data), expect=expect)
 
 
 def get_model(model: int | str) -> Request:
     """`GET models/{id}/`"""
-    return _get(f"models/{path_id(model, 'model id', _NUMBER)}/")
+    return _get(f"models/{path_segment(model, 'model id', _NUMBER)}/")
 
 
 def list_serve_applications(query: Mapping[str, Any]) -> Request:
     """`GET serve_applications/`"""
-    return Request("GET", "serve_applications/", query_pairs(query), repeatable=True, expect="list")
+    return Request("GET", "serve_applications/", encode_query(query), retryable=True, expect="list")
 
 
 def create_serve_application(job: int | str, status: str | None, data: Mapping[str, Any] | None) -> Request:
     """`POST serve_applications/`. Never repeated: two posts make two records."""
-    return Request("POST", "serve_applications/", json=_given({"job": job, "status": status, "data": data}))
+    return Request(
+        "POST", "serve_applications/", json=_without_none({"job": job, "status": status, "data": data})
+    )
 
 
 def list_agents(query: Mapping[str, Any]) -> Request:
     """`GET agents/`"""
-    return Request("GET", "agents/", query_pairs(query), repeatable=True, expect="list")
+    return Request("GET", "agents/", encode_query(query), retryable=True, expect="list")
 
 
 def get_job(job: int | str) -> Request:
     """`GET jobs/{id}/`"""
-    return _get(f"jobs/{path_id(job, 'job id', _JOB)}/")
+    return _get(f"jobs/{path_segment(job, 'job id', _JOB)}/")
 
 
 def update_job(job: int | str, fields: Mapping[str, Any]) -> Request:
     """`PATCH jobs/{id}/` with the fields that the backend knows."""
-    _refuse_unknown(fields, JOB_FIELDS)
-    return Request("PATCH", f"jobs/{path_id(job, 'job id', _JOB)}/", json=dict(fields), repeatable=True)
+    _reject_unknown(fields, JOB_FIELDS)
+    return Request("PATCH", f"jobs/{path_segment(job, 'job id', _JOB)}/", json=dict(fields), retryable=True)
 
 
 def create_logs(entries: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Request:
@@ -116,15 +118,15 @@ def create_logs(entries: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Req
 
 
 def _get(path: str, query: Mapping[str, Any] | None = None) -> Request:
-    return Request("GET", path, query_pairs(query or {}), repeatable=True)
+    return Request("GET", path, encode_query(query or {}), retryable=True)
 
 
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     # The backend refuses null where it knows a key only with a value.
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _refuse_unknown(values: Mapping[str, Any], known: frozenset[str]) -> None:
+def _reject_unknown(values: Mapping[str, Any], known: frozenset[str]) -> None:
     unknown = sorted(set(values) - known)
     if unknown:
         detail = f"unknown keys {', '.join(unknown)}"
@@ -161,11 +163,11 @@ class BackendClient(BaseClient):
 
     def get_project(self, project: int | str) -> dict[str, Any]:
         """A project; its `data_collection` is an id."""
-        return self._object(get_project(project))
+        return self._send_for_object(get_project(project))
 
     def get_data_collection(self, collection: int | str) -> dict[str, Any]:
         """A data collection with its `file_specifications`."""
-        return self._object(get_data_collection(collection))
+        return self._send_for_object(get_data_collection(collection))
 
     def list_tasks(
         self,
@@ -179,37 +181,37 @@ class BackendClient(BaseClient):
         `url` is the `next` of the page before; one that leads off the backend is refused.
         """
         request = list_tasks(filters, project, page_size)
-        return self._object(request if url is None else next_page(request, url, self._base))
+        return self._send_for_object(request if url is None else page_request(request, url, self._base))
 
     def get_task(self, task: int | str) -> dict[str, Any]:
         """A task with its data and its data unit."""
-        return self._object(get_task(task))
+        return self._send_for_object(task_request(task))
 
     def get_data_unit(self, data_unit: int | str) -> dict[str, Any]:
         """A data unit with its files."""
-        return self._object(get_data_unit(data_unit))
+        return self._send_for_object(data_unit_request(data_unit))
 
     def annotate_task_data(
         self, task: int | str, data: Mapping[str, Any], schema: str | None = None
     ) -> dict[str, Any]:
         """Submit a task's annotation; `schema="any"` has the backend take any shape."""
-        return self._object(annotate_task_data(task, data, schema))
+        return self._send_for_object(annotation_request(task, data, schema))
 
     def get_plugin_release(self, release: int | str) -> dict[str, Any]:
         """A plugin release by number or `code@version`."""
-        return self._object(get_plugin_release(release))
+        return self._send_for_object(get_plugin_release(release))
 
     def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
         """Run a plugin's action: a deployment answers with its job, an inference with any JSON. Sent once."""
-        return self._send(run_plugin(code, data))
+        return self._send(plugin_run_request(code, data))
 
     def get_model(self, model: int | str) -> dict[str, Any]:
         """A model; the address of its `file` is signed."""
-        return self._object(get_model(model))
+        return self._send_for_object(get_model(model))
 
     def list_serve_applications(self, **query: Any) -> dict[str, Any]:
         """All application records that match (`plugin_code`, `job__agent`, `job`), of all pages."""
-        return self._all(list_serve_applications(query))
+        return self._collect_pages(list_serve_applications(query))
 
     def create_serve_application(
         self,
@@ -219,11 +221,11 @@ class BackendClient(BaseClient):
         data: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Register an application. Sent once, as two posts make two records."""
-        return self._object(create_serve_application(job, status, data))
+        return self._send_for_object(create_serve_application(job, status, data))
 
     def list_agents(self, **query: Any) -> dict[str, Any]:
         """All agents, of all pages. Their tokens are masked in this process from now on."""
-        agents = self._all(list_agents(query))
+        agents = self._collect_pages(list_agents(query))
         register_secrets(agent["token"] for agent in agents["results"] if isinstance(agent.get("token"), str))
         return agents
 
@@ -238,11 +240,11 @@ class BackendClient(BaseClient):
 
     def get_job(self, job: int | str) -> dict[str, Any]:
         """A job with its `status` and `result`."""
-        return self._object(get_job(job))
+        return self._send_for_object(get_job(job))
 
     def update_job(self, job: int | str, **fields: Any) -> dict[str, Any]:
         """Change a job: `status`, `progress_record`, `metrics_record`, `console_logs`, `result`, `meta`."""
-        return self._object(update_job(job, fields))
+        return self._send_for_object(update_job(job, fields))
 
     def create_logs(self, entries: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
         """Write one or several entries of users' logs. Sent once."""

@@ -7,17 +7,17 @@ import httpx
 import tenacity
 
 from worker.platform.errors import ClientError
-from worker.platform.requests import BaseUrl, Request, Trail, body_of
-from worker.platform.responses import Answer, RetryPolicy, value_of
+from worker.platform.requests import BaseUrl, Pagination, Request, encode_body
+from worker.platform.responses import HttpResponse, RetryPolicy, decode_response
 from worker.platform.transport import (
-    CLOSED,
-    AnswerReader,
+    CLIENT_CLOSED,
     DeadlineTransport,
+    ResponseReader,
     Timeouts,
-    after_failure,
-    checked_headers,
     deadline,
-    no_cookies,
+    default_headers,
+    recover_response,
+    rejecting_cookie_jar,
 )
 
 
@@ -38,25 +38,25 @@ class BaseClient:
         retries: RetryPolicy | None = None,
     ) -> None:
         self._base = BaseUrl(base_url)
-        self._timeouts = Timeouts.of(timeout)
+        self._timeouts = Timeouts.from_argument(timeout)
         self._retries = retries or RetryPolicy()
         self._http = httpx.Client(
-            headers=checked_headers(headers),
-            timeout=self._timeouts.for_httpx(),
+            headers=default_headers(headers),
+            timeout=self._timeouts.to_httpx(),
             transport=transport or DeadlineTransport(),
-            cookies=no_cookies(),
+            cookies=rejecting_cookie_jar(),
             trust_env=False,
             follow_redirects=False,
         )
 
     def pages(self, request: Request) -> Iterator[dict[str, Any]]:
         """The pages of a list, from the first to the last, fetched as they are asked for."""
-        trail = Trail(request)
+        trail = Pagination(request)
         following: Request | None = request
         while following is not None:
             page: dict[str, Any] = self._send(following)
             yield page
-            following = trail.after(page, self._base)
+            following = trail.next_request(page, self._base)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -69,36 +69,36 @@ class BaseClient:
         self.close()
 
     def _send(self, request: Request) -> Any:
-        content = body_of(request)
-        attempts = tenacity.Retrying(**self._retries.arguments(request))
+        content = encode_body(request)
+        attempts = tenacity.Retrying(**self._retries.tenacity_options(request))
         return attempts(self._attempt, request, content)
 
-    def _object(self, request: Request) -> dict[str, Any]:
+    def _send_for_object(self, request: Request) -> dict[str, Any]:
         """A call whose answer is an object."""
         answer: dict[str, Any] = self._send(request)
         return answer
 
-    def _all(self, request: Request) -> dict[str, Any]:
+    def _collect_pages(self, request: Request) -> dict[str, Any]:
         """Every page of a list in one answer."""
         return {"results": [each for page in self.pages(request) for each in page["results"]]}
 
     def _attempt(self, request: Request, content: bytes | None) -> Any:
         with deadline(self._timeouts.total):
-            return value_of(self._exchange(request, content), request.expect)
+            return decode_response(self._exchange(request, content), request.expect)
 
-    def _exchange(self, request: Request, content: bytes | None) -> Answer:
+    def _exchange(self, request: Request, content: bytes | None) -> HttpResponse:
         if self._http.is_closed:
-            raise ClientError(CLOSED, 400)
+            raise ClientError(CLIENT_CLOSED, 400)
         url = self._base.join(request.path, request.query)
         headers = {"Content-Type": "application/json"} if content is not None else None
-        reader: AnswerReader | None = None
+        reader: ResponseReader | None = None
         try:
             with self._http.stream(request.method, url, content=content, headers=headers) as response:
-                reader = AnswerReader(response.status_code, response.headers)
+                reader = ResponseReader(response.status_code, response.headers)
                 for chunk in response.iter_bytes():
-                    if not reader.add(chunk):
+                    if not reader.feed(chunk):
                         break
-                return reader.answer()
+                return reader.response()
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             failure = error
-        return after_failure(failure, reader)
+        return recover_response(failure, reader)

@@ -4,8 +4,8 @@ from typing import Any, ClassVar
 
 from worker.platform.redaction import clean
 
-LONGEST_DETAIL = 300
-LONGEST_MESSAGE = 400
+MAX_DETAIL_CHARS = 300
+MAX_MESSAGE_CHARS = 400
 
 
 class ClientError(Exception):
@@ -14,10 +14,10 @@ class ClientError(Exception):
     default_status: ClassVar[int] = 500
 
     def __init__(self, message: str = "", status_code: int | None = None, detail: str = "") -> None:
-        text = shorten(clean(message or (type(self).__doc__ or "").partition("\n")[0]), LONGEST_MESSAGE)
+        text = shorten(clean(message or (type(self).__doc__ or "").partition("\n")[0]), MAX_MESSAGE_CHARS)
         super().__init__(text)
         self.status_code = self.default_status if status_code is None else status_code
-        self.detail = shorten(clean(detail), LONGEST_DETAIL)
+        self.detail = shorten(clean(detail), MAX_DETAIL_CHARS)
 
     @property
     def status(self) -> int:
@@ -55,7 +55,7 @@ class MalformedResponseError(ClientError):
         self.cut_off = cut_off
 
 
-class StrayLinkError(MalformedResponseError):
+class UntrustedLinkError(MalformedResponseError):
     """A list's link to its next page leads elsewhere; asking again does not change that."""
 
 
@@ -132,12 +132,12 @@ def error_type(error: BaseException) -> str:
     return "MalformedResponse" if isinstance(error, MalformedResponseError) else type(error).__name__
 
 
-def shorten(text: str, longest: int) -> str:
+def shorten(text: str, max_chars: int) -> str:
     """`text` with what is over `longest` cut away and marked."""
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
 
 
-DEEPEST = 8  # links of a chain, levels of nested arguments
+MAX_DEPTH = 8  # links of a chain, levels of nested arguments
 
 
 class CleanedError(Exception):
@@ -153,10 +153,10 @@ def clean_exception(error: BaseException) -> BaseException:
 
 
 def _clean(error: BaseException, depth: int) -> BaseException:
-    copy = error if isinstance(error, ClientError) else (_same_class(error, depth) or _stand_in(error))
+    copy = error if isinstance(error, ClientError) else (_same_class(error, depth) or _substitute(error))
     origin = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     explicit = error.__cause__ is not None
-    cleaned = None if origin is None or depth >= DEEPEST else _clean(origin, depth + 1)
+    cleaned = None if origin is None or depth >= MAX_DEPTH else _clean(origin, depth + 1)
     copy.__cause__ = cleaned if explicit else None
     copy.__context__ = cleaned
     copy.__suppress_context__ = explicit or cleaned is None
@@ -177,7 +177,7 @@ def _same_class(error: BaseException, depth: int) -> BaseException | None:
     return copy if text == clean(text) and (text or not str(error)) else None
 
 
-def _stand_in(error: BaseException) -> BaseException:
+def _substitute(error: BaseException) -> BaseException:
     try:
         text = str(error)
     except Exception:
@@ -191,9 +191,9 @@ def _clean_argument(argument: Any, depth: int) -> Any:
         return clean(argument)
     if argument is None or isinstance(argument, bool | int | float):
         return argument
-    if isinstance(argument, BaseException) and depth < DEEPEST:
+    if isinstance(argument, BaseException) and depth < MAX_DEPTH:
         return _clean(argument, depth + 1)
-    if isinstance(argument, list | tuple) and depth < DEEPEST:
+    if isinstance(argument, list | tuple) and depth < MAX_DEPTH:
         cleaned = [_clean_argument(each, depth + 1) for each in argument]
         return cleaned if isinstance(argument, list) else tuple(cleaned)
     return f"<{type(argument).__name__}>"

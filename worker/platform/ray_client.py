@@ -10,11 +10,11 @@ from worker.platform import agent
 from worker.platform.client import BaseClient
 from worker.platform.errors import ValidationError
 from worker.platform.streams.connection import StreamTarget, websocket_url
-from worker.platform.streams.parser import StreamLimits, StreamProtocol, checked_timeout
+from worker.platform.streams.parser import StreamLimits, StreamProtocol, validate_timeout
 from worker.platform.streams.sync_tail import LogStreams
 from worker.platform.streams.tail import AsyncLogTail
 
-LOG_TIMEOUT = 10.0
+LOG_TIMEOUT_SECONDS = 10.0
 """Seconds of `stream_timeout`."""
 
 
@@ -36,7 +36,7 @@ class RayClientMixin(BaseClient):
         super().__init__(base_url, timeout, **more)
         self.stream_limits = stream_limits or StreamLimits()
         self._streams = LogStreams(self.stream_limits.queue_size)
-        weakref.finalize(self, _give_back, self._streams, self._http)
+        weakref.finalize(self, _close_all, self._streams, self._http)
 
     def close(self) -> None:
         """Close the logs that are followed, then give the connections back."""
@@ -45,11 +45,11 @@ class RayClientMixin(BaseClient):
 
     def get_job(self, pk: str) -> dict[str, Any]:
         """A Ray job."""
-        return self._object(agent.get_job(pk))
+        return self._send_for_object(agent.get_job(pk))
 
     def list_jobs(self) -> dict[str, Any]:
         """All Ray jobs of the cluster."""
-        return self._all(agent.list_jobs())
+        return self._collect_pages(agent.list_jobs())
 
     def list_job_logs(self, pk: str) -> str:
         """All of a job's log so far."""
@@ -58,14 +58,14 @@ class RayClientMixin(BaseClient):
 
     def stop_job(self, pk: str) -> dict[str, Any]:
         """Ask a running job to stop; its end comes a moment later. 400 where it has ended already."""
-        answer = self._object(agent.stop_job(pk))
+        answer = self._send_for_object(agent.stop_job(pk))
         if answer.get("stopped") is False:
             detail = "the job has already ended"
             raise ValidationError(f"400 Bad Request: {detail}", 400, detail)
         return {"status": "STOPPING", **answer}
 
     def tail_job_logs(
-        self, pk: str, stream_timeout: float = LOG_TIMEOUT, protocol: StreamProtocol = "stream"
+        self, pk: str, stream_timeout: float = LOG_TIMEOUT_SECONDS, protocol: StreamProtocol = "stream"
     ) -> Generator[str]:
         """The lines of a job's log, from its beginning until it ends.
 
@@ -74,44 +74,44 @@ class RayClientMixin(BaseClient):
         """
         return self._follow(self.log_tail(pk, stream_timeout, protocol))
 
-    def websocket_tail_job_logs(self, pk: str, stream_timeout: float = LOG_TIMEOUT) -> Generator[str]:
+    def websocket_tail_job_logs(self, pk: str, stream_timeout: float = LOG_TIMEOUT_SECONDS) -> Generator[str]:
         """The same over a websocket, which is quickest."""
         return self.tail_job_logs(pk, stream_timeout, "websocket")
 
-    def stream_tail_job_logs(self, pk: str, stream_timeout: float = LOG_TIMEOUT) -> Generator[str]:
+    def stream_tail_job_logs(self, pk: str, stream_timeout: float = LOG_TIMEOUT_SECONDS) -> Generator[str]:
         """The same over HTTP's chunked transfer, which passes everywhere."""
         return self.tail_job_logs(pk, stream_timeout, "stream")
 
     def get_node(self, pk: str) -> dict[str, Any]:
         """A node of the cluster."""
-        return self._object(agent.get_node(pk))
+        return self._send_for_object(agent.get_node(pk))
 
     def list_nodes(self) -> dict[str, Any]:
         """All nodes of the cluster."""
-        return self._all(agent.list_nodes())
+        return self._collect_pages(agent.list_nodes())
 
     def get_task(self, pk: str) -> dict[str, Any]:
         """A Ray task."""
-        return self._object(agent.get_task(pk))
+        return self._send_for_object(agent.get_task(pk))
 
     def list_tasks(self) -> dict[str, Any]:
         """All Ray tasks that the cluster remembers."""
-        return self._all(agent.list_tasks())
+        return self._collect_pages(agent.list_tasks())
 
     def get_serve_application(self, pk: str) -> dict[str, Any]:
         """A Ray Serve application by its name."""
-        return self._object(agent.get_serve_application(pk))
+        return self._send_for_object(agent.get_serve_application(pk))
 
     def list_serve_applications(self) -> dict[str, Any]:
         """All Ray Serve applications of the cluster."""
-        return self._all(agent.list_serve_applications())
+        return self._collect_pages(agent.list_serve_applications())
 
     def delete_serve_application(self, pk: str) -> None:
         """Delete a Ray Serve application."""
         self._send(agent.delete_serve_application(pk))
 
     def log_tail(
-        self, pk: str, stream_timeout: float = LOG_TIMEOUT, protocol: StreamProtocol = "auto"
+        self, pk: str, stream_timeout: float = LOG_TIMEOUT_SECONDS, protocol: StreamProtocol = "auto"
     ) -> AsyncLogTail:
         """The same log for an event loop. It needs this client for its making only, not while it is read."""
         return AsyncLogTail(self._log_target(pk, stream_timeout), protocol)
@@ -122,8 +122,8 @@ class RayClientMixin(BaseClient):
             stream_url=self._base.join(f"{path}stream/"),
             websocket_url=websocket_url(self._base.join(path)),
             headers=dict(self._http.headers),
-            connect=self._timeouts.connect,
-            silence=checked_timeout(stream_timeout),
+            connect_timeout=self._timeouts.connect,
+            idle_timeout=validate_timeout(stream_timeout),
             limits=self.stream_limits,
         )
 
@@ -132,6 +132,6 @@ class RayClientMixin(BaseClient):
         yield from self._streams.follow(tail)
 
 
-def _give_back(streams: LogStreams, http: httpx.Client) -> None:
+def _close_all(streams: LogStreams, http: httpx.Client) -> None:
     streams.close()
     http.close()

@@ -18,19 +18,19 @@ MASK = "***"
 
 _SCHEME = r"(?:(?:token|bearer|basic|apikey|negotiate)[ \t]+)?"
 # Schemes whose value has several parts: all of the line belongs to them.
-_PARTED = r"(?:digest|hawk|oauth|aws4-hmac-sha256)[ \t][^\r\n]*"
-_BARE = r"[^\s\"'&,;<>()\[\]{}]"
+_MULTI_PART_SCHEME = r"(?:digest|hawk|oauth|aws4-hmac-sha256)[ \t][^\r\n]*"
+_UNQUOTED_CHAR = r"[^\s\"'&,;<>()\[\]{}]"
 
 # A quoted value ends at its own quote, a value in JSON within a string (`\"x\"`) at the same number of
 # backslashes; one that never ends is masked to the end of its line.
 _VALUE = (
     r"(?:(?P<nested>\\{1,7}[\"'])(?:(?!(?P=nested))[^\r\n])*"
     r"|[bru]?(?P<quote>[\"'])(?:\\[^\r\n]|(?!(?P=quote))[^\\\r\n])*"
-    rf"|(?P<bare>{_PARTED}|{_SCHEME}{_BARE}+))"
+    rf"|(?P<bare>{_MULTI_PART_SCHEME}|{_SCHEME}{_UNQUOTED_CHAR}+))"
 )
 _END_OF_NAME = r"(?:\\{0,7}[\"'])?[ \t]{0,8}"
 
-HEADERS = re.compile(
+_HEADER = re.compile(
     rf"(?i)(?P<name>(?:proxy-)?authorization|synapse[-_](?:access[-_]token|agent|user|tenant))"
     rf"(?P<sep>{_END_OF_NAME}[:=][ \t]{{0,8}}[\[(]?|[\"'],[ \t]{{0,8}}){_VALUE}"
 )
@@ -42,64 +42,64 @@ _NAMES = (
     r"|passwords?|passwd|passphrase|secret|api[-_]?key|access[-_]?key(?:[-_]?id)?|private[-_]?key|secret[-_]?key"
     r"|x-(?:amz|goog)-(?:signature|credential))"
 )
-NAMED = re.compile(
+_ASSIGNMENT = re.compile(
     rf"(?i)(?P<name>{_NAMES})"
     rf"(?P<sep>{_END_OF_NAME}=[ \t]{{0,8}}|\\{{0,7}}[\"'][ \t]{{0,8}}:[ \t]{{0,8}}[\[(]?){_VALUE}"
 )
 """`token=x`, `access_token='x'`, `"password": "x"`."""
 
-SPOKEN = re.compile(rf"(?i)(?P<name>{_NAMES})(?P<sep>:[ \t]{{0,8}})(?P<bare>{_SCHEME}{_BARE}{{6,}})")
+_PROSE = re.compile(rf"(?i)(?P<name>{_NAMES})(?P<sep>:[ \t]{{0,8}})(?P<bare>{_SCHEME}{_UNQUOTED_CHAR}{{6,}})")
 """`Invalid token: 5d41402a…`; short values (`token: 17`) are a tokenizer's."""
 
-SIGNED = re.compile(r"(?i)(?P<name>[?&](?:sig|signature|key))(?P<sep>=)(?P<bare>[^\s\"'&<>]+)")
+_URL_SIGNATURE = re.compile(r"(?i)(?P<name>[?&](?:sig|signature|key))(?P<sep>=)(?P<bare>[^\s\"'&<>]+)")
 """The signature of a URL that whoever holds it may use."""
 
-CREDENTIALS = re.compile(
+_BARE_CREDENTIAL = re.compile(
     r"\b(?P<scheme>Bearer|Token)[ \t]{1,8}(?=[A-Za-z._~+/=-]{0,200}[0-9])[A-Za-z0-9._~+/=-]{16,}"
 )
 """`Bearer eyJ…` that stands without the name of its header."""
 
-USERINFO = re.compile(r"(?<=://)[^\s/?#\"'<>]*@")
+_URL_USERINFO = re.compile(r"(?<=://)[^\s/?#\"'<>]*@")
 """`user:password@` of a URL."""
 
-ANSI = re.compile(r"\x1b(?:\[[0-9;:?]{0,64}[ -/]{0,8}[@-~]|\][^\x07\x1b]{0,4096}(?:\x07|\x1b\\)?|[@-_])?")
-URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z0-9+.-]++://[^\s\"'<>]*")
-QUERY = re.compile(r"\?[^\s\"'<>?=]*=[^\s\"'<>]*")
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_ANSI = re.compile(r"\x1b(?:\[[0-9;:?]{0,64}[ -/]{0,8}[@-~]|\][^\x07\x1b]{0,4096}(?:\x07|\x1b\\)?|[@-_])?")
+_URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z0-9+.-]++://[^\s\"'<>]*")
+_QUERY = re.compile(r"\?[^\s\"'<>?=]*=[^\s\"'<>]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
-SECRET_KEY = re.compile(
+_SECRET_KEY = re.compile(
     rf"(?i)(?:.*[-_.])?(?:{_NAMES}|authorization|credentials?|synapse-(?:access-token|agent|user|tenant))"
 )
 """Keys of a mapping whose value is a secret whatever it looks like."""
 
 
-_WORDS = (
+_TRIGGER_WORDS = (
     "authorization", "synapse", "token", "bearer", "passw", "passphrase", "secret", "key", "sig",
     "credential", "://",
 )  # fmt: skip
-_FOLDED = "\u017f\u0131\u0130\u212a"
+_FOLDS_TO_ASCII = "\u017f\u0131\u0130\u212a"
 """Characters that count as ASCII letters where case is ignored, and that `lower` leaves alone."""
 
 
-def may_hold_secret(text: str) -> bool:
+def _may_contain_secret(text: str) -> bool:
     """Whether one of the expressions might match: each needs one of these words. Quick, for lines of logs."""
     lower = text.lower()
-    for word in _WORDS:
+    for word in _TRIGGER_WORDS:
         if word in lower:
             return True
-    return not text.isascii() and any(odd in text for odd in _FOLDED)
+    return not text.isascii() and any(odd in text for odd in _FOLDS_TO_ASCII)
 
 
-def mask_value(match: re.Match[str]) -> str:
+def _mask_match(match: re.Match[str]) -> str:
     """Put the mask in the place of a found value, keep its name, its quote and what follows."""
     groups = match.groupdict()
     opening = groups.get("nested") or groups.get("quote") or ""
     return f"{groups['name']}{groups['sep']}{opening}{MASK}"
 
 
-SHORTEST_SECRET = 6  # shorter ones would mask ordinary words
-SHORTEST_BEGINNING = 4  # of a secret that was cut through; fewer characters are anybody's
-DEEPEST = 8  # levels of nesting looked into; what lies deeper is shown as masked text
+MIN_SECRET_CHARS = 6  # shorter ones would mask ordinary words
+MIN_PREFIX_CHARS = 4  # of a secret that was cut through; fewer characters are anybody's
+MAX_DEPTH = 8  # levels of nesting looked into; what lies deeper is shown as masked text
 
 
 class _Registry:
@@ -120,7 +120,7 @@ class _Registry:
     def mask_cut(self, text: str) -> str:
         for spelling in self._spellings:
             longest = min(len(spelling) - 1, len(text))
-            for length in range(longest, SHORTEST_BEGINNING - 1, -1):
+            for length in range(longest, MIN_PREFIX_CHARS - 1, -1):
                 if text.endswith(spelling[:length]):
                     return text[: len(text) - length] + MASK
         return text
@@ -142,10 +142,10 @@ def register_secrets(secrets: Iterable[str]) -> None:
 
 def register_settings(settings: Mapping[str, str]) -> None:
     """Mask the values of settings (a release's `env`) whose name says that they are secret."""
-    register_secrets(value for name, value in settings.items() if SECRET_KEY.fullmatch(name[-100:]))
+    register_secrets(value for name, value in settings.items() if _SECRET_KEY.fullmatch(name[-100:]))
 
 
-def holds_secret(text: str) -> bool:
+def contains_secret(text: str) -> bool:
     """Whether one of this process's own secrets is in `text`: somebody sent back what we sent."""
     return _registry.mask(text) != text
 
@@ -164,15 +164,15 @@ def mask_secrets(value: Any) -> Any:
 def redact(text: str) -> str:
     """`text` with every secret masked and the rest left as it is."""
     text = _registry.mask(text)
-    if not may_hold_secret(text):
-        return _sendable(text)
-    for pattern in (HEADERS, NAMED, SPOKEN, SIGNED):
-        text = pattern.sub(mask_value, text)
-    text = CREDENTIALS.sub(rf"\g<scheme> {MASK}", text)
-    return _sendable(USERINFO.sub(f"{MASK}@", text))
+    if not _may_contain_secret(text):
+        return _encodable(text)
+    for pattern in (_HEADER, _ASSIGNMENT, _PROSE, _URL_SIGNATURE):
+        text = pattern.sub(_mask_match, text)
+    text = _BARE_CREDENTIAL.sub(rf"\g<scheme> {MASK}", text)
+    return _encodable(_URL_USERINFO.sub(f"{MASK}@", text))
 
 
-def mask_cut(text: str) -> str:
+def mask_partial_secret(text: str) -> str:
     """Text that was cut off at its end, where the beginning of one of this process's secrets may be left.
 
     To be called before it is redacted: what is left of the secret is none any more.
@@ -182,9 +182,9 @@ def mask_cut(text: str) -> str:
 
 def clean(text: str) -> str:
     """`text` fit to be shown to users: one line without secrets, URLs, query strings and terminal codes."""
-    text = redact(ANSI.sub("", text))
-    text = QUERY.sub("", URL.sub("<url>", text))
-    return CONTROL.sub(" ", text).strip()
+    text = redact(_ANSI.sub("", text))
+    text = _QUERY.sub("", _URL.sub("<url>", text))
+    return _CONTROL.sub(" ", text).strip()
 
 
 def clean_value(value: Any) -> Any:
@@ -201,9 +201,12 @@ def redact_value(value: Any, depth: int = 0, text: Callable[[str], str] = redact
         return text(value)
     if value is None or isinstance(value, bool | int | float):
         return value
-    if depth < DEEPEST:
+    if depth < MAX_DEPTH:
         if isinstance(value, Mapping):
-            return {_key(key, text): _under(key, each, depth + 1, text) for key, each in value.items()}
+            return {
+                _redact_key(key, text): _redact_item(key, each, depth + 1, text)
+                for key, each in value.items()
+            }
         if isinstance(value, list | tuple):
             redacted = [redact_value(each, depth + 1, text) for each in value]
             return redacted if isinstance(value, list) else tuple(redacted)
@@ -224,22 +227,22 @@ def redact_event(
     if text := _exception_text(event_dict.pop("exc_info", None)):
         event_dict["exception"] = text
     for key in list(event_dict):
-        event_dict[key] = _under(key, event_dict[key], 0)
+        event_dict[key] = _redact_item(key, event_dict[key], 0)
     return event_dict
 
 
-def _sendable(text: str) -> str:
+def _encodable(text: str) -> str:
     """Half of a surrogate pair, which JSON and file names may hold, is in no text that can be sent on."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def _under(key: object, value: Any, depth: int, text: Callable[[str], str] = redact) -> Any:
-    if isinstance(key, str) and value is not None and SECRET_KEY.fullmatch(key[-100:]):
+def _redact_item(key: object, value: Any, depth: int, text: Callable[[str], str] = redact) -> Any:
+    if isinstance(key, str) and value is not None and _SECRET_KEY.fullmatch(key[-100:]):
         return MASK
     return redact_value(value, depth, text)
 
 
-def _key(key: Any, text: Callable[[str], str]) -> Any:
+def _redact_key(key: Any, text: Callable[[str], str]) -> Any:
     return text(key) if isinstance(key, str) else key
 
 
@@ -252,7 +255,7 @@ def _exception_text(exc_info: Any) -> str:
 
 def _spellings(secret: str) -> set[str]:
     secret = secret.strip()
-    if len(secret) < SHORTEST_SECRET:
+    if len(secret) < MIN_SECRET_CHARS:
         return set()
     quoted = {quote(secret, safe=""), quote(secret), quote_plus(secret)}
     lower = {_lower_hex(each) for each in quoted}

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from worker.platform.errors import MalformedResponseError, StrayLinkError, ValidationError
+from worker.platform.errors import MalformedResponseError, UntrustedLinkError, ValidationError
 
-DEEPEST = 100
+MAX_DEPTH = 100
 """Levels of lists and objects that a message or an answer may have. Parsing bears more than what comes after
 it."""
 
@@ -17,10 +17,10 @@ it."""
 def too_deep(text: bytes | str, value: Any) -> bool:
     """Whether `value`, which is `text` parsed, is nested more deeply than `DEEPEST`."""
     brackets = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
-    if sum(text.count(bracket) for bracket in brackets) <= DEEPEST:  # type: ignore[arg-type, misc]
+    if sum(text.count(bracket) for bracket in brackets) <= MAX_DEPTH:  # type: ignore[arg-type, misc]
         return False
     floor = [value]
-    for _ in range(DEEPEST + 1):
+    for _ in range(MAX_DEPTH + 1):
         floor = [
             child
             for part in floor
@@ -45,11 +45,11 @@ class Request:
     # Filters and bodies are the users' own: not shown in logs, nor in a traceback with values.
     query: Query = field(default=(), repr=False)
     json: Any = field(default=None, repr=False)
-    repeatable: bool = False
+    retryable: bool = False
     expect: Expect = "object"
 
 
-def query_pairs(values: Mapping[str, Any]) -> Query:
+def encode_query(values: Mapping[str, Any]) -> Query:
     """Query parameters: a list is a repeated key, a boolean is `true` or `false`, None is left out."""
     pairs: list[tuple[str, str]] = []
     for key, value in values.items():
@@ -58,7 +58,7 @@ def query_pairs(values: Mapping[str, Any]) -> Query:
     return tuple(pairs)
 
 
-def path_id(value: object, name: str, allowed: re.Pattern[str]) -> str:
+def path_segment(value: object, name: str, allowed: re.Pattern[str]) -> str:
     """An id as a segment of a path, or a `ValidationError`: nothing has been sent then."""
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     # A segment of dots alone would climb to another path.
@@ -67,7 +67,7 @@ def path_id(value: object, name: str, allowed: re.Pattern[str]) -> str:
     return quote(text, safe="")
 
 
-def body_of(request: Request) -> bytes | None:
+def encode_body(request: Request) -> bytes | None:
     """The JSON body, or None where the call has none; a `ValidationError` where JSON cannot hold it."""
     if request.json is None:
         return None
@@ -115,14 +115,14 @@ class BaseUrl:
     def relative(self, url: str) -> tuple[str, Query]:
         """Path and query of a link that the service sent, relative to the base URL.
 
-        Raises `StrayLinkError` for a link that leads anywhere else: our tokens would go there.
+        Raises `UntrustedLinkError` for a link that leads anywhere else: our tokens would go there.
         """
         if _origin(url) != self._origin:
-            raise StrayLinkError("malformed answer: a link leads to another server")
+            raise UntrustedLinkError("malformed answer: a link leads to another server")
         parts = urlsplit(url)
         segments = parts.path.lower().replace("%2e", ".").replace("\\", "/").split("/")
         if not parts.path.startswith(self._prefix) or "@" in parts.netloc or {".", ".."} & set(segments):
-            raise StrayLinkError("malformed answer: a link leads out of the base URL")
+            raise UntrustedLinkError("malformed answer: a link leads out of the base URL")
         return parts.path.removeprefix(self._prefix), tuple(parse_qsl(parts.query, keep_blank_values=True))
 
 
@@ -138,36 +138,36 @@ def _origin(url: str) -> tuple[str, str, int] | None:
     return parts.scheme, parts.hostname, _PORTS[parts.scheme] if port is None else port
 
 
-MOST_PAGES = 100_000
+MAX_PAGES = 100_000
 
 
-class Trail:
+class Pagination:
     """Remembers which pages of one list were asked for."""
 
     def __init__(self, first: Request) -> None:
         self._first = first
-        self._seen = {_place(first)}
+        self._seen = {_fingerprint(first)}
 
-    def after(self, page: Mapping[str, Any], base: BaseUrl) -> Request | None:
+    def next_request(self, page: Mapping[str, Any], base: BaseUrl) -> Request | None:
         """The request for the page after `page`, or None where that was the last."""
         link = page["next"]
         if not link:
             return None
-        following = next_page(self._first, link, base)
-        if _place(following) in self._seen:
+        following = page_request(self._first, link, base)
+        if _fingerprint(following) in self._seen:
             raise MalformedResponseError("malformed answer: the pages of a list go around in a circle")
-        if len(self._seen) >= MOST_PAGES:
-            raise MalformedResponseError(f"malformed answer: a list of more than {MOST_PAGES} pages")
-        self._seen.add(_place(following))
+        if len(self._seen) >= MAX_PAGES:
+            raise MalformedResponseError(f"malformed answer: a list of more than {MAX_PAGES} pages")
+        self._seen.add(_fingerprint(following))
         return following
 
 
-def next_page(request: Request, link: str, base: BaseUrl) -> Request:
+def page_request(request: Request, link: str, base: BaseUrl) -> Request:
     """`request` for the page at `link`, which must lie on the service itself."""
     path, query = base.relative(link)
     return replace(request, path=path, query=query)
 
 
-def _place(request: Request) -> int:
+def _fingerprint(request: Request) -> int:
     # A hash: a million links of a list with long filters would fill the memory.
     return hash((request.path, tuple(sorted(request.query))))

@@ -14,7 +14,7 @@ from tenacity import RetryCallState
 from tenacity.wait import wait_random_exponential
 
 from worker.platform.errors import (
-    LONGEST_DETAIL,
+    MAX_DETAIL_CHARS,
     AuthenticationError,
     AuthorizationError,
     ClientConnectionError,
@@ -28,10 +28,10 @@ from worker.platform.errors import (
     ValidationError,
     shorten,
 )
-from worker.platform.redaction import clean, mask_cut, redact_value
+from worker.platform.redaction import clean, mask_partial_secret, redact_value
 from worker.platform.requests import Expect, Request, too_deep
 
-_PASSING = frozenset({429, 502, 503, 504})
+_TRANSIENT = frozenset({429, 502, 503, 504})
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 
@@ -42,32 +42,32 @@ class RetryPolicy:
     attempts: int = 3
     base: float = 0.2
     cap: float = 2.0
-    longest_retry_after: float = 10.0
+    max_retry_after: float = 10.0
     budget: float = 30.0
     """No further attempt is begun later than this after the first one."""
 
-    def arguments(self, request: Request) -> dict[str, Any]:
+    def tenacity_options(self, request: Request) -> dict[str, Any]:
         """The keyword arguments of tenacity's `Retrying` and `AsyncRetrying` for `request`."""
         backoff = wait_random_exponential(multiplier=self.base, max=self.cap)
 
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome is not None else None
             if isinstance(error, HTTPError) and error.retry_after is not None:
-                return min(error.retry_after, self.longest_retry_after)
+                return min(error.retry_after, self.max_retry_after)
             return backoff(state)
 
         return {
-            "stop": tenacity.stop_after_attempt(self.attempts if request.repeatable else 1)
+            "stop": tenacity.stop_after_attempt(self.attempts if request.retryable else 1)
             | tenacity.stop_before_delay(self.budget),
             "wait": wait,
-            "retry": tenacity.retry_if_exception(lambda error: may_pass(error, request)),
+            "retry": tenacity.retry_if_exception(lambda error: is_retryable(error, request)),
             "reraise": True,
         }
 
 
-def may_pass(error: BaseException, request: Request) -> bool:
+def is_retryable(error: BaseException, request: Request) -> bool:
     """Whether `request` may be sent again after `error`."""
-    if not request.repeatable:
+    if not request.retryable:
         return False
     if isinstance(error, ClientConnectionError | ClientTimeoutError):
         return True
@@ -76,10 +76,10 @@ def may_pass(error: BaseException, request: Request) -> bool:
     if not isinstance(error, HTTPError):
         return False
     # A backend that fails with 500 may have written before it failed: only reading is tried again.
-    return error.status_code in _PASSING or (error.status_code == 500 and request.method == "GET")
+    return error.status_code in _TRANSIENT or (error.status_code == 500 and request.method == "GET")
 
 
-def retry_after_seconds(value: str | None, now: datetime | None = None) -> float | None:
+def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:
     """The header `Retry-After`, seconds or a date, as seconds from now; None where it says nothing usable."""
     if value is None:
         return None
@@ -106,7 +106,7 @@ _ERRORS: dict[int, type[HTTPError]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpResponse:
     """A whole answer, unpacked; the names of `headers` are in lower case."""
 
     status: int
@@ -114,10 +114,10 @@ class Answer:
     body: bytes = field(repr=False)
 
 
-def value_of(answer: Answer, expect: Expect) -> Any:
+def decode_response(answer: HttpResponse, expect: Expect) -> Any:
     """What the caller gets for `answer`, or the error that it stands for."""
     if not 200 <= answer.status < 300:
-        raise error_of(answer)
+        raise response_error(answer)
     if expect == "none":
         return None
     if expect == "text":
@@ -126,13 +126,13 @@ def value_of(answer: Answer, expect: Expect) -> Any:
         return None
     value = _json(answer.body)
     if expect == "list":
-        return as_list(value)
+        return parse_page(value)
     if expect == "object" and not isinstance(value, dict):
         raise MalformedResponseError("malformed answer: not an object")
     return value
 
 
-def as_list(value: Any) -> dict[str, Any]:
+def parse_page(value: Any) -> dict[str, Any]:
     """A list as `{"count", "next", "previous", "results"}`, also where a bare array came."""
     page = {"results": value} if isinstance(value, list) else value
     if not isinstance(page, dict) or not isinstance(page.get("results"), list):
@@ -145,7 +145,7 @@ def as_list(value: Any) -> dict[str, Any]:
     return {"count": len(results), "next": None, "previous": None} | page
 
 
-def error_of(answer: Answer) -> ClientError:
+def response_error(answer: HttpResponse) -> ClientError:
     """The error for an answer that is not a success."""
     if 300 <= answer.status < 400:
         # Following would hand the tokens to whoever the answer names.
@@ -157,7 +157,7 @@ def error_of(answer: Answer) -> ClientError:
     if answer.status == 408:
         return ClientTimeoutError(message, 408, detail)
     kind = ServerError if answer.status >= 500 else _ERRORS.get(answer.status, HTTPError)
-    retry_after = retry_after_seconds(answer.headers.get("retry-after"))
+    retry_after = parse_retry_after(answer.headers.get("retry-after"))
     return kind(message, answer.status, detail, retry_after=retry_after)
 
 
@@ -176,7 +176,7 @@ def _json(body: bytes) -> Any:
     raise MalformedResponseError(f"malformed answer: {kind}")
 
 
-def _detail(answer: Answer) -> str:
+def _detail(answer: HttpResponse) -> str:
     """What the service says about its error, on one line; nothing where it says it in HTML."""
     if _is_html(answer.body):
         return ""
@@ -185,11 +185,11 @@ def _detail(answer: Answer) -> str:
     except (ValueError, RecursionError):
         value = None
     if value is None or too_deep(answer.body, value):
-        value = mask_cut(answer.body[:4096].decode("utf-8", errors="replace"))
+        value = mask_partial_secret(answer.body[:4096].decode("utf-8", errors="replace"))
     value = redact_value(value)
     if isinstance(value, dict) and set(value) == {"detail"}:
         value = value["detail"]
-    return shorten(" ".join(clean(_sentence(value)).split()), LONGEST_DETAIL)
+    return shorten(" ".join(clean(_sentence(value)).split()), MAX_DETAIL_CHARS)
 
 
 def _sentence(value: Any) -> str:

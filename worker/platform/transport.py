@@ -22,12 +22,12 @@ from worker.platform.errors import (
     ClientTimeoutError,
     MalformedResponseError,
 )
-from worker.platform.responses import Answer
+from worker.platform.responses import HttpResponse
 
 KEEPALIVE_SECONDS = 1.5
 """Below the 2 s after which gunicorn hangs up: a call that must not be repeated is to find its line alive."""
 
-_PIECE = 64 * 1024  # bytes written between two looks at the clock
+_WRITE_CHUNK_BYTES = 64 * 1024  # bytes written between two looks at the clock
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
@@ -58,11 +58,11 @@ class DeadlineTransport(httpx.HTTPTransport):
             max_connections=None,  # the worker's threads are the limit, and a full pool is slow
             max_keepalive_connections=20,
             keepalive_expiry=KEEPALIVE_SECONDS,
-            network_backend=_Backend(),
+            network_backend=_DeadlineBackend(),
         )
 
 
-def _left(timeout: float | None) -> float | None:
+def _remaining(timeout: float | None) -> float | None:
     end = _deadline.get()
     if end is None:
         return timeout
@@ -72,7 +72,7 @@ def _left(timeout: float | None) -> float | None:
     return left if timeout is None else min(timeout, left)
 
 
-class _Backend(httpcore.NetworkBackend):
+class _DeadlineBackend(httpcore.NetworkBackend):
     def __init__(self) -> None:
         self._inner = httpcore.SyncBackend()
 
@@ -84,20 +84,20 @@ class _Backend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        stream = self._inner.connect_tcp(host, port, _left(timeout), local_address, socket_options)
-        return _Stream(stream)
+        stream = self._inner.connect_tcp(host, port, _remaining(timeout), local_address, socket_options)
+        return _DeadlineStream(stream)
 
 
-class _Stream(httpcore.NetworkStream):
+class _DeadlineStream(httpcore.NetworkStream):
     def __init__(self, inner: httpcore.NetworkStream) -> None:
         self._inner = inner
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _left(timeout))
+        return self._inner.read(max_bytes, _remaining(timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        for start in range(0, len(buffer), _PIECE):
-            self._inner.write(buffer[start : start + _PIECE], _left(timeout))
+        for start in range(0, len(buffer), _WRITE_CHUNK_BYTES):
+            self._inner.write(buffer[start : start + _WRITE_CHUNK_BYTES], _remaining(timeout))
 
     def close(self) -> None:
         self._inner.close()
@@ -105,18 +105,18 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, _left(timeout)))
+        return _DeadlineStream(self._inner.start_tls(ssl_context, server_hostname, _remaining(timeout)))
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
 
 
 MB = 1024 * 1024
-LARGEST_ANSWER = 16 * MB
-LARGEST_ERROR = 64 * 1024  # of an error's body, the rest is not read
-CLOSED = "the client was closed: make a new one"
+MAX_RESPONSE_BYTES = 16 * MB
+MAX_ERROR_BYTES = 64 * 1024  # of an error's body, the rest is not read
+CLIENT_CLOSED = "the client was closed: make a new one"
 _ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
-_HUNG_UP = re.compile("disconnected|closed connection")
+_DISCONNECTED = re.compile("disconnected|closed connection")
 # In this order: a failed certificate is an SSLError, and all of them are OSErrors.
 _REASONS: dict[type[BaseException], str] = {
     ssl.SSLCertVerificationError: "the service's certificate is not trusted (see SSL_CERT_FILE)",
@@ -124,7 +124,7 @@ _REASONS: dict[type[BaseException], str] = {
     socket.gaierror: "the service's host name is unknown",
     ConnectionRefusedError: "nobody listens at the service's address",
 }
-_TIMEOUTS = {"connect": 5.0, "read": 15.0}
+_DEFAULT_TIMEOUTS = {"connect": 5.0, "read": 15.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,20 +136,20 @@ class Timeouts:
     total: float
 
     @classmethod
-    def of(cls, timeout: Mapping[str, float] | None) -> "Timeouts":
+    def from_argument(cls, timeout: Mapping[str, float] | None) -> "Timeouts":
         """From the client's argument: a dict of `connect`, `read` and, rarely, `total`."""
-        given = {**_TIMEOUTS, **(timeout or {})}
+        given = {**_DEFAULT_TIMEOUTS, **(timeout or {})}
         given.setdefault("total", given["connect"] + 2 * given["read"])
         if set(given) != {"connect", "read", "total"} or not all(each > 0 for each in given.values()):
             raise ValueError("timeout is a dict of 'connect', 'read' and 'total', in seconds above 0")
         return cls(**given)
 
-    def for_httpx(self) -> httpx.Timeout:
+    def to_httpx(self) -> httpx.Timeout:
         """The part of it that httpx can keep by itself."""
         return httpx.Timeout(connect=self.connect, read=self.read, write=self.read, pool=None)
 
 
-def checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+def default_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     """The headers of every request. A value that cannot be sent is refused here, and not shown."""
     for name, value in (headers or {}).items():
         if not (value.isascii() and value.isprintable()):
@@ -163,12 +163,12 @@ def checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     }
 
 
-def no_cookies() -> CookieJar:
+def rejecting_cookie_jar() -> CookieJar:
     """A jar that takes nothing: a session cookie would outlive the token that it came with."""
     return CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
 
 
-class AnswerReader:
+class ResponseReader:
     """Collects one answer and holds it to its limits."""
 
     def __init__(self, status: int, headers: Mapping[str, str]) -> None:
@@ -182,44 +182,44 @@ class AnswerReader:
         if declared.isdecimal() and len(declared) < 20 and not self._is_error:
             self._check_size(int(declared))
 
-    def add(self, chunk: bytes) -> bool:
+    def feed(self, chunk: bytes) -> bool:
         """Take what came; False when no more is wanted."""
         self._body += chunk
         if self._is_error:
-            return len(self._body) < LARGEST_ERROR
+            return len(self._body) < MAX_ERROR_BYTES
         self._check_size(len(self._body))
         return True
 
-    def broke_off(self, failure: ClientError) -> Answer:
+    def recover(self, failure: ClientError) -> HttpResponse:
         """The answer after its body failed: an error says enough by its status, anything else is lost."""
         if self._is_error:
-            return self.answer()
+            return self.response()
         if isinstance(failure, ClientConnectionError):
             raise MalformedResponseError("malformed answer: cut off", cut_off=True)
         raise failure
 
-    def answer(self) -> Answer:
+    def response(self) -> HttpResponse:
         """What was collected."""
         headers = {name.lower(): value for name, value in self._headers.items()}
-        return Answer(self._status, headers, bytes(self._body))
+        return HttpResponse(self._status, headers, bytes(self._body))
 
     def _check_size(self, size: int) -> None:
-        if size > LARGEST_ANSWER:
-            raise MalformedResponseError(f"malformed answer: larger than {LARGEST_ANSWER // MB} MB")
+        if size > MAX_RESPONSE_BYTES:
+            raise MalformedResponseError(f"malformed answer: larger than {MAX_RESPONSE_BYTES // MB} MB")
 
 
-def after_failure(error: Exception, reader: AnswerReader | None) -> Answer:
+def recover_response(error: Exception, reader: ResponseReader | None) -> HttpResponse:
     """What is left of an exchange that `error` ended: an answer that is an error anyway, else raises.
 
     To be called outside of the except block: `error` knows the URL and is not to become a context.
     """
-    failure = wire_error(error)
+    failure = transport_error(error)
     if reader is None:
         raise failure
-    return reader.broke_off(failure)
+    return reader.recover(failure)
 
 
-def wire_error(error: Exception) -> ClientError:
+def transport_error(error: Exception) -> ClientError:
     """The client error for a failure below HTTP, with nothing of `error`: that one knows URL and headers."""
     if _is_timeout(error):
         return ClientTimeoutError("408 Request Timeout: the service did not answer in time", 408)
@@ -229,7 +229,7 @@ def wire_error(error: Exception) -> ClientError:
         return ClientError("the request cannot be sent", 400)
     if isinstance(error, aiohttp.ClientResponseError):
         return MalformedResponseError("malformed answer: not HTTP")
-    if isinstance(error, httpx.RemoteProtocolError) and _HUNG_UP.search(str(error)) is None:
+    if isinstance(error, httpx.RemoteProtocolError) and _DISCONNECTED.search(str(error)) is None:
         return MalformedResponseError("malformed answer: not HTTP")
     return ClientConnectionError(f"503 Service Unavailable: {_reason(error)}", 503)
 

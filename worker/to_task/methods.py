@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from shared.messages import ToTaskParams
-from worker.platform import NotFoundError, holds_secret
+from worker.platform import NotFoundError, contains_secret
 from worker.pre_processor.serve_application import PreProcessor
 from worker.to_task.attempt import Attempt, Work, files_of, gather_all, of_specification, primary_of
 from worker.to_task.clients import AsyncBackend
@@ -123,7 +123,9 @@ def _result(answer: Any, model: object) -> Any:
 
 def _is_ticket(found: Any) -> bool:
     """It is kept in Redis until it is asked for: neither without measure nor with a token of ours in it."""
-    return isinstance(found, str | int) and len(str(found)) <= LONGEST_TICKET and not holds_secret(str(found))
+    return (
+        isinstance(found, str | int) and len(str(found)) <= LONGEST_TICKET and not contains_secret(str(found))
+    )
 
 
 POLL_DELAYS: tuple[float, ...] = (0.25, 0.5, 1.0)

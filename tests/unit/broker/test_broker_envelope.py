@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kombu.transport.virtual import Channel, Message
 
 from worker.broker.validation import MalformedError, open_element
-from worker.platform.requests import DEEPEST, too_deep
+from worker.platform.requests import MAX_DEPTH, too_deep
 
 GOOD: dict[str, Any] = {
     "body": "W1tdLCB7fSwge31d",
@@ -100,7 +100,7 @@ def test_a_good_message_with_parts_replaced(parts: dict[str, Any]) -> None:
 
 
 def test_depth() -> None:
-    for levels, deep in ((DEEPEST, False), (DEEPEST + 1, False), (DEEPEST + 2, True), (500, True)):
+    for levels, deep in ((MAX_DEPTH, False), (MAX_DEPTH + 1, False), (MAX_DEPTH + 2, True), (500, True)):
         text = "[" * levels + "]" * levels
         assert too_deep(text, json.loads(text)) is deep, levels
     wide = json.dumps([{}] * 1000)

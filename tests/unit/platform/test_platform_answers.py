@@ -17,11 +17,11 @@ from worker.platform import (
     ServerError,
     ValidationError,
 )
-from worker.platform.responses import Answer, value_of
+from worker.platform.responses import HttpResponse, decode_response
 
 
-def answer(value: Any = None, status: int = 200, body: bytes | None = None, **headers: str) -> Answer:
-    return Answer(status, headers, json.dumps(value).encode() if body is None else body)
+def answer(value: Any = None, status: int = 200, body: bytes | None = None, **headers: str) -> HttpResponse:
+    return HttpResponse(status, headers, json.dumps(value).encode() if body is None else body)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def answer(value: Any = None, status: int = 200, body: bytes | None = None, **he
 )
 def test_a_status_is_its_error(status: int, kind: type[ClientError]) -> None:
     with pytest.raises(ClientError) as caught:
-        value_of(answer({"detail": "why"}, status), "object")
+        decode_response(answer({"detail": "why"}, status), "object")
 
     assert type(caught.value) is kind
     assert caught.value.status_code == status
@@ -68,26 +68,26 @@ def test_a_status_is_its_error(status: int, kind: type[ClientError]) -> None:
 )
 def test_the_message_says_why_without_urls_secrets_and_html(body: bytes, text: str) -> None:
     with pytest.raises(NotFoundError) as caught:
-        value_of(answer(status=404, body=body), "object")
+        decode_response(answer(status=404, body=body), "object")
 
     assert str(caught.value) == text
 
 
 def test_a_long_detail_is_cut() -> None:
     with pytest.raises(NotFoundError) as caught:
-        value_of(answer({"detail": "x" * 5000}, 404), "object")
+        decode_response(answer({"detail": "x" * 5000}, 404), "object")
 
     assert len(caught.value.detail) == 300
 
 
 def test_a_redirect_says_that_it_is_not_followed() -> None:
     with pytest.raises(HTTPError, match="302 Found: the service redirects; redirects are not followed"):
-        value_of(answer(status=302, body=b"", location="http://evil/"), "object")
+        decode_response(answer(status=302, body=b"", location="http://evil/"), "object")
 
 
 def test_retry_after_is_kept() -> None:
     with pytest.raises(RateLimitError) as caught:
-        value_of(answer(None, 429, **{"retry-after": "7"}), "object")
+        decode_response(answer(None, 429, **{"retry-after": "7"}), "object")
 
     assert caught.value.retry_after == 7
 
@@ -98,7 +98,7 @@ def test_retry_after_is_kept() -> None:
 )
 def test_what_is_no_object_is_malformed_and_leaves_no_trace_of_the_answer(body: bytes) -> None:
     with pytest.raises(MalformedResponseError) as caught:
-        value_of(answer(body=body), "object")
+        decode_response(answer(body=body), "object")
 
     assert caught.value.__context__ is None
 
@@ -109,7 +109,7 @@ def test_what_is_nested_without_end_is_an_error_of_the_client(status: int, level
     body = b'{"a":' * levels + b"1" + b"}" * levels
 
     with pytest.raises(ClientError) as caught:
-        value_of(answer(body=body, status=status), "any")
+        decode_response(answer(body=body, status=status), "any")
 
     assert isinstance(caught.value, MalformedResponseError) == (status == 200)
 
@@ -117,12 +117,12 @@ def test_what_is_nested_without_end_is_an_error_of_the_client(status: int, level
 def test_a_bare_array_and_a_page_are_the_same_list() -> None:
     page = {"count": 1, "next": None, "previous": None, "results": [{"id": 1}]}
 
-    assert value_of(answer([{"id": 1}]), "list") == page
-    assert value_of(answer({"results": [{"id": 1}]}), "list") == page
+    assert decode_response(answer([{"id": 1}]), "list") == page
+    assert decode_response(answer({"results": [{"id": 1}]}), "list") == page
 
 
 def test_what_else_a_page_says_is_kept() -> None:
-    page = value_of(answer({"count": 9, "next": "http://h/?page=2", "results": [], "more": 1}), "list")
+    page = decode_response(answer({"count": 9, "next": "http://h/?page=2", "results": [], "more": 1}), "list")
 
     assert (page["count"], page["next"], page["more"]) == (9, "http://h/?page=2", 1)
 
@@ -132,23 +132,23 @@ def test_what_else_a_page_says_is_kept() -> None:
 )
 def test_what_is_no_list_of_objects_is_malformed(value: Any) -> None:
     with pytest.raises(MalformedResponseError):
-        value_of(answer(value), "list")
+        decode_response(answer(value), "list")
 
 
 def test_any_takes_any_json_and_nothing_for_204() -> None:
-    assert value_of(answer([1, "a", None]), "any") == [1, "a", None]
-    assert value_of(answer(status=204, body=b""), "any") is None
+    assert decode_response(answer([1, "a", None]), "any") == [1, "a", None]
+    assert decode_response(answer(status=204, body=b""), "any") is None
 
 
 @pytest.mark.parametrize("body", [b"", b"<html></html>"])
 def test_any_is_still_json(body: bytes) -> None:
     with pytest.raises(MalformedResponseError):
-        value_of(answer(body=body), "any")
+        decode_response(answer(body=body), "any")
 
 
 def test_text_is_text_whatever_its_bytes() -> None:
-    assert value_of(answer(body=b"a\xffb"), "text") == "a\ufffdb"
+    assert decode_response(answer(body=b"a\xffb"), "text") == "a\ufffdb"
 
 
 def test_nothing_is_made_of_an_answer_that_nobody_reads() -> None:
-    assert value_of(answer(status=201, body=b"whatever"), "none") is None
+    assert decode_response(answer(status=201, body=b"whatever"), "none") is None

@@ -3,11 +3,11 @@
 import pytest
 
 from worker.platform import ValidationError, agent, backend
-from worker.platform.requests import Request, body_of, query_pairs
+from worker.platform.requests import Request, encode_body, encode_query
 
 
 def test_a_list_is_a_repeated_key_and_a_boolean_a_word() -> None:
-    assert query_pairs({"a": [1, "x"], "b": True, "c": False, "d": None, "e": 1.5}) == (
+    assert encode_query({"a": [1, "x"], "b": True, "c": False, "d": None, "e": 1.5}) == (
         ("a", "1"),
         ("a", "x"),
         ("b", "true"),
@@ -18,7 +18,7 @@ def test_a_list_is_a_repeated_key_and_a_boolean_a_word() -> None:
 
 def test_a_filter_that_no_query_can_hold_is_refused() -> None:
     with pytest.raises(ValidationError, match="the filter a"):
-        query_pairs({"a": {"b": 1}})
+        encode_query({"a": {"b": 1}})
 
 
 def test_a_run_s_filters_cannot_override_what_the_worker_decides() -> None:
@@ -33,9 +33,9 @@ def test_a_run_s_filters_cannot_override_what_the_worker_decides() -> None:
 
 
 def test_the_schema_is_sent_only_when_any_is_asked_for() -> None:
-    assert backend.annotate_task_data(1, {}, "any").query == (("schema", "any"),)
-    assert backend.annotate_task_data(1, {}, "dm_schema_v1").query == ()
-    assert backend.annotate_task_data(1, {}, None).query == ()
+    assert backend.annotation_request(1, {}, "any").query == (("schema", "any"),)
+    assert backend.annotation_request(1, {}, "dm_schema_v1").query == ()
+    assert backend.annotation_request(1, {}, None).query == ()
 
 
 def test_ids_are_quoted() -> None:
@@ -62,11 +62,11 @@ def test_an_application_name_that_cannot_be_one_is_refused(bad: str) -> None:
 @pytest.mark.parametrize("bad", ["", "..", "1/2", "-1", "1?x", "one"])
 def test_a_number_that_cannot_be_one_is_refused(bad: str) -> None:
     with pytest.raises(ValidationError):
-        backend.get_task(bad)
+        backend.task_request(bad)
 
 
 def test_what_is_not_declared_is_left_out_of_a_plugin_s_run() -> None:
-    request = backend.run_plugin(
+    request = backend.plugin_run_request(
         "a", {"agent": 1, "action": "deployment", "params": {"x": None}, "version": None}
     )
 
@@ -75,7 +75,7 @@ def test_what_is_not_declared_is_left_out_of_a_plugin_s_run() -> None:
 
 def test_keys_that_the_backend_would_refuse_are_refused_here() -> None:
     with pytest.raises(ValidationError, match="unknown keys extra"):
-        backend.run_plugin("a", {"agent": 1, "extra": 2})
+        backend.plugin_run_request("a", {"agent": 1, "extra": 2})
     with pytest.raises(ValidationError, match="unknown keys progress"):
         backend.update_job(1, {"progress": {}})
 
@@ -84,10 +84,10 @@ def test_keys_that_the_backend_would_refuse_are_refused_here() -> None:
     ("request_", "repeatable"),
     [
         (backend.get_project(1), True),
-        (backend.annotate_task_data(1, {}, None), True),
+        (backend.annotation_request(1, {}, None), True),
         (backend.update_job(1, {"status": "RUNNING"}), True),
-        (backend.run_plugin("a", {"action": "inference"}), False),
-        (backend.run_plugin("a", {"action": "deployment"}), False),
+        (backend.plugin_run_request("a", {"action": "inference"}), False),
+        (backend.plugin_run_request("a", {"action": "deployment"}), False),
         (backend.create_serve_application(1, None, None), False),
         (backend.create_logs([]), False),
         (agent.check_feasibility({}), False),
@@ -97,13 +97,13 @@ def test_keys_that_the_backend_would_refuse_are_refused_here() -> None:
     ],
 )
 def test_only_what_is_harmless_twice_may_be_repeated(request_: Request, repeatable: bool) -> None:
-    assert request_.repeatable is repeatable
+    assert request_.retryable is repeatable
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, "\ud800", object()])
 def test_a_body_that_json_cannot_hold_is_refused_without_a_trace_of_it(value: object) -> None:
     with pytest.raises(ValidationError) as caught:
-        body_of(Request("POST", "x/", json={"a": value}))
+        encode_body(Request("POST", "x/", json={"a": value}))
 
     assert caught.value.__context__ is None
 

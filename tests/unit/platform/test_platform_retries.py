@@ -17,10 +17,10 @@ from worker.platform import (
     ServerError,
 )
 from worker.platform.requests import Request
-from worker.platform.responses import may_pass, retry_after_seconds
+from worker.platform.responses import is_retryable, parse_retry_after
 
-GET = Request("GET", "x/", repeatable=True)
-PUT = Request("PUT", "x/", repeatable=True)
+GET = Request("GET", "x/", retryable=True)
+PUT = Request("PUT", "x/", retryable=True)
 POST = Request("POST", "x/")
 
 PASSING: list[ClientError] = [
@@ -43,19 +43,19 @@ LASTING: list[Exception] = [
 
 @pytest.mark.parametrize("error", PASSING)
 def test_what_passes_is_tried_again_where_that_is_harmless(error: ClientError) -> None:
-    assert may_pass(error, GET)
-    assert may_pass(error, PUT)
-    assert not may_pass(error, POST)
+    assert is_retryable(error, GET)
+    assert is_retryable(error, PUT)
+    assert not is_retryable(error, POST)
 
 
 @pytest.mark.parametrize("error", LASTING)
 def test_what_lasts_is_not_tried_again(error: Exception) -> None:
-    assert not may_pass(error, GET)
+    assert not is_retryable(error, GET)
 
 
 def test_only_reading_is_tried_again_after_500() -> None:
-    assert may_pass(ServerError("", 500), GET)
-    assert not may_pass(ServerError("", 500), PUT)
+    assert is_retryable(ServerError("", 500), GET)
+    assert not is_retryable(ServerError("", 500), PUT)
 
 
 def waits(error: ClientError, policy: RetryPolicy) -> list[float]:
@@ -65,7 +65,7 @@ def waits(error: ClientError, policy: RetryPolicy) -> list[float]:
         raise error
 
     with pytest.raises(type(error)):
-        tenacity.Retrying(**policy.arguments(GET), sleep=slept.append)(fail)
+        tenacity.Retrying(**policy.tenacity_options(GET), sleep=slept.append)(fail)
     return slept
 
 
@@ -110,4 +110,4 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
     ],
 )
 def test_retry_after_is_read_as_seconds_or_as_a_date(value: str | None, seconds: float | None) -> None:
-    assert retry_after_seconds(value, NOW) == seconds
+    assert parse_retry_after(value, NOW) == seconds

@@ -65,7 +65,7 @@ async def test_a_log_that_is_complete(protocol: Any) -> None:
         tail = tail_of(server, protocol)
         assert [line async for line in tail] == ["a", "한국어"]
 
-        assert (tail.completed, tail.rest) == (True, None)
+        assert (tail.completed, tail.partial_line) == (True, None)
         assert await asyncio.to_thread(server.one_has_left)
         assert server.headers[0]["authorization"] == TOKEN
 
@@ -76,7 +76,7 @@ async def test_a_closed_line_proves_nothing_and_half_a_line_is_none(protocol: An
         tail = tail_of(server, protocol)
         assert [line async for line in tail] == ["a"]
 
-    assert (tail.completed, tail.rest) == (False, "hal")
+    assert (tail.completed, tail.partial_line) == (False, "hal")
 
 
 @both

@@ -13,7 +13,7 @@ from worker.platform.streams.parser import StreamLimits
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
-def keep_alive(sock: socket.socket | None) -> None:
+def enable_keepalive(sock: socket.socket | None) -> None:
     """Have the kernel notice within a minute that the other machine is gone.
 
     A ping of the websocket would not do: a slow reader does not read its answer either.
@@ -44,8 +44,8 @@ class StreamTarget:
     stream_url: str = field(repr=False)
     websocket_url: str = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
-    connect: float
-    silence: float
+    connect_timeout: float
+    idle_timeout: float
     limits: StreamLimits
 
     def stream_headers(self) -> dict[str, str]:
@@ -62,7 +62,7 @@ def websocket_url(url: str) -> str:
     return "ws" + url.removeprefix("http")
 
 
-def check_is_log(headers: Mapping[str, str]) -> None:
+def check_log_headers(headers: Mapping[str, str]) -> None:
     """Refuse a successful answer that cannot be a log."""
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise MalformedResponseError("malformed answer: packed in a way that was not asked for")
@@ -70,7 +70,7 @@ def check_is_log(headers: Mapping[str, str]) -> None:
         raise MalformedResponseError("malformed answer: HTML")
 
 
-class Silence:
+class IdleTimeout:
     """Calls `expire` when whoever waits has waited for `seconds`.
 
     One timer a log, set anew only when it rings: one for every line costs as much as reading the line.

@@ -7,12 +7,12 @@ from dataclasses import astuple, dataclass
 from typing import Any, Final, Literal, get_args
 
 from worker.platform.errors import ClientError, StreamError, StreamLimitExceededError, ValidationError
-from worker.platform.redaction import mask_cut
+from worker.platform.redaction import mask_partial_secret
 
 KB: Final = 1024
 MB: Final = 1024 * KB
 
-LONGEST_TIMEOUT: Final = 86_400.0
+MAX_STREAM_TIMEOUT_SECONDS: Final = 86_400.0
 """Seconds. A longer silence than a day is a mistake of whoever wrote the number."""
 
 StreamProtocol = Literal["stream", "websocket", "auto"]
@@ -44,23 +44,25 @@ class StreamLimits:
             raise ValueError("the limits of a stream are whole numbers from 1")
 
 
-def checked_timeout(stream_timeout: Any) -> float:
+def validate_timeout(stream_timeout: Any) -> float:
     """Seconds, or a `ValidationError`: nothing has been sent then."""
     is_number = isinstance(stream_timeout, int | float) and not isinstance(stream_timeout, bool)
     # Also false for what calls itself a number and is none (nan).
-    if is_number and 0 < stream_timeout <= LONGEST_TIMEOUT:
+    if is_number and 0 < stream_timeout <= MAX_STREAM_TIMEOUT_SECONDS:
         return float(stream_timeout)
-    raise _refusal(f"stream_timeout is a number of seconds above 0, at most {LONGEST_TIMEOUT:g}")
+    raise _invalid_argument(
+        f"stream_timeout is a number of seconds above 0, at most {MAX_STREAM_TIMEOUT_SECONDS:g}"
+    )
 
 
-def transports_of(protocol: Any) -> tuple[Transport, ...]:
+def transports_for(protocol: Any) -> tuple[Transport, ...]:
     """What to try, in this order, for `protocol`; a `ValidationError` for one that does not exist."""
     if isinstance(protocol, str) and protocol in _TRANSPORTS:
         return _TRANSPORTS[protocol]
-    raise _refusal(f"protocol is one of {', '.join(get_args(StreamProtocol))}")
+    raise _invalid_argument(f"protocol is one of {', '.join(get_args(StreamProtocol))}")
 
 
-def _refusal(detail: str) -> ValidationError:
+def _invalid_argument(detail: str) -> ValidationError:
     return ValidationError(f"400 Bad Request: {detail}", 400, detail)
 
 
@@ -68,14 +70,14 @@ _KEYS = frozenset({"type", "message"})
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class StreamEvent:
     """`type` "error" and "complete" end the log; any other only carries its message, or is a sign of life."""
 
     type: str = ""
     message: str | None = None
 
 
-def event_of(text: str) -> Event | None:
+def parse_event(text: str) -> StreamEvent | None:
     """`text` as an event, or None where it is a line.
 
     Strict: a job that prints JSON of its own (`{"type": "error", "epoch": 3}`) keeps its line.
@@ -89,7 +91,7 @@ def event_of(text: str) -> Event | None:
     if not isinstance(value, dict) or not value or not value.keys() <= _KEYS:
         return None
     kind = value.get("type")
-    return Event(kind or "", _text(value.get("message"))) if isinstance(kind, str | None) else None
+    return StreamEvent(kind or "", _text(value.get("message"))) if isinstance(kind, str | None) else None
 
 
 def _text(message: Any) -> str | None:
@@ -111,9 +113,9 @@ class LineSplitter:
     since half of its JSON would be worth nothing. No more than that is ever held of a line without an end.
     """
 
-    def __init__(self, longest: int, longest_event: int | None = None) -> None:
-        self._longest = longest
-        self._longest_event = longest_event or longest
+    def __init__(self, max_bytes: int, max_event_bytes: int | None = None) -> None:
+        self._longest = max_bytes
+        self._longest_event = max_event_bytes or max_bytes
         self._held: list[str] = []
         self._start = ""
         self._length = self._dropped = 0
@@ -125,11 +127,11 @@ class LineSplitter:
         if whole and self._held:
             self._hold(whole.pop(0))
             lines.append(self._release())
-        lines += [cut(line, self._limit(line)) for line in whole]
+        lines += [truncate_line(line, self._limit(line)) for line in whole]
         self._hold(last)
         return lines
 
-    def end(self) -> list[str]:
+    def flush(self) -> list[str]:
         """What is held, as a last line; nothing where the text ended with a line end."""
         return [self._release()] if self._held else []
 
@@ -144,7 +146,7 @@ class LineSplitter:
             self._dropped += len(piece[room:].encode(errors="replace"))
 
     def _release(self) -> str:
-        line = cut("".join(self._held), self._limit(self._start), self._dropped)
+        line = truncate_line("".join(self._held), self._limit(self._start), self._dropped)
         self._held, self._start, self._length, self._dropped = [], "", 0, 0
         return line
 
@@ -153,7 +155,7 @@ class LineSplitter:
         return self._longest_event if is_event else self._longest
 
 
-def cut(line: str, longest: int, dropped: int = 0) -> str:
+def truncate_line(line: str, longest: int, dropped: int = 0) -> str:
     """`line` within `longest` bytes: a longer one ends with a mark that says how long it was.
 
     `dropped` bytes of it were left out before.
@@ -166,14 +168,14 @@ def cut(line: str, longest: int, dropped: int = 0) -> str:
         return line
     mark = f"… [cut: {len(encoded) + dropped} bytes]"
     room = max(0, longest - len(mark.encode()))
-    return mask_cut(encoded[:room].decode(errors="ignore")) + mark
+    return mask_partial_secret(encoded[:room].decode(errors="ignore")) + mark
 
 
-LONGEST_EVENT: Final = 4 * MB
+MAX_EVENT_BYTES: Final = 4 * MB
 """Bytes of one server-sent event; its message is then cut like any line."""
 
 
-class LogReader:
+class LogDecoder:
     """Reads one log: `chunk` takes bytes of HTTP, `message` a websocket's, and both give lines.
 
     Once it is `over`, no more is to be fed; `failure` says why, None after an agent's "complete".
@@ -182,34 +184,34 @@ class LogReader:
     def __init__(self, limits: StreamLimits) -> None:
         self._limits = limits
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._wire = LineSplitter(limits.max_message_size, LONGEST_EVENT)
-        self._text = LineSplitter(limits.max_message_size)
+        self._http_lines = LineSplitter(limits.max_message_size, MAX_EVENT_BYTES)
+        self._message_lines = LineSplitter(limits.max_message_size)
         self._lines = self._bytes = self._messages = 0
-        self._given: list[str] = []
+        self._ready: list[str] = []
         self._after_event = False
         # Whether messages are pieces of one text (Ray's own frames) or each is a line of its own.
-        self._in_pieces = False
+        self._fragmented = False
         self.completed = False
         self.failure: ClientError | None = None
 
     @property
-    def over(self) -> bool:
+    def ended(self) -> bool:
         """Whether the log has ended, well or not."""
         return self.completed or self.failure is not None
 
-    def chunk(self, data: bytes) -> list[str]:
+    def feed_chunk(self, data: bytes) -> list[str]:
         """The lines that these bytes of the chunked stream end."""
         room = self._limits.max_bytes - self._bytes
         self._bytes += len(data)
-        self._wire_lines(self._wire.feed(self._decoder.decode(data[:room])))
+        self._on_http_lines(self._http_lines.feed(self._decoder.decode(data[:room])))
         if self._bytes > self._limits.max_bytes:
             self._exceed(f"{self._limits.max_bytes} bytes")
-        return self._taken()
+        return self._drain()
 
-    def message(self, data: bytes) -> list[str]:
+    def feed_message(self, data: bytes) -> list[str]:
         """The lines of one message of the websocket, in whole or as a piece of a text."""
         text = data.decode(errors="replace")
-        event = event_of(text)
+        event = parse_event(text)
         if event is None or event.type not in ("error", "complete"):
             self._messages += 1
             self._bytes += len(data)
@@ -218,64 +220,64 @@ class LogReader:
         elif self._bytes > self._limits.max_bytes:
             self._exceed(f"{self._limits.max_bytes} bytes")
         elif event is not None:
-            self._event(event)
+            self._on_event(event)
         else:
             # A character may be split between two messages of bytes.
-            self._piece(self._decoder.decode(data))
-        return self._taken()
+            self._on_text(self._decoder.decode(data))
+        return self._drain()
 
-    def end(self) -> list[str]:
+    def flush(self) -> list[str]:
         """What stood behind the last line end when the other side closed in order."""
-        if not self.over:
-            self._wire_lines(self._wire.feed(self._decoder.decode(b"", final=True)))
-            self._wire_lines(self._wire.end())
-            self._give(self._text.end())
-        return self._taken()
+        if not self.ended:
+            self._on_http_lines(self._http_lines.feed(self._decoder.decode(b"", final=True)))
+            self._on_http_lines(self._http_lines.flush())
+            self._emit(self._message_lines.flush())
+        return self._drain()
 
-    def _wire_lines(self, lines: list[str]) -> None:
+    def _on_http_lines(self, lines: list[str]) -> None:
         for line in lines:
-            if self.over:
+            if self.ended:
                 return
-            self._wire_line(line)
+            self._on_http_line(line)
 
-    def _wire_line(self, line: str) -> None:
+    def _on_http_line(self, line: str) -> None:
         if line.startswith(EVENT_PREFIX):
             payload = line.removeprefix(EVENT_PREFIX).removeprefix(" ")
-            self._event(event_of(payload) or Event(message=payload))
+            self._on_event(parse_event(payload) or StreamEvent(message=payload))
             self._after_event = True
             return
         # Events end with an empty line; any other empty line is the job's.
         if line or not self._after_event:
-            self._give([*self._text.end(), line])
+            self._emit([*self._message_lines.flush(), line])
         self._after_event = False
 
-    def _event(self, event: Event) -> None:
+    def _on_event(self, event: StreamEvent) -> None:
         if event.type not in ("error", "complete"):
             if event.message is not None:
-                self._piece(event.message)
+                self._on_text(event.message)
             return
-        self._give(self._text.end())
+        self._emit(self._message_lines.flush())
         if self.failure is None and event.type == "error":
             self.failure = StreamError(event.message or "the agent ended the log with an error", 500)
         self.completed = self.failure is None
 
-    def _piece(self, text: str) -> None:
-        self._in_pieces = self._in_pieces or text.endswith("\n")
-        self._give(self._text.feed(text))
-        if not self._in_pieces:
-            self._give(self._text.end() or ([""] if not text else []))
+    def _on_text(self, text: str) -> None:
+        self._fragmented = self._fragmented or text.endswith("\n")
+        self._emit(self._message_lines.feed(text))
+        if not self._fragmented:
+            self._emit(self._message_lines.flush() or ([""] if not text else []))
 
-    def _give(self, lines: list[str]) -> None:
+    def _emit(self, lines: list[str]) -> None:
         room = self._limits.max_lines - self._lines
-        self._given += lines[:room]
+        self._ready += lines[:room]
         self._lines += min(room, len(lines))
         if len(lines) > room:
             self._exceed(f"{self._limits.max_lines} lines")
 
-    def _taken(self) -> list[str]:
-        given, self._given = self._given, []
+    def _drain(self) -> list[str]:
+        given, self._ready = self._ready, []
         return given
 
     def _exceed(self, limit: str) -> None:
-        if not self.over:
+        if not self.ended:
             self.failure = StreamLimitExceededError(f"429 Too Many Requests: the log is longer than {limit}")

@@ -125,7 +125,7 @@ class _SyncLogTail:
     async def _read_ahead(self) -> None:
         failure: Exception | None = None
         try:
-            async with contextlib.aclosing(self._tail.batches(include_rest=True)) as batches:
+            async with contextlib.aclosing(self._tail.batches(include_partial=True)) as batches:
                 async for batch in batches:
                     await self._put(batch)
         except asyncio.CancelledError:

@@ -9,47 +9,47 @@ import aiohttp
 from yarl import URL
 
 from worker.platform.errors import ClientError, StreamError, StreamLimitExceededError, WebSocketError
-from worker.platform.responses import error_of
+from worker.platform.responses import response_error
 from worker.platform.streams.connection import (
-    Silence,
+    IdleTimeout,
     StreamTarget,
-    check_is_log,
-    keep_alive,
+    check_log_headers,
+    enable_keepalive,
 )
-from worker.platform.streams.parser import LogReader, StreamProtocol, Transport, transports_of
-from worker.platform.transport import AnswerReader, tls_context, wire_error
+from worker.platform.streams.parser import LogDecoder, StreamProtocol, Transport, transports_for
+from worker.platform.transport import ResponseReader, tls_context, transport_error
 
-READ_AHEAD: Final = 32 * 1024
+READ_AHEAD_BYTES: Final = 32 * 1024
 """aiohttp reads no further while it holds twice as many bytes; then the agent waits."""
 
 
-async def http_batches(target: StreamTarget, reader: LogReader) -> AsyncGenerator[list[str]]:
+async def http_batches(target: StreamTarget, reader: LogDecoder) -> AsyncGenerator[list[str]]:
     """Feed `reader` from the stream until it is over or the agent closes; raises `ClientError`."""
     try:
         async with _session(target) as session, _opened(session, target) as stream:
-            silence = Silence(target.silence, stream.set_exception)
+            silence = IdleTimeout(target.idle_timeout, stream.set_exception)
             with contextlib.closing(silence):
-                while not reader.over:
+                while not reader.ended:
                     with silence:
                         data = await stream.readany()
                     if not data:
                         break
-                    yield reader.chunk(data)
+                    yield reader.feed_chunk(data)
             return
     except (aiohttp.ClientError, OSError) as error:
-        failure = wire_error(error)
+        failure = transport_error(error)
     # Outside of the except block: the original knows the URL.
     raise failure
 
 
 def _session(target: StreamTarget) -> aiohttp.ClientSession:
     # One a log: it lives long, and there is nothing to share.
-    connect = min(target.connect, target.silence)
+    connect = min(target.connect_timeout, target.idle_timeout)
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=tls_context(), force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect),
-        read_bufsize=READ_AHEAD,
+        read_bufsize=READ_AHEAD_BYTES,
         trust_env=False,
     )
 
@@ -59,27 +59,27 @@ async def _opened(
     session: aiohttp.ClientSession, target: StreamTarget
 ) -> AsyncIterator[aiohttp.StreamReader]:
     url = URL(target.stream_url, encoded=True)
-    async with asyncio.timeout(target.silence):
+    async with asyncio.timeout(target.idle_timeout):
         response = await session.get(url, headers=target.stream_headers(), allow_redirects=False)
     # Closed and not released: nothing else is ever asked over this connection.
     with contextlib.closing(response):
-        async with asyncio.timeout(target.silence):
+        async with asyncio.timeout(target.idle_timeout):
             await _check(response)
         if response.connection is not None and response.connection.transport is not None:
-            keep_alive(response.connection.transport.get_extra_info("socket"))
+            enable_keepalive(response.connection.transport.get_extra_info("socket"))
         yield response.content
 
 
 async def _check(response: aiohttp.ClientResponse) -> None:
     if 200 <= response.status < 300:
-        return check_is_log(response.headers)
-    reader = AnswerReader(response.status, response.headers)
+        return check_log_headers(response.headers)
+    reader = ResponseReader(response.status, response.headers)
     # An error says enough by its status; what it says beyond may break off.
     with contextlib.suppress(aiohttp.ClientError, OSError):
         async for chunk in response.content.iter_any():
-            if not reader.add(chunk):
+            if not reader.feed(chunk):
                 break
-    raise error_of(reader.answer())
+    raise response_error(reader.response())
 
 
 Batches = AsyncGenerator[list[str]]
@@ -95,8 +95,8 @@ class AsyncLogTail:
 
     def __init__(self, target: StreamTarget, protocol: StreamProtocol = "auto") -> None:
         self._target = target
-        self._transports = transports_of(protocol)
-        self._reader = LogReader(target.limits)
+        self._transports = transports_for(protocol)
+        self._reader = LogDecoder(target.limits)
         self._rest: list[str] = []
 
     @property
@@ -105,7 +105,7 @@ class AsyncLogTail:
         return self._reader.completed
 
     @property
-    def rest(self) -> str | None:
+    def partial_line(self) -> str | None:
         """The beginning of a line whose end has not come."""
         return self._rest[-1] if self._rest else None
 
@@ -115,14 +115,14 @@ class AsyncLogTail:
                 for line in batch:
                     yield line
 
-    async def batches(self, *, include_rest: bool = False) -> Batches:
+    async def batches(self, *, include_partial: bool = False) -> Batches:
         """The lines, as many at a time as came together. Close it (`aclosing`) when leaving it early.
 
         With `include_rest` what stands behind the last line end is a line, too, if the agent closed in order.
         """
         for left, transport in enumerate(self._transports, 1 - len(self._transports)):
             failure, given = None, False
-            self._reader = LogReader(self._target.limits)
+            self._reader = LogDecoder(self._target.limits)
             try:
                 async with contextlib.aclosing(self._read(transport)) as batches:
                     async for batch in batches:
@@ -133,8 +133,8 @@ class AsyncLogTail:
                 failure = error
             if failure is None:
                 failure = self._reader.failure
-            self._rest = self._reader.end()
-            if failure is None and include_rest:
+            self._rest = self._reader.flush()
+            if failure is None and include_partial:
                 yield self._rest
                 failure = self._reader.failure
             if failure is None:

@@ -18,16 +18,16 @@ from worker.platform.errors import (
     StreamLimitExceededError,
     WebSocketError,
 )
-from worker.platform.responses import Answer, error_of
+from worker.platform.responses import HttpResponse, response_error
 from worker.platform.streams.connection import (
-    Silence,
+    IdleTimeout,
     StreamTarget,
-    keep_alive,
+    enable_keepalive,
 )
-from worker.platform.streams.parser import LogReader
-from worker.platform.transport import tls_context, wire_error
+from worker.platform.streams.parser import LogDecoder
+from worker.platform.transport import tls_context, transport_error
 
-READ_AHEAD: Final = 64 * 1024
+READ_AHEAD_BYTES: Final = 64 * 1024
 """Bytes that may have come and not been taken; beyond, the kernel's buffers fill and the agent waits."""
 
 _library_log = logging.getLogger(__name__)
@@ -37,29 +37,29 @@ _library_log.setLevel(logging.WARNING)
 _DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
 
 
-async def websocket_batches(target: StreamTarget, reader: LogReader) -> AsyncGenerator[list[str]]:
+async def websocket_batches(target: StreamTarget, reader: LogDecoder) -> AsyncGenerator[list[str]]:
     """Feed `reader` from the websocket until it is over or the agent closes; raises `ClientError`."""
     try:
         async with _opened(target) as websocket:
-            with contextlib.closing(Silence(target.silence, websocket.expire)) as silence:
-                while not reader.over:
-                    yield _lines(reader, await websocket.messages(silence))
+            with contextlib.closing(IdleTimeout(target.idle_timeout, websocket.expire)) as silence:
+                while not reader.ended:
+                    yield _lines(reader, await websocket.receive(silence))
             return
     except WebSocketException as error:
         failure = None if _closed_in_order(error) else _websocket_error(error)
     except OSError as error:
-        failure = wire_error(error)
+        failure = transport_error(error)
     # Outside of the except block: the original knows the URL.
     if failure is not None:
         raise failure
 
 
-def _lines(reader: LogReader, messages: list[bytes]) -> list[str]:
+def _lines(reader: LogDecoder, messages: list[bytes]) -> list[str]:
     lines: list[str] = []
     for message in messages:
-        if reader.over:
+        if reader.ended:
             break
-        lines += reader.message(message)
+        lines += reader.feed_message(message)
     return lines
 
 
@@ -73,8 +73,8 @@ async def _opened(target: StreamTarget) -> AsyncIterator["_Websocket"]:
     websocket = _Websocket(protocol)
     ssl = tls_context() if uri.secure else None
     try:
-        async with asyncio.timeout(target.silence):
-            async with asyncio.timeout(target.connect):
+        async with asyncio.timeout(target.idle_timeout):
+            async with asyncio.timeout(target.connect_timeout):
                 loop = asyncio.get_running_loop()
                 await loop.create_connection(lambda: websocket, uri.host, uri.port, ssl=ssl)
             # Follows no redirect: the tokens would go to whoever the answer names.
@@ -92,8 +92,8 @@ class _Websocket(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._messages: list[bytes] = []
         self._fragments: list[bytes] = []
-        self._held = 0
-        self._news: asyncio.Future[None] | None = None
+        self._unread_bytes = 0
+        self._waiter: asyncio.Future[None] | None = None
 
     async def handshake(self) -> None:
         """Return once messages may come; raises `WebSocketException` where the agent refuses."""
@@ -102,23 +102,23 @@ class _Websocket(asyncio.Protocol):
         if self._protocol.handshake_exc is not None:
             raise self._protocol.handshake_exc
 
-    async def messages(self, silence: Silence) -> list[bytes]:
+    async def receive(self, silence: IdleTimeout) -> list[bytes]:
         """The next ones; raises `ConnectionClosed`."""
         while not self._messages:
             if self._protocol.state is not State.OPEN:
                 self._protocol.receive_eof()
                 raise self._protocol.close_exc
-            self._read_on()
+            self._resume_reading()
             with silence:
                 await self._wait()
         messages, self._messages = self._messages, []
-        self._read_on()
+        self._resume_reading()
         return messages
 
     def expire(self, error: Exception) -> None:
         """Whoever waits gets `error`."""
-        if self._news is not None and not self._news.done():
-            self._news.set_exception(error)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error)
 
     def close(self) -> None:
         """Say goodbye and hang up; an agent with much to say yet would not come to its own for long."""
@@ -131,7 +131,7 @@ class _Websocket(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        keep_alive(transport.get_extra_info("socket"))
+        enable_keepalive(transport.get_extra_info("socket"))
         self._send()
 
     def data_received(self, data: bytes) -> None:
@@ -145,8 +145,8 @@ class _Websocket(asyncio.Protocol):
                     self._messages.append(b"".join(self._fragments))
                     self._fragments.clear()
         self._send()
-        self._held += len(data)
-        if self._held > READ_AHEAD and self._transport is not None:
+        self._unread_bytes += len(data)
+        if self._unread_bytes > READ_AHEAD_BYTES and self._transport is not None:
             self._transport.pause_reading()
         self._wake()
 
@@ -158,17 +158,17 @@ class _Websocket(asyncio.Protocol):
         self._wake()
 
     async def _wait(self) -> None:
-        self._news = asyncio.get_running_loop().create_future()
-        await self._news
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
 
     def _wake(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
-    def _read_on(self) -> None:
-        if self._held > READ_AHEAD and self._transport is not None:
+    def _resume_reading(self) -> None:
+        if self._unread_bytes > READ_AHEAD_BYTES and self._transport is not None:
             self._transport.resume_reading()
-        self._held = 0
+        self._unread_bytes = 0
 
     def _send(self) -> None:
         if self._transport is None or self._transport.is_closing():
@@ -197,7 +197,7 @@ def _websocket_error(error: Exception) -> ClientError:
         return _refused(error)
     if isinstance(error, WebSocketException) and not isinstance(error.__cause__, EOFError | OSError):
         return WebSocketError("500 Internal Server Error: the agent does not speak websocket here", 500)
-    return wire_error(error)
+    return transport_error(error)
 
 
 def _closed(error: ConnectionClosed) -> ClientError:
@@ -215,4 +215,4 @@ def _refused(error: InvalidStatus) -> ClientError:
         detail = "the agent answered the handshake as if it were an ordinary request"
         return WebSocketError(f"500 Internal Server Error: {detail}", 500, detail)
     headers = {name.lower(): value for name, value in response.headers.raw_items()}
-    return error_of(Answer(response.status_code, headers, bytes(response.body or b"")))
+    return response_error(HttpResponse(response.status_code, headers, bytes(response.body or b"")))

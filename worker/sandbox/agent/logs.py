@@ -287,7 +287,7 @@ class JobLogs:
         except LogBroken as broken:
             yield [], _event("error", str(broken))
         else:
-            yield splitter.end(), COMPLETE
+            yield splitter.flush(), COMPLETE
 
 
 def _chunk(line: str) -> str:
