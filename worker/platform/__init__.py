@@ -1,4 +1,4 @@
-"""The outside world of the worker: clients of the backend and of the agents, their errors, and redaction."""
+"""Clients of the platform's HTTP services, the backend and the agents; their errors; redaction of secrets."""
 
 from worker.platform.agent import AgentClient
 from worker.platform.async_backend import AsyncBackendClient
@@ -36,6 +36,7 @@ from worker.platform.redaction import (
     register_secrets,
     register_settings,
 )
+from worker.platform.requests import Json, JsonObject
 from worker.platform.responses import RetryPolicy
 from worker.platform.streams import AsyncLogTail, StreamLimits, StreamProtocol
 
@@ -47,6 +48,8 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "AgentClient",
     "RayClientMixin",
     "RetryPolicy",
+    "Json",
+    "JsonObject",
     # logs
     "StreamLimits",
     "StreamProtocol",

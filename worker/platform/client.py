@@ -1,13 +1,13 @@
-"""The sync client under `BackendClient` and `AgentClient`: sends a `Request`, returns JSON or raises."""
+"""The synchronous client that `BackendClient` and `AgentClient` extend: sends requests, returns JSON."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Self
 
 import httpx
 import tenacity
 
 from worker.platform.errors import ClientError
-from worker.platform.requests import BaseUrl, Pagination, Request, encode_body
+from worker.platform.requests import BaseUrl, Json, JsonObject, Pagination, Request, encode_body
 from worker.platform.responses import HttpResponse, RetryPolicy, decode_response
 from worker.platform.transport import (
     CLIENT_CLOSED,
@@ -22,10 +22,10 @@ from worker.platform.transport import (
 
 
 class BaseClient:
-    """Talks to the service at `base_url` over kept connections; threads may share it.
+    """A client of the service at one base URL, over kept connections; threads may share it.
 
-    `timeout` is a dict of `connect` and `read` seconds. Proxies and `.netrc` of the environment do not count,
-    redirects are not followed.
+    It ignores the environment's proxies and `.netrc`, follows no redirect and keeps no cookie: the tokens in
+    its headers reach the service itself only.
     """
 
     def __init__(
@@ -37,6 +37,19 @@ class BaseClient:
         transport: httpx.BaseTransport | None = None,
         retries: RetryPolicy | None = None,
     ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            base_url: `http(s)://host[:port][/path]`.
+            timeout: Seconds to `connect` (default 5), to `read` the next bytes (15), and of one attempt in
+                `total` (by default `connect` plus twice `read`).
+            headers: Sent with every request.
+            transport: Replaces the network in tests.
+            retries: How often a request that may be sent again is sent.
+
+        Raises:
+            ValueError: The base URL, a timeout or a header is unusable; the message does not show its value.
+        """
         self._base = BaseUrl(base_url)
         self._timeouts = Timeouts.from_argument(timeout)
         self._retries = retries or RetryPolicy()
@@ -49,17 +62,28 @@ class BaseClient:
             follow_redirects=False,
         )
 
-    def pages(self, request: Request) -> Iterator[dict[str, Any]]:
-        """The pages of a list, from the first to the last, fetched as they are asked for."""
-        trail = Pagination(request)
-        following: Request | None = request
-        while following is not None:
-            page: dict[str, Any] = self._send(following)
+    def pages(self, request: Request) -> Iterator[JsonObject]:
+        """Fetch a list page by page, each when it is asked for.
+
+        Args:
+            request: The first page.
+
+        Yields:
+            Pages as `{"count", "next", "previous", "results"}`.
+
+        Raises:
+            ClientError: A page cannot be fetched.
+            MalformedResponseError: A link leads off the service, or the pages do not end.
+        """
+        pagination = Pagination(request)
+        current: Request | None = request
+        while current is not None:
+            page = self._send_for_object(current)
             yield page
-            following = trail.next_request(page, self._base)
+            current = pagination.next_request(page, self._base)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections. Later calls raise `ClientError`."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -68,21 +92,21 @@ class BaseClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _send(self, request: Request) -> Any:
+    def _send(self, request: Request) -> Json:
         content = encode_body(request)
         attempts = tenacity.Retrying(**self._retries.tenacity_options(request))
         return attempts(self._attempt, request, content)
 
-    def _send_for_object(self, request: Request) -> dict[str, Any]:
-        """A call whose answer is an object."""
-        answer: dict[str, Any] = self._send(request)
-        return answer
+    def _send_for_object(self, request: Request) -> JsonObject:
+        """Send a request whose response is an object or a page."""
+        response: JsonObject = self._send(request)
+        return response
 
-    def _collect_pages(self, request: Request) -> dict[str, Any]:
-        """Every page of a list in one answer."""
+    def _collect_pages(self, request: Request) -> JsonObject:
+        """The results of all pages of a list in one object."""
         return {"results": [each for page in self.pages(request) for each in page["results"]]}
 
-    def _attempt(self, request: Request, content: bytes | None) -> Any:
+    def _attempt(self, request: Request, content: bytes | None) -> Json:
         with deadline(self._timeouts.total):
             return decode_response(self._exchange(request, content), request.expect)
 

@@ -1,4 +1,4 @@
-"""What sync and async clients share: deadlines, timeouts, headers, limits of an answer, failures."""
+"""Below the requests: deadlines, timeouts, TLS, headers, size limits, and connection failures as errors."""
 
 import re
 import socket
@@ -25,15 +25,24 @@ from worker.platform.errors import (
 from worker.platform.responses import HttpResponse
 
 KEEPALIVE_SECONDS = 1.5
-"""Below the 2 s after which gunicorn hangs up: a call that must not be repeated is to find its line alive."""
+"""Less than gunicorn's keepalive of 2 s: a request that must not be sent twice needs a live connection."""
 
-_WRITE_CHUNK_BYTES = 64 * 1024  # bytes written between two looks at the clock
+_WRITE_CHUNK_BYTES = 64 * 1024  # written between two checks of the deadline
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Whatever this thread reads or writes through a `DeadlineTransport` in here is over after `seconds`."""
+    """Limit the time of all reads and writes through a `DeadlineTransport` in this context.
+
+    httpx limits single reads only, so a server that sends a byte from time to time would never time out.
+
+    Args:
+        seconds: From now on. Later reads and writes raise `httpx.ReadTimeout`.
+
+    Yields:
+        Nothing.
+    """
     token = _deadline.set(time.monotonic() + seconds)
     try:
         yield
@@ -43,19 +52,24 @@ def deadline(seconds: float) -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def tls_context() -> ssl.SSLContext:
-    """One for all clients, as loading the certificates takes long. SSL_CERT_FILE counts; proxies do not."""
+    """Make the TLS settings that all clients share, because loading the certificates is slow.
+
+    Returns:
+        A context that verifies certificates. The environment's SSL_CERT_FILE and SSL_CERT_DIR are respected.
+    """
     return httpx.create_ssl_context(trust_env=True)
 
 
 class DeadlineTransport(httpx.HTTPTransport):
-    """httpx's transport over a pool whose connections know the deadline."""
+    """httpx's transport over a pool whose connections respect `deadline`."""
 
     def __init__(self) -> None:
+        """Make an empty pool that ignores the environment's proxies."""
         super().__init__(verify=tls_context(), trust_env=False)
-        # httpx offers no way to name the network backend of its pool; httpcore does.
+        # httpx has no parameter for the network backend of its pool; httpcore does.
         self._pool = httpcore.ConnectionPool(
             ssl_context=tls_context(),
-            max_connections=None,  # the worker's threads are the limit, and a full pool is slow
+            max_connections=None,  # the number of threads is the limit, and a full pool is slow
             max_keepalive_connections=20,
             keepalive_expiry=KEEPALIVE_SECONDS,
             network_backend=_DeadlineBackend(),
@@ -66,10 +80,10 @@ def _remaining(timeout: float | None) -> float | None:
     end = _deadline.get()
     if end is None:
         return timeout
-    left = end - time.monotonic()
-    if left <= 0:
+    remaining = end - time.monotonic()
+    if remaining <= 0:
         raise httpcore.ReadTimeout("deadline")
-    return left if timeout is None else min(timeout, left)
+    return remaining if timeout is None else min(timeout, remaining)
 
 
 class _DeadlineBackend(httpcore.NetworkBackend):
@@ -113,7 +127,9 @@ class _DeadlineStream(httpcore.NetworkStream):
 
 MB = 1024 * 1024
 MAX_RESPONSE_BYTES = 16 * MB
-MAX_ERROR_BYTES = 64 * 1024  # of an error's body, the rest is not read
+MAX_ERROR_BYTES = 64 * 1024
+"""Bytes of an error's body that are read."""
+
 CLIENT_CLOSED = "the client was closed: make a new one"
 _ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
 _DISCONNECTED = re.compile("disconnected|closed connection")
@@ -129,7 +145,13 @@ _DEFAULT_TIMEOUTS = {"connect": 5.0, "read": 15.0}
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds: to connect, to wait for the next bytes, and for one attempt as a whole."""
+    """Timeouts of one attempt, in seconds.
+
+    Attributes:
+        connect: To connect.
+        read: To wait for the next bytes, and to write.
+        total: For the whole attempt.
+    """
 
     connect: float
     read: float
@@ -137,26 +159,50 @@ class Timeouts:
 
     @classmethod
     def from_argument(cls, timeout: Mapping[str, float] | None) -> "Timeouts":
-        """From the client's argument: a dict of `connect`, `read` and, rarely, `total`."""
-        given = {**_DEFAULT_TIMEOUTS, **(timeout or {})}
-        given.setdefault("total", given["connect"] + 2 * given["read"])
-        if set(given) != {"connect", "read", "total"} or not all(each > 0 for each in given.values()):
+        """Check a client's argument and fill in the defaults.
+
+        Args:
+            timeout: `connect` (default 5), `read` (15) and `total` (`connect` plus twice `read`).
+
+        Returns:
+            The timeouts.
+
+        Raises:
+            ValueError: Another key, or a value that is not above 0.
+        """
+        seconds = {**_DEFAULT_TIMEOUTS, **(timeout or {})}
+        seconds.setdefault("total", seconds["connect"] + 2 * seconds["read"])
+        if set(seconds) != {"connect", "read", "total"} or not all(each > 0 for each in seconds.values()):
             raise ValueError("timeout is a dict of 'connect', 'read' and 'total', in seconds above 0")
-        return cls(**given)
+        return cls(**seconds)
 
     def to_httpx(self) -> httpx.Timeout:
-        """The part of it that httpx can keep by itself."""
+        """Make httpx's timeouts, which know no total.
+
+        Returns:
+            The timeouts of single connects, reads and writes.
+        """
         return httpx.Timeout(connect=self.connect, read=self.read, write=self.read, pool=None)
 
 
 def default_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
-    """The headers of every request. A value that cannot be sent is refused here, and not shown."""
+    """Complete the headers of every request.
+
+    Args:
+        headers: The client's own, such as its token.
+
+    Returns:
+        They and the standard ones.
+
+    Raises:
+        ValueError: A value has characters that a header cannot hold; the message does not show it.
+    """
     for name, value in (headers or {}).items():
         if not (value.isascii() and value.isprintable()):
             raise ValueError(f"the value for the header {name} has characters that a header cannot hold")
     return {
-        "Accept": "application/json, */*;q=0.5",  # a log comes as text
-        # What httpx could also unpack (brotli, zstd) may fill the memory from a small answer.
+        "Accept": "application/json, */*;q=0.5",  # a log is text
+        # Not brotli or zstd, which httpx also decompresses: a small response could fill the memory.
         "Accept-Encoding": "gzip, deflate",
         "User-Agent": "synapse-worker",
         **(headers or {}),
@@ -164,15 +210,27 @@ def default_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def rejecting_cookie_jar() -> CookieJar:
-    """A jar that takes nothing: a session cookie would outlive the token that it came with."""
+    """Make a cookie jar that stays empty: a session cookie would outlive the token that it was issued for.
+
+    Returns:
+        The jar.
+    """
     return CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
 
 
 class ResponseReader:
-    """Collects one answer and holds it to its limits."""
+    """Collects the body of one response within the size limit."""
 
     def __init__(self, status: int, headers: Mapping[str, str]) -> None:
-        """`headers` are found in whatever case."""
+        """Check the headers.
+
+        Args:
+            status: The HTTP status.
+            headers: A mapping that ignores case.
+
+        Raises:
+            MalformedResponseError: The compression was not asked for, or the body is declared too large.
+        """
         self._status, self._headers = status, headers
         self._body = bytearray()
         self._is_error = not 200 <= status < 300
@@ -183,7 +241,17 @@ class ResponseReader:
             self._check_size(int(declared))
 
     def feed(self, chunk: bytes) -> bool:
-        """Take what came; False when no more is wanted."""
+        """Add a part of the body.
+
+        Args:
+            chunk: Decompressed bytes.
+
+        Returns:
+            False if the rest is not needed.
+
+        Raises:
+            MalformedResponseError: The body is larger than the limit.
+        """
         self._body += chunk
         if self._is_error:
             return len(self._body) < MAX_ERROR_BYTES
@@ -191,7 +259,18 @@ class ResponseReader:
         return True
 
     def recover(self, failure: ClientError) -> HttpResponse:
-        """The answer after its body failed: an error says enough by its status, anything else is lost."""
+        """Make the response although its body could not be read to the end.
+
+        Args:
+            failure: What the connection failed with.
+
+        Returns:
+            The response if it is an error, because its status says enough.
+
+        Raises:
+            MalformedResponseError: The connection was lost in the middle of a successful response.
+            ClientError: The given failure, if it is another one.
+        """
         if self._is_error:
             return self.response()
         if isinstance(failure, ClientConnectionError):
@@ -199,7 +278,11 @@ class ResponseReader:
         raise failure
 
     def response(self) -> HttpResponse:
-        """What was collected."""
+        """Make the response of what was collected.
+
+        Returns:
+            The response, with the names of its headers in lower case.
+        """
         headers = {name.lower(): value for name, value in self._headers.items()}
         return HttpResponse(self._status, headers, bytes(self._body))
 
@@ -209,9 +292,19 @@ class ResponseReader:
 
 
 def recover_response(error: Exception, reader: ResponseReader | None) -> HttpResponse:
-    """What is left of an exchange that `error` ended: an answer that is an error anyway, else raises.
+    """Make a response, or raise the client error, after an exchange failed.
 
-    To be called outside of the except block: `error` knows the URL and is not to become a context.
+    Call it outside of the except block: the caught error contains the URL and must not become a context.
+
+    Args:
+        error: What httpx, aiohttp or the operating system raised.
+        reader: What was read of the response, if its headers were received.
+
+    Returns:
+        The response if it is an error anyway.
+
+    Raises:
+        ClientError: For any other failure.
     """
     failure = transport_error(error)
     if reader is None:
@@ -220,7 +313,14 @@ def recover_response(error: Exception, reader: ResponseReader | None) -> HttpRes
 
 
 def transport_error(error: Exception) -> ClientError:
-    """The client error for a failure below HTTP, with nothing of `error`: that one knows URL and headers."""
+    """Make the client error for a failure below HTTP.
+
+    Args:
+        error: What httpx, aiohttp or the operating system raised.
+
+    Returns:
+        The error, not raised. It has nothing of the original, which contains the URL and headers.
+    """
     if _is_timeout(error):
         return ClientTimeoutError("408 Request Timeout: the service did not answer in time", 408)
     if isinstance(error, httpx.DecodingError):
@@ -235,7 +335,7 @@ def transport_error(error: Exception) -> ClientError:
 
 
 def _reason(error: BaseException) -> str:
-    """Why there is no connection, as an operator has to know it; found in the chain of causes."""
+    """The reason of a failed connection in an operator's words, found in the chain of causes."""
     link: BaseException | None = error
     for _ in range(8):
         for kind, reason in _REASONS.items():
@@ -246,7 +346,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _is_timeout(error: Exception) -> bool:
-    # The aiohttp transport calls every lost or refused connection a ConnectTimeout; its cause tells.
+    # The aiohttp transport raises ConnectTimeout for every lost or refused connection; its cause differs.
     if isinstance(error.__cause__, aiohttp.ClientError):
         return isinstance(error.__cause__, TimeoutError)
     return isinstance(error, TimeoutError | httpx.TimeoutException)

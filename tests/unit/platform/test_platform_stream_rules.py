@@ -86,7 +86,7 @@ def test_a_line_without_an_end_is_not_held() -> None:
     for _ in range(10_000):
         splitter.feed("x" * 1000)
 
-    assert sum(map(len, splitter._held)) <= 10_240
+    assert sum(map(len, splitter._pieces)) <= 10_240
     assert splitter.flush()[0].endswith("… [cut: 10000000 bytes]")
 
 

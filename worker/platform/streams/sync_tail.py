@@ -81,8 +81,8 @@ class _SyncLogTail:
         self._lines: deque[str] = deque()
         # Reentrant: the garbage collector may close a forgotten log while this thread holds the lock.
         self._changed = threading.Condition(threading.RLock())
-        self._has_room = asyncio.Event()
-        self._waiting_for_room: asyncio.AbstractEventLoop | None = None
+        self._has_space = asyncio.Event()
+        self._waiting_for_space: asyncio.AbstractEventLoop | None = None
         self._ended = self._closed = False
         self._failure: Exception | None = None
         self._reader: Future[None] | None = None
@@ -117,9 +117,9 @@ class _SyncLogTail:
             if self._closed:
                 raise _closed_error()
             lines = [self._lines.popleft() for _ in range(min(_LINES_PER_TAKE, len(self._lines)))]
-            if self._waiting_for_room is not None:
-                self._waiting_for_room.call_soon_threadsafe(self._has_room.set)
-                self._waiting_for_room = None
+            if self._waiting_for_space is not None:
+                self._waiting_for_space.call_soon_threadsafe(self._has_space.set)
+                self._waiting_for_space = None
             return lines
 
     async def _read_ahead(self) -> None:
@@ -129,7 +129,7 @@ class _SyncLogTail:
                 async for batch in batches:
                     await self._put(batch)
         except asyncio.CancelledError:
-            # The process is about to end, or `close` has already said so.
+            # Either `close` cancelled it, or the process is about to end.
             self.close()
             raise
         except Exception as error:
@@ -139,20 +139,20 @@ class _SyncLogTail:
             self._changed.notify_all()
 
     async def _put(self, lines: list[str]) -> None:
-        """Add the lines as there is room for them. While this waits the connection is not read."""
+        """Add the lines as there is space for them. While this waits the connection is not read."""
         while lines := self._add(lines):
-            await self._has_room.wait()
+            await self._has_space.wait()
 
     def _add(self, lines: list[str]) -> list[str]:
-        """Add as many lines as there is room for and return the others."""
+        """Add as many lines as there is space for and return the others."""
         with self._changed:
-            room = self._queue_size - len(self._lines)
-            self._lines.extend(lines[:room])
+            space = self._queue_size - len(self._lines)
+            self._lines.extend(lines[:space])
             self._changed.notify_all()
-            if room < len(lines):
-                self._has_room.clear()
-                self._waiting_for_room = asyncio.get_running_loop()
-        return lines[room:]
+            if space < len(lines):
+                self._has_space.clear()
+                self._waiting_for_space = asyncio.get_running_loop()
+        return lines[space:]
 
 
 class LogStreams:

@@ -1,4 +1,4 @@
-"""The websocket of a log on an event loop."""
+"""A job's log over a websocket, on an event loop."""
 
 import asyncio
 import contextlib
@@ -28,38 +28,49 @@ from worker.platform.streams.parser import LogDecoder
 from worker.platform.transport import tls_context, transport_error
 
 READ_AHEAD_BYTES: Final = 64 * 1024
-"""Bytes that may have come and not been taken; beyond, the kernel's buffers fill and the agent waits."""
+"""Unread bytes at which reading stops; then the kernel's buffers fill and the agent has to wait."""
 
 _library_log = logging.getLogger(__name__)
 # At DEBUG the library logs the handshake with its tokens.
 _library_log.setLevel(logging.WARNING)
 
-_DATA: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
+_DATA_OPCODES: Final = frozenset({Opcode.TEXT, Opcode.BINARY, Opcode.CONT})
 
 
-async def websocket_batches(target: StreamTarget, reader: LogDecoder) -> AsyncGenerator[list[str]]:
-    """Feed `reader` from the websocket until it is over or the agent closes; raises `ClientError`."""
+async def websocket_batches(target: StreamTarget, decoder: LogDecoder) -> AsyncGenerator[list[str]]:
+    """Read a log's websocket until the log has ended or the agent closes the connection.
+
+    Args:
+        target: The log.
+        decoder: Is fed with the messages.
+
+    Yields:
+        The lines that the messages received together complete, sometimes none.
+
+    Raises:
+        ClientError: The connection fails or the agent responds with an error.
+    """
     try:
         async with _opened(target) as websocket:
-            with contextlib.closing(IdleTimeout(target.idle_timeout, websocket.expire)) as silence:
-                while not reader.ended:
-                    yield _lines(reader, await websocket.receive(silence))
+            with contextlib.closing(IdleTimeout(target.idle_timeout, websocket.fail)) as idle_timeout:
+                while not decoder.ended:
+                    yield _lines(decoder, await websocket.receive(idle_timeout))
             return
     except WebSocketException as error:
-        failure = None if _closed_in_order(error) else _websocket_error(error)
+        failure = None if _closed_properly(error) else _websocket_error(error)
     except OSError as error:
         failure = transport_error(error)
-    # Outside of the except block: the original knows the URL.
+    # Raised outside of the except block: the caught error contains the URL and must not become a context.
     if failure is not None:
         raise failure
 
 
-def _lines(reader: LogDecoder, messages: list[bytes]) -> list[str]:
+def _lines(decoder: LogDecoder, messages: list[bytes]) -> list[str]:
     lines: list[str] = []
     for message in messages:
-        if reader.ended:
+        if decoder.ended:
             break
-        lines += reader.feed_message(message)
+        lines += decoder.feed_message(message)
     return lines
 
 
@@ -77,7 +88,7 @@ async def _opened(target: StreamTarget) -> AsyncIterator["_Websocket"]:
             async with asyncio.timeout(target.connect_timeout):
                 loop = asyncio.get_running_loop()
                 await loop.create_connection(lambda: websocket, uri.host, uri.port, ssl=ssl)
-            # Follows no redirect: the tokens would go to whoever the answer names.
+            # This follows no redirect, which would send the tokens to another server.
             await websocket.handshake()
         yield websocket
     finally:
@@ -85,7 +96,7 @@ async def _opened(target: StreamTarget) -> AsyncIterator["_Websocket"]:
 
 
 class _Websocket(asyncio.Protocol):
-    """Messages as they come, all that came together at a time."""
+    """A connection that gives all messages received together at a time."""
 
     def __init__(self, protocol: ClientProtocol) -> None:
         self._protocol = protocol
@@ -96,32 +107,32 @@ class _Websocket(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
 
     async def handshake(self) -> None:
-        """Return once messages may come; raises `WebSocketException` where the agent refuses."""
+        """Wait for the agent to accept; raises `WebSocketException` if it rejects."""
         while self._protocol.state is State.CONNECTING and self._protocol.handshake_exc is None:
             await self._wait()
         if self._protocol.handshake_exc is not None:
             raise self._protocol.handshake_exc
 
-    async def receive(self, silence: IdleTimeout) -> list[bytes]:
-        """The next ones; raises `ConnectionClosed`."""
+    async def receive(self, idle_timeout: IdleTimeout) -> list[bytes]:
+        """The next messages; raises `ConnectionClosed`."""
         while not self._messages:
             if self._protocol.state is not State.OPEN:
                 self._protocol.receive_eof()
                 raise self._protocol.close_exc
             self._resume_reading()
-            with silence:
+            with idle_timeout:
                 await self._wait()
         messages, self._messages = self._messages, []
         self._resume_reading()
         return messages
 
-    def expire(self, error: Exception) -> None:
-        """Whoever waits gets `error`."""
+    def fail(self, error: Exception) -> None:
+        """Raise an error where data is waited for."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
 
     def close(self) -> None:
-        """Say goodbye and hang up; an agent with much to say yet would not come to its own for long."""
+        """Close without waiting for the agent's close frame, which may be behind a lot of unread data."""
         if self._transport is None or self._transport.is_closing():
             return
         if self._protocol.state is State.OPEN:
@@ -139,7 +150,7 @@ class _Websocket(asyncio.Protocol):
             return
         self._protocol.receive_data(data)
         for event in self._protocol.events_received():
-            if isinstance(event, Frame) and event.opcode in _DATA:
+            if isinstance(event, Frame) and event.opcode in _DATA_OPCODES:
                 self._fragments.append(bytes(event.data))
                 if event.fin:
                     self._messages.append(b"".join(self._fragments))
@@ -174,42 +185,43 @@ class _Websocket(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         for data in self._protocol.data_to_send():
-            # Nothing is the end of our side: the connection is closed with the whole.
+            # Empty data asks for a half-close; the whole connection is closed instead.
             if data:
                 self._transport.write(data)
 
 
-_IN_ORDER = frozenset({1000, 1005})
-_GOING_AWAY = frozenset({1001, 1012, 1013, 1014})
-_TOO_BIG = 1009
+# Close codes of RFC 6455 and its registry: normal closure or no code; going away, restarts and bad gateways.
+_NORMAL_CODES = frozenset({1000, 1005})
+_GOING_AWAY_CODES = frozenset({1001, 1012, 1013, 1014})
+_MESSAGE_TOO_BIG = 1009
 
 
-def _closed_in_order(error: Exception) -> bool:
-    """Whether the agent simply had no more to say. Whether the job has ended is another question."""
-    return isinstance(error, ConnectionClosed) and error.rcvd is not None and error.rcvd.code in _IN_ORDER
+def _closed_properly(error: Exception) -> bool:
+    """Whether the agent ended the connection normally. That does not mean that the job has ended."""
+    return isinstance(error, ConnectionClosed) and error.rcvd is not None and error.rcvd.code in _NORMAL_CODES
 
 
 def _websocket_error(error: Exception) -> ClientError:
     """The client error for what `websockets` raised."""
     if isinstance(error, ConnectionClosed):
-        return _closed(error)
+        return _close_error(error)
     if isinstance(error, InvalidStatus):
-        return _refused(error)
+        return _handshake_error(error)
     if isinstance(error, WebSocketException) and not isinstance(error.__cause__, EOFError | OSError):
         return WebSocketError("500 Internal Server Error: the agent does not speak websocket here", 500)
     return transport_error(error)
 
 
-def _closed(error: ConnectionClosed) -> ClientError:
-    if error.sent is not None and error.sent.code == _TOO_BIG and error.rcvd_then_sent is not True:
+def _close_error(error: ConnectionClosed) -> ClientError:
+    if error.sent is not None and error.sent.code == _MESSAGE_TOO_BIG and error.rcvd_then_sent is not True:
         return StreamLimitExceededError("429 Too Many Requests: one message is longer than the whole limit")
-    if error.rcvd is None or error.rcvd.code in _GOING_AWAY:
+    if error.rcvd is None or error.rcvd.code in _GOING_AWAY_CODES:
         return ClientConnectionError("503 Service Unavailable: the connection was lost", 503)
-    said = f"the agent closed the websocket ({error.rcvd.code}): {error.rcvd.reason}"
-    return WebSocketError(f"500 Internal Server Error: {said}", 500, error.rcvd.reason)
+    detail = f"the agent closed the websocket ({error.rcvd.code}): {error.rcvd.reason}"
+    return WebSocketError(f"500 Internal Server Error: {detail}", 500, error.rcvd.reason)
 
 
-def _refused(error: InvalidStatus) -> ClientError:
+def _handshake_error(error: InvalidStatus) -> ClientError:
     response = error.response
     if 200 <= response.status_code < 300:
         detail = "the agent answered the handshake as if it were an ordinary request"
