@@ -20,13 +20,11 @@ from tests.unit.platform.stream_server import LogServer, Script, Wire, log_serve
 from worker.platform import (
     AgentClient,
     AuthenticationError,
-    BaseClient,
     ClientConnectionError,
     ClientError,
     ClientTimeoutError,
     MalformedResponseError,
     NotFoundError,
-    RayClientMixin,
     ServerError,
     StreamError,
     StreamLimitExceededError,
@@ -100,22 +98,6 @@ def test_frames_may_end_anywhere() -> None:
     assert lines_of(script, "websocket") == ["Ray's own line", "partial", "next"]
 
 
-def test_each_protocol_has_its_address_and_the_caller_s_headers() -> None:
-    with log_server(lambda wire: wire.accept().complete()) as server:
-        client = client_of(server, user_token="user-token", tenant="acme")
-        with client:
-            list(client.stream_tail_job_logs("job-1"))
-            list(client.websocket_tail_job_logs("job-1"))
-
-    assert server.paths == ["/jobs/job-1/logs/stream/", "/jobs/job-1/logs/"]
-    for headers in server.headers:
-        assert headers["authorization"] == TOKEN
-        assert headers["synapse-user"] == "Token user-token"
-        assert headers["synapse-tenant"] == "Token acme"
-        assert headers["user-agent"] == "synapse-worker"
-    assert "sec-websocket-extensions" not in server.headers[1]
-
-
 @both
 def test_no_log_level_shows_the_token(protocol: Any, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
@@ -123,33 +105,6 @@ def test_no_log_level_shows_the_token(protocol: Any, caplog: pytest.LogCaptureFi
     assert lines_of(lambda wire: wire.accept().line("a").complete(), protocol) == ["a"]
 
     assert TOKEN not in caplog.text
-
-
-@pytest.mark.parametrize(
-    "ask",
-    [
-        lambda c: c.tail_job_logs("a/b"),
-        lambda c: c.tail_job_logs(".."),
-        lambda c: c.tail_job_logs(None),
-        lambda c: c.tail_job_logs("a", 0),
-        lambda c: c.tail_job_logs("a", "10"),
-        lambda c: c.tail_job_logs("a", protocol="http"),
-        lambda c: c.tail_job_logs("a", 10, None),
-        lambda c: c.websocket_tail_job_logs("a b"),
-        lambda c: c.stream_tail_job_logs("a", float("nan")),
-        lambda c: c.log_tail("a", -1),
-    ],
-)
-def test_what_cannot_be_asked_is_refused_at_once(ask: Callable[[AgentClient], object]) -> None:
-    with (
-        log_server(lambda wire: wire.accept().complete()) as server,
-        client_of(server) as client,
-        pytest.raises(ValidationError) as caught,
-    ):
-        ask(client)
-
-    assert caught.value.status == 400
-    assert server.paths == []
 
 
 @both
@@ -193,7 +148,7 @@ def test_nobody_listens(protocol: Any) -> None:
 
 
 @both
-def test_an_agent_that_does_not_answer_or_falls_silent_is_a_timeout(protocol: Any) -> None:
+def test_an_agent_that_is_silent_is_a_timeout(protocol: Any) -> None:
     assert failure_of(lambda wire: wire.wait_until_left(), protocol, 0.1)[1].status == 408
 
     lines, error = failure_of(lambda wire: wire.accept().line("a").wait_until_left(), protocol, 0.3)
@@ -510,18 +465,6 @@ print(*inherited)
     assert ended.stdout.split() == [str(number) for number in range(1, 2000)]
 
 
-def test_the_mixin_gives_its_streams_to_any_base_client() -> None:
-    class RayClient(RayClientMixin, BaseClient):
-        def __init__(self, base_url: str, timeout: dict[str, float] | None = None) -> None:
-            super().__init__(base_url, timeout)
-
-    with (
-        log_server(lambda wire: wire.accept().line("a").complete()) as server,
-        RayClient(base_url=server.url) as client,
-    ):
-        assert [line.strip() for line in client.tail_job_logs("job-12345")] == ["a"]
-
-
 def only_http(wire: Wire, fail: Script) -> None:
     if wire.is_websocket:
         fail(wire)
@@ -581,23 +524,3 @@ def test_auto_does_without_websockets(monkeypatch: pytest.MonkeyPatch) -> None:
             list(client.tail_job_logs("job-1", 5, "websocket"))
         assert caught.value.status == 500
         assert list(client.tail_job_logs("job-1", 5, "auto")) == ["a"]
-
-
-@pytest.mark.parametrize(
-    ("answer", "found"),
-    [({"stopped": True}, {"stopped": True, "status": "STOPPING"}), ({"status": "x"}, {"status": "x"})],
-)
-def test_a_stop_says_that_the_job_is_stopping(service: Any, answer: object, found: object) -> None:
-    service.answers(answer)
-
-    with AgentClient(service.url, TOKEN) as client:
-        assert client.stop_job("job-1") == found
-
-
-def test_a_job_that_has_ended_cannot_be_stopped(service: Any) -> None:
-    service.answers({"stopped": False})
-
-    with AgentClient(service.url, TOKEN) as client, pytest.raises(ValidationError) as caught:
-        client.stop_job("job-1")
-
-    assert caught.value.status_code == 400

@@ -143,9 +143,7 @@ def test_a_call_that_must_not_be_repeated_is_sent_once(
     assert len(service.seen) == 1
 
 
-def test_a_call_that_must_not_be_repeated_is_not_repeated_on_a_lost_connection(
-    service: "Service", hasty: RetryPolicy
-) -> None:
+def test_a_lost_connection_does_not_repeat_a_single_call(service: "Service", hasty: RetryPolicy) -> None:
     service.writes()
 
     assert isinstance(failure(service, hasty, POST), ClientConnectionError)
@@ -293,7 +291,7 @@ def test_redirects_are_not_followed(service: "Service", hasty: RetryPolicy, stat
     assert len(service.seen) == 1
 
 
-def test_a_token_that_no_header_can_hold_is_refused_without_showing_it() -> None:
+def test_a_token_that_no_header_can_hold_is_not_shown() -> None:
     with pytest.raises(ValueError) as caught:
         BaseClient("http://host", headers={"Authorization": "private\ntoken"})
 
