@@ -92,7 +92,7 @@ class ScriptedTail:
 
     steps: list[Step]
     completed: bool = False
-    rest: str | None = None
+    partial_line: str | None = None
 
     async def batches(self) -> AsyncIterator[list[str]]:
         for step in self.steps:

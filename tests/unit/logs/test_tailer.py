@@ -65,9 +65,9 @@ async def test_unmarked_end_is_read_again_once_the_job_has_ended(
 ) -> None:
     # Given an agent that does not mark the end, and a job that ends between two connections
     harness.source.tails[RAY] = [
-        ScriptedTail([["one"]], rest="tw"),
-        ScriptedTail([["one"]], rest="tw"),
-        ScriptedTail([["one", "two"]], rest="half a line"),
+        ScriptedTail([["one"]], partial_line="tw"),
+        ScriptedTail([["one"]], partial_line="tw"),
+        ScriptedTail([["one", "two"]], partial_line="half a line"),
     ]
     harness.source.statuses[RAY] = ["RUNNING", "SUCCEEDED"]
     job_log.subscribe(RAY)
@@ -96,7 +96,7 @@ async def test_job_that_prints_nothing_is_not_unreachable(harness: RelayHarness,
 async def test_log_of_an_ended_job_ends_on_an_open_connection(
     harness: RelayHarness, job_log: LogOfJob
 ) -> None:
-    harness.source.tails[RAY] = [ScriptedTail([["one"], ClientTimeoutError()], rest="half a line")]
+    harness.source.tails[RAY] = [ScriptedTail([["one"], ClientTimeoutError()], partial_line="half a line")]
     harness.source.statuses[RAY] = ["RUNNING", "SUCCEEDED"]
     job_log.subscribe(RAY)
 
