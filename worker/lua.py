@@ -1,4 +1,4 @@
-"""Loads the Lua scripts of all packages and runs them by name."""
+"""What the Redis server does for all packages: it runs their Lua scripts and has the clock."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -31,3 +31,9 @@ class Scripts:
             source = self._prelude + source_of(self._package, name)
             script = self._registered[name] = self._redis.register_script(source)
         return script(keys=keys, args=list(args))
+
+
+def redis_time(redis: "Redis") -> float:
+    """Redis's clock in seconds since the epoch, on which all workers agree."""
+    seconds, microseconds = redis.time()
+    return float(seconds + microseconds / 1e6)

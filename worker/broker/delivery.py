@@ -161,7 +161,7 @@ class QoS(redis.QoS):
         return len(waiting)
 
     def forget(self) -> None:
-        """Count nothing any more and tell Redis nothing: the tasks go on and acknowledge by their tags."""
+        """Count nothing any more and leave Redis as it is: the tasks go on and acknowledge by their tags."""
         self._flush()
         self._delivered.clear()
 

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from shared.follower import LogFollower, LogLine, RunEvent, follow_run
-from shared.statuses import JobStatus
+from shared.statuses import JobStatus, is_final_status
 from worker.cli.console import shown
 
 EVERY_SECONDS: Final = 5.0
@@ -192,7 +192,6 @@ class PlainLines:
 LAST_LINES_SECONDS: Final = 3.0
 """How long to wait for the end of the log after the run's end: other logs may go on for hours."""
 
-FINAL: Final = frozenset(status.value for status in JobStatus if status.is_final)
 LEVEL_STYLES: Final = {"warning": "yellow", "error": "red"}
 
 
@@ -252,7 +251,7 @@ def _show_log(redis: Redis, job: str, view: View, ends: list[LogLine]) -> None:
     # A Redis that is away for long ends the watch in the foreground, with its message.
     with contextlib.suppress(RedisError):
         for line in LogFollower(redis, job):
-            if line.source == "run" and line.line.partition(" ")[0] in FINAL:
+            if line.source == "run" and is_final_status(line.line.partition(" ")[0]):
                 ends.append(line)
             else:
                 view.log(text_of(line))

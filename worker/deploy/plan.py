@@ -79,12 +79,6 @@ def submission_of(run: Run) -> Submission | None:
     return Submission(**found) if found else None
 
 
-def redis_now(runs: Runs) -> float:
-    """Redis's clock, in seconds."""
-    seconds, microseconds = runs.redis.time()
-    return float(seconds + microseconds / 1e6)
-
-
 def deploy_message(run: Run) -> DeployMessage:
     """The run's message; raises `TypeError` for a run that is no deployment."""
     if not isinstance(run.message, DeployMessage):

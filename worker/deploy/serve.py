@@ -17,9 +17,9 @@ from worker.deploy.plan import (
     Submission,
     call_plugin,
     plan_of,
-    redis_now,
     submission_of,
 )
+from worker.lua import redis_time
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.model import Continue, Outcome, Reschedule, Run, RunFailedError
 from worker.runs.store import UnknownRunError
@@ -53,7 +53,7 @@ def serve_run(run: Run, services: Services, cluster: Cluster) -> Outcome:
     # delivery it may have run in the meantime.
     existed = state.exists and (state.bucket == "running" or ownership.existed_before())
     if submission is None:
-        submission = Submission(existed=existed, at=redis_now(runs))
+        submission = Submission(existed=existed, at=redis_time(runs.redis))
         submission.note(run, runs)
     ownership.acquire(run.job, submission.existed or existed)
     if is_healthy and not is_submitted:
@@ -75,11 +75,11 @@ def serve_run(run: Run, services: Services, cluster: Cluster) -> Outcome:
 def await_running(run: Run, services: Services, cluster: Cluster) -> Outcome:
     """Look at the application once. Serve's reason for a failed attempt becomes a message to the user."""
     runs, name = services.runs, plan_of(run).app_name
-    submission = submission_of(run) or Submission(existed=True, at=redis_now(runs))
+    submission = submission_of(run) or Submission(existed=True, at=redis_time(runs.redis))
     if FAILURE in run.findings:  # an earlier delivery of this step died before it ended the run
         _fail(run, services, cluster, run.findings[FAILURE])
     timeout = services.settings.worker_deploy_timeout_seconds
-    elapsed = redis_now(runs) - submission.at
+    elapsed = redis_time(runs.redis) - submission.at
     reason = ""
     try:
         state = cluster.state(name)
@@ -162,7 +162,7 @@ def _failure(run: Run, services: Services, state: ServeState, reason: str) -> st
         if run.findings.get(SUPERSEDED_SINCE) is not None:
             runs.store.note(run.job, SUPERSEDED_SINCE, None)
         return _failure_text(f"{name} reached {state.status}", reason) if state.bucket == "failed" else None
-    now, since = redis_now(runs), run.findings.get(SUPERSEDED_SINCE)
+    now, since = redis_time(runs.redis), run.findings.get(SUPERSEDED_SINCE)
     if since is None:
         runs.store.note(run.job, SUPERSEDED_SINCE, now)
         return None

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from shared.statuses import is_final_status
 from worker.logs.subscriptions import Beginning, Booking, Claim
 from worker.logs.writer import LIMIT, Feed
 from worker.platform import (
@@ -120,8 +121,6 @@ log = structlog.get_logger(__name__)
 ENDED, STOPPED, UNREACHABLE = "ended", "stopped", "unreachable"
 """Why there is no more of a log, beside `LIMIT`."""
 
-FINAL: Final = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
-
 UNKNOWN_SECONDS: Final = 30.0
 """How long an agent may not know the job: its log may be asked for a moment before the job is submitted."""
 
@@ -196,7 +195,7 @@ class Following:
 
     async def _ask_status(self) -> None:
         status = await self._source.status(self._booking, self._beginning)
-        self._status = status if status in FINAL else ""
+        self._status = status if is_final_status(status) else ""
 
     async def _relay(self, tail: AsyncLogTail) -> None:
         self._skip = self._feed.taken

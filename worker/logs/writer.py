@@ -10,10 +10,10 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from shared.channels import logs_channel
+from shared.channels import RETENTION_SECONDS, logs_channel
 from worker.logs.subscriptions import Claim
 from worker.platform.streams import StreamLimits
-from worker.runs.events import DAY_SECONDS, MESSAGE_HEADROOM, SCRIPT, log_keys, now
+from worker.runs.events import MESSAGE_HEADROOM, SCRIPT, log_keys, now
 from worker.runs.scripts import run_scripts
 
 log = structlog.get_logger(__name__)
@@ -220,7 +220,7 @@ class Outlet:
         limits = self._limits
         longest = limits.max_lines + MESSAGE_HEADROOM
         keys: list[bytes] = []
-        arguments: list[bytes | str | int] = ["relay", "", longest, DAY_SECONDS, now(), LEVEL]
+        arguments: list[bytes | str | int] = ["relay", "", longest, RETENTION_SECONDS, now(), LEVEL]
         arguments += [limits.max_lines, limits.max_bytes]
         for feed, lines in batches.items():
             keys += feed.keys

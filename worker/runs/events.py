@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from redis import Redis
 
-from shared.channels import events_channel, job_key, logs_channel, logs_history
+from shared.channels import RETENTION_SECONDS, events_channel, job_key, logs_channel, logs_history
 from worker.platform import redact
 from worker.runs.keys import messages_key, run_key
 from worker.runs.scripts import run_scripts
@@ -19,8 +19,6 @@ MESSAGE_HEADROOM: Final = 10_000
 
 MIN_HISTORY_ENTRIES: Final = 50_000 + MESSAGE_HEADROOM
 """Entries that a history keeps at least, trimmed only beyond; one with a larger limit of lines keeps more."""
-
-DAY_SECONDS: Final = 86_400
 
 
 def log_state_key(job: str) -> str:
@@ -37,7 +35,7 @@ def log_args(
     operation: str, job: str, *own: str | int, longest: int = MIN_HISTORY_ENTRIES
 ) -> list[str | int]:
     """The arguments of the script, `own` being those of the operation."""
-    return [operation, logs_channel(job), longest, DAY_SECONDS, *own]
+    return [operation, logs_channel(job), longest, RETENTION_SECONDS, *own]
 
 
 def now() -> str:

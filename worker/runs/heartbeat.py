@@ -2,6 +2,7 @@
 
 from redis import Redis
 
+from worker.lua import redis_time
 from worker.runs.keys import HEARTBEATS_KEY, OVERDUE_COUNTS_KEY
 from worker.runs.scripts import run_scripts
 
@@ -25,7 +26,7 @@ class Heartbeats:
 
     def schedule(self, member: str, within: float = 0.0) -> None:
         """A sign of life: the next is due `within` seconds and the patience."""
-        now = int(self._redis.time()[0])
+        now = int(redis_time(self._redis))
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.zadd(HEARTBEATS_KEY, {member: now + within + self._patience})
             pipe.hdel(OVERDUE_COUNTS_KEY, member)
@@ -33,12 +34,12 @@ class Heartbeats:
 
     def extend(self, member: str, within: float) -> None:
         """A sign of life of one that may have ended by now, and is not expected again then."""
-        now = int(self._redis.time()[0])
+        now = int(redis_time(self._redis))
         self._redis.zadd(HEARTBEATS_KEY, {member: now + within + self._patience}, xx=True)
 
     def register(self, member: str) -> None:
         """It lives from now on. What is expected of it already is not put off."""
-        now = int(self._redis.time()[0])
+        now = int(redis_time(self._redis))
         self._redis.zadd(HEARTBEATS_KEY, {member: now + self._patience}, nx=True)
 
     def remove(self, member: str) -> None:

@@ -9,6 +9,7 @@ from redis import Redis
 
 from shared.channels import job_key
 from shared.messages import ToTaskMessage, ToTaskMethod
+from worker.lua import redis_time
 from worker.runs.keys import progress_key, run_key
 from worker.runs.model import RunMessage
 from worker.runs.scripts import run_scripts
@@ -75,7 +76,7 @@ class Progress:
         if is_complete:
             percents = dict.fromkeys(proportions, 100.0)
             current = list(proportions)[-1]
-        now = int(self._redis.time()[0])
+        now = int(redis_time(self._redis))
         left = None if is_complete else _time_left(percents[current], stored.get(f"since:{current}"), now)
         order = {name: position for position, name in enumerate(proportions, start=1)}
         steps = {

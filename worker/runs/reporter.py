@@ -6,7 +6,8 @@ from typing import Any, Protocol
 import structlog
 
 from shared.channels import job_key
-from shared.statuses import JobStatus
+from shared.statuses import JobStatus, is_final_status
+from worker.lua import redis_time
 from worker.platform import (
     AuthenticationError,
     ClientConnectionError,
@@ -26,7 +27,6 @@ from worker.runs.runs import Runs
 log = structlog.get_logger(__name__)
 
 SECONDS_BETWEEN_PATCHES = 1.0
-FINAL = [status for status in JobStatus if status.is_final]
 REJECTED_STATUS_CODES = (400, 413, 422)
 """Statuses with which a backend refuses what a report holds, or how much it holds."""
 MAX_TEXT_CHARS = 300
@@ -91,7 +91,7 @@ def _send_progress(run: Run, runs: Runs, backend: JobsApi, update: Update) -> fl
     except ValidationError:
         # A job that is over takes no progress.
         status = backend.get_job(run.job).get("status")
-        if status not in FINAL:
+        if not is_final_status(status):
             raise
     # Again: it may have got there late, after a retry.
     _record_patch_time(run.job, runs)
@@ -112,7 +112,7 @@ def _send_end(run: Run, end: End, runs: Runs, backend: JobsApi, update: Update) 
 def _is_over(run: Run, backend: JobsApi) -> bool:
     """Whether the backend has an end of a job that never began: the stop that came first told it."""
     try:
-        return backend.get_job(run.job).get("status") in FINAL
+        return is_final_status(backend.get_job(run.job).get("status"))
     except NotFoundError:
         return False
 
@@ -136,7 +136,7 @@ def _patch_end(run: Run, end: End, runs: Runs, backend: JobsApi, update: Update)
         if error.status_code not in REJECTED_STATUS_CODES:
             raise
         # If it is final, somebody else ended the job first, or the answer to our first report was lost.
-        if backend.get_job(run.job).get("status") not in FINAL:
+        if not is_final_status(backend.get_job(run.job).get("status")):
             log.warning("the backend refuses the end, it gets the least", status_code=error.status_code)
             update(status=end.status, result=_minimal_result(result))
     if complete:
@@ -165,17 +165,14 @@ def _send_messages(run: Run, runs: Runs, backend: JobsApi) -> None:
 
 
 def _record_patch_time(job: str, runs: Runs) -> None:
-    seconds, microseconds = runs.redis.time()
-    runs.redis.hset(run_key(job), "patched", seconds + microseconds / 1e6)
+    runs.redis.hset(run_key(job), "patched", redis_time(runs.redis))
 
 
 def _seconds_until_next_patch(job: str, runs: Runs) -> float:
     patched = runs.redis.hget(run_key(job), "patched")
     if patched is None:
         return 0.0
-    seconds, microseconds = runs.redis.time()
-    now: float = seconds + microseconds / 1e6
-    return float(patched) + SECONDS_BETWEEN_PATCHES - now
+    return float(patched) + SECONDS_BETWEEN_PATCHES - redis_time(runs.redis)
 
 
 def stop_run(job: str, runs: Runs) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from redis import Redis
 
-from shared.channels import job_key
+from shared.channels import RETENTION_SECONDS, job_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.platform import mask_secrets
@@ -14,8 +14,6 @@ from worker.runs import keys
 from worker.runs.events import JobLog
 from worker.runs.model import STOPPED, Acceptance, ClaimStatus, End, Lease, Run, RunMessage, Step
 from worker.runs.scripts import run_scripts
-
-DAY_SECONDS = 86_400
 
 _MESSAGES: dict[str, type[RunMessage]] = {"deploy": DeployMessage, "to_task": ToTaskMessage}
 
@@ -132,7 +130,7 @@ class RunStore:
 
     def remember_stop(self, job: str) -> None:
         """A stop that came before its job's message holds for a day."""
-        self.redis.set(keys.stop_key(job), 1, ex=DAY_SECONDS)
+        self.redis.set(keys.stop_key(job), 1, ex=RETENTION_SECONDS)
 
     def mark_reported(self, job: str) -> None:
         """The backend has the end: nothing more will be sent, and the run's keys expire in a day."""
@@ -143,7 +141,7 @@ class RunStore:
         with self.redis.pipeline(transaction=True) as pipe:
             pipe.hset(keys.run_key(job), "reported", 1)
             for key in expiring:
-                pipe.expire(key, DAY_SECONDS)
+                pipe.expire(key, RETENTION_SECONDS)
             pipe.execute()
 
     def is_reported(self, job: str) -> bool:

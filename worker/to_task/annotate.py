@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from shared.messages import ToTaskMethod
+from worker.lua import redis_time
 from worker.plugins import PluginHostBusyError
 from worker.pre_processor import classify_serve_app
 from worker.pre_processor.decision import application_failed, timed_out
@@ -37,7 +38,7 @@ def is_unavailable(run: Run, services: Services) -> bool:
         if since is not None:
             store.note(run.job, UNAVAILABLE_SINCE, None)
         return False
-    now = float(services.redis.time()[0])
+    now = redis_time(services.redis)
     if since is None:
         store.note(run.job, UNAVAILABLE_SINCE, now)
         text = f"Pre-processor {target.release} does not run any more: waiting for it."

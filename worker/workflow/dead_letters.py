@@ -11,7 +11,7 @@ import structlog
 from kombu.utils.json import dumps
 from redis import Redis
 
-from shared.channels import DEAD_LETTERS
+from shared.channels import DEAD_LETTERS, RETENTION_SECONDS
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.broker import RejectedMessage
@@ -27,7 +27,6 @@ from worker.workflow.validation import readable_job, readable_tenant, status_of
 
 log = structlog.get_logger(__name__)
 
-DAY_SECONDS = 86_400
 PAGE = 100
 
 # The braces keep the keys together in a Redis Cluster.
@@ -123,7 +122,7 @@ class DeadLetters:
             digest = hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()
             seen = f"{{{DEAD_LETTERS}}}:seen:{digest}"
         fields = [part for pair in entry.items() for part in pair]
-        self._add(keys=[DEAD_LETTERS, seen, REJECTED_JOBS_KEY], args=[DAY_SECONDS, job or "", *fields])
+        self._add(keys=[DEAD_LETTERS, seen, REJECTED_JOBS_KEY], args=[RETENTION_SECONDS, job or "", *fields])
 
     def all(self) -> Iterator[DeadLetter]:
         """Every letter, oldest first, read page by page because bodies may be large."""

@@ -2,11 +2,11 @@
 
 from fakeredis import FakeRedis
 
-from shared.channels import logs_channel, logs_history
+from shared.channels import RETENTION_SECONDS, logs_channel, logs_history
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.unit.logs.logs_helpers import Log
-from worker.runs.events import DAY_SECONDS, log_args, log_keys, log_state_key
+from worker.runs.events import log_args, log_keys, log_state_key
 from worker.runs.model import End
 from worker.runs.runs import Runs
 from worker.runs.scripts import run_scripts
@@ -223,7 +223,7 @@ def test_log_of_a_job_without_a_run_expires_a_day_after_its_end(log: Log, redis:
 
     log.close(RAY, "1")
 
-    assert {redis.ttl(key) for key in redis.keys("synapse:jobs:*")} == {DAY_SECONDS}
+    assert {redis.ttl(key) for key in redis.keys("synapse:jobs:*")} == {RETENTION_SECONDS}
 
 
 def test_log_that_outlives_its_reported_run_does_not_expire_before_its_end(
@@ -238,7 +238,7 @@ def test_log_that_outlives_its_reported_run_does_not_expire_before_its_end(
     log.add(RAY, "1", 0, "one")
     log.close(RAY, "1")
 
-    assert {redis.ttl(key) for key in redis.keys("synapse:jobs:*")} == {DAY_SECONDS}
+    assert {redis.ttl(key) for key in redis.keys("synapse:jobs:*")} == {RETENTION_SECONDS}
 
 
 def test_lines_of_many_logs_go_in_by_one_call_and_a_broken_one_does_not_hold_up_the_others(
@@ -272,7 +272,7 @@ def test_log_that_is_gone_on_with_by_a_later_run_lives_as_long_as_that(
     log.book(RAY)
     log.begin(RAY, "1")
     log.close(RAY, "1")
-    assert redis.ttl(log_state_key("42")) == DAY_SECONDS
+    assert redis.ttl(log_state_key("42")) == RETENTION_SECONDS
 
     # When the run says something
     message = DeployMessage.model_validate({"job": 42, "plugin": "digits@1.0.0", "agent": 1})
