@@ -29,6 +29,8 @@ ALLOWED: Mapping[tuple[str, str], str] = {
     ("CHANGELOG.md", "*"): "history, in the words of its time",
     ("tools/words.py", "*"): "the list of the words itself",
     ("worker/platform/streams/parser.py", "room"): "free space of a buffer",
+    ("README.md", "patience"): "WORKER_LOG_PATIENCE_SECONDS, which installations have set",
+    ("worker/logs/relay.py", "patience"): "WORKER_LOG_PATIENCE_SECONDS, which installations have set",
     ("worker/settings.py", "patience"): "WORKER_LOG_PATIENCE_SECONDS, which installations have set",
 }
 """Reasons by file, or folder with a slash at its end, and by the word's name ("*" for all of them)."""

@@ -37,7 +37,7 @@ from worker.runs.runs import Runs, Timing
 from worker.settings import MB, Settings, settings
 
 DEPENDENCY_TIMEOUT = {"connect": 3.0, "read": 10.0}
-"""Seconds. A step holds one of the worker's slots, so no neighbour may hold it for long."""
+"""Seconds. A step holds one of the worker's slots, so no dependency may hold it for long."""
 
 
 class Services:

@@ -87,7 +87,7 @@ def mark_redelivered(text: bytes) -> bytes:
         message["headers"]["redelivered"] = True
         message["properties"]["delivery_info"]["redelivered"] = True
         return json.dumps(message).encode()
-    except Exception:  # of any kind: it is requeued as it came, and whoever fetches it rejects it
+    except Exception:  # of any kind: it is requeued unchanged, and the next worker rejects it
         return text
 
 
