@@ -103,7 +103,6 @@ NAMES: tuple[OldName, ...] = (
         {
             "Live": "Heartbeats",
             "expect": "schedule",
-            "advance": "set_progress",
             "measure": "set_metrics",
             "say": "append",
             "settle": "close_if_complete",

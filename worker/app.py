@@ -33,9 +33,9 @@ def make_app(settings: Settings) -> Celery:
         task_acks_late=True,
         task_acks_on_failure_or_timeout=True,
         # With threads the whole process dies with its task, and the broker delivers again; with prefork a
-        # task that kills its child would come back for ever.
+        # task that kills its child would be retried for ever.
         task_reject_on_worker_lost=False,
-        # Steps are short; whoever is free takes the next.
+        # Steps are short, so any free thread takes the next one.
         worker_prefetch_multiplier=1,
         # Plain durable queues of these names, so that a bare `send_task` just works.
         task_queues=[Queue(name, routing_key=name) for name in QUEUES],

@@ -1,4 +1,4 @@
-"""What every worker does now and then, beside its tasks: send again what was lost, keep packages alive."""
+"""What every worker does periodically beside its tasks: republish lost messages, keep packages alive."""
 
 import threading
 
@@ -17,17 +17,17 @@ SECONDS_BETWEEN_SWEEPS = 5.0
 
 
 def sweep() -> int:
-    """Send again the messages of runs and waiting rooms that gave no sign of life; returns how many."""
+    """Publish again the messages of runs and waiting lists whose heartbeat is overdue; returns how many."""
     runs = services().runs
     members = runs.heartbeats.overdue()
     for member in members:
-        log.warning("no sign of life", member=member)
+        log.warning("heartbeat overdue", member=member)
         try:
             _recover(member, runs)
         except INFRASTRUCTURE_ERRORS:
             raise
         except Exception as error:
-            # One that cannot be read must not keep the others waiting; it comes up again, later each time.
+            # A member that cannot be read must not delay the others; it is found overdue again later.
             log.error(
                 "not recovered", member=member, error_type=type(error).__name__, error=clean(str(error))
             )
@@ -49,13 +49,13 @@ class Maintenance:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin; again after a stop."""
+        """Start the thread; possible again after a stop."""
         self._stop.clear()
         self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """End within seconds."""
+        """Stop the thread within seconds."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=10)

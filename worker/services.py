@@ -139,7 +139,7 @@ class Services:
         url, agent_token = found["url"], found.get("token") or ""
         if isinstance(url, str) and isinstance(agent_token, str):
             register_secrets([agent_token])
-            # What the client has against them may be in the error's text, so that is left behind.
+            # The text of the error may show the address or the token, so it is dropped.
             with suppress(ValueError):
                 return self._agent_of(url, agent_token, tenant)
         raise MalformedResponseError("malformed answer: the agent's address or token cannot be used")

@@ -9,6 +9,7 @@ from worker.pre_processor import classify_serve_app
 from worker.pre_processor.decision import application_failed, timed_out
 from worker.pre_processor.dispatch import FINDING
 from worker.pre_processor.serve_application import PreProcessor, list_records
+from worker.runs.bulkhead import backoff
 from worker.runs.model import Continue, Outcome, Reschedule, Run, Suspend
 from worker.runs.runs import Runs
 from worker.services import Services
@@ -80,16 +81,16 @@ def finish_pass(attempt: ChunkPass, chunk: int, ledger: Ledger, probe: Callable[
     if any(task.ticket is not None for task in tasks):
         return TICKET_POLL_SECONDS
     fewest = min((task.attempts for task in tasks if task.attempts), default=1)
-    return min(2.0**fewest, MAX_PAUSE_SECONDS)
+    return backoff(fewest, MAX_PAUSE_SECONDS, first=1.0)
 
 
 def _is_fresh(task: OpenTask) -> bool:
     return task.ticket is None and task.attempts == 0
 
 
-def _count(held: Sequence[TaskOutcome], ledger: Ledger) -> None:
-    counts = ledger.increment_attempts([mark.position for mark in held])
-    spent = [mark for mark, count in zip(held, counts, strict=False) if count >= MAX_ATTEMPTS]
+def _count(outcomes: Sequence[TaskOutcome], ledger: Ledger) -> None:
+    counts = ledger.increment_attempts([outcome.position for outcome in outcomes])
+    spent = [outcome for outcome, count in zip(outcomes, counts, strict=False) if count >= MAX_ATTEMPTS]
     if spent:
         ledger.record(spent)
 
@@ -101,15 +102,15 @@ MAX_CHUNKS_IN_FLIGHT = 4
 def spread(run: Run, services: Services) -> Outcome:
     """Publish the first chunks. When the sweep repeats this step, publish every open chunk again."""
     ledger = RedisLedger(services.redis, run.job)
-    return dispatch_chunks(run, services.runs, ledger, again=True)
+    return dispatch_chunks(run, services.runs, ledger, resend=True)
 
 
-def dispatch_chunks(run: Run, runs: Runs, ledger: RedisLedger, *, again: bool = False) -> Outcome:
+def dispatch_chunks(run: Run, runs: Runs, ledger: RedisLedger, *, resend: bool = False) -> Outcome:
     """Go on to finalize when every chunk is done; else publish as many chunks as may be in flight."""
     if ledger.is_complete():
         return Continue(FINALIZE)
     by_inference = message_of(run).params.method is ToTaskMethod.INFERENCE
-    for chunk in ledger.next_chunks(1 if by_inference else MAX_CHUNKS_IN_FLIGHT, resend=again):
+    for chunk in ledger.next_chunks(1 if by_inference else MAX_CHUNKS_IN_FLIGHT, resend=resend):
         # A message of an older generation would be dropped.
         generation = runs.generations.newest(run.job, f"{ANNOTATE.name}:{chunk}")
         kwargs = {"job": run.job, "chunk": chunk, "generation": generation}
@@ -127,20 +128,20 @@ PLUGIN_BUSY_POLL_SECONDS = 5.0
 """Delay after which a chunk that found the plugin busy is retried."""
 
 
-def annotate(run: Run, chunk: int, services: Services, crew: AnnotationRuntime) -> Outcome:
+def annotate(run: Run, chunk: int, services: Services, runtime: AnnotationRuntime) -> Outcome:
     """Annotate the open tasks of the chunk; rescheduled until all of them are done."""
     message = message_of(run)
     ledger = RedisLedger(services.redis, run.job, run.lease)
     tasks = ledger.open_tasks(chunk)
     if tasks:
-        backend = crew.backends.of(message.tenant)
+        backend = runtime.backends.of(message.tenant)
         pipeline = Pipeline(
-            crew.loop,
+            runtime.loop,
             backend,
             ledger,
             _annotation_method(run, services, backend, ledger),
             message.params.data_schema,
-            publish_progress=lambda: _publish_progress_throttled(run, services, ledger, crew),
+            publish_progress=lambda: _publish_progress_throttled(run, services, ledger, runtime),
         )
         budget = min(services.settings.worker_visibility_timeout_seconds / 3, MAX_PASS_SECONDS)
         try:
@@ -180,7 +181,7 @@ def _annotation_method(
 
 
 def _publish_progress_throttled(
-    run: Run, services: Services, ledger: RedisLedger, crew: AnnotationRuntime
+    run: Run, services: Services, ledger: RedisLedger, runtime: AnnotationRuntime
 ) -> None:
-    if crew.progress_throttle.is_due(run.job):
+    if runtime.progress_throttle.is_due(run.job):
         publish_progress(run, services.runs, ledger)

@@ -72,7 +72,7 @@ class OutcomeRecorder:
         self._ledger = ledger
         self._waiting: list[TaskOutcome] = []
         self._next: asyncio.Task[None] | None = None
-        self._turn = asyncio.Lock()
+        self._write_lock = asyncio.Lock()
         self.ended = False
 
     async def record(self, mark: TaskOutcome) -> None:
@@ -83,7 +83,7 @@ class OutcomeRecorder:
         await asyncio.shield(self._next)
 
     async def _write(self) -> None:
-        async with self._turn:
+        async with self._write_lock:
             marks, self._waiting, self._next = self._waiting, [], None
             if not await asyncio.to_thread(self._ledger.record, marks):
                 self.ended = True

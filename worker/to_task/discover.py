@@ -159,21 +159,21 @@ def fetch_tasks(run: Run, services: Services, clock: Callable[[], float] = time.
     message = message_of(run)
     runs, settings = services.runs, services.settings
     ledger.expire_with_run(runs.store, run.job)
-    catalogue = TaskIndex(services.redis, run.job, settings.worker_annotate_chunk)
+    index = TaskIndex(services.redis, run.job, settings.worker_annotate_chunk)
     until = clock() + min(settings.worker_visibility_timeout_seconds / 4, MAX_STEP_SECONDS)
     first = True
-    cursor = catalogue.cursor()
+    cursor = index.cursor()
     while not cursor.complete:
         if not first and clock() > until:
             return Reschedule(0)
         first = False
         page = _read(services, message, cursor)
-        match catalogue.commit(cursor.page, page):
+        match index.commit(cursor.page, page):
             case PageCommit.RUN_ENDED:
                 return Suspend()
             case PageCommit.CIRCULAR:
                 raise circular_pages_error()
-        cursor = catalogue.cursor()
+        cursor = index.cursor()
         if page.count and not cursor.complete:
             runs.set_progress(run, PROGRESS_STEP, min(99.0, 100.0 * cursor.total / page.count))
     if cursor.total == 0:

@@ -198,12 +198,12 @@ class RedisLedger:
     def set_ticket(self, position: int, ticket: Ticket | None) -> None:
         """See `Ledger`."""
         value = "" if ticket is None else json.dumps([ticket.ticket, ticket.model])
-        self._scripts.run("note", [self._run, tickets_key(self._job)], position, value)
+        self._scripts.run("set_field", [self._run, tickets_key(self._job)], position, value)
 
     def increment_attempts(self, positions: Sequence[int]) -> list[int]:
         """See `Ledger`."""
         names = [self._run, attempts_key(self._job)]
-        return [int(count) for count in self._scripts.run("count_attempts", names, *positions)]
+        return [int(count) for count in self._scripts.run("increment_attempts", names, *positions)]
 
     def counts(self) -> Counts:
         """See `Ledger`."""
@@ -218,14 +218,14 @@ class RedisLedger:
     def pop_unreported_failures(self, most: int) -> list[TaskFailure]:
         """Those of the run's first `most` failures that were not returned before."""
         names = [self._run, task_index_key(self._job), failures_key(self._job)]
-        found = self._scripts.run("take_untold", names, most)
+        found = self._scripts.run("pop_unreported_failures", names, most)
         return [TaskFailure.model_validate_json(each) for each in found]
 
     def complete_chunk(self, chunk: int) -> bool:
         """Mark the chunk done; True when all chunks are, also when called again."""
         kinds = (task_index_key, chunks_key, done_chunks_key, open_key)
         names = [self._run, *(key(self._job) for key in kinds)]
-        return bool(self._scripts.run("chunk_done", names, chunk))
+        return bool(self._scripts.run("complete_chunk", names, chunk))
 
     def is_complete(self) -> bool:
         """Whether every chunk is done."""

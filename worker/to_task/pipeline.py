@@ -36,7 +36,7 @@ class Pipeline:
     ) -> None:
         self._loop, self._backend, self._ledger, self._route = loop, backend, ledger, method
         self._schema = schema
-        self._tell = publish_progress
+        self._publish_progress = publish_progress
 
     def run(self, tasks: Sequence[OpenTask], budget: float) -> ChunkPass:
         """Work `tasks` for about `budget` seconds, at least one batch."""
@@ -104,8 +104,8 @@ class Pipeline:
                 attempt.check_ended()
                 if time.monotonic() > deadline:
                     raise
-            self._tell()
-        self._tell()
+            self._publish_progress()
+        self._publish_progress()
         return future.result()
 
     def _drain(self, futures: "Sequence[Future[Any]]") -> None:

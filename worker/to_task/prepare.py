@@ -35,15 +35,15 @@ def prepare(run: Run, services: Services) -> Outcome:
 def check_params(run: Run, services: Services) -> None:
     """Validate the parameters with the plugin's own model, in the plugin's host."""
     release, request = services.action_of(run)
-    refusal = ""
+    failure = ""
     try:
         services.host.call(release, request, "check_params", {})
     except PluginCallError as error:
-        is_refusal = error.error_type == "ParamsError"
-        said = error.message if is_refusal else str(error)
-        refusal = f"The plugin {'refuses the parameters' if is_refusal else 'cannot be used'}: {said}"
-    if refusal:
-        raise RunFailedError(refusal)
+        is_rejection = error.error_type == "ParamsError"
+        said = error.message if is_rejection else str(error)
+        failure = f"The plugin {'refuses the parameters' if is_rejection else 'cannot be used'}: {said}"
+    if failure:
+        raise RunFailedError(failure)
 
 
 def check_project(backend: ProjectApi, params: ToTaskParams) -> None:

@@ -1,4 +1,4 @@
-"""Messages that could not be accepted: kept whole, their jobs told, and which may be sent again."""
+"""Messages that could not be accepted: kept whole, their jobs failed, and which may be published again."""
 
 import hashlib
 import json

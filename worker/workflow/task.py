@@ -57,7 +57,7 @@ StepFunction = Callable[[Run], Outcome]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 INFRASTRUCTURE_ERRORS: tuple[type[Exception], ...] = (RedisError, OperationalError)
-"""Redis or the broker is unavailable, full or read-only. It says nothing about the run: the message is retried."""
+"""Redis or the broker is unavailable, full or read-only: nothing is said about the run, which is retried."""
 
 INFRASTRUCTURE_RETRY_SECONDS = 1.0
 LOCKED_SECONDS = 1.0
@@ -65,7 +65,7 @@ LOCKED_SECONDS = 1.0
 REPUBLISH_SECONDS = 0.5
 
 MAX_USER_MESSAGE_CHARS = 5_000
-"""Of a message for users, which is kept in Redis, events and the job's result. A plugin's error fits in whole."""
+"""Of a text for users, kept in Redis, events and the job's result. A plugin's error fits in whole."""
 
 MAX_DEPENDENCY_WAIT_SECONDS = 3600.0
 """How long a step is retried for a dependency that answers with errors."""
@@ -196,7 +196,7 @@ class StepTask(Task):
             log.error("step failed", error=message, error_type=type(error).__name__, exc_info=True)
             return Finish(JobStatus.FAILED, {"error": message})
 
-    def _wait_for_dependency(self, error: Exception, name: str = "", run: Run | None = None) -> Outcome:
+    def _wait_for_dependency(self, error: Exception, name: str = "", run: Run | None = None) -> Finish:
         attempt = int(self.request.kwargs.get("attempt", 0)) + 1
         max_countdown = self.runs.timing.max_countdown
         if not self.is_unreachable(error) and attempt * max_countdown > MAX_DEPENDENCY_WAIT_SECONDS:
@@ -216,7 +216,7 @@ class StepTask(Task):
             # were delivered meanwhile are superseded, or there would be one more of them each time.
             generation = self.runs.generations.advance(run.job, name, run.generation)
             changes |= {"generation": generation, "redelivered": False}
-        self.retry_later(backoff(attempt, max_countdown), **changes)
+        return self.retry_later(backoff(attempt, max_countdown), **changes)
 
     def _apply(self, step: Step, name: str, run: Run, outcome: Outcome) -> None:
         match outcome:

@@ -98,7 +98,7 @@ class StepArguments(Arguments):
 
 
 def arguments_of(function: Callable[..., Any]) -> type[Arguments] | None:
-    """A model of the arguments by name; None for a door, which takes what comes and refuses it itself."""
+    """A model of the keyword arguments; None for entry tasks, which validate their own arguments."""
     parameters = inspect.signature(function).parameters.values()
     kinds = {each.kind for each in parameters}
     if inspect.Parameter.VAR_POSITIONAL in kinds:

@@ -1,3 +1,3 @@
-from tests.unit.control.conftest import backend, door, sender, services
+from tests.unit.workflow.conftest import backend, sender, services, task_runner
 
-__all__ = ["backend", "door", "sender", "services"]
+__all__ = ["backend", "sender", "services", "task_runner"]

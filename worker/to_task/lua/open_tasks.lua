@@ -1,5 +1,5 @@
 -- What of a chunk is not done: a flat list of position, id, attempts, ticket or ''.
--- KEYS: catalogue, chunks, done, attempts, tickets   ARGV: chunk
+-- KEYS: task index, chunks, done, attempts, tickets   ARGV: chunk
 local ids = redis.call('HGET', KEYS[2], ARGV[1])
 if not ids then return {} end
 local position = tonumber(ARGV[1]) * tonumber(redis.call('HGET', KEYS[1], 'size'))

@@ -3,8 +3,8 @@ from celery import Celery
 from fakeredis import FakeRedis
 
 from shared.messages import DeployMessage
-from tests.unit.control.control_helpers import Backend, Door, FakeServices
 from tests.unit.runs.runs_helpers import RecordingSender
+from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
 from worker.runs.model import Step
 from worker.workflow import control
 from worker.workflow.task import StepTask
@@ -17,7 +17,7 @@ def services(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> FakeServices:
     services = FakeServices(redis)
     monkeypatch.setattr("worker.workflow.task.services", lambda: services)
     monkeypatch.setattr(control, "services", lambda: services)
-    # The tested door is the contract's `deploy`, without the workflow behind it.
+    # The tested task_runner is the contract's `deploy`, without the workflow behind it.
     monkeypatch.setattr("worker.workflow.dead_letters.RUN_TASKS", ("test.deploy",))
     return services
 
@@ -33,7 +33,7 @@ def backend(services: FakeServices) -> Backend:
 
 
 @pytest.fixture
-def door(services: FakeServices, monkeypatch: pytest.MonkeyPatch) -> Door:
+def task_runner(services: FakeServices, monkeypatch: pytest.MonkeyPatch) -> TaskRunner:
     app = Celery("test-control", broker="memory://", set_as_current=False)
 
     @app.task(base=StepTask, bind=True, name="test.deploy", shared=False)
@@ -41,4 +41,4 @@ def door(services: FakeServices, monkeypatch: pytest.MonkeyPatch) -> Door:
         self.accept(DeployMessage, FIRST, args, kwargs)
 
     app.finalize()
-    return Door(app, monkeypatch)
+    return TaskRunner(app, monkeypatch)

@@ -15,7 +15,7 @@ def chunk_step(job: Job, chunk: Count, **_: Any) -> None: ...
 def poll(room: WaitlistKey, generation: int, attempt: int = 0) -> None: ...
 
 
-def door(*args: Any, **kwargs: Any) -> None: ...
+def task_runner(*args: Any, **kwargs: Any) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_arguments_without_names_are_refused() -> None:
 
 
 def test_a_door_takes_what_comes() -> None:
-    assert arguments_of(door) is None
+    assert arguments_of(task_runner) is None

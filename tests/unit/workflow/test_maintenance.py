@@ -11,8 +11,8 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.unit.conftest import Clock
-from tests.unit.control.control_helpers import Door, FakeServices
 from tests.unit.runs.runs_helpers import RecordingSender
+from tests.unit.workflow.harness import FakeServices, TaskRunner
 from worker import maintenance
 from worker.runs.keys import run_key
 
@@ -24,8 +24,10 @@ def swept(services: FakeServices, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maintenance, "services", lambda: services)
 
 
-def test_silent_run_gets_its_message_again(door: Door, sender: RecordingSender, clock: Clock) -> None:
-    door.deliver("test.deploy", job=1, **MESSAGE)
+def test_silent_run_gets_its_message_again(
+    task_runner: TaskRunner, sender: RecordingSender, clock: Clock
+) -> None:
+    task_runner.deliver("test.deploy", job=1, **MESSAGE)
     sender.sent.clear()
     clock.forward(80)
 
@@ -34,10 +36,10 @@ def test_silent_run_gets_its_message_again(door: Door, sender: RecordingSender, 
 
 
 def test_run_that_cannot_be_read_does_not_keep_the_others_waiting(
-    door: Door, services: FakeServices, sender: RecordingSender, clock: Clock
+    task_runner: TaskRunner, services: FakeServices, sender: RecordingSender, clock: Clock
 ) -> None:
     for job in range(1, 6):
-        door.deliver("test.deploy", job=job, **MESSAGE)
+        task_runner.deliver("test.deploy", job=job, **MESSAGE)
     services.redis.hset(run_key("1"), "message", "rubbish")
     sender.sent.clear()
     clock.forward(80)

@@ -75,7 +75,7 @@ class FakeServices:
         return self.platform
 
 
-class Door:
+class TaskRunner:
     """Delivers messages to a task by its name, as a worker would."""
 
     def __init__(self, app: Celery, monkeypatch: Any) -> None:

@@ -1,0 +1,239 @@
+"""How a message becomes a run, and whether its job is still to be done."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fakeredis import FakeRedis
+from kombu.exceptions import OperationalError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from shared.channels import DEAD_LETTERS, job_key
+from shared.messages import ToTaskMessage
+from shared.statuses import JobStatus
+from tests.unit.runs.runs_helpers import RecordingSender
+from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
+from worker.platform import NotFoundError
+from worker.runs.keys import HEARTBEATS_KEY
+from worker.runs.model import End
+from worker.workflow.intake import begin_run
+
+MESSAGE: dict[str, Any] = {"job": 42, "plugin": "digits@1.0.0", "agent": 1}
+
+
+def letters(redis: FakeRedis) -> list[dict[str, str]]:
+    return [fields for _, fields in redis.xrange(DEAD_LETTERS)]
+
+
+def begun(task_runner: TaskRunner, services: FakeServices) -> bool:
+    task_runner.deliver("test.deploy", **MESSAGE)
+    return begin_run(services.runs.store.load("42"), services)
+
+
+def test_accepted_message_sends_the_first_step(task_runner: TaskRunner, sender: RecordingSender) -> None:
+    assert task_runner.deliver("test.deploy", **MESSAGE).ended == "acknowledged"
+
+    assert [(sent.name, sent.queue, sent.kwargs) for sent in sender.sent] == [
+        ("deploy.initialize", "deploy", {"job": "42"})
+    ]
+
+
+@pytest.mark.parametrize(
+    ("routing_key", "queue"),
+    [
+        ("deploy", "deploy"),
+        ("deploy.3", "deploy.3"),
+        ("deploy.x", "deploy"),
+        ("jobs.deploy", "deploy"),
+        ("to_task", "deploy"),
+        (["x"], "deploy"),
+        (None, "deploy"),
+    ],
+)
+def test_steps_go_to_a_queue_that_workers_consume(
+    task_runner: TaskRunner, sender: RecordingSender, routing_key: object, queue: str
+) -> None:
+    task_runner.routing_key = routing_key
+
+    task_runner.deliver("test.deploy", **MESSAGE)
+
+    assert [sent.queue for sent in sender.sent] == [queue]
+
+
+def test_a_message_that_breaks_its_acceptance_is_kept(
+    task_runner: TaskRunner, services: FakeServices, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise KeyError("unforeseen")
+
+    monkeypatch.setattr(services.runs.store, "accept", broken)
+
+    assert task_runner.deliver("test.deploy", **MESSAGE).ended == "acknowledged"
+    (letter,) = letters(redis)
+    assert letter["reason"] == "it could not be taken in (KeyError)"
+
+
+def test_message_with_half_a_character_is_kept(task_runner: TaskRunner, redis: FakeRedis) -> None:
+    task_runner.deliver("test.deploy", **MESSAGE, params={"x": {"\ud800": 1}})
+
+    (letter,) = letters(redis)
+    assert "cannot be encoded" in letter["reason"]
+
+
+def test_an_accepted_message_has_a_heartbeat(task_runner: TaskRunner, redis: FakeRedis) -> None:
+    task_runner.deliver("test.deploy", **MESSAGE)
+
+    assert redis.zrange(HEARTBEATS_KEY, 0, -1) == ["run:42"]
+
+
+def test_a_redelivered_message_sends_the_unclaimed_first_step(
+    task_runner: TaskRunner, sender: RecordingSender
+) -> None:
+    task_runner.deliver("test.deploy", **MESSAGE)
+    task_runner.deliver("test.deploy", **MESSAGE)
+
+    assert len(sender.of("deploy.initialize")) == 2
+
+
+def test_a_redelivered_message_of_a_begun_run_starts_nothing(
+    task_runner: TaskRunner, services: FakeServices, sender: RecordingSender
+) -> None:
+    from worker.runs.model import Step
+
+    task_runner.deliver("test.deploy", **MESSAGE)
+    services.runs.store.claim_step("42", Step("deploy.initialize", 10), "", "me", 5, 0, False)
+    task_runner.deliver("test.deploy", **MESSAGE)
+
+    assert len(sender.of("deploy.initialize")) == 1
+
+
+def test_a_message_of_the_other_kind_starts_nothing(
+    task_runner: TaskRunner, services: FakeServices, sender: RecordingSender
+) -> None:
+    # Given a run of `to_task` whose first step lies in the queue
+    params = {"name": "n", "project": 1, "agent": 1, "target_specification_name": "label"}
+    first = ToTaskMessage.model_validate({"job": 42, "plugin": "digits@1.0.0", "params": params})
+    services.runs.store.accept(first, "to_task")
+
+    # When a message of `deploy` names the same job
+    task_runner.deliver("test.deploy", **MESSAGE)
+
+    # Then no step of a deployment is sent for it
+    assert sender.sent == []
+    assert services.runs.store.load("42").end is None
+
+
+def test_a_message_of_an_ended_run_publishes_only_the_report(
+    task_runner: TaskRunner, services: FakeServices, sender: RecordingSender
+) -> None:
+    task_runner.deliver("test.deploy", **MESSAGE)
+    services.runs.store.finish("42", End(JobStatus.FAILED, {"error": "x"}))
+    sender.sent.clear()
+
+    task_runner.deliver("test.deploy", **MESSAGE)
+
+    assert [sent.name for sent in sender.sent] == ["runs.report"]
+
+
+def test_a_message_is_retried_while_redis_is_unavailable(
+    task_runner: TaskRunner, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> None:
+        raise RedisConnectionError("away")
+
+    monkeypatch.setattr(services.runs.store, "accept", away)
+
+    delivery = task_runner.deliver("test.deploy", **MESSAGE)
+
+    assert (delivery.ended, delivery.kwargs) == ("again", MESSAGE)
+
+
+def test_a_message_is_requeued_when_nothing_can_be_published(
+    task_runner: TaskRunner, sender: RecordingSender
+) -> None:
+    sender.broken = task_runner.broken = True
+
+    assert task_runner.deliver("test.deploy", **MESSAGE).ended == "requeued"
+
+
+def test_a_message_is_retried_while_the_store_is_unreadable(
+    task_runner: TaskRunner, services: FakeServices
+) -> None:
+    services.store.error = OSError("stale file handle")
+
+    assert task_runner.deliver("test.deploy", **MESSAGE).ended == "again"
+
+
+def test_a_message_whose_release_breaks_its_reader_is_rejected(
+    task_runner: TaskRunner, services: FakeServices, redis: FakeRedis
+) -> None:
+    services.store.error = TypeError("a bug")
+
+    assert task_runner.deliver("test.deploy", **MESSAGE).ended == "acknowledged"
+    assert letters(redis)[0]["reason"] == "TypeError: a bug"
+
+
+def test_stop_that_came_first_ends_the_run_and_reports_it(
+    task_runner: TaskRunner, sender: RecordingSender, services: FakeServices
+) -> None:
+    task_runner.deliver("stop", job=42)
+    task_runner.deliver("test.deploy", **MESSAGE)
+
+    assert services.runs.store.has_ended("42")
+    assert [sent.name for sent in sender.sent] == ["runs.report"]
+
+
+@pytest.mark.parametrize("status", ["SUCCEEDED", "FAILED", "STOPPED"])
+def test_a_job_that_has_ended_at_the_backend_starts_nothing(
+    task_runner: TaskRunner, services: FakeServices, backend: Backend, sender: RecordingSender, status: str
+) -> None:
+    backend.status = status
+
+    assert not begun(task_runner, services)
+    assert sender.of("runs.report") == []
+    assert services.redis.hget(job_key("42"), "status") == status
+    assert services.redis.zcard(HEARTBEATS_KEY) == 0
+
+
+def test_a_job_that_has_ended_starts_nothing_on_redelivery(
+    task_runner: TaskRunner, services: FakeServices, backend: Backend
+) -> None:
+    backend.status = "STOPPED"
+    task_runner.deliver("test.deploy", **MESSAGE)
+
+    assert not begin_run(replace(services.runs.store.load("42"), is_retry=True), services)
+
+
+@pytest.mark.parametrize("status", ["PENDING", "RUNNING"])
+def test_a_job_that_has_not_ended_starts(
+    task_runner: TaskRunner, services: FakeServices, backend: Backend, status: str
+) -> None:
+    backend.status = status
+
+    assert begun(task_runner, services)
+    assert services.redis.hget(job_key("42"), "status") == "RUNNING"
+
+
+def test_a_job_is_running_although_its_first_report_was_lost(
+    task_runner: TaskRunner, services: FakeServices, sender: RecordingSender
+) -> None:
+    # Given a first step that ended (the process died, the broker was away) as it published the report
+    task_runner.deliver("test.deploy", **MESSAGE)
+    sender.broken = True
+    with pytest.raises(OperationalError):
+        begin_run(services.runs.store.load("42"), services)
+    sender.broken = False
+
+    # When it is delivered again
+    assert begin_run(replace(services.runs.store.load("42"), is_retry=True), services)
+
+    # Then the report is out, at once
+    assert len(sender.of("runs.report")) == 1
+
+
+def test_job_that_the_backend_does_not_know_starts(
+    task_runner: TaskRunner, services: FakeServices, backend: Backend
+) -> None:
+    backend.get_error = NotFoundError()
+
+    assert begun(task_runner, services)
