@@ -20,7 +20,7 @@ from celery import Celery
 from redis import Redis
 
 from worker.sandbox import wait_for
-from worker.sandbox.processes import Process, own_environment, start
+from worker.sandbox.processes import Process, clean_environment, start_process
 from worker.sandbox.servers import RedisServer
 
 MESSAGES = 300
@@ -74,10 +74,12 @@ def _redis() -> "Redis":
 
 @contextmanager
 def _worker(transport: str, server: RedisServer, folder: Path) -> Iterator[Process]:
-    env = own_environment() | {"BENCH_URL": server.url, "BENCH_TRANSPORT": transport}
+    env = clean_environment() | {"BENCH_URL": server.url, "BENCH_TRANSPORT": transport}
     celery = [str(Path(sys.executable).with_name("celery")), "-A", "broker", "worker", "--pool", "threads"]
     log = folder / f"{transport}.log"
-    process = start("worker", [*celery, "-c", "4", "-n", f"{transport}@bench"], log=log, env=env, cwd=HERE)
+    process = start_process(
+        "worker", [*celery, "-c", "4", "-n", f"{transport}@bench"], log=log, env=env, cwd=HERE
+    )
     try:
         process.wait_until(lambda: "[queues]" in process.tail(100), 30)
         yield process

@@ -1,4 +1,4 @@
-"""The log relay: speed of one fast log against a bare loop, delay of many slow ones, takeover."""
+"""The log relay against a baseline: speed of one fast log, delay of many slow logs, takeover after a kill."""
 
 import asyncio
 import json
@@ -24,75 +24,73 @@ from redis.client import PubSub
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from shared.channels import logs_channel
-from tests.integration.logs.log_site import Listener, LogSite
-from worker.logs.subscriptions import OWNERS
-from worker.sandbox.processes import start, wait_for
+from tests.integration.logs.log_relay_harness import ChannelListener, LogRelayHarness
+from worker.logs.subscriptions import OWNERS_KEY
+from worker.sandbox.processes import start_process, wait_for
 
 FAST_LINES = 50_000
 LOGS, RATE, SECONDS = (100, 1_000), 10, 15
 SETTLE_SECONDS = 10
 LATE_SECONDS = 5
-"""A line that is not heard by then counts as one that takes longer than all others."""
-HEARD = 100
-"""Logs whose lines are timed; a listener to all of them would be busier than the relay."""
+"""A line that does not arrive by then counts as slower than all others."""
+MEASURED_LOGS = 100
+"""Logs whose lines are timed; a listener to all logs would use more CPU than the relay."""
 
 
-def one_fast_log(site: LogSite) -> None:
+def measure_fast_log(harness: LogRelayHarness) -> None:
     """Lines a second, from the agent to the channel."""
     ray_job = f"{FAST_LINES}-0-0-succeeded-fast"
     started = time.perf_counter()
-    asyncio.run(bare_loop(site, ray_job))
-    bare = FAST_LINES / (time.perf_counter() - started)
-    with relay(site) as process:
+    asyncio.run(baseline_loop(harness, ray_job))
+    baseline = FAST_LINES / (time.perf_counter() - started)
+    with relay_process(harness) as process:
         cpu = sum(process.cpu_times()[:2])
-        site.book("fast", ray_job)
-        wait_for(lambda: site.is_followed("fast", ray_job), 10, "start")
+        harness.subscribe("fast", ray_job)
+        wait_for(lambda: harness.is_claimed("fast", ray_job), 10, "start")
         started = time.perf_counter()
-        wait_for(lambda: site.end_of("fast") is not None, 120, "end of the fast log")
+        wait_for(lambda: harness.end_reason("fast") is not None, 120, "end of the fast log")
         seconds = time.perf_counter() - started
         cpu = sum(process.cpu_times()[:2]) - cpu
         memory = process.memory_info().rss / 2**20
     relayed = FAST_LINES / seconds
-    print(f"one fast log of {FAST_LINES:,} lines: bare loop (httpx, PUBLISH a line) {bare:,.0f} lines/s")
-    print(
-        f"  relay (numbered, masked, kept, published) {relayed:,.0f} lines/s: {relayed / bare:.2f} times the"
-    )
-    print(f"  bare loop; {cpu:.1f} s of CPU, {memory:.0f} MB")
+    print(f"one fast log of {FAST_LINES:,} lines: baseline (httpx, PUBLISH a line) {baseline:,.0f} lines/s")
+    print(f"  relay (numbered, masked, kept, published) {relayed:,.0f} lines/s:")
+    print(f"  {relayed / baseline:.2f} times the baseline; {cpu:.1f} s of CPU, {memory:.0f} MB")
 
 
-async def bare_loop(site: LogSite, ray_job: str) -> None:
-    """What anybody would write: a line in, a PUBLISH out."""
-    url = f"http://127.0.0.1:{site.agent_port}/jobs/{ray_job}/logs/stream/"
-    redis = AsyncRedis.from_url(site.server.url)
+async def baseline_loop(harness: LogRelayHarness, ray_job: str) -> None:
+    """The baseline: PUBLISH each line of one log as it comes."""
+    url = f"http://127.0.0.1:{harness.agent_port}/jobs/{ray_job}/logs/stream/"
+    redis = AsyncRedis.from_url(harness.redis_server.url)
     async with httpx.AsyncClient() as client, client.stream("GET", url) as response:
         async for line in response.aiter_lines():
             if not line.startswith("data:") and line:
-                await redis.publish(logs_channel("bare"), json.dumps({"line": line}))
+                await redis.publish(logs_channel("baseline"), json.dumps({"line": line}))
     await redis.aclose()
 
 
-def many_logs(site: LogSite, count: int, protocol: str) -> None:
-    """Delay from the moment at which a line was due to a listener, through the relay and a bare loop."""
+def measure_many_logs(harness: LogRelayHarness, count: int, protocol: str) -> None:
+    """Delay from the time at which a line is due to its arrival, through the relay and the baseline."""
     jobs = {f"{protocol}{n}": f"{RATE * 600}-{RATE}-0-succeeded-{protocol}{n}" for n in range(count)}
-    heard = [logs_channel(job) for job in list(jobs)[:: count // HEARD]]
+    channels = [logs_channel(job) for job in list(jobs)[:: count // MEASURED_LOGS]]
     print(f"{count:,} logs at {RATE} lines/s over {protocol}, from due to listener:")
-    with bare_loops(site, protocol, count) as process:
-        bare = measured(site, process, heard)
-    with relay(site) as process:
+    with baseline_process(harness, protocol, count) as process:
+        baseline = measure(harness, process, channels)
+    with relay_process(harness) as process:
         for job, ray_job in jobs.items():
-            site.book(job, ray_job, protocol)
-        wait_for(lambda: site.redis.hlen(OWNERS) == count, 60, "start of all")
-        relayed = measured(site, process, heard)
-    site.redis.flushdb()
-    print(f"  bare loop {bare}")
-    print(f"  relay     {relayed}")
-    per_line = (relayed.cpu / relayed.arrived) / (bare.cpu / bare.arrived) if bare.arrived else 0
-    print(f"  CPU of the relay for a line: {per_line:.2f} times the bare loop's")
+            harness.subscribe(job, ray_job, protocol)
+        wait_for(lambda: harness.redis.hlen(OWNERS_KEY) == count, 60, "start of all")
+        relayed = measure(harness, process, channels)
+    harness.redis.flushdb()
+    print(f"  baseline {baseline}")
+    print(f"  relay    {relayed}")
+    per_line = (relayed.cpu / relayed.arrived) / (baseline.cpu / baseline.arrived) if baseline.arrived else 0
+    print(f"  CPU of the relay for a line: {per_line:.2f} times the baseline's")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Delays in seconds, and CPU in seconds a second, of whoever carries the lines and of those around it."""
+class Measurement:
+    """Delays in seconds, and CPU seconds a second of the measured process and of the others involved."""
 
     arrived: float
     p50: float
@@ -100,81 +98,82 @@ class Measured:
     cpu: float
     waited: float
     memory: float
-    around: dict[str, float]
+    other_processes: dict[str, float]
     load: float
 
     def __str__(self) -> str:
-        around = ", ".join(f"{name} {cpu:.0%}" for name, cpu in self.around.items())
+        other_processes = ", ".join(f"{name} {cpu:.0%}" for name, cpu in self.other_processes.items())
         return (
-            f"p50 {self.p50 * 1000:.0f} ms, p99 {self.p99 * 1000:.0f} ms, {self.arrived:.0%} of lines came;\n"
+            f"p50 {self.p50 * 1000:.0f} ms, p99 {self.p99 * 1000:.0f} ms, {self.arrived:.0%} of lines;\n"
             f"    {self.cpu:.0%} of a core, waited for {self.waited:.0%} of the time; {self.memory:.0f} MB\n"
-            f"    ({around}; load of the machine {self.load:.1f} on {psutil.cpu_count()} cores)"
+            f"    ({other_processes}; load of the machine {self.load:.1f} on {psutil.cpu_count()} cores)"
         )
 
 
-def measured(site: LogSite, process: psutil.Process, heard: list[str]) -> Measured:
-    """What `process` carries to the channels `heard`, once it has settled."""
-    assert site.agent is not None
-    assert site.server.process is not None
-    pids = {"log server": site.agent.pid, "Redis": site.server.process.pid, "listener": os.getpid()}
+def measure(harness: LogRelayHarness, process: psutil.Process, channels: list[str]) -> Measurement:
+    """Measure `process` by the lines on `channels`, once it has settled."""
+    assert harness.agent is not None
+    assert harness.redis_server.process is not None
+    redis_pid = harness.redis_server.process.pid
+    pids = {"log server": harness.agent.pid, "Redis": redis_pid, "listener": os.getpid()}
     time.sleep(SETTLE_SECONDS)
     with (
-        closing(Redis.from_url(site.server.url)) as redis,
+        closing(Redis.from_url(harness.redis_server.url)) as redis,
         closing(redis.pubsub(ignore_subscribe_messages=True)) as pubsub,
     ):
-        pubsub.subscribe(*heard)
-        before, began = {pid: on_a_core(pid) for pid in (process.pid, *pids.values())}, time.time()
-        delays = list(heard_delays(pubsub, began))
-        seconds = time.time() - began
+        pubsub.subscribe(*channels)
+        before, started = {pid: cpu_seconds(pid) for pid in (process.pid, *pids.values())}, time.time()
+        delays = list(line_delays(pubsub, started))
+        seconds = time.time() - started
         spent = {
-            pid: [(b - a) / seconds for a, b in zip(before[pid], on_a_core(pid), strict=True)]
+            pid: [(b - a) / seconds for a, b in zip(before[pid], cpu_seconds(pid), strict=True)]
             for pid in before
         }
-    due = len(heard) * RATE * SECONDS
+    due = len(channels) * RATE * SECONDS
     arrived = len(delays) / due
     # One line more or less may fall into the window of each log.
-    delays = sorted([*delays, *[math.inf] * (due - len(delays) - len(heard))])
+    delays = sorted([*delays, *[math.inf] * (due - len(delays) - len(channels))])
     p50, p99 = (delays[int(len(delays) * part)] for part in (0.5, 0.99))
     ran, waited = spent[process.pid]
-    return Measured(
+    return Measurement(
         arrived=arrived,
         p50=p50,
         p99=p99,
         cpu=ran,
         waited=waited,
         memory=process.memory_info().rss / 2**20,
-        around={name: spent[pid][0] for name, pid in pids.items()},
+        other_processes={name: spent[pid][0] for name, pid in pids.items()},
         load=psutil.getloadavg()[0],
     )
 
 
-def on_a_core(pid: int) -> tuple[float, float]:
-    """Seconds that the threads of a process ran, and seconds that they were ready and had to wait."""
+def cpu_seconds(pid: int) -> tuple[float, float]:
+    """Seconds for which the threads of a process ran, and for which they waited for a CPU."""
     stats = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
     return sum(int(ran) for ran, _, _ in stats) / 1e9, sum(int(waited) for _, waited, _ in stats) / 1e9
 
 
-def heard_delays(pubsub: PubSub, began: float) -> Iterator[float]:
-    """Of the lines that were due within `SECONDS`, as far as they came within `LATE_SECONDS` more."""
-    ended = began + SECONDS
+def line_delays(pubsub: PubSub, started: float) -> Iterator[float]:
+    """Delays of the lines due within `SECONDS` that arrive within `LATE_SECONDS` more."""
+    ended = started + SECONDS
     while time.time() < ended + LATE_SECONDS:
         message = pubsub.get_message(timeout=0.1)
         if message is not None:
             due = float(json.loads(message["data"])["line"].split()[1])
-            if began < due <= ended:
+            if started < due <= ended:
                 yield time.time() - due
 
 
-def takeover(site: LogSite) -> None:
-    """Seconds of silence after a kill."""
+def measure_takeover(harness: LogRelayHarness) -> None:
+    """Seconds without a line after the relay is killed."""
     waits = []
     for number in range(3):
         job, ray_job = f"killed{number}", f"3000-100-0-succeeded-killed{number}"
-        listener = Listener(site.redis, job)
-        first, second = site.relay(), None
-        site.book(job, ray_job)
+        listener = ChannelListener(harness.redis, job)
+        first, second = harness.start_relay(), None
+        harness.subscribe(job, ray_job)
         wait_for(lambda listener=listener: len(listener.entries) > 100, 20, "lines")
-        second = site.relay()
+        second = harness.start_relay()
         time.sleep(2)
         first.kill()
         killed, before = time.perf_counter(), len(listener.entries)
@@ -186,9 +185,9 @@ def takeover(site: LogSite) -> None:
 
 
 @contextmanager
-def relay(site: LogSite) -> Iterator[psutil.Process]:
-    """A relay's process for as long as the block lasts."""
-    process = site.relay()
+def relay_process(harness: LogRelayHarness) -> Iterator[psutil.Process]:
+    """A relay process for the duration of the block."""
+    process = harness.start_relay()
     time.sleep(3)
     try:
         yield psutil.Process(process.pid)
@@ -197,18 +196,23 @@ def relay(site: LogSite) -> Iterator[psutil.Process]:
 
 
 @contextmanager
-def bare_loops(site: LogSite, protocol: str, count: int) -> Iterator[psutil.Process]:
-    """A process that follows so many logs and publishes each line as it comes."""
-    arguments = [protocol, str(count), str(site.agent_port), site.server.url]
-    process = start("bare", [sys.executable, __file__, *arguments], log=site.folder / "bare.log", grace=1)
+def baseline_process(harness: LogRelayHarness, protocol: str, count: int) -> Iterator[psutil.Process]:
+    """A baseline process that tails `count` logs, for the duration of the block."""
+    arguments = [protocol, str(count), str(harness.agent_port), harness.redis_server.url]
+    process = start_process(
+        "baseline",
+        [sys.executable, __file__, *arguments],
+        log=harness.folder / "baseline.log",
+        grace_seconds=1,
+    )
     try:
         yield psutil.Process(process.pid)
     finally:
         process.kill()
 
 
-async def follow_barely(protocol: str, count: int, port: int, redis_url: str) -> None:
-    """What anybody would write, for many logs."""
+async def run_baseline(protocol: str, count: int, port: int, redis_url: str) -> None:
+    """The baseline for many logs: PUBLISH each line as it comes."""
     redis = AsyncRedis.from_pool(BlockingConnectionPool.from_url(redis_url, max_connections=50, timeout=None))
     http = httpx.AsyncClient(timeout=60, limits=httpx.Limits(max_connections=None))
 
@@ -216,7 +220,7 @@ async def follow_barely(protocol: str, count: int, port: int, redis_url: str) ->
         await redis.publish(logs_channel(f"{protocol}{number}"), json.dumps({"line": line}))
 
     async def follow(number: int) -> None:
-        log = f"127.0.0.1:{port}/jobs/{RATE * 600}-{RATE}-0-succeeded-bare{protocol}{number}/logs/"
+        log = f"127.0.0.1:{port}/jobs/{RATE * 600}-{RATE}-0-succeeded-baseline{protocol}{number}/logs/"
         if protocol == "stream":
             async with http.stream("GET", f"http://{log}stream/") as response:
                 async for line in response.aiter_lines():
@@ -230,18 +234,21 @@ async def follow_barely(protocol: str, count: int, port: int, redis_url: str) ->
 
 
 def main() -> None:
-    """Everything in one run."""
-    with tempfile.TemporaryDirectory(prefix="log-relay-") as folder, closing(LogSite(Path(folder))) as site:
-        one_fast_log(site)
+    """Run all measurements."""
+    with (
+        tempfile.TemporaryDirectory(prefix="log-relay-") as folder,
+        closing(LogRelayHarness(Path(folder))) as harness,
+    ):
+        measure_fast_log(harness)
         for count in LOGS:
-            many_logs(site, count, "stream")
-            many_logs(site, count, "websocket")
-        takeover(site)
+            measure_many_logs(harness, count, "stream")
+            measure_many_logs(harness, count, "websocket")
+        measure_takeover(harness)
 
 
 if __name__ == "__main__":
     if sys.argv[1:]:
         protocol, count, port, redis_url = sys.argv[1:]
-        uvloop.run(follow_barely(protocol, int(count), int(port), redis_url))
+        uvloop.run(run_baseline(protocol, int(count), int(port), redis_url))
     else:
         main()

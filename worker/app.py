@@ -9,7 +9,7 @@ from kombu import Queue
 from worker import log_setup
 from worker.broker import broker_settings, broker_url, message_rejected
 from worker.broker.config import QUEUES
-from worker.logs.relay import RelayStep
+from worker.logs.relay import LogRelayStep
 from worker.maintenance import Maintenance
 from worker.settings import Settings, SettingsError, settings
 from worker.workflow.dead_letters import reject_undelivered
@@ -72,7 +72,7 @@ def make_app(settings: Settings) -> Celery:
     message_rejected.connect(reject_undelivered)
     app.on_after_finalize.connect(_unregister_builtin_tasks)
     app.steps["worker"].add(MaintenanceStep)
-    app.steps["worker"].add(RelayStep)
+    app.steps["worker"].add(LogRelayStep)
     return app
 
 

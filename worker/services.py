@@ -31,7 +31,7 @@ from worker.plugins.package import FolderPackages, Packages, RayPackages
 from worker.plugins.process_host import ProcessHost
 from worker.plugins.ray_host import RayHost
 from worker.plugins.ray_session import auth_headers, session
-from worker.runs.model import Run
+from worker.runs.model import AnyRun
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.runs import Runs, Timing
 from worker.settings import MB, Settings, settings
@@ -89,7 +89,7 @@ class Services:
         """Where releases' code runs."""
         return make_host(self.settings)
 
-    def action_of(self, run: Run) -> tuple[Release, ActionRequest]:
+    def action_of(self, run: AnyRun) -> tuple[Release, ActionRequest]:
         """The release that a run names, and the request for its action; plugin code gets the lesser token."""
         message, settings = run.message, self.settings
         token = settings.worker_plugin_access_token

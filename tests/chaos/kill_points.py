@@ -62,22 +62,22 @@ DEPLOY = """
 <>   update_job
 <>   send deploy.capacity_gate
 >    begin deploy.capacity_gate
->    note plan
-<>   note capacity
+>    update_state plan
+<>   update_state capacity
 <>   send deploy.serve_run
 >    begin deploy.serve_run
->    note submission
+>    update_state submission
 <>   submit
->    note submitted
+>    update_state submitted
 <>   send deploy.await_running
 >    begin deploy.await_running
 <>*  announce deploy.await_running
 <>   retry deploy.await_running
 <>   send deploy.register
 >    begin deploy.register
->    note register_attempts
+>    update_state register_attempts
 <>*  create_serve_application
-<>   note registered
+<>   update_state registered
 <>*  finish
 <>   send runs.report
 <>*  update_job end
@@ -112,7 +112,7 @@ FILE = """
 
 INFERENCE = """
 <>   send pre_processor.detect
->    note pre_processor
+>    update_state pre_processor
 <>   send pre_processor.dispatch
 >    begin pre_processor.dispatch
 <>   send to_task.fetch_tasks

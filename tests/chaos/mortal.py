@@ -92,7 +92,13 @@ def make_mortal(folder: Path) -> Deaths:
     wrap(deaths, RunStore, "claim_step", lambda _job, step, *_: f"begin {step.name}", first)
     wrap(deaths, RunStore, "finish", fixed("finish"), first)
     wrap(deaths, RunStore, "mark_reported", fixed("seal"), first)
-    wrap(deaths, RunStore, "note", lambda _job, name, _finding: f"note {name}", first)
+    wrap(
+        deaths,
+        RunStore,
+        "update_state",
+        lambda run, state: f"update_state {'+'.join(run.state.changes(state))}",
+        lambda _s, run, _state: (run.job,),
+    )
     wrap(deaths, Generations, "advance", lambda _job, step, *_: f"announce {step}", first)
     wrap(deaths, Runs, "mark_running", fixed("start"), lambda _s, run: (run.job,))
     wrap(

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from worker.sandbox.processes import own_environment, start, wait_for
+from worker.sandbox.processes import clean_environment, start_process, wait_for
 
 ROOT = Path(__file__).parents[2]
 # All that a worker loads, except what reads the environment: that is each worker's own.
@@ -81,8 +81,8 @@ class Nursery:
         self._folder, self._app = folder, app
         self._socket = folder / "nursery"
         command = [sys.executable, "-m", "tests.chaos.nursery", str(self._socket), *loaded]
-        self._process = start(
-            "nursery", command, log=folder / "nursery.log", env=own_environment(), cwd=ROOT, grace=0
+        self._process = start_process(
+            "nursery", command, log=folder / "nursery.log", env=clean_environment(), cwd=ROOT, grace_seconds=0
         )
         self._process.wait_until(self._socket.exists, 30)
         self._born = 0

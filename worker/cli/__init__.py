@@ -1,8 +1,8 @@
-"""synapse-worker: the command for people."""
+"""`synapse-worker`, the command line interface."""
 
-from worker.cli.interrupts import quiet
+from worker.cli.interrupts import exit_on_interrupt
 
-with quiet():
+with exit_on_interrupt():
     from worker.cli.main import main
 
 __all__ = ["main"]

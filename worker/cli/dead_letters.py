@@ -1,8 +1,8 @@
-"""Commands for messages that could not be accepted."""
+"""The commands `dead-letters …`: messages that could not be accepted."""
 
 import json
 from datetime import datetime
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -14,66 +14,66 @@ from worker.cli.console import (
     DEFAULT_REDIS_URL,
     BrokerUrl,
     RedisUrl,
-    cell,
     connect,
     fail,
-    json_for_terminal,
     out,
     publish,
+    table_cell,
+    terminal_json,
 )
 from worker.runs.store import RunStore
 from worker.workflow.dead_letters import DeadLetter, DeadLetters
 
 app = typer.Typer(help="Messages that could not be accepted.", no_args_is_help=True)
 
-Id = Annotated[str, typer.Argument(help="The dead letter's id, as `list` shows it.", metavar="ID")]
+DeadLetterId = Annotated[str, typer.Argument(help="The dead letter's id, as `list` shows it.", metavar="ID")]
 
-MESSAGES: dict[str, type[Message]] = {
+MESSAGE_TYPES: dict[str, type[Message]] = {
     model.task: model for model in (DeployMessage, ToTaskMessage, TailLogsMessage, StopMessage)
 }
 
 
 @app.command("list")
-def list_letters(redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
+def list_dead_letters(redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
     """All dead letters, oldest first."""
     table = Table(box=None, pad_edge=False)
     for name in ("id", "time", "task", "job", "reason"):
-        # What identifies a letter stays on one line; what is long is folded, never cut.
+        # The id and the time stay on one line, to be copied; long texts are wrapped and never cut.
         table.add_column(name, no_wrap=name in ("id", "time"), overflow="fold")
     for letter in DeadLetters(connect(redis_url)).all():
-        texts = (_local(letter.time), letter.task, letter.job or "", letter.reason)
-        table.add_row(letter.id, *(cell(text) for text in texts))
+        texts = (_local_time(letter.time), letter.task, letter.job or "", letter.reason)
+        table.add_row(letter.id, *(table_cell(text) for text in texts))
     out.print(table if table.row_count else "no dead letters")
 
 
 @app.command()
-def show(id_: Id, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
+def show(id_: DeadLetterId, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
     """One dead letter whole, as JSON; its body is a text where it is no JSON itself."""
-    letter = _letter(DeadLetters(connect(redis_url)), id_)
+    letter = _find(DeadLetters(connect(redis_url)), id_)
     content = {
         "task": letter.task,
         "reason": letter.reason,
         "time": letter.time,
-        "body": _legible(letter.body),
+        "body": _readable_body(letter.body),
     }
-    # Not through rich, which would fold long lines in the middle of a body.
-    typer.echo(json_for_terminal(content))
+    # Not printed by rich, which would wrap long lines in the middle of a body.
+    typer.echo(terminal_json(content))
 
 
 @app.command()
-def replay(id_: Id, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerUrl = None) -> None:
+def replay(id_: DeadLetterId, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerUrl = None) -> None:
     """Send a dead letter's message again; the job that it had failed is opened again."""
     redis = connect(redis_url)
     letters = DeadLetters(redis)
-    letter = _letter(letters, id_)
-    message = _message(letter)
+    letter = _find(letters, id_)
+    message = _replayable_message(letter)
     opens_job = isinstance(message, DeployMessage | ToTaskMessage)
     if opens_job and RunStore(redis).exists(message.job):
         fail(f"job {message.job} has a run already: a replay would start nothing")
     if opens_job and not letters.replay(message.job):
         fail(
             f"job {message.job} was not set FAILED because of this message: a replay would not open it",
-            hint="Either the job was over before, or the backend has not been told yet.",
+            hint="Either the job had ended before, or the backend does not have its end yet.",
         )
     try:
         publish(message, broker_url, redis_url)
@@ -82,30 +82,30 @@ def replay(id_: Id, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerU
             letters.mark_rejected(message.job)
         raise
     letters.drop(letter.id)
-    # No more than that: a worker may refuse it again.
+    # Published does not mean accepted: a worker may reject the message again.
     out.print(f"published again: {letter.task}, job {message.job}", markup=False)
     if opens_job:
         out.print(f"`synapse-worker watch {message.job}` shows what becomes of it", markup=False)
 
 
 @app.command()
-def drop(id_: Id, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
+def drop(id_: DeadLetterId, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
     """Throw one dead letter away."""
     if not DeadLetters(connect(redis_url)).drop(id_):
-        _unknown(id_)
+        _fail_unknown(id_)
     out.print(f"dropped {id_}", markup=False)
 
 
-def _local(time: str) -> str:
-    """Local time, to the second; as it stands where it is none."""
+def _local_time(time: str) -> str:
+    """The time in the local time zone, to the second; unchanged when it cannot be parsed."""
     try:
         return datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     except ValueError:
         return time
 
 
-def _legible(body: str) -> Any:
-    """The body as JSON where that shows all of it; else the text, such as of one that says a key twice."""
+def _readable_body(body: str) -> object:
+    """The body as JSON, or as text when parsing would lose something, such as a repeated key."""
     try:
         parsed = json.loads(body)
         spellings = (json.dumps(parsed), json.dumps(parsed, ensure_ascii=False))
@@ -114,22 +114,22 @@ def _legible(body: str) -> Any:
     return parsed if body in spellings else body
 
 
-def _letter(letters: DeadLetters, id_: str) -> DeadLetter:
+def _find(letters: DeadLetters, id_: str) -> DeadLetter:
     letter = letters.get(id_)
     if letter is None:
-        _unknown(id_)
+        _fail_unknown(id_)
     return letter
 
 
-def _unknown(id_: str) -> NoReturn:
+def _fail_unknown(id_: str) -> NoReturn:
     fail(f"there is no dead letter {id_}", hint="`synapse-worker dead-letters list` shows the ids.")
 
 
-def _message(letter: DeadLetter) -> Message:
-    """The letter's message, if a worker would take it now; ends the command otherwise."""
-    model = MESSAGES.get(letter.task)
+def _replayable_message(letter: DeadLetter) -> Message:
+    """The validated message of a dead letter; ends the command when a worker would reject it again."""
+    model = MESSAGE_TYPES.get(letter.task)
     if model is None:
-        known = ", ".join(MESSAGES)
+        known = ", ".join(MESSAGE_TYPES)
         fail(f"dead letter {letter.id} cannot be replayed: its task is none of {known}")
     kwargs = letter.arguments()
     if kwargs is None:
@@ -138,4 +138,4 @@ def _message(letter: DeadLetter) -> Message:
         return model.model_validate(kwargs)
     except ValidationError as error:
         wrong = ", ".join(sorted({".".join(str(part) for part in each["loc"]) for each in error.errors()}))
-        fail(f"dead letter {letter.id} cannot be replayed: it would be refused again ({wrong})")
+        fail(f"dead letter {letter.id} cannot be replayed: it would be rejected again ({wrong})")

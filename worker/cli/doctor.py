@@ -1,4 +1,4 @@
-"""Who answers on the message queue, and on which queues nobody listens."""
+"""The command `doctor`: checks a worker's settings and the services that it depends on."""
 
 import contextlib
 import os
@@ -14,33 +14,33 @@ from rich.markup import escape
 
 from worker.broker.config import QUEUES
 from worker.cli import ray_check
-from worker.cli.console import NOT_AN_ADDRESS, out
+from worker.cli.console import BAD_ADDRESS_ERRORS, out
 from worker.platform import AgentClient, BackendClient, ClientError, NotFoundError, clean
 from worker.plugins import PluginError, PluginStore
 from worker.settings import Settings, SettingsError, load_settings, unknown_variables
 
-SECONDS: Final = 2.0
-"""How long to wait for answers."""
+INSPECT_TIMEOUT_SECONDS: Final = 2.0
+"""How long to wait for the workers' answers."""
 
 
-def silent_queues(answers: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """The contract's queues that none of the workers that answered consumes."""
-    heard = {queue["name"] for queues in answers.values() for queue in queues}
-    return [name for name in QUEUES if name not in heard]
+def unconsumed_queues(answers: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The contract's queues that no worker consumes, given the queues of each worker."""
+    consumed = {queue["name"] for queues in answers.values() for queue in queues}
+    return [name for name in QUEUES if name not in consumed]
 
 
 def active_queues() -> dict[str, list[dict[str, Any]]]:
-    """The queues of each worker that answers in time, over Redis or RabbitMQ."""
-    # Imported here: the app is made from the settings, which the caller has checked.
+    """The queues of each worker that answers in time."""
+    # Imported here because the app reads the settings, which must have been checked before.
     from worker.app import app
 
-    return app.control.inspect(timeout=SECONDS).active_queues() or {}
+    return app.control.inspect(timeout=INSPECT_TIMEOUT_SECONDS).active_queues() or {}
 
 
 Check = Callable[[Settings], str]
 
-CONNECT_SECONDS: Final = 3
-WHERE_TO_LOOK: Final = {
+CONNECT_TIMEOUT_SECONDS: Final = 3
+RELEVANT_SETTINGS: Final = {
     "redis": "REDIS_URL",
     "queue": "CELERY_BROKER_URL",
     "backend": "SYNAPSE_HOST, SYNAPSE_ACCESS_TOKEN",
@@ -50,8 +50,8 @@ WHERE_TO_LOOK: Final = {
 }
 
 
-class _NotConfiguredError(Exception):
-    """Nothing is wrong, but somebody may miss it."""
+class _CheckWarning(Exception):
+    """Nothing is wrong, but the user should know: the check is a warning."""
 
 
 def doctor() -> None:
@@ -61,62 +61,64 @@ def doctor() -> None:
     except SettingsError as error:
         for line in str(error).splitlines():
             out.print(f"[red]✗[/] settings: {escape(line)}", highlight=False)
-        _tell_unknown_names()
+        _warn_of_unknown_variables()
         raise typer.Exit(1) from None
     out.print("[green]✓[/] settings")
-    _tell_unknown_names()
+    _warn_of_unknown_variables()
     checks: dict[str, Check] = {
-        "redis": _redis,
-        "queue": _queue,
-        "backend": _backend,
-        "agent": _agent,
-        "ray": _ray,
-        "plugins": _plugins,
+        "redis": _check_redis,
+        "queue": _check_queue,
+        "backend": _check_backend,
+        "agent": _check_agent,
+        "ray": _check_ray,
+        "plugins": _check_plugins,
     }
-    wrong = [name for name, check in checks.items() if not _passes(name, check, settings)]
-    if "queue" not in wrong:
-        _passes("workers", _workers, settings)
-    if wrong:
+    failed = [name for name, check in checks.items() if not _passes(name, check, settings)]
+    if "queue" not in failed:
+        _passes("workers", _check_workers, settings)
+    if failed:
         raise typer.Exit(1)
 
 
-def _tell_unknown_names() -> None:
+def _warn_of_unknown_variables() -> None:
     for name, meant in unknown_variables(os.environ).items():
         hint = f"; is {meant} meant?" if meant else ""
-        out.print(f"[yellow]![/] settings: {escape(name)} is none{hint}", highlight=False)
+        out.print(f"[yellow]![/] settings: {escape(name)} is not a setting{hint}", highlight=False)
 
 
 def _passes(name: str, check: Check, settings: Settings) -> bool:
     try:
         found = check(settings)
-    except _NotConfiguredError as note:
-        out.print(f"[yellow]![/] {name}: {note}", highlight=False)
+    except _CheckWarning as warning:
+        out.print(f"[yellow]![/] {name}: {warning}", highlight=False)
         return True
     except (ClientError, OperationalError, PluginError, RedisError, OSError) as error:
-        what = escape(clean(str(error)) or type(error).__name__)
-        out.print(f"[red]✗[/] {name}: {what} [dim](see {WHERE_TO_LOOK[name]})[/]", highlight=False)
+        problem = escape(clean(str(error)) or type(error).__name__)
+        out.print(f"[red]✗[/] {name}: {problem} [dim](see {RELEVANT_SETTINGS[name]})[/]", highlight=False)
         return False
-    except NOT_AN_ADDRESS:
-        out.print(f"[red]✗[/] {name}: no usable address [dim](see {WHERE_TO_LOOK[name]})[/]", highlight=False)
+    except BAD_ADDRESS_ERRORS:
+        out.print(
+            f"[red]✗[/] {name}: no usable address [dim](see {RELEVANT_SETTINGS[name]})[/]", highlight=False
+        )
         return False
     out.print(f"[green]✓[/] {name}: {found}", highlight=False)
     return True
 
 
-def _redis(settings: Settings) -> str:
-    redis = Redis.from_url(settings.redis_url, socket_connect_timeout=CONNECT_SECONDS)
+def _check_redis(settings: Settings) -> str:
+    redis = Redis.from_url(settings.redis_url, socket_connect_timeout=CONNECT_TIMEOUT_SECONDS)
     return f"version {redis.info('server')['redis_version']}"
 
 
-def _queue(settings: Settings) -> str:
+def _check_queue(settings: Settings) -> str:
     if settings.celery_broker_url is None:
         return "the Redis of REDIS_URL"
-    with Connection(settings.broker_url, connect_timeout=CONNECT_SECONDS) as connection:
-        connection.ensure_connection(max_retries=1, timeout=CONNECT_SECONDS)
+    with Connection(settings.broker_url, connect_timeout=CONNECT_TIMEOUT_SECONDS) as connection:
+        connection.ensure_connection(max_retries=1, timeout=CONNECT_TIMEOUT_SECONDS)
         return f"connected over {connection.transport.driver_type}"
 
 
-def _backend(settings: Settings) -> str:
+def _check_backend(settings: Settings) -> str:
     token = settings.synapse_access_token.get_secret_value()
     backend = BackendClient(settings.synapse_host, token, tenant=settings.synapse_tenant)
     with backend, contextlib.suppress(NotFoundError):
@@ -124,38 +126,36 @@ def _backend(settings: Settings) -> str:
     return "answers and knows the token"
 
 
-def _agent(settings: Settings) -> str:
+def _check_agent(settings: Settings) -> str:
     if settings.synapse_agent_url is None:
-        raise _NotConfiguredError("SYNAPSE_AGENT_URL is not set: looked up in the backend by its id")
+        raise _CheckWarning("SYNAPSE_AGENT_URL is not set: looked up in the backend by its id")
     token = settings.synapse_agent_token
     with AgentClient(settings.synapse_agent_url, token.get_secret_value() if token else "") as agent:
         agent.health()
     return "healthy"
 
 
-def _ray(settings: Settings) -> str:
+def _check_ray(settings: Settings) -> str:
     if settings.ray_address is None:
-        raise _NotConfiguredError("RAY_ADDRESS is not set: a deploy would end FAILED")
+        raise _CheckWarning("RAY_ADDRESS is not set: a deploy would end FAILED")
     out.print("[dim]· checking ray …[/]", highlight=False)
-    ray_check.check(settings.ray_address)
+    ray_check.check_cluster(settings.ray_address)
     return "connected"
 
 
-def _workers(_settings: Settings) -> str:
+def _check_workers(_settings: Settings) -> str:
     try:
         answers = active_queues()
-    except Exception as error:  # each broker's library has its own; that the queue answers is known already
-        raise _NotConfiguredError(f"could not be asked ({type(error).__name__})") from None
-    many = f"{len(answers)} answer{'s' if len(answers) == 1 else ''}"
-    if silent := silent_queues(answers):
-        raise _NotConfiguredError(f"{many}; nobody listens on {', '.join(silent)}")
-    return f"{many}; each queue has a listener"
+    except Exception as error:  # each broker library has its own; the connection was checked before
+        raise _CheckWarning(f"could not be asked ({type(error).__name__})") from None
+    answered = f"{len(answers)} answer{'s' if len(answers) == 1 else ''}"
+    if unconsumed := unconsumed_queues(answers):
+        raise _CheckWarning(f"{answered}; nobody listens on {', '.join(unconsumed)}")
+    return f"{answered}; each queue has a listener"
 
 
-def _plugins(settings: Settings) -> str:
+def _check_plugins(settings: Settings) -> str:
     count = len(PluginStore(settings.plugins_dir).names())
     if not count:
-        raise _NotConfiguredError(
-            "PLUGINS_DIR holds no release, which is a folder or .zip named code@version"
-        )
+        raise _CheckWarning("PLUGINS_DIR holds no release, which is a folder or .zip named code@version")
     return f"{count} release{'s' if count > 1 else ''}"

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, for commands that have something to put away first."""
+"""Ctrl-C and SIGTERM: for commands that clean up before they end, and while modules are imported."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, and the putting away that follows is not interrupted again."""
+def interrupt_once() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does; later signals are ignored, to not interrupt the clean-up."""
 
     def interrupt(*_: object) -> NoReturn:
         for number in SIGNALS:
@@ -31,8 +31,8 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Ctrl-C while modules are loaded ends the process as a shell expects it, without their traceback."""
+def exit_on_interrupt() -> Iterator[None]:
+    """Ctrl-C in the block, which imports modules, ends the process with the usual code and no traceback."""
     if threading.current_thread() is not threading.main_thread() or (
         signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     ):

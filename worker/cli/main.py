@@ -1,4 +1,4 @@
-"""The command's tree, which is shown without loading what the commands need: Redis, Celery, clients, Ray."""
+"""The list of commands. `--help` shows it without importing Redis, Celery and Ray, which takes seconds."""
 
 from importlib import import_module
 from importlib.metadata import version
@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from worker.cli.interrupts import quiet
+from worker.cli.interrupts import exit_on_interrupt
 
 COMMANDS: Final = {
     "demo": (
@@ -20,11 +20,11 @@ COMMANDS: Final = {
     ),
     "deploy": ("publish:deploy", "Put a plugin's model online on Ray Serve."),
     "to-task": ("publish:to_task", "Pre-annotate the tasks of a project."),
-    "status": ("runs:status", "Where a run stands, or all live runs."),
+    "status": ("runs:status", "Show the state of a run, or all live runs."),
     "watch": ("runs:watch", "Show a run's progress above its log until it ends."),
     "logs": (
         "runs:logs",
-        "Show the log of a job: the run's own messages, and every log that is followed for it.",
+        "Show the log of a job: the run's own messages, and every log that is relayed for it.",
     ),
     "stop": ("publish:stop", "End a run, also one that has not been read yet."),
     "doctor": (
@@ -34,11 +34,11 @@ COMMANDS: Final = {
     "dead-letters": ("dead_letters:app", "Messages that could not be accepted."),
     "plugin": ("plugin:app", "Releases in the plugin store."),
 }
-"""Where each is, in this package, and what the list of commands says of it."""
+"""By command: where it is defined in this package, and its help in the list of commands."""
 
 
-class Commands(TyperGroup):
-    """Commands that are loaded when they run. Redis may go away under each, which is one clear line."""
+class LazyCommandGroup(TyperGroup):
+    """Imports a command when it runs. Whichever command loses Redis ends with one clear line."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -46,30 +46,30 @@ class Commands(TyperGroup):
             self.add_command(TyperCommand(name, help=help_))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command itself in place of its entry in the list."""
+        """Replace the entry of the list by the imported command."""
         name, command, rest = super().resolve_command(ctx, args)
-        return name, load(name) if name in COMMANDS else command, rest
+        return name, load_command(name) if name in COMMANDS else command, rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run the requested command."""
         try:
             return super().invoke(ctx)
         except _redis_error() as error:
-            from worker.cli.console import lost
+            from worker.cli.console import fail_on_redis_error
 
-            lost(error)
+            fail_on_redis_error(error)
 
 
-def load(name: str) -> Any:
-    """The command of that name, with all that it needs."""
-    place, _ = COMMANDS[name]
-    module, _, attribute = place.partition(":")
-    with quiet():
+def load_command(name: str) -> Any:
+    """Import the command `name`."""
+    import_path, _ = COMMANDS[name]
+    module, _, attribute = import_path.partition(":")
+    with exit_on_interrupt():
         found = getattr(import_module(f"worker.cli.{module}"), attribute)
     if not isinstance(found, typer.Typer):
-        alone = typer.Typer(add_completion=False)
-        alone.command(name)(found)
-        found = alone
+        single_command = typer.Typer(add_completion=False)
+        single_command.command(name)(found)
+        found = single_command
     command = typer.main.get_command(found)
     command.name = name
     return command
@@ -78,18 +78,18 @@ def load(name: str) -> Any:
 def _redis_error() -> type[Exception]:
     from redis.exceptions import RedisError
 
-    found: type[Exception] = RedisError
-    return found
+    error_type: type[Exception] = RedisError
+    return error_type
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"synapse-worker {version('synapse-worker')}")
         raise typer.Exit
 
 
 app = typer.Typer(
-    cls=Commands,
+    cls=LazyCommandGroup,
     name="synapse-worker",
     help="Deploys models on Ray Serve and pre-annotates tasks. A worker starts as `celery -A worker worker`.",
     no_args_is_help=True,
@@ -104,7 +104,7 @@ def options(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
-    """What belongs to no command."""
+    """The options of `synapse-worker` itself."""
 
 
 def main() -> None:

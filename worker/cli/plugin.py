@@ -1,4 +1,4 @@
-"""Commands for plugin authors and operators: what is in the store, and is it sound."""
+"""The commands `plugin …`: list the releases in the plugin store, and check one for mistakes."""
 
 import ast
 from collections.abc import Iterator
@@ -9,54 +9,48 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from worker.cli.console import cell, fail, out
+from worker.cli.console import PluginsDir, fail, out, table_cell
 from worker.plugins import PluginError, PluginStore, Release
 from worker.settings import MB
 
 app = typer.Typer(help="Releases in the plugin store.", no_args_is_help=True)
 
-Store = Annotated[
-    Path,
-    typer.Option(
-        "--plugins-dir", envvar="PLUGINS_DIR", help="The plugin store.", exists=True, file_okay=False
-    ),
-]
-DEFAULT_MAX_BYTES = 512 * MB
+MAX_RELEASE_BYTES = 512 * MB
 
 
 @app.command("list")
-def list_releases(plugins_dir: Store) -> None:
+def list_releases(plugins_dir: PluginsDir) -> None:
     """Releases and their actions; a broken one says why."""
     with TemporaryDirectory() as cache:
-        store = PluginStore(plugins_dir, Path(cache), DEFAULT_MAX_BYTES)
+        store = PluginStore(plugins_dir, Path(cache), MAX_RELEASE_BYTES)
         table = Table("release", "actions", "problem")
         for name in store.names():
             try:
-                table.add_row(name, cell(", ".join(store.get(name).config.actions)), "")
+                table.add_row(name, table_cell(", ".join(store.get(name).config.actions)), "")
             except PluginError as error:
-                table.add_row(name, "", cell(str(error)))
+                table.add_row(name, "", table_cell(str(error)))
         out.print(table)
 
 
 @app.command()
 def check(
     release: Annotated[str, typer.Argument(help="code@version", metavar="RELEASE")],
-    plugins_dir: Store,
+    plugins_dir: PluginsDir,
 ) -> None:
     """Read one release as a worker would, without running its code, and say what is wrong with it."""
     with TemporaryDirectory() as cache:
         try:
-            found = PluginStore(plugins_dir, Path(cache), DEFAULT_MAX_BYTES).get(release)
+            found = PluginStore(plugins_dir, Path(cache), MAX_RELEASE_BYTES).get(release)
         except PluginError as error:
             fail(str(error))
-        if problems := list(dict.fromkeys(_problems(found))):
+        if problems := list(dict.fromkeys(_entrypoint_problems(found))):
             fail(f"{found.name}: {'; '.join(problems)}")
-        out.print(f"{found.name} is sound: {cell(', '.join(found.config.actions))}", highlight=False)
+        out.print(f"{found.name} is sound: {table_cell(', '.join(found.config.actions))}", highlight=False)
         out.print(f"checksum {found.checksum}", style="dim", highlight=False)
 
 
-def _problems(release: Release) -> Iterator[str]:
-    """What can be seen of the entry points without running a line of the plugin's code."""
+def _entrypoint_problems(release: Release) -> Iterator[str]:
+    """Mistakes in the entry points that can be found without running the plugin's code."""
     for name, action in release.config.actions.items():
         module, _, attribute = action.entrypoint.replace(":", ".").rpartition(".")
         base = release.path.joinpath(*module.split("."))
@@ -65,7 +59,7 @@ def _problems(release: Release) -> Iterator[str]:
             yield f"action {name!r}: there is no module {module!r}"
             continue
         try:
-            names = _top_level(ast.parse(source.read_bytes()))
+            names = _bound_names(ast.parse(source.read_bytes()))
         except (RecursionError, MemoryError):
             yield f"{source.relative_to(release.path)} is nested too deeply"
             continue
@@ -77,8 +71,8 @@ def _problems(release: Release) -> Iterator[str]:
             yield f"action {name!r}: module {module!r} has no {attribute!r}"
 
 
-def _top_level(tree: ast.Module) -> set[str]:
-    """Names that a module may have; those bound within an `if` or a `try` count as well."""
+def _bound_names(tree: ast.Module) -> set[str]:
+    """All names that a module may bind, also in an `if` or a `try`."""
     names = set()
     for node in ast.walk(tree):
         match node:

@@ -1,4 +1,4 @@
-"""A run's progress in the terminal: bars above a scrolling log, or plain lines when nobody is watching."""
+"""A run's progress on a terminal (bars above a scrolling log), or as plain lines in a file or a pipe."""
 
 import contextlib
 import threading
@@ -18,23 +18,24 @@ from rich.text import Text
 
 from shared.follower import LogFollower, LogLine, RunEvent, follow_run
 from shared.statuses import JobStatus, is_final_status
-from worker.cli.console import shown
+from worker.cli.console import terminal_line
 
-EVERY_SECONDS: Final = 5.0
+TICK_SECONDS: Final = 5.0
+"""Interval at which a step without progress is shown again, when there is no terminal."""
 
 
-class Heartbeat:
-    """Calls `beat` now and then with the seconds so far, until the `with` block ends or `stop` is called."""
+class Ticker:
+    """Calls `on_tick` with the elapsed seconds at each interval, until the block ends or `stop` is called."""
 
-    def __init__(self, beat: Callable[[float], None], every: float = EVERY_SECONDS) -> None:
-        self._beat, self._every = beat, every
-        self._over = threading.Event()
-        self._begun = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+    def __init__(self, on_tick: Callable[[float], None], interval_seconds: float = TICK_SECONDS) -> None:
+        self._on_tick, self._interval_seconds = on_tick, interval_seconds
+        self._stopped = threading.Event()
+        self._started = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="ticker", daemon=True)
 
     def stop(self) -> None:
-        """It is done."""
-        self._over.set()
+        """Make no further calls."""
+        self._stopped.set()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -45,30 +46,30 @@ class Heartbeat:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._over.wait(self._every):
-            self._beat(time.monotonic() - self._begun)
+        while not self._stopped.wait(self._interval_seconds):
+            self._on_tick(time.monotonic() - self._started)
 
 
-MOST_LINES: Final = 20
-REFRESHES_A_SECOND: Final = 10
-PERCENT_A_LINE: Final = 10.0
-"""Where there are no bars."""
+MAX_LOG_LINES: Final = 20
+REFRESHES_PER_SECOND: Final = 10
+PERCENT_PER_LINE: Final = 10.0
+"""Without a terminal, a step is shown again after so much progress."""
 
 
-class View(Protocol):
-    """What shows a run. Threads may share it."""
+class RunView(Protocol):
+    """Shows a run. Threads may share it."""
 
     def log(self, line: Text) -> None:
-        """A line of the log."""
+        """Show a line of the log."""
 
     def progress(self, step: str, percent: float) -> None:
-        """How far a step is."""
+        """Show how far a step is."""
 
     def metrics(self, step: str, values: str) -> None:
-        """What a step counts."""
+        """Show the metrics of a step."""
 
     def complete(self) -> None:
-        """Everything is done."""
+        """Show every step as complete."""
 
     def __enter__(self) -> Self: ...
 
@@ -77,8 +78,8 @@ class View(Protocol):
     ) -> None: ...
 
 
-class Screen:
-    """The bars stand still, the end of the log scrolls below them. When it closes, both stay."""
+class LiveView:
+    """Implements `RunView` on a terminal: bars above the last lines of the log. Both stay at the end."""
 
     def __init__(self, console: Console) -> None:
         self._bars = Progress(
@@ -86,31 +87,31 @@ class Screen:
             BarColumn(bar_width=40),
             TextColumn("{task.percentage:>5.1f} %"),
             TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
+            TextColumn("[dim]{task.fields[metrics]}"),
             console=console,
         )
-        self._rows: dict[str, TaskID] = {}
-        self._lines: deque[Text] = deque(maxlen=MOST_LINES)
-        self._live = Live(self, console=console, refresh_per_second=REFRESHES_A_SECOND)
+        self._bar_ids: dict[str, TaskID] = {}
+        self._lines: deque[Text] = deque(maxlen=MAX_LOG_LINES)
+        self._live = Live(self, console=console, refresh_per_second=REFRESHES_PER_SECOND)
 
     def log(self, line: Text) -> None:
         self._lines.append(line)
 
     def progress(self, step: str, percent: float) -> None:
-        self._bars.update(self._row(step), completed=percent)
+        self._bars.update(self._bar(step), completed=percent)
 
     def metrics(self, step: str, values: str) -> None:
-        self._bars.update(self._row(step), note=values)
+        self._bars.update(self._bar(step), metrics=values)
 
     def complete(self) -> None:
-        for row in self._rows.values():
-            self._bars.update(row, completed=100)
+        for bar_id in self._bar_ids.values():
+            self._bars.update(bar_id, completed=100)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self._bars.get_renderable()
-        room = max(options.max_height - len(self._rows) - 1, 1)
-        for line in list(self._lines)[-room:]:
-            # One row a line: what is wider than the terminal is cut, `synapse-worker logs` has it whole.
+        visible_lines = max(options.max_height - len(self._bar_ids) - 1, 1)
+        for line in list(self._lines)[-visible_lines:]:
+            # One row for each line: wider lines are cut here, `synapse-worker logs` shows them whole.
             row = line.copy()
             row.truncate(options.max_width, overflow="ellipsis")
             yield row
@@ -124,80 +125,80 @@ class Screen:
     ) -> None:
         self._live.stop()
 
-    def _row(self, step: str) -> TaskID:
-        """The bar of a step; when a later step begins, the earlier ones are done."""
-        if step not in self._rows:
-            for row in self._rows.values():
-                self._bars.update(row, completed=100)
-                self._bars.stop_task(row)
-            self._rows[step] = self._bars.add_task(step, total=100, note="")
-        return self._rows[step]
+    def _bar(self, step: str) -> TaskID:
+        """The bar of a step. A new step completes the bars of the earlier ones."""
+        if step not in self._bar_ids:
+            for bar_id in self._bar_ids.values():
+                self._bars.update(bar_id, completed=100)
+                self._bars.stop_task(bar_id)
+            self._bar_ids[step] = self._bars.add_task(step, total=100, metrics="")
+        return self._bar_ids[step]
 
 
-class PlainLines:
-    """For a file, a pipe or a CI's log: lines, and of the progress what a reader needs to see it go on."""
+class PlainView:
+    """Implements `RunView` for a file or a pipe: the lines of the log, and a few lines for the progress."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._lock = threading.RLock()
-        self._begun: list[str] = []
-        self._percent = self._written = 0.0
-        self._written_at = 0.0
-        self._heartbeat = Heartbeat(self._go_on, every=1.0)
+        self._steps: list[str] = []
+        self._percent = self._printed_percent = 0.0
+        self._printed_at = 0.0
+        self._ticker = Ticker(self._print_if_stalled, interval_seconds=1.0)
 
     def log(self, line: Text) -> None:
         self._console.print(line, soft_wrap=True)
 
     def progress(self, step: str, percent: float) -> None:
         with self._lock:
-            if step not in self._begun:
+            if step not in self._steps:
                 self.complete()
-                self._begun.append(step)
-                self._write(percent)
-            elif step == self._begun[-1]:
+                self._steps.append(step)
+                self._print_progress(percent)
+            elif step == self._steps[-1]:
                 self._percent = percent
-                if percent >= self._written + PERCENT_A_LINE:
-                    self._write(percent)
+                if percent >= self._printed_percent + PERCENT_PER_LINE:
+                    self._print_progress(percent)
 
     def metrics(self, step: str, values: str) -> None:
-        """Too many for a file."""
+        """Not shown: metrics change too often for a file."""
 
     def complete(self) -> None:
         with self._lock:
-            if self._begun and self._written < 100:
-                self._write(100)
+            if self._steps and self._printed_percent < 100:
+                self._print_progress(100)
 
     def __enter__(self) -> Self:
-        self._heartbeat.__enter__()
+        self._ticker.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._heartbeat.__exit__()
+        self._ticker.__exit__()
 
-    def _go_on(self, seconds: float) -> None:
-        """The step again that says nothing new for long."""
+    def _print_if_stalled(self, elapsed_seconds: float) -> None:
+        """Print the current step again when nothing was printed for a while."""
         with self._lock:
-            silent = time.monotonic() - self._written_at
-            if self._begun and self._written < 100 and silent >= EVERY_SECONDS:
-                self._write(self._percent, f" after {seconds:.0f} s")
+            silent_seconds = time.monotonic() - self._printed_at
+            if self._steps and self._printed_percent < 100 and silent_seconds >= TICK_SECONDS:
+                self._print_progress(self._percent, f" after {elapsed_seconds:.0f} s")
 
-    def _write(self, percent: float, when: str = "") -> None:
-        self._percent = self._written = percent
-        self._written_at = time.monotonic()
-        self._console.print(Text(f"{self._begun[-1]} {percent:.0f} %{when}"), soft_wrap=True)
+    def _print_progress(self, percent: float, suffix: str = "") -> None:
+        self._percent = self._printed_percent = percent
+        self._printed_at = time.monotonic()
+        self._console.print(Text(f"{self._steps[-1]} {percent:.0f} %{suffix}"), soft_wrap=True)
 
 
-LAST_LINES_SECONDS: Final = 3.0
-"""How long to wait for the end of the log after the run's end: other logs may go on for hours."""
+LOG_DRAIN_SECONDS: Final = 3.0
+"""How long to wait for the end of the log after the run's end: relayed logs may continue for hours."""
 
 LEVEL_STYLES: Final = {"warning": "yellow", "error": "red"}
 
 
 @dataclass
-class Followed:
-    """What was seen of a run: its end, its last counts, and seconds by step."""
+class WatchedRun:
+    """What `watch_run` saw: how the run ended, and the seconds of each step."""
 
     status: JobStatus = JobStatus.PENDING
     error: str = ""
@@ -206,74 +207,74 @@ class Followed:
 
     @property
     def end(self) -> str:
-        """The end in one line, as it stands in the run's log too."""
+        """The end in one line, as the run's log states it too."""
         return f"{self.status} {self.error}".rstrip()
 
 
-class _Timeline:
-    """When each step was first heard of; a step lasts until the next begins."""
+class _StepTimer:
+    """Measures steps: each lasts from its first event to the first event of the next step."""
 
     def __init__(self) -> None:
         self.started = time.monotonic()
-        self._begun: dict[str, float] = {}
+        self._step_started: dict[str, float] = {}
 
-    def heard_of(self, step: str) -> None:
-        self._begun.setdefault(step, time.monotonic())
+    def record_event(self, step: str) -> None:
+        self._step_started.setdefault(step, time.monotonic())
 
     def seconds_by_step(self) -> dict[str, float]:
-        times = [*self._begun.values(), time.monotonic()]
-        return {step: times[i + 1] - times[i] for i, step in enumerate(self._begun)}
+        times = [*self._step_started.values(), time.monotonic()]
+        return {step: times[i + 1] - times[i] for i, step in enumerate(self._step_started)}
 
 
-def watch(redis: Redis, job: str, console: Console, *, title: str = "") -> Followed:
+def watch_run(redis: Redis, job: str, console: Console, *, title: str = "") -> WatchedRun:
     """Show the run of `job` until it ends."""
-    followed, timeline = Followed(), _Timeline()
-    view = Screen(console) if console.is_terminal else PlainLines(console)
+    watched, timer = WatchedRun(), _StepTimer()
+    view = LiveView(console) if console.is_terminal else PlainView(console)
     if title:
         console.print(f"[bold]{escape(title)}[/]")
-    ends: list[LogLine] = []
+    held_lines: list[LogLine] = []
     with view:
-        log = threading.Thread(target=_show_log, args=(redis, job, view, ends), daemon=True)
-        log.start()
+        log_thread = threading.Thread(target=_show_log, args=(redis, job, view, held_lines), daemon=True)
+        log_thread.start()
         for event in follow_run(redis, job):
-            _show(event, view, timeline, followed)
-        log.join(LAST_LINES_SECONDS)
-        for line in ends:
-            if line.line != followed.end:
-                view.log(text_of(line))
-    followed.seconds = time.monotonic() - timeline.started
-    followed.seconds_by_step = timeline.seconds_by_step()
-    return followed
+            _show_event(event, view, timer, watched)
+        log_thread.join(LOG_DRAIN_SECONDS)
+        for line in held_lines:
+            if line.line != watched.end:
+                view.log(styled_line(line))
+    watched.seconds = time.monotonic() - timer.started
+    watched.seconds_by_step = timer.seconds_by_step()
+    return watched
 
 
-def _show_log(redis: Redis, job: str, view: View, ends: list[LogLine]) -> None:
-    """Show lines as they come, but for what looks like the run's end, which whoever asked will say."""
-    # A Redis that is away for long ends the watch in the foreground, with its message.
+def _show_log(redis: Redis, job: str, view: RunView, held_lines: list[LogLine]) -> None:
+    """Show lines as they come, but hold those that look like the run's end: `watch_run` decides on them."""
+    # `follow_run`, in the foreground, raises the same error, and that ends the command with a message.
     with contextlib.suppress(RedisError):
         for line in LogFollower(redis, job):
             if line.source == "run" and is_final_status(line.line.partition(" ")[0]):
-                ends.append(line)
+                held_lines.append(line)
             else:
-                view.log(text_of(line))
+                view.log(styled_line(line))
 
 
-def text_of(line: LogLine) -> Text:
-    """A line of the log in its colours."""
-    text = Text.from_ansi(shown(line.line), style=LEVEL_STYLES.get(line.level, ""))
+def styled_line(line: LogLine) -> Text:
+    """A line of the log with its source and its colours."""
+    text = Text.from_ansi(terminal_line(line.line), style=LEVEL_STYLES.get(line.level, ""))
     return Text.assemble((f"{line.source} | ", "dim"), text)
 
 
-def _show(event: RunEvent, view: View, timeline: _Timeline, followed: Followed) -> None:
+def _show_event(event: RunEvent, view: RunView, timer: _StepTimer, watched: WatchedRun) -> None:
     content = event.content
     match event.kind:
         case "progress":
-            timeline.heard_of(content["step"])
+            timer.record_event(content["step"])
             view.progress(content["step"], content["percent"])
         case "metrics":
             values = ", ".join(f"{value:g} {name}" for name, value in content["metrics"].items())
             view.metrics(content["step"], values)
         case "state":
-            followed.status = JobStatus(content["status"])
-            followed.error = content.get("error", "")
-            if followed.status is JobStatus.SUCCEEDED:
+            watched.status = JobStatus(content["status"])
+            watched.error = content.get("error", "")
+            if watched.status is JobStatus.SUCCEEDED:
                 view.complete()

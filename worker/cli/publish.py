@@ -1,4 +1,4 @@
-"""Commands that publish work: deploy, to-task, stop."""
+"""The commands that publish a message: deploy, to-task, stop."""
 
 import json
 from typing import Annotated, Any
@@ -9,8 +9,8 @@ from redis.exceptions import RedisError
 
 from shared import DeployMessage, Message, StopMessage, ToTaskMessage
 from shared.validation import describe_validation_error
-from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, Job, RedisUrl, fail, out, publish, reach
-from worker.cli.following import KnownRun, fail_if_refused, follow_to_end
+from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, Job, RedisUrl, fail, out, publish, try_connect
+from worker.cli.follow import RunRecord, fail_if_rejected, follow_to_end
 
 Plugin = Annotated[str, typer.Argument(help="The plugin's release, code@version.", metavar="PLUGIN")]
 Params = Annotated[str, typer.Option("--params", help="The message's params, a JSON object.")]
@@ -29,8 +29,8 @@ def deploy(
     broker_url: BrokerUrl = None,
 ) -> None:
     """Put a plugin's model online on Ray Serve."""
-    fields = _fields(job=job, plugin=plugin, agent=agent, params=_json(params), tenant=tenant)
-    _start(_message(DeployMessage, fields), broker_url, redis_url, follow=follow)
+    fields = _without_unset(job=job, plugin=plugin, agent=agent, params=_parse_params(params), tenant=tenant)
+    _publish_run(_validate(DeployMessage, fields), broker_url, redis_url, follow=follow)
 
 
 def to_task(
@@ -43,58 +43,58 @@ def to_task(
     broker_url: BrokerUrl = None,
 ) -> None:
     """Pre-annotate the tasks of a project."""
-    fields = _fields(job=job, plugin=plugin, params=_json(params), tenant=tenant)
-    _start(_message(ToTaskMessage, fields), broker_url, redis_url, follow=follow)
+    fields = _without_unset(job=job, plugin=plugin, params=_parse_params(params), tenant=tenant)
+    _publish_run(_validate(ToTaskMessage, fields), broker_url, redis_url, follow=follow)
 
 
 def stop(job: Job, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerUrl = None) -> None:
     """End a run, also one that has not been read yet."""
-    message = _message(StopMessage, {"job": job})
-    known = _known(message.job, redis_url)
-    _publish(message, broker_url, redis_url)
-    if known is not None and known.has_ended:
-        out.print(f"job {message.job} has already ended: {known.status}")
-    elif known is not None and known.status is None:
+    message = _validate(StopMessage, {"job": job})
+    record = _read_record(message.job, redis_url)
+    _publish_message(message, broker_url, redis_url)
+    if record is not None and record.has_ended:
+        out.print(f"job {message.job} has already ended: {record.status}")
+    elif record is not None and record.status is None:
         out.print(f"no run of job {message.job} is known yet; the stop is remembered for a day")
 
 
-def _start(message: Message, broker_url: str | None, redis_url: str, *, follow: bool) -> None:
-    """Publish a run's message, unless it would start nothing."""
-    known = _known(message.job, redis_url, may_be_refused=True)
-    if known is not None and known.has_ended:
+def _publish_run(message: Message, broker_url: str | None, redis_url: str, *, follow: bool) -> None:
+    """Publish a message that starts a run, unless the job has a run already or its message was rejected."""
+    record = _read_record(message.job, redis_url, fail_when_rejected=True)
+    if record is not None and record.has_ended:
         fail(
-            f"job {message.job} has already ended: {known.status}, {known.updated}; nothing is started",
+            f"job {message.job} has already ended: {record.status}, {record.updated}; nothing is started",
             hint="A job runs once: publish with a new job.",
         )
-    if known is not None and known.status is not None:
+    if record is not None and record.status is not None:
         out.print(
             f"job {message.job} runs already: {'following that run' if follow else 'nothing is started'}"
         )
     else:
-        _publish(message, broker_url, redis_url)
-        if known is not None and known.stop_is_remembered:
+        _publish_message(message, broker_url, redis_url)
+        if record is not None and record.stop_is_remembered:
             out.print(f"a stop of job {message.job} came before and is remembered: its run ends at once")
     if follow:
         follow_to_end(message.job, redis_url)
 
 
-def _known(job: str, redis_url: str, *, may_be_refused: bool = False) -> KnownRun | None:
-    """None when Redis does not say: the queue may be elsewhere and take the message all the same."""
+def _read_record(job: str, redis_url: str, *, fail_when_rejected: bool = False) -> RunRecord | None:
+    """The run of a job; None when Redis does not answer, since the broker may be another server."""
     try:
-        redis = reach(redis_url)
-        known = KnownRun.of(redis, job)
-        if may_be_refused and known.status is None:
-            fail_if_refused(redis, job)
+        redis = try_connect(redis_url)
+        record = RunRecord.read(redis, job)
+        if fail_when_rejected and record.status is None:
+            fail_if_rejected(redis, job)
     except RedisError:
         return None
-    return known
+    return record
 
 
-def _fields(**fields: Any) -> dict[str, Any]:
+def _without_unset(**fields: object) -> dict[str, object]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _json(text: str) -> dict[str, Any]:
+def _parse_params(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -104,13 +104,13 @@ def _json(text: str) -> dict[str, Any]:
     return value
 
 
-def _message(model: type[Message], fields: dict[str, Any]) -> Message:
+def _validate(model: type[Message], fields: dict[str, object]) -> Message:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
         fail(describe_validation_error(error))
 
 
-def _publish(message: Message, broker_url: str | None, redis_url: str) -> None:
+def _publish_message(message: Message, broker_url: str | None, redis_url: str) -> None:
     publish(message, broker_url, redis_url)
     out.print(f"{message.task} published: job {message.job}")

@@ -1,4 +1,4 @@
-"""The command `sandbox`: everything a worker needs on one machine, without any account."""
+"""The command `sandbox`: everything that a worker needs on one machine, without an account."""
 
 import os
 import shlex
@@ -11,36 +11,30 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.markup import escape
 
-from worker.cli.console import INTERRUPTED, fail, out
-from worker.cli.interrupts import interruptible
-from worker.cli.progress import Heartbeat
+from worker.cli.console import INTERRUPTED_EXIT_CODE, PluginsDir, fail, out
+from worker.cli.interrupts import interrupt_once
+from worker.cli.progress import Ticker
 
 if TYPE_CHECKING:
     from worker.sandbox import Process, Sandbox
 
-JOBS: Final = 100
-"""Jobs that the backend knows from the start, to play with: on the real platform somebody else makes them."""
-SECONDS_BETWEEN_LOOKS: Final = 0.5
+JOB_COUNT: Final = 100
+"""Jobs that the backend has from the start; on the real platform its users create them."""
+POLL_INTERVAL_SECONDS: Final = 0.5
 
-EXAMPLE_PLUGINS = Path(__file__).resolve().parents[2] / "examples" / "plugins"
-
-PluginsDir = Annotated[
-    Path,
-    typer.Option(
-        "--plugins-dir", envvar="PLUGINS_DIR", help="The plugin store.", exists=True, file_okay=False
-    ),
-]
+EXAMPLE_PLUGINS_DIR = Path(__file__).resolve().parents[2] / "examples" / "plugins"
 
 
 def sandbox(
-    plugins_dir: PluginsDir = EXAMPLE_PLUGINS,
+    plugins_dir: PluginsDir = EXAMPLE_PLUGINS_DIR,
     directory: Annotated[
-        Path | None, typer.Option(help="Keep the sandbox's state here; default: a folder that goes with it.")
+        Path | None,
+        typer.Option(help="Keep the sandbox's state here; default: a folder that is deleted at the end."),
     ] = None,
-    cpus: Annotated[int, typer.Option(help="CPUs that Ray may hand out.", min=1)] = 4,
-    workers: Annotated[int, typer.Option(help="Workers to start beside it.", min=0)] = 1,
+    cpus: Annotated[int, typer.Option(help="CPUs that Ray may use.", min=1)] = 4,
+    workers: Annotated[int, typer.Option(help="Workers to start.", min=0)] = 1,
     env_file: Annotated[
-        Path, typer.Option(help="Written with the settings, to be sourced by a shell.")
+        Path, typer.Option(help="The settings are written here, for a shell to source.")
     ] = Path(".sandbox.env"),
 ) -> None:
     """Start a Redis, a Ray, an agent, a backend and a worker on this machine, and wait for Ctrl-C."""
@@ -50,35 +44,35 @@ def sandbox(
 
     try:
         with (
-            interruptible(),
-            starting() as start,
-            Sandbox(directory, plugins_dir=plugins_dir, num_cpus=cpus, on_progress=say) as running,
+            interrupt_once(),
+            startup_ticker() as ticker,
+            Sandbox(directory, plugins_dir=plugins_dir, num_cpus=cpus, on_progress=print_progress) as running,
         ):
             project = seed_digits(running.state, running.files_dir, running.files_url)
             for _ in range(workers):
                 running.start_worker()
             _add_jobs(running)
-            start.stop()
-            _describe(running, project.id)
-            with _settings_in(env_file, running.environment()):
-                say(f"settings, in another shell: source {env_file}; Ctrl-C ends all")
+            ticker.stop()
+            _print_contents(running, project.id)
+            with _written_settings(env_file, running.environment()):
+                print_progress(f"settings, in another shell: source {env_file}; Ctrl-C ends all")
                 try:
-                    _watch_over(running.workers)
+                    _report_ended_workers(running.workers)
                 except KeyboardInterrupt:
-                    say("stopping")
+                    print_progress("stopping")
     except KeyboardInterrupt:
-        say("interrupted; everything that the sandbox started has ended")
-        raise typer.Exit(INTERRUPTED) from None
+        print_progress("interrupted; everything that the sandbox started has ended")
+        raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
     except SandboxError as error:
         fail(str(error))
 
 
-def starting() -> Heartbeat:
-    """Says now and then that the start goes on: Ray alone takes a quarter of a minute."""
-    return Heartbeat(lambda seconds: say(f"still starting, {seconds:.0f} s"))
+def startup_ticker() -> Ticker:
+    """Prints at intervals that the sandbox is still starting: Ray alone takes 15 seconds."""
+    return Ticker(lambda seconds: print_progress(f"still starting, {seconds:.0f} s"))
 
 
-def say(text: str) -> None:
+def print_progress(text: str) -> None:
     """One dim line of progress."""
     out.print(f"[dim]· {escape(text)}[/]", highlight=False)
 
@@ -86,37 +80,38 @@ def say(text: str) -> None:
 def _add_jobs(running: "Sandbox") -> None:
     from worker.sandbox.sandbox import AGENT_ID
 
-    for id_ in range(1, JOBS + 1):
+    for id_ in range(1, JOB_COUNT + 1):
         if running.state.job(id_) is None:
             running.state.add_job(id=id_, agent=AGENT_ID)
 
 
-def _describe(running: "Sandbox", project: int) -> None:
+def _print_contents(running: "Sandbox", project: int) -> None:
     from worker.sandbox.sandbox import AGENT_ID
 
-    say(f"logs in {running.directory / 'logs'}")
-    say(f"agent {AGENT_ID}; jobs 1 to {JOBS}; project {project} holds the digits")
+    print_progress(f"logs in {running.directory / 'logs'}")
+    print_progress(f"agent {AGENT_ID}; jobs 1 to {JOB_COUNT}; project {project} holds the digits")
     for release in running.state.rows("SELECT id, code, version FROM plugin_releases ORDER BY id"):
-        say(f"pre-processor {release['id']} is {release['code']}@{release['version']}")
+        print_progress(f"pre-processor {release['id']} is {release['code']}@{release['version']}")
 
 
-def _watch_over(workers: "list[Process]") -> None:
-    """Until Ctrl-C; a worker that ends is not started again, but nobody should have to guess it."""
-    living = list(workers)
+def _report_ended_workers(workers: "list[Process]") -> None:
+    """Report workers that end, until Ctrl-C. They are not restarted."""
+    running = list(workers)
     while True:
-        for worker in [each for each in living if not each.alive]:
-            living.remove(worker)
+        for worker in [process for process in running if not process.alive]:
+            running.remove(worker)
             out.print(
                 f"[bold red]{worker.name} has ended (exit code {worker.exit_code})[/], see {worker.log}",
                 highlight=False,
                 soft_wrap=True,
             )
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(POLL_INTERVAL_SECONDS)
 
 
 @contextmanager
-def _settings_in(env_file: Path, environ: Mapping[str, str]) -> Iterator[None]:
-    """For this user's eyes only, also where a file of that name lay about: there are tokens in it."""
+def _written_settings(env_file: Path, environ: Mapping[str, str]) -> Iterator[None]:
+    """Write the settings, which hold tokens, to a file of this user for the duration of the block."""
+    # An existing file might have other permissions.
     env_file.unlink(missing_ok=True)
     text = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environ.items())
     with os.fdopen(os.open(env_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

@@ -1,9 +1,10 @@
 """The Serve applications on the cluster of RAY_ADDRESS, as the steps of a deployment see them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
+from shared.messages import JsonObject
 from shared.statuses import ServeApplicationStatus
 from worker.actions.serve_state import deployment_digest, interpret_serve_status, serve_details
 from worker.actions.serve_submit import remove_application
@@ -58,7 +59,7 @@ class RayCluster:
         _ask_serve(lambda: remove_application(app_name, wait=False))
 
 
-def read_state(details: Mapping[str, Any]) -> ServeState:
+def read_state(details: JsonObject) -> ServeState:
     """Read one application of Serve's details."""
     bucket, status, reason = interpret_serve_status(details)
     digests = {deployment_digest(item) for item in (details.get("deployments") or {}).values()}

@@ -1,11 +1,10 @@
 """What Redis stores of deployed applications: the runs that own them, and their packages."""
 
-from typing import Any
-
 import structlog
 from redis import Redis
 
 from shared.channels import RETENTION_SECONDS
+from shared.messages import JsonObject
 from worker.actions.serve_state import serve_details
 from worker.plugins import PluginError, Release, ReleaseNotFoundError
 from worker.plugins.ray_session import call_with_timeout, session
@@ -96,7 +95,7 @@ class DeployedPackages:
             redis.delete(f"{self._key}:pinned")
             log.warning("packages not pinned", error_type=type(error).__name__)
 
-    def _in_use(self, live: dict[str, dict[str, Any]]) -> list[Release]:
+    def _in_use(self, live: dict[str, JsonObject]) -> list[Release]:
         releases = []
         for app_name, name in self._services.redis.hgetall(self._key).items():
             if live and app_name not in live:
@@ -109,7 +108,7 @@ class DeployedPackages:
         return releases
 
 
-def _live_applications() -> dict[str, dict[str, Any]]:
+def _live_applications() -> dict[str, JsonObject]:
     """What Serve runs; empty also when it does not answer, and then nothing is taken to be gone."""
     try:
         return call_with_timeout(ANSWER_TIMEOUT_SECONDS, serve_details)

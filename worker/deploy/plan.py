@@ -1,28 +1,18 @@
 """The steps of a deployment, its plan, and what the steps store for each other in the run's record."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from shared.messages import DeployMessage
+from shared.messages import DeployMessage, JsonObject
 from worker.plugins import PluginCallError, PluginError, PluginHostUnavailableError
 from worker.pre_processor.waitlist import Waitlist, WaitlistName
-from worker.runs.model import Run, RunFailedError, Step
-from worker.runs.runs import Runs
+from worker.runs.model import Run, RunFailedError, Workflow
+from worker.runs.state import stored_field
 from worker.services import Services
-
-INITIALIZE = Step("deploy.initialize", position=10)
-CAPACITY_GATE = Step("deploy.capacity_gate", position=20)
-SERVE_RUN = Step("deploy.serve_run", position=30)
-AWAIT_RUNNING = Step("deploy.await_running", position=40)
-REGISTER = Step("deploy.register", position=50)
+from worker.workflow.intake import WorkflowState
 
 PROGRESS_STEP = "deploy"
 """The platform's progress step for the gate, the submission and the wait."""
-
-PLAN = "plan"
-CAPACITY = "capacity"
-SUBMISSION = "submission"
 
 
 @dataclass(frozen=True)
@@ -31,15 +21,15 @@ class DeployPlan:
 
     app_name: str
     route_prefix: str | None
-    ray_actor_options: Mapping[str, Any]
-    serve_options: Mapping[str, Any]
+    ray_actor_options: JsonObject
+    serve_options: JsonObject
     digest: str
     """Over everything that makes a difference between two deployments."""
-    other: Mapping[str, Any] = field(default_factory=dict)
+    other: JsonObject = field(default_factory=dict)
     """Keys that an author's own `plan()` adds for its own `submit()`."""
 
     @classmethod
-    def from_json(cls, given: Mapping[str, Any]) -> "DeployPlan":
+    def from_json(cls, given: JsonObject) -> "DeployPlan":
         """Raises `KeyError` for a plan that lacks a key."""
         return cls(
             app_name=given["app_name"],
@@ -50,7 +40,7 @@ class DeployPlan:
             other={key: value for key, value in given.items() if key not in cls.__dataclass_fields__},
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """The inverse of `from_json`; older workers read it as well."""
         fields = asdict(self)
         return {**fields.pop("other"), **fields}
@@ -63,27 +53,46 @@ class Submission:
     existed: bool
     at: float
 
-    def note(self, run: Run, runs: Runs) -> None:
-        """Store it in the run's record."""
-        runs.store.note(run.job, SUBMISSION, asdict(self))
+
+@dataclass(frozen=True)
+class DeployState(WorkflowState):
+    """What the steps of a deployment leave for each other."""
+
+    plan: DeployPlan | None = stored_field(
+        "plan", None, decode=DeployPlan.from_json, encode=DeployPlan.to_json
+    )
+    capacity: Literal["allowed", "skipped"] | None = None
+    """The answer of the capacity gate; `skipped` where there is no agent to ask."""
+    submission: Submission | None = stored_field(
+        "submission", None, decode=lambda stored: Submission(**stored), encode=asdict
+    )
+    submitted: bool = False
+    failure: str | None = None
+    """The message with which the run is about to fail."""
+    superseded_since: float | None = stored_field("astray", None)
+    """Redis's time at which the application was first found gone or replaced."""
+    reported_reasons: tuple[str, ...] = stored_field("told", (), decode=tuple, encode=list)
+    """Digests of Serve's reasons that became messages to the user."""
+    registered: int | str | None = None
+    """The id of the application record."""
+    post_attempts: int = stored_field("register_attempts", 0)
 
 
-def plan_of(run: Run) -> DeployPlan:
+DEPLOY = Workflow(DeployMessage, DeployState)
+DeployRun: TypeAlias = Run[DeployMessage, DeployState]
+
+INITIALIZE = DEPLOY.step("deploy.initialize", position=10)
+CAPACITY_GATE = DEPLOY.step("deploy.capacity_gate", position=20)
+SERVE_RUN = DEPLOY.step("deploy.serve_run", position=30)
+AWAIT_RUNNING = DEPLOY.step("deploy.await_running", position=40)
+REGISTER = DEPLOY.step("deploy.register", position=50)
+
+
+def plan_of(run: DeployRun) -> DeployPlan:
     """The run's plan, which the capacity gate has stored."""
-    return DeployPlan.from_json(run.findings[PLAN])
-
-
-def submission_of(run: Run) -> Submission | None:
-    """The run's submission; None before it."""
-    found = run.findings.get(SUBMISSION)
-    return Submission(**found) if found else None
-
-
-def deploy_message(run: Run) -> DeployMessage:
-    """The run's message; raises `TypeError` for a run that is no deployment."""
-    if not isinstance(run.message, DeployMessage):
-        raise TypeError(f"{run.message.task} is no deployment")
-    return run.message
+    if run.state.plan is None:
+        raise RunFailedError(f"job {run.job} has no plan of its deployment")
+    return run.state.plan
 
 
 def waitlist_name(message: DeployMessage, services: Services) -> WaitlistName:
@@ -99,12 +108,12 @@ def extend_dispatch_deadline(message: DeployMessage, services: Services) -> None
     Waitlist(services.redis, waitlist_name(message, services)).extend_deadline()
 
 
-def set_dispatched_job(run: Run, services: Services) -> None:
+def set_dispatched_job(run: DeployRun, services: Services) -> None:
     """The deployment has begun: it is the job of a dispatch whose dispatcher died before it knew the job."""
-    Waitlist(services.redis, waitlist_name(deploy_message(run), services)).set_job(run.job)
+    Waitlist(services.redis, waitlist_name(run.message, services)).set_job(run.job)
 
 
-def call_plugin(run: Run, services: Services, operation: str, payload: Mapping[str, Any] | None) -> Any:
+def call_plugin(run: DeployRun, services: Services, operation: str, payload: JsonObject | None) -> Any:
     """The answer of the release's action to `operation`.
 
     Raises `RunFailedError` for what the author's code raises, and `PluginHostUnavailableError`.

@@ -1,50 +1,49 @@
 """The last step of a deployment: register the application in the backend, once, and wake its waiting list."""
 
+from dataclasses import replace
+
 import structlog
 
 from shared.statuses import JobStatus, ServeApplicationStatus
-from worker.deploy.plan import deploy_message, plan_of, waitlist_name
+from worker.deploy.plan import DeployRun, plan_of, waitlist_name
 from worker.platform import BackendClient, MalformedResponseError
 from worker.pre_processor.waitlist import wake
-from worker.runs.model import Finish, Outcome, Reschedule, Run, backend_job_id
+from worker.runs.model import Finish, Outcome, Reschedule, backend_job_id
 from worker.services import Services
 
 log = structlog.get_logger(__name__)
 
-REGISTERED = "registered"
-POST_ATTEMPTS = "register_attempts"
 MAX_POST_ATTEMPTS = 5
 RETRY_SECONDS = 1.0
 MAX_ID_CHARS = 100
 
 
-def register(run: Run, services: Services) -> Outcome:
+def register(run: DeployRun, services: Services) -> Outcome:
     """Post the application record, unless an earlier delivery did; the run ends SUCCEEDED."""
     runs = services.runs
     identifier = _record_id(run, services)
     if identifier is None:
         return Reschedule(RETRY_SECONDS)
-    runs.store.note(run.job, REGISTERED, identifier)
-    wake(runs, waitlist_name(deploy_message(run), services))
+    runs.store.update_state(run, replace(run.state, registered=identifier))
+    wake(runs, waitlist_name(run.message, services))
     runs.set_progress(run, "register", 100)
     return Finish(JobStatus.SUCCEEDED, {"serve_application": identifier})
 
 
-def _record_id(run: Run, services: Services) -> int | str | None:
+def _record_id(run: DeployRun, services: Services) -> int | str | None:
     """The id of the application record; None when the step has to look again.
 
     Errors of the look itself are raised: the step is retried for them as for any unavailable dependency.
     """
-    known: int | str | None = run.findings.get(REGISTERED)
-    if known is not None:
-        return known
+    if run.state.registered is not None:
+        return run.state.registered
     backend = services.backend(run.message.tenant)
     # Looked for even if no post is noted: a Redis that was restored after a crash lacks its last second.
     found = _find_registered(backend, run.job)
     if found is not None:
         return found
-    posted = run.findings.get(POST_ATTEMPTS, 0)
-    services.runs.store.note(run.job, POST_ATTEMPTS, posted + 1)
+    posted = run.state.post_attempts
+    services.runs.store.update_state(run, replace(run.state, post_attempts=posted + 1))
     if not services.runs.holds_lease(run):
         return None  # this process was suspended since the look, and another worker has the step: look again
     try:
@@ -69,7 +68,7 @@ def _find_registered(backend: BackendClient, job: str) -> int | str | None:
     return None
 
 
-def _application_data(run: Run) -> dict[str, str | None]:
+def _application_data(run: DeployRun) -> dict[str, str | None]:
     """The record's `data`. It names the release, because a waiting list ignores records of other releases."""
     plan = plan_of(run)
     code, _, version = run.message.plugin.partition("@")

@@ -1,6 +1,7 @@
 """Submit the application to Ray Serve, wait until it runs, and remove what never ran."""
 
 import hashlib
+from dataclasses import replace
 from typing import NoReturn
 
 import structlog
@@ -11,17 +12,17 @@ from worker.deploy.cluster import Cluster, ServeState
 from worker.deploy.deployments import DeployedPackages, Ownership
 from worker.deploy.plan import (
     AWAIT_RUNNING,
-    PLAN,
+    DEPLOY,
     PROGRESS_STEP,
     REGISTER,
+    DeployRun,
     Submission,
     call_plugin,
     plan_of,
-    submission_of,
 )
 from worker.lua import redis_time
 from worker.plugins import PluginHostUnavailableError
-from worker.runs.model import Continue, Outcome, Reschedule, Run, RunFailedError
+from worker.runs.model import Continue, Outcome, Reschedule, RunFailedError
 from worker.runs.store import UnknownRunError
 from worker.services import Services
 
@@ -32,29 +33,23 @@ MAX_POLL_SECONDS = 5.0
 SUPERSEDED_SECONDS = 10.0
 """An application that is gone or replaced for so long stays away."""
 
-SUBMITTED = "submitted"
-FAILURE = "failure"
-SUPERSEDED_SINCE = "astray"
-REPORTED_REASONS = "told"
-"""These name what the steps store in the run's record; older workers read the same words."""
 
-
-def serve_run(run: Run, services: Services, cluster: Cluster) -> Outcome:
+def serve_run(run: DeployRun, services: Services, cluster: Cluster) -> Outcome:
     """Submit the application, unless an identical one is on Serve already, or this step has submitted it."""
     plan, runs = plan_of(run), services.runs
     name = plan.app_name
     state = cluster.state(name)
     ownership = Ownership(services, name)
-    submission = submission_of(run)
+    submission = run.state.submission
     is_identical = plan.digest in state.digests
-    is_submitted = is_identical and SUBMITTED in run.findings
+    is_submitted = is_identical and run.state.submitted
     is_healthy = is_identical and state.bucket != "failed"
     # An application of another run that never ran is not kept should this run fail as well. On a second
     # delivery it may have run in the meantime.
     existed = state.exists and (state.bucket == "running" or ownership.existed_before())
     if submission is None:
         submission = Submission(existed=existed, at=redis_time(runs.redis))
-        submission.note(run, runs)
+        runs.store.update_state(run, replace(run.state, submission=submission))
     ownership.acquire(run.job, submission.existed or existed)
     if is_healthy and not is_submitted:
         runs.events.message(run.job, f"{name} is there already: nothing to submit.", step=PROGRESS_STEP)
@@ -66,18 +61,18 @@ def serve_run(run: Run, services: Services, cluster: Cluster) -> Outcome:
             raise
         for message in answer.get("messages") or []:
             runs.events.message(run.job, str(message), step=PROGRESS_STEP)
-        runs.store.note(run.job, SUBMITTED, True)
+        runs.store.update_state(run, replace(run.state, submitted=True))
     DeployedPackages(services).add(name, run.message.plugin)
     runs.set_progress(run, PROGRESS_STEP, 30)
     return Continue(AWAIT_RUNNING)
 
 
-def await_running(run: Run, services: Services, cluster: Cluster) -> Outcome:
+def await_running(run: DeployRun, services: Services, cluster: Cluster) -> Outcome:
     """Look at the application once. Serve's reason for a failed attempt becomes a message to the user."""
     runs, name = services.runs, plan_of(run).app_name
-    submission = submission_of(run) or Submission(existed=True, at=redis_time(runs.redis))
-    if FAILURE in run.findings:  # an earlier delivery of this step died before it ended the run
-        _fail(run, services, cluster, run.findings[FAILURE])
+    submission = run.state.submission or Submission(existed=True, at=redis_time(runs.redis))
+    if run.state.failure is not None:  # an earlier delivery of this step died before it ended the run
+        _fail(run, services, cluster, run.state.failure)
     timeout = services.settings.worker_deploy_timeout_seconds
     elapsed = redis_time(runs.redis) - submission.at
     reason = ""
@@ -105,7 +100,7 @@ def poll_countdown(elapsed: float) -> float:
     return max(FIRST_POLL_SECONDS, min(elapsed / 4, MAX_POLL_SECONDS))
 
 
-def remove_if_never_ran(run: Run, services: Services, cluster: Cluster) -> None:
+def remove_if_never_ran(run: DeployRun, services: Services, cluster: Cluster) -> None:
     """Remove the application of a run that fails. The run ends FAILED even if the cluster does not answer."""
     try:
         removed = _remove(run, services, cluster)
@@ -129,17 +124,17 @@ def remove_after_stop(job: str, services: Services, cluster: Cluster) -> None:
         return
     is_stopped = run.end is not None and run.end.status is JobStatus.STOPPED
     if is_stopped and isinstance(run.message, DeployMessage) and run.position < REGISTER.position:
-        _remove(run, services, cluster)
+        _remove(DEPLOY.typed(run), services, cluster)
 
 
-def _remove(run: Run, services: Services, cluster: Cluster) -> bool:
+def _remove(run: DeployRun, services: Services, cluster: Cluster) -> bool:
     """Remove the run's application, unless it existed before, has run, or another run waits for it as well.
 
     Safe to repeat.
     """
-    if PLAN not in run.findings:
+    plan = run.state.plan
+    if plan is None:
         return False
-    plan = plan_of(run)
     ownership = Ownership(services, plan.app_name)
     if not ownership.release(run.job) or ownership.existed_before():
         return False
@@ -151,20 +146,19 @@ def _remove(run: Run, services: Services, cluster: Cluster) -> bool:
     return True
 
 
-def _is_own(run: Run, state: ServeState) -> bool:
+def _is_own(run: DeployRun, state: ServeState) -> bool:
     return state.has_digest(plan_of(run).digest)
 
 
-def _failure(run: Run, services: Services, state: ServeState, reason: str) -> str | None:
+def _failure(run: DeployRun, services: Services, state: ServeState, reason: str) -> str | None:
     """The message with which the run fails, or None."""
     name, runs = plan_of(run).app_name, services.runs
     if _is_own(run, state):
-        if run.findings.get(SUPERSEDED_SINCE) is not None:
-            runs.store.note(run.job, SUPERSEDED_SINCE, None)
+        runs.store.update_state(run, replace(run.state, superseded_since=None))
         return _failure_text(f"{name} reached {state.status}", reason) if state.bucket == "failed" else None
-    now, since = redis_time(runs.redis), run.findings.get(SUPERSEDED_SINCE)
+    now, since = redis_time(runs.redis), run.state.superseded_since
     if since is None:
-        runs.store.note(run.job, SUPERSEDED_SINCE, now)
+        runs.store.update_state(run, replace(run.state, superseded_since=now))
         return None
     if now - since <= SUPERSEDED_SECONDS:
         return None
@@ -172,20 +166,21 @@ def _failure(run: Run, services: Services, state: ServeState, reason: str) -> st
     return _failure_text(f"{name} {what} while it started", "")
 
 
-def _report_reason(run: Run, services: Services, state: ServeState) -> str:
+def _report_reason(run: DeployRun, services: Services, state: ServeState) -> str:
     """Serve's reason for the run's own application; each becomes a message to the user once."""
     if not state.reason or not _is_own(run, state):
         return ""
     digest = hashlib.sha256(state.reason.encode()).hexdigest()[:16]
-    reported: list[str] = run.findings.get(REPORTED_REASONS, [])
+    reported = run.state.reported_reasons
     if digest not in reported:
         services.runs.events.message(run.job, state.reason, step=PROGRESS_STEP, level="warning")
-        services.runs.store.note(run.job, REPORTED_REASONS, [*reported, digest][-50:])
+        reported = (*reported, digest)[-50:]
+        services.runs.store.update_state(run, replace(run.state, reported_reasons=reported))
     return state.reason
 
 
-def _fail(run: Run, services: Services, cluster: Cluster, failure: str) -> NoReturn:
-    services.runs.store.note(run.job, FAILURE, failure)
+def _fail(run: DeployRun, services: Services, cluster: Cluster, failure: str) -> NoReturn:
+    services.runs.store.update_state(run, replace(run.state, failure=failure))
     remove_if_never_ran(run, services, cluster)
     raise RunFailedError(failure)
 

@@ -1,11 +1,11 @@
 """The Celery tasks of a deployment: its entry task, and a task for each step."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from celery import shared_task
 
 import worker.deploy.register
-from shared.messages import DeployMessage, Job, ToTaskMessage
+from shared.messages import DeployMessage, Job, JsonObject, ToTaskMessage
 from worker.deploy import gate, serve
 from worker.deploy.cluster import RayCluster
 from worker.deploy.plan import (
@@ -14,14 +14,18 @@ from worker.deploy.plan import (
     INITIALIZE,
     REGISTER,
     SERVE_RUN,
+    DeployRun,
+    DeployState,
     extend_dispatch_deadline,
 )
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.bulkhead import bulkhead
-from worker.runs.model import Outcome, Reschedule, Run, Step
+from worker.runs.model import Outcome, Reschedule, WorkflowStep
 from worker.runs.publisher import send_task
 from worker.services import services
 from worker.workflow.task import INFRASTRUCTURE_ERRORS, StepFunction, StepTask
+
+DeployStep: TypeAlias = WorkflowStep[DeployMessage, DeployState]
 
 CLUSTER = "cluster"
 """The bulkhead around the agent and Ray: a cluster that hangs holds no more threads than its slots."""
@@ -33,10 +37,12 @@ class DeployTask(StepTask):
 
     abstract = True
 
-    def run_on_agent_worker(self, step: Step, job: str, function: StepFunction) -> None:
+    def run_on_agent_worker(
+        self, step: DeployStep, job: str, function: StepFunction[DeployMessage, DeployState]
+    ) -> None:
         """Run the step, or send its message to the workers of the run's agent."""
 
-        def in_bulkhead(run: Run) -> Outcome:
+        def in_bulkhead(run: DeployRun) -> Outcome:
             with bulkhead.acquire(CLUSTER) as acquired:
                 if acquired:
                     return function(run)
@@ -54,7 +60,7 @@ class DeployTask(StepTask):
             self.retry_later(1.0)
         self.run_step(step, job, in_bulkhead if step in CLUSTER_STEPS else function)
 
-    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], agent: int) -> None:
+    def forward(self, args: tuple[Any, ...], kwargs: JsonObject, agent: int) -> None:
         """Send the deployment's message to the workers of its agent, unchanged."""
         try:
             send_task(self.app, self.name, DeployMessage.agent_queue(agent), kwargs, args=args)

@@ -1,1 +1,1 @@
-"""Logs of Ray jobs, followed for whoever listens: `tail_logs` books, a relay in every worker follows."""
+"""Logs of Ray jobs: `tail_logs` subscribes a job to a log, and the relay in every worker tails it."""

@@ -1,4 +1,4 @@
-"""The relay: tails hundreds of logs on one event loop in every worker that consumes the queue `logs`."""
+"""The log relay: tails hundreds of logs on one event loop in every worker that consumes the queue `logs`."""
 
 import asyncio
 import contextlib
@@ -13,142 +13,151 @@ from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
 
 from shared.messages import TailLogsMessage
-from worker.logs.subscriptions import Claim, Claims
-from worker.logs.tailer import AgentLogs, Following, LogSource
-from worker.logs.writer import Feed, Outlet, Room, insist
+from worker.logs.subscriptions import Claim, ClaimStore
+from worker.logs.tailer import AgentLogSource, LogSource, LogTailer
+from worker.logs.writer import BufferCapacity, LineBuffer, LogWriter, retry_forever
 from worker.platform import clean
 from worker.platform.streams import StreamLimits
 from worker.services import services
 
 log = structlog.get_logger(__name__)
 
-CLAIM_SECONDS: Final = 6.0
-"""A relay that gives no sign of life for so long has lost its logs to the others."""
+CLAIM_TTL_SECONDS: Final = 6.0
+"""A claim that is not renewed for so long expires, and other relays acquire its log."""
 
-RENEW_SECONDS: Final = 1.5
-LOOK_SECONDS: Final = 0.5
-MOST_LOGS: Final = 2_000
-A_LOOK: Final = 50
-"""Logs taken at a time, so that several relays share what was booked together."""
+RENEW_INTERVAL_SECONDS: Final = 1.5
+POLL_INTERVAL_SECONDS: Final = 0.5
+MAX_LOGS: Final = 2_000
+MAX_CLAIMS_PER_POLL: Final = 50
+"""Few, so that several relays share logs that are subscribed to together."""
 
-GOODBYE_SECONDS: Final = 3.0
-CANCEL_SECONDS: Final = 0.3
+RELEASE_TIMEOUT_SECONDS: Final = 3.0
+CANCEL_RETRY_SECONDS: Final = 0.3
 
 
-class Relay:
-    """Runs until cancelled; then others may have its logs at once."""
+class LogRelay:
+    """Claims logs and tails them until it is cancelled; then it releases its claims for other relays."""
 
-    def __init__(self, redis: "Redis", source: LogSource, limits: StreamLimits, patience: float) -> None:
-        """`redis` decodes its answers; `patience` is for how many seconds a log may be out of reach."""
-        self._claims = Claims(redis, CLAIM_SECONDS)
-        self._outlet = Outlet(redis, limits)
+    def __init__(
+        self, redis: "Redis", source: LogSource, limits: StreamLimits, retry_budget_seconds: float
+    ) -> None:
+        """`redis` decodes its answers; a log that is unreachable for `retry_budget_seconds` is closed."""
+        self._claim_store = ClaimStore(redis, CLAIM_TTL_SECONDS)
+        self._writer = LogWriter(redis, limits)
         self._source = source
         self._limits = limits
-        self._patience = patience
-        self._room = Room()
-        self._held: dict[str, Claim] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._retry_budget_seconds = retry_budget_seconds
+        self._capacity = BufferCapacity()
+        self._claims: dict[str, Claim] = {}
+        self._tail_tasks: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
-        """Follow what is booked."""
-        parts = [asyncio.create_task(part) for part in (self._outlet.run(), self._keep(), self._look())]
+        """Relay the logs that are subscribed to."""
+        loops = [
+            asyncio.create_task(loop)
+            for loop in (self._writer.run(), self._renew_claims(), self._acquire_claims())
+        ]
         try:
-            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            for part in done:
-                part.result()  # none ends but by failing
+            done, _ = await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+            for loop in done:
+                loop.result()  # raises: a loop ends only by failing
         finally:
-            await _end([*parts, *self._tasks.values()])
-            await self._say_goodbye()
+            await _cancel_all([*loops, *self._tail_tasks.values()])
+            await self._release_claims()
 
-    async def _look(self) -> None:
+    async def _acquire_claims(self) -> None:
         while True:
-            taken: list[Claim] = []
-            room = min(A_LOOK, MOST_LOGS - len(self._held))
+            acquired: list[Claim] = []
+            limit = min(MAX_CLAIMS_PER_POLL, MAX_LOGS - len(self._claims))
             try:
-                taken = await self._claims.take(room) if room > 0 else []
+                acquired = await self._claim_store.acquire(limit) if limit > 0 else []
             except (RedisError, OSError) as error:
-                log.warning("bookings not read", error_type=type(error).__name__)
-            for claim in taken:
-                self._take_on(claim)
-            await asyncio.sleep(LOOK_SECONDS if len(taken) < A_LOOK else LOOK_SECONDS / 10)
+                log.warning("log subscriptions not read", error_type=type(error).__name__)
+            for claim in acquired:
+                self._start_tail(claim)
+            is_backlog = len(acquired) == MAX_CLAIMS_PER_POLL
+            await asyncio.sleep(POLL_INTERVAL_SECONDS / 10 if is_backlog else POLL_INTERVAL_SECONDS)
 
-    def _take_on(self, claim: Claim) -> None:
-        name = claim.booking.name
-        # Its own claim may have run out while the machine slept.
-        self._drop(name)
-        self._held[name] = claim
-        self._tasks[name] = asyncio.create_task(self._follow(claim))
+    def _start_tail(self, claim: Claim) -> None:
+        name = claim.subscription.name
+        # This relay may still hold an expired claim on the log, such as after the machine slept.
+        self._stop_tail(name)
+        self._claims[name] = claim
+        self._tail_tasks[name] = asyncio.create_task(self._tail_log(claim))
 
-    async def _keep(self) -> None:
+    async def _renew_claims(self) -> None:
         while True:
-            await asyncio.sleep(RENEW_SECONDS)
+            await asyncio.sleep(RENEW_INTERVAL_SECONDS)
             try:
-                lost = await self._claims.renew(dict(self._held))
+                lost = await self._claim_store.renew(dict(self._claims))
             except (RedisError, OSError) as error:
-                log.warning("claims not renewed", error_type=type(error).__name__)
+                log.warning("log claims not renewed", error_type=type(error).__name__)
                 continue
             for name in lost:
-                log.warning("log lost to another relay", booking=name)
-                self._drop(name)
+                log.warning("log claim lost", subscription=name)
+                self._stop_tail(name)
 
-    def _drop(self, name: str) -> None:
-        self._held.pop(name, None)
-        task = self._tasks.pop(name, None)
+    def _stop_tail(self, name: str) -> None:
+        self._claims.pop(name, None)
+        task = self._tail_tasks.pop(name, None)
         if task is not None:
             task.cancel()
 
-    async def _follow(self, claim: Claim) -> None:
-        booking = claim.booking
-        with bound_contextvars(job=booking.job, ray_job=booking.ray_job):
+    async def _tail_log(self, claim: Claim) -> None:
+        subscription = claim.subscription
+        with bound_contextvars(job=subscription.job, ray_job=subscription.ray_job):
             try:
-                await self._follow_to_the_end(claim)
+                await self._tail_to_end(claim)
             except Exception as error:
-                # It is not renewed any more, so it comes round again, here or elsewhere.
-                log.error("following failed", error_type=type(error).__name__, error=clean(str(error)))
-            # Not when cancelled: the goodbye wants to know what was held.
-            if self._held.get(booking.name) is claim:
-                del self._held[booking.name], self._tasks[booking.name]
+                # The claim is not renewed any more and expires, so a relay tries the log again.
+                log.error("log tail failed", error_type=type(error).__name__, error=clean(str(error)))
+            # A cancelled task leaves its claim here, because `_release_claims` has to release it.
+            if self._claims.get(subscription.name) is claim:
+                del self._claims[subscription.name], self._tail_tasks[subscription.name]
 
-    async def _follow_to_the_end(self, claim: Claim) -> None:
-        beginning = await insist(lambda: self._claims.begin(claim))
-        if beginning is not None:
-            log.info("following", position=beginning.position, claim=claim.number)
-            most = self._limits.queue_size
-            feed = Feed(claim, beginning.position, most, self._room, self._outlet.wake)
-            with contextlib.closing(feed):
-                following = Following(claim, beginning, feed, self._source, self._patience)
-                ending = await following.to_the_end()
-            if ending is None:
+    async def _tail_to_end(self, claim: Claim) -> None:
+        resume_point = await retry_forever(lambda: self._claim_store.claim_log(claim))
+        if resume_point is not None:
+            log.info("log tail started", position=resume_point.position, fencing_token=claim.fencing_token)
+            max_lines = self._limits.queue_size
+            buffer = LineBuffer(claim, resume_point.position, max_lines, self._capacity, self._writer.notify)
+            with contextlib.closing(buffer):
+                tailer = LogTailer(claim, resume_point, buffer, self._source, self._retry_budget_seconds)
+                closure = await tailer.tail_to_end()
+            if closure is None:
                 return
-            await insist(lambda: self._claims.close(claim, ending.reason, ending.last_word))
-            log.info("log over", reason=ending.reason, position=feed.position)
-        await insist(lambda: self._claims.let_go(claim, over=True))
+            await retry_forever(
+                lambda: self._claim_store.close_log(claim, closure.reason, closure.final_line)
+            )
+            log.info("log closed", reason=closure.reason, position=buffer.position)
+        await retry_forever(lambda: self._claim_store.release(claim, log_closed=True))
 
-    async def _say_goodbye(self) -> None:
-        held, self._held = list(self._held.values()), {}
-        # The claims run out by themselves, only later.
+    async def _release_claims(self) -> None:
+        claims, self._claims = list(self._claims.values()), {}
+        # Claims that cannot be released expire by themselves, only later.
         with contextlib.suppress(RedisError, OSError, TimeoutError):
-            async with asyncio.timeout(GOODBYE_SECONDS):
-                for claim in held:
-                    await self._claims.let_go(claim, over=False)
+            async with asyncio.timeout(RELEASE_TIMEOUT_SECONDS):
+                for claim in claims:
+                    await self._claim_store.release(claim, log_closed=False)
 
 
-async def _end(tasks: Iterable["asyncio.Task[None]"]) -> None:
-    # More than once: before Python 3.12 `asyncio.wait_for`, which the Redis client uses, can swallow it.
+async def _cancel_all(tasks: Iterable["asyncio.Task[None]"]) -> None:
+    # Repeated, because `asyncio.wait_for` of Python 3.11, which the Redis client uses, can swallow a
+    # cancellation.
     pending = {task for task in tasks if not task.done()}
     while pending:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_RETRY_SECONDS)
 
 
-STOP_SECONDS: Final = 5.0
-RESTART_SECONDS: Final = 1.0
-CONNECTIONS: Final = 4
+STOP_TIMEOUT_SECONDS: Final = 5.0
+RESTART_DELAY_SECONDS: Final = 1.0
+MAX_REDIS_CONNECTIONS: Final = 4
 
 
-class RelayStep(bootsteps.StartStopStep):
-    """Runs the relay's event loop in a thread. It does not depend on the broker's connection."""
+class LogRelayStep(bootsteps.StartStopStep):
+    """Runs the relay's event loop in a thread, independently of the broker's connection."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -156,40 +165,42 @@ class RelayStep(bootsteps.StartStopStep):
         super().__init__(parent, **options)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._main: asyncio.Task[None] | None = None
+        self._main_task: asyncio.Task[None] | None = None
 
     def include_if(self, parent: Any) -> bool:
-        """Only where bookings come in."""
+        """Only in workers that consume the queue of `tail_logs`."""
         return TailLogsMessage.queue in parent.app.amqp.queues.consume_from
 
     def start(self, parent: Any) -> None:  # noqa: ARG002 - the bootstep's signature
-        """The worker is up."""
+        """Start the relay with the worker."""
         self._loop = new_event_loop()
-        self._main = self._loop.create_task(_run_for_ever())
-        self._thread = threading.Thread(target=self._run, args=(self._loop, self._main), name="log-relay")
+        self._main_task = self._loop.create_task(_run_forever())
+        self._thread = threading.Thread(
+            target=self._run_loop, args=(self._loop, self._main_task), name="log-relay"
+        )
         self._thread.daemon = True
         self._thread.start()
 
     def stop(self, parent: Any) -> None:  # noqa: ARG002 - the bootstep's signature
-        """The worker goes down: other relays may have the logs at once."""
-        if self._loop is None or self._main is None or self._thread is None:
+        """Cancel the relay, which releases its claims so that other relays continue its logs at once."""
+        if self._loop is None or self._main_task is None or self._thread is None:
             return
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._main.cancel)
-        self._thread.join(STOP_SECONDS)
+            self._loop.call_soon_threadsafe(self._main_task.cancel)
+        self._thread.join(STOP_TIMEOUT_SECONDS)
 
     terminate = stop
 
     @staticmethod
-    def _run(loop: asyncio.AbstractEventLoop, main: "asyncio.Task[None]") -> None:
+    def _run_loop(loop: asyncio.AbstractEventLoop, main_task: "asyncio.Task[None]") -> None:
         try:
-            loop.run_until_complete(asyncio.wait([main]))
+            loop.run_until_complete(asyncio.wait([main_task]))
         finally:
             loop.close()
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    """The quicker one where it is installed: it comes with Ray Serve."""
+    """uvloop's where it is installed, because it is faster; it comes with Ray Serve."""
     try:
         import uvloop
     except ImportError:
@@ -197,30 +208,33 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-async def _run_for_ever() -> None:
+async def _run_forever() -> None:
     while True:
         try:
-            await run_relay()
+            await run_log_relay()
         except Exception as error:
-            # Its logs are taken on again, by this relay or another, where they stand.
-            log.error("relay failed", error_type=type(error).__name__, error=clean(str(error)), exc_info=True)
-        await asyncio.sleep(RESTART_SECONDS)
+            # Its logs are claimed again, by this relay or another, and continue where they stand.
+            log.error(
+                "log relay failed", error_type=type(error).__name__, error=clean(str(error)), exc_info=True
+            )
+        await asyncio.sleep(RESTART_DELAY_SECONDS)
 
 
-async def run_relay() -> None:
-    """One relay with this process's settings, until cancelled."""
+async def run_log_relay() -> None:
+    """Run one relay with this process's settings until it is cancelled."""
     settings = services().settings
     pool = BlockingConnectionPool.from_url(
         settings.redis_url,
-        max_connections=CONNECTIONS,
+        max_connections=MAX_REDIS_CONNECTIONS,
         timeout=None,
         decode_responses=True,
         socket_timeout=5,
         socket_connect_timeout=3,
     )
-    source = AgentLogs(services())
+    source = AgentLogSource(services())
+    retry_budget_seconds = settings.worker_log_patience_seconds
     try:
         async with Redis.from_pool(pool) as redis:
-            await Relay(redis, source, services().stream_limits, settings.worker_log_patience_seconds).run()
+            await LogRelay(redis, source, services().stream_limits, retry_budget_seconds).run()
     finally:
         source.close()

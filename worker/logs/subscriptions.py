@@ -1,4 +1,4 @@
-"""Which logs are to be followed, and who follows them: in Redis, so that a relay's death loses nothing."""
+"""Which logs are relayed, and by which relay: kept in Redis, so that no log is lost when a relay dies."""
 
 import json
 from collections.abc import Mapping
@@ -11,107 +11,111 @@ from redis.asyncio import Redis as AsyncRedis
 from shared.messages import TailLogsMessage
 from worker.lua import Scripts
 from worker.platform.streams import StreamProtocol
-from worker.runs.events import SCRIPT, log_args, log_keys, now
+from worker.runs.events import LOG_SCRIPT, line_time, log_args, log_keys
 from worker.runs.scripts import run_scripts
 
-OPEN: Final = "synapse:{logs}:open"
-"""Sorted set: every booking, by the time (Redis's clock) until which a relay's claim on it holds."""
+OPEN_KEY: Final = "synapse:{logs}:open"
+"""Sorted set: every subscription, scored by the time (Redis's clock) at which its claim expires."""
 
-OWNERS: Final = "synapse:{logs}:owners"
-"""Hash: the claim that holds, by booking."""
+OWNERS_KEY: Final = "synapse:{logs}:owners"
+"""Hash: the fencing token of the current claim, by subscription."""
 
-LAST_CLAIM: Final = "synapse:{logs}:last_claim"
-
-_HERE: Final = "worker.logs"
+LAST_CLAIM_KEY: Final = "synapse:{logs}:last_claim"
+"""Counter from which the fencing tokens are taken."""
 
 
 @dataclass(frozen=True, slots=True)
-class Booking:
-    """One log that is to be followed for a job."""
+class Subscription:
+    """The log of one Ray job, to be relayed to the log channel of one job."""
 
     job: str
     ray_job: str
 
     @classmethod
-    def of(cls, name: str) -> "Booking":
-        """The booking of that name."""
+    def parse(cls, name: str) -> "Subscription":
+        """The subscription with this `name`."""
         return cls(*name.split("/", 1))
 
     @property
     def name(self) -> str:
-        """Neither id can hold the separator."""
+        """The member of the sorted set; neither id can contain the separator."""
         return f"{self.job}/{self.ray_job}"
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A relay's right to follow a booking, while no other has a newer one."""
+    """A relay's right to write one log, until a claim with a higher fencing token is made."""
 
-    booking: Booking
-    number: str
+    subscription: Subscription
+    fencing_token: str
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
-    """Where to go on: after `position` lines of the log, at `agent` by `protocol`."""
+class ResumePoint:
+    """Where a tail starts: after `position` lines of the log, read from `agent` by `protocol`."""
 
     position: int
     agent: int | None
     protocol: StreamProtocol
 
 
-def book(redis: "Redis", message: TailLogsMessage, longest: int) -> bool:
-    """Have the log followed; false when that is over already. A second booking changes nothing.
+def subscribe(redis: "Redis", message: TailLogsMessage, history_entries: int) -> bool:
+    """Add a subscription; False when the log is closed already. Repeating it changes nothing.
 
-    `longest` is how many entries the job's history must be able to hold.
+    `history_entries` is how many entries the history of the job keeps at least.
     """
-    booking = Booking(message.job, message.ray_job)
-    how = json.dumps({"agent": message.agent, "protocol": message.protocol})
-    arguments = log_args("book", booking.job, booking.ray_job, how, longest=longest)
-    if not run_scripts(redis).run(SCRIPT, log_keys(booking.job), *arguments):
+    subscription = Subscription(message.job, message.ray_job)
+    connection_options = json.dumps({"agent": message.agent, "protocol": message.protocol})
+    operands = (subscription.ray_job, connection_options)
+    arguments = log_args("subscribe", subscription.job, *operands, history_entries=history_entries)
+    if not run_scripts(redis).run(LOG_SCRIPT, log_keys(subscription.job), *arguments):
         return False
-    # After the job's own entry: who dies in between comes back with its message and does both again.
-    redis.zadd(OPEN, {booking.name: 0}, nx=True)
+    # After the script: a worker that dies in between has not acknowledged its message, and both are repeated.
+    redis.zadd(OPEN_KEY, {subscription.name: 0}, nx=True)
     return True
 
 
-class Claims:
-    """Bookings as a relay handles them."""
+class ClaimStore:
+    """The claims of one relay on subscriptions."""
 
-    def __init__(self, redis: "AsyncRedis", seconds: float) -> None:
-        """`seconds` without a sign of life make a claim free for others."""
-        self._seconds = seconds
-        self._own = Scripts(redis, _HERE)
-        self._logs = run_scripts(redis)
+    def __init__(self, redis: "AsyncRedis", ttl_seconds: float) -> None:
+        """A claim that is not renewed within `ttl_seconds` expires, and another relay may acquire its log."""
+        self._ttl_seconds = ttl_seconds
+        self._claim_scripts = Scripts(redis, "worker.logs")
+        self._log_scripts = run_scripts(redis)
 
-    async def take(self, most: int) -> list[Claim]:
-        """Bookings that nobody follows, now this relay's."""
-        taken = await self._own.run("take", [OPEN, OWNERS, LAST_CLAIM], self._seconds, most)
-        return [Claim(Booking.of(name), number) for name, number in taken]
+    async def acquire(self, limit: int) -> list[Claim]:
+        """Claim at most `limit` subscriptions that no relay holds."""
+        keys = [OPEN_KEY, OWNERS_KEY, LAST_CLAIM_KEY]
+        acquired = await self._claim_scripts.run("acquire_claims", keys, self._ttl_seconds, limit)
+        return [Claim(Subscription.parse(name), fencing_token) for name, fencing_token in acquired]
 
     async def renew(self, claims: Mapping[str, Claim]) -> list[str]:
-        """Keep these (by name of booking); returns the names of those that another relay has taken."""
-        pairs = [part for name, claim in claims.items() for part in (name, claim.number)]
-        return list(await self._own.run("renew", [OPEN, OWNERS], self._seconds, *pairs)) if pairs else []
+        """Renew claims, given by subscription name; returns the names that other relays hold now."""
+        if not claims:
+            return []
+        pairs = [part for name, claim in claims.items() for part in (name, claim.fencing_token)]
+        keys = [OPEN_KEY, OWNERS_KEY]
+        return list(await self._claim_scripts.run("renew_claims", keys, self._ttl_seconds, *pairs))
 
-    async def let_go(self, claim: Claim, *, over: bool) -> None:
-        """The log is over, or another relay is to go on at once."""
-        arguments = (claim.booking.name, claim.number, "1" if over else "")
-        await self._own.run("let_go", [OPEN, OWNERS], *arguments)
+    async def release(self, claim: Claim, *, log_closed: bool) -> None:
+        """Give up a claim: remove the subscription of a closed log, else let any relay claim it at once."""
+        arguments = (claim.subscription.name, claim.fencing_token, "1" if log_closed else "")
+        await self._claim_scripts.run("release_claim", [OPEN_KEY, OWNERS_KEY], *arguments)
 
-    async def begin(self, claim: Claim) -> Beginning | None:
-        """Shut out whoever followed before; None when the log is over or a newer claim has begun."""
-        found = await self._log(claim, "begin")
+    async def claim_log(self, claim: Claim) -> ResumePoint | None:
+        """Fence off earlier claims from writing; None when the log is closed or a newer claim writes it."""
+        found = await self._call_log_script("claim", claim)
         if not found:
             return None
-        how = json.loads(found[1])
-        return Beginning(int(found[0]), how["agent"], how["protocol"])
+        position, connection_options = int(found[0]), json.loads(found[1])
+        return ResumePoint(position, connection_options["agent"], connection_options["protocol"])
 
-    async def close(self, claim: Claim, reason: str, last_word: str = "") -> bool:
-        """No more lines of this log will come. False when the claim was lost."""
-        return bool(await self._log(claim, "close", reason, now(), last_word))
+    async def close_log(self, claim: Claim, reason: str, final_line: str = "") -> bool:
+        """Record that the log has no more lines. False when the claim was lost."""
+        return bool(await self._call_log_script("close", claim, reason, line_time(), final_line))
 
-    async def _log(self, claim: Claim, operation: str, *own: str) -> Any:
-        booking = claim.booking
-        arguments = log_args(operation, booking.job, booking.ray_job, claim.number, *own)
-        return await self._logs.run(SCRIPT, log_keys(booking.job), *arguments)
+    async def _call_log_script(self, operation: str, claim: Claim, *operands: str) -> Any:
+        job, ray_job = claim.subscription.job, claim.subscription.ray_job
+        arguments = log_args(operation, job, ray_job, claim.fencing_token, *operands)
+        return await self._log_scripts.run(LOG_SCRIPT, log_keys(job), *arguments)

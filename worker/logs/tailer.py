@@ -1,4 +1,4 @@
-"""Tail one log from where it stands to its end, over as many connections as that takes."""
+"""Tails one log from its resume point to its end, over as many connections as that takes."""
 
 import asyncio
 import contextlib
@@ -11,9 +11,8 @@ from typing import Final, Protocol
 
 import structlog
 
-from shared.statuses import is_final_status
-from worker.logs.subscriptions import Beginning, Booking, Claim
-from worker.logs.writer import LIMIT, Feed
+from worker.logs.subscriptions import Claim, ResumePoint, Subscription
+from worker.logs.writer import LIMIT, LineBuffer
 from worker.platform import (
     AgentClient,
     ClientConnectionError,
@@ -26,214 +25,229 @@ from worker.platform.errors import StreamLimitExceededError
 from worker.platform.streams import AsyncLogTail
 from worker.services import Services
 
-FIRST_SECONDS: Final = 0.2
-LONGEST_SECONDS: Final = 5.0
+MIN_BACKOFF_SECONDS: Final = 0.2
+MAX_BACKOFF_SECONDS: Final = 5.0
 
 
-class Patience:
-    """Waits grow with every failure in a row, and after `seconds` of failures there is no more of it."""
+class Backoff:
+    """Exponential delays between the attempts for one log, and the time budget within which they may fail."""
 
-    def __init__(self, seconds: float, clock: Callable[[], float]) -> None:
-        self._seconds = seconds
+    def __init__(self, budget_seconds: float, clock: Callable[[], float]) -> None:
+        self._budget_seconds = budget_seconds
         self._clock = clock
-        self._failures = 0
-        self._since: float | None = None
+        self._attempts = 0
+        self._failing_since: float | None = None
 
-    def reached(self) -> None:
-        """All is well again."""
-        self._failures, self._since = 0, None
+    def reset(self) -> None:
+        """The log is reachable: the next failure is the first again."""
+        self._attempts, self._failing_since = 0, None
 
-    def nothing_new(self) -> None:
-        """No failure, but no reason for the next attempt to come at once."""
-        self._failures += 1
+    def record_attempt(self) -> None:
+        """An attempt succeeded but brought nothing new: the next one comes later, the budget stays."""
+        self._attempts += 1
 
-    def failed(self, at_most: float | None = None) -> bool:
-        """One more failure; False when it was the last that is borne, `at_most` seconds for this kind."""
-        self._failures += 1
+    def record_failure(self, budget_seconds: float | None = None) -> bool:
+        """Record a failure; False once the budget (for this kind of failure, if given) is spent."""
+        self._attempts += 1
         now = self._clock()
-        self._since = now if self._since is None else self._since
-        longest = self._seconds if at_most is None else min(at_most, self._seconds)
-        return now - self._since < longest
+        self._failing_since = now if self._failing_since is None else self._failing_since
+        budget = self._budget_seconds if budget_seconds is None else min(budget_seconds, self._budget_seconds)
+        return now - self._failing_since < budget
 
-    def wait(self) -> float:
-        """Seconds until the next attempt. Not the same for all, for an agent restarts under all of them."""
-        longest = min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(self._failures, 10))
-        return longest * random.uniform(0.5, 1.0)
+    def next_delay(self) -> float:
+        """Seconds until the next attempt, with jitter: an agent that restarts loses all its logs at once."""
+        delay = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2.0 ** min(self._attempts, 10))
+        return delay * random.uniform(0.5, 1.0)
 
 
-QUIET_SECONDS: Final = 120.0
-"""A job may print nothing for long; after this the agent is asked whether it still runs. (That a machine is
-gone the kernel finds out within a minute.)"""
+IDLE_TIMEOUT_SECONDS: Final = 120.0
+"""After so long without a line the agent is asked whether the job still runs, because a job may be silent for
+longer. (TCP keep-alive notices within a minute that a machine is gone.)"""
 
-THREADS: Final = 8
+MAX_AGENT_THREADS: Final = 8
 
 
 class LogSource(Protocol):
-    """Opens logs and knows how their jobs are. Raises `ClientError`."""
+    """Opens logs and knows the status of their jobs. Raises `ClientError`."""
 
-    async def tail(self, booking: Booking, beginning: Beginning) -> AsyncLogTail:
-        """The log from its first line on."""
+    async def tail(self, subscription: Subscription, resume_point: ResumePoint) -> AsyncLogTail:
+        """Open the log at its first line."""
         ...
 
-    async def status(self, booking: Booking, beginning: Beginning) -> str:
-        """Ray's word for how the job is."""
+    async def job_status(self, subscription: Subscription, resume_point: ResumePoint) -> str:
+        """Ray's status of the job."""
         ...
 
 
-class AgentLogs:
+class AgentLogSource:
     """Implements `LogSource` with the agents of this process."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="agent-logs")
+        # The agent clients block, and their calls must not hold up the event loop.
+        self._threads = ThreadPoolExecutor(MAX_AGENT_THREADS, thread_name_prefix="agent-logs")
 
-    async def tail(self, booking: Booking, beginning: Beginning) -> AsyncLogTail:
-        client = await self._client(beginning)
-        return client.log_tail(booking.ray_job, QUIET_SECONDS, beginning.protocol)
+    async def tail(self, subscription: Subscription, resume_point: ResumePoint) -> AsyncLogTail:
+        client = await self._client(resume_point)
+        return client.log_tail(subscription.ray_job, IDLE_TIMEOUT_SECONDS, resume_point.protocol)
 
-    async def status(self, booking: Booking, beginning: Beginning) -> str:
-        client = await self._client(beginning)
+    async def job_status(self, subscription: Subscription, resume_point: ResumePoint) -> str:
+        client = await self._client(resume_point)
         loop = asyncio.get_running_loop()
-        job = await loop.run_in_executor(self._threads, client.get_job, booking.ray_job)
+        job = await loop.run_in_executor(self._threads, client.get_job, subscription.ray_job)
         return str(job.get("status"))
 
     def close(self) -> None:
-        """Let go of the threads."""
+        """Shut the threads down."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _client(self, beginning: Beginning) -> AgentClient:
+    async def _client(self, resume_point: ResumePoint) -> AgentClient:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._look_up, beginning.agent)
+        return await loop.run_in_executor(self._threads, self._find_client, resume_point.agent)
 
-    def _look_up(self, agent: int | None) -> AgentClient:
+    def _find_client(self, requested_agent: int | None) -> AgentClient:
         settings = self._services.settings
-        wanted = agent if agent is not None else settings.worker_agent
-        if wanted is None and settings.synapse_agent_url is None:
+        agent = requested_agent if requested_agent is not None else settings.worker_agent
+        if agent is None and settings.synapse_agent_url is None:
             raise ClientConnectionError("no agent is named, and none is configured (SYNAPSE_AGENT_URL)")
-        client = self._services.agent(wanted or 0)
+        client = self._services.agent(agent or 0)
         if client is None:
-            raise ClientConnectionError(f"agent {wanted} is not known or has no URL")
+            raise ClientConnectionError(f"agent {agent} is not known or has no URL")
         return client
 
 
 log = structlog.get_logger(__name__)
 
 ENDED, STOPPED, UNREACHABLE = "ended", "stopped", "unreachable"
-"""Why there is no more of a log, beside `LIMIT`."""
+"""Why a log has no more lines, beside `LIMIT`."""
 
-UNKNOWN_SECONDS: Final = 30.0
-"""How long an agent may not know the job: its log may be asked for a moment before the job is submitted."""
+FINAL_JOB_STATUSES: Final = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
-STEADY_SECONDS: Final = 10.0
-"""A connection that lasted so long was a good one, even if nothing came over it."""
+UNKNOWN_JOB_SECONDS: Final = 30.0
+"""How long an agent may not know the job: a log may be subscribed to shortly before its job is submitted."""
+
+STABLE_CONNECTION_SECONDS: Final = 10.0
+"""A connection that lasted so long counts as a success, even if no line came over it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """No more will come, and why; `last_word` is for whoever reads the log."""
+class LogClosure:
+    """Why the log has no more lines; `final_line` is a line of the relay that explains it to readers."""
 
     reason: str
-    last_word: str = ""
+    final_line: str = ""
 
 
-class Following:
-    """One log on its way into `feed`. A connection begins at the first line; what was taken is skipped."""
+class LogTailer:
+    """Reads one log into its buffer.
+
+    Each connection starts at the first line of the log; the lines that were read before are skipped.
+    """
 
     def __init__(
-        self, claim: Claim, beginning: Beginning, feed: Feed, source: LogSource, patience: float
+        self,
+        claim: Claim,
+        resume_point: ResumePoint,
+        buffer: LineBuffer,
+        source: LogSource,
+        retry_budget_seconds: float,
     ) -> None:
-        self._booking = claim.booking
-        self._beginning = beginning
-        self._feed = feed
+        self._subscription = claim.subscription
+        self._resume_point = resume_point
+        self._buffer = buffer
         self._source = source
-        self._patience = Patience(patience, time.monotonic)
-        self._skip = 0
-        # Known before the log is read, so that what is read is all of it.
-        self._status = ""
+        self._backoff = Backoff(retry_budget_seconds, time.monotonic)
+        self._lines_to_skip = 0
+        # The job's final status, else empty. When it is known before a connection is opened, that connection
+        # reads the whole log.
+        self._final_status = ""
 
-    async def to_the_end(self) -> Ending | None:
-        """How it ended; None when another relay has taken over."""
+    async def tail_to_end(self) -> LogClosure | None:
+        """Read until the log has no more lines; None when another relay has claimed it."""
         while True:
             started = time.monotonic()
             try:
-                ending = await self._read()
+                closure = await self._read_connection()
             except StreamLimitExceededError as error:
-                await self._feed.drained()
-                return self._limit(str(error))
+                await self._buffer.flush()
+                return self._limit_closure(str(error))
             except ClientError as error:
-                if time.monotonic() - started > STEADY_SECONDS and not self._status:
-                    self._patience.reached()
-                if not await self._bears(error):
-                    await self._feed.drained()
-                    return Ending(UNREACHABLE, self._word(f"it cannot be reached ({error})"))
+                if time.monotonic() - started > STABLE_CONNECTION_SECONDS and not self._final_status:
+                    self._backoff.reset()
+                if not await self._may_retry(error):
+                    await self._buffer.flush()
+                    return LogClosure(UNREACHABLE, self._final_line(f"it cannot be reached ({error})"))
             else:
-                if self._feed.ended:
-                    return self._limit("the job's logs are longer") if self._feed.ended == LIMIT else None
-                if ending is not None:
-                    return ending
-            await asyncio.sleep(self._patience.wait())
+                if self._buffer.rejection:
+                    is_limit = self._buffer.rejection == LIMIT
+                    return self._limit_closure("the job's logs are longer") if is_limit else None
+                if closure is not None:
+                    return closure
+            await asyncio.sleep(self._backoff.next_delay())
 
-    async def _read(self) -> Ending | None:
-        """One connection; an ending when the log was read to its end."""
-        tail = await self._source.tail(self._booking, self._beginning)
+    async def _read_connection(self) -> LogClosure | None:
+        """Read one connection; None when the log may have more lines."""
+        tail = await self._source.tail(self._subscription, self._resume_point)
         try:
-            await self._relay(tail)
+            await self._read_batches(tail)
         except ClientTimeoutError:
-            # What came from a job that was over before was all of it, though nobody closed the line.
-            if not (self._status and self._feed.taken) or self._skip:
+            # A job that ended before this connection writes no more lines: the log is complete, although the
+            # agent left the connection open.
+            if not (self._final_status and self._buffer.read_position) or self._lines_to_skip:
                 raise
-        if self._status and tail.rest is not None:
-            await self._put([tail.rest])
-        if not await self._feed.drained():
+        if self._final_status and tail.rest is not None:
+            await self._put_new_lines([tail.rest])
+        if not await self._buffer.flush():
             return None
-        if self._status or tail.completed:
-            return Ending(STOPPED if await self._was_stopped() else ENDED)
-        # The agent merely closed the line. If the job is over, once more, to read what came meanwhile.
-        await self._ask_status()
-        self._patience.nothing_new()
+        if self._final_status or tail.completed:
+            return LogClosure(STOPPED if await self._was_stopped() else ENDED)
+        # The agent closed the connection without marking the end of the log. If the job has ended, the next
+        # connection reads the lines that were written in between.
+        await self._refresh_final_status()
+        self._backoff.record_attempt()
         return None
 
-    async def _ask_status(self) -> None:
-        status = await self._source.status(self._booking, self._beginning)
-        self._status = status if is_final_status(status) else ""
+    async def _refresh_final_status(self) -> None:
+        status = await self._source.job_status(self._subscription, self._resume_point)
+        self._final_status = status if status in FINAL_JOB_STATUSES else ""
 
-    async def _relay(self, tail: AsyncLogTail) -> None:
-        self._skip = self._feed.taken
+    async def _read_batches(self, tail: AsyncLogTail) -> None:
+        self._lines_to_skip = self._buffer.read_position
         async with contextlib.aclosing(tail.batches()) as batches:
             async for batch in batches:
-                if not await self._put(batch):
+                if not await self._put_new_lines(batch):
                     return
 
-    async def _put(self, lines: list[str]) -> bool:
-        skipped = min(self._skip, len(lines))
-        self._skip -= skipped
+    async def _put_new_lines(self, lines: list[str]) -> bool:
+        """Buffer the lines not read before; False when Redis takes no more of them."""
+        skipped = min(self._lines_to_skip, len(lines))
+        self._lines_to_skip -= skipped
         if skipped == len(lines):
             return True
-        self._patience.reached()
-        return await self._feed.put([redact(line) for line in lines[skipped:]])
+        self._backoff.reset()
+        return await self._buffer.put([redact(line) for line in lines[skipped:]])
 
     async def _was_stopped(self) -> bool:
-        if not self._status:
-            # The log is complete all the same when nobody says how the job ended.
+        if not self._final_status:
+            # The log is complete even when the agent cannot say how the job ended.
             with contextlib.suppress(ClientError):
-                await self._ask_status()
-        return self._status == "STOPPED"
+                await self._refresh_final_status()
+        return self._final_status == "STOPPED"
 
-    async def _bears(self, error: ClientError) -> bool:
-        """Whether to try again."""
+    async def _may_retry(self, error: ClientError) -> bool:
         if isinstance(error, ClientTimeoutError):
-            # Nothing came for long. No failure, where the agent says that the job just has nothing to say.
-            was_over = bool(self._status)
+            # A timeout is no failure when the agent answers: the job is only printing nothing.
+            had_ended = bool(self._final_status)
             with contextlib.suppress(ClientError):
-                await self._ask_status()
-                if not was_over:
-                    self._patience.reached()
+                await self._refresh_final_status()
+                if not had_ended:
+                    self._backoff.reset()
                     return True
-        log.info("log not reached", error_type=type(error).__name__, error=str(error))
-        return self._patience.failed(UNKNOWN_SECONDS if isinstance(error, NotFoundError) else None)
+        log.info("log unreachable", error_type=type(error).__name__, error=str(error))
+        return self._backoff.record_failure(UNKNOWN_JOB_SECONDS if isinstance(error, NotFoundError) else None)
 
-    def _limit(self, why: str) -> Ending:
-        return Ending(LIMIT, self._word(f"its limit is reached ({why})"))
+    def _limit_closure(self, why: str) -> LogClosure:
+        return LogClosure(LIMIT, self._final_line(f"its limit is reached ({why})"))
 
-    def _word(self, why: str) -> str:
-        return f"The log of {self._booking.ray_job} is not followed further: {why}."
+    def _final_line(self, why: str) -> str:
+        return f"The log of {self._subscription.ray_job} is not followed further: {why}."

@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from shared.messages import RESOURCE_KEYS, Job, ToTaskMessage, ToTaskParams
+from shared.messages import RESOURCE_KEYS, Job
 from worker.platform import (
     ClientConnectionError,
     ClientError,
@@ -29,19 +30,18 @@ from worker.pre_processor.waitlist import (
     DISPATCH,
     FETCH_TASKS,
     FIRST_POLL_SECONDS,
+    PreProcessorRun,
     Waitlist,
     WaitlistName,
+    pre_processor_of,
     schedule_poll,
     wake,
 )
 from worker.runs.heartbeat import run_member
-from worker.runs.model import Continue, Outcome, Reschedule, Run, Suspend
+from worker.runs.model import Continue, Outcome, Reschedule, Suspend
 from worker.services import Services
 
 log = structlog.get_logger(__name__)
-
-FINDING = "pre_processor"
-"""What later steps read: the JSON of a `PreProcessor`."""
 
 PROGRESS = "prepare"
 """The progress step that these steps belong to."""
@@ -60,29 +60,22 @@ after the backend had read the request."""
 _JOB: TypeAdapter[str] = TypeAdapter(Job)
 
 
-def detect(run: Run, services: Services) -> Outcome:
+def detect(run: PreProcessorRun, services: Services) -> Outcome:
     """Store the pre-processor; go on to the tasks when it runs, else to the waiting list."""
-    params = params_of(run)
+    params = run.message.params
     if params.pre_processor is None:
         raise RuntimeError("pre_processor is not set")  # the validation of the message rejects this earlier
     backend = services.backend(run.message.tenant)
     target = find_pre_processor(backend, params.pre_processor, params.agent)
-    services.runs.store.note(run.job, FINDING, target.to_json())
+    services.runs.store.update_state(run, replace(run.state, pre_processor=target))
     services.runs.set_progress(run, PROGRESS, 30)
     bucket, _ = classify_serve_app(list_records_or_empty(backend, target))
     return Continue(FETCH_TASKS if bucket == "running" else DISPATCH)
 
 
-def params_of(run: Run) -> ToTaskParams:
-    """The parameters of a `to_task` run."""
-    if not isinstance(run.message, ToTaskMessage):
-        raise TypeError(f"{run.message.task} needs no pre-processor")
-    return run.message.params
-
-
-def dispatch(run: Run, services: Services) -> Outcome:
+def dispatch(run: PreProcessorRun, services: Services) -> Outcome:
     """Join the waiting list. The run that gets the claim dispatches, once; the poll resumes all runs."""
-    target = PreProcessor.from_json(run.findings[FINDING])
+    target = pre_processor_of(run)
     body = dispatch_body(target)
     runs, timeout = services.runs, services.settings.worker_pre_processor_timeout_seconds
     name = WaitlistName.of(run.message.tenant or services.settings.synapse_tenant, target)
@@ -105,7 +98,7 @@ def dispatch(run: Run, services: Services) -> Outcome:
 
 
 def _send_dispatch(
-    run: Run,
+    run: PreProcessorRun,
     services: Services,
     waitlist: Waitlist,
     token: str,

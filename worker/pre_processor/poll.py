@@ -23,7 +23,7 @@ from worker.pre_processor.serve_application import job_status, list_records
 from worker.pre_processor.waitlist import DISPATCH, FETCH_TASKS, FIRST_POLL_SECONDS, Waitlist, WaitlistName
 from worker.runs.bulkhead import backoff
 from worker.runs.heartbeat import run_member
-from worker.runs.keys import lock_key, run_key
+from worker.runs.keys import lock_key
 from worker.runs.model import ClaimStatus, End, Step
 from worker.runs.runs import Runs
 from worker.services import Services
@@ -154,18 +154,15 @@ def poll_backoff(attempt: int, ceiling: float) -> float:
 def active_waiters(waitlist: Waitlist, runs: Runs) -> list[Waiter]:
     """The runs that wait, the earliest deadline first; takes those off that have ended or gone on."""
     waiters = waitlist.waiters()
-    with runs.redis.pipeline(transaction=False) as pipe:
-        for job, _ in waiters:
-            pipe.hmget(run_key(job), ["queue", "end", "position"])
-        found = pipe.execute()
+    standings = runs.store.standings(job for job, _ in waiters)
     here = [
-        Waiter(job, deadline, str(queue))
-        for (job, deadline), (queue, end, position) in zip(waiters, found, strict=True)
-        if queue is not None and end is None and int(position) <= DISPATCH.position
+        Waiter(job, deadline, standing.queue)
+        for (job, deadline), standing in zip(waiters, standings, strict=True)
+        if standing and not standing.has_ended and standing.position <= DISPATCH.position
     ]
     staying = {waiter.job for waiter in here}
-    for (job, _), (_, end, _) in zip(waiters, found, strict=True):
-        if end is not None:
+    for (job, _), standing in zip(waiters, standings, strict=True):
+        if standing and standing.has_ended:
             runs.ensure_end_reported(job)  # the worker that wrote the end may have died before it sent it
     waitlist.remove(*(job for job, _ in waiters if job not in staying))
     return here

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
-from shared.messages import ToTaskParams
+from shared.messages import JsonObject, ToTaskParams
 from shared.statuses import JobStatus, ServeApplicationStatus, is_failed_status
 from worker.platform import ClientError, MalformedResponseError, NotFoundError, redact, shorten
 from worker.platform.redaction import redact_value
@@ -89,10 +89,10 @@ JobState = JobStatus | Literal["GONE"]
 class Backend(Protocol):
     """The methods of a backend client that finding and starting a pre-processor needs."""
 
-    def get_plugin_release(self, release: int | str) -> dict[str, Any]: ...
-    def list_serve_applications(self, **query: Any) -> dict[str, Any]: ...
+    def get_plugin_release(self, release: int | str) -> JsonObject: ...
+    def list_serve_applications(self, **query: Any) -> JsonObject: ...
     def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any: ...
-    def get_job(self, job: int | str) -> dict[str, Any]: ...
+    def get_job(self, job: int | str) -> JsonObject: ...
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class PreProcessor:
 
     code: str
     version: str
-    config: dict[str, Any]
+    config: JsonObject
     agent: int
 
     @property

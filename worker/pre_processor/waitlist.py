@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, TypeAlias
 from urllib.parse import quote, unquote
 from uuid import uuid4
 
@@ -10,6 +10,7 @@ from pydantic import AfterValidator
 from redis import Redis
 
 from shared.channels import RETENTION_SECONDS
+from shared.messages import ToTaskMessage
 from worker.lua import redis_time
 from worker.pre_processor.decision import (
     DISPATCH_FIELD_NAMES,
@@ -19,12 +20,35 @@ from worker.pre_processor.decision import (
 )
 from worker.pre_processor.serve_application import PreProcessor
 from worker.runs.generations import GenerationClaim
-from worker.runs.model import ClaimStatus, Step
+from worker.runs.model import ClaimStatus, Run, RunFailedError, Step, Workflow
 from worker.runs.runs import Runs
 from worker.runs.scripts import run_scripts
+from worker.runs.state import stored_field
+from worker.workflow.intake import WorkflowState
 
-DETECT = Step("pre_processor.detect", position=30)
-DISPATCH = Step("pre_processor.dispatch", position=35)
+
+@dataclass(frozen=True)
+class PreProcessorState(WorkflowState):
+    """What the steps of a run leave for each other that needs a pre-processor."""
+
+    pre_processor: PreProcessor | None = stored_field(
+        "pre_processor", None, decode=PreProcessor.from_json, encode=PreProcessor.to_json
+    )
+
+
+PRE_PROCESSOR = Workflow(ToTaskMessage, PreProcessorState)
+PreProcessorRun: TypeAlias = Run[ToTaskMessage, PreProcessorState]
+
+DETECT = PRE_PROCESSOR.step("pre_processor.detect", position=30)
+DISPATCH = PRE_PROCESSOR.step("pre_processor.dispatch", position=35)
+
+
+def pre_processor_of(run: PreProcessorRun) -> PreProcessor:
+    """The run's pre-processor, which `detect` has stored."""
+    if run.state.pre_processor is None:
+        raise RunFailedError(f"job {run.job} has no pre-processor")
+    return run.state.pre_processor
+
 
 FETCH_TASKS = Step("to_task.fetch_tasks", position=50)
 """The step with which a run goes on once its pre-processor runs."""

@@ -1,16 +1,57 @@
-"""Private Redis keys of a run, beside the public ones of `shared.channels`."""
+"""Private Redis keys of a run and the fields of its hash, beside the public keys of `shared.channels`.
+
+Workers of older and newer versions read the same keys and fields, so a name keeps its meaning.
+"""
+
+from enum import StrEnum
 
 from shared.channels import job_key
 
 HEARTBEATS_KEY = "synapse:live"
-"""Sorted set: every live run and waiting room, by the time at which its next sign of life is due."""
+"""Sorted set: every live run and waiting list, by the time at which its next heartbeat is due."""
 
 OVERDUE_COUNTS_KEY = "synapse:live:overdue"
 """Hash: how many times in a row a member was found overdue."""
 
 
+class RunField(StrEnum):
+    """Fields of `run_key`. Scripts reach them as `RUN.end` and so on."""
+
+    MESSAGE = "message"
+    """JSON of the message from which the run was created, with the name of its task."""
+    QUEUE = "queue"
+    """Where messages of steps go that have no queue of their own."""
+    POSITION = "position"
+    STEP = "step"
+    """The step at which the run stands, and its own queue, which may be empty."""
+    STEP_QUEUE = "step_queue"
+    ENDED = "end"
+    """JSON of the status and the result; there once the run has ended."""
+    END_SENT = "end_sent"
+    """There once the first report of the end was published."""
+    REPORTED = "reported"
+    """There once the backend has the end."""
+    VERSION = "version"
+    """Counts what there is to report."""
+    VERSION_SENT = "version_sent"
+    """The version that the backend has."""
+    RUNNING_SENT = "running_sent"
+    """There once the backend has the status RUNNING."""
+    PATCHED_AT = "patched"
+    """Redis's time of the last report."""
+    REPORT_SCHEDULED_AT = "report_scheduled"
+    """Redis's time at which the report that is under way was published."""
+
+
+BEGUN_PREFIX = "begun:"
+"""Begins the field that counts how often a step was claimed."""
+
+STATE_PREFIX = "finding:"
+"""Begins the fields of the run's state."""
+
+
 def run_key(job: str) -> str:
-    """Hash: the message, where the run stands, and what its steps found out."""
+    """Hash: the message, where the run stands, and its state. Read and written by `RunStore` and by scripts."""
     return f"{job_key(job)}:run"
 
 
@@ -20,7 +61,7 @@ def stop_key(job: str) -> str:
 
 
 def lock_key(job: str, step: str) -> str:
-    """Held by who works on the step."""
+    """The lock of a step; its value is the token of the delivery that holds it."""
     return f"{job_key(job)}:lock:{step}"
 
 
@@ -30,20 +71,25 @@ def progress_key(job: str) -> str:
 
 
 def polls_key(job: str) -> str:
-    """Hash: generations of polls of steps and of their parts; apart, as there may be one for each chunk."""
+    """Hash: generations of the polls of steps and of their parts. Apart, as each chunk may have one."""
     return f"{job_key(job)}:polls"
 
 
 def newest_field(step_name: str) -> str:
-    """Field of the polls: the generation that a poll of the step must have to go on."""
+    """Field of `polls_key`: the generation that a poll of the step must have to go on."""
     return f"generation:{step_name}"
 
 
 def claimed_field(step_name: str) -> str:
-    """Field of the polls: the newest generation that has begun."""
+    """Field of `polls_key`: the newest generation that has begun."""
     return f"polled:{step_name}"
 
 
 def messages_key(job: str) -> str:
-    """List: messages for the user that the backend has not got yet."""
+    """List: messages for the user that the backend has not been sent."""
     return f"{job_key(job)}:messages"
+
+
+def workflow_keys_key(job: str) -> str:
+    """Set: keys of the workflow that expire with the run."""
+    return f"{job_key(job)}:keys"

@@ -1,12 +1,18 @@
-"""A run as a step sees it, its steps, and what a step's function can say comes next."""
+"""A run as a step sees it, workflows and their steps, and what a step's function can say comes next."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
+from worker.runs.state import RunState, StoredState
+
+RunMessage = DeployMessage | ToTaskMessage
+
+MessageT = TypeVar("MessageT", bound=RunMessage, covariant=True)
+StateT = TypeVar("StateT", bound=RunState, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -59,9 +65,6 @@ class RunFailedError(RuntimeError):
     """Ends the run FAILED with exactly this message, which users read."""
 
 
-RunMessage = DeployMessage | ToTaskMessage
-
-
 @dataclass(frozen=True)
 class End:
     """How a run ended; `result` is what the backend gets in the job's `result`."""
@@ -98,23 +101,68 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[MessageT, StateT]):
     """A run at the moment in which it was read.
 
-    `again` is true when this step of it has begun before, so the step must look before it acts. `lease` is
+    `is_retry` is true when this step of it has begun before, so the step must look before it acts. `lease` is
     what the step holds.
     """
 
     job: str
-    message: RunMessage
+    message: MessageT
+    state: StateT
     queue: str
     position: int
     step: str
-    findings: dict[str, Any] = field(default_factory=dict)
     end: End | None = None
     is_retry: bool = False
     generation: int = 0
     lease: Lease | None = None
+
+
+AnyRun: TypeAlias = Run[RunMessage, RunState]
+"""A run of whichever workflow."""
+
+StoredRun: TypeAlias = Run[RunMessage, StoredState]
+"""A run as it was read. `Workflow.typed` gives it the state of its workflow."""
+
+
+@dataclass(frozen=True)
+class Workflow(Generic[MessageT, StateT]):
+    """The runs of one kind of message, and the state that their steps leave for each other."""
+
+    message: type[MessageT]
+    state: type[StateT]
+
+    def step(
+        self, name: str, position: int, queue: str | None = None, has_parts: bool = False
+    ) -> "WorkflowStep[MessageT, StateT]":
+        """Declare a step, see `Step`."""
+        return WorkflowStep(name, position, queue, has_parts, workflow=self)
+
+    def typed(self, run: StoredRun) -> Run[MessageT, StateT]:
+        """The run with its state; raises `RunFailedError` when it is a run of another workflow."""
+        if not isinstance(run.message, self.message):
+            raise RunFailedError(f"job {run.job} is a run of {run.message.task}, which has no such step")
+        return Run(
+            job=run.job,
+            message=run.message,
+            state=self.state.from_stored(run.state.texts),
+            queue=run.queue,
+            position=run.position,
+            step=run.step,
+            end=run.end,
+            is_retry=run.is_retry,
+            generation=run.generation,
+            lease=run.lease,
+        )
+
+
+@dataclass(frozen=True)
+class WorkflowStep(Step, Generic[MessageT, StateT]):
+    """A step whose function is called with a run of `workflow`."""
+
+    workflow: Workflow[MessageT, StateT] = field(kw_only=True)
 
 
 def backend_job_id(job: str) -> int | str:

@@ -19,10 +19,10 @@ from worker.platform import (
     shorten,
 )
 from worker.runs.heartbeat import run_member
-from worker.runs.keys import run_key
-from worker.runs.model import STOPPED, End, Run, backend_job_id, stopped_job_result
+from worker.runs.model import STOPPED, AnyRun, End, backend_job_id, stopped_job_result
 from worker.runs.progress import proportions_of
 from worker.runs.runs import Runs
+from worker.runs.store import Reported
 
 log = structlog.get_logger(__name__)
 
@@ -69,23 +69,23 @@ def report_run(
     if run.end is not None:
         _send_end(run, run.end, runs, backend, update)
         return None
-    wait = _seconds_until_next_patch(job, runs)
+    reported = runs.store.reported(job)
+    wait = _seconds_until_next_patch(reported, runs)
     if wait > 0:
         return wait
-    return _send_progress(run, runs, backend, update)
+    return _send_progress(run, reported, runs, backend, update)
 
 
-def _send_progress(run: Run, runs: Runs, backend: JobsApi, update: Update) -> float | None:
-    key = run_key(run.job)
-    version, version_sent = runs.redis.hmget(key, "version", "version_sent")
-    version = version or "0"
-    if version == version_sent:
+def _send_progress(
+    run: AnyRun, reported: Reported, runs: Runs, backend: JobsApi, update: Update
+) -> float | None:
+    if reported.version == reported.version_sent:
         return None  # A second copy of this report: the first said it all.
     snapshot = runs.progress.snapshot(run.job, proportions_of(run.message))
     fields: dict[str, Any] = {"progress_record": snapshot.progress, "metrics_record": snapshot.metrics}
-    if not runs.redis.hexists(key, "running_sent"):
+    if not reported.is_running_sent:
         fields["status"] = JobStatus.RUNNING
-    _record_patch_time(run.job, runs)
+    runs.store.mark_patched(run.job)
     try:
         status = update(**fields).get("status")
     except ValidationError:
@@ -94,14 +94,13 @@ def _send_progress(run: Run, runs: Runs, backend: JobsApi, update: Update) -> fl
         if not is_final_status(status):
             raise
     # Again: it may have got there late, after a retry.
-    _record_patch_time(run.job, runs)
-    runs.redis.hset(key, "running_sent", 1)
+    runs.store.mark_patched(run.job, is_running_sent=True)
     if status == JobStatus.STOPPED:
         stop_run(run.job, runs)
-    return SECONDS_BETWEEN_PATCHES if runs.acknowledge_report(run.job, version) else None
+    return SECONDS_BETWEEN_PATCHES if runs.store.acknowledge_report(run.job, reported.version) else None
 
 
-def _send_end(run: Run, end: End, runs: Runs, backend: JobsApi, update: Update) -> None:
+def _send_end(run: AnyRun, end: End, runs: Runs, backend: JobsApi, update: Update) -> None:
     if run.position > 0 or not _is_over(run, backend):
         _patch_end(run, end, runs, backend, update)
     runs.store.mark_reported(run.job)
@@ -109,7 +108,7 @@ def _send_end(run: Run, end: End, runs: Runs, backend: JobsApi, update: Update) 
     log.info("end reported", status=end.status)
 
 
-def _is_over(run: Run, backend: JobsApi) -> bool:
+def _is_over(run: AnyRun, backend: JobsApi) -> bool:
     """Whether the backend has an end of a job that never began: the stop that came first told it."""
     try:
         return is_final_status(backend.get_job(run.job).get("status"))
@@ -117,7 +116,7 @@ def _is_over(run: Run, backend: JobsApi) -> bool:
         return False
 
 
-def _patch_end(run: Run, end: End, runs: Runs, backend: JobsApi, update: Update) -> None:
+def _patch_end(run: AnyRun, end: End, runs: Runs, backend: JobsApi, update: Update) -> None:
     complete = end.status is JobStatus.SUCCEEDED
     snapshot = runs.progress.snapshot(run.job, proportions_of(run.message), is_complete=complete)
     result = end.result
@@ -152,7 +151,7 @@ def _minimal_result(result: dict[str, Any]) -> dict[str, Any]:
     return least | {"failures": []} if "failures" in least else least
 
 
-def _send_messages(run: Run, runs: Runs, backend: JobsApi) -> None:
+def _send_messages(run: AnyRun, runs: Runs, backend: JobsApi) -> None:
     """Messages go out before what follows them; one whose answer was lost is not sent twice."""
     while entries := runs.events.pop_messages(run.job):
         try:
@@ -164,15 +163,10 @@ def _send_messages(run: Run, runs: Runs, backend: JobsApi) -> None:
             log.warning("messages lost", error_type=type(error).__name__, count=len(entries))
 
 
-def _record_patch_time(job: str, runs: Runs) -> None:
-    runs.redis.hset(run_key(job), "patched", redis_time(runs.redis))
-
-
-def _seconds_until_next_patch(job: str, runs: Runs) -> float:
-    patched = runs.redis.hget(run_key(job), "patched")
-    if patched is None:
+def _seconds_until_next_patch(reported: Reported, runs: Runs) -> float:
+    if reported.patched_at is None:
         return 0.0
-    return float(patched) + SECONDS_BETWEEN_PATCHES - redis_time(runs.redis)
+    return reported.patched_at + SECONDS_BETWEEN_PATCHES - redis_time(runs.redis)
 
 
 def stop_run(job: str, runs: Runs) -> bool:

@@ -10,11 +10,9 @@ from shared.statuses import JobStatus
 from worker.runs.events import Events
 from worker.runs.generations import Generations
 from worker.runs.heartbeat import Heartbeats, run_member
-from worker.runs.keys import run_key
 from worker.runs.locks import Locks
-from worker.runs.model import End, Run, Step
+from worker.runs.model import AnyRun, End, Step
 from worker.runs.progress import Progress, proportions_of
-from worker.runs.scripts import run_scripts
 from worker.runs.store import RunStore, UnknownRunError
 
 REPORT = Step("runs.report", position=0, queue="control")
@@ -70,18 +68,17 @@ class Runs:
         self.heartbeats = Heartbeats(redis, timing.heartbeat_grace_seconds)
         self.progress = Progress(redis)
         self.events = Events(redis, self.schedule_report)
-        self._scripts = run_scripts(redis)
 
-    def mark_running(self, run: Run) -> None:
+    def mark_running(self, run: AnyRun) -> None:
         """The job is RUNNING from here on."""
-        if self._scripts.run("mark_running", [run_key(run.job), job_key(run.job)], JobStatus.RUNNING):
+        if self.store.mark_running(run.job):
             self.events.publish(run.job, "state", status=JobStatus.RUNNING)
             self.schedule_report(run.job)
             if run.is_retry:
                 # Who began it before may have died with the report, which counts as on its way for a while.
                 self.publish_report(run.job)
 
-    def set_progress(self, run: Run, step: str, percent: float) -> None:
+    def set_progress(self, run: AnyRun, step: str, percent: float) -> None:
         """Note how far `step` of the platform's progress record is."""
         proportions = proportions_of(run.message)
         if not self.progress.set(run.job, proportions, step, percent):
@@ -90,7 +87,7 @@ class Runs:
         self.events.publish(run.job, "progress", step=step, percent=round(percent, 2), overall=overall)
         self.schedule_report(run.job)
 
-    def set_metrics(self, run: Run, step: str, **metrics: float) -> None:
+    def set_metrics(self, run: AnyRun, step: str, **metrics: float) -> None:
         """Replace the metrics of `step`; nothing after the end."""
         if not self.progress.set_metrics(run.job, step, metrics):
             return
@@ -113,13 +110,13 @@ class Runs:
         self.ensure_end_reported(job)
         return first
 
-    def holds_lease(self, run: Run) -> bool:
+    def holds_lease(self, run: AnyRun) -> bool:
         """Whether the step that `run` was read for still has its lock."""
         return run.lease is not None and self.locks.is_held(run.lease.key, run.lease.token)
 
     def schedule_report(self, job: str) -> None:
         """Let the backend hear what is new, within a second or so."""
-        if self._scripts.run("schedule_report", [run_key(job)], self.timing.heartbeat_grace_seconds):
+        if self.store.schedule_report(job, self.timing.heartbeat_grace_seconds):
             self.publish_report(job)
 
     def ensure_end_reported(self, job: str) -> None:
@@ -129,25 +126,20 @@ class Runs:
         of a run would else send another one, for as long as the backend is away.
         """
         self.events.log.close_if_complete(job)
-        key = run_key(job)
         if self.store.is_reported(job):
             # A step that was at work at the end has promised another sign of life since.
             self.heartbeats.remove(run_member(job))
             return
-        if self.redis.hexists(key, "end_sent"):
+        if self.store.is_end_sent(job):
             return
         self.heartbeats.schedule(run_member(job))
         self.publish_report(job)
-        self.redis.hset(key, "end_sent", 1)
+        self.store.mark_end_sent(job)
 
     def publish_report(self, job: str) -> None:
         """Publish the message of the report."""
         generation = self.generations.newest(job, REPORT.name)
         self.publisher.publish(REPORT, "control", {"job": job, "generation": generation})
-
-    def acknowledge_report(self, job: str, version: str) -> bool:
-        """A snapshot of that version reached the backend; true when something newer waits."""
-        return bool(self._scripts.run("acknowledge_report", [run_key(job)], version))
 
 
 RUN_PREFIX = "run:"

@@ -1,19 +1,25 @@
-"""The record of a run in Redis: accept, begin, note findings, end."""
+"""The record of a run in Redis: accept, claim a step, update the state, finish, and what was reported of it."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TypeVar
 
 from redis import Redis
 
 from shared.channels import RETENTION_SECONDS, job_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
+from worker.lua import redis_time
 from worker.platform import mask_secrets
 from worker.runs import keys
 from worker.runs.events import JobLog
-from worker.runs.model import STOPPED, Acceptance, ClaimStatus, End, Lease, Run, RunMessage, Step
+from worker.runs.keys import STATE_PREFIX, RunField, run_key
+from worker.runs.model import STOPPED, Acceptance, ClaimStatus, End, Lease, Run, RunMessage, Step, StoredRun
 from worker.runs.scripts import run_scripts
+from worker.runs.state import RunState, StoredState
+
+S = TypeVar("S", bound=RunState)
 
 _MESSAGES: dict[str, type[RunMessage]] = {"deploy": DeployMessage, "to_task": ToTaskMessage}
 
@@ -24,11 +30,32 @@ class UnknownRunError(LookupError):
 
 @dataclass(frozen=True)
 class StepClaim:
-    """The answer to `begin`: `run` is there only when the step may work."""
+    """Whether a step may begin; `run` is there only when it may."""
 
     status: ClaimStatus
     generation: int
-    run: Run | None = None
+    run: StoredRun | None = None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands."""
+
+    queue: str
+    position: int
+    has_ended: bool
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What the backend has of a run."""
+
+    version: str
+    """Counts what there is to report."""
+    version_sent: str | None
+    is_running_sent: bool
+    patched_at: float | None
+    """Redis's time of the last report."""
 
 
 class RunStore:
@@ -39,34 +66,58 @@ class RunStore:
         self._scripts = run_scripts(redis)
         self._log = JobLog(redis)
 
+    # The beginning of a run and of its steps
+
     def accept(self, message: RunMessage, queue: str) -> Acceptance:
         """Create the run of `message`, once a job; `queue` is where its steps will go."""
-        stored = json.dumps(
-            {
-                "task": message.task,
-                "kwargs": message.model_dump(mode="json", exclude_unset=True, by_alias=True),
-            }
-        )
-        stored_end = json.dumps({"status": STOPPED.status, "result": STOPPED.result})
+        content = message.model_dump(mode="json", exclude_unset=True, by_alias=True)
         job = message.job
         answer = self._scripts.run(
             "accept",
-            [keys.run_key(job), job_key(job), keys.stop_key(job)],
-            stored,
+            [run_key(job), job_key(job), keys.stop_key(job)],
+            json.dumps({"task": message.task, "kwargs": content}),
             message.action,
             message.plugin,
             queue,
-            stored_end,
+            _end_text(STOPPED),
         )
-        return Acceptance(answer[0])
+        return Acceptance(answer)
 
     def exists(self, job: str) -> bool:
         """Whether there is a run of this job, live or ended."""
-        return bool(self.redis.exists(keys.run_key(job)))
+        return bool(self.redis.exists(run_key(job)))
 
-    def load(self, job: str) -> Run:
+    def load(self, job: str) -> StoredRun:
         """Read the run; raises `UnknownRunError`."""
-        return self._run(job, again=False, generation=0)
+        stored = self.redis.hgetall(run_key(job))
+        if not stored:
+            raise UnknownRunError(f"job {job} has no run here")
+        message = json.loads(stored[RunField.MESSAGE])
+        state = {
+            name.removeprefix(STATE_PREFIX): text
+            for name, text in stored.items()
+            if name.startswith(STATE_PREFIX)
+        }
+        return Run(
+            job=job,
+            message=_MESSAGES[message["task"]].model_validate(message["kwargs"]),
+            state=StoredState(state),
+            queue=stored[RunField.QUEUE],
+            position=int(stored[RunField.POSITION]),
+            step=stored.get(RunField.STEP, ""),
+            end=_end(stored.get(RunField.ENDED)),
+        )
+
+    def standings(self, jobs: Iterable[str]) -> list[Standing | None]:
+        """Where these runs stand, read in one go; None for one that is gone."""
+        with self.redis.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                pipe.hmget(run_key(job), [RunField.QUEUE, RunField.POSITION, RunField.ENDED])
+            found = pipe.execute()
+        return [
+            None if queue is None else Standing(str(queue), int(position), end is not None)
+            for queue, position, end in found
+        ]
 
     def claim_step(
         self,
@@ -78,12 +129,12 @@ class RunStore:
         generation: int,
         redelivered: bool,
     ) -> StepClaim:
-        """Take the step's lock and move the run on to it, if the run lives and is not further on."""
+        """Take the step's lock and move the run on to it, if the run is open and is not further on."""
         name = f"{step.name}:{part}" if part else step.name
         lease = Lease(keys.lock_key(job, name), token)
-        beginning, times, newest = self._scripts.run(
+        status, times, newest = self._scripts.run(
             "claim_step",
-            [keys.run_key(job), job_key(job), lease.key, keys.polls_key(job)],
+            [run_key(job), job_key(job), lease.key, keys.polls_key(job)],
             name,
             step.position,
             token,
@@ -96,98 +147,117 @@ class RunStore:
             keys.claimed_field(name),
         )
         run = None
-        if beginning == ClaimStatus.CLAIMED:
-            run = replace(self._run(job, again=int(times) > 1, generation=generation), lease=lease)
-        return StepClaim(ClaimStatus(beginning), int(newest), run)
+        if status == ClaimStatus.CLAIMED:
+            run = replace(self.load(job), is_retry=int(times) > 1, generation=generation, lease=lease)
+        return StepClaim(ClaimStatus(status), int(newest), run)
 
     def step_queue(self, job: str) -> str | None:
         """The queue that belongs to the step at which the run stands; None: the run's own."""
-        return self.redis.hget(keys.run_key(job), "step_queue") or None
+        return self.redis.hget(run_key(job), RunField.STEP_QUEUE) or None
+
+    def mark_running(self, job: str) -> bool:
+        """Show the job as RUNNING; false when it has ended."""
+        keys_ = [run_key(job), job_key(job)]
+        return bool(self._scripts.run("mark_running", keys_, JobStatus.RUNNING))
+
+    def update_state(self, run: Run[RunMessage, S], state: S) -> None:
+        """Store the fields in which `state` differs from `run.state`, and leave the others as they are."""
+        texts = run.state.changes(state)
+        if texts:
+            fields = {f"{STATE_PREFIX}{name}": text for name, text in texts.items()}
+            self.redis.hset(run_key(run.job), mapping=fields)
+
+    # The end
 
     def has_ended(self, job: str) -> bool:
         """Whether the run has ended, or is gone."""
-        return bool(self.redis.hexists(keys.run_key(job), "end")) or not self.redis.exists(keys.run_key(job))
-
-    def note(self, job: str, name: str, finding: Any) -> None:
-        """Keep what a step found out, any JSON, for later steps and for its own second delivery."""
-        # It may be what a neighbour answered, and that may be what it was sent.
-        self.redis.hset(keys.run_key(job), f"finding:{name}", json.dumps(mask_secrets(finding)))
+        return bool(self.redis.hexists(run_key(job), RunField.ENDED)) or not self.exists(job)
 
     def finish(self, job: str, end: End, step: Step | None = None) -> bool:
         """Write the end; false when the run had one already, is gone, or has passed `step`, which ends it."""
         end = End(end.status, mask_secrets(end.result))
-        stored = json.dumps({"status": end.status, "result": end.result})
-        return bool(
-            self._scripts.run(
-                "finish",
-                [keys.run_key(job), job_key(job)],
-                stored,
-                end.status,
-                end.error,
-                "" if step is None else step.position,
-            )
-        )
+        position = "" if step is None else step.position
+        keys_ = [run_key(job), job_key(job)]
+        return bool(self._scripts.run("finish", keys_, _end_text(end), end.status, end.error, position))
 
     def remember_stop(self, job: str) -> None:
         """A stop that came before its job's message holds for a day."""
         self.redis.set(keys.stop_key(job), 1, ex=RETENTION_SECONDS)
 
+    def expire_with_run(self, job: str, *names: str) -> None:
+        """Let further keys of a workflow expire with the run."""
+        self.redis.sadd(keys.workflow_keys_key(job), *names)
+
+    # What the backend has
+
+    def schedule_report(self, job: str, grace_seconds: float) -> bool:
+        """Something is to be reported; true for the caller that is to publish the report.
+
+        A report that has not come `grace_seconds` after it was published is published again.
+        """
+        return bool(self._scripts.run("schedule_report", [run_key(job)], grace_seconds))
+
+    def reported(self, job: str) -> Reported:
+        """How far the run's progress was reported."""
+        names = [RunField.VERSION, RunField.VERSION_SENT, RunField.RUNNING_SENT, RunField.PATCHED_AT]
+        version, version_sent, running_sent, patched_at = self.redis.hmget(run_key(job), names)
+        return Reported(
+            version=version or "0",
+            version_sent=version_sent,
+            is_running_sent=running_sent is not None,
+            patched_at=None if patched_at is None else float(patched_at),
+        )
+
+    def mark_patched(self, job: str, *, is_running_sent: bool = False) -> None:
+        """A report is sent now; `is_running_sent`: the backend has taken one, which said that the job runs."""
+        fields: dict[str, float] = {RunField.PATCHED_AT: redis_time(self.redis)}
+        if is_running_sent:
+            fields[RunField.RUNNING_SENT] = 1
+        self.redis.hset(run_key(job), mapping=fields)
+
+    def acknowledge_report(self, job: str, version: str) -> bool:
+        """The backend has a snapshot of that version; true when something newer is to be sent."""
+        return bool(self._scripts.run("acknowledge_report", [run_key(job)], version))
+
+    def is_end_sent(self, job: str) -> bool:
+        """Whether the first report of the end was published."""
+        return bool(self.redis.hexists(run_key(job), RunField.END_SENT))
+
+    def mark_end_sent(self, job: str) -> None:
+        """The first report of the end was published."""
+        self.redis.hset(run_key(job), RunField.END_SENT, 1)
+
     def mark_reported(self, job: str) -> None:
         """The backend has the end: nothing more will be sent, and the run's keys expire in a day."""
-        expiring = self._all_keys(job)
+        expiring = [
+            job_key(job),
+            run_key(job),
+            keys.progress_key(job),
+            keys.messages_key(job),
+            keys.polls_key(job),
+            keys.workflow_keys_key(job),
+            *sorted(self.redis.smembers(keys.workflow_keys_key(job))),
+        ]
         # The log's own keys may have to stay: a log that is followed for the job can outlive the run.
         self._log.close_if_complete(job, reported=True)
-        # In one go: a sealed run without expiry would stay for ever.
+        # In one go: a reported run without expiry would stay for ever.
         with self.redis.pipeline(transaction=True) as pipe:
-            pipe.hset(keys.run_key(job), "reported", 1)
+            pipe.hset(run_key(job), RunField.REPORTED, 1)
             for key in expiring:
                 pipe.expire(key, RETENTION_SECONDS)
             pipe.execute()
 
     def is_reported(self, job: str) -> bool:
         """Whether the backend has the end (or the run is gone)."""
-        key = keys.run_key(job)
-        return bool(self.redis.hexists(key, "reported")) or not self.redis.exists(key)
-
-    def _all_keys(self, job: str) -> list[str]:
-        workflow_keys = self.redis.smembers(f"{job_key(job)}:keys")
-        own = [
-            job_key(job),
-            keys.run_key(job),
-            keys.progress_key(job),
-            keys.messages_key(job),
-            keys.polls_key(job),
-            f"{job_key(job)}:keys",
-        ]
-        return own + sorted(workflow_keys)
-
-    def expire_with_run(self, job: str, *names: str) -> None:
-        """Let further keys of a workflow expire with the run."""
-        self.redis.sadd(f"{job_key(job)}:keys", *names)
-
-    def _run(self, job: str, *, again: bool, generation: int) -> Run:
-        stored = self.redis.hgetall(keys.run_key(job))
-        if not stored:
-            raise UnknownRunError(f"job {job} has no run here")
-        message = json.loads(stored["message"])
-        prefix = "finding:"
-        return Run(
-            job=job,
-            message=_MESSAGES[message["task"]].model_validate(message["kwargs"]),
-            queue=stored["queue"],
-            position=int(stored["position"]),
-            step=stored.get("step", ""),
-            findings={
-                k.removeprefix(prefix): json.loads(v) for k, v in stored.items() if k.startswith(prefix)
-            },
-            end=_end(stored.get("end")),
-            is_retry=again,
-            generation=generation,
-        )
+        return bool(self.redis.hexists(run_key(job), RunField.REPORTED)) or not self.exists(job)
 
 
-def _end(stored: str | None) -> End | None:
-    if stored is None:
+def _end_text(end: End) -> str:
+    return json.dumps({"status": end.status, "result": end.result})
+
+
+def _end(text: str | None) -> End | None:
+    if text is None:
         return None
-    end = json.loads(stored)
-    return End(JobStatus(end["status"]), end["result"])
+    stored = json.loads(text)
+    return End(JobStatus(stored["status"]), stored["result"])

@@ -1,4 +1,4 @@
-"""Everything the worker needs on one machine, without an account: a Redis, a Ray, a backend and an agent.
+"""Everything that a worker needs on one machine, without an account: a Redis, a Ray, a backend and an agent.
 
 All of it listens on this machine's loopback and ends with the process that started it.
 """

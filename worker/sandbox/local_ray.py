@@ -1,4 +1,4 @@
-"""A real Ray on this machine: one head node, its dashboard and Ray Serve, behind a random token."""
+"""A real Ray on this machine: one head node, its dashboard and Ray Serve, protected by a random token."""
 
 import secrets
 import sys
@@ -8,15 +8,15 @@ from typing import Final
 
 import httpx
 
-from worker.sandbox.processes import Process, SandboxError, free_port, own_environment, start
+from worker.sandbox.processes import Process, SandboxError, clean_environment, free_port, start_process
 
-# Ray rewrites 127.0.0.1 to the machine's outer address; any other address of the loopback stays as it is.
+# Ray replaces 127.0.0.1 by the machine's external address, and keeps other loopback addresses.
 NODE_ADDRESS: Final = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 OBJECT_STORE_BYTES: Final = 200 * 1024 * 1024
 
 
 class LocalRay:
-    """Started in two halves, so that other parts of the sandbox start while Ray does."""
+    """Starts in two steps, `launch` and `await_ready`, so that other services can start meanwhile."""
 
     def __init__(self, directory: Path, *, num_cpus: int) -> None:
         self._directory, self._num_cpus = directory, num_cpus
@@ -32,15 +32,15 @@ class LocalRay:
         self.process: Process | None = None
 
     def environment(self) -> dict[str, str]:
-        """What a driver needs."""
+        """The environment variables with which a driver connects."""
         return {"RAY_ADDRESS": self.address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
     def launch(self) -> None:
         """Start the processes without waiting for them."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        # Ray keeps unix sockets in its folder, and their paths may have 107 characters at most.
+        # A short path: Ray keeps Unix sockets in this folder, whose paths may have at most 107 characters.
         self.temp_dir = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-        environ = own_environment() | self.environment()
+        environ = clean_environment() | self.environment()
         command = [
             sys.executable,
             "-m",
@@ -50,20 +50,20 @@ class LocalRay:
             "--block",
             *self._options(),
         ]
-        self.process = start(
+        self.process = start_process(
             "ray",
             command,
             log=self._directory / "ray.log",
             env=environ | self._tuning(),
-            grace=0,
-            scratch=self.temp_dir,
+            grace_seconds=0,
+            scratch_dir=self.temp_dir,
         )
-        self._serve_starter = start(
+        self._serve_starter = start_process(
             "serve",
             [sys.executable, "-m", "worker.sandbox.serve_driver", "start", str(self._serve_port)],
             log=self._directory / "serve.log",
             env=environ,
-            grace=0,
+            grace_seconds=0,
         )
 
     def await_ready(self, seconds: float = 90) -> None:
@@ -74,7 +74,7 @@ class LocalRay:
         self._serve_starter.stop()
 
     def stop(self) -> None:
-        """End every process of this Ray at once: a node that drains would take 30 s."""
+        """Kill every process of this Ray: draining the node would take 30 s."""
         for process in (self._serve_starter, self.process):
             if process is not None:
                 process.stop()
@@ -101,7 +101,7 @@ class LocalRay:
     def _tuning(self) -> dict[str, str]:
         return {
             "RAY_USAGE_STATS_ENABLED": "0",
-            # Resources in use are gathered at this interval; the default of 5 s would mislead the agent.
+            # Interval at which resources in use are reported; the default of 5 s is too old for the agent.
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "AUTOSCALER_METRIC_PORT": str(free_port()),
             "DASHBOARD_METRIC_PORT": str(free_port()),

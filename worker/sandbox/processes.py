@@ -1,7 +1,7 @@
-"""Start a process, wait until it is ready, end it together with everything that it started.
+"""Start a process, wait until it is ready, and end it together with its descendants.
 
 Each process runs under a supervisor (see `worker.sandbox.supervisor`) in a session of its own: it ends when
-it is told to and also when the process that started it is killed. Nothing is ever ended by its name.
+it is stopped, and also when the process that started it is killed. Processes are never ended by name.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ import psutil
 
 SUPERVISOR: Final = Path(__file__).with_name("supervisor.py")
 POLL_SECONDS: Final = 0.05
-# Below what the kernel hands out for outgoing connections, so that a port stays free over a restart.
-PORTS: Final = range(20_000, 32_000)
+# Below the kernel's range for outgoing connections, so that a port stays free while a server restarts.
+PORT_RANGE: Final = range(20_000, 32_000)
 
-FOREIGN: Final = ("SYNAPSE_", "SANDBOX_", "WORKER_", "RAY_", "CELERY_", "REDIS_URL", "PLUGINS_DIR")
+SETTINGS_PREFIXES: Final = ("SYNAPSE_", "SANDBOX_", "WORKER_", "RAY_", "CELERY_", "REDIS_URL", "PLUGINS_DIR")
 
 
 class SandboxError(RuntimeError):
-    """A part of the sandbox did not start, or ended; the message holds the last lines of its log."""
+    """A process of the sandbox did not start, or ended; the message holds the last lines of its log."""
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
@@ -39,61 +39,61 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
         time.sleep(POLL_SECONDS)
 
 
-_given_ports: set[int] = set()
+_used_ports: set[int] = set()
 
 
 def free_port() -> int:
-    """A port of the loopback on which nobody listens, given to nobody else in this process."""
+    """A loopback port on which no process listens, and which this function has not returned before."""
     while True:
-        port = random.choice(PORTS)
-        if port in _given_ports:
+        port = random.choice(PORT_RANGE)
+        if port in _used_ports:
             continue
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
-            _given_ports.add(port)
+            _used_ports.add(port)
             return port
 
 
-def own_environment() -> dict[str, str]:
-    """This process's environment without what is meant for another worker, Ray or backend."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+def clean_environment() -> dict[str, str]:
+    """This process's environment without the settings of a worker, a Ray or a backend."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS_PREFIXES)}
 
 
-def listens(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether somebody accepts connections there."""
+def is_listening(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether a server accepts connections at this address."""
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
         return True
     return False
 
 
 class Process:
-    """A running command: `pid` is its own, so that a test may signal it."""
+    """A running command. `pid` is that of the command and not of its supervisor, for tests that signal it."""
 
     def __init__(
-        self, name: str, pid: int, guardian: "subprocess.Popen[bytes]", lifeline: int, log: Path
+        self, name: str, pid: int, supervisor: "subprocess.Popen[bytes]", owner_pipe: int, log: Path
     ) -> None:
         self.name, self.pid, self.log = name, pid, log
-        self._guardian, self._lifeline = guardian, lifeline
+        self._supervisor, self._owner_pipe = supervisor, owner_pipe
 
     @property
     def alive(self) -> bool:
         """Whether the command runs."""
-        return self._guardian.poll() is None
+        return self._supervisor.poll() is None
 
     @property
     def exit_code(self) -> int | None:
-        """As a shell has it, 128 and the signal's number for one that was killed; None while it runs."""
-        return self._guardian.poll()
+        """As in a shell: 128 plus the signal's number after a kill; None while the command runs."""
+        return self._supervisor.poll()
 
     def pids(self) -> list[int]:
-        """The command's process and everything below it, also what has detached itself."""
+        """The command's process and its descendants, including detached daemons."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            return [child.pid for child in psutil.Process(self._guardian.pid).children(recursive=True)]
+            return [child.pid for child in psutil.Process(self._supervisor.pid).children(recursive=True)]
         return []
 
     def wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
-        """Wait until `ready` holds; raise with the end of the log when it does not or the command ends."""
+        """Wait until `ready` holds; raise `SandboxError` after `seconds` or when the command ends before."""
 
         def ready_or_ended() -> bool:
             return not self.alive or ready()
@@ -111,57 +111,66 @@ class Process:
         return "\n".join(text.splitlines()[-lines:])
 
     def stop(self) -> None:
-        """Ask the command to end, wait its time of grace, then end it and everything below it."""
-        self._let_go()
-        self._guardian.wait()
+        """Send SIGTERM, wait for the grace period, then kill the command and its descendants."""
+        self._close_owner_pipe()
+        self._supervisor.wait()
 
     def kill(self) -> None:
-        """SIGKILL, as if the machine had: the command first, then everything below it."""
+        """Send SIGKILL to the command, as a crash would end it, then kill its descendants."""
         with contextlib.suppress(ProcessLookupError):
             if self.alive:
                 os.kill(self.pid, signal.SIGKILL)
-        self._guardian.wait()
-        self._let_go()
+        self._supervisor.wait()
+        self._close_owner_pipe()
 
-    def _let_go(self) -> None:
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+    def _close_owner_pipe(self) -> None:
+        if self._owner_pipe >= 0:
+            os.close(self._owner_pipe)
+            self._owner_pipe = -1
 
 
-def start(
+def start_process(
     name: str,
     command: Sequence[str],
     *,
     log: Path,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
-    grace: float = 5.0,
-    scratch: Path | None = None,
+    grace_seconds: float = 5.0,
+    scratch_dir: Path | None = None,
 ) -> Process:
     """Start `command` with its output appended to `log`.
 
-    SIGTERM is given `grace` seconds, 0 means none; the folder `scratch` is removed after the end.
+    A stop sends SIGTERM and kills after `grace_seconds`; with 0 it kills at once. The folder `scratch_dir` is
+    removed after the end.
     """
-    ours, lifeline = os.pipe()
+    supervisor_end, owner_end = os.pipe()
     with log.open("ab") as output:
-        guardian = subprocess.Popen(
-            # -I keeps this folder's modules from hiding others' (redis, ray).
-            [sys.executable, "-I", str(SUPERVISOR), str(ours), str(grace), str(scratch or ""), *command],
+        supervisor = subprocess.Popen(
+            # -I: modules of this folder must not shadow libraries.
+            [
+                sys.executable,
+                "-I",
+                str(SUPERVISOR),
+                str(supervisor_end),
+                str(grace_seconds),
+                str(scratch_dir or ""),
+                *command,
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=output,
             env=None if env is None else dict(env),
             cwd=cwd,
-            pass_fds=(ours,),
+            pass_fds=(supervisor_end,),
             start_new_session=True,
         )
-    os.close(ours)
-    assert guardian.stdout is not None
-    with guardian.stdout:
-        pid = guardian.stdout.readline()
+    os.close(supervisor_end)
+    assert supervisor.stdout is not None
+    with supervisor.stdout:
+        pid = supervisor.stdout.readline()
     if not pid:
-        os.close(lifeline)
-        guardian.wait()
+        os.close(owner_end)
+        supervisor.wait()
         raise SandboxError(f"{name} did not start\n{log.read_text(errors='replace')[-2000:]}")
-    return Process(name, int(pid), guardian, lifeline, log)
+    return Process(name, int(pid), supervisor, owner_end, log)

@@ -1,4 +1,4 @@
-"""A whole platform on one machine, for as long as a `with` block lasts."""
+"""A whole platform on one machine, for the duration of a `with` block."""
 
 import re
 import secrets
@@ -11,7 +11,7 @@ from typing import Final, Self
 
 from worker.sandbox.backend.state import State
 from worker.sandbox.local_ray import LocalRay
-from worker.sandbox.processes import Process, own_environment, start
+from worker.sandbox.processes import Process, clean_environment, start_process
 from worker.sandbox.seed import seed_agent
 from worker.sandbox.servers import HttpService, RedisServer
 
@@ -20,15 +20,15 @@ ALL_QUEUES: Final = "deploy,to_task,annotate,logs,control"
 WORKER_READY: Final = re.compile(r"@\S+ ready")
 
 
-def _silent(_: str) -> None:
-    """Nobody listens."""
+def _ignore(_: str) -> None:
+    """Show no progress."""
 
 
 class Sandbox:
-    """Redis, Ray, backend and agent. `directory` is kept when given, else a temporary one is made and
-    removed.
+    """Redis, Ray, backend and agent.
 
-    Without Ray there is no agent either, and its record in the backend has no URL.
+    `directory` is kept; without it a temporary one is created and removed. Without Ray there is no agent
+    either, and the agent's record in the backend has no URL.
     """
 
     def __init__(
@@ -38,9 +38,9 @@ class Sandbox:
         plugins_dir: Path,
         num_cpus: int = 4,
         with_ray: bool = True,
-        on_progress: Callable[[str], None] = _silent,
+        on_progress: Callable[[str], None] = _ignore,
     ) -> None:
-        self._remove = directory is None
+        self._is_temporary = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix="synapse-sandbox-"))
         self.plugins_dir = plugins_dir
         self.files_dir = self.directory / "files"
@@ -64,7 +64,7 @@ class Sandbox:
 
     @property
     def redis_url(self) -> str:
-        """The broker, and where runs are kept."""
+        """`REDIS_URL`: the broker and the store of the runs."""
         return self.redis.url
 
     @property
@@ -79,16 +79,16 @@ class Sandbox:
 
     @property
     def workers(self) -> list[Process]:
-        """Those that were started on it."""
+        """The workers started with `start_worker`."""
         return list(self._workers)
 
     @property
     def files_url(self) -> str:
-        """Where `files_dir` is served, without a token, as a storage's signed URLs are."""
+        """The URL of `files_dir`, which needs no token, like signed URLs of a storage service."""
         return f"{self.backend.url}/files"
 
     def environment(self) -> dict[str, str]:
-        """Every setting that a worker needs; nothing of it is in this process's environment."""
+        """All settings that a worker needs. This process's environment is not changed."""
         environ = {
             "SYNAPSE_HOST": self.backend_url,
             "SYNAPSE_ACCESS_TOKEN": self.access_token,
@@ -102,7 +102,7 @@ class Sandbox:
         return environ
 
     def start(self) -> Self:
-        """Start everything; Ray takes longest, so the others start meanwhile."""
+        """Start everything. Ray takes longest, so the other services start meanwhile."""
         try:
             if self.ray is not None:
                 self._on_progress("starting Ray")
@@ -126,11 +126,11 @@ class Sandbox:
         """End everything, workers first, and remove a temporary directory."""
         for worker in self._workers:
             worker.stop()
-        for part in (self.backend, self.agent, self.ray, self.redis):
-            if part is not None:
-                part.stop()
+        for service in (self.backend, self.agent, self.ray, self.redis):
+            if service is not None:
+                service.stop()
         self.state.close()
-        if self._remove:
+        if self._is_temporary:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -153,8 +153,8 @@ class Sandbox:
         command += ["-Q", queues, "--pool", "threads", "-c", str(concurrency), "-l", "INFO"]
         command += ["--without-mingle", "--without-gossip", "-n", f"worker{number}@%h"]
         log = self._logs / f"worker{number}.log"
-        environ = {**own_environment(), **self.environment(), **(env or {})}
-        worker = start(f"worker{number}", command, log=log, env=environ, grace=15)
+        environ = {**clean_environment(), **self.environment(), **(env or {})}
+        worker = start_process(f"worker{number}", command, log=log, env=environ, grace_seconds=15)
         self._workers.append(worker)
         worker.wait_until(lambda: WORKER_READY.search(log.read_text(errors="replace")) is not None, seconds)
         self._on_progress(f"worker {number} on {queues}")

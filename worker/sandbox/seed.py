@@ -1,10 +1,10 @@
-"""Fills the backend's state, as projects and labels come about on the real platform; the demo's digits."""
+"""Fills the backend's state with projects, as users do on the real platform; also the demo's digits."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy
 from PIL import Image
@@ -12,12 +12,12 @@ from sklearn.datasets import load_digits
 
 from worker.sandbox.backend.state import State
 
-Files = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+Files = Mapping[str, object] | Sequence[Mapping[str, object]]
 
 
 @dataclass(frozen=True)
 class SeededProject:
-    """Ids of what was made; `tasks` and `data_units` go together."""
+    """The ids of a project and its rows; `tasks` and `data_units` correspond by position."""
 
     id: int
     data_collection: int
@@ -28,7 +28,7 @@ class SeededProject:
 def seed_agent(
     state: State, *, url: str | None, token: str | None, id: int = 1, name: str = "sandbox"
 ) -> int:
-    """The record of an agent; its id."""
+    """Write the record of an agent; returns its id."""
     columns = {"id": id, "name": name, "url": url, "token": token, "status": "connected"}
     with state.transaction():
         state.execute("DELETE FROM agents WHERE id = ?", id)
@@ -40,13 +40,13 @@ def seed_project(
     state: State,
     files: Sequence[Files],
     *,
-    specifications: Sequence[Mapping[str, Any]],
+    specifications: Sequence[Mapping[str, object]],
     name: str = "project",
     files_in_tasks: bool = True,
 ) -> SeededProject:
-    """A project with one task for each item of `files`.
+    """Create a project with one task for each item of `files`.
 
-    With `files_in_tasks` off, a task's data unit comes without its files and they must be asked for.
+    Without `files_in_tasks`, a task's data unit has no files, which clients must request separately.
     """
     with state.transaction():
         collection = state.insert("data_collections", {"file_specifications": list(specifications)})
@@ -57,8 +57,13 @@ def seed_project(
         state.insert_many(
             "data_units",
             [
-                {"id": id, "data_collection": collection, "files": held, "in_tasks": int(files_in_tasks)}
-                for id, held in zip(units, files, strict=True)
+                {
+                    "id": id,
+                    "data_collection": collection,
+                    "files": unit_files,
+                    "in_tasks": int(files_in_tasks),
+                }
+                for id, unit_files in zip(units, files, strict=True)
             ],
         )
         state.insert_many(
@@ -79,7 +84,7 @@ def seed_numbered_project(
     name: str = "numbered",
     files_in_tasks: bool = True,
 ) -> SeededProject:
-    """A project of `count` tasks, each with a primary `image_1` and a `label_1`, for tests and benchmarks."""
+    """Create a project of `count` tasks, each with an `image_1` and a `label_1`, for tests and benchmarks."""
     files = [
         {
             "image_1": {
@@ -100,7 +105,7 @@ def seed_numbered_project(
     )
 
 
-IMAGE_AND_LABEL: Sequence[Mapping[str, Any]] = (
+IMAGE_AND_LABEL: Sequence[Mapping[str, object]] = (
     {"name": "image_1", "is_primary": True, "file_type": "image"},
     {"name": "label_1", "is_primary": False, "file_type": "data"},
 )
@@ -111,19 +116,19 @@ def _next_id(state: State, table: str) -> int:
 
 
 TRAINING_ROWS: Final = 898
-"""Rows before this one are for the plugin to learn from, rows from here on are tasks."""
+"""The plugin trains on the rows before this one; the rows from here on are tasks."""
 
 GREY_STEP: Final = 15
-"""A digit's pixels hold 0 to 16; the PNG holds 0 to 240, so that dividing by this gives them back."""
+"""The data set's pixels are 0 to 16, those of the PNG 0 to 240; dividing by this restores the original."""
 
-SIDE: Final = 64
-"""Pixels of an image's side: each of the 8 by 8 is a square of equal ones."""
+IMAGE_SIDE_PIXELS: Final = 64
+"""Width and height of an image in pixels: each of the 8 by 8 pixels becomes a square."""
 
 
 def seed_digits(state: State, files_dir: Path, files_url: str) -> SeededProject:
-    """Write the images and the labels as files and make a project with a task for each.
+    """Write the images and the labels as files, and create a project with a task for each.
 
-    `files_url` is where `files_dir` is served.
+    `files_url` is the URL at which `files_dir` is served.
     """
     folder = files_dir / "digits"
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,14 +137,16 @@ def seed_digits(state: State, files_dir: Path, files_url: str) -> SeededProject:
     for row in range(TRAINING_ROWS, len(digits.target)):
         image, label = f"{row}.png", f"{row}.json"
         pixels = (digits.images[row] * GREY_STEP).astype(numpy.uint8)
-        Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.NEAREST).save(folder / image)
+        Image.fromarray(pixels).resize((IMAGE_SIDE_PIXELS, IMAGE_SIDE_PIXELS), Image.Resampling.NEAREST).save(
+            folder / image
+        )
         (folder / label).write_text(json.dumps({"label": int(digits.target[row])}))
         files.append({"image_1": _file(files_url, image, True), "label_1": _file(files_url, label, False)})
     return seed_project(state, files, specifications=IMAGE_AND_LABEL, name="digits")
 
 
 def true_labels(project: SeededProject) -> dict[int, int]:
-    """What is written on each task's image."""
+    """The digit on each task's image."""
     labels = load_digits().target[TRAINING_ROWS:]
     return {task: int(label) for task, label in zip(project.tasks, labels, strict=True)}
 

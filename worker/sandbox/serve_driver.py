@@ -1,7 +1,7 @@
-"""Short errands that only a driver of Ray can run, each in a process of its own.
+"""Operations that need a Ray driver, each in a process of its own.
 
-`start PORT`: bring Serve up; the first to start it decides where its HTTP listens, for as long as it lives.
-`delete NAME`: remove one application, for which Ray's dashboard has no call.
+`start PORT`: start Serve, with its HTTP proxy on this port. (Whoever starts Serve decides on the port.)
+`delete NAME`: delete one application, for which Ray's dashboard has no endpoint.
 """
 
 import os
@@ -11,22 +11,23 @@ import tempfile
 import ray
 from ray import serve
 
-from worker.sandbox.processes import listens, wait_for
+from worker.sandbox.processes import is_listening, wait_for
 
 
-def main(errand: str, argument: str) -> None:
-    """Run one errand against the Ray of the environment."""
+def main(operation: str, argument: str) -> None:
+    """Run one operation on the Ray cluster that the environment names."""
     host, _, port = os.environ["RAY_ADDRESS"].rpartition(":")
-    wait_for(lambda: listens(int(port), host), 60, "Ray's control store did not listen")
+    wait_for(lambda: is_listening(int(port), host), 60, "Ray's control store did not listen")
     with tempfile.TemporaryDirectory(prefix="synapse-empty-") as empty:
-        # Who first starts Serve puts its own folder before every release's code in the replicas.
+        # An empty folder, because the working directory of the driver that starts Serve precedes the code of
+        # every release on the replicas' import path.
         ray.init(log_to_driver=False, runtime_env={"working_dir": empty})
-    if errand == "start":
+    if operation == "start":
         serve.start(http_options={"host": "127.0.0.1", "port": int(argument)})
-    elif errand == "delete":
+    elif operation == "delete":
         serve.delete(argument)
     else:
-        raise SystemExit(f"unknown errand: {errand}")
+        raise SystemExit(f"unknown operation: {operation}")
 
 
 if __name__ == "__main__":

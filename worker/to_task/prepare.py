@@ -6,9 +6,9 @@ from shared.messages import ToTaskMethod, ToTaskParams
 from worker.platform import NotFoundError
 from worker.plugins import PluginCallError
 from worker.pre_processor.waitlist import DETECT
-from worker.runs.model import Continue, Outcome, Run, RunFailedError
+from worker.runs.model import Continue, Outcome, RunFailedError
 from worker.services import Services
-from worker.to_task.steps import FETCH_TASKS, message_of
+from worker.to_task.steps import FETCH_TASKS, ToTaskRun
 
 PROGRESS_STEP = "prepare"
 
@@ -20,9 +20,9 @@ class ProjectApi(Protocol):
     def get_data_collection(self, collection: int) -> dict[str, Any]: ...
 
 
-def prepare(run: Run, services: Services) -> Outcome:
+def prepare(run: ToTaskRun, services: Services) -> Outcome:
     """Check the parameters; a run by inference goes on to its pre-processor, one by file to its tasks."""
-    message = message_of(run)
+    message = run.message
     check_params(run, services)
     check_project(services.backend(message.tenant), message.params)
     if message.params.method is ToTaskMethod.INFERENCE:
@@ -32,7 +32,7 @@ def prepare(run: Run, services: Services) -> Outcome:
     return Continue(FETCH_TASKS)
 
 
-def check_params(run: Run, services: Services) -> None:
+def check_params(run: ToTaskRun, services: Services) -> None:
     """Validate the parameters with the plugin's own model, in the plugin's host."""
     release, request = services.action_of(run)
     failure = ""

@@ -1,7 +1,7 @@
 """The progress of a run's annotation, and its result at the end."""
 
 from shared.statuses import JobStatus, ToTaskResult
-from worker.runs.model import Finish, Outcome, Run
+from worker.runs.model import AnyRun, Finish, Outcome
 from worker.runs.runs import Runs
 from worker.services import Services
 from worker.to_task.ledger import Ledger, RedisLedger
@@ -12,7 +12,7 @@ MAX_LOGGED_FAILURES = 100
 """Failed tasks that are written to the run's log with their errors; the result holds more of them."""
 
 
-def publish_progress(run: Run, runs: Runs, ledger: RedisLedger) -> None:
+def publish_progress(run: AnyRun, runs: Runs, ledger: RedisLedger) -> None:
     """Publish percent and metrics from the ledger, and log what failed since the last time."""
     counts = ledger.counts()
     stand_by = counts.total - counts.success - counts.failed
@@ -22,14 +22,14 @@ def publish_progress(run: Run, runs: Runs, ledger: RedisLedger) -> None:
         _log_failures(run, runs, ledger)
 
 
-def _log_failures(run: Run, runs: Runs, ledger: RedisLedger) -> None:
+def _log_failures(run: AnyRun, runs: Runs, ledger: RedisLedger) -> None:
     failures = ledger.pop_unreported_failures(MAX_LOGGED_FAILURES)
     if failures:
         lines = [f"Task {failure.task_id} failed: {failure.error}" for failure in failures]
         runs.events.log.append(run.job, "\n".join(lines), "warning")
 
 
-def finalize(run: Run, services: Services) -> Outcome:
+def finalize(run: AnyRun, services: Services) -> Outcome:
     """End the run: SUCCEEDED with some failed tasks, FAILED when all failed (contract)."""
     ledger = RedisLedger(services.redis, run.job)
     publish_progress(run, services.runs, ledger)

@@ -1,5 +1,8 @@
 """The steps of a run of `to_task`, its message, and the reasons why a task is not annotated."""
 
+from dataclasses import dataclass
+from typing import TypeAlias
+
 from shared.messages import ToTaskMessage
 from worker.platform import (
     ClientConnectionError,
@@ -9,26 +12,36 @@ from worker.platform import (
     RateLimitError,
     ServerError,
 )
-from worker.pre_processor.waitlist import FETCH_TASKS as FETCH_TASKS  # declared where runs are resumed to it
-from worker.runs.model import Run, Step
+from worker.pre_processor import waitlist
+from worker.pre_processor.waitlist import PreProcessorState
+from worker.runs.model import Run, Workflow
+from worker.runs.state import stored_field
 
-INITIALIZE = Step("to_task.initialize", position=10)
-PREPARE = Step("to_task.prepare", position=20)
 
-SPREAD = Step("to_task.spread", position=60)
+@dataclass(frozen=True)
+class ToTaskState(PreProcessorState):
+    """What the steps of a run leave for each other."""
+
+    unavailable_since: float | None = stored_field("pre_processor_gone", None)
+    """Redis's time at which the pre-processor was first found unavailable."""
+
+
+TO_TASK = Workflow(ToTaskMessage, ToTaskState)
+ToTaskRun: TypeAlias = Run[ToTaskMessage, ToTaskState]
+
+INITIALIZE = TO_TASK.step("to_task.initialize", position=10)
+PREPARE = TO_TASK.step("to_task.prepare", position=20)
+
+# Named where runs are resumed to it.
+FETCH_TASKS = TO_TASK.step(waitlist.FETCH_TASKS.name, waitlist.FETCH_TASKS.position)
+
+SPREAD = TO_TASK.step("to_task.spread", position=60)
 """Publishes the first chunks; the sweep repeats this step while chunks are in flight."""
 
-ANNOTATE = Step("to_task.annotate", position=60, queue="annotate", has_parts=True)
+ANNOTATE = TO_TASK.step("to_task.annotate", position=60, queue="annotate", has_parts=True)
 """One chunk; its message carries the number as `chunk`."""
 
-FINALIZE = Step("to_task.finalize", position=70)
-
-
-def message_of(run: Run) -> ToTaskMessage:
-    """The run's message; raises `TypeError` for a run of another kind."""
-    if not isinstance(run.message, ToTaskMessage):
-        raise TypeError(f"job {run.job} is no run of to_task")
-    return run.message
+FINALIZE = TO_TASK.step("to_task.finalize", position=70)
 
 
 class TaskFailedError(Exception):

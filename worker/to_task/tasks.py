@@ -6,14 +6,14 @@ from celery import shared_task
 
 from shared.messages import Job, ToTaskMessage
 from worker.runs.bulkhead import bulkhead
-from worker.runs.model import Continue, Outcome, Run, Suspend
+from worker.runs.model import Continue, Outcome, Suspend
 from worker.services import services
 from worker.to_task import annotate as chunk_step
 from worker.to_task import annotate as window
 from worker.to_task import discover, results
 from worker.to_task import prepare as checks
 from worker.to_task.clients import annotation_runtime
-from worker.to_task.steps import ANNOTATE, FETCH_TASKS, FINALIZE, INITIALIZE, PREPARE, SPREAD
+from worker.to_task.steps import ANNOTATE, FETCH_TASKS, FINALIZE, INITIALIZE, PREPARE, SPREAD, ToTaskRun
 from worker.workflow.intake import begin_run
 from worker.workflow.task import StepTask
 from worker.workflow.validation import Count
@@ -29,7 +29,7 @@ def to_task(self: StepTask, /, *args: Any, **kwargs: Any) -> None:
 def initialize(self: StepTask, job: Job, **_: Any) -> None:
     """Set the job RUNNING, unless it has ended."""
 
-    def begin(run: Run) -> Outcome:
+    def begin(run: ToTaskRun) -> Outcome:
         return Continue(PREPARE) if begin_run(run, services()) else Suspend()
 
     self.run_step(INITIALIZE, job, begin)

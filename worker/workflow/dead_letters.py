@@ -15,6 +15,7 @@ from shared.channels import DEAD_LETTERS, RETENTION_SECONDS
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.broker import RejectedMessage
+from worker.lua import Scripts
 from worker.platform import NotFoundError, ValidationError
 from worker.runs.model import End, Step
 from worker.runs.reporter import JobsApi
@@ -35,28 +36,6 @@ REJECTED_JOBS_KEY = f"{{{DEAD_LETTERS}}}:jobs"
 
 Their state is `refusing` while the backend is updated, then `refused`, and `replayed` once the message was
 published again.
-"""
-
-_ADD = """
--- KEYS: stream, seen (or the stream again), jobs   ARGV: seconds, job (or empty), then the entry
-if KEYS[2] ~= KEYS[1] and not redis.call('SET', KEYS[2], 1, 'NX', 'EX', ARGV[1]) then return 0 end
-redis.call('XADD', KEYS[1], '*', unpack(ARGV, 3))
-if redis.call('HGET', KEYS[3], ARGV[2]) == 'replayed' then redis.call('HSET', KEYS[3], ARGV[2], 'refused') end
-return 1
-"""
-
-_REPLAY = """
--- KEYS: jobs   ARGV: job
-local state = redis.call('HGET', KEYS[1], ARGV[1])
-if state ~= 'refused' and state ~= 'replayed' then return 0 end
-redis.call('HSET', KEYS[1], ARGV[1], 'replayed')
-return 1
-"""
-
-_GIVE_UP = """
--- KEYS: jobs   ARGV: job
-if redis.call('HGET', KEYS[1], ARGV[1]) ~= 'refused' then return 0 end
-return redis.call('HDEL', KEYS[1], ARGV[1])
 """
 
 
@@ -97,9 +76,7 @@ class DeadLetters:
 
     def __init__(self, redis: "Redis") -> None:
         self._redis = redis
-        self._add = redis.register_script(_ADD)
-        self._replay = redis.register_script(_REPLAY)
-        self._give_up = redis.register_script(_GIVE_UP)
+        self._scripts = Scripts(redis, "worker.workflow")
 
     def add(
         self, task: str, body: Any, reason: str, *, message_id: str | None = None, job: str | None = None
@@ -122,7 +99,8 @@ class DeadLetters:
             digest = hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()
             seen = f"{{{DEAD_LETTERS}}}:seen:{digest}"
         fields = [part for pair in entry.items() for part in pair]
-        self._add(keys=[DEAD_LETTERS, seen, REJECTED_JOBS_KEY], args=[RETENTION_SECONDS, job or "", *fields])
+        keys = [DEAD_LETTERS, seen, REJECTED_JOBS_KEY]
+        self._scripts.run("add_dead_letter", keys, RETENTION_SECONDS, job or "", *fields)
 
     def all(self) -> Iterator[DeadLetter]:
         """Every letter, oldest first, read page by page because bodies may be large."""
@@ -148,7 +126,7 @@ class DeadLetters:
         if letter is None or not self._redis.xdel(DEAD_LETTERS, id_):
             return False
         if letter.job is not None and all(other.job != letter.job for other in self.all()):
-            self._give_up(keys=[REJECTED_JOBS_KEY], args=[letter.job])
+            self._scripts.run("forget_rejection", [REJECTED_JOBS_KEY], letter.job)
         return True
 
     def start_rejecting(self, job: str) -> None:
@@ -169,7 +147,7 @@ class DeadLetters:
 
     def replay(self, job: str) -> bool:
         """Let the next message of a rejected job open it again; False when it is not (yet) rejected."""
-        return bool(self._replay(keys=[REJECTED_JOBS_KEY], args=[job]))
+        return bool(self._scripts.run("mark_replayed", [REJECTED_JOBS_KEY], job))
 
     def is_replayed(self, job: str) -> bool:
         """Whether the next message of the job opens it again."""

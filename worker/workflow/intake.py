@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -9,16 +10,22 @@ from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.platform import NotFoundError
 from worker.runs.heartbeat import run_member
-from worker.runs.model import Acceptance, End, Run, Step
+from worker.runs.model import Acceptance, End, Run, RunMessage, Step
 from worker.runs.runs import Runs
+from worker.runs.state import RunState
 from worker.services import Services
 from worker.workflow.dead_letters import DeadLetters
 from worker.workflow.validation import status_of
 
 log = structlog.get_logger(__name__)
 
-REOPENED = "reopened"
-"""State of a run: the backend's FAILED came from the rejection of an earlier message of this job."""
+
+@dataclass(frozen=True)
+class WorkflowState(RunState):
+    """What the runs of all workflows keep."""
+
+    reopened: bool = False
+    """The backend's FAILED came from the rejection of an earlier message of this job."""
 
 
 def accept_message(
@@ -48,7 +55,7 @@ def accept_message(
     log.info("message accepted", job=message.job, plugin=message.plugin, acceptance=acceptance)
 
 
-def begin_run(run: Run, services: Services) -> bool:
+def begin_run(run: Run[RunMessage, WorkflowState], services: Services) -> bool:
     """The common part of every first step; False when the job has ended at the backend, so nothing starts.
 
     A job that is FAILED only because a message of it was rejected is opened again when that one is replayed.
@@ -71,15 +78,15 @@ def begin_run(run: Run, services: Services) -> bool:
     return True
 
 
-def _may_reopen(run: Run, status: JobStatus, services: Services) -> bool:
+def _may_reopen(run: Run[RunMessage, WorkflowState], status: JobStatus, services: Services) -> bool:
     if status is not JobStatus.FAILED:
         return False
     letters = DeadLetters(services.redis)
     if letters.is_replayed(run.job):
-        services.runs.store.note(run.job, REOPENED, True)
+        services.runs.store.update_state(run, replace(run.state, reopened=True))
         letters.forget(run.job)
         return True
-    return bool(run.findings.get(REOPENED))
+    return run.state.reopened
 
 
 def _run_queue(message: DeployMessage | ToTaskMessage, routing_key: object) -> str:

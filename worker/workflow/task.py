@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeAlias, TypeVar
 
 import structlog
 from celery import Task, exceptions
@@ -28,15 +28,20 @@ from worker.runs.bulkhead import backoff
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import lock_key
 from worker.runs.model import (
+    AnyRun,
     ClaimStatus,
     Continue,
     End,
     Finish,
+    MessageT,
     Outcome,
     Reschedule,
     Run,
+    StateT,
     Step,
+    StoredRun,
     Suspend,
+    WorkflowStep,
 )
 from worker.runs.runs import Runs
 from worker.services import services
@@ -53,7 +58,7 @@ from worker.workflow.validation import (
 
 log = structlog.get_logger(__name__)
 
-StepFunction = Callable[[Run], Outcome]
+StepFunction: TypeAlias = Callable[[Run[MessageT, StateT]], Outcome]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 INFRASTRUCTURE_ERRORS: tuple[type[Exception], ...] = (RedisError, OperationalError)
@@ -132,7 +137,14 @@ class StepTask(Task):
 
     # Steps of runs
 
-    def run_step(self, step: Step, job: str, function: StepFunction, *, part: str = "") -> None:
+    def run_step(
+        self,
+        step: WorkflowStep[MessageT, StateT],
+        job: str,
+        function: StepFunction[MessageT, StateT],
+        *,
+        part: str = "",
+    ) -> None:
         """Claim `step` of the run of `job`, call `function` under its lock, and apply the outcome.
 
         `part` is a part of the step that has a lock and generations of its own, such as a chunk.
@@ -164,7 +176,8 @@ class StepTask(Task):
                 with self.runs.locks.hold(lock_key(job, name), token, heartbeat):
                     if not (step.has_parts or claim.run.is_retry):
                         self.runs.events.log.append(job, f"Step {step.name}", "info")
-                    self._apply(step, name, claim.run, self._call(name, claim.run, function))
+                    call = self._call(name, claim.run, lambda run: function(step.workflow.typed(run)))
+                    self._apply(step, name, claim.run, call)
             except INFRASTRUCTURE_ERRORS as error:
                 log.warning("step retry scheduled", error_type=type(error).__name__)
                 # As after a redelivery, it is unknown how far this delivery came.
@@ -184,7 +197,7 @@ class StepTask(Task):
             log.warning("heartbeat not extended", error_type=type(error).__name__)
         self.retry_later(countdown, redelivered=self.is_redelivered())
 
-    def _call(self, name: str, run: Run, function: StepFunction) -> Outcome:
+    def _call(self, name: str, run: StoredRun, function: Callable[[StoredRun], Outcome]) -> Outcome:
         try:
             return function(run)
         except INFRASTRUCTURE_ERRORS:
@@ -196,7 +209,7 @@ class StepTask(Task):
             log.error("step failed", error=message, error_type=type(error).__name__, exc_info=True)
             return Finish(JobStatus.FAILED, {"error": message})
 
-    def _wait_for_dependency(self, error: Exception, name: str = "", run: Run | None = None) -> Finish:
+    def _wait_for_dependency(self, error: Exception, name: str = "", run: AnyRun | None = None) -> Finish:
         attempt = int(self.request.kwargs.get("attempt", 0)) + 1
         max_countdown = self.runs.timing.max_countdown
         if not self.is_unreachable(error) and attempt * max_countdown > MAX_DEPENDENCY_WAIT_SECONDS:
@@ -218,7 +231,7 @@ class StepTask(Task):
             changes |= {"generation": generation, "redelivered": False}
         return self.retry_later(backoff(attempt, max_countdown), **changes)
 
-    def _apply(self, step: Step, name: str, run: Run, outcome: Outcome) -> None:
+    def _apply(self, step: Step, name: str, run: AnyRun, outcome: Outcome) -> None:
         match outcome:
             case Continue():
                 kwargs = {"job": run.job, **outcome.kwargs}

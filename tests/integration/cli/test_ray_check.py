@@ -1,4 +1,4 @@
-"""A Ray that cannot be used is found out within a deadline."""
+"""The check of a Ray cluster that cannot be used ends within its timeout."""
 
 import socket
 import time
@@ -9,19 +9,19 @@ from worker.cli import ray_check
 from worker.plugins import PluginHostUnavailableError
 
 
-def test_a_ray_that_is_not_there_is_told() -> None:
+def test_unreachable_ray_is_an_error() -> None:
     with pytest.raises(PluginHostUnavailableError, match="cannot be reached"):
-        ray_check.check("127.0.0.1:9")
+        ray_check.check_cluster("127.0.0.1:9")
 
 
-def test_a_ray_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given somebody who takes connections and says nothing
-    monkeypatch.setattr(ray_check, "DEADLINE_SECONDS", 3.0)
+def test_silent_ray_is_an_error_after_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a server that accepts connections and never answers
+    monkeypatch.setattr(ray_check, "CHECK_TIMEOUT_SECONDS", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        begun = time.monotonic()
+        started = time.monotonic()
 
-        # When it is checked, then that ends
+        # When it is checked, then the check fails in time
         with pytest.raises(PluginHostUnavailableError, match="no answer within 3 s"):
-            ray_check.check(f"127.0.0.1:{server.getsockname()[1]}")
+            ray_check.check_cluster(f"127.0.0.1:{server.getsockname()[1]}")
 
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - started < 8

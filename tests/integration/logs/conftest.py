@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.logs.log_site import LogSite
+from tests.integration.logs.log_relay_harness import LogRelayHarness
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[LogSite]:
-    site = LogSite(tmp_path)
-    yield site
-    site.close()
+def harness(tmp_path: Path) -> Iterator[LogRelayHarness]:
+    harness = LogRelayHarness(tmp_path)
+    yield harness
+    harness.close()

@@ -1,11 +1,12 @@
-"""A server that speaks the agent's API of logs, for tests and benchmarks: its jobs print, and nothing else.
+"""A server with the agent's log API, for tests and benchmarks. Its jobs only print.
 
-A job's id says what it prints: `{lines}-{a second}-{new lines a connection}-{end}-{name}`, where 0 means all
-at once and all of them. The second connection to `5000-100-50-succeeded-a` breaks off after 100 lines. Line
-`i` is `{i} {time at which it was due}`. A job begins when it is first asked for; the folder that is given
-remembers when, so that the server may be killed and started again.
+A job's id says what it prints: `{lines}-{lines a second}-{new lines a connection}-{status}-{name}`, where 0
+means all lines at once, and all lines in one connection. The second connection to `5000-100-50-succeeded-a`
+is aborted after 100 lines. Line `i` is `{i} {time at which it was due}`. A job starts with the first request
+for it; its start is kept in FOLDER, so that the server can be killed and started again.
 
-It is to cost little beside the relay that is measured: one timer writes what is due, straight to the sockets.
+One timer writes the lines that are due straight to the sockets, because the server must use little CPU while
+the relay is measured.
 
 Run by `python log_server.py PORT FOLDER`.
 """
@@ -27,9 +28,9 @@ from typing import cast
 import uvloop
 
 TICK_SECONDS = 0.002
-AT_ONCE = 500
-UNREAD_BYTES = 256 * 1024
-"""A connection that has so much to read gets no more for the moment."""
+MAX_LINES_PER_WRITE = 500
+MAX_UNREAD_BYTES = 256 * 1024
+"""A connection with so many unread bytes gets no more lines until its client has read."""
 
 MAGIC = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 TEXT, CLOSE, PING, PONG = 0x1, 0x8, 0x9, 0xA
@@ -41,20 +42,26 @@ class Job:
 
     lines: int
     rate: float
-    cut: int
-    end: str
+    lines_per_connection: int
+    status_at_end: str
     start: float
 
     @classmethod
     def of(cls, name: str, folder: Path) -> "Job":
-        lines, rate, cut, end, _ = name.split("-", 4)
-        begun = folder / name
-        if not begun.exists():
-            begun.write_text(str(time.time()))
-        return cls(int(lines), float(rate), int(cut), end.upper(), float(begun.read_text()))
+        lines, rate, lines_per_connection, status_at_end, _ = name.split("-", 4)
+        started_file = folder / name
+        if not started_file.exists():
+            started_file.write_text(str(time.time()))
+        return cls(
+            int(lines),
+            float(rate),
+            int(lines_per_connection),
+            status_at_end.upper(),
+            float(started_file.read_text()),
+        )
 
     def printed(self, now: float) -> int:
-        """Lines so far."""
+        """Number of lines printed so far."""
         return min(self.lines, int((now - self.start) * self.rate)) if self.rate else self.lines
 
     def due(self, number: int) -> float:
@@ -66,70 +73,74 @@ class Job:
         return f"{number} {self.due(number):.6f} epoch=3 loss=0.25 한국어 \x1b[32mok\x1b[0m"
 
     def status(self) -> str:
-        """Ray's word for how it is."""
-        return self.end if self.printed(time.time()) == self.lines else "RUNNING"
+        """Ray's status of the job."""
+        return self.status_at_end if self.printed(time.time()) == self.lines else "RUNNING"
 
-    def most(self, connection: int) -> int:
-        """Lines after which the connection ends; it breaks off where these are not all."""
-        return min(self.lines, self.cut * connection) if self.cut else self.lines
+    def max_lines(self, connection: int) -> int:
+        """Number of lines after which the connection ends; it is aborted when the job prints more."""
+        return (
+            min(self.lines, self.lines_per_connection * connection)
+            if self.lines_per_connection
+            else self.lines
+        )
 
 
-class Reader:
-    """Whoever reads a job's log over one connection."""
+class LogConnection:
+    """One connection on which a client reads a job's log."""
 
-    def __init__(self, job: Job, most: int, transport: asyncio.Transport) -> None:
-        self.job, self.most, self.transport = job, most, transport
-        self.given = 0
+    def __init__(self, job: Job, max_lines: int, transport: asyncio.Transport) -> None:
+        self.job, self.max_lines, self.transport = job, max_lines, transport
+        self.lines_written = 0
 
     def due(self) -> float:
-        """When there is something to write next."""
-        return self.job.due(self.given)
+        """When the next line is due."""
+        return self.job.due(self.lines_written)
 
     def write(self, now: float) -> bool:
-        """Write what is due; False when nothing more is to come."""
-        until = min(self.job.printed(now), self.most)
-        while self.given < until and not self._is_held_up():
-            lines = range(self.given, min(until, self.given + AT_ONCE))
-            self.given = lines.stop
-            self.transport.write(self.packed([self.job.line(number) for number in lines]))
+        """Write the lines that are due; False when the connection has ended."""
+        until = min(self.job.printed(now), self.max_lines)
+        while self.lines_written < until and not self._is_blocked():
+            lines = range(self.lines_written, min(until, self.lines_written + MAX_LINES_PER_WRITE))
+            self.lines_written = lines.stop
+            self.transport.write(self.encoded([self.job.line(number) for number in lines]))
         if self.transport.is_closing():
             return False
-        if self.given < self.most:
+        if self.lines_written < self.max_lines:
             return True
-        if self.most < self.job.lines:
+        if self.max_lines < self.job.lines:
             self.transport.abort()
         else:
-            self.transport.write(self.goodbye())
+            self.transport.write(self.end_of_log())
             self.transport.close()
         return False
 
-    def _is_held_up(self) -> bool:
-        return self.transport.is_closing() or self.transport.get_write_buffer_size() > UNREAD_BYTES
+    def _is_blocked(self) -> bool:
+        return self.transport.is_closing() or self.transport.get_write_buffer_size() > MAX_UNREAD_BYTES
 
-    def packed(self, lines: list[str]) -> bytes:
+    def encoded(self, lines: list[str]) -> bytes:
         raise NotImplementedError
 
-    def goodbye(self) -> bytes:
+    def end_of_log(self) -> bytes:
         raise NotImplementedError
 
 
-class StreamReader(Reader):
+class StreamConnection(LogConnection):
     """`GET jobs/{id}/logs/stream/`"""
 
-    def packed(self, lines: list[str]) -> bytes:
+    def encoded(self, lines: list[str]) -> bytes:
         return chunk("".join(f"{line}\n" for line in lines).encode())
 
-    def goodbye(self) -> bytes:
+    def end_of_log(self) -> bytes:
         return chunk(b'data: {"type": "complete"}\n\n') + b"0\r\n\r\n"
 
 
-class WebsocketReader(Reader):
+class WebsocketConnection(LogConnection):
     """Websocket on `jobs/{id}/logs/`"""
 
-    def packed(self, lines: list[str]) -> bytes:
+    def encoded(self, lines: list[str]) -> bytes:
         return b"".join(frame(TEXT, event("log", line)) for line in lines)
 
-    def goodbye(self) -> bytes:
+    def end_of_log(self) -> bytes:
         return frame(TEXT, b'{"type": "complete"}') + frame(CLOSE, struct.pack("!H", 1000))
 
 
@@ -150,30 +161,30 @@ def frame(kind: int, data: bytes) -> bytes:
 
 
 class Timer:
-    """Has all readers written to when their next line is due."""
+    """Writes to each connection when its next line is due."""
 
     def __init__(self) -> None:
-        self._due: list[tuple[float, int, Reader]] = []
+        self._due: list[tuple[float, int, LogConnection]] = []
         self._numbers = itertools.count()
 
-    def add(self, reader: Reader) -> None:
-        heapq.heappush(self._due, (reader.due(), next(self._numbers), reader))
+    def add(self, connection: LogConnection) -> None:
+        heapq.heappush(self._due, (connection.due(), next(self._numbers), connection))
 
     async def run(self) -> None:
         while True:
             now = time.time()
-            held_up = []
+            blocked = []
             while self._due and self._due[0][0] <= now:
-                _, _, reader = heapq.heappop(self._due)
-                if reader.write(now):
-                    held_up.append(reader) if reader.due() <= now else self.add(reader)
-            for reader in held_up:
-                self.add(reader)
+                _, _, connection = heapq.heappop(self._due)
+                if connection.write(now):
+                    blocked.append(connection) if connection.due() <= now else self.add(connection)
+            for connection in blocked:
+                self.add(connection)
             await asyncio.sleep(TICK_SECONDS)
 
 
-class Connection(asyncio.Protocol):
-    """One request; beyond it a websocket only says that it lives or goes."""
+class RequestProtocol(asyncio.Protocol):
+    """One request. After it, a websocket client sends only pings and the close frame."""
 
     def __init__(self, folder: Path, connections: Counter[str], timer: Timer) -> None:
         self._folder, self._connections, self._timer = folder, connections, timer
@@ -186,7 +197,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._received += data
         if self._is_websocket:
-            self._frames()
+            self._read_frames()
         elif b"\r\n\r\n" in self._received:
             head, self._received = self._received.split(b"\r\n\r\n", 1)
             request, *fields = head.decode("latin-1").split("\r\n")
@@ -195,47 +206,47 @@ class Connection(asyncio.Protocol):
                 field.split(": ", 1)[1] for field in fields if field.lower().startswith("sec-websocket-key:")
             ]
             self._is_websocket = headers.get("upgrade") == "websocket"
-            self._answer(request.split(" ")[1].strip("/").split("/"), key[0] if key else "")
+            self._respond(request.split(" ")[1].strip("/").split("/"), key[0] if key else "")
 
-    def _answer(self, path: list[str], key: str) -> None:
+    def _respond(self, path: list[str], key: str) -> None:
         match path:
             case ["health"]:
-                self._say({})
+                self._send_json({})
             case ["jobs", name]:
-                self._say({"id": name, "status": Job.of(name, self._folder).status()})
+                self._send_json({"id": name, "status": Job.of(name, self._folder).status()})
             case ["jobs", name, "logs", "stream"]:
-                self._head("200 OK", "Content-Type: text/plain", "Transfer-Encoding: chunked")
-                self._begin(StreamReader, name)
+                self._send_head("200 OK", "Content-Type: text/plain", "Transfer-Encoding: chunked")
+                self._start_log(StreamConnection, name)
             case ["jobs", name, "logs"]:
                 accepted = base64.b64encode(hashlib.sha1(key.encode() + MAGIC).digest()).decode()
                 upgrade = ("Upgrade: websocket", "Connection: Upgrade", f"Sec-WebSocket-Accept: {accepted}")
-                self._head("101 Switching Protocols", *upgrade)
-                self._begin(WebsocketReader, name)
+                self._send_head("101 Switching Protocols", *upgrade)
+                self._start_log(WebsocketConnection, name)
             case _:
-                self._head("404 Not Found", "Content-Length: 0", "Connection: close")
+                self._send_head("404 Not Found", "Content-Length: 0", "Connection: close")
                 self._transport.close()
 
-    def _begin(self, kind: type[Reader], name: str) -> None:
+    def _start_log(self, kind: type[LogConnection], name: str) -> None:
         self._connections[name] += 1
         job = Job.of(name, self._folder)
-        self._timer.add(kind(job, job.most(self._connections[name]), self._transport))
+        self._timer.add(kind(job, job.max_lines(self._connections[name]), self._transport))
 
-    def _say(self, value: dict[str, str]) -> None:
+    def _send_json(self, value: dict[str, str]) -> None:
         body = json.dumps(value).encode()
         length = f"Content-Length: {len(body)}"
-        self._head("200 OK", "Content-Type: application/json", length, "Connection: close")
+        self._send_head("200 OK", "Content-Type: application/json", length, "Connection: close")
         self._transport.write(body)
         self._transport.close()
 
-    def _head(self, status: str, *fields: str) -> None:
+    def _send_head(self, status: str, *fields: str) -> None:
         self._transport.write("\r\n".join([f"HTTP/1.1 {status}", *fields, "", ""]).encode())
 
-    def _frames(self) -> None:
-        # A client has nothing long to say, and what it says is masked.
+    def _read_frames(self) -> None:
+        # A client's frames are short, and they are masked.
         while len(self._received) >= 6 and len(self._received) >= 6 + (self._received[1] & 0x7F):
-            kind, end = self._received[0] & 0xF, 6 + (self._received[1] & 0x7F)
-            mask, data = self._received[2:6], self._received[6:end]
-            self._received = self._received[end:]
+            kind, frame_end = self._received[0] & 0xF, 6 + (self._received[1] & 0x7F)
+            mask, data = self._received[2:6], self._received[6:frame_end]
+            self._received = self._received[frame_end:]
             data = bytes(byte ^ mask[index % 4] for index, byte in enumerate(data))
             if kind == PING:
                 self._transport.write(frame(PONG, data))
@@ -248,7 +259,9 @@ async def serve(port: int, folder: Path) -> None:
     """Serve until killed."""
     timer, connections = Timer(), Counter[str]()
     loop = asyncio.get_running_loop()
-    await loop.create_server(lambda: Connection(folder, connections, timer), "127.0.0.1", port, backlog=1024)
+    await loop.create_server(
+        lambda: RequestProtocol(folder, connections, timer), "127.0.0.1", port, backlog=1024
+    )
     await timer.run()
 
 

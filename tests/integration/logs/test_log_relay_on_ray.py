@@ -1,4 +1,4 @@
-"""Real Ray jobs, from the message to the channel, through the sandbox's agent and a real worker."""
+"""Logs of real Ray jobs, from the message to the channel, through the sandbox's agent and a real worker."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ PRINTED = {
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Jobs that run, and the booking of each one's log for a job of its name."""
+    """Running Ray jobs, and a subscription to the log of each for a job of the same name."""
     with Sandbox(plugins_dir=tmp_path_factory.mktemp("plugins"), num_cpus=3) as sandbox:
         cluster = Cluster(sandbox, tmp_path_factory.mktemp("scripts"))
         for name in (*PRINTED, "colours"):
@@ -47,7 +47,7 @@ def redis(cluster: Cluster) -> Iterator[Redis]:
 
 @pytest.mark.parametrize("name", PRINTED)
 def test_log_of_a_real_job_is_relayed_to_its_end(name: str, cluster: Cluster, redis: Redis) -> None:
-    # Given a job whose log was asked for; one without an end is stopped once it prints
+    # Given a subscription to the log of a Ray job; the endless job is stopped once it prints
     reason, expected = PRINTED[name]
     follower = LogFollower(redis, name)
     lines = []
@@ -57,22 +57,22 @@ def test_log_of_a_real_job_is_relayed_to_its_end(name: str, cluster: Cluster, re
             with cluster.client() as client:
                 client.stop_job(cluster.jobs[name])
 
-    # Then the follower ends by itself, with all that was printed and why there is no more
+    # Then the follower ends by itself, with everything that was printed and the reason of the end
     assert printed(lines)[: len(expected)] == expected
     assert name == "endless" or len(printed(lines)) == len(expected)
     assert follower.reason == reason
 
 
-def test_command_logs_follows_a_real_job_and_leaves_its_text_alone(cluster: Cluster, redis: Redis) -> None:
-    # When the log is followed into a pipe
+def test_logs_command_follows_a_real_job_without_changes(cluster: Cluster, redis: Redis) -> None:
+    # When the command writes the log into a pipe
     command = [sys.executable, "-c", "from worker.cli import main; main()", "logs", "colours", "--follow"]
     options = ["--source", cluster.jobs["colours"], "--redis-url", cluster.sandbox.redis_url]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
 
-    # Then what the job printed comes as it is, the line that is too long cut and marked
+    # Then the printed text is unchanged, except that a line that is too long is cut and marked
     assert done.returncode == 0, done.stderr
     lines = printed(done.stdout.split("\n"))
     assert lines[:4] == ["\x1b[31m빨강\x1b[0m 🙂", 'data: {"type": "complete"}', "", '{"loss": 0.1}']
     assert lines[4].endswith("… [cut: 300000 bytes]")
-    # And the end stands in the history, last
+    # And the end marker is the last entry of the history
     assert redis.xrevrange(logs_history("colours"), count=1)[0][1]["type"] == "end"

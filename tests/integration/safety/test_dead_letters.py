@@ -108,7 +108,7 @@ def test_a_replay_does_not_open_a_job_that_ended_otherwise(site: Site) -> None:
     assert f"job {job} was not set FAILED because of this message" in said
     code, said = site.command("dead-letters", "replay", letters[1]["id"])
     assert code == 1
-    assert "would be refused again (params.agent, params.project" in said
+    assert "would be rejected again (params.agent, params.project" in said
     assert site.job(job)["result"] == {"error": "out of money"}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fakeredis import FakeRedis
 
-from tests.unit.deploy.deploy_helpers import Yard
+from tests.unit.deploy.deploy_harness import DeployHarness
 from tests.unit.runs.runs_helpers import RecordingSender
 
 
@@ -15,7 +15,7 @@ def sender() -> RecordingSender:
 
 
 @pytest.fixture
-def yard(redis: FakeRedis, sender: RecordingSender, tmp_path: Path) -> Yard:
-    yard = Yard(redis, sender, tmp_path)
-    yard.accept()
-    return yard
+def harness(redis: FakeRedis, sender: RecordingSender, tmp_path: Path) -> DeployHarness:
+    harness = DeployHarness(redis, sender, tmp_path)
+    harness.accept()
+    return harness

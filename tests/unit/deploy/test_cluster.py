@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from worker.deploy import cluster
-from worker.deploy.cluster import RayCluster, ServeState
+from worker.deploy.cluster import RayCluster, ServeState, read_state
 from worker.plugins import PluginHostUnavailableError
 
 
@@ -31,7 +31,9 @@ def test_an_application_that_runs(ray: RayCluster, monkeypatch: pytest.MonkeyPat
     assert (state.exists, state.bucket, state.status) == (True, "running", "RUNNING")
 
 
-def test_whatever_ray_raises_means_that_it_is_away(ray: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_ray_raises_means_that_it_is_unavailable(
+    ray: RayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def look() -> None:
         raise KeyError("controller")
 
@@ -40,9 +42,7 @@ def test_whatever_ray_raises_means_that_it_is_away(ray: RayCluster, monkeypatch:
         ray.state("digits@1.0.0")
 
 
-def test_a_cluster_that_says_nothing_is_not_waited_for(
-    ray: RayCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cluster_that_hangs_is_not_waited_for(ray: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     silence = threading.Event()
     monkeypatch.setattr(cluster, "ANSWER_TIMEOUT_SECONDS", 0.01)
     holds(monkeypatch, lambda: silence.wait(5) and {})
@@ -58,3 +58,28 @@ def test_removal(ray: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     ray.remove("digits@1.0.0")
     assert removed == [("digits@1.0.0", False)]  # a replica that starts goes late: no step waits for it
+
+
+def test_a_state_is_read_from_serves_details() -> None:
+    details = {
+        "status": "DEPLOY_FAILED",
+        "message": "Failed to update the deployments ['X'].",
+        "deployments": {
+            "X": {
+                "status": "DEPLOY_FAILED",
+                "message": "ValueError: no weights",
+                "deployment_config": {
+                    "ray_actor_options": {"runtime_env": {"env_vars": {"SYNAPSE_DEPLOYMENT_DIGEST": "d1"}}}
+                },
+            },
+            "Y": {"status": "HEALTHY", "message": ""},
+        },
+    }
+    state = read_state(details)
+    assert (state.exists, state.bucket, state.status) == (True, "failed", "DEPLOY_FAILED")
+    assert "no weights" in state.reason
+    assert state.has_digest("d1")
+    assert not state.has_digest("d2")
+    assert read_state({"status": "DEPLOYING", "deployments": {}}).has_digest("d1")
+    assert not ServeState().has_digest("d1")
+    assert read_state({**details, "status": "DELETING"}) == ServeState()

@@ -1,4 +1,4 @@
-"""A job's log in memory: the run's side, and a relay's by its asynchronous client."""
+"""The log of a job on a Redis in memory: a run that writes it, and relays by an asynchronous client."""
 
 from collections.abc import AsyncIterator, Iterator
 
@@ -6,9 +6,17 @@ import fakeredis
 import pytest
 
 from shared.messages import DeployMessage
-from tests.unit.logs.logs_helpers import Log, Logs
+from tests.unit.logs.relay_harness import LogOfJob, RelayHarness
 from tests.unit.runs.runs_helpers import RecordingSender
+from worker.logs import relay, tailer
 from worker.runs.runs import Runs, Timing
+
+
+@pytest.fixture(autouse=True)
+def short_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "POLL_INTERVAL_SECONDS", 0.02)
+    monkeypatch.setattr(relay, "RENEW_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr(tailer, "MIN_BACKOFF_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -36,20 +44,20 @@ def runs(redis: fakeredis.FakeRedis) -> Runs:
 
 
 @pytest.fixture
-def run(runs: Runs) -> Runs:
-    """The runs, of which job 42 has one."""
+def live_runs(runs: Runs) -> Runs:
+    """Runs, with a live one of job 42."""
     message = DeployMessage.model_validate({"job": 42, "plugin": "digits@1.0.0", "agent": 1})
     runs.store.accept(message, "deploy")
     return runs
 
 
 @pytest.fixture
-def log(redis: fakeredis.FakeRedis) -> Log:
-    return Log(redis, "42")
+def job_log(redis: fakeredis.FakeRedis) -> LogOfJob:
+    return LogOfJob(redis, "42")
 
 
 @pytest.fixture
-async def logs(async_redis: fakeredis.FakeAsyncRedis) -> AsyncIterator[Logs]:
-    logs = Logs(async_redis)
-    yield logs
-    await logs.stop()
+async def harness(async_redis: fakeredis.FakeAsyncRedis) -> AsyncIterator[RelayHarness]:
+    harness = RelayHarness(async_redis)
+    yield harness
+    await harness.stop()

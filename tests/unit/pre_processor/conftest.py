@@ -1,12 +1,13 @@
-"""A waiting room on a Redis in memory."""
+"""A waiting list on a Redis in memory."""
 
 from pathlib import Path
 
 import pytest
 from fakeredis import FakeRedis
 
-from tests.unit.pre_processor.room_helpers import FakeBackend, FakeServices, Hall, make_services
+from tests.unit.pre_processor.waitlist_harness import FakeServices, WaitlistHarness, make_services
 from tests.unit.runs.runs_helpers import RecordingSender
+from worker.testing import FakeBackend
 
 
 @pytest.fixture
@@ -20,10 +21,10 @@ def services(redis: FakeRedis, sender: RecordingSender, tmp_path: Path) -> FakeS
 
 
 @pytest.fixture
-def api(services: FakeServices) -> FakeBackend:
-    return services.api
+def backend(services: FakeServices) -> FakeBackend:
+    return services.backend_client
 
 
 @pytest.fixture
-def hall(services: FakeServices, sender: RecordingSender) -> Hall:
-    return Hall(services, sender)
+def harness(services: FakeServices, sender: RecordingSender) -> WaitlistHarness:
+    return WaitlistHarness(services, sender)

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from tests.unit.pre_processor.room_helpers import FakeBackend
 from worker.platform import ClientConnectionError, MalformedResponseError, NotFoundError, ServerError
 from worker.pre_processor.direct import PrepareStep, ensure_running
 from worker.pre_processor.serve_application import PreProcessor
 from worker.runs.model import RunFailedError
+from worker.testing import FakeBackend
 
 
 class Watch:
@@ -36,86 +36,86 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
 
 
 @pytest.fixture
-def api() -> FakeBackend:
+def backend() -> FakeBackend:
     return FakeBackend()
 
 
-def run(api: FakeBackend) -> PreProcessor:
-    return ensure_running(api, pre_processor=7, agent=1)
+def run(backend: FakeBackend) -> PreProcessor:
+    return ensure_running(backend, pre_processor=7, agent=1)
 
 
-def test_a_pre_processor_that_the_backend_does_not_know_is_named(api: FakeBackend) -> None:
-    api.broken["get_plugin_release"] = NotFoundError("404", 404)
+def test_an_unknown_pre_processor_is_named(backend: FakeBackend) -> None:
+    backend.faults.fail("get_plugin_release", NotFoundError("404", 404))
 
     with pytest.raises(RunFailedError, match=r"^Pre-processor 7 does not exist$"):
-        run(api)
+        run(backend)
 
 
-def test_what_runs_is_not_dispatched(api: FakeBackend, watch: Watch) -> None:
-    api.runs_now()
-    assert run(api).to_json() == {
+def test_what_runs_is_not_dispatched(backend: FakeBackend, watch: Watch) -> None:
+    backend.add_application()
+    assert run(backend).to_json() == {
         "code": "digits",
         "version": "1.0.0",
-        "config": api.release["config"],
+        "config": backend.release["config"],
         "agent": 1,
     }
-    assert api.dispatched == []
+    assert backend.dispatches == []
 
 
-def test_what_does_not_run_is_dispatched_once_and_waited_for(api: FakeBackend, watch: Watch) -> None:
-    watch.then = lambda: api.runs_now() if len(watch.slept) == 3 else None
-    run(api)
-    assert len(api.dispatched) == 1
+def test_what_does_not_run_is_dispatched_once_and_waited_for(backend: FakeBackend, watch: Watch) -> None:
+    watch.then = lambda: backend.add_application() if len(watch.slept) == 3 else None
+    run(backend)
+    assert len(backend.dispatches) == 1
     assert watch.slept == [10.0, 10.0, 10.0]
 
 
 @pytest.mark.parametrize("error", [NotFoundError(), ServerError(), ClientConnectionError()])
-def test_a_refused_dispatch_has_its_cause(api: FakeBackend, watch: Watch, error: Exception) -> None:
-    api.broken["run_plugin"] = error
+def test_a_rejected_dispatch_has_its_cause(backend: FakeBackend, watch: Watch, error: Exception) -> None:
+    backend.faults.fail("run_plugin", error)
     with pytest.raises(RuntimeError) as failure:
-        run(api)
+        run(backend)
     assert str(failure.value) == f"Pre-processor deployment dispatch failed ({type(error).__name__})"
     assert type(failure.value.__cause__) is type(error)
-    assert len(api.dispatched) == 1
+    assert len(backend.dispatches) == 1
 
 
-def test_a_failed_application_ends_the_wait(api: FakeBackend, watch: Watch) -> None:
-    api.records = [{"id": 1, "status": "DEPLOY_FAILED", "job": 5}]
-    watch.then = lambda: api.records.append({"id": 2, "status": "UNHEALTHY", "job": 101})
+def test_a_failed_application_ends_the_wait(backend: FakeBackend, watch: Watch) -> None:
+    backend.serve_applications = [{"id": 1, "status": "DEPLOY_FAILED", "job": 5}]
+    watch.then = lambda: backend.serve_applications.append({"id": 2, "status": "UNHEALTHY", "job": 101})
     with pytest.raises(
         RuntimeError, match=r"^Pre-processor deployment failed: serve application .*UNHEALTHY"
     ):
-        run(api)
+        run(backend)
     assert watch.slept == [10.0]
 
 
-def test_a_failed_job_ends_the_wait(api: FakeBackend, watch: Watch) -> None:
-    api.jobs["101"] = "STOPPED"
+def test_a_failed_job_ends_the_wait(backend: FakeBackend, watch: Watch) -> None:
+    backend.jobs["101"] = "STOPPED"
     with pytest.raises(RuntimeError) as failure:
-        run(api)
+        run(backend)
     assert str(failure.value) == "Pre-processor deployment failed: job reached terminal state (STOPPED)"
 
 
-def test_the_time_is_up_after_three_minutes(api: FakeBackend, watch: Watch) -> None:
+def test_the_wait_ends_after_three_minutes(backend: FakeBackend, watch: Watch) -> None:
     with pytest.raises(RuntimeError, match=r"^Pre-processor did not become ready within timeout$"):
-        run(api)
+        run(backend)
     assert sum(watch.slept) == 180
 
 
-def test_answers_that_are_errors_are_waited_out(api: FakeBackend, watch: Watch) -> None:
+def test_answers_that_are_errors_are_polled_again(backend: FakeBackend, watch: Watch) -> None:
     def break_and_mend() -> None:
-        api.broken["list_serve_applications"] = MalformedResponseError()
+        backend.faults.fail("list_serve_applications", MalformedResponseError())
         if len(watch.slept) == 2:
-            api.broken.clear()
-            api.runs_now()
+            backend.faults.recover("list_serve_applications")
+            backend.add_application()
 
     watch.then = break_and_mend
-    run(api)
-    assert len(watch.slept) == 2, "it looked again after each error, and no more once it ran"
+    run(backend)
+    assert len(watch.slept) == 2, "it polled again after each error, and no more once it ran"
 
 
-def test_the_steps_own_wait_takes_a_timeout(api: FakeBackend, watch: Watch) -> None:
-    step = PrepareStep(api, pre_processor=7, agent=1, poll_seconds=3)
+def test_the_steps_own_wait_takes_a_timeout(backend: FakeBackend, watch: Watch) -> None:
+    step = PrepareStep(backend, pre_processor=7, agent=1, poll_seconds=3)
     with pytest.raises(RuntimeError, match="within timeout"):
         step._wait_for_pre_processor(timeout_seconds=7)
     assert watch.slept == [3, 3, 1]

@@ -9,11 +9,27 @@ from celery import Celery
 from celery.exceptions import Reject, Retry
 from kombu.exceptions import OperationalError
 
-from worker.runs.model import Outcome, Run, Step, Suspend
+from shared.messages import DeployMessage
+from worker.runs.model import Outcome, Run, Step, Suspend, Workflow, WorkflowStep
 from worker.runs.runs import Runs
+from worker.runs.state import RunState, stored_field
 from worker.workflow.task import StepTask
 
 VISIBILITY_TIMEOUT = 60.0
+
+
+@dataclass(frozen=True)
+class FoundState(RunState):
+    """The state of a workflow of these tests."""
+
+    application: dict[str, int] | None = None
+    tries: int = stored_field("attempts", 0)
+
+
+DEPLOY = Workflow(DeployMessage, FoundState)
+FIRST = DEPLOY.step("deploy.first", 10)
+SECOND = DEPLOY.step("deploy.second", 20)
+CHUNK = DEPLOY.step("to_task.chunk", 20, queue="annotate", has_parts=True)
 
 
 @dataclass(frozen=True)
@@ -91,7 +107,7 @@ class Courier:
 
     def deliver(
         self,
-        step: Step,
+        step: WorkflowStep[Any, Any],
         function: Callable[[Run], Outcome] = lambda run: Suspend(),
         *,
         part: str = "",

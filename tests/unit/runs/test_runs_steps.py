@@ -1,6 +1,7 @@
 """Steps: begin, drop out, come back, move on."""
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,19 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.channels import job_key
+from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
-from tests.unit.runs.runs_helpers import VISIBILITY_TIMEOUT, Courier, NeighbourAwayError, RecordingSender
+from tests.unit.runs.runs_helpers import (
+    CHUNK,
+    DEPLOY,
+    FIRST,
+    SECOND,
+    VISIBILITY_TIMEOUT,
+    Courier,
+    FoundState,
+    NeighbourAwayError,
+    RecordingSender,
+)
 from worker.platform import register_secrets
 from worker.runs.keys import HEARTBEATS_KEY, lock_key, run_key
 from worker.runs.model import (
@@ -23,15 +35,10 @@ from worker.runs.model import (
     Reschedule,
     Run,
     RunFailedError,
-    Step,
     Suspend,
 )
 from worker.runs.runs import Runs, Timing
 from worker.workflow.task import MAX_USER_MESSAGE_CHARS, user_message
-
-FIRST = Step("deploy.first", 10)
-SECOND = Step("deploy.second", 20)
-CHUNK = Step("to_task.chunk", 20, queue="annotate", has_parts=True)
 
 
 class Calls(list[Run]):
@@ -538,13 +545,25 @@ def test_client_that_asks_twice_for_a_lock_has_it(runs: Runs, run: Run) -> None:
     assert [begun.status for begun in asked] == [ClaimStatus.CLAIMED, ClaimStatus.CLAIMED]
 
 
-def test_findings_are_there_for_later_steps(courier: Courier, run: Run, runs: Runs) -> None:
-    runs.store.note("42", "application", {"id": 7})
+def test_state_is_there_for_later_steps(courier: Courier, run: Run, runs: Runs) -> None:
+    before = DEPLOY.typed(runs.store.load("42"))
+    runs.store.update_state(before, replace(before.state, application={"id": 7}))
     calls = Calls()
 
     courier.deliver(SECOND, calls)
 
-    assert calls[0].findings == {"application": {"id": 7}}
+    assert calls[0].state == FoundState(application={"id": 7})
+
+
+def test_step_of_another_workflow_fails_the_run(courier: Courier, runs: Runs, to_task: ToTaskMessage) -> None:
+    runs.store.accept(to_task, "to_task")
+    calls = Calls()
+
+    courier.deliver(FIRST, calls)
+
+    assert calls == []
+    end = runs.store.load("42").end
+    assert end == End(JobStatus.FAILED, {"error": "job 42 is a run of to_task, which has no such step"})
 
 
 def test_run_key_is_private_and_the_record_public(courier: Courier, run: Run, redis: FakeRedis) -> None:

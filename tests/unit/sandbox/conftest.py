@@ -1,4 +1,4 @@
-"""A backend in this process, over a real state file, with an agent and a Ray Serve that tests speak for."""
+"""A backend in this process, on a real state file, with fakes of the agent and of Ray Serve."""
 
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -14,12 +14,12 @@ from worker.sandbox.backend.app import BackendConfig, create_app
 from worker.sandbox.backend.state import State
 from worker.sandbox.seed import seed_agent
 
-ACCESS, PLUGIN = "full-token", "lesser-token"
+WORKER_TOKEN, PLUGIN_TOKEN = "full-token", "lesser-token"
 
 
 @dataclass
-class Outside:
-    """What the agent lists, what Serve answers, and what was published and asked."""
+class ExternalServices:
+    """The responses of the agent and of Ray Serve; the calls and messages that the backend sent."""
 
     applications: list[dict[str, Any]] = field(default_factory=list)
     agent_is_up: bool = True
@@ -40,8 +40,8 @@ class Outside:
 
 
 @pytest.fixture
-def outside() -> Outside:
-    return Outside()
+def services() -> ExternalServices:
+    return ExternalServices()
 
 
 @pytest.fixture
@@ -68,15 +68,15 @@ def plugins_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def backend(
-    state: State, outside: Outside, plugins_dir: Path, tmp_path: Path
+    state: State, services: ExternalServices, plugins_dir: Path, tmp_path: Path
 ) -> AsyncIterator[httpx.AsyncClient]:
     files = tmp_path / "files"
     files.mkdir()
     (files / "one.json").write_text('{"label": 1}')
-    config = BackendConfig(ACCESS, PLUGIN, plugins_dir, files, serve_url="http://serve")
-    async with httpx.AsyncClient(transport=httpx.MockTransport(outside.answer)) as upstream:
-        app = create_app(config, state, outside.published.append, upstream)
-        headers = {"Synapse-Access-Token": f"Token {ACCESS}"}
+    config = BackendConfig(WORKER_TOKEN, PLUGIN_TOKEN, plugins_dir, files, serve_url="http://serve")
+    async with httpx.AsyncClient(transport=httpx.MockTransport(services.answer)) as upstream:
+        app = create_app(config, state, services.published.append, upstream)
+        headers = {"Synapse-Access-Token": f"Token {WORKER_TOKEN}"}
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(
             transport=transport, base_url="http://backend", headers=headers
@@ -85,6 +85,6 @@ async def backend(
 
 
 @pytest.fixture
-def lesser() -> dict[str, str]:
-    """Headers of plugin code's own client."""
-    return {"Synapse-Access-Token": f"Token {PLUGIN}"}
+def plugin_headers() -> dict[str, str]:
+    """The headers of requests from plugin code."""
+    return {"Synapse-Access-Token": f"Token {PLUGIN_TOKEN}"}

@@ -19,6 +19,7 @@ from worker.platform import (
 )
 from worker.plugins import PluginHostBusyError, PluginHostUnavailableError
 from worker.runs.model import Continue, Suspend
+from worker.to_task.annotate import annotate
 from worker.to_task.ledger import RedisLedger
 from worker.to_task.results import MAX_LOGGED_FAILURES, finalize
 from worker.to_task.steps import FINALIZE
@@ -155,7 +156,7 @@ def test_the_log_holds_the_first_failed_tasks_and_their_number(make_world: Make)
 
     told = [line for _, line in log_lines(world) if line.startswith("Task ")]
     assert len(told) == len(set(told)) == MAX_LOGGED_FAILURES
-    assert f"{MAX_LOGGED_FAILURES + 49} of {MAX_LOGGED_FAILURES + 50} tasks failed" in log_lines(world)[-1][1]
+    assert f"{MAX_LOGGED_FAILURES + 49} of {MAX_LOGGED_FAILURES + 50} tasks failed" in log_lines(world)[-2][1]
 
 
 def test_a_task_that_ends_the_plugins_process_fails_alone(make_world: Make) -> None:
@@ -274,7 +275,7 @@ def test_nothing_is_annotated_after_a_stop(make_world: Make) -> None:
     world.collect()
     world.end()
 
-    assert world.annotate(0) == Suspend()
+    assert annotate(world.run, 0, world.services, world.runtime) == Suspend()
     assert (world.backend.annotations, world.backend.faults.calls["get_task"]) == ([], 0)
 
 
@@ -421,7 +422,7 @@ def test_progress_and_metrics_follow_the_ledger(make_world: Make) -> None:
     assert snapshot.metrics["record"]["steps"]["annotate_task_data"].keys() == {
         "success", "failed", "stand_by",
     }  # fmt: skip
-    world.work()
+    world.annotate_published()
     snapshot = world.runs.progress.snapshot(JOB, {"annotate_task_data": 100})
     assert snapshot.metrics["record"]["steps"]["annotate_task_data"] == {
         "success": 39, "failed": 1, "stand_by": 0,

@@ -5,16 +5,17 @@ from typing import Any
 
 import pytest
 
+from tests.harness.in_process_worker import Delivery
 from tests.unit.conftest import Clock
-from tests.unit.runs.runs_helpers import Courier
 from tests.unit.to_task.world import JOB, KilledError, World
 from worker.lua import Scripts
 from worker.runs.keys import lock_key
 from worker.runs.model import Continue, Finish, Outcome, Reschedule
-from worker.to_task.annotate import annotate
+from worker.to_task.annotate import annotate, spread
+from worker.to_task.discover import fetch_tasks
 from worker.to_task.pipeline import BATCH_SIZE
 from worker.to_task.results import finalize
-from worker.to_task.steps import ANNOTATE, FINALIZE
+from worker.to_task.steps import ANNOTATE, FETCH_TASKS, FINALIZE, SPREAD
 
 Make = Callable[..., World]
 
@@ -27,6 +28,8 @@ class Fate:
         run = Scripts.run
 
         def mortal(scripts: Scripts, name: str, keys: list[str], *args: Any) -> Any:
+            if name == "renew_lock":  # from a thread of its own, at any time
+                return run(scripts, name, keys, *args)
             self.left -= 1
             if self.left == 0 and before:
                 raise KilledError
@@ -39,19 +42,20 @@ class Fate:
 
 
 def deliver_all(world: World) -> Finish | None:
-    """Every message once more, as the broker and the sweep do."""
-    outcome: Outcome = Reschedule(0)
-    while isinstance(outcome, Reschedule):
-        outcome = world.fetch()
-    outcome = world.spread()
+    """Every message once more, as the broker and the sweep do; steps that the run has passed are dropped."""
+    worker, fetched = world.worker, Delivery(outcome=Reschedule(0))
+    while isinstance(fetched.outcome, Reschedule):
+        fetched = worker.run_step(FETCH_TASKS, lambda run: fetch_tasks(run, world.services))
+    worker.run_step(SPREAD, lambda run: spread(run, world.services))
     delivered = 0
+    outcome: Outcome | None = None
     while outcome != Continue(FINALIZE):
         chunks = world.sender.chunks()
         if delivered == len(chunks):
             return None
         _, outcome = world.annotate_fully(chunks[delivered])
         delivered += 1
-    end = finalize(world.run, world.services)
+    end = worker.outcome_of(FINALIZE, lambda run: finalize(run, world.services))
     assert isinstance(end, Finish)
     return end
 
@@ -93,18 +97,17 @@ def test_a_suspended_worker_writes_only_what_was_in_flight(make_world: Make) -> 
         world.redis.set(lock, "of somebody else")
 
     world.backend.before_annotation = suspend
-    courier = Courier(world.runs)
 
     # When it goes on
-    work = lambda run: annotate(run, 0, world.services, world.crew)  # noqa: E731
-    delivery = courier.deliver(ANNOTATE, work, part="0", kwargs={"job": JOB, "chunk": 0})
+    work = lambda run: annotate(run, 0, world.services, world.runtime)  # noqa: E731
+    delivery = world.worker.run_step(ANNOTATE, work, part="0", kwargs={"job": JOB, "chunk": 0})
 
     # Then it leaves the rest to the other, and comes back should that one die
     assert len(world.backend.annotations) <= 2 * BATCH_SIZE
-    assert (delivery.ended, world.redis.get(lock)) == ("again", "of somebody else")
+    assert (delivery.ended, world.redis.get(lock)) == ("retried", "of somebody else")
     world.redis.delete(lock)
     world.backend.before_annotation = lambda task: None
-    courier.deliver(ANNOTATE, work, part="0", kwargs=delivery.kwargs)
+    world.worker.run_step(ANNOTATE, work, part="0", kwargs=delivery.kwargs)
     assert sorted(world.backend.annotated) == list(range(1, 321))
 
 
@@ -113,15 +116,14 @@ def test_a_message_of_an_older_generation_is_dropped(make_world: Make) -> None:
     world = make_world(80, chunk=100)
     world.collect()
     world.settings.worker_visibility_timeout_seconds = 0.0
-    courier = Courier(world.runs)
 
-    def deliver(**kwargs: Any) -> Any:
+    def deliver(**kwargs: Any) -> Delivery:
         message = {"job": JOB, "chunk": 0, **kwargs}
-        work = lambda run: world.annotate(0)  # noqa: E731
-        return courier.deliver(ANNOTATE, work, part="0", kwargs=message)
+        work = lambda run: annotate(run, 0, world.services, world.runtime)  # noqa: E731
+        return world.worker.run_step(ANNOTATE, work, part="0", kwargs=message)
 
-    again = deliver()
-    assert (again.ended, again.kwargs["generation"]) == ("again", 1)
+    first = deliver()
+    assert (first.ended, first.kwargs["generation"]) == ("retried", 1)
     written = len(world.backend.annotations)
 
     # When the first message is delivered once more
@@ -129,5 +131,5 @@ def test_a_message_of_an_older_generation_is_dropped(make_world: Make) -> None:
 
     # Then nothing was done by it, and the newer one goes on
     assert len(world.backend.annotations) == written
-    assert deliver(generation=1).ended == "again"
+    assert deliver(generation=1).ended == "retried"
     assert len(world.backend.annotations) > written

@@ -18,7 +18,7 @@ from worker.to_task.discover import (
     page_size,
     read_page,
 )
-from worker.to_task.steps import SPREAD, message_of
+from worker.to_task.steps import SPREAD
 
 Make = Callable[..., World]
 
@@ -130,7 +130,7 @@ def test_nothing_is_written_after_the_end_of_the_run(make_world: Make) -> None:
     world = make_world(5)
     world.end()
 
-    assert world.fetch() == Suspend()
+    assert fetch_tasks(world.run, world.services) == Suspend()
     assert chunks(world) == {}
 
 
@@ -167,14 +167,14 @@ def test_a_direct_call_notices_the_circle_too(make_world: Make) -> None:
     world.backend.pages = [page(1, following=1), page(2, following=0)]
 
     with pytest.raises(RunFailedError, match="go around in a circle"):
-        list(iter_task_ids(world.backend, message_of(world.run).params, 100))
+        list(iter_task_ids(world.backend, world.run.message.params, 100))
 
 
 def test_a_direct_call_meets_each_id_once(make_world: Make) -> None:
     world = make_world()
     world.backend.pages = [page(1, 2, following=1), page(2, 3)]
 
-    assert list(iter_task_ids(world.backend, message_of(world.run).params, 100)) == [1, 2, 3]
+    assert list(iter_task_ids(world.backend, world.run.message.params, 100)) == [1, 2, 3]
 
 
 def test_progress_follows_the_count_of_the_backend(make_world: Make) -> None:

@@ -1,6 +1,6 @@
 """A backend, a plugin host and the services of a process in memory; a hand that delivers a run's messages."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -8,8 +8,10 @@ from fakeredis import FakeRedis
 
 from shared.channels import job_key
 from shared.messages import ToTaskMessage
+from tests.harness.in_process_worker import InProcessWorker, Published, RecordingPublisher
 from worker.plugins import PluginCallError
-from worker.runs.model import Continue, Finish, Outcome, Reschedule, Run, Step, Suspend
+from worker.pre_processor.serve_application import PreProcessor
+from worker.runs.model import Continue, Finish, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs, Timing
 from worker.services import Services
 from worker.testing import FakeBackend, FakePluginHost
@@ -18,39 +20,37 @@ from worker.to_task.clients import AnnotationRuntime, EventLoopThread, Throttle
 from worker.to_task.discover import fetch_tasks
 from worker.to_task.ledger import RedisLedger
 from worker.to_task.results import finalize
+from worker.to_task.steps import ANNOTATE, FETCH_TASKS, FINALIZE, SPREAD, TO_TASK, ToTaskRun
 
 JOB = "42"
 Row = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Sent:
-    name: str
-    queue: str
-    kwargs: Row
+class KilledError(BaseException):
+    """The process is gone."""
 
 
-class Sender:
-    """Keeps what is sent; `dies_after` messages it raises, as a process that is killed."""
+class ChunkPublisher(RecordingPublisher):
+    """Keeps what is published; after `dies_after` messages the process is killed."""
 
     def __init__(self) -> None:
-        self.sent: list[Sent] = []
+        super().__init__()
         self.dies_after: int | None = None
+        self.before_publish = self._count_down
 
-    def publish(self, step: Step, queue: str, kwargs: Row, countdown: float = 0.0) -> None:
+    def _count_down(self) -> None:
         if self.dies_after is not None:
             if self.dies_after == 0:
                 raise KilledError
             self.dies_after -= 1
-        self.sent.append(Sent(step.name, queue, kwargs))
+
+    @property
+    def sent(self) -> list[Published]:
+        return self.published
 
     def chunks(self) -> list[int]:
-        """Numbers of the chunks that were sent."""
-        return [each.kwargs["chunk"] for each in self.sent if each.name == "to_task.annotate"]
-
-
-class KilledError(BaseException):
-    """The process is gone."""
+        """Numbers of the chunks that were published."""
+        return [message.kwargs["chunk"] for message in self.of("to_task.annotate")]
 
 
 @dataclass
@@ -61,7 +61,7 @@ class World:
     loop: EventLoopThread
     backend: FakeBackend = field(default_factory=FakeBackend)
     host: FakePluginHost = field(default_factory=FakePluginHost)
-    sender: Sender = field(default_factory=Sender)
+    sender: ChunkPublisher = field(default_factory=ChunkPublisher)
     chunk: int = 10
     params: Row = field(default_factory=dict)
 
@@ -69,6 +69,7 @@ class World:
         self.host.crash = PluginCallError("ActorDiedError", "the process of digits@1.0.0 died")
         self.backend.add_application()
         self.runs = Runs(self.redis, self.sender, Timing(60.0))
+        self.worker = InProcessWorker(self.runs)
         settings = SimpleNamespace(
             worker_annotate_chunk=self.chunk,
             worker_visibility_timeout_seconds=60.0,
@@ -87,7 +88,7 @@ class World:
             ),
         )
         backends = cast(Any, SimpleNamespace(of=lambda tenant: self.backend.on_loop))
-        self.crew = AnnotationRuntime(self.loop, backends, Throttle(0.0))
+        self.runtime = AnnotationRuntime(self.loop, backends, Throttle(0.0))
         self.accept(**self.params)
 
     def accept(self, **params: Any) -> None:
@@ -98,25 +99,27 @@ class World:
             batch = given.get("batch")
             options = {} if batch is None else {"serve_options": {"batch": {"max_batch_size": batch}}}
             config = {"code": "pre", "actions": {"inference": options}}
-            finding = {"code": "pre", "version": "2.0.0", "config": config, "agent": 3}
-            self.runs.store.note(JOB, "pre_processor", finding)
+            pre_processor = PreProcessor("pre", "2.0.0", config, 3)
+            self.runs.store.update_state(self.run, replace(self.run.state, pre_processor=pre_processor))
 
     @property
-    def run(self) -> Run:
-        return self.runs.store.load(JOB)
+    def run(self) -> ToTaskRun:
+        return TO_TASK.typed(self.runs.store.load(JOB))
 
     @property
     def ledger(self) -> RedisLedger:
         return RedisLedger(self.redis, JOB)
 
     def fetch(self) -> Outcome:
-        return fetch_tasks(self.run, self.services)
+        return self.worker.outcome_of(FETCH_TASKS, lambda run: fetch_tasks(run, self.services))
 
     def spread(self) -> Outcome:
-        return spread(self.run, self.services)
+        return self.worker.outcome_of(SPREAD, lambda run: spread(run, self.services))
 
     def annotate(self, chunk: int) -> Outcome:
-        return annotate(self.run, chunk, self.services, self.crew)
+        return self.worker.outcome_of(
+            ANNOTATE, lambda run: annotate(run, chunk, self.services, self.runtime), part=str(chunk)
+        )
 
     def annotate_fully(self, chunk: int, deliveries: int = 50) -> tuple[list[float], Outcome]:
         """Deliver the chunk until it asks for no more; the countdowns between, and what came of it."""
@@ -139,6 +142,10 @@ class World:
     def work(self) -> Finish:
         """The whole run, each message delivered once, to its end."""
         self.collect()
+        return self.annotate_published()
+
+    def annotate_published(self) -> Finish:
+        """Every published chunk, and those that follow, to the end of the run."""
         delivered = 0
         while True:
             chunks = self.sender.chunks()
@@ -146,7 +153,7 @@ class World:
             _, outcome = self.annotate_fully(chunks[delivered])
             delivered += 1
             if isinstance(outcome, Continue):
-                end = finalize(self.run, self.services)
+                end = self.worker.outcome_of(FINALIZE, lambda run: finalize(run, self.services))
                 assert isinstance(end, Finish)
                 return end
 

@@ -11,6 +11,7 @@ from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
 from tests.unit.runs.runs_helpers import RecordingSender
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
+from worker.deploy.plan import DEPLOY
 from worker.platform import ServerError
 from worker.runs import reporter
 from worker.runs.keys import lock_key
@@ -26,7 +27,7 @@ def letters(redis: FakeRedis) -> list[dict[str, str]]:
 
 def begun(task_runner: TaskRunner, services: FakeServices) -> bool:
     task_runner.deliver("test.deploy", **MESSAGE)
-    return begin_run(services.runs.store.load("42"), services)
+    return begin_run(DEPLOY.typed(services.runs.store.load("42")), services)
 
 
 @pytest.mark.parametrize("ended", [False, True])

@@ -11,6 +11,7 @@ from shared.channels import DEAD_LETTERS
 from shared.statuses import JobStatus
 from tests.unit.runs.runs_helpers import RecordingSender
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
+from worker.deploy.plan import DEPLOY
 from worker.platform import ServerError
 from worker.runs.keys import lock_key
 from worker.workflow.dead_letters import DeadLetters
@@ -197,7 +198,7 @@ def test_one_worker_at_a_time_fails_a_rejected_job(
 
 def begun(task_runner: TaskRunner, services: FakeServices) -> bool:
     task_runner.deliver("test.deploy", **MESSAGE)
-    return begin_run(services.runs.store.load("42"), services)
+    return begin_run(DEPLOY.typed(services.runs.store.load("42")), services)
 
 
 def test_a_replay_opens_a_rejected_job_again(
@@ -253,7 +254,7 @@ def test_a_replay_opens_its_job_also_when_redelivered(
     DeadLetters(redis).replay("42")
 
     assert begun(task_runner, services)
-    assert begin_run(services.runs.store.load("42"), services)
+    assert begin_run(DEPLOY.typed(services.runs.store.load("42")), services)
 
 
 def test_job_that_failed_for_another_reason_is_not_opened(

@@ -13,6 +13,7 @@ from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
 from tests.unit.runs.runs_helpers import RecordingSender
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
+from worker.deploy.plan import DEPLOY
 from worker.platform import NotFoundError
 from worker.runs.keys import HEARTBEATS_KEY
 from worker.runs.model import End
@@ -27,7 +28,7 @@ def letters(redis: FakeRedis) -> list[dict[str, str]]:
 
 def begun(task_runner: TaskRunner, services: FakeServices) -> bool:
     task_runner.deliver("test.deploy", **MESSAGE)
-    return begin_run(services.runs.store.load("42"), services)
+    return begin_run(DEPLOY.typed(services.runs.store.load("42")), services)
 
 
 def test_accepted_message_sends_the_first_step(task_runner: TaskRunner, sender: RecordingSender) -> None:
@@ -201,7 +202,7 @@ def test_a_job_that_has_ended_starts_nothing_on_redelivery(
     backend.status = "STOPPED"
     task_runner.deliver("test.deploy", **MESSAGE)
 
-    assert not begin_run(replace(services.runs.store.load("42"), is_retry=True), services)
+    assert not begin_run(replace(DEPLOY.typed(services.runs.store.load("42")), is_retry=True), services)
 
 
 @pytest.mark.parametrize("status", ["PENDING", "RUNNING"])
@@ -221,11 +222,11 @@ def test_a_job_is_running_although_its_first_report_was_lost(
     task_runner.deliver("test.deploy", **MESSAGE)
     sender.broken = True
     with pytest.raises(OperationalError):
-        begin_run(services.runs.store.load("42"), services)
+        begin_run(DEPLOY.typed(services.runs.store.load("42")), services)
     sender.broken = False
 
     # When it is delivered again
-    assert begin_run(replace(services.runs.store.load("42"), is_retry=True), services)
+    assert begin_run(replace(DEPLOY.typed(services.runs.store.load("42")), is_retry=True), services)
 
     # Then the report is out, at once
     assert len(sender.of("runs.report")) == 1

@@ -3,6 +3,5 @@
 local fields = cjson.decode(ARGV[1])
 if redis.call('HEXISTS', KEYS[1], fields.sent_at) == 0 then return 0 end
 if redis.call('HEXISTS', KEYS[1], fields.job) == 1 then return 0 end
-local time = redis.call('TIME')
-redis.call('HSET', KEYS[1], fields.sent_at, time[1] + time[2] / 1e6)
+redis.call('HSET', KEYS[1], fields.sent_at, now())
 return 1

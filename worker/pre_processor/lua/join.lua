@@ -1,9 +1,8 @@
--- A run waits; the first starts the poll, and one of all takes the dispatch upon itself.
--- KEYS: room, waiters
--- ARGV: job, timeout in seconds, seen before, token of a claim, seconds an unsent claim holds, expiry in seconds,
+-- A run joins: the first starts the poll, and one of all claims the dispatch.
+-- KEYS: waiting list, waiters
+-- ARGV: job, timeout in seconds, is a retry, token of a claim, seconds an unsent claim holds, expiry in seconds,
 --   stored fields of a dispatch as JSON
-local time = redis.call('TIME')
-local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local now = now()
 local first = redis.call('ZADD', KEYS[2], 'NX', now + tonumber(ARGV[2]), ARGV[1])
 local fields = cjson.decode(ARGV[7])
 local job = redis.call('HGET', KEYS[1], fields.job)
@@ -31,7 +30,7 @@ if free then
 end
 local started = 0
 if ARGV[3] == '1' or redis.call('HGET', KEYS[1], 'polling') ~= '1' then
-  -- Who joins again may have died before its poll was published; the generation lets only the newest live.
+  -- A run that joins again may have died before it published the poll; the generation ends an older copy.
   redis.call('HSET', KEYS[1], 'polling', 1)
   started = advance_generation(KEYS[1], 'generation')
 end

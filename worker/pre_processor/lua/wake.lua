@@ -1,5 +1,5 @@
--- A new poll now, if anybody waits; older ones die. Returns its generation, 0 when nobody waits.
--- KEYS: room, waiters
+-- A new poll is due now, if any run waits; it ends the older one. Returns its generation, 0 when no run waits.
+-- KEYS: waiting list, waiters
 if redis.call('ZCARD', KEYS[2]) == 0 then
   redis.call('HDEL', KEYS[1], 'polling')
   return 0

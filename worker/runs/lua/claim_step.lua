@@ -1,10 +1,11 @@
--- A step begins: only if the run lives, is not further on, and nobody holds the step.
--- KEYS: run, record, lock, polls   ARGV: step, position, token, lock ms, generation, redelivered, moves the run on,
---   the step's own queue, fields of the newest and of the claimed generation
-if redis.call('EXISTS', KEYS[1]) == 0 then return {'unknown', 0, 0} end
-if redis.call('HEXISTS', KEYS[1], 'end') == 1 then return {'run_ended', 0, 0} end
+-- A step begins, if the run is open and has not passed the step, its generation is the newest, and its lock is free.
+-- KEYS: run, record, lock, polls   ARGV: step, position, token, lock ms, generation, redelivered, whether it moves
+--   the run on, the step's own queue, fields of the newest and of the claimed generation
+-- Returns a status, how often the step was claimed, and the newest generation.
+if not run_exists(KEYS[1]) then return {'unknown', 0, 0} end
+if run_ended(KEYS[1]) then return {'run_ended', 0, 0} end
 local position = tonumber(ARGV[2])
-if tonumber(redis.call('HGET', KEYS[1], 'position')) > position then return {'superseded', 0, 0} end
+if tonumber(redis.call('HGET', KEYS[1], RUN.position)) > position then return {'superseded', 0, 0} end
 local status, newest = claim_generation(KEYS[4], ARGV[9], ARGV[10], tonumber(ARGV[5]), ARGV[6] == '1')
 if status ~= 'claimed' then return {status, 0, newest} end
 -- A client whose answer got lost asks again with the same token.
@@ -12,6 +13,6 @@ if not redis.call('SET', KEYS[3], ARGV[3], 'NX', 'PX', ARGV[4]) and redis.call('
   return {'locked', 0, 0}
 end
 if ARGV[7] == '0' then return {'claimed', 1, newest} end
-redis.call('HSET', KEYS[1], 'position', position, 'step', ARGV[1], 'step_queue', ARGV[8])
-redis.call('HSET', KEYS[2], 'step', ARGV[1], 'updated', redis.call('TIME')[1])
-return {'claimed', redis.call('HINCRBY', KEYS[1], 'begun:' .. ARGV[1], 1), newest}
+redis.call('HSET', KEYS[1], RUN.position, position, RUN.step, ARGV[1], RUN.step_queue, ARGV[8])
+redis.call('HSET', KEYS[2], 'step', ARGV[1], 'updated', now_seconds())
+return {'claimed', redis.call('HINCRBY', KEYS[1], RUN.begun_prefix .. ARGV[1], 1), newest}

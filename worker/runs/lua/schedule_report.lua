@@ -1,9 +1,9 @@
--- Something changed that the backend should hear. Returns 1 to whoever is to publish the report.
--- KEYS: run   ARGV: patience in seconds before a report that never came is published again
-if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HEXISTS', KEYS[1], 'reported') == 1 then return 0 end
-redis.call('HINCRBY', KEYS[1], 'version', 1)
-local now = tonumber(redis.call('TIME')[1])
-local scheduled = tonumber(redis.call('HGET', KEYS[1], 'report_scheduled') or '0')
-if scheduled + tonumber(ARGV[1]) > now then return 0 end
-redis.call('HSET', KEYS[1], 'report_scheduled', now)
+-- Something changed that is to be reported. Returns 1 to the caller that is to publish the report.
+-- KEYS: run   ARGV: seconds after which a report that never came is published again
+if not run_exists(KEYS[1]) or run_reported(KEYS[1]) then return 0 end
+redis.call('HINCRBY', KEYS[1], RUN.version, 1)
+local now = tonumber(now_seconds())
+local scheduled_at = tonumber(redis.call('HGET', KEYS[1], RUN.report_scheduled_at) or '0')
+if scheduled_at + tonumber(ARGV[1]) > now then return 0 end
+redis.call('HSET', KEYS[1], RUN.report_scheduled_at, now)
 return 1

@@ -1,5 +1,5 @@
--- The metrics of a step; after the end nothing changes.
+-- Replace the metrics of a step; after the end nothing changes.
 -- KEYS: progress, run   ARGV: field, metrics
-if redis.call('EXISTS', KEYS[2]) == 0 or redis.call('HEXISTS', KEYS[2], 'end') == 1 then return 0 end
+if not run_open(KEYS[2]) then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 return 1

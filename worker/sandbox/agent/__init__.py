@@ -1,1 +1,1 @@
-"""An agent that speaks the platform's API in front of one Ray cluster, by way of Ray's dashboard."""
+"""An agent with the platform's API for one Ray cluster, which it reaches through Ray's dashboard."""

@@ -1,4 +1,4 @@
-"""`python -m worker.sandbox.agent`: all of it comes from the environment, no token in a command line."""
+"""`python -m worker.sandbox.agent`: settings come from the environment, so no command line has a token."""
 
 import os
 
@@ -8,7 +8,7 @@ from worker.sandbox.agent.app import create_app, dashboard_client
 
 
 def main() -> None:
-    """Serve until told to end."""
+    """Serve until SIGTERM."""
     client = dashboard_client(os.environ["SANDBOX_DASHBOARD_URL"], os.environ["RAY_AUTH_TOKEN"])
     uvicorn.run(
         create_app(os.environ["SANDBOX_AGENT_TOKEN"], client),
@@ -17,9 +17,9 @@ def main() -> None:
         access_log=False,
         log_level="warning",
         timeout_graceful_shutdown=2,
-        # Longer than clients keep an idle connection, else one closes under their hands.
+        # Longer than clients keep idle connections, so that none is closed while a client reuses it.
         timeout_keep_alive=75,
-        # Whoever is slow to read a log is slow to answer pings, and not to be cut off for it.
+        # No pings: a client that reads a log slowly answers them late, and must not be disconnected for that.
         ws_ping_timeout=None,
         ws_per_message_deflate=False,
     )

@@ -1,4 +1,4 @@
-"""What the cluster has, what its policy allows, and whether something fits."""
+"""The agent's application, and its handlers of resources: capacity, policy and feasibility."""
 
 import contextlib
 import hmac
@@ -12,20 +12,20 @@ from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
 from starlette.routing import Route
 
-from worker.sandbox.agent.capacity import GPU_LIMIT, REPLICA_LIMIT, Demand, Node, gpu_utilization, verdict
-from worker.sandbox.agent.cluster import Cluster, Dashboard, replicas
+from worker.sandbox.agent.capacity import GPU_LIMIT, REPLICA_LIMIT, Demand, Node, feasibility, gpu_utilization
+from worker.sandbox.agent.cluster import Cluster, Dashboard, count_replicas
 from worker.sandbox.agent.logs import JobLogs
-from worker.sandbox.api import NUMBER, Api, Refusal, checked, refusal
+from worker.sandbox.api import NUMBER_TYPES, Api, ApiError, api_error, validated
 
-KINDS: Final = ("serve", "job", "task")
+WORKLOAD_KINDS: Final = ("serve", "job", "task")
 POLICY_FIELDS: Final[dict[str, type | tuple[type, ...]]] = {
     REPLICA_LIMIT: (int, type(None)),
-    GPU_LIMIT: NUMBER,
+    GPU_LIMIT: NUMBER_TYPES,
 }
 FEASIBILITY_FIELDS: Final[dict[str, type | tuple[type, ...]]] = {
     "kind": str,
-    "num_cpus": NUMBER,
-    "num_gpus": NUMBER,
+    "num_cpus": NUMBER_TYPES,
+    "num_gpus": NUMBER_TYPES,
     "memory_bytes": (int, type(None)),
     "replicas": int,
     "metadata": dict,
@@ -40,7 +40,7 @@ class Resources:
         self._policy: dict[str, Any] = {REPLICA_LIMIT: None, GPU_LIMIT: 100}
 
     def routes(self, api: Api) -> list[Route]:
-        """Their addresses."""
+        """The routes."""
         return [
             api.route("/resources/feasibility/", POST=self.feasibility),
             api.route("/resources/cluster/", GET=self.cluster),
@@ -50,20 +50,20 @@ class Resources:
 
     async def feasibility(self, _request: Request, body: object) -> object:
         """`POST resources/feasibility/`"""
-        given = checked(body, FEASIBILITY_FIELDS, ["kind"])
+        given = validated(body, FEASIBILITY_FIELDS, ["kind"])
         mistakes = {name: ["must not be negative"] for name in _negative(given)}
-        if given["kind"] not in KINDS:
-            mistakes["kind"] = [f"must be one of {', '.join(KINDS)}"]
+        if given["kind"] not in WORKLOAD_KINDS:
+            mistakes["kind"] = [f"must be one of {', '.join(WORKLOAD_KINDS)}"]
         if given.get("replicas", 1) < 1:
             mistakes["replicas"] = ["must be at least 1"]
         if mistakes:
-            raise Refusal(400, mistakes)
-        running = replicas(await self._dashboard.applications()) if given["kind"] == "serve" else 0
+            raise ApiError(400, mistakes)
+        running = count_replicas(await self._dashboard.applications()) if given["kind"] == "serve" else 0
         policy = self._policy if given["kind"] == "serve" else {}
-        return verdict(Demand.of(given), await self._dashboard.nodes(), policy, running)
+        return feasibility(Demand.parse(given), await self._dashboard.nodes(), policy, running)
 
     async def cluster(self, _request: Request, _body: object) -> object:
-        """`GET resources/cluster/`; always fresh, so `use_cache` changes nothing."""
+        """`GET resources/cluster/`; never cached, so `use_cache` has no effect."""
         nodes = await self._dashboard.nodes()
         jobs = await self._dashboard.get("/api/jobs/")
         return {
@@ -73,7 +73,7 @@ class Resources:
             "memory": _sums(nodes, "memory"),
             "gpu": _gpus(nodes),
             "running_jobs": sum(job["status"] == "RUNNING" for job in jobs),
-            "total_serve_replicas": replicas(await self._dashboard.applications()),
+            "total_serve_replicas": count_replicas(await self._dashboard.applications()),
             "node_counts": {"alive": len(nodes)},
             "nodes": [{"id": node.id, "total": node.total, "used": node.used} for node in nodes],
         }
@@ -84,7 +84,7 @@ class Resources:
 
     async def change_policy(self, _request: Request, body: object) -> object:
         """`PATCH resources/policy/`"""
-        self._policy |= checked(body, POLICY_FIELDS)
+        self._policy |= validated(body, POLICY_FIELDS)
         return self._policy
 
     async def gpu_status(self, _request: Request, _body: object) -> object:
@@ -113,7 +113,7 @@ def _gpus(nodes: list[Node]) -> dict[str, float]:
 
 
 def dashboard_client(url: str, token: str) -> httpx.AsyncClient:
-    """Speaks to Ray's dashboard at `url`."""
+    """A client of Ray's dashboard at `url`."""
     return httpx.AsyncClient(
         base_url=url,
         headers={"Authorization": f"Bearer {token}"},
@@ -123,12 +123,12 @@ def dashboard_client(url: str, token: str) -> httpx.AsyncClient:
 
 
 def create_app(token: str, client: httpx.AsyncClient) -> Starlette:
-    """The application; `client` speaks to Ray's dashboard, `token` is what callers must show."""
+    """The application; `client` calls Ray's dashboard, `token` is what clients must send."""
     expected = token.encode()
 
     def authorise(connection: HTTPConnection) -> None:
         if not hmac.compare_digest(connection.headers.get("Authorization", "").encode(), expected):
-            raise refusal(401, "Invalid agent token.")
+            raise api_error(401, "Invalid agent token.")
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -141,6 +141,6 @@ def create_app(token: str, client: httpx.AsyncClient) -> Starlette:
         *Cluster(dashboard).routes(api),
         *JobLogs(dashboard, authorise).routes(api),
         *Resources(dashboard).routes(api),
-        api.nothing_else(),
+        api.not_found_route(),
     ]
     return Starlette(routes=routes, lifespan=lifespan)

@@ -1,9 +1,9 @@
-"""Ray's jobs, nodes, tasks and Serve applications, as the agent shows them, by way of Ray's dashboard."""
+"""Ray's jobs, nodes, tasks and Serve applications, read from Ray's dashboard."""
 
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -13,26 +13,26 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from worker.sandbox.agent.capacity import Node
-from worker.sandbox.api import Api, refusal
+from worker.sandbox.api import Api, api_error
 
 
 class Dashboard:
-    """Answers of Ray, decoded; a Ray that is away is a 503 of the agent."""
+    """Calls Ray's dashboard and decodes the responses; an unavailable Ray is a 503 of the agent."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
 
     async def get(self, path: str, **params: str) -> Any:
-        """JSON of any path."""
+        """GET any path; returns the JSON."""
         return (await self._call("GET", path, params)).json()
 
     async def post(self, path: str) -> Any:
-        """JSON of a call without a body."""
+        """POST without a body; returns the JSON."""
         return (await self._call("POST", path, {})).json()
 
     @contextlib.asynccontextmanager
     async def stream(self, path: str, query: dict[str, str]) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The bytes of an answer as they come; raises httpx's errors."""
+        """Stream the bytes of a response; raises httpx's errors."""
         async with self._client.stream("GET", path, params=query) as response:
             response.raise_for_status()
             yield response.aiter_bytes()
@@ -42,34 +42,35 @@ class Dashboard:
         url = str(self._client.base_url).rstrip("/").replace("http", "ws", 1)
         return url + path, {"Authorization": self._client.headers.get("Authorization", "")}
 
-    async def listed(self, kind: str, **params: str) -> list[dict[str, Any]]:
-        """A list of the state API: nodes, tasks, actors."""
-        answered = await self.get(f"/api/v0/{kind}", **params)
-        result: list[dict[str, Any]] = answered["data"]["result"]["result"]
+    async def list_state(self, kind: str, **params: str) -> list[dict[str, Any]]:
+        """List entities of Ray's state API: nodes, tasks, actors."""
+        answer = await self.get(f"/api/v0/{kind}", **params)
+        result: list[dict[str, Any]] = answer["data"]["result"]["result"]
         return result
 
     async def nodes(self) -> list[Node]:
-        """Resources per node: the books of the cluster, and of actors what the books do not hold yet.
+        """The nodes with their resources.
 
-        The books are written once a second; an actor that has just been placed would be missed.
+        Ray updates the usage of a node once a second, and it would miss an actor that has just been placed.
+        Therefore the usage is at least the sum over the node's actors.
         """
-        books = await self.get("/api/cluster_status")
-        status = books["data"]["clusterStatus"] or {}
+        answer = await self.get("/api/cluster_status")
+        status = answer["data"]["clusterStatus"] or {}
         usage = status.get("loadMetricsReport", {}).get("usageByNode", {})
         if not usage:
-            raise refusal(503, "The Ray cluster has not reported its resources yet.")
-        actors = await self.listed("actors", detail="1", limit="10000")
-        held: dict[str, dict[str, float]] = {id: {} for id in usage}
+            raise api_error(503, "The Ray cluster has not reported its resources yet.")
+        actors = await self.list_state("actors", detail="1", limit="10000")
+        actor_usage: dict[str, dict[str, float]] = {id: {} for id in usage}
         for actor in actors:
-            if actor["state"] == "ALIVE" and actor["node_id"] in held:
-                mine = held[actor["node_id"]]
+            if actor["state"] == "ALIVE" and actor["node_id"] in actor_usage:
+                node_usage = actor_usage[actor["node_id"]]
                 for name, amount in (actor["required_resources"] or {}).items():
-                    mine[name] = mine.get(name, 0.0) + amount
+                    node_usage[name] = node_usage.get(name, 0.0) + amount
         return [
             Node(
                 id,
                 total={name: pair[1] for name, pair in resources.items()},
-                used={name: max(pair[0], held[id].get(name, 0.0)) for name, pair in resources.items()},
+                used={name: max(pair[0], actor_usage[id].get(name, 0.0)) for name, pair in resources.items()},
             )
             for id, resources in usage.items()
         ]
@@ -84,21 +85,21 @@ class Dashboard:
         try:
             response = await self._client.request(method, path, params=params)
         except httpx.TransportError:
-            raise refusal(503, "The Ray cluster cannot be reached.") from None
+            raise api_error(503, "The Ray cluster cannot be reached.") from None
         if response.status_code == httpx.codes.NOT_FOUND:
-            raise refusal(404, "Not found.")
+            raise api_error(404, "Not found.")
         if not response.is_success:
-            raise refusal(502, f"Ray answered {response.status_code}.")
+            raise api_error(502, f"Ray answered {response.status_code}.")
         return response
 
 
 def job_path(connection: HTTPConnection) -> str:
-    """The dashboard's path of the job that is asked for."""
+    """The dashboard's path of the requested job."""
     return f"/api/jobs/{quote(connection.path_params['id'], safe='')}"
 
 
-def replicas(applications: dict[str, dict[str, Any]]) -> int:
-    """Replicas of all applications, the ones too that are asked for and not there yet."""
+def count_replicas(applications: dict[str, dict[str, Any]]) -> int:
+    """Replicas of all applications, including those that Serve has yet to start."""
     deployments = [
         deployment
         for application in applications.values()
@@ -110,17 +111,17 @@ def replicas(applications: dict[str, dict[str, Any]]) -> int:
     )
 
 
-DELETE_SECONDS = 60
+DELETE_TIMEOUT_SECONDS = 60
 
 
 class Cluster:
-    """Handlers of what lies on the cluster."""
+    """Handlers of the cluster's entities."""
 
     def __init__(self, dashboard: Dashboard) -> None:
         self._dashboard = dashboard
 
     def routes(self, api: Api) -> list[Route]:
-        """Their addresses."""
+        """The routes."""
         return [
             api.route("/health/", GET=self.health),
             api.route("/jobs/", GET=self.jobs),
@@ -135,40 +136,40 @@ class Cluster:
         ]
 
     async def health(self, _request: Request, _body: object) -> object:
-        """`GET health/`: well when the cluster is."""
+        """`GET health/`: healthy when the cluster is."""
         await self._dashboard.get("/api/version")
         return {"status": "ok"}
 
     async def jobs(self, _request: Request, _body: object) -> object:
         """`GET jobs/`"""
-        return _results([_job(job) for job in await self._dashboard.get("/api/jobs/")])
+        return _results([_job_with_id(job) for job in await self._dashboard.get("/api/jobs/")])
 
     async def job(self, request: Request, _body: object) -> object:
         """`GET jobs/{id}/`"""
-        return _job(await self._dashboard.get(job_path(request)))
+        return _job_with_id(await self._dashboard.get(job_path(request)))
 
     async def stop_job(self, request: Request, _body: object) -> object:
         """`POST jobs/{id}/stop/`"""
-        answered = await self._dashboard.post(f"{job_path(request)}/stop")
-        if not answered["stopped"]:
-            raise refusal(400, "The job has already ended.")
-        return answered
+        answer = await self._dashboard.post(f"{job_path(request)}/stop")
+        if not answer["stopped"]:
+            raise api_error(400, "The job has already ended.")
+        return answer
 
     async def nodes(self, _request: Request, _body: object) -> object:
         """`GET nodes/`"""
-        return _results([_named(node, "node_id") for node in await self._dashboard.listed("nodes")])
+        return _results([_with_id(node, "node_id") for node in await self._dashboard.list_state("nodes")])
 
     async def node(self, request: Request, _body: object) -> object:
         """`GET nodes/{id}/`"""
-        return await self._one(request, "nodes", "node_id")
+        return await self._find(request, "nodes", "node_id")
 
     async def tasks(self, _request: Request, _body: object) -> object:
         """`GET tasks/`"""
-        return _results([_named(task, "task_id") for task in await self._dashboard.listed("tasks")])
+        return _results([_with_id(task, "task_id") for task in await self._dashboard.list_state("tasks")])
 
     async def task(self, request: Request, _body: object) -> object:
         """`GET tasks/{id}/`"""
-        return await self._one(request, "tasks", "task_id")
+        return await self._find(request, "tasks", "task_id")
 
     async def applications(self, _request: Request, _body: object) -> object:
         """`GET serve_applications/`"""
@@ -179,41 +180,41 @@ class Cluster:
         return await self._application(request)
 
     async def delete_application(self, request: Request, _body: object) -> object:
-        """`DELETE serve_applications/{name}/`: an errand, since only a driver of Ray can delete one."""
+        """`DELETE serve_applications/{name}/`, in a subprocess, because only a Ray driver can delete one."""
         name = (await self._application(request))["name"]
-        errand = await asyncio.create_subprocess_exec(
+        driver = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "worker.sandbox.serve_driver", "delete", name
         )
         try:
-            failed = await asyncio.wait_for(errand.wait(), DELETE_SECONDS)
+            failed = await asyncio.wait_for(driver.wait(), DELETE_TIMEOUT_SECONDS)
         except TimeoutError:
-            errand.kill()
-            raise refusal(504, "Ray did not delete the application in time.") from None
+            driver.kill()
+            raise api_error(504, "Ray did not delete the application in time.") from None
         if failed:
-            raise refusal(502, "Ray did not delete the application.")
+            raise api_error(502, "Ray did not delete the application.")
         return Response(status_code=204)
 
     async def _application(self, request: Request) -> dict[str, Any]:
         found = (await self._dashboard.applications()).get(request.path_params["id"])
         if found is None:
-            raise refusal(404, "Not found.")
+            raise api_error(404, "Not found.")
         return found
 
-    async def _one(self, request: Request, kind: str, key: str) -> dict[str, Any]:
-        # Ray's own filter answers 500 to what does not look like one of its ids.
-        for item in await self._dashboard.listed(kind, detail="1", limit="10000"):
+    async def _find(self, request: Request, kind: str, key: str) -> dict[str, Any]:
+        # Not Ray's own filter, which answers 500 to a malformed id.
+        for item in await self._dashboard.list_state(kind, detail="1", limit="10000"):
             if item[key] == request.path_params["id"]:
-                return _named(item, key)
-        raise refusal(404, "Not found.")
+                return _with_id(item, key)
+        raise api_error(404, "Not found.")
 
 
-def _job(job: dict[str, Any]) -> dict[str, Any]:
+def _job_with_id(job: dict[str, Any]) -> dict[str, Any]:
     return {"id": job.get("submission_id") or job.get("job_id"), **job}
 
 
-def _named(item: dict[str, Any], key: str) -> dict[str, Any]:
+def _with_id(item: dict[str, Any], key: str) -> dict[str, Any]:
     return {"id": item[key], **item}
 
 
-def _results(items: list[dict[str, Any]]) -> dict[str, Any]:
+def _results(items: Sequence[object]) -> dict[str, object]:
     return {"results": items}

@@ -1,4 +1,4 @@
-"""A job's log as the agent gives it: read from Ray once, for any number of followers."""
+"""The logs of jobs: read from Ray once, for any number of clients that tail them."""
 
 import asyncio
 import codecs
@@ -22,92 +22,96 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from worker.platform.streams.parser import EVENT_PREFIX, LineSplitter
 from worker.sandbox.agent.cluster import Dashboard, job_path
-from worker.sandbox.api import Api, Refusal, answer, refusal
+from worker.sandbox.api import Api, ApiError, api_error, json_response
 
-PIECE: Final = 64 * 1024
+READ_BYTES: Final = 64 * 1024
 
 
-class Spool:
-    """Fills as fast as `texts` come; each follower reads at its own pace, from the beginning.
+class LogFanout:
+    """Copies one log from Ray into a temporary file, from which each client reads at its own pace.
 
-    The file keeps the memory flat, however slow a follower, and a thousand of them cost Ray one.
+    A file, because it bounds the memory however slow a client is. Ray serves a single reader, even for a
+    thousand clients.
     """
 
-    def __init__(self, texts: AsyncGenerator[str]) -> None:
-        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed after its last follower
-        self._news = asyncio.Event()
-        self._texts = texts
-        self._filling = asyncio.create_task(self._fill())
-        self._filling.add_done_callback(self._announce)
-        self.followers = 0
+    def __init__(self, chunks: AsyncGenerator[str]) -> None:
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed after the last reader
+        self._appended = asyncio.Event()
+        self._source = chunks
+        self._copy_task = asyncio.create_task(self._copy())
+        self._copy_task.add_done_callback(self._notify_readers)
+        self.reader_count = 0
 
     @property
-    def broken(self) -> bool:
-        """Whether filling has failed, so that whoever comes now should try anew."""
-        return self._filling.done() and (self._filling.cancelled() or self._filling.exception() is not None)
+    def has_failed(self) -> bool:
+        """Whether the copy has failed, so that new clients need a new one."""
+        return self._copy_task.done() and (
+            self._copy_task.cancelled() or self._copy_task.exception() is not None
+        )
 
-    async def follow(self) -> AsyncIterator[str]:
-        """All of the log, from its beginning to its end; raises what the filling raised."""
+    async def read(self) -> AsyncIterator[str]:
+        """Read the log from its beginning to its end; raises the error of the copy."""
         decoder = codecs.getincrementaldecoder("utf-8")()
         offset = 0
         while True:
-            # In this order: what is written after the look is announced by the event looked at.
-            news, is_all = self._news, self._filling.done()
-            data = os.pread(self._file.fileno(), PIECE, offset)
+            # Before the read: the event that is taken here announces whatever is written after the read.
+            appended, is_complete = self._appended, self._copy_task.done()
+            data = os.pread(self._file.fileno(), READ_BYTES, offset)
             if data:
                 offset += len(data)
                 yield decoder.decode(data)
-            elif is_all:
-                self._filling.result()
+            elif is_complete:
+                self._copy_task.result()
                 return
             else:
-                await news.wait()
+                await appended.wait()
 
     async def close(self) -> None:
-        """Leave Ray and the file; only when nobody follows any more."""
-        self._filling.cancel()
-        await asyncio.gather(self._filling, return_exceptions=True)
-        await self._texts.aclose()
+        """Disconnect from Ray and close the file; only without readers."""
+        self._copy_task.cancel()
+        await asyncio.gather(self._copy_task, return_exceptions=True)
+        await self._source.aclose()
         self._file.close()
 
-    async def _fill(self) -> None:
-        async for text in self._texts:
+    async def _copy(self) -> None:
+        async for text in self._source:
             self._file.write(text.encode(errors="replace"))
-            self._announce()
+            self._notify_readers()
 
-    def _announce(self, _: object = None) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+    def _notify_readers(self, _: object = None) -> None:
+        appended, self._appended = self._appended, asyncio.Event()
+        appended.set()
 
 
-class Spools:
-    """The spools of the logs that are followed at the moment."""
+class LogFanouts:
+    """One `LogFanout` for each log that clients read at the moment."""
 
     def __init__(self) -> None:
-        self._spools: dict[str, Spool] = {}
+        self._fanouts: dict[str, LogFanout] = {}
 
-    async def follow(self, key: str, texts: Callable[[], AsyncGenerator[str]]) -> AsyncGenerator[str]:
-        """All of one log; `texts` reads it where nobody does so yet."""
-        spool = self._spools.get(key)
-        if spool is None or spool.broken:
-            spool = self._spools[key] = Spool(texts())
-        spool.followers += 1
+    async def read(self, key: str, chunks: Callable[[], AsyncGenerator[str]]) -> AsyncGenerator[str]:
+        """Read a whole log; `chunks` reads it from Ray when no other client does."""
+        fanout = self._fanouts.get(key)
+        if fanout is None or fanout.has_failed:
+            fanout = self._fanouts[key] = LogFanout(chunks())
+        fanout.reader_count += 1
         try:
-            async for text in spool.follow():
+            async for text in fanout.read():
                 yield text
         finally:
-            spool.followers -= 1
-            if not spool.followers:
-                if self._spools.get(key) is spool:
-                    del self._spools[key]
-                await spool.close()
+            fanout.reader_count -= 1
+            if not fanout.reader_count:
+                if self._fanouts.get(key) is fanout:
+                    del self._fanouts[key]
+                await fanout.close()
 
 
-ENDED: Final = ("SUCCEEDED", "FAILED", "STOPPED")
-RETRY_SECONDS: Final = 1.0
-FILES_AT_ONCE: Final = 8
+FINAL_JOB_STATUSES: Final = ("SUCCEEDED", "FAILED", "STOPPED")
+REOPEN_SECONDS: Final = 1.0
+MAX_OPEN_FILES: Final = 8
 
-# With packing offered, Ray sends nothing; a line of any length comes in one message; who follows may be slow.
+# Ray sends nothing when compression is offered, sends a line of any length in one message, and must not be
+# disconnected by pings that a slow client delays.
 TAIL_OPTIONS: Final[dict[str, Any]] = {
     "compression": None,
     "max_size": None,
@@ -116,8 +120,8 @@ TAIL_OPTIONS: Final[dict[str, Any]] = {
 }
 
 
-class LogBroken(Exception):
-    """Ray does not give the rest; the message is for whoever follows."""
+class LogUnavailableError(Exception):
+    """The rest of a log cannot be read from Ray; the message is shown to clients."""
 
 
 class RayLogs:
@@ -125,31 +129,31 @@ class RayLogs:
 
     def __init__(self, dashboard: Dashboard) -> None:
         self._dashboard = dashboard
-        self._files = asyncio.Semaphore(FILES_AT_ONCE)
+        self._files = asyncio.Semaphore(MAX_OPEN_FILES)
 
-    async def texts(self, path: str) -> AsyncGenerator[str]:
-        """The log of the job at `path` in pieces, to the end of the job; raises `LogBroken`.
+    async def read_to_end(self, path: str) -> AsyncGenerator[str]:
+        """Read the log of the job at `path` to its end, in chunks; raises `LogUnavailableError`.
 
-        Line ends are `\\n` only: Ray reads so.
+        All line breaks become `\\n`, because Ray's own tail translates them too.
         """
-        given = 0
+        characters_read = 0
         for attempt in itertools.count():
-            # Asked before the file is read: of a job that has ended by now, that is all.
+            # The status is read before the file: the file of a job that has ended is complete.
             job = await self._job(path)
-            has_ended = job["status"] in ENDED
-            async for text in _without(given, self._file(job, has_ended)):
-                given += len(text)
+            has_ended = job["status"] in FINAL_JOB_STATUSES
+            async for text in _skip(characters_read, self._file(job, has_ended)):
+                characters_read += len(text)
                 yield text
             if has_ended:
                 return
             if attempt:
-                await asyncio.sleep(RETRY_SECONDS)
-            async for text in _without(given, self._tail(path)):
-                given += len(text)
+                await asyncio.sleep(REOPEN_SECONDS)
+            async for text in _skip(characters_read, self._tail(path)):
+                characters_read += len(text)
                 yield text
 
-    async def so_far(self, path: str) -> str:
-        """What the job at `path` has printed until now."""
+    async def read_so_far(self, path: str) -> str:
+        """Read what the job at `path` has printed so far."""
         return "".join([text async for text in self._file(await self._job(path), True)])
 
     async def _tail(self, path: str) -> AsyncIterator[str]:
@@ -161,11 +165,11 @@ class RayLogs:
         except ConnectionClosed:
             return
         except (WebSocketException, OSError):
-            raise LogBroken("The Ray cluster cannot be reached.") from None
+            raise LogUnavailableError("The Ray cluster cannot be reached.") from None
 
-    async def _file(self, job: dict[str, Any], is_whole: bool) -> AsyncIterator[str]:
+    async def _file(self, job: dict[str, Any], is_complete: bool) -> AsyncIterator[str]:
         if not job.get("driver_node_id"):
-            return  # it never got as far as printing
+            return  # the job has not started, and has printed nothing
         query = {
             "node_id": job["driver_node_id"],
             "filename": f"job-driver-{job['submission_id']}.log",
@@ -178,44 +182,44 @@ class RayLogs:
                 async for chunk in chunks:
                     yield decoder.decode(chunk)
         except (httpx.HTTPError, OSError):
-            raise LogBroken("Ray did not give the rest of the log.") from None
-        if is_whole:
+            raise LogUnavailableError("Ray did not give the rest of the log.") from None
+        if is_complete:
             yield decoder.decode(b"", final=True)
 
     async def _job(self, path: str) -> dict[str, Any]:
         try:
             job: dict[str, Any] = await self._dashboard.get(path)
-        except Refusal:
-            raise LogBroken("The Ray cluster does not say how the job is.") from None
+        except ApiError:
+            raise LogUnavailableError("The Ray cluster does not give the status of the job.") from None
         return job
 
 
-async def _without(known: int, texts: AsyncIterator[str]) -> AsyncIterator[str]:
-    """`texts` without their first characters."""
-    async for text in texts:
-        if rest := text[known:]:
+async def _skip(count: int, chunks: AsyncIterator[str]) -> AsyncIterator[str]:
+    """`chunks` without their first `count` characters."""
+    async for text in chunks:
+        if rest := text[count:]:
             yield rest
-        known = max(0, known - len(text))
+        count = max(0, count - len(text))
 
 
-LONGEST_LINE: Final = 512 * 1024
-"""Bytes; what is above is cut and marked."""
+MAX_LINE_BYTES: Final = 512 * 1024
+"""Longer lines are cut and marked."""
 
-MISREAD: Final = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
-"""Characters at which some readers of lines end one."""
+OTHER_LINE_BREAKS: Final = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+"""Characters that some clients treat as line breaks."""
 
-COMPLETE: Final = '{"type": "complete"}'
+COMPLETE_EVENT: Final = '{"type": "complete"}'
 
 
 class JobLogs:
-    """Handlers of logs. A follower costs a socket and no thread."""
+    """Handlers of logs. A client needs a socket and no thread."""
 
     def __init__(self, dashboard: Dashboard, authorise: Callable[[HTTPConnection], None]) -> None:
         self._dashboard, self._authorise = dashboard, authorise
-        self._logs, self._spools = RayLogs(dashboard), Spools()
+        self._logs, self._fanouts = RayLogs(dashboard), LogFanouts()
 
     def routes(self, api: Api) -> list[BaseRoute]:
-        """Their addresses."""
+        """The routes."""
         return [
             api.route("/jobs/{id}/logs/", GET=self.whole),
             api.route("/jobs/{id}/logs/stream/", GET=self.stream),
@@ -224,75 +228,77 @@ class JobLogs:
 
     async def whole(self, request: Request, _body: object) -> object:
         """`GET jobs/{id}/logs/`: all of the log so far, as text."""
-        path = await self._found(request)
+        path = await self._job_path(request)
         try:
-            return PlainTextResponse(await self._logs.so_far(path))
-        except LogBroken as broken:
-            raise refusal(502, str(broken)) from None
+            return PlainTextResponse(await self._logs.read_so_far(path))
+        except LogUnavailableError as error:
+            raise api_error(502, str(error)) from None
 
     async def stream(self, request: Request, _body: object) -> object:
-        """`GET jobs/{id}/logs/stream/`: plain lines, at the end an event."""
-        path = await self._found(request)
-        return StreamingResponse(self._chunks(path), media_type="text/plain")
+        """`GET jobs/{id}/logs/stream/`: plain lines, and an event at the end."""
+        path = await self._job_path(request)
+        return StreamingResponse(self._stream(path), media_type="text/plain")
 
     async def websocket(self, websocket: WebSocket) -> None:
-        """Websocket on `jobs/{id}/logs/`: an event a line."""
+        """Websocket on `jobs/{id}/logs/`: one event for each line."""
         try:
             self._authorise(websocket)
-            path = await self._found(websocket)
-        except Refusal as refused:
-            await websocket.send_denial_response(answer(refused.body, refused.status))
+            path = await self._job_path(websocket)
+        except ApiError as error:
+            await websocket.send_denial_response(json_response(error.body, error.status))
             return
         await websocket.accept()
         sending = asyncio.create_task(self._send(websocket, path))
-        gone = asyncio.create_task(_gone(websocket))
+        disconnect = asyncio.create_task(_wait_for_disconnect(websocket))
         try:
-            await asyncio.wait((sending, gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((sending, disconnect), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (sending, gone):
+            for task in (sending, disconnect):
                 task.cancel()
-            await asyncio.gather(sending, gone, return_exceptions=True)
+            await asyncio.gather(sending, disconnect, return_exceptions=True)
 
-    async def _found(self, connection: HTTPConnection) -> str:
+    async def _job_path(self, connection: HTTPConnection) -> str:
         path = job_path(connection)
         if (await self._dashboard.get(path))["type"] != "SUBMISSION":
-            raise refusal(400, "Only a submitted job has a log.")
+            raise api_error(400, "Only a submitted job has a log.")
         return path
 
-    async def _chunks(self, path: str) -> AsyncGenerator[bytes]:
+    async def _stream(self, path: str) -> AsyncGenerator[bytes]:
         async with contextlib.aclosing(self._batches(path)) as batches:
-            async for lines, end in batches:
-                yield "".join([*map(_chunk, lines), *([f"{EVENT_PREFIX} {end}\n\n"] if end else [])]).encode()
+            async for lines, end_event in batches:
+                yield "".join(
+                    [*map(_stream_line, lines), *([f"{EVENT_PREFIX} {end_event}\n\n"] if end_event else [])]
+                ).encode()
 
     async def _send(self, websocket: WebSocket, path: str) -> None:
-        # The follower may go at any moment.
+        # The client may disconnect at any moment.
         with contextlib.suppress(WebSocketDisconnect, OSError):
             async with contextlib.aclosing(self._batches(path)) as batches:
-                async for lines, end in batches:
+                async for lines, end_event in batches:
                     for line in lines:
                         await websocket.send_text(_event("log", line))
-                    if end:
-                        await websocket.send_text(end)
+                    if end_event:
+                        await websocket.send_text(end_event)
             await websocket.close()
 
     async def _batches(self, path: str) -> AsyncGenerator[tuple[list[str], str]]:
-        """Lines, and with the last of them the event that ends the stream."""
-        splitter = LineSplitter(LONGEST_LINE)
+        """Batches of lines, the last of them with the event that ends the stream."""
+        splitter = LineSplitter(MAX_LINE_BYTES)
         try:
             async with contextlib.aclosing(
-                self._spools.follow(path, lambda: self._logs.texts(path))
-            ) as texts:
-                async for text in texts:
+                self._fanouts.read(path, lambda: self._logs.read_to_end(path))
+            ) as chunks:
+                async for text in chunks:
                     yield splitter.feed(text), ""
-        except LogBroken as broken:
-            yield [], _event("error", str(broken))
+        except LogUnavailableError as error:
+            yield [], _event("error", str(error))
         else:
-            yield splitter.end(), COMPLETE
+            yield splitter.end(), COMPLETE_EVENT
 
 
-def _chunk(line: str) -> str:
-    # What would be misread as something else than one line goes as an event.
-    if not line or line.startswith(EVENT_PREFIX) or MISREAD.search(line):
+def _stream_line(line: str) -> str:
+    # A line that clients would not read as one plain line is sent as an event.
+    if not line or line.startswith(EVENT_PREFIX) or OTHER_LINE_BREAKS.search(line):
         return f"{EVENT_PREFIX} {_event('log', line)}\n\n"
     return f"{line}\n"
 
@@ -301,6 +307,6 @@ def _event(kind: str, message: str) -> str:
     return json.dumps({"type": kind, "message": message})
 
 
-async def _gone(websocket: WebSocket) -> None:
+async def _wait_for_disconnect(websocket: WebSocket) -> None:
     while (await websocket.receive())["type"] != "websocket.disconnect":
         pass

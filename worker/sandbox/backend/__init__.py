@@ -1,1 +1,1 @@
-"""A backend that speaks the platform's API, with its state in one SQLite file."""
+"""A backend with the platform's API, whose state is one SQLite file."""

@@ -1,4 +1,4 @@
-"""`python -m worker.sandbox.backend`: all of it comes from the environment, no token in a command line."""
+"""`python -m worker.sandbox.backend`: settings come from the environment, so no command line has a token."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from worker.sandbox.backend.state import State
 
 
 def main() -> None:
-    """Serve until told to end."""
+    """Serve until SIGTERM."""
     config = BackendConfig(
         access_token=os.environ["SANDBOX_ACCESS_TOKEN"],
         plugin_token=os.environ["SANDBOX_PLUGIN_TOKEN"],
@@ -28,7 +28,7 @@ def main() -> None:
             access_log=False,
             log_level="warning",
             timeout_graceful_shutdown=2,
-            # Longer than clients keep an idle connection, else one closes under their hands.
+            # Longer than clients keep idle connections, so that none is closed while a client reuses it.
             timeout_keep_alive=75,
         )
 

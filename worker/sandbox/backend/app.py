@@ -17,18 +17,18 @@ from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
 from shared import Message
-from worker.sandbox.api import Api, refusal
+from worker.sandbox.api import Api, api_error
 from worker.sandbox.backend.entities import Entities, Releases
-from worker.sandbox.backend.jobs import AgentFeed, Applications, Jobs
+from worker.sandbox.backend.jobs import Applications, ApplicationSync, Jobs
 from worker.sandbox.backend.plugin_runs import PluginRuns
 from worker.sandbox.backend.state import State
 
-AUDITED_BODY_BYTES: Final = 64 * 1024
+MAX_RECORDED_BODY_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True)
 class BackendConfig:
-    """What the backend is told at start; tokens are not shown."""
+    """The settings of the backend; its `repr` hides the tokens."""
 
     access_token: str = field(repr=False)
     plugin_token: str = field(repr=False)
@@ -44,62 +44,62 @@ def create_app(
     publish: Callable[[Message], object],
     client: httpx.AsyncClient | None = None,
 ) -> Starlette:
-    """The application; `client` speaks to the agent and to applications."""
+    """The application; `client` calls the agent and the Serve applications."""
     client = client or httpx.AsyncClient(
         transport=AiohttpTransport(limits=httpx.Limits(max_connections=1000), trust_env=False)
     )
     releases = Releases(state, config.plugins_dir)
-    feed = AgentFeed(state, config.agent, client)
-    api = Api(Gate(config).check, Audit(state).note)
+    sync = ApplicationSync(state, config.agent, client)
+    api = Api(TokenCheck(config).check, RequestLog(state).record)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        watching = asyncio.create_task(feed.run())
+        sync_task = asyncio.create_task(sync.run())
         async with client:
             yield
-            watching.cancel()
+            sync_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await watching
+                await sync_task
 
     routes = [
         *Entities(state, releases).routes(api),
         *Jobs(state).routes(api),
-        *Applications(state, feed).routes(api),
-        *PluginRuns(state, releases, feed, client, publish, config.serve_url).routes(api),
+        *Applications(state, sync).routes(api),
+        *PluginRuns(state, releases, sync, client, publish, config.serve_url).routes(api),
         Mount("/files", StaticFiles(directory=config.files_dir)),
-        api.nothing_else(),
+        api.not_found_route(),
     ]
     return Starlette(routes=routes, lifespan=lifespan)
 
 
-class Gate:
-    """Two tokens: the worker's may do everything, plugin code's may read what is not secret."""
+class TokenCheck:
+    """Checks tokens: the worker's may do everything, that of plugin code may read what is not secret."""
 
     def __init__(self, config: BackendConfig) -> None:
-        self._full = f"Token {config.access_token}".encode()
-        self._lesser = f"Token {config.plugin_token}".encode()
+        self._worker_token = f"Token {config.access_token}".encode()
+        self._plugin_token = f"Token {config.plugin_token}".encode()
 
     def check(self, request: Request) -> None:
-        """Raise 401 without a known token, 403 where the lesser one does not reach."""
+        """Raise 401 without a known token, and 403 where plugin code has no permission."""
         token = request.headers.get("Synapse-Access-Token", "").encode()
-        if hmac.compare_digest(token, self._full):
+        if hmac.compare_digest(token, self._worker_token):
             return
-        if not hmac.compare_digest(token, self._lesser):
-            raise refusal(401, "Invalid access token.")
+        if not hmac.compare_digest(token, self._plugin_token):
+            raise api_error(401, "Invalid access token.")
         if request.method != "GET" or request.url.path.startswith("/agents/"):
-            raise refusal(403, "You do not have permission to perform this action.")
+            raise api_error(403, "You do not have permission to perform this action.")
 
 
-class Audit:
-    """Every request in the table `requests`, for whoever checks afterwards what was asked."""
+class RequestLog:
+    """Keeps every request in the table `requests`, for tests that check them afterwards."""
 
     def __init__(self, state: State) -> None:
         self._state = state
 
-    def note(self, request: Request, body: bytes, status: int) -> None:
-        """Book one request with its answer's status."""
+    def record(self, request: Request, body: bytes, status: int) -> None:
+        """Keep a request and the status of its response."""
         query = f"?{request.url.query}" if request.url.query else ""
-        text = body[:AUDITED_BODY_BYTES].decode(errors="replace")
+        text = body[:MAX_RECORDED_BODY_BYTES].decode(errors="replace")
         self._state.execute(
             "INSERT INTO requests VALUES (?, ?, ?, ?, ?)",
             time.time(),

@@ -1,4 +1,4 @@
-"""The plugin releases that the backend knows: what lies in the worker's plugin store."""
+"""Plugin releases, and the handlers of tasks, data units, projects, data collections and agents."""
 
 import zipfile
 from collections.abc import Sequence
@@ -10,21 +10,21 @@ from packaging.version import InvalidVersion, Version
 from starlette.requests import Request
 from starlette.routing import Route
 
-from worker.sandbox.api import Api, Refusal, bounds, checked, identifier, paged, refusal
+from worker.sandbox.api import Api, ApiError, api_error, page_params, page_response, path_id, validated
 from worker.sandbox.backend.state import Row, State
 
 
 class Releases:
-    """Rows of `plugin_releases`, read from the store; it is read again when a release is not known."""
+    """The rows of `plugin_releases`, read from the worker's plugin store, again whenever one is not found."""
 
     def __init__(self, state: State, plugins_dir: Path) -> None:
         self._state, self._plugins_dir = state, plugins_dir
         self.read()
 
     def read(self) -> None:
-        """Add what is new in the store; a release keeps its id."""
+        """Add releases that are new in the store; known ones keep their ids."""
         for path in sorted(self._plugins_dir.iterdir()):
-            config = _config(path)
+            config = _read_config(path)
             if config is None:
                 continue
             code, version = str(config["code"]), str(config["version"])
@@ -38,7 +38,7 @@ class Releases:
                 self._state.update("plugin_releases", known["id"], {"config": config})
 
     def find(self, key: int | str) -> Row | None:
-        """By number, or by `code@version`."""
+        """Find a release by id or by `code@version`."""
         found = self._find(key)
         if found is None:
             self.read()
@@ -46,12 +46,12 @@ class Releases:
         return found
 
     def latest(self, code: str, version: str | None = None) -> Row | None:
-        """That version of a plugin, or the highest."""
+        """The given version of a plugin, or the highest one."""
         found = self._versions(code, version)
         if not found:
             self.read()
             found = self._versions(code, version)
-        return max(found, key=_order) if found else None
+        return max(found, key=_version_key) if found else None
 
     def _find(self, key: int | str) -> Row | None:
         if isinstance(key, int):
@@ -65,31 +65,31 @@ class Releases:
         return self._state.rows(sql, code, version)
 
 
-def _order(release: Row) -> tuple[Version, str]:
+def _version_key(release: Row) -> tuple[Version, str]:
     try:
         return Version(release["version"]), release["version"]
     except InvalidVersion:
         return Version("0"), release["version"]
 
 
-def _config(path: Path) -> dict[str, Any] | None:
+def _read_config(path: Path) -> dict[str, Any] | None:
     try:
         if path.is_dir():
             text = (path / "config.yaml").read_text()
         elif path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
-                text = archive.read(_shallowest(archive)).decode()
+                text = archive.read(_config_name(archive)).decode()
         else:
             return None
         config = yaml.safe_load(text)
     except (OSError, KeyError, UnicodeDecodeError, zipfile.BadZipFile, yaml.YAMLError):
-        # A broken release is for the worker to refuse; the backend has never heard of it.
+        # The worker reports a broken release; the backend ignores it.
         return None
     return config if isinstance(config, dict) and {"code", "version"} <= config.keys() else None
 
 
-def _shallowest(archive: zipfile.ZipFile) -> str:
-    """`config.yaml` at the top, or in the one folder at the top."""
+def _config_name(archive: zipfile.ZipFile) -> str:
+    """The name of `config.yaml` in an archive: at the top, or in the single folder at the top."""
     names = [name for name in archive.namelist() if name.split("/")[-1] == "config.yaml"]
     if not names:
         raise KeyError("config.yaml")
@@ -97,13 +97,13 @@ def _shallowest(archive: zipfile.ZipFile) -> str:
 
 
 class Entities:
-    """Handlers over the state's tables."""
+    """Handlers of the entities that are rows of a table."""
 
     def __init__(self, state: State, releases: Releases) -> None:
         self._state, self._releases = state, releases
 
     def routes(self, api: Api) -> list[Route]:
-        """Their addresses; the busiest come first."""
+        """The routes; the most frequent come first, because Starlette tries them in order."""
         return [
             api.route("/tasks/{id}/annotate_task_data/", PUT=self.annotate),
             api.route("/tasks/{id}/", GET=self.task),
@@ -117,28 +117,28 @@ class Entities:
 
     async def annotate(self, request: Request, body: object) -> object:
         """`PUT tasks/{id}/annotate_task_data/`"""
-        given = checked(body, {"action": str, "data": dict}, ["action", "data"])
-        if given["action"] != "submit":
-            raise Refusal(400, {"action": ["must be submit"]})
+        fields = validated(body, {"action": str, "data": dict}, ["action", "data"])
+        if fields["action"] != "submit":
+            raise ApiError(400, {"action": ["must be submit"]})
         if request.query_params.get("schema", "any") not in ("any", "dm_schema_v1"):
-            raise Refusal(400, {"schema": ["must be any or dm_schema_v1"]})
-        task = identifier(request)
-        if not isinstance(task, int) or not self._state.annotate(task, given["data"]):
-            raise refusal(404, "No Task matches the given query.")
-        return {"id": task, "data": given["data"]}
+            raise ApiError(400, {"schema": ["must be any or dm_schema_v1"]})
+        task = path_id(request)
+        if not isinstance(task, int) or not self._state.annotate(task, fields["data"]):
+            raise api_error(404, "No Task matches the given query.")
+        return {"id": task, "data": fields["data"]}
 
     async def task(self, request: Request, _body: object) -> object:
         """`GET tasks/{id}/`"""
-        row = self._one("tasks", request)
+        row = self._find_row("tasks", request)
         if "data_unit" in request.query_params.get("expand", "").split(","):
-            row["data_unit"] = self._unit(row["data_unit"])
-        return _chosen(request, row)
+            row["data_unit"] = self._data_unit(row["data_unit"])
+        return _select_fields(request, row)
 
     async def tasks(self, request: Request, _body: object) -> object:
         """`GET sdk/tasks/`; filters: `project`, `ids` or `id__in`, `data_unit`, `annotated`."""
         conditions, values = _task_filters(request)
         where = " AND ".join(conditions) or "1"
-        page, size = bounds(request)
+        page, size = page_params(request)
         columns = "id" if request.query_params.get("fields") == "id" else "*"
         count = self._state.value(f"SELECT count(*) FROM tasks WHERE {where}", *values)  # noqa: S608
         rows = self._state.rows(
@@ -147,43 +147,43 @@ class Entities:
             size,
             (page - 1) * size,
         )
-        return paged(request, count, [_chosen(request, row) for row in rows])
+        return page_response(request, count, [_select_fields(request, row) for row in rows])
 
     async def data_unit(self, request: Request, _body: object) -> object:
         """`GET data_units/{id}/`"""
-        row = self._one("data_units", request)
+        row = self._find_row("data_units", request)
         del row["in_tasks"]
-        return _chosen(request, row)
+        return _select_fields(request, row)
 
     async def project(self, request: Request, _body: object) -> object:
         """`GET projects/{id}/`"""
-        return _chosen(request, self._one("projects", request))
+        return _select_fields(request, self._find_row("projects", request))
 
     async def data_collection(self, request: Request, _body: object) -> object:
         """`GET data_collections/{id}/`"""
-        return _chosen(request, self._one("data_collections", request))
+        return _select_fields(request, self._find_row("data_collections", request))
 
     async def plugin_release(self, request: Request, _body: object) -> object:
         """`GET plugin_releases/{id}/`, by number or `code@version`."""
-        release = self._releases.find(identifier(request))
+        release = self._releases.find(path_id(request))
         if release is None:
-            raise refusal(404, "No PluginRelease matches the given query.")
-        return _chosen(request, release)
+            raise api_error(404, "No PluginRelease matches the given query.")
+        return _select_fields(request, release)
 
     async def agents(self, request: Request, _body: object) -> object:
         """`GET agents/`; filter: `id`."""
         wanted = request.query_params.get("id")
         rows = self._state.rows("SELECT * FROM agents WHERE coalesce(?, id) = id ORDER BY id", wanted)
-        page, size = bounds(request)
-        return paged(request, len(rows), rows[(page - 1) * size : page * size])
+        page, size = page_params(request)
+        return page_response(request, len(rows), rows[(page - 1) * size : page * size])
 
-    def _one(self, table: str, request: Request) -> Row:
-        row = self._state.row(f"SELECT * FROM {table} WHERE id = ?", identifier(request))  # noqa: S608
+    def _find_row(self, table: str, request: Request) -> Row:
+        row = self._state.row(f"SELECT * FROM {table} WHERE id = ?", path_id(request))  # noqa: S608
         if row is None:
-            raise refusal(404, "Not found.")
+            raise api_error(404, "Not found.")
         return row
 
-    def _unit(self, id: int | None) -> Row | None:
+    def _data_unit(self, id: int | None) -> Row | None:
         row = self._state.row("SELECT * FROM data_units WHERE id = ?", id)
         if row is None:
             return None
@@ -191,7 +191,7 @@ class Entities:
 
 
 def _task_filters(request: Request) -> tuple[list[str], list[object]]:
-    """Conditions and their values; filters of other names are ignored."""
+    """SQL conditions and their values; unknown filters are ignored."""
     query, conditions, values = request.query_params, [], list[object]()
     for name in ("project", "data_unit"):
         if name in query:
@@ -207,8 +207,8 @@ def _task_filters(request: Request) -> tuple[list[str], list[object]]:
     return conditions, values
 
 
-def _chosen(request: Request, row: Row) -> Row:
-    """Only the fields that the query names, when it names any."""
+def _select_fields(request: Request, row: Row) -> Row:
+    """The fields that the query parameter `fields` names, or all."""
     fields = request.query_params.get("fields")
     if not fields:
         return row

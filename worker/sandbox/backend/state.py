@@ -1,4 +1,4 @@
-"""What the backend knows: rows of one SQLite file that several processes may open at once."""
+"""The state of the backend: tables of one SQLite file, which several processes may open at once."""
 
 import json
 import sqlite3
@@ -16,7 +16,7 @@ CREATE TABLE IF NOT EXISTS projects (id INTEGER PRIMARY KEY, name TEXT, data_col
 CREATE TABLE IF NOT EXISTS data_units (
     id INTEGER PRIMARY KEY, data_collection INTEGER,
     files TEXT,                       -- JSON, a mapping or a list
-    in_tasks INTEGER                  -- 0: a task's data unit comes without its files
+    in_tasks INTEGER                  -- 0: the data unit in a task has no files
 );
 CREATE TABLE IF NOT EXISTS tasks (
     id INTEGER PRIMARY KEY, project INTEGER, data_unit INTEGER,
@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS plugin_releases (
     UNIQUE (code, version)
 );
 CREATE TABLE IF NOT EXISTS jobs (
-    id PRIMARY KEY,                   -- an integer, or text where somebody seeded one
+    id PRIMARY KEY,                   -- an integer, or a text from a test
     action TEXT, plugin TEXT, agent INTEGER, status TEXT, parent,
     -- JSON:
     params TEXT, progress_record TEXT, metrics_record TEXT, console_logs TEXT, result TEXT, meta TEXT,
@@ -70,19 +70,19 @@ JobId = int | str
 
 
 class State:
-    """Rows in and out as dictionaries; columns that hold JSON are decoded."""
+    """Reads and writes rows as dictionaries; columns that hold JSON are decoded."""
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.RLock()
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=20)
         self._db.row_factory = sqlite3.Row
         self._db.execute("PRAGMA journal_mode = WAL")
-        # What is committed survives a killed process, which is all that a sandbox needs.
+        # Commits survive a killed process, not a power cut; that is enough for a sandbox.
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.executescript(SCHEMA)
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the file."""
         with self._lock:
             self._db.close()
 
@@ -94,7 +94,7 @@ class State:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All that is written inside is seen at once, or not at all. Does not nest."""
+        """All writes in the block are committed together, or none. Does not nest."""
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -122,12 +122,12 @@ class State:
         return None if row is None else row[0]
 
     def execute(self, sql: str, *values: object) -> int:
-        """Change rows; the number of rows changed."""
+        """Change rows; returns their number."""
         with self._lock:
             return self._db.execute(sql, values).rowcount
 
     def insert(self, table: str, values: Mapping[str, object]) -> int:
-        """Add a row; its row id."""
+        """Add a row; returns its id."""
         names, encoded = _encoded(values)
         sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608
         with self._lock:
@@ -158,11 +158,11 @@ class State:
         return id
 
     def job(self, id: JobId) -> Row | None:
-        """A job, as auditors and tests read it."""
+        """The row of a job, or None."""
         return self.row("SELECT * FROM jobs WHERE id = ?", id)
 
     def annotate(self, task: int, data: object) -> bool:
-        """Write a task's data and book the write; False when there is no such task."""
+        """Write a task's data and record the write; False when there is no such task."""
         text = json.dumps(data)
         with self.transaction():
             writes = self.value(

@@ -1,7 +1,7 @@
 -- Take a page of ids in, once: the page that the cursor stands at, while the run lives. Whole chunks are
 -- written under their number, the remainder is carried to the next page, or is the last chunk.
 -- KEYS: run, record, task index, seen, chunks   ARGV: page, link to the next or '', chunk size, id...
-if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HEXISTS', KEYS[1], 'end') == 1 then return 'over' end
+if not run_open(KEYS[1]) then return 'over' end
 local at = tonumber(redis.call('HGET', KEYS[3], 'page') or '0')
 if at ~= tonumber(ARGV[1]) or redis.call('HEXISTS', KEYS[3], 'complete') == 1 then return 'stale' end
 local link = ARGV[2]

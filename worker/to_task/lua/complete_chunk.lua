@@ -1,6 +1,6 @@
 -- A chunk is done. Returns 1 when all are: to the one who found it and to everybody who asks later.
 -- KEYS: run, task index, chunks, done chunks, open   ARGV: chunk
-if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HEXISTS', KEYS[1], 'end') == 1 then return 0 end
+if not run_open(KEYS[1]) then return 0 end
 local chunks = tonumber(redis.call('HGET', KEYS[2], 'chunks') or '0')
 if tonumber(ARGV[1]) < chunks then
   redis.call('SADD', KEYS[4], ARGV[1])

@@ -1,8 +1,8 @@
 -- Fill the window and return the chunks whose messages are to be sent: the new ones, those that were handed
 -- out a while ago to somebody who died before sending, or all open ones.
 -- KEYS: run, task index, open   ARGV: window, seconds after which an unsent one is handed out again, all
-if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HEXISTS', KEYS[1], 'end') == 1 then return {} end
-local now = tonumber(redis.call('TIME')[1])
+if not run_open(KEYS[1]) then return {} end
+local now = tonumber(now_seconds())
 local numbers
 if ARGV[3] == '1' then
   numbers = redis.call('ZRANGE', KEYS[3], 0, -1)

@@ -1,6 +1,6 @@
 -- What came of tasks, each counted once. Returns 0 when the run is over: nothing is written then.
 -- KEYS: run, record, done, failures, attempts, tickets   ARGV: most failures, (position, failure or '')...
-if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('HEXISTS', KEYS[1], 'end') == 1 then return 0 end
+if not run_open(KEYS[1]) then return 0 end
 for i = 2, #ARGV, 2 do
   local position, failure = ARGV[i], ARGV[i + 1]
   if redis.call('SETBIT', KEYS[3], position, 1) == 0 then

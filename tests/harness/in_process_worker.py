@@ -1,0 +1,152 @@
+"""A worker in this process: it delivers messages to the real engine, without a pool and without a broker."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from celery import Celery
+from celery.exceptions import Reject, Retry
+from kombu.exceptions import OperationalError
+
+from worker.runs.model import Outcome, Step
+from worker.runs.runs import Runs
+from worker.workflow.task import StepTask
+
+
+@dataclass(frozen=True)
+class Published:
+    """A message of a step that was published."""
+
+    name: str
+    queue: str
+    kwargs: dict[str, Any]
+    countdown: float
+
+
+class RecordingPublisher:
+    """Keeps the messages of steps in place of a broker.
+
+    `broken`: the broker takes nothing. `queue_lengths`: unread messages by queue. `before_publish` is called
+    before each message is kept, and may raise as a process that is killed.
+    """
+
+    def __init__(self) -> None:
+        self.published: list[Published] = []
+        self.broken = False
+        self.queue_lengths: dict[str, int] = {}
+        self.before_publish: Callable[[], None] = lambda: None
+
+    def publish(self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0) -> None:
+        if self.broken:
+            raise OperationalError("the broker is unavailable")
+        self.before_publish()
+        self.published.append(Published(step.name, queue, kwargs, countdown))
+
+    def queue_length(self, queue: str) -> int:
+        if self.broken:
+            raise OperationalError("the broker is unavailable")
+        return self.queue_lengths.get(queue, 0)
+
+    def of(self, name: str) -> list[Published]:
+        return [message for message in self.published if message.name == name]
+
+
+@dataclass
+class Delivery:
+    """What became of a message: acknowledged, retried (published with a countdown), requeued or dropped.
+
+    `outcome` and `error` are those of the step's function, where it was called.
+    """
+
+    ended: str = "acknowledged"
+    countdown: float | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    error: BaseException | None = None
+
+
+class InProcessWorker:
+    """Delivers messages of steps to the engine (`worker.workflow.task`) and says what it did with them."""
+
+    def __init__(self, runs: Runs) -> None:
+        app = Celery("in-process", broker="memory://", set_as_current=False)
+        worker = self
+        self.runs = runs
+        self.broker_is_broken = False
+        self.ended_runs: list[str] = []
+        """Jobs of which a step's message arrived after the end of the run."""
+        self._retries: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+        class HarnessTask(StepTask):
+            abstract = True
+
+            @property
+            def runs(self) -> Runs:
+                return runs
+
+            def on_message_after_end(self, job: str) -> None:
+                worker.ended_runs.append(job)
+
+            def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> None:
+                if worker.broker_is_broken:
+                    raise OperationalError("the broker is unavailable")
+                worker._retries.append((kwargs, options))
+
+        @app.task(base=HarnessTask, bind=True, name="harness.step", shared=False)
+        def step_task(self: HarnessTask, job: str, **_: Any) -> None: ...
+
+        self.task = step_task
+
+    def run_step(
+        self,
+        step: Step,
+        function: Callable[[Any], Outcome],
+        *,
+        job: str = "42",
+        part: str = "",
+        redelivered: bool = False,
+        kwargs: dict[str, Any] | None = None,
+    ) -> Delivery:
+        """Deliver a message of `step`, of the current generation unless `kwargs` has another one."""
+        if kwargs is None:
+            name = f"{step.name}:{part}" if part else step.name
+            kwargs = {"job": job, "generation": self.runs.generations.newest(job, name)}
+        delivery = Delivery()
+
+        def recording(run: Any) -> Outcome:
+            try:
+                delivery.outcome = function(run)
+            except BaseException as error:
+                delivery.error = error
+                raise
+            return delivery.outcome
+
+        self.task.push_request(
+            id=uuid4().hex,
+            args=[],
+            kwargs=kwargs,
+            called_directly=False,
+            delivery_info={"exchange": "", "routing_key": "deploy", "redelivered": redelivered},
+        )
+        before = len(self._retries)
+        try:
+            self.task.run_step(step, kwargs["job"], recording, part=part)
+        except Retry:
+            delivery.ended = "retried"
+            delivery.kwargs, options = self._retries[-1]
+            delivery.countdown = options["countdown"]
+        except Reject as reject:
+            delivery.ended = "requeued" if reject.requeue else "dropped"
+        finally:
+            self.task.pop_request()
+        assert len(self._retries) == before + (delivery.ended == "retried"), "one retry, or none"
+        return delivery
+
+    def outcome_of(self, step: Step, function: Callable[[Any], Outcome], **delivery: Any) -> Outcome:
+        """Deliver a message of `step`; the outcome of its function, or the error that it raised."""
+        result = self.run_step(step, function, **delivery)
+        if result.error is not None:
+            raise result.error
+        assert result.outcome is not None, f"{step.name} was not run: the delivery was {result.ended}"
+        return result.outcome

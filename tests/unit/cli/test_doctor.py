@@ -1,0 +1,109 @@
+"""What `doctor` reports beyond the clients' own errors."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from worker.cli.main import app
+from worker.plugins import PluginHostUnavailableError
+
+EVERYTHING = ["deploy", "to_task", "annotate", "logs", "control"]
+
+
+@pytest.fixture
+def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A worker's settings; of its dependencies only the queue is available."""
+    monkeypatch.setattr("worker.cli.doctor._check_queue", lambda _settings: "connected")
+    return {
+        "SYNAPSE_HOST": "http://127.0.0.1:9",
+        "SYNAPSE_ACCESS_TOKEN": "token-of-the-worker",
+        "PLUGINS_DIR": str(tmp_path),
+        "REDIS_URL": "redis://127.0.0.1:9/0",
+        "RAY_ADDRESS": "",
+        "COLUMNS": "200",
+    }
+
+
+def doctor(environ: dict[str, str]) -> list[str]:
+    done = CliRunner().invoke(app, ["doctor"], env=environ)
+    assert done.exit_code == 1, done.output
+    return done.stdout.splitlines()
+
+
+def given_workers(monkeypatch: pytest.MonkeyPatch, *queues: list[str]) -> None:
+    answers: Any = {f"worker{n}": [{"name": name} for name in names] for n, names in enumerate(queues)}
+    monkeypatch.setattr("worker.cli.doctor.active_queues", lambda: answers)
+
+
+@pytest.mark.parametrize(
+    ("queues", "line"),
+    [
+        ([], "! workers: 0 answer; nobody listens on deploy, to_task, annotate, logs, control"),
+        ([["deploy", "control"], ["to_task"]], "! workers: 2 answer; nobody listens on annotate, logs"),
+        ([EVERYTHING], "✓ workers: 1 answers; each queue has a listener"),
+    ],
+)
+def test_queues_without_a_consumer_are_a_warning(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], queues: list[list[str]], line: str
+) -> None:
+    given_workers(monkeypatch, *queues)
+
+    assert line in doctor(environ)
+
+
+def test_workers_that_cannot_be_asked_are_a_warning(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+) -> None:
+    def refuses() -> None:
+        raise RuntimeError("no reply queue")
+
+    monkeypatch.setattr("worker.cli.doctor.active_queues", refuses)
+
+    assert "! workers: could not be asked (RuntimeError)" in doctor(environ)
+
+
+def test_unavailable_ray_is_shown_with_its_settings(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+) -> None:
+    # Given a cluster that does not answer
+    def refuses(_address: str) -> None:
+        raise PluginHostUnavailableError("no answer within 10 s")
+
+    given_workers(monkeypatch, EVERYTHING)
+    monkeypatch.setattr("worker.cli.ray_check.check_cluster", refuses)
+
+    # When it is checked, then the doctor announces the check, and shows the error with its settings
+    output = doctor({**environ, "RAY_ADDRESS": "127.0.0.1:9"})
+    at = output.index("· checking ray …")
+    assert output[at + 1] == "✗ ray: no answer within 10 s (see RAY_ADDRESS, RAY_AUTH_MODE, RAY_AUTH_TOKEN)"
+
+
+def test_unknown_variable_is_a_warning(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]) -> None:
+    given_workers(monkeypatch, EVERYTHING)
+
+    output = doctor({**environ, "WORKER_TYPO": "1", "WORKER_PLUGINS_HOST": "ray"})
+
+    assert "! settings: WORKER_TYPO is not a setting" in output
+    assert "! settings: WORKER_PLUGINS_HOST is not a setting; is WORKER_PLUGIN_HOST meant?" in output
+
+
+def test_bad_urls_are_shown_with_their_settings(tmp_path: Path) -> None:
+    environ = {
+        "SYNAPSE_HOST": "http://127.0.0.1:9",
+        "SYNAPSE_ACCESS_TOKEN": "token",
+        "PLUGINS_DIR": str(tmp_path),
+        "REDIS_URL": "redis://redis..svc/0",
+        "CELERY_BROKER_URL": "amqp://rabbit..svc//",
+        "SYNAPSE_AGENT_URL": "",
+        "RAY_ADDRESS": "",
+    }
+
+    done = CliRunner().invoke(app, ["doctor"], env=environ)
+
+    assert done.exit_code == 1, done.exception
+    output = " ".join(done.stdout.split())
+    assert "✗ redis: no usable address (see REDIS_URL)" in output
+    assert "✗ queue: no usable address (see CELERY_BROKER_URL)" in output
+    assert "✗ backend: 503 Service Unavailable" in output

@@ -1,0 +1,103 @@
+"""Runs that deploy, on fakes of what a deployment depends on: backend, agent, plugin host, Ray Serve."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from fakeredis import FakeRedis
+
+from shared.messages import DeployMessage
+from shared.statuses import JobStatus
+from tests.unit.runs.runs_helpers import RecordingSender
+from worker.deploy.cluster import ServeState
+from worker.deploy.plan import DEPLOY, DeployPlan, DeployRun
+from worker.runs.keys import lock_key, messages_key
+from worker.runs.model import End, Outcome, WorkflowStep
+from worker.runs.runs import Runs, Timing
+from worker.settings import Settings
+from worker.testing import FakeAgent, FakeBackend, FakePluginHost
+from worker.workflow.task import user_message
+
+APP = "digits@1.0.0"
+PLAN = DeployPlan.from_json(FakePluginHost().plan)
+RUNNING = ServeState(True, "running", "RUNNING", "", frozenset({"d1"}))
+DEPLOYING = ServeState(True, "pending", "DEPLOYING", "", frozenset({"d1"}))
+FAILED = ServeState(True, "failed", "DEPLOY_FAILED", "ValueError: no weights", frozenset({"d1"}))
+
+
+@dataclass
+class FakeServices:
+    """What the steps find in a process; an exception as `agent_client` is raised by its lookup."""
+
+    redis: FakeRedis
+    runs: Runs
+    settings: Settings
+    host: FakePluginHost = field(default_factory=FakePluginHost)
+    backend_client: FakeBackend = field(default_factory=FakeBackend)
+    agent_client: FakeAgent | Exception | None = field(default_factory=FakeAgent)
+
+    def backend(self, tenant: str | None = None) -> FakeBackend:
+        return self.backend_client
+
+    def agent(self, agent: int, tenant: str | None = None) -> FakeAgent | None:
+        if isinstance(self.agent_client, Exception):
+            raise self.agent_client
+        return self.agent_client
+
+    def action_of(self, run: DeployRun) -> tuple[str, str]:
+        return "release", "request"
+
+
+class DeployHarness:
+    """A worker's steps of deployments, without Celery."""
+
+    def __init__(self, redis: FakeRedis, sender: RecordingSender, plugins: Path, **settings: Any) -> None:
+        given = {
+            "synapse_host": "http://backend",
+            "synapse_access_token": "token-of-the-worker",
+            "plugins_dir": plugins,
+            "ray_address": "127.0.0.1:6380",
+            **settings,
+        }
+        self.services = FakeServices(redis, Runs(redis, sender, Timing(60.0)), Settings(**given))
+        self.runs = self.services.runs
+        self.host, self.backend = self.services.host, self.services.backend_client
+        self.serve = self.host.serve
+
+    @property
+    def agent(self) -> FakeAgent:
+        assert isinstance(self.services.agent_client, FakeAgent)
+        return self.services.agent_client
+
+    def accept(self, job: str = "42", **fields: Any) -> None:
+        message = {"job": job, "plugin": APP, "agent": 1, **fields}
+        self.runs.store.accept(DeployMessage.model_validate(message), "deploy")
+
+    def step(
+        self, step: WorkflowStep[Any, Any], function: Callable[..., Outcome], job: str = "42"
+    ) -> Outcome:
+        """What a worker does with the step's message: its outcome; what it raises ends the run."""
+        token = self.runs.locks.new_token()
+        generation = self.runs.generations.newest(job, step.name)
+        claim = self.runs.store.claim_step(job, step, "", token, 30.0, generation, False)
+        assert claim.run is not None, claim.status
+        try:
+            return function(step.workflow.typed(claim.run))
+        except RuntimeError as error:
+            self.runs.finish(job, End(JobStatus.FAILED, {"error": user_message(error)}))
+            raise
+        finally:
+            self.services.redis.delete(lock_key(job, step.name))
+
+    def messages(self, job: str = "42") -> str:
+        """What the run has written for its user."""
+        return "\n".join(self.services.redis.lrange(messages_key(job), 0, -1))
+
+    def run(self, job: str = "42") -> DeployRun:
+        return DEPLOY.typed(self.runs.store.load(job))
+
+    def update_state(self, job: str = "42", **values: Any) -> None:
+        """An earlier step has stored `values` in the run's state."""
+        run = self.run(job)
+        self.runs.store.update_state(run, replace(run.state, **values))

@@ -1,0 +1,365 @@
+"""Submission and the wait for it."""
+
+from dataclasses import replace
+
+import pytest
+
+from shared.statuses import JobStatus
+from tests.unit.conftest import Clock
+from tests.unit.deploy.deploy_harness import APP, DEPLOYING, FAILED, PLAN, RUNNING, DeployHarness
+from worker.deploy.cluster import ServeState
+from worker.deploy.plan import AWAIT_RUNNING, REGISTER, SERVE_RUN
+from worker.deploy.serve import await_running, poll_countdown, remove_after_stop, serve_run
+from worker.plugins import PluginCallError, PluginHostUnavailableError
+from worker.runs.model import Continue, End, Outcome, Reschedule, Step
+from worker.runs.reporter import stop_run
+
+OTHER = ServeState(True, "running", "RUNNING", "", frozenset({"d0"}))
+
+
+def submit(harness: DeployHarness, job: str = "42") -> Outcome:
+    harness.update_state(job, plan=PLAN)
+    return harness.step(SERVE_RUN, lambda run: serve_run(run, harness.services, harness.serve), job)
+
+
+def look(harness: DeployHarness, job: str = "42") -> Outcome:
+    return harness.step(AWAIT_RUNNING, lambda run: await_running(run, harness.services, harness.serve), job)
+
+
+def clean_up(harness: DeployHarness, job: str = "42") -> None:
+    remove_after_stop(job, harness.services, harness.serve)
+
+
+def test_the_application_is_submitted_once_and_waited_for(harness: DeployHarness) -> None:
+    harness.host.messages = ["replaced in place"]
+    assert submit(harness) == Continue(AWAIT_RUNNING)
+    assert harness.host.calls == ["submit"]
+    assert "replaced in place" in harness.messages()
+    again = look(harness)
+    assert isinstance(again, Reschedule)
+    assert again.countdown <= 1
+    harness.serve.application = RUNNING
+    assert look(harness) == Continue(REGISTER)
+
+
+def test_the_identical_application_is_not_submitted_again(harness: DeployHarness) -> None:
+    harness.serve.application = RUNNING
+    assert submit(harness) == Continue(AWAIT_RUNNING)
+    assert harness.host.calls == []
+    assert look(harness) == Continue(REGISTER)
+
+
+def test_another_version_is_updated_in_place(harness: DeployHarness) -> None:
+    harness.serve.application = OTHER
+    submit(harness)
+    assert harness.host.calls == ["submit"]
+    assert harness.serve.removed == []
+
+
+@pytest.mark.parametrize("state", [DEPLOYING, RUNNING, FAILED])
+def test_a_delivery_after_the_submission_does_not_submit_again(
+    harness: DeployHarness, state: ServeState
+) -> None:
+    submit(harness)
+    harness.serve.application = state
+    assert submit(harness) == Continue(AWAIT_RUNNING)
+    assert harness.host.calls == ["submit"]
+
+
+def test_a_second_delivery_before_the_submission_submits(harness: DeployHarness) -> None:
+    harness.host.faults.fail("submit", PluginHostUnavailableError("away"))
+    with pytest.raises(PluginHostUnavailableError):
+        submit(harness)
+    harness.host.faults.recover("submit")
+    submit(harness)
+    assert harness.host.calls == ["submit", "submit"]
+
+
+def test_a_submission_that_raises_leaves_nothing_behind(harness: DeployHarness) -> None:
+    harness.host.faults.fail("submit", PluginCallError("ValueError", "bad"))
+    with pytest.raises(RuntimeError, match="failed to submit: ValueError: bad"):
+        submit(harness)
+    assert harness.serve.removed == []
+
+
+def test_a_deployment_that_never_ran_is_removed(harness: DeployHarness) -> None:
+    submit(harness)
+    harness.serve.application = FAILED
+    with pytest.raises(RuntimeError) as failure:
+        look(harness)
+    expected = f"Serve application {APP} reached DEPLOY_FAILED: ValueError: no weights"
+    assert str(failure.value) == expected
+    assert harness.run().end.error == expected
+    assert harness.serve.removed == [APP]
+
+
+def test_an_application_that_was_there_before_stays(harness: DeployHarness) -> None:
+    harness.serve.application = OTHER
+    submit(harness)
+    harness.serve.application = FAILED
+    with pytest.raises(RuntimeError):
+        look(harness)
+    assert harness.serve.removed == []
+
+
+def test_a_failed_submission_leaves_the_application_before_it(harness: DeployHarness) -> None:
+    harness.serve.application = replace(DEPLOYING, digests=frozenset({"d0"}))
+    harness.host.faults.fail("submit", PluginCallError("ValueError", "bad"))
+    with pytest.raises(RuntimeError):
+        submit(harness)
+    assert harness.serve.removed == []
+
+
+def test_a_worker_that_died_after_removing_ends_the_run_alike(harness: DeployHarness) -> None:
+    submit(harness)
+    harness.serve.application = FAILED
+    errors = []
+    for _ in range(2):
+        run = harness.run()
+        with pytest.raises(RuntimeError) as failure:
+            await_running(run, harness.services, harness.serve)
+        errors.append(str(failure.value))
+    assert errors[0] == errors[1]
+    assert harness.serve.removed == [APP]
+
+
+def test_serves_reason_is_reported_once_from_the_first_attempt(harness: DeployHarness) -> None:
+    submit(harness)
+    harness.serve.application = replace(DEPLOYING, reason="ValueError: no weights. Retrying 2 more time(s)")
+    look(harness)
+    look(harness)
+    assert harness.messages().count("no weights") == 1
+    harness.serve.application = replace(DEPLOYING, reason="ValueError: no weights. Retrying 1 more time(s)")
+    look(harness)
+    assert harness.messages().count("no weights") == 2
+
+
+def test_the_wait_ends_at_its_timeout(harness: DeployHarness, clock: Clock) -> None:
+    submit(harness)
+    harness.serve.application = replace(DEPLOYING, reason="no node has 64 CPUs")
+    clock.forward(599)
+    again = look(harness)
+    assert isinstance(again, Reschedule)
+    assert again.countdown < 1.1
+    clock.forward(2)
+    with pytest.raises(RuntimeError) as failure:
+        look(harness)
+    assert str(failure.value) == f"Serve application {APP} did not run within 600 s: no node has 64 CPUs"
+    assert harness.serve.removed == [APP]
+
+
+def test_an_unavailable_cluster_is_polled_until_the_timeout(harness: DeployHarness, clock: Clock) -> None:
+    submit(harness)
+    harness.serve.faults.fail("state", PluginHostUnavailableError("Ray is away"))
+    assert isinstance(look(harness), Reschedule)
+    clock.forward(601)
+    with pytest.raises(RuntimeError, match="did not run within 600 s: Ray is away"):
+        look(harness)
+
+
+@pytest.mark.parametrize(
+    ("state", "words"), [(ServeState(), "was removed"), (OTHER, "was replaced by another deployment")]
+)
+def test_an_application_that_is_no_longer_ours_ends_the_run(
+    harness: DeployHarness, clock: Clock, state: ServeState, words: str
+) -> None:
+    submit(harness)
+    harness.serve.application = state
+    assert isinstance(look(harness), Reschedule)
+    clock.forward(11)
+    with pytest.raises(RuntimeError, match=words):
+        look(harness)
+    assert harness.serve.removed == []
+
+
+def test_an_application_gone_for_a_moment_is_waited_for(harness: DeployHarness, clock: Clock) -> None:
+    submit(harness)
+    harness.serve.application = ServeState()
+    look(harness)
+    harness.serve.application = DEPLOYING
+    look(harness)
+    clock.forward(60)
+    harness.serve.application = ServeState()
+    assert isinstance(look(harness), Reschedule)
+
+
+def test_a_stopped_run_removes_its_half_started_application(harness: DeployHarness) -> None:
+    submit(harness)
+    stop_run("42", harness.runs)
+    clean_up(harness)
+    clean_up(harness)
+    assert harness.serve.removed == [APP]
+
+
+@pytest.mark.parametrize("before", [OTHER, RUNNING])
+def test_a_stopped_run_leaves_what_was_there_before(harness: DeployHarness, before: ServeState) -> None:
+    harness.serve.application = before
+    submit(harness)
+    stop_run("42", harness.runs)
+    clean_up(harness)
+    assert harness.serve.removed == []
+
+
+def test_a_stopped_run_leaves_what_runs(harness: DeployHarness) -> None:
+    submit(harness)
+    harness.serve.application = RUNNING
+    stop_run("42", harness.runs)
+    clean_up(harness)
+    assert harness.serve.removed == []
+
+
+def test_a_stop_before_the_submission_removes_nothing(harness: DeployHarness) -> None:
+    stop_run("42", harness.runs)
+    clean_up(harness)
+    clean_up(harness, "unknown")
+    assert harness.serve.removed == []
+
+
+def test_a_stopped_run_leaves_what_a_later_run_waits_for(harness: DeployHarness) -> None:
+    submit(harness)
+    harness.accept("43")
+    submit(harness, "43")
+    assert harness.host.calls == ["submit"]
+    stop_run("42", harness.runs)
+    clean_up(harness)
+    assert harness.serve.removed == []
+    harness.serve.application = FAILED
+    with pytest.raises(RuntimeError):
+        look(harness, "43")
+    assert harness.serve.removed == [APP]
+
+
+def test_a_stopped_run_leaves_what_an_earlier_run_waits_for(harness: DeployHarness) -> None:
+    # Given two runs that deploy the same, of which the second found it on its way
+    submit(harness)
+    harness.accept("43")
+    submit(harness, "43")
+
+    # When the second is stopped
+    stop_run("43", harness.runs)
+    clean_up(harness, "43")
+
+    # Then the first still has what it waits for, and takes it away when it fails
+    assert harness.serve.removed == []
+    harness.serve.application = FAILED
+    with pytest.raises(RuntimeError):
+        look(harness)
+    assert harness.serve.removed == [APP]
+
+
+def test_of_two_runs_that_fail_at_once_one_removes_it(
+    harness: DeployHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given two runs that deploy the same, which does not start
+    submit(harness)
+    harness.accept("43")
+    submit(harness, "43")
+    harness.serve.application = FAILED
+
+    # When the second gives up before the end of the first, which gives up as well, is written
+    finish = harness.runs.finish
+
+    def late(job: str, end: End, *rest: Step) -> bool:
+        monkeypatch.setattr(harness.runs, "finish", finish)
+        with pytest.raises(RuntimeError):
+            look(harness, "43")
+        return finish(job, end, *rest)
+
+    monkeypatch.setattr(harness.runs, "finish", late)
+    with pytest.raises(RuntimeError):
+        look(harness)
+
+    # Then nothing is left
+    assert harness.serve.removed == [APP]
+
+
+def test_a_run_cleans_up_after_another_failed_to_replace_it(harness: DeployHarness) -> None:
+    # Given an application that starts, and a run that could not submit another version over it
+    submit(harness)
+    harness.accept("43")
+    harness.update_state("43", plan=replace(PLAN, digest="d2"))
+    harness.host.faults.fail("submit", PluginCallError("ValueError", "bad"))
+    with pytest.raises(RuntimeError):
+        harness.step(SERVE_RUN, lambda run: serve_run(run, harness.services, harness.serve), "43")
+    assert harness.serve.removed == []
+
+    # When the first fails
+    harness.serve.application = FAILED
+    with pytest.raises(RuntimeError):
+        look(harness)
+
+    # Then it leaves nothing behind
+    assert harness.serve.removed == [APP]
+
+
+def test_a_stopped_run_leaves_what_has_run_and_starts_again(harness: DeployHarness) -> None:
+    # Given an application that has run, and whose replicas start again (their node went away)
+    submit(harness)
+    harness.serve.application = RUNNING
+    assert look(harness) == Continue(REGISTER)
+    harness.runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+    harness.serve.application = DEPLOYING
+
+    # When a run that deploys the same is stopped
+    harness.accept("43")
+    submit(harness, "43")
+    stop_run("43", harness.runs)
+    clean_up(harness, "43")
+
+    # Then the application stays
+    assert harness.serve.removed == []
+
+
+def test_what_replaced_something_that_never_ran_is_removed(harness: DeployHarness) -> None:
+    # Given an application that never ran, and a run that puts another version in its place
+    harness.accept("41")
+    harness.serve.application = ServeState()
+    submit(harness, "41")
+    harness.serve.application = replace(DEPLOYING, digests=frozenset({"d0"}))
+    stop_run("41", harness.runs)
+    submit(harness)
+
+    # When that one does not start either
+    harness.serve.application = FAILED
+    with pytest.raises(RuntimeError):
+        look(harness)
+
+    # Then nothing is left
+    assert harness.serve.removed == [APP]
+
+
+def test_cleaning_up_after_a_stop_waits_for_the_cluster(harness: DeployHarness) -> None:
+    submit(harness)
+    stop_run("42", harness.runs)
+    harness.serve.faults.fail("state", PluginHostUnavailableError("away"))
+    with pytest.raises(PluginHostUnavailableError):
+        clean_up(harness)
+    harness.serve.faults.recover("state")
+    clean_up(harness)
+    assert harness.serve.removed == [APP]
+
+
+def test_the_wait_starts_below_a_second_and_grows_to_five() -> None:
+    waits = [poll_countdown(elapsed) for elapsed in (0, 1, 2, 4, 8, 20, 600)]
+    assert waits[0] == 0.3
+    assert waits == sorted(waits)
+    assert waits[-1] == 5
+
+
+def test_a_late_second_submission_leaves_what_has_run(harness: DeployHarness) -> None:
+    # Given a run whose worker died right after its submission, and another that saw the application run
+    submit(harness)
+    harness.accept("43")
+    submit(harness, "43")
+    harness.serve.application = RUNNING
+    assert look(harness, "43") == Continue(REGISTER)
+    harness.runs.finish("43", End(JobStatus.SUCCEEDED, {}))
+
+    # When the first is delivered again as the replicas start anew, and is stopped
+    harness.serve.application = DEPLOYING
+    submit(harness)
+    stop_run("42", harness.runs)
+    clean_up(harness)
+
+    # Then the application stays
+    assert harness.serve.removed == []

@@ -1,0 +1,160 @@
+"""The entry task and the steps: which agent's workers run them, and what happens after a stop."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from celery import Celery
+from celery.exceptions import Retry
+from fakeredis import FakeRedis
+from kombu.exceptions import OperationalError
+
+from tests.unit.deploy.deploy_harness import APP, DEPLOYING, PLAN, DeployHarness
+from tests.unit.runs.runs_helpers import RecordingSender
+from worker.deploy import tasks
+from worker.deploy.deployments import Ownership
+from worker.deploy.plan import AWAIT_RUNNING, INITIALIZE, SERVE_RUN
+from worker.runs.model import Suspend
+from worker.runs.reporter import stop_run
+
+MESSAGE = {"job": 42, "plugin": APP, "agent": 2}
+
+
+class Delivery:
+    """Calls tasks as if a message was delivered; keeps what they publish."""
+
+    def __init__(self, app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.published: list[tuple[str, dict[str, Any]]] = []
+        self._app, self._patch = app, monkeypatch
+        monkeypatch.setattr(app, "send_task", self._send)
+        self.broken: Exception | None = None
+
+    def _send(self, name: str, **options: Any) -> None:
+        if self.broken is not None:
+            raise self.broken
+        self.published.append((name, options))
+
+    @contextmanager
+    def request(self, task: Any, kwargs: dict[str, Any], *, redelivered: bool = False) -> Iterator[None]:
+        task.push_request(
+            id=uuid4().hex,
+            args=[],
+            kwargs=kwargs,
+            called_directly=False,
+            delivery_info={"exchange": "", "routing_key": "deploy", "redelivered": redelivered},
+        )
+        self._patch.setattr(task.__class__, "apply_async", lambda *args, **kwargs: None)
+        try:
+            yield
+        finally:
+            task.pop_request()
+
+
+@pytest.fixture
+def worker_of(
+    redis: FakeRedis, sender: RecordingSender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int | None], DeployHarness]:
+    """Workers that serve an agent."""
+
+    def of(agent: int | None) -> DeployHarness:
+        harness = DeployHarness(redis, sender, tmp_path, worker_agent=agent)
+        monkeypatch.setattr(tasks, "services", lambda: harness.services)
+        monkeypatch.setattr("worker.workflow.task.services", lambda: harness.services)
+        monkeypatch.setattr(tasks, "_cluster", lambda: harness.serve)
+        return harness
+
+    return of
+
+
+@pytest.fixture
+def delivery(monkeypatch: pytest.MonkeyPatch) -> Delivery:
+    app = Celery("test", broker="memory://", set_as_current=False)
+    monkeypatch.setattr("celery._state._tls.current_app", app)
+    return Delivery(app, monkeypatch)
+
+
+def test_a_message_for_another_agent_is_forwarded_unchanged(
+    worker_of: Callable[[int | None], DeployHarness], delivery: Delivery
+) -> None:
+    harness = worker_of(1)
+    with delivery.request(tasks.deploy, MESSAGE):
+        tasks.deploy.run(**MESSAGE)
+    [(name, options)] = delivery.published
+    assert (name, options["kwargs"], options["queue"]) == ("deploy", MESSAGE, "deploy.2")
+    assert "agent" not in options["kwargsrepr"]
+    assert not harness.runs.store.exists("42")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OperationalError("the broker is away"), AttributeError("'NoneType' object has no attribute 'client'")],
+    ids=["broker away", "connection broken under another thread's hands"],
+)
+def test_a_message_that_cannot_be_forwarded_is_retried(
+    worker_of: Callable[[int | None], DeployHarness], delivery: Delivery, error: Exception
+) -> None:
+    worker_of(1)
+    delivery.broken = error
+    with delivery.request(tasks.deploy, MESSAGE), pytest.raises(Retry):
+        tasks.deploy.run(**MESSAGE)
+
+
+@pytest.mark.parametrize("agent", [2, None])
+def test_a_message_for_this_workers_agent_is_accepted(
+    worker_of: Callable[[int | None], DeployHarness],
+    delivery: Delivery,
+    monkeypatch: pytest.MonkeyPatch,
+    agent: int | None,
+) -> None:
+    worker_of(agent)
+    accepted: list[Any] = []
+    monkeypatch.setattr(tasks.DeployTask, "accept", lambda self, *args: accepted.append(args))
+    with delivery.request(tasks.deploy, MESSAGE):
+        tasks.deploy.run(**MESSAGE)
+    assert accepted == [(tasks.DeployMessage, INITIALIZE, (), MESSAGE)]
+    assert delivery.published == []
+
+
+def test_a_step_of_another_agents_run_is_forwarded(
+    worker_of: Callable[[int | None], DeployHarness], delivery: Delivery, sender: RecordingSender
+) -> None:
+    worker_of(1).accept(agent=2)
+    kwargs = {"job": "42", "generation": 3}
+    with delivery.request(tasks.await_running, kwargs):
+        tasks.await_running.run(**kwargs)
+    [sent] = sender.of(AWAIT_RUNNING.name)
+    assert (sent.queue, sent.kwargs) == ("deploy.2", kwargs)
+
+
+def test_a_forwarded_step_is_still_known_as_redelivered(
+    worker_of: Callable[[int | None], DeployHarness], delivery: Delivery, sender: RecordingSender
+) -> None:
+    # Given a poll whose worker died between announcing the next one and publishing it
+    worker_of(1).accept(agent=2)
+    kwargs = {"job": "42", "generation": 3, "redelivered": False}
+
+    # When it is delivered again, to a worker of another agent
+    with delivery.request(tasks.await_running, kwargs, redelivered=True):
+        tasks.await_running.run(**kwargs)
+
+    # Then those of its agent do not take it for a copy of an older poll
+    [sent] = sender.of(AWAIT_RUNNING.name)
+    assert sent.kwargs == {"job": "42", "generation": 3, "redelivered": True}
+
+
+def test_a_step_after_a_stop_cleans_up(
+    worker_of: Callable[[int | None], DeployHarness], delivery: Delivery
+) -> None:
+    harness = worker_of(1)
+    harness.accept()
+    harness.update_state(plan=PLAN)
+    harness.step(SERVE_RUN, lambda run: Suspend())
+    Ownership(harness.services, APP).acquire("42", existed=False)
+    harness.serve.application = DEPLOYING
+    stop_run("42", harness.runs)
+    with delivery.request(tasks.await_running, {"job": "42"}):
+        tasks.await_running.run("42")
+    assert harness.serve.removed == [APP]

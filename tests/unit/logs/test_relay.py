@@ -1,0 +1,90 @@
+"""Relays share the logs: each log is tailed by one relay at a time, and none is lost."""
+
+import asyncio
+
+from fakeredis import FakeRedis
+
+from tests.unit.logs.relay_harness import LogOfJob, RelayHarness, ScriptedTail, until
+from worker.logs import relay
+from worker.logs.subscriptions import OPEN_KEY, OWNERS_KEY
+
+RAY = "raysubmit_1"
+
+
+async def test_hundreds_of_logs_are_tailed_at_once(harness: RelayHarness, redis: FakeRedis) -> None:
+    gate = asyncio.Event()
+
+    async def wait() -> None:
+        await gate.wait()
+
+    for number in range(200):
+        harness.source.tails[f"r{number}"] = [ScriptedTail([["one"], wait, ["two"]], completed=True)]
+        LogOfJob(redis, f"j{number}").subscribe(f"r{number}")
+
+    harness.start_relay()
+    await until(lambda: len(harness.source.opened) == 200)
+    gate.set()
+    await until(lambda: not redis.zcard(OPEN_KEY))
+
+    assert {tuple(LogOfJob(redis, f"j{number}").lines()) for number in range(200)} == {("one", "two")}
+
+
+async def test_two_relays_tail_a_log_once(harness: RelayHarness, job_log: LogOfJob) -> None:
+    async def wait() -> None:
+        await asyncio.sleep(0.2)
+
+    harness.source.tails[RAY] = [ScriptedTail([["one"], wait, ["two"]], completed=True)]
+    job_log.subscribe(RAY)
+    job_log.subscribe(RAY)
+
+    harness.start_relay()
+    harness.start_relay()
+    await until(job_log.is_closed)
+
+    assert harness.source.opened == [RAY]
+    assert job_log.lines() == ["one", "two"]
+
+
+async def test_stopped_relay_releases_its_logs_at_once(harness: RelayHarness, job_log: LogOfJob) -> None:
+    # Given a relay that tails a log
+    async def wait() -> None:
+        await asyncio.sleep(3600)
+
+    harness.source.tails[RAY] = [
+        ScriptedTail([["one"], wait]),
+        ScriptedTail([["one", "two"]], completed=True),
+    ]
+    job_log.subscribe(RAY)
+    first = harness.start_relay()
+    await until(lambda: job_log.lines() == ["one"])
+
+    # When it stops and another one starts
+    first.cancel()
+    harness.start_relay()
+
+    # Then the other one continues long before the claim would have expired
+    async with asyncio.timeout(relay.CLAIM_TTL_SECONDS / 2):
+        await until(job_log.is_closed)
+    assert job_log.lines() == ["one", "two"]
+
+
+async def test_relay_that_lost_its_claim_stops_the_tail(
+    harness: RelayHarness, job_log: LogOfJob, redis: FakeRedis
+) -> None:
+    cancelled = asyncio.Event()
+
+    async def wait() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            cancelled.set()
+
+    harness.source.tails[RAY] = [ScriptedTail([["one"], wait])]
+    job_log.subscribe(RAY)
+    harness.start_relay()
+    await until(lambda: job_log.lines() == ["one"])
+
+    redis.hset(OWNERS_KEY, f"42/{RAY}", "another")
+
+    await until(cancelled.is_set)
+    assert redis.hget(OWNERS_KEY, f"42/{RAY}") == "another"

@@ -1,0 +1,188 @@
+"""One log is read to its end over any number of connections, and a log that has none is given up."""
+
+import pytest
+from fakeredis import FakeRedis
+
+from tests.unit.logs.relay_harness import LogOfJob, RelayHarness, ScriptedTail, until
+from worker.logs import tailer
+from worker.logs.subscriptions import OPEN_KEY, OWNERS_KEY
+from worker.platform import (
+    ClientConnectionError,
+    ClientTimeoutError,
+    NotFoundError,
+    register_secrets,
+)
+from worker.platform.errors import StreamLimitExceededError
+
+RAY = "raysubmit_1"
+
+
+BROKEN = ClientConnectionError("the connection was lost")
+
+
+async def test_log_is_read_to_its_end(harness: RelayHarness, job_log: LogOfJob, redis: FakeRedis) -> None:
+    harness.source.tails[RAY] = [ScriptedTail([["one", "two"], ["three"]], completed=True)]
+    job_log.subscribe(RAY)
+
+    harness.start_relay()
+    await until(job_log.is_closed)
+
+    assert job_log.lines() == ["one", "two", "three"]
+    assert job_log.end_marker()["reason"] == "ended"
+    await until(lambda: not redis.zcard(OPEN_KEY) and not redis.hlen(OWNERS_KEY))
+
+
+async def test_log_of_a_stopped_job_ends_with_that_reason(harness: RelayHarness, job_log: LogOfJob) -> None:
+    harness.source.tails[RAY] = [ScriptedTail([["one"]], completed=True)]
+    harness.source.statuses[RAY] = ["STOPPED"]
+    job_log.subscribe(RAY)
+
+    harness.start_relay()
+    await until(job_log.is_closed)
+
+    assert job_log.end_marker()["reason"] == "stopped"
+
+
+async def test_lost_connection_is_resumed_after_the_last_line(
+    harness: RelayHarness, job_log: LogOfJob
+) -> None:
+    harness.source.tails[RAY] = [
+        ScriptedTail([["one", "two"], BROKEN]),
+        ScriptedTail([BROKEN]),
+        ScriptedTail([["one"], ["two", "three"], BROKEN]),
+        ScriptedTail([["one", "two", "three", "four"]], completed=True),
+    ]
+    job_log.subscribe(RAY)
+
+    harness.start_relay()
+    await until(job_log.is_closed)
+
+    assert job_log.lines() == ["one", "two", "three", "four"]
+
+
+async def test_unmarked_end_is_read_again_once_the_job_has_ended(
+    harness: RelayHarness, job_log: LogOfJob
+) -> None:
+    # Given an agent that does not mark the end, and a job that ends between two connections
+    harness.source.tails[RAY] = [
+        ScriptedTail([["one"]], rest="tw"),
+        ScriptedTail([["one"]], rest="tw"),
+        ScriptedTail([["one", "two"]], rest="half a line"),
+    ]
+    harness.source.statuses[RAY] = ["RUNNING", "SUCCEEDED"]
+    job_log.subscribe(RAY)
+
+    harness.start_relay()
+    await until(job_log.is_closed)
+
+    # Then the text after the last line break becomes a line only when the job has ended
+    assert job_log.lines() == ["one", "two", "half a line"]
+
+
+async def test_job_that_prints_nothing_is_not_unreachable(harness: RelayHarness, job_log: LogOfJob) -> None:
+    harness.source.tails[RAY] = [ScriptedTail([ClientTimeoutError()])] * 5 + [
+        ScriptedTail([["one"]], completed=True)
+    ]
+    harness.source.statuses[RAY] = ["RUNNING"]
+    job_log.subscribe(RAY)
+
+    harness.start_relay(retry_budget_seconds=0.01)
+    await until(job_log.is_closed)
+
+    assert job_log.lines() == ["one"]
+    assert job_log.end_marker()["reason"] == "ended"
+
+
+async def test_log_of_an_ended_job_ends_on_an_open_connection(
+    harness: RelayHarness, job_log: LogOfJob
+) -> None:
+    harness.source.tails[RAY] = [ScriptedTail([["one"], ClientTimeoutError()], rest="half a line")]
+    harness.source.statuses[RAY] = ["RUNNING", "SUCCEEDED"]
+    job_log.subscribe(RAY)
+
+    harness.start_relay(retry_budget_seconds=60)
+    await until(job_log.is_closed)
+
+    assert job_log.lines() == ["one", "half a line"]
+    assert job_log.end_marker()["reason"] == "ended"
+
+
+async def test_log_of_an_ended_job_without_lines_is_unreachable(
+    harness: RelayHarness, job_log: LogOfJob
+) -> None:
+    harness.source.tails[RAY] = [ScriptedTail([ClientTimeoutError()])]
+    job_log.subscribe(RAY)
+
+    harness.start_relay(retry_budget_seconds=0.2)
+    await until(job_log.is_closed)
+
+    assert job_log.end_marker()["reason"] == "unreachable"
+
+
+async def test_log_unreachable_for_too_long_ends_and_says_so(
+    harness: RelayHarness, job_log: LogOfJob
+) -> None:
+    harness.source.tails[RAY] = [ScriptedTail([["one"], BROKEN]), ScriptedTail([BROKEN])]
+    job_log.subscribe(RAY)
+
+    harness.start_relay(retry_budget_seconds=0.2)
+    await until(job_log.is_closed)
+
+    assert job_log.lines() == [
+        "one",
+        f"The log of {RAY} is not followed further: it cannot be reached (the connection was lost).",
+    ]
+    assert job_log.history()[-2]["source"] == "relay"
+    assert job_log.end_marker()["reason"] == "unreachable"
+
+
+async def test_log_of_an_unknown_job_is_given_up_sooner(
+    harness: RelayHarness, job_log: LogOfJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tailer, "UNKNOWN_JOB_SECONDS", 0.05)
+    harness.source.tails[RAY] = [ScriptedTail([NotFoundError("404 Not Found")])]
+    job_log.subscribe(RAY)
+
+    harness.start_relay(retry_budget_seconds=3600)
+    await until(job_log.is_closed)
+
+    assert job_log.end_marker()["reason"] == "unreachable"
+
+
+async def test_log_beyond_the_stream_limit_ends_with_that_reason(
+    harness: RelayHarness, job_log: LogOfJob
+) -> None:
+    harness.source.tails[RAY] = [ScriptedTail([["one", "two"], StreamLimitExceededError("too long")])]
+    job_log.subscribe(RAY)
+
+    harness.start_relay()
+    await until(job_log.is_closed)
+
+    assert job_log.lines()[:2] == ["one", "two"]
+    assert job_log.end_marker()["reason"] == "limit"
+
+
+async def test_limit_of_lines_holds_for_all_logs_of_a_job(harness: RelayHarness, job_log: LogOfJob) -> None:
+    for name in ("a", "b"):
+        harness.source.tails[name] = [ScriptedTail([[name] * 6], completed=True)]
+        job_log.subscribe(name)
+
+    harness.start_relay(max_lines=10)
+    await until(job_log.is_closed)
+
+    assert sum(line in "ab" for line in job_log.lines()) == 10
+    assert job_log.end_marker()["reason"] == "limit"
+
+
+async def test_secrets_in_a_relayed_line_are_masked_in_place(
+    harness: RelayHarness, job_log: LogOfJob
+) -> None:
+    register_secrets(["a-known-secret"])
+    printed = "\x1b[31mred\x1b[0m 한국어 https://x/?q=1 Authorization: Bearer abc token=def a-known-secret"
+    harness.source.tails[RAY] = [ScriptedTail([[printed]], completed=True)]
+    job_log.subscribe(RAY)
+
+    harness.start_relay()
+    await until(job_log.is_closed)
+
+    assert job_log.lines() == ["\x1b[31mred\x1b[0m 한국어 https://x/?q=1 Authorization: *** token=*** ***"]

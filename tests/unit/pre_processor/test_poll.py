@@ -1,0 +1,304 @@
+"""The poll of a waiting list: runs are resumed, fail, or wait on."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from fakeredis import FakeRedis
+
+from shared.statuses import JobStatus
+from tests.unit.conftest import Clock
+from tests.unit.pre_processor.waitlist_harness import NAME, WaitlistHarness
+from tests.unit.runs.runs_helpers import RecordingSender
+from worker.platform import (
+    ClientConnectionError,
+    ClientTimeoutError,
+    MalformedResponseError,
+    ServerError,
+)
+from worker.pre_processor import decision as errors
+from worker.pre_processor.poll import poll_backoff
+from worker.pre_processor.waitlist import (
+    AWAIT_READY,
+    FETCH_TASKS,
+)
+from worker.runs.keys import HEARTBEATS_KEY
+from worker.runs.model import End, Suspend
+from worker.runs.reporter import stop_run
+from worker.testing import FakeBackend
+
+
+def test_from_dispatch_to_ready(
+    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingSender
+) -> None:
+    harness.detect("1")
+    assert harness.dispatch("1") == Suspend()
+    body = {
+        "agent": 1,
+        "action": "deployment",
+        "params": {"num_cpus": 1, "num_gpus": 0.1},
+        "version": "1.0.0",
+    }
+    assert backend.dispatches == [("digits", body)]
+    first = sender.of(AWAIT_READY.name)
+    assert [(sent.queue, sent.kwargs) for sent in first] == [("to_task", {"room": NAME.key, "generation": 1})]
+    following = harness.poll()
+    assert following is not None
+    assert following.generation == 2
+    assert 0 < following.countdown <= 1
+    backend.add_application()
+    assert harness.poll(2) is None
+    assert harness.resumed() == ["1"]
+    assert harness.waiting() == []
+    assert harness.services.redis.zscore(HEARTBEATS_KEY, NAME.member) is None
+
+
+def test_a_poll_resumes_a_batch_and_the_next_one_the_rest(
+    harness: WaitlistHarness, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.pre_processor.poll.MAX_WAITERS_PER_POLL", 2)
+    for job in "123":
+        harness.wait(job)
+    backend.add_application()
+    following = harness.poll()
+    assert following is not None
+    assert following.countdown == 0
+    assert len(harness.resumed()) == 2
+    assert harness.poll(following.generation) is None
+    assert sorted(harness.resumed()) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (status, f"Pre-processor deployment failed: serve application reached terminal state ({status})")
+        for status in ("DEPLOY_FAILED", "UNHEALTHY", "UNAVAILABLE")
+    ],
+)
+def test_a_failed_application_fails_all_runs(
+    harness: WaitlistHarness, backend: FakeBackend, status: str, message: str
+) -> None:
+    for job in "12":
+        harness.wait(job)
+    backend.serve_applications = [{"id": 1, "status": status, "job": 101}]
+    harness.poll()
+    assert [harness.error(job) for job in "12"] == [message, message]
+    assert harness.waitlist.dispatch() is None
+
+
+@pytest.mark.parametrize("status", ["FAILED", "STOPPED"])
+def test_a_failed_job_fails_all_runs(harness: WaitlistHarness, backend: FakeBackend, status: str) -> None:
+    harness.wait("1")
+    backend.jobs["101"] = status
+    harness.poll()
+    assert harness.error("1") == f"Pre-processor deployment failed: job reached terminal state ({status})"
+    harness.wait("2")
+    assert len(backend.dispatches) == 2
+
+
+def test_an_old_failure_does_not_fail_a_new_start(harness: WaitlistHarness, backend: FakeBackend) -> None:
+    backend.serve_applications = [{"id": 1, "status": "DEPLOY_FAILED", "job": 5}]
+    harness.wait("1")
+    following = harness.poll()
+    assert following is not None
+    assert harness.error("1") is None
+    backend.serve_applications[0]["status"] = "DEPLOYING"
+    following = harness.poll(following.generation)
+    assert following is not None
+    backend.serve_applications[0]["status"] = "DEPLOY_FAILED"
+    harness.poll(following.generation)
+    assert harness.error("1") == str(errors.application_failed("DEPLOY_FAILED"))
+
+
+def test_a_run_fails_at_its_own_deadline(harness: WaitlistHarness, clock: Clock) -> None:
+    harness.wait("1")
+    following = harness.poll()
+    assert following is not None
+    clock.forward(100)
+    harness.wait("2")
+    clock.forward(81)
+    following = harness.poll(following.generation)
+    assert following is not None
+    assert harness.error("1") == "Pre-processor did not become ready within timeout"
+    assert harness.error("2") is None
+    assert harness.waiting() == ["2"]
+
+
+def test_a_poll_reports_an_end_whose_writer_died(harness: WaitlistHarness, sender: RecordingSender) -> None:
+    # Given a waiting run whose end was written by a worker that died before it sent the report
+    harness.wait("1")
+    harness.runs.store.finish("1", End(JobStatus.FAILED, {"error": "x"}))
+    sender.sent = [sent for sent in sender.sent if sent.name != "runs.report"]
+
+    # When the waiting list is polled again
+    harness.poll()
+
+    # Then the end is on its way
+    assert [sent.kwargs["job"] for sent in sender.of("runs.report")] == ["1"]
+    assert harness.waiting() == []
+
+
+def test_a_stopped_run_leaves(harness: WaitlistHarness) -> None:
+    for job in "12":
+        harness.wait(job)
+    stop_run("1", harness.runs)
+    following = harness.poll()
+    assert following is not None
+    assert harness.waiting() == ["2"]
+    stop_run("2", harness.runs)
+    assert harness.poll(following.generation) is None
+
+
+@pytest.mark.parametrize("call", ["list_serve_applications", "get_job"])
+def test_answers_that_are_errors_are_polled_again(
+    harness: WaitlistHarness, backend: FakeBackend, call: str
+) -> None:
+    harness.wait("1")
+    for error in (ServerError(), MalformedResponseError(), ClientTimeoutError(), KeyError("results")):
+        backend.faults.fail(call, error)
+        following = harness.poll(harness.waitlist.wake())
+        assert following is not None
+    assert harness.error("1") is None
+
+
+def test_deadlines_hold_while_the_backend_is_unavailable(
+    harness: WaitlistHarness, backend: FakeBackend, clock: Clock
+) -> None:
+    harness.wait("1")
+    backend.faults.fail("list_serve_applications", ClientConnectionError())
+    clock.forward(181)
+    assert harness.poll() is None
+    assert harness.error("1") == str(errors.timed_out())
+
+
+def test_runs_that_join_after_the_last_left_get_a_new_poll(
+    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingSender
+) -> None:
+    harness.wait("1")
+    harness.detect("2")
+    backend.add_application()
+    assert harness.poll() is None
+    backend.serve_applications.clear()
+    harness.dispatch("2")
+    assert len(sender.of(AWAIT_READY.name)) == 2
+    assert harness.poll(1) is None
+    following = harness.poll()
+    assert following is not None
+    assert harness.waiting() == ["2"]
+
+
+def test_a_run_that_joins_as_the_last_leaves_is_polled_once(
+    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingSender
+) -> None:
+    harness.wait("1")
+    harness.detect("2")
+    backend.add_application()
+    publish = harness.runs.publisher.publish
+
+    def publish_and_join(step: object, *args: object, **kwargs: object) -> None:
+        publish(step, *args, **kwargs)
+        if step is FETCH_TASKS and harness.waiting() == ["1"]:
+            harness.dispatch("2")
+
+    harness.runs.publisher.publish = publish_and_join
+    following = harness.poll()
+    assert following is not None
+    assert len(sender.of(AWAIT_READY.name)) == 1
+    assert harness.poll(following.generation) is None
+    assert harness.resumed() == ["1", "2"]
+
+
+def test_a_copy_of_an_older_poll_does_nothing(harness: WaitlistHarness, backend: FakeBackend) -> None:
+    harness.wait("1")
+    following = harness.poll(1)
+    assert following is not None
+    looks = backend.faults.calls["list_serve_applications"]
+    assert harness.poll(1) is None
+    assert backend.faults.calls["list_serve_applications"] == looks
+
+
+def test_a_redelivered_poll_publishes_the_next_that_was_lost(harness: WaitlistHarness) -> None:
+    harness.wait("1")
+    following = harness.poll(1)
+    assert following is not None
+    republished = harness.poll(1, redelivered=True)
+    assert republished is not None
+    assert republished.generation == following.generation
+    assert harness.poll(following.generation) is not None
+    assert harness.poll(1, redelivered=True) is not None  # the retry of that one is not begun yet
+    harness.poll(3)
+    assert harness.poll(2) is None
+
+
+def test_a_poll_that_died_while_resuming_resumes_the_rest(
+    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingSender
+) -> None:
+    for job in "12":
+        harness.wait(job)
+    backend.add_application()
+    sender.broken = True
+    with pytest.raises(Exception, match="away"):
+        harness.poll()
+    assert harness.waiting() == ["1", "2"]
+    sender.broken = False
+    assert harness.poll(redelivered=True) is None
+    assert harness.resumed() == ["1", "2"]
+
+
+def test_a_poll_that_finds_the_list_locked_is_retried(harness: WaitlistHarness, redis: FakeRedis) -> None:
+    harness.wait("1")
+    redis.set(harness.waitlist.lock, "somebody")
+    following = harness.poll(1)
+    assert following is not None
+    assert following.generation == 1
+
+
+def test_a_waiting_run_is_not_overdue(harness: WaitlistHarness, clock: Clock) -> None:
+    harness.wait("1")
+    clock.forward(170)
+    assert "run:1" not in harness.runs.heartbeats.overdue()
+
+
+def test_the_backoff_starts_below_a_second_up_to_its_ceiling(harness: WaitlistHarness) -> None:
+    assert poll_backoff(0, 10) <= 1
+    assert poll_backoff(60, 10) == 10
+    waits = [poll_backoff(attempt, 10) for attempt in range(20)]
+    assert waits == sorted(waits)
+
+
+def test_runs_that_join_while_others_are_resumed_are_resumed(
+    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingSender
+) -> None:
+    jobs = [str(number) for number in range(150)]
+    for job in jobs:
+        harness.detect(job)
+    harness.dispatch(jobs[0])
+    backend.add_application()  # from here on every poll resumes all runs that wait
+    done = threading.Event()
+
+    def poll_on() -> None:
+        """A worker with one slot for polls: runs those that are published, and their retries."""
+        seen = 0
+        mine: list[int] = []
+        while not (done.is_set() and not mine and seen == len(sender.of(AWAIT_READY.name))):
+            sent = sender.of(AWAIT_READY.name)
+            mine += [each.kwargs["generation"] for each in sent[seen:]]
+            seen = len(sent)
+            for generation in mine[:]:
+                mine.remove(generation)
+                following = harness.poll(generation)
+                if following is not None:
+                    mine.append(following.generation)
+
+    pollers = [threading.Thread(target=poll_on) for _ in range(2)]
+    for poller in pollers:
+        poller.start()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(harness.dispatch, jobs[1:]))
+    done.set()
+    for poller in pollers:
+        poller.join(20)
+    assert harness.waiting() == []
+    assert set(harness.resumed()) == set(jobs)
+    assert len(harness.resumed()) == len(jobs)
+    assert len(backend.dispatches) == 1

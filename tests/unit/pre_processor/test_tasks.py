@@ -1,0 +1,89 @@
+"""The task of a waiting list's poll."""
+
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from celery import Celery
+from celery.exceptions import Retry
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from tests.unit.pre_processor.waitlist_harness import NAME, WaitlistHarness
+from worker.pre_processor import tasks
+from worker.testing import FakeBackend
+
+
+class Delivery:
+    """Delivers polls; keeps the retries that they publish."""
+
+    def __init__(self) -> None:
+        self.retries: list[tuple[dict[str, Any], float]] = []
+
+    def poll(self, *, redelivered: bool = False, **kwargs: Any) -> None:
+        task = tasks.await_ready
+        task.push_request(
+            id=uuid4().hex,
+            args=[],
+            kwargs=kwargs,
+            called_directly=False,
+            delivery_info={"exchange": "", "routing_key": "to_task", "redelivered": redelivered},
+        )
+        try:
+            task.run(**kwargs)
+        except Retry:
+            assert self.retries
+        finally:
+            task.pop_request()
+
+
+@pytest.fixture
+def delivery(harness: WaitlistHarness, monkeypatch: pytest.MonkeyPatch) -> Iterator[Delivery]:
+    delivery = Delivery()
+    app = Celery("test", broker="memory://", set_as_current=False)
+    monkeypatch.setattr("celery._state._tls.current_app", app)
+    monkeypatch.setattr(tasks, "services", lambda: harness.services)
+    monkeypatch.setattr("worker.workflow.task.services", lambda: harness.services)
+
+    def publish(args: object = None, kwargs: Any = None, **options: Any) -> None:
+        delivery.retries.append((kwargs, options["countdown"]))
+
+    monkeypatch.setattr(tasks.await_ready.__class__, "apply_async", staticmethod(publish))
+    return delivery
+
+
+def test_a_poll_is_retried_as_the_next_generation(harness: WaitlistHarness, delivery: Delivery) -> None:
+    harness.wait("1")
+    delivery.poll(room=NAME.key, generation=1)
+    [(kwargs, countdown)] = delivery.retries
+    assert kwargs == {"room": NAME.key, "generation": 2, "attempt": 1, "redelivered": False}
+    assert 0 < countdown <= 1
+
+
+def test_the_last_poll_is_not_retried(
+    harness: WaitlistHarness, delivery: Delivery, backend: FakeBackend
+) -> None:
+    harness.wait("1")
+    backend.add_application()
+    delivery.poll(room=NAME.key, generation=1)
+    assert delivery.retries == []
+
+
+def test_a_poll_without_redis_is_retried_as_redelivered(
+    harness: WaitlistHarness, delivery: Delivery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poll(*args: Any, **kwargs: Any) -> None:
+        raise RedisConnectionError("away")
+
+    monkeypatch.setattr("worker.pre_processor.poll.await_ready", poll)
+    delivery.poll(room=NAME.key, generation=1)
+    [(kwargs, countdown)] = delivery.retries
+    assert (kwargs["generation"], kwargs["redelivered"], countdown) == (1, True, 1.0)
+
+
+def test_a_redelivered_poll_publishes_the_next_one(harness: WaitlistHarness, delivery: Delivery) -> None:
+    harness.wait("1")
+    harness.poll(1)  # its retry never reached the broker
+    delivery.poll(room=NAME.key, generation=1, redelivered=True)
+    [(kwargs, _)] = delivery.retries
+    assert kwargs["generation"] == 2

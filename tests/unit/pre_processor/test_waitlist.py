@@ -1,0 +1,143 @@
+"""The waiting list in Redis: claims, wake-ups, names and keys."""
+
+import pytest
+from fakeredis import FakeRedis
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from tests.unit.conftest import Clock
+from tests.unit.pre_processor.waitlist_harness import NAME, FakeServices, WaitlistHarness
+from tests.unit.runs.runs_helpers import RecordingSender
+from worker.pre_processor.waitlist import (
+    AWAIT_READY,
+    WaitlistName,
+    recover_waitlist,
+    wake,
+)
+from worker.runs.keys import HEARTBEATS_KEY
+from worker.runs.model import Suspend
+from worker.runs.reporter import stop_run
+from worker.testing import FakeBackend
+
+
+def test_a_deployment_without_a_dispatch_sets_no_job(harness: WaitlistHarness) -> None:
+    assert not harness.waitlist.set_job("101")
+    harness.detect("1")
+    harness.waitlist.join("1", 60)
+    assert not harness.waitlist.set_job("101"), "the dispatch is not sent yet"
+
+
+def test_an_expired_claim_is_taken_over(
+    harness: WaitlistHarness, backend: FakeBackend, clock: Clock, sender: RecordingSender
+) -> None:
+    harness.detect("1")
+    dead = harness.waitlist.join("1", 60)
+    stop_run("1", harness.runs)
+    clock.forward(21)
+    harness.wait("2")
+    assert len(backend.dispatches) == 1
+    assert dead.claim is not None
+    assert not harness.waitlist.mark_sent(dead.claim, {})
+
+
+def test_an_expired_claim_lets_a_waiting_run_dispatch(
+    harness: WaitlistHarness, clock: Clock, sender: RecordingSender, backend: FakeBackend
+) -> None:
+    harness.detect("1")
+    harness.waitlist.join("1", 60)
+    harness.wait("2")
+    stop_run("1", harness.runs)
+    clock.forward(21)
+    harness.poll(1)
+    assert harness.redispatching() == ["2"]
+    harness.dispatch("2")
+    assert len(backend.dispatches) == 1
+
+
+def test_a_wake_polls_at_once_and_ends_the_poll_before(
+    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingSender
+) -> None:
+    harness.wait("1")
+    following = harness.poll()
+    assert following is not None
+    backend.add_application()
+    assert wake(harness.runs, NAME)
+    last = sender.of(AWAIT_READY.name)[-1]
+    assert last.countdown == 0
+    assert harness.poll() is None
+    assert harness.resumed() == ["1"]
+    assert harness.poll(following.generation) is None
+
+
+def test_an_empty_waiting_list_is_not_woken(harness: WaitlistHarness, sender: RecordingSender) -> None:
+    assert not wake(harness.runs, NAME)
+    assert sender.sent == []
+
+
+def test_an_overdue_waiting_list_is_polled_again(harness: WaitlistHarness, sender: RecordingSender) -> None:
+    harness.wait("1")
+    recover_waitlist(NAME.key, harness.runs)
+    assert sender.of(AWAIT_READY.name)[-1].kwargs["generation"] == 2
+    assert harness.poll(1) is None
+
+
+def test_a_waiting_list_whose_first_poll_was_lost_is_overdue(
+    harness: WaitlistHarness,
+    backend: FakeBackend,
+    sender: RecordingSender,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a run whose worker died before it published the poll, and which was stopped before its redelivery
+    harness.detect("1")
+
+    def died(*_: object) -> None:
+        raise RedisConnectionError("connection lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.pre_processor.dispatch.schedule_poll", died)
+        with pytest.raises(RedisConnectionError):
+            harness.dispatch("1")
+    stop_run("1", harness.runs)
+    # When another run joins after it, and finds that a poll is scheduled
+    harness.detect("2")
+    clock.forward(40)
+    assert harness.dispatch("2") == Suspend()
+    clock.forward(harness.runs.timing.heartbeat_grace_seconds - 39)
+    # Then the sweep finds the waiting list overdue, and no later for the run that joined
+    assert sender.of(AWAIT_READY.name) == []
+    assert NAME.member in harness.runs.heartbeats.overdue()
+    recover_waitlist(NAME.key, harness.runs)
+    backend.add_application()
+    assert harness.poll() is None
+    assert harness.resumed() == ["2"]
+
+
+def test_an_overdue_waiting_list_without_runs_is_dropped(harness: WaitlistHarness, redis: FakeRedis) -> None:
+    harness.runs.heartbeats.schedule(NAME.member)
+    recover_waitlist(NAME.key, harness.runs)
+    assert redis.zscore(HEARTBEATS_KEY, NAME.member) is None
+
+
+@pytest.mark.parametrize("tenant", ["", "acme", "a:b@{c}/ü %"])
+def test_a_name_is_parsed_from_its_key(tenant: str) -> None:
+    name = WaitlistName(tenant, 3, "digits", "1.0.0+a")
+    assert WaitlistName.parse(name.key) == name
+    assert "{" not in name.key
+
+
+def test_the_keys_share_a_slot_and_expire(harness: WaitlistHarness, redis: FakeRedis) -> None:
+    harness.wait("1")
+    keys = list(redis.keys("synapse:rooms:*"))
+    assert len(keys) == 2
+    for key in keys:
+        assert f"{{{NAME.key}}}" in key
+        assert redis.ttl(key) > 0
+
+
+def test_tenants_have_waiting_lists_of_their_own(
+    harness: WaitlistHarness, backend: FakeBackend, services: FakeServices
+) -> None:
+    harness.wait("1")
+    harness.detect("2", tenant="acme")
+    harness.dispatch("2")
+    assert len(backend.dispatches) == 2

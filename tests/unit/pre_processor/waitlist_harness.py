@@ -1,0 +1,121 @@
+"""Runs that wait for one pre-processor: their steps and polls as a worker runs them, without Celery."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fakeredis import FakeRedis
+
+from shared.messages import ToTaskMessage
+from shared.statuses import JobStatus
+from tests.unit.runs.runs_helpers import RecordingSender
+from worker.pre_processor.dispatch import detect, dispatch
+from worker.pre_processor.poll import NextPoll, await_ready
+from worker.pre_processor.waitlist import (
+    AWAIT_READY,
+    DETECT,
+    DISPATCH,
+    PRE_PROCESSOR,
+    PreProcessorRun,
+    Waitlist,
+    WaitlistName,
+)
+from worker.runs.keys import lock_key
+from worker.runs.model import ClaimStatus, End, Finish, Outcome, WorkflowStep
+from worker.runs.runs import Runs, Timing
+from worker.settings import Settings
+from worker.testing import FakeBackend
+from worker.workflow.task import user_message
+
+NAME = WaitlistName("", 1, "digits", "1.0.0")
+PARAMS = {"name": "n", "project": 1, "agent": 1, "method": "inference", "pre_processor": 7, "model": 3}
+
+
+@dataclass
+class FakeServices:
+    redis: FakeRedis
+    runs: Runs
+    settings: Settings
+    backend_client: FakeBackend = field(default_factory=FakeBackend)
+
+    def backend(self, tenant: str | None = None) -> FakeBackend:
+        return self.backend_client
+
+
+def make_services(redis: FakeRedis, sender: RecordingSender, plugins: Path) -> FakeServices:
+    settings = Settings(
+        synapse_host="http://backend", synapse_access_token="token-of-the-worker", plugins_dir=plugins
+    )
+    return FakeServices(redis, Runs(redis, sender, Timing(60.0)), settings)
+
+
+class WaitlistHarness:
+    """Workers with runs that need the same pre-processor."""
+
+    def __init__(self, services: FakeServices, sender: RecordingSender) -> None:
+        self.services, self.sender = services, sender
+        self.runs, self.backend = services.runs, services.backend_client
+        self.waitlist = Waitlist(services.redis, NAME)
+
+    def accept(self, job: str, **fields: Any) -> None:
+        """A run's message is accepted."""
+        message = {"job": job, "plugin": "notes@1.0.0", "params": PARAMS, **fields}
+        self.runs.store.accept(ToTaskMessage.model_validate(message), "to_task")
+
+    def detect(self, job: str, **fields: Any) -> Outcome | None:
+        """A run is accepted and looks for its pre-processor."""
+        self.accept(job, **fields)
+        return self.step(DETECT, job, detect)
+
+    def dispatch(self, job: str) -> Outcome | None:
+        """A run joins the waiting list."""
+        return self.step(DISPATCH, job, dispatch)
+
+    def wait(self, *jobs: str) -> None:
+        """Runs are accepted, look for their pre-processor, and join the waiting list."""
+        for job in jobs:
+            self.detect(job)
+            self.dispatch(job)
+
+    def step(
+        self, step: WorkflowStep[Any, Any], job: str, function: Callable[..., Outcome]
+    ) -> Outcome | None:
+        """What a worker does with a step's message: None when it drops out."""
+        token = self.runs.locks.new_token()
+        claim = self.runs.store.claim_step(job, step, "", token, 30.0, 0, False)
+        if claim.run is None:
+            assert claim.status is not ClaimStatus.LOCKED
+            return None
+        try:
+            return function(step.workflow.typed(claim.run), self.services)
+        except RuntimeError as error:
+            self.runs.finish(job, End(JobStatus.FAILED, {"error": user_message(error)}), step)
+            return Finish(JobStatus.FAILED, {"error": str(error)})
+        finally:
+            self.services.redis.delete(lock_key(job, step.name))
+
+    def poll(self, generation: int | None = None, *, redelivered: bool = False) -> NextPoll | None:
+        """The newest poll that was published, or the one of `generation`."""
+        if generation is None:
+            generation = self.sender.of(AWAIT_READY.name)[-1].kwargs["generation"]
+        return await_ready(NAME.key, generation, self.services, redelivered=redelivered, attempt=0)
+
+    def run(self, job: str) -> PreProcessorRun:
+        return PRE_PROCESSOR.typed(self.runs.store.load(job))
+
+    def error(self, job: str) -> str | None:
+        """The error with which a run has ended."""
+        end = self.run(job).end
+        return end.error if end else None
+
+    def waiting(self) -> list[str]:
+        return [job for job, _ in self.waitlist.waiters()]
+
+    def resumed(self) -> list[str]:
+        """Runs whose next step was published."""
+        return [sent.kwargs["job"] for sent in self.sender.of("to_task.fetch_tasks")]
+
+    def redispatching(self) -> list[str]:
+        """Runs that a poll has sent to dispatch anew."""
+        return [sent.kwargs["job"] for sent in self.sender.of(DISPATCH.name)]

@@ -1,6 +1,0 @@
--- A relay lets go of a booking: it is over, or another relay may have it at once.
--- KEYS: open, owners   ARGV: booking, claim, '1' when it is over
-if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then return 0 end
-redis.call('HDEL', KEYS[2], ARGV[1])
-if ARGV[3] == '1' then redis.call('ZREM', KEYS[1], ARGV[1]) else redis.call('ZADD', KEYS[1], 'XX', 0, ARGV[1]) end
-return 1
