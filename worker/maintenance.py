@@ -7,7 +7,8 @@ import structlog
 from worker.deploy.deployments import DeployedPackages
 from worker.platform import clean
 from worker.pre_processor.waitlist import WAITLIST_PREFIX, recover_waitlist
-from worker.runs.runs import RUN_PREFIX, Runs, recover_run
+from worker.runs.heartbeat import RUN_PREFIX
+from worker.runs.runs import Runs, recover_run
 from worker.services import services
 from worker.workflow.task import INFRASTRUCTURE_ERRORS
 

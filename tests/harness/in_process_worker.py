@@ -76,7 +76,7 @@ class InProcessWorker:
         self.broker_is_broken = False
         self.ended_runs: list[str] = []
         """Jobs of which a step's message arrived after the end of the run."""
-        self._retries: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        self.retries: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
         class HarnessTask(StepTask):
             abstract = True
@@ -91,7 +91,7 @@ class InProcessWorker:
             def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> None:
                 if worker.broker_is_broken:
                     raise OperationalError("the broker is unavailable")
-                worker._retries.append((kwargs, options))
+                worker.retries.append((kwargs, options))
 
         @app.task(base=HarnessTask, bind=True, name="harness.step", shared=False)
         def step_task(self: HarnessTask, job: str, **_: Any) -> None: ...
@@ -129,18 +129,18 @@ class InProcessWorker:
             called_directly=False,
             delivery_info={"exchange": "", "routing_key": "deploy", "redelivered": redelivered},
         )
-        before = len(self._retries)
+        before = len(self.retries)
         try:
             self.task.run_step(step, kwargs["job"], recording, part=part)
         except Retry:
             delivery.ended = "retried"
-            delivery.kwargs, options = self._retries[-1]
+            delivery.kwargs, options = self.retries[-1]
             delivery.countdown = options["countdown"]
         except Reject as reject:
             delivery.ended = "requeued" if reject.requeue else "dropped"
         finally:
             self.task.pop_request()
-        assert len(self._retries) == before + (delivery.ended == "retried"), "one retry, or none"
+        assert len(self.retries) == before + (delivery.ended == "retried"), "one retry, or none"
         return delivery
 
     def outcome_of(self, step: Step, function: Callable[[Any], Outcome], **delivery: Any) -> Outcome:

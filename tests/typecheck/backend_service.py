@@ -112,7 +112,7 @@ def names_in_redis(job: str) -> list[str]:
 
 
 def mistakes(publisher: Publisher, redis: Redis, message: StopMessage) -> None:
-    """What the checker must refuse."""
+    """What the checker must reject."""
     DeployMessage(job="41", plugin="digits@1.0.0")  # type: ignore[call-arg]  # an agent is required
     DeployMessage(job="41", plugin="digits@1.0.0", agent="one")  # type: ignore[arg-type]
     DeployMessage(job="41", plugin="digits@1.0.0", agent=1, gpu=1)  # type: ignore[call-arg]

@@ -270,7 +270,7 @@ class WrongName(BaseDeploymentAction[DeployParams]):
 
 
 def mistakes(client: BackendClient, agent: AgentClient, model: BaseModel) -> None:
-    """What the checker must refuse."""
+    """What the checker must reject."""
     Deployment(model)  # type: ignore[arg-type]  # of another class than ShoutParams
     Deployment({}, ctx={"env": {}})  # type: ignore[arg-type]
     Shout()  # type: ignore[call-arg]  # the backend's URL is required

@@ -26,8 +26,8 @@ from worker.cli.console import (
     terminal_line,
 )
 from worker.cli.follow import fail_if_rejected, follow_to_end, wait_for_any_key
+from worker.runs.heartbeat import RUN_PREFIX
 from worker.runs.keys import HEARTBEATS_KEY
-from worker.runs.runs import RUN_PREFIX
 
 
 def status(

@@ -72,13 +72,13 @@ class _Pool:
     worker: Any = None
 
     def threads(self) -> int:
-        """A pool of processes has one thread in each, which never asks for a second turn."""
+        """Each process of a prefork pool has one thread, which never asks for a second slot."""
         return int(getattr(self.worker, "concurrency", None) or 1)
 
 
 _pool = _Pool()
 bulkhead = Bulkhead(_pool.threads)
-"""The process's."""
+"""The bulkhead of this process."""
 
 
 @signals.celeryd_init.connect(weak=False)

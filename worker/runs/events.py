@@ -15,7 +15,7 @@ from worker.runs.scripts import run_scripts
 LOG_SCRIPT: Final = "log"
 
 MESSAGE_HEADROOM_ENTRIES: Final = 10_000
-"""Room in the history for the run's own messages, beyond the limit of relayed lines."""
+"""Space in the history for the run's own messages, beyond the limit of relayed lines."""
 
 MIN_HISTORY_ENTRIES: Final = 50_000 + MESSAGE_HEADROOM_ENTRIES
 """The history keeps at least so many entries, and more where the limit of relayed lines is larger."""

@@ -1,4 +1,4 @@
-"""Signs of life: who is due when, so that a lost message is noticed."""
+"""Heartbeats of runs and waiting lists: which of them are overdue, so that a lost message is noticed."""
 
 from redis import Redis
 
@@ -6,51 +6,53 @@ from worker.lua import redis_time
 from worker.runs.keys import HEARTBEATS_KEY, OVERDUE_COUNTS_KEY
 from worker.runs.scripts import run_scripts
 
+RUN_PREFIX = "run:"
+"""Begins the heartbeat member of a run."""
+
 
 def run_member(job: str) -> str:
-    """The name of a run among the live."""
-    return f"run:{job}"
+    """The heartbeat member of a run."""
+    return f"{RUN_PREFIX}{job}"
 
 
 class Heartbeats:
-    """Every live run and waiting room, scored by the time (Redis's clock) of its next sign of life.
+    """All live runs and waiting lists, scored by the time (Redis's clock) at which the next heartbeat is due.
 
-    `patience`: seconds after which a silent one counts as lost; longer than the visibility timeout, for until
-    then the broker itself delivers again.
+    A member is overdue `grace_seconds` after that, which is longer than the visibility timeout, because until
+    then the broker itself delivers a message again.
     """
 
     def __init__(self, redis: "Redis", grace_seconds: float) -> None:
         self._redis = redis
-        self._patience = grace_seconds
+        self._grace_seconds = grace_seconds
         self._scripts = run_scripts(redis)
 
     def schedule(self, member: str, within: float = 0.0) -> None:
-        """A sign of life: the next is due `within` seconds and the patience."""
-        now = int(redis_time(self._redis))
+        """Record a heartbeat; the next is due `within` seconds."""
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zadd(HEARTBEATS_KEY, {member: now + within + self._patience})
+            pipe.zadd(HEARTBEATS_KEY, {member: self._deadline(within)})
             pipe.hdel(OVERDUE_COUNTS_KEY, member)
             pipe.execute()
 
     def extend(self, member: str, within: float) -> None:
-        """A sign of life of one that may have ended by now, and is not expected again then."""
-        now = int(redis_time(self._redis))
-        self._redis.zadd(HEARTBEATS_KEY, {member: now + within + self._patience}, xx=True)
+        """The same for a member that may have been removed by now, and then stays removed."""
+        self._redis.zadd(HEARTBEATS_KEY, {member: self._deadline(within)}, xx=True)
 
     def register(self, member: str) -> None:
-        """It lives from now on. What is expected of it already is not put off."""
-        now = int(redis_time(self._redis))
-        self._redis.zadd(HEARTBEATS_KEY, {member: now + self._patience}, nx=True)
+        """Add a member; one that is there keeps its deadline."""
+        self._redis.zadd(HEARTBEATS_KEY, {member: self._deadline()}, nx=True)
 
     def remove(self, member: str) -> None:
-        """Nothing more is expected."""
+        """Expect no more heartbeats."""
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.zrem(HEARTBEATS_KEY, member)
             pipe.hdel(OVERDUE_COUNTS_KEY, member)
             pipe.execute()
 
-    def overdue(self, most: int = 100) -> list[str]:
-        """Members that missed their time; each is given out to one caller."""
-        return list(
-            self._scripts.run("claim_overdue", [HEARTBEATS_KEY, OVERDUE_COUNTS_KEY], self._patience, most)
-        )
+    def overdue(self, limit: int = 100) -> list[str]:
+        """Members whose heartbeat is overdue; each is given to one caller, and later each time."""
+        keys = [HEARTBEATS_KEY, OVERDUE_COUNTS_KEY]
+        return list(self._scripts.run("claim_overdue", keys, self._grace_seconds, limit))
+
+    def _deadline(self, within: float = 0.0) -> float:
+        return int(redis_time(self._redis)) + within + self._grace_seconds

@@ -51,7 +51,7 @@ STATE_PREFIX = "finding:"
 
 
 def run_key(job: str) -> str:
-    """Hash: the message, where the run stands, and its state. Read and written by `RunStore` and by scripts."""
+    """Hash: the message, where the run stands, and its state. `RunStore` and scripts read and write it."""
     return f"{job_key(job)}:run"
 
 

@@ -1,4 +1,4 @@
-"""Locks of steps: shorter than the visibility timeout, renewed while work goes on."""
+"""Locks of steps: they expire before the visibility timeout, and are renewed while the work goes on."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -14,9 +14,9 @@ log = structlog.get_logger(__name__)
 
 
 class Locks:
-    """Renews every lock that this process holds, from one thread that lives while there is one.
+    """Renews every lock that this process holds, from one thread that runs while there is such a lock.
 
-    A process that dies stops renewing, so what it held is free after `seconds`.
+    The locks of a process that dies are free after `seconds`.
     """
 
     def __init__(self, redis: "Redis", seconds: float) -> None:
@@ -29,19 +29,19 @@ class Locks:
 
     @staticmethod
     def new_token() -> str:
-        """Who holds a lock."""
+        """A value that names one holder of a lock."""
         return uuid4().hex
 
     @contextmanager
     def hold(self, key: str, token: str, on_renewal: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Renew the lock `key`, taken with `token`, until the block ends; then give it back.
+        """Renew the lock `key`, acquired with `token`, until the block ends; then release it.
 
-        `alive` is called at each renewal, for work that gives no sign of life by itself.
+        `on_renewal` is called at each renewal, so that long work can send heartbeats.
         """
         with self._change:
             self._held[token] = (key, on_renewal)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._renew_all, name="lease-keeper", daemon=True)
+                self._thread = threading.Thread(target=self._renew_all, name="lock-renewal", daemon=True)
                 self._thread.start()
         try:
             yield
@@ -53,18 +53,18 @@ class Locks:
             self._release(key, token)
 
     def acquire(self, key: str, token: str) -> bool:
-        """Take a lock that no script takes along."""
+        """Take the lock; false when another token holds it."""
         return bool(self._scripts.run("acquire_lock", [key], token, int(self.seconds * 1000)))
 
     def is_held(self, key: str, token: str) -> bool:
-        """Whether the lock is still its own: who was suspended for long may have lost it to another."""
+        """Whether `token` still holds the lock. A process that was suspended may have lost it."""
         return bool(self._redis.get(key) == token)
 
     def _release(self, key: str, token: str) -> None:
         try:
             self._scripts.run("release_lock", [key], token)
         except RedisError as error:
-            # It runs out by itself; what was done under it is done.
+            # It expires by itself, and what was done under it is done.
             log.warning("lock not released", key=key, error_type=type(error).__name__)
 
     def _renew_all(self) -> None:
@@ -72,13 +72,13 @@ class Locks:
             with self._change:
                 self._change.wait(timeout=self.seconds / 3)
                 if not self._held:
-                    # Said under the lock, so that the next holder starts another thread.
+                    # Cleared under the condition, so that the next holder starts another thread.
                     self._thread = None
                     return
                 held = list(self._held.items())
-            for token, (key, alive) in held:
+            for token, (key, on_renewal) in held:
                 try:
                     if self._scripts.run("renew_lock", [key], token, int(self.seconds * 1000)):
-                        alive()
+                        on_renewal()
                 except RedisError as error:
                     log.warning("lock not renewed", key=key, error_type=type(error).__name__)

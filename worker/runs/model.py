@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
-from shared.messages import DeployMessage, ToTaskMessage
+from shared.messages import DeployMessage, JsonObject, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.runs.state import RunState, StoredState
 
@@ -17,10 +17,10 @@ StateT = TypeVar("StateT", bound=RunState, covariant=True)
 
 @dataclass(frozen=True)
 class Step:
-    """A step of a workflow.
+    """Where the messages of a step go, and its place among the steps of a run.
 
-    `position` orders the steps of a run. `queue` is where its messages go; None is the queue on which the
-    run's own message came in. A step with parts (the chunks of an annotation) does not move the run on.
+    `position` orders the steps. `queue` is where its messages go; None is the queue on which the run's own
+    message arrived. A step with parts (the chunks of an annotation) does not move the run on.
     """
 
     name: str
@@ -34,13 +34,13 @@ class Continue:
     """The step is done; `step` comes next, after `countdown` seconds."""
 
     step: Step
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, object] = field(default_factory=dict)
     countdown: float = 0.0
 
 
 @dataclass(frozen=True)
 class Reschedule:
-    """The same step again after `countdown` seconds."""
+    """The same step is repeated after `countdown` seconds, as a poll of the next generation."""
 
     countdown: float
 
@@ -50,41 +50,41 @@ class Finish:
     """The run ends."""
 
     status: JobStatus
-    result: dict[str, Any]
+    result: JsonObject
 
 
 @dataclass(frozen=True)
 class Suspend:
-    """Somebody else will send the run's next message: a waiting room, or the last chunk."""
+    """The run's next message is published from elsewhere: by its waiting list, or by the last chunk."""
 
 
 Outcome = Continue | Reschedule | Finish | Suspend
 
 
 class RunFailedError(RuntimeError):
-    """Ends the run FAILED with exactly this message, which users read."""
+    """Ends the run FAILED with this message to the user, word by word."""
 
 
 @dataclass(frozen=True)
 class End:
-    """How a run ended; `result` is what the backend gets in the job's `result`."""
+    """How a run ended; `result` becomes the job's `result` at the backend."""
 
     status: JobStatus
-    result: dict[str, Any]
+    result: JsonObject
 
     @property
     def error(self) -> str:
-        """The message of a run that did not succeed, else empty."""
+        """The error message; empty for a run that succeeded."""
         return str(self.result.get("error", ""))
 
 
 STOPPED = End(JobStatus.STOPPED, {"error": "stopped"})
-"""The end of a run that somebody stopped, as it is kept."""
+"""The end of a run that a user stopped, as it is stored."""
 
 
-def stopped_job_result(message: RunMessage, counts: Mapping[str, str]) -> dict[str, Any]:
-    """What the backend gets for such an end. `counts` is the public record: it stands still after the end."""
-    result: dict[str, Any] = dict(STOPPED.result)
+def stopped_job_result(message: RunMessage, counts: Mapping[str, str]) -> JsonObject:
+    """The job's `result` at the backend for `STOPPED`. `counts`: the public record, final after the end."""
+    result: JsonObject = dict(STOPPED.result)
     if isinstance(message, ToTaskMessage):
         names = {"total_tasks": "total", "success_count": "success", "failed_count": "failed"}
         result |= {name: int(counts.get(field, 0)) for name, field in names.items()}
@@ -94,7 +94,7 @@ def stopped_job_result(message: RunMessage, counts: Mapping[str, str]) -> dict[s
 
 @dataclass(frozen=True)
 class Lease:
-    """A step's lock and who holds it. A process that was suspended for long may find another one there."""
+    """A step's lock and the token that holds it, until another delivery takes the lock over."""
 
     key: str
     token: str
@@ -102,10 +102,10 @@ class Lease:
 
 @dataclass(frozen=True)
 class Run(Generic[MessageT, StateT]):
-    """A run at the moment in which it was read.
+    """A run as it was read, for one delivery of a step's message.
 
-    `is_retry` is true when this step of it has begun before, so the step must look before it acts. `lease` is
-    what the step holds.
+    `is_retry`: the step has begun before, so it must look before it acts. `generation` is that of the poll.
+    `lease` is the step's lock.
     """
 
     job: str
@@ -171,7 +171,7 @@ def backend_job_id(job: str) -> int | str:
 
 
 class Acceptance(StrEnum):
-    """What became of an entry message."""
+    """What became of a run's message."""
 
     ACCEPTED = "accepted"
     KNOWN = "known"
@@ -179,7 +179,7 @@ class Acceptance(StrEnum):
 
 
 class ClaimStatus(StrEnum):
-    """Whether a step may work."""
+    """Whether a step or a poll may begin."""
 
     CLAIMED = "claimed"
     LOCKED = "locked"

@@ -3,12 +3,11 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from redis import Redis
 
 from shared.channels import job_key
-from shared.messages import ToTaskMessage, ToTaskMethod
+from shared.messages import JsonObject, ToTaskMessage, ToTaskMethod
 from worker.lua import redis_time
 from worker.runs.keys import progress_key, run_key
 from worker.runs.model import RunMessage
@@ -35,10 +34,10 @@ def proportions_of(message: RunMessage) -> Proportions:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the backend is told: `progress_record` and `metrics_record`."""
+    """What the backend gets: `progress_record` and `metrics_record`."""
 
-    progress: dict[str, Any]
-    metrics: dict[str, Any]
+    progress: JsonObject
+    metrics: JsonObject
 
 
 class Progress:
@@ -49,7 +48,7 @@ class Progress:
         self._scripts = run_scripts(redis)
 
     def set(self, job: str, proportions: Proportions, step: str, percent: float) -> bool:
-        """Note that `step` is done to `percent`; false when that was known. Earlier steps are then done."""
+        """Store that `step` is done to `percent` and earlier steps entirely; false when that was known."""
         done = dict.fromkeys(proportions, 0.0) | self._percents(job)
         for earlier in proportions:
             if earlier == step:
@@ -66,7 +65,7 @@ class Progress:
         return bool(self._scripts.run("set_metrics", keys, f"metrics:{step}", json.dumps(dict(metrics))))
 
     def snapshot(self, job: str, proportions: Proportions, *, is_complete: bool = False) -> Snapshot:
-        """The records as they stand now; `complete` when the run has succeeded."""
+        """The records as they are now; `is_complete`: the run has succeeded."""
         stored = self._redis.hgetall(progress_key(job))
         percents = {name: float(stored.get(name, 0.0)) for name in proportions}
         started = [name for name in proportions if name in stored]

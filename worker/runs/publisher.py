@@ -1,5 +1,6 @@
-"""Publishes the messages of steps, and shows job, plugin and action of what is received, and nothing else."""
+"""Publishes the messages of steps, of which logs and task events show job, plugin and action alone."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from celery import Celery
@@ -12,7 +13,7 @@ from worker.runs.model import Step
 VISIBLE_ARGUMENTS = ("job", "plugin", "action")
 
 
-def visible_arguments(kwargs: Any) -> dict[str, str | int]:
+def visible_arguments(kwargs: object) -> dict[str, str | int]:
     """The arguments that logs and task events may show."""
     if not isinstance(kwargs, dict):
         return {}
@@ -25,7 +26,7 @@ def visible_arguments(kwargs: Any) -> dict[str, str | int]:
 
 
 class RedactedRequest(Request):
-    """Replaces what the publisher says of its arguments, on receipt: a bare `send_task` shows them all."""
+    """Replaces the publisher's `argsrepr` on receipt, because a bare `send_task` shows all arguments."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -35,19 +36,19 @@ class RedactedRequest(Request):
         self._request_dict["kwargsrepr"] = self._kwargsrepr
 
     def info(self, safe: bool = False) -> Any:  # noqa: ARG002 - `inspect active` asks for the unsafe form
-        """What `inspect` and Flower see."""
+        """What `inspect` and Flower show."""
         return super().info(safe=True)
 
     def send_event(self, type: str, **fields: Any) -> None:
-        """Tell the monitors; what an exception or its traceback says is cleaned of secrets first."""
+        """Send a task event, with secrets removed from the texts of exceptions and tracebacks."""
         shown = {name: redact(value) if isinstance(value, str) else value for name, value in fields.items()}
         super().send_event(type, **shown)
 
 
-def send_task(app: Celery, task: str, queue: str, kwargs: dict[str, Any], **options: Any) -> None:
-    """Send a message that shows none of its private arguments.
+def send_task(app: Celery, task: str, queue: str, kwargs: Mapping[str, object], **options: Any) -> None:
+    """Publish a message that shows none of its private arguments.
 
-    Raises kombu's `OperationalError` when the broker does not take it after the app's retries.
+    Raises kombu's `OperationalError` when the broker does not accept it after the app's retries.
     """
     try:
         app.send_task(
@@ -61,25 +62,28 @@ def send_task(app: Celery, task: str, queue: str, kwargs: dict[str, Any], **opti
     except (OperationalError, EncodeError):
         raise
     except Exception as error:
-        # A connection that breaks under another thread's hands shows as anything, an AttributeError of
-        # kombu's for one. It says nothing about the run.
+        # A connection that breaks while another thread uses it raises anything, such as an AttributeError of
+        # kombu's. It says nothing about the run.
         raise OperationalError(f"not published ({type(error).__name__})") from error
 
 
 class CeleryPublisher:
-    """Sends a step's message to its queue; what it carries is private. Knows what lies in a queue."""
+    """Publishes the messages of steps with private arguments, and counts the messages of queues."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
 
-    def publish(self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0) -> None:
-        """Raises kombu's `OperationalError` when the broker does not take it after the app's retries."""
+    def publish(self, step: Step, queue: str, kwargs: Mapping[str, object], countdown: float = 0.0) -> None:
+        """Publish to `queue`, to be delivered after `countdown` seconds.
+
+        Raises kombu's `OperationalError` when the broker does not accept it after the app's retries.
+        """
         send_task(self._app, step.name, queue, kwargs, countdown=countdown or None)
 
     def queue_length(self, queue: str) -> int:
-        """Messages of `queue` that no worker has taken; 0 for a queue that does not exist.
+        """Messages of `queue` that no worker has fetched; 0 for a queue that does not exist.
 
-        Raises kombu's `OperationalError` when the broker does not say.
+        Raises kombu's `OperationalError` when the broker does not answer.
         """
         with self._app.connection_or_acquire() as connection:
             try:

@@ -1,11 +1,12 @@
-"""The outbox: what the backend hears of a run, by one sender, in order, sealed by the final status."""
+"""The outbox: reports a run to the backend, by one sender, in order, with the final status last."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import structlog
 
 from shared.channels import job_key
+from shared.messages import JsonObject
 from shared.statuses import JobStatus, is_final_status
 from worker.lua import redis_time
 from worker.platform import (
@@ -28,36 +29,36 @@ log = structlog.get_logger(__name__)
 
 SECONDS_BETWEEN_PATCHES = 1.0
 REJECTED_STATUS_CODES = (400, 413, 422)
-"""Statuses with which a backend refuses what a report holds, or how much it holds."""
+"""Statuses with which a backend rejects the content of a report, or its size."""
 MAX_TEXT_CHARS = 300
-"""Characters of each text in the result that is sent when the whole one was refused."""
+"""Of each text in the result that is sent after the whole result was rejected."""
 
-Update = Callable[..., dict[str, Any]]
-"""Changes the job of the run that is reported."""
+Update = Callable[..., JsonObject]
+"""Updates the job of the run that is reported."""
 
 
 class JobsApi(Protocol):
-    """The calls of the backend that reporting needs."""
+    """The calls of the backend's client that reports need."""
 
-    def get_job(self, job: str) -> dict[str, Any]: ...
-    def update_job(self, job: str, **fields: Any) -> dict[str, Any]: ...
-    def create_logs(self, entries: list[dict[str, Any]]) -> object: ...
+    def get_job(self, job: str) -> JsonObject: ...
+    def update_job(self, job: str, **fields: object) -> JsonObject: ...
+    def create_logs(self, entries: list[JsonObject]) -> object: ...
 
 
 class LeaseLostError(Exception):
-    """Another one reports the run by now: this process was suspended, and what it has read is old."""
+    """Another worker reports the run by now: this process was suspended, and what it has read is stale."""
 
 
 def report_run(
     job: str, runs: Runs, backend: JobsApi, is_reporter: Callable[[], bool] = lambda: True
 ) -> float | None:
-    """Send what is new of the run; returns after how many seconds there is more to send, or None.
+    """Send what is new of the run; returns the seconds until there is more to send, or None.
 
-    Raises `ClientError` when the backend did not take it, and `ReplacedError` when `is_sender` says no as the
-    job is about to be changed; whoever calls comes back later.
+    Raises `ClientError` when the backend did not accept it, and `LeaseLostError` when `is_reporter` says no
+    right before the job is updated. The report is retried for both.
     """
 
-    def update(**fields: Any) -> dict[str, Any]:
+    def update(**fields: object) -> JsonObject:
         if not is_reporter():
             raise LeaseLostError
         return backend.update_job(job, **fields)
@@ -80,20 +81,20 @@ def _send_progress(
     run: AnyRun, reported: Reported, runs: Runs, backend: JobsApi, update: Update
 ) -> float | None:
     if reported.version == reported.version_sent:
-        return None  # A second copy of this report: the first said it all.
+        return None  # A second copy of this report: the first has sent everything.
     snapshot = runs.progress.snapshot(run.job, proportions_of(run.message))
-    fields: dict[str, Any] = {"progress_record": snapshot.progress, "metrics_record": snapshot.metrics}
+    fields: JsonObject = {"progress_record": snapshot.progress, "metrics_record": snapshot.metrics}
     if not reported.is_running_sent:
         fields["status"] = JobStatus.RUNNING
     runs.store.mark_patched(run.job)
     try:
         status = update(**fields).get("status")
     except ValidationError:
-        # A job that is over takes no progress.
+        # A job that has ended accepts no progress.
         status = backend.get_job(run.job).get("status")
         if not is_final_status(status):
             raise
-    # Again: it may have got there late, after a retry.
+    # Again, because the client may have succeeded late, after a retry.
     runs.store.mark_patched(run.job, is_running_sent=True)
     if status == JobStatus.STOPPED:
         stop_run(run.job, runs)
@@ -101,15 +102,15 @@ def _send_progress(
 
 
 def _send_end(run: AnyRun, end: End, runs: Runs, backend: JobsApi, update: Update) -> None:
-    if run.position > 0 or not _is_over(run, backend):
+    if run.position > 0 or not _has_ended_at_backend(run, backend):
         _patch_end(run, end, runs, backend, update)
     runs.store.mark_reported(run.job)
     runs.heartbeats.remove(run_member(run.job))
     log.info("end reported", status=end.status)
 
 
-def _is_over(run: AnyRun, backend: JobsApi) -> bool:
-    """Whether the backend has an end of a job that never began: the stop that came first told it."""
+def _has_ended_at_backend(run: AnyRun, backend: JobsApi) -> bool:
+    """Whether the backend has the end of a job that never began: an earlier stop has reported it."""
     try:
         return is_final_status(backend.get_job(run.job).get("status"))
     except NotFoundError:
@@ -130,29 +131,29 @@ def _patch_end(run: AnyRun, end: End, runs: Runs, backend: JobsApi, update: Upda
             metrics_record=snapshot.metrics,
         )
     except NotFoundError:
-        log.error("the backend does not know the job", status=end.status)
+        log.error("job unknown to the backend", status=end.status)
     except HTTPError as error:
         if error.status_code not in REJECTED_STATUS_CODES:
             raise
-        # If it is final, somebody else ended the job first, or the answer to our first report was lost.
+        # A final status: the job was ended elsewhere first, or the answer to our first report was lost.
         if not is_final_status(backend.get_job(run.job).get("status")):
-            log.warning("the backend refuses the end, it gets the least", status_code=error.status_code)
+            log.warning("end rejected, reported without details", status_code=error.status_code)
             update(status=end.status, result=_minimal_result(result))
     if complete:
         runs.redis.hset(job_key(run.job), "overall", 100)
 
 
-def _minimal_result(result: dict[str, Any]) -> dict[str, Any]:
-    """A result that no backend has a reason to refuse: short texts, the counts, no task's failure."""
-    least = {
+def _minimal_result(result: JsonObject) -> JsonObject:
+    """A result that no backend has a reason to reject: short texts, the counts, no failures of tasks."""
+    minimal = {
         name: shorten(value, MAX_TEXT_CHARS) if isinstance(value, str) else value
         for name, value in result.items()
     }
-    return least | {"failures": []} if "failures" in least else least
+    return minimal | {"failures": []} if "failures" in minimal else minimal
 
 
 def _send_messages(run: AnyRun, runs: Runs, backend: JobsApi) -> None:
-    """Messages go out before what follows them; one whose answer was lost is not sent twice."""
+    """Send messages before everything else. A message whose answer was lost is not sent twice."""
     while entries := runs.events.pop_messages(run.job):
         try:
             backend.create_logs([{**entry, "job": backend_job_id(run.job)} for entry in entries])

@@ -1,7 +1,8 @@
-"""Everything that a workflow does to a run, in one place."""
+"""What workflows do to runs: status, progress, messages, the end, and the report of it to the backend."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from redis import Redis
 
@@ -16,47 +17,47 @@ from worker.runs.progress import Progress, proportions_of
 from worker.runs.store import RunStore, UnknownRunError
 
 REPORT = Step("runs.report", position=0, queue="control")
-"""Not a step of a run, but of its reporting; it works on ended runs too."""
+"""Reports a run to the backend. It is no step of the run, and also runs after its end."""
 
 
 class StepPublisher(Protocol):
-    """Publishes the message of a step, and knows how many of a queue are still to be read."""
+    """Publishes messages of steps and counts the messages of queues. See `CeleryPublisher`."""
 
-    def publish(self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0) -> None:
-        """Raises kombu's `OperationalError` when the broker does not take it."""
+    def publish(self, step: Step, queue: str, kwargs: Mapping[str, object], countdown: float = 0.0) -> None:
+        """Raises kombu's `OperationalError` when the broker does not accept it."""
 
     def queue_length(self, queue: str) -> int:
-        """Messages of `queue` that no worker has taken. Raises `OperationalError` when nobody knows."""
+        """Messages of `queue` that no worker has fetched; raises `OperationalError` without an answer."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that follow from the visibility timeout.
+    """Times in seconds that follow from the visibility timeout.
 
-    A lock is shorter than it, so that a redelivered step finds its dead owner's lock gone. A countdown above
-    half of it would multiply the task. A silent run counts as lost when the broker had its time to redeliver.
+    A lock expires before it, so that a redelivered step finds the lock of a dead worker gone. A countdown of
+    more than half of it would multiply the message. A run is overdue once the broker must have redelivered.
     """
 
     visibility_timeout: float
 
     @property
     def lock_seconds(self) -> float:
-        """How long a lock outlives its owner."""
+        """How long the lock of a dead worker lasts."""
         return min(self.visibility_timeout / 2, 30.0)
 
     @property
     def max_countdown(self) -> float:
-        """No countdown is longer."""
+        """The longest countdown of a message."""
         return self.visibility_timeout / 2
 
     @property
     def heartbeat_grace_seconds(self) -> float:
-        """After so long without a sign of life a run's message counts as lost."""
+        """How long after its deadline a heartbeat counts as overdue."""
         return self.visibility_timeout + 10.0
 
 
 class Runs:
-    """Runs in Redis, and the messages that carry them on."""
+    """Runs in Redis, and the messages that move them on."""
 
     def __init__(self, redis: "Redis", publisher: StepPublisher, timing: Timing) -> None:
         self.redis = redis
@@ -70,16 +71,17 @@ class Runs:
         self.events = Events(redis, self.schedule_report)
 
     def mark_running(self, run: AnyRun) -> None:
-        """The job is RUNNING from here on."""
+        """Show and report the job as RUNNING."""
         if self.store.mark_running(run.job):
             self.events.publish(run.job, "state", status=JobStatus.RUNNING)
             self.schedule_report(run.job)
             if run.is_retry:
-                # Who began it before may have died with the report, which counts as on its way for a while.
+                # The worker that began it before may have died before it published the report, for which no
+                # other one is published for a while.
                 self.publish_report(run.job)
 
     def set_progress(self, run: AnyRun, step: str, percent: float) -> None:
-        """Note how far `step` of the platform's progress record is."""
+        """Store and publish how far `step` of the platform's progress record is."""
         proportions = proportions_of(run.message)
         if not self.progress.set(run.job, proportions, step, percent):
             return
@@ -88,17 +90,17 @@ class Runs:
         self.schedule_report(run.job)
 
     def set_metrics(self, run: AnyRun, step: str, **metrics: float) -> None:
-        """Replace the metrics of `step`; nothing after the end."""
+        """Replace and publish the metrics of `step`; does nothing after the end."""
         if not self.progress.set_metrics(run.job, step, metrics):
             return
         self.events.publish(run.job, "metrics", step=step, metrics=metrics)
         self.schedule_report(run.job)
 
     def finish(self, job: str, end: End, step: Step | None = None) -> bool:
-        """End the run, once; the report of it follows until the backend has it.
+        """End the run, once, and have the end reported until the backend has it.
 
-        `step`: the one whose outcome this is. While it waited for a neighbour the run may have gone on
-        without it: a room lets out a run whose dispatch has not been answered. It has no say then.
+        `step` is the step whose outcome this is. While it waited for a dependency, the run may have gone on
+        without it, as a waiting list resumes a run whose dispatch was not answered: then it ends nothing.
         """
         first = self.store.finish(job, end, step)
         if not first and not self.store.has_ended(job):
@@ -111,23 +113,23 @@ class Runs:
         return first
 
     def holds_lease(self, run: AnyRun) -> bool:
-        """Whether the step that `run` was read for still has its lock."""
+        """Whether the step for which `run` was read still holds its lock."""
         return run.lease is not None and self.locks.is_held(run.lease.key, run.lease.token)
 
     def schedule_report(self, job: str) -> None:
-        """Let the backend hear what is new, within a second or so."""
+        """Report what is new to the backend, within about a second."""
         if self.store.schedule_report(job, self.timing.heartbeat_grace_seconds):
             self.publish_report(job)
 
     def ensure_end_reported(self, job: str) -> None:
-        """Let listeners and the backend hear the end now, if they have not yet.
+        """Close the log and publish the report of the end, unless that was done.
 
-        Once: after that the report is on its way, and the sweep sees to one that got lost. Every late message
-        of a run would else send another one, for as long as the backend is away.
+        Once, because every late message of a run would publish another report for as long as the backend is
+        unavailable. The sweep repeats a report that was lost.
         """
         self.events.log.close_if_complete(job)
         if self.store.is_reported(job):
-            # A step that was at work at the end has promised another sign of life since.
+            # A step that was running at the end has scheduled another heartbeat since.
             self.heartbeats.remove(run_member(job))
             return
         if self.store.is_end_sent(job):
@@ -142,11 +144,8 @@ class Runs:
         self.publisher.publish(REPORT, "control", {"job": job, "generation": generation})
 
 
-RUN_PREFIX = "run:"
-
-
 def recover_run(job: str, runs: Runs) -> None:
-    """Send the message of the step at which the run stands, or of the report of its end."""
+    """Publish the message of the step at which an overdue run stands, or of the report of its end."""
     try:
         run = runs.store.load(job)
     except UnknownRunError:
@@ -156,7 +155,7 @@ def recover_run(job: str, runs: Runs) -> None:
         runs.heartbeats.remove(run_member(job))
         return
     if run.end is not None:
-        # Not a sign of life: while the backend is away, each copy comes later than the one before.
+        # No heartbeat: while the backend is unavailable, each copy is published later than the one before.
         runs.publish_report(job)
         return
     name = run.step or f"{run.message.task}.initialize"

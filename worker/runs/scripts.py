@@ -1,4 +1,8 @@
-"""The Lua scripts about runs, of this and of other packages."""
+"""The Lua scripts about runs, of this and of other packages.
+
+Each may use what `prelude.lua` defines: `run_exists`, `run_open`, `run_ended` and `run_reported` of a run's
+key, `now` and `now_seconds` of Redis's clock, and `claim_generation` and `advance_generation` of a poll.
+"""
 
 from functools import cache
 

@@ -58,7 +58,7 @@ class RunState:
             value = getattr(after, name)
             if value != getattr(self, name):
                 content = how.encode(value) if how.encode and value is not None else value
-                # It may be the answer of a neighbour, and may repeat what the neighbour was sent.
+                # It may hold the answer of a service, which may repeat a token that was sent.
                 texts[how.name] = json.dumps(mask_secrets(content))
         return texts
 

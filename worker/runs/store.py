@@ -1,4 +1,4 @@
-"""The record of a run in Redis: accept, claim a step, update the state, finish, and what was reported of it."""
+"""The record of a run in Redis: accept, claim a step, update the state, finish, what was reported."""
 
 import json
 from collections.abc import Iterable
@@ -181,7 +181,7 @@ class RunStore:
         return bool(self._scripts.run("finish", keys_, _end_text(end), end.status, end.error, position))
 
     def remember_stop(self, job: str) -> None:
-        """A stop that came before its job's message holds for a day."""
+        """Keep a stop that came before its job's message for a day."""
         self.redis.set(keys.stop_key(job), 1, ex=RETENTION_SECONDS)
 
     def expire_with_run(self, job: str, *names: str) -> None:
@@ -209,7 +209,7 @@ class RunStore:
         )
 
     def mark_patched(self, job: str, *, is_running_sent: bool = False) -> None:
-        """A report is sent now; `is_running_sent`: the backend has taken one, which said that the job runs."""
+        """A report is sent now; `is_running_sent`: the backend has accepted one, with the status RUNNING."""
         fields: dict[str, float] = {RunField.PATCHED_AT: redis_time(self.redis)}
         if is_running_sent:
             fields[RunField.RUNNING_SENT] = 1
@@ -240,7 +240,7 @@ class RunStore:
         ]
         # The log's own keys may have to stay: a log that is followed for the job can outlive the run.
         self._log.close_if_complete(job, reported=True)
-        # In one go: a reported run without expiry would stay for ever.
+        # In one transaction: a reported run without expiry would stay for ever.
         with self.redis.pipeline(transaction=True) as pipe:
             pipe.hset(run_key(job), RunField.REPORTED, 1)
             for key in expiring:

@@ -85,7 +85,7 @@ def test_a_failing_job_s_log_is_complete(cluster: Cluster, protocol: Any) -> Non
         assert client.get_job(cluster.jobs["failing"])["status"] == "FAILED"
 
 
-def test_a_silent_job_times_out_only_where_one_is_impatient(cluster: Cluster) -> None:
+def test_a_silent_job_times_out_only_with_a_short_timeout(cluster: Cluster) -> None:
     job = cluster.submit("silent_again", "import time; time.sleep(4)")
     with cluster.client() as client:
         for ask in (client.stream_tail_job_logs, client.websocket_tail_job_logs):

@@ -56,10 +56,10 @@ def test_queues_without_a_consumer_are_a_warning(
 def test_workers_that_cannot_be_asked_are_a_warning(
     monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
 ) -> None:
-    def refuses() -> None:
+    def rejects() -> None:
         raise RuntimeError("no reply queue")
 
-    monkeypatch.setattr("worker.cli.doctor.active_queues", refuses)
+    monkeypatch.setattr("worker.cli.doctor.active_queues", rejects)
 
     assert "! workers: could not be asked (RuntimeError)" in doctor(environ)
 
@@ -68,11 +68,11 @@ def test_unavailable_ray_is_shown_with_its_settings(
     monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
 ) -> None:
     # Given a cluster that does not answer
-    def refuses(_address: str) -> None:
+    def rejects(_address: str) -> None:
         raise PluginHostUnavailableError("no answer within 10 s")
 
     given_workers(monkeypatch, EVERYTHING)
-    monkeypatch.setattr("worker.cli.ray_check.check_cluster", refuses)
+    monkeypatch.setattr("worker.cli.ray_check.check_cluster", rejects)
 
     # When it is checked, then the doctor announces the check, and shows the error with its settings
     output = doctor({**environ, "RAY_ADDRESS": "127.0.0.1:9"})

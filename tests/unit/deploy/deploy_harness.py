@@ -8,16 +8,15 @@ from typing import Any
 from fakeredis import FakeRedis
 
 from shared.messages import DeployMessage
-from shared.statuses import JobStatus
+from tests.harness.in_process_worker import InProcessWorker
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy.cluster import ServeState
 from worker.deploy.plan import DEPLOY, DeployPlan, DeployRun
-from worker.runs.keys import lock_key, messages_key
-from worker.runs.model import End, Outcome, WorkflowStep
+from worker.runs.keys import messages_key
+from worker.runs.model import Outcome, WorkflowStep
 from worker.runs.runs import Runs, Timing
 from worker.settings import Settings
 from worker.testing import FakeAgent, FakeBackend, FakePluginHost
-from worker.workflow.task import user_message
 
 APP = "digits@1.0.0"
 PLAN = DeployPlan.from_json(FakePluginHost().plan)
@@ -62,6 +61,7 @@ class DeployHarness:
         }
         self.services = FakeServices(redis, Runs(redis, sender, Timing(60.0)), Settings(**given))
         self.runs = self.services.runs
+        self.worker = InProcessWorker(self.runs)
         self.host, self.backend = self.services.host, self.services.backend_client
         self.serve = self.host.serve
 
@@ -77,18 +77,8 @@ class DeployHarness:
     def step(
         self, step: WorkflowStep[Any, Any], function: Callable[..., Outcome], job: str = "42"
     ) -> Outcome:
-        """What a worker does with the step's message: its outcome; what it raises ends the run."""
-        token = self.runs.locks.new_token()
-        generation = self.runs.generations.newest(job, step.name)
-        claim = self.runs.store.claim_step(job, step, "", token, 30.0, generation, False)
-        assert claim.run is not None, claim.status
-        try:
-            return function(step.workflow.typed(claim.run))
-        except RuntimeError as error:
-            self.runs.finish(job, End(JobStatus.FAILED, {"error": user_message(error)}))
-            raise
-        finally:
-            self.services.redis.delete(lock_key(job, step.name))
+        """The outcome of a step's message that the engine delivers, or the error of its function."""
+        return self.worker.outcome_of(step, function, job=job)
 
     def messages(self, job: str = "42") -> str:
         """What the run has written for its user."""

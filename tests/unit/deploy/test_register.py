@@ -7,7 +7,7 @@ import pytest
 from shared.statuses import JobStatus
 from tests.unit.deploy.deploy_harness import PLAN, DeployHarness
 from tests.unit.runs.runs_helpers import RecordingSender
-from worker.deploy.plan import REGISTER
+from worker.deploy.plan import REGISTER, DeployRun
 from worker.deploy.register import register
 from worker.platform import ClientConnectionError, ClientTimeoutError, MalformedResponseError, ServerError
 from worker.pre_processor.waitlist import AWAIT_READY, Waitlist, WaitlistName
@@ -18,6 +18,22 @@ from worker.runs.model import Finish, Outcome, Reschedule
 def post(harness: DeployHarness) -> Outcome:
     harness.update_state(plan=PLAN)
     return harness.step(REGISTER, lambda run: register(run, harness.services))
+
+
+class KilledError(BaseException):
+    """The process is gone."""
+
+
+def post_and_die(harness: DeployHarness) -> None:
+    """The step posts the record; its worker dies before the run has ended."""
+
+    def killed(run: DeployRun) -> Outcome:
+        register(run, harness.services)
+        raise KilledError
+
+    harness.update_state(plan=PLAN)
+    with pytest.raises(KilledError):
+        harness.step(REGISTER, killed)
 
 
 def test_the_record_names_the_release(harness: DeployHarness) -> None:
@@ -33,7 +49,7 @@ def test_the_record_names_the_release(harness: DeployHarness) -> None:
 
 
 def test_a_second_delivery_registers_nothing(harness: DeployHarness) -> None:
-    post(harness)
+    post_and_die(harness)
     assert post(harness) == Finish(JobStatus.SUCCEEDED, {"serve_application": 900})
     assert len(harness.backend.serve_applications) == 1
 
@@ -99,7 +115,7 @@ def test_a_suspended_worker_that_lost_the_step_posts_nothing(
         monkeypatch.setattr(harness.backend, "list_serve_applications", look)
         found = look(**query)
         harness.runs.redis.delete(lock_key("42", REGISTER.name))
-        assert isinstance(post(harness), Finish)
+        post_and_die(harness)
         return found
 
     monkeypatch.setattr(harness.backend, "list_serve_applications", slow)

@@ -42,8 +42,10 @@ def test_an_expired_claim_is_taken_over(
 def test_an_expired_claim_lets_a_waiting_run_dispatch(
     harness: WaitlistHarness, clock: Clock, sender: RecordingSender, backend: FakeBackend
 ) -> None:
+    # Given a run that claimed the dispatch, whose worker died before it sent anything
     harness.detect("1")
     harness.waitlist.join("1", 60)
+    sender.sent.clear()
     harness.wait("2")
     stop_run("1", harness.runs)
     clock.forward(21)

@@ -9,6 +9,7 @@ from fakeredis import FakeRedis
 
 from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
+from tests.harness.in_process_worker import InProcessWorker
 from tests.unit.runs.runs_helpers import RecordingSender
 from worker.pre_processor.dispatch import detect, dispatch
 from worker.pre_processor.poll import NextPoll, await_ready
@@ -21,12 +22,10 @@ from worker.pre_processor.waitlist import (
     Waitlist,
     WaitlistName,
 )
-from worker.runs.keys import lock_key
-from worker.runs.model import ClaimStatus, End, Finish, Outcome, WorkflowStep
+from worker.runs.model import Finish, Outcome, WorkflowStep
 from worker.runs.runs import Runs, Timing
 from worker.settings import Settings
 from worker.testing import FakeBackend
-from worker.workflow.task import user_message
 
 NAME = WaitlistName("", 1, "digits", "1.0.0")
 PARAMS = {"name": "n", "project": 1, "agent": 1, "method": "inference", "pre_processor": 7, "model": 3}
@@ -57,6 +56,7 @@ class WaitlistHarness:
         self.services, self.sender = services, sender
         self.runs, self.backend = services.runs, services.backend_client
         self.waitlist = Waitlist(services.redis, NAME)
+        self.worker = InProcessWorker(self.runs)
 
     def accept(self, job: str, **fields: Any) -> None:
         """A run's message is accepted."""
@@ -81,19 +81,22 @@ class WaitlistHarness:
     def step(
         self, step: WorkflowStep[Any, Any], job: str, function: Callable[..., Outcome]
     ) -> Outcome | None:
-        """What a worker does with a step's message: None when it drops out."""
-        token = self.runs.locks.new_token()
-        claim = self.runs.store.claim_step(job, step, "", token, 30.0, 0, False)
-        if claim.run is None:
-            assert claim.status is not ClaimStatus.LOCKED
-            return None
-        try:
-            return function(step.workflow.typed(claim.run), self.services)
-        except RuntimeError as error:
-            self.runs.finish(job, End(JobStatus.FAILED, {"error": user_message(error)}), step)
-            return Finish(JobStatus.FAILED, {"error": str(error)})
-        finally:
-            self.services.redis.delete(lock_key(job, step.name))
+        """The outcome of a step's message that the engine delivers; None when the step was not run."""
+        self._consume(step, job)
+        delivery = self.worker.run_step(step, lambda run: function(run, self.services), job=job)
+        if isinstance(delivery.error, RuntimeError):
+            return Finish(JobStatus.FAILED, {"error": str(delivery.error)})
+        if delivery.error is not None:
+            raise delivery.error
+        assert delivery.outcome is not None or delivery.ended == "acknowledged", delivery
+        return delivery.outcome
+
+    def _consume(self, step: WorkflowStep[Any, Any], job: str) -> None:
+        """Take the message that is delivered out of the queue, if it was published."""
+        for message in self.sender.of(step.name):
+            if message.kwargs["job"] == job:
+                self.sender.sent.remove(message)
+                return
 
     def poll(self, generation: int | None = None, *, redelivered: bool = False) -> NextPoll | None:
         """The newest poll that was published, or the one of `generation`."""

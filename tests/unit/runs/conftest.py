@@ -1,27 +1,34 @@
-"""A run on a Redis in memory, its messages recorded."""
+"""A run on a Redis in memory, a worker that delivers its messages, and a backend."""
 
 import pytest
 from fakeredis import FakeRedis
 
 from shared.messages import DeployMessage, ToTaskMessage
-from tests.unit.runs.runs_helpers import VISIBILITY_TIMEOUT, Courier, RecordingSender
-from worker.runs.model import Run
+from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
+from tests.unit.runs.runs_helpers import VISIBILITY_TIMEOUT
+from worker.runs.model import StoredRun
 from worker.runs.runs import Runs, Timing
+from worker.testing import FakeBackend
 
 
 @pytest.fixture
-def sender() -> RecordingSender:
-    return RecordingSender()
+def publisher() -> RecordingPublisher:
+    return RecordingPublisher()
 
 
 @pytest.fixture
-def runs(redis: FakeRedis, sender: RecordingSender) -> Runs:
-    return Runs(redis, sender, Timing(VISIBILITY_TIMEOUT))
+def runs(redis: FakeRedis, publisher: RecordingPublisher) -> Runs:
+    return Runs(redis, publisher, Timing(VISIBILITY_TIMEOUT))
 
 
 @pytest.fixture
-def courier(runs: Runs) -> Courier:
-    return Courier(runs)
+def worker(runs: Runs) -> InProcessWorker:
+    return InProcessWorker(runs)
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ def to_task() -> ToTaskMessage:
 
 
 @pytest.fixture
-def run(runs: Runs, deploy: DeployMessage) -> Run:
+def run(runs: Runs, deploy: DeployMessage) -> StoredRun:
     """An accepted run."""
     runs.store.accept(deploy, "deploy")
     return runs.store.load("42")

@@ -1,11 +1,15 @@
 """Of all copies of a poll only those of the newest generation go on."""
 
+from collections.abc import Callable
+
 from fakeredis import FakeRedis
 
 from worker.runs.generations import GenerationClaim
-from worker.runs.keys import polls_key
+from worker.runs.keys import polls_key, run_key
 from worker.runs.model import ClaimStatus, Run
 from worker.runs.runs import Runs
+
+Eventually = Callable[[Callable[[], object]], None]
 
 POLL = "runs.report"
 
@@ -57,3 +61,13 @@ def test_nothing_is_stored_after_the_end_was_reported(runs: Runs, run: Run, redi
 
     assert runs.generations.advance("42", POLL, 0) == 1
     assert not redis.exists(polls_key("42"))
+
+
+def test_generations_are_kept_apart_from_the_runs_hash(runs: Runs, run: Run, redis: FakeRedis) -> None:
+    before = redis.hlen(run_key("42"))
+    for chunk in range(50):
+        runs.generations.advance("42", f"to_task.annotate:{chunk}", 0)
+    assert redis.hlen(run_key("42")) == before
+    assert runs.generations.newest("42", "to_task.annotate:7") == 1
+    runs.store.mark_reported("42")
+    assert redis.ttl(polls_key("42")) > 0

@@ -6,10 +6,17 @@ import pytest
 from fakeredis import FakeRedis
 
 from shared.messages import ToTaskMessage
-from tests.unit.runs.runs_helpers import DEPLOY, FoundState
+from shared.statuses import JobStatus
+from tests.harness.in_process_worker import InProcessWorker
+from tests.unit.runs.runs_helpers import DEPLOY, FIRST, SECOND, FoundState, StepCalls, deliver
 from worker.platform import register_secrets
 from worker.runs.keys import run_key
-from worker.runs.model import Run, RunFailedError, Workflow
+from worker.runs.model import (
+    End,
+    Run,
+    RunFailedError,
+    Workflow,
+)
 from worker.runs.runs import Runs
 from worker.runs.state import RunState, stored_field
 
@@ -84,6 +91,29 @@ def test_secret_is_not_stored(runs: Runs, run: Run, redis: FakeRedis) -> None:
     assert "a-secret-of-the-backend" not in (redis.hget(run_key("42"), "finding:place") or "")
 
 
-def test_run_of_another_workflow_is_refused(runs: Runs, run: Run) -> None:
+def test_run_of_another_workflow_is_rejected(runs: Runs, run: Run) -> None:
     with pytest.raises(RunFailedError, match="job 42 is a run of deploy"):
         Workflow(ToTaskMessage, FoundState).typed(run)
+
+
+def test_state_is_there_for_later_steps(worker: InProcessWorker, run: Run, runs: Runs) -> None:
+    before = DEPLOY.typed(runs.store.load("42"))
+    runs.store.update_state(before, replace(before.state, application={"id": 7}))
+    calls = StepCalls()
+
+    deliver(worker, SECOND, calls)
+
+    assert calls[0].state == FoundState(application={"id": 7})
+
+
+def test_step_of_another_workflow_fails_the_run(
+    worker: InProcessWorker, runs: Runs, to_task: ToTaskMessage
+) -> None:
+    runs.store.accept(to_task, "to_task")
+    calls = StepCalls()
+
+    deliver(worker, FIRST, calls)
+
+    assert calls == []
+    end = runs.store.load("42").end
+    assert end == End(JobStatus.FAILED, {"error": "job 42 is a run of to_task, which has no such step"})

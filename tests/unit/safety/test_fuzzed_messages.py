@@ -47,7 +47,7 @@ def fresh(services: FakeServices) -> Any:
 
 @FUZZ
 @given(kwargs=messages(JOBS, "digits@1.0.0"), task=st.sampled_from(["test.deploy", "stop"]))
-def test_a_message_is_taken_in_or_refused(
+def test_a_message_is_accepted_or_rejected(
     task_runner: TaskRunner, fresh: Any, kwargs: dict[str, Any], task: str
 ) -> None:
     services, message = fresh(), as_delivered(kwargs)
@@ -58,14 +58,14 @@ def test_a_message_is_taken_in_or_refused(
     letters = [letter for _, letter in services.redis.xrange(DEAD_LETTERS)]
     job = readable_job(message)
     if letters:
-        # Whole, with a reason that can be told to anybody, and its job is told unless it is a stop.
+        # Whole, with a reason that can be reason to anybody, and its job is reason unless it is a stop.
         [letter] = letters
         assert json.dumps(json.loads(letter["body"])[1]) == json.dumps(message)
         assert letter["reason"]
         assert not any(unicodedata.category(character) == "Cc" for character in letter["reason"])
         assert len(letter["reason"]) <= 2000
-        told = [sent.kwargs["job"] for sent in services.sender.of("runs.refuse_job")]
-        assert told == ([job] if job is not None and task == "test.deploy" else [])
+        reason = [sent.kwargs["job"] for sent in services.sender.of("runs.refuse_job")]
+        assert reason == ([job] if job is not None and task == "test.deploy" else [])
         for sent in services.sender.sent:
             json.dumps(sent.kwargs).encode()
     else:
@@ -127,14 +127,14 @@ def test_more_letters_than_a_page_are_all_listed(redis: Any) -> None:
 
 @FUZZ
 @given(value=ANYTHING)
-def test_what_is_told_of_a_wrong_message_is_sendable(value: Any) -> None:
+def test_the_reason_of_a_rejection_is_sendable(value: Any) -> None:
     tenant = readable_tenant({"tenant": value})
     assert tenant is None or (tenant.isascii() and tenant.isprintable() and tenant.strip() == tenant)
     job = readable_job({"job": value})
     assert job is None or (job.isascii() and 0 < len(job) <= 100 and job.strip("."))
 
 
-def test_a_hundred_thousand_mistakes_are_told_in_short() -> None:
+def test_a_hundred_thousand_mistakes_are_summed_up() -> None:
     from pydantic import ValidationError
 
     from shared import DeployMessage
@@ -142,10 +142,10 @@ def test_a_hundred_thousand_mistakes_are_told_in_short() -> None:
     with pytest.raises(ValidationError) as caught:
         DeployMessage.model_validate({f"k{n}" * 50: n for n in range(100_000)})
 
-    told = mistakes(caught.value)
+    reason = mistakes(caught.value)
 
-    assert len(told) <= 2000
-    assert "job: Field required" in told
+    assert len(reason) <= 2000
+    assert "job: Field required" in reason
 
 
 def _has_halves(text: str) -> bool:

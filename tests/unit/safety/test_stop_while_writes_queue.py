@@ -55,11 +55,11 @@ class SlowClient:
     async def aclose(self) -> None: ...
 
 
-async def annotated(count: int, turns: int, stop_after: int | None) -> tuple[SlowClient, StoppableLedger]:
-    """What came of `count` writes that queue for `turns`, with a stop while the first are away."""
+async def annotated(count: int, slots: int, stop_after: int | None) -> tuple[SlowClient, StoppableLedger]:
+    """What came of `count` writes that queue for `slots`, with a stop while the first are away."""
     ledger = StoppableLedger()
     client = SlowClient(ledger)
-    backend = TenantBackend(lambda _timeout: client, asyncio.Semaphore(turns))  # type: ignore[arg-type, return-value]
+    backend = TenantBackend(lambda _timeout: client, asyncio.Semaphore(slots))  # type: ignore[arg-type, return-value]
     attempt = ChunkPass(ledger)
 
     async def write(work: TaskWork) -> None:
@@ -79,21 +79,21 @@ async def annotated(count: int, turns: int, stop_after: int | None) -> tuple[Slo
     return client, ledger
 
 
-async def test_writes_that_wait_for_their_turn_are_not_sent_after_a_stop() -> None:
-    client, _ = await annotated(40, turns=2, stop_after=2)
+async def test_writes_that_wait_for_a_slot_are_dropped_by_a_stop() -> None:
+    client, _ = await annotated(40, slots=2, stop_after=2)
 
     assert client.sent == [1, 2]
 
 
 async def test_without_a_stop_all_are_sent_and_share_the_looks() -> None:
-    client, ledger = await annotated(40, turns=2, stop_after=None)
+    client, ledger = await annotated(40, slots=2, stop_after=None)
 
     assert sorted(client.sent) == list(range(1, 41))
     assert sorted(ledger.recorded) == sorted(client.sent)
     assert ledger.looks < 40
 
 
-async def test_no_more_tasks_are_written_and_not_recorded_than_there_are_turns() -> None:
-    client, _ = await annotated(200, turns=4, stop_after=None)
+async def test_unrecorded_writes_are_no_more_than_the_slots() -> None:
+    client, _ = await annotated(200, slots=4, stop_after=None)
 
     assert client.most_unrecorded <= 4

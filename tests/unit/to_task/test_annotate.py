@@ -141,8 +141,8 @@ def test_each_failed_task_stands_in_the_log_once(make_world: Make) -> None:
 
     world.work()
 
-    told = [line for line in log_lines(world) if line[1].startswith("Task ")]
-    assert told == [
+    logged = [line for line in log_lines(world) if line[1].startswith("Task ")]
+    assert logged == [
         ("warning", "Task 4 failed: ValueError: no digit in it"),
         ("warning", "Task 25 failed: ValueError: no digit in it"),
     ]
@@ -154,8 +154,8 @@ def test_the_log_holds_the_first_failed_tasks_and_their_number(make_world: Make)
 
     world.work()
 
-    told = [line for _, line in log_lines(world) if line.startswith("Task ")]
-    assert len(told) == len(set(told)) == MAX_LOGGED_FAILURES
+    logged = [line for _, line in log_lines(world) if line.startswith("Task ")]
+    assert len(logged) == len(set(logged)) == MAX_LOGGED_FAILURES
     assert f"{MAX_LOGGED_FAILURES + 49} of {MAX_LOGGED_FAILURES + 50} tasks failed" in log_lines(world)[-2][1]
 
 
@@ -169,7 +169,7 @@ def test_a_task_that_ends_the_plugins_process_fails_alone(make_world: Make) -> N
     assert world.ledger.counts().success == 39
 
 
-def test_a_task_that_the_backend_refuses_fails_alone(make_world: Make) -> None:
+def test_a_task_that_the_backend_rejects_fails_alone(make_world: Make) -> None:
     world = make_world(3)
     world.backend.faults.fail("get_task", NotFoundError("404 Not Found"), key=1)
     world.backend.faults.fail("annotate_task_data", MalformedResponseError("malformed answer: HTML"), key=2)
@@ -249,7 +249,7 @@ def test_the_sweep_resends_open_chunks_in_their_generation(make_world: Make) -> 
     # When spread is sent again
     assert world.spread() == Suspend()
 
-    # Then the open ones go out, none that is done
+    # Then the open ones are published, none that is done
     sent = {each.kwargs["chunk"]: each.kwargs["generation"] for each in world.sender.sent}
     assert sent == {0: 0, 2: 1, 3: 0, 4: 0}
 
@@ -462,7 +462,7 @@ def test_a_rejected_token_ends_the_run_and_fails_no_task(make_world: Make) -> No
     assert world.record()["failed"] == "0"
 
 
-def test_a_task_that_alone_is_refused_for_its_token_fails_alone(make_world: Make) -> None:
+def test_a_task_alone_rejected_for_its_token_fails_alone(make_world: Make) -> None:
     world = make_world(3)
     world.backend.faults.fail("get_task", AuthenticationError(), key=2)
     end = world.work()

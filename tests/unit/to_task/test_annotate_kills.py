@@ -27,7 +27,7 @@ class Fate:
         self.left = at
         run = Scripts.run
 
-        def mortal(scripts: Scripts, name: str, keys: list[str], *args: Any) -> Any:
+        def killing(scripts: Scripts, name: str, keys: list[str], *args: Any) -> Any:
             if name == "renew_lock":  # from a thread of its own, at any time
                 return run(scripts, name, keys, *args)
             self.left -= 1
@@ -38,7 +38,7 @@ class Fate:
                 raise KilledError
             return answer
 
-        monkeypatch.setattr(Scripts, "run", mortal)
+        monkeypatch.setattr(Scripts, "run", killing)
 
 
 def deliver_all(world: World) -> Finish | None:
@@ -102,7 +102,7 @@ def test_a_suspended_worker_writes_only_what_was_in_flight(make_world: Make) -> 
     work = lambda run: annotate(run, 0, world.services, world.runtime)  # noqa: E731
     delivery = world.worker.run_step(ANNOTATE, work, part="0", kwargs={"job": JOB, "chunk": 0})
 
-    # Then it leaves the rest to the other, and comes back should that one die
+    # Then it leaves the rest to the other, and is retried should that one die
     assert len(world.backend.annotations) <= 2 * BATCH_SIZE
     assert (delivery.ended, world.redis.get(lock)) == ("retried", "of somebody else")
     world.redis.delete(lock)
@@ -112,7 +112,7 @@ def test_a_suspended_worker_writes_only_what_was_in_flight(make_world: Make) -> 
 
 
 def test_a_message_of_an_older_generation_is_dropped(make_world: Make) -> None:
-    # Given a chunk that came back for the rest of its tasks
+    # Given a chunk that was rescheduled for the rest of its tasks
     world = make_world(80, chunk=100)
     world.collect()
     world.settings.worker_visibility_timeout_seconds = 0.0

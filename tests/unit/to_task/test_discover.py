@@ -72,13 +72,13 @@ def test_what_dedupes_is_gone_after_the_last_page(make_world: Make) -> None:
 
 def test_a_page_that_is_committed_twice_counts_once(make_world: Make) -> None:
     world = make_world()
-    catalogue = TaskIndex(world.redis, JOB, 2)
+    index = TaskIndex(world.redis, JOB, 2)
     first = Page([1, 2, 3], "http://backend/?page=1", None)
 
-    assert catalogue.commit(0, first) is PageCommit.COMMITTED
-    assert catalogue.commit(0, first) is PageCommit.STALE
+    assert index.commit(0, first) is PageCommit.COMMITTED
+    assert index.commit(0, first) is PageCommit.STALE
 
-    assert (catalogue.cursor().page, catalogue.cursor().total) == (1, 3)
+    assert (index.cursor().page, index.cursor().total) == (1, 3)
     assert chunks(world) == {"0": "1,2"}
 
 

@@ -3,6 +3,7 @@ from celery import Celery
 from fakeredis import FakeRedis
 
 from shared.messages import DeployMessage
+from tests.unit.runs.conftest import deploy, publisher, run, runs, to_task, worker  # noqa: F401 - a run
 from tests.unit.runs.runs_helpers import RecordingSender
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
 from worker.runs.model import Step

@@ -235,7 +235,7 @@ def test_a_stop_ends_a_job_once_that_is_accepted_meanwhile(
         if report.ended == "again":
             task_runner.deliver("runs.report", **report.kwargs)
 
-    # Then the backend is told once
+    # Then the backend is reported once
     assert [patch["status"] for patch in backend.patches] == [JobStatus.STOPPED]
     assert services.runs.store.is_reported("42")
 
@@ -254,7 +254,7 @@ def test_a_stop_is_redone_when_the_lock_of_a_dead_worker_ends(
     services.redis.delete(key)
     task_runner.deliver("stop", **again.kwargs)
 
-    # Then the backend is told
+    # Then the backend is reported
     assert [patch["status"] for patch in backend.patches] == [JobStatus.STOPPED]
 
 

@@ -151,14 +151,14 @@ def test_a_rejected_job_is_not_opened_before_the_backend_knows(
     task_runner: TaskRunner, backend: Backend, redis: FakeRedis
 ) -> None:
     # Given a backend that has the end before we know that it has
-    backend.when_patched = lambda: refused_early.append(DeadLetters(redis).replay("42"))
-    refused_early: list[bool] = []
+    backend.when_patched = lambda: rejected_early.append(DeadLetters(redis).replay("42"))
+    rejected_early: list[bool] = []
 
     # When somebody who sees it replays the letter at once
     task_runner.deliver("runs.refuse_job", job="42", reason="x")
 
-    # Then that is refused for a moment: the run would be ended as one that came before the refusal
-    assert refused_early == [False]
+    # Then that is refused for a moment: the run would be ended as one that came before the rejection
+    assert rejected_early == [False]
     assert DeadLetters(redis).replay("42")
 
 

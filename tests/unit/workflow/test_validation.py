@@ -45,7 +45,7 @@ def test_the_arguments_of_a_step_are_taken(step: Any, kwargs: dict[str, Any]) ->
         (poll, {"room": ":1:digits@1.0.0", "generation": 1, "job": "1"}, "job: Extra inputs"),
     ],
 )
-def test_others_are_refused_with_a_reason_that_shows_none_of_them(
+def test_other_arguments_are_rejected_without_showing_them(
     step: Any, kwargs: dict[str, Any], reason: str
 ) -> None:
     model = arguments_of(step)
@@ -55,12 +55,12 @@ def test_others_are_refused_with_a_reason_that_shows_none_of_them(
     assert "a/b" not in str(caught.value)
 
 
-def test_arguments_without_names_are_refused() -> None:
+def test_arguments_without_names_are_rejected() -> None:
     model = arguments_of(chunk_step)
     assert model is not None
     with pytest.raises(RejectedMessageError, match="by name"):
         parse_message(model, ("1", 0), {})
 
 
-def test_a_door_takes_what_comes() -> None:
+def test_an_entry_task_accepts_any_arguments() -> None:
     assert arguments_of(task_runner) is None

@@ -1,4 +1,4 @@
-"""Says what it is told, and who says it."""
+"""Says what it is given, and who says it."""
 
 from worker.actions import BaseDeploymentAction, BaseServeDeployment, ToTaskAction
 

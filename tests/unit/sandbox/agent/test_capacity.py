@@ -30,7 +30,7 @@ def node(name: str = "a", used: dict[str, float] | None = None, **total: float) 
         ({"CPU": 1.0}, 1, [], 0),
     ],
 )
-def test_each_replica_needs_one_node_with_room(
+def test_each_replica_needs_one_node_with_capacity(
     each: dict[str, float], replicas: int, nodes: list[Node], fit: int
 ) -> None:
     assert count_placeable(Demand(replicas, each), nodes) == fit

@@ -1,4 +1,4 @@
-"""What logs, task events and `inspect` show of a message."""
+"""What is published, and what logs and monitors show of it."""
 
 import json
 from typing import Any
@@ -8,6 +8,7 @@ import pytest
 from celery import Celery
 from celery.utils.imports import symbol_by_name
 from kombu import Connection
+from kombu.exceptions import OperationalError
 
 from worker.runs.model import Step
 from worker.runs.publisher import CeleryPublisher, visible_arguments
@@ -43,11 +44,18 @@ def bare(app: Celery) -> Any:
     return received(app, "quiet")
 
 
+class BrokenApp:
+    """What kombu does when its connection breaks under another thread's hands."""
+
+    def send_task(self, *_: Any, **__: Any) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'client'")
+
+
 def test_bare_message_shows_job_and_plugin_only(bare: Any) -> None:
     assert (bare.argsrepr, bare.kwargsrepr) == ("()", "{'job': 42, 'plugin': 'digits@1.0.0'}")
 
 
-def test_running_task_sees_the_quiet_representation_too(bare: Any) -> None:
+def test_running_task_sees_the_redacted_arguments_too(bare: Any) -> None:
     assert SECRET not in str(
         {key: value for key, value in bare.request_dict.items() if key not in {"args", "kwargs"}}
     )
@@ -94,3 +102,10 @@ def test_step_without_countdown_has_no_eta(app: Celery) -> None:
 )
 def test_only_job_plugin_and_action_are_shown(kwargs: Any, expected: dict[str, Any]) -> None:
     assert visible_arguments(kwargs) == expected
+
+
+def test_whatever_breaks_while_publishing_is_the_brokers_error() -> None:
+    publisher: Any = CeleryPublisher(BrokenApp())  # type: ignore[arg-type]
+
+    with pytest.raises(OperationalError, match="AttributeError"):
+        publisher.publish(Step("to_task.prepare", position=20), "to_task", {"job": "1"})

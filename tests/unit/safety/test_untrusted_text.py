@@ -90,7 +90,7 @@ def test_only_the_own_secrets_of_a_value_are_masked() -> None:
 
 
 @pytest.mark.parametrize("text", ["caf\udce9.json", "\ud800", "ok \udfff\ud800"])
-def test_half_a_character_can_be_told(text: str, redis: Any) -> None:
+def test_half_a_character_can_be_reported(text: str, redis: Any) -> None:
     assert clean(text).encode()
     assert redact(text).encode()
     DeadLetters(redis).add(text, [[], {text: text}], text)
@@ -138,8 +138,8 @@ def test_a_secret_that_is_cut_through_shows_no_beginning_of_itself(left: int) ->
     line = f"{'-' * (1024 - len(mark.encode()) - left)}{OURS}".ljust(5000 + len(OURS), "-")
     text = f"{'-' * (MAX_MESSAGE_CHARS - left - 1)} {OURS} and more"
 
-    # When they are told
-    told = [
+    # When they are shown
+    shown = [
         str(error_of(Answer(500, {}, body))),
         redact(cut(line, 1024)),
         describe_error(ValueError(text), Path("/nowhere"))["message"],
@@ -147,7 +147,7 @@ def test_a_secret_that_is_cut_through_shows_no_beginning_of_itself(left: int) ->
 
     # Then nothing of it is
     assert cut(line, 1024).endswith(mark)
-    assert [each for each in told if "hush" in each] == []
+    assert [each for each in shown if "hush" in each] == []
 
 
 def test_the_end_of_a_text_that_is_no_secrets_beginning_is_left() -> None:

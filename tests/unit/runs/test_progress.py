@@ -1,12 +1,9 @@
 """Progress to the letter of the platform's API."""
 
-import json
-from typing import Any
-
 import pytest
 from fakeredis import FakeRedis
 
-from shared.channels import events_channel, job_key
+from shared.channels import job_key
 from shared.messages import DeployMessage, ToTaskMessage
 from tests.unit.conftest import Clock
 from worker.runs.model import Run
@@ -135,29 +132,6 @@ def test_public_record_shows_overall(runs: Runs, run: Run, redis: FakeRedis) -> 
     runs.set_progress(run, "deploy", 50)
 
     assert float(redis.hget(job_key("42"), "overall") or 0) == 47.5
-
-
-def test_listeners_hear_what_changes(runs: Runs, run: Run, redis: FakeRedis) -> None:
-    pubsub = redis.pubsub()
-    pubsub.subscribe(events_channel("42"))
-    runs.mark_running(run)
-    runs.set_progress(run, "deploy", 50)
-    runs.set_progress(run, "deploy", 50)
-    runs.set_metrics(run, "deploy", replicas=2)
-    runs.events.message("42", "hello", step="deploy")
-
-    heard: list[dict[str, Any]] = []
-    while (message := pubsub.get_message()) is not None:
-        if message["type"] == "message":
-            heard.append(json.loads(message["data"]))
-    pubsub.close()
-
-    assert heard == [
-        {"type": "state", "status": "RUNNING"},
-        {"type": "progress", "step": "deploy", "percent": 50, "overall": 47.5},
-        {"type": "metrics", "step": "deploy", "metrics": {"replicas": 2}},
-        {"type": "message", "level": "info", "step": "deploy", "content": "hello"},
-    ]
 
 
 def test_public_record_shows_overall_as_it_was_reported(runs: Runs, run: Run, redis: FakeRedis) -> None:

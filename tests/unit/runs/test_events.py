@@ -1,0 +1,106 @@
+"""Messages for users: in order, masked, each sent at most once."""
+
+import pytest
+from fakeredis import FakeRedis
+
+from shared.messages import DeployMessage
+from shared.statuses import JobStatus
+from tests.harness.in_process_worker import RecordingPublisher
+from tests.unit.runs.runs_helpers import finals
+from worker.platform import (
+    ClientConnectionError,
+    ClientTimeoutError,
+)
+from worker.runs.keys import messages_key
+from worker.runs.model import End, Run
+from worker.runs.reporter import report_run
+from worker.runs.runs import Runs
+from worker.testing import FakeBackend
+
+
+def test_messages_are_sent_in_order_before_the_end(runs: Runs, run: Run, backend: FakeBackend) -> None:
+    for number in range(250):
+        runs.events.message("42", str(number), step="deploy")
+    runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
+    sent_before_the_end: list[str] = []
+    backend.after_patch = lambda: sent_before_the_end.extend(e["data"]["content"] for e in backend.logs)
+
+    report_run("42", runs, backend)
+
+    assert sent_before_the_end == [str(number) for number in range(250)]
+    assert len(backend.logs) == 250
+
+
+def test_message_is_an_entry_to_the_letter(runs: Runs, run: Run, backend: FakeBackend) -> None:
+    runs.events.message("42", "half", step="deploy", level="warning")
+
+    report_run("42", runs, backend)
+
+    entry = backend.logs[0]
+    assert {key: entry[key] for key in entry.keys() - {"datetime"}} == {
+        "event": "message",
+        "data": {"content": "half"},
+        "job": 42,
+        "step": "deploy",
+        "level": "warning",
+    }
+
+
+def test_message_of_an_unknown_run_is_not_kept(
+    runs: Runs, redis: FakeRedis, publisher: RecordingPublisher
+) -> None:
+    runs.events.message("nobody", "hello")
+
+    assert redis.keys("*") == []
+    assert publisher.published == []
+
+
+def test_message_gets_a_report_of_its_own(runs: Runs, run: Run, publisher: RecordingPublisher) -> None:
+    runs.events.message("42", "hello")
+
+    assert len(publisher.of("runs.report")) == 1
+
+
+def test_messages_that_were_not_delivered_keep_their_order(
+    runs: Runs, run: Run, backend: FakeBackend
+) -> None:
+    for text in ("one", "two"):
+        runs.events.message("42", text)
+    backend.faults.fail("create_logs", ClientConnectionError())
+    with pytest.raises(ClientConnectionError):
+        report_run("42", runs, backend)
+    runs.events.message("42", "three")
+    backend.faults.recover("create_logs")
+
+    report_run("42", runs, backend)
+
+    assert [entry["data"]["content"] for entry in backend.logs] == ["one", "two", "three"]
+
+
+def test_message_whose_answer_was_lost_is_not_sent_twice(runs: Runs, run: Run, backend: FakeBackend) -> None:
+    runs.events.message("42", "one")
+    backend.faults.fail("create_logs", ClientTimeoutError())
+
+    report_run("42", runs, backend)
+    backend.faults.recover("create_logs")
+    runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+    report_run("42", runs, backend)
+
+    assert backend.faults.calls["create_logs"] == 1
+    assert len(finals(backend)) == 1
+
+
+def test_secret_in_a_message_is_masked(runs: Runs, run: Run, backend: FakeBackend, redis: FakeRedis) -> None:
+    runs.events.message("42", "Authorization: Token 0123456789abcdef")
+
+    assert "0123456789abcdef" not in str(redis.lrange(messages_key("42"), 0, -1))
+
+
+def test_text_ids_stay_text_in_log_entries(runs: Runs, backend: FakeBackend) -> None:
+    message = DeployMessage.model_validate({"job": "007", "plugin": "a@1", "agent": 1})
+    runs.store.accept(message, "deploy")
+    runs.events.message("007", "hello")
+
+    report_run("007", runs, backend)
+
+    assert backend.logs[0]["job"] == "007"

@@ -1,0 +1,191 @@
+"""Reports are published once, listeners are notified, and overdue runs are recovered."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fakeredis import FakeRedis
+from kombu.exceptions import OperationalError
+
+from shared.channels import events_channel
+from shared.statuses import JobStatus
+from tests.harness.in_process_worker import RecordingPublisher
+from tests.unit.conftest import Clock
+from tests.unit.runs.runs_helpers import DEPLOY, FIRST
+from worker.runs.keys import HEARTBEATS_KEY
+from worker.runs.model import End, Run
+from worker.runs.reporter import report_run
+from worker.runs.runs import Runs, recover_run
+from worker.testing import FakeBackend
+
+SPREAD = DEPLOY.step("to_task.spread", 20, queue="annotate")
+
+
+Eventually = Callable[[Callable[[], object]], None]
+
+
+def test_lock_is_shorter_than_the_visibility_timeout(runs: Runs) -> None:
+    assert runs.timing.lock_seconds < runs.timing.visibility_timeout < runs.timing.heartbeat_grace_seconds
+
+
+def test_run_that_never_began_gets_its_first_step(
+    runs: Runs, run: Run, publisher: RecordingPublisher
+) -> None:
+    recover_run("42", runs)
+
+    assert [(sent.name, sent.queue) for sent in publisher.published] == [("deploy.initialize", "deploy")]
+
+
+def test_run_gets_the_step_at_which_it_stands(runs: Runs, run: Run, publisher: RecordingPublisher) -> None:
+    runs.store.claim_step("42", FIRST, "", "me", 5, 0, False)
+    runs.generations.advance("42", FIRST.name, 0)
+
+    recover_run("42", runs)
+
+    assert [(sent.name, sent.kwargs) for sent in publisher.published] == [
+        ("deploy.first", {"job": "42", "generation": 1})
+    ]
+
+
+def test_step_with_a_queue_of_its_own_is_recovered_there(
+    runs: Runs, run: Run, publisher: RecordingPublisher
+) -> None:
+    runs.store.claim_step("42", SPREAD, "", "me", 5, 0, False)
+
+    recover_run("42", runs)
+
+    assert publisher.published[0].queue == "annotate"
+
+
+def test_ended_run_gets_its_report(runs: Runs, run: Run, publisher: RecordingPublisher) -> None:
+    runs.store.finish("42", End(JobStatus.FAILED, {}))
+
+    recover_run("42", runs)
+
+    assert [sent.name for sent in publisher.published] == ["runs.report"]
+
+
+def test_reports_of_an_ended_run_are_recovered_later_each_time(
+    runs: Runs, run: Run, publisher: RecordingPublisher, clock: Clock
+) -> None:
+    runs.finish("42", End(JobStatus.FAILED, {}))
+    for _ in range(60):
+        clock.forward(runs.timing.heartbeat_grace_seconds)
+        for _member in runs.heartbeats.overdue():
+            recover_run("42", runs)
+
+    assert len(publisher.of("runs.report")) < 10
+
+
+def test_reported_run_has_no_heartbeat(
+    runs: Runs, run: Run, publisher: RecordingPublisher, redis: FakeRedis
+) -> None:
+    runs.store.finish("42", End(JobStatus.FAILED, {}))
+    runs.store.mark_reported("42")
+    runs.heartbeats.schedule("run:42")
+
+    recover_run("42", runs)
+
+    assert publisher.published == []
+    assert redis.zcard(HEARTBEATS_KEY) == 0
+
+
+def test_unknown_run_has_no_heartbeat(runs: Runs, redis: FakeRedis, publisher: RecordingPublisher) -> None:
+    runs.heartbeats.schedule("run:nobody")
+
+    recover_run("nobody", runs)
+
+    assert redis.zcard(HEARTBEATS_KEY) == 0
+
+
+def test_listeners_get_what_changes(runs: Runs, run: Run, redis: FakeRedis) -> None:
+    pubsub = redis.pubsub()
+    pubsub.subscribe(events_channel("42"))
+    runs.mark_running(run)
+    runs.set_progress(run, "deploy", 50)
+    runs.set_progress(run, "deploy", 50)
+    runs.set_metrics(run, "deploy", replicas=2)
+    runs.events.message("42", "hello", step="deploy")
+
+    heard: list[dict[str, Any]] = []
+    while (message := pubsub.get_message()) is not None:
+        if message["type"] == "message":
+            heard.append(json.loads(message["data"]))
+    pubsub.close()
+
+    assert heard == [
+        {"type": "state", "status": "RUNNING"},
+        {"type": "progress", "step": "deploy", "percent": 50, "overall": 47.5},
+        {"type": "metrics", "step": "deploy", "metrics": {"replicas": 2}},
+        {"type": "message", "level": "info", "step": "deploy", "content": "hello"},
+    ]
+
+
+def test_many_changes_are_one_message_and_one_patch(
+    runs: Runs, run: Run, backend: FakeBackend, publisher: RecordingPublisher
+) -> None:
+    runs.mark_running(run)
+    for percent in range(1, 100):
+        runs.set_progress(run, "deploy", percent)
+
+    report_run("42", runs, backend)
+
+    assert len(publisher.of("runs.report")) == 1
+    assert [
+        patch["progress_record"]["record"]["steps"]["deploy"]["percent"] for patch in backend.patches
+    ] == [99]
+
+
+def test_change_after_the_reporting_ended_publishes_the_next(
+    runs: Runs, run: Run, backend: FakeBackend, publisher: RecordingPublisher
+) -> None:
+    runs.mark_running(run)
+    report_run("42", runs, backend)
+
+    runs.set_progress(run, "deploy", 10)
+
+    assert len(publisher.of("runs.report")) == 2
+
+
+def test_report_that_got_lost_is_published_again_after_a_while(
+    runs: Runs, run: Run, publisher: RecordingPublisher, clock: Clock
+) -> None:
+    runs.mark_running(run)
+    clock.forward(runs.timing.heartbeat_grace_seconds + 1)
+
+    runs.set_progress(run, "deploy", 10)
+
+    assert len(publisher.of("runs.report")) == 2
+
+
+def test_reported_run_is_no_longer_overdue(runs: Runs, run: Run, backend: FakeBackend) -> None:
+    runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+    report_run("42", runs, backend)
+
+    assert runs.redis.zcard("synapse:live") == 0
+
+
+def test_late_messages_of_an_ended_run_send_no_further_reports(
+    runs: Runs, run: Run, publisher: RecordingPublisher
+) -> None:
+    runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
+    sent = len(publisher.of("runs.report"))
+
+    runs.ensure_end_reported("42")
+    runs.ensure_end_reported("42")
+
+    assert len(publisher.of("runs.report")) == sent
+
+
+def test_unpublished_report_is_published_by_the_next_message(
+    runs: Runs, run: Run, publisher: RecordingPublisher
+) -> None:
+    publisher.broken = True
+    with pytest.raises(OperationalError):
+        runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
+    publisher.broken = False
+
+    runs.ensure_end_reported("42")
+
+    assert len(publisher.of("runs.report")) == 1

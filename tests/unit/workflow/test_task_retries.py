@@ -1,0 +1,249 @@
+"""Polls, and steps that are retried or end their run."""
+
+from typing import Any
+
+import pytest
+from fakeredis import FakeRedis
+from kombu.exceptions import OperationalError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from shared.statuses import JobStatus
+from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
+from tests.unit.runs.runs_helpers import FIRST, SECOND, VISIBILITY_TIMEOUT, StepCalls, deliver
+from worker.platform import RateLimitError, register_secrets
+from worker.runs.model import (
+    Continue,
+    End,
+    Finish,
+    Reschedule,
+    Run,
+    RunFailedError,
+    Suspend,
+)
+from worker.runs.runs import Runs, Timing
+from worker.workflow.task import MAX_USER_MESSAGE_CHARS, user_message
+
+
+def test_poll_is_retried_with_the_next_generation(worker: InProcessWorker, run: Run) -> None:
+    delivery = deliver(worker, FIRST, StepCalls(Reschedule(0.5)))
+
+    assert (delivery.ended, delivery.countdown) == ("retried", 0.5)
+    assert delivery.kwargs["generation"] == 1
+
+
+def test_copy_of_an_older_poll_is_dropped(worker: InProcessWorker, run: Run) -> None:
+    second = deliver(worker, FIRST, StepCalls(Reschedule(0.5)))
+    calls = StepCalls()
+
+    copy = deliver(worker, FIRST, calls)
+
+    assert (copy.ended, calls) == ("acknowledged", [])
+    assert deliver(worker, FIRST, calls, kwargs=second.kwargs).ended == "acknowledged"
+    assert len(calls) == 1
+
+
+def test_redelivered_poll_publishes_its_unpublished_successor(
+    worker: InProcessWorker, run: Run, runs: Runs
+) -> None:
+    deliver(worker, FIRST)
+    runs.generations.advance("42", FIRST.name, 0)  # and here its worker died
+    calls = StepCalls()
+
+    delivery = deliver(worker, FIRST, calls, redelivered=True)
+
+    assert calls == []
+    assert delivery.ended == "retried"
+    assert delivery.kwargs["generation"] == 1
+
+
+def test_redelivered_poll_ends_when_its_successor_has_begun(worker: InProcessWorker, run: Run) -> None:
+    second = deliver(worker, FIRST, StepCalls(Reschedule(0.5)))
+    deliver(worker, FIRST, StepCalls(Reschedule(0.5)), kwargs=second.kwargs)
+
+    # Generation 2 is announced and waits; generation 0 comes once more.
+    third = deliver(worker, FIRST, redelivered=True)
+
+    assert third.ended in {"acknowledged", "retried"}
+    if third.ended == "retried":  # Nobody can know that 2 was published; its copy must not multiply.
+        calls = StepCalls(Reschedule(0.5))
+        deliver(worker, FIRST, calls, kwargs={"job": "42", "generation": 2})
+        copy = deliver(worker, FIRST, calls, kwargs=third.kwargs)
+        assert (copy.ended, len(calls)) == ("acknowledged", 1)
+
+
+def test_poll_goes_on_when_the_answer_of_its_advance_is_lost(
+    worker: InProcessWorker, run: Run, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announce = runs.generations.advance
+
+    def lost(*args: Any) -> int:
+        announce(*args)
+        raise RedisConnectionError("the answer was lost")
+
+    monkeypatch.setattr(runs.generations, "advance", lost)
+    delivery = deliver(worker, FIRST, StepCalls(Reschedule(0.5)))
+    monkeypatch.undo()
+
+    generations = []
+    while delivery.ended == "retried" and len(generations) < 5:
+        delivery = deliver(
+            worker, FIRST, lambda run: generations.append(run.generation) or Suspend(), kwargs=delivery.kwargs
+        )
+
+    assert generations == [1]
+
+
+def test_countdown_of_a_poll_has_a_maximum(worker: InProcessWorker, run: Run) -> None:
+    assert deliver(worker, FIRST, StepCalls(Reschedule(3600))).countdown == VISIBILITY_TIMEOUT / 2
+
+
+def test_countdown_of_a_successor_has_a_maximum(
+    worker: InProcessWorker, run: Run, publisher: RecordingPublisher
+) -> None:
+    deliver(worker, FIRST, StepCalls(Continue(SECOND, countdown=3600)))
+
+    assert publisher.published[0].countdown == VISIBILITY_TIMEOUT / 2
+
+
+def test_poll_that_succeeded_counts_its_attempts_anew(worker: InProcessWorker, run: Run) -> None:
+    delivery = deliver(worker, FIRST, StepCalls(Reschedule(1)), kwargs={"job": "42", "attempt": 9})
+
+    assert delivery.kwargs["attempt"] == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RunFailedError("No tasks found to annotate"), "No tasks found to annotate"),
+        (RuntimeError("Serve deploy denied"), "Serve deploy denied"),
+        (KeyError("model"), "KeyError: 'model'"),
+        (ValueError(), "ValueError"),
+        (RuntimeError(), "RuntimeError"),
+    ],
+)
+def test_exception_ends_the_run_failed(
+    worker: InProcessWorker, run: Run, runs: Runs, error: Exception, message: str
+) -> None:
+    delivery = deliver(worker, FIRST, StepCalls(error))
+
+    assert delivery.ended == "acknowledged"
+    assert runs.store.load("42").end == End(JobStatus.FAILED, {"error": message})
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError])
+def test_exceptions_text_without_end_is_cut(kind: type[Exception]) -> None:
+    text = user_message(kind("y" * 1_000_000))
+
+    assert (len(text), text[-2:]) == (MAX_USER_MESSAGE_CHARS, "y…")
+
+
+def test_exceptions_text_is_cleaned(worker: InProcessWorker, run: Run, runs: Runs) -> None:
+    register_secrets(["hush-hush-hush"])
+    error = RuntimeError("call of https://x.example/a?token=abc failed: hush-hush-hush\nnext line")
+
+    deliver(worker, FIRST, StepCalls(error))
+
+    end = runs.store.load("42").end
+    assert end is not None
+    assert "hush" not in end.error
+    assert "x.example" not in end.error
+    assert "\n" not in end.error
+
+
+def test_unavailable_dependency_delays_the_step_more_each_time(
+    worker: InProcessWorker, run: Run, runs: Runs
+) -> None:
+    kwargs: dict[str, Any] = {"job": "42"}
+    countdowns = []
+    for _ in range(7):
+        delivery = deliver(worker, FIRST, StepCalls(RateLimitError("away")), kwargs=kwargs)
+        assert delivery.ended == "retried"
+        countdowns.append(delivery.countdown)
+        kwargs = delivery.kwargs
+
+    assert countdowns == [1, 2, 4, 8, 16, 30, 30]
+    assert runs.store.load("42").end is None
+
+
+@pytest.mark.parametrize("visibility_timeout", [10.0, 60.0])
+def test_dependency_unavailable_for_an_hour_ends_the_run(
+    redis: FakeRedis, publisher: RecordingPublisher, run: Run, visibility_timeout: float
+) -> None:
+    runs = Runs(redis, publisher, Timing(visibility_timeout))
+    worker = InProcessWorker(runs)
+    kwargs: dict[str, Any] = {"job": "42"}
+    waited = 0.0
+    while (delivery := deliver(worker, FIRST, StepCalls(RateLimitError("away")), kwargs=kwargs)).countdown:
+        waited += delivery.countdown
+        kwargs = delivery.kwargs
+
+    assert 3000 < waited < 4000
+    assert runs.store.load("42").end == End(JobStatus.FAILED, {"error": "RateLimitError: away"})
+
+
+@pytest.mark.parametrize("error", [RedisConnectionError("away"), OperationalError("away")])
+def test_unavailable_infrastructure_does_not_end_the_run(
+    worker: InProcessWorker, run: Run, runs: Runs, error: Exception
+) -> None:
+    delivery = deliver(worker, FIRST, StepCalls(error))
+
+    assert (delivery.ended, delivery.countdown) == ("retried", 1.0)
+    assert runs.store.load("42").end is None
+
+
+def test_step_with_an_unpublished_successor_is_retried(
+    worker: InProcessWorker, run: Run, publisher: RecordingPublisher
+) -> None:
+    publisher.broken = True
+
+    assert deliver(worker, FIRST, StepCalls(Continue(SECOND))).ended == "retried"
+
+
+def test_message_whose_retry_is_not_published_is_requeued(worker: InProcessWorker, run: Run) -> None:
+    worker.broker_is_broken = True
+
+    assert deliver(worker, FIRST, StepCalls(Reschedule(1))).ended == "requeued"
+
+
+def test_message_is_requeued_when_redis_is_unavailable_too(
+    worker: InProcessWorker, run: Run, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*args: Any) -> Any:
+        raise RedisConnectionError("away")
+
+    monkeypatch.setattr(runs.store, "claim_step", away)
+    worker.broker_is_broken = True
+
+    assert deliver(worker, FIRST).ended == "requeued"
+
+
+def test_unpublished_end_is_reported_by_the_next_delivery(
+    worker: InProcessWorker, run: Run, runs: Runs, publisher: RecordingPublisher
+) -> None:
+    publisher.broken = True
+    delivery = deliver(worker, FIRST, StepCalls(Finish(JobStatus.SUCCEEDED, {"a": 1})))
+    assert delivery.ended == "retried"
+
+    publisher.broken = False
+    deliver(worker, FIRST, kwargs=delivery.kwargs)
+
+    assert len(publisher.of("runs.report")) == 1
+
+
+def test_copies_made_while_a_dependency_hung_do_not_multiply(worker: InProcessWorker, run: Run) -> None:
+    # Given a step that hung for so long that a copy of its message was delivered, and waits for the lock
+    away = StepCalls(RateLimitError())
+    first = deliver(worker, FIRST, away)
+    copy = deliver(worker, FIRST, away, kwargs={"job": "42", "redelivered": True})
+    assert (first.ended, copy.ended, len(away)) == ("retried", "retried", 1)
+
+    # When the step goes on to wait for its dependency
+    second = deliver(worker, FIRST, away, kwargs=first.kwargs)
+    copy = deliver(worker, FIRST, away, kwargs=copy.kwargs)
+
+    # Then the copy is gone, and the step is not
+    assert (copy.ended, len(away)) == ("acknowledged", 2)
+    calls = StepCalls()
+    assert deliver(worker, FIRST, calls, kwargs=second.kwargs).ended == "acknowledged"
+    assert len(calls) == 1
+    assert second.kwargs["attempt"] == 2
