@@ -17,7 +17,7 @@ import httpx
 
 from shared.messages import JsonObject
 from worker.platform import BackendClient, clean
-from worker.platform.transport import wire_error
+from worker.platform.transport import transport_error
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 READ_TIMEOUT_SECONDS = 60.0
@@ -134,7 +134,7 @@ def _download(url: str, archive: Path) -> None:
                 return
             reason = f"{answer.status_code} {answer.reason_phrase}"
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        reason = str(wire_error(error))
+        reason = str(transport_error(error))
     # Raised outside of the except block, because an error of httpx holds the address.
     raise ModelFileError(clean(f"the model's file cannot be fetched: {reason}"))
 

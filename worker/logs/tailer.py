@@ -195,8 +195,8 @@ class LogTailer:
             # agent left the connection open.
             if not (self._final_status and self._buffer.read_position) or self._lines_to_skip:
                 raise
-        if self._final_status and tail.rest is not None:
-            await self._put_new_lines([tail.rest])
+        if self._final_status and tail.partial_line is not None:
+            await self._put_new_lines([tail.partial_line])
         if not await self._buffer.flush():
             return None
         if self._final_status or tail.completed:

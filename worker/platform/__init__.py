@@ -1,4 +1,4 @@
-"""The outside world of the worker: clients of the backend and of the agents, their errors, and redaction."""
+"""Clients of the platform's HTTP services, the backend and the agents; their errors; redaction of secrets."""
 
 from worker.platform.agent import AgentClient
 from worker.platform.async_backend import AsyncBackendClient
@@ -15,9 +15,9 @@ from worker.platform.errors import (
     NotFoundError,
     RateLimitError,
     ServerError,
-    StrayLinkError,
     StreamError,
     StreamLimitExceededError,
+    UntrustedLinkError,
     ValidationError,
     WebSocketError,
     clean_exception,
@@ -28,14 +28,15 @@ from worker.platform.ray_client import RayClientMixin
 from worker.platform.redaction import (
     clean,
     clean_value,
-    holds_secret,
-    mask_cut,
+    contains_secret,
+    mask_partial_secret,
     mask_secrets,
     redact,
     redact_event,
     register_secrets,
     register_settings,
 )
+from worker.platform.requests import Json, JsonObject
 from worker.platform.responses import RetryPolicy
 from worker.platform.streams import AsyncLogTail, StreamLimits, StreamProtocol
 
@@ -47,6 +48,8 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "AgentClient",
     "RayClientMixin",
     "RetryPolicy",
+    "Json",
+    "JsonObject",
     # logs
     "StreamLimits",
     "StreamProtocol",
@@ -63,7 +66,7 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "RateLimitError",
     "ServerError",
     "MalformedResponseError",
-    "StrayLinkError",
+    "UntrustedLinkError",
     "StreamError",
     "StreamLimitExceededError",
     "WebSocketError",
@@ -72,8 +75,8 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     # secrets
     "register_secrets",
     "register_settings",
-    "holds_secret",
-    "mask_cut",
+    "contains_secret",
+    "mask_partial_secret",
     "mask_secrets",
     "redact",
     "redact_event",

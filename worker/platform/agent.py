@@ -1,8 +1,6 @@
-"""The agent's calls, one function each (the table of the platform's API)."""
+"""The client of an agent, the platform's HTTP service in front of a Ray cluster."""
 
-import re
 from collections.abc import Mapping
-from typing import Any
 
 import httpx
 
@@ -10,110 +8,13 @@ from worker.platform.client import BaseClient
 from worker.platform.errors import MalformedResponseError
 from worker.platform.ray_client import RayClientMixin
 from worker.platform.redaction import register_secrets
-from worker.platform.requests import Request, path_id, query_pairs
+from worker.platform.requests import Json, JsonObject, Request, encode_query
 from worker.platform.responses import RetryPolicy
 from worker.platform.streams import StreamLimits
 
-_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_APPLICATION = re.compile(r"[A-Za-z0-9_@.-]{1,100}")
-
-
-def health() -> Request:
-    """`GET health/`"""
-    return Request("GET", "health/", repeatable=True, expect="none")
-
-
-def get_job(job: str) -> Request:
-    """`GET jobs/{id}/`: a Ray job."""
-    return _get(f"jobs/{path_id(job, 'job id', _ID)}/")
-
-
-def list_jobs() -> Request:
-    """`GET jobs/`"""
-    return _list("jobs/")
-
-
-def get_job_logs(job: str) -> Request:
-    """`GET jobs/{id}/logs/`: all of the log so far, as text."""
-    return Request("GET", f"jobs/{path_id(job, 'job id', _ID)}/logs/", repeatable=True, expect="text")
-
-
-def stop_job(job: str) -> Request:
-    """`POST jobs/{id}/stop/`"""
-    return Request("POST", f"jobs/{path_id(job, 'job id', _ID)}/stop/")
-
-
-def get_node(node: str) -> Request:
-    """`GET nodes/{id}/`"""
-    return _get(f"nodes/{path_id(node, 'node id', _ID)}/")
-
-
-def list_nodes() -> Request:
-    """`GET nodes/`"""
-    return _list("nodes/")
-
-
-def get_task(task: str) -> Request:
-    """`GET tasks/{id}/`: a Ray task."""
-    return _get(f"tasks/{path_id(task, 'task id', _ID)}/")
-
-
-def list_tasks() -> Request:
-    """`GET tasks/`"""
-    return _list("tasks/")
-
-
-def get_serve_application(name: str) -> Request:
-    """`GET serve_applications/{name}/`"""
-    return _get(f"serve_applications/{path_id(name, 'application name', _APPLICATION)}/")
-
-
-def list_serve_applications() -> Request:
-    """`GET serve_applications/`"""
-    return _list("serve_applications/")
-
-
-def delete_serve_application(name: str) -> Request:
-    """`DELETE serve_applications/{name}/`"""
-    path = f"serve_applications/{path_id(name, 'application name', _APPLICATION)}/"
-    return Request("DELETE", path, expect="none")
-
-
-def check_feasibility(asked: Mapping[str, Any]) -> Request:
-    """`POST resources/feasibility/`. Sent once: the gate's answer is wanted now or not at all."""
-    return Request("POST", "resources/feasibility/", json=dict(asked))
-
-
-def get_cluster_resources(use_cache: bool) -> Request:
-    """`GET resources/cluster/`"""
-    return Request("GET", "resources/cluster/", query_pairs({"use_cache": use_cache}), repeatable=True)
-
-
-def get_policy() -> Request:
-    """`GET resources/policy/`"""
-    return _get("resources/policy/")
-
-
-def update_policy(limits: Mapping[str, Any]) -> Request:
-    """`PATCH resources/policy/`"""
-    return Request("PATCH", "resources/policy/", json=dict(limits))
-
-
-def gpu_status() -> Request:
-    """`GET gpu_status/`"""
-    return _get("gpu_status/")
-
-
-def _get(path: str) -> Request:
-    return Request("GET", path, repeatable=True)
-
-
-def _list(path: str) -> Request:
-    return Request("GET", path, repeatable=True, expect="list")
-
 
 class AgentClient(RayClientMixin, BaseClient):
-    """The agent at `base_url`, as the owner of `agent_token`, on behalf of a user where one is named."""
+    """The agent of one Ray cluster; its calls and headers are those of platform-api."""
 
     def __init__(
         self,
@@ -127,6 +28,21 @@ class AgentClient(RayClientMixin, BaseClient):
         retries: RetryPolicy | None = None,
         stream_limits: StreamLimits | None = None,
     ) -> None:
+        """Connect to nothing yet; mask the tokens in this process from now on.
+
+        Args:
+            base_url: `http(s)://host[:port][/path]`.
+            agent_token: The agent's own token.
+            user_token: The token of the user on whose behalf the calls are made.
+            tenant: The user's tenant.
+            timeout: Seconds, as in `BaseClient`.
+            transport: Replaces the network in tests. Logs that are followed do not use it.
+            retries: How often a request that may be sent again is sent.
+            stream_limits: Limits of every log that is followed.
+
+        Raises:
+            ValueError: An argument is unusable; the message does not show its value.
+        """
         register_secrets(token for token in (agent_token, user_token) if token)
         headers = {"Authorization": agent_token}
         if user_token:
@@ -143,8 +59,12 @@ class AgentClient(RayClientMixin, BaseClient):
         )
 
     def health(self) -> None:
-        """Return when the agent is well, raise when it is not."""
-        self._send(health())
+        """Check that the agent is healthy.
+
+        Raises:
+            ClientError: It is not, or cannot be reached.
+        """
+        self._send(Request("GET", "health/", retryable=True, expect="none"))
 
     def check_feasibility(
         self,
@@ -153,10 +73,26 @@ class AgentClient(RayClientMixin, BaseClient):
         num_gpus: float = 0.0,
         memory_bytes: int | None = None,
         replicas: int = 1,
-        metadata: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Ask once whether the cluster has room: `{"allowed": bool, "reasons": [...]}` and more."""
-        asked = {
+        metadata: Mapping[str, Json] | None = None,
+    ) -> JsonObject:
+        """Ask whether the cluster has the capacity. The request is sent once (the contract, on the gate).
+
+        Args:
+            kind: "serve", "job" or "task".
+            num_cpus: CPUs of one replica.
+            num_gpus: GPUs of one replica.
+            memory_bytes: Memory of one replica.
+            replicas: Number of replicas.
+            metadata: `plugin_code` and `agent`.
+
+        Returns:
+            `{"allowed": bool, "reasons": [...]}` and more.
+
+        Raises:
+            ClientError: The call failed.
+            MalformedResponseError: The response says neither yes nor no.
+        """
+        body = {
             "kind": kind,
             "num_cpus": num_cpus,
             "num_gpus": num_gpus,
@@ -164,24 +100,60 @@ class AgentClient(RayClientMixin, BaseClient):
             "replicas": replicas,
             "metadata": dict(metadata or {}),
         }
-        verdict: dict[str, Any] = {"reasons": [], **self._object(check_feasibility(asked))}
-        # Anything but a real yes or no must not open the gate, nor close it with a wrong reason.
+        response = self._send_for_object(Request("POST", "resources/feasibility/", json=body))
+        verdict: JsonObject = {"reasons": [], **response}
+        # Only a boolean may open the gate, and only a list can be shown as the reasons of a closed one.
         if not isinstance(verdict.get("allowed"), bool) or not isinstance(verdict["reasons"], list):
             raise MalformedResponseError("malformed answer: not a verdict on feasibility")
         return verdict
 
-    def get_cluster_resources(self, use_cache: bool = True) -> dict[str, Any]:
-        """What the cluster has and what of it is free."""
-        return self._object(get_cluster_resources(use_cache))
+    def get_cluster_resources(self, use_cache: bool = True) -> JsonObject:
+        """Fetch what the cluster has and what of it is free.
 
-    def get_policy(self) -> dict[str, Any]:
-        """The limits that the agent holds deployments to."""
-        return self._object(get_policy())
+        Args:
+            use_cache: Whether the agent may answer with its last measurement.
 
-    def update_policy(self, **limits: Any) -> dict[str, Any]:
-        """Change limits such as `max_concurrent_serve_replicas`."""
-        return self._object(update_policy(limits))
+        Returns:
+            `cpu`, `memory`, `gpu`, `nodes` and so on.
 
-    def gpu_status(self) -> dict[str, Any]:
-        """GPU totals of the cluster."""
-        return self._object(gpu_status())
+        Raises:
+            ClientError: The call failed.
+        """
+        query = encode_query({"use_cache": use_cache})
+        return self._send_for_object(Request("GET", "resources/cluster/", query, retryable=True))
+
+    def get_policy(self) -> JsonObject:
+        """Fetch the limits that the agent sets for deployments.
+
+        Returns:
+            Limits by name.
+
+        Raises:
+            ClientError: The call failed.
+        """
+        return self._send_for_object(Request("GET", "resources/policy/", retryable=True))
+
+    def update_policy(self, **limits: Json) -> JsonObject:
+        """Change limits. The request is sent once.
+
+        Args:
+            **limits: New values by name, such as `max_concurrent_serve_replicas`.
+
+        Returns:
+            The limits.
+
+        Raises:
+            ClientError: The call failed.
+        """
+        return self._send_for_object(Request("PATCH", "resources/policy/", json=dict(limits)))
+
+    def gpu_status(self) -> JsonObject:
+        """Fetch the GPU totals of the cluster.
+
+        Returns:
+            The totals.
+
+        Raises:
+            ClientError: The call failed.
+        """
+        return self._send_for_object(Request("GET", "gpu_status/", retryable=True))

@@ -1,37 +1,42 @@
-"""The backend's client for the annotation path, where one event loop keeps many requests in flight.
+"""The asynchronous client of the backend, for annotating: one event loop keeps many requests in flight.
 
-Over aiohttp's connections, because httpx's own pool slows down with the number of waiting requests. Requests,
-answers, errors and retries are the sync client's.
+It uses aiohttp's connections, because httpx's own pool gets slow when many requests wait. Requests,
+responses, errors and retries are those of the synchronous client.
 """
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 import aiohttp
 import httpx
 import tenacity
 from httpx_aiohttp import AiohttpTransport
 
-from worker.platform import backend
-from worker.platform.backend import backend_headers
+from worker.platform.backend_requests import (
+    annotation_request,
+    backend_headers,
+    data_unit_request,
+    plugin_run_request,
+    task_request,
+)
 from worker.platform.errors import ClientError
-from worker.platform.requests import BaseUrl, Request, body_of
-from worker.platform.responses import Answer, RetryPolicy, value_of
+from worker.platform.requests import BaseUrl, Json, JsonObject, Request, encode_body
+from worker.platform.responses import HttpResponse, RetryPolicy, decode_response
 from worker.platform.transport import (
-    CLOSED,
+    CLIENT_CLOSED,
     KEEPALIVE_SECONDS,
-    AnswerReader,
+    ResponseReader,
     Timeouts,
-    after_failure,
-    checked_headers,
-    no_cookies,
+    default_headers,
+    recover_response,
+    rejecting_cookie_jar,
     tls_context,
 )
 
 
 class AsyncBackendClient:
-    """The backend at `base_url`, for many calls at once. To be made and closed inside the running loop."""
+    """The platform's backend, for many calls at once. Create and close it inside the running event loop."""
 
     def __init__(
         self,
@@ -44,41 +49,56 @@ class AsyncBackendClient:
         connections: int = 64,
         retries: RetryPolicy | None = None,
     ) -> None:
+        """Connect to nothing yet; mask the tokens in this process from now on.
+
+        Args:
+            base_url: `http(s)://host[:port][/path]`.
+            access_token: The access token.
+            tenant: The tenant, if there are several.
+            agent_token: The token of the agent that calls, if one does.
+            timeout: Seconds, as in `BaseClient`.
+            connections: Requests in flight at once, at most. Further ones wait.
+            retries: How often a request that may be sent again is sent.
+
+        Raises:
+            ValueError: An argument is unusable; the message does not show its value.
+            RuntimeError: No event loop is running.
+        """
         asyncio.get_running_loop()
         self._base = BaseUrl(base_url)
-        self._timeouts = Timeouts.of(timeout)
+        self._timeouts = Timeouts.from_argument(timeout)
         self._retries = retries or RetryPolicy()
-        # Taken before the clock of an attempt starts: waiting in the queue is not the service's fault.
-        self._turns = asyncio.Semaphore(connections)
+        # Acquired before the timeout of an attempt starts: waiting here is not the service's fault.
+        self._slots = asyncio.Semaphore(connections)
         self._http = httpx.AsyncClient(
-            headers=checked_headers(backend_headers(access_token, tenant, agent_token)),
-            timeout=self._timeouts.for_httpx(),
+            headers=default_headers(backend_headers(access_token, tenant, agent_token)),
+            timeout=self._timeouts.to_httpx(),
             transport=AiohttpTransport(verify=tls_context(), client=_session(connections)),
-            cookies=no_cookies(),
+            cookies=rejecting_cookie_jar(),
             trust_env=False,
             follow_redirects=False,
         )
 
-    async def get_task(self, task: int | str) -> dict[str, Any]:
-        """A task with its data and its data unit."""
-        return await self._object(backend.get_task(task))
+    async def get_task(self, task: int | str) -> JsonObject:
+        """See `BackendClient.get_task`."""
+        return await self._send_for_object(task_request(task))
 
-    async def get_data_unit(self, data_unit: int | str) -> dict[str, Any]:
-        """A data unit with its files."""
-        return await self._object(backend.get_data_unit(data_unit))
+    async def get_data_unit(self, data_unit: int | str) -> JsonObject:
+        """See `BackendClient.get_data_unit`."""
+        return await self._send_for_object(data_unit_request(data_unit))
 
     async def annotate_task_data(
-        self, task: int | str, data: Mapping[str, Any], schema: str | None = None
-    ) -> dict[str, Any]:
-        """Submit a task's annotation; `schema="any"` has the backend take any shape."""
-        return await self._object(backend.annotate_task_data(task, data, schema))
+        self, task: int | str, data: Mapping[str, Json], schema: str | None = None
+    ) -> JsonObject:
+        """See `BackendClient.annotate_task_data`."""
+        return await self._send_for_object(annotation_request(task, data, schema))
 
-    async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
-        """Run a plugin's action: an inference answers with any JSON. Sent once."""
-        return await self._send(backend.run_plugin(code, data))
+    async def run_plugin(self, code: str, data: Mapping[str, Json]) -> Json:
+        """See `BackendClient.run_plugin`."""
+        return await self._send(plugin_run_request(code, data))
 
     async def aclose(self) -> None:
-        """Give the connections back."""
+        """Close the connections. Later calls raise `ClientError`."""
         await self._http.aclose()
 
     async def __aenter__(self) -> Self:
@@ -87,39 +107,39 @@ class AsyncBackendClient:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _send(self, request: Request) -> Any:
-        content = body_of(request)
-        attempts = tenacity.AsyncRetrying(**self._retries.arguments(request))
+    async def _send(self, request: Request) -> Json:
+        content = encode_body(request)
+        attempts = tenacity.AsyncRetrying(**self._retries.tenacity_options(request))
         return await attempts(self._attempt, request, content)
 
-    async def _object(self, request: Request) -> dict[str, Any]:
-        answer: dict[str, Any] = await self._send(request)
-        return answer
+    async def _send_for_object(self, request: Request) -> JsonObject:
+        response: JsonObject = await self._send(request)
+        return response
 
-    async def _attempt(self, request: Request, content: bytes | None) -> Any:
-        async with self._turns:
-            return value_of(await self._exchange(request, content), request.expect)
+    async def _attempt(self, request: Request, content: bytes | None) -> Json:
+        async with self._slots:
+            return decode_response(await self._exchange(request, content), request.expect)
 
-    async def _exchange(self, request: Request, content: bytes | None) -> Answer:
+    async def _exchange(self, request: Request, content: bytes | None) -> HttpResponse:
         if self._http.is_closed:
-            raise ClientError(CLOSED, 400)
+            raise ClientError(CLIENT_CLOSED, 400)
         url = self._base.join(request.path, request.query)
         headers = {"Content-Type": "application/json"} if content is not None else None
-        reader: AnswerReader | None = None
+        reader: ResponseReader | None = None
         try:
             async with (
                 asyncio.timeout(self._timeouts.total),
                 self._http.stream(request.method, url, content=content, headers=headers) as response,
             ):
-                reader = AnswerReader(response.status_code, response.headers)
+                reader = ResponseReader(response.status_code, response.headers)
                 async for chunk in response.aiter_bytes():
-                    if not reader.add(chunk):
+                    if not reader.feed(chunk):
                         break
-                return reader.answer()
-        # Not every error of aiohttp is made one of httpx by the transport.
+                return reader.response()
+        # The transport does not convert every error of aiohttp to one of httpx.
         except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError) as error:
             failure = error
-        return after_failure(failure, reader)
+        return recover_response(failure, reader)
 
 
 def _session(connections: int) -> aiohttp.ClientSession:

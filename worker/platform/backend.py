@@ -1,149 +1,39 @@
-"""The backend's calls, one function each (the table of the platform's API)."""
+"""The client of the platform's backend."""
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import httpx
 
+from worker.platform.backend_requests import (
+    NUMBER,
+    RELEASE,
+    annotation_request,
+    backend_headers,
+    data_unit_request,
+    plugin_run_request,
+    read_request,
+    reject_unknown_keys,
+    task_request,
+    without_none,
+)
 from worker.platform.client import BaseClient
-from worker.platform.errors import NotFoundError, ValidationError
+from worker.platform.errors import NotFoundError
 from worker.platform.redaction import register_secrets
-from worker.platform.requests import Request, next_page, path_id, query_pairs
+from worker.platform.requests import Json, JsonObject, Request, encode_query, page_request, path_segment
 from worker.platform.responses import RetryPolicy
 
-_NUMBER = re.compile(r"[0-9]{1,20}")
-_JOB = re.compile(r"[A-Za-z0-9_.-]{1,100}")
-_RELEASE = re.compile(r"[A-Za-z0-9_.@+-]{1,260}")
-
-RUN_KEYS = frozenset({"agent", "action", "params", "version", "job_id", "language"})
-JOB_FIELDS = frozenset(
-    {"status", "progress_record", "metrics_record", "console_logs", "result", "meta"},
-)
-OUR_TASK_KEYS = frozenset({"fields", "project", "page_size", "page"})
-"""Query keys of `sdk/tasks/` that the worker decides; a run's filters cannot."""
-
-
-def get_project(project: int | str) -> Request:
-    """`GET projects/{id}/`"""
-    return _get(f"projects/{path_id(project, 'project id', _NUMBER)}/")
-
-
-def get_data_collection(collection: int | str) -> Request:
-    """`GET data_collections/{id}/`"""
-    return _get(f"data_collections/{path_id(collection, 'data collection id', _NUMBER)}/")
-
-
-def list_tasks(filters: Mapping[str, Any], project: int | str, page_size: int) -> Request:
-    """`GET sdk/tasks/`: the first page of the ids of the tasks that match."""
-    path_id(project, "project id", _NUMBER)
-    chosen = {key: value for key, value in filters.items() if key not in OUR_TASK_KEYS}
-    ours = {"fields": "id", "project": project, "page_size": page_size}
-    return Request("GET", "sdk/tasks/", query_pairs({**chosen, **ours}), repeatable=True, expect="list")
-
-
-def get_task(task: int | str) -> Request:
-    """`GET tasks/{id}/` with its data and its data unit."""
-    query = {"fields": "id,data,data_unit", "expand": "data_unit"}
-    return _get(f"tasks/{path_id(task, 'task id', _NUMBER)}/", query)
-
-
-def get_data_unit(data_unit: int | str) -> Request:
-    """`GET data_units/{id}/` with its files."""
-    return _get(f"data_units/{path_id(data_unit, 'data unit id', _NUMBER)}/", {"expand": "files"})
-
-
-def annotate_task_data(task: int | str, data: Mapping[str, Any], schema: str | None) -> Request:
-    """`PUT tasks/{id}/annotate_task_data/`. Writing the same data twice is harmless."""
-    return Request(
-        "PUT",
-        f"tasks/{path_id(task, 'task id', _NUMBER)}/annotate_task_data/",
-        query_pairs({"schema": "any"} if schema == "any" else {}),
-        {"action": "submit", "data": data},
-        repeatable=True,
-    )
-
-
-def get_plugin_release(release: int | str) -> Request:
-    """`GET plugin_releases/{id}/` by number or by `code@version`."""
-    return _get(f"plugin_releases/{path_id(release, 'plugin release', _RELEASE)}/")
-
-
-def run_plugin(code: str, data: Mapping[str, Any]) -> Request:
-    """`POST plugins/{code}/run/`. Never repeated: two deployments or inferences may come of two calls."""
-    _refuse_unknown(data, RUN_KEYS)
-    # A deployment's answer is a job, an inference's is the pre-processor's own.
-    expect: Any = "object" if data.get("action") == "deployment" else "any"
-    path = f"plugins/{path_id(code, 'plugin code', _RELEASE)}/run/"
-    return Request("POST", path, json=_given(data), expect=expect)
-
-
-def get_model(model: int | str) -> Request:
-    """`GET models/{id}/`"""
-    return _get(f"models/{path_id(model, 'model id', _NUMBER)}/")
-
-
-def list_serve_applications(query: Mapping[str, Any]) -> Request:
-    """`GET serve_applications/`"""
-    return Request("GET", "serve_applications/", query_pairs(query), repeatable=True, expect="list")
-
-
-def create_serve_application(job: int | str, status: str | None, data: Mapping[str, Any] | None) -> Request:
-    """`POST serve_applications/`. Never repeated: two posts make two records."""
-    return Request("POST", "serve_applications/", json=_given({"job": job, "status": status, "data": data}))
-
-
-def list_agents(query: Mapping[str, Any]) -> Request:
-    """`GET agents/`"""
-    return Request("GET", "agents/", query_pairs(query), repeatable=True, expect="list")
-
-
-def get_job(job: int | str) -> Request:
-    """`GET jobs/{id}/`"""
-    return _get(f"jobs/{path_id(job, 'job id', _JOB)}/")
-
-
-def update_job(job: int | str, fields: Mapping[str, Any]) -> Request:
-    """`PATCH jobs/{id}/` with the fields that the backend knows."""
-    _refuse_unknown(fields, JOB_FIELDS)
-    return Request("PATCH", f"jobs/{path_id(job, 'job id', _JOB)}/", json=dict(fields), repeatable=True)
-
-
-def create_logs(entries: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Request:
-    """`POST logs/`, one entry or a list. Never repeated: users would read a line twice."""
-    body = dict(entries) if isinstance(entries, Mapping) else list(entries)
-    return Request("POST", "logs/", json=body, expect="none")
-
-
-def _get(path: str, query: Mapping[str, Any] | None = None) -> Request:
-    return Request("GET", path, query_pairs(query or {}), repeatable=True)
-
-
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    # The backend refuses null where it knows a key only with a value.
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _refuse_unknown(values: Mapping[str, Any], known: frozenset[str]) -> None:
-    unknown = sorted(set(values) - known)
-    if unknown:
-        detail = f"unknown keys {', '.join(unknown)}"
-        raise ValidationError(f"400 Bad Request: {detail}", 400, detail)
-
-
-def backend_headers(access_token: str, tenant: str | None, agent_token: str | None) -> dict[str, str]:
-    """Who calls. The tokens are masked in this process from now on."""
-    register_secrets(token for token in (access_token, agent_token) if token)
-    headers = {"Synapse-Access-Token": f"Token {access_token}"}
-    if tenant:
-        headers["Synapse-Tenant"] = f"Token {tenant}"
-    if agent_token:
-        headers["SYNAPSE-Agent"] = f"Token {agent_token}"
-    return headers
+_JOB_ID = re.compile(r"[A-Za-z0-9_.-]{1,100}")
+_JOB_FIELDS = frozenset({"status", "progress_record", "metrics_record", "console_logs", "result", "meta"})
+# A run's filters cannot override the query keys of `sdk/tasks/` that the worker sets.
+_RESERVED_TASK_FILTERS = frozenset({"fields", "project", "page_size", "page"})
 
 
 class BackendClient(BaseClient):
-    """The backend at `base_url`, as the owner of `access_token`."""
+    """The platform's backend; its calls and headers are those of platform-api.
+
+    Every method raises `ValidationError` for an id that there cannot be, before anything is sent.
+    """
 
     def __init__(
         self,
@@ -156,94 +46,289 @@ class BackendClient(BaseClient):
         transport: httpx.BaseTransport | None = None,
         retries: RetryPolicy | None = None,
     ) -> None:
+        """Connect to nothing yet; mask the tokens in this process from now on.
+
+        Args:
+            base_url: `http(s)://host[:port][/path]`.
+            access_token: The access token.
+            tenant: The tenant, if there are several.
+            agent_token: The token of the agent that calls, if one does.
+            timeout: Seconds, as in `BaseClient`.
+            transport: Replaces the network in tests.
+            retries: How often a request that may be sent again is sent.
+
+        Raises:
+            ValueError: An argument is unusable; the message does not show its value.
+        """
         headers = backend_headers(access_token, tenant, agent_token)
         super().__init__(base_url, timeout, headers=headers, transport=transport, retries=retries)
 
-    def get_project(self, project: int | str) -> dict[str, Any]:
-        """A project; its `data_collection` is an id."""
-        return self._object(get_project(project))
+    def get_project(self, project: int | str) -> JsonObject:
+        """Fetch a project.
 
-    def get_data_collection(self, collection: int | str) -> dict[str, Any]:
-        """A data collection with its `file_specifications`."""
-        return self._object(get_data_collection(collection))
+        Args:
+            project: Its id.
+
+        Returns:
+            The project; its `data_collection` is an id.
+
+        Raises:
+            ClientError: 404 for an unknown project.
+        """
+        return self._send_for_object(read_request(f"projects/{path_segment(project, 'project id', NUMBER)}/"))
+
+    def get_data_collection(self, collection: int | str) -> JsonObject:
+        """Fetch a data collection.
+
+        Args:
+            collection: Its id.
+
+        Returns:
+            The data collection, with its `file_specifications`.
+
+        Raises:
+            ClientError: 404 for an unknown data collection.
+        """
+        path = f"data_collections/{path_segment(collection, 'data collection id', NUMBER)}/"
+        return self._send_for_object(read_request(path))
 
     def list_tasks(
         self,
-        filters: Mapping[str, Any],
+        filters: Mapping[str, Json],
         project: int | str,
         page_size: int = 100,
         url: str | None = None,
-    ) -> dict[str, Any]:
-        """One page of a project's task ids: `{"count", "next", "previous", "results"}`.
+    ) -> JsonObject:
+        """Fetch one page of the ids of a project's tasks.
 
-        `url` is the `next` of the page before; one that leads off the backend is refused.
+        Args:
+            filters: The run's `task_filters`. They cannot override the other parameters of the query.
+            project: The project's id.
+            page_size: Tasks in a page.
+            url: The `next` of the page before; None for the first page.
+
+        Returns:
+            `{"count", "next", "previous", "results"}`
+
+        Raises:
+            ClientError: The call failed.
+            UntrustedLinkError: The `url` leads off the backend.
         """
-        request = list_tasks(filters, project, page_size)
-        return self._object(request if url is None else next_page(request, url, self._base))
+        path_segment(project, "project id", NUMBER)
+        query = {key: value for key, value in filters.items() if key not in _RESERVED_TASK_FILTERS}
+        query |= {"fields": "id", "project": project, "page_size": page_size}
+        first = Request("GET", "sdk/tasks/", encode_query(query), retryable=True, expect="list")
+        return self._send_for_object(first if url is None else page_request(first, url, self._base))
 
-    def get_task(self, task: int | str) -> dict[str, Any]:
-        """A task with its data and its data unit."""
-        return self._object(get_task(task))
+    def get_task(self, task: int | str) -> JsonObject:
+        """Fetch a task with its data and its data unit.
 
-    def get_data_unit(self, data_unit: int | str) -> dict[str, Any]:
-        """A data unit with its files."""
-        return self._object(get_data_unit(data_unit))
+        Args:
+            task: Its id.
+
+        Returns:
+            `{"id", "data", "data_unit"}`
+
+        Raises:
+            ClientError: 404 for an unknown task.
+        """
+        return self._send_for_object(task_request(task))
+
+    def get_data_unit(self, data_unit: int | str) -> JsonObject:
+        """Fetch a data unit with its files.
+
+        Args:
+            data_unit: Its id.
+
+        Returns:
+            The data unit, with its `files`.
+
+        Raises:
+            ClientError: 404 for an unknown data unit.
+        """
+        return self._send_for_object(data_unit_request(data_unit))
 
     def annotate_task_data(
-        self, task: int | str, data: Mapping[str, Any], schema: str | None = None
-    ) -> dict[str, Any]:
-        """Submit a task's annotation; `schema="any"` has the backend take any shape."""
-        return self._object(annotate_task_data(task, data, schema))
+        self, task: int | str, data: Mapping[str, Json], schema: str | None = None
+    ) -> JsonObject:
+        """Submit a task's annotation.
 
-    def get_plugin_release(self, release: int | str) -> dict[str, Any]:
-        """A plugin release by number or `code@version`."""
-        return self._object(get_plugin_release(release))
+        Args:
+            task: The task's id.
+            data: The annotation.
+            schema: "any" makes the backend accept any shape.
 
-    def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
-        """Run a plugin's action: a deployment answers with its job, an inference with any JSON. Sent once."""
-        return self._send(run_plugin(code, data))
+        Returns:
+            The task.
 
-    def get_model(self, model: int | str) -> dict[str, Any]:
-        """A model; the address of its `file` is signed."""
-        return self._object(get_model(model))
+        Raises:
+            ClientError: The call failed.
+        """
+        return self._send_for_object(annotation_request(task, data, schema))
 
-    def list_serve_applications(self, **query: Any) -> dict[str, Any]:
-        """All application records that match (`plugin_code`, `job__agent`, `job`), of all pages."""
-        return self._all(list_serve_applications(query))
+    def get_plugin_release(self, release: int | str) -> JsonObject:
+        """Fetch a plugin release.
+
+        Args:
+            release: Its number, or `code@version`.
+
+        Returns:
+            `{"id", "version", "config"}`
+
+        Raises:
+            ClientError: 404 for an unknown release.
+        """
+        path = f"plugin_releases/{path_segment(release, 'plugin release', RELEASE)}/"
+        return self._send_for_object(read_request(path))
+
+    def run_plugin(self, code: str, data: Mapping[str, Json]) -> Json:
+        """Run a plugin's action. The request is sent once.
+
+        Args:
+            code: The plugin's code.
+            data: `agent`, `action`, `params` and what else platform-api allows.
+
+        Returns:
+            A deployment's job, or whatever JSON an inference responds with.
+
+        Raises:
+            ClientError: The call failed.
+            ValidationError: The backend would reject a key; nothing was sent.
+        """
+        return self._send(plugin_run_request(code, data))
+
+    def get_model(self, model: int | str) -> JsonObject:
+        """Fetch a model.
+
+        Args:
+            model: Its id.
+
+        Returns:
+            The model; the URL of its `file` is presigned.
+
+        Raises:
+            ClientError: 404 for an unknown model.
+        """
+        return self._send_for_object(read_request(f"models/{path_segment(model, 'model id', NUMBER)}/"))
+
+    def list_serve_applications(self, **query: Json) -> JsonObject:
+        """Fetch all matching records of Serve applications.
+
+        Args:
+            **query: Filters: `plugin_code`, `job__agent`, `job`.
+
+        Returns:
+            `{"results": [...]}` of all pages.
+
+        Raises:
+            ClientError: The call failed.
+        """
+        path = "serve_applications/"
+        return self._collect_pages(Request("GET", path, encode_query(query), retryable=True, expect="list"))
 
     def create_serve_application(
         self,
         *,
         job: int | str,
         status: str | None = None,
-        data: Mapping[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Register an application. Sent once, as two posts make two records."""
-        return self._object(create_serve_application(job, status, data))
+        data: Mapping[str, Json] | None = None,
+    ) -> JsonObject:
+        """Create a record of a Serve application. The request is sent once: two would make two records.
 
-    def list_agents(self, **query: Any) -> dict[str, Any]:
-        """All agents, of all pages. Their tokens are masked in this process from now on."""
-        agents = self._all(list_agents(query))
+        Args:
+            job: Id of the deployment's job.
+            status: A status of platform-api.
+            data: What else the record holds.
+
+        Returns:
+            The record, with its `id`.
+
+        Raises:
+            ClientError: The call failed.
+        """
+        body = without_none({"job": job, "status": status, "data": data})
+        return self._send_for_object(Request("POST", "serve_applications/", json=body))
+
+    def list_agents(self, **query: Json) -> JsonObject:
+        """Fetch all matching agents; mask their tokens in this process from now on.
+
+        Args:
+            **query: Filters. Older backends ignore `id`.
+
+        Returns:
+            `{"results": [...]}` of all pages.
+
+        Raises:
+            ClientError: The call failed.
+        """
+        request = Request("GET", "agents/", encode_query(query), retryable=True, expect="list")
+        agents = self._collect_pages(request)
         register_secrets(agent["token"] for agent in agents["results"] if isinstance(agent.get("token"), str))
         return agents
 
-    def get_agent(self, agent: int | str) -> dict[str, Any]:
-        """One agent, or `NotFoundError`."""
-        # Older backends ignore the filter and answer with every agent.
-        agents: list[dict[str, Any]] = self.list_agents(id=agent)["results"]
+    def get_agent(self, agent: int | str) -> JsonObject:
+        """Fetch one agent.
+
+        Args:
+            agent: Its id.
+
+        Returns:
+            `{"id", "name", "url", "token", "status"}`
+
+        Raises:
+            ClientError: The call failed.
+            NotFoundError: There is no such agent.
+        """
+        # Older backends ignore the filter and respond with every agent.
+        agents: list[JsonObject] = self.list_agents(id=agent)["results"]
         for each in agents:
             if str(each.get("id")) == str(agent):
                 return each
         raise NotFoundError("404 Not Found: no such agent", 404, "no such agent")
 
-    def get_job(self, job: int | str) -> dict[str, Any]:
-        """A job with its `status` and `result`."""
-        return self._object(get_job(job))
+    def get_job(self, job: int | str) -> JsonObject:
+        """Fetch a job.
 
-    def update_job(self, job: int | str, **fields: Any) -> dict[str, Any]:
-        """Change a job: `status`, `progress_record`, `metrics_record`, `console_logs`, `result`, `meta`."""
-        return self._object(update_job(job, fields))
+        Args:
+            job: Its id.
 
-    def create_logs(self, entries: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-        """Write one or several entries of users' logs. Sent once."""
-        self._send(create_logs(entries))
+        Returns:
+            The job, with its `status` and `result`.
+
+        Raises:
+            ClientError: 404 for an unknown job.
+        """
+        return self._send_for_object(read_request(_job_path(job)))
+
+    def update_job(self, job: int | str, **fields: Json) -> JsonObject:
+        """Change a job.
+
+        Args:
+            job: Its id.
+            **fields: `status`, `progress_record`, `metrics_record`, `console_logs`, `result`, `meta`.
+
+        Returns:
+            The job.
+
+        Raises:
+            ClientError: The call failed.
+            ValidationError: The backend would reject a field; nothing was sent.
+        """
+        reject_unknown_keys(fields, _JOB_FIELDS)
+        return self._send_for_object(Request("PATCH", _job_path(job), json=dict(fields), retryable=True))
+
+    def create_logs(self, entries: Mapping[str, Json] | Sequence[Mapping[str, Json]]) -> None:
+        """Write entries of users' logs. The request is sent once: users would see an entry twice.
+
+        Args:
+            entries: One entry or several: `{"event", "data", "datetime", "job", "step"?, "level"?}`.
+
+        Raises:
+            ClientError: The call failed.
+        """
+        body = dict(entries) if isinstance(entries, Mapping) else list(entries)
+        self._send(Request("POST", "logs/", json=body, expect="none"))
+
+
+def _job_path(job: int | str) -> str:
+    return f"jobs/{path_segment(job, 'job id', _JOB_ID)}/"

@@ -1,31 +1,31 @@
-"""The sync client under `BackendClient` and `AgentClient`: sends a `Request`, returns JSON or raises."""
+"""The synchronous client that `BackendClient` and `AgentClient` extend: sends requests, returns JSON."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Self
 
 import httpx
 import tenacity
 
 from worker.platform.errors import ClientError
-from worker.platform.requests import BaseUrl, Request, Trail, body_of
-from worker.platform.responses import Answer, RetryPolicy, value_of
+from worker.platform.requests import BaseUrl, Json, JsonObject, Pagination, Request, encode_body
+from worker.platform.responses import HttpResponse, RetryPolicy, decode_response
 from worker.platform.transport import (
-    CLOSED,
-    AnswerReader,
+    CLIENT_CLOSED,
     DeadlineTransport,
+    ResponseReader,
     Timeouts,
-    after_failure,
-    checked_headers,
     deadline,
-    no_cookies,
+    default_headers,
+    recover_response,
+    rejecting_cookie_jar,
 )
 
 
 class BaseClient:
-    """Talks to the service at `base_url` over kept connections; threads may share it.
+    """A client of the service at one base URL, over kept connections; threads may share it.
 
-    `timeout` is a dict of `connect` and `read` seconds. Proxies and `.netrc` of the environment do not count,
-    redirects are not followed.
+    It ignores the environment's proxies and `.netrc`, follows no redirect and keeps no cookie: the tokens in
+    its headers reach the service itself only.
     """
 
     def __init__(
@@ -37,29 +37,53 @@ class BaseClient:
         transport: httpx.BaseTransport | None = None,
         retries: RetryPolicy | None = None,
     ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            base_url: `http(s)://host[:port][/path]`.
+            timeout: Seconds to `connect` (default 5), to `read` the next bytes (15), and of one attempt in
+                `total` (by default `connect` plus twice `read`).
+            headers: Sent with every request.
+            transport: Replaces the network in tests.
+            retries: How often a request that may be sent again is sent.
+
+        Raises:
+            ValueError: The base URL, a timeout or a header is unusable; the message does not show its value.
+        """
         self._base = BaseUrl(base_url)
-        self._timeouts = Timeouts.of(timeout)
+        self._timeouts = Timeouts.from_argument(timeout)
         self._retries = retries or RetryPolicy()
         self._http = httpx.Client(
-            headers=checked_headers(headers),
-            timeout=self._timeouts.for_httpx(),
+            headers=default_headers(headers),
+            timeout=self._timeouts.to_httpx(),
             transport=transport or DeadlineTransport(),
-            cookies=no_cookies(),
+            cookies=rejecting_cookie_jar(),
             trust_env=False,
             follow_redirects=False,
         )
 
-    def pages(self, request: Request) -> Iterator[dict[str, Any]]:
-        """The pages of a list, from the first to the last, fetched as they are asked for."""
-        trail = Trail(request)
-        following: Request | None = request
-        while following is not None:
-            page: dict[str, Any] = self._send(following)
+    def pages(self, request: Request) -> Iterator[JsonObject]:
+        """Fetch a list page by page, each when it is asked for.
+
+        Args:
+            request: The first page.
+
+        Yields:
+            Pages as `{"count", "next", "previous", "results"}`.
+
+        Raises:
+            ClientError: A page cannot be fetched.
+            MalformedResponseError: A link leads off the service, or the pages do not end.
+        """
+        pagination = Pagination(request)
+        current: Request | None = request
+        while current is not None:
+            page = self._send_for_object(current)
             yield page
-            following = trail.after(page, self._base)
+            current = pagination.next_request(page, self._base)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections. Later calls raise `ClientError`."""
         self._http.close()
 
     def __enter__(self) -> Self:
@@ -68,37 +92,37 @@ class BaseClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _send(self, request: Request) -> Any:
-        content = body_of(request)
-        attempts = tenacity.Retrying(**self._retries.arguments(request))
+    def _send(self, request: Request) -> Json:
+        content = encode_body(request)
+        attempts = tenacity.Retrying(**self._retries.tenacity_options(request))
         return attempts(self._attempt, request, content)
 
-    def _object(self, request: Request) -> dict[str, Any]:
-        """A call whose answer is an object."""
-        answer: dict[str, Any] = self._send(request)
-        return answer
+    def _send_for_object(self, request: Request) -> JsonObject:
+        """Send a request whose response is an object or a page."""
+        response: JsonObject = self._send(request)
+        return response
 
-    def _all(self, request: Request) -> dict[str, Any]:
-        """Every page of a list in one answer."""
+    def _collect_pages(self, request: Request) -> JsonObject:
+        """The results of all pages of a list in one object."""
         return {"results": [each for page in self.pages(request) for each in page["results"]]}
 
-    def _attempt(self, request: Request, content: bytes | None) -> Any:
+    def _attempt(self, request: Request, content: bytes | None) -> Json:
         with deadline(self._timeouts.total):
-            return value_of(self._exchange(request, content), request.expect)
+            return decode_response(self._exchange(request, content), request.expect)
 
-    def _exchange(self, request: Request, content: bytes | None) -> Answer:
+    def _exchange(self, request: Request, content: bytes | None) -> HttpResponse:
         if self._http.is_closed:
-            raise ClientError(CLOSED, 400)
+            raise ClientError(CLIENT_CLOSED, 400)
         url = self._base.join(request.path, request.query)
         headers = {"Content-Type": "application/json"} if content is not None else None
-        reader: AnswerReader | None = None
+        reader: ResponseReader | None = None
         try:
             with self._http.stream(request.method, url, content=content, headers=headers) as response:
-                reader = AnswerReader(response.status_code, response.headers)
+                reader = ResponseReader(response.status_code, response.headers)
                 for chunk in response.iter_bytes():
-                    if not reader.add(chunk):
+                    if not reader.feed(chunk):
                         break
-                return reader.answer()
+                return reader.response()
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             failure = error
-        return after_failure(failure, reader)
+        return recover_response(failure, reader)

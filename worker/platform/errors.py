@@ -1,27 +1,37 @@
-"""What can go wrong with a call to the platform. Every text in here is clean: no URL, token or header."""
+"""Errors of calls to the platform, and copies of foreign exceptions; none shows a URL, token or header."""
 
 from typing import Any, ClassVar
 
 from worker.platform.redaction import clean
 
-LONGEST_DETAIL = 300
-LONGEST_MESSAGE = 400
+MAX_DETAIL_CHARS = 300
+MAX_MESSAGE_CHARS = 400
 
 
 class ClientError(Exception):
-    """A call to the backend or to an agent failed."""
+    """A call to the backend or to an agent failed.
+
+    The classes and their statuses are the contract's ("Errors that users read").
+    """
 
     default_status: ClassVar[int] = 500
 
     def __init__(self, message: str = "", status_code: int | None = None, detail: str = "") -> None:
-        text = shorten(clean(message or (type(self).__doc__ or "").partition("\n")[0]), LONGEST_MESSAGE)
+        """Clean and shorten the texts.
+
+        Args:
+            message: What `str` returns; by default the first line of the class's docstring.
+            status_code: HTTP status, the service's own or the nearest one; by default the class's.
+            detail: What the service says about the error.
+        """
+        text = shorten(clean(message or (type(self).__doc__ or "").partition("\n")[0]), MAX_MESSAGE_CHARS)
         super().__init__(text)
         self.status_code = self.default_status if status_code is None else status_code
-        self.detail = shorten(clean(detail), LONGEST_DETAIL)
+        self.detail = shorten(clean(detail), MAX_DETAIL_CHARS)
 
     @property
     def status(self) -> int:
-        """The same as `status_code`, under the name that users of the platform's own client know."""
+        """The same as `status_code`, under the name that the Ray client's document uses."""
         return self.status_code
 
 
@@ -32,13 +42,13 @@ class ClientTimeoutError(ClientError):
 
 
 class ClientConnectionError(ClientError):
-    """The service cannot be reached, or hung up before it answered."""
+    """The service cannot be reached, or closed the connection before it answered."""
 
     default_status = 503
 
 
 class MalformedResponseError(ClientError):
-    """The service answered with something else than what was due: HTML, nothing, half, too much."""
+    """The service answered with something unexpected: HTML, no body, a truncated or too large one."""
 
     default_status = 502
 
@@ -50,13 +60,21 @@ class MalformedResponseError(ClientError):
         *,
         cut_off: bool = False,
     ) -> None:
+        """Clean and shorten the texts.
+
+        Args:
+            message: See `ClientError`.
+            status_code: See `ClientError`.
+            detail: See `ClientError`.
+            cut_off: Whether the connection was lost in the middle of the response. Only then is it worth
+                sending the request again: a response of the wrong shape stays wrong.
+        """
         super().__init__(message, status_code, detail)
-        # An answer that broke off may be whole the next time; one of the wrong shape stays wrong.
         self.cut_off = cut_off
 
 
-class StrayLinkError(MalformedResponseError):
-    """A list's link to its next page leads elsewhere; asking again does not change that."""
+class UntrustedLinkError(MalformedResponseError):
+    """A list's link to its next page leads off the service. Sending the request again does not help."""
 
 
 class HTTPError(ClientError):
@@ -70,9 +88,17 @@ class HTTPError(ClientError):
         *,
         retry_after: float | None = None,
     ) -> None:
+        """Clean and shorten the texts.
+
+        Args:
+            message: See `ClientError`.
+            status_code: See `ClientError`.
+            detail: See `ClientError`.
+            retry_after: Seconds to wait before the next request (the header `Retry-After`), if the service
+                says so.
+        """
         super().__init__(message, status_code, detail)
         self.retry_after = retry_after
-        """Seconds that the service asks to be left alone, or None."""
 
 
 class AuthenticationError(HTTPError):
@@ -128,35 +154,58 @@ class WebSocketError(StreamError):
 
 
 def error_type(error: BaseException) -> str:
-    """The name under which users read of an error: its class, `MalformedResponse` for a malformed answer."""
+    """Name an error for users, as the contract's messages do (`{error_type}`).
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        The name of its class, `MalformedResponse` for a malformed response.
+    """
     return "MalformedResponse" if isinstance(error, MalformedResponseError) else type(error).__name__
 
 
-def shorten(text: str, longest: int) -> str:
-    """`text` with what is over `longest` cut away and marked."""
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+def shorten(text: str, max_chars: int) -> str:
+    """Shorten a text that is too long.
+
+    Args:
+        text: Any text.
+        max_chars: Characters of the result, at most.
+
+    Returns:
+        The text, or its beginning followed by an ellipsis.
+    """
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
 
 
-DEEPEST = 8  # links of a chain, levels of nested arguments
+MAX_DEPTH = 8
+"""Exceptions in a chain of causes, and levels of nested arguments, that are cleaned."""
 
 
 class CleanedError(Exception):
-    """Stands for an exception that could not be copied; its text begins with that one's class name."""
+    """Takes the place of an exception that cannot be copied; its text begins with that one's class name."""
 
 
 def clean_exception(error: BaseException) -> BaseException:
-    """A copy of `error`, of the same class where possible, with cleaned arguments and a cleaned chain.
+    """Copy an exception without secrets and URLs, so that it may be logged or chained as a cause.
 
-    A `ClientError` is clean already: it comes back itself, with its chain cleaned.
+    The contract asks for it of every `__cause__` that a user may see.
+
+    Args:
+        error: Any exception. A `ClientError` is clean by itself: only its chain is replaced, in place.
+
+    Returns:
+        An exception of the same class if possible, otherwise a `CleanedError`, without a traceback and with a
+        cleaned chain of causes.
     """
     return _clean(error, 0)
 
 
 def _clean(error: BaseException, depth: int) -> BaseException:
-    copy = error if isinstance(error, ClientError) else (_same_class(error, depth) or _stand_in(error))
+    copy = error if isinstance(error, ClientError) else (_same_class(error, depth) or _substitute(error))
     origin = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     explicit = error.__cause__ is not None
-    cleaned = None if origin is None or depth >= DEEPEST else _clean(origin, depth + 1)
+    cleaned = None if origin is None or depth >= MAX_DEPTH else _clean(origin, depth + 1)
     copy.__cause__ = cleaned if explicit else None
     copy.__context__ = cleaned
     copy.__suppress_context__ = explicit or cleaned is None
@@ -166,18 +215,18 @@ def _clean(error: BaseException, depth: int) -> BaseException:
 def _same_class(error: BaseException, depth: int) -> BaseException | None:
     args = tuple(_clean_argument(argument, depth) for argument in error.args)
     try:
-        # Not through __init__: it may ask for a request or a response, the very things to leave behind.
+        # Not through __init__: it may require a request or a response, which must not be kept.
         copy: BaseException = type(error).__new__(type(error), *args)
         copy.args = args
         vars(copy).clear()
         text = str(copy)
     except Exception:
         return None
-    # Some classes make their text from what was left behind; such a copy would say less than a stand-in.
+    # Some classes build their text from attributes that are not copied; a substitute then says more.
     return copy if text == clean(text) and (text or not str(error)) else None
 
 
-def _stand_in(error: BaseException) -> BaseException:
+def _substitute(error: BaseException) -> BaseException:
     try:
         text = str(error)
     except Exception:
@@ -191,9 +240,9 @@ def _clean_argument(argument: Any, depth: int) -> Any:
         return clean(argument)
     if argument is None or isinstance(argument, bool | int | float):
         return argument
-    if isinstance(argument, BaseException) and depth < DEEPEST:
+    if isinstance(argument, BaseException) and depth < MAX_DEPTH:
         return _clean(argument, depth + 1)
-    if isinstance(argument, list | tuple) and depth < DEEPEST:
+    if isinstance(argument, list | tuple) and depth < MAX_DEPTH:
         cleaned = [_clean_argument(each, depth + 1) for each in argument]
         return cleaned if isinstance(argument, list) else tuple(cleaned)
     return f"<{type(argument).__name__}>"

@@ -1,34 +1,33 @@
-"""Ray's jobs, nodes, tasks and Serve applications, as an agent in front of a cluster shows them."""
+"""Ray's jobs, nodes, tasks and Serve applications, as the agent of a cluster shows them."""
 
+import re
 import weakref
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import httpx
 
-from worker.platform import agent
 from worker.platform.client import BaseClient
 from worker.platform.errors import ValidationError
-from worker.platform.streams.connection import LogConnection, StreamTarget, websocket_missing, websocket_url
-from worker.platform.streams.parser import (
-    StreamLimits,
-    StreamProtocol,
-    Transport,
-    checked_timeout,
-    transports_of,
-)
-from worker.platform.streams.sync_tail import HttpLog, LogStreams
+from worker.platform.requests import JsonObject, Request, path_segment
+from worker.platform.streams.connection import StreamTarget, websocket_url
+from worker.platform.streams.parser import StreamLimits, StreamProtocol, validate_timeout
+from worker.platform.streams.sync_tail import LogStreams
 from worker.platform.streams.tail import AsyncLogTail
 
-LOG_TIMEOUT = 10.0
-"""Seconds of `stream_timeout`."""
+LOG_TIMEOUT_SECONDS = 10.0
+"""Default of `stream_timeout` (the Ray client's document)."""
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_APPLICATION_NAME = re.compile(r"[A-Za-z0-9_@.-]{1,100}")
 
 
 class RayClientMixin(BaseClient):
-    """Extends a client: `class RayClient(RayClientMixin)` or `(RayClientMixin, BaseClient)`, for all threads.
+    """Adds Ray's calls to a client: `class RayClient(RayClientMixin)` or `(RayClientMixin, BaseClient)`.
 
-    An id that could not be one is refused with `ValidationError` before anything is sent. Lists answer
-    `{"results": [...]}`. Closing the client, or forgetting it, closes the logs that it follows.
+    Methods, defaults and error statuses are those of the Ray client's document, paths and ids those of
+    platform-api. Threads may share the client. An id that there cannot be is rejected before anything is
+    sent. Closing the client, or dropping the last reference to it, closes the logs that it follows.
     """
 
     def __init__(
@@ -39,122 +38,281 @@ class RayClientMixin(BaseClient):
         stream_limits: StreamLimits | None = None,
         **more: Any,
     ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            base_url: `http(s)://host[:port][/path]`.
+            timeout: Seconds, as in `BaseClient`.
+            stream_limits: Limits of every log.
+            **more: Further arguments of `BaseClient`.
+
+        Raises:
+            ValueError: An argument is unusable; the message does not show its value.
+        """
         super().__init__(base_url, timeout, **more)
         self.stream_limits = stream_limits or StreamLimits()
         self._streams = LogStreams(self.stream_limits.queue_size)
-        weakref.finalize(self, _give_back, self._streams, self._http)
+        weakref.finalize(self, _close_all, self._streams, self._http)
 
     def close(self) -> None:
-        """Close the logs that are followed, then give the connections back."""
+        """Close the logs that are followed and all connections."""
         self._streams.close()
         super().close()
 
-    def get_job(self, pk: str) -> dict[str, Any]:
-        """A Ray job."""
-        return self._object(agent.get_job(pk))
+    def get_job(self, pk: str) -> JsonObject:
+        """Fetch a Ray job.
 
-    def list_jobs(self) -> dict[str, Any]:
-        """All Ray jobs of the cluster."""
-        return self._all(agent.list_jobs())
+        Args:
+            pk: Its id.
+
+        Returns:
+            The job, with its `status`.
+
+        Raises:
+            ClientError: 404 for an unknown job.
+        """
+        return self._send_for_object(_get(f"jobs/{_id(pk, 'job id')}/"))
+
+    def list_jobs(self) -> JsonObject:
+        """Fetch all Ray jobs of the cluster.
+
+        Returns:
+            `{"results": [...]}`
+
+        Raises:
+            ClientError: The call failed.
+        """
+        return self._collect_pages(_list("jobs/"))
 
     def list_job_logs(self, pk: str) -> str:
-        """All of a job's log so far."""
-        text: str = self._send(agent.get_job_logs(pk))
+        """Fetch the log of a Ray job so far.
+
+        Args:
+            pk: The job's id.
+
+        Returns:
+            The whole text.
+
+        Raises:
+            ClientError: 404 for an unknown job.
+        """
+        text: str = self._send(Request("GET", _log_path(pk), retryable=True, expect="text"))
         return text
 
-    def stop_job(self, pk: str) -> dict[str, Any]:
-        """Ask a running job to stop; its end comes a moment later. 400 where it has ended already."""
-        answer = self._object(agent.stop_job(pk))
-        if answer.get("stopped") is False:
+    def stop_job(self, pk: str) -> JsonObject:
+        """Ask a running job to stop. The request is sent once; the job ends a moment later.
+
+        Args:
+            pk: The job's id.
+
+        Returns:
+            The agent's response, with a `status`.
+
+        Raises:
+            ClientError: 404 for an unknown job.
+            ValidationError: 400, the job has already ended.
+        """
+        response = self._send_for_object(Request("POST", f"jobs/{_id(pk, 'job id')}/stop/"))
+        if response.get("stopped") is False:
             detail = "the job has already ended"
             raise ValidationError(f"400 Bad Request: {detail}", 400, detail)
-        return {"status": "STOPPING", **answer}
+        return {"status": "STOPPING", **response}
 
     def tail_job_logs(
-        self, pk: str, stream_timeout: float = LOG_TIMEOUT, protocol: StreamProtocol = "stream"
+        self, pk: str, stream_timeout: float = LOG_TIMEOUT_SECONDS, protocol: StreamProtocol = "stream"
     ) -> Generator[str]:
-        """The lines of a job's log, from its beginning until it ends.
+        """Follow a job's log from its beginning until it ends.
 
-        `stream_timeout` is the longest wait in seconds, for an answer and then between data. `protocol` is
-        "stream" (HTTP), "websocket", or "auto": a websocket, and HTTP where that fails before the first line.
+        The arguments are checked at once; nothing is sent before the first line is asked for. Closing the
+        generator, or leaving it early, closes the connection.
+
+        Args:
+            pk: The job's id.
+            stream_timeout: The longest wait in seconds, for the response and then for the next data.
+            protocol: "stream" (HTTP), "websocket", or "auto": a websocket, and HTTP if that fails before the
+                first line.
+
+        Yields:
+            The lines, without their ends.
+
+        Raises:
+            ValidationError: 400, an argument is wrong.
+            ClientError: While iterating, after the lines before the failure: 404 for an unknown job, 408 for
+                a timeout, 429 for a limit, 500 for an error of the stream or a closed client, 503 for a lost
+                connection.
         """
-        transports = transports_of(protocol)
-        target = self._log_target(pk, stream_timeout)
-        return self._follow(target, transports)
+        return self._follow(self.log_tail(pk, stream_timeout, protocol))
 
-    def websocket_tail_job_logs(self, pk: str, stream_timeout: float = LOG_TIMEOUT) -> Generator[str]:
-        """The same over a websocket, which is quickest."""
+    def websocket_tail_job_logs(self, pk: str, stream_timeout: float = LOG_TIMEOUT_SECONDS) -> Generator[str]:
+        """Follow a job's log over a websocket, which has the least delay.
+
+        Args:
+            pk: As in `tail_job_logs`.
+            stream_timeout: As in `tail_job_logs`.
+
+        Yields:
+            As `tail_job_logs`.
+
+        Raises:
+            ClientError: As `tail_job_logs`.
+        """
         return self.tail_job_logs(pk, stream_timeout, "websocket")
 
-    def stream_tail_job_logs(self, pk: str, stream_timeout: float = LOG_TIMEOUT) -> Generator[str]:
-        """The same over HTTP's chunked transfer, which passes everywhere."""
+    def stream_tail_job_logs(self, pk: str, stream_timeout: float = LOG_TIMEOUT_SECONDS) -> Generator[str]:
+        """Follow a job's log over HTTP's chunked transfer, which passes every proxy.
+
+        Args:
+            pk: As in `tail_job_logs`.
+            stream_timeout: As in `tail_job_logs`.
+
+        Yields:
+            As `tail_job_logs`.
+
+        Raises:
+            ClientError: As `tail_job_logs`.
+        """
         return self.tail_job_logs(pk, stream_timeout, "stream")
 
-    def get_node(self, pk: str) -> dict[str, Any]:
-        """A node of the cluster."""
-        return self._object(agent.get_node(pk))
-
-    def list_nodes(self) -> dict[str, Any]:
-        """All nodes of the cluster."""
-        return self._all(agent.list_nodes())
-
-    def get_task(self, pk: str) -> dict[str, Any]:
-        """A Ray task."""
-        return self._object(agent.get_task(pk))
-
-    def list_tasks(self) -> dict[str, Any]:
-        """All Ray tasks that the cluster remembers."""
-        return self._all(agent.list_tasks())
-
-    def get_serve_application(self, pk: str) -> dict[str, Any]:
-        """A Ray Serve application by its name."""
-        return self._object(agent.get_serve_application(pk))
-
-    def list_serve_applications(self) -> dict[str, Any]:
-        """All Ray Serve applications of the cluster."""
-        return self._all(agent.list_serve_applications())
-
-    def delete_serve_application(self, pk: str) -> None:
-        """Delete a Ray Serve application."""
-        self._send(agent.delete_serve_application(pk))
-
     def log_tail(
-        self, pk: str, stream_timeout: float = LOG_TIMEOUT, protocol: StreamProtocol = "auto"
+        self, pk: str, stream_timeout: float = LOG_TIMEOUT_SECONDS, protocol: StreamProtocol = "auto"
     ) -> AsyncLogTail:
-        """The same log for an event loop. It needs this client for its making only, not while it is read."""
+        """Follow a job's log on the caller's event loop.
+
+        Args:
+            pk: The job's id.
+            stream_timeout: As in `tail_job_logs`.
+            protocol: As in `tail_job_logs`.
+
+        Returns:
+            The log. It does not use this client, which may be closed before.
+
+        Raises:
+            ValidationError: 400, an argument is wrong.
+        """
         return AsyncLogTail(self._log_target(pk, stream_timeout), protocol)
 
+    def get_node(self, pk: str) -> JsonObject:
+        """Fetch a node of the cluster.
+
+        Args:
+            pk: Its id.
+
+        Returns:
+            The node.
+
+        Raises:
+            ClientError: 404 for an unknown node.
+        """
+        return self._send_for_object(_get(f"nodes/{_id(pk, 'node id')}/"))
+
+    def list_nodes(self) -> JsonObject:
+        """Fetch all nodes of the cluster.
+
+        Returns:
+            `{"results": [...]}`
+
+        Raises:
+            ClientError: The call failed.
+        """
+        return self._collect_pages(_list("nodes/"))
+
+    def get_task(self, pk: str) -> JsonObject:
+        """Fetch a Ray task.
+
+        Args:
+            pk: Its id.
+
+        Returns:
+            The task.
+
+        Raises:
+            ClientError: 404 for an unknown task.
+        """
+        return self._send_for_object(_get(f"tasks/{_id(pk, 'task id')}/"))
+
+    def list_tasks(self) -> JsonObject:
+        """Fetch the Ray tasks that the cluster still has records of.
+
+        Returns:
+            `{"results": [...]}`
+
+        Raises:
+            ClientError: The call failed.
+        """
+        return self._collect_pages(_list("tasks/"))
+
+    def get_serve_application(self, pk: str) -> JsonObject:
+        """Fetch a Ray Serve application.
+
+        Args:
+            pk: Its name.
+
+        Returns:
+            The application, with its `name` and `status`.
+
+        Raises:
+            ClientError: 404 for an unknown application.
+        """
+        return self._send_for_object(_get(_application_path(pk)))
+
+    def list_serve_applications(self) -> JsonObject:
+        """Fetch all Ray Serve applications of the cluster.
+
+        Returns:
+            `{"results": [...]}`
+
+        Raises:
+            ClientError: The call failed.
+        """
+        return self._collect_pages(_list("serve_applications/"))
+
+    def delete_serve_application(self, pk: str) -> None:
+        """Delete a Ray Serve application. The request is sent once.
+
+        Args:
+            pk: Its name.
+
+        Raises:
+            ClientError: 404 for an unknown application.
+        """
+        self._send(Request("DELETE", _application_path(pk), expect="none"))
+
     def _log_target(self, pk: str, stream_timeout: float) -> StreamTarget:
-        path = agent.get_job_logs(pk).path
+        path = _log_path(pk)
         return StreamTarget(
             stream_url=self._base.join(f"{path}stream/"),
             websocket_url=websocket_url(self._base.join(path)),
             headers=dict(self._http.headers),
-            connect=self._timeouts.connect,
-            silence=checked_timeout(stream_timeout),
+            connect_timeout=self._timeouts.connect,
+            idle_timeout=validate_timeout(stream_timeout),
             limits=self.stream_limits,
         )
 
-    # A generator of its own, for the arguments to be checked when they are given; it keeps the client alive.
-    def _follow(self, target: StreamTarget, transports: tuple[Transport, ...]) -> Generator[str]:
-        openings: dict[Transport, Callable[[], LogConnection]] = {
-            "stream": lambda: HttpLog(self._http, target),
-            "websocket": lambda: _websocket_log(target),
-        }
-        yield from self._streams.follow(*(openings[each] for each in transports))
+    # A generator of its own: the caller's arguments are checked at once, and it keeps the client alive.
+    def _follow(self, tail: AsyncLogTail) -> Generator[str]:
+        yield from self._streams.follow(tail)
 
 
-def _websocket_log(target: StreamTarget) -> LogConnection:
-    try:
-        # Here, because plugin code may run where it is not installed.
-        from worker.platform.streams.sync_tail import WebsocketLog
-    except ImportError:
-        missing = websocket_missing()
-    else:
-        return WebsocketLog(target)
-    raise missing
+def _get(path: str) -> Request:
+    return Request("GET", path, retryable=True)
 
 
-def _give_back(streams: LogStreams, http: httpx.Client) -> None:
+def _list(path: str) -> Request:
+    return Request("GET", path, retryable=True, expect="list")
+
+
+def _id(pk: str, name: str) -> str:
+    return path_segment(pk, name, _ID)
+
+
+def _log_path(pk: str) -> str:
+    return f"jobs/{_id(pk, 'job id')}/logs/"
+
+
+def _application_path(pk: str) -> str:
+    return f"serve_applications/{path_segment(pk, 'application name', _APPLICATION_NAME)}/"
+
+
+def _close_all(streams: LogStreams, http: httpx.Client) -> None:
     streams.close()
     http.close()

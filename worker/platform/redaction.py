@@ -1,7 +1,7 @@
-"""Regular expressions that find secrets, URLs and terminal codes in text.
+"""Masks secrets in texts, JSON values and log events; the contract forbids them in any output of the worker.
 
-Text comes from other people's programs and may be a megabyte on one line, so each expression is linear: a
-match starts only at a literal word, and what it scanned it also consumes. Tests hold that with 1 MB strings.
+The texts are other programs' output and may have a megabyte on one line. So every regular expression takes
+linear time: a match starts at a literal word only, and consumes what it scanned. Tests check that with 1 MB.
 """
 
 import html
@@ -17,93 +17,98 @@ from urllib.parse import quote, quote_plus
 MASK = "***"
 
 _SCHEME = r"(?:(?:token|bearer|basic|apikey|negotiate)[ \t]+)?"
-# Schemes whose value has several parts: all of the line belongs to them.
-_PARTED = r"(?:digest|hawk|oauth|aws4-hmac-sha256)[ \t][^\r\n]*"
-_BARE = r"[^\s\"'&,;<>()\[\]{}]"
+# Schemes whose value has several parts: the rest of the line belongs to it.
+_MULTI_PART_SCHEME = r"(?:digest|hawk|oauth|aws4-hmac-sha256)[ \t][^\r\n]*"
+_UNQUOTED_CHAR = r"[^\s\"'&,;<>()\[\]{}]"
 
-# A quoted value ends at its own quote, a value in JSON within a string (`\"x\"`) at the same number of
-# backslashes; one that never ends is masked to the end of its line.
+# A quoted value ends at its own quote, one in JSON within a string (`\"x\"`) at a quote with as many
+# backslashes. A value whose quote is never closed is masked to the end of the line.
 _VALUE = (
     r"(?:(?P<nested>\\{1,7}[\"'])(?:(?!(?P=nested))[^\r\n])*"
     r"|[bru]?(?P<quote>[\"'])(?:\\[^\r\n]|(?!(?P=quote))[^\\\r\n])*"
-    rf"|(?P<bare>{_PARTED}|{_SCHEME}{_BARE}+))"
+    rf"|(?P<bare>{_MULTI_PART_SCHEME}|{_SCHEME}{_UNQUOTED_CHAR}+))"
 )
 _END_OF_NAME = r"(?:\\{0,7}[\"'])?[ \t]{0,8}"
 
-HEADERS = re.compile(
+_HEADER = re.compile(
     rf"(?i)(?P<name>(?:proxy-)?authorization|synapse[-_](?:access[-_]token|agent|user|tenant))"
     rf"(?P<sep>{_END_OF_NAME}[:=][ \t]{{0,8}}[\[(]?|[\"'],[ \t]{{0,8}}){_VALUE}"
 )
 """`Authorization: Token x`, also in a repr (`'Authorization': 'x'`, `(b'authorization', b'x')`)."""
 
 _NAMES = (
-    # A tokenizer prints pad_token= and its like; those are no secrets.
+    # The pad_token= and so on that a tokenizer prints are no secrets.
     r"(?<!pad_)(?<!eos_)(?<!bos_)(?<!unk_)(?<!sep_)(?<!cls_)(?<!mask_)(?:token"
     r"|passwords?|passwd|passphrase|secret|api[-_]?key|access[-_]?key(?:[-_]?id)?|private[-_]?key|secret[-_]?key"
     r"|x-(?:amz|goog)-(?:signature|credential))"
 )
-NAMED = re.compile(
+_ASSIGNMENT = re.compile(
     rf"(?i)(?P<name>{_NAMES})"
     rf"(?P<sep>{_END_OF_NAME}=[ \t]{{0,8}}|\\{{0,7}}[\"'][ \t]{{0,8}}:[ \t]{{0,8}}[\[(]?){_VALUE}"
 )
 """`token=x`, `access_token='x'`, `"password": "x"`."""
 
-SPOKEN = re.compile(rf"(?i)(?P<name>{_NAMES})(?P<sep>:[ \t]{{0,8}})(?P<bare>{_SCHEME}{_BARE}{{6,}})")
-"""`Invalid token: 5d41402a…`; short values (`token: 17`) are a tokenizer's."""
+_PROSE = re.compile(rf"(?i)(?P<name>{_NAMES})(?P<sep>:[ \t]{{0,8}})(?P<bare>{_SCHEME}{_UNQUOTED_CHAR}{{6,}})")
+"""`Invalid token: 5d41402a…`; short values (`token: 17`) are a tokenizer's output."""
 
-SIGNED = re.compile(r"(?i)(?P<name>[?&](?:sig|signature|key))(?P<sep>=)(?P<bare>[^\s\"'&<>]+)")
-"""The signature of a URL that whoever holds it may use."""
+_URL_SIGNATURE = re.compile(r"(?i)(?P<name>[?&](?:sig|signature|key))(?P<sep>=)(?P<bare>[^\s\"'&<>]+)")
+"""The signature of a presigned URL."""
 
-CREDENTIALS = re.compile(
+_BARE_CREDENTIAL = re.compile(
     r"\b(?P<scheme>Bearer|Token)[ \t]{1,8}(?=[A-Za-z._~+/=-]{0,200}[0-9])[A-Za-z0-9._~+/=-]{16,}"
 )
-"""`Bearer eyJ…` that stands without the name of its header."""
+"""`Bearer eyJ…` without the name of a header."""
 
-USERINFO = re.compile(r"(?<=://)[^\s/?#\"'<>]*@")
+_URL_USERINFO = re.compile(r"(?<=://)[^\s/?#\"'<>]*@")
 """`user:password@` of a URL."""
 
-ANSI = re.compile(r"\x1b(?:\[[0-9;:?]{0,64}[ -/]{0,8}[@-~]|\][^\x07\x1b]{0,4096}(?:\x07|\x1b\\)?|[@-_])?")
-URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z0-9+.-]++://[^\s\"'<>]*")
-QUERY = re.compile(r"\?[^\s\"'<>?=]*=[^\s\"'<>]*")
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_ANSI = re.compile(r"\x1b(?:\[[0-9;:?]{0,64}[ -/]{0,8}[@-~]|\][^\x07\x1b]{0,4096}(?:\x07|\x1b\\)?|[@-_])?")
+_URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z0-9+.-]++://[^\s\"'<>]*")
+_QUERY = re.compile(r"\?[^\s\"'<>?=]*=[^\s\"'<>]*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
-SECRET_KEY = re.compile(
+_SECRET_KEY = re.compile(
     rf"(?i)(?:.*[-_.])?(?:{_NAMES}|authorization|credentials?|synapse-(?:access-token|agent|user|tenant))"
 )
-"""Keys of a mapping whose value is a secret whatever it looks like."""
+"""Keys of a mapping whose value is always a secret."""
 
 
-_WORDS = (
+_TRIGGER_WORDS = (
     "authorization", "synapse", "token", "bearer", "passw", "passphrase", "secret", "key", "sig",
     "credential", "://",
 )  # fmt: skip
-_FOLDED = "\u017f\u0131\u0130\u212a"
-"""Characters that count as ASCII letters where case is ignored, and that `lower` leaves alone."""
+_FOLDS_TO_ASCII = "\u017f\u0131\u0130\u212a"
+"""Characters that a case-insensitive expression matches with ASCII letters and `lower` does not convert."""
 
 
-def may_hold_secret(text: str) -> bool:
-    """Whether one of the expressions might match: each needs one of these words. Quick, for lines of logs."""
+def _may_contain_secret(text: str) -> bool:
+    """Whether any expression could match: each needs one of these words. It is fast, for lines of logs."""
     lower = text.lower()
-    for word in _WORDS:
+    for word in _TRIGGER_WORDS:
         if word in lower:
             return True
-    return not text.isascii() and any(odd in text for odd in _FOLDED)
+    return not text.isascii() and any(character in text for character in _FOLDS_TO_ASCII)
 
 
-def mask_value(match: re.Match[str]) -> str:
-    """Put the mask in the place of a found value, keep its name, its quote and what follows."""
+def _mask_match(match: re.Match[str]) -> str:
+    """Replace the found value by the mask; keep its name and its opening quote."""
     groups = match.groupdict()
     opening = groups.get("nested") or groups.get("quote") or ""
     return f"{groups['name']}{groups['sep']}{opening}{MASK}"
 
 
-SHORTEST_SECRET = 6  # shorter ones would mask ordinary words
-SHORTEST_BEGINNING = 4  # of a secret that was cut through; fewer characters are anybody's
-DEEPEST = 8  # levels of nesting looked into; what lies deeper is shown as masked text
+MIN_SECRET_CHARS = 6
+"""Shorter secrets are not registered: ordinary words would be masked."""
+
+MIN_PREFIX_CHARS = 4
+"""The shortest beginning of a truncated secret that is masked: fewer characters may be ordinary text."""
+
+MAX_DEPTH = 8
+"""Levels of nesting that are walked through; a deeper value is replaced by its masked `repr`."""
 
 
 class _Registry:
-    """The secrets known to this process, in every spelling in which they may turn up."""
+    """The secrets known to this process, in every encoding in which they may occur in text."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -114,13 +119,13 @@ class _Registry:
         if found.issubset(self._spellings):
             return
         with self._lock:
-            # Longest first: a secret that holds another one is masked whole.
+            # Longest first: a secret that contains another one is masked as a whole.
             self._spellings = tuple(sorted(found.union(self._spellings), key=len, reverse=True))
 
-    def mask_cut(self, text: str) -> str:
+    def mask_partial(self, text: str) -> str:
         for spelling in self._spellings:
             longest = min(len(spelling) - 1, len(text))
-            for length in range(longest, SHORTEST_BEGINNING - 1, -1):
+            for length in range(longest, MIN_PREFIX_CHARS - 1, -1):
                 if text.endswith(spelling[:length]):
                     return text[: len(text) - length] + MASK
         return text
@@ -136,22 +141,44 @@ _registry = _Registry()
 
 
 def register_secrets(secrets: Iterable[str]) -> None:
-    """Mask these from now on, everywhere in this process. Those under 6 characters are ignored."""
+    """Mask these secrets in this process from now on.
+
+    Args:
+        secrets: Tokens, passwords and so on. Those under 6 characters are ignored.
+    """
     _registry.add(secrets)
 
 
 def register_settings(settings: Mapping[str, str]) -> None:
-    """Mask the values of settings (a release's `env`) whose name says that they are secret."""
-    register_secrets(value for name, value in settings.items() if SECRET_KEY.fullmatch(name[-100:]))
+    """Mask the values of the settings whose name marks them as secret.
+
+    Args:
+        settings: Names and values, such as the `env` of a plugin release.
+    """
+    register_secrets(value for name, value in settings.items() if _SECRET_KEY.fullmatch(name[-100:]))
 
 
-def holds_secret(text: str) -> bool:
-    """Whether one of this process's own secrets is in `text`: somebody sent back what we sent."""
+def contains_secret(text: str) -> bool:
+    """Tell whether a text contains a registered secret, as when a service echoes a request.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        Whether it does.
+    """
     return _registry.mask(text) != text
 
 
 def mask_secrets(value: Any) -> Any:
-    """A JSON value with this process's own secrets masked; the rest is left as it is."""
+    """Mask the registered secrets in a JSON value, and nothing else.
+
+    Args:
+        value: A JSON value.
+
+    Returns:
+        A copy of it, with keys and strings masked.
+    """
     if isinstance(value, str):
         return _registry.mask(value)
     if isinstance(value, list):
@@ -162,48 +189,86 @@ def mask_secrets(value: Any) -> Any:
 
 
 def redact(text: str) -> str:
-    """`text` with every secret masked and the rest left as it is."""
-    text = _registry.mask(text)
-    if not may_hold_secret(text):
-        return _sendable(text)
-    for pattern in (HEADERS, NAMED, SPOKEN, SIGNED):
-        text = pattern.sub(mask_value, text)
-    text = CREDENTIALS.sub(rf"\g<scheme> {MASK}", text)
-    return _sendable(USERINFO.sub(f"{MASK}@", text))
+    """Mask registered secrets and whatever looks like one, such as `Authorization` and `token=` values.
 
+    For text whose other content must not change, such as a job's log (the contract, on relayed logs).
 
-def mask_cut(text: str) -> str:
-    """Text that was cut off at its end, where the beginning of one of this process's secrets may be left.
+    Args:
+        text: Any text.
 
-    To be called before it is redacted: what is left of the secret is none any more.
+    Returns:
+        The masked text, which UTF-8 can encode.
     """
-    return _registry.mask_cut(text)
+    text = _registry.mask(text)
+    if not _may_contain_secret(text):
+        return _encodable(text)
+    for pattern in (_HEADER, _ASSIGNMENT, _PROSE, _URL_SIGNATURE):
+        text = pattern.sub(_mask_match, text)
+    text = _BARE_CREDENTIAL.sub(rf"\g<scheme> {MASK}", text)
+    return _encodable(_URL_USERINFO.sub(f"{MASK}@", text))
+
+
+def mask_partial_secret(text: str) -> str:
+    """Mask the beginning of a registered secret at the end of a truncated text.
+
+    Call it before `redact`, which does not recognize a truncated secret.
+
+    Args:
+        text: A text whose end was cut off.
+
+    Returns:
+        The text, with the mask in place of the partial secret.
+    """
+    return _registry.mask_partial(text)
 
 
 def clean(text: str) -> str:
-    """`text` fit to be shown to users: one line without secrets, URLs, query strings and terminal codes."""
-    text = redact(ANSI.sub("", text))
-    text = QUERY.sub("", URL.sub("<url>", text))
-    return CONTROL.sub(" ", text).strip()
+    """Make a text presentable to users: one line without secrets, URLs, query strings and terminal codes.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The clean text.
+    """
+    text = redact(_ANSI.sub("", text))
+    text = _QUERY.sub("", _URL.sub("<url>", text))
+    return _CONTROL.sub(" ", text).strip()
 
 
 def clean_value(value: Any) -> Any:
-    """A JSON-like value fit to be shown to users: as `redact_value`, with its strings cleaned."""
+    """Make a value presentable to users: like `redact_value`, with every string cleaned.
+
+    Args:
+        value: A JSON-like value.
+
+    Returns:
+        A copy of it.
+    """
     return redact_value(value, text=clean)
 
 
 def redact_value(value: Any, depth: int = 0, text: Callable[[str], str] = redact) -> Any:
-    """A JSON-like value with its strings redacted; what stands under a secret's name is masked whole.
+    """Redact every string of a value; the value of a key that names a secret is masked as a whole.
 
-    `text` is what a string becomes.
+    Args:
+        value: A JSON-like value. Another object is replaced by its redacted `repr` if that shows a secret.
+        depth: How deeply the value is nested in another one, which `MAX_DEPTH` limits.
+        text: What is done with a string.
+
+    Returns:
+        A copy of the value.
     """
     if isinstance(value, str):
         return text(value)
     if value is None or isinstance(value, bool | int | float):
         return value
-    if depth < DEEPEST:
+    if depth < MAX_DEPTH:
         if isinstance(value, Mapping):
-            return {_key(key, text): _under(key, each, depth + 1, text) for key, each in value.items()}
+            return {
+                _redact_key(key, text): _redact_item(key, each, depth + 1, text)
+                for key, each in value.items()
+            }
         if isinstance(value, list | tuple):
             redacted = [redact_value(each, depth + 1, text) for each in value]
             return redacted if isinstance(value, list) else tuple(redacted)
@@ -219,27 +284,36 @@ def redact_event(
     name: str,  # noqa: ARG001 - structlog passes it
     event_dict: MutableMapping[str, Any],
 ) -> MutableMapping[str, Any]:
-    """A processor for structlog: no field of a log line shows a secret, wherever in the row it stands."""
-    # Rendered here, because a renderer further on would do it behind our back, perhaps with local variables.
+    """Redact every field of a log event: a processor of structlog, for any place in the chain.
+
+    Args:
+        logger: Unused.
+        name: Unused.
+        event_dict: The event, changed in place. An exception in it becomes text.
+
+    Returns:
+        The event.
+    """
+    # Rendered here: a later processor would render it unredacted, perhaps with local variables.
     if text := _exception_text(event_dict.pop("exc_info", None)):
         event_dict["exception"] = text
     for key in list(event_dict):
-        event_dict[key] = _under(key, event_dict[key], 0)
+        event_dict[key] = _redact_item(key, event_dict[key], 0)
     return event_dict
 
 
-def _sendable(text: str) -> str:
-    """Half of a surrogate pair, which JSON and file names may hold, is in no text that can be sent on."""
+def _encodable(text: str) -> str:
+    """Escape lone surrogates, which JSON and file names may contain and UTF-8 cannot encode."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def _under(key: object, value: Any, depth: int, text: Callable[[str], str] = redact) -> Any:
-    if isinstance(key, str) and value is not None and SECRET_KEY.fullmatch(key[-100:]):
+def _redact_item(key: object, value: Any, depth: int, text: Callable[[str], str] = redact) -> Any:
+    if isinstance(key, str) and value is not None and _SECRET_KEY.fullmatch(key[-100:]):
         return MASK
     return redact_value(value, depth, text)
 
 
-def _key(key: Any, text: Callable[[str], str]) -> Any:
+def _redact_key(key: Any, text: Callable[[str], str]) -> Any:
     return text(key) if isinstance(key, str) else key
 
 
@@ -252,7 +326,7 @@ def _exception_text(exc_info: Any) -> str:
 
 def _spellings(secret: str) -> set[str]:
     secret = secret.strip()
-    if len(secret) < SHORTEST_SECRET:
+    if len(secret) < MIN_SECRET_CHARS:
         return set()
     quoted = {quote(secret, safe=""), quote(secret), quote_plus(secret)}
     lower = {_lower_hex(each) for each in quoted}

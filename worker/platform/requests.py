@@ -1,74 +1,132 @@
-"""A call to the platform as a value, the address that it goes to, and following a list from page to page."""
+"""Calls to the platform as values, the base URL that they are relative to, and the pages of a list."""
 
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from worker.platform.errors import MalformedResponseError, StrayLinkError, ValidationError
+from worker.platform.errors import MalformedResponseError, UntrustedLinkError, ValidationError
 
-DEEPEST = 100
-"""Levels of lists and objects that a message or an answer may have. Parsing bears more than what comes after
-it."""
+Json: TypeAlias = Any
+"""A JSON value of another program: what is in it is known only once it has been validated."""
+
+JsonObject: TypeAlias = dict[str, Json]
+"""A JSON object of another program, such as a response of the backend."""
+
+MAX_DEPTH = 100
+"""Levels of lists and objects that a message or a response may have. The JSON parser accepts more than the
+code that walks through the value afterwards."""
 
 
-def too_deep(text: bytes | str, value: Any) -> bool:
-    """Whether `value`, which is `text` parsed, is nested more deeply than `DEEPEST`."""
+def too_deep(text: bytes | str, value: Json) -> bool:
+    """Tell whether a JSON value is nested more deeply than `MAX_DEPTH`.
+
+    Args:
+        text: The JSON text. Where it has few brackets, the value is not looked at.
+        value: The same, parsed.
+
+    Returns:
+        Whether the value is nested too deeply.
+    """
     brackets = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
-    if sum(text.count(bracket) for bracket in brackets) <= DEEPEST:  # type: ignore[arg-type, misc]
+    if sum(text.count(bracket) for bracket in brackets) <= MAX_DEPTH:  # type: ignore[arg-type, misc]
         return False
-    floor = [value]
-    for _ in range(DEEPEST + 1):
-        floor = [
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
             child
-            for part in floor
-            if isinstance(part, list | dict)
-            for child in (part.values() if isinstance(part, dict) else part)
+            for parent in level
+            if isinstance(parent, list | dict)
+            for child in (parent.values() if isinstance(parent, dict) else parent)
         ]
-        if not floor:
+        if not level:
             return False
     return True
 
 
 Expect = Literal["object", "list", "any", "none", "text"]
+"""What a successful response holds: a JSON object, a list (a page or a bare array), any JSON value, nothing
+that is read, or plain text."""
+
 Query = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call. `path` is relative to the service's base URL and quoted."""
+    """One call of a service.
+
+    Attributes:
+        method: The HTTP method.
+        path: Relative to the service's base URL, and quoted.
+        query: The query parameters.
+        json: The body; None for no body.
+        retryable: Whether sending it twice is harmless.
+        expect: What a successful response holds.
+    """
 
     method: str
     path: str
-    # Filters and bodies are the users' own: not shown in logs, nor in a traceback with values.
+    # Filters and bodies are the users' data: they must not show in logs or in a traceback with local values.
     query: Query = field(default=(), repr=False)
-    json: Any = field(default=None, repr=False)
-    repeatable: bool = False
+    json: Json = field(default=None, repr=False)
+    retryable: bool = False
     expect: Expect = "object"
 
 
-def query_pairs(values: Mapping[str, Any]) -> Query:
-    """Query parameters: a list is a repeated key, a boolean is `true` or `false`, None is left out."""
+def encode_query(values: Mapping[str, Json]) -> Query:
+    """Make query parameters of a mapping.
+
+    Args:
+        values: A list becomes a repeated key, a boolean `true` or `false`, None is left out.
+
+    Returns:
+        The parameters in the mapping's order.
+
+    Raises:
+        ValidationError: A value is neither text, number, boolean nor a list of these.
+    """
     pairs: list[tuple[str, str]] = []
     for key, value in values.items():
-        each = value if isinstance(value, list | tuple) else [value]
-        pairs += [(str(key), _query_value(key, one)) for one in each if one is not None]
+        items = value if isinstance(value, list | tuple) else [value]
+        pairs += [(str(key), _query_value(key, item)) for item in items if item is not None]
     return tuple(pairs)
 
 
-def path_id(value: object, name: str, allowed: re.Pattern[str]) -> str:
-    """An id as a segment of a path, or a `ValidationError`: nothing has been sent then."""
+def path_segment(value: object, name: str, allowed: re.Pattern[str]) -> str:
+    """Validate and quote an id that becomes a segment of a path.
+
+    Args:
+        value: A string or an integer.
+        name: What the id is called in the error.
+        allowed: The ids that there can be (platform-api: "Ids are ...").
+
+    Returns:
+        The quoted segment.
+
+    Raises:
+        ValidationError: There can be no such id.
+    """
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    # A segment of dots alone would climb to another path.
+    # A segment of dots only would lead to a parent path.
     if not isinstance(text, str) or not allowed.fullmatch(text) or not text.strip("."):
         raise ValidationError(f"400 Bad Request: not a valid {name}", 400, f"not a valid {name}")
     return quote(text, safe="")
 
 
-def body_of(request: Request) -> bytes | None:
-    """The JSON body, or None where the call has none; a `ValidationError` where JSON cannot hold it."""
+def encode_body(request: Request) -> bytes | None:
+    """Serialize a request's body.
+
+    Args:
+        request: Any request.
+
+    Returns:
+        JSON in UTF-8, or None if the request has no body.
+
+    Raises:
+        ValidationError: JSON cannot represent the body; the error does not show it.
+    """
     if request.json is None:
         return None
     try:
@@ -76,11 +134,11 @@ def body_of(request: Request) -> bytes | None:
         return text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         reason = type(error).__name__
-    # Outside of the except block, so that the error does not drag the refused value along.
+    # Raised outside of the except block: as its context, the caught error would keep the body alive.
     raise ValidationError(f"400 Bad Request: the body is not JSON ({reason})", 400, "the body is not JSON")
 
 
-def _query_value(key: object, value: Any) -> str:
+def _query_value(key: object, value: Json) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str | int | float):
@@ -89,16 +147,24 @@ def _query_value(key: object, value: Any) -> str:
     raise ValidationError(f"400 Bad Request: {detail}", 400, detail)
 
 
-_PORTS = {"http": 80, "https": 443}
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class BaseUrl:
     """A service's base URL: `http(s)://host[:port][/path]`."""
 
     def __init__(self, url: str) -> None:
+        """Parse and check the URL.
+
+        Args:
+            url: Without credentials, query or fragment.
+
+        Raises:
+            ValueError: It is no such URL; the message does not show it.
+        """
         origin = _origin(url)
         parts = urlsplit(url) if origin else None
-        # The URL itself is not shown: what is wrong with it may be the password in it.
+        # The URL itself is not shown, because it may contain a password.
         if origin is None or parts is None or parts.query or parts.fragment or "@" in parts.netloc:
             raise ValueError("the base URL must be http(s)://host[:port][/path]")
         self._origin = origin
@@ -109,65 +175,109 @@ class BaseUrl:
         return "BaseUrl(<url>)"
 
     def join(self, path: str, query: Query = ()) -> str:
-        """The whole URL of a quoted, relative path."""
+        """Make a whole URL.
+
+        Args:
+            path: Relative to the base, and quoted.
+            query: The query parameters, not quoted yet.
+
+        Returns:
+            The URL.
+        """
         return self._root + path + (f"?{urlencode(query)}" if query else "")
 
     def relative(self, url: str) -> tuple[str, Query]:
-        """Path and query of a link that the service sent, relative to the base URL.
+        """Take apart a link that the service sent.
 
-        Raises `StrayLinkError` for a link that leads anywhere else: our tokens would go there.
+        Args:
+            url: A whole URL.
+
+        Returns:
+            Path and query, relative to the base.
+
+        Raises:
+            UntrustedLinkError: The link leads off the base URL, where the tokens must not be sent.
         """
         if _origin(url) != self._origin:
-            raise StrayLinkError("malformed answer: a link leads to another server")
+            raise UntrustedLinkError("malformed answer: a link leads to another server")
         parts = urlsplit(url)
         segments = parts.path.lower().replace("%2e", ".").replace("\\", "/").split("/")
         if not parts.path.startswith(self._prefix) or "@" in parts.netloc or {".", ".."} & set(segments):
-            raise StrayLinkError("malformed answer: a link leads out of the base URL")
+            raise UntrustedLinkError("malformed answer: a link leads out of the base URL")
         return parts.path.removeprefix(self._prefix), tuple(parse_qsl(parts.query, keep_blank_values=True))
 
 
 def _origin(url: str) -> tuple[str, str, int] | None:
-    """Scheme, host and port; None for what is not an HTTP address."""
+    """Scheme, host and port; None if it is no HTTP address."""
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
         return None
-    if parts.scheme not in _PORTS or not parts.hostname or not url.isprintable() or " " in url:
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname or not url.isprintable() or " " in url:
         return None
-    return parts.scheme, parts.hostname, _PORTS[parts.scheme] if port is None else port
+    return parts.scheme, parts.hostname, _DEFAULT_PORTS[parts.scheme] if port is None else port
 
 
-MOST_PAGES = 100_000
+MAX_PAGES = 100_000
 
 
-class Trail:
-    """Remembers which pages of one list were asked for."""
+class Pagination:
+    """Follows the pages of one list and remembers which have been requested."""
 
     def __init__(self, first: Request) -> None:
-        self._first = first
-        self._seen = {_place(first)}
+        """Begin with the first page.
 
-    def after(self, page: Mapping[str, Any], base: BaseUrl) -> Request | None:
-        """The request for the page after `page`, or None where that was the last."""
+        Args:
+            first: The request for it.
+        """
+        self._first = first
+        self._requested = {_fingerprint(first)}
+
+    def next_request(self, page: Mapping[str, Json], base: BaseUrl) -> Request | None:
+        """Make the request for the page that follows.
+
+        Args:
+            page: A page as the service sent it.
+            base: The service's base URL.
+
+        Returns:
+            The request, or None if the page is the last.
+
+        Raises:
+            MalformedResponseError: The link leads off the service or to a page that has been requested
+                already, or there are more than `MAX_PAGES` pages.
+        """
         link = page["next"]
         if not link:
             return None
-        following = next_page(self._first, link, base)
-        if _place(following) in self._seen:
+        request = page_request(self._first, link, base)
+        if _fingerprint(request) in self._requested:
             raise MalformedResponseError("malformed answer: the pages of a list go around in a circle")
-        if len(self._seen) >= MOST_PAGES:
-            raise MalformedResponseError(f"malformed answer: a list of more than {MOST_PAGES} pages")
-        self._seen.add(_place(following))
-        return following
+        if len(self._requested) >= MAX_PAGES:
+            raise MalformedResponseError(f"malformed answer: a list of more than {MAX_PAGES} pages")
+        self._requested.add(_fingerprint(request))
+        return request
 
 
-def next_page(request: Request, link: str, base: BaseUrl) -> Request:
-    """`request` for the page at `link`, which must lie on the service itself."""
+def page_request(request: Request, link: str, base: BaseUrl) -> Request:
+    """Make the request for another page of a list.
+
+    Args:
+        request: The one for the first page.
+        link: The `next` of a page.
+        base: The service's base URL.
+
+    Returns:
+        The request for the page at the link.
+
+    Raises:
+        UntrustedLinkError: The link leads off the service.
+    """
     path, query = base.relative(link)
     return replace(request, path=path, query=query)
 
 
-def _place(request: Request) -> int:
-    # A hash: a million links of a list with long filters would fill the memory.
+def _fingerprint(request: Request) -> int:
+    # A hash: the long filters of a million links would fill the memory.
     return hash((request.path, tuple(sorted(request.query))))

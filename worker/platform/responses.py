@@ -1,4 +1,4 @@
-"""What a service answered as JSON or as the right error, and when a failed call is made again."""
+"""Responses as JSON values or as client errors, and when a failed request is sent again."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from tenacity import RetryCallState
 from tenacity.wait import wait_random_exponential
 
 from worker.platform.errors import (
-    LONGEST_DETAIL,
+    MAX_DETAIL_CHARS,
     AuthenticationError,
     AuthorizationError,
     ClientConnectionError,
@@ -28,46 +28,68 @@ from worker.platform.errors import (
     ValidationError,
     shorten,
 )
-from worker.platform.redaction import clean, mask_cut, redact_value
-from worker.platform.requests import Expect, Request, too_deep
+from worker.platform.redaction import clean, mask_partial_secret, redact_value
+from worker.platform.requests import Expect, Json, JsonObject, Request, too_deep
 
-_PASSING = frozenset({429, 502, 503, 504})
+_TRANSIENT_STATUSES = frozenset({429, 502, 503, 504})
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how soon. Celery steps are short, so this is too; times are in seconds."""
+    """How often and how soon a request is sent again. It is short because Celery steps are.
+
+    Attributes:
+        attempts: How often a request is sent, at most.
+        base: Seconds that the exponential backoff (with full jitter) starts from.
+        cap: Seconds of one wait, at most.
+        max_retry_after: Seconds of one wait that the service asks for by `Retry-After`, at most.
+        budget: Seconds after the first attempt after which no further one begins.
+    """
 
     attempts: int = 3
     base: float = 0.2
     cap: float = 2.0
-    longest_retry_after: float = 10.0
+    max_retry_after: float = 10.0
     budget: float = 30.0
-    """No further attempt is begun later than this after the first one."""
 
-    def arguments(self, request: Request) -> dict[str, Any]:
-        """The keyword arguments of tenacity's `Retrying` and `AsyncRetrying` for `request`."""
+    def tenacity_options(self, request: Request) -> dict[str, Any]:
+        """Make the keyword arguments of tenacity's `Retrying` and `AsyncRetrying`.
+
+        Args:
+            request: One that is not retryable gets a single attempt.
+
+        Returns:
+            The keyword arguments.
+        """
         backoff = wait_random_exponential(multiplier=self.base, max=self.cap)
 
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome is not None else None
             if isinstance(error, HTTPError) and error.retry_after is not None:
-                return min(error.retry_after, self.longest_retry_after)
+                return min(error.retry_after, self.max_retry_after)
             return backoff(state)
 
         return {
-            "stop": tenacity.stop_after_attempt(self.attempts if request.repeatable else 1)
+            "stop": tenacity.stop_after_attempt(self.attempts if request.retryable else 1)
             | tenacity.stop_before_delay(self.budget),
             "wait": wait,
-            "retry": tenacity.retry_if_exception(lambda error: may_pass(error, request)),
+            "retry": tenacity.retry_if_exception(lambda error: is_retryable(error, request)),
             "reraise": True,
         }
 
 
-def may_pass(error: BaseException, request: Request) -> bool:
-    """Whether `request` may be sent again after `error`."""
-    if not request.repeatable:
+def is_retryable(error: BaseException, request: Request) -> bool:
+    """Tell whether a request may be sent again.
+
+    Args:
+        error: What the last attempt ended with.
+        request: What was sent.
+
+    Returns:
+        True if the request is harmless when sent twice and the error may pass.
+    """
+    if not request.retryable:
         return False
     if isinstance(error, ClientConnectionError | ClientTimeoutError):
         return True
@@ -75,12 +97,20 @@ def may_pass(error: BaseException, request: Request) -> bool:
         return error.cut_off
     if not isinstance(error, HTTPError):
         return False
-    # A backend that fails with 500 may have written before it failed: only reading is tried again.
-    return error.status_code in _PASSING or (error.status_code == 500 and request.method == "GET")
+    # A backend that fails with 500 may have written before it failed, so only reads are sent again.
+    return error.status_code in _TRANSIENT_STATUSES or (error.status_code == 500 and request.method == "GET")
 
 
-def retry_after_seconds(value: str | None, now: datetime | None = None) -> float | None:
-    """The header `Retry-After`, seconds or a date, as seconds from now; None where it says nothing usable."""
+def parse_retry_after(value: str | None, now: datetime | None = None) -> float | None:
+    """Parse the header `Retry-After`.
+
+    Args:
+        value: Seconds or an HTTP date; None if the header is absent.
+        now: The current time, for tests.
+
+    Returns:
+        Seconds from now, not negative; None if the header is absent or unusable.
+    """
     if value is None:
         return None
     value = value.strip()
@@ -106,34 +136,63 @@ _ERRORS: dict[int, type[HTTPError]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole answer, unpacked; the names of `headers` are in lower case."""
+class HttpResponse:
+    """A whole response.
+
+    Attributes:
+        status: The HTTP status.
+        headers: Their names are in lower case.
+        body: Decompressed.
+    """
 
     status: int
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
 
 
-def value_of(answer: Answer, expect: Expect) -> Any:
-    """What the caller gets for `answer`, or the error that it stands for."""
-    if not 200 <= answer.status < 300:
-        raise error_of(answer)
+def decode_response(response: HttpResponse, expect: Expect) -> Json:
+    """Make the caller's value of a response.
+
+    Args:
+        response: The whole response.
+        expect: What the request expects.
+
+    Returns:
+        A JSON value; None for "none" and, with "any", for 204; a string for "text". A list is a page as
+        `parse_page` makes it.
+
+    Raises:
+        ClientError: The status is no success; see `response_error`.
+        MalformedResponseError: The body is not what the request expects.
+    """
+    if not 200 <= response.status < 300:
+        raise response_error(response)
     if expect == "none":
         return None
     if expect == "text":
-        return answer.body.decode("utf-8", errors="replace")
-    if answer.status == 204 and expect == "any":
+        return response.body.decode("utf-8", errors="replace")
+    if response.status == 204 and expect == "any":
         return None
-    value = _json(answer.body)
+    value = _parse_json(response.body)
     if expect == "list":
-        return as_list(value)
+        return parse_page(value)
     if expect == "object" and not isinstance(value, dict):
         raise MalformedResponseError("malformed answer: not an object")
     return value
 
 
-def as_list(value: Any) -> dict[str, Any]:
-    """A list as `{"count", "next", "previous", "results"}`, also where a bare array came."""
+def parse_page(value: Json) -> JsonObject:
+    """Bring a list into one shape; platform-api allows bare arrays and pages.
+
+    Args:
+        value: The response's JSON.
+
+    Returns:
+        `{"count", "next", "previous", "results"}`, and what else the page holds.
+
+    Raises:
+        MalformedResponseError: It is no list of objects.
+    """
     page = {"results": value} if isinstance(value, list) else value
     if not isinstance(page, dict) or not isinstance(page.get("results"), list):
         raise MalformedResponseError("malformed answer: not a list")
@@ -145,23 +204,30 @@ def as_list(value: Any) -> dict[str, Any]:
     return {"count": len(results), "next": None, "previous": None} | page
 
 
-def error_of(answer: Answer) -> ClientError:
-    """The error for an answer that is not a success."""
-    if 300 <= answer.status < 400:
-        # Following would hand the tokens to whoever the answer names.
+def response_error(response: HttpResponse) -> ClientError:
+    """Make the error for a response that is no success.
+
+    Args:
+        response: One whose status is not 2xx.
+
+    Returns:
+        The error, not raised, with the service's reason as its `detail`.
+    """
+    if 300 <= response.status < 400:
+        # A redirect would send the tokens to whichever server the response names.
         detail = "the service redirects; redirects are not followed"
     else:
-        detail = _detail(answer)
-    title = f"{answer.status} {_phrase(answer.status)}".strip()
+        detail = _detail(response)
+    title = f"{response.status} {_phrase(response.status)}".strip()
     message = f"{title}: {detail}" if detail else title
-    if answer.status == 408:
+    if response.status == 408:
         return ClientTimeoutError(message, 408, detail)
-    kind = ServerError if answer.status >= 500 else _ERRORS.get(answer.status, HTTPError)
-    retry_after = retry_after_seconds(answer.headers.get("retry-after"))
-    return kind(message, answer.status, detail, retry_after=retry_after)
+    kind = ServerError if response.status >= 500 else _ERRORS.get(response.status, HTTPError)
+    retry_after = parse_retry_after(response.headers.get("retry-after"))
+    return kind(message, response.status, detail, retry_after=retry_after)
 
 
-def _json(body: bytes) -> Any:
+def _parse_json(body: bytes) -> Json:
     if not body.strip():
         raise MalformedResponseError("malformed answer: empty")
     try:
@@ -172,27 +238,27 @@ def _json(body: bytes) -> Any:
         if not too_deep(body, value):
             return value
         kind = "nested too deeply"
-    # Outside of the except block: a JSONDecodeError holds the whole answer.
+    # Raised outside of the except block: as its context, a JSONDecodeError would keep the whole body alive.
     raise MalformedResponseError(f"malformed answer: {kind}")
 
 
-def _detail(answer: Answer) -> str:
-    """What the service says about its error, on one line; nothing where it says it in HTML."""
-    if _is_html(answer.body):
+def _detail(response: HttpResponse) -> str:
+    """The service's reason for its error on one line; empty if it is HTML."""
+    if _is_html(response.body):
         return ""
     try:
-        value = json.loads(answer.body)
+        value = json.loads(response.body)
     except (ValueError, RecursionError):
         value = None
-    if value is None or too_deep(answer.body, value):
-        value = mask_cut(answer.body[:4096].decode("utf-8", errors="replace"))
+    if value is None or too_deep(response.body, value):
+        value = mask_partial_secret(response.body[:4096].decode("utf-8", errors="replace"))
     value = redact_value(value)
     if isinstance(value, dict) and set(value) == {"detail"}:
         value = value["detail"]
-    return shorten(" ".join(clean(_sentence(value)).split()), LONGEST_DETAIL)
+    return shorten(" ".join(clean(_sentence(value)).split()), MAX_DETAIL_CHARS)
 
 
-def _sentence(value: Any) -> str:
+def _sentence(value: Json) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{name}: {_sentence(messages)}" for name, messages in value.items())
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What sync and async clients share: deadlines, timeouts, headers, limits of an answer, failures."""
+"""Below the requests: deadlines, timeouts, TLS, headers, size limits, and connection failures as errors."""
 
 import re
 import socket
@@ -22,18 +22,27 @@ from worker.platform.errors import (
     ClientTimeoutError,
     MalformedResponseError,
 )
-from worker.platform.responses import Answer
+from worker.platform.responses import HttpResponse
 
 KEEPALIVE_SECONDS = 1.5
-"""Below the 2 s after which gunicorn hangs up: a call that must not be repeated is to find its line alive."""
+"""Less than gunicorn's keepalive of 2 s: a request that must not be sent twice needs a live connection."""
 
-_PIECE = 64 * 1024  # bytes written between two looks at the clock
+_WRITE_CHUNK_BYTES = 64 * 1024  # written between two checks of the deadline
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Whatever this thread reads or writes through a `DeadlineTransport` in here is over after `seconds`."""
+    """Limit the time of all reads and writes through a `DeadlineTransport` in this context.
+
+    httpx limits single reads only, so a server that sends a byte from time to time would never time out.
+
+    Args:
+        seconds: From now on. Later reads and writes raise `httpx.ReadTimeout`.
+
+    Yields:
+        Nothing.
+    """
     token = _deadline.set(time.monotonic() + seconds)
     try:
         yield
@@ -43,36 +52,41 @@ def deadline(seconds: float) -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def tls_context() -> ssl.SSLContext:
-    """One for all clients, as loading the certificates takes long. SSL_CERT_FILE counts; proxies do not."""
+    """Make the TLS settings that all clients share, because loading the certificates is slow.
+
+    Returns:
+        A context that verifies certificates. The environment's SSL_CERT_FILE and SSL_CERT_DIR are respected.
+    """
     return httpx.create_ssl_context(trust_env=True)
 
 
 class DeadlineTransport(httpx.HTTPTransport):
-    """httpx's transport over a pool whose connections know the deadline."""
+    """httpx's transport over a pool whose connections respect `deadline`."""
 
     def __init__(self) -> None:
+        """Make an empty pool that ignores the environment's proxies."""
         super().__init__(verify=tls_context(), trust_env=False)
-        # httpx offers no way to name the network backend of its pool; httpcore does.
+        # httpx has no parameter for the network backend of its pool; httpcore does.
         self._pool = httpcore.ConnectionPool(
             ssl_context=tls_context(),
-            max_connections=None,  # the worker's threads are the limit, and a full pool is slow
+            max_connections=None,  # the number of threads is the limit, and a full pool is slow
             max_keepalive_connections=20,
             keepalive_expiry=KEEPALIVE_SECONDS,
-            network_backend=_Backend(),
+            network_backend=_DeadlineBackend(),
         )
 
 
-def _left(timeout: float | None) -> float | None:
+def _remaining(timeout: float | None) -> float | None:
     end = _deadline.get()
     if end is None:
         return timeout
-    left = end - time.monotonic()
-    if left <= 0:
+    remaining = end - time.monotonic()
+    if remaining <= 0:
         raise httpcore.ReadTimeout("deadline")
-    return left if timeout is None else min(timeout, left)
+    return remaining if timeout is None else min(timeout, remaining)
 
 
-class _Backend(httpcore.NetworkBackend):
+class _DeadlineBackend(httpcore.NetworkBackend):
     def __init__(self) -> None:
         self._inner = httpcore.SyncBackend()
 
@@ -84,20 +98,20 @@ class _Backend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        stream = self._inner.connect_tcp(host, port, _left(timeout), local_address, socket_options)
-        return _Stream(stream)
+        stream = self._inner.connect_tcp(host, port, _remaining(timeout), local_address, socket_options)
+        return _DeadlineStream(stream)
 
 
-class _Stream(httpcore.NetworkStream):
+class _DeadlineStream(httpcore.NetworkStream):
     def __init__(self, inner: httpcore.NetworkStream) -> None:
         self._inner = inner
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _left(timeout))
+        return self._inner.read(max_bytes, _remaining(timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        for start in range(0, len(buffer), _PIECE):
-            self._inner.write(buffer[start : start + _PIECE], _left(timeout))
+        for start in range(0, len(buffer), _WRITE_CHUNK_BYTES):
+            self._inner.write(buffer[start : start + _WRITE_CHUNK_BYTES], _remaining(timeout))
 
     def close(self) -> None:
         self._inner.close()
@@ -105,18 +119,20 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, _left(timeout)))
+        return _DeadlineStream(self._inner.start_tls(ssl_context, server_hostname, _remaining(timeout)))
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
 
 
 MB = 1024 * 1024
-LARGEST_ANSWER = 16 * MB
-LARGEST_ERROR = 64 * 1024  # of an error's body, the rest is not read
-CLOSED = "the client was closed: make a new one"
+MAX_RESPONSE_BYTES = 16 * MB
+MAX_ERROR_BYTES = 64 * 1024
+"""Bytes of an error's body that are read."""
+
+CLIENT_CLOSED = "the client was closed: make a new one"
 _ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
-_HUNG_UP = re.compile("disconnected|closed connection")
+_DISCONNECTED = re.compile("disconnected|closed connection")
 # In this order: a failed certificate is an SSLError, and all of them are OSErrors.
 _REASONS: dict[type[BaseException], str] = {
     ssl.SSLCertVerificationError: "the service's certificate is not trusted (see SSL_CERT_FILE)",
@@ -124,55 +140,97 @@ _REASONS: dict[type[BaseException], str] = {
     socket.gaierror: "the service's host name is unknown",
     ConnectionRefusedError: "nobody listens at the service's address",
 }
-_TIMEOUTS = {"connect": 5.0, "read": 15.0}
+_DEFAULT_TIMEOUTS = {"connect": 5.0, "read": 15.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds: to connect, to wait for the next bytes, and for one attempt as a whole."""
+    """Timeouts of one attempt, in seconds.
+
+    Attributes:
+        connect: To connect.
+        read: To wait for the next bytes, and to write.
+        total: For the whole attempt.
+    """
 
     connect: float
     read: float
     total: float
 
     @classmethod
-    def of(cls, timeout: Mapping[str, float] | None) -> "Timeouts":
-        """From the client's argument: a dict of `connect`, `read` and, rarely, `total`."""
-        given = {**_TIMEOUTS, **(timeout or {})}
-        given.setdefault("total", given["connect"] + 2 * given["read"])
-        if set(given) != {"connect", "read", "total"} or not all(each > 0 for each in given.values()):
-            raise ValueError("timeout is a dict of 'connect', 'read' and 'total', in seconds above 0")
-        return cls(**given)
+    def from_argument(cls, timeout: Mapping[str, float] | None) -> "Timeouts":
+        """Check a client's argument and fill in the defaults.
 
-    def for_httpx(self) -> httpx.Timeout:
-        """The part of it that httpx can keep by itself."""
+        Args:
+            timeout: `connect` (default 5), `read` (15) and `total` (`connect` plus twice `read`).
+
+        Returns:
+            The timeouts.
+
+        Raises:
+            ValueError: Another key, or a value that is not above 0.
+        """
+        seconds = {**_DEFAULT_TIMEOUTS, **(timeout or {})}
+        seconds.setdefault("total", seconds["connect"] + 2 * seconds["read"])
+        if set(seconds) != {"connect", "read", "total"} or not all(each > 0 for each in seconds.values()):
+            raise ValueError("timeout is a dict of 'connect', 'read' and 'total', in seconds above 0")
+        return cls(**seconds)
+
+    def to_httpx(self) -> httpx.Timeout:
+        """Make httpx's timeouts, which know no total.
+
+        Returns:
+            The timeouts of single connects, reads and writes.
+        """
         return httpx.Timeout(connect=self.connect, read=self.read, write=self.read, pool=None)
 
 
-def checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
-    """The headers of every request. A value that cannot be sent is refused here, and not shown."""
+def default_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Complete the headers of every request.
+
+    Args:
+        headers: The client's own, such as its token.
+
+    Returns:
+        They and the standard ones.
+
+    Raises:
+        ValueError: A value has characters that a header cannot hold; the message does not show it.
+    """
     for name, value in (headers or {}).items():
         if not (value.isascii() and value.isprintable()):
             raise ValueError(f"the value for the header {name} has characters that a header cannot hold")
     return {
-        "Accept": "application/json, */*;q=0.5",  # a log comes as text
-        # What httpx could also unpack (brotli, zstd) may fill the memory from a small answer.
+        "Accept": "application/json, */*;q=0.5",  # a log is text
+        # Not brotli or zstd, which httpx also decompresses: a small response could fill the memory.
         "Accept-Encoding": "gzip, deflate",
         "User-Agent": "synapse-worker",
         **(headers or {}),
     }
 
 
-def no_cookies() -> CookieJar:
-    """A jar that takes nothing: a session cookie would outlive the token that it came with."""
+def rejecting_cookie_jar() -> CookieJar:
+    """Make a cookie jar that stays empty: a session cookie would outlive the token that it was issued for.
+
+    Returns:
+        The jar.
+    """
     return CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
 
 
-class AnswerReader:
-    """Collects one answer and holds it to its limits."""
+class ResponseReader:
+    """Collects the body of one response within the size limit."""
 
     def __init__(self, status: int, headers: Mapping[str, str]) -> None:
-        """`headers` are found in whatever case."""
+        """Check the headers.
+
+        Args:
+            status: The HTTP status.
+            headers: A mapping that ignores case.
+
+        Raises:
+            MalformedResponseError: The compression was not asked for, or the body is declared too large.
+        """
         self._status, self._headers = status, headers
         self._body = bytearray()
         self._is_error = not 200 <= status < 300
@@ -182,45 +240,87 @@ class AnswerReader:
         if declared.isdecimal() and len(declared) < 20 and not self._is_error:
             self._check_size(int(declared))
 
-    def add(self, chunk: bytes) -> bool:
-        """Take what came; False when no more is wanted."""
+    def feed(self, chunk: bytes) -> bool:
+        """Add a part of the body.
+
+        Args:
+            chunk: Decompressed bytes.
+
+        Returns:
+            False if the rest is not needed.
+
+        Raises:
+            MalformedResponseError: The body is larger than the limit.
+        """
         self._body += chunk
         if self._is_error:
-            return len(self._body) < LARGEST_ERROR
+            return len(self._body) < MAX_ERROR_BYTES
         self._check_size(len(self._body))
         return True
 
-    def broke_off(self, failure: ClientError) -> Answer:
-        """The answer after its body failed: an error says enough by its status, anything else is lost."""
+    def recover(self, failure: ClientError) -> HttpResponse:
+        """Make the response although its body could not be read to the end.
+
+        Args:
+            failure: What the connection failed with.
+
+        Returns:
+            The response if it is an error, because its status says enough.
+
+        Raises:
+            MalformedResponseError: The connection was lost in the middle of a successful response.
+            ClientError: The given failure, if it is another one.
+        """
         if self._is_error:
-            return self.answer()
+            return self.response()
         if isinstance(failure, ClientConnectionError):
             raise MalformedResponseError("malformed answer: cut off", cut_off=True)
         raise failure
 
-    def answer(self) -> Answer:
-        """What was collected."""
+    def response(self) -> HttpResponse:
+        """Make the response of what was collected.
+
+        Returns:
+            The response, with the names of its headers in lower case.
+        """
         headers = {name.lower(): value for name, value in self._headers.items()}
-        return Answer(self._status, headers, bytes(self._body))
+        return HttpResponse(self._status, headers, bytes(self._body))
 
     def _check_size(self, size: int) -> None:
-        if size > LARGEST_ANSWER:
-            raise MalformedResponseError(f"malformed answer: larger than {LARGEST_ANSWER // MB} MB")
+        if size > MAX_RESPONSE_BYTES:
+            raise MalformedResponseError(f"malformed answer: larger than {MAX_RESPONSE_BYTES // MB} MB")
 
 
-def after_failure(error: Exception, reader: AnswerReader | None) -> Answer:
-    """What is left of an exchange that `error` ended: an answer that is an error anyway, else raises.
+def recover_response(error: Exception, reader: ResponseReader | None) -> HttpResponse:
+    """Make a response, or raise the client error, after an exchange failed.
 
-    To be called outside of the except block: `error` knows the URL and is not to become a context.
+    Call it outside of the except block: the caught error contains the URL and must not become a context.
+
+    Args:
+        error: What httpx, aiohttp or the operating system raised.
+        reader: What was read of the response, if its headers were received.
+
+    Returns:
+        The response if it is an error anyway.
+
+    Raises:
+        ClientError: For any other failure.
     """
-    failure = wire_error(error)
+    failure = transport_error(error)
     if reader is None:
         raise failure
-    return reader.broke_off(failure)
+    return reader.recover(failure)
 
 
-def wire_error(error: Exception) -> ClientError:
-    """The client error for a failure below HTTP, with nothing of `error`: that one knows URL and headers."""
+def transport_error(error: Exception) -> ClientError:
+    """Make the client error for a failure below HTTP.
+
+    Args:
+        error: What httpx, aiohttp or the operating system raised.
+
+    Returns:
+        The error, not raised. It has nothing of the original, which contains the URL and headers.
+    """
     if _is_timeout(error):
         return ClientTimeoutError("408 Request Timeout: the service did not answer in time", 408)
     if isinstance(error, httpx.DecodingError):
@@ -229,13 +329,13 @@ def wire_error(error: Exception) -> ClientError:
         return ClientError("the request cannot be sent", 400)
     if isinstance(error, aiohttp.ClientResponseError):
         return MalformedResponseError("malformed answer: not HTTP")
-    if isinstance(error, httpx.RemoteProtocolError) and _HUNG_UP.search(str(error)) is None:
+    if isinstance(error, httpx.RemoteProtocolError) and _DISCONNECTED.search(str(error)) is None:
         return MalformedResponseError("malformed answer: not HTTP")
     return ClientConnectionError(f"503 Service Unavailable: {_reason(error)}", 503)
 
 
 def _reason(error: BaseException) -> str:
-    """Why there is no connection, as an operator has to know it; found in the chain of causes."""
+    """The reason of a failed connection in an operator's words, found in the chain of causes."""
     link: BaseException | None = error
     for _ in range(8):
         for kind, reason in _REASONS.items():
@@ -246,7 +346,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _is_timeout(error: Exception) -> bool:
-    # The aiohttp transport calls every lost or refused connection a ConnectTimeout; its cause tells.
+    # The aiohttp transport raises ConnectTimeout for every lost or refused connection; its cause differs.
     if isinstance(error.__cause__, aiohttp.ClientError):
         return isinstance(error.__cause__, TimeoutError)
     return isinstance(error, TimeoutError | httpx.TimeoutException)

@@ -15,8 +15,8 @@ from worker.platform import (
     HTTPError,
     MalformedResponseError,
     clean_exception,
+    contains_secret,
     error_type,
-    holds_secret,
 )
 from worker.pre_processor.serve_application import (
     PreProcessor,
@@ -186,7 +186,7 @@ def dispatched_job(answer: object) -> str:
         given = answer["id"] if answer.get("id") is not None else answer.get("job_id")
     try:
         job = _JOB.validate_python(given)
-        if not holds_secret(job):
+        if not contains_secret(job):
             return job
     except ValidationError:
         pass

@@ -11,7 +11,7 @@ from redis import Redis
 from shared.channels import job_key
 from shared.messages import ToTaskMessage, ToTaskParams
 from shared.statuses import JobStatus
-from worker.platform import StrayLinkError, holds_secret
+from worker.platform import UntrustedLinkError, contains_secret
 from worker.runs.keys import run_key
 from worker.runs.model import Continue, Finish, Outcome, Reschedule, RunFailedError, Suspend
 from worker.runs.scripts import run_scripts
@@ -50,7 +50,7 @@ def read_page(backend: TaskListApi, params: ToTaskParams, size: int, link: str |
     """The page at `link`, or the first; `RunFailedError` when it is no list of integer ids."""
     try:
         answer = backend.list_tasks(params.task_filters, params.project, page_size=size, url=link)
-    except StrayLinkError as error:
+    except UntrustedLinkError as error:
         # The link is stored, so every retry would be rejected for the same reason.
         raise RunFailedError(f"The backend's list of tasks cannot be followed: {error}") from None
     results = answer.get("results")
@@ -64,7 +64,7 @@ def read_page(backend: TaskListApi, params: ToTaskParams, size: int, link: str |
     following = answer.get("next")
     if following is not None and not isinstance(following, str):
         raise RunFailedError("The backend's list of tasks is malformed: the link to the next page is no text")
-    if following and holds_secret(following):
+    if following and contains_secret(following):
         # It would be stored in Redis until it is followed.
         raise RunFailedError("The backend's list of tasks is malformed: a link shows a token")
     count = answer.get("count")

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from shared import deferred
 from shared.messages import ToTaskParams
-from worker.platform import NotFoundError, holds_secret
+from worker.platform import NotFoundError, contains_secret
 from worker.pre_processor.serve_application import PreProcessor
 from worker.to_task.attempt import (
     ChunkPass,
@@ -132,7 +132,9 @@ def _result(answer: Any, model: object) -> Any:
 def _is_ticket(found: Any) -> bool:
     """A ticket is stored in Redis, so its length is bounded and it must not hold a token of the worker."""
     return (
-        isinstance(found, str | int) and len(str(found)) <= MAX_TICKET_CHARS and not holds_secret(str(found))
+        isinstance(found, str | int)
+        and len(str(found)) <= MAX_TICKET_CHARS
+        and not contains_secret(str(found))
     )
 
 

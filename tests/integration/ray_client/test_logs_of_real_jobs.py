@@ -114,7 +114,7 @@ async def test_a_relay_s_tail_knows_that_the_log_is_complete(cluster: Cluster) -
         ["before", "it failed"],
         [],
     ]
-    assert all(tail.completed and tail.rest is None for _, tail in found)
+    assert all(tail.completed and tail.partial_line is None for _, tail in found)
 
 
 @both

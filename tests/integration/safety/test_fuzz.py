@@ -19,7 +19,7 @@ from worker.deploy import tasks as deploy
 from worker.pre_processor import tasks as pre_processor
 from worker.to_task import tasks as to_task
 from worker.workflow import control
-from worker.workflow.validation import RejectedMessageError, arguments_of, check, readable_job
+from worker.workflow.validation import RejectedMessageError, arguments_of, parse_message, readable_job
 
 COUNT = int(os.environ.get("FUZZ_EXAMPLES", "250"))
 QUEUES = {"deploy": "deploy", "to_task": "to_task", "tail_logs": "logs", "stop": "control"}
@@ -112,7 +112,7 @@ def test_no_message_of_a_step_stalls_a_worker(site: Site) -> None:
 
 def _is_wrong(task: str, kwargs: dict[str, Any]) -> bool:
     try:
-        check(STEPS[task], (), kwargs)
+        parse_message(STEPS[task], (), kwargs)
     except RejectedMessageError:
         return True
     return False

@@ -21,7 +21,7 @@ from worker.broker.validation import (
     limit_decompression,
     parse_element,
 )
-from worker.platform.requests import DEEPEST, too_deep
+from worker.platform.requests import MAX_DEPTH, too_deep
 
 ENVELOPE: dict[str, Any] = {
     "body": "W1tdLCB7fSwge31d",
@@ -111,7 +111,7 @@ def test_envelope_with_any_part_is_a_message_or_malformed(parts: dict[str, Any])
 
 
 def test_nesting_is_limited_by_depth_not_by_size() -> None:
-    for levels, deep in ((DEEPEST, False), (DEEPEST + 1, False), (DEEPEST + 2, True), (500, True)):
+    for levels, deep in ((MAX_DEPTH, False), (MAX_DEPTH + 1, False), (MAX_DEPTH + 2, True), (500, True)):
         text = "[" * levels + "]" * levels
         assert too_deep(text, json.loads(text)) is deep, levels
     wide = json.dumps([{}] * 1000)

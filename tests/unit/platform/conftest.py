@@ -138,4 +138,4 @@ def _no_secrets_known(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def hasty() -> RetryPolicy:
     """Retries without the waiting."""
-    return RetryPolicy(base=0.001, cap=0.002, longest_retry_after=0.01)
+    return RetryPolicy(base=0.001, cap=0.002, max_retry_after=0.01)

@@ -11,10 +11,17 @@ from celery import Celery
 from pydantic import SecretStr
 
 from worker.actions.serve_state import interpret_serve_status
-from worker.platform import MalformedResponseError, clean, mask_cut, mask_secrets, redact, register_secrets
+from worker.platform import (
+    MalformedResponseError,
+    clean,
+    mask_partial_secret,
+    mask_secrets,
+    redact,
+    register_secrets,
+)
 from worker.platform import register_settings as register
-from worker.platform.responses import Answer, error_of
-from worker.platform.streams.parser import cut
+from worker.platform.responses import HttpResponse, response_error
+from worker.platform.streams.parser import truncate_line
 from worker.plugins.runner import MAX_MESSAGE_CHARS, describe_error
 from worker.pre_processor.serve_application import counts_as_failed, find_pre_processor, snapshot_of
 from worker.runs.publisher import RedactedRequest
@@ -140,19 +147,19 @@ def test_a_secret_that_is_cut_through_shows_no_beginning_of_itself(left: int) ->
 
     # When they are shown
     shown = [
-        str(error_of(Answer(500, {}, body))),
-        redact(cut(line, 1024)),
+        str(response_error(HttpResponse(500, {}, body))),
+        redact(truncate_line(line, 1024)),
         describe_error(ValueError(text), Path("/nowhere"))["message"],
     ]
 
     # Then nothing of it is
-    assert cut(line, 1024).endswith(mark)
+    assert truncate_line(line, 1024).endswith(mark)
     assert [each for each in shown if "hush" in each] == []
 
 
 def test_the_end_of_a_text_that_is_no_secrets_beginning_is_left() -> None:
-    assert mask_cut("hush, hus") == "hush, hus"
-    assert mask_cut(f"it is {OURS[:8]}") == "it is ***"
+    assert mask_partial_secret("hush, hus") == "hush, hus"
+    assert mask_partial_secret(f"it is {OURS[:8]}") == "it is ***"
 
 
 @pytest.mark.parametrize("ticket", [OURS, f"t-{OURS}", "x" * (MAX_TICKET_CHARS + 1), 10**MAX_TICKET_CHARS])

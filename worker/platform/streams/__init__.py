@@ -1,4 +1,4 @@
-"""Logs of Ray jobs as they grow: over a websocket or a chunked stream, under limits."""
+"""Follows the logs of Ray jobs, over a websocket or a chunked HTTP stream, within limits."""
 
 from worker.platform.streams.parser import StreamLimits, StreamProtocol
 from worker.platform.streams.tail import AsyncLogTail

@@ -1,53 +1,26 @@
-"""Where a job's log streams from, what connections have in common, and their failures as client errors."""
+"""What connections over both protocols have in common: addresses, headers, keepalive, the idle timeout."""
 
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
-import httpx
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
-
-from worker.platform.errors import (
-    ClientConnectionError,
-    ClientError,
-    MalformedResponseError,
-    StreamError,
-    StreamLimitExceededError,
-    WebSocketError,
-)
-from worker.platform.responses import Answer, error_of
+from worker.platform.errors import MalformedResponseError
 from worker.platform.streams.parser import StreamLimits
-from worker.platform.transport import wire_error
 
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
-class LogConnection(Protocol):
-    """A log that has not been opened yet."""
+def enable_keepalive(sock: socket.socket | None) -> None:
+    """Have the kernel detect within a minute that the other machine is gone.
 
-    def batches(self) -> Generator[list[str]]:
-        """Open it and read it to its end; raises `ClientError`."""
-        ...
+    Websocket pings are no alternative: a reader that is slow does not read the pongs in time.
 
-    def close(self) -> None:
-        """Give everything back; whoever waits for lines gets `StreamError`. Safe from any thread."""
-        ...
-
-
-def closed_error() -> StreamError:
-    """For a reader whose connection was closed under its hands."""
-    return StreamError("500 Internal Server Error: the stream was closed on this side", 500)
-
-
-def keep_alive(sock: socket.socket | None) -> None:
-    """Have the kernel notice within a minute that the other machine is gone.
-
-    A ping of the websocket would not do: a slow reader does not read its answer either.
+    Args:
+        sock: The connection's socket; None or a closed one if a short log has already ended.
     """
-    # A short log is over, and its socket gone or closed, before it comes to this.
     if sock is None:
         return
     with contextlib.suppress(OSError):
@@ -56,133 +29,113 @@ def keep_alive(sock: socket.socket | None) -> None:
 
 
 def _keepalive_options() -> list[tuple[int, int, int]]:
-    """The options for `setsockopt`; not every system has each."""
+    """The arguments of `setsockopt`; not every system has each option."""
     names = [(getattr(socket, name, None), seconds) for name, seconds in _KEEPALIVE]
     known = [(socket.IPPROTO_TCP, option, value) for option, value in names if option is not None]
     return [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), *known]
 
 
-# What a handshake has to say by itself, or may not say.
+# The websocket library sets these itself, or they do not belong in a handshake.
 _NOT_FOR_WEBSOCKETS = frozenset({"accept", "accept-encoding", "connection", "user-agent"})
 
 
 @dataclass(frozen=True, slots=True)
 class StreamTarget:
-    """The addresses of one log. `silence` is the longest wait in seconds: to get in, then between data."""
+    """Where one log is and how it is read.
+
+    Attributes:
+        stream_url: Of the chunked HTTP stream.
+        websocket_url: Of the websocket.
+        headers: The client's, with its tokens; their names are in lower case.
+        connect_timeout: Seconds to connect.
+        idle_timeout: Seconds to wait for the response, and then for the next data.
+        limits: Limits of the log.
+    """
 
     stream_url: str = field(repr=False)
     websocket_url: str = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
-    connect: float
-    silence: float
+    connect_timeout: float
+    idle_timeout: float
     limits: StreamLimits
 
-    def timeout(self) -> httpx.Timeout:
-        """For httpx."""
-        return httpx.Timeout(self.silence, connect=min(self.connect, self.silence), pool=None)
-
     def stream_headers(self) -> dict[str, str]:
-        """Unpacked: a proxy that packs the stream would hold its lines back."""
+        """Make the headers of the HTTP stream.
+
+        Returns:
+            The headers; they forbid compression, because a compressing proxy would buffer the lines.
+        """
         return {**self.headers, "accept-encoding": "identity"}
 
     def websocket_headers(self) -> dict[str, str]:
-        """For a handshake."""
+        """Make the headers of the websocket's handshake.
+
+        Returns:
+            The headers that the websocket library does not set itself.
+        """
         return {name: value for name, value in self.headers.items() if name not in _NOT_FOR_WEBSOCKETS}
 
 
 def websocket_url(url: str) -> str:
-    """The same address under the scheme of websockets."""
+    """Make a websocket's URL.
+
+    Args:
+        url: An http or https URL.
+
+    Returns:
+        The same with ws or wss.
+    """
     return "ws" + url.removeprefix("http")
 
 
-def check_is_log(headers: Mapping[str, str]) -> None:
-    """Refuse a successful answer that cannot be a log."""
+def check_log_headers(headers: Mapping[str, str]) -> None:
+    """Check that a successful response can be a log.
+
+    Args:
+        headers: A mapping that ignores case.
+
+    Raises:
+        MalformedResponseError: The response is compressed or HTML.
+    """
     if headers.get("content-encoding", "identity").strip().lower() != "identity":
         raise MalformedResponseError("malformed answer: packed in a way that was not asked for")
     if headers.get("content-type", "").strip().lower().startswith("text/html"):
         raise MalformedResponseError("malformed answer: HTML")
 
 
-def may_fall_back(error: ClientError) -> bool:
-    """Whether another protocol may do what failed with `error` before a line had come."""
-    # What the agent itself said of the log (a plain StreamError), and limits, hold for either protocol.
-    return not isinstance(error, StreamLimitExceededError) and type(error) is not StreamError
+class IdleTimeout:
+    """Calls back when a wait for data takes too long: `with` marks the waits.
 
-
-def websocket_missing() -> WebSocketError:
-    """For an environment without `websockets`."""
-    detail = "websockets are not available: the package websockets is not installed"
-    return WebSocketError(f"500 Internal Server Error: {detail}", 500, detail)
-
-
-_IN_ORDER = frozenset({1000, 1005})
-_GOING_AWAY = frozenset({1001, 1012, 1013, 1014})
-_TOO_BIG = 1009
-
-
-def closed_in_order(error: Exception) -> bool:
-    """Whether the agent simply had no more to say. Whether the job has ended is another question."""
-    return isinstance(error, ConnectionClosed) and error.rcvd is not None and error.rcvd.code in _IN_ORDER
-
-
-def websocket_error(error: Exception) -> ClientError:
-    """The client error for what `websockets` raised."""
-    if isinstance(error, ConnectionClosed):
-        return _closed(error)
-    if isinstance(error, InvalidStatus):
-        return _refused(error)
-    if isinstance(error, WebSocketException) and not isinstance(error.__cause__, EOFError | OSError):
-        return WebSocketError("500 Internal Server Error: the agent does not speak websocket here", 500)
-    return wire_error(error)
-
-
-def _closed(error: ConnectionClosed) -> ClientError:
-    if error.sent is not None and error.sent.code == _TOO_BIG and error.rcvd_then_sent is not True:
-        return StreamLimitExceededError("429 Too Many Requests: one message is longer than the whole limit")
-    if error.rcvd is None or error.rcvd.code in _GOING_AWAY:
-        return ClientConnectionError("503 Service Unavailable: the connection was lost", 503)
-    said = f"the agent closed the websocket ({error.rcvd.code}): {error.rcvd.reason}"
-    return WebSocketError(f"500 Internal Server Error: {said}", 500, error.rcvd.reason)
-
-
-def _refused(error: InvalidStatus) -> ClientError:
-    response = error.response
-    if 200 <= response.status_code < 300:
-        detail = "the agent answered the handshake as if it were an ordinary request"
-        return WebSocketError(f"500 Internal Server Error: {detail}", 500, detail)
-    headers = {name.lower(): value for name, value in response.headers.raw_items()}
-    return error_of(Answer(response.status_code, headers, bytes(response.body or b"")))
-
-
-class Silence:
-    """Calls `expire` when whoever waits has waited for `seconds`.
-
-    One timer a log, set anew only when it rings: one for every line costs as much as reading the line.
+    One timer a log, rescheduled only when it fires: a timer for every wait would cost as much as the reading.
     """
 
-    def __init__(self, seconds: float, expire: Callable[[Exception], object]) -> None:
+    def __init__(self, seconds: float, on_timeout: Callable[[Exception], object]) -> None:
+        """Start the timer on the running event loop.
+
+        Args:
+            seconds: The longest wait.
+            on_timeout: Gets a `TimeoutError`, to be raised where the wait is.
+        """
         self._seconds = seconds
-        self._expire = expire
+        self._on_timeout = on_timeout
         self._loop = asyncio.get_running_loop()
-        self._since: float | None = None
-        self._timer = self._loop.call_later(seconds, self._ring)
+        self._waiting_since: float | None = None
+        self._timer = self._loop.call_later(seconds, self._fire)
 
     def __enter__(self) -> None:
-        """Somebody waits now."""
-        self._since = self._loop.time()
+        self._waiting_since = self._loop.time()
 
     def __exit__(self, *_: object) -> None:
-        """Something came. What is done with it takes as long as it takes."""
-        self._since = None
+        self._waiting_since = None
 
     def close(self) -> None:
-        """Nobody will wait any more."""
+        """Stop the timer."""
         self._timer.cancel()
 
-    def _ring(self) -> None:
+    def _fire(self) -> None:
         now = self._loop.time()
-        left = self._seconds if self._since is None else self._since + self._seconds - now
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._ring)
+        waited = 0.0 if self._waiting_since is None else now - self._waiting_since
+        if waited < self._seconds:
+            self._timer = self._loop.call_later(self._seconds - waited, self._fire)
         else:
-            self._expire(TimeoutError())
+            self._on_timeout(TimeoutError())

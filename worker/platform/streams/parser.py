@@ -1,22 +1,26 @@
-"""What comes over either transport, turned into whole lines under the limits. Pure: no sockets, no clock."""
+"""Decodes a log, from bytes or messages to whole lines, within limits. Pure: no sockets, no clock."""
 
 import codecs
 import json
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from worker.platform.errors import ClientError, StreamError, StreamLimitExceededError, ValidationError
-from worker.platform.redaction import mask_cut
+from worker.platform.redaction import mask_partial_secret
+from worker.platform.requests import Json
 
 KB: Final = 1024
 MB: Final = 1024 * KB
 
-LONGEST_TIMEOUT: Final = 86_400.0
-"""Seconds. A longer silence than a day is a mistake of whoever wrote the number."""
+MAX_STREAM_TIMEOUT_SECONDS: Final = 86_400.0
+"""A day; more is taken for a mistake."""
 
 StreamProtocol = Literal["stream", "websocket", "auto"]
+"""How a caller wants a log: chunked HTTP, a websocket, or a websocket with chunked HTTP as the fallback."""
+
 Transport = Literal["stream", "websocket"]
+"""How one connection transfers a log."""
 
 _TRANSPORTS: Final[Mapping[str, tuple[Transport, ...]]] = {
     "stream": ("stream",),
@@ -27,58 +31,102 @@ _TRANSPORTS: Final[Mapping[str, tuple[Transport, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """Limits of one stream. Beyond the first three it ends with `StreamLimitExceededError`."""
+    """Limits of one log; the defaults are the Ray client's document's.
+
+    Attributes:
+        max_messages: Websocket messages, without the one that ends the log. More raise
+            `StreamLimitExceededError`.
+        max_lines: Lines. More raise `StreamLimitExceededError`.
+        max_bytes: Bytes as received. More raise `StreamLimitExceededError`.
+        max_message_size: Bytes of one line. A longer one is truncated and marked.
+        queue_size: Lines that a synchronous client reads ahead of a slow reader.
+
+    Raises:
+        ValueError: A limit is not an integer from 1.
+    """
 
     max_messages: int = 10_000
-    """Messages of a websocket; the one that ends the stream does not count."""
     max_lines: int = 50_000
     max_bytes: int = 50 * MB
-    """As they come over the wire."""
     max_message_size: int = 10 * KB
-    """Bytes of a line; a longer one is cut and marked."""
     queue_size: int = 1_000
-    """Lines read ahead of a slow reader."""
 
     def __post_init__(self) -> None:
         if not all(isinstance(each, int) and each >= 1 for each in astuple(self)):
             raise ValueError("the limits of a stream are whole numbers from 1")
 
 
-def checked_timeout(stream_timeout: Any) -> float:
-    """Seconds, or a `ValidationError`: nothing has been sent then."""
-    is_number = isinstance(stream_timeout, int | float) and not isinstance(stream_timeout, bool)
-    # Also false for what calls itself a number and is none (nan).
-    if is_number and 0 < stream_timeout <= LONGEST_TIMEOUT:
+def validate_timeout(stream_timeout: object) -> float:
+    """Check a caller's timeout before anything is sent.
+
+    Args:
+        stream_timeout: Seconds, above 0 and at most a day.
+
+    Returns:
+        The seconds as a float.
+
+    Raises:
+        ValidationError: It is anything else.
+    """
+    is_boolean = isinstance(stream_timeout, bool)
+    # The comparison is false for nan, too.
+    if (
+        isinstance(stream_timeout, int | float)
+        and 0 < stream_timeout <= MAX_STREAM_TIMEOUT_SECONDS
+        and not is_boolean
+    ):
         return float(stream_timeout)
-    raise _refusal(f"stream_timeout is a number of seconds above 0, at most {LONGEST_TIMEOUT:g}")
+    raise _invalid_argument(
+        f"stream_timeout is a number of seconds above 0, at most {MAX_STREAM_TIMEOUT_SECONDS:g}"
+    )
 
 
-def transports_of(protocol: Any) -> tuple[Transport, ...]:
-    """What to try, in this order, for `protocol`; a `ValidationError` for one that does not exist."""
+def transports_for(protocol: object) -> tuple[Transport, ...]:
+    """Look up the transports to try for a protocol, before anything is sent.
+
+    Args:
+        protocol: One of `StreamProtocol`.
+
+    Returns:
+        The transports in the order in which they are tried.
+
+    Raises:
+        ValidationError: There is no such protocol.
+    """
     if isinstance(protocol, str) and protocol in _TRANSPORTS:
         return _TRANSPORTS[protocol]
-    raise _refusal(f"protocol is one of {', '.join(get_args(StreamProtocol))}")
+    raise _invalid_argument(f"protocol is one of {', '.join(get_args(StreamProtocol))}")
 
 
-def _refusal(detail: str) -> ValidationError:
+def _invalid_argument(detail: str) -> ValidationError:
     return ValidationError(f"400 Bad Request: {detail}", 400, detail)
 
 
-_KEYS = frozenset({"type", "message"})
+_EVENT_KEYS = frozenset({"type", "message"})
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """`type` "error" and "complete" end the log; any other only carries its message, or is a sign of life."""
+class StreamEvent:
+    """An event of the agent (platform-api: `{"type"?, "message"?}`).
+
+    Attributes:
+        type: "error" and "complete" end the log. Any other type, also an empty one, has no meaning.
+        message: Text of the log, or None for an event that only keeps the connection alive.
+    """
 
     type: str = ""
     message: str | None = None
 
 
-def event_of(text: str) -> Event | None:
-    """`text` as an event, or None where it is a line.
+def parse_event(text: str) -> StreamEvent | None:
+    """Tell events from a job's own output.
 
-    Strict: a job that prints JSON of its own (`{"type": "error", "epoch": 3}`) keeps its line.
+    Args:
+        text: A websocket message or the data of a server-sent event.
+
+    Returns:
+        The event, or None if the text belongs to the log. JSON that a job prints, such as
+        `{"type": "error", "epoch": 3}`, is no event: an event has no other keys than `type` and `message`.
     """
     if not text.lstrip().startswith("{"):
         return None
@@ -86,17 +134,17 @@ def event_of(text: str) -> Event | None:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value, dict) or not value or not value.keys() <= _KEYS:
+    if not isinstance(value, dict) or not value or not value.keys() <= _EVENT_KEYS:
         return None
     kind = value.get("type")
-    return Event(kind or "", _text(value.get("message"))) if isinstance(kind, str | None) else None
+    return StreamEvent(kind or "", _text(value.get("message"))) if isinstance(kind, str | None) else None
 
 
-def _text(message: Any) -> str | None:
+def _text(message: Json) -> str | None:
     if message is None:
         return None
     text = message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
-    # JSON can spell halves of characters that no encoding can carry further.
+    # JSON can contain lone surrogates, which UTF-8 cannot encode.
     return text.encode(errors="replace").decode()
 
 
@@ -104,112 +152,158 @@ EVENT_PREFIX: Final = "data:"
 
 
 class LineSplitter:
-    """Joins pieces and cuts them at line ends.
+    """Joins pieces of text and splits them into lines.
 
-    Only `\\n` ends a line: colours, progress bars (`\\r`) and form feeds stay in it. A line longer than
-    `longest` bytes is cut and marked; one that begins like a server-sent event may have `longest_event`,
-    since half of its JSON would be worth nothing. No more than that is ever held of a line without an end.
+    Only `\\n` ends a line: colours, progress bars (`\\r`) and form feeds stay in it. A line that is too long
+    is truncated and marked, and no more of a line without an end than its limit is kept in memory.
     """
 
-    def __init__(self, longest: int, longest_event: int | None = None) -> None:
-        self._longest = longest
-        self._longest_event = longest_event or longest
-        self._held: list[str] = []
+    def __init__(self, max_bytes: int, max_event_bytes: int | None = None) -> None:
+        """Begin with an empty text.
+
+        Args:
+            max_bytes: Bytes of a line, at most.
+            max_event_bytes: The same for a line that begins like a server-sent event, by default `max_bytes`.
+                It should be larger, because truncated JSON cannot be parsed.
+        """
+        self._max_bytes = max_bytes
+        self._max_event_bytes = max_event_bytes or max_bytes
+        self._pieces: list[str] = []
         self._start = ""
-        self._length = self._dropped = 0
+        self._kept_chars = self._dropped_bytes = 0
 
     def feed(self, text: str) -> list[str]:
-        """The lines that `text` ends; what stands behind the last line end is held."""
+        """Add text.
+
+        Args:
+            text: The next piece.
+
+        Returns:
+            The lines that it completes. What follows the last line end is kept.
+        """
         *whole, last = text.split("\n")
         lines = []
-        if whole and self._held:
-            self._hold(whole.pop(0))
+        if whole and self._pieces:
+            self._keep(whole.pop(0))
             lines.append(self._release())
-        lines += [cut(line, self._limit(line)) for line in whole]
-        self._hold(last)
+        lines += [truncate_line(line, self._limit(line)) for line in whole]
+        self._keep(last)
         return lines
 
-    def end(self) -> list[str]:
-        """What is held, as a last line; nothing where the text ended with a line end."""
-        return [self._release()] if self._held else []
+    def flush(self) -> list[str]:
+        """End the text.
 
-    def _hold(self, piece: str) -> None:
+        Returns:
+            The last line, if the text does not end with a line end.
+        """
+        return [self._release()] if self._pieces else []
+
+    def _keep(self, piece: str) -> None:
         if not piece:
             return
         self._start = (self._start + piece)[: len(EVENT_PREFIX)]
-        room = max(0, self._limit(self._start) - self._length)
-        self._held.append(piece[:room])
-        self._length += min(room, len(piece))
-        if room < len(piece):
-            self._dropped += len(piece[room:].encode(errors="replace"))
+        remaining = max(0, self._limit(self._start) - self._kept_chars)
+        self._pieces.append(piece[:remaining])
+        self._kept_chars += min(remaining, len(piece))
+        if remaining < len(piece):
+            self._dropped_bytes += len(piece[remaining:].encode(errors="replace"))
 
     def _release(self) -> str:
-        line = cut("".join(self._held), self._limit(self._start), self._dropped)
-        self._held, self._start, self._length, self._dropped = [], "", 0, 0
+        line = truncate_line("".join(self._pieces), self._limit(self._start), self._dropped_bytes)
+        self._pieces, self._start, self._kept_chars, self._dropped_bytes = [], "", 0, 0
         return line
 
     def _limit(self, line: str) -> int:
         is_event = line.startswith(EVENT_PREFIX) or EVENT_PREFIX.startswith(line)
-        return self._longest_event if is_event else self._longest
+        return self._max_event_bytes if is_event else self._max_bytes
 
 
-def cut(line: str, longest: int, dropped: int = 0) -> str:
-    """`line` within `longest` bytes: a longer one ends with a mark that says how long it was.
+def truncate_line(line: str, max_bytes: int, dropped_bytes: int = 0) -> str:
+    """Truncate a line that is too long.
 
-    `dropped` bytes of it were left out before.
+    Args:
+        line: A line without its line end; a carriage return at its end is removed.
+        max_bytes: Bytes of the result in UTF-8, at most, unless the mark alone is longer.
+        dropped_bytes: Bytes that were already left out at its end.
+
+    Returns:
+        The line, or its beginning and a mark that says how long it was.
     """
     line = line.removesuffix("\r")
-    if not dropped and 4 * len(line) <= longest:
+    if not dropped_bytes and 4 * len(line) <= max_bytes:
         return line
     encoded = line.encode(errors="replace")
-    if not dropped and len(encoded) <= longest:
+    if not dropped_bytes and len(encoded) <= max_bytes:
         return line
-    mark = f"… [cut: {len(encoded) + dropped} bytes]"
-    room = max(0, longest - len(mark.encode()))
-    return mask_cut(encoded[:room].decode(errors="ignore")) + mark
+    mark = f"… [cut: {len(encoded) + dropped_bytes} bytes]"
+    remaining = max(0, max_bytes - len(mark.encode()))
+    return mask_partial_secret(encoded[:remaining].decode(errors="ignore")) + mark
 
 
-LONGEST_EVENT: Final = 4 * MB
-"""Bytes of one server-sent event; its message is then cut like any line."""
+MAX_EVENT_BYTES: Final = 4 * MB
+"""Limit of one server-sent event; its message is then truncated like any line."""
 
 
-class LogReader:
-    """Reads one log: `chunk` takes bytes of HTTP, `message` a websocket's, and both give lines.
+class LogDecoder:
+    """Decodes one log: from the chunks of an HTTP stream, or from the messages of a websocket.
 
-    Once it is `over`, no more is to be fed; `failure` says why, None after an agent's "complete".
+    Feed it no more once it has `ended`.
+
+    Attributes:
+        completed: Whether the agent said that the log is complete.
+        failure: Why the log ended early: an error event of the agent, or a limit.
     """
 
     def __init__(self, limits: StreamLimits) -> None:
+        """Begin with an empty log.
+
+        Args:
+            limits: Those of the lines, messages and bytes.
+        """
         self._limits = limits
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._wire = LineSplitter(limits.max_message_size, LONGEST_EVENT)
-        self._text = LineSplitter(limits.max_message_size)
+        self._http_lines = LineSplitter(limits.max_message_size, MAX_EVENT_BYTES)
+        self._message_lines = LineSplitter(limits.max_message_size)
         self._lines = self._bytes = self._messages = 0
-        self._given: list[str] = []
+        self._ready: list[str] = []
         self._after_event = False
-        # Whether messages are pieces of one text (Ray's own frames) or each is a line of its own.
-        self._in_pieces = False
+        # Whether messages are pieces of one text (as Ray itself sends them) or each is a line of its own.
+        self._fragmented = False
         self.completed = False
         self.failure: ClientError | None = None
 
     @property
-    def over(self) -> bool:
-        """Whether the log has ended, well or not."""
+    def ended(self) -> bool:
+        """Whether the log has ended, completely or with a failure."""
         return self.completed or self.failure is not None
 
-    def chunk(self, data: bytes) -> list[str]:
-        """The lines that these bytes of the chunked stream end."""
-        room = self._limits.max_bytes - self._bytes
+    def feed_chunk(self, data: bytes) -> list[str]:
+        """Decode bytes of the chunked HTTP stream.
+
+        Args:
+            data: The next bytes, split anywhere.
+
+        Returns:
+            The lines that they complete.
+        """
+        remaining = self._limits.max_bytes - self._bytes
         self._bytes += len(data)
-        self._wire_lines(self._wire.feed(self._decoder.decode(data[:room])))
+        self._on_http_lines(self._http_lines.feed(self._decoder.decode(data[:remaining])))
         if self._bytes > self._limits.max_bytes:
             self._exceed(f"{self._limits.max_bytes} bytes")
-        return self._taken()
+        return self._drain()
 
-    def message(self, data: bytes) -> list[str]:
-        """The lines of one message of the websocket, in whole or as a piece of a text."""
+    def feed_message(self, data: bytes) -> list[str]:
+        """Decode a message of the websocket.
+
+        Args:
+            data: The whole message: an event, a line, or a piece of the text.
+
+        Returns:
+            The lines that it completes.
+        """
         text = data.decode(errors="replace")
-        event = event_of(text)
+        event = parse_event(text)
         if event is None or event.type not in ("error", "complete"):
             self._messages += 1
             self._bytes += len(data)
@@ -218,64 +312,68 @@ class LogReader:
         elif self._bytes > self._limits.max_bytes:
             self._exceed(f"{self._limits.max_bytes} bytes")
         elif event is not None:
-            self._event(event)
+            self._on_event(event)
         else:
             # A character may be split between two messages of bytes.
-            self._piece(self._decoder.decode(data))
-        return self._taken()
+            self._on_text(self._decoder.decode(data))
+        return self._drain()
 
-    def end(self) -> list[str]:
-        """What stood behind the last line end when the other side closed in order."""
-        if not self.over:
-            self._wire_lines(self._wire.feed(self._decoder.decode(b"", final=True)))
-            self._wire_lines(self._wire.end())
-            self._give(self._text.end())
-        return self._taken()
+    def flush(self) -> list[str]:
+        """End the log after the agent closed the connection properly.
 
-    def _wire_lines(self, lines: list[str]) -> None:
+        Returns:
+            The rest behind the last line end.
+        """
+        if not self.ended:
+            self._on_http_lines(self._http_lines.feed(self._decoder.decode(b"", final=True)))
+            self._on_http_lines(self._http_lines.flush())
+            self._emit(self._message_lines.flush())
+        return self._drain()
+
+    def _on_http_lines(self, lines: list[str]) -> None:
         for line in lines:
-            if self.over:
+            if self.ended:
                 return
-            self._wire_line(line)
+            self._on_http_line(line)
 
-    def _wire_line(self, line: str) -> None:
+    def _on_http_line(self, line: str) -> None:
         if line.startswith(EVENT_PREFIX):
             payload = line.removeprefix(EVENT_PREFIX).removeprefix(" ")
-            self._event(event_of(payload) or Event(message=payload))
+            self._on_event(parse_event(payload) or StreamEvent(message=payload))
             self._after_event = True
             return
         # Events end with an empty line; any other empty line is the job's.
         if line or not self._after_event:
-            self._give([*self._text.end(), line])
+            self._emit([*self._message_lines.flush(), line])
         self._after_event = False
 
-    def _event(self, event: Event) -> None:
+    def _on_event(self, event: StreamEvent) -> None:
         if event.type not in ("error", "complete"):
             if event.message is not None:
-                self._piece(event.message)
+                self._on_text(event.message)
             return
-        self._give(self._text.end())
+        self._emit(self._message_lines.flush())
         if self.failure is None and event.type == "error":
             self.failure = StreamError(event.message or "the agent ended the log with an error", 500)
         self.completed = self.failure is None
 
-    def _piece(self, text: str) -> None:
-        self._in_pieces = self._in_pieces or text.endswith("\n")
-        self._give(self._text.feed(text))
-        if not self._in_pieces:
-            self._give(self._text.end() or ([""] if not text else []))
+    def _on_text(self, text: str) -> None:
+        self._fragmented = self._fragmented or text.endswith("\n")
+        self._emit(self._message_lines.feed(text))
+        if not self._fragmented:
+            self._emit(self._message_lines.flush() or ([""] if not text else []))
 
-    def _give(self, lines: list[str]) -> None:
-        room = self._limits.max_lines - self._lines
-        self._given += lines[:room]
-        self._lines += min(room, len(lines))
-        if len(lines) > room:
+    def _emit(self, lines: list[str]) -> None:
+        remaining = self._limits.max_lines - self._lines
+        self._ready += lines[:remaining]
+        self._lines += min(remaining, len(lines))
+        if len(lines) > remaining:
             self._exceed(f"{self._limits.max_lines} lines")
 
-    def _taken(self) -> list[str]:
-        given, self._given = self._given, []
+    def _drain(self) -> list[str]:
+        given, self._ready = self._ready, []
         return given
 
     def _exceed(self, limit: str) -> None:
-        if not self.over:
+        if not self.ended:
             self.failure = StreamLimitExceededError(f"429 Too Many Requests: the log is longer than {limit}")

@@ -1,345 +1,216 @@
-"""The logs of a synchronous client, over a chunked stream or a websocket, read ahead in a few threads."""
+"""Logs for synchronous callers: a bridge over the asynchronous tail, run by a background event loop."""
 
+import asyncio
+import atexit
 import contextlib
-import logging
-import socket
+import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, Final, Protocol
+from collections.abc import Coroutine, Generator, Iterator
+from concurrent.futures import Future
+from typing import Final
 
-import httpx
-from websockets.exceptions import WebSocketException
-from websockets.sync.client import ClientConnection, reconnect
+from worker.platform.errors import StreamError
+from worker.platform.streams.tail import AsyncLogTail
 
-from worker.platform.errors import ClientError
-from worker.platform.responses import error_of
-from worker.platform.streams.connection import (
-    LogConnection,
-    StreamTarget,
-    check_is_log,
-    closed_error,
-    closed_in_order,
-    keep_alive,
-    may_fall_back,
-    websocket_error,
-)
-from worker.platform.streams.parser import LogReader
-from worker.platform.transport import AnswerReader, deadline, tls_context, wire_error
+_LINES_PER_TAKE: Final = 100
+_STOP_SECONDS: Final = 2.0
 
 
-class HttpLog:
-    """Implements `LogConnection`."""
+class _BackgroundLoop:
+    """One event loop for the process, on a daemon thread that starts with the first log."""
 
-    def __init__(self, http: httpx.Client, target: StreamTarget) -> None:
-        self._http, self._target = http, target
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._response: httpx.Response | None = None
-        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._of_parent: list[asyncio.AbstractEventLoop] = []
 
-    def batches(self) -> Generator[list[str]]:
-        reader = LogReader(self._target.limits)
-        failure: ClientError | None
-        try:
-            with self._opened() as response:
-                for chunk in response.iter_raw():
-                    yield reader.chunk(chunk)
-                    if reader.over:
-                        break
-                yield reader.end()
-                failure = reader.failure
-        # RuntimeError: httpx's, where the client was closed meanwhile.
-        except (httpx.HTTPError, httpx.InvalidURL, RuntimeError, OSError) as error:
-            failure = closed_error() if self._closed else wire_error(error)
-        # Outside of the except block: the original knows the URL.
-        if failure is not None:
-            raise failure
-
-    def close(self) -> None:
+    def submit(self, coroutine: Coroutine[object, object, None]) -> Future[None]:
         with self._lock:
-            self._closed = True
-            sock = _socket_of(self._response)
-        if sock is not None:
-            # Unlike closing, this wakes a thread that reads; OSError: the other side was first.
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            loop = self._loop or self._start()
+        return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[httpx.Response]:
-        target = self._target
-        with deadline(target.silence):
-            request = self._http.build_request(
-                "GET", target.stream_url, headers=target.stream_headers(), timeout=target.timeout()
-            )
-            response = self._http.send(request, stream=True)
-        try:
-            self._hold(response)
-            with deadline(target.silence):
-                _check(response)
-            yield response
-        finally:
-            # Back in the pool, its socket is not ours to close any more.
-            with self._lock:
-                self._response = None
-            response.close()
-
-    def _hold(self, response: httpx.Response) -> None:
+    def stop(self) -> None:
+        """Close every connection, instead of leaving open ones to the interpreter's teardown."""
         with self._lock:
-            if self._closed:
-                raise closed_error()
-            self._response = response
-        if (sock := _socket_of(response)) is not None:
-            keep_alive(sock)
+            loop, self._loop = self._loop, None
+        if loop is not None and self._thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            self._thread.join(_STOP_SECONDS)
 
-
-def _socket_of(response: httpx.Response | None) -> socket.socket | None:
-    # A transport other than the network's has none.
-    stream = response.extensions.get("network_stream") if response is not None else None
-    sock: socket.socket | None = stream.get_extra_info("socket") if stream is not None else None
-    return sock
-
-
-def _check(response: httpx.Response) -> None:
-    if response.is_success:
-        return check_is_log(response.headers)
-    reader = AnswerReader(response.status_code, response.headers)
-    # An error says enough by its status; what it says beyond may break off.
-    with contextlib.suppress(httpx.HTTPError, OSError):
-        for chunk in response.iter_bytes():
-            if not reader.add(chunk):
-                break
-    raise error_of(reader.answer())
-
-
-CLOSE_SECONDS: Final = 0.2
-"""How long to wait for the other side's goodbye; then the line is cut."""
-
-FRAMES_AHEAD: Final = 8
-"""Messages that wait in the library; behind them the kernel's buffers fill and the agent has to wait."""
-
-quiet_log = logging.getLogger(__name__)
-# At DEBUG the library writes the handshake down, tokens and all.
-quiet_log.setLevel(logging.WARNING)
-
-
-class _Direct(reconnect):
-    """Does not follow redirects: the tokens would go to whoever the answer names."""
-
-    def process_redirect(self, exc: Exception) -> Exception | str:
-        return exc
-
-
-def _options(target: StreamTarget) -> dict[str, Any]:
-    return {
-        "ssl": tls_context() if target.websocket_url.startswith("wss:") else None,
-        # Ray's own end sends nothing at all once packing is offered to it.
-        "compression": None,
-        "additional_headers": target.websocket_headers(),
-        "user_agent_header": "synapse-worker",
-        "proxy": None,
-        "open_timeout": target.silence,
-        # A reader that is slow does not read the answers to pings either.
-        "ping_interval": None,
-        "close_timeout": CLOSE_SECONDS,
-        # A line of any length may come in one message; it is cut when it is here.
-        "max_size": target.limits.max_bytes,
-        "max_queue": FRAMES_AHEAD,
-        "logger": quiet_log,
-    }
-
-
-class WebsocketLog:
-    """Implements `LogConnection`."""
-
-    def __init__(self, target: StreamTarget) -> None:
-        self._target = target
+    def forget(self) -> None:
+        """After a fork: the thread exists in the parent only."""
         self._lock = threading.Lock()
-        self._websocket: ClientConnection | None = None
-        self._closed = False
+        if self._loop is not None:
+            # Kept alive: its selector is the parent's too, and closing it here would deregister the parent's
+            # sockets.
+            self._of_parent.append(self._loop)
+        self._loop = self._thread = None
 
-    def batches(self) -> Generator[list[str]]:
-        reader = LogReader(self._target.limits)
-        failure: ClientError | None
-        try:
-            with self._opened() as websocket:
-                while not reader.over:
-                    yield reader.message(websocket.recv(self._target.silence, decode=False))
-            failure = reader.failure
-        except (WebSocketException, OSError) as error:
-            failure = closed_error() if self._closed else None
-            if failure is None and not closed_in_order(error):
-                failure = websocket_error(error)
-        # Outside of the except block: the original knows the URL.
-        if failure is not None:
-            raise failure
-        yield reader.end()
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            websocket = self._websocket
-        if websocket is not None:
-            websocket.close()
-
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[ClientConnection]:
-        target = self._target
-        with _Direct(target.websocket_url, **_options(target)) as websocket:
-            with self._lock:
-                if self._closed:
-                    raise closed_error()
-                self._websocket = websocket
-            keep_alive(websocket.socket)
-            yield websocket
+    def _start(self) -> asyncio.AbstractEventLoop:
+        # With a factory the runner does not make its loop the calling thread's own.
+        runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop = runner.get_loop()
+        self._thread = threading.Thread(target=_run, args=(runner,), name="log-streams", daemon=True)
+        self._thread.start()
+        return self._loop
 
 
-BATCH: Final = 100
+def _run(runner: asyncio.Runner) -> None:
+    # The runner cancels what is left when the loop stops.
+    with runner:
+        runner.get_loop().run_forever()
 
 
-class LineQueue:
-    """Holds `size` lines at most: `put` waits until there is room, and so does the agent at the other end."""
+_background = _BackgroundLoop()
+atexit.register(_background.stop)
+os.register_at_fork(after_in_child=_background.forget)
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+
+class _SyncLogTail:
+    """One log: the background loop reads at most `queue_size` lines ahead of the thread that iterates.
+
+    It refers neither to the client nor to the caller's generator, so both can be garbage-collected.
+    """
+
+    def __init__(self, tail: AsyncLogTail, queue_size: int) -> None:
+        self._tail = tail
+        self._queue_size = queue_size
         self._lines: deque[str] = deque()
-        # With an RLock: the collector may close a forgotten stream in the middle of anything.
+        # Reentrant: the garbage collector may close a forgotten log while this thread holds the lock.
         self._changed = threading.Condition(threading.RLock())
+        self._has_space = asyncio.Event()
+        self._waiting_for_space: asyncio.AbstractEventLoop | None = None
         self._ended = self._closed = False
         self._failure: Exception | None = None
+        self._reader: Future[None] | None = None
+        self._pid = os.getpid()
 
-    def put(self, lines: list[str]) -> bool:
-        """Add lines, as many at a time as there is room for; False when nobody wants them any more."""
-        start = 0
-        while start < len(lines):
-            with self._changed:
-                self._changed.wait_for(lambda: self._closed or len(self._lines) < self._size)
-                if self._closed:
-                    return False
-                end = start + self._size - len(self._lines)
-                self._lines.extend(lines[start:end])
-                start = end
-                self._changed.notify_all()
-        return not self._closed
-
-    def end(self, failure: Exception | None) -> None:
-        """No more lines come; `failure` is raised after the last one."""
+    def __iter__(self) -> Iterator[str]:
         with self._changed:
-            self._ended, self._failure = True, failure
-            self._changed.notify_all()
+            if self._closed:
+                raise _closed_error()
+            self._reader = _background.submit(self._read_ahead())
+        while lines := self._take():
+            yield from lines
+        if self._failure is not None:
+            raise self._failure
 
     def close(self) -> None:
-        """Throw the lines away and let go of both sides."""
+        """Discard the lines and close the connection; a thread that waits for a line gets `StreamError`."""
         with self._changed:
             self._closed = True
             self._lines.clear()
             self._changed.notify_all()
+        if self._reader is not None:
+            self._reader.cancel()
 
-    def batches(self) -> Iterator[list[str]]:
-        """The lines until the end."""
-        while batch := self._next():
-            yield batch
-        if self._failure is not None:
-            raise self._failure
-
-    def _next(self) -> list[str]:
+    def _take(self) -> list[str]:
+        """The next lines, an empty list at the end of the log."""
+        if self._pid != os.getpid():
+            # The parent of this process reads it.
+            raise _closed_error()
         with self._changed:
             self._changed.wait_for(lambda: self._lines or self._ended or self._closed)
             if self._closed:
-                raise closed_error()
-            batch = [self._lines.popleft() for _ in range(min(BATCH, len(self._lines)))]
+                raise _closed_error()
+            lines = [self._lines.popleft() for _ in range(min(_LINES_PER_TAKE, len(self._lines)))]
+            if self._waiting_for_space is not None:
+                self._waiting_for_space.call_soon_threadsafe(self._has_space.set)
+                self._waiting_for_space = None
+            return lines
+
+    async def _read_ahead(self) -> None:
+        failure: Exception | None = None
+        try:
+            async with contextlib.aclosing(self._tail.batches(include_partial=True)) as batches:
+                async for batch in batches:
+                    await self._put(batch)
+        except asyncio.CancelledError:
+            # Either `close` cancelled it, or the process is about to end.
+            self.close()
+            raise
+        except Exception as error:
+            failure = error
+        with self._changed:
+            self._ended, self._failure = True, failure
             self._changed.notify_all()
-            return batch
 
+    async def _put(self, lines: list[str]) -> None:
+        """Add the lines as there is space for them. While this waits the connection is not read."""
+        while lines := self._add(lines):
+            await self._has_space.wait()
 
-THREADS: Final = 5
-
-
-class _Closable(Protocol):
-    def close(self) -> None: ...
+    def _add(self, lines: list[str]) -> list[str]:
+        """Add as many lines as there is space for and return the others."""
+        with self._changed:
+            space = self._queue_size - len(self._lines)
+            self._lines.extend(lines[:space])
+            self._changed.notify_all()
+            if space < len(lines):
+                self._has_space.clear()
+                self._waiting_for_space = asyncio.get_running_loop()
+        return lines[space:]
 
 
 class LogStreams:
-    """Follows logs for any number of threads.
+    """The logs that one synchronous client follows, for any number of threads.
 
-    Five of them are read ahead by threads of the background, so that a reader that is busy for a moment does
-    not hold its agent up; further ones are read by whoever asks, when it asks. The threads are daemons: a
-    forgotten stream does not keep the process from ending.
+    Every log is read ahead on the event loop of this process, so that a reader that is busy for a moment does
+    not hold its agent up. The loop's thread is a daemon: an open log does not keep the process from ending.
     """
 
-    def __init__(self, queue_size: int, threads: int = THREADS) -> None:
+    def __init__(self, queue_size: int) -> None:
+        """Follow nothing yet.
+
+        Args:
+            queue_size: Lines of one log that are read ahead of a slow reader, at most (the Ray client's
+                document: 1,000).
+        """
         self._queue_size = queue_size
-        self._free = threading.Semaphore(threads)
-        # An RLock: the collector may run anything in the middle of this.
+        # Reentrant: the garbage collector may close a forgotten client while this thread holds the lock.
         self._lock = threading.RLock()
-        self._open: weakref.WeakSet[_Closable] = weakref.WeakSet()
+        self._open: weakref.WeakSet[_SyncLogTail] = weakref.WeakSet()
         self._closed = False
 
-    def follow(self, *openings: Callable[[], LogConnection]) -> Generator[str]:
-        """The lines of a log; the next way of opening it is tried where one fails before its first line."""
-        for opening in openings[:-1]:
-            given, failure = False, None
-            try:
-                for line in self._lines(opening()):
-                    given = True
-                    yield line
-            except ClientError as error:
-                failure = error
-            if failure is None:
-                return
-            if given or not may_fall_back(failure):
-                raise failure
-        yield from self._lines(openings[-1]())
+    def follow(self, tail: AsyncLogTail) -> Generator[str]:
+        """Iterate over the lines of a log; a last line without an end is one of them.
+
+        Nothing is sent before the first line is asked for. Leaving the iteration early closes the connection.
+
+        Args:
+            tail: The log, not read yet.
+
+        Yields:
+            The lines, without their ends.
+
+        Raises:
+            ClientError: What the tail raises, after the lines before the failure.
+            StreamError: `close` was called, here or in another thread.
+        """
+        log = _SyncLogTail(tail, self._queue_size)
+        self._track(log)
+        try:
+            yield from log
+        finally:
+            log.close()
 
     def close(self) -> None:
-        """Close every connection; whoever waits for a line gets `StreamError`."""
+        """Close every connection, from any thread; a thread that waits for a line gets `StreamError`."""
         with self._lock:
             self._closed = True
             still_open = list(self._open)
-        for each in still_open:
-            each.close()
+        for log in still_open:
+            log.close()
 
-    def _lines(self, connection: LogConnection) -> Generator[str]:
-        self._track(connection)
-        try:
-            for batch in self._batches(connection):
-                yield from batch
-        finally:
-            connection.close()
-
-    def _batches(self, connection: LogConnection) -> Iterator[list[str]]:
-        if not self._free.acquire(blocking=False):
-            yield from connection.batches()
-            return
-        queue = LineQueue(self._queue_size)
-        reader = threading.Thread(target=_read_ahead, args=(connection, queue, self._free), daemon=True)
-        try:
-            self._track(queue)
-            reader.start()
-        except BaseException:
-            self._free.release()
-            raise
-        try:
-            yield from queue.batches()
-        finally:
-            queue.close()
-
-    def _track(self, part: _Closable) -> None:
+    def _track(self, log: _SyncLogTail) -> None:
         with self._lock:
             if self._closed:
-                raise closed_error()
-            self._open.add(part)
+                raise _closed_error()
+            self._open.add(log)
 
 
-def _read_ahead(connection: LogConnection, queue: LineQueue, free: threading.Semaphore) -> None:
-    # Holds neither the client nor its streams, so that they can be collected.
-    try:
-        with contextlib.closing(connection.batches()) as batches:
-            for batch in batches:
-                if not queue.put(batch):
-                    break
-        queue.end(None)
-    except Exception as error:
-        queue.end(error)
-    finally:
-        free.release()
+def _closed_error() -> StreamError:
+    return StreamError("500 Internal Server Error: the stream was closed on this side", 500)

@@ -1,4 +1,4 @@
-"""A log on an event loop: for a relay that follows a thousand of them without a thread each."""
+"""A job's log on an event loop, which can follow thousands of them on one thread."""
 
 import asyncio
 import contextlib
@@ -8,50 +8,62 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from worker.platform.errors import ClientError
-from worker.platform.responses import error_of
+from worker.platform.errors import ClientError, StreamError, StreamLimitExceededError, WebSocketError
+from worker.platform.responses import response_error
 from worker.platform.streams.connection import (
-    Silence,
+    IdleTimeout,
     StreamTarget,
-    check_is_log,
-    keep_alive,
-    may_fall_back,
-    websocket_missing,
+    check_log_headers,
+    enable_keepalive,
 )
-from worker.platform.streams.parser import LogReader, StreamProtocol, Transport, transports_of
-from worker.platform.transport import AnswerReader, tls_context, wire_error
+from worker.platform.streams.parser import LogDecoder, StreamProtocol, Transport, transports_for
+from worker.platform.transport import ResponseReader, tls_context, transport_error
 
-READ_AHEAD: Final = 32 * 1024
-"""aiohttp reads no further while it holds twice as many bytes; then the agent waits."""
+READ_AHEAD_BYTES: Final = 32 * 1024
+"""aiohttp stops reading while twice as many bytes are unread; then the agent has to wait."""
 
 
-async def http_batches(target: StreamTarget, reader: LogReader) -> AsyncGenerator[list[str]]:
-    """Feed `reader` from the stream until it is over or the agent closes; raises `ClientError`."""
+Batches = AsyncGenerator[list[str]]
+"""Lines of a log, as many at a time as were received together."""
+
+
+async def http_batches(target: StreamTarget, decoder: LogDecoder) -> Batches:
+    """Read a log's chunked HTTP stream until the log has ended or the agent closes the connection.
+
+    Args:
+        target: The log.
+        decoder: Is fed with the stream.
+
+    Yields:
+        The lines that each chunk completes, sometimes none.
+
+    Raises:
+        ClientError: The connection fails or the agent responds with an error.
+    """
     try:
         async with _session(target) as session, _opened(session, target) as stream:
-            silence = Silence(target.silence, stream.set_exception)
-            with contextlib.closing(silence):
-                while not reader.over:
-                    with silence:
+            with contextlib.closing(IdleTimeout(target.idle_timeout, stream.set_exception)) as idle_timeout:
+                while not decoder.ended:
+                    with idle_timeout:
                         data = await stream.readany()
                     if not data:
                         break
-                    yield reader.chunk(data)
+                    yield decoder.feed_chunk(data)
             return
     except (aiohttp.ClientError, OSError) as error:
-        failure = wire_error(error)
-    # Outside of the except block: the original knows the URL.
+        failure = transport_error(error)
+    # Raised outside of the except block: the caught error contains the URL and must not become a context.
     raise failure
 
 
 def _session(target: StreamTarget) -> aiohttp.ClientSession:
-    # One a log: it lives long, and there is nothing to share.
-    connect = min(target.connect, target.silence)
+    # A session for each log: connections are long-lived and never reused.
+    connect = min(target.connect_timeout, target.idle_timeout)
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=tls_context(), force_close=True),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect),
-        read_bufsize=READ_AHEAD,
+        read_bufsize=READ_AHEAD_BYTES,
         trust_env=False,
     )
 
@@ -61,54 +73,62 @@ async def _opened(
     session: aiohttp.ClientSession, target: StreamTarget
 ) -> AsyncIterator[aiohttp.StreamReader]:
     url = URL(target.stream_url, encoded=True)
-    async with asyncio.timeout(target.silence):
+    async with asyncio.timeout(target.idle_timeout):
         response = await session.get(url, headers=target.stream_headers(), allow_redirects=False)
-    # Closed and not released: nothing else is ever asked over this connection.
+    # Closed, not released: the connection is not reused.
     with contextlib.closing(response):
-        async with asyncio.timeout(target.silence):
+        async with asyncio.timeout(target.idle_timeout):
             await _check(response)
         if response.connection is not None and response.connection.transport is not None:
-            keep_alive(response.connection.transport.get_extra_info("socket"))
+            enable_keepalive(response.connection.transport.get_extra_info("socket"))
         yield response.content
 
 
 async def _check(response: aiohttp.ClientResponse) -> None:
     if 200 <= response.status < 300:
-        return check_is_log(response.headers)
-    reader = AnswerReader(response.status, response.headers)
-    # An error says enough by its status; what it says beyond may break off.
+        return check_log_headers(response.headers)
+    reader = ResponseReader(response.status, response.headers)
+    # The status of an error says enough, even if its body cannot be read to the end.
     with contextlib.suppress(aiohttp.ClientError, OSError):
         async for chunk in response.content.iter_any():
-            if not reader.add(chunk):
+            if not reader.feed(chunk):
                 break
-    raise error_of(reader.answer())
-
-
-Batches = AsyncGenerator[list[str]]
+    raise response_error(reader.response())
 
 
 class AsyncLogTail:
-    """One job's log, line by line. Nothing is sent before the first line is asked for; to be read once.
+    """One job's log, line by line, from its beginning. It can be read once.
 
-    When the iteration ends, well or not, `completed` tells whether the agent said so: otherwise the line was
-    merely closed, and whether the job is over has to be asked for. `rest` is then what stood behind the last
-    line end; it is not among the lines, because another connection may bring the whole of that line.
+    Nothing is sent before the first line is asked for. After the iteration `completed` tells whether the
+    agent said that the log is complete. If not, the connection was merely closed and the job may still be
+    running; `partial_line` is then the text behind the last line end. It is not among the lines, because the
+    next connection may bring the whole line.
     """
 
     def __init__(self, target: StreamTarget, protocol: StreamProtocol = "auto") -> None:
+        """Check the arguments; nothing is sent.
+
+        Args:
+            target: The log.
+            protocol: "stream" (HTTP), "websocket", or "auto": a websocket, and HTTP if that fails before the
+                first line.
+
+        Raises:
+            ValidationError: There is no such protocol.
+        """
         self._target = target
-        self._transports = transports_of(protocol)
-        self._reader = LogReader(target.limits)
+        self._transports = transports_for(protocol)
+        self._decoder = LogDecoder(target.limits)
         self._rest: list[str] = []
 
     @property
     def completed(self) -> bool:
         """Whether the agent said that the log is complete."""
-        return self._reader.completed
+        return self._decoder.completed
 
     @property
-    def rest(self) -> str | None:
-        """The beginning of a line whose end has not come."""
+    def partial_line(self) -> str | None:
+        """The beginning of a line whose end was not received, or None."""
         return self._rest[-1] if self._rest else None
 
     async def __aiter__(self) -> AsyncIterator[str]:
@@ -117,34 +137,60 @@ class AsyncLogTail:
                 for line in batch:
                     yield line
 
-    async def batches(self) -> Batches:
-        """The lines, as many at a time as came together. Close it (`aclosing`) when leaving it early."""
+    async def batches(self, *, include_partial: bool = False) -> Batches:
+        """Iterate over batches of lines. Close the iterator (`aclosing`) when leaving it early.
+
+        Args:
+            include_partial: Whether text behind the last line end is a line, too, if the agent closed the
+                connection properly.
+
+        Yields:
+            Lines without their ends, as many at a time as were received together.
+
+        Raises:
+            ClientError: The log cannot be read any further; lines before that have been yielded.
+        """
         for left, transport in enumerate(self._transports, 1 - len(self._transports)):
-            failure, given = None, False
-            self._reader = LogReader(self._target.limits)
+            failure, has_lines = None, False
+            self._decoder = LogDecoder(self._target.limits)
             try:
                 async with contextlib.aclosing(self._read(transport)) as batches:
                     async for batch in batches:
                         if batch:
-                            given = True
+                            has_lines = True
                             yield batch
             except ClientError as error:
                 failure = error
             if failure is None:
-                failure = self._reader.failure
-            self._rest = self._reader.end()
+                failure = self._decoder.failure
+            self._rest = self._decoder.flush()
+            if failure is None and include_partial:
+                yield self._rest
+                failure = self._decoder.failure
             if failure is None:
                 return
-            if given or left == 0 or not may_fall_back(failure):
+            if has_lines or left == 0 or not _may_fall_back(failure):
                 raise failure
 
     def _read(self, transport: Transport) -> Batches:
         if transport == "stream":
-            return http_batches(self._target, self._reader)
+            return http_batches(self._target, self._decoder)
         try:
+            # Imported here, because plugin code may run where the package is not installed.
             from worker.platform.streams.websocket import websocket_batches
         except ImportError:
-            missing = websocket_missing()
+            missing = _websocket_missing()
         else:
-            return websocket_batches(self._target, self._reader)
+            return websocket_batches(self._target, self._decoder)
         raise missing
+
+
+def _may_fall_back(error: ClientError) -> bool:
+    """Whether another transport may succeed where one failed before the first line."""
+    # An error event of the agent (a plain StreamError) and the limits do not depend on the transport.
+    return not isinstance(error, StreamLimitExceededError) and type(error) is not StreamError
+
+
+def _websocket_missing() -> WebSocketError:
+    detail = "websockets are not available: the package websockets is not installed"
+    return WebSocketError(f"500 Internal Server Error: {detail}", 500, detail)

@@ -293,7 +293,7 @@ class JobLogs:
         except LogUnavailableError as error:
             yield [], _event("error", str(error))
         else:
-            yield splitter.end(), COMPLETE_EVENT
+            yield splitter.flush(), COMPLETE_EVENT
 
 
 def _stream_line(line: str) -> str:

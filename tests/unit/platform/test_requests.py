@@ -1,9 +1,36 @@
-"""The fence around a service's address."""
+"""Requests as values: paths, queries, bodies, and what is refused before anything is sent."""
 
 import pytest
 
-from worker.platform import MalformedResponseError
-from worker.platform.requests import BaseUrl
+from worker.platform import MalformedResponseError, ValidationError
+from worker.platform.requests import BaseUrl, Request, encode_body, encode_query
+
+
+def test_a_list_is_a_repeated_key_and_a_boolean_a_word() -> None:
+    assert encode_query({"a": [1, "x"], "b": True, "c": False, "d": None, "e": 1.5}) == (
+        ("a", "1"),
+        ("a", "x"),
+        ("b", "true"),
+        ("c", "false"),
+        ("e", "1.5"),
+    )
+
+
+def test_a_filter_that_no_query_can_hold_is_refused() -> None:
+    with pytest.raises(ValidationError, match="the filter a"):
+        encode_query({"a": {"b": 1}})
+
+
+@pytest.mark.parametrize("value", [float("nan"), {1, 2}, "\ud800", object()])
+def test_a_body_that_json_cannot_hold_is_refused_unseen(value: object) -> None:
+    with pytest.raises(ValidationError) as caught:
+        encode_body(Request("POST", "x/", json={"a": value}))
+
+    assert caught.value.__context__ is None
+
+
+def test_a_request_does_not_show_what_it_carries() -> None:
+    assert "private" not in repr(Request("POST", "x/", (("q", "private"),), {"a": "private"}))
 
 
 @pytest.mark.parametrize(

@@ -11,33 +11,33 @@ from hypothesis import strategies as st
 
 from worker.platform import StreamError, StreamLimitExceededError, StreamLimits, ValidationError
 from worker.platform.streams.parser import (
-    Event,
     LineSplitter,
-    LogReader,
-    checked_timeout,
-    event_of,
-    transports_of,
+    LogDecoder,
+    StreamEvent,
+    parse_event,
+    transports_for,
+    validate_timeout,
 )
 
 TEXT = "하나\r\n\x1b[31m둘\x1b[0m 50%\r100%\n\n\u2028셋\x0b\n끝"
 LINES = ["하나", "\x1b[31m둘\x1b[0m 50%\r100%", "", "\u2028셋\x0b", "끝"]
 
 
-def chunks(*pieces: bytes, limits: StreamLimits | None = None) -> tuple[list[str], LogReader]:
-    return read(LogReader.chunk, pieces, limits)
+def chunks(*pieces: bytes, limits: StreamLimits | None = None) -> tuple[list[str], LogDecoder]:
+    return read(LogDecoder.feed_chunk, pieces, limits)
 
 
-def messages(*pieces: str, limits: StreamLimits | None = None) -> tuple[list[str], LogReader]:
-    return read(LogReader.message, (piece.encode() for piece in pieces), limits)
+def messages(*pieces: str, limits: StreamLimits | None = None) -> tuple[list[str], LogDecoder]:
+    return read(LogDecoder.feed_message, (piece.encode() for piece in pieces), limits)
 
 
-def read(feed: Any, pieces: Iterable[bytes], limits: StreamLimits | None) -> tuple[list[str], LogReader]:
-    reader = LogReader(limits or StreamLimits())
+def read(feed: Any, pieces: Iterable[bytes], limits: StreamLimits | None) -> tuple[list[str], LogDecoder]:
+    reader = LogDecoder(limits or StreamLimits())
     lines: list[str] = []
     for piece in pieces:
-        if not reader.over:
+        if not reader.ended:
             lines += feed(reader, piece)
-    return lines + reader.end(), reader
+    return lines + reader.flush(), reader
 
 
 @given(st.lists(st.integers(0, len(TEXT.encode())), max_size=8))
@@ -57,7 +57,7 @@ def test_nothing_is_lost_between_pieces(text: str, size: int) -> None:
 
     lines = [line for i in range(0, len(text), size) for line in splitter.feed(text[i : i + size])]
 
-    assert lines + splitter.end() == (text.removesuffix("\n").split("\n") if text else [])
+    assert lines + splitter.flush() == (text.removesuffix("\n").split("\n") if text else [])
 
 
 @pytest.mark.parametrize("pieces", [1, 7, 1000])
@@ -86,18 +86,18 @@ def test_a_line_without_an_end_is_not_held() -> None:
     for _ in range(10_000):
         splitter.feed("x" * 1000)
 
-    assert sum(map(len, splitter._held)) <= 10_240
-    assert splitter.end()[0].endswith("… [cut: 10000000 bytes]")
+    assert sum(map(len, splitter._pieces)) <= 10_240
+    assert splitter.flush()[0].endswith("… [cut: 10000000 bytes]")
 
 
 @pytest.mark.parametrize(
     ("text", "event"),
     [
-        ('{"type": "log", "message": "a"}', Event("log", "a")),
-        ('{"message": ""}', Event("", "")),
-        ('{"type": "heartbeat"}', Event("heartbeat", None)),
-        ('{"type": "error", "message": {"code": 3}}', Event("error", '{"code": 3}')),
-        ('{"message": "\\ud800"}', Event("", "?")),
+        ('{"type": "log", "message": "a"}', StreamEvent("log", "a")),
+        ('{"message": ""}', StreamEvent("", "")),
+        ('{"type": "heartbeat"}', StreamEvent("heartbeat", None)),
+        ('{"type": "error", "message": {"code": 3}}', StreamEvent("error", '{"code": 3}')),
+        ('{"message": "\\ud800"}', StreamEvent("", "?")),
         # A job's own output, however much it looks like it.
         ('{"type": "error", "message": "a", "epoch": 3}', None),
         ('{"loss": 0.1}', None),
@@ -111,8 +111,8 @@ def test_a_line_without_an_end_is_not_held() -> None:
         ("", None),
     ],
 )
-def test_what_is_an_event(text: str, event: Event | None) -> None:
-    assert event_of(text) == event
+def test_what_is_an_event(text: str, event: StreamEvent | None) -> None:
+    assert parse_event(text) == event
 
 
 def test_events_and_plain_lines_mix_over_http() -> None:
@@ -154,7 +154,7 @@ def test_messages_that_are_pieces_of_a_text_are_joined() -> None:
 
 
 def test_a_character_may_be_split_between_messages() -> None:
-    lines, _ = read(LogReader.message, [b"a\n", "가".encode()[:2], "가".encode()[2:] + b"\n"], None)
+    lines, _ = read(LogDecoder.feed_message, [b"a\n", "가".encode()[:2], "가".encode()[2:] + b"\n"], None)
 
     assert lines == ["a", "가"]
 
@@ -212,11 +212,11 @@ def test_the_limits_are_the_document_s() -> None:
 )
 def test_a_timeout_is_a_number_of_seconds(wrong: object) -> None:
     with pytest.raises(ValidationError):
-        checked_timeout(wrong)
+        validate_timeout(wrong)
 
 
 def test_what_a_protocol_tries() -> None:
-    assert transports_of("auto") == ("websocket", "stream")
+    assert transports_for("auto") == ("websocket", "stream")
     for wrong in ("http", "", None, ["stream"], "STREAM"):
         with pytest.raises(ValidationError):
-            transports_of(wrong)
+            transports_for(wrong)

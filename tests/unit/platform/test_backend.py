@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from worker.platform import BackendClient, MalformedResponseError, NotFoundError, RetryPolicy, redact
+from worker.platform import (
+    BackendClient,
+    MalformedResponseError,
+    NotFoundError,
+    RetryPolicy,
+    ServerError,
+    ValidationError,
+    redact,
+)
 
 if TYPE_CHECKING:
     from conftest import Service
@@ -31,6 +39,7 @@ def client_of(service: "Service", policy: RetryPolicy, **more: Any) -> BackendCl
             {"action": "submit", "data": {"a": 1}},
         ),
         (lambda c: c.get_plugin_release("a@1.0"), "GET", "/plugin_releases/a%401.0/", None),
+        (lambda c: c.get_plugin_release("a@1.0+x"), "GET", "/plugin_releases/a%401.0%2Bx/", None),
         (lambda c: c.get_plugin_release(6), "GET", "/plugin_releases/6/", None),
         (lambda c: c.get_model(7), "GET", "/models/7/", None),
         (
@@ -147,9 +156,7 @@ def test_an_agent_that_is_not_there_is_not_found(service: "Service", hasty: Retr
         client.get_agent(2)
 
 
-def test_a_deployment_that_answers_without_a_job_object_is_malformed(
-    service: "Service", hasty: RetryPolicy
-) -> None:
+def test_a_deployment_without_a_job_object_is_malformed(service: "Service", hasty: RetryPolicy) -> None:
     service.answers([])
 
     with client_of(service, hasty) as client, pytest.raises(MalformedResponseError):
@@ -164,3 +171,40 @@ def test_logs_are_written_one_or_many(service: "Service", hasty: RetryPolicy, en
         client.create_logs(entries)
 
     assert service.seen[0].json == entries
+
+
+def test_filters_cannot_override_what_the_worker_sets(service: "Service", hasty: RetryPolicy) -> None:
+    service.answers([])
+    filters = {"fields": "data", "project": 9, "page_size": 1, "page": 7, "status": "new"}
+
+    with client_of(service, hasty) as client:
+        client.list_tasks(filters, 3, 500)
+
+    assert service.seen[0].path == "/sdk/tasks/?status=new&fields=id&project=3&page_size=500"
+
+
+def test_a_field_that_the_backend_would_refuse_is_not_sent(service: "Service", hasty: RetryPolicy) -> None:
+    with client_of(service, hasty) as client, pytest.raises(ValidationError, match="unknown keys progress"):
+        client.update_job(1, progress={})
+
+    assert service.seen == []
+
+
+@pytest.mark.parametrize(
+    ("call", "is_retried"),
+    [
+        (lambda c: c.get_project(1), True),
+        (lambda c: c.update_job(1, status="RUNNING"), True),
+        (lambda c: c.create_serve_application(job=1), False),
+        (lambda c: c.create_logs([]), False),
+    ],
+)
+def test_only_what_is_harmless_twice_is_retried(
+    service: "Service", hasty: RetryPolicy, call: Call, is_retried: bool
+) -> None:
+    service.answers(status=503)
+
+    with client_of(service, hasty) as client, pytest.raises(ServerError):
+        call(client)
+
+    assert (len(service.seen) > 1) is is_retried

@@ -25,7 +25,7 @@ from worker.platform.requests import Request
 if TYPE_CHECKING:
     from conftest import Service
 
-GET = Request("GET", "jobs/private-id/", (("q", "private-query"),), repeatable=True)
+GET = Request("GET", "jobs/private-id/", (("q", "private-query"),), retryable=True)
 POST = Request("POST", "jobs/", json={"a": 1})
 HEADERS = {"Authorization": "Token private-token"}
 
@@ -143,9 +143,7 @@ def test_a_call_that_must_not_be_repeated_is_sent_once(
     assert len(service.seen) == 1
 
 
-def test_a_call_that_must_not_be_repeated_is_not_repeated_on_a_lost_connection(
-    service: "Service", hasty: RetryPolicy
-) -> None:
+def test_a_lost_connection_does_not_repeat_a_single_call(service: "Service", hasty: RetryPolicy) -> None:
     service.writes()
 
     assert isinstance(failure(service, hasty, POST), ClientConnectionError)
@@ -293,7 +291,7 @@ def test_redirects_are_not_followed(service: "Service", hasty: RetryPolicy, stat
     assert len(service.seen) == 1
 
 
-def test_a_token_that_no_header_can_hold_is_refused_without_showing_it() -> None:
+def test_a_token_that_no_header_can_hold_is_not_shown() -> None:
     with pytest.raises(ValueError) as caught:
         BaseClient("http://host", headers={"Authorization": "private\ntoken"})
 
@@ -313,7 +311,7 @@ def pages_of(answers: dict[str, Any]) -> httpx.MockTransport:
     return httpx.MockTransport(answer)
 
 
-LIST = Request("GET", "tasks/", repeatable=True, expect="list")
+LIST = Request("GET", "tasks/", retryable=True, expect="list")
 
 
 def test_pages_are_followed_to_the_last() -> None:
@@ -325,7 +323,7 @@ def test_pages_are_followed_to_the_last() -> None:
     )
 
     with BaseClient("http://host/api", transport=transport) as client:
-        assert client._all(LIST) == {"results": [{"id": 1}, {"id": 2}]}
+        assert client._collect_pages(LIST) == {"results": [{"id": 1}, {"id": 2}]}
 
 
 @pytest.mark.parametrize("link", ["http://evil/api/tasks/?page=2", "http://host/other/?page=2"])
@@ -333,7 +331,7 @@ def test_a_page_elsewhere_is_not_asked_for(link: str) -> None:
     transport = pages_of({"1": {"results": [], "next": link}})
 
     with BaseClient("http://host/api", transport=transport) as client, pytest.raises(MalformedResponseError):
-        client._all(LIST)
+        client._collect_pages(LIST)
 
 
 @pytest.mark.parametrize("last", ["http://host/tasks/?page=2", "http://host/tasks/"])
@@ -349,11 +347,11 @@ def test_pages_in_a_circle_are_refused(last: str) -> None:
         BaseClient("http://host", transport=transport) as client,
         pytest.raises(MalformedResponseError, match="circle"),
     ):
-        client._all(LIST)
+        client._collect_pages(LIST)
 
 
 def test_a_list_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.platform.requests.MOST_PAGES", 5)
+    monkeypatch.setattr("worker.platform.requests.MAX_PAGES", 5)
 
     def answer(request: httpx.Request) -> httpx.Response:
         page = int(request.url.params.get("page", "1")) + 1
@@ -363,4 +361,4 @@ def test_a_list_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         BaseClient("http://host", transport=httpx.MockTransport(answer)) as client,
         pytest.raises(MalformedResponseError, match="more than 5 pages"),
     ):
-        client._all(LIST)
+        client._collect_pages(LIST)

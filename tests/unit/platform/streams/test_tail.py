@@ -65,7 +65,7 @@ async def test_a_log_that_is_complete(protocol: Any) -> None:
         tail = tail_of(server, protocol)
         assert [line async for line in tail] == ["a", "한국어"]
 
-        assert (tail.completed, tail.rest) == (True, None)
+        assert (tail.completed, tail.partial_line) == (True, None)
         assert await asyncio.to_thread(server.one_has_left)
         assert server.headers[0]["authorization"] == TOKEN
 
@@ -76,7 +76,7 @@ async def test_a_closed_line_proves_nothing_and_half_a_line_is_none(protocol: An
         tail = tail_of(server, protocol)
         assert [line async for line in tail] == ["a"]
 
-    assert (tail.completed, tail.rest) == (False, "hal")
+    assert (tail.completed, tail.partial_line) == (False, "hal")
 
 
 @both
@@ -189,26 +189,6 @@ async def test_many_logs_share_one_thread(protocol: Any) -> None:
 
 
 @both
-async def test_silence_is_counted_only_while_somebody_waits(protocol: Any) -> None:
-    def script(wire: Wire) -> None:
-        wire.accept().line("a")
-        time.sleep(0.5)  # less than the silence that is borne, twice
-        wire.line("b")
-        time.sleep(0.5)
-        wire.line("c").wait_until_left()
-
-    lines = []
-    with log_server(script) as server, contextlib.suppress(ClientTimeoutError):
-        async for line in tail_of(server, protocol, 0.9):
-            lines.append(line)
-            if line == "a":
-                await asyncio.sleep(1.2)
-        lines.append("the agent ended it")
-
-    assert lines == ["a", "b", "c"]
-
-
-@both
 async def test_an_agent_that_drips_its_answer_is_a_timeout(protocol: Any) -> None:
     def script(wire: Wire) -> None:
         for byte in b"HTTP/1.1 200 OK\r\nX-Drip: " + b"x" * 1000:
@@ -217,32 +197,6 @@ async def test_an_agent_that_drips_its_answer_is_a_timeout(protocol: Any) -> Non
 
     async with asyncio.timeout(3):
         assert type((await failure_of(script, protocol, 0.3))[1]) is ClientTimeoutError
-
-
-@pytest.mark.parametrize(
-    ("code", "kind"), [(1001, ClientConnectionError), (1012, ClientConnectionError), (1011, WebSocketError)]
-)
-async def test_what_the_code_of_a_closed_websocket_means(code: int, kind: type[ClientError]) -> None:
-    lines, error = await failure_of(lambda wire: wire.accept().line("a").finish(code, "why?a=b"), "websocket")
-
-    assert (lines, type(error)) == (["a"], kind)
-
-
-async def test_a_message_may_come_in_fragments_with_a_ping_between() -> None:
-    def script(wire: Wire) -> None:
-        wire.accept()
-        wire._write(b"\x01\x03one" + b"\x89\x04ping" + b"\x00\x04\ntwo" + b"\x80\x01\n")
-        assert wire._handler.connection.recv(2)[0] == 0x8A  # the answer to the ping
-        wire.complete()
-
-    with log_server(script) as server:
-        assert [line async for line in tail_of(server, "websocket")] == ["one", "two"]
-
-
-async def test_a_message_above_the_whole_limit_is_not_taken_in() -> None:
-    _, error = await failure_of(lambda wire: wire.accept().piece("x" * 2000), "websocket", max_bytes=1000)
-
-    assert isinstance(error, StreamLimitExceededError)
 
 
 @both

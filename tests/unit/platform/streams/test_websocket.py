@@ -1,0 +1,72 @@
+"""A log over a websocket: frames, close codes, limits."""
+
+import traceback
+from typing import Any
+
+import pytest
+
+from tests.unit.platform.stream_server import LogServer, Script, Wire, log_server
+from worker.platform import (
+    AgentClient,
+    AsyncLogTail,
+    ClientConnectionError,
+    ClientError,
+    StreamLimitExceededError,
+    StreamLimits,
+    WebSocketError,
+)
+
+TOKEN = "private-agent-token"
+
+
+def tail_of(server: LogServer, protocol: Any, seconds: float = 5, **limits: int) -> AsyncLogTail:
+    # The client may go: a tail does not need it any more.
+    with AgentClient(server.url, TOKEN, stream_limits=StreamLimits(**limits)) as client:
+        return client.log_tail("job-1", seconds, protocol)
+
+
+async def collect(tail: AsyncLogTail, lines: list[str]) -> None:
+    async for line in tail:
+        lines.append(line)  # noqa: PERF401 - those before an error count
+
+
+async def failure_of(
+    script: Script, protocol: Any, seconds: float = 5, **limits: int
+) -> tuple[list[str], ClientError]:
+    lines: list[str] = []
+    with log_server(script) as server:
+        tail = tail_of(server, protocol, seconds, **limits)
+        with pytest.raises(ClientError) as caught:
+            await collect(tail, lines)
+    text = "".join(traceback.format_exception(caught.value))
+    assert caught.value.__context__ is None
+    assert TOKEN not in text
+    assert "127.0.0.1" not in text
+    assert not tail.completed
+    return lines, caught.value
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(1001, ClientConnectionError), (1012, ClientConnectionError), (1011, WebSocketError)]
+)
+async def test_what_the_code_of_a_closed_websocket_means(code: int, kind: type[ClientError]) -> None:
+    lines, error = await failure_of(lambda wire: wire.accept().line("a").finish(code, "why?a=b"), "websocket")
+
+    assert (lines, type(error)) == (["a"], kind)
+
+
+async def test_a_message_may_come_in_fragments_with_a_ping_between() -> None:
+    def script(wire: Wire) -> None:
+        wire.accept()
+        wire._write(b"\x01\x03one" + b"\x89\x04ping" + b"\x00\x04\ntwo" + b"\x80\x01\n")
+        assert wire._handler.connection.recv(2)[0] == 0x8A  # the answer to the ping
+        wire.complete()
+
+    with log_server(script) as server:
+        assert [line async for line in tail_of(server, "websocket")] == ["one", "two"]
+
+
+async def test_a_message_above_the_whole_limit_is_not_taken_in() -> None:
+    _, error = await failure_of(lambda wire: wire.accept().piece("x" * 2000), "websocket", max_bytes=1000)
+
+    assert isinstance(error, StreamLimitExceededError)
