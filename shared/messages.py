@@ -5,6 +5,7 @@ logged.
 """
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -84,6 +85,16 @@ NonEmpty = Annotated[str, StringConstraints(strict=True, min_length=1)]
 class _StrictModel(BaseModel):
     # hide_input_in_errors: what a message holds is not shown in logs, and an error's text is logged.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+RESOURCE_KEYS: Mapping[str, tuple[str, ...]] = {
+    "num_cpus": ("required_cpu_count", "num_cpus"),
+    "num_gpus": ("required_gpu_count", "num_gpus"),
+    "memory": ("memory", "memory_bytes"),
+    "num_replicas": ("num_replicas",),
+}
+"""By parameter of `deploy`, the keys of config.yaml's `required_resources`; the first declared one counts
+(seeds: "Required Resources Payload")."""
 
 
 class DeployParams(BaseModel):

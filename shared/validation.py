@@ -7,7 +7,7 @@ MAX_MISTAKES = 20
 """A message may have a hundred thousand wrong keys; the rest are counted."""
 
 MAX_NAME_CHARS = 100
-"""Of one part of a key's path, which whoever wrote the message chose."""
+"""Of one part of a key's path, which the author of the message chose."""
 
 
 def mistake_parts(details: ErrorDetails) -> tuple[str, str]:

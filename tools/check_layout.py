@@ -53,9 +53,7 @@ class Rule(StrEnum):
     TEST_NAME = "length of a test's name"
 
 
-EXCEPTIONS: Mapping[tuple[Rule, str], str] = {
-    (Rule.NAME, "worker/logging.py"): "it sets logging up, the field's name for that; imports are absolute",
-}
+EXCEPTIONS: Mapping[tuple[Rule, str], str] = {}
 """Why a rule does not hold for a file or a folder ("" is the whole tree; a test is `path::name`)."""
 
 

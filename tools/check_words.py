@@ -29,6 +29,9 @@ ALLOWED: Mapping[tuple[str, str], str] = {
     ("CHANGELOG.md", "*"): "history, in the words of its time",
     ("tools/words.py", "*"): "the list of the words itself",
     ("worker/platform/streams/parser.py", "room"): "free space of a buffer",
+    ("README.md", "patience"): "WORKER_LOG_PATIENCE_SECONDS, which installations have set",
+    ("worker/logs/relay.py", "patience"): "WORKER_LOG_PATIENCE_SECONDS, which installations have set",
+    ("worker/settings.py", "patience"): "WORKER_LOG_PATIENCE_SECONDS, which installations have set",
     ("worker/pre_processor/tasks.py", "room"): "an argument of messages, which older workers name so",
     ("tests/unit/pre_processor/test_tasks.py", "room"): "the same argument",
 }

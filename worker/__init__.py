@@ -1,4 +1,4 @@
-"""synapse-worker: deploys models on Ray Serve and pre-annotates tasks, carried by Celery.
+"""synapse-worker: a Celery worker that deploys models on Ray Serve and pre-annotates tasks.
 
 `celery -A worker worker` finds the app here. It is made on first use, so that plugin code, which imports
 `worker.actions` in processes of Ray, needs neither the broker nor its settings.

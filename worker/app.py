@@ -6,7 +6,7 @@ from typing import Any
 from celery import Celery, bootsteps, signals
 from kombu import Queue
 
-from worker import logging as worker_logging
+from worker import log_setup
 from worker.broker import broker_settings, broker_url, message_rejected
 from worker.broker.config import QUEUES
 from worker.logs.relay import LogRelayStep
@@ -102,7 +102,7 @@ class MaintenanceStep(bootsteps.StartStopStep):
 
 @signals.setup_logging.connect
 def _configure_logging(loglevel: int | str = "INFO", **_: Any) -> None:
-    worker_logging.configure(loglevel)
+    log_setup.configure(loglevel)
 
 
 def _load_settings() -> Settings:

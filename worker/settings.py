@@ -1,4 +1,4 @@
-"""The environment, checked once at start: every mistake is one clear line."""
+"""The settings from the environment, checked once at start (contract: "Settings")."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -28,7 +28,7 @@ MB = 1024 * KB
 
 
 class SettingsError(Exception):
-    """The environment is wrong; the message has one line a mistake and says which variable to set."""
+    """The environment is wrong; the message has one line for each mistake and names the variable to set."""
 
 
 def _http_url(value: str) -> str:
@@ -53,7 +53,7 @@ def _host_and_port(value: str) -> str:
 
 
 def _token(value: SecretStr) -> SecretStr:
-    # A secret mounted from a file often ends with a line break, which no HTTP header can carry.
+    # A secret that is mounted from a file often ends with a line break, which no HTTP header can carry.
     text = value.get_secret_value().strip()
     if not text:
         raise ValueError("is empty")
@@ -85,7 +85,7 @@ BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "amqp", "amqps", "pyamqp", 
 
 
 class Settings(BaseSettings):
-    """All settings; the README's table is made from these fields (tests hold the two together)."""
+    """All settings. The README's table has the same names and descriptions, which a test compares."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
@@ -119,35 +119,38 @@ class Settings(BaseSettings):
         "ray", description="Where plugin code runs: `ray`, or `process`, which needs no Ray for `to_task`."
     )
     worker_plugin_access_token: Token | None = Field(
-        None, description="The lesser token that plugin code's own clients use; without it they are None."
+        None,
+        description="The token of lesser rights for plugin code's own clients; without it they are None.",
     )
-    worker_plugin_timeout_seconds: Seconds = Field(300, description="Longest call of plugin code.")
+    worker_plugin_timeout_seconds: Seconds = Field(300, description="Timeout of a call of plugin code.")
     worker_plugin_max_mb: Annotated[int, Field(ge=1)] = Field(
-        512, description="Largest release, unpacked, in MB; a larger archive is rejected."
+        512, description="Largest release, unpacked, in MB; a larger one is rejected."
     )
     worker_package_store: str | None = Field(
         None,
-        description="Durable place for releases' packages: a folder that all nodes see. "
+        description="Durable store of releases' packages: a folder that all nodes can read. "
         "Default: Ray's own store.",
     )
     worker_agent: Annotated[int, Field(gt=0)] | None = Field(
         None, description="Id of the one agent that this worker serves; deploys for another are passed on."
     )
     worker_pre_processor_timeout_seconds: Seconds = Field(
-        180, description="Longest wait for a pre-processor."
+        180, description="Timeout of the wait for a pre-processor."
     )
     worker_pre_processor_poll_seconds: Seconds = Field(
-        10, description="Ceiling of the growing interval between two polls of a pre-processor."
+        10, description="Longest interval between two polls of a pre-processor, which grows from a second."
     )
-    worker_deploy_timeout_seconds: Seconds = Field(600, description="Longest wait for a deployment to run.")
+    worker_deploy_timeout_seconds: Seconds = Field(
+        600, description="Timeout of the wait for a deployment to run."
+    )
     worker_annotate_concurrency: Annotated[int, Field(ge=1, le=1000)] = Field(
-        64, description="Requests of annotation in flight, a process."
+        64, description="Annotation requests in flight in each process."
     )
     worker_annotate_chunk: Annotated[int, Field(ge=1, le=10_000)] = Field(
         100, description="Tasks in a chunk."
     )
     worker_visibility_timeout_seconds: Annotated[float, Field(ge=10, allow_inf_nan=False)] = Field(
-        60, description="After this long a message that a dead worker held is delivered again; 10 or more."
+        60, description="Seconds after which a message that a dead worker held is redelivered; at least 10."
     )
     worker_stream_max_messages: Annotated[int, Field(ge=1)] = Field(
         10_000, description="Log stream: most messages."
@@ -165,7 +168,7 @@ class Settings(BaseSettings):
         1_000, description="Log stream: most lines queued."
     )
     worker_log_patience_seconds: Seconds = Field(
-        120, description="How long a log may be out of reach before it is not followed further."
+        120, description="How long a log may be unavailable before it is no longer followed."
     )
 
     @field_validator("redis_url")
@@ -203,19 +206,19 @@ class Settings(BaseSettings):
 
     @property
     def broker_url(self) -> str:
-        """Where the queues are."""
+        """The URL of the queues' broker."""
         if self.celery_broker_url is not None:
             return self.celery_broker_url
-        # Celery has another name for what the Redis client calls unix://.
+        # Celery names the scheme differently from the Redis client.
         return self.redis_url.replace("unix://", "redis+socket://", 1)
 
     @property
     def max_countdown(self) -> float:
-        """Seconds. A countdown just above the visibility timeout multiplies a task; half of it is safe."""
+        """In seconds. A countdown just above the visibility timeout multiplies a task; half of it is safe."""
         return self.worker_visibility_timeout_seconds / 2
 
     def secrets(self) -> list[str]:
-        """Every secret value, to be masked wherever text leaves the process."""
+        """Every secret value, to be masked in all text that leaves the process."""
         held = (self.synapse_access_token, self.synapse_agent_token, self.worker_plugin_access_token)
         tokens = [token.get_secret_value() for token in held if token is not None]
         urls = [self.redis_url, *self.broker_url.split(";")]
@@ -229,7 +232,7 @@ def _passwords(url: str) -> list[str]:
 
 
 def load_settings() -> Settings:
-    """Read the environment; raise `SettingsError` with one line a mistake."""
+    """Read the environment; raises `SettingsError` with one line for each mistake."""
     try:
         return Settings()  # type: ignore[call-arg]  # the required fields come from the environment
     except ValidationError as error:
@@ -239,7 +242,7 @@ def load_settings() -> Settings:
 
 
 _MAY_BE_SHOWN = ("plugins_dir", "worker_plugin_host")
-"""Settings whose wrong value is named: all others might hold a secret, be it one in the wrong place."""
+"""Settings whose wrong value is shown; a value of any other might be a secret, also one set by mistake."""
 
 
 def _mistake_line(details: ErrorDetails) -> str:
@@ -252,7 +255,7 @@ def _mistake_line(details: ErrorDetails) -> str:
 
 
 def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
-    """Variables of the worker's own kind that are no setting, each with the one that may be meant."""
+    """Variables named WORKER_* that are no setting, each with the setting that may be meant."""
     known = [name.upper() for name in Settings.model_fields]
     strange = sorted(name for name in environ if name.startswith("WORKER_") and name not in known)
     return {name: next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None) for name in strange}
@@ -260,5 +263,5 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The process's settings, read once."""
+    """The settings of this process, read once."""
     return load_settings()

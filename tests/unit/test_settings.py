@@ -157,7 +157,7 @@ def test_mistake_shows_a_value_that_is_no_secret(
     assert mistakes()[0].endswith(f", not {value!r}")
 
 
-def test_names_that_are_no_settings_are_known_with_what_may_be_meant() -> None:
+def test_unknown_variables_suggest_the_setting_meant() -> None:
     environ = {"WORKER_TYPO": "1", "WORKER_PLUGINS_HOST": "ray", "WORKER_AGENT": "1", "PATH": "/bin"}
 
     assert unknown_variables(environ) == {"WORKER_PLUGINS_HOST": "WORKER_PLUGIN_HOST", "WORKER_TYPO": None}

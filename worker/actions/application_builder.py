@@ -59,7 +59,7 @@ def _with_serve_methods(cls: Any, batch: Mapping[str, Any]) -> Any:
     """A subclass with batching and `__call__` where the class needs them; Ray pickles it by value."""
     from ray import serve
 
-    extra: dict[str, Any] = {}
+    extra: dict[str, object] = {}
     if batch and hasattr(cls, "infer_batch"):
         extra["infer_batch"] = serve.batch(**batch)(cls.infer_batch)
         extra["batched"] = True
@@ -108,7 +108,7 @@ def _with_ingress(cls: Any) -> Any:
     return serve.ingress(build)(cls)
 
 
-def _constructor_arguments(callable_: Any, url: str) -> dict[str, Any]:
+def _constructor_arguments(callable_: Any, url: str) -> dict[str, str]:
     """The backend's URL, for a constructor that takes `backend_url` or requires exactly one argument."""
     if not inspect.isclass(callable_):
         return {}

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from shared.messages import DeployParams
+from shared.messages import RESOURCE_KEYS, DeployParams, JsonObject
 from worker.actions import serve_submit
 from worker.actions.base import BaseAction, P
 from worker.platform import (
@@ -66,15 +66,19 @@ def check_serve_capacity(
         "metadata": {"plugin_code": app_name, "agent": agent},
     }
     try:
-        answer = agent_client.check_feasibility(**asked)
-        if not isinstance(answer, dict) or not isinstance(answer.get("allowed"), bool):
-            raise MalformedResponseError("the agent's answer has no allowed: true or false")
+        answer = _checked_answer(agent_client.check_feasibility(**asked))
     except (ClientError, TimeoutError, ConnectionError, OSError) as error:
         raise capacity_unreachable_error(error) from clean_exception(error)
     if not answer["allowed"]:
         reasons = answer.get("reasons") or []
         listed = reasons if isinstance(reasons, list) else [reasons]
         raise RuntimeError(_CAPACITY_DENIED_MSG.format(reasons=_shortened_reasons(listed)))
+
+
+def _checked_answer(answer: object) -> JsonObject:
+    if not isinstance(answer, dict) or not isinstance(answer.get("allowed"), bool):
+        raise MalformedResponseError("the agent's answer has no allowed: true or false")
+    return answer
 
 
 def capacity_unreachable_error(error: BaseException) -> RuntimeError:
@@ -134,14 +138,22 @@ class BaseDeploymentAction(BaseAction[P]):
 
     @property
     def client(self) -> Any:
-        """The backend client of the context; raises `RuntimeError` when there is none."""
+        """The backend client of the context.
+
+        Raises:
+            RuntimeError: The context has none.
+        """
         if self.ctx.client is None:
             raise RuntimeError("the context has no backend client: give RuntimeContext(client=...)")
         return self.ctx.client
 
     @property
     def agent_client(self) -> Any:
-        """The agent client of the context; raises `RuntimeError` when there is none."""
+        """The agent client of the context.
+
+        Raises:
+            RuntimeError: The context has none.
+        """
         if self.ctx.agent_client is None:
             raise RuntimeError("the context has no agent client: give RuntimeContext(agent_client=...)")
         return self.ctx.agent_client
@@ -172,7 +184,7 @@ class BaseDeploymentAction(BaseAction[P]):
         name = self.get_serve_app_name().encode()
         return f"/{hashlib.md5(name, usedforsecurity=False).hexdigest()}"
 
-    def get_ray_actor_options(self) -> dict[str, Any]:
+    def get_ray_actor_options(self) -> JsonObject:
         """Choose the resources of one replica.
 
         Returns:
@@ -180,14 +192,10 @@ class BaseDeploymentAction(BaseAction[P]):
             else of config.yaml's `required_resources`; those that neither declares are left out.
         """
         declared = self._request.required_resources if self._request else {}
-        found = {
-            "num_cpus": self._param("num_cpus", declared, "required_cpu_count", "num_cpus"),
-            "num_gpus": self._param("num_gpus", declared, "required_gpu_count", "num_gpus"),
-            "memory": self._param("memory", declared, "memory", "memory_bytes"),
-        }
+        found = {name: self._param(name, declared) for name in ("num_cpus", "num_gpus", "memory")}
         return {name: value for name, value in found.items() if value is not None}
 
-    def get_serve_options(self) -> dict[str, Any]:
+    def get_serve_options(self) -> JsonObject:
         """Choose the options of the Serve deployment.
 
         Returns:
@@ -195,7 +203,7 @@ class BaseDeploymentAction(BaseAction[P]):
         """
         return dict(self._request.serve_options) if self._request else {}
 
-    def get_runtime_env(self) -> dict[str, Any]:
+    def get_runtime_env(self) -> JsonObject:
         """Choose additions to the replicas' runtime environment.
 
         Returns:
@@ -216,7 +224,7 @@ class BaseDeploymentAction(BaseAction[P]):
 
         connect(self.ctx.env.get("RAY_ADDRESS") or os.environ.get("RAY_ADDRESS"), kwargs)
 
-    def plan(self) -> dict[str, Any]:
+    def plan(self) -> JsonObject:
         """Plan the deployment without doing anything.
 
         Returns:
@@ -231,7 +239,7 @@ class BaseDeploymentAction(BaseAction[P]):
         runtime_env = self._own_runtime_env(actor_options)
         if runtime_env:
             actor_options = {**actor_options, "runtime_env": runtime_env}
-        plan: dict[str, Any] = {
+        plan: JsonObject = {
             "app_name": self.get_serve_app_name(),
             "route_prefix": self.get_route_prefix(),
             "ray_actor_options": actor_options,
@@ -249,7 +257,7 @@ class BaseDeploymentAction(BaseAction[P]):
         plan["digest"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         return plan
 
-    def submit(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+    def submit(self, plan: Mapping[str, Any]) -> JsonObject:
         """Submit the application to Serve and return at once; a running one is updated in place.
 
         Args:
@@ -293,7 +301,7 @@ class BaseDeploymentAction(BaseAction[P]):
             self.ctx.log_message(message)
         wait_until_running(plan["app_name"], DIRECT_TIMEOUT_SECONDS, remove_failed=not outcome["replaced"])
 
-    def execute(self) -> dict[str, Any]:
+    def execute(self) -> JsonObject:
         """Run the whole action in this process, blocking: deploy and register.
 
         Returns:
@@ -309,7 +317,7 @@ class BaseDeploymentAction(BaseAction[P]):
         self.set_progress(3, 3, self.progress.REGISTER)
         return {"serve_application": application}
 
-    def _check_serve_capacity(self, ray_actor_options: dict[str, Any], serve_options: dict[str, Any]) -> None:
+    def _check_serve_capacity(self, ray_actor_options: JsonObject, serve_options: JsonObject) -> None:
         check_serve_capacity(
             self.ctx.agent_client,
             app_name=self.get_serve_app_name(),
@@ -344,38 +352,38 @@ class BaseDeploymentAction(BaseAction[P]):
     def _backend_url(self) -> str:
         return self.ctx.env.get("SYNAPSE_HOST", "")
 
-    def _param(self, name: str, declared: Mapping[str, Any], *aliases: str) -> Any:
-        """The run's parameter, else what config.yaml's `required_resources` declares under an alias."""
+    def _param(self, name: str, declared: Mapping[str, Any]) -> Any:
+        """The run's parameter, else what config.yaml's `required_resources` declares."""
         value = getattr(self.params, name, None)
         if value is None:
             value = self.given.get(name)
-        for alias in aliases or (name,):
+        for key in RESOURCE_KEYS[name]:
             if value is None:
-                value = declared.get(alias)
+                value = declared.get(key)
         return value
 
     @staticmethod
-    def _without_runtime_env(plan: Mapping[str, Any]) -> dict[str, Any]:
+    def _without_runtime_env(plan: Mapping[str, Any]) -> JsonObject:
         actor_options = {
             name: value for name, value in plan["ray_actor_options"].items() if name != "runtime_env"
         }
         return {**plan, "ray_actor_options": actor_options}
 
-    def _own_runtime_env(self, actor_options: Mapping[str, Any]) -> dict[str, Any]:
+    def _own_runtime_env(self, actor_options: Mapping[str, Any]) -> JsonObject:
         return {**(actor_options.get("runtime_env") or {}), **self.get_runtime_env()}
 
-    def _plan_operation(self, _: Any) -> dict[str, Any]:
+    def _plan_operation(self, _: Any) -> JsonObject:
         # A plan is stored in Redis until it is submitted, and an environment may hold the release's secrets.
         return self._without_runtime_env(self.plan())
 
-    def _submit_operation(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+    def _submit_operation(self, plan: Mapping[str, Any]) -> JsonObject:
         actor_options = {**plan["ray_actor_options"]}
         runtime_env = self._own_runtime_env(self.get_ray_actor_options())
         if runtime_env:
             actor_options["runtime_env"] = runtime_env
         return self.submit({**plan, "ray_actor_options": actor_options})
 
-    def _check_params_operation(self, _: Any) -> dict[str, Any]:
+    def _check_params_operation(self, _: Any) -> JsonObject:
         return {"ok": True}  # the constructor has checked them
 
 

@@ -10,13 +10,14 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from shared.deferred import DEFERRED_KEY, FAILED, NOT_FOUND, PENDING, POLL_KEY
+from shared.messages import JsonObject
 from worker.actions.models import model_key, open_model
 from worker.platform import clean
 
-POLL_KEY = "__synapse_poll__"
-ENVELOPE_KEY = "__synapse_deferred__"
 MAX_TICKETS = 256
 TICKET_TTL_SECONDS = 3600.0
 """A result that nobody polled for is dropped after this time."""
@@ -36,7 +37,7 @@ def requested_ticket(body: Any) -> str | None:
     return str(body[POLL_KEY])
 
 
-def deferred_envelope(status: str, **fields: Any) -> dict[str, Any]:
+def deferred_envelope(status: str, **fields: Any) -> JsonObject:
     """Make the answer that stands in place of a result.
 
     Args:
@@ -46,7 +47,7 @@ def deferred_envelope(status: str, **fields: Any) -> dict[str, Any]:
     Returns:
         The envelope as JSON.
     """
-    return {ENVELOPE_KEY: True, "status": status, **fields}
+    return {DEFERRED_KEY: True, "status": status, **fields}
 
 
 class Tickets:
@@ -55,7 +56,7 @@ class Tickets:
     def __init__(self) -> None:
         self._running: OrderedDict[str, tuple[float, asyncio.Future[Any]]] = OrderedDict()
 
-    def issue(self, task: "asyncio.Future[Any]") -> dict[str, Any]:
+    def issue(self, task: "asyncio.Future[Any]") -> JsonObject:
         """Keep an inference.
 
         Args:
@@ -67,7 +68,7 @@ class Tickets:
         self._forget()
         ticket = secrets.token_urlsafe(12)
         self._running[ticket] = (time.monotonic(), task)
-        return deferred_envelope("pending", ticket=ticket)
+        return deferred_envelope(PENDING, ticket=ticket)
 
     def collect(self, ticket: str) -> Any:
         """Poll for a ticket.
@@ -81,17 +82,17 @@ class Tickets:
         """
         self._forget()
         if ticket not in self._running:
-            return deferred_envelope("not_found", ticket=ticket)
+            return deferred_envelope(NOT_FOUND, ticket=ticket)
         task = self._running[ticket][1]
         if not task.done():
-            return deferred_envelope("pending", ticket=ticket)
+            return deferred_envelope(PENDING, ticket=ticket)
         del self._running[ticket]
         if task.cancelled():
-            return deferred_envelope("failed", error="the inference was cancelled")
+            return deferred_envelope(FAILED, error="the inference was cancelled")
         error = task.exception()
         if error is not None:
             # The error is sent to the caller, and an author's error may contain secrets.
-            return deferred_envelope("failed", error=clean(f"{type(error).__name__}: {error}"))
+            return deferred_envelope(FAILED, error=clean(f"{type(error).__name__}: {error}"))
         return task.result()
 
     def _forget(self) -> None:
@@ -102,6 +103,17 @@ class Tickets:
                 return
             self._running.popitem(last=False)
             task.cancel()
+
+
+@dataclass
+class _ReplicaState:
+    tickets: Tickets = field(default_factory=Tickets)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    identifiers: dict[str, str] = field(default_factory=dict)
+    """By the key under which Serve knows a model, the id or token of a request for it."""
+    load: Callable[[str], Awaitable[Any]] | None = None
+    default_model: tuple[Any] | None = None
+    """The model for requests that name none, in a tuple because the model itself may be None."""
 
 
 class BaseServeDeployment:
@@ -140,6 +152,9 @@ class BaseServeDeployment:
 
         Returns:
             The result, which can be written as JSON.
+
+        Raises:
+            NotImplementedError: The class does not override it.
         """
         raise NotImplementedError(
             "override infer(): it receives a request's JSON body and returns the result"
@@ -156,7 +171,7 @@ class BaseServeDeployment:
         """
         return [await self._infer_one(request) for request in requests]
 
-    async def _get_model(self, model_info: dict[str, Any]) -> Any:
+    async def _get_model(self, model_info: JsonObject) -> Any:
         """Load the model. Override this.
 
         Args:
@@ -188,10 +203,10 @@ class BaseServeDeployment:
         if not key:
             return await self._default_model()
         state = self._state()
-        state["identifiers"][key] = identifier
-        if "load" not in state:
-            state["load"] = serve.multiplexed(max_num_models_per_replica=self.max_models)(self._loader())
-        return await state["load"](key)
+        state.identifiers[key] = identifier
+        if state.load is None:
+            state.load = serve.multiplexed(max_num_models_per_replica=self.max_models)(self._loader())
+        return await state.load(key)
 
     async def handle_inference(
         self,
@@ -218,7 +233,7 @@ class BaseServeDeployment:
         # A pydantic model has a method `json` too, but it is not asynchronous.
         read = getattr(request, "json", None)
         body = await read() if inspect.iscoroutinefunction(read) else request
-        tickets: Tickets = self._state()["tickets"]
+        tickets = self._state().tickets
         ticket = requested_ticket(body)
         if ticket is not None:
             return tickets.collect(ticket)
@@ -249,26 +264,22 @@ class BaseServeDeployment:
 
     async def _default_model(self) -> Any:
         state = self._state()
-        async with state["lock"]:
-            if "model" not in state:
-                state["model"] = await self._get_model({})
-        return state["model"]
+        async with state.lock:
+            if not state.default_model:
+                state.default_model = (await self._get_model({}),)
+        return state.default_model[0]
 
     def _loader(self) -> Callable[[str], Awaitable[Any]]:
         async def load(key: str) -> Any:
-            identifier = self._state()["identifiers"][key]
+            identifier = self._state().identifiers[key]
             async with open_model(identifier, self.backend_url) as model_info:
                 return await self._get_model(model_info)
 
         return load
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> "_ReplicaState":
         """The replica's state, made at first use, because an author's `__init__` need not call the base's."""
-        state: dict[str, Any] | None = self.__dict__.get("_serve_state")
+        state: _ReplicaState | None = self.__dict__.get("_serve_state")
         if state is None:
-            state = self.__dict__["_serve_state"] = {
-                "tickets": Tickets(),
-                "lock": asyncio.Lock(),
-                "identifiers": {},
-            }
+            state = self.__dict__["_serve_state"] = _ReplicaState()
         return state

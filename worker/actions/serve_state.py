@@ -4,9 +4,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from shared.messages import JsonObject
+from shared.statuses import is_failed_status
 from worker.platform import clean
 
-FAILED = frozenset({"DEPLOY_FAILED", "UNHEALTHY", "UNAVAILABLE"})
+DIGEST_VARIABLE = "SYNAPSE_DEPLOYMENT_DIGEST"
+"""A variable in a deployment's environment, by which a running application is compared with a plan."""
 MAX_LINES = 12
 """Of a reason; the last lines say what went wrong."""
 MAX_CHARS = 2_000
@@ -27,7 +30,7 @@ _LIBRARY_FILE = re.compile(
 )
 
 
-def serve_application_state(name: str) -> dict[str, Any]:
+def serve_application_state(name: str) -> JsonObject:
     """Ask Serve for the state of an application.
 
     Args:
@@ -55,7 +58,7 @@ def serve_application_state(name: str) -> dict[str, Any]:
     }
 
 
-def serve_details() -> dict[str, dict[str, Any]]:
+def serve_details() -> dict[str, JsonObject]:
     """Ask Serve for all applications with their deployments' configuration.
 
     The dashboard answers the same to `GET /api/serve/applications/`, but a Ray task has no address of it.
@@ -69,6 +72,21 @@ def serve_details() -> dict[str, dict[str, Any]]:
     return dict(client.get_serve_details()["applications"]) if client is not None else {}
 
 
+def deployment_digest(deployment: Mapping[str, Any]) -> str | None:
+    """Read the digest that `submit` has put into a deployment's environment.
+
+    Args:
+        deployment: A deployment's part of `serve_details`.
+
+    Returns:
+        The digest of the plan that was submitted; None for a deployment that this project did not submit.
+    """
+    config = deployment.get("deployment_config") or {}
+    environment = (config.get("ray_actor_options") or {}).get("runtime_env") or {}
+    digest = (environment.get("env_vars") or {}).get(DIGEST_VARIABLE)
+    return str(digest) if digest else None
+
+
 def interpret_serve_status(state: Mapping[str, Any] | None) -> tuple[str, str | None, str]:
     """Interpret the state of an application (seeds: the classification of an application's status).
 
@@ -80,7 +98,7 @@ def interpret_serve_status(state: Mapping[str, Any] | None) -> tuple[str, str | 
         The deployments' messages have a reason already while Serve retries.
     """
     status = state.get("status") if state else None
-    bucket = "running" if status == "RUNNING" else "failed" if status in FAILED else "pending"
+    bucket = "running" if status == "RUNNING" else "failed" if is_failed_status(status) else "pending"
     if not state or bucket == "running":
         return bucket, status, ""
     messages = [str(item.get("message") or "") for item in (state.get("deployments") or {}).values()]

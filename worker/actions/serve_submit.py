@@ -9,7 +9,13 @@ from typing import Any
 
 from shared.messages import JsonObject
 from worker.actions.application_builder import build_application
-from worker.actions.serve_state import interpret_serve_status, serve_application_state, serve_details
+from worker.actions.serve_state import (
+    DIGEST_VARIABLE,
+    deployment_digest,
+    interpret_serve_status,
+    serve_application_state,
+    serve_details,
+)
 
 SERVE_OPTIONS = frozenset(
     {
@@ -31,7 +37,7 @@ class ServeOptionsError(ValueError):
     """`serve_options` has an unknown key or options that exclude each other."""
 
 
-def check_serve_options(options: Mapping[str, Any], num_replicas: int | None) -> dict[str, Any]:
+def check_serve_options(options: Mapping[str, Any], num_replicas: int | None) -> JsonObject:
     """Check the serve options of a run.
 
     Args:
@@ -80,8 +86,6 @@ def initial_replicas(options: Mapping[str, Any]) -> int:
     return max(1, int(wanted)) if wanted != "auto" else 1
 
 
-DIGEST_VARIABLE = "SYNAPSE_DEPLOYMENT_DIGEST"
-"""A variable in the deployment's environment, by which the running application is compared with a plan."""
 POLL_SECONDS = 0.5
 
 _submitting = threading.Lock()
@@ -175,7 +179,7 @@ def wait_until_running(name: str, timeout: float, remove_failed: bool) -> None:
 
 
 def remove_application(name: str, *, wait: bool = True) -> None:
-    """Delete an application; nothing happens when there is not one of that name.
+    """Delete an application; nothing happens when no application has that name.
 
     Args:
         name: The application's name.
@@ -191,9 +195,7 @@ def _is_identical(running: Mapping[str, Any], digest: str) -> bool:
     """Whether the application that runs or starts is the one of the plan."""
     if running["status"] not in ("RUNNING", "DEPLOYING"):
         return False
-    configs = (item["deployment_config"] for item in running["deployments"].values())
-    environments = ((item.get("ray_actor_options") or {}).get("runtime_env") or {} for item in configs)
-    return any((found.get("env_vars") or {}).get(DIGEST_VARIABLE) == digest for found in environments)
+    return any(deployment_digest(item) == digest for item in running["deployments"].values())
 
 
 def _has_replicas(running: Mapping[str, Any]) -> bool:
@@ -204,7 +206,7 @@ def _has_replicas(running: Mapping[str, Any]) -> bool:
     )
 
 
-def _actor_options(plan: Mapping[str, Any], runtime_env: Mapping[str, Any]) -> dict[str, Any]:
+def _actor_options(plan: Mapping[str, Any], runtime_env: Mapping[str, Any]) -> JsonObject:
     asked = dict(plan["ray_actor_options"])
     own = dict(asked.pop("runtime_env", None) or {})
     variables = {**(runtime_env.get("env_vars") or {}), **(own.pop("env_vars", None) or {})}

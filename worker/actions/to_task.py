@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
-from shared.messages import ToTaskMethod, ToTaskParams
+from shared.messages import JsonObject, ToTaskMethod, ToTaskParams
 from shared.statuses import ToTaskResult
 from worker.actions.base import BaseAction, P
 from worker.platform import clean
@@ -38,7 +38,11 @@ class ToTaskAction(BaseAction[P]):
 
     @property
     def client(self) -> Any:
-        """The backend client of the context; raises `RuntimeError` when there is none."""
+        """The backend client of the context.
+
+        Raises:
+            RuntimeError: The context has none.
+        """
         if self.ctx.client is None:
             raise RuntimeError("the context has no backend client: give RuntimeContext(client=...)")
         return self.ctx.client
@@ -49,8 +53,8 @@ class ToTaskAction(BaseAction[P]):
         primary_file_name: str | None,
         data_file_url: str,
         data_file_name: str | None,
-        task_data: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
+        task_data: JsonObject | None = None,
+    ) -> JsonObject:
         """Convert the file of the target specification to task data. Override this for method `file`.
 
         Args:
@@ -71,8 +75,8 @@ class ToTaskAction(BaseAction[P]):
     def convert_data_from_inference(
         self,
         inference_data: Any,
-        task_data: dict[str, Any] | None = None,  # noqa: ARG002 - for overrides
-    ) -> dict[str, Any]:
+        task_data: JsonObject | None = None,  # noqa: ARG002 - for overrides
+    ) -> JsonObject:
         """Convert the pre-processor's answer to task data. Override this for method `inference`.
 
         Args:
@@ -82,20 +86,20 @@ class ToTaskAction(BaseAction[P]):
         Returns:
             The data to write to the task; by default the answer itself.
         """
-        answer: dict[str, Any] = inference_data
+        answer: JsonObject = inference_data
         return answer
 
     def setup_inference_params(
         self,
         primary_file_url: str,
         primary_file_name: str | None,  # noqa: ARG002 - this and others: for overrides
-        data_files: list[dict[str, Any]],  # noqa: ARG002
+        data_files: list[JsonObject],  # noqa: ARG002
         *,
         model_id: int | None = None,
-        pre_processor_params: dict[str, Any] | None = None,
-        pre_processor_config: dict[str, Any] | None = None,  # noqa: ARG002
-        task_data: dict[str, Any] | None = None,  # noqa: ARG002
-    ) -> dict[str, Any]:
+        pre_processor_params: JsonObject | None = None,
+        pre_processor_config: JsonObject | None = None,  # noqa: ARG002
+        task_data: JsonObject | None = None,  # noqa: ARG002
+    ) -> JsonObject:
         """Make the `params` of the inference call. Override this to send the pre-processor something else.
 
         Args:
@@ -128,7 +132,7 @@ class ToTaskAction(BaseAction[P]):
         result: ToTaskResult = run(self)
         return result
 
-    def convert_from_files(self, items: Sequence[Item]) -> list[dict[str, Any]]:
+    def convert_from_files(self, items: Sequence[Item]) -> list[JsonObject]:
         """Call `convert_data_from_file` for each item.
 
         Args:
@@ -139,7 +143,7 @@ class ToTaskAction(BaseAction[P]):
         """
         return self._each(self.convert_data_from_file, items)
 
-    def prepare_inference(self, items: Sequence[Item]) -> list[dict[str, Any]]:
+    def prepare_inference(self, items: Sequence[Item]) -> list[JsonObject]:
         """Call `setup_inference_params` for each item.
 
         Args:
@@ -150,7 +154,7 @@ class ToTaskAction(BaseAction[P]):
         """
         return self._each(self.setup_inference_params, items)
 
-    def convert_from_inference(self, items: Sequence[Item]) -> list[dict[str, Any]]:
+    def convert_from_inference(self, items: Sequence[Item]) -> list[JsonObject]:
         """Call `convert_data_from_inference` for each item.
 
         Args:
@@ -161,17 +165,17 @@ class ToTaskAction(BaseAction[P]):
         """
         return self._each(self.convert_data_from_inference, items)
 
-    def _each(self, hook: Callable[..., Any], items: Sequence[Item]) -> list[dict[str, Any]]:
+    def _each(self, hook: Callable[..., Any], items: Sequence[Item]) -> list[JsonObject]:
         if self.concurrency <= 1 or len(items) <= 1:
             return [_outcome(hook, item) for item in items]
         with ThreadPoolExecutor(min(self.concurrency, len(items))) as pool:
             return list(pool.map(lambda item: _outcome(hook, item), items))
 
-    def _check_params_operation(self, _: Any) -> dict[str, Any]:
+    def _check_params_operation(self, _: Any) -> JsonObject:
         return {"ok": True}  # the constructor has checked them
 
 
-def _outcome(hook: Callable[..., Any], item: Item) -> dict[str, Any]:
+def _outcome(hook: Callable[..., Any], item: Item) -> JsonObject:
     """`{"ok": value}` or `{"error": text}`, so that a task that fails does not fail its batch."""
     try:
         value = hook(**item)

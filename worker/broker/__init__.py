@@ -1,7 +1,7 @@
 """A Redis transport and a consumer for Celery that correct what the stock ones get wrong.
 
 - A message is fetched and recorded as unacknowledged in one atomic step.
-- Redelivery goes by Redis's clock.
+- Messages are redelivered by Redis's clock, not by the workers'.
 - An acknowledgement is sent later when Redis cannot be reached at that moment.
 - A message that cannot be read is kept as a dead letter instead of ending the worker.
 - A worker that stops or loses its connection requeues exactly the messages that it does not run.

@@ -3,7 +3,6 @@
 import ssl
 import time
 from collections.abc import Callable
-from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import structlog
@@ -33,9 +32,9 @@ def broker_url(url: str) -> str:
     return f"redis+socket://{parts.netloc}{parts.path}?{urlencode(query)}"
 
 
-def broker_settings(settings: Settings) -> dict[str, Any]:
+def broker_settings(settings: Settings) -> dict[str, object]:
     """Settings for `app.conf`; the transport itself is selected by `Celery(amqp="worker.broker:AMQP")`."""
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         # The consumer handles bad messages, lost brokers and shutdown, on RabbitMQ too.
         "worker_consumer": "worker.broker.consumer:Consumer",
         # A worker waits for its broker however long that is away, at its start too.
@@ -53,7 +52,7 @@ def broker_settings(settings: Settings) -> dict[str, Any]:
     return found
 
 
-def _transport_options(settings: Settings) -> dict[str, Any]:
+def _transport_options(settings: Settings) -> dict[str, object]:
     return {
         "visibility_timeout": settings.worker_visibility_timeout_seconds,
         # Look every second for messages that dead workers held; the default takes 100 s more.

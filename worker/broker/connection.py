@@ -24,13 +24,13 @@ class Connection(KombuConnection):
         found = super().get_transport_cls()
         return Transport if found is redis.Transport else found
 
-    def info(self) -> dict[str, Any]:
+    def info(self) -> dict[str, object]:
         """What `inspect stats` shows to monitors.
 
         The host of a Unix socket is the whole address, including the password, which is redacted.
         """
-        shown: dict[str, Any] = super().info()
-        return {**shown, "hostname": redact(shown["hostname"] or "")}
+        shown: dict[str, object] = super().info()
+        return {**shown, "hostname": redact(str(shown["hostname"] or ""))}
 
 
 CONFIRM_TIMEOUT_SECONDS = 10.0

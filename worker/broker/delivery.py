@@ -87,7 +87,7 @@ def mark_redelivered(text: bytes) -> bytes:
         message["headers"]["redelivered"] = True
         message["properties"]["delivery_info"]["redelivered"] = True
         return json.dumps(message).encode()
-    except Exception:  # of any kind: it is requeued as it came, and whoever fetches it rejects it
+    except Exception:  # of any kind: it is requeued unchanged, and the next worker rejects it
         return text
 
 
@@ -161,7 +161,7 @@ class QoS(redis.QoS):
         return len(waiting)
 
     def forget(self) -> None:
-        """Count nothing any more and tell Redis nothing: the tasks go on and acknowledge by their tags."""
+        """Count nothing any more and leave Redis as it is: the tasks go on and acknowledge by their tags."""
         self._flush()
         self._delivered.clear()
 

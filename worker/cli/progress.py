@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.text import Text
 
 from shared.follower import LogFollower, LogLine, RunEvent, follow_run
-from shared.statuses import JobStatus
+from shared.statuses import JobStatus, is_final_status
 from worker.cli.console import terminal_line
 
 TICK_SECONDS: Final = 5.0
@@ -193,7 +193,6 @@ class PlainView:
 LOG_DRAIN_SECONDS: Final = 3.0
 """How long to wait for the end of the log after the run's end: relayed logs may continue for hours."""
 
-FINAL_STATUSES: Final = frozenset(status.value for status in JobStatus if status.is_final)
 LEVEL_STYLES: Final = {"warning": "yellow", "error": "red"}
 
 
@@ -253,7 +252,7 @@ def _show_log(redis: Redis, job: str, view: RunView, held_lines: list[LogLine]) 
     # `follow_run`, in the foreground, raises the same error, and that ends the command with a message.
     with contextlib.suppress(RedisError):
         for line in LogFollower(redis, job):
-            if line.source == "run" and line.line.partition(" ")[0] in FINAL_STATUSES:
+            if line.source == "run" and is_final_status(line.line.partition(" ")[0]):
                 held_lines.append(line)
             else:
                 view.log(styled_line(line))

@@ -6,8 +6,8 @@ from typing import Protocol, TypeVar
 
 from shared.messages import JsonObject
 from shared.statuses import ServeApplicationStatus
-from worker.actions.serve_state import interpret_serve_status, serve_details
-from worker.actions.serve_submit import DIGEST_VARIABLE, remove_application
+from worker.actions.serve_state import deployment_digest, interpret_serve_status, serve_details
+from worker.actions.serve_submit import remove_application
 from worker.plugins import PluginHostUnavailableError
 from worker.plugins.ray_session import call_with_timeout, session
 
@@ -62,19 +62,12 @@ class RayCluster:
 def read_state(details: JsonObject) -> ServeState:
     """Read one application of Serve's details."""
     bucket, status, reason = interpret_serve_status(details)
-    digests = {_digest(item) for item in (details.get("deployments") or {}).values()}
+    digests = {deployment_digest(item) for item in (details.get("deployments") or {}).values()}
     name = str(getattr(status, "value", status)) if status is not None else None
     if name == ServeApplicationStatus.DELETING:
         # Treated as absent: it is not waited for or removed again, and submitting it revives it.
         return ServeState()
     return ServeState(True, bucket, name, reason, frozenset(digest for digest in digests if digest))
-
-
-def _digest(deployment: JsonObject) -> str | None:
-    config = deployment.get("deployment_config") or {}
-    environment = (config.get("ray_actor_options") or {}).get("runtime_env") or {}
-    digest = (environment.get("env_vars") or {}).get(DIGEST_VARIABLE)
-    return str(digest) if digest else None
 
 
 def _ask_serve(call: Callable[[], T]) -> T:

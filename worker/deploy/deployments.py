@@ -3,6 +3,7 @@
 import structlog
 from redis import Redis
 
+from shared.channels import RETENTION_SECONDS
 from shared.messages import JsonObject
 from worker.actions.serve_state import serve_details
 from worker.plugins import PluginError, Release, ReleaseNotFoundError
@@ -11,7 +12,6 @@ from worker.services import Services
 
 log = structlog.get_logger(__name__)
 
-DAY_SECONDS = 86_400
 PIN_INTERVAL_SECONDS = 240
 """Ray deletes a package to which nothing has referred for ten minutes."""
 ANSWER_TIMEOUT_SECONDS = 10.0
@@ -40,13 +40,13 @@ class Ownership:
             if ended:
                 pipe.hdel(self._key, *(JOB_FIELD_PREFIX + other for other in ended))
             pipe.hset(self._key, mapping={JOB_FIELD_PREFIX + job: OWNED, EXISTED_FIELD: int(existed)})
-            pipe.expire(self._key, DAY_SECONDS)
+            pipe.expire(self._key, RETENTION_SECONDS)
             pipe.execute()
 
     def mark_ran(self) -> None:
         """The application runs: from now on no run that waited for it may remove it."""
         self._redis.hset(self._key, EXISTED_FIELD, 1)
-        self._redis.expire(self._key, DAY_SECONDS)
+        self._redis.expire(self._key, RETENTION_SECONDS)
 
     def release(self, job: str) -> bool:
         """Give the application up; true when `job` owned it and no other run does. Safe to repeat.

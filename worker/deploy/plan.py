@@ -7,7 +7,6 @@ from shared.messages import DeployMessage, JsonObject
 from worker.plugins import PluginCallError, PluginError, PluginHostUnavailableError
 from worker.pre_processor.waitlist import Waitlist, WaitlistName
 from worker.runs.model import Run, RunFailedError, Workflow
-from worker.runs.runs import Runs
 from worker.runs.state import stored_field
 from worker.services import Services
 from worker.workflow.intake import WorkflowState
@@ -94,12 +93,6 @@ def plan_of(run: DeployRun) -> DeployPlan:
     if run.state.plan is None:
         raise RunFailedError(f"job {run.job} has no plan of its deployment")
     return run.state.plan
-
-
-def redis_now(runs: Runs) -> float:
-    """Redis's clock, in seconds."""
-    seconds, microseconds = runs.redis.time()
-    return float(seconds + microseconds / 1e6)
 
 
 def waitlist_name(message: DeployMessage, services: Services) -> WaitlistName:

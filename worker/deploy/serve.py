@@ -19,8 +19,8 @@ from worker.deploy.plan import (
     Submission,
     call_plugin,
     plan_of,
-    redis_now,
 )
+from worker.lua import redis_time
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.model import Continue, Outcome, Reschedule, RunFailedError
 from worker.runs.store import UnknownRunError
@@ -48,7 +48,7 @@ def serve_run(run: DeployRun, services: Services, cluster: Cluster) -> Outcome:
     # delivery it may have run in the meantime.
     existed = state.exists and (state.bucket == "running" or ownership.existed_before())
     if submission is None:
-        submission = Submission(existed=existed, at=redis_now(runs))
+        submission = Submission(existed=existed, at=redis_time(runs.redis))
         runs.store.update_state(run, replace(run.state, submission=submission))
     ownership.acquire(run.job, submission.existed or existed)
     if is_healthy and not is_submitted:
@@ -70,11 +70,11 @@ def serve_run(run: DeployRun, services: Services, cluster: Cluster) -> Outcome:
 def await_running(run: DeployRun, services: Services, cluster: Cluster) -> Outcome:
     """Look at the application once. Serve's reason for a failed attempt becomes a message to the user."""
     runs, name = services.runs, plan_of(run).app_name
-    submission = run.state.submission or Submission(existed=True, at=redis_now(runs))
+    submission = run.state.submission or Submission(existed=True, at=redis_time(runs.redis))
     if run.state.failure is not None:  # an earlier delivery of this step died before it ended the run
         _fail(run, services, cluster, run.state.failure)
     timeout = services.settings.worker_deploy_timeout_seconds
-    elapsed = redis_now(runs) - submission.at
+    elapsed = redis_time(runs.redis) - submission.at
     reason = ""
     try:
         state = cluster.state(name)
@@ -156,7 +156,7 @@ def _failure(run: DeployRun, services: Services, state: ServeState, reason: str)
     if _is_own(run, state):
         runs.store.update_state(run, replace(run.state, superseded_since=None))
         return _failure_text(f"{name} reached {state.status}", reason) if state.bucket == "failed" else None
-    now, since = redis_now(runs), run.state.superseded_since
+    now, since = redis_time(runs.redis), run.state.superseded_since
     if since is None:
         runs.store.update_state(run, replace(run.state, superseded_since=now))
         return None

@@ -10,10 +10,10 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from shared.channels import logs_channel
+from shared.channels import RETENTION_SECONDS, logs_channel
 from worker.logs.subscriptions import Claim
 from worker.platform.streams import StreamLimits
-from worker.runs.events import DAY_SECONDS, LOG_SCRIPT, MESSAGE_HEADROOM_ENTRIES, line_time, log_keys
+from worker.runs.events import LOG_SCRIPT, MESSAGE_HEADROOM_ENTRIES, line_time, log_keys
 from worker.runs.scripts import run_scripts
 
 log = structlog.get_logger(__name__)
@@ -232,7 +232,7 @@ class LogWriter:
         limits = self._limits
         history_entries = limits.max_lines + MESSAGE_HEADROOM_ENTRIES
         keys: list[bytes] = []
-        arguments: list[bytes | str | int] = ["append_lines", "", history_entries, DAY_SECONDS]
+        arguments: list[bytes | str | int] = ["append_lines", "", history_entries, RETENTION_SECONDS]
         arguments += [line_time(), LEVEL, limits.max_lines, limits.max_bytes]
         for buffer, lines in batches.items():
             keys += buffer.keys

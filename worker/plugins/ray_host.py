@@ -28,7 +28,7 @@ MAX_IDLE_SECONDS = 600.0
 """An actor that was not called for this long is ended."""
 MAX_ACTORS = 16
 SUBMIT_TIMEOUT_SECONDS = 15.0
-"""Submitting a call takes milliseconds, or forever when the cluster is gone."""
+"""Submitting a call takes milliseconds, or forever when the cluster is lost."""
 MAX_SLOT_WAIT_SECONDS = 5.0
 """Longest wait for an actor that runs another call."""
 PROBE_INTERVAL_SECONDS = 5.0

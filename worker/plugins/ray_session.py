@@ -7,8 +7,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from worker.platform import register_secrets
 from worker.plugins.errors import PluginHostUnavailableError
@@ -32,6 +33,15 @@ RECHECK_SECONDS = 5.0
 SHUTDOWN_TIMEOUT_SECONDS = 10.0
 
 
+@dataclass
+class _Outcome:
+    """What came of an attempt to connect; it is written in the thread that connects."""
+
+    is_connected: bool = False
+    dashboard: str | None = None
+    error: str = ""
+
+
 class RaySession:
     """The process's connection to Ray, made by the first caller and shared by all threads."""
 
@@ -43,7 +53,7 @@ class RaySession:
         self.generation = 0
         """Grows with every new connection; the handles of an older one are invalid."""
         self._attempt: threading.Thread | None = None
-        self._outcome: dict[str, Any] = {}
+        self._outcome = _Outcome()
 
     def connect(self, address: str | None, timeout: float = CONNECT_TIMEOUT_SECONDS) -> None:
         """Connect within `timeout` seconds; raises `PluginHostUnavailableError` that says what to do."""
@@ -105,17 +115,17 @@ class RaySession:
 
     def _start(self, address: str, timeout: float) -> None:
         if self._attempt is None or not self._attempt.is_alive():
-            self._outcome = {}
+            self._outcome = _Outcome()
             self._attempt = threading.Thread(
                 target=_init, args=(address, self._outcome), name="ray-connect", daemon=True
             )
             self._attempt.start()
         self._attempt.join(timeout)
         outcome = self._outcome
-        if "context" in outcome:
-            self._dashboard = outcome["context"].dashboard_url
+        if outcome.is_connected:
+            self._dashboard = outcome.dashboard
             return
-        why = outcome.get("error", f"no answer within {timeout:.0f} s")
+        why = outcome.error or f"no answer within {timeout:.0f} s"
         hint = (
             "; check RAY_AUTH_TOKEN, or the token's file, which RAY_AUTH_MODE=token asks for"
             if os.environ.get("RAY_AUTH_MODE")
@@ -155,22 +165,24 @@ def _cluster_token() -> str:
     return token
 
 
-def _init(address: str, outcome: dict[str, Any]) -> None:
+def _init(address: str, outcome: _Outcome) -> None:
     import ray
 
     try:
         with tempfile.TemporaryDirectory(prefix="synapse-empty-") as empty:
             # Without a working_dir Ray adds the driver's folder to the path of every process of the cluster,
             # where a package `plugin` in it would hide the releases' packages.
-            outcome["context"] = ray.init(
+            context = ray.init(
                 address,
                 namespace=NAMESPACE,
                 log_to_driver=False,
                 configure_logging=False,
                 runtime_env={"working_dir": empty},
             )
+        outcome.dashboard = context.dashboard_url
+        outcome.is_connected = True
     except (Exception, SystemExit) as error:  # reported by the thread that waits
-        outcome["error"] = type(error).__name__
+        outcome.error = type(error).__name__
         logger.warning("ray connection failed", extra={"error_type": type(error).__name__})
 
 

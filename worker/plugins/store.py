@@ -42,7 +42,7 @@ def _walk(root: Path, real_root: Path) -> Iterator[tuple[str, Path]]:
                     raise ReleaseInvalidError(f"link {relative!r} leaves the release's folder")
                 if target.is_dir():
                     raise ReleaseInvalidError(
-                        f"link {relative!r} stands for a folder; only links to files work"
+                        f"link {relative!r} is a link to a folder; only links to files work"
                     )
             if name in folders:
                 continue

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from shared.statuses import JobStatus
+from shared.statuses import JobStatus, is_failed_status, is_final_status
 from worker.pre_processor.serve_application import (
-    FAILED_STATUSES,
     GONE,
     JobState,
     Record,
@@ -26,8 +25,6 @@ UNSENT_CLAIM_SECONDS = 20
 
 PUBLISH_SECONDS = 5.0
 """A backend that accepted a dispatch has published the deployment's message within this time."""
-
-FINAL_STATUSES = frozenset(status for status in JobStatus if status.is_final)
 
 
 class DispatchState(StrEnum):
@@ -282,7 +279,7 @@ def _is_lost(dispatch: Dispatch, seen: Observation, timeouts: Timeouts) -> bool:
             return False
         case DispatchState.SENT:
             return _is_reply_overdue(dispatch, seen, timeouts)
-    if dispatch.job_unverified and seen.job_status in FINAL_STATUSES:
+    if dispatch.job_unverified and is_final_status(seen.job_status):
         return True  # it ended while no run waited
     # A backend may take back that it does not know a job: a replica of its database can lag behind.
     is_over = dispatch.ended_at is not None and seen.now - dispatch.ended_at > timeouts.ended_seconds
@@ -303,7 +300,7 @@ def _is_reply_overdue(dispatch: Dispatch, seen: Observation, timeouts: Timeouts)
 def _is_starting(record: Record, dispatch: Dispatch) -> bool:
     """Whether the record is new or has changed since the request, and has not failed."""
     changed = counts_as_failed(record, None, dispatch.snapshot)
-    return changed and record.get("status") not in FAILED_STATUSES
+    return changed and not is_failed_status(record.get("status"))
 
 
 def _may_have_application(job_status: JobState | None) -> bool:

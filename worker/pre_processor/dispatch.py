@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from shared.messages import Job
+from shared.messages import RESOURCE_KEYS, Job
 from worker.platform import (
     ClientConnectionError,
     ClientError,
@@ -164,10 +164,10 @@ def dispatch_params(config: Mapping[str, Any]) -> dict[str, int | float]:
     Raises `RuntimeError` for values that no cluster could provide.
     """
     declared = _required_resources(config)
-    memory = _whole_number(declared, 0, "memory", "memory_bytes")
-    replicas = _whole_number(declared, 1, "num_replicas")
-    cpus = _number(declared, "required_cpu_count", "num_cpus")
-    gpus = _number(declared, "required_gpu_count", "num_gpus")
+    memory = _whole_number(declared, 0, *RESOURCE_KEYS["memory"])
+    replicas = _whole_number(declared, 1, *RESOURCE_KEYS["num_replicas"])
+    cpus = _number(declared, *RESOURCE_KEYS["num_cpus"])
+    gpus = _number(declared, *RESOURCE_KEYS["num_gpus"])
     params: dict[str, int | float] = {
         "num_cpus": DEFAULT_CPUS if cpus is None else cpus,
         "num_gpus": DEFAULT_GPUS if gpus is None else gpus,

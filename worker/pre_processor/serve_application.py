@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 from shared.messages import JsonObject, ToTaskParams
-from shared.statuses import JobStatus, ServeApplicationStatus
+from shared.statuses import JobStatus, ServeApplicationStatus, is_failed_status
 from worker.platform import ClientError, MalformedResponseError, NotFoundError, redact, shorten
 from worker.platform.redaction import redact_value
 from worker.runs.model import RunFailedError
@@ -13,13 +13,6 @@ from worker.runs.model import RunFailedError
 Bucket = Literal["running", "failed", "pending"]
 Record = Mapping[str, Any]
 
-FAILED_STATUSES = frozenset(
-    {
-        ServeApplicationStatus.DEPLOY_FAILED,
-        ServeApplicationStatus.UNHEALTHY,
-        ServeApplicationStatus.UNAVAILABLE,
-    }
-)
 MAX_STORED_CHARS = 100
 """A longer status or id of a record is cut."""
 _RELEASE_KEYS = ("name", "app_name", "release", "plugin")
@@ -35,7 +28,7 @@ def classify_serve_app(results: object) -> tuple[Bucket, str | None]:
     if ServeApplicationStatus.RUNNING in statuses:
         return "running", None
     for status in statuses:
-        if isinstance(status, str) and status in FAILED_STATUSES:
+        if is_failed_status(status):
             return "failed", str(status)
     return "pending", None
 

@@ -9,7 +9,9 @@ from uuid import uuid4
 from pydantic import AfterValidator
 from redis import Redis
 
+from shared.channels import RETENTION_SECONDS
 from shared.messages import ToTaskMessage
+from worker.lua import redis_time
 from worker.pre_processor.decision import (
     DISPATCH_FIELD_NAMES,
     UNSENT_CLAIM_SECONDS,
@@ -57,7 +59,6 @@ AWAIT_READY = Step("pre_processor.await_ready", position=0, queue="to_task")
 WAITLIST_PREFIX = "room:"
 """Begins the heartbeat member of a waiting list. Older workers read it, and the keys below, by this word."""
 
-DAY_SECONDS = 86_400
 
 FIRST_POLL_SECONDS = 0.5
 
@@ -151,7 +152,7 @@ class Waitlist:
             int(is_retry),
             token,
             UNSENT_CLAIM_SECONDS,
-            DAY_SECONDS,
+            RETENTION_SECONDS,
             DISPATCH_FIELD_NAMES,
         )
         return JoinResult(int(started), token if claimed else None, bool(first), dispatched or None)
@@ -168,8 +169,7 @@ class Waitlist:
 
     def now(self) -> float:
         """Redis's clock."""
-        seconds, microseconds = self._redis.time()
-        return float(seconds + microseconds / 1e6)
+        return redis_time(self._redis)
 
     def claim_poll(self, generation: int, redelivered: bool) -> GenerationClaim:
         """A poll begins."""
@@ -178,7 +178,9 @@ class Waitlist:
 
     def end_poll(self, generation: int) -> tuple[str, int]:
         """`again` with the next generation, `ended` when nobody waits, `superseded` by a newer poll."""
-        said, following = self._scripts.run("end_poll", [self._hash, self._waiters], generation, DAY_SECONDS)
+        said, following = self._scripts.run(
+            "end_poll", [self._hash, self._waiters], generation, RETENTION_SECONDS
+        )
         return str(said), int(following)
 
     def wake(self) -> int:

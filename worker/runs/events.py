@@ -7,7 +7,7 @@ from typing import Final, NotRequired, TypedDict
 
 from redis import Redis
 
-from shared.channels import events_channel, job_key, logs_channel, logs_history
+from shared.channels import RETENTION_SECONDS, events_channel, job_key, logs_channel, logs_history
 from worker.platform import redact
 from worker.runs.keys import messages_key, run_key
 from worker.runs.scripts import run_scripts
@@ -19,8 +19,6 @@ MESSAGE_HEADROOM_ENTRIES: Final = 10_000
 
 MIN_HISTORY_ENTRIES: Final = 50_000 + MESSAGE_HEADROOM_ENTRIES
 """The history keeps at least so many entries, and more where the limit of relayed lines is larger."""
-
-DAY_SECONDS: Final = 86_400
 
 
 def log_state_key(job: str) -> str:
@@ -37,7 +35,7 @@ def log_args(
     operation: str, job: str, *operands: str | int, history_entries: int = MIN_HISTORY_ENTRIES
 ) -> list[str | int]:
     """The arguments of the log script; `operands` are those of the operation."""
-    return [operation, logs_channel(job), history_entries, DAY_SECONDS, *operands]
+    return [operation, logs_channel(job), history_entries, RETENTION_SECONDS, *operands]
 
 
 def line_time() -> str:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from redis import Redis
 
-from shared.channels import job_key
+from shared.channels import RETENTION_SECONDS, job_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.lua import redis_time
@@ -20,8 +20,6 @@ from worker.runs.scripts import run_scripts
 from worker.runs.state import RunState, StoredState
 
 S = TypeVar("S", bound=RunState)
-
-DAY_SECONDS = 86_400
 
 _MESSAGES: dict[str, type[RunMessage]] = {"deploy": DeployMessage, "to_task": ToTaskMessage}
 
@@ -184,7 +182,7 @@ class RunStore:
 
     def remember_stop(self, job: str) -> None:
         """Keep a stop that came before its job's message for a day."""
-        self.redis.set(keys.stop_key(job), 1, ex=DAY_SECONDS)
+        self.redis.set(keys.stop_key(job), 1, ex=RETENTION_SECONDS)
 
     def expire_with_run(self, job: str, *names: str) -> None:
         """Let further keys of a workflow expire with the run."""
@@ -246,7 +244,7 @@ class RunStore:
         with self.redis.pipeline(transaction=True) as pipe:
             pipe.hset(run_key(job), RunField.REPORTED, 1)
             for key in expiring:
-                pipe.expire(key, DAY_SECONDS)
+                pipe.expire(key, RETENTION_SECONDS)
             pipe.execute()
 
     def is_reported(self, job: str) -> bool:

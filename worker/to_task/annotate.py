@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from shared.messages import ToTaskMethod
+from worker.lua import redis_time
 from worker.plugins import PluginHostBusyError
 from worker.pre_processor import classify_serve_app
 from worker.pre_processor.decision import application_failed, timed_out
@@ -35,7 +36,7 @@ def is_unavailable(run: ToTaskRun, services: Services) -> bool:
     if bucket == "running":
         store.update_state(run, replace(run.state, unavailable_since=None))
         return False
-    now = float(services.redis.time()[0])
+    now = redis_time(services.redis)
     if since is None:
         store.update_state(run, replace(run.state, unavailable_since=now))
         text = f"Pre-processor {target.release} does not run any more: waiting for it."

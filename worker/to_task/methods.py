@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
+from shared import deferred
 from shared.messages import ToTaskParams
 from worker.platform import NotFoundError, contains_secret
 from worker.pre_processor.serve_application import PreProcessor
@@ -88,8 +89,6 @@ def set_data(work: TaskWork, data: dict[str, Any]) -> None:
     work.data = data
 
 
-DEFERRED = "__synapse_deferred__"
-POLL = "__synapse_poll__"
 MAX_TICKET_CHARS = 4_096
 
 
@@ -100,7 +99,7 @@ async def request_inference(backend: AsyncBackend, target: PreProcessor, call: M
 
 async def poll_inference(backend: AsyncBackend, target: PreProcessor, ticket: Ticket) -> Any:
     """The result of a deferred inference; raises `InferencePendingError` while it is running."""
-    call: dict[str, Any] = {"method": "post", "json": {POLL: ticket.ticket}}
+    call: dict[str, Any] = {"method": "post", "json": {deferred.POLL_KEY: ticket.ticket}}
     if ticket.model is not None:
         call["model"] = ticket.model
     answer = _result(await backend.run_plugin(target.code, _body(target, call)), ticket.model)
@@ -114,15 +113,15 @@ def _body(target: PreProcessor, call: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _result(answer: Any, model: object) -> Any:
-    if not isinstance(answer, dict) or answer.get(DEFERRED) is not True:
+    if not isinstance(answer, dict) or answer.get(deferred.DEFERRED_KEY) is not True:
         return answer
     match answer.get("status"):
-        case "pending" if _is_ticket(answer.get("ticket")):
+        case deferred.PENDING if _is_ticket(answer.get("ticket")):
             return Ticket(str(answer["ticket"]), model)
-        case "failed":
+        case deferred.FAILED:
             reason = str(answer.get("error") or "no reason given")
             raise TaskFailedError(f"the pre-processor's inference failed: {reason}")
-        case "not_found":
+        case deferred.NOT_FOUND:
             raise TaskFailedError(
                 "the pre-processor does not know the ticket of this inference any more"
                 " (tickets live in one replica: with several, the poll may miss it)"

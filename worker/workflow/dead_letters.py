@@ -11,7 +11,7 @@ import structlog
 from kombu.utils.json import dumps
 from redis import Redis
 
-from shared.channels import DEAD_LETTERS
+from shared.channels import DEAD_LETTERS, RETENTION_SECONDS
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.broker import RejectedMessage
@@ -28,7 +28,6 @@ from worker.workflow.validation import readable_job, readable_tenant, status_of
 
 log = structlog.get_logger(__name__)
 
-DAY_SECONDS = 86_400
 PAGE = 100
 
 # The braces keep the keys together in a Redis Cluster.
@@ -101,7 +100,7 @@ class DeadLetters:
             seen = f"{{{DEAD_LETTERS}}}:seen:{digest}"
         fields = [part for pair in entry.items() for part in pair]
         keys = [DEAD_LETTERS, seen, REJECTED_JOBS_KEY]
-        self._scripts.run("add_dead_letter", keys, DAY_SECONDS, job or "", *fields)
+        self._scripts.run("add_dead_letter", keys, RETENTION_SECONDS, job or "", *fields)
 
     def all(self) -> Iterator[DeadLetter]:
         """Every letter, oldest first, read page by page because bodies may be large."""

@@ -2,11 +2,11 @@
 
 from fakeredis import FakeRedis
 
-from shared.channels import logs_history
+from shared.channels import RETENTION_SECONDS, logs_history
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.unit.logs.relay_harness import LogOfJob
-from worker.runs.events import DAY_SECONDS, log_state_key
+from worker.runs.events import log_state_key
 from worker.runs.model import End
 from worker.runs.runs import Runs
 
@@ -131,7 +131,7 @@ def test_log_without_a_run_expires_a_day_after_its_end(job_log: LogOfJob, redis:
 
     job_log.close(RAY, "1")
 
-    assert {redis.ttl(key) for key in redis.keys("synapse:jobs:*")} == {DAY_SECONDS}
+    assert {redis.ttl(key) for key in redis.keys("synapse:jobs:*")} == {RETENTION_SECONDS}
 
 
 def test_open_log_of_a_reported_run_does_not_expire(
@@ -146,7 +146,7 @@ def test_open_log_of_a_reported_run_does_not_expire(
     job_log.append(RAY, "1", 0, "one")
     job_log.close(RAY, "1")
 
-    assert {redis.ttl(key) for key in redis.keys("synapse:jobs:*")} == {DAY_SECONDS}
+    assert {redis.ttl(key) for key in redis.keys("synapse:jobs:*")} == {RETENTION_SECONDS}
 
 
 def test_log_reopened_by_a_later_run_does_not_expire(runs: Runs, job_log: LogOfJob, redis: FakeRedis) -> None:
@@ -154,7 +154,7 @@ def test_log_reopened_by_a_later_run_does_not_expire(runs: Runs, job_log: LogOfJ
     job_log.subscribe(RAY)
     job_log.claim(RAY, "1")
     job_log.close(RAY, "1")
-    assert redis.ttl(log_state_key("42")) == DAY_SECONDS
+    assert redis.ttl(log_state_key("42")) == RETENTION_SECONDS
 
     # When the run writes a message
     message = DeployMessage.model_validate({"job": 42, "plugin": "digits@1.0.0", "agent": 1})

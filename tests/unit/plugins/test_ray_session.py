@@ -1,5 +1,6 @@
 """The connection to Ray, without Ray: addresses, tokens, and calls with a timeout."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from worker.platform import redact
 from worker.plugins import (
     PluginHostUnavailableError,
 )
-from worker.plugins.ray_session import RaySession, auth_headers
+from worker.plugins.ray_session import RaySession, auth_headers, call_with_timeout
 
 
 def test_missing_address_says_what_to_set() -> None:
@@ -41,3 +42,21 @@ def test_token_of_the_cluster_is_masked(monkeypatch: pytest.MonkeyPatch) -> None
     auth_headers()
 
     assert redact("said raytoken-55d1c7") == "said ***"
+
+
+def test_call_with_timeout_returns_the_result() -> None:
+    assert call_with_timeout(10, lambda: "result") == "result"
+
+
+def test_call_with_timeout_raises_what_the_call_raises() -> None:
+    with pytest.raises(ZeroDivisionError):
+        call_with_timeout(10, lambda: 1 / 0)
+
+
+def test_call_without_an_answer_is_a_timeout_error() -> None:
+    never = threading.Event()
+
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.01 s"):
+        call_with_timeout(0.01, never.wait)
+
+    never.set()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from worker import logging as worker_logging
+from worker import log_setup
 from worker.platform import redaction, register_secrets
 
 SECRET = "hush-hush-hush"
@@ -25,7 +25,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     register_secrets([SECRET])
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
-    worker_logging.configure("INFO", as_text=False)
+    log_setup.configure("INFO", as_text=False)
     yield stream
     root.handlers[:] = handlers
     root.setLevel(level)
@@ -147,7 +147,7 @@ def test_requests_of_http_clients_are_not_logged(written: io.StringIO) -> None:
 
 def test_text_is_for_terminals(written: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", written)
-    worker_logging.configure("INFO", as_text=True)
+    log_setup.configure("INFO", as_text=True)
 
     logging.getLogger("celery").info("got %s", SECRET)
 
@@ -159,7 +159,7 @@ def test_secret_in_an_exception_as_text_is_masked(
     written: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", written)
-    worker_logging.configure("INFO", as_text=True)
+    log_setup.configure("INFO", as_text=True)
     try:
         raise ValueError(SECRET)
     except ValueError:
@@ -171,7 +171,7 @@ def test_secret_in_an_exception_as_text_is_masked(
 
 def test_a_line_that_cannot_be_written_is_not_shown_as_it_came(written: io.StringIO) -> None:
     # Given a line whose text does not fit its values (pytest's own handlers would raise, so it goes to ours)
-    [handler] = [each for each in logging.getLogger().handlers if isinstance(each, worker_logging._Handler)]
+    [handler] = [each for each in logging.getLogger().handlers if isinstance(each, log_setup._Handler)]
 
     handler.handle(
         logging.LogRecord("celery", logging.INFO, "x.py", 5, "%s and %s", (f"hush {SECRET}",), None)
@@ -183,7 +183,7 @@ def test_a_line_that_cannot_be_written_is_not_shown_as_it_came(written: io.Strin
 def test_a_terminal_obeys_no_text_of_others(written: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given readable lines
     monkeypatch.setattr(sys, "stderr", written)
-    worker_logging.configure("INFO", as_text=True)
+    log_setup.configure("INFO", as_text=True)
 
     # When somebody's text clears the screen, turns the line around and begins a new one
     text = "a\x1b[2J\x9b2J\u202e\r\nb"

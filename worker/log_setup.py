@@ -1,4 +1,4 @@
-"""Logs as data: one JSON object a line (readable text on a terminal), the job bound, secrets masked."""
+"""Sets up logging: one JSON object a line, or text on a terminal, with the job and without secrets."""
 
 import json
 import logging
@@ -24,9 +24,9 @@ def _shared_processors() -> list[Processor]:
 
 
 def configure(level: str | int = "INFO", *, as_text: bool | None = None) -> None:
-    """Send the project's logs and everybody else's through the same processors to standard error.
+    """Write the logs of the project and of all libraries to standard error, through the same processors.
 
-    `as_text`: readable lines instead of JSON; None: when standard error is a terminal.
+    With `as_text`, write readable lines instead of JSON; None means when standard error is a terminal.
     """
     readable = sys.stderr.isatty() if as_text is None else as_text
     renderer: Processor = (
@@ -42,42 +42,42 @@ def configure(level: str | int = "INFO", *, as_text: bool | None = None) -> None
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    final: list[Processor] = [
+    processors: list[Processor] = [
         structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-        _plain_message,
+        _event_as_text,
         redact_event,
-        *([_harmless_on_a_terminal] if readable else []),
+        *([_without_control_characters] if readable else []),
         renderer,
     ]
     handler = _Handler(sys.stderr)
     handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=_shared_processors(), processors=final)
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=_shared_processors(), processors=processors)
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # A request's URL is not for our logs.
-    for noisy in ("httpx", "httpcore", "urllib3"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # These log the URLs of requests, which may hold secrets.
+    for library in ("httpx", "httpcore", "urllib3"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Does not show a record that it cannot write: Python's own way is to print all of it, as it came."""
+    """Does not show a record that it cannot write; Python's own handler would print it unmasked."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Say so, and where it came from."""
+        """Write that a record was lost, and where it was logged."""
         why = getattr(sys.exc_info()[0], "__name__", "")
-        told = {"event": "log line not written", "at": f"{record.name}:{record.lineno}", "why": why}
+        lost = {"event": "log line not written", "at": f"{record.name}:{record.lineno}", "why": why}
         with suppress(OSError, ValueError):
-            self.stream.write(json.dumps(told) + "\n")
+            self.stream.write(json.dumps(lost) + "\n")
 
 
-def _harmless_on_a_terminal(_logger: Any, _name: str, event: Any) -> Any:
-    """Texts on one line without what a terminal obeys; a traceback keeps its lines."""
-    return {key: _harmless(value, key) if isinstance(value, str) else value for key, value in event.items()}
+def _without_control_characters(_logger: Any, _name: str, event: Any) -> Any:
+    """Texts on one line and without control characters; a traceback keeps its lines."""
+    return {key: _escaped(value, key) if isinstance(value, str) else value for key, value in event.items()}
 
 
-def _harmless(text: str, key: str) -> str:
+def _escaped(text: str, key: str) -> str:
     kept = "\n" if key in ("exception", "stack") else ""
     return "".join(
         character if character.isprintable() or character in kept else ascii(character)[1:-1]
@@ -85,7 +85,7 @@ def _harmless(text: str, key: str) -> str:
     )
 
 
-def _plain_message(_logger: Any, _name: str, event: Any) -> Any:
-    """Celery hands over message objects of its own; the fields of `extra` stay out."""
+def _event_as_text(_logger: Any, _name: str, event: Any) -> Any:
+    """The event as text: Celery logs message objects of its own."""
     event["event"] = str(event.get("event", ""))
     return event
