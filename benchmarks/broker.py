@@ -1,6 +1,6 @@
 """The Redis transport with stock kombu's in the same run: delay of a message, CPU of a backlog.
 
-Delays run from publishing to the task's first line, on a worker that idles and on one whose tasks come back
+Delays run from publishing to the task's first line, on a worker that idles and on one whose tasks are retried
 by countdown all the time. The file is also the Celery app of the workers that it starts.
 """
 
@@ -58,7 +58,7 @@ def count() -> None:
 
 @app.task(name="again", bind=True, max_retries=None)
 def again(self: Any, until: float) -> None:
-    """A poll: comes back by countdown."""
+    """A poll: is retried by countdown."""
     if time.time() < until:
         raise self.retry(countdown=random.uniform(0.1, 1.0))
 
@@ -123,7 +123,7 @@ def measure(transport: str, folder: Path) -> dict[str, float]:
                 until = time.time() + MESSAGES * EVERY + 2
                 for _ in range(RETURNING):
                     publisher.send_task("again", [until])
-                found["delay p50, 50 tasks come back, ms"], found["delay p99, 50 tasks come back, ms"] = (
+                found["delay p50, 50 tasks are retried, ms"], found["delay p99, 50 tasks are retried, ms"] = (
                     _delays(publisher, redis)
                 )
     finally:

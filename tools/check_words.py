@@ -28,12 +28,17 @@ from tools.words import NAMES, WORDS, Place
 ALLOWED: Mapping[tuple[str, str], str] = {
     ("CHANGELOG.md", "*"): "history, in the words of its time",
     ("tools/words.py", "*"): "the list of the words itself",
-    ("worker/platform/streams/parser.py", "room"): "free space of a buffer",
     ("README.md", "patience"): "WORKER_LOG_PATIENCE_SECONDS, which installations have set",
     ("worker/logs/relay.py", "patience"): "WORKER_LOG_PATIENCE_SECONDS, which installations have set",
     ("worker/settings.py", "patience"): "WORKER_LOG_PATIENCE_SECONDS, which installations have set",
     ("worker/pre_processor/tasks.py", "room"): "an argument of messages, which older workers name so",
     ("tests/unit/pre_processor/test_tasks.py", "room"): "the same argument",
+    ("tests/unit/workflow/test_validation.py", "room"): "the same argument",
+    ("tests/chaos/crash_injection.py", "room"): "the same argument",
+    ("worker/to_task/", "spread"): "the step `to_task.spread`, which older workers and stored runs name so",
+    ("tests/unit/to_task/", "spread"): "the same step",
+    ("worker/to_task/lua/pop_unreported_failures.lua", "tell"): "a stored field, which older workers read",
+    ("worker/workflow/dead_letters.py", "refuse"): "stored states of jobs, which older workers read",
 }
 """Reasons by file, or folder with a slash at its end, and by the word's name ("*" for all of them)."""
 

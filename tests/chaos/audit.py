@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from shared.statuses import JobStatus
-from tests.chaos.diary import Diary, Disturbances
+from tests.chaos.effect_log import Disturbances, EffectLog
 from worker.sandbox.backend.state import State
 from worker.sandbox.seed import SeededProject
 
@@ -30,11 +30,11 @@ class Findings:
 
 
 class Auditor:
-    """Holds what was received against the workers' diary: only what was in flight may be there twice."""
+    """Holds what was received against the workers' effect_log: only what was in flight may be there twice."""
 
-    def __init__(self, state: State, diary: Diary, disturbances: Disturbances | None = None) -> None:
+    def __init__(self, state: State, effect_log: EffectLog, disturbances: Disturbances | None = None) -> None:
         self._state = state
-        self._entries = diary.entries()
+        self._entries = effect_log.entries()
         self._disturbances = disturbances or Disturbances()
         self.findings = Findings()
 
@@ -105,7 +105,7 @@ class Auditor:
         entries = self._entries.get(what, [])
         begun = [entry for entry in entries if not entry.is_done]
         say = self.findings.expect
-        say(bool(begun), f"{what}: in nobody's diary")
+        say(bool(begun), f"{what}: in nobody's effect_log")
         done = next((entry for entry in entries if entry.is_done), None)
         for first, again in pairwise(begun):
             after_done = done is not None and done.time < again.time
@@ -120,7 +120,7 @@ class Auditor:
             say(lost, f"{what}: {len(times)} times, begun {len(begun)} times, and no answer was lost")
 
     def _patches(self, job: str) -> list[dict[str, Any]]:
-        """All that the backend was sent and understood, also what it refused."""
+        """All that the backend was sent and understood, also what it rejected."""
         query = (
             "SELECT time, body FROM requests WHERE method = 'PATCH' AND path = ? AND status < 500"
             " ORDER BY rowid"

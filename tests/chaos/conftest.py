@@ -1,16 +1,16 @@
-"""One ground for all tests; each brings up its own workers."""
+"""One harness for all tests; each brings up its own workers."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.ground import Ground
+from tests.chaos.platform_harness import PlatformHarness
 
 
 @pytest.fixture(scope="session")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
-    ground = Ground(tmp_path_factory.mktemp("ground"))
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlatformHarness]:
+    harness = PlatformHarness(tmp_path_factory.mktemp("harness"))
     try:
-        yield ground
+        yield harness
     finally:
-        ground.close()
+        harness.close()

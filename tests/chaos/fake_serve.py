@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.mortal import Deaths
+from tests.chaos.crash_injection import Deaths
 from worker.deploy import tasks as deploy_tasks
 from worker.deploy.cluster import ServeState
 from worker.deploy.deployments import DeployedPackages

@@ -14,19 +14,19 @@ class Kind(StrEnum):
     DEPLOY = "deploy"
     FILE = "to_task by file"
     INFERENCE = "to_task by inference, its pre-processor absent"
-    REFUSED = "to_task by inference, its pre-processor's deployment fails"
+    REJECTED = "to_task by inference, its pre-processor's deployment fails"
     STOP = "to_task that is stopped while it waits for its pre-processor"
 
 
 @dataclass(frozen=True)
 class KillPoint:
-    """`about`: whose message or request the point belongs to; `telling`: in the short form, too."""
+    """`about`: whose message or request the point belongs to; `kept`: in the short form, too."""
 
     kind: Kind
     what: str
     when: str
     of_plugin: bool = False
-    telling: bool = False
+    kept: bool = False
     lost: bool = False
     """Every message is taken out of the queues by hand after the death: the sweep has to find the run."""
     late: bool = False
@@ -44,13 +44,13 @@ class KillPoint:
 def _points(
     kind: Kind, table: str, *, of_plugin: bool = False, lost: bool = False, late: bool = False
 ) -> Iterator[KillPoint]:
-    """A line a point; `<` before it, `>` after it, `*` on the telling ones."""
+    """A line a point; `<` before it, `>` after it, `*` on the kept ones."""
     for line in filter(None, map(str.strip, table.splitlines())):
         marks, _, what = line.partition(" ")
         for mark, when in (("<", "before"), (">", "after")):
             if mark in marks:
-                telling = f"{mark}*" in marks
-                yield KillPoint(kind, what.strip(), when, of_plugin, telling, lost, late)
+                kept = f"{mark}*" in marks
+                yield KillPoint(kind, what.strip(), when, of_plugin, kept, lost, late)
 
 
 # The message, the steps, the end and its report are the same machine for both actions.
@@ -120,7 +120,7 @@ INFERENCE = """
 >    ledger record
 """
 
-ROOM = """
+WAITLIST = """
 <>   room join
 <>   send pre_processor.await_ready
 <>*  room mark_sent
@@ -132,7 +132,7 @@ ROOM = """
 <>   room leave
 """
 
-REFUSED = """
+REJECTED = """
 <>*  finish
 <>   update_job end
 """
@@ -160,13 +160,13 @@ LOST_OF_FILE = """
 >    send to_task.finalize
 """
 
-LOST_OF_ROOM = """
+LOST_OF_WAITLIST = """
 >    send pre_processor.await_ready
 >*   retry pre_processor.await_ready
 """
 
 
-LATE_OF_ROOM = """
+LATE_OF_WAITLIST = """
 >    room join
 >    room mark_sent
 >    run_plugin
@@ -180,16 +180,16 @@ def all_points() -> list[KillPoint]:
         *_points(Kind.DEPLOY, DEPLOY),
         *_points(Kind.FILE, FILE),
         *_points(Kind.INFERENCE, INFERENCE),
-        *_points(Kind.INFERENCE, ROOM, of_plugin=True),
-        *_points(Kind.REFUSED, REFUSED),
-        *_points(Kind.REFUSED, "<> room leave", of_plugin=True),
+        *_points(Kind.INFERENCE, WAITLIST, of_plugin=True),
+        *_points(Kind.REJECTED, REJECTED),
+        *_points(Kind.REJECTED, "<> room leave", of_plugin=True),
         *_points(Kind.STOP, STOP),
         *_points(Kind.DEPLOY, LOST_OF_DEPLOY, lost=True),
         *_points(Kind.FILE, LOST_OF_FILE, lost=True),
         *_points(Kind.INFERENCE, "> send to_task.fetch_tasks", lost=True),
-        *_points(Kind.INFERENCE, LOST_OF_ROOM, of_plugin=True, lost=True),
+        *_points(Kind.INFERENCE, LOST_OF_WAITLIST, of_plugin=True, lost=True),
         *_points(Kind.STOP, "> send runs.report", lost=True),
-        *_points(Kind.INFERENCE, LATE_OF_ROOM, of_plugin=True, late=True),
+        *_points(Kind.INFERENCE, LATE_OF_WAITLIST, of_plugin=True, late=True),
     ]
 
 

@@ -7,8 +7,8 @@ from random import Random
 from typing import Any
 
 from tests.chaos.audit import Findings
-from tests.chaos.diary import Disturbances
-from tests.chaos.ground import Site
+from tests.chaos.effect_log import Disturbances
+from tests.chaos.platform_harness import Site
 from worker.sandbox import wait_for
 from worker.sandbox.seed import SeededProject
 
@@ -17,7 +17,7 @@ MESSAGES = re.compile(
     r"|Pre-processor deployment dispatch failed \(\w+\)"
     r"|Pre-processor deployment failed: job reached terminal state \(FAILED\)"
 )
-"""What a run may fail with whose neighbour was away at the one moment at which it is asked once."""
+"""What a run may fail with whose dependency was away at the one moment at which it is asked once."""
 
 
 @dataclass
@@ -41,7 +41,7 @@ class MixedRuns:
         codes = [site.pre_processor() for _ in range(pre_processors)]
         for number in range(count):
             if number % 10 < 4:
-                plugin = site.ground.plugin(site.ground.new_code())
+                plugin = site.harness.plugin(site.harness.new_code())
                 self.deploys[site.new_job(plugin, "deployment")] = plugin
                 continue
             job, project = site.new_job("echo@1.0.0", "to_task"), site.project(tasks)
@@ -74,7 +74,7 @@ class MixedRuns:
         return [job for job in self.jobs if not self.site.is_over(job)]
 
     def audit(self, *, may_fail: bool = False) -> Findings:
-        """`may_fail`: by the contract's messages for a neighbour that was away."""
+        """`may_fail`: by the contract's messages for a dependency that was away."""
         auditor = self.site.auditor(self.disturbances)
         say = auditor.findings.expect
         failed: list[str] = []
@@ -101,15 +101,15 @@ class MixedRuns:
                 auditor.tasks(job, project)
         for code in {code for _, code in self.by_inference.values()}:
             count = self.site.dispatches(code)
-            refused = sum("dispatch failed" in error or "job reached" in error for error in failed)
+            rejected = sum("dispatch failed" in error or "job reached" in error for error in failed)
             # A backend that was away when it was asked has none: then nobody was served either.
             say(
-                (code in served) <= count <= 1 + refused,
-                f"{code}: {count} dispatches, {refused} runs failed for one",
+                (code in served) <= count <= 1 + rejected,
+                f"{code}: {count} dispatches, {rejected} runs failed for one",
             )
         for plugin in self.deploys.values():
             query = "SELECT count(*) FROM submissions WHERE name = ?"
-            [(times,)] = self.site.ground.serve.rows(query, plugin)
+            [(times,)] = self.site.harness.serve.rows(query, plugin)
             say(times <= 1, f"{plugin}: submitted {times} times")
         auditor.findings.failed = failed
         return auditor.findings

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.chaos.ground import Ground
+from tests.chaos.platform_harness import PlatformHarness
 from worker.sandbox import wait_for
 
 ERRORS = {
@@ -19,12 +19,14 @@ ERRORS = {
 
 @pytest.mark.chaos
 @pytest.mark.timeout(90)
-def test_an_agent_that_answers_nonsense_ends_its_deployments_and_no_other_run(ground: Ground) -> None:
+def test_a_faulty_agent_ends_its_deployments_and_no_other_run(
+    harness: PlatformHarness,
+) -> None:
     with contextlib.ExitStack() as stack:
         # Given a site with its own way to the agent for each fault
         scenes = []
         for fault in ERRORS:
-            site, proxy = stack.enter_context(ground.site_behind("SYNAPSE_AGENT_URL", ground.agent.url))
+            site, proxy = stack.enter_context(harness.site_behind("SYNAPSE_AGENT_URL", harness.agent.url))
             site.worker(concurrency=4)
             scenes.append((fault, site))
             stack.enter_context(proxy.spoilt(fault))
@@ -32,7 +34,7 @@ def test_an_agent_that_answers_nonsense_ends_its_deployments_and_no_other_run(gr
         # When deployments and annotations come
         jobs = {}
         for fault, site in scenes:
-            plugin = ground.plugin(ground.new_code())
+            plugin = harness.plugin(harness.new_code())
             deploy, job = site.new_job(plugin, "deployment"), site.new_job("echo@1.0.0", "to_task")
             project = site.project(20)
             site.deploy(deploy, plugin)
@@ -49,7 +51,7 @@ def test_an_agent_that_answers_nonsense_ends_its_deployments_and_no_other_run(gr
             row = auditor.job(deploy)
             auditor.findings.expect(row["result"] == {"error": error}, f"{row['result']}")
             auditor.deployment(deploy)
-            submitted = ground.serve.rows("SELECT * FROM submissions WHERE name = ?", row["plugin"])
+            submitted = harness.serve.rows("SELECT * FROM submissions WHERE name = ?", row["plugin"])
             auditor.findings.expect(submitted == [], "submitted")
             # And every task is annotated
             auditor.succeeded(job)

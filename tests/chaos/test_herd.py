@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.chaos.ground import Ground
+from tests.chaos.platform_harness import PlatformHarness
 from worker.sandbox import wait_for
 
 RUNS = 200
@@ -10,8 +10,10 @@ RUNS = 200
 
 @pytest.mark.chaos
 @pytest.mark.timeout(110)
-def test_two_hundred_runs_over_three_workers_dispatch_their_pre_processor_once(ground: Ground) -> None:
-    with ground.site() as site:
+def test_two_hundred_runs_dispatch_their_pre_processor_once(
+    harness: PlatformHarness,
+) -> None:
+    with harness.site() as site:
         # Given 200 messages that wait for three workers, and a pre-processor that nobody has deployed
         code = site.pre_processor()
         project = site.project(1)

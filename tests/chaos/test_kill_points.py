@@ -6,23 +6,23 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.chaos.diary import Disturbances
-from tests.chaos.ground import RECOVERY, SITES, Ground, Row, Site
+from tests.chaos.effect_log import Disturbances
+from tests.chaos.forkserver import Worker
 from tests.chaos.kill_points import KillPoint, Kind, all_points, in_waves
-from tests.chaos.nursery import Worker
+from tests.chaos.platform_harness import RECOVERY, SITES, PlatformHarness, Row, Site
 from worker.sandbox import wait_for
 from worker.sandbox.seed import SeededProject
 
-LONGEST_WAY_TO_THE_POINT = 60.0
+MAX_SECONDS_TO_POINT = 60.0
 """Fifteen workers come up at once, on two cores that others may use, too."""
 LATE = 20.0
 """Seconds: longer than a dispatch of which nobody has heard is waited for."""
-LONGEST_BIRTH = LATE + 30.0
+MAX_START_SECONDS = LATE + 30.0
 TASKS = 12
-TELLING = [point for point in all_points() if point.telling]
+SHORT_FORM = [point for point in all_points() if point.kept]
 WAVES = in_waves(all_points(), len(SITES))
 SWEEP = RECOVERY + 10.0
-"""Seconds within which a lost message is noticed: the run's patience, and the time between two sweeps."""
+"""Seconds within which a lost message is noticed: the run's timeout, and the time between two sweeps."""
 STEPS_AFTER = 4.0
 """Seconds that a run takes which nobody disturbs, on a busy machine."""
 
@@ -52,11 +52,11 @@ class Scene:
         return SWEEP if self.kill.lost else RECOVERY
 
     def begin(self) -> None:
-        """Publish what the mortal worker finds."""
+        """Publish what the crash_injection worker finds."""
         site, kind = self.site, self.kill.kind
         if kind is Kind.DEPLOY:
-            self.code = site.ground.new_code()
-            plugin = site.ground.plugin(self.code)
+            self.code = site.harness.new_code()
+            plugin = site.harness.plugin(self.code)
             self.job = site.new_job(plugin, "deployment")
             site.fatal(self.kill.point, self.subject)
             site.worker()
@@ -65,11 +65,11 @@ class Scene:
         self.job = site.new_job("echo@1.0.0", "to_task")
         self.project = site.project(TASKS)
         if kind is not Kind.FILE:
-            self.code = site.pre_processor(broken=kind is Kind.REFUSED)
+            self.code = site.pre_processor(broken=kind is Kind.REJECTED)
             site.release(self.code)
         if kind is Kind.STOP:
             # Its deployment never comes.
-            site.ground._postman.deliver_to(self.code, 0)
+            site.harness._broker_bridge.deliver_to(self.code, 0)
         else:
             site.fatal(self.kill.point, self.subject)
         site.worker()
@@ -92,10 +92,10 @@ class Scene:
         if self.death is not None:
             if self.kill.lost:
                 self.site.lose_messages()
-            self._bear_successor()
+            self._start_successor()
         return self.death is not None
 
-    def _bear_successor(self) -> None:
+    def _start_successor(self) -> None:
         assert self.death is not None
         due = self.death["time"] + (LATE if self.kill.late else 0.0)
         if self.successor is None and time.time() >= due:
@@ -103,7 +103,7 @@ class Scene:
 
     def is_done(self) -> bool:
         """Whether the run is over, or should have been for a while."""
-        self._bear_successor()
+        self._start_successor()
         if self.alive_since is None and self.successor is not None and self.successor.is_ready:
             self.alive_since = time.time()
         return self.site.is_over(self.job) or time.time() > self.latest + STEPS_AFTER
@@ -112,13 +112,13 @@ class Scene:
     def latest(self) -> float:
         """Until when the next live worker has carried the run to its end; before it lives it cannot."""
         assert self.death is not None
-        return (self.alive_since or self.death["time"] + LONGEST_BIRTH) + self.longest
+        return (self.alive_since or self.death["time"] + MAX_START_SECONDS) + self.longest
 
     def audit(self) -> tuple[float, int]:
         """Seconds from the death to the end, and how many tasks were written twice."""
         assert self.death is not None
         auditor = self.site.auditor(Disturbances(deaths=[(self.death["pid"], self.death["time"])]))
-        expected = {Kind.REFUSED: "FAILED", Kind.STOP: "STOPPED"}.get(self.kill.kind, "SUCCEEDED")
+        expected = {Kind.REJECTED: "FAILED", Kind.STOP: "STOPPED"}.get(self.kill.kind, "SUCCEEDED")
         row = auditor.job(self.job)
         say = auditor.findings.expect
         say(row["status"] == expected, f"{row['status']}: {row['result']}")
@@ -128,7 +128,7 @@ class Scene:
             auditor.dispatched_once(self.code)
         if self.kill.kind is not Kind.FILE:
             submitted = "SELECT count(*) FROM submissions WHERE name = ?"
-            [(times,)] = self.site.ground.serve.rows(submitted, f"{self.code}@1.0.0")
+            [(times,)] = self.site.harness.serve.rows(submitted, f"{self.code}@1.0.0")
             say(times == (expected == "SUCCEEDED"), f"submitted {times} times")
         if self.project is not None and expected == "SUCCEEDED":
             auditor.tasks(self.job, self.project)
@@ -138,19 +138,19 @@ class Scene:
         return took, auditor.findings.written_twice
 
 
-def play(kills: list[KillPoint], ground: Ground) -> list[str]:
+def play(kills: list[KillPoint], harness: PlatformHarness) -> list[str]:
     """All of them at once, each on a site of its own; returns what is wrong afterwards, in words."""
     with contextlib.ExitStack() as stack:
-        scenes = [Scene(kill, stack.enter_context(ground.site())) for kill in kills]
+        scenes = [Scene(kill, stack.enter_context(harness.site())) for kill in kills]
         for scene in scenes:
             scene.begin()
         # When each worker has died at its point, and the next one has come up
         with contextlib.suppress(Exception):
-            wait_for(lambda: False not in [s.look() for s in scenes], LONGEST_WAY_TO_THE_POINT, "deaths")
+            wait_for(lambda: False not in [s.look() for s in scenes], MAX_SECONDS_TO_POINT, "deaths")
         unreached = [str(scene.kill) for scene in scenes if scene.death is None]
         dead = [scene for scene in scenes if scene.death is not None]
         # Then every run ends, and its effects are what they would have been
-        wait_for(lambda: False not in [s.is_done() for s in dead], 2 * (LONGEST_BIRTH + SWEEP), "ends")
+        wait_for(lambda: False not in [s.is_done() for s in dead], 2 * (MAX_START_SECONDS + SWEEP), "ends")
         with contextlib.suppress(Exception):
             # The second copy of a report, should there be one, would have come by now.
             wait_for(lambda: all(_is_quiet(s) for s in dead), 12, "silence")
@@ -168,14 +168,14 @@ def _is_quiet(scene: Scene) -> bool:
 
 
 @pytest.mark.timeout(180)
-def test_a_worker_killed_at_a_telling_point_costs_neither_the_run_nor_an_effect(ground: Ground) -> None:
-    assert play(TELLING[: len(SITES)], ground) == []
+def test_a_kill_at_these_points_costs_no_run_and_no_effect(harness: PlatformHarness) -> None:
+    assert play(SHORT_FORM[: len(SITES)], harness) == []
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("wave", WAVES, ids=lambda wave: f"{wave[0]} and {len(wave) - 1} more")
-def test_a_worker_killed_at_any_point_costs_neither_the_run_nor_an_effect(
-    ground: Ground, wave: list[KillPoint]
+def test_a_kill_at_any_point_costs_no_run_and_no_effect(
+    harness: PlatformHarness, wave: list[KillPoint]
 ) -> None:
-    assert play(wave, ground) == []
+    assert play(wave, harness) == []

@@ -1,4 +1,4 @@
-"""The neighbour did what it was asked to, and the answer did not arrive: it is not done again."""
+"""The dependency did what it was asked to, and the answer did not arrive: it is not done again."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.chaos.audit import Auditor
-from tests.chaos.diary import Disturbances
-from tests.chaos.ground import Ground, Site
+from tests.chaos.effect_log import Disturbances
+from tests.chaos.platform_harness import PlatformHarness, Site
 
 Only = Callable[[str, str], bool]
 
 
 @contextlib.contextmanager
-def _spoilt_site(ground: Ground, only: Only) -> Iterator[Site]:
+def _spoilt_site(harness: PlatformHarness, only: Only) -> Iterator[Site]:
     """A site whose first request of a kind is done without an answer; later ones are answered."""
     lost: list[str] = []
 
@@ -23,7 +23,7 @@ def _spoilt_site(ground: Ground, only: Only) -> Iterator[Site]:
         lost.append(path)
         return True
 
-    behind = ground.site_behind("SYNAPSE_HOST", ground.sandbox.backend_url)
+    behind = harness.site_behind("SYNAPSE_HOST", harness.sandbox.backend_url)
     with behind as (site, proxy), proxy.spoilt("lost", first):
         site.worker()
         yield site
@@ -31,10 +31,10 @@ def _spoilt_site(ground: Ground, only: Only) -> Iterator[Site]:
 
 
 @pytest.mark.timeout(60)
-def test_a_lost_answer_to_a_dispatch_fails_its_run_and_is_not_followed_by_a_second_dispatch(
-    ground: Ground,
+def test_a_lost_answer_to_a_dispatch_causes_no_second_dispatch(
+    harness: PlatformHarness,
 ) -> None:
-    with _spoilt_site(ground, lambda method, path: "/plugins/" in path) as site:
+    with _spoilt_site(harness, lambda method, path: "/plugins/" in path) as site:
         # Given a run whose dispatch was taken, and whose answer was lost
         code = site.pre_processor()
         first = site.new_job("echo@1.0.0", "to_task")
@@ -56,19 +56,19 @@ def test_a_lost_answer_to_a_dispatch_fails_its_run_and_is_not_followed_by_a_seco
 
 
 @pytest.mark.timeout(60)
-def test_a_lost_answer_to_a_registration_leaves_one_record(ground: Ground) -> None:
-    with _spoilt_site(ground, lambda method, path: method == "POST" and "serve_app" in path) as site:
+def test_a_lost_answer_to_a_registration_leaves_one_record(harness: PlatformHarness) -> None:
+    with _spoilt_site(harness, lambda method, path: method == "POST" and "serve_app" in path) as site:
         assert _deployed(site).findings.wrong == []
 
 
 @pytest.mark.timeout(60)
-def test_a_lost_answer_to_the_end_leaves_one_end(ground: Ground) -> None:
-    with _spoilt_site(ground, lambda method, path: method == "PATCH") as site:
+def test_a_lost_answer_to_the_end_leaves_one_end(harness: PlatformHarness) -> None:
+    with _spoilt_site(harness, lambda method, path: method == "PATCH") as site:
         assert _deployed(site).findings.wrong == []
 
 
 def _deployed(site: Site) -> Auditor:
-    plugin = site.ground.plugin(site.ground.new_code())
+    plugin = site.harness.plugin(site.harness.new_code())
     job = site.new_job(plugin, "deployment")
     disturbances = Disturbances()
     with disturbances.outage():

@@ -8,12 +8,12 @@ from random import Random
 
 import pytest
 
-from tests.chaos.ground import Ground
 from tests.chaos.mixed_runs import MixedRuns
+from tests.chaos.platform_harness import PlatformHarness
 from worker.sandbox import SandboxError, wait_for
 
 LONG = 30.0
-"""Seconds for which Redis cannot be reached: connections are refused (away) or never answered (silent)."""
+"""Seconds for which Redis cannot be reached: connections are rejected (away) or never answered (silent)."""
 SECONDS_OF_FAULT = 8.0
 FAULTS = ("500", "502", "html", "nothing", "hang", "lost")
 
@@ -21,8 +21,8 @@ FAULTS = ("500", "502", "html", "nothing", "hang", "lost")
 @pytest.mark.chaos
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("outage", ["restarted", "killed", "away", "silent"])
-def test_runs_go_on_when_redis_is_back(ground: Ground, outage: str) -> None:
-    with ground.site() as site:
+def test_runs_go_on_when_redis_is_back(harness: PlatformHarness, outage: str) -> None:
+    with harness.site() as site:
         # Given two workers with runs of every kind under way
         workers = [site.worker(), site.worker()]
         runs = MixedRuns(site, Random(1))
@@ -30,8 +30,8 @@ def test_runs_go_on_when_redis_is_back(ground: Ground, outage: str) -> None:
         runs.publish(over=1.0)
         wait_for(lambda: any(site.is_over(job) for job in runs.jobs), 30, "the first end")
 
-        # When Redis goes away, and comes back
-        server = ground.sandbox.redis
+        # When Redis goes away, and is retried
+        server = harness.sandbox.redis
         with runs.disturbances.outage():
             if outage == "restarted":
                 server.restart()
@@ -63,12 +63,12 @@ def _freeze(pid: int, seconds: float) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(200)
-def test_runs_wait_for_a_backend_that_answers_nonsense(ground: Ground) -> None:
+def test_runs_wait_for_a_backend_that_answers_nonsense(harness: PlatformHarness) -> None:
     with contextlib.ExitStack() as stack:
         # Given a site with its own way to the backend for each fault, with runs under way
         scenes = []
         for fault in FAULTS:
-            behind = ground.site_behind("SYNAPSE_HOST", ground.sandbox.backend_url)
+            behind = harness.site_behind("SYNAPSE_HOST", harness.sandbox.backend_url)
             site, proxy = stack.enter_context(behind)
             site.worker()
             runs = MixedRuns(site, Random(1))
@@ -100,8 +100,8 @@ def test_runs_wait_for_a_backend_that_answers_nonsense(ground: Ground) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(150)
-def test_messages_do_not_multiply_while_the_backend_hangs(ground: Ground) -> None:
-    with ground.site_behind("SYNAPSE_HOST", ground.sandbox.backend_url) as (site, proxy):
+def test_messages_do_not_multiply_while_the_backend_hangs(harness: PlatformHarness) -> None:
+    with harness.site_behind("SYNAPSE_HOST", harness.sandbox.backend_url) as (site, proxy):
         # Given a backend that hangs for a minute, which is six visibility timeouts
         site.worker()
         site.worker()
@@ -117,7 +117,7 @@ def test_messages_do_not_multiply_while_the_backend_hangs(ground: Ground) -> Non
         back = time.time()
 
         # Then there were never more than two copies of a message: what stands in the queues behind hanging
-        # threads gives no sign of life, so the sweep sends it again, each time twice as late
+        # threads gives no heartbeat, so the sweep sends it again, each time twice as late
         print(f"backend hung for a minute: at most {most} of one message, {in_all} of 20 runs")
         assert most <= 3
         # And every run ends

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.chaos.ground import VISIBILITY_TIMEOUT, Ground
+from tests.chaos.platform_harness import VISIBILITY_TIMEOUT, PlatformHarness
 from worker.sandbox import wait_for
 
 AWAY = 2.5 * VISIBILITY_TIMEOUT
@@ -13,8 +13,10 @@ AWAY = 2.5 * VISIBILITY_TIMEOUT
 
 @pytest.mark.chaos
 @pytest.mark.timeout(120)
-def test_a_dispatch_of_a_dead_worker_is_not_repeated_while_nobody_reads_deployments(ground: Ground) -> None:
-    with ground.site() as site:
+def test_a_dispatch_is_not_repeated_while_deploy_has_no_workers(
+    harness: PlatformHarness,
+) -> None:
+    with harness.site() as site:
         # Given a run whose dispatcher dies with the answer in its hands, and no worker that reads `deploy`
         code, project = site.pre_processor(), site.project(5)
         job = site.new_job("echo@1.0.0", "to_task")

@@ -9,9 +9,9 @@ from random import Random
 
 import pytest
 
-from tests.chaos.ground import RECOVERY, Ground, Site
+from tests.chaos.forkserver import Worker
 from tests.chaos.mixed_runs import MixedRuns
-from tests.chaos.nursery import Worker
+from tests.chaos.platform_harness import RECOVERY, PlatformHarness, Site
 from worker.sandbox import SandboxError, wait_for
 
 SEED = int(os.environ.get("CHAOS_SEED") or 3)
@@ -25,7 +25,7 @@ class Reaper:
     def __init__(self, site: Site, runs: MixedRuns, random: Random) -> None:
         self._site, self._runs, self._random = site, runs, random
         self.killed: Counter[str] = Counter()
-        self._crew = [site.worker() for _ in range(WORKERS)]
+        self._annotation_runtime = [site.worker() for _ in range(WORKERS)]
 
     def strike(self, what: str) -> None:
         """One kill; `what` names it."""
@@ -40,41 +40,41 @@ class Reaper:
         kill[what]()
 
     def _worker(self) -> None:
-        self._kill(self._crew.pop(self._random.randrange(len(self._crew))))
-        self._crew.append(self._site.worker())
+        self._kill(self._annotation_runtime.pop(self._random.randrange(len(self._annotation_runtime))))
+        self._annotation_runtime.append(self._site.worker())
 
     def _kill(self, victim: Worker) -> None:
         self._runs.disturbances.deaths.append((victim.pid, time.time()))
         victim.kill()
 
     def _all_workers(self) -> None:
-        for victim in self._crew:
+        for victim in self._annotation_runtime:
             self._kill(victim)
-        self._crew = [self._site.worker() for _ in range(WORKERS)]
+        self._annotation_runtime = [self._site.worker() for _ in range(WORKERS)]
 
     def _redis(self) -> None:
         with self._runs.disturbances.outage():
-            self._site.ground.sandbox.redis.kill()
+            self._site.harness.sandbox.redis.kill()
             time.sleep(self._random.uniform(0, 1))
-            self._site.ground.sandbox.redis.start()
+            self._site.harness.sandbox.redis.start()
 
     def _backend(self) -> None:
         with self._runs.disturbances.outage():
-            self._site.ground.sandbox.backend.kill()
+            self._site.harness.sandbox.backend.kill()
             time.sleep(self._random.uniform(0, 1))
-            self._site.ground.sandbox.backend.start()
+            self._site.harness.sandbox.backend.start()
 
     def _agent(self) -> None:
-        self._site.ground.agent.restart(self._random.uniform(0, 1))
+        self._site.harness.agent.restart(self._random.uniform(0, 1))
 
 
-def rage(ground: Ground, *, runs: int, strikes: list[str], over: float, seed: int) -> list[str]:
+def rage(harness: PlatformHarness, *, runs: int, strikes: list[str], over: float, seed: int) -> list[str]:
     """Publish `runs` within `over` seconds, while the strikes fall in an order and at times of `seed`.
 
     Returns what is wrong afterwards, in words.
     """
     random = Random(seed)
-    with ground.site() as site:
+    with harness.site() as site:
         mixed = MixedRuns(site, random)
         mixed.prepare(runs)
         reaper = Reaper(site, mixed, random)
@@ -87,7 +87,7 @@ def rage(ground: Ground, *, runs: int, strikes: list[str], over: float, seed: in
         for number, strike in enumerate(strikes):
             for job in jobs[number * len(jobs) // len(strikes) : (number + 1) * len(jobs) // len(strikes)]:
                 for _ in range(random.choice((1, 1, 2, 3))):
-                    with_patience(lambda: mixed.publish_one(job))  # noqa: B023 - called at once
+                    with_timeout(lambda: mixed.publish_one(job))  # noqa: B023 - called at once
             time.sleep(random.uniform(0, share))
             reaper.strike(strike)
         last = time.time()
@@ -104,14 +104,14 @@ def rage(ground: Ground, *, runs: int, strikes: list[str], over: float, seed: in
         findings.expect(not site.leftovers(), f"left: {site.leftovers()}")
         print(
             f"seed {seed}: {sum(reaper.killed.values())} kills {dict(reaper.killed)}, {len(jobs)} runs ended"
-            f" (failed for a dead neighbour: {len(findings.failed)}), the last {took:.1f} s after the last"
-            f" kill, ends told twice: {findings.ended_twice}, tasks written twice: {findings.written_twice},"
-            f" wrong: {findings.wrong}"
+            f" (failed for a dead dependency: {len(findings.failed)}), the last {took:.1f} s after the last"
+            f" kill, ends reported twice: {findings.ended_twice}, written twice: {findings.written_twice}"
+            f", wrong: {findings.wrong}"
         )
         return findings.wrong
 
 
-def with_patience(publish: Callable[[], None]) -> None:
+def with_timeout(publish: Callable[[], None]) -> None:
     """A publisher keeps trying while Redis is away, as a backend does."""
     for _ in range(50):
         try:
@@ -123,14 +123,14 @@ def with_patience(publish: Callable[[], None]) -> None:
 
 @pytest.mark.timeout(110)
 @SEEDED
-def test_a_short_rage_loses_nothing_and_doubles_nothing(ground: Ground, seed: int) -> None:
+def test_a_short_rage_loses_nothing_and_doubles_nothing(harness: PlatformHarness, seed: int) -> None:
     strikes = ["worker"] * 4 + ["redis", "backend"]
-    assert rage(ground, runs=30, strikes=strikes, over=4.0, seed=seed) == []
+    assert rage(harness, runs=30, strikes=strikes, over=4.0, seed=seed) == []
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
 @SEEDED
-def test_a_long_rage_loses_nothing_and_doubles_nothing(ground: Ground, seed: int) -> None:
+def test_a_long_rage_loses_nothing_and_doubles_nothing(harness: PlatformHarness, seed: int) -> None:
     strikes = ["worker"] * 25 + ["all workers"] * 2 + ["redis"] * 4 + ["backend"] * 4 + ["agent"] * 3
-    assert rage(ground, runs=100, strikes=strikes, over=40.0, seed=seed) == []
+    assert rage(harness, runs=100, strikes=strikes, over=40.0, seed=seed) == []

@@ -1,4 +1,4 @@
-"""A real Ray whose head goes away and comes back, and a driver that is told to end."""
+"""A real Ray whose head goes away and is retried, and a driver that is reported to end."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
-def test_runs_that_need_ray_wait_or_fail_by_the_contract_while_its_head_is_away(platform: Platform) -> None:
+def test_runs_that_need_ray_wait_or_fail_without_its_head(platform: Platform) -> None:
     # Given a worker that is connected to Ray
     ray = platform.sandbox.ray
     assert ray is not None
@@ -34,10 +34,10 @@ def test_runs_that_need_ray_wait_or_fail_by_the_contract_while_its_head_is_away(
     ray.stop()
     project = platform.project(20)
     job, deploy = platform.to_task_by_file(project), platform.deploy("echo@2.0.0", num_cpus=1)
-    refused = platform.deploy("nobody@1.0.0")
+    rejected = platform.deploy("nobody@1.0.0")
     begun = time.monotonic()
     # Then what needs no Ray goes on
-    assert platform.end_of(refused, 20)["status"] == "FAILED"
+    assert platform.end_of(rejected, 20)["status"] == "FAILED"
     print(f"a run without Ray ended after {time.monotonic() - begun:.1f} s")
     time.sleep(8)
     ray.launch()
@@ -59,7 +59,7 @@ def test_a_worker_with_a_driver_of_ray_ends_in_order(platform: Platform) -> None
     assert platform.end_of(platform.deploy("echo@1.0.0", num_cpus=1))["status"] == "SUCCEEDED"
     assert platform.end_of(platform.to_task_by_file(platform.project(5)))["status"] == "SUCCEEDED"
 
-    # When it is told to end, it does so within seconds
+    # When it is reported to end, it does so within seconds
     begun = time.monotonic()
     os.kill(platform.worker.pid, signal.SIGTERM)
     wait_for(lambda: not platform.worker.alive, 15, "the worker's end")

@@ -120,7 +120,7 @@ class NotFoundError(HTTPError):
 
 
 class ValidationError(HTTPError):
-    """The service, or the client before it sends anything, refuses what was asked (400 or 422)."""
+    """The service, or the client before it sends anything, rejects what was asked (400 or 422)."""
 
     default_status = 400
 

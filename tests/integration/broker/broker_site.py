@@ -12,7 +12,7 @@ from uuid import uuid4
 from celery import Celery
 from redis import Redis
 
-from tests.chaos.nursery import Nursery, Worker
+from tests.chaos.forkserver import ForkServer, Worker
 from worker.broker.delivery import REDELIVERY_KEY, UNACKED_KEY
 from worker.sandbox.processes import Process, start_process, wait_for
 from worker.sandbox.servers import RedisServer
@@ -24,9 +24,9 @@ HERE = Path(__file__).parent
 class Site:
     """One Redis, its workers, a publisher that knows nothing of our transport."""
 
-    def __init__(self, folder: Path, nursery: Nursery) -> None:
+    def __init__(self, folder: Path, fork_server: ForkServer) -> None:
         self.folder = folder
-        self._nursery = nursery
+        self._fork_server = fork_server
         self.server = RedisServer(folder / "redis")
         self.server.start()
         self.redis = Redis.from_url(self.server.url, decode_responses=True)
@@ -42,7 +42,7 @@ class Site:
         vt: float = 10,
         ready: bool = True,
     ) -> Process | Worker:
-        """One of threads is forked from the nursery, in no time."""
+        """One of threads is forked from the fork_server, in no time."""
         name = f"w{len(self.workers)}"
         tiny = {"TINY_URL": self.server.url, "TINY_VT": str(vt)}
         worker = (
@@ -56,7 +56,7 @@ class Site:
         return worker
 
     def _forked(self, name: str, concurrency: int, tiny: dict[str, str]) -> Worker:
-        return self._nursery.bear(
+        return self._fork_server.start(
             tiny, concurrency=concurrency, queues="first,second", name=f"{name}@test", folder=self.folder
         )
 

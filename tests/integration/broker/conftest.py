@@ -1,11 +1,11 @@
-"""One Redis with its workers a test; one nursery for all of them."""
+"""One Redis with its workers a test; one fork_server for all of them."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.chaos.nursery import Nursery
+from tests.chaos.forkserver import ForkServer
 from tests.integration.broker.broker_site import Site
 
 TINY_APP = "tests.integration.broker.tiny_app"
@@ -19,17 +19,17 @@ LOADED = (
 
 
 @pytest.fixture(scope="session")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    nursery = Nursery(tmp_path_factory.mktemp("nursery"), app=TINY_APP, loaded=LOADED)
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    fork_server = ForkServer(tmp_path_factory.mktemp("fork_server"), app=TINY_APP, loaded=LOADED)
     try:
-        yield nursery
+        yield fork_server
     finally:
-        nursery.close()
+        fork_server.close()
 
 
 @pytest.fixture
-def site(tmp_path: Path, nursery: Nursery) -> Iterator[Site]:
-    site = Site(tmp_path, nursery)
+def site(tmp_path: Path, fork_server: ForkServer) -> Iterator[Site]:
+    site = Site(tmp_path, fork_server)
     try:
         yield site
     finally:

@@ -48,7 +48,7 @@ def test_half_lines_and_half_characters_are_joined(cluster: Cluster, protocol: A
 
 
 @both
-def test_colours_odd_lines_long_lines_and_broken_bytes_come_through(cluster: Cluster, protocol: Any) -> None:
+def test_colours_odd_and_long_lines_and_broken_bytes_arrive(cluster: Cluster, protocol: Any) -> None:
     lines = log_of(cluster, "colours", protocol)
 
     assert lines[:4] == COLOURS
@@ -123,7 +123,7 @@ def test_an_unknown_job_is_not_found(cluster: Cluster, protocol: Any) -> None:
         list(client.tail_job_logs("raysubmit_none", 30, protocol))
 
 
-def test_a_restarting_agent_is_a_lost_connection_and_the_log_is_there_again(cluster: Cluster) -> None:
+def test_a_log_is_there_again_after_a_restart_of_the_agent(cluster: Cluster) -> None:
     assert cluster.sandbox.agent is not None
     with cluster.client() as client:
         logs = [client.tail_job_logs(cluster.jobs["endless"], 30, each) for each in ("stream", "websocket")]

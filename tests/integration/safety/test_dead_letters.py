@@ -37,7 +37,7 @@ def letter_of(site: Site, mark: str) -> dict[str, Any]:
         ("deploy", "deploy", {"self": 1, "agent": 1}, "self"),
     ],
 )
-def test_a_message_that_cannot_be_accepted_is_kept_and_fails_its_job(
+def test_an_unacceptable_message_is_kept_and_its_job_fails(
     site: Site, task: str, queue: str, change: dict[str, Any], reason: str
 ) -> None:
     # Given a message with one mistake
@@ -67,7 +67,7 @@ def test_a_replay_opens_the_job_that_the_letter_had_failed(site: Site) -> None:
     job = site.to_task(project, "late@1.0.0")
     assert site.end_of(job)["status"] == "FAILED"
     [letter] = [each for each in site.letters() if "late@1.0.0" in each["body"]]
-    site.wait(site.quiet, "the refusal was told")
+    site.wait(site.quiet, "the refusal was reported")
 
     # When the plugin is there and the letter is replayed
     site.install("late", ECHO)
@@ -82,7 +82,7 @@ def test_a_replay_opens_the_job_that_the_letter_had_failed(site: Site) -> None:
     site.wait(lambda: site.job(job)["status"] == "SUCCEEDED", "the replayed run succeeds")
     assert site.writes(project) == [1, 1, 1]
     assert letter["id"] not in [each["id"] for each in site.letters()]
-    # And a second replay of it is refused
+    # And a second replay of it is rejected
     code, said = site.command("dead-letters", "replay", letter["id"])
     assert code == 1
     assert "there is no dead letter" in said
@@ -100,9 +100,9 @@ def test_a_replay_does_not_open_a_job_that_ended_otherwise(site: Site) -> None:
         {"job": int(job), "plugin": "soon@1.0.0", "params": site.params(site.project(1), name="mark-over-2")},
     )
     letters = [letter_of(site, "mark-over-2"), letter_of(site, '"mark-over"')]
-    site.wait(site.quiet, "the refusal was told")
+    site.wait(site.quiet, "the refusal was reported")
 
-    # When they are replayed, then that is refused in a line
+    # When they are replayed, then that is rejected in a line
     code, said = site.command("dead-letters", "replay", letters[0]["id"])
     assert code == 1
     assert f"job {job} was not set FAILED because of this message" in said
@@ -126,9 +126,9 @@ def test_what_is_no_task_message_is_shown_but_not_replayed(site: Site) -> None:
         assert letter["id"] in listed
         code, shown = site.command("dead-letters", "show", letter["id"])
         assert not OBEYED & set(shown)
-        told = json.loads(shown)
-        body = told["body"] if isinstance(told["body"], str) else json.dumps(told["body"])
-        assert {**told, "body": body} == {key: value for key, value in letter.items() if key != "id"}
+        reported = json.loads(shown)
+        body = reported["body"] if isinstance(reported["body"], str) else json.dumps(reported["body"])
+        assert {**reported, "body": body} == {key: value for key, value in letter.items() if key != "id"}
         code, said = site.command("dead-letters", "replay", letter["id"])
         assert code == 1
         assert "cannot be replayed: its task is none of deploy, to_task" in said

@@ -69,7 +69,7 @@ def test_no_message_stalls_a_worker(site: Site) -> None:
         site.redis.lpush("to_task", piece)
     site.wait(site.quiet, "all are read", 60)
 
-    # Then each was taken in (its run was told, or its stop remembered) or kept
+    # Then each was accepted (its run was reported, or its stop remembered) or kept
     letters = site.letters()[before:]
     kept = [json.loads(letter["body"])[1] for letter in letters if letter["task"] in QUEUES]
     as_sent = [json.loads(json.dumps(kwargs)) for kwargs in fuzzed]
@@ -101,7 +101,7 @@ def test_no_message_of_a_step_stalls_a_worker(site: Site) -> None:
         site.bare(task, "to_task", kwargs)
     site.wait(site.quiet, "all are read", 60)
 
-    # Then each whose arguments are none of its step's is kept, and no task fails
+    # Then each whose arguments are not its step's is kept, and no task fails
     wrong = [kwargs for task, kwargs in fuzzed if _is_wrong(task, json.loads(json.dumps(kwargs)))]
     kept = [json.loads(letter["body"])[1] for letter in site.letters()[before:]]
     assert len(wrong) > COUNT / 2

@@ -1,4 +1,4 @@
-"""Secrets are planted wherever a neighbour or a plugin could say them; none of them leaves the worker.
+"""Secrets are planted wherever a dependency or a plugin could say them; none of them leaves the worker.
 
 Planted: the worker's tokens (each hostile answer echoes all headers of its request, in its body and headers),
 the password of Redis, tokens and addresses of agents, a release's own key, and what a remote says of its own.
@@ -307,7 +307,7 @@ def test_no_secret_leaves_the_worker(guarded: Site, trap: tuple[str, list[str]])
     site.app = _publisher(url)
     with Commands(url) as commands, task_events(url) as events, ExitStack() as stack:
         site.start_worker(REDIS_URL=url, RAY_ADDRESS="127.0.0.1:1", WORKER_PRE_PROCESSOR_TIMEOUT_SECONDS="3")
-        # When every neighbour and a plugin are hostile on every path
+        # When every dependency and a plugin are hostile on every path
         known_agents = stack.enter_context(agents(site, hostility))
         jobs = spoil_everything(site, hostility, stack) + spoil_pre_processors(site, hostility, stack)
         jobs += spoil_with_good_answers(site, hostility, stack)
@@ -317,7 +317,7 @@ def test_no_secret_leaves_the_worker(guarded: Site, trap: tuple[str, list[str]])
         # (a job that the backend calls odd things may have been ended before it ran)
         for job in jobs + gated:
             site.wait(lambda job=job: _ended(site, job), f"end of {job}", 60)
-        # And Redis goes away and comes back without its password, and with it
+        # And Redis goes away and is retried without its password, and with it
         site.sandbox.redis.kill()
         site.sandbox.redis.start()
         with Redis.from_url(site.sandbox.redis_url) as open_redis:

@@ -31,11 +31,11 @@ def test_a_stop_while_annotating_lets_no_annotation_begin(site: Site) -> None:
 
         # When it is stopped
         stopped_within(site, job, SOON)
-        told = time.time()
+        reported = time.time()
         site.wait(lambda: site.quiet(), "the end of what was in flight")
 
     # Then no write began after the backend heard of the end, nor half a second before
-    late = [put for put in site.proxy.of("PUT", r"/tasks/\d+/annotate") if put.began > told]
+    late = [put for put in site.proxy.of("PUT", r"/tasks/\d+/annotate") if put.began > reported]
     assert late == []
     # And the counts are those of the tasks that were written, but for those in flight
     result, written = site.job(job)["result"], sum(site.writes(project))
@@ -54,7 +54,7 @@ def test_a_stop_while_annotating_lets_no_annotation_begin(site: Site) -> None:
         ("to_task.fetch_tasks", r"/sdk/tasks/"),
     ],
 )
-def test_a_stop_does_not_wait_for_a_hanging_neighbour(site: Site, step: str, path: str) -> None:
+def test_a_stop_does_not_wait_for_a_hanging_dependency(site: Site, step: str, path: str) -> None:
     # Given a run that stands at a step for which the backend hangs
     project = site.project(5)
     with site.proxy.slow("GET", path, 8):
@@ -70,7 +70,7 @@ def test_a_stop_does_not_wait_for_a_hanging_neighbour(site: Site, step: str, pat
     assert site.job(job)["result"]["success_count"] == 0
 
 
-def test_a_stop_of_a_run_that_waits_empties_its_room(site: Site) -> None:
+def test_a_stop_of_a_waiting_run_empties_its_waiting_list(site: Site) -> None:
     # Given three runs that wait for a pre-processor whose deployment takes for ever
     before = len(site.proxy.of("POST", "/plugins/echo"))
     projects = [site.project(2) for _ in range(3)]
@@ -89,13 +89,16 @@ def test_a_stop_of_a_run_that_waits_empties_its_room(site: Site) -> None:
         for job in jobs:
             stopped_within(site, job, SOON)
 
-        # Then the room is empty and forgotten: nobody waits, nobody polls, nobody watches over it
-        site.wait(lambda: not list(site.redis.scan_iter("synapse:rooms:*:waiters")), "an empty room")
+        # Then the waitlist is empty and forgotten: nobody waits, nobody polls, nobody watches over it
+        site.wait(lambda: not list(site.redis.scan_iter("synapse:rooms:*:waiters")), "an empty waitlist")
         ours = {f"run:{job}" for job in jobs}
         site.wait(
             lambda: not ours & set(site.redis.zrange(HEARTBEATS_KEY, 0, -1)), "no run of these is watched"
         )
-        site.wait(lambda: "room:" not in repr(site.redis.zrange(HEARTBEATS_KEY, 0, -1)), "no room is watched")
+        site.wait(
+            lambda: "waitlist:" not in repr(site.redis.zrange(HEARTBEATS_KEY, 0, -1)),
+            "no waitlist is watched",
+        )
         site.wait(lambda: site.quiet(), "no poll is left")
     assert len(site.proxy.of("POST", "/plugins/echo")) == before + 1
     assert [site.finals(job) for job in jobs] == [["STOPPED"]] * 3

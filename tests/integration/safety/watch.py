@@ -1,4 +1,4 @@
-"""What leaves a worker by way of Redis: all that it is told and holds, and task events."""
+"""What leaves a worker by way of Redis: all that it is reported and holds, and task events."""
 
 import base64
 import binascii

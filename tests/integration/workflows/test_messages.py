@@ -1,4 +1,4 @@
-"""What is refused, stopped, or shown of a message."""
+"""What is rejected, stopped, or shown of a message."""
 
 from celery import Celery
 
@@ -6,7 +6,7 @@ from shared.channels import DEAD_LETTERS
 from tests.integration.workflows.platform import Platform
 
 
-def test_a_message_with_an_unknown_key_is_kept_and_its_job_fails(platform: Platform) -> None:
+def test_a_message_with_an_unknown_key_is_kept_its_job_fails(platform: Platform) -> None:
     # Given a message with a key that nobody knows
     job = platform.new_job()
     platform.send_bare("to_task", "to_task", job=int(job), plugin="echo@1.0.0", params={}, colour="red")
@@ -19,7 +19,7 @@ def test_a_message_with_an_unknown_key_is_kept_and_its_job_fails(platform: Platf
     assert any('"colour": "red"' in letter["body"] for _, letter in platform.redis.xrange(DEAD_LETTERS))
 
 
-def test_a_message_for_an_unknown_plugin_is_kept_and_its_job_fails(platform: Platform) -> None:
+def test_a_message_of_an_unknown_plugin_is_kept_its_job_fails(platform: Platform) -> None:
     job = platform.deploy("nobody@9.9.9")
 
     end = platform.end_of(job)
@@ -39,7 +39,7 @@ def test_a_job_that_is_over_at_the_backend_starts_nothing(platform: Platform) ->
     platform.send_bare("to_task", "to_task", job=int(job), plugin="echo@1.0.0", params=params)
     assert platform.end_of(platform.to_task_by_file(platform.project(1)))["status"] == "SUCCEEDED"
 
-    # Then nothing was annotated and nothing told
+    # Then nothing was annotated and nothing reported
     assert platform.annotations(project) == []
     assert platform.requests("PATCH", f"/jobs/{job}/") == []
 

@@ -59,7 +59,7 @@ def test_a_project_without_tasks_fails(platform: Platform) -> None:
     assert (end["status"], end["result"]) == ("FAILED", {"error": "No tasks found to annotate"})
 
 
-def test_many_runs_for_one_absent_pre_processor_dispatch_it_once(platform: Platform) -> None:
+def test_many_runs_dispatch_an_absent_pre_processor_once(platform: Platform) -> None:
     # Given a pre-processor that is not running, and twenty projects that need it
     if "echo@2.0.0" in platform.serve_applications():
         platform.delete_application("echo@2.0.0")
@@ -78,7 +78,7 @@ def test_many_runs_for_one_absent_pre_processor_dispatch_it_once(platform: Platf
     assert platform.dispatches("echo") - before == 1
 
 
-def test_a_pre_processor_that_cannot_start_fails_the_runs_that_wait(platform: Platform) -> None:
+def test_a_pre_processor_that_cannot_start_fails_its_runs(platform: Platform) -> None:
     # Given a pre-processor whose constructor raises
     release = platform.release("broken")
     jobs = [platform.to_task_by_inference(platform.project(2), release) for _ in range(3)]

@@ -79,7 +79,7 @@ def test_a_task_event_has_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hush" not in sent[0]["exception"].replace("hush-query", "")
 
 
-def test_values_of_secret_settings_are_masked_and_others_are_not() -> None:
+def test_values_of_secret_settings_alone_are_masked() -> None:
     register({"HF_TOKEN": "hush-hf-token", "DB_PASSWORD": "hush-db-password", "MODE": "production"})
 
     assert redact("hush-hf-token hush-db-password production") == "*** *** production"
@@ -138,7 +138,7 @@ def test_an_agent_whose_record_is_odd_is_a_malformed_answer(
 
 
 @pytest.mark.parametrize("left", range(1, len(OURS)))
-def test_a_secret_that_is_cut_through_shows_no_beginning_of_itself(left: int) -> None:
+def test_a_secret_that_is_cut_shows_no_part_of_itself(left: int) -> None:
     # Given a remote's error, a job's line and a plugin's error, each cut in the middle of a secret
     body = b"x" + b" " * (4095 - left) + OURS.encode() + b" and more"
     mark = f"… [cut: {5000 + len(OURS)} bytes]"
@@ -163,7 +163,7 @@ def test_the_end_of_a_text_that_is_no_secrets_beginning_is_left() -> None:
 
 
 @pytest.mark.parametrize("ticket", [OURS, f"t-{OURS}", "x" * (MAX_TICKET_CHARS + 1), 10**MAX_TICKET_CHARS])
-def test_a_ticket_that_shows_a_token_or_has_no_measure_is_not_kept(ticket: object) -> None:
+def test_a_ticket_with_a_token_or_without_a_limit_is_rejected(ticket: object) -> None:
     async def run_plugin(*_: Any) -> Any:
         return {"__synapse_deferred__": True, "status": "pending", "ticket": ticket}
 
@@ -185,7 +185,7 @@ def test_what_is_kept_of_application_records_has_no_secret() -> None:
     assert counts_as_failed({**record, "status": "UNHEALTHY"}, None, kept)
 
 
-def test_a_pre_processors_config_is_kept_without_what_its_author_hides() -> None:
+def test_a_stored_config_lacks_what_its_author_hides() -> None:
     config = {
         "code": "pre",
         "env": {"HF_TOKEN": "hush-hf-token", "MODE": "fast"},

@@ -157,7 +157,7 @@ def test_a_rejected_job_is_not_opened_before_the_backend_knows(
     # When somebody who sees it replays the letter at once
     task_runner.deliver("runs.refuse_job", job="42", reason="x")
 
-    # Then that is refused for a moment: the run would be ended as one that came before the rejection
+    # Then that is rejected for a moment: the run would be ended as one that came before the rejection
     assert rejected_early == [False]
     assert DeadLetters(redis).replay("42")
 

@@ -35,7 +35,7 @@ def test_silent_run_gets_its_message_again(
     assert [(sent.name, sent.kwargs["job"]) for sent in sender.sent] == [("deploy.initialize", "1")]
 
 
-def test_run_that_cannot_be_read_does_not_keep_the_others_waiting(
+def test_an_unreadable_run_does_not_delay_the_others(
     task_runner: TaskRunner, services: FakeServices, sender: RecordingSender, clock: Clock
 ) -> None:
     for job in range(1, 6):
@@ -99,7 +99,7 @@ def test_app_holds_the_contracts_tasks(tmp_path: Path) -> None:
     assert not [name for name in tasks if name.startswith("celery.")]
 
 
-def test_missing_setting_is_one_clear_line_and_a_configuration_error(tmp_path: Path) -> None:
+def test_a_missing_setting_is_one_clear_configuration_error(tmp_path: Path) -> None:
     process = loaded(SYNAPSE_ACCESS_TOKEN="hush-hush", PLUGINS_DIR=str(tmp_path))
 
     assert process.returncode == 78

@@ -1,9 +1,8 @@
-"""Brings up workers in no time: they are forked from a process that has everything loaded.
+"""Starts workers quickly: they are forked from a process that has everything loaded.
 
-`python -m tests.chaos.nursery SOCKET MODULE...`: each connection sends one JSON object `{"app", "env", "log",
-"argv"}` and is
-answered with the id of the new worker's process. The workers end with the nursery, which its guardian ends
-with the test.
+`python -m tests.chaos.forkserver SOCKET MODULE...`: each connection sends one JSON object `{"app", "env",
+"log", "argv"}` and is answered with the process id of the new worker. The workers end with the fork server,
+which its supervisor ends with the test.
 """
 
 import contextlib
@@ -74,21 +73,26 @@ class Worker:
         return "\n".join(said.splitlines()[-lines:])
 
 
-class Nursery:
+class ForkServer:
     """The mother process, as tests see it."""
 
     def __init__(self, folder: Path, *, app: str = "worker.app", loaded: Sequence[str] = LOADED) -> None:
         self._folder, self._app = folder, app
-        self._socket = folder / "nursery"
-        command = [sys.executable, "-m", "tests.chaos.nursery", str(self._socket), *loaded]
+        self._socket = folder / "fork_server"
+        command = [sys.executable, "-m", "tests.chaos.forkserver", str(self._socket), *loaded]
         self._process = start_process(
-            "nursery", command, log=folder / "nursery.log", env=clean_environment(), cwd=ROOT, grace_seconds=0
+            "fork_server",
+            command,
+            log=folder / "fork_server.log",
+            env=clean_environment(),
+            cwd=ROOT,
+            grace_seconds=0,
         )
         self._process.wait_until(self._socket.exists, 30)
         self._born = 0
         self.workers: list[Worker] = []
 
-    def bear(
+    def start(
         self,
         env: Mapping[str, str],
         *,
@@ -129,13 +133,13 @@ def _be_a_worker(asked: dict[str, Any]) -> None:
 
 
 def _prepare_for_chaos() -> None:
-    from tests.chaos.diary import Diary, keep
+    from tests.chaos.crash_injection import inject_crashes
+    from tests.chaos.effect_log import EffectLog, keep
     from tests.chaos.fake_serve import FakeServe, install
-    from tests.chaos.mortal import make_mortal
 
-    keep(Diary(Path(os.environ["CHAOS_DIARY"])))
-    # Outside of that: who dies after the work has noted it.
-    deaths = make_mortal(Path(os.environ["CHAOS_DEATHS"])) if os.environ.get("CHAOS_DEATHS") else None
+    keep(EffectLog(Path(os.environ["CHAOS_DIARY"])))
+    # Outside of that: which process dies after the work has noted it.
+    deaths = inject_crashes(Path(os.environ["CHAOS_DEATHS"])) if os.environ.get("CHAOS_DEATHS") else None
     install(FakeServe(Path(os.environ["CHAOS_SERVE"]), deaths))
 
 
@@ -144,17 +148,17 @@ def main(path: str, *modules: str) -> None:
     for module in modules:
         importlib.import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries the dead
-    with socket.socket(socket.AF_UNIX) as door:
+    with socket.socket(socket.AF_UNIX) as listener:
         draft = f"{path}.draft"
-        door.bind(draft)
-        door.listen(50)
+        listener.bind(draft)
+        listener.listen(50)
         Path(draft).rename(path)
         while True:
-            line, _ = door.accept()
+            line, _ = listener.accept()
             asked = json.loads(line.makefile().readline())
             child = os.fork()
             if child == 0:
-                door.close()
+                listener.close()
                 line.close()
                 code = 1
                 try:

@@ -18,11 +18,11 @@ from redis import Redis
 
 from shared.statuses import JobStatus
 from tests.chaos.audit import Auditor
-from tests.chaos.diary import Diary, Disturbances
+from tests.chaos.effect_log import Disturbances, EffectLog
 from tests.chaos.fake_serve import FakeServe
-from tests.chaos.neighbours import Agent, FaultyProxy, application
-from tests.chaos.nursery import QUEUES as ALL_QUEUES
-from tests.chaos.nursery import Nursery, Worker
+from tests.chaos.faulty_services import Agent, FaultyProxy, application
+from tests.chaos.forkserver import QUEUES as ALL_QUEUES
+from tests.chaos.forkserver import ForkServer, Worker
 from worker.runs.keys import HEARTBEATS_KEY
 from worker.sandbox import Sandbox, wait_for
 from worker.sandbox.sandbox import AGENT_ID
@@ -37,7 +37,7 @@ ECHO = Path(__file__).parents[1] / "plugins" / "echo@1.0.0"
 Row = dict[str, Any]
 
 
-class Ground:
+class PlatformHarness:
     """Everything that sites share."""
 
     def __init__(self, folder: Path) -> None:
@@ -51,16 +51,16 @@ class Ground:
             stack.callback(self.agent.close)
             self.application = application()
             stack.callback(self.application.close)
-            self.nursery = Nursery(folder)
-            stack.callback(self.nursery.close)
+            self.fork_server = ForkServer(folder)
+            stack.callback(self.fork_server.close)
             self.plugin("echo")
             self.sandbox = Sandbox(folder / "sandbox", plugins_dir=self.plugins, with_ray=False)
             self.sandbox.backend._environ["SANDBOX_SERVE_URL"] = self.application.url
             stack.enter_context(self.sandbox)
             self.serve = FakeServe(folder / "serve.sqlite3")
-            self.diary = Diary(folder / "diary")
-            self._postman = Postman(self.sandbox.redis.port)
-            stack.callback(self._postman.close)
+            self.effect_log = EffectLog(folder / "effect_log")
+            self._broker_bridge = BrokerBridge(self.sandbox.redis.port)
+            stack.callback(self._broker_bridge.close)
             self._stack = stack.pop_all()
         self.state = self.sandbox.state
         self._numbers = iter(range(1, 1_000_000))
@@ -88,9 +88,9 @@ class Ground:
         return f"p{next(self._numbers)}"
 
     @contextlib.contextmanager
-    def site_behind(self, neighbour: str, url: str) -> Iterator[tuple["Site", FaultyProxy]]:
-        """A site with its own way to the neighbour at `url`, whose address is the setting `neighbour`."""
-        with contextlib.closing(FaultyProxy(url)) as proxy, self.site(**{neighbour: proxy.url}) as site:
+    def site_behind(self, dependency: str, url: str) -> Iterator[tuple["Site", FaultyProxy]]:
+        """A site with its own way to the dependency at `url`, whose address is the setting `dependency`."""
+        with contextlib.closing(FaultyProxy(url)) as proxy, self.site(**{dependency: proxy.url}) as site:
             yield site, proxy
 
     @contextlib.contextmanager
@@ -111,8 +111,8 @@ BREAKS = """
 """
 
 
-class Postman(threading.Thread):
-    """The backend publishes to one database; who asked for the deployment is at home in another."""
+class BrokerBridge(threading.Thread):
+    """The backend publishes to one database; that asked for the deployment is at home in another."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
@@ -153,9 +153,9 @@ def _code_in(element: bytes) -> str:
 class Site:
     """One Redis database with its workers; jobs, projects and plugins of its own."""
 
-    def __init__(self, ground: Ground, number: int, settings: dict[str, str]) -> None:
-        self.ground, self.state, self._number = ground, ground.state, number
-        self.url = f"redis://127.0.0.1:{ground.sandbox.redis.port}/{number}"
+    def __init__(self, harness: PlatformHarness, number: int, settings: dict[str, str]) -> None:
+        self.harness, self.state, self._number = harness, harness.state, number
+        self.url = f"redis://127.0.0.1:{harness.sandbox.redis.port}/{number}"
         self.redis = Redis.from_url(self.url, decode_responses=True)
         self.redis.flushdb()
         self.publisher = Celery("publisher", broker=self.url, set_as_current=False)
@@ -172,34 +172,34 @@ class Site:
     # given
 
     def environment(self) -> dict[str, str]:
-        ground = self.ground
+        harness = self.harness
         return {
-            **ground.sandbox.environment(),
+            **harness.sandbox.environment(),
             "REDIS_URL": self.url,
-            "SYNAPSE_AGENT_URL": ground.agent.url,
+            "SYNAPSE_AGENT_URL": harness.agent.url,
             "SYNAPSE_AGENT_TOKEN": "token-of-the-agent",
             "RAY_ADDRESS": "127.0.0.1:1",  # never used: Serve is a file
             "WORKER_PLUGIN_HOST": "process",
             "WORKER_VISIBILITY_TIMEOUT_SECONDS": str(VISIBILITY_TIMEOUT),
             "WORKER_PRE_PROCESSOR_POLL_SECONDS": "2",
             "WORKER_ANNOTATE_CHUNK": "5",
-            "CHAOS_SERVE": str(ground.folder / "serve.sqlite3"),
-            "CHAOS_DEATHS": str(ground.deaths),
-            "CHAOS_DIARY": str(ground.folder / "diary"),
+            "CHAOS_SERVE": str(harness.folder / "serve.sqlite3"),
+            "CHAOS_DEATHS": str(harness.deaths),
+            "CHAOS_DIARY": str(harness.folder / "effect_log"),
             **self.settings,
         }
 
     def worker(self, *, concurrency: int = 8, queues: str = ALL_QUEUES, **env: str) -> Worker:
         settings = {**self.environment(), **env}
-        worker = self.ground.nursery.bear(settings, concurrency=concurrency, queues=queues)
+        worker = self.harness.fork_server.start(settings, concurrency=concurrency, queues=queues)
         self.workers.append(worker)
         return worker
 
     def pre_processor(self, code: str | None = None, *, broken: bool = False) -> str:
         """A release that nobody has deployed; its code."""
-        code = code or self.ground.new_code()
-        self.ground.plugin(code, broken=broken)
-        self.ground._postman.deliver_to(code, self._number)
+        code = code or self.harness.new_code()
+        self.harness.plugin(code, broken=broken)
+        self.harness._broker_bridge.deliver_to(code, self._number)
         return code
 
     def project(self, count: int) -> SeededProject:
@@ -209,8 +209,8 @@ class Site:
         return str(self.state.add_job(plugin=plugin, action=action, agent=AGENT_ID))
 
     def fatal(self, point: str, subject: str) -> None:
-        """Whoever comes to `point` for `subject` first dies there."""
-        (self.ground.deaths / f"{point}@{subject}").touch()
+        """The caller that comes to `point` for `subject` first dies there."""
+        (self.harness.deaths / f"{point}@{subject}").touch()
 
     # when
 
@@ -244,18 +244,18 @@ class Site:
         query = "SELECT id FROM plugin_releases WHERE code = ?"
         found = self.state.value(query, code)
         if found is None:
-            config = yaml.safe_load((self.ground.plugins / f"{code}@1.0.0" / "config.yaml").read_text())
+            config = yaml.safe_load((self.harness.plugins / f"{code}@1.0.0" / "config.yaml").read_text())
             row = {"code": code, "version": "1.0.0", "config": config}
             found = self.state.insert("plugin_releases", row)
         return int(found)
 
     def auditor(self, disturbances: Disturbances | None = None) -> Auditor:
         """Of what was received so far."""
-        return Auditor(self.state, self.ground.diary, disturbances)
+        return Auditor(self.state, self.harness.effect_log, disturbances)
 
     def death(self, point: str, subject: str) -> Row | None:
         """When and who."""
-        news = self.ground.deaths / f"{point}@{subject}.dead"
+        news = self.harness.deaths / f"{point}@{subject}.dead"
         return json.loads(news.read_text()) if news.exists() else None
 
     def is_over(self, job: str) -> bool:
@@ -284,7 +284,7 @@ class Site:
         return found
 
     def leftovers(self) -> list[str]:
-        """What is still under way: messages, and runs and rooms that somebody watches over."""
+        """What is still under way: messages, and runs and waiting lists that somebody watches over."""
         messages = self.messages()
         return [*self.redis.zrange(HEARTBEATS_KEY, 0, -1), *([f"{messages} messages"] if messages else [])]
 

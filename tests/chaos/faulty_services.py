@@ -1,4 +1,4 @@
-"""Small HTTP servers on the loopback that stand for a neighbour, or stand in front of one and spoil it."""
+"""Small HTTP servers on the loopback that stand for a dependency, or stand in front of one and spoil it."""
 
 import contextlib
 import http.client
@@ -92,7 +92,7 @@ class FaultyProxy:
         self.only: Callable[[str, str], bool] = lambda _method, _path: True
         self.delay = 0.0
         self.delayed = self.only
-        self._patience = threading.Event()
+        self._wake_up = threading.Event()
         self.server = Server(self._answer)
         self.url = self.server.url
 
@@ -105,8 +105,8 @@ class FaultyProxy:
             yield
         finally:
             self.fault, self.only = None, before
-            self._patience.set()
-            self._patience = threading.Event()
+            self._wake_up.set()
+            self._wake_up = threading.Event()
 
     @contextmanager
     def slowed(self, seconds: float, only: Callable[[str, str], bool]) -> Iterator[None]:
@@ -119,12 +119,12 @@ class FaultyProxy:
 
     def close(self) -> None:
         """End it."""
-        self._patience.set()
+        self._wake_up.set()
         self.server.close()
 
     def _answer(self, request: Handler, body: bytes) -> Answer:
         if self.delay and self.delayed(request.command, request.path):
-            self._patience.wait(self.delay)
+            self._wake_up.wait(self.delay)
         fault = self.fault if self.only(request.command, request.path) else None
         match fault:
             case None:
@@ -137,7 +137,7 @@ class FaultyProxy:
                 self._passed_on(request, body)
                 raise Hangup
             case "hang":
-                self._patience.wait(60)
+                self._wake_up.wait(60)
                 raise Hangup
         raise Hangup
 
@@ -165,7 +165,7 @@ class Agent:
         self.url = self.server.url
 
     def relieve(self) -> None:
-        """Hang no longer; who was hanging is hung up on."""
+        """Hang no longer; that was hanging is hung up on."""
         self.hangs.clear()
         self._relief.set()
         self._relief = threading.Event()
@@ -190,7 +190,7 @@ class Agent:
 
 
 def application() -> Server:
-    """The applications on Serve: each says what it is told."""
+    """The applications on Serve: each says what it is reported."""
 
     def answer(_request: Handler, body: bytes) -> Answer:
         said = json.loads(body or b"{}").get("text", "")

@@ -1,10 +1,10 @@
-"""A neighbour that hangs slows the runs that need it, and no others."""
+"""A dependency that hangs slows the runs that need it, and no others."""
 
 import time
 
 import pytest
 
-from tests.chaos.ground import Ground, Site
+from tests.chaos.platform_harness import PlatformHarness, Site
 from worker.sandbox import wait_for
 
 HANGING = 50
@@ -12,27 +12,27 @@ HANGING = 50
 
 @pytest.mark.chaos
 @pytest.mark.timeout(110)
-def test_fifty_deploys_on_a_hanging_agent_leave_a_to_task_its_time(ground: Ground) -> None:
-    with ground.site(WORKER_ANNOTATE_CHUNK="50") as site:
+def test_fifty_deploys_on_a_hanging_agent_delay_no_to_task(harness: PlatformHarness) -> None:
+    with harness.site(WORKER_ANNOTATE_CHUNK="50") as site:
         # Given a worker of four threads, and the time that a to_task takes on it
         worker = site.worker(concurrency=4)
         _to_task_seconds(site)
         usual = sorted(_to_task_seconds(site) for _ in range(3))[1]
 
         # When the agent hangs on 50 deploys
-        ground.agent.hangs.set()
+        harness.agent.hangs.set()
         try:
             deploys = []
             for _ in range(HANGING):
-                plugin = ground.plugin(ground.new_code())
+                plugin = harness.plugin(harness.new_code())
                 deploys.append(site.new_job(plugin, "deployment"))
                 site.deploy(deploys[-1], plugin)
-            asked = len(ground.agent.server.received)
-            wait_for(lambda: len(ground.agent.server.received) > asked, 20, "a deploy hangs")
+            asked = len(harness.agent.server.received)
+            wait_for(lambda: len(harness.agent.server.received) > asked, 20, "a deploy hangs")
             wait_for(lambda: not site.redis.llen("deploy"), 20, "all deploys are under way")
             slowed = sorted(_to_task_seconds(site) for _ in range(3))
         finally:
-            ground.agent.relieve()
+            harness.agent.relieve()
 
         # Then a to_task takes at most twice as long
         print(f"usually {usual:.2f} s, beside hanging deploys {slowed}")

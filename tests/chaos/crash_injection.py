@@ -1,7 +1,7 @@
-"""Makes a worker mortal: at a named point, and for a named job or plugin, it dies as by `kill -9`.
+"""Makes a worker die as by `kill -9` at a named point, for a named job or plugin.
 
-Loaded by `nursery` into test workers alone; the product has no hook. A death is a file `point@subject` in the
-folder CHAOS_DEATHS; whoever renames it first is the one to die, so each death happens once.
+Loaded into test workers alone; the product has no hook. A crash is a file `point@subject` in the folder
+CHAOS_DEATHS; the process that renames it first dies, so each crash happens once.
 """
 
 import contextlib
@@ -57,41 +57,41 @@ def wrap(deaths: Deaths, owner: Any, method: str, name: Name, subjects: Subjects
     """`owner.method` dies before or after its work. The names may depend on its arguments."""
     original = getattr(owner, method)
 
-    def mortal(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def crash_injection(self: Any, *args: Any, **kwargs: Any) -> Any:
         point, whose = name(*args, **kwargs), subjects(self, *args, **kwargs)
         deaths.at(f"{point}:before", *whose)
         answer = original(self, *args, **kwargs)
         deaths.at(f"{point}:after", *whose)
         return answer
 
-    setattr(owner, method, mortal)
+    setattr(owner, method, crash_injection)
 
 
 def wrap_async(deaths: Deaths, owner: Any, method: str, point: str) -> None:
     """The same for a coroutine."""
     original = getattr(owner, method)
 
-    async def mortal(self: Any, *args: Any, **kwargs: Any) -> Any:
+    async def crash_injection(self: Any, *args: Any, **kwargs: Any) -> Any:
         deaths.at(f"{point}:before")
         answer = await original(self, *args, **kwargs)
         deaths.at(f"{point}:after")
         return answer
 
-    setattr(owner, method, mortal)
+    setattr(owner, method, crash_injection)
 
 
-def make_mortal(folder: Path) -> Deaths:
+def inject_crashes(folder: Path) -> Deaths:
     """Every place at which a step touches something that outlives the process."""
     deaths = Deaths(folder)
     fixed: Callable[[str], Name] = lambda text: lambda *_, **__: text  # noqa: E731
     first: Subjects = lambda _self, subject, *_, **__: (subject,)  # noqa: E731
-    of_room: Subjects = lambda room, *_, **__: (room.name.code,)  # noqa: E731
+    of_waitlist: Subjects = lambda waitlist, *_, **__: (waitlist.name.code,)  # noqa: E731
     of_ledger: Subjects = lambda ledger, *_, **__: (ledger._job,)  # noqa: E731
 
     wrap(deaths, RunStore, "accept", fixed("accept"), lambda _s, message, *_: (message.job,))
     wrap(deaths, RunStore, "claim_step", lambda _job, step, *_: f"begin {step.name}", first)
     wrap(deaths, RunStore, "finish", fixed("finish"), first)
-    wrap(deaths, RunStore, "mark_reported", fixed("seal"), first)
+    wrap(deaths, RunStore, "mark_reported", fixed("mark_reported"), first)
     wrap(
         deaths,
         RunStore,
@@ -113,8 +113,8 @@ def make_mortal(folder: Path) -> Deaths:
     wrap_async(deaths, AsyncBackendClient, "annotate_task_data", "annotate_task_data")
     wrap_async(deaths, AsyncBackendClient, "run_plugin", "infer")
     for method in ("join", "mark_sent", "mark_known", "claim_poll", "end_poll"):
-        wrap(deaths, Waitlist, method, fixed(f"room {method}"), of_room)
-    wrap(deaths, Waitlist, "remove", fixed("room leave"), lambda room, *jobs: (room.name.code, *jobs))
+        wrap(deaths, Waitlist, method, fixed(f"room {method}"), of_waitlist)
+    wrap(deaths, Waitlist, "remove", fixed("room leave"), lambda waitlist, *jobs: (waitlist.name.code, *jobs))
     for method in ("record", "complete_chunk", "next_chunks", "mark_published"):
         wrap(deaths, RedisLedger, method, fixed(f"ledger {method}"), of_ledger)
     wrap(deaths, TaskIndex, "commit", fixed("catalogue commit"), of_ledger)
@@ -142,7 +142,7 @@ def _backend_subjects(method: str) -> Subjects:
 def _wrap_retry(deaths: Deaths) -> None:
     original = StepTask.retry
 
-    def mortal(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def crash_injection(self: Any, *args: Any, **kwargs: Any) -> Any:
         carried = kwargs.get("kwargs") or {}
         whose = (carried.get("job"), _code_of(carried.get("room")))
         deaths.at(f"retry {self.name}:before", *whose)
@@ -152,8 +152,8 @@ def _wrap_retry(deaths: Deaths) -> None:
             deaths.at(f"retry {self.name}:after", *whose)
             raise
 
-    StepTask.retry = mortal
+    StepTask.retry = crash_injection
 
 
-def _code_of(room: Any) -> str | None:
-    return room.split(":")[2].split("@")[0] if isinstance(room, str) else None
+def _code_of(waitlist: Any) -> str | None:
+    return waitlist.split(":")[2].split("@")[0] if isinstance(waitlist, str) else None

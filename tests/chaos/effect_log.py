@@ -1,7 +1,7 @@
 """What test workers note of the effects that they have, so that the auditor knows what was in flight when.
 
 A line an event: when, whose process, `began` or `done`, and what. `done` means that the effect is on record:
-a task in the ledger, an end sealed. Whoever begins it again after that has done it twice.
+a task in the ledger, an end sealed. A process that begins it again after that has done it twice.
 """
 
 import os
@@ -55,7 +55,7 @@ class Disturbances:
         return died or self.cut(first.time, again.time)
 
 
-class Diary:
+class EffectLog:
     """One file for all workers, which survives them."""
 
     def __init__(self, path: Path) -> None:
@@ -76,9 +76,9 @@ class Diary:
         return found
 
 
-def keep(diary: Diary) -> None:
+def keep(effect_log: EffectLog) -> None:
     """This process's clients and records note what they do."""
-    annotate, update, record, seal = (
+    annotate, update, record, mark_reported = (
         AsyncBackendClient.annotate_task_data,
         BackendClient.update_job,
         RedisLedger.record,
@@ -86,23 +86,23 @@ def keep(diary: Diary) -> None:
     )
 
     async def noted_annotate(self: Any, task: int, *args: Any, **kwargs: Any) -> Any:
-        diary.note("began", f"task {task}")
+        effect_log.note("began", f"task {task}")
         return await annotate(self, task, *args, **kwargs)
 
     def noted_update(self: Any, job: str, **fields: Any) -> Any:
         if "result" in fields:
-            diary.note("began", f"end {job}")
+            effect_log.note("began", f"end {job}")
         return update(self, job, **fields)
 
     def noted_record(self: Any, marks: Any) -> bool:
         taken = record(self, marks)
         if taken:
-            diary.note("done", *(f"task {mark.task_id}" for mark in marks))
+            effect_log.note("done", *(f"task {mark.task_id}" for mark in marks))
         return taken
 
     def noted_seal(self: Any, job: str) -> None:
-        seal(self, job)
-        diary.note("done", f"end {job}")
+        mark_reported(self, job)
+        effect_log.note("done", f"end {job}")
 
     for owner, name, noted in (
         (AsyncBackendClient, "annotate_task_data", noted_annotate),

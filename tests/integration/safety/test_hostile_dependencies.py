@@ -76,7 +76,7 @@ def test_a_redirect_is_not_followed(
     [Answer(200, b" " * MB, length=100 * MB), Answer(200, b" " * MB, endless=True)],
     ids=["100 MB", "endless"],
 )
-def test_an_answer_without_measure_is_refused(site: Site, answer: Answer) -> None:
+def test_an_answer_without_a_limit_is_rejected(site: Site, answer: Answer) -> None:
     # Given answers of 100 MB, or without an end, to every look at one project
     project, worker = site.project(1), site.worker
     assert worker is not None
