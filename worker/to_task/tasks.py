@@ -4,14 +4,13 @@ from typing import Any
 
 from celery import shared_task
 
+import worker.to_task.annotate
+import worker.to_task.prepare
 from shared.messages import Job, ToTaskMessage
 from worker.runs.bulkhead import bulkhead
 from worker.runs.model import Continue, Outcome, Suspend
 from worker.services import services
-from worker.to_task import annotate as chunk_step
-from worker.to_task import annotate as window
 from worker.to_task import discover, results
-from worker.to_task import prepare as checks
 from worker.to_task.clients import annotation_runtime
 from worker.to_task.steps import ANNOTATE, FETCH_TASKS, FINALIZE, INITIALIZE, PREPARE, SPREAD, ToTaskRun
 from worker.workflow.intake import begin_run
@@ -38,7 +37,7 @@ def initialize(self: StepTask, job: Job, **_: Any) -> None:
 @shared_task(base=StepTask, bind=True, name=PREPARE.name)
 def prepare(self: StepTask, job: Job, **_: Any) -> None:
     """Check the parameters against the plugin and the project."""
-    self.run_step(PREPARE, job, lambda run: checks.prepare(run, services()))
+    self.run_step(PREPARE, job, lambda run: worker.to_task.prepare.prepare(run, services()))
 
 
 @shared_task(base=StepTask, bind=True, name=FETCH_TASKS.name)
@@ -50,7 +49,7 @@ def fetch_tasks(self: StepTask, job: Job, **_: Any) -> None:
 @shared_task(base=StepTask, bind=True, name=SPREAD.name)
 def spread(self: StepTask, job: Job, **_: Any) -> None:
     """Publish the first chunks, or those whose messages were lost."""
-    self.run_step(SPREAD, job, lambda run: window.spread(run, services()))
+    self.run_step(SPREAD, job, lambda run: worker.to_task.annotate.spread(run, services()))
 
 
 @shared_task(base=StepTask, bind=True, name=ANNOTATE.name)
@@ -62,7 +61,7 @@ def annotate(self: StepTask, job: Job, chunk: Count, **_: Any) -> None:
             self.run_step(
                 ANNOTATE,
                 job,
-                lambda run: chunk_step.annotate(run, chunk, services(), annotation_runtime()),
+                lambda run: worker.to_task.annotate.annotate(run, chunk, services(), annotation_runtime()),
                 part=str(chunk),
             )
     if not acquired:

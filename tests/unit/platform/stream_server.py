@@ -37,7 +37,7 @@ class Wire:
         handler.end_headers()
         return self
 
-    def refuse(self, status: int, body: bytes = b"", **headers: str) -> None:
+    def reject(self, status: int, body: bytes = b"", **headers: str) -> None:
         self._handler.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self._handler.send_header(name, value)
@@ -134,7 +134,7 @@ def log_server(script: Script, tls: ssl.SSLContext | None = None) -> Iterator[Lo
             pass
 
     with Server(("127.0.0.1", 0), Handler) as server:
-        # Little room in the kernel, so that a slow reader is felt soon.
+        # A small buffer in the kernel, so that a slow reader is felt soon.
         server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
         if tls is not None:
             server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)

@@ -78,7 +78,7 @@ async def test_many_calls_share_few_connections(service: "Service", hasty: Retry
     assert len({seen.connection for seen in service.seen}) <= 4
 
 
-async def test_waiting_for_a_turn_is_not_the_service_s_time(service: "Service") -> None:
+async def test_waiting_for_a_slot_is_not_the_service_s_time(service: "Service") -> None:
     def answer_late(handler: "BaseHTTPRequestHandler") -> None:
         service.ended.wait(0.1)
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
@@ -212,7 +212,7 @@ async def test_what_is_no_answer_is_malformed(service: "Service", hasty: RetryPo
     assert len(service.seen) == 1
 
 
-async def test_a_huge_answer_is_refused_early(service: "Service", hasty: RetryPolicy) -> None:
+async def test_a_huge_answer_is_rejected_early(service: "Service", hasty: RetryPolicy) -> None:
     service.drips(b"HTTP/1.1 200 OK\r\nContent-Length: 104857600\r\n\r\n")
     began = time.monotonic()
 
@@ -220,7 +220,7 @@ async def test_a_huge_answer_is_refused_early(service: "Service", hasty: RetryPo
     assert time.monotonic() - began < 1
 
 
-async def test_a_small_answer_that_unpacks_to_a_huge_one_is_refused(
+async def test_a_small_answer_that_unpacks_to_a_huge_one_is_rejected(
     service: "Service", hasty: RetryPolicy
 ) -> None:
     service.answers(body=gzip.compress(b"x" * 100_000_000, 1), headers={"Content-Encoding": "gzip"})

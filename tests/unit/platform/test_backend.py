@@ -183,7 +183,7 @@ def test_filters_cannot_override_what_the_worker_sets(service: "Service", hasty:
     assert service.seen[0].path == "/sdk/tasks/?status=new&fields=id&project=3&page_size=500"
 
 
-def test_a_field_that_the_backend_would_refuse_is_not_sent(service: "Service", hasty: RetryPolicy) -> None:
+def test_a_field_that_the_backend_would_reject_is_not_sent(service: "Service", hasty: RetryPolicy) -> None:
     with client_of(service, hasty) as client, pytest.raises(ValidationError, match="unknown keys progress"):
         client.update_job(1, progress={})
 

@@ -14,7 +14,7 @@ def test_the_schema_is_sent_only_when_any_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("bad", ["", "..", "1/2", "-1", "1?x", "one"])
-def test_a_number_that_cannot_be_one_is_refused(bad: str) -> None:
+def test_a_number_that_cannot_be_one_is_rejected(bad: str) -> None:
     with pytest.raises(ValidationError):
         task_request(bad)
 
@@ -27,7 +27,7 @@ def test_what_is_not_declared_is_left_out_of_a_plugin_s_run() -> None:
     assert request.json == {"agent": 1, "action": "deployment", "params": {"x": None}}
 
 
-def test_a_plugin_run_with_an_unknown_key_is_refused() -> None:
+def test_a_plugin_run_with_an_unknown_key_is_rejected() -> None:
     with pytest.raises(ValidationError, match="unknown keys extra"):
         plugin_run_request("a", {"agent": 1, "extra": 2})
 

@@ -249,7 +249,7 @@ def test_what_is_no_answer_is_malformed_and_not_tried_again(
     assert len(service.seen) == 1
 
 
-def test_a_huge_answer_is_refused_by_its_declared_length(service: "Service", hasty: RetryPolicy) -> None:
+def test_a_huge_answer_is_rejected_by_its_declared_length(service: "Service", hasty: RetryPolicy) -> None:
     service.drips(b"HTTP/1.1 200 OK\r\nContent-Length: 104857600\r\n\r\n", b"x")
     began = time.monotonic()
 
@@ -259,7 +259,7 @@ def test_a_huge_answer_is_refused_by_its_declared_length(service: "Service", has
     assert time.monotonic() - began < 1
 
 
-def test_a_huge_answer_of_unknown_length_is_refused_on_the_way(
+def test_a_huge_answer_of_unknown_length_is_rejected_on_the_way(
     service: "Service", hasty: RetryPolicy
 ) -> None:
     service.drips(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", b"x" * 4_000_000)
@@ -267,7 +267,9 @@ def test_a_huge_answer_of_unknown_length_is_refused_on_the_way(
     assert str(failure(service, hasty)) == "malformed answer: larger than 16 MB"
 
 
-def test_a_small_answer_that_unpacks_to_a_huge_one_is_refused(service: "Service", hasty: RetryPolicy) -> None:
+def test_a_small_answer_that_unpacks_to_a_huge_one_is_rejected(
+    service: "Service", hasty: RetryPolicy
+) -> None:
     service.answers(body=gzip.compress(b"x" * 100_000_000, 1), headers={"Content-Encoding": "gzip"})
 
     assert str(failure(service, hasty)) == "malformed answer: larger than 16 MB"
@@ -299,7 +301,7 @@ def test_a_token_that_no_header_can_hold_is_not_shown() -> None:
 
 
 @pytest.mark.parametrize("timeout", [{"connect": 0}, {"read": -1}, {"pool": 1}])
-def test_a_timeout_that_is_none_is_refused(timeout: dict[str, float]) -> None:
+def test_a_timeout_that_is_none_is_rejected(timeout: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="timeout is a dict"):
         BaseClient("http://host", timeout)
 
@@ -335,7 +337,7 @@ def test_a_page_elsewhere_is_not_asked_for(link: str) -> None:
 
 
 @pytest.mark.parametrize("last", ["http://host/tasks/?page=2", "http://host/tasks/"])
-def test_pages_in_a_circle_are_refused(last: str) -> None:
+def test_pages_in_a_circle_are_rejected(last: str) -> None:
     transport = pages_of(
         {
             "1": {"results": [], "next": "http://host/tasks/?page=2"},
@@ -350,7 +352,7 @@ def test_pages_in_a_circle_are_refused(last: str) -> None:
         client._collect_pages(LIST)
 
 
-def test_a_list_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_without_an_end_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.platform.requests.MAX_PAGES", 5)
 
     def answer(request: httpx.Request) -> httpx.Response:

@@ -91,11 +91,11 @@ def test_the_copy_is_of_the_same_class_with_clean_arguments() -> None:
 
 
 def test_an_os_error_keeps_its_number() -> None:
-    copy = clean_exception(ConnectionRefusedError(111, f"refused {URL}"))
+    copy = clean_exception(ConnectionRefusedError(111, f"rejected {URL}"))
 
     assert isinstance(copy, ConnectionRefusedError)
     assert copy.errno == 111
-    assert str(copy) == "[Errno 111] refused <url>"
+    assert str(copy) == "[Errno 111] rejected <url>"
 
 
 def test_request_and_response_stay_behind() -> None:

@@ -66,7 +66,7 @@ def test_deleting_an_application_returns_nothing(service: "Service", hasty: Retr
 @pytest.mark.parametrize(
     "bad", ["", ".", "..", "a/b", "a b", "ä", "a?b", "a\n", "x" * 101, "a@b", 5.0, True, None]
 )
-def test_an_id_that_cannot_be_one_is_refused(bad: Any) -> None:
+def test_an_id_that_cannot_be_one_is_rejected(bad: Any) -> None:
     transport = httpx.MockTransport(never_answer)
     with (
         AgentClient("http://host", TOKEN, transport=transport) as client,
@@ -78,7 +78,7 @@ def test_an_id_that_cannot_be_one_is_refused(bad: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", ["", ".", "..", "...", "a/b", "a%2fb", "x" * 101])
-def test_a_bad_application_name_is_refused(bad: str) -> None:
+def test_a_bad_application_name_is_rejected(bad: str) -> None:
     transport = httpx.MockTransport(never_answer)
     with AgentClient("http://host", TOKEN, transport=transport) as client, pytest.raises(ValidationError):
         client.get_serve_application(bad)
@@ -194,7 +194,7 @@ def test_each_protocol_has_its_address_and_the_headers(hasty: RetryPolicy) -> No
         lambda c: c.log_tail("a", -1),
     ],
 )
-def test_what_cannot_be_asked_is_refused_at_once(ask: Call, hasty: RetryPolicy) -> None:
+def test_what_cannot_be_asked_is_rejected_at_once(ask: Call, hasty: RetryPolicy) -> None:
     with (
         log_server(lambda wire: wire.accept().complete()) as server,
         client_of(server, hasty) as client,

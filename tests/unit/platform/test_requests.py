@@ -1,4 +1,4 @@
-"""Requests as values: paths, queries, bodies, and what is refused before anything is sent."""
+"""Requests as values: paths, queries, bodies, and what is rejected before anything is sent."""
 
 import pytest
 
@@ -16,13 +16,13 @@ def test_a_list_is_a_repeated_key_and_a_boolean_a_word() -> None:
     )
 
 
-def test_a_filter_that_no_query_can_hold_is_refused() -> None:
+def test_a_filter_that_no_query_can_hold_is_rejected() -> None:
     with pytest.raises(ValidationError, match="the filter a"):
         encode_query({"a": {"b": 1}})
 
 
 @pytest.mark.parametrize("value", [float("nan"), {1, 2}, "\ud800", object()])
-def test_a_body_that_json_cannot_hold_is_refused_unseen(value: object) -> None:
+def test_a_body_that_json_cannot_hold_is_rejected_unseen(value: object) -> None:
     with pytest.raises(ValidationError) as caught:
         encode_body(Request("POST", "x/", json={"a": value}))
 
@@ -59,7 +59,7 @@ def test_a_path_is_joined_to_the_base(base: str, whole: str) -> None:
         "http://a b/",
     ],
 )
-def test_a_base_that_is_none_is_refused_without_showing_it(bad: str) -> None:
+def test_a_base_that_is_none_is_rejected_without_showing_it(bad: str) -> None:
     with pytest.raises(ValueError) as caught:
         BaseUrl(bad)
 
@@ -96,6 +96,6 @@ def test_a_link_to_the_own_service_is_taken_apart(link: str) -> None:
         "http://host:99999/",
     ],
 )
-def test_a_link_that_leads_away_is_refused(link: str) -> None:
+def test_a_link_that_leads_away_is_rejected(link: str) -> None:
     with pytest.raises(MalformedResponseError):
         BaseUrl("http://host/api").relative(link)

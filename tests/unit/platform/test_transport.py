@@ -1,4 +1,4 @@
-"""Over TLS: logs come as they do without it, and who cannot prove its name is told nothing."""
+"""Over TLS: logs come as they do without it, and who cannot prove its name is reported nothing."""
 
 import ssl
 from collections.abc import Iterator

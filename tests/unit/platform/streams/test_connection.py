@@ -33,7 +33,7 @@ def tail_of(server: LogServer, protocol: Any, seconds: float = 5, **limits: int)
 async def test_silence_is_counted_only_while_somebody_waits(protocol: Any) -> None:
     def script(wire: Wire) -> None:
         wire.accept().line("a")
-        time.sleep(0.5)  # less than the silence that is borne, twice
+        time.sleep(0.5)  # less than the silence that is tolerated, twice
         wire.line("b")
         time.sleep(0.5)
         wire.line("c").wait_until_left()

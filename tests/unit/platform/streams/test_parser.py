@@ -1,4 +1,4 @@
-"""The rules of logs without a wire: lines, cuts, events, limits, and what is refused beforehand."""
+"""The rules of logs without a wire: lines, cuts, events, limits, and what is rejected beforehand."""
 
 import dataclasses
 import itertools

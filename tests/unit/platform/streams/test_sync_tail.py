@@ -119,8 +119,8 @@ def test_no_log_level_shows_the_token(protocol: Any, caplog: pytest.LogCaptureFi
         (503, ServerError),
     ],
 )
-def test_a_refusal_says_what_the_agent_says(protocol: Any, status: int, kind: type[ClientError]) -> None:
-    lines, error = failure_of(lambda wire: wire.refuse(status, b'{"detail": "no: token=s3cret1"}'), protocol)
+def test_a_rejection_says_what_the_agent_says(protocol: Any, status: int, kind: type[ClientError]) -> None:
+    lines, error = failure_of(lambda wire: wire.reject(status, b'{"detail": "no: token=s3cret1"}'), protocol)
 
     assert (lines, type(error), error.status, error.detail) == ([], kind, status, "no: token=***")
 
@@ -129,7 +129,7 @@ def test_a_refusal_says_what_the_agent_says(protocol: Any, status: int, kind: ty
 def test_redirects_are_not_followed(protocol: Any) -> None:
     with log_server(lambda wire: wire.accept().complete()) as other:
         _, error = failure_of(
-            lambda wire: wire.refuse(307, Location=other.url + "/jobs/job-1/logs/"), protocol
+            lambda wire: wire.reject(307, Location=other.url + "/jobs/job-1/logs/"), protocol
         )
 
     assert error.status == 307
@@ -207,7 +207,7 @@ def test_what_the_code_of_a_closed_websocket_means(code: int, kind: type[ClientE
 
 
 def test_an_agent_without_websockets_there_says_so() -> None:
-    _, error = failure_of(lambda wire: wire.refuse(200, b"all of the log"), "websocket")
+    _, error = failure_of(lambda wire: wire.reject(200, b"all of the log"), "websocket")
 
     assert (type(error), error.status) == (WebSocketError, 500)
 
@@ -216,7 +216,7 @@ def test_an_agent_without_websockets_there_says_so() -> None:
     "script",
     [
         lambda wire: wire.accept("text/html").piece("<html>").finish(),
-        lambda wire: wire.refuse(200, b"", **{"Content-Encoding": "gzip"}),
+        lambda wire: wire.reject(200, b"", **{"Content-Encoding": "gzip"}),
     ],
 )
 def test_what_is_no_log_is_malformed(script: Script) -> None:
@@ -248,7 +248,7 @@ def test_messages_have_a_limit_of_their_own() -> None:
     assert isinstance(error, StreamLimitExceededError)
 
 
-def test_a_message_above_the_whole_limit_is_not_taken_in() -> None:
+def test_a_message_above_the_whole_limit_is_not_accepted() -> None:
     _, error = failure_of(lambda wire: wire.accept().piece("x" * 2000), "websocket", max_bytes=1000)
 
     assert isinstance(error, StreamLimitExceededError)
@@ -475,15 +475,15 @@ def only_http(wire: Wire, fail: Script) -> None:
 @pytest.mark.parametrize(
     "fail",
     [
-        lambda wire: wire.refuse(404),
-        lambda wire: wire.refuse(200, b"all of the log"),
+        lambda wire: wire.reject(404),
+        lambda wire: wire.reject(200, b"all of the log"),
         lambda wire: None,
         lambda wire: wire.accept() and None,
         lambda wire: wire.accept().finish(1011),
         lambda wire: wire.wait_until_left(),
         lambda wire: wire.accept().wait_until_left(),
     ],
-    ids=["refused", "no websocket", "hangs up", "lost", "closed", "silent", "accepted, then silent"],
+    ids=["rejected", "no websocket", "hangs up", "lost", "closed", "silent", "accepted, then silent"],
 )
 def test_auto_falls_back_to_http(fail: Script) -> None:
     with log_server(lambda wire: only_http(wire, fail)) as server, client_of(server) as client:

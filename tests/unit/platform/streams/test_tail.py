@@ -81,7 +81,7 @@ async def test_a_closed_line_proves_nothing_and_half_a_line_is_none(protocol: An
 
 @both
 async def test_failures_are_the_sync_client_s(protocol: Any) -> None:
-    assert type((await failure_of(lambda wire: wire.refuse(404), protocol))[1]) is NotFoundError
+    assert type((await failure_of(lambda wire: wire.reject(404), protocol))[1]) is NotFoundError
     assert (
         type((await failure_of(lambda wire: wire.wait_until_left(), protocol, 0.1))[1]) is ClientTimeoutError
     )
@@ -110,12 +110,12 @@ async def test_nobody_listens(protocol: Any) -> None:
 @both
 async def test_redirects_are_not_followed(protocol: Any) -> None:
     with log_server(lambda wire: wire.accept().complete()) as other:
-        _, error = await failure_of(lambda wire: wire.refuse(307, Location=other.url), protocol)
+        _, error = await failure_of(lambda wire: wire.reject(307, Location=other.url), protocol)
 
     assert (error.status, other.paths) == (307, [])
 
 
-@pytest.mark.parametrize("fail", [lambda wire: wire.refuse(200), lambda wire: wire.accept() and None])
+@pytest.mark.parametrize("fail", [lambda wire: wire.reject(200), lambda wire: wire.accept() and None])
 async def test_auto_falls_back_before_the_first_line(fail: Script) -> None:
     def script(wire: Wire) -> object:
         return fail(wire) if wire.is_websocket else wire.accept().line("over http").complete()
@@ -233,8 +233,8 @@ async def test_neither_cookies_nor_the_environment_s_proxy_are_used(
 
 @pytest.mark.parametrize("status", [400, 401, 408, 500])
 @both
-async def test_a_refusal_says_what_the_agent_says(protocol: Any, status: int) -> None:
-    refusal = b'{"detail": "no: token=s3cret1"}'
-    lines, error = await failure_of(lambda wire: wire.refuse(status, refusal), protocol)
+async def test_a_rejection_says_what_the_agent_says(protocol: Any, status: int) -> None:
+    rejection = b'{"detail": "no: token=s3cret1"}'
+    lines, error = await failure_of(lambda wire: wire.reject(status, rejection), protocol)
 
     assert (lines, error.status, error.detail) == ([], status, "no: token=***")

@@ -66,7 +66,7 @@ async def test_a_message_may_come_in_fragments_with_a_ping_between() -> None:
         assert [line async for line in tail_of(server, "websocket")] == ["one", "two"]
 
 
-async def test_a_message_above_the_whole_limit_is_not_taken_in() -> None:
+async def test_a_message_above_the_whole_limit_is_not_accepted() -> None:
     _, error = await failure_of(lambda wire: wire.accept().piece("x" * 2000), "websocket", max_bytes=1000)
 
     assert isinstance(error, StreamLimitExceededError)
