@@ -98,11 +98,11 @@ FILE = """
 >    begin to_task.spread
 <>   ledger next_chunks
 <>   send to_task.annotate
-<>   ledger sent
+<>   ledger mark_published
 >    begin to_task.annotate
 <>*  annotate_task_data
 <>*  ledger record
-<>   ledger chunk_done
+<>   ledger complete_chunk
 <>   send to_task.finalize
 >    begin to_task.finalize
 <>   finish
@@ -156,7 +156,7 @@ LOST_OF_FILE = """
 >    send to_task.initialize
 >    begin to_task.fetch_tasks
 >*   send to_task.annotate
->    ledger chunk_done
+>    ledger complete_chunk
 >    send to_task.finalize
 """
 
