@@ -25,7 +25,7 @@ $(STAMP): $(wildcard requirements/*.txt) pyproject.toml
 demo: $(STAMP)  ## Deploy a digits classifier on Ray Serve and pre-annotate 899 images with it
 	@$(BIN)/synapse-worker demo
 
-lint: $(STAMP)  ## Style, types and import rules
+lint: $(STAMP) house  ## Style, types, import rules and the rules of the house
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
