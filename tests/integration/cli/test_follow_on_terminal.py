@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from shared.messages import DeployMessage
-from tests.unit.runs.runs_helpers import RecordingSender
+from tests.harness.in_process_worker import RecordingPublisher
 from worker.runs.runs import Runs, Timing
 from worker.sandbox.processes import wait_for
 from worker.sandbox.servers import RedisServer
@@ -35,7 +35,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 def test_ctrl_c_leaves_the_terminal_as_it_was(command: list[str], server: RedisServer) -> None:
     # Given a running run, followed on a terminal
     with Redis.from_url(server.url, decode_responses=True) as redis:
-        runs = Runs(redis, RecordingSender(), Timing(60))
+        runs = Runs(redis, RecordingPublisher(), Timing(60))
         message = DeployMessage.model_validate({"job": 42, "plugin": "digits@1.0.0", "agent": 1})
         runs.store.accept(message, "deploy")
         runs.set_progress(runs.store.load("42"), "deploy", 30)

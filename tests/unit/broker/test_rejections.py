@@ -10,7 +10,7 @@ import pytest
 from kombu.message import Message
 
 from shared.channels import DEAD_LETTERS
-from tests.unit.runs.runs_helpers import RecordingSender
+from tests.harness.in_process_worker import RecordingPublisher
 from worker.broker.rejections import (
     RejectedMessage,
     keep_rejected,
@@ -72,9 +72,9 @@ def test_message_is_kept_only_when_every_receiver_kept_it(monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def sender(redis: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingSender]:
+def sender(redis: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingPublisher]:
     """What the app publishes once it has connected the rejections of the broker."""
-    sender = RecordingSender()
+    sender = RecordingPublisher()
     runs = SimpleNamespace(publisher=sender, store=SimpleNamespace(exists=lambda job: job == "known"))
     monkeypatch.setattr(dead_letters, "services", lambda: SimpleNamespace(redis=redis, runs=runs))
     message_rejected.connect(dead_letters.reject_undelivered)
@@ -86,12 +86,12 @@ def rejected(task: str = "deploy", **kwargs: Any) -> RejectedMessage:
     return RejectedMessage(task, json.dumps([[], kwargs, None]), "embed is not a dict", None, kwargs or None)
 
 
-def test_job_of_a_rejected_message_fails_with_the_reason(redis: Any, sender: RecordingSender) -> None:
+def test_job_of_a_rejected_message_fails_with_the_reason(redis: Any, sender: RecordingPublisher) -> None:
     message = rejected(job=7, tenant="t")
     assert keep_rejected(None, message)
     ((_, letter),) = redis.xrange(DEAD_LETTERS)
     assert (letter["task"], letter["body"], letter["reason"]) == ("deploy", message.body, message.reason)
-    (sent,) = sender.sent
+    (sent,) = sender.published
     assert sent.name == dead_letters.FAIL_REJECTED_JOB.name
     assert sent.kwargs == {"job": "7", "reason": "embed is not a dict", "tenant": "t"}
 
@@ -108,8 +108,8 @@ def test_job_of_a_rejected_message_fails_with_the_reason(redis: Any, sender: Rec
     ],
 )
 def test_job_that_is_unreadable_or_has_a_run_does_not_fail(
-    redis: Any, sender: RecordingSender, message: RejectedMessage
+    redis: Any, sender: RecordingPublisher, message: RejectedMessage
 ) -> None:
     assert keep_rejected(None, message)
     assert redis.xlen(DEAD_LETTERS) == 1
-    assert sender.sent == []
+    assert sender.published == []

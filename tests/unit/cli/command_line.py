@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from shared import DeployMessage, Message
 from shared.statuses import JobStatus
-from tests.unit.runs.runs_helpers import RecordingSender
+from tests.harness.in_process_worker import RecordingPublisher
 from worker.cli.main import app
 from worker.runs.model import End
 from worker.runs.runs import Runs, Timing
@@ -42,7 +42,7 @@ class CommandLine:
 
     @property
     def runs(self) -> Runs:
-        return Runs(self.redis, RecordingSender(), Timing(60))
+        return Runs(self.redis, RecordingPublisher(), Timing(60))
 
     def given_run(self, job: str) -> None:
         """Add a run that has started."""

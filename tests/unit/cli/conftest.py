@@ -6,9 +6,9 @@ from fakeredis import FakeRedis
 
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.cli.command_line import RAY_JOB, CommandLine
 from tests.unit.logs.relay_harness import LogOfJob
-from tests.unit.runs.runs_helpers import RecordingSender
 from worker.runs.model import End
 from worker.runs.runs import Runs, Timing
 
@@ -36,7 +36,7 @@ def redis_server(monkeypatch: pytest.MonkeyPatch) -> fakeredis.FakeServer:
 @pytest.fixture
 def live_runs(redis: FakeRedis) -> Runs:
     """Runs, with a live one of job 42."""
-    runs = Runs(redis, RecordingSender(), Timing(60))
+    runs = Runs(redis, RecordingPublisher(), Timing(60))
     message = DeployMessage.model_validate({"job": 42, "plugin": "digits@1.0.0", "agent": 1})
     runs.store.accept(message, "deploy")
     return runs

@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 from fakeredis import FakeRedis
 
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.deploy.deploy_harness import DeployHarness
-from tests.unit.runs.runs_helpers import RecordingSender
 
 
 @pytest.fixture
-def sender() -> RecordingSender:
-    return RecordingSender()
+def sender() -> RecordingPublisher:
+    return RecordingPublisher()
 
 
 @pytest.fixture
-def harness(redis: FakeRedis, sender: RecordingSender, tmp_path: Path) -> DeployHarness:
+def harness(redis: FakeRedis, sender: RecordingPublisher, tmp_path: Path) -> DeployHarness:
     harness = DeployHarness(redis, sender, tmp_path)
     harness.accept()
     return harness

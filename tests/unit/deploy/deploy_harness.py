@@ -8,8 +8,7 @@ from typing import Any
 from fakeredis import FakeRedis
 
 from shared.messages import DeployMessage
-from tests.harness.in_process_worker import InProcessWorker
-from tests.unit.runs.runs_helpers import RecordingSender
+from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
 from worker.deploy.cluster import ServeState
 from worker.deploy.plan import DEPLOY, DeployPlan, DeployRun
 from worker.runs.keys import messages_key
@@ -51,7 +50,7 @@ class FakeServices:
 class DeployHarness:
     """A worker's steps of deployments, without Celery."""
 
-    def __init__(self, redis: FakeRedis, sender: RecordingSender, plugins: Path, **settings: Any) -> None:
+    def __init__(self, redis: FakeRedis, sender: RecordingPublisher, plugins: Path, **settings: Any) -> None:
         given = {
             "synapse_host": "http://backend",
             "synapse_access_token": "token-of-the-worker",

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from fakeredis import FakeRedis
 
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.deploy.deploy_harness import PLAN, DeployHarness
-from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy import gate
 from worker.deploy.gate import capacity_gate
 from worker.deploy.plan import CAPACITY_GATE, SERVE_RUN
@@ -92,7 +92,7 @@ def test_without_an_agent_the_gate_is_skipped_with_a_warning(
 
 
 def test_without_a_cluster_the_run_ends_with_what_to_set(
-    redis: FakeRedis, sender: RecordingSender, tmp_path: Path
+    redis: FakeRedis, sender: RecordingPublisher, tmp_path: Path
 ) -> None:
     harness = DeployHarness(redis, sender, tmp_path, ray_address=None)
     harness.accept()

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from shared.statuses import JobStatus
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.deploy.deploy_harness import PLAN, DeployHarness
-from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy.plan import REGISTER, DeployRun
 from worker.deploy.register import register
 from worker.platform import ClientConnectionError, ClientTimeoutError, MalformedResponseError, ServerError
@@ -154,7 +154,7 @@ def test_a_malformed_list_is_an_unavailable_dependency(
 
 
 def test_the_waiting_list_of_the_pre_processor_is_woken(
-    harness: DeployHarness, sender: RecordingSender
+    harness: DeployHarness, sender: RecordingPublisher
 ) -> None:
     name = WaitlistName("", 1, "digits", "1.0.0")
     Waitlist(harness.runs.redis, name).join("7", 60)

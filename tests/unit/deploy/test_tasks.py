@@ -12,8 +12,8 @@ from celery.exceptions import Retry
 from fakeredis import FakeRedis
 from kombu.exceptions import OperationalError
 
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.deploy.deploy_harness import APP, DEPLOYING, PLAN, DeployHarness
-from tests.unit.runs.runs_helpers import RecordingSender
 from worker.deploy import tasks
 from worker.deploy.deployments import Ownership
 from worker.deploy.plan import AWAIT_RUNNING, INITIALIZE, SERVE_RUN
@@ -55,7 +55,7 @@ class Delivery:
 
 @pytest.fixture
 def worker_of(
-    redis: FakeRedis, sender: RecordingSender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis: FakeRedis, sender: RecordingPublisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[int | None], DeployHarness]:
     """Workers that serve an agent."""
 
@@ -119,7 +119,7 @@ def test_a_message_for_this_workers_agent_is_accepted(
 
 
 def test_a_step_of_another_agents_run_is_forwarded(
-    worker_of: Callable[[int | None], DeployHarness], delivery: Delivery, sender: RecordingSender
+    worker_of: Callable[[int | None], DeployHarness], delivery: Delivery, sender: RecordingPublisher
 ) -> None:
     worker_of(1).accept(agent=2)
     kwargs = {"job": "42", "generation": 3}
@@ -130,7 +130,7 @@ def test_a_step_of_another_agents_run_is_forwarded(
 
 
 def test_a_forwarded_step_is_still_known_as_redelivered(
-    worker_of: Callable[[int | None], DeployHarness], delivery: Delivery, sender: RecordingSender
+    worker_of: Callable[[int | None], DeployHarness], delivery: Delivery, sender: RecordingPublisher
 ) -> None:
     # Given a poll whose worker died between announcing the next one and publishing it
     worker_of(1).accept(agent=2)

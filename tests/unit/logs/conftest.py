@@ -6,8 +6,8 @@ import fakeredis
 import pytest
 
 from shared.messages import DeployMessage
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.logs.relay_harness import LogOfJob, RelayHarness
-from tests.unit.runs.runs_helpers import RecordingSender
 from worker.logs import relay, tailer
 from worker.runs.runs import Runs, Timing
 
@@ -40,7 +40,7 @@ async def async_redis(server: fakeredis.FakeServer) -> AsyncIterator[fakeredis.F
 
 @pytest.fixture
 def runs(redis: fakeredis.FakeRedis) -> Runs:
-    return Runs(redis, RecordingSender(), Timing(60))
+    return Runs(redis, RecordingPublisher(), Timing(60))
 
 
 @pytest.fixture

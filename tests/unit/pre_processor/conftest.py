@@ -5,18 +5,18 @@ from pathlib import Path
 import pytest
 from fakeredis import FakeRedis
 
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.pre_processor.waitlist_harness import FakeServices, WaitlistHarness, make_services
-from tests.unit.runs.runs_helpers import RecordingSender
 from worker.testing import FakeBackend
 
 
 @pytest.fixture
-def sender() -> RecordingSender:
-    return RecordingSender()
+def sender() -> RecordingPublisher:
+    return RecordingPublisher()
 
 
 @pytest.fixture
-def services(redis: FakeRedis, sender: RecordingSender, tmp_path: Path) -> FakeServices:
+def services(redis: FakeRedis, sender: RecordingPublisher, tmp_path: Path) -> FakeServices:
     return make_services(redis, sender, tmp_path)
 
 
@@ -26,5 +26,5 @@ def backend(services: FakeServices) -> FakeBackend:
 
 
 @pytest.fixture
-def harness(services: FakeServices, sender: RecordingSender) -> WaitlistHarness:
+def harness(services: FakeServices, sender: RecordingPublisher) -> WaitlistHarness:
     return WaitlistHarness(services, sender)

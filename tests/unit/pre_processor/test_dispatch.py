@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.pre_processor.waitlist_harness import FakeServices, WaitlistHarness
-from tests.unit.runs.runs_helpers import RecordingSender
 from worker.platform import (
     ClientTimeoutError,
     MalformedResponseError,
@@ -58,7 +58,7 @@ def test_a_release_that_cannot_be_deployed_ends_the_run(
 
 
 def test_a_hundred_at_once_dispatch_once(
-    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingSender
+    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingPublisher
 ) -> None:
     jobs = [str(number) for number in range(100)]
     for job in jobs:

@@ -7,9 +7,9 @@ import pytest
 from fakeredis import FakeRedis
 
 from shared.statuses import JobStatus
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
 from tests.unit.pre_processor.waitlist_harness import NAME, WaitlistHarness
-from tests.unit.runs.runs_helpers import RecordingSender
 from worker.platform import (
     ClientConnectionError,
     ClientTimeoutError,
@@ -29,7 +29,7 @@ from worker.testing import FakeBackend
 
 
 def test_from_dispatch_to_ready(
-    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingSender
+    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingPublisher
 ) -> None:
     harness.detect("1")
     assert harness.dispatch("1") == Suspend()
@@ -124,11 +124,13 @@ def test_a_run_fails_at_its_own_deadline(harness: WaitlistHarness, clock: Clock)
     assert harness.waiting() == ["2"]
 
 
-def test_a_poll_reports_an_end_whose_writer_died(harness: WaitlistHarness, sender: RecordingSender) -> None:
+def test_a_poll_reports_an_end_whose_writer_died(
+    harness: WaitlistHarness, sender: RecordingPublisher
+) -> None:
     # Given a waiting run whose end was written by a worker that died before it sent the report
     harness.wait("1")
     harness.runs.store.finish("1", End(JobStatus.FAILED, {"error": "x"}))
-    sender.sent = [sent for sent in sender.sent if sent.name != "runs.report"]
+    sender.published = [sent for sent in sender.published if sent.name != "runs.report"]
 
     # When the waiting list is polled again
     harness.poll()
@@ -172,7 +174,7 @@ def test_deadlines_hold_while_the_backend_is_unavailable(
 
 
 def test_runs_that_join_after_the_last_left_get_a_new_poll(
-    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingSender
+    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingPublisher
 ) -> None:
     harness.wait("1")
     harness.detect("2")
@@ -188,7 +190,7 @@ def test_runs_that_join_after_the_last_left_get_a_new_poll(
 
 
 def test_a_run_that_joins_as_the_last_leaves_is_polled_once(
-    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingSender
+    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingPublisher
 ) -> None:
     harness.wait("1")
     harness.detect("2")
@@ -231,13 +233,13 @@ def test_a_redelivered_poll_publishes_the_next_that_was_lost(harness: WaitlistHa
 
 
 def test_a_poll_that_died_while_resuming_resumes_the_rest(
-    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingSender
+    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingPublisher
 ) -> None:
     for job in "12":
         harness.wait(job)
     backend.add_application()
     sender.broken = True
-    with pytest.raises(Exception, match="away"):
+    with pytest.raises(Exception, match="unavailable"):
         harness.poll()
     assert harness.waiting() == ["1", "2"]
     sender.broken = False
@@ -267,7 +269,7 @@ def test_the_backoff_starts_below_a_second_up_to_its_ceiling(harness: WaitlistHa
 
 
 def test_runs_that_join_while_others_are_resumed_are_resumed(
-    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingSender
+    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingPublisher
 ) -> None:
     jobs = [str(number) for number in range(150)]
     for job in jobs:

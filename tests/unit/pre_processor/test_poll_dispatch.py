@@ -3,9 +3,9 @@
 import pytest
 from fakeredis import FakeRedis
 
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
 from tests.unit.pre_processor.waitlist_harness import FakeServices, WaitlistHarness
-from tests.unit.runs.runs_helpers import RecordingSender
 from worker.platform import (
     ClientConnectionError,
     ClientTimeoutError,
@@ -43,7 +43,7 @@ def test_a_later_run_does_not_dispatch_what_is_on_its_way(
 
 @pytest.mark.parametrize("status", ["FAILED", "SUCCEEDED"])
 def test_a_job_that_ended_with_no_run_waiting_is_replaced(
-    harness: WaitlistHarness, backend: FakeBackend, clock: Clock, sender: RecordingSender, status: str
+    harness: WaitlistHarness, backend: FakeBackend, clock: Clock, sender: RecordingPublisher, status: str
 ) -> None:
     harness.wait("1")
     clock.forward(181)
@@ -59,7 +59,7 @@ def test_a_job_that_ended_with_no_run_waiting_is_replaced(
 
 
 def test_a_deployment_that_succeeded_unseen_is_replaced(
-    harness: WaitlistHarness, backend: FakeBackend, clock: Clock, sender: RecordingSender
+    harness: WaitlistHarness, backend: FakeBackend, clock: Clock, sender: RecordingPublisher
 ) -> None:
     harness.wait("1")
     backend.jobs["101"] = "SUCCEEDED"
@@ -72,7 +72,7 @@ def test_a_deployment_that_succeeded_unseen_is_replaced(
 
 
 def test_a_job_that_the_backend_lost_is_replaced(
-    harness: WaitlistHarness, backend: FakeBackend, clock: Clock, sender: RecordingSender
+    harness: WaitlistHarness, backend: FakeBackend, clock: Clock, sender: RecordingPublisher
 ) -> None:
     harness.wait("1")
     backend.faults.fail("get_job", NotFoundError())
@@ -91,7 +91,7 @@ def test_a_job_that_the_backend_lost_is_replaced(
 
 
 def test_a_job_that_the_backend_knows_again_is_not_replaced(
-    harness: WaitlistHarness, backend: FakeBackend, clock: Clock, sender: RecordingSender
+    harness: WaitlistHarness, backend: FakeBackend, clock: Clock, sender: RecordingPublisher
 ) -> None:
     harness.wait("1")
     backend.faults.fail("get_job", NotFoundError())
@@ -173,7 +173,7 @@ def test_a_dispatch_that_fails_unseen_fails_no_later_run(
     ],
 )
 def test_new_runs_wait_for_a_dispatch_that_may_be_accepted(
-    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingSender, clock: Clock, error: Exception
+    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingPublisher, clock: Clock, error: Exception
 ) -> None:
     harness.detect("1")
     backend.faults.fail("run_plugin", error)
@@ -196,7 +196,7 @@ def test_new_runs_wait_for_a_dispatch_that_may_be_accepted(
 
 
 def test_a_deployment_after_a_lost_answer_is_waited_for(
-    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingSender, clock: Clock
+    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingPublisher, clock: Clock
 ) -> None:
     harness.detect("1")
     backend.faults.fail("run_plugin", ClientTimeoutError())
@@ -226,7 +226,7 @@ def test_a_dispatch_without_any_reply_is_sent_again(
     services: FakeServices,
     backend: FakeBackend,
     clock: Clock,
-    sender: RecordingSender,
+    sender: RecordingPublisher,
 ) -> None:
     # Given a short visibility timeout, and a dispatcher that died with its request under way
     _dispatcher_died(harness, services)
@@ -249,11 +249,11 @@ def test_a_dispatch_without_any_reply_is_sent_again(
 
 @pytest.mark.parametrize("queue", ["deploy", "deploy.1"])
 def test_a_dispatch_is_not_lost_while_deployments_are_unread(
-    harness: WaitlistHarness, services: FakeServices, clock: Clock, sender: RecordingSender, queue: str
+    harness: WaitlistHarness, services: FakeServices, clock: Clock, sender: RecordingPublisher, queue: str
 ) -> None:
     # Given a dispatcher that died with its request under way, and no worker that reads deployments
     _dispatcher_died(harness, services)
-    sender.unread_of[queue] = 1
+    sender.queue_lengths[queue] = 1
 
     # When workers poll for a minute
     following = harness.poll()
@@ -263,7 +263,7 @@ def test_a_dispatch_is_not_lost_while_deployments_are_unread(
         following = harness.poll(following.generation)
 
     # Then no run dispatches again, nor as soon as the message is read
-    sender.unread_of.clear()
+    sender.queue_lengths.clear()
     for _ in range(3):
         assert following is not None
         clock.forward(4)
@@ -277,7 +277,7 @@ def test_a_dispatch_is_not_lost_while_deployments_are_unread(
 
 
 def test_a_dispatch_is_not_lost_before_workers_have_read_it(
-    harness: WaitlistHarness, services: FakeServices, clock: Clock, sender: RecordingSender
+    harness: WaitlistHarness, services: FakeServices, clock: Clock, sender: RecordingPublisher
 ) -> None:
     # Given a dispatcher that died with its request under way, after a first poll, and with it all workers
     _dispatcher_died(harness, services)
@@ -307,7 +307,11 @@ def test_a_dispatch_is_not_lost_before_workers_have_read_it(
 
 
 def test_a_dispatch_is_not_lost_while_its_dispatcher_waits(
-    harness: WaitlistHarness, services: FakeServices, redis: FakeRedis, clock: Clock, sender: RecordingSender
+    harness: WaitlistHarness,
+    services: FakeServices,
+    redis: FakeRedis,
+    clock: Clock,
+    sender: RecordingPublisher,
 ) -> None:
     # Given a backend that takes long to answer a dispatcher that lives
     _dispatcher_died(harness, services)
@@ -326,7 +330,7 @@ def test_a_deployment_that_has_begun_is_the_dispatched_job(
     services: FakeServices,
     backend: FakeBackend,
     clock: Clock,
-    sender: RecordingSender,
+    sender: RecordingPublisher,
 ) -> None:
     # Given a dispatcher that died before it knew the job, and the deployment that came of it
     _dispatcher_died(harness, services)

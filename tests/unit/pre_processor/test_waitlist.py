@@ -4,9 +4,9 @@ import pytest
 from fakeredis import FakeRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
 from tests.unit.pre_processor.waitlist_harness import NAME, FakeServices, WaitlistHarness
-from tests.unit.runs.runs_helpers import RecordingSender
 from worker.pre_processor.waitlist import (
     AWAIT_READY,
     WaitlistName,
@@ -27,7 +27,7 @@ def test_a_deployment_without_a_dispatch_sets_no_job(harness: WaitlistHarness) -
 
 
 def test_an_expired_claim_is_taken_over(
-    harness: WaitlistHarness, backend: FakeBackend, clock: Clock, sender: RecordingSender
+    harness: WaitlistHarness, backend: FakeBackend, clock: Clock, sender: RecordingPublisher
 ) -> None:
     harness.detect("1")
     dead = harness.waitlist.join("1", 60)
@@ -40,12 +40,12 @@ def test_an_expired_claim_is_taken_over(
 
 
 def test_an_expired_claim_lets_a_waiting_run_dispatch(
-    harness: WaitlistHarness, clock: Clock, sender: RecordingSender, backend: FakeBackend
+    harness: WaitlistHarness, clock: Clock, sender: RecordingPublisher, backend: FakeBackend
 ) -> None:
     # Given a run that claimed the dispatch, whose worker died before it sent anything
     harness.detect("1")
     harness.waitlist.join("1", 60)
-    sender.sent.clear()
+    sender.published.clear()
     harness.wait("2")
     stop_run("1", harness.runs)
     clock.forward(21)
@@ -56,7 +56,7 @@ def test_an_expired_claim_lets_a_waiting_run_dispatch(
 
 
 def test_a_wake_polls_at_once_and_ends_the_poll_before(
-    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingSender
+    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingPublisher
 ) -> None:
     harness.wait("1")
     following = harness.poll()
@@ -70,12 +70,14 @@ def test_a_wake_polls_at_once_and_ends_the_poll_before(
     assert harness.poll(following.generation) is None
 
 
-def test_an_empty_waiting_list_is_not_woken(harness: WaitlistHarness, sender: RecordingSender) -> None:
+def test_an_empty_waiting_list_is_not_woken(harness: WaitlistHarness, sender: RecordingPublisher) -> None:
     assert not wake(harness.runs, NAME)
-    assert sender.sent == []
+    assert sender.published == []
 
 
-def test_an_overdue_waiting_list_is_polled_again(harness: WaitlistHarness, sender: RecordingSender) -> None:
+def test_an_overdue_waiting_list_is_polled_again(
+    harness: WaitlistHarness, sender: RecordingPublisher
+) -> None:
     harness.wait("1")
     recover_waitlist(NAME.key, harness.runs)
     assert sender.of(AWAIT_READY.name)[-1].kwargs["generation"] == 2
@@ -85,7 +87,7 @@ def test_an_overdue_waiting_list_is_polled_again(harness: WaitlistHarness, sende
 def test_a_waiting_list_whose_first_poll_was_lost_is_overdue(
     harness: WaitlistHarness,
     backend: FakeBackend,
-    sender: RecordingSender,
+    sender: RecordingPublisher,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

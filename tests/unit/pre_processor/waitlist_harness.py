@@ -9,8 +9,7 @@ from fakeredis import FakeRedis
 
 from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
-from tests.harness.in_process_worker import InProcessWorker
-from tests.unit.runs.runs_helpers import RecordingSender
+from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
 from worker.pre_processor.dispatch import detect, dispatch
 from worker.pre_processor.poll import NextPoll, await_ready
 from worker.pre_processor.waitlist import (
@@ -42,7 +41,7 @@ class FakeServices:
         return self.backend_client
 
 
-def make_services(redis: FakeRedis, sender: RecordingSender, plugins: Path) -> FakeServices:
+def make_services(redis: FakeRedis, sender: RecordingPublisher, plugins: Path) -> FakeServices:
     settings = Settings(
         synapse_host="http://backend", synapse_access_token="token-of-the-worker", plugins_dir=plugins
     )
@@ -52,7 +51,7 @@ def make_services(redis: FakeRedis, sender: RecordingSender, plugins: Path) -> F
 class WaitlistHarness:
     """Workers with runs that need the same pre-processor."""
 
-    def __init__(self, services: FakeServices, sender: RecordingSender) -> None:
+    def __init__(self, services: FakeServices, sender: RecordingPublisher) -> None:
         self.services, self.sender = services, sender
         self.runs, self.backend = services.runs, services.backend_client
         self.waitlist = Waitlist(services.redis, NAME)
@@ -95,7 +94,7 @@ class WaitlistHarness:
         """Take the message that is delivered out of the queue, if it was published."""
         for message in self.sender.of(step.name):
             if message.kwargs["job"] == job:
-                self.sender.sent.remove(message)
+                self.sender.published.remove(message)
                 return
 
     def poll(self, generation: int | None = None, *, redelivered: bool = False) -> NextPoll | None:

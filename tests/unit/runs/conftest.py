@@ -5,7 +5,7 @@ from fakeredis import FakeRedis
 
 from shared.messages import DeployMessage, ToTaskMessage
 from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
-from tests.unit.runs.runs_helpers import VISIBILITY_TIMEOUT
+from tests.unit.runs.example_workflow import VISIBILITY_TIMEOUT
 from worker.runs.model import StoredRun
 from worker.runs.runs import Runs, Timing
 from worker.testing import FakeBackend

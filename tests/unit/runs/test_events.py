@@ -6,7 +6,7 @@ from fakeredis import FakeRedis
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher
-from tests.unit.runs.runs_helpers import finals
+from tests.unit.runs.example_workflow import finals
 from worker.platform import (
     ClientConnectionError,
     ClientTimeoutError,

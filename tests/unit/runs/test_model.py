@@ -6,7 +6,7 @@ from fakeredis import FakeRedis
 from shared.channels import job_key
 from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
-from tests.unit.runs.runs_helpers import finals
+from tests.unit.runs.example_workflow import finals
 from worker.runs.model import End, Run, Step
 from worker.runs.reporter import report_run, stop_run
 from worker.runs.runs import Runs

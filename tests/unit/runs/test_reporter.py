@@ -8,7 +8,7 @@ from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
-from tests.unit.runs.runs_helpers import finals
+from tests.unit.runs.example_workflow import finals
 from worker.platform import (
     ClientTimeoutError,
     HTTPError,

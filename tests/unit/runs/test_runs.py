@@ -12,7 +12,7 @@ from shared.channels import events_channel
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
-from tests.unit.runs.runs_helpers import DEPLOY, FIRST
+from tests.unit.runs.example_workflow import DEPLOY, FIRST
 from worker.runs.keys import HEARTBEATS_KEY
 from worker.runs.model import End, Run
 from worker.runs.reporter import report_run

@@ -8,7 +8,7 @@ from fakeredis import FakeRedis
 from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import InProcessWorker
-from tests.unit.runs.runs_helpers import DEPLOY, FIRST, SECOND, FoundState, StepCalls, deliver
+from tests.unit.runs.example_workflow import DEPLOY, FIRST, SECOND, FoundState, StepCalls, deliver
 from worker.platform import register_secrets
 from worker.runs.keys import run_key
 from worker.runs.model import (

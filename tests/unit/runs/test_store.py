@@ -9,7 +9,7 @@ from shared.channels import job_key
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import InProcessWorker
-from tests.unit.runs.runs_helpers import FIRST
+from tests.unit.runs.example_workflow import FIRST
 from worker.runs.keys import messages_key, progress_key, run_key, stop_key
 from worker.runs.model import (
     Acceptance,

@@ -38,7 +38,7 @@ def fresh(services: FakeServices) -> Any:
 
     def refresh() -> FakeServices:
         services.redis = fakeredis.FakeRedis(server=fakeredis.FakeServer(), decode_responses=True)
-        services.sender.sent.clear()
+        services.sender.published.clear()
         services.runs = Runs(services.redis, services.sender, Timing(60))
         return services
 
@@ -66,7 +66,7 @@ def test_a_message_is_accepted_or_rejected(
         assert len(letter["reason"]) <= 2000
         reason = [sent.kwargs["job"] for sent in services.sender.of("runs.refuse_job")]
         assert reason == ([job] if job is not None and task == "test.deploy" else [])
-        for sent in services.sender.sent:
+        for sent in services.sender.published:
             json.dumps(sent.kwargs).encode()
     else:
         assert job is not None

@@ -199,7 +199,7 @@ def test_a_finished_chunk_publishes_the_next_of_the_window(make_world: Make) -> 
     world = make_world(100, chunk=10)
     world.collect()
     assert world.sender.chunks() == [0, 1, 2, 3]
-    assert {sent.queue for sent in world.sender.sent if sent.name == "to_task.annotate"} == {"annotate"}
+    assert {sent.queue for sent in world.sender.published if sent.name == "to_task.annotate"} == {"annotate"}
 
     assert world.annotate(2) == Suspend()
 
@@ -244,13 +244,13 @@ def test_the_sweep_resends_open_chunks_in_their_generation(make_world: Make) -> 
     world.collect()
     world.annotate(1)
     world.runs.generations.advance(JOB, "to_task.annotate:2", 0)
-    world.sender.sent.clear()
+    world.sender.published.clear()
 
     # When spread is sent again
     assert world.spread() == Suspend()
 
     # Then the open ones are published, none that is done
-    sent = {each.kwargs["chunk"]: each.kwargs["generation"] for each in world.sender.sent}
+    sent = {each.kwargs["chunk"]: each.kwargs["generation"] for each in world.sender.published}
     assert sent == {0: 0, 2: 1, 3: 0, 4: 0}
 
 

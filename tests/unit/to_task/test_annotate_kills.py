@@ -73,7 +73,7 @@ def test_a_death_anywhere_loses_no_task_and_counts_none_twice(
     try:
         deliver_all(world)
     except KilledError:
-        world.sender.sent.clear()
+        world.sender.published.clear()
     clock.forward(60)
 
     # When everything is delivered again

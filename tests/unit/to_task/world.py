@@ -8,7 +8,7 @@ from fakeredis import FakeRedis
 
 from shared.channels import job_key
 from shared.messages import ToTaskMessage
-from tests.harness.in_process_worker import InProcessWorker, Published, RecordingPublisher
+from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
 from worker.plugins import PluginCallError
 from worker.pre_processor.serve_application import PreProcessor
 from worker.runs.model import Continue, Finish, Outcome, Reschedule, Suspend
@@ -43,10 +43,6 @@ class ChunkPublisher(RecordingPublisher):
             if self.dies_after == 0:
                 raise KilledError
             self.dies_after -= 1
-
-    @property
-    def sent(self) -> list[Published]:
-        return self.published
 
     def chunks(self) -> list[int]:
         """Numbers of the chunks that were published."""

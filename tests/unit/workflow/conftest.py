@@ -3,8 +3,8 @@ from celery import Celery
 from fakeredis import FakeRedis
 
 from shared.messages import DeployMessage
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.runs.conftest import deploy, publisher, run, runs, to_task, worker  # noqa: F401 - a run
-from tests.unit.runs.runs_helpers import RecordingSender
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
 from worker.runs.model import Step
 from worker.workflow import control
@@ -24,7 +24,7 @@ def services(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> FakeServices:
 
 
 @pytest.fixture
-def sender(services: FakeServices) -> RecordingSender:
+def sender(services: FakeServices) -> RecordingPublisher:
     return services.sender
 
 

@@ -11,7 +11,7 @@ from celery.exceptions import Reject, Retry
 from fakeredis import FakeRedis
 from kombu.exceptions import OperationalError
 
-from tests.unit.runs.runs_helpers import Delivery, RecordingSender
+from tests.harness.in_process_worker import Delivery, RecordingPublisher
 from worker.plugins import ReleaseNotFoundError
 from worker.runs.runs import Runs, Timing
 
@@ -63,7 +63,7 @@ class Store:
 @dataclass
 class FakeServices:
     redis: FakeRedis
-    sender: RecordingSender = field(default_factory=RecordingSender)
+    sender: RecordingPublisher = field(default_factory=RecordingPublisher)
     platform: Backend = field(default_factory=Backend)
     store: Store = field(default_factory=Store)
 

@@ -8,8 +8,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.channels import DEAD_LETTERS
 from shared.statuses import JobStatus
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
-from tests.unit.runs.runs_helpers import RecordingSender
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
 from worker.deploy.plan import DEPLOY
 from worker.platform import ServerError
@@ -94,7 +94,7 @@ def test_a_redelivered_report_continues_after_its_wait(
 
 
 def test_a_new_report_of_a_run_is_not_superseded(
-    task_runner: TaskRunner, services: FakeServices, sender: RecordingSender
+    task_runner: TaskRunner, services: FakeServices, sender: RecordingPublisher
 ) -> None:
     task_runner.deliver("test.deploy", **MESSAGE)
     services.runs.generations.advance("42", "runs.report", 0)
@@ -204,7 +204,7 @@ def test_a_report_is_retried_while_redis_is_unavailable(
     assert task_runner.deliver("runs.report", job="42").ended == "again"
 
 
-def test_stop_ends_a_run(task_runner: TaskRunner, services: FakeServices, sender: RecordingSender) -> None:
+def test_stop_ends_a_run(task_runner: TaskRunner, services: FakeServices, sender: RecordingPublisher) -> None:
     begun(task_runner, services)
 
     task_runner.deliver("stop", job=42)
@@ -270,12 +270,12 @@ def test_stop_of_an_ended_run_changes_nothing(task_runner: TaskRunner, services:
 
 @pytest.mark.parametrize("kwargs", [{}, {"job": "a b"}, {"job": 1, "colour": "red"}])
 def test_wrong_stop_is_kept_and_harms_no_job(
-    task_runner: TaskRunner, redis: FakeRedis, sender: RecordingSender, kwargs: dict[str, Any]
+    task_runner: TaskRunner, redis: FakeRedis, sender: RecordingPublisher, kwargs: dict[str, Any]
 ) -> None:
     task_runner.deliver("stop", **kwargs)
 
     assert letters(redis)[0]["task"] == "stop"
-    assert sender.sent == []
+    assert sender.published == []
 
 
 def test_stop_by_position_is_kept(task_runner: TaskRunner, redis: FakeRedis) -> None:

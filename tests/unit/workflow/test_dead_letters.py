@@ -9,7 +9,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.channels import DEAD_LETTERS
 from shared.statuses import JobStatus
-from tests.unit.runs.runs_helpers import RecordingSender
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
 from worker.deploy.plan import DEPLOY
 from worker.platform import ServerError
@@ -36,7 +36,7 @@ WRONG: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("kwargs", WRONG)
 def test_a_wrong_message_is_kept_whole_and_its_job_failed(
-    task_runner: TaskRunner, redis: FakeRedis, sender: RecordingSender, kwargs: dict[str, Any]
+    task_runner: TaskRunner, redis: FakeRedis, sender: RecordingPublisher, kwargs: dict[str, Any]
 ) -> None:
     assert task_runner.deliver("test.deploy", **kwargs).ended == "acknowledged"
 
@@ -44,7 +44,7 @@ def test_a_wrong_message_is_kept_whole_and_its_job_failed(
     assert letter["task"] == "test.deploy"
     assert json.loads(letter["body"]) == [[], kwargs]
     assert letter.keys() == {"task", "body", "reason", "time"}
-    assert [(sent.name, sent.kwargs["reason"]) for sent in sender.sent] == [
+    assert [(sent.name, sent.kwargs["reason"]) for sent in sender.published] == [
         ("runs.refuse_job", letter["reason"])
     ]
 
@@ -64,7 +64,7 @@ def test_reason_names_the_field_and_not_its_value(task_runner: TaskRunner, redis
 
 
 def test_a_redelivered_rejected_message_is_kept_once(
-    task_runner: TaskRunner, redis: FakeRedis, sender: RecordingSender
+    task_runner: TaskRunner, redis: FakeRedis, sender: RecordingPublisher
 ) -> None:
     for _ in range(2):
         task_runner.deliver("test.deploy", message_id="the-same", job=42)
@@ -80,23 +80,23 @@ def test_two_rejected_messages_are_both_kept(task_runner: TaskRunner, redis: Fak
 
 
 def test_an_unreadable_job_is_not_failed(
-    task_runner: TaskRunner, redis: FakeRedis, sender: RecordingSender
+    task_runner: TaskRunner, redis: FakeRedis, sender: RecordingPublisher
 ) -> None:
     task_runner.deliver("test.deploy", job={"a": 1})
 
     assert len(letters(redis)) == 1
-    assert sender.sent == []
+    assert sender.published == []
 
 
 def test_known_run_is_not_harmed_by_a_wrong_second_message(
-    task_runner: TaskRunner, sender: RecordingSender
+    task_runner: TaskRunner, sender: RecordingPublisher
 ) -> None:
     task_runner.deliver("test.deploy", **MESSAGE)
-    sender.sent.clear()
+    sender.published.clear()
 
     task_runner.deliver("test.deploy", job=42)
 
-    assert sender.sent == []
+    assert sender.published == []
 
 
 def test_a_rejection_is_retried_while_redis_is_unavailable(

@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from shared.channels import DEAD_LETTERS, job_key
 from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
-from tests.unit.runs.runs_helpers import RecordingSender
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
 from worker.deploy.plan import DEPLOY
 from worker.platform import NotFoundError
@@ -31,10 +31,10 @@ def begun(task_runner: TaskRunner, services: FakeServices) -> bool:
     return begin_run(DEPLOY.typed(services.runs.store.load("42")), services)
 
 
-def test_accepted_message_sends_the_first_step(task_runner: TaskRunner, sender: RecordingSender) -> None:
+def test_accepted_message_sends_the_first_step(task_runner: TaskRunner, sender: RecordingPublisher) -> None:
     assert task_runner.deliver("test.deploy", **MESSAGE).ended == "acknowledged"
 
-    assert [(sent.name, sent.queue, sent.kwargs) for sent in sender.sent] == [
+    assert [(sent.name, sent.queue, sent.kwargs) for sent in sender.published] == [
         ("deploy.initialize", "deploy", {"job": "42"})
     ]
 
@@ -52,13 +52,13 @@ def test_accepted_message_sends_the_first_step(task_runner: TaskRunner, sender: 
     ],
 )
 def test_steps_go_to_a_queue_that_workers_consume(
-    task_runner: TaskRunner, sender: RecordingSender, routing_key: object, queue: str
+    task_runner: TaskRunner, sender: RecordingPublisher, routing_key: object, queue: str
 ) -> None:
     task_runner.routing_key = routing_key
 
     task_runner.deliver("test.deploy", **MESSAGE)
 
-    assert [sent.queue for sent in sender.sent] == [queue]
+    assert [sent.queue for sent in sender.published] == [queue]
 
 
 def test_a_message_that_breaks_its_acceptance_is_kept(
@@ -88,7 +88,7 @@ def test_an_accepted_message_has_a_heartbeat(task_runner: TaskRunner, redis: Fak
 
 
 def test_a_redelivered_message_sends_the_unclaimed_first_step(
-    task_runner: TaskRunner, sender: RecordingSender
+    task_runner: TaskRunner, sender: RecordingPublisher
 ) -> None:
     task_runner.deliver("test.deploy", **MESSAGE)
     task_runner.deliver("test.deploy", **MESSAGE)
@@ -97,7 +97,7 @@ def test_a_redelivered_message_sends_the_unclaimed_first_step(
 
 
 def test_a_redelivered_message_of_a_begun_run_starts_nothing(
-    task_runner: TaskRunner, services: FakeServices, sender: RecordingSender
+    task_runner: TaskRunner, services: FakeServices, sender: RecordingPublisher
 ) -> None:
     from worker.runs.model import Step
 
@@ -109,7 +109,7 @@ def test_a_redelivered_message_of_a_begun_run_starts_nothing(
 
 
 def test_a_message_of_the_other_kind_starts_nothing(
-    task_runner: TaskRunner, services: FakeServices, sender: RecordingSender
+    task_runner: TaskRunner, services: FakeServices, sender: RecordingPublisher
 ) -> None:
     # Given a run of `to_task` whose first step lies in the queue
     params = {"name": "n", "project": 1, "agent": 1, "target_specification_name": "label"}
@@ -120,20 +120,20 @@ def test_a_message_of_the_other_kind_starts_nothing(
     task_runner.deliver("test.deploy", **MESSAGE)
 
     # Then no step of a deployment is sent for it
-    assert sender.sent == []
+    assert sender.published == []
     assert services.runs.store.load("42").end is None
 
 
 def test_a_message_of_an_ended_run_publishes_only_the_report(
-    task_runner: TaskRunner, services: FakeServices, sender: RecordingSender
+    task_runner: TaskRunner, services: FakeServices, sender: RecordingPublisher
 ) -> None:
     task_runner.deliver("test.deploy", **MESSAGE)
     services.runs.store.finish("42", End(JobStatus.FAILED, {"error": "x"}))
-    sender.sent.clear()
+    sender.published.clear()
 
     task_runner.deliver("test.deploy", **MESSAGE)
 
-    assert [sent.name for sent in sender.sent] == ["runs.report"]
+    assert [sent.name for sent in sender.published] == ["runs.report"]
 
 
 def test_a_message_is_retried_while_redis_is_unavailable(
@@ -150,7 +150,7 @@ def test_a_message_is_retried_while_redis_is_unavailable(
 
 
 def test_a_message_is_requeued_when_nothing_can_be_published(
-    task_runner: TaskRunner, sender: RecordingSender
+    task_runner: TaskRunner, sender: RecordingPublisher
 ) -> None:
     sender.broken = task_runner.broken = True
 
@@ -175,18 +175,18 @@ def test_a_message_whose_release_breaks_its_reader_is_rejected(
 
 
 def test_stop_that_came_first_ends_the_run_and_reports_it(
-    task_runner: TaskRunner, sender: RecordingSender, services: FakeServices
+    task_runner: TaskRunner, sender: RecordingPublisher, services: FakeServices
 ) -> None:
     task_runner.deliver("stop", job=42)
     task_runner.deliver("test.deploy", **MESSAGE)
 
     assert services.runs.store.has_ended("42")
-    assert [sent.name for sent in sender.sent] == ["runs.report"]
+    assert [sent.name for sent in sender.published] == ["runs.report"]
 
 
 @pytest.mark.parametrize("status", ["SUCCEEDED", "FAILED", "STOPPED"])
 def test_a_job_that_has_ended_at_the_backend_starts_nothing(
-    task_runner: TaskRunner, services: FakeServices, backend: Backend, sender: RecordingSender, status: str
+    task_runner: TaskRunner, services: FakeServices, backend: Backend, sender: RecordingPublisher, status: str
 ) -> None:
     backend.status = status
 
@@ -216,7 +216,7 @@ def test_a_job_that_has_not_ended_starts(
 
 
 def test_a_job_is_running_although_its_first_report_was_lost(
-    task_runner: TaskRunner, services: FakeServices, sender: RecordingSender
+    task_runner: TaskRunner, services: FakeServices, sender: RecordingPublisher
 ) -> None:
     # Given a first step that ended (the process died, the broker was away) as it published the report
     task_runner.deliver("test.deploy", **MESSAGE)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
-from tests.unit.runs.runs_helpers import RecordingSender
 from tests.unit.workflow.harness import FakeServices, TaskRunner
 from worker import maintenance
 from worker.runs.keys import run_key
@@ -25,28 +25,28 @@ def swept(services: FakeServices, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_silent_run_gets_its_message_again(
-    task_runner: TaskRunner, sender: RecordingSender, clock: Clock
+    task_runner: TaskRunner, sender: RecordingPublisher, clock: Clock
 ) -> None:
     task_runner.deliver("test.deploy", job=1, **MESSAGE)
-    sender.sent.clear()
+    sender.published.clear()
     clock.forward(80)
 
     assert maintenance.sweep() == 1
-    assert [(sent.name, sent.kwargs["job"]) for sent in sender.sent] == [("deploy.initialize", "1")]
+    assert [(sent.name, sent.kwargs["job"]) for sent in sender.published] == [("deploy.initialize", "1")]
 
 
 def test_an_unreadable_run_does_not_delay_the_others(
-    task_runner: TaskRunner, services: FakeServices, sender: RecordingSender, clock: Clock
+    task_runner: TaskRunner, services: FakeServices, sender: RecordingPublisher, clock: Clock
 ) -> None:
     for job in range(1, 6):
         task_runner.deliver("test.deploy", job=job, **MESSAGE)
     services.redis.hset(run_key("1"), "message", "rubbish")
-    sender.sent.clear()
+    sender.published.clear()
     clock.forward(80)
 
     maintenance.sweep()
 
-    assert {sent.kwargs["job"] for sent in sender.sent} == {"2", "3", "4", "5"}
+    assert {sent.kwargs["job"] for sent in sender.published} == {"2", "3", "4", "5"}
 
 
 def test_sweep_survives_what_goes_wrong(

@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from shared.channels import job_key
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
-from tests.unit.runs.runs_helpers import CHUNK, FIRST, SECOND, VISIBILITY_TIMEOUT, StepCalls, deliver
+from tests.unit.runs.example_workflow import CHUNK, FIRST, SECOND, VISIBILITY_TIMEOUT, StepCalls, deliver
 from worker.platform import RateLimitError
 from worker.runs.keys import HEARTBEATS_KEY, lock_key, run_key
 from worker.runs.model import (

@@ -9,7 +9,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
-from tests.unit.runs.runs_helpers import FIRST, SECOND, VISIBILITY_TIMEOUT, StepCalls, deliver
+from tests.unit.runs.example_workflow import FIRST, SECOND, VISIBILITY_TIMEOUT, StepCalls, deliver
 from worker.platform import RateLimitError, register_secrets
 from worker.runs.model import (
     Continue,

@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from kombu.exceptions import OperationalError
-
 from shared.messages import DeployMessage
 from tests.harness.in_process_worker import Delivery, InProcessWorker
 from worker.runs.model import Outcome, Run, Step, Suspend, Workflow
@@ -57,31 +55,3 @@ def deliver(
 def finals(backend: FakeBackend) -> list[dict[str, Any]]:
     """The reports of ends."""
     return [patch for patch in backend.patches if "result" in patch]
-
-
-@dataclass(frozen=True)
-class Sent:
-    name: str
-    queue: str
-    kwargs: dict[str, Any]
-    countdown: float
-
-
-class RecordingSender:
-    def __init__(self) -> None:
-        self.sent: list[Sent] = []
-        self.broken = False
-        self.unread_of: dict[str, int] = {}
-
-    def publish(self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0) -> None:
-        if self.broken:
-            raise OperationalError("the broker is away")
-        self.sent.append(Sent(step.name, queue, kwargs, countdown))
-
-    def queue_length(self, queue: str) -> int:
-        if self.broken:
-            raise OperationalError("the broker is away")
-        return self.unread_of.get(queue, 0)
-
-    def of(self, name: str) -> list[Sent]:
-        return [sent for sent in self.sent if sent.name == name]
