@@ -49,7 +49,7 @@ class LeaseLostError(Exception):
     """Another worker reports the run by now: this process was suspended, and what it has read is stale."""
 
 
-def report_run(
+def report(
     job: str, runs: Runs, backend: JobsApi, is_reporter: Callable[[], bool] = lambda: True
 ) -> float | None:
     """Send what is new of the run; returns the seconds until there is more to send, or None.
@@ -97,7 +97,7 @@ def _send_progress(
     # Again, because the client may have succeeded late, after a retry.
     runs.store.mark_patched(run.job, is_running_sent=True)
     if status == JobStatus.STOPPED:
-        stop_run(run.job, runs)
+        stop(run.job, runs)
     return SECONDS_BETWEEN_PATCHES if runs.store.acknowledge_report(run.job, reported.version) else None
 
 
@@ -170,7 +170,7 @@ def _seconds_until_next_patch(reported: Reported, runs: Runs) -> float:
     return reported.patched_at + SECONDS_BETWEEN_PATCHES - redis_time(runs.redis)
 
 
-def stop_run(job: str, runs: Runs) -> bool:
+def stop(job: str, runs: Runs) -> bool:
     """End the run STOPPED; false when it had ended already (or is unknown)."""
     if not runs.store.exists(job):
         return False

@@ -33,10 +33,10 @@ def report(
 ) -> None:
     """Report what is new of a run to the backend; retried until the backend has it."""
     redelivered = redelivered or self.is_redelivered()
-    self.run_task(lambda: _report(job, attempt, generation, redelivered))
+    self.run_task(lambda: _report_once(job, attempt, generation, redelivered))
 
 
-def _report(job: str, attempt: int, generation: int, redelivered: bool) -> Retry | None:
+def _report_once(job: str, attempt: int, generation: int, redelivered: bool) -> Retry | None:
     runs = services().runs
     if runs.store.is_reported(job):
         return None
@@ -49,7 +49,7 @@ def _report(job: str, attempt: int, generation: int, redelivered: bool) -> Retry
     with runs.locks.hold(lease.key, lease.token):
         backend = services().backend(runs.store.load(job).message.tenant)
         try:
-            wait = reporter.report_run(job, runs, backend, lambda: runs.locks.is_held(lease.key, lease.token))
+            wait = reporter.report(job, runs, backend, lambda: runs.locks.is_held(lease.key, lease.token))
         except reporter.LeaseLostError:
             return Retry(LEASE_LOST_SECONDS, {"redelivered": True})
         except ClientError as error:
@@ -104,7 +104,7 @@ def stop(self: StepTask, /, *args: Any, **kwargs: Any) -> None:
         runs = services().runs
         runs.store.remember_stop(job)
         if runs.store.exists(job):
-            reporter.stop_run(job, runs)
+            reporter.stop(job, runs)
         else:
             # The report's lock keeps a run that is accepted meanwhile from updating the job as well. A worker
             # that died during this very stop may still hold it.

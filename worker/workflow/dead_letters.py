@@ -23,9 +23,6 @@ from worker.runs.runs import Runs
 from worker.services import Services, services
 from worker.workflow.validation import readable_job, readable_tenant, status_of
 
-# Celery's own: what it reads as a date, a UUID or a decimal is written as it came.
-
-
 log = structlog.get_logger(__name__)
 
 PAGE = 100
@@ -171,6 +168,7 @@ def _is_id(text: str) -> bool:
 
 
 def _as_json(body: Any) -> str:
+    # With kombu's encoder, so that dates, UUIDs and decimals that it decoded are written as they came.
     try:
         text: str = dumps(body, ensure_ascii=False)
         text.encode()

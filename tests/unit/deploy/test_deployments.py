@@ -9,7 +9,7 @@ from tests.unit.deploy.deploy_harness import APP, DeployHarness
 from worker.deploy import deployments
 from worker.deploy.deployments import DeployedPackages, Ownership
 from worker.plugins import PluginHostUnavailableError
-from worker.runs.reporter import stop_run
+from worker.runs.reporter import stop
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_the_last_owner_may_remove_it_and_says_so_again(ownership: Ownership) ->
 def test_an_owner_whose_run_has_ended_does_not_count(ownership: Ownership, harness: DeployHarness) -> None:
     ownership.acquire("42", existed=False)
     ownership.acquire("43", existed=False)
-    stop_run("42", harness.runs)
+    stop("42", harness.runs)
     assert ownership.release("43")
 
 

@@ -12,7 +12,7 @@ from worker.deploy.plan import AWAIT_RUNNING, REGISTER, SERVE_RUN
 from worker.deploy.serve import await_running, poll_countdown, remove_after_stop, serve_run
 from worker.plugins import PluginCallError, PluginHostUnavailableError
 from worker.runs.model import Continue, End, Outcome, Reschedule, Step
-from worker.runs.reporter import stop_run
+from worker.runs.reporter import stop
 
 OTHER = ServeState(True, "running", "RUNNING", "", frozenset({"d0"}))
 
@@ -185,7 +185,7 @@ def test_an_application_gone_for_a_moment_is_waited_for(harness: DeployHarness, 
 
 def test_a_stopped_run_removes_its_half_started_application(harness: DeployHarness) -> None:
     submit(harness)
-    stop_run("42", harness.runs)
+    stop("42", harness.runs)
     clean_up(harness)
     clean_up(harness)
     assert harness.serve.removed == [APP]
@@ -195,7 +195,7 @@ def test_a_stopped_run_removes_its_half_started_application(harness: DeployHarne
 def test_a_stopped_run_leaves_what_was_there_before(harness: DeployHarness, before: ServeState) -> None:
     harness.serve.application = before
     submit(harness)
-    stop_run("42", harness.runs)
+    stop("42", harness.runs)
     clean_up(harness)
     assert harness.serve.removed == []
 
@@ -203,13 +203,13 @@ def test_a_stopped_run_leaves_what_was_there_before(harness: DeployHarness, befo
 def test_a_stopped_run_leaves_what_runs(harness: DeployHarness) -> None:
     submit(harness)
     harness.serve.application = RUNNING
-    stop_run("42", harness.runs)
+    stop("42", harness.runs)
     clean_up(harness)
     assert harness.serve.removed == []
 
 
 def test_a_stop_before_the_submission_removes_nothing(harness: DeployHarness) -> None:
-    stop_run("42", harness.runs)
+    stop("42", harness.runs)
     clean_up(harness)
     clean_up(harness, "unknown")
     assert harness.serve.removed == []
@@ -220,7 +220,7 @@ def test_a_stopped_run_leaves_what_a_later_run_waits_for(harness: DeployHarness)
     harness.accept("43")
     submit(harness, "43")
     assert harness.host.calls == ["submit"]
-    stop_run("42", harness.runs)
+    stop("42", harness.runs)
     clean_up(harness)
     assert harness.serve.removed == []
     harness.serve.application = FAILED
@@ -236,7 +236,7 @@ def test_a_stopped_run_leaves_what_an_earlier_run_waits_for(harness: DeployHarne
     submit(harness, "43")
 
     # When the second is stopped
-    stop_run("43", harness.runs)
+    stop("43", harness.runs)
     clean_up(harness, "43")
 
     # Then the first still has what it waits for, and takes it away when it fails
@@ -303,7 +303,7 @@ def test_a_stopped_run_leaves_what_has_run_and_starts_again(harness: DeployHarne
     # When a run that deploys the same is stopped
     harness.accept("43")
     submit(harness, "43")
-    stop_run("43", harness.runs)
+    stop("43", harness.runs)
     clean_up(harness, "43")
 
     # Then the application stays
@@ -316,7 +316,7 @@ def test_what_replaced_something_that_never_ran_is_removed(harness: DeployHarnes
     harness.serve.application = ServeState()
     submit(harness, "41")
     harness.serve.application = replace(DEPLOYING, digests=frozenset({"d0"}))
-    stop_run("41", harness.runs)
+    stop("41", harness.runs)
     submit(harness)
 
     # When that one does not start either
@@ -330,7 +330,7 @@ def test_what_replaced_something_that_never_ran_is_removed(harness: DeployHarnes
 
 def test_cleaning_up_after_a_stop_waits_for_the_cluster(harness: DeployHarness) -> None:
     submit(harness)
-    stop_run("42", harness.runs)
+    stop("42", harness.runs)
     harness.serve.faults.fail("state", PluginHostUnavailableError("away"))
     with pytest.raises(PluginHostUnavailableError):
         clean_up(harness)
@@ -358,7 +358,7 @@ def test_a_late_second_submission_leaves_what_has_run(harness: DeployHarness) ->
     # When the first is delivered again as the replicas start anew, and is stopped
     harness.serve.application = DEPLOYING
     submit(harness)
-    stop_run("42", harness.runs)
+    stop("42", harness.runs)
     clean_up(harness)
 
     # Then the application stays

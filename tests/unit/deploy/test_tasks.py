@@ -18,7 +18,7 @@ from worker.deploy import tasks
 from worker.deploy.deployments import Ownership
 from worker.deploy.plan import AWAIT_RUNNING, INITIALIZE, SERVE_RUN
 from worker.runs.model import Suspend
-from worker.runs.reporter import stop_run
+from worker.runs.reporter import stop
 
 MESSAGE = {"job": 42, "plugin": APP, "agent": 2}
 
@@ -154,7 +154,7 @@ def test_a_step_after_a_stop_cleans_up(
     harness.step(SERVE_RUN, lambda run: Suspend())
     Ownership(harness.services, APP).acquire("42", existed=False)
     harness.serve.application = DEPLOYING
-    stop_run("42", harness.runs)
+    stop("42", harness.runs)
     with delivery.request(tasks.await_running, {"job": "42"}):
         tasks.await_running.run("42")
     assert harness.serve.removed == [APP]

@@ -24,7 +24,7 @@ from worker.pre_processor.waitlist import (
 )
 from worker.runs.keys import HEARTBEATS_KEY
 from worker.runs.model import End, Suspend
-from worker.runs.reporter import stop_run
+from worker.runs.reporter import stop
 from worker.testing import FakeBackend
 
 
@@ -143,11 +143,11 @@ def test_a_poll_reports_an_end_whose_writer_died(
 def test_a_stopped_run_leaves(harness: WaitlistHarness) -> None:
     for job in "12":
         harness.wait(job)
-    stop_run("1", harness.runs)
+    stop("1", harness.runs)
     following = harness.poll()
     assert following is not None
     assert harness.waiting() == ["2"]
-    stop_run("2", harness.runs)
+    stop("2", harness.runs)
     assert harness.poll(following.generation) is None
 
 

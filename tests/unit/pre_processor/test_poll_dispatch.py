@@ -20,7 +20,7 @@ from worker.pre_processor.waitlist import (
 )
 from worker.runs.keys import lock_key
 from worker.runs.model import Suspend
-from worker.runs.reporter import stop_run
+from worker.runs.reporter import stop
 from worker.runs.runs import Timing
 from worker.testing import FakeBackend
 
@@ -143,7 +143,7 @@ def test_a_dispatch_that_fails_unseen_fails_no_later_run(
     harness.detect("1")
 
     def slow(count: int) -> None:
-        stop_run("1", harness.runs)
+        stop("1", harness.runs)
         assert harness.poll() is None
         raise error
 

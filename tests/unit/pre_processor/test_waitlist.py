@@ -15,7 +15,7 @@ from worker.pre_processor.waitlist import (
 )
 from worker.runs.keys import HEARTBEATS_KEY
 from worker.runs.model import Suspend
-from worker.runs.reporter import stop_run
+from worker.runs.reporter import stop
 from worker.testing import FakeBackend
 
 
@@ -31,7 +31,7 @@ def test_an_expired_claim_is_taken_over(
 ) -> None:
     harness.detect("1")
     dead = harness.waitlist.join("1", 60)
-    stop_run("1", harness.runs)
+    stop("1", harness.runs)
     clock.forward(21)
     harness.wait("2")
     assert len(backend.dispatches) == 1
@@ -47,7 +47,7 @@ def test_an_expired_claim_lets_a_waiting_run_dispatch(
     harness.waitlist.join("1", 60)
     sender.published.clear()
     harness.wait("2")
-    stop_run("1", harness.runs)
+    stop("1", harness.runs)
     clock.forward(21)
     harness.poll(1)
     assert harness.redispatching() == ["2"]
@@ -101,7 +101,7 @@ def test_a_waiting_list_whose_first_poll_was_lost_is_overdue(
         patch.setattr("worker.pre_processor.dispatch.schedule_poll", died)
         with pytest.raises(RedisConnectionError):
             harness.dispatch("1")
-    stop_run("1", harness.runs)
+    stop("1", harness.runs)
     # When another run joins after it, and finds that a poll is scheduled
     harness.detect("2")
     clock.forward(40)

@@ -13,7 +13,7 @@ from worker.platform import (
 )
 from worker.runs.keys import messages_key
 from worker.runs.model import End, Run
-from worker.runs.reporter import report_run
+from worker.runs.reporter import report
 from worker.runs.runs import Runs
 from worker.testing import FakeBackend
 
@@ -25,7 +25,7 @@ def test_messages_are_sent_in_order_before_the_end(runs: Runs, run: Run, backend
     sent_before_the_end: list[str] = []
     backend.after_patch = lambda: sent_before_the_end.extend(e["data"]["content"] for e in backend.logs)
 
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     assert sent_before_the_end == [str(number) for number in range(250)]
     assert len(backend.logs) == 250
@@ -34,7 +34,7 @@ def test_messages_are_sent_in_order_before_the_end(runs: Runs, run: Run, backend
 def test_message_is_an_entry_to_the_letter(runs: Runs, run: Run, backend: FakeBackend) -> None:
     runs.events.message("42", "half", step="deploy", level="warning")
 
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     entry = backend.logs[0]
     assert {key: entry[key] for key in entry.keys() - {"datetime"}} == {
@@ -68,11 +68,11 @@ def test_messages_that_were_not_delivered_keep_their_order(
         runs.events.message("42", text)
     backend.faults.fail("create_logs", ClientConnectionError())
     with pytest.raises(ClientConnectionError):
-        report_run("42", runs, backend)
+        report("42", runs, backend)
     runs.events.message("42", "three")
     backend.faults.recover("create_logs")
 
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     assert [entry["data"]["content"] for entry in backend.logs] == ["one", "two", "three"]
 
@@ -81,10 +81,10 @@ def test_message_whose_answer_was_lost_is_not_sent_twice(runs: Runs, run: Run, b
     runs.events.message("42", "one")
     backend.faults.fail("create_logs", ClientTimeoutError())
 
-    report_run("42", runs, backend)
+    report("42", runs, backend)
     backend.faults.recover("create_logs")
     runs.finish("42", End(JobStatus.SUCCEEDED, {}))
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     assert backend.faults.calls["create_logs"] == 1
     assert len(finals(backend)) == 1
@@ -101,6 +101,6 @@ def test_text_ids_stay_text_in_log_entries(runs: Runs, backend: FakeBackend) -> 
     runs.store.accept(message, "deploy")
     runs.events.message("007", "hello")
 
-    report_run("007", runs, backend)
+    report("007", runs, backend)
 
     assert backend.logs[0]["job"] == "007"

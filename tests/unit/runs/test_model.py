@@ -8,13 +8,13 @@ from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
 from tests.unit.runs.example_workflow import finals
 from worker.runs.model import End, Run, Step
-from worker.runs.reporter import report_run, stop_run
+from worker.runs.reporter import report, stop
 from worker.runs.runs import Runs
 from worker.testing import FakeBackend
 
 
 def test_stop_of_a_deploy_has_the_contracts_result(runs: Runs, run: Run) -> None:
-    stop_run("42", runs)
+    stop("42", runs)
 
     assert runs.store.load("42").end == End(JobStatus.STOPPED, {"error": "stopped"})
 
@@ -25,7 +25,7 @@ def test_stop_before_its_to_task_has_the_contracts_result(
     runs.store.remember_stop("42")
     runs.store.accept(to_task, "to_task")
 
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     (final,) = finals(backend)
     assert final["result"] == {
@@ -58,8 +58,8 @@ def test_task_recorded_while_the_stop_is_written_counts(
     monkeypatch.setattr(runs.store, "finish", late)
 
     # When the run is stopped
-    stop_run("42", runs)
-    report_run("42", runs, backend)
+    stop("42", runs)
+    report("42", runs, backend)
 
     # Then it counts
     (final,) = finals(backend)
@@ -72,8 +72,8 @@ def test_stop_of_a_to_task_has_the_counts_so_far(
     runs.store.accept(to_task, "to_task")
     redis.hset(job_key("42"), mapping={"total": 10, "success": 3, "failed": 1})
 
-    stop_run("42", runs)
-    report_run("42", runs, backend)
+    stop("42", runs)
+    report("42", runs, backend)
 
     (final,) = finals(backend)
     assert final["result"] == {
@@ -92,8 +92,8 @@ def test_stop_of_a_renamed_to_task_action_has_the_counts(
 ) -> None:
     runs.store.accept(to_task.model_copy(update={"action": "pre_annotate"}), "to_task")
 
-    stop_run("42", runs)
-    report_run("42", runs, backend)
+    stop("42", runs)
+    report("42", runs, backend)
 
     (final,) = finals(backend)
     assert (final["result"]["total_tasks"], final["result"]["error"]) == (0, "stopped")

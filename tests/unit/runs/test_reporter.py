@@ -18,7 +18,7 @@ from worker.platform import (
 )
 from worker.runs.keys import run_key
 from worker.runs.model import End, Run
-from worker.runs.reporter import report_run
+from worker.runs.reporter import report
 from worker.runs.runs import Runs
 from worker.testing import FakeBackend
 
@@ -38,28 +38,28 @@ def reject_whole_reports(backend: FakeBackend, error: Exception, monkeypatch: py
 def test_first_report_says_running(runs: Runs, run: Run, backend: FakeBackend) -> None:
     runs.mark_running(run)
 
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     assert backend.patches[0]["status"] == JobStatus.RUNNING
 
 
 def test_running_is_reported_once(runs: Runs, run: Run, backend: FakeBackend, clock: Clock) -> None:
     runs.mark_running(run)
-    report_run("42", runs, backend)
+    report("42", runs, backend)
     clock.forward(2)
     runs.set_progress(run, "deploy", 50)
 
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     assert ["status" in patch for patch in backend.patches] == [True, False]
 
 
 def test_second_report_within_a_second_waits(runs: Runs, run: Run, backend: FakeBackend) -> None:
     runs.mark_running(run)
-    report_run("42", runs, backend)
+    report("42", runs, backend)
     runs.set_progress(run, "deploy", 50)
 
-    wait = report_run("42", runs, backend)
+    wait = report("42", runs, backend)
 
     assert wait is not None
     assert 0 < wait <= 1
@@ -76,33 +76,33 @@ def test_change_during_the_patch_is_reported_after_it(runs: Runs, run: Run, back
 
     backend.update_job = change  # type: ignore[method-assign]
 
-    assert report_run("42", runs, backend) == 1.0
+    assert report("42", runs, backend) == 1.0
 
 
 def test_nothing_new_ends_the_reporting(runs: Runs, run: Run, backend: FakeBackend) -> None:
     runs.mark_running(run)
 
-    assert report_run("42", runs, backend) is None
+    assert report("42", runs, backend) is None
 
 
 def test_copy_of_a_report_sends_nothing_twice(
     runs: Runs, run: Run, backend: FakeBackend, clock: Clock
 ) -> None:
     runs.mark_running(run)
-    report_run("42", runs, backend)
+    report("42", runs, backend)
     clock.forward(2)
 
-    assert report_run("42", runs, backend) is None
+    assert report("42", runs, backend) is None
     assert len(backend.patches) == 1
 
 
 def test_overall_never_falls(runs: Runs, run: Run, backend: FakeBackend, clock: Clock) -> None:
     runs.set_progress(run, "register", 50)
-    report_run("42", runs, backend)
+    report("42", runs, backend)
     clock.forward(2)
     runs.set_progress(run, "deploy", 10)
     runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     overalls = [patch["progress_record"]["current_progress"]["overall"] for patch in backend.patches]
     assert overalls == sorted(overalls)
@@ -112,7 +112,7 @@ def test_overall_never_falls(runs: Runs, run: Run, backend: FakeBackend, clock: 
 def test_end_is_one_final_patch_with_its_result(runs: Runs, run: Run, backend: FakeBackend) -> None:
     runs.finish("42", End(JobStatus.SUCCEEDED, {"serve_application": 7}))
 
-    assert report_run("42", runs, backend) is None
+    assert report("42", runs, backend) is None
 
     (final,) = finals(backend)
     assert (final["status"], final["result"]) == (JobStatus.SUCCEEDED, {"serve_application": 7})
@@ -121,19 +121,19 @@ def test_end_is_one_final_patch_with_its_result(runs: Runs, run: Run, backend: F
 
 def test_end_does_not_wait_for_the_second_to_pass(runs: Runs, run: Run, backend: FakeBackend) -> None:
     runs.mark_running(run)
-    report_run("42", runs, backend)
+    report("42", runs, backend)
     runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
 
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     assert len(finals(backend)) == 1
 
 
 def test_final_status_is_sent_once(runs: Runs, run: Run, backend: FakeBackend) -> None:
     runs.finish("42", End(JobStatus.SUCCEEDED, {}))
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     assert len(backend.patches) == 1
 
@@ -142,7 +142,7 @@ def test_nothing_follows_the_end(
     runs: Runs, run: Run, backend: FakeBackend, publisher: RecordingPublisher, clock: Clock
 ) -> None:
     runs.finish("42", End(JobStatus.SUCCEEDED, {}))
-    report_run("42", runs, backend)
+    report("42", runs, backend)
     publisher.published.clear()
     clock.forward(100)
 
@@ -152,7 +152,7 @@ def test_nothing_follows_the_end(
     runs.events.message("42", "late")
 
     assert publisher.published == []
-    assert report_run("42", runs, backend) is None
+    assert report("42", runs, backend) is None
     assert len(backend.patches) == 1
 
 
@@ -161,9 +161,9 @@ def test_end_stays_unreported_while_the_backend_is_down(runs: Runs, run: Run, ba
     backend.faults.fail("update_job", ServerError())
 
     with pytest.raises(ServerError):
-        report_run("42", runs, backend)
+        report("42", runs, backend)
     backend.faults.recover("update_job")
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     assert len(finals(backend)) == 1
     assert runs.store.is_reported("42")
@@ -175,11 +175,11 @@ def test_failed_progress_report_is_sent_again(
     runs.mark_running(run)
     backend.faults.fail("update_job", ClientTimeoutError())
     with pytest.raises(ClientTimeoutError):
-        report_run("42", runs, backend)
+        report("42", runs, backend)
     backend.faults.recover("update_job")
     clock.forward(2)
 
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     assert backend.patches[0]["status"] == JobStatus.RUNNING
 
@@ -188,7 +188,7 @@ def test_job_unknown_to_the_backend_counts_as_reported(runs: Runs, run: Run, bac
     runs.finish("42", End(JobStatus.SUCCEEDED, {}))
     backend.faults.fail("update_job", NotFoundError())
 
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     assert runs.store.is_reported("42")
 
@@ -198,7 +198,7 @@ def test_end_that_the_backend_has_counts_as_reported(runs: Runs, run: Run, backe
     backend.faults.fail("update_job", ValidationError())
     backend.jobs["42"] = "STOPPED"
 
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     assert runs.store.is_reported("42")
 
@@ -208,7 +208,7 @@ def test_end_rejected_while_the_job_runs_is_retried(runs: Runs, run: Run, backen
     backend.faults.fail("update_job", ValidationError())
 
     with pytest.raises(ValidationError):
-        report_run("42", runs, backend)
+        report("42", runs, backend)
 
     assert not runs.store.is_reported("42")
 
@@ -222,7 +222,7 @@ def test_end_too_large_for_the_backend_is_sent_minimal(
     reject_whole_reports(backend, error, monkeypatch)
     runs.finish("42", End(JobStatus.FAILED, {"error": "y" * 5_000}))
 
-    assert report_run("42", runs, backend) is None
+    assert report("42", runs, backend) is None
 
     assert backend.patches == [{"status": JobStatus.FAILED, "result": {"error": "y" * 299 + "…"}}]
     assert runs.store.is_reported("42")
@@ -238,7 +238,7 @@ def test_minimal_end_of_a_to_task_keeps_its_counts(
     result = {"status": "SUCCEEDED", "message": "Annotated 1000 of 2000 tasks", **counts}
     runs.finish("42", End(JobStatus.SUCCEEDED, {**result, "failures": failures}))
 
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     assert [patch["result"] for patch in backend.patches] == [{**result, "failures": []}]
 
@@ -248,19 +248,19 @@ def test_end_that_failed_otherwise_is_not_sent_minimal(runs: Runs, run: Run, bac
     backend.faults.fail("update_job", HTTPError("409 Conflict", 409))
 
     with pytest.raises(HTTPError):
-        report_run("42", runs, backend)
+        report("42", runs, backend)
 
     assert (backend.faults.calls["update_job"], backend.faults.calls["create_logs"]) == (1, 0)
 
 
 def test_job_stopped_in_the_backend_stops_the_run(runs: Runs, run: Run, backend: FakeBackend) -> None:
     runs.mark_running(run)
-    report_run("42", runs, backend)
+    report("42", runs, backend)
     runs.redis.hdel(run_key("42"), "patched")
     backend.jobs["42"] = "STOPPED"
     runs.set_progress(run, "deploy", 10)
 
-    wait = report_run("42", runs, backend)
+    wait = report("42", runs, backend)
 
     end = runs.store.load("42").end
     assert end is not None
@@ -275,13 +275,13 @@ def test_job_stopped_at_a_backend_that_rejects_progress_stops(
     backend.faults.fail("update_job", ValidationError())
     backend.jobs["42"] = "STOPPED"
 
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     assert runs.store.has_ended("42")
 
 
 def test_report_of_an_unknown_job_does_nothing(runs: Runs, backend: FakeBackend) -> None:
-    assert report_run("nobody", runs, backend) is None
+    assert report("nobody", runs, backend) is None
     assert not backend.faults.calls
 
 
@@ -296,9 +296,9 @@ def test_the_second_between_patches_counts_from_the_arrival(
         return update_job(job, **fields)
 
     monkeypatch.setattr(backend, "update_job", late)
-    report_run("42", runs, backend)
+    report("42", runs, backend)
     runs.set_progress(run, "deploy", 50)
     clock.forward(0.7)
 
-    assert (report_run("42", runs, backend) or 0) > 0
+    assert (report("42", runs, backend) or 0) > 0
     assert len(backend.patches) == 1

@@ -15,7 +15,7 @@ from tests.unit.conftest import Clock
 from tests.unit.runs.example_workflow import DEPLOY, FIRST
 from worker.runs.keys import HEARTBEATS_KEY
 from worker.runs.model import End, Run
-from worker.runs.reporter import report_run
+from worker.runs.reporter import report
 from worker.runs.runs import Runs, recover_run
 from worker.testing import FakeBackend
 
@@ -129,7 +129,7 @@ def test_many_changes_are_one_message_and_one_patch(
     for percent in range(1, 100):
         runs.set_progress(run, "deploy", percent)
 
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     assert len(publisher.of("runs.report")) == 1
     assert [
@@ -141,7 +141,7 @@ def test_change_after_the_reporting_ended_publishes_the_next(
     runs: Runs, run: Run, backend: FakeBackend, publisher: RecordingPublisher
 ) -> None:
     runs.mark_running(run)
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     runs.set_progress(run, "deploy", 10)
 
@@ -161,7 +161,7 @@ def test_report_that_got_lost_is_published_again_after_a_while(
 
 def test_reported_run_is_no_longer_overdue(runs: Runs, run: Run, backend: FakeBackend) -> None:
     runs.finish("42", End(JobStatus.SUCCEEDED, {}))
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     assert runs.redis.zcard("synapse:live") == 0
 

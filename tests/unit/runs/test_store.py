@@ -17,7 +17,7 @@ from worker.runs.model import (
     End,
     Run,
 )
-from worker.runs.reporter import report_run, stop_run
+from worker.runs.reporter import report, stop
 from worker.runs.runs import Runs
 from worker.testing import FakeBackend
 
@@ -69,7 +69,7 @@ def test_stop_is_remembered_for_a_day(runs: Runs, redis: FakeRedis) -> None:
 
 
 def test_late_start_does_not_undo_a_stop(runs: Runs, run: Run, redis: FakeRedis) -> None:
-    stop_run("42", runs)
+    stop("42", runs)
 
     runs.mark_running(run)
 
@@ -81,7 +81,7 @@ def test_late_writes_leave_no_key_without_expiry(
 ) -> None:
     # Given steps that were reported, right before the end was reported, that the run lives
     runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
-    report_run("42", runs, backend)
+    report("42", runs, backend)
     monkeypatch.setattr(redis, "hexists", lambda *_: False)
     monkeypatch.setattr(runs.store, "has_ended", lambda _: False)
 
@@ -104,7 +104,7 @@ def test_keys_expire_a_day_after_the_end_was_reported(
         redis.keys("synapse:jobs:*")
     )
 
-    report_run("42", runs, backend)
+    report("42", runs, backend)
 
     ttls = {key: redis.ttl(key) for key in redis.keys("synapse:jobs:*")}
     assert len(ttls) >= 5

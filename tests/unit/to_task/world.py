@@ -155,9 +155,9 @@ class World:
 
     def end(self) -> None:
         """The user stops the run."""
-        from worker.runs.reporter import stop_run
+        from worker.runs.reporter import stop
 
-        stop_run(JOB, self.runs)
+        stop(JOB, self.runs)
 
     def record(self) -> Row:
         """The public record."""

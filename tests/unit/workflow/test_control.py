@@ -143,7 +143,7 @@ def test_a_suspended_and_replaced_reporter_reports_nothing(
         found = snapshot(*args, **options)
         redis.set(lock_key("42", "runs.report"), "another")
         runs.finish("42", End(JobStatus.SUCCEEDED, {}))
-        reporter.report_run("42", runs, backend)
+        reporter.report("42", runs, backend)
         redis.delete(lock_key("42", "runs.report"))
         return found
 
