@@ -23,6 +23,7 @@ from worker.platform import (
 )
 from worker.platform.errors import StreamLimitExceededError
 from worker.platform.streams import AsyncLogTail
+from worker.runs.bulkhead import backoff
 from worker.services import Services
 
 MIN_BACKOFF_SECONDS: Final = 0.2
@@ -56,7 +57,7 @@ class Backoff:
 
     def next_delay(self) -> float:
         """Seconds until the next attempt, with jitter: an agent that restarts loses all its logs at once."""
-        delay = min(MAX_BACKOFF_SECONDS, MIN_BACKOFF_SECONDS * 2.0 ** min(self._attempts, 10))
+        delay = backoff(self._attempts, MAX_BACKOFF_SECONDS, first=MIN_BACKOFF_SECONDS)
         return delay * random.uniform(0.5, 1.0)
 
 
