@@ -1,5 +1,6 @@
 """The files that the checks read, and the findings that they print."""
 
+import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = ("shared", "worker")
+
+_LEFT_BEHIND = re.compile(r"(^|/)(\.|__pycache__/|[^/]+\.egg-info/|build/|dist/|site/)")
 
 
 @dataclass(frozen=True, order=True)
@@ -32,10 +35,16 @@ class Tree:
 
     @classmethod
     def tracked(cls, root: Path = ROOT) -> "Tree":
-        """The files that Git tracks. One that was deleted and not yet committed is left out."""
+        """The files that Git tracks. One that was deleted and not yet committed is left out.
+
+        In a source archive, which Git does not know, all files but those that tools leave behind.
+        """
         listed = subprocess.run(
-            ["git", "ls-files", "-z"], cwd=root, check=True, capture_output=True, text=True
+            ["git", "ls-files", "-z"], cwd=root, check=False, capture_output=True, text=True
         )
+        if listed.returncode != 0:
+            found = cls.below(root).files
+            return cls(root, tuple(path for path in found if not _LEFT_BEHIND.search(path)))
         names = sorted(name for name in listed.stdout.split("\0") if name)
         return cls(root, tuple(name for name in names if (root / name).is_file()))
 

@@ -45,3 +45,13 @@ def test_findings_are_printed_in_order_of_place(capsys: pytest.CaptureFixture[st
 def test_report_without_findings_succeeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert report([], "layout") == 0
     assert capsys.readouterr().out == ""
+
+
+def test_files_of_a_source_archive_are_all_but_leavings(tmp_path: Path) -> None:
+    # Given an unpacked archive, which is no repository, with what tools leave behind
+    for name in ("shared/a.py", ".venv/b.py", "x.egg-info/c", "shared/__pycache__/a.pyc"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+
+    # When its files are listed, then only its own are there
+    assert Tree.tracked(tmp_path).files == ("shared/a.py",)
