@@ -1,14 +1,13 @@
 """Which run may remove an application, and which packages Ray keeps."""
 
-from typing import Any
-
 import pytest
 from fakeredis import FakeRedis
 
+from tests.harness.fake_ray_driver import FakeRayDriver
 from tests.unit.deploy.deploy_harness import APP, DeployHarness
-from worker.deploy import deployments
 from worker.deploy.deployments import DeployedPackages, Ownership
 from worker.plugins import PluginHostUnavailableError
+from worker.plugins.ray_driver import RayConnection
 from worker.runs.reporter import stop
 
 
@@ -66,9 +65,9 @@ def packages(harness: DeployHarness, monkeypatch: pytest.MonkeyPatch) -> Package
     packages = Packages()
     monkeypatch.setattr(harness.services, "host", packages)
     monkeypatch.setattr(harness.services, "store", packages, raising=False)
-    monkeypatch.setattr(deployments.session, "connect", lambda address: None)
-    details: dict[str, Any] = {APP: {"status": "RUNNING"}}
-    monkeypatch.setattr(deployments, "serve_details", lambda: details)
+    monkeypatch.setattr("worker.plugins.ray_driver.connection._probe", lambda *_: None)
+    driver = FakeRayDriver(serve_details={APP: {"status": "RUNNING"}})
+    monkeypatch.setattr(harness.services, "ray", RayConnection("127.0.0.1:6380", driver), raising=False)
     return packages
 
 
