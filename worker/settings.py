@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis import Redis
 
+from shared.channels import DEFAULT_PREFIX
 from shared.messages import Tenant
 from shared.validation import mistake_parts
 
@@ -151,6 +152,9 @@ class Settings(BaseSettings):
     )
     worker_visibility_timeout_seconds: Annotated[float, Field(ge=10, allow_inf_nan=False)] = Field(
         60, description="Seconds after which a message that a dead worker held is redelivered; at least 10."
+    )
+    worker_redis_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,100}$")] = Field(
+        DEFAULT_PREFIX, description="Begins every Redis key and channel; `shared` reads it, too."
     )
     worker_stream_max_messages: Annotated[int, Field(ge=1)] = Field(
         10_000, description="Log stream: most messages."

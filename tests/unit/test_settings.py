@@ -43,6 +43,7 @@ def test_defaults_are_the_contracts() -> None:
         "bytes": settings.worker_stream_max_bytes,
         "bytes a line": settings.worker_stream_max_message_bytes,
         "queued": settings.worker_stream_queue,
+        "WORKER_REDIS_PREFIX": settings.worker_redis_prefix,
     } == {
         "REDIS_URL": "redis://127.0.0.1:6379/0",
         "CELERY_BROKER_URL": "redis://127.0.0.1:6379/0",
@@ -59,6 +60,7 @@ def test_defaults_are_the_contracts() -> None:
         "bytes": 50 * MB,
         "bytes a line": 10 * 1024,
         "queued": 1_000,
+        "WORKER_REDIS_PREFIX": "synapse",
     }
 
 
@@ -136,6 +138,8 @@ def test_every_mistake_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ("WORKER_ANNOTATE_CHUNK", "-1"),
         ("WORKER_AGENT", "first"),
         ("WORKER_AGENT", "0"),
+        ("WORKER_REDIS_PREFIX", "two words"),
+        ("WORKER_REDIS_PREFIX", "{tag}"),
         ("WORKER_STREAM_MAX_LINES", "1.5"),
     ],
 )

@@ -13,13 +13,13 @@ from redis.exceptions import ResponseError
 
 from shared.messages import JsonObject
 from worker.broker.delivery import (
-    REDELIVERY_KEY,
-    UNACKED_KEY,
     AckCommand,
     PendingAcks,
     QoS,
     Unacked,
     pending_acks_of,
+    redelivery_key,
+    unacked_key,
 )
 from worker.broker.rejections import keep_rejected, rejected_element
 from worker.broker.validation import MalformedError, parse_element
@@ -116,8 +116,6 @@ class Channel(redis.Channel):
     """
 
     QoS = QoS
-    unacked_key = UNACKED_KEY
-    unacked_index_key = REDELIVERY_KEY
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._listener: InvalidationListener | None = None
@@ -127,6 +125,7 @@ class Channel(redis.Channel):
         self._sent: Literal["fetch", "exists"] = "fetch"
         self._fetch_tag = ""
         self._no_ack_queues: set[str] = set()
+        self.unacked_key, self.unacked_index_key = unacked_key(), redelivery_key()
         super().__init__(*args, **kwargs)
         self.handlers[INVALIDATION] = self._on_invalidation
         broker = self.connection.client
@@ -137,7 +136,7 @@ class Channel(redis.Channel):
     @cached_property
     def unacked(self) -> Unacked:
         """On a connection of the pool: acknowledging is safe from any thread and during a fetch."""
-        return Unacked(self._create_client(), self.unacked_key, self.unacked_index_key)
+        return Unacked(self._create_client())
 
     def run_or_defer(self, command: AckCommand) -> None:
         """Run a command now, or when Redis is available again."""

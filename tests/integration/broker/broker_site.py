@@ -13,7 +13,7 @@ from celery import Celery
 from redis import Redis
 
 from tests.chaos.forkserver import ForkServer, Worker
-from worker.broker.delivery import REDELIVERY_KEY, UNACKED_KEY
+from worker.broker.delivery import redelivery_key, unacked_key
 from worker.sandbox.processes import Process, start_process, wait_for
 from worker.sandbox.servers import RedisServer
 
@@ -94,7 +94,7 @@ class Site:
 
     def held(self) -> int:
         with self.redis.pipeline() as pipeline:
-            held, due = pipeline.hlen(UNACKED_KEY).zcard(REDELIVERY_KEY).execute()
+            held, due = pipeline.hlen(unacked_key()).zcard(redelivery_key()).execute()
         assert held == due
         return int(held)
 
