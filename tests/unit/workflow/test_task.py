@@ -57,12 +57,13 @@ def test_unclaimed_message_is_retried_as_it_came(
         kwargs={"job": "42", "chunk": 7},
         called_directly=False,
         delivery_info={"exchange": "", "routing_key": "annotate", "redelivered": redelivered},
+        retries_of_delivery=(retries := []),
     )
 
     with pytest.raises(Retry):
         worker.task.retry_unclaimed("42", 0.3)
 
-    [(kwargs, options)] = worker.retries
+    [(kwargs, options)] = retries
     assert (kwargs, options["countdown"]) == ({"job": "42", "chunk": 7, "redelivered": redelivered}, 0.3)
     assert redis.hgetall(run_key("42")) == before
 
