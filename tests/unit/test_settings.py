@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from worker.broker import broker_url
 from worker.settings import MB, Settings, SettingsError, load_settings, unknown_variables
 
 SECRET = "hush-hush-hush"
@@ -125,8 +126,11 @@ def test_every_mistake_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ("REDIS_URL", "redis://[x"),
         ("REDIS_URL", "redis://r/0?socket_timeout=soon"),
         ("CELERY_BROKER_URL", "sentinel://r:26379/0"),
+        ("REDIS_URL", "sentinel://r:26379/0"),
+        ("REDIS_URL", "sentinel://r:26379;redis://s:26379/0?master_name=m"),
+        ("REDIS_URL", "redis://r/0?socket_timout=3"),
         ("CELERY_BROKER_URL", "rabbit"),
-        ("CELERY_BROKER_URL", "unix:///tmp/x"),
+        ("CELERY_BROKER_URL", "redis://r/0;redis://s/0"),
         ("PLUGINS_DIR", "/no/such/folder"),
         ("WORKER_PLUGIN_HOST", "docker"),
         ("WORKER_PLUGIN_TIMEOUT_SECONDS", "0"),
@@ -248,7 +252,7 @@ def test_broker_is_redis_unless_said_otherwise(monkeypatch: pytest.MonkeyPatch) 
 def test_broker_on_a_socket_gets_celerys_name_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "unix:///run/redis.sock")
 
-    assert load_settings().broker_url == "redis+socket:///run/redis.sock"
+    assert broker_url(load_settings().broker_url) == "redis+socket:///run/redis.sock?virtual_host=0"
 
 
 def test_every_setting_is_described() -> None:

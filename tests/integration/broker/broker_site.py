@@ -29,6 +29,8 @@ class Site:
         self._fork_server = fork_server
         self.server = RedisServer(folder / "redis")
         self.server.start()
+        self.url = self.server.url
+        """What workers connect to."""
         self.redis = Redis.from_url(self.server.url, decode_responses=True)
         self.app = Celery("publisher", broker=self.server.url, set_as_current=False)
         self.app.conf.update(task_ignore_result=True)
@@ -44,7 +46,7 @@ class Site:
     ) -> Process | Worker:
         """One of threads is forked from the fork_server, in no time."""
         name = f"w{len(self.workers)}"
-        tiny = {"TINY_URL": self.server.url, "TINY_VT": str(vt)}
+        tiny = {"TINY_URL": self.url, "TINY_VT": str(vt)}
         worker = (
             self._forked(name, concurrency, tiny)
             if pool == "threads"
