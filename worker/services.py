@@ -35,7 +35,7 @@ from worker.plugins.ray_session import auth_headers, session
 from worker.runs.model import AnyRun
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.runs import Runs, Timing
-from worker.settings import MB, Settings, settings
+from worker.settings import MB, Settings, once_per_process, settings
 
 DEPENDENCY_TIMEOUT = {"connect": 3.0, "read": 10.0}
 """Seconds. A step holds one of the worker's slots, so no dependency may hold it for long."""
@@ -156,7 +156,7 @@ class Services:
         )
 
 
-@lru_cache(maxsize=1)
+@once_per_process
 def services() -> Services:
     """The services of this process."""
     return Services(settings(), current_app._get_current_object())

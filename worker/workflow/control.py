@@ -17,7 +17,7 @@ from worker.runs.model import ClaimStatus, Lease
 from worker.runs.runs import REPORT
 from worker.services import services
 from worker.workflow import dead_letters
-from worker.workflow.dead_letters import FAIL_REJECTED_JOB
+from worker.workflow.dead_letters import FAIL_REJECTED_JOB, rejected_job_member
 from worker.workflow.task import INFRASTRUCTURE_ERRORS, Retry, StepTask
 from worker.workflow.validation import status_of
 
@@ -81,10 +81,14 @@ def fail_rejected_job(
     """Set the job of a rejected message FAILED; retried until the backend has it."""
 
     def fail() -> Retry | None:
+        runs = services().runs
         try:
-            dead_letters.fail_rejected_job(job, reason, services().runs, services().backend(tenant))
+            dead_letters.fail_rejected_job(job, reason, runs, services().backend(tenant))
         except ClientError:
-            return Retry(backoff(attempt, services().runs.timing.max_countdown), {"attempt": attempt + 1})
+            countdown = backoff(attempt, runs.timing.max_countdown)
+            runs.heartbeats.schedule(rejected_job_member(job), countdown)
+            return Retry(countdown, {"attempt": attempt + 1})
+        dead_letters.forget_unfailed_job(job, runs)
         return None
 
     # One at a time, because a late copy must not fail a job that was opened again meanwhile.

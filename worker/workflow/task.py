@@ -177,6 +177,8 @@ class StepTask(Task):
                     case ClaimStatus.RUN_ENDED:
                         self.runs.ensure_end_reported(job)
                         self._clean_up(job)
+                    case ClaimStatus.UNKNOWN:
+                        log.warning("step of an unknown run dropped")
                 if claim.run is None:
                     return
 
