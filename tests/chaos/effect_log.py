@@ -1,7 +1,7 @@
 """What test workers note of the effects that they have, so that the auditor knows what was in flight when.
 
 A line an event: when, whose process, `began` or `done`, and what. `done` means that the effect is on record:
-a task in the ledger, an end sealed. A process that begins it again after that has done it twice.
+a task in the ledger, an end marked as reported. A process that begins it again after that has done it twice.
 """
 
 import os
@@ -100,7 +100,7 @@ def keep(effect_log: EffectLog) -> None:
             effect_log.note("done", *(f"task {mark.task_id}" for mark in marks))
         return taken
 
-    def noted_seal(self: Any, job: str) -> None:
+    def noted_mark_reported(self: Any, job: str) -> None:
         mark_reported(self, job)
         effect_log.note("done", f"end {job}")
 
@@ -108,6 +108,6 @@ def keep(effect_log: EffectLog) -> None:
         (AsyncBackendClient, "annotate_task_data", noted_annotate),
         (BackendClient, "update_job", noted_update),
         (RedisLedger, "record", noted_record),
-        (RunStore, "mark_reported", noted_seal),
+        (RunStore, "mark_reported", noted_mark_reported),
     ):
         setattr(owner, name, noted)

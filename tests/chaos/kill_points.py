@@ -81,7 +81,7 @@ DEPLOY = """
 <>*  finish
 <>   send runs.report
 <>*  update_job end
-<>   seal
+<>   mark_reported
 """
 
 FILE = """
@@ -107,7 +107,7 @@ FILE = """
 >    begin to_task.finalize
 <>   finish
 <>   update_job end
-<>   seal
+<>   mark_reported
 """
 
 INFERENCE = """

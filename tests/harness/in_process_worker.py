@@ -9,8 +9,10 @@ from celery import Celery
 from celery.exceptions import Reject, Retry
 from kombu.exceptions import OperationalError
 
-from worker.runs.model import Outcome, Step
+from worker.runs.generations import GenerationClaim
+from worker.runs.model import Lease, Outcome, Step
 from worker.runs.runs import Runs
+from worker.workflow.task import Retry as RetryLater
 from worker.workflow.task import StepTask
 
 
@@ -76,7 +78,6 @@ class InProcessWorker:
         self.broker_is_broken = False
         self.ended_runs: list[str] = []
         """Jobs of which a step's message arrived after the end of the run."""
-        self.retries: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
         class HarnessTask(StepTask):
             abstract = True
@@ -91,7 +92,7 @@ class InProcessWorker:
             def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> None:
                 if worker.broker_is_broken:
                     raise OperationalError("the broker is unavailable")
-                worker.retries.append((kwargs, options))
+                self.request.retries_of_delivery.append((kwargs, options))
 
         @app.task(base=HarnessTask, bind=True, name="harness.step", shared=False)
         def step_task(self: HarnessTask, job: str, **_: Any) -> None: ...
@@ -122,26 +123,48 @@ class InProcessWorker:
                 raise
             return delivery.outcome
 
+        job = kwargs["job"]
+        self._deliver(
+            delivery, kwargs, redelivered, lambda: self.task.run_step(step, job, recording, part=part)
+        )
+        return delivery
+
+    def run_poll(
+        self,
+        claim: Callable[[int, bool], GenerationClaim],
+        function: Callable[[int, Lease], RetryLater | None],
+        *,
+        lock: str,
+        redelivered: bool = False,
+        kwargs: dict[str, Any],
+    ) -> Delivery:
+        """Deliver a message of a poll that is no step of a run."""
+        delivery = Delivery()
+        self._deliver(delivery, kwargs, redelivered, lambda: self.task.run_poll(claim, function, lock=lock))
+        return delivery
+
+    def _deliver(
+        self, delivery: Delivery, kwargs: dict[str, Any], redelivered: bool, call: Callable[[], None]
+    ) -> None:
         self.task.push_request(
             id=uuid4().hex,
             args=[],
             kwargs=kwargs,
             called_directly=False,
             delivery_info={"exchange": "", "routing_key": "deploy", "redelivered": redelivered},
+            retries_of_delivery=(retries := []),
         )
-        before = len(self.retries)
         try:
-            self.task.run_step(step, kwargs["job"], recording, part=part)
+            call()
         except Retry:
             delivery.ended = "retried"
-            delivery.kwargs, options = self.retries[-1]
+            delivery.kwargs, options = retries[-1]
             delivery.countdown = options["countdown"]
         except Reject as reject:
             delivery.ended = "requeued" if reject.requeue else "dropped"
         finally:
             self.task.pop_request()
-        assert len(self.retries) == before + (delivery.ended == "retried"), "one retry, or none"
-        return delivery
+        assert len(retries) == (delivery.ended == "retried"), "one retry, or none"
 
     def outcome_of(self, step: Step, function: Callable[[Any], Outcome], **delivery: Any) -> Outcome:
         """Deliver a message of `step`; the outcome of its function, or the error that it raised."""

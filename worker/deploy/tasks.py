@@ -23,7 +23,12 @@ from worker.runs.bulkhead import bulkhead
 from worker.runs.model import Outcome, Reschedule, WorkflowStep
 from worker.runs.publisher import send_task
 from worker.services import services
-from worker.workflow.task import INFRASTRUCTURE_ERRORS, StepFunction, StepTask
+from worker.workflow.task import (
+    INFRASTRUCTURE_ERRORS,
+    INFRASTRUCTURE_RETRY_SECONDS,
+    StepFunction,
+    StepTask,
+)
 
 DeployStep: TypeAlias = WorkflowStep[DeployMessage, DeployState]
 
@@ -57,7 +62,7 @@ class DeployTask(StepTask):
                 self.runs.publisher.publish(step, DeployMessage.agent_queue(agent), kwargs)
                 return
         except INFRASTRUCTURE_ERRORS:
-            self.retry_later(1.0)
+            self.retry_later(INFRASTRUCTURE_RETRY_SECONDS)
         self.run_step(step, job, in_bulkhead if step in CLUSTER_STEPS else function)
 
     def forward(self, args: tuple[Any, ...], kwargs: JsonObject, agent: int) -> None:
@@ -65,7 +70,7 @@ class DeployTask(StepTask):
         try:
             send_task(self.app, self.name, DeployMessage.agent_queue(agent), kwargs, args=args)
         except INFRASTRUCTURE_ERRORS:
-            self.retry_later(1.0)
+            self.retry_later(INFRASTRUCTURE_RETRY_SECONDS)
 
     def on_accepted(self, message: DeployMessage | ToTaskMessage) -> None:
         """Let the waiting list of what it deploys wait for it."""

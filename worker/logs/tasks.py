@@ -19,10 +19,10 @@ def tail_logs(self: StepTask, /, *args: Any, **kwargs: Any) -> None:
     """Relay the log of a Ray job to the log channel of a job; the Ray job itself is not touched."""
     message = self.parse(TailLogsMessage, args, kwargs)
     if message is not None:
-        self.run_task(lambda: _add_subscription(message))
+        self.run_task(lambda: _tail_logs(message))
 
 
-def _add_subscription(message: TailLogsMessage) -> None:
+def _tail_logs(message: TailLogsMessage) -> None:
     history_entries = services().settings.worker_stream_max_lines + MESSAGE_HEADROOM_ENTRIES
     is_open = subscribe(services().redis, message, history_entries)
     log.info("log subscribed" if is_open else "log already closed", job=message.job, ray_job=message.ray_job)

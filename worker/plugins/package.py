@@ -7,8 +7,9 @@ import shlex
 import threading
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from shared.messages import JsonObject
 from worker.plugins import store
@@ -55,6 +56,7 @@ def requirements(release: Release) -> JsonObject:
 RECHECK_SECONDS = 60
 """Ray deletes a package that nothing refers to after ten minutes; each check keeps it for ten more."""
 KEEP_TIMEOUT_SECONDS = 30.0
+HANG_MARGIN_SECONDS = 15.0
 MIN_UPLOAD_TIMEOUT_SECONDS = 30.0
 MIN_UPLOAD_BYTES_PER_SECOND = 4_000_000
 
@@ -117,11 +119,16 @@ class RayPackages:
         if not self._keep(uri):
             content = content or zip_release(release.path)
             seconds = MIN_UPLOAD_TIMEOUT_SECONDS + len(content) / MIN_UPLOAD_BYTES_PER_SECOND
-            self._connection.call(operations.upload_package, uri, content, timeout=seconds)
+            self._call(operations.upload_package, uri, content, seconds=seconds)
         return uri
 
     def _keep(self, uri: str) -> bool:
-        return bool(self._connection.call(operations.keep_package, uri, timeout=KEEP_TIMEOUT_SECONDS))
+        return bool(self._call(operations.keep_package, uri, seconds=KEEP_TIMEOUT_SECONDS))
+
+    def _call(self, function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
+        """Call it with a timeout of its own, and end the driver process when it does not keep to that."""
+        timeout = seconds + HANG_MARGIN_SECONDS
+        return self._connection.call(function, *arguments, seconds, timeout=timeout)
 
 
 class FolderPackages:

@@ -20,11 +20,11 @@ from worker.pre_processor.decision import (
     lost_at,
 )
 from worker.pre_processor.serve_application import job_status, list_records
-from worker.pre_processor.waitlist import DISPATCH, FETCH_TASKS, FIRST_POLL_SECONDS, Waitlist, WaitlistName
-from worker.runs.bulkhead import backoff
+from worker.pre_processor.waitlist import DISPATCH, FETCH_TASKS, FIRST_POLL_SECONDS, Waitlist
+from worker.runs.bulkhead import exponential
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import lock_key
-from worker.runs.model import ClaimStatus, End, Step
+from worker.runs.model import End, Step
 from worker.runs.runs import Runs
 from worker.services import Services
 from worker.workflow.task import INFRASTRUCTURE_ERRORS
@@ -34,7 +34,6 @@ log = structlog.get_logger(__name__)
 MAX_WAITERS_PER_POLL = 500
 """A poll must end well before its message is delivered again; the next poll goes on with the rest."""
 
-LOCKED_RETRY_SECONDS = 0.3
 BACKOFF_FACTOR = 1.5
 
 
@@ -44,9 +43,7 @@ class NextPoll:
 
     countdown: float
     generation: int
-    attempt: int = 0
-    redelivered: bool = False
-    """How far the poll of this generation came before is not known."""
+    attempt: int
 
 
 @dataclass(frozen=True)
@@ -58,30 +55,18 @@ class Waiter:
     queue: str
 
 
-def await_ready(
-    key: str, generation: int, services: Services, *, redelivered: bool, attempt: int
-) -> NextPoll | None:
-    """Poll the waiting list `key` once; None when the polling is over or a newer poll is under way."""
-    runs, name = services.runs, WaitlistName.parse(key)
-    waitlist = Waitlist(runs.redis, name)
-    token = runs.locks.new_token()
-    if not runs.locks.acquire(waitlist.lock, token):
-        return NextPoll(LOCKED_RETRY_SECONDS, generation, attempt, redelivered)
-    with runs.locks.hold(waitlist.lock, token):
-        claim = waitlist.claim_poll(generation, redelivered)
-        if claim.status is ClaimStatus.REPUBLISH:
-            return NextPoll(LOCKED_RETRY_SECONDS, claim.generation, attempt)
-        if claim.status is ClaimStatus.SUPERSEDED:
-            return None
-        runs.heartbeats.schedule(name.member)
-        countdown = _poll_once(waitlist, services, attempt)
-        # Removed before the end is written, because a run that joins after the end registers it anew.
-        runs.heartbeats.remove(name.member)
-        said, following = waitlist.end_poll(generation)
-        if said == "ended":
-            return None
-        runs.heartbeats.schedule(name.member, countdown)
-        return NextPoll(countdown, following, attempt + 1) if said == "again" else None
+def await_ready(waitlist: Waitlist, generation: int, attempt: int, services: Services) -> NextPoll | None:
+    """Poll once, of a generation that is claimed and under the list's lock; None when the polling is over."""
+    runs, member = services.runs, waitlist.name.member
+    runs.heartbeats.schedule(member)
+    countdown = _poll_once(waitlist, services, attempt)
+    # Removed before the end is written, because a run that joins after the end registers it anew.
+    runs.heartbeats.remove(member)
+    said, following = waitlist.end_poll(generation)
+    if said == "ended":
+        return None
+    runs.heartbeats.schedule(member, countdown)
+    return NextPoll(countdown, following, attempt + 1) if said == "again" else None
 
 
 def _poll_once(waitlist: Waitlist, services: Services, attempt: int) -> float:
@@ -148,7 +133,7 @@ def _observe(waitlist: Waitlist, dispatch: Dispatch | None, services: Services) 
 
 def poll_backoff(attempt: int, ceiling: float) -> float:
     """Seconds until the next poll: half a second at first, then growing up to `ceiling`."""
-    return backoff(attempt, ceiling, first=FIRST_POLL_SECONDS, factor=BACKOFF_FACTOR)
+    return exponential(attempt, ceiling, first=FIRST_POLL_SECONDS, factor=BACKOFF_FACTOR)
 
 
 def active_waiters(waitlist: Waitlist, runs: Runs) -> list[Waiter]:

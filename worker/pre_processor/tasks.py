@@ -7,9 +7,19 @@ from celery import shared_task
 import worker.pre_processor.dispatch
 import worker.pre_processor.poll
 from shared.messages import Job
-from worker.pre_processor.waitlist import AWAIT_READY, DETECT, DISPATCH, WaitlistKey
+from worker.pre_processor.waitlist import (
+    AWAIT_READY,
+    DETECT,
+    DISPATCH,
+    Waitlist,
+    WaitlistKey,
+    WaitlistName,
+)
+from worker.runs.model import Lease
 from worker.services import services
 from worker.workflow.task import Retry, StepTask
+
+LOCKED_RETRY_SECONDS = 0.3
 
 
 @shared_task(base=StepTask, bind=True, name=DETECT.name)
@@ -25,23 +35,15 @@ def dispatch(self: StepTask, job: Job, **_: Any) -> None:
 
 
 @shared_task(base=StepTask, bind=True, name=AWAIT_READY.name)
-def await_ready(
-    self: StepTask, room: WaitlistKey, generation: int, attempt: int = 0, redelivered: bool = False
-) -> None:
+def await_ready(self: StepTask, room: WaitlistKey, attempt: int = 0, **_: Any) -> None:
     """The one poll of a waiting list, on behalf of all its runs. Older workers name its argument `room`."""
-    redelivered = redelivered or self.is_redelivered()
+    waitlist = Waitlist(services().redis, WaitlistName.parse(room))
 
-    def poll() -> Retry | None:
-        following = worker.pre_processor.poll.await_ready(
-            room, generation, services(), redelivered=redelivered, attempt=attempt
-        )
+    def poll(claimed: int, _: Lease) -> Retry | None:
+        following = worker.pre_processor.poll.await_ready(waitlist, claimed, attempt, services())
         if following is None:
             return None
-        changes = {
-            "generation": following.generation,
-            "attempt": following.attempt,
-            "redelivered": following.redelivered,
-        }
+        changes = {"generation": following.generation, "attempt": following.attempt, "redelivered": False}
         return Retry(following.countdown, changes)
 
-    self.run_task(poll)
+    self.run_poll(waitlist.claim_poll, poll, lock=waitlist.lock, locked_seconds=LOCKED_RETRY_SECONDS)

@@ -10,54 +10,53 @@ from shared.statuses import JobStatus
 from worker.platform import ClientError, clean
 from worker.runs import reporter
 from worker.runs.bulkhead import backoff
+from worker.runs.generations import GenerationClaim
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import lock_key
 from worker.runs.model import ClaimStatus, Lease
 from worker.runs.runs import REPORT
 from worker.services import services
 from worker.workflow import dead_letters
-from worker.workflow.dead_letters import FAIL_REJECTED_JOB
+from worker.workflow.dead_letters import FAIL_REJECTED_JOB, rejected_job_member
 from worker.workflow.task import INFRASTRUCTURE_ERRORS, Retry, StepTask
 from worker.workflow.validation import status_of
 
 log = structlog.get_logger(__name__)
 
-REPORT_LOCKED_SECONDS = 0.5
 STOP_LOCKED_SECONDS = 1.0
 LEASE_LOST_SECONDS = 1.0
 
 
 @shared_task(base=StepTask, bind=True, name=REPORT.name)
-def report(
-    self: StepTask, job: Job, attempt: int = 0, generation: int = 0, redelivered: bool = False
-) -> None:
+def report(self: StepTask, job: Job, attempt: int = 0, **_: Any) -> None:
     """Report what is new of a run to the backend; retried until the backend has it."""
-    redelivered = redelivered or self.is_redelivered()
-    self.run_task(lambda: _report_once(job, attempt, generation, redelivered))
+
+    def claim(generation: int, redelivered: bool) -> GenerationClaim:
+        runs = services().runs
+        if runs.store.is_reported(job):
+            return GenerationClaim(ClaimStatus.SUPERSEDED, generation)
+        return runs.generations.claim(job, REPORT.name, generation, redelivered)
+
+    self.run_poll(
+        claim, lambda claimed, lease: _report(job, attempt, claimed, lease), lock=lock_key(job, REPORT.name)
+    )
 
 
-def _report_once(job: str, attempt: int, generation: int, redelivered: bool) -> Retry | None:
+def _report(job: str, attempt: int, generation: int, lease: Lease) -> Retry | None:
     runs = services().runs
     if runs.store.is_reported(job):
         return None
-    claim = runs.generations.claim(job, REPORT.name, generation, redelivered)
-    if claim.status is ClaimStatus.SUPERSEDED:
-        return None  # A newer report was published while the backend kept this one waiting.
-    lease = Lease(lock_key(job, REPORT.name), runs.locks.new_token())
-    if not runs.locks.acquire(lease.key, lease.token):
-        return Retry(REPORT_LOCKED_SECONDS, {"generation": claim.generation})
-    with runs.locks.hold(lease.key, lease.token):
-        backend = services().backend(runs.store.load(job).message.tenant)
-        try:
-            wait = reporter.report(job, runs, backend, lambda: runs.locks.is_held(lease.key, lease.token))
-        except reporter.LeaseLostError:
-            return Retry(LEASE_LOST_SECONDS, {"redelivered": True})
-        except ClientError as error:
-            log.warning("report retry scheduled", job=job, error=clean(str(error)), attempt=attempt)
-            return _retry_report(job, attempt, claim.generation)
+    backend = services().backend(runs.store.load(job).message.tenant)
+    try:
+        wait = reporter.report(job, runs, backend, lambda: runs.locks.is_held(lease.key, lease.token))
+    except reporter.LeaseLostError:
+        return Retry(LEASE_LOST_SECONDS, {"redelivered": True})
+    except ClientError as error:
+        log.warning("report retry scheduled", job=job, error=clean(str(error)), attempt=attempt)
+        return _retry_report(job, attempt, generation)
     if wait is None:
         return None
-    return Retry(wait, {"attempt": 0, "generation": claim.generation, "redelivered": False})
+    return Retry(wait, {"attempt": 0, "generation": generation, "redelivered": False})
 
 
 def _retry_report(job: str, attempt: int, generation: int) -> Retry:
@@ -77,15 +76,19 @@ def _retry_report(job: str, attempt: int, generation: int) -> Retry:
 
 @shared_task(base=StepTask, bind=True, name=FAIL_REJECTED_JOB.name)
 def fail_rejected_job(
-    self: StepTask, job: Job, reason: str, tenant: str | None = None, attempt: int = 0
+    self: StepTask, job: Job, reason: str, tenant: str | None = None, attempt: int = 0, **_: Any
 ) -> None:
     """Set the job of a rejected message FAILED; retried until the backend has it."""
 
     def fail() -> Retry | None:
+        runs = services().runs
         try:
-            dead_letters.fail_rejected_job(job, reason, services().runs, services().backend(tenant))
+            dead_letters.fail_rejected_job(job, reason, runs, services().backend(tenant))
         except ClientError:
-            return Retry(backoff(attempt, services().runs.timing.max_countdown), {"attempt": attempt + 1})
+            countdown = backoff(attempt, runs.timing.max_countdown)
+            runs.heartbeats.schedule(rejected_job_member(job), countdown)
+            return Retry(countdown, {"attempt": attempt + 1})
+        dead_letters.forget_unfailed_job(job, runs)
         return None
 
     # One at a time, because a late copy must not fail a job that was opened again meanwhile.

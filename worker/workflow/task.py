@@ -25,6 +25,7 @@ from worker.platform import (
 )
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.bulkhead import backoff
+from worker.runs.generations import GenerationClaim
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import lock_key
 from worker.runs.model import (
@@ -33,6 +34,7 @@ from worker.runs.model import (
     Continue,
     End,
     Finish,
+    Lease,
     MessageT,
     Outcome,
     Reschedule,
@@ -44,6 +46,7 @@ from worker.runs.model import (
     WorkflowStep,
 )
 from worker.runs.runs import Runs
+from worker.runs.store import NewerRunError
 from worker.services import services
 from worker.workflow import intake
 from worker.workflow.dead_letters import reject_message
@@ -65,6 +68,8 @@ INFRASTRUCTURE_ERRORS: tuple[type[Exception], ...] = (RedisError, OperationalErr
 """Redis or the broker is unavailable, full or read-only: nothing is said about the run, which is retried."""
 
 INFRASTRUCTURE_RETRY_SECONDS = 1.0
+NEWER_RUN_SECONDS = 5.0
+"""Delay of the message of a run that only newer workers of the fleet understand."""
 LOCKED_SECONDS = 1.0
 """Delay of a step whose lock is held by another delivery."""
 REPUBLISH_SECONDS = 0.5
@@ -133,7 +138,13 @@ class StepTask(Task):
             return self.reject(args, kwargs, str(rejection))
         if self.request.called_directly:
             return super().__call__(*args, **kwargs)
-        return self.run(*args, **kwargs)
+        try:
+            return self.run(*args, **kwargs)
+        except NewerRunError:
+            log.warning("step of a newer release requeued", job=readable_job(kwargs))
+            # Entry tasks have no arguments but those of their message.
+            changes = {} if self._arguments is None else {"redelivered": self.is_redelivered()}
+            self.retry_later(NEWER_RUN_SECONDS, **changes)
 
     # Steps of runs
 
@@ -166,6 +177,8 @@ class StepTask(Task):
                     case ClaimStatus.RUN_ENDED:
                         self.runs.ensure_end_reported(job)
                         self._clean_up(job)
+                    case ClaimStatus.UNKNOWN:
+                        log.warning("step of an unknown run dropped")
                 if claim.run is None:
                     return
 
@@ -255,6 +268,8 @@ class StepTask(Task):
             self.on_message_after_end(job)
         except INFRASTRUCTURE_ERRORS:
             raise
+        except NewerRunError:
+            raise
         except self.transient as error:
             self._wait_for_dependency(error)
         except Exception as error:
@@ -276,25 +291,62 @@ class StepTask(Task):
         The message is retried as `function` says, after `locked_seconds` while another delivery holds the
         lock, and while Redis or the broker is unavailable.
         """
-        try:
-            retry = self._run_locked(function, lock, locked_seconds) if lock else function()
-        except INFRASTRUCTURE_ERRORS as error:
-            log.warning("task retry scheduled", error_type=type(error).__name__)
-            # It is unknown how far this delivery came; tasks with generations take the mark of a redelivery.
-            takes_mark = self._arguments is not None and "redelivered" in self._arguments.model_fields
-            retry = Retry(INFRASTRUCTURE_RETRY_SECONDS, {"redelivered": True} if takes_mark else {})
-        if retry is not None:
-            self.retry_later(retry.countdown, **retry.changes)
+
+        def run() -> Retry | None:
+            if lock is None:
+                return function()
+            return self._run_locked(lambda _: function(), lock, Retry(locked_seconds))
+
+        self._retry_as_asked(run, {})
+
+    def run_poll(
+        self,
+        claim: Callable[[int, bool], GenerationClaim],
+        function: Callable[[int, Lease], Retry | None],
+        *,
+        lock: str,
+        locked_seconds: float = REPUBLISH_SECONDS,
+    ) -> None:
+        """Claim the generation of a poll that is not a step of a run, and call `function` under the lock.
+
+        `claim` gets the generation of the message and whether it is redelivered; `function` gets the claimed
+        generation and the lock. The message is retried as by `run_task`; a superseded one does nothing.
+        """
+        generation = int(self.request.kwargs.get("generation", 0))
+        redelivered = self.is_redelivered()
+
+        def poll() -> Retry | None:
+            claimed = claim(generation, redelivered)
+            match claimed.status:
+                case ClaimStatus.SUPERSEDED:
+                    return None
+                case ClaimStatus.REPUBLISH:
+                    return Retry(locked_seconds, {"generation": claimed.generation, "redelivered": False})
+            locked = Retry(locked_seconds, {"generation": claimed.generation, "redelivered": redelivered})
+            return self._run_locked(lambda lease: function(claimed.generation, lease), lock, locked)
+
+        # When Redis was away during this delivery, it is unknown how far it came.
+        self._retry_as_asked(poll, {"redelivered": True})
 
     def _run_locked(
-        self, function: Callable[[], Retry | None], lock: str, locked_seconds: float
+        self, function: Callable[[Lease], Retry | None], lock: str, retry_when_locked: Retry
     ) -> Retry | None:
-        locks = self.runs.locks
-        token = locks.new_token()
-        if not locks.acquire(lock, token):
-            return Retry(locked_seconds)
-        with locks.hold(lock, token):
-            return function()
+        lease = Lease(lock, self.runs.locks.new_token())
+        if not self.runs.locks.acquire(lease.key, lease.token):
+            return retry_when_locked
+        with self.runs.locks.hold(lease.key, lease.token):
+            return function(lease)
+
+    def _retry_as_asked(
+        self, function: Callable[[], Retry | None], changes_without_redis: Mapping[str, int | bool]
+    ) -> None:
+        try:
+            retry = function()
+        except INFRASTRUCTURE_ERRORS as error:
+            log.warning("task retry scheduled", error_type=type(error).__name__)
+            retry = Retry(INFRASTRUCTURE_RETRY_SECONDS, changes_without_redis)
+        if retry is not None:
+            self.retry_later(retry.countdown, **retry.changes)
 
     # Entry tasks
 
@@ -332,6 +384,8 @@ class StepTask(Task):
                 return
             log.warning("plugin store unavailable", error_type=type(error).__name__)
             self.retry_later(backoff(self.request.retries, self.runs.timing.max_countdown))
+        except NewerRunError:
+            raise
         except Exception as error:
             log.error("message not accepted", error_type=type(error).__name__, exc_info=True)
             self.reject(args, kwargs, f"it could not be taken in ({type(error).__name__})")

@@ -18,7 +18,7 @@ from worker.sandbox import wait_for
 HANDLE_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
 COMMAND = [sys.executable, "-c", f"{HANDLE_CTRL_C}; from worker.cli import main; main()", "demo"]
 
-# It starts Ray, deploys twice and writes 1,798 annotations: 37 s on a quick machine, three times that on a busy one.
+# It starts Ray and writes 1,798 annotations: 37 s on a quick machine, three times that on a busy one.
 pytestmark = pytest.mark.timeout(420)
 
 
@@ -43,7 +43,9 @@ def test_ctrl_c_ends_every_process_of_the_demo(tmp_path: Path) -> None:
     with log.open("wb") as sink:
         demo = subprocess.Popen(COMMAND, stdout=sink, stderr=sink, env=environ, start_new_session=True)
     try:
-        wait_for(lambda: "worker 1 on" in log.read_text() or demo.poll() is not None, 180, "the demo's worker")
+        wait_for(
+            lambda: "worker 1 on" in log.read_text() or demo.poll() is not None, 180, "the demo's worker"
+        )
         assert len(_processes(mark)) > 5
 
         # When it is interrupted

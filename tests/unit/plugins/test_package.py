@@ -36,7 +36,10 @@ def kept() -> dict[str, bytes]:
 
 @pytest.fixture
 def driver(kept: dict[str, bytes]) -> FakeRayDriver:
-    return FakeRayDriver(keep_package=kept.__contains__, upload_package=kept.__setitem__)
+    return FakeRayDriver(
+        keep_package=lambda uri, _seconds: uri in kept,
+        upload_package=lambda uri, content, _seconds: kept.update({uri: content}),
+    )
 
 
 @pytest.fixture

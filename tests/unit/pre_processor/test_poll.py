@@ -22,7 +22,7 @@ from worker.pre_processor.waitlist import (
     AWAIT_READY,
     FETCH_TASKS,
 )
-from worker.runs.keys import HEARTBEATS_KEY
+from worker.runs.keys import heartbeats_key
 from worker.runs.model import End, Suspend
 from worker.runs.reporter import stop
 from worker.testing import FakeBackend
@@ -50,7 +50,7 @@ def test_from_dispatch_to_ready(
     assert harness.poll(2) is None
     assert harness.resumed() == ["1"]
     assert harness.waiting() == []
-    assert harness.services.redis.zscore(HEARTBEATS_KEY, NAME.member) is None
+    assert harness.services.redis.zscore(heartbeats_key(), NAME.member) is None
 
 
 def test_a_poll_resumes_a_batch_and_the_next_one_the_rest(
@@ -239,20 +239,24 @@ def test_a_poll_that_died_while_resuming_resumes_the_rest(
         harness.wait(job)
     backend.add_application()
     sender.broken = True
-    with pytest.raises(Exception, match="unavailable"):
-        harness.poll()
+    retried = harness.poll()
+    assert retried is not None
+    assert retried.redelivered
     assert harness.waiting() == ["1", "2"]
     sender.broken = False
     assert harness.poll(redelivered=True) is None
     assert harness.resumed() == ["1", "2"]
 
 
-def test_a_poll_that_finds_the_list_locked_is_retried(harness: WaitlistHarness, redis: FakeRedis) -> None:
+@pytest.mark.parametrize("redelivered", [False, True])
+def test_a_poll_that_finds_its_list_locked_returns_as_it_came(
+    harness: WaitlistHarness, redis: FakeRedis, redelivered: bool
+) -> None:
     harness.wait("1")
     redis.set(harness.waitlist.lock, "somebody")
-    following = harness.poll(1)
+    following = harness.poll(1, redelivered=redelivered)
     assert following is not None
-    assert following.generation == 1
+    assert (following.generation, following.redelivered) == (1, redelivered)
 
 
 def test_a_waiting_run_is_not_overdue(harness: WaitlistHarness, clock: Clock) -> None:

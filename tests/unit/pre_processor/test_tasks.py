@@ -75,6 +75,7 @@ def test_a_poll_without_redis_is_retried_as_redelivered(
     def poll(*args: Any, **kwargs: Any) -> None:
         raise RedisConnectionError("away")
 
+    harness.wait("1")
     monkeypatch.setattr("worker.pre_processor.poll.await_ready", poll)
     delivery.poll(room=NAME.key, generation=1)
     [(kwargs, countdown)] = delivery.retries

@@ -11,7 +11,7 @@ from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
 from worker.pre_processor.dispatch import detect, dispatch
-from worker.pre_processor.poll import NextPoll, await_ready
+from worker.pre_processor.poll import await_ready
 from worker.pre_processor.waitlist import (
     AWAIT_READY,
     DETECT,
@@ -21,10 +21,11 @@ from worker.pre_processor.waitlist import (
     Waitlist,
     WaitlistName,
 )
-from worker.runs.model import Finish, Outcome, WorkflowStep
+from worker.runs.model import Finish, Lease, Outcome, WorkflowStep
 from worker.runs.runs import Runs, Timing
 from worker.settings import Settings
 from worker.testing import FakeBackend
+from worker.workflow.task import Retry
 
 NAME = WaitlistName("", 1, "digits", "1.0.0")
 PARAMS = {"name": "n", "project": 1, "agent": 1, "method": "inference", "pre_processor": 7, "model": 3}
@@ -46,6 +47,15 @@ def make_services(redis: FakeRedis, sender: RecordingPublisher, plugins: Path) -
         synapse_host="http://backend", synapse_access_token="token-of-the-worker", plugins_dir=plugins
     )
     return FakeServices(redis, Runs(redis, sender, Timing(60.0)), settings)
+
+
+@dataclass(frozen=True)
+class PublishedPoll:
+    """The message with which a poll is retried, after `countdown` seconds."""
+
+    countdown: float
+    generation: int
+    redelivered: bool
 
 
 class WaitlistHarness:
@@ -97,11 +107,29 @@ class WaitlistHarness:
                 self.sender.published.remove(message)
                 return
 
-    def poll(self, generation: int | None = None, *, redelivered: bool = False) -> NextPoll | None:
-        """The newest poll that was published, or the one of `generation`."""
+    def poll(self, generation: int | None = None, *, redelivered: bool = False) -> PublishedPoll | None:
+        """Deliver the newest poll that was published, or the one of `generation`; returns its retry."""
         if generation is None:
             generation = self.sender.of(AWAIT_READY.name)[-1].kwargs["generation"]
-        return await_ready(NAME.key, generation, self.services, redelivered=redelivered, attempt=0)
+
+        def function(claimed: int, _: Lease) -> Retry | None:
+            following = await_ready(self.waitlist, claimed, 0, self.services)
+            return following and Retry(following.countdown, {"generation": following.generation})
+
+        kwargs = {"room": NAME.key, "generation": generation}
+        delivery = self.worker.run_poll(
+            self.waitlist.claim_poll,
+            function,
+            lock=self.waitlist.lock,
+            redelivered=redelivered,
+            kwargs=kwargs,
+        )
+        if delivery.ended == "acknowledged":
+            return None
+        assert delivery.countdown is not None, delivery
+        return PublishedPoll(
+            delivery.countdown, delivery.kwargs["generation"], bool(delivery.kwargs.get("redelivered"))
+        )
 
     def run(self, job: str) -> PreProcessorRun:
         return PRE_PROCESSOR.typed(self.runs.store.load(job))

@@ -13,7 +13,7 @@ from shared.statuses import JobStatus
 from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
 from tests.unit.runs.example_workflow import CHUNK, FIRST, SECOND, VISIBILITY_TIMEOUT, StepCalls, deliver
 from worker.platform import RateLimitError
-from worker.runs.keys import HEARTBEATS_KEY, lock_key, run_key
+from worker.runs.keys import heartbeats_key, lock_key, run_key
 from worker.runs.model import (
     Continue,
     End,
@@ -57,12 +57,13 @@ def test_unclaimed_message_is_retried_as_it_came(
         kwargs={"job": "42", "chunk": 7},
         called_directly=False,
         delivery_info={"exchange": "", "routing_key": "annotate", "redelivered": redelivered},
+        retries_of_delivery=(retries := []),
     )
 
     with pytest.raises(Retry):
         worker.task.retry_unclaimed("42", 0.3)
 
-    [(kwargs, options)] = worker.retries
+    [(kwargs, options)] = retries
     assert (kwargs, options["countdown"]) == ({"job": "42", "chunk": 7, "redelivered": redelivered}, 0.3)
     assert redis.hgetall(run_key("42")) == before
 
@@ -282,7 +283,7 @@ def test_step_sends_a_heartbeat(worker: InProcessWorker, run: Run, redis: FakeRe
 
     deliver(worker, FIRST, StepCalls(Reschedule(20)))
 
-    due = redis.zscore(HEARTBEATS_KEY, "run:42")
+    due = redis.zscore(heartbeats_key(), "run:42")
     assert due is not None
     assert due - now == pytest.approx(20 + VISIBILITY_TIMEOUT + 10, abs=2)
 

@@ -98,8 +98,11 @@ def is_usable() -> bool:
     return any(node["Alive"] and node["NodeID"] == own for node in ray.nodes())
 
 
-def keep_package(uri: str) -> bool:
-    """Let the cluster keep the package for ten more minutes; false when it is not there."""
+def keep_package(uri: str, seconds: float) -> bool:
+    """Let the cluster keep the package for ten more minutes; false when it is not there.
+
+    Raises `GetTimeoutError` after `seconds`: a task waits for a process, which a busy cluster starts late.
+    """
 
     def keep() -> bool:
         from ray._private.runtime_env import packaging
@@ -107,11 +110,11 @@ def keep_package(uri: str) -> bool:
         packaging.pin_runtime_env_uri(uri)
         return bool(packaging.package_exists(uri))
 
-    return bool(_run_beside_control_store(keep))
+    return bool(_run_beside_control_store(seconds, keep))
 
 
-def upload_package(uri: str, content: bytes) -> None:
-    """Store the package in the cluster's control store, and let the cluster keep it for ten minutes."""
+def upload_package(uri: str, content: bytes, seconds: float) -> None:
+    """Store the package in the cluster's control store, and keep it for ten minutes; see `keep_package`."""
 
     def upload(content: bytes) -> None:
         from ray._private.runtime_env import packaging
@@ -119,10 +122,10 @@ def upload_package(uri: str, content: bytes) -> None:
         packaging.upload_package_to_gcs(uri, content)
         packaging.pin_runtime_env_uri(uri)
 
-    _run_beside_control_store(upload, content)
+    _run_beside_control_store(seconds, upload, content)
 
 
-def _run_beside_control_store(function: Callable[..., Any], *arguments: Any) -> Any:
+def _run_beside_control_store(seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call the function, by Ray Client in a task on the cluster: its server cannot pin packages.
 
     The functions are nested ones, which travel by value: an older version on the nodes need not know them.
@@ -131,7 +134,7 @@ def _run_beside_control_store(function: Callable[..., Any], *arguments: Any) -> 
 
     if not ray.util.client.ray.is_connected():
         return function(*arguments)
-    return ray.get(ray.remote(num_cpus=0)(function).remote(*arguments))
+    return ray.get(ray.remote(num_cpus=0)(function).remote(*arguments), timeout=seconds)
 
 
 def start_task(runtime_env: JsonObject, request: str, operation: str, payload: str) -> str:
