@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 from shared import deferred
 from shared.messages import ToTaskParams
-from worker.platform import NotFoundError, contains_secret
+from worker import blame
+from worker.blame import TaskFailedError
+from worker.platform import contains_secret
 from worker.pre_processor.serve_application import PreProcessor
 from worker.to_task.attempt import (
     ChunkPass,
@@ -21,7 +23,7 @@ from worker.to_task.attempt import (
 from worker.to_task.clients import AsyncBackend
 from worker.to_task.hooks import Hooks, Item
 from worker.to_task.ledger import Ledger, Ticket
-from worker.to_task.steps import InferencePendingError, TaskFailedError
+from worker.to_task.steps import InferencePendingError
 
 Wait = Callable[[Coroutine[Any, Any, Any]], Any]
 """Runs a coroutine on the event loop and waits for it in the step's thread."""
@@ -178,8 +180,7 @@ class InferenceMethod:
                 if answered and time.monotonic() > until:
                     return
                 work = queue.popleft()
-                # A 404 may mean the application itself, while it is being replaced.
-                if await attempt.process(work, self._infer, transient=(NotFoundError,)):
+                if await attempt.process(work, self._infer, blame.in_inference):
                     answered.append(work)
                 elif work.open.position in attempt.pending_inferences:
                     return  # The slot stays taken by the deferred inference.
