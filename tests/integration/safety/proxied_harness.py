@@ -1,43 +1,35 @@
-"""A platform without Ray whose backend is reached through a proxy, and one worker on all queues."""
+"""A sandbox without Ray whose backend is reached through a recording proxy, and one worker on all queues."""
 
 import json
 import textwrap
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
-from redis import Redis
 from typer.testing import CliRunner
 
-from shared import JobStatus, Message, Publisher, StopMessage, ToTaskMessage
 from shared.channels import DEAD_LETTERS, job_key
-from tests.integration.safety.proxy import Proxy
+from tests.harness.sandbox_harness import Row, SandboxHarness
+from tests.integration.safety.recording_proxy import RecordingProxy
 from worker.broker.delivery import UNACKED_KEY
-from worker.sandbox import Process, Sandbox, wait_for
-from worker.sandbox.sandbox import AGENT_ID
-from worker.sandbox.seed import SeededProject, seed_numbered_project
-
-Row = dict[str, Any]
-HUSHED = "hush-release-env-8c41"
+from worker.sandbox import Process, Sandbox
+from worker.sandbox.seed import SeededProject
 
 
-class Site:
-    """What a test does to it, in the words of the specification."""
+class ProxiedHarness(SandboxHarness):
+    """The sandbox, its worker, and the proxy between worker and backend."""
+
+    MAX_WAIT_SECONDS = 30.0
 
     def __init__(self, folder: Path) -> None:
         self.plugins = folder / "plugins"
         self.plugins.mkdir()
-        self.install("echo", ECHO)
+        self.add_release("echo", ECHO)
         self.sandbox = Sandbox(folder / "sandbox", plugins_dir=self.plugins, with_ray=False)
-        self.proxy = Proxy(self.sandbox.backend_url)
-        self.worker: Process | None = None
+        self.proxy = RecordingProxy(self.sandbox.backend_url)
 
     def start(self, **env: str) -> None:
         self.sandbox.start()
-        self.state = self.sandbox.state
-        self.redis = Redis.from_url(self.sandbox.redis_url, decode_responses=True)
-        self.app = Celery("publisher", broker=self.sandbox.redis_url, set_as_current=False)
-        self.app.conf.update(task_ignore_result=True)
+        self.connect()
         self.start_worker(**env)
 
     def start_worker(self, **env: str) -> Process:
@@ -50,13 +42,14 @@ class Site:
             self.proxy.close()
         finally:
             self.sandbox.stop()
-        for client in ("redis", "app"):
+        for client in ("redis", "celery"):
             if hasattr(self, client):
                 getattr(self, client).close()
 
     # given
 
-    def install(self, code: str, actions: str, version: str = "1.0.0", env: Row | None = None) -> None:
+    def add_release(self, code: str, actions: str, version: str = "1.0.0", env: Row | None = None) -> None:
+        """Add a release with the code of its actions to the plugin store."""
         release = self.plugins / f"{code}@{version}"
         (release / "plugin").mkdir(parents=True)
         (release / "plugin" / "__init__.py").touch()
@@ -74,87 +67,44 @@ class Site:
         }
         (release / "config.yaml").write_text(json.dumps(config))
 
-    def project(self, count: int) -> SeededProject:
-        return seed_numbered_project(self.state, count)
-
-    def new_job(self, **columns: Any) -> str:
-        return str(self.state.add_job(agent=AGENT_ID, **columns))
-
-    def params(self, project: SeededProject, **more: Any) -> Row:
-        fields = {"name": "a test", "project": project.id, "agent": AGENT_ID}
-        return {**fields, "target_specification_name": "label_1", **more}
+    def to_task_params(self, project: SeededProject, **params: Any) -> Row:
+        return super().to_task_params(project, **{"target_specification_name": "label_1", **params})
 
     # when
 
-    def publish(self, message: Message) -> None:
-        with Publisher(self.sandbox.redis_url) as publisher:
-            publisher.publish(message)
-
-    def bare(self, task: str, queue: str, kwargs: Row, **options: Any) -> None:
-        self.app.send_task(task, kwargs=kwargs, queue=queue, **options)
-
-    def to_task(self, project: SeededProject, plugin: str = "echo@1.0.0", **params: Any) -> str:
-        job = self.new_job(plugin=plugin, action="to_task")
-        fields = self.params(project, **params)
-        self.publish(ToTaskMessage.model_validate({"job": job, "plugin": plugin, "params": fields}))
-        return job
-
-    def stop(self, job: str) -> None:
-        self.publish(StopMessage(job=job))
-
-    def command(self, *arguments: str) -> tuple[int, str]:
-        """The command `synapse-worker`: its exit code and all that it says."""
+    def run_command(self, *arguments: str) -> tuple[int, str]:
+        """Run `synapse-worker`; returns its exit code and output."""
         from worker.cli.main import app as command
 
-        environ = {"REDIS_URL": self.sandbox.redis_url, "COLUMNS": "200", "TERM": "dumb"}
+        environ = {"REDIS_URL": self.redis_url, "COLUMNS": "200", "TERM": "dumb"}
         result = CliRunner().invoke(command, list(arguments), env=environ)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return result.exit_code, result.output
 
     # then
 
-    def job(self, job: str) -> Row:
-        row = self.state.job(int(job) if job.isdigit() else job)
-        assert row is not None
-        return row
-
-    def end_of(self, job: str, seconds: float = 30) -> Row:
-        """The job once it is final at the backend."""
-        wait_for(lambda: JobStatus(self.job(job)["status"]).is_final, seconds, f"end of job {job}")
-        return self.job(job)
-
-    def record(self, job: str) -> Row:
+    def run_record(self, job: str) -> Row:
+        """The fields of the run in Redis."""
         return dict(self.redis.hgetall(job_key(job)))
 
-    def is_at(self, job: str, step: str) -> bool:
-        return bool(self.record(job).get("step") == step)
+    def is_at_step(self, job: str, step: str) -> bool:
+        return bool(self.run_record(job).get("step") == step)
 
-    def wait(self, condition: Any, what: str, seconds: float = 20) -> None:
-        wait_for(condition, seconds, what)
-
-    def quiet(self) -> bool:
-        """No message is waiting or being worked on."""
+    def has_no_messages(self) -> bool:
+        """No message is in a queue or unacknowledged."""
         queues = ("deploy", "to_task", "annotate", "logs", "control")
         return not any(self.redis.llen(queue) for queue in queues) and not self.redis.hlen(UNACKED_KEY)
 
-    def writes(self, project: SeededProject) -> list[int]:
-        rows = self.state.rows("SELECT writes FROM tasks WHERE project = ? ORDER BY id", project.id)
-        return [row["writes"] for row in rows]
-
-    def finals(self, job: str) -> list[str]:
-        """Bodies of the final statuses that the backend took."""
+    def final_statuses(self, job: str) -> list[str]:
+        """The final statuses of a job that the backend accepted."""
         patches = self.state.rows(
             "SELECT body FROM requests WHERE method = 'PATCH' AND path = ? AND status = 200", f"/jobs/{job}/"
         )
-        found = [json.loads(patch["body"]).get("status") for patch in patches]
-        return [status for status in found if status in ("STOPPED", "SUCCEEDED", "FAILED")]
+        statuses = [json.loads(patch["body"]).get("status") for patch in patches]
+        return [status for status in statuses if status in ("STOPPED", "SUCCEEDED", "FAILED")]
 
-    def letters(self) -> list[Row]:
+    def dead_letters(self) -> list[Row]:
         return [{"id": id_, **letter} for id_, letter in self.redis.xrange(DEAD_LETTERS)]
-
-    def log(self) -> str:
-        assert self.worker is not None
-        return self.worker.log.read_text(errors="replace")
 
 
 ECHO = """

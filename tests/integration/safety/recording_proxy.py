@@ -1,4 +1,4 @@
-"""Stands between worker and backend: remembers every request, spoils those that a test names."""
+"""A proxy between worker and backend that records every request and responds itself where a test wants it."""
 
 import http.client
 import re
@@ -11,12 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-HOP = {"connection", "transfer-encoding", "content-length", "date", "server"}
+HOP_BY_HOP = {"connection", "transfer-encoding", "content-length", "date", "server"}
+"""Headers that are not forwarded."""
 
 
 @dataclass
-class Received:
-    """A request; times are this process's clock, `ended` is 0 while it is being answered."""
+class Request:
+    """A received request; times are of this process's clock, and `ended` is 0 until it is answered."""
 
     method: str
     path: str
@@ -28,8 +29,11 @@ class Received:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What is answered in place of the backend; `endless` goes on with the body's last chunk for ever."""
+class Response:
+    """A response in place of the backend's.
+
+    `length`: the body is repeated or cut to it. `endless`: the body is repeated until the proxy closes.
+    """
 
     status: int = 200
     body: bytes = b""
@@ -38,17 +42,18 @@ class Answer:
     length: int | None = None
 
 
-Reaction = Callable[[Received], Answer | None]
+Reaction = Callable[[Request], Response | None]
+"""From a request to the response in place of the backend's; None forwards the request."""
 
 
-class Proxy:
-    """An HTTP server in this process's threads."""
+class RecordingProxy:
+    """An HTTP server in threads of this process."""
 
     def __init__(self, target: str) -> None:
         self._target = urlsplit(target)
-        self._reactions: list[tuple[str, re.Pattern[str], Reaction]] = []
-        self.received: list[Received] = []
-        self.closing = threading.Event()
+        self._interceptors: list[tuple[str, re.Pattern[str], Reaction]] = []
+        self.received: list[Request] = []
+        self._closed = threading.Event()
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -77,80 +82,88 @@ class Proxy:
         self._thread.start()
 
     def close(self) -> None:
-        self.closing.set()
+        self._closed.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(5)
 
     @contextmanager
-    def spoilt(self, method: str, path: str, reaction: Reaction | Answer) -> Iterator[None]:
-        """While the block lasts, `reaction` meets requests of `method` whose path matches from its start."""
+    def intercept(self, method: str, path: str, reaction: Reaction | Response) -> Iterator[None]:
+        """During the block, apply `reaction` to requests of `method` whose path matches from its start."""
         react = reaction if callable(reaction) else (lambda _request: reaction)
-        rule = (method, re.compile(path), react)
-        self._reactions.insert(0, rule)
+        interceptor = (method, re.compile(path), react)
+        self._interceptors.insert(0, interceptor)
         try:
             yield
         finally:
-            self._reactions.remove(rule)
+            self._interceptors.remove(interceptor)
 
     @contextmanager
-    def slow(self, method: str, path: str, seconds: float) -> Iterator[None]:
-        """Answers of such requests come `seconds` later, or when the block ends."""
-        over = threading.Event()
+    def delay(self, method: str, path: str, seconds: float) -> Iterator[None]:
+        """Forward such requests `seconds` later, or at the end of the block."""
+        block_ended = threading.Event()
 
-        def wait(_request: Received) -> None:
-            over.wait(seconds)
+        def wait(_request: Request) -> None:
+            block_ended.wait(seconds)
 
-        with self.spoilt(method, path, wait):
+        with self.intercept(method, path, wait):
             try:
                 yield
             finally:
-                over.set()
+                block_ended.set()
 
-    def of(self, method: str, path: str) -> list[Received]:
-        """What was received so far."""
+    def requests(self, method: str, path: str) -> list[Request]:
+        """The requests of `method` received so far whose path starts with a match of `path`."""
         pattern = re.compile(path)
-        return [each for each in list(self.received) if each.method == method and pattern.match(each.path)]
+        return [
+            request
+            for request in list(self.received)
+            if request.method == method and pattern.match(request.path)
+        ]
 
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
         length = int(handler.headers.get("Content-Length") or 0)
         body = handler.rfile.read(length)
-        received = Received(handler.command, handler.path, dict(handler.headers), body, time.time())
-        self.received.append(received)
-        answer = None
-        for method, pattern, react in list(self._reactions):
-            if method == received.method and pattern.match(received.path):
-                answer = react(received)
+        request = Request(handler.command, handler.path, dict(handler.headers), body, time.time())
+        self.received.append(request)
+        response = None
+        for method, pattern, react in list(self._interceptors):
+            if method == request.method and pattern.match(request.path):
+                response = react(request)
                 break
-        answer = answer or self._forward(received)
-        received.status = answer.status
+        response = response or self._forward(request)
+        request.status = response.status
         try:
-            self._send(handler, answer)
+            self._send(handler, response)
         finally:
-            received.ended = time.time()
+            request.ended = time.time()
 
-    def _forward(self, received: Received) -> Answer:
+    def _forward(self, request: Request) -> Response:
         connection = http.client.HTTPConnection(self._target.hostname or "", self._target.port, timeout=30)
         try:
-            headers = {k: v for k, v in received.headers.items() if k.lower() not in HOP | {"host"}}
-            connection.request(received.method, received.path, received.body or None, headers)
+            headers = {
+                name: value
+                for name, value in request.headers.items()
+                if name.lower() not in HOP_BY_HOP | {"host"}
+            }
+            connection.request(request.method, request.path, request.body or None, headers)
             response = connection.getresponse()
-            kept = {k: v for k, v in response.getheaders() if k.lower() not in HOP}
-            return Answer(response.status, response.read(), kept)
+            kept = {name: value for name, value in response.getheaders() if name.lower() not in HOP_BY_HOP}
+            return Response(response.status, response.read(), kept)
         finally:
             connection.close()
 
-    def _send(self, handler: BaseHTTPRequestHandler, answer: Answer) -> None:
-        handler.send_response(answer.status)
-        for name, value in answer.headers.items():
+    def _send(self, handler: BaseHTTPRequestHandler, response: Response) -> None:
+        handler.send_response(response.status)
+        for name, value in response.headers.items():
             handler.send_header(name, value)
-        if answer.endless:
+        if response.endless:
             handler.send_header("Transfer-Encoding", "chunked")
             handler.end_headers()
-            while not self.closing.is_set():
-                handler.wfile.write(f"{len(answer.body):x}\r\n".encode() + answer.body + b"\r\n")
-        length = len(answer.body) if answer.length is None else answer.length
+            while not self._closed.is_set():
+                handler.wfile.write(f"{len(response.body):x}\r\n".encode() + response.body + b"\r\n")
+        length = len(response.body) if response.length is None else response.length
         handler.send_header("Content-Length", str(length))
         handler.end_headers()
-        for sent in range(0, length, max(len(answer.body), 1)):
-            handler.wfile.write(answer.body[: length - sent])
+        for sent in range(0, length, max(len(response.body), 1)):
+            handler.wfile.write(response.body[: length - sent])

@@ -1,67 +1,67 @@
-"""The same message twice, ten times, at once, or again after the end, is one run."""
+"""A message that is published many times, at the same time or after the end, is one run."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from celery import Celery
 
-from tests.integration.safety.site import Site
+from tests.integration.safety.proxied_harness import ProxiedHarness
 
 
-def send(site: Site, job: int | str, params: dict[str, Any]) -> None:
-    with Celery(broker=site.sandbox.redis_url, set_as_current=False) as app:
+def send(harness: ProxiedHarness, job: int | str, params: dict[str, Any]) -> None:
+    with Celery(broker=harness.sandbox.redis_url, set_as_current=False) as app:
         kwargs = {"job": job, "plugin": "echo@1.0.0", "params": params}
         app.send_task("to_task", kwargs=kwargs, queue="to_task")
 
 
-def test_the_same_message_ten_times_at_once_is_one_run(site: Site) -> None:
-    # Given a message, of which some publishers hold the job's id for a number and some for a text
-    project = site.project(60)
-    job, params = site.new_job(), site.params(project)
+def test_the_same_message_ten_times_at_once_is_one_run(harness: ProxiedHarness) -> None:
+    # Given a message whose job id is a number for some publishers and a text for others
+    project = harness.new_project(60)
+    job, params = harness.new_job(), harness.to_task_params(project)
 
-    # When ten of them publish it at the same time
+    # When ten publishers publish it at the same time
     with ThreadPoolExecutor(10) as pool:
-        list(pool.map(lambda n: send(site, int(job) if n % 2 else job, params), range(10)))
+        list(pool.map(lambda n: send(harness, int(job) if n % 2 else job, params), range(10)))
 
-    # Then there is one end with exact counts, and each task was written once
-    result = site.end_of(job)["result"]
-    site.wait(site.quiet, "all copies are gone")
+    # Then the run ends once, with exact counts, and each task is written once
+    result = harness.wait_for_end(job)["result"]
+    harness.wait_for(harness.has_no_messages, "all messages are acknowledged")
     assert (result["total_tasks"], result["success_count"], result["failed_count"]) == (60, 60, 0)
-    assert site.finals(job) == ["SUCCEEDED"]
-    assert site.writes(project) == [1] * 60
+    assert harness.final_statuses(job) == ["SUCCEEDED"]
+    assert harness.write_counts(project) == [1] * 60
 
 
-def test_the_same_message_again_after_the_end_starts_nothing(site: Site) -> None:
+def test_the_same_message_again_after_the_end_starts_nothing(harness: ProxiedHarness) -> None:
     # Given a run that has ended
-    project = site.project(3)
-    job, params = site.new_job(), site.params(project)
-    send(site, int(job), params)
-    end = site.end_of(job)
-    site.wait(site.quiet, "all is done")
-    letters = len(site.letters())
-    patches = len(site.proxy.of("PATCH", f"/jobs/{job}/"))
+    project = harness.new_project(3)
+    job, params = harness.new_job(), harness.to_task_params(project)
+    send(harness, int(job), params)
+    end = harness.wait_for_end(job)
+    harness.wait_for(harness.has_no_messages, "all messages are acknowledged")
+    letters = len(harness.dead_letters())
+    patches = len(harness.proxy.requests("PATCH", f"/jobs/{job}/"))
 
-    # When its message comes again, under both forms of its id, and one that says something else
-    for again in (int(job), job):
-        send(site, again, params)
-    send(site, job, {**params, "name": "another"})
-    site.wait(site.quiet, "all copies are gone")
+    # When its message is published again, with both forms of its id, and one with other parameters
+    for id_ in (int(job), job):
+        send(harness, id_, params)
+    send(harness, job, {**params, "name": "another"})
+    harness.wait_for(harness.has_no_messages, "all messages are acknowledged")
 
     # Then nothing happens
-    assert site.job(job) == end
-    assert len(site.proxy.of("PATCH", f"/jobs/{job}/")) == patches
-    assert site.writes(project) == [1, 1, 1]
-    assert len(site.letters()) == letters
+    assert harness.job(job) == end
+    assert len(harness.proxy.requests("PATCH", f"/jobs/{job}/")) == patches
+    assert harness.write_counts(project) == [1, 1, 1]
+    assert len(harness.dead_letters()) == letters
 
 
-def test_ids_that_only_look_alike_are_two_jobs(site: Site) -> None:
-    # Given the jobs 7007 and "07007" of the backend
-    projects = [site.project(1), site.project(1)]
+def test_ids_that_only_look_alike_are_two_jobs(harness: ProxiedHarness) -> None:
+    # Given two jobs of the backend whose ids look alike
+    projects = [harness.new_project(1), harness.new_project(1)]
     jobs: list[int | str] = [7007, "job-07007"]
     for job, project in zip(jobs, projects, strict=True):
-        site.state.add_job(id=job, agent=1)
-        send(site, job, site.params(project))
+        harness.state.add_job(id=job, agent=1)
+        send(harness, job, harness.to_task_params(project))
 
     # Then both run
-    assert [site.end_of(str(job))["status"] for job in jobs] == ["SUCCEEDED"] * 2
-    assert [site.writes(project) for project in projects] == [[1], [1]]
+    assert [harness.wait_for_end(str(job))["status"] for job in jobs] == ["SUCCEEDED"] * 2
+    assert [harness.write_counts(project) for project in projects] == [[1], [1]]
