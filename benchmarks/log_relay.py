@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from shared.channels import logs_channel
 from tests.integration.logs.log_relay_harness import ChannelListener, LogRelayHarness
-from worker.logs.subscriptions import OWNERS_KEY
+from worker.logs.subscriptions import log_owners_key
 from worker.sandbox.processes import start_process, wait_for
 
 RATE = 10
@@ -95,7 +95,7 @@ def measure_many_logs(harness: LogRelayHarness, count: int, protocol: str, size:
     with relay_process(harness) as process:
         for job, ray_job in jobs.items():
             harness.subscribe(job, ray_job, protocol)
-        wait_for(lambda: harness.redis.hlen(OWNERS_KEY) == count, MAX_WAIT_SECONDS, "start of all")
+        wait_for(lambda: harness.redis.hlen(log_owners_key()) == count, MAX_WAIT_SECONDS, "start of all")
         relayed = measure(harness, process, channels, size)
     harness.redis.flushdb()
     print(f"  baseline {baseline}")

@@ -10,6 +10,7 @@ from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from shared.redis_url import read_redis_url
 from worker.platform import (
     AgentClient,
     BackendClient,
@@ -51,8 +52,7 @@ class Services:
     @cached_property
     def redis(self) -> "Redis":
         """Answers are text. A dead Redis is an error within seconds."""
-        return Redis.from_url(
-            self.settings.redis_url,
+        return read_redis_url(self.settings.redis_url).client(
             decode_responses=True,
             socket_timeout=5,
             socket_connect_timeout=3,

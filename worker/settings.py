@@ -18,9 +18,10 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from redis import Redis
 
+from shared.channels import DEFAULT_PREFIX
 from shared.messages import Tenant
+from shared.redis_url import is_redis_url, read_redis_url
 from shared.validation import mistake_parts
 
 KB = 1024
@@ -81,7 +82,7 @@ TenantHeader = Annotated[Tenant, BeforeValidator(_stripped)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "amqp", "amqps", "pyamqp", "memory")
+BROKER_SCHEMES = ("redis", "rediss", "unix", "redis+socket", "sentinel", "amqp", "amqps", "pyamqp", "memory")
 
 
 class Settings(BaseSettings):
@@ -103,7 +104,9 @@ class Settings(BaseSettings):
     )
     synapse_agent_token: Token | None = Field(None, description="Token for the agent.")
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", repr=False, description="Redis: runs, waiting lists, pub/sub."
+        "redis://127.0.0.1:6379/0",
+        repr=False,
+        description="Redis: runs, waiting lists, pub/sub; `redis://`, `rediss://`, `unix://` or `sentinel://`.",
     )
     celery_broker_url: str | None = Field(
         None, repr=False, description="The message queue; default `REDIS_URL`. RabbitMQ works too."
@@ -152,6 +155,9 @@ class Settings(BaseSettings):
     worker_visibility_timeout_seconds: Annotated[float, Field(ge=10, allow_inf_nan=False)] = Field(
         60, description="Seconds after which a message that a dead worker held is redelivered; at least 10."
     )
+    worker_redis_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,100}$")] = Field(
+        DEFAULT_PREFIX, description="Begins every Redis key and channel; `shared` reads it, too."
+    )
     worker_stream_max_messages: Annotated[int, Field(ge=1)] = Field(
         10_000, description="Log stream: most messages."
     )
@@ -174,18 +180,17 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _is_redis(cls, value: str) -> str:
-        if not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
-        _split(value)
-        try:
-            Redis.from_url(value).close()
-        except ValueError:
-            raise ValueError("is not a URL that the Redis client can read") from None
+        if not is_redis_url(value):
+            raise ValueError("must start with redis://, rediss://, unix:// or sentinel://")
+        read_redis_url(value)
         return value
 
     @field_validator("celery_broker_url")
     @classmethod
     def _is_broker(cls, value: str | None) -> str | None:
+        if value is not None and is_redis_url(value):
+            read_redis_url(value)
+            return value
         for url in (value or "").split(";"):
             if value is not None and _split(url).scheme not in BROKER_SCHEMES:
                 raise ValueError(f"must start with one of {', '.join(BROKER_SCHEMES)} and ://")
@@ -207,10 +212,7 @@ class Settings(BaseSettings):
     @property
     def broker_url(self) -> str:
         """The URL of the queues' broker."""
-        if self.celery_broker_url is not None:
-            return self.celery_broker_url
-        # Celery names the scheme differently from the Redis client.
-        return self.redis_url.replace("unix://", "redis+socket://", 1)
+        return self.redis_url if self.celery_broker_url is None else self.celery_broker_url
 
     @property
     def max_countdown(self) -> float:
@@ -221,13 +223,17 @@ class Settings(BaseSettings):
         """Every secret value, to be masked in all text that leaves the process."""
         held = (self.synapse_access_token, self.synapse_agent_token, self.worker_plugin_access_token)
         tokens = [token.get_secret_value() for token in held if token is not None]
-        urls = [self.redis_url, *self.broker_url.split(";")]
+        urls = [*self.redis_url.split(";"), *self.broker_url.split(";")]
         return tokens + [password for url in urls for password in _passwords(url)]
+
+
+_PASSWORD_OPTIONS = ("password", "sentinel_password", "ssl_password")
 
 
 def _passwords(url: str) -> list[str]:
     parts = _split(url)
-    in_query = parse_qs(parts.query).get("password", [])
+    query = parse_qs(parts.query)
+    in_query = [value for name in _PASSWORD_OPTIONS for value in query.get(name, [])]
     return [*in_query, unquote(parts.password)] if parts.password else in_query
 
 

@@ -26,7 +26,7 @@ from tests.chaos.fake_serve import FakeServe
 from tests.chaos.faulty_services import CapacityAgent, FaultyProxy, start_echo_application
 from tests.chaos.forkserver import QUEUES as ALL_QUEUES
 from tests.chaos.forkserver import ForkServer, Worker
-from worker.runs.keys import HEARTBEATS_KEY
+from worker.runs.keys import heartbeats_key
 from worker.sandbox import Sandbox, wait_for
 from worker.sandbox.sandbox import AGENT_ID
 from worker.sandbox.seed import SeededProject, seed_numbered_project
@@ -299,7 +299,7 @@ class Fleet:
     def unfinished(self) -> list[str]:
         """Messages, and runs and waiting lists that have a heartbeat; none when all runs have ended."""
         messages = self.message_count()
-        return [*self.redis.zrange(HEARTBEATS_KEY, 0, -1), *([f"{messages} messages"] if messages else [])]
+        return [*self.redis.zrange(heartbeats_key(), 0, -1), *([f"{messages} messages"] if messages else [])]
 
     def dispatch_count(self, code: str) -> int:
         """How many deployments of a pre-processor the backend was asked for."""

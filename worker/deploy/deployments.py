@@ -3,7 +3,7 @@
 import structlog
 from redis import Redis
 
-from shared.channels import RETENTION_SECONDS
+from shared.channels import RETENTION_SECONDS, redis_prefix
 from shared.messages import JsonObject
 from worker.actions.serve_state import serve_details
 from worker.plugins import PluginError, Release, ReleaseNotFoundError
@@ -31,7 +31,7 @@ class Ownership:
         self._redis: Redis = services.redis
         self._store = services.runs.store
         cluster = services.settings.worker_agent or "any"
-        self._key = f"synapse:deployments:{{{cluster}:{app_name}}}"
+        self._key = f"{redis_prefix()}:deployments:{{{cluster}:{app_name}}}"
 
     def acquire(self, job: str, existed: bool) -> None:
         """Let `job` own the application, too; with `existed` it is never removed."""
@@ -74,7 +74,7 @@ class DeployedPackages:
     def __init__(self, services: Services) -> None:
         self._services = services
         cluster = services.settings.worker_agent or "any"
-        self._key = f"synapse:deployed:{{{cluster}}}"
+        self._key = f"{redis_prefix()}:deployed:{{{cluster}}}"
 
     def add(self, app_name: str, release: str) -> None:
         """Store that `app_name` runs the code of `release`."""

@@ -76,7 +76,7 @@ def _retry_report(job: str, attempt: int, generation: int) -> Retry:
 
 @shared_task(base=StepTask, bind=True, name=FAIL_REJECTED_JOB.name)
 def fail_rejected_job(
-    self: StepTask, job: Job, reason: str, tenant: str | None = None, attempt: int = 0
+    self: StepTask, job: Job, reason: str, tenant: str | None = None, attempt: int = 0, **_: Any
 ) -> None:
     """Set the job of a rejected message FAILED; retried until the backend has it."""
 

@@ -46,6 +46,7 @@ from worker.runs.model import (
     WorkflowStep,
 )
 from worker.runs.runs import Runs
+from worker.runs.store import NewerRunError
 from worker.services import services
 from worker.workflow import intake
 from worker.workflow.dead_letters import reject_message
@@ -67,6 +68,8 @@ INFRASTRUCTURE_ERRORS: tuple[type[Exception], ...] = (RedisError, OperationalErr
 """Redis or the broker is unavailable, full or read-only: nothing is said about the run, which is retried."""
 
 INFRASTRUCTURE_RETRY_SECONDS = 1.0
+NEWER_RUN_SECONDS = 5.0
+"""Delay of the message of a run that only newer workers of the fleet understand."""
 LOCKED_SECONDS = 1.0
 """Delay of a step whose lock is held by another delivery."""
 REPUBLISH_SECONDS = 0.5
@@ -135,7 +138,13 @@ class StepTask(Task):
             return self.reject(args, kwargs, str(rejection))
         if self.request.called_directly:
             return super().__call__(*args, **kwargs)
-        return self.run(*args, **kwargs)
+        try:
+            return self.run(*args, **kwargs)
+        except NewerRunError:
+            log.warning("step of a newer release requeued", job=readable_job(kwargs))
+            # Entry tasks have no arguments but those of their message.
+            changes = {} if self._arguments is None else {"redelivered": self.is_redelivered()}
+            self.retry_later(NEWER_RUN_SECONDS, **changes)
 
     # Steps of runs
 
@@ -257,6 +266,8 @@ class StepTask(Task):
             self.on_message_after_end(job)
         except INFRASTRUCTURE_ERRORS:
             raise
+        except NewerRunError:
+            raise
         except self.transient as error:
             self._wait_for_dependency(error)
         except Exception as error:
@@ -371,6 +382,8 @@ class StepTask(Task):
                 return
             log.warning("plugin store unavailable", error_type=type(error).__name__)
             self.retry_later(backoff(self.request.retries, self.runs.timing.max_countdown))
+        except NewerRunError:
+            raise
         except Exception as error:
             log.error("message not accepted", error_type=type(error).__name__, exc_info=True)
             self.reject(args, kwargs, f"it could not be taken in ({type(error).__name__})")

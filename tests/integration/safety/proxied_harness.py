@@ -7,10 +7,10 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from shared.channels import DEAD_LETTERS, job_key
+from shared.channels import dead_letters_key, job_key
 from tests.harness.sandbox_harness import Row, SandboxHarness
 from tests.integration.safety.recording_proxy import RecordingProxy
-from worker.broker.delivery import UNACKED_KEY
+from worker.broker.delivery import unacked_key
 from worker.sandbox import Process, Sandbox
 from worker.sandbox.seed import SeededProject
 
@@ -93,7 +93,7 @@ class ProxiedHarness(SandboxHarness):
     def has_no_messages(self) -> bool:
         """No message is in a queue or unacknowledged."""
         queues = ("deploy", "to_task", "annotate", "logs", "control")
-        return not any(self.redis.llen(queue) for queue in queues) and not self.redis.hlen(UNACKED_KEY)
+        return not any(self.redis.llen(queue) for queue in queues) and not self.redis.hlen(unacked_key())
 
     def final_statuses(self, job: str) -> list[str]:
         """The final statuses of a job that the backend accepted."""
@@ -104,7 +104,7 @@ class ProxiedHarness(SandboxHarness):
         return [status for status in statuses if status in ("STOPPED", "SUCCEEDED", "FAILED")]
 
     def dead_letters(self) -> list[Row]:
-        return [{"id": id_, **letter} for id_, letter in self.redis.xrange(DEAD_LETTERS)]
+        return [{"id": id_, **letter} for id_, letter in self.redis.xrange(dead_letters_key())]
 
 
 ECHO = """

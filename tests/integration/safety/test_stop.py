@@ -8,7 +8,7 @@ import pytest
 from shared import StopMessage, ToTaskMessage
 from tests.integration.safety.proxied_harness import ProxiedHarness
 from tests.integration.safety.recording_proxy import Response
-from worker.runs.keys import HEARTBEATS_KEY, stop_key
+from worker.runs.keys import heartbeats_key, stop_key
 
 MAX_STOP_SECONDS = 2.0
 
@@ -104,11 +104,11 @@ def test_a_stop_of_a_waiting_run_empties_its_waiting_list(harness: ProxiedHarnes
         )
         heartbeats = {f"run:{job}" for job in jobs}
         harness.wait_for(
-            lambda: not heartbeats & set(harness.redis.zrange(HEARTBEATS_KEY, 0, -1)),
+            lambda: not heartbeats & set(harness.redis.zrange(heartbeats_key(), 0, -1)),
             "no heartbeat of these runs",
         )
         harness.wait_for(
-            lambda: "waitlist:" not in repr(harness.redis.zrange(HEARTBEATS_KEY, 0, -1)),
+            lambda: "waitlist:" not in repr(harness.redis.zrange(heartbeats_key(), 0, -1)),
             "no heartbeat of a waiting list",
         )
         harness.wait_for(lambda: harness.has_no_messages(), "no poll")

@@ -2,7 +2,7 @@
 
 from celery import Celery
 
-from shared.channels import DEAD_LETTERS
+from shared.channels import dead_letters_key
 from tests.integration.workflows.ray_harness import RayHarness
 
 
@@ -17,7 +17,7 @@ def test_unknown_key_fails_the_job_and_keeps_the_message(harness: RayHarness) ->
     assert end["status"] == "FAILED"
     assert "colour" in end["result"]["error"]
     # And the whole message is a dead letter
-    assert any('"colour": "red"' in letter["body"] for _, letter in harness.redis.xrange(DEAD_LETTERS))
+    assert any('"colour": "red"' in letter["body"] for _, letter in harness.redis.xrange(dead_letters_key()))
 
 
 def test_a_message_for_an_unknown_plugin_fails_its_job(harness: RayHarness) -> None:
