@@ -27,7 +27,7 @@ TASKS = 8
 REQUESTS_IN_FLIGHT = 8
 """`WORKER_ANNOTATE_CONCURRENCY`"""
 MAX_REPEATED = 2 * 2 * REQUESTS_IN_FLIGHT
-"""Two workers are killed; each leaves requests in flight, and a group of tasks that is written, not recorded."""
+"""Of each killed worker: requests in flight, and one group of tasks that are written and not yet recorded."""
 MAX_START_SECONDS = 60
 READY = re.compile(r"@\S+ ready")
 
