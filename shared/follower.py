@@ -111,8 +111,8 @@ _Entries = Iterable[tuple[str, Iterable[tuple[str, Mapping[str, str]]]]]
 class _Cursor:
     """How far a follower has read."""
 
-    def __init__(self, job: str, after: int) -> None:
-        self._key = logs_history(job)
+    def __init__(self, job: str, after: int, prefix: str | None) -> None:
+        self._key = logs_history(job, prefix=prefix)
         self.seq = after
         self.reason = ""
         self._unavailable_since: float | None = None
@@ -150,16 +150,17 @@ class LogFollower:
     Iteration raises the client's error when Redis has not answered for `MAX_UNAVAILABLE_SECONDS`.
     """
 
-    def __init__(self, redis: "Redis", job: str, *, after: int = 0) -> None:
+    def __init__(self, redis: "Redis", job: str, *, after: int = 0, prefix: str | None = None) -> None:
         """Follow the log of a run.
 
         Args:
             redis: A client that decodes its answers (`decode_responses=True`).
             job: The backend's job id as text; the run need not exist yet.
             after: The number of the last entry that is known already; 0 to read from the start.
+            prefix: The workers' WORKER_REDIS_PREFIX; None for the one of this process's environment.
         """
         self._redis = redis
-        self._cursor = _Cursor(job, after)
+        self._cursor = _Cursor(job, after, prefix)
 
     @property
     def seq(self) -> int:
@@ -186,16 +187,17 @@ class LogFollower:
 class AsyncLogFollower:
     """`LogFollower` for an event loop: `async for line in AsyncLogFollower(redis, job)`."""
 
-    def __init__(self, redis: "AsyncRedis", job: str, *, after: int = 0) -> None:
+    def __init__(self, redis: "AsyncRedis", job: str, *, after: int = 0, prefix: str | None = None) -> None:
         """Follow the log of a run.
 
         Args:
             redis: An asynchronous client that decodes its answers (`decode_responses=True`).
             job: The backend's job id as text; the run need not exist yet.
             after: The number of the last entry that is known already; 0 to read from the start.
+            prefix: The workers' WORKER_REDIS_PREFIX; None for the one of this process's environment.
         """
         self._redis = redis
-        self._cursor = _Cursor(job, after)
+        self._cursor = _Cursor(job, after, prefix)
 
     @property
     def seq(self) -> int:
@@ -233,12 +235,13 @@ class RunEvent:
     content: JsonObject = field(default_factory=dict)
 
 
-def follow_run(redis: Redis, job: str) -> Iterator[RunEvent]:
+def follow_run(redis: Redis, job: str, *, prefix: str | None = None) -> Iterator[RunEvent]:
     """Follow the events of a run until it ends.
 
     Args:
         redis: A client that decodes its answers (`decode_responses=True`).
         job: The backend's job id as text; a run that does not exist yet is waited for as PENDING.
+        prefix: The workers' WORKER_REDIS_PREFIX; None for the one of this process's environment.
 
     Yields:
         First the run's state now, last a state whose status is final.
@@ -246,14 +249,15 @@ def follow_run(redis: Redis, job: str) -> Iterator[RunEvent]:
     Raises:
         redis.exceptions.RedisError: Redis cannot be reached.
     """
+    record = job_key(job, prefix=prefix)
     pubsub = redis.pubsub(ignore_subscribe_messages=True)
     try:
-        pubsub.subscribe(events_channel(job))
-        yield _state(redis, job)
+        pubsub.subscribe(events_channel(job, prefix=prefix))
+        yield _state(redis, record)
         while True:
             message = pubsub.get_message(timeout=STATE_POLL_SECONDS)
             if message is None:
-                state = _state(redis, job)
+                state = _state(redis, record)
                 if _is_final(state):
                     yield state
                     return
@@ -266,9 +270,8 @@ def follow_run(redis: Redis, job: str) -> Iterator[RunEvent]:
         pubsub.close()
 
 
-def _state(redis: Redis, job: str) -> RunEvent:
-    record = redis.hgetall(job_key(job))
-    return RunEvent("state", {"status": JobStatus.PENDING.value, **record})
+def _state(redis: Redis, record: str) -> RunEvent:
+    return RunEvent("state", {"status": JobStatus.PENDING.value, **redis.hgetall(record)})
 
 
 def _event(data: str) -> RunEvent:

@@ -1,18 +1,15 @@
 """Publish work: a thin, typed layer over Celery's ``send_task``."""
 
-import ssl
-
 from celery import Celery
 
 from shared.messages import Message
+from shared.redis_url import is_redis_url, read_redis_url
 
 REDIS_TIMEOUTS = {"socket_connect_timeout": 4, "socket_timeout": 5}
 """Seconds. Without them a Redis that accepts a connection and never answers blocks the publisher forever."""
 
 CONFIRM_TIMEOUT_SECONDS = 5
 """How long RabbitMQ may take to confirm that it has stored the message."""
-
-_REDIS_SCHEMES = ("redis://", "rediss://", "redis+socket://", "sentinel://")
 
 
 class Publisher:
@@ -26,9 +23,22 @@ class Publisher:
 
         Args:
             broker_url: The broker that the workers consume from, as in their CELERY_BROKER_URL, for example
-                `redis://127.0.0.1:6379/0` or `amqp://guest@rabbit//`.
+                `redis://127.0.0.1:6379/0` or `amqp://guest@rabbit//`; a Redis as `read_redis_url` reads it.
+
+        Raises:
+            ValueError: The URL of a Redis cannot be read.
         """
-        self._celery = Celery("synapse-publisher", broker=broker_url, set_as_current=False)
+        # RabbitMQ confirms a message only when asked to; without that, one that is killed before it stored
+        # the message loses it unnoticed.
+        options: dict[str, object] = {"confirm_publish": True}
+        tls_options: dict[str, object] | None = None
+        if is_redis_url(broker_url):
+            redis_url = read_redis_url(broker_url)
+            broker_url, tls_options = redis_url.broker_url, redis_url.tls_options
+            options = {**REDIS_TIMEOUTS, **redis_url.transport_options}
+        self._celery = Celery(
+            "synapse-publisher", broker=broker_url, amqp="shared.redis_broker:AMQP", set_as_current=False
+        )
         self._celery.conf.update(
             task_serializer="json",
             task_ignore_result=True,
@@ -37,16 +47,9 @@ class Publisher:
             broker_connection_timeout=4,
             # Celery prefers the environment's CELERY_BROKER_URL to the address that it is given.
             broker_write_url=broker_url,
+            broker_transport_options=options,
+            broker_use_ssl=tls_options,
         )
-        if broker_url.startswith(_REDIS_SCHEMES):
-            self._celery.conf.broker_transport_options = REDIS_TIMEOUTS
-        else:
-            # RabbitMQ confirms a message only when asked to; without that, one that is killed before it
-            # stored the message loses it unnoticed.
-            self._celery.conf.broker_transport_options = {"confirm_publish": True}
-        if broker_url.startswith("rediss://"):
-            # Stock kombu checks no certificate unless the URL says so: anybody could receive the password.
-            self._celery.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
 
     def publish(self, message: Message) -> str:
         """Send a message to its queue.

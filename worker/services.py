@@ -10,6 +10,7 @@ from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from shared.redis_url import read_redis_url
 from worker.platform import (
     AgentClient,
     BackendClient,
@@ -35,7 +36,7 @@ from worker.plugins.ray_session import auth_headers, session
 from worker.runs.model import AnyRun
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.runs import Runs, Timing
-from worker.settings import MB, Settings, settings
+from worker.settings import MB, Settings, once_per_process, settings
 
 STEP_RETRIES = RetryPolicy(max_retry_after=1.0)
 """A service that asks for a longer wait is called by a later delivery: no step waits for it."""
@@ -55,8 +56,7 @@ class Services:
     @cached_property
     def redis(self) -> "Redis":
         """Answers are text. A dead Redis is an error within seconds."""
-        return Redis.from_url(
-            self.settings.redis_url,
+        return read_redis_url(self.settings.redis_url).client(
             decode_responses=True,
             socket_timeout=5,
             socket_connect_timeout=3,
@@ -161,7 +161,7 @@ class Services:
         )
 
 
-@lru_cache(maxsize=1)
+@once_per_process
 def services() -> Services:
     """The services of this process."""
     return Services(settings(), current_app._get_current_object())

@@ -1,10 +1,11 @@
 """The settings from the environment, checked once at start (contract: "Settings")."""
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from pydantic import (
@@ -18,9 +19,10 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from redis import Redis
 
+from shared.channels import DEFAULT_PREFIX
 from shared.messages import Tenant
+from shared.redis_url import is_redis_url, read_redis_url
 from shared.validation import mistake_parts
 
 KB = 1024
@@ -81,7 +83,7 @@ TenantHeader = Annotated[Tenant, BeforeValidator(_stripped)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-BROKER_SCHEMES = ("redis", "rediss", "redis+socket", "amqp", "amqps", "pyamqp", "memory")
+BROKER_SCHEMES = ("redis", "rediss", "unix", "redis+socket", "sentinel", "amqp", "amqps", "pyamqp", "memory")
 
 
 class Settings(BaseSettings):
@@ -103,7 +105,9 @@ class Settings(BaseSettings):
     )
     synapse_agent_token: Token | None = Field(None, description="Token for the agent.")
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", repr=False, description="Redis: runs, waiting lists, pub/sub."
+        "redis://127.0.0.1:6379/0",
+        repr=False,
+        description="Redis: runs, waiting lists, pub/sub; `redis://`, `rediss://`, `unix://` or `sentinel://`.",
     )
     celery_broker_url: str | None = Field(
         None, repr=False, description="The message queue; default `REDIS_URL`. RabbitMQ works too."
@@ -152,6 +156,9 @@ class Settings(BaseSettings):
     worker_visibility_timeout_seconds: Annotated[float, Field(ge=10, allow_inf_nan=False)] = Field(
         60, description="Seconds after which a message that a dead worker held is redelivered; at least 10."
     )
+    worker_redis_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:-]{1,100}$")] = Field(
+        DEFAULT_PREFIX, description="Begins every Redis key and channel; `shared` reads it, too."
+    )
     worker_stream_max_messages: Annotated[int, Field(ge=1)] = Field(
         10_000, description="Log stream: most messages."
     )
@@ -174,18 +181,17 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _is_redis(cls, value: str) -> str:
-        if not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
-        _split(value)
-        try:
-            Redis.from_url(value).close()
-        except ValueError:
-            raise ValueError("is not a URL that the Redis client can read") from None
+        if not is_redis_url(value):
+            raise ValueError("must start with redis://, rediss://, unix:// or sentinel://")
+        read_redis_url(value)
         return value
 
     @field_validator("celery_broker_url")
     @classmethod
     def _is_broker(cls, value: str | None) -> str | None:
+        if value is not None and is_redis_url(value):
+            read_redis_url(value)
+            return value
         for url in (value or "").split(";"):
             if value is not None and _split(url).scheme not in BROKER_SCHEMES:
                 raise ValueError(f"must start with one of {', '.join(BROKER_SCHEMES)} and ://")
@@ -207,10 +213,7 @@ class Settings(BaseSettings):
     @property
     def broker_url(self) -> str:
         """The URL of the queues' broker."""
-        if self.celery_broker_url is not None:
-            return self.celery_broker_url
-        # Celery names the scheme differently from the Redis client.
-        return self.redis_url.replace("unix://", "redis+socket://", 1)
+        return self.redis_url if self.celery_broker_url is None else self.celery_broker_url
 
     @property
     def max_countdown(self) -> float:
@@ -221,13 +224,17 @@ class Settings(BaseSettings):
         """Every secret value, to be masked in all text that leaves the process."""
         held = (self.synapse_access_token, self.synapse_agent_token, self.worker_plugin_access_token)
         tokens = [token.get_secret_value() for token in held if token is not None]
-        urls = [self.redis_url, *self.broker_url.split(";")]
+        urls = [*self.redis_url.split(";"), *self.broker_url.split(";")]
         return tokens + [password for url in urls for password in _passwords(url)]
+
+
+_PASSWORD_OPTIONS = ("password", "sentinel_password", "ssl_password")
 
 
 def _passwords(url: str) -> list[str]:
     parts = _split(url)
-    in_query = parse_qs(parts.query).get("password", [])
+    query = parse_qs(parts.query)
+    in_query = [value for name in _PASSWORD_OPTIONS for value in query.get(name, [])]
     return [*in_query, unquote(parts.password)] if parts.password else in_query
 
 
@@ -261,7 +268,26 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     return {name: next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None) for name in strange}
 
 
-@lru_cache(maxsize=1)
+T = TypeVar("T")
+
+
+def once_per_process(make: Callable[[], T]) -> Callable[[], T]:
+    """Call `make` once, also when several threads need its result at the same moment.
+
+    `lru_cache` alone calls it once for each of them, and each keeps a result of its own.
+    """
+    lock = threading.RLock()
+    cached = lru_cache(maxsize=1)(make)
+
+    @wraps(make)
+    def made() -> T:
+        with lock:
+            return cached()
+
+    return made
+
+
+@once_per_process
 def settings() -> Settings:
     """The settings of this process, read once."""
     return load_settings()

@@ -23,7 +23,7 @@ from tests.chaos.fake_serve import FakeServe
 from tests.chaos.faulty_services import Agent, FaultyProxy, application
 from tests.chaos.forkserver import QUEUES as ALL_QUEUES
 from tests.chaos.forkserver import ForkServer, Worker
-from worker.runs.keys import HEARTBEATS_KEY
+from worker.runs.keys import heartbeats_key
 from worker.sandbox import Sandbox, wait_for
 from worker.sandbox.sandbox import AGENT_ID
 from worker.sandbox.seed import SeededProject, seed_numbered_project
@@ -286,7 +286,7 @@ class Site:
     def leftovers(self) -> list[str]:
         """What is still under way: messages, and runs and waiting lists that somebody watches over."""
         messages = self.messages()
-        return [*self.redis.zrange(HEARTBEATS_KEY, 0, -1), *([f"{messages} messages"] if messages else [])]
+        return [*self.redis.zrange(heartbeats_key(), 0, -1), *([f"{messages} messages"] if messages else [])]
 
     def step(self, job: str) -> str:
         return self.redis.hget(f"synapse:jobs:{{{job}}}", "step") or ""

@@ -24,7 +24,7 @@ from shared import (
     ToTaskParams,
     ToTaskResult,
 )
-from shared.channels import DEAD_LETTERS, events_channel, job_key, logs_channel, logs_history
+from shared.channels import dead_letters_key, events_channel, job_key, logs_channel, logs_history
 from shared.follower import AsyncLogFollower, LogFollower, LogLine, RunEvent, follow_run
 
 
@@ -108,7 +108,7 @@ def read_the_end(result: ToTaskResult, status: JobStatus) -> None:
 
 def names_in_redis(job: str) -> list[str]:
     """The keys and channels for a service that reads Redis without the follower."""
-    return [DEAD_LETTERS, job_key(job), events_channel(job), logs_channel(job), logs_history(job)]
+    return [dead_letters_key(), job_key(job), events_channel(job), logs_channel(job), logs_history(job)]
 
 
 def mistakes(publisher: Publisher, redis: Redis, message: StopMessage) -> None:

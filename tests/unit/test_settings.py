@@ -1,10 +1,20 @@
 """The environment: defaults of the contract, mistakes of one clear line, secrets that stay secret."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from worker.settings import MB, Settings, SettingsError, load_settings, unknown_variables
+from worker.broker import broker_url
+from worker.settings import (
+    MB,
+    Settings,
+    SettingsError,
+    load_settings,
+    once_per_process,
+    unknown_variables,
+)
 
 SECRET = "hush-hush-hush"
 
@@ -43,6 +53,7 @@ def test_defaults_are_the_contracts() -> None:
         "bytes": settings.worker_stream_max_bytes,
         "bytes a line": settings.worker_stream_max_message_bytes,
         "queued": settings.worker_stream_queue,
+        "WORKER_REDIS_PREFIX": settings.worker_redis_prefix,
     } == {
         "REDIS_URL": "redis://127.0.0.1:6379/0",
         "CELERY_BROKER_URL": "redis://127.0.0.1:6379/0",
@@ -59,6 +70,7 @@ def test_defaults_are_the_contracts() -> None:
         "bytes": 50 * MB,
         "bytes a line": 10 * 1024,
         "queued": 1_000,
+        "WORKER_REDIS_PREFIX": "synapse",
     }
 
 
@@ -123,8 +135,11 @@ def test_every_mistake_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ("REDIS_URL", "redis://[x"),
         ("REDIS_URL", "redis://r/0?socket_timeout=soon"),
         ("CELERY_BROKER_URL", "sentinel://r:26379/0"),
+        ("REDIS_URL", "sentinel://r:26379/0"),
+        ("REDIS_URL", "sentinel://r:26379;redis://s:26379/0?master_name=m"),
+        ("REDIS_URL", "redis://r/0?socket_timout=3"),
         ("CELERY_BROKER_URL", "rabbit"),
-        ("CELERY_BROKER_URL", "unix:///tmp/x"),
+        ("CELERY_BROKER_URL", "redis://r/0;redis://s/0"),
         ("PLUGINS_DIR", "/no/such/folder"),
         ("WORKER_PLUGIN_HOST", "docker"),
         ("WORKER_PLUGIN_TIMEOUT_SECONDS", "0"),
@@ -136,6 +151,8 @@ def test_every_mistake_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ("WORKER_ANNOTATE_CHUNK", "-1"),
         ("WORKER_AGENT", "first"),
         ("WORKER_AGENT", "0"),
+        ("WORKER_REDIS_PREFIX", "two words"),
+        ("WORKER_REDIS_PREFIX", "{tag}"),
         ("WORKER_STREAM_MAX_LINES", "1.5"),
     ],
 )
@@ -244,8 +261,28 @@ def test_broker_is_redis_unless_said_otherwise(monkeypatch: pytest.MonkeyPatch) 
 def test_broker_on_a_socket_gets_celerys_name_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "unix:///run/redis.sock")
 
-    assert load_settings().broker_url == "redis+socket:///run/redis.sock"
+    assert broker_url(load_settings().broker_url) == "redis+socket:///run/redis.sock?virtual_host=0"
 
 
 def test_every_setting_is_described() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_what_threads_need_at_once_is_made_once() -> None:
+    made: list[int] = []
+    together = threading.Barrier(8)
+
+    @once_per_process
+    def make() -> int:
+        made.append(1)
+        threading.Event().wait(0.05)  # the other threads come in meanwhile
+        return len(made)
+
+    def use() -> int:
+        together.wait(5)
+        return make()
+
+    with ThreadPoolExecutor(8) as pool:
+        results = [future.result() for future in [pool.submit(use) for _ in range(8)]]
+
+    assert (results, made) == ([1] * 8, [1])

@@ -1,35 +1,25 @@
 """The Celery app's settings for its broker, each with its reason, and the check of this machine's clock."""
 
-import ssl
 import time
 from collections.abc import Callable
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import structlog
 
+from shared.redis_url import RedisUrl, is_redis_url, read_redis_url
 from worker.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 QUEUES = ("deploy", "to_task", "annotate", "logs", "control")
 """All queues that the workers of an installation consume between them."""
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+socket://")
 
 WARN_OFFSET_SECONDS = 0.5
 MAX_OFFSET_SECONDS = 5.0
 
 
 def broker_url(url: str) -> str:
-    """The URL in kombu's form: what is `unix://…?db=3` for all other clients is `redis+socket://…` for kombu.
-
-    Kombu ignores `db`, and the queues would be in another database than everything else.
-    """
-    if not url.startswith(("unix://", "redis+socket://")):
-        return url
-    parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query))
-    query["virtual_host"] = query.pop("db", query.get("virtual_host", "0"))
-    return f"redis+socket://{parts.netloc}{parts.path}?{urlencode(query)}"
+    """The URL in kombu's form; what kombu does not read in it is in the transport's options."""
+    return read_redis_url(url).broker_url if is_redis_url(url) else url
 
 
 def broker_settings(settings: Settings) -> dict[str, object]:
@@ -44,16 +34,20 @@ def broker_settings(settings: Settings) -> dict[str, object]:
         "broker_channel_error_retry": True,
     }
     url = settings.broker_url
-    if url.startswith(REDIS_SCHEMES):
-        found["broker_transport_options"] = _transport_options(settings)
-    if url.startswith("rediss://"):
-        # Stock kombu checks no certificate unless the URL says so; the other clients of this Redis do.
-        found["broker_use_ssl"] = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    if is_redis_url(url):
+        redis_url = read_redis_url(url)
+        # Celery prefers the environment's CELERY_BROKER_URL to the address that it is given.
+        found["broker_read_url"] = found["broker_write_url"] = redis_url.broker_url
+        found["broker_transport_options"] = _transport_options(settings, redis_url)
+        if redis_url.tls_options is not None:
+            # For monitors, which connect by themselves.
+            found["broker_use_ssl"] = redis_url.tls_options
     return found
 
 
-def _transport_options(settings: Settings) -> dict[str, object]:
+def _transport_options(settings: Settings, redis_url: RedisUrl) -> dict[str, object]:
     return {
+        **redis_url.transport_options,
         "visibility_timeout": settings.worker_visibility_timeout_seconds,
         # Look every second for messages that dead workers held; the default takes 100 s more.
         "unacked_restore_interval": 1,

@@ -7,30 +7,35 @@ and Flower does not recognise the broker.
 
 from typing import Any
 
-from celery.app import amqp
-from kombu import Connection as KombuConnection
 from kombu import pools
-from kombu.transport import redis
 
+from shared import redis_broker
 from worker.broker.transport import Transport
 from worker.platform import redact
 
+_HIDDEN_OPTIONS = ("redis_url", "sentinel_kwargs")
 
-class Connection(KombuConnection):
+
+class Connection(redis_broker.Connection):
     """A connection that uses this package's transport for Redis and kombu's for RabbitMQ and all others."""
 
-    def get_transport_cls(self) -> Any:
-        """The transport's class for this connection's URL."""
-        found = super().get_transport_cls()
-        return Transport if found is redis.Transport else found
+    redis_transport = Transport
 
     def info(self) -> dict[str, object]:
         """What `inspect stats` shows to monitors.
 
-        The host of a Unix socket is the whole address, including the password, which is redacted.
+        The host of a Unix socket is the whole address, including the password, which is redacted. Transport
+        options that hold secrets, or that JSON cannot hold, are left out.
         """
-        shown: dict[str, object] = super().info()
-        return {**shown, "hostname": redact(str(shown["hostname"] or ""))}
+        shown: dict[str, Any] = super().info()
+        options = {
+            name: value for name, value in shown["transport_options"].items() if name not in _HIDDEN_OPTIONS
+        }
+        return {
+            **shown,
+            "hostname": redact(str(shown["hostname"] or "")),
+            "transport_options": options,
+        }
 
 
 CONFIRM_TIMEOUT_SECONDS = 10.0
@@ -42,7 +47,7 @@ successor. Without confirms, a RabbitMQ that is killed loses the last messages u
 ignore the option."""
 
 
-class AMQP(amqp.AMQP):
+class AMQP(redis_broker.AMQP):
     """Makes an application's connections and producers."""
 
     Connection = Connection

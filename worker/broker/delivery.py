@@ -9,14 +9,20 @@ from typing import Any
 from kombu.transport import redis, virtual
 from redis import Redis
 
+from shared.channels import redis_prefix
 from worker.lua import Scripts
 
-# Workers of an older release share both keys, so their names stay.
-UNACKED_KEY = "synapse:broker:held"
-"""Hash: by delivery tag, the list that the message came from, a line feed, the message."""
 
-REDELIVERY_KEY = "synapse:broker:due"
-"""Sorted set: delivery tags by the time, on Redis's clock, at which the message is redelivered."""
+# Workers of an older release share both keys, so their names stay.
+def unacked_key() -> str:
+    """Hash: by delivery tag, the list that the message came from, a line feed, the message."""
+    return f"{redis_prefix()}:broker:held"
+
+
+def redelivery_key() -> str:
+    """Sorted set: delivery tags by the time, on Redis's clock, at which the message is redelivered."""
+    return f"{redis_prefix()}:broker:due"
+
 
 BATCH_SIZE = 100
 """Messages that one script moves, so that Redis serves other clients in between."""
@@ -25,12 +31,11 @@ BATCH_SIZE = 100
 class Unacked:
     """Acknowledges, extends and requeues unacknowledged messages; the channel fetches them."""
 
-    def __init__(
-        self, client: "Redis", unacked_key: str = UNACKED_KEY, redelivery_key: str = REDELIVERY_KEY
-    ) -> None:
+    def __init__(self, client: "Redis", keyprefix: str = "") -> None:
+        """`client` adds no prefix of its own; `keyprefix` is the transport's `global_keyprefix`."""
         self.client = client
         self._scripts = Scripts(client, "worker.broker")
-        self._keys = [unacked_key, redelivery_key]
+        self._keys = [keyprefix + unacked_key(), keyprefix + redelivery_key()]
 
     def remove(self, tag: str) -> None:
         """Acknowledge a message."""

@@ -9,17 +9,19 @@ from uuid import uuid4
 
 import structlog
 from kombu.transport import redis
+from redis import Redis
 from redis.exceptions import ResponseError
 
+from shared import redis_broker
 from shared.messages import JsonObject
 from worker.broker.delivery import (
-    REDELIVERY_KEY,
-    UNACKED_KEY,
     AckCommand,
     PendingAcks,
     QoS,
     Unacked,
     pending_acks_of,
+    redelivery_key,
+    unacked_key,
 )
 from worker.broker.rejections import keep_rejected, rejected_element
 from worker.broker.validation import MalformedError, parse_element
@@ -108,7 +110,7 @@ class Poller(redis.MultiChannelPoller):
 FETCH_SCRIPT = source_of("worker.broker", "fetch")
 
 
-class Channel(redis.Channel):
+class Channel(redis_broker.Channel):
     """Fetches messages with a script, and waits for new ones with an `InvalidationListener`.
 
     Where stock kombu waits in BRPOP, this channel runs `fetch`. When all lists are empty, it sends EXISTS for
@@ -116,8 +118,6 @@ class Channel(redis.Channel):
     """
 
     QoS = QoS
-    unacked_key = UNACKED_KEY
-    unacked_index_key = REDELIVERY_KEY
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._listener: InvalidationListener | None = None
@@ -137,7 +137,11 @@ class Channel(redis.Channel):
     @cached_property
     def unacked(self) -> Unacked:
         """On a connection of the pool: acknowledging is safe from any thread and during a fetch."""
-        return Unacked(self._create_client(), self.unacked_key, self.unacked_index_key)
+        return Unacked(self._unprefixed_client(), self.global_keyprefix)
+
+    def _unprefixed_client(self) -> Redis:
+        """A client for scripts: kombu's adds `global_keyprefix` to some keys of some commands alone."""
+        return Redis(connection_pool=self.pool)
 
     def run_or_defer(self, command: AckCommand) -> None:
         """Run a command now, or when Redis is available again."""
@@ -173,9 +177,9 @@ class Channel(redis.Channel):
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Any:
         """One message without waiting, or None."""
-        lists = [self._q_for_pri(queue, priority) for priority in self.priority_steps]
+        lists = [self._list_key(queue, priority) for priority in self.priority_steps]
         no_ack_queues = {queue} if no_ack else set()
-        client = self._create_client()
+        client = self._unprefixed_client()
         # A tag for each fetch: a message that can neither be read nor kept stays unacknowledged under it.
         while reply := client.eval(*self._fetch_command(tag := uuid4().hex, lists, no_ack_queues)):
             raw = self._parse(reply[1], tag, no_ack)
@@ -188,15 +192,20 @@ class Channel(redis.Channel):
 
     def _fetch_command(self, tag: str, lists: list[str], no_ack_queues: set[str]) -> list[Any]:
         acknowledged = ["0" if self._queue_of(name) in no_ack_queues else "1" for name in lists]
-        keys = [self.unacked_key, self.unacked_index_key, *lists]
+        prefix = self.global_keyprefix
+        keys = [prefix + unacked_key(), prefix + redelivery_key(), *lists]
         return [FETCH_SCRIPT, len(keys), *keys, tag, self.visibility_timeout, *acknowledged]
 
     def _queue_of(self, name: str) -> str:
-        return name.rsplit(self.sep, 1)[0]
+        return name.removeprefix(self.global_keyprefix).rsplit(self.sep, 1)[0]
+
+    def _list_key(self, queue: str, priority: int) -> str:
+        """The whole key of a queue's list, as scripts and commands on a bare connection name it."""
+        return f"{self.global_keyprefix}{self._q_for_pri(queue, priority)}"
 
     def _queue_keys(self) -> list[str]:
         queues = self._queue_cycle.consume(len(self.active_queues))
-        return [self._q_for_pri(queue, priority) for priority in self.priority_steps for queue in queues]
+        return [self._list_key(queue, priority) for priority in self.priority_steps for queue in queues]
 
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002 - kombu's signature
         if monotonic() < self._idle_until:
@@ -299,7 +308,7 @@ class Channel(redis.Channel):
 
     # -- connections ---------------------------------------------------------------------------------------
 
-    def _connparams(self, asynchronous: bool = False) -> Any:
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         # With version 2 of Redis's protocol invalidations are messages to a subscription. It is set here
         # because redis-py's default changes.
         return {**super()._connparams(asynchronous=asynchronous), "protocol": 2}
@@ -321,7 +330,7 @@ class Channel(redis.Channel):
         super().close()
 
 
-class Transport(redis.Transport):
+class Transport(redis_broker.Transport):
     """Differs from kombu's in fetching and acknowledging; publishing and fan-out (events) are the same."""
 
     Channel = Channel

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from shared import Message, Publisher
-from worker.broker.config import broker_url as normalized_broker_url
+from shared.redis_url import is_redis_url, read_redis_url
 from worker.platform import clean, redact
 from worker.settings import BROKER_SCHEMES
 
@@ -70,7 +70,7 @@ INTERRUPTED_EXIT_CODE = 130
 """The exit code that a shell expects after Ctrl-C (128 + SIGINT)."""
 BAD_ADDRESS_ERRORS = (ValueError, TypeError, KeyError)
 """What the client libraries raise for a URL with a wrong port, host, database or option."""
-REDIS_SCHEME_ERROR = "REDIS_URL must start with redis://, rediss:// or unix://"
+REDIS_SCHEME_ERROR = "REDIS_URL must start with redis://, rediss://, unix:// or sentinel://"
 
 
 def fail(message: str, *, hint: str = "") -> NoReturn:
@@ -95,10 +95,10 @@ def connect(url: str) -> Redis:
 
 def try_connect(url: str) -> Redis:
     """Connect to Redis; raises `RedisError` when it does not answer, for commands that work without it."""
-    if not url.startswith(("redis://", "rediss://", "unix://")):
+    if not is_redis_url(url):
         fail(REDIS_SCHEME_ERROR)
     try:
-        redis = Redis.from_url(url, decode_responses=True, socket_connect_timeout=3, socket_timeout=5)
+        redis = read_redis_url(url).client(decode_responses=True, socket_connect_timeout=3, socket_timeout=5)
         redis.ping()
     except RedisError:
         raise
@@ -149,7 +149,7 @@ def publish(message: Message, broker_url: str | None, redis_url: str) -> None:
 
 def queue_url(broker_url: str | None, redis_url: str) -> str:
     """The URL of the broker; ends the command when the broker library does not support its scheme."""
-    url = normalized_broker_url(broker_url or redis_url)
+    url = broker_url or redis_url
     schemes = tuple(f"{scheme}://" for scheme in BROKER_SCHEMES)
     if not all(part_url.startswith(schemes) for part_url in url.split(";")):
         if not broker_url:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import typer
-from kombu import Connection
 from kombu.exceptions import OperationalError
-from redis import Redis
 from redis.exceptions import RedisError
 from rich.markup import escape
 
+from shared.redis_url import read_redis_url
+from worker.broker import Connection
 from worker.broker.config import QUEUES
 from worker.cli import ray_check
 from worker.cli.console import BAD_ADDRESS_ERRORS, out
@@ -106,7 +106,7 @@ def _passes(name: str, check: Check, settings: Settings) -> bool:
 
 
 def _check_redis(settings: Settings) -> str:
-    redis = Redis.from_url(settings.redis_url, socket_connect_timeout=CONNECT_TIMEOUT_SECONDS)
+    redis = read_redis_url(settings.redis_url).client(socket_connect_timeout=CONNECT_TIMEOUT_SECONDS)
     return f"version {redis.info('server')['redis_version']}"
 
 

@@ -27,7 +27,7 @@ from worker.cli.console import (
 )
 from worker.cli.follow import fail_if_rejected, follow_to_end, wait_for_any_key
 from worker.runs.heartbeat import RUN_PREFIX
-from worker.runs.keys import HEARTBEATS_KEY
+from worker.runs.keys import heartbeats_key
 
 
 def status(
@@ -37,7 +37,7 @@ def status(
     """Show the state of a run, or all live runs."""
     redis = connect(redis_url)
     if job is None:
-        members = [str(member) for member in redis.zrange(HEARTBEATS_KEY, 0, -1)]
+        members = [str(member) for member in redis.zrange(heartbeats_key(), 0, -1)]
         jobs = sorted(member.removeprefix(RUN_PREFIX) for member in members if member.startswith(RUN_PREFIX))
     else:
         jobs = [job]

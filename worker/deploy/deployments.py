@@ -3,10 +3,10 @@
 import structlog
 from redis import Redis
 
-from shared.channels import RETENTION_SECONDS
+from shared.channels import RETENTION_SECONDS, redis_prefix
 from shared.messages import JsonObject
 from worker.actions.serve_state import serve_details
-from worker.plugins import PluginError, Release, ReleaseNotFoundError
+from worker.plugins import PluginError, PluginHostUnavailableError, Release
 from worker.plugins.ray_session import call_with_timeout, session
 from worker.services import Services
 
@@ -31,7 +31,7 @@ class Ownership:
         self._redis: Redis = services.redis
         self._store = services.runs.store
         cluster = services.settings.worker_agent or "any"
-        self._key = f"synapse:deployments:{{{cluster}:{app_name}}}"
+        self._key = f"{redis_prefix()}:deployments:{{{cluster}:{app_name}}}"
 
     def acquire(self, job: str, existed: bool) -> None:
         """Let `job` own the application, too; with `existed` it is never removed."""
@@ -74,7 +74,7 @@ class DeployedPackages:
     def __init__(self, services: Services) -> None:
         self._services = services
         cluster = services.settings.worker_agent or "any"
-        self._key = f"synapse:deployed:{{{cluster}}}"
+        self._key = f"{redis_prefix()}:deployed:{{{cluster}}}"
 
     def add(self, app_name: str, release: str) -> None:
         """Store that `app_name` runs the code of `release`."""
@@ -90,10 +90,20 @@ class DeployedPackages:
             return
         try:
             session.connect(address)
-            services.host.pin(self._in_use(_live_applications()))
-        except PluginError as error:
+            for release in self._in_use(_live_applications()):
+                self._pin(release)
+        except PluginHostUnavailableError as error:
             redis.delete(f"{self._key}:pinned")
             log.warning("packages not pinned", error_type=type(error).__name__)
+
+    def _pin(self, release: Release) -> None:
+        """Pin one package; one that cannot be built leaves the others alone."""
+        try:
+            self._services.host.pin([release])
+        except PluginHostUnavailableError:
+            raise
+        except (PluginError, OSError) as error:
+            log.warning("package not pinned", plugin=release.name, error_type=type(error).__name__)
 
     def _in_use(self, live: dict[str, JsonObject]) -> list[Release]:
         releases = []
@@ -103,8 +113,10 @@ class DeployedPackages:
                 continue
             try:
                 releases.append(self._services.store.get(name))
-            except ReleaseNotFoundError:
-                log.warning("release of an application not in the store", plugin=name)
+            except (PluginError, OSError) as error:
+                log.warning(
+                    "release of an application not read", plugin=name, error_type=type(error).__name__
+                )
         return releases
 
 

@@ -8,11 +8,12 @@ from typing import Any, Final
 
 import structlog
 from celery import bootsteps
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
 
 from shared.messages import TailLogsMessage
+from shared.redis_url import read_redis_url
 from worker.logs.subscriptions import Claim, ClaimStore
 from worker.logs.tailer import AgentLogSource, LogSource, LogTailer
 from worker.logs.writer import BufferCapacity, LineBuffer, LogWriter, retry_forever
@@ -223,8 +224,7 @@ async def _run_forever() -> None:
 async def run_log_relay() -> None:
     """Run one relay with this process's settings until it is cancelled."""
     settings = services().settings
-    pool = BlockingConnectionPool.from_url(
-        settings.redis_url,
+    pool = read_redis_url(settings.redis_url).async_pool(
         max_connections=MAX_REDIS_CONNECTIONS,
         timeout=None,
         decode_responses=True,

@@ -3,25 +3,32 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
+from shared.channels import redis_prefix
 from shared.messages import TailLogsMessage
 from worker.lua import Scripts
 from worker.platform.streams import StreamProtocol
 from worker.runs.events import LOG_SCRIPT, line_time, log_args, log_keys
 from worker.runs.scripts import run_scripts
 
-OPEN_KEY: Final = "synapse:{logs}:open"
-"""Sorted set: every subscription, scored by the time (Redis's clock) at which its claim expires."""
 
-OWNERS_KEY: Final = "synapse:{logs}:owners"
-"""Hash: the fencing token of the current claim, by subscription."""
+def open_logs_key() -> str:
+    """Sorted set: every subscription, scored by the time (Redis's clock) at which its claim expires."""
+    return f"{redis_prefix()}:{{logs}}:open"
 
-LAST_CLAIM_KEY: Final = "synapse:{logs}:last_claim"
-"""Counter from which the fencing tokens are taken."""
+
+def log_owners_key() -> str:
+    """Hash: the fencing token of the current claim, by subscription."""
+    return f"{redis_prefix()}:{{logs}}:owners"
+
+
+def last_log_claim_key() -> str:
+    """Counter from which the fencing tokens are taken."""
+    return f"{redis_prefix()}:{{logs}}:last_claim"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,7 @@ def subscribe(redis: "Redis", message: TailLogsMessage, history_entries: int) ->
     if not run_scripts(redis).run(LOG_SCRIPT, log_keys(subscription.job), *arguments):
         return False
     # After the script: a worker that dies in between has not acknowledged its message, and both are repeated.
-    redis.zadd(OPEN_KEY, {subscription.name: 0}, nx=True)
+    redis.zadd(open_logs_key(), {subscription.name: 0}, nx=True)
     return True
 
 
@@ -86,7 +93,7 @@ class ClaimStore:
 
     async def acquire(self, limit: int) -> list[Claim]:
         """Claim at most `limit` subscriptions that no relay holds."""
-        keys = [OPEN_KEY, OWNERS_KEY, LAST_CLAIM_KEY]
+        keys = [open_logs_key(), log_owners_key(), last_log_claim_key()]
         acquired = await self._claim_scripts.run("acquire_claims", keys, self._ttl_seconds, limit)
         return [Claim(Subscription.parse(name), fencing_token) for name, fencing_token in acquired]
 
@@ -95,13 +102,13 @@ class ClaimStore:
         if not claims:
             return []
         pairs = [part for name, claim in claims.items() for part in (name, claim.fencing_token)]
-        keys = [OPEN_KEY, OWNERS_KEY]
+        keys = [open_logs_key(), log_owners_key()]
         return list(await self._claim_scripts.run("renew_claims", keys, self._ttl_seconds, *pairs))
 
     async def release(self, claim: Claim, *, log_closed: bool) -> None:
         """Give up a claim: remove the subscription of a closed log, else let any relay claim it at once."""
         arguments = (claim.subscription.name, claim.fencing_token, "1" if log_closed else "")
-        await self._claim_scripts.run("release_claim", [OPEN_KEY, OWNERS_KEY], *arguments)
+        await self._claim_scripts.run("release_claim", [open_logs_key(), log_owners_key()], *arguments)
 
     async def claim_log(self, claim: Claim) -> ResumePoint | None:
         """Fence off earlier claims from writing; None when the log is closed or a newer claim writes it."""

@@ -9,7 +9,7 @@ from uuid import uuid4
 from pydantic import AfterValidator
 from redis import Redis
 
-from shared.channels import RETENTION_SECONDS
+from shared.channels import RETENTION_SECONDS, redis_prefix
 from shared.messages import ToTaskMessage
 from worker.lua import redis_time
 from worker.pre_processor.decision import (
@@ -137,9 +137,10 @@ class Waitlist:
         self.name = name
         self._redis = redis
         self._scripts = run_scripts(redis, "worker.pre_processor")
-        self._hash = f"synapse:rooms:{{{name.key}}}:room"
-        self._waiters = f"synapse:rooms:{{{name.key}}}:waiters"
-        self.lock = f"synapse:rooms:{{{name.key}}}:lock"
+        key = f"{redis_prefix()}:rooms:{{{name.key}}}"
+        self._hash = f"{key}:room"
+        self._waiters = f"{key}:waiters"
+        self.lock = f"{key}:lock"
 
     def join(self, job: str, timeout: float, *, is_retry: bool = False) -> JoinResult:
         """Add a run, which waits `timeout` seconds at most from the first time that it joins."""

@@ -3,7 +3,7 @@
 from redis import Redis
 
 from worker.lua import redis_time
-from worker.runs.keys import HEARTBEATS_KEY, OVERDUE_COUNTS_KEY
+from worker.runs.keys import heartbeats_key, overdue_counts_key
 from worker.runs.scripts import run_scripts
 
 RUN_PREFIX = "run:"
@@ -30,28 +30,28 @@ class Heartbeats:
     def schedule(self, member: str, within: float = 0.0) -> None:
         """Record a heartbeat; the next is due `within` seconds."""
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zadd(HEARTBEATS_KEY, {member: self._deadline(within)})
-            pipe.hdel(OVERDUE_COUNTS_KEY, member)
+            pipe.zadd(heartbeats_key(), {member: self._deadline(within)})
+            pipe.hdel(overdue_counts_key(), member)
             pipe.execute()
 
     def extend(self, member: str, within: float) -> None:
         """The same for a member that may have been removed by now, and then stays removed."""
-        self._redis.zadd(HEARTBEATS_KEY, {member: self._deadline(within)}, xx=True)
+        self._redis.zadd(heartbeats_key(), {member: self._deadline(within)}, xx=True)
 
     def register(self, member: str) -> None:
         """Add a member; one that is there keeps its deadline."""
-        self._redis.zadd(HEARTBEATS_KEY, {member: self._deadline()}, nx=True)
+        self._redis.zadd(heartbeats_key(), {member: self._deadline()}, nx=True)
 
     def remove(self, member: str) -> None:
         """Expect no more heartbeats."""
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zrem(HEARTBEATS_KEY, member)
-            pipe.hdel(OVERDUE_COUNTS_KEY, member)
+            pipe.zrem(heartbeats_key(), member)
+            pipe.hdel(overdue_counts_key(), member)
             pipe.execute()
 
     def overdue(self, limit: int = 100) -> list[str]:
         """Members whose heartbeat is overdue; each is given to one caller, and later each time."""
-        keys = [HEARTBEATS_KEY, OVERDUE_COUNTS_KEY]
+        keys = [heartbeats_key(), overdue_counts_key()]
         return list(self._scripts.run("claim_overdue", keys, self._grace_seconds, limit))
 
     def _deadline(self, within: float = 0.0) -> float:

@@ -5,13 +5,17 @@ Workers of older and newer versions read the same keys and fields, so a name kee
 
 from enum import StrEnum
 
-from shared.channels import job_key
+from shared.channels import job_key, redis_prefix
 
-HEARTBEATS_KEY = "synapse:live"
-"""Sorted set: every live run and waiting list, by the time at which its next heartbeat is due."""
 
-OVERDUE_COUNTS_KEY = "synapse:live:overdue"
-"""Hash: how many times in a row a member was found overdue."""
+def heartbeats_key() -> str:
+    """Sorted set: every live run and waiting list, by the time at which its next heartbeat is due."""
+    return f"{redis_prefix()}:live"
+
+
+def overdue_counts_key() -> str:
+    """Hash: how many times in a row a member was found overdue."""
+    return f"{redis_prefix()}:live:overdue"
 
 
 class RunField(StrEnum):

@@ -9,11 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 from worker.platform import AsyncBackendClient, RetryPolicy
-from worker.settings import Settings, settings
+from worker.settings import Settings, once_per_process, settings
 from worker.to_task.steps import RunEndedError
 from worker.to_task.window import RequestWindow, RequestWindows
 
@@ -234,7 +233,7 @@ class AnnotationRuntime:
         self.loop.close()
 
 
-@lru_cache(maxsize=1)
+@once_per_process
 def annotation_runtime() -> AnnotationRuntime:
     """The annotation runtime of this process."""
     made = AnnotationRuntime(EventLoopThread(), TenantBackends(settings()), Throttle())

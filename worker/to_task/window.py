@@ -6,7 +6,6 @@ probably limits requests a second, so after that wait they are sent at the rate 
 """
 
 import asyncio
-import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -184,8 +183,7 @@ class RequestWindow:
                 self._rate.limit(asked_seconds)
         seconds = asked_seconds
         if seconds is None:
-            longest = backoff(self._rejections - 1, MAX_PAUSE_SECONDS, first=FIRST_PAUSE_SECONDS)
-            seconds = random.uniform(0.5, 1.0) * longest
+            seconds = backoff(self._rejections - 1, MAX_PAUSE_SECONDS, first=FIRST_PAUSE_SECONDS)
         if now + seconds > self._paused_until:
             self._paused_until, self._is_asked = now + seconds, asked_seconds is not None
 

@@ -18,7 +18,7 @@ from worker.runs.model import ClaimStatus, Lease
 from worker.runs.runs import REPORT
 from worker.services import services
 from worker.workflow import dead_letters
-from worker.workflow.dead_letters import FAIL_REJECTED_JOB
+from worker.workflow.dead_letters import FAIL_REJECTED_JOB, rejected_job_member
 from worker.workflow.task import Retry, StepTask
 from worker.workflow.validation import status_of
 
@@ -77,15 +77,19 @@ def _retry_report(job: str, attempt: int, generation: int, asked_seconds: float)
 
 @shared_task(base=StepTask, bind=True, name=FAIL_REJECTED_JOB.name)
 def fail_rejected_job(
-    self: StepTask, job: Job, reason: str, tenant: str | None = None, attempt: int = 0
+    self: StepTask, job: Job, reason: str, tenant: str | None = None, attempt: int = 0, **_: Any
 ) -> None:
     """Set the job of a rejected message FAILED; retried until the backend has it."""
 
     def fail() -> Retry | None:
+        runs = services().runs
         try:
-            dead_letters.fail_rejected_job(job, reason, services().runs, services().backend(tenant))
+            dead_letters.fail_rejected_job(job, reason, runs, services().backend(tenant))
         except ClientError:
-            return Retry(backoff(attempt, services().runs.timing.max_countdown), {"attempt": attempt + 1})
+            countdown = backoff(attempt, runs.timing.max_countdown)
+            runs.heartbeats.schedule(rejected_job_member(job), countdown)
+            return Retry(countdown, {"attempt": attempt + 1})
+        dead_letters.forget_unfailed_job(job, runs)
         return None
 
     # One at a time, because a late copy must not fail a job that was opened again meanwhile.

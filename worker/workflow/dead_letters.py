@@ -11,7 +11,7 @@ import structlog
 from kombu.utils.json import dumps
 from redis import Redis
 
-from shared.channels import DEAD_LETTERS, RETENTION_SECONDS
+from shared.channels import RETENTION_SECONDS, dead_letters_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.broker import RejectedMessage
@@ -27,13 +27,14 @@ log = structlog.get_logger(__name__)
 
 PAGE = 100
 
-# The braces keep the keys together in a Redis Cluster.
-REJECTED_JOBS_KEY = f"{{{DEAD_LETTERS}}}:jobs"
-"""Hash: jobs that are FAILED at the backend only because a message of theirs was rejected.
 
-Their state is `refusing` while the backend is updated, then `refused`, and `replayed` once the message was
-published again.
-"""
+def rejected_jobs_key() -> str:
+    """Hash: jobs that are FAILED at the backend only because a message of theirs was rejected.
+
+    Their state is `refusing` while the backend is updated, then `refused`, and `replayed` once the message
+    was published again.
+    """
+    return f"{{{dead_letters_key()}}}:jobs"
 
 
 @dataclass(frozen=True)
@@ -89,20 +90,20 @@ class DeadLetters:
             "reason": _storable(reason),
             "time": datetime.now(UTC).isoformat(),
         }
-        seen = DEAD_LETTERS
+        seen = dead_letters_key()
         if message_id is not None:
             # The digest includes the content, because a publisher may give all its messages the same id.
             content = "\0".join([message_id, entry["task"], entry["body"]])
             digest = hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()
-            seen = f"{{{DEAD_LETTERS}}}:seen:{digest}"
+            seen = f"{{{dead_letters_key()}}}:seen:{digest}"
         fields = [part for pair in entry.items() for part in pair]
-        keys = [DEAD_LETTERS, seen, REJECTED_JOBS_KEY]
+        keys = [dead_letters_key(), seen, rejected_jobs_key()]
         self._scripts.run("add_dead_letter", keys, RETENTION_SECONDS, job or "", *fields)
 
     def all(self) -> Iterator[DeadLetter]:
         """Every letter, oldest first, read page by page because bodies may be large."""
         after = "-"
-        while page := self._redis.xrange(DEAD_LETTERS, after, "+", count=PAGE):
+        while page := self._redis.xrange(dead_letters_key(), after, "+", count=PAGE):
             for id_, fields in page:
                 yield _letter(id_, fields)
             after = f"({page[-1][0]}"
@@ -111,7 +112,7 @@ class DeadLetters:
         """One letter by its whole id, `milliseconds-number`."""
         if not _is_id(id_):
             return None
-        found = self._redis.xrange(DEAD_LETTERS, id_, id_)
+        found = self._redis.xrange(dead_letters_key(), id_, id_)
         return _letter(*found[0]) if found else None
 
     def drop(self, id_: str) -> bool:
@@ -120,39 +121,39 @@ class DeadLetters:
         With the last letter of a rejected job, a replay can no longer open the job.
         """
         letter = self.get(id_)
-        if letter is None or not self._redis.xdel(DEAD_LETTERS, id_):
+        if letter is None or not self._redis.xdel(dead_letters_key(), id_):
             return False
         if letter.job is not None and all(other.job != letter.job for other in self.all()):
-            self._scripts.run("forget_rejection", [REJECTED_JOBS_KEY], letter.job)
+            self._scripts.run("forget_rejection", [rejected_jobs_key()], letter.job)
         return True
 
     def start_rejecting(self, job: str) -> None:
         """The job is about to be set FAILED at the backend because of a dead letter."""
-        self._redis.hsetnx(REJECTED_JOBS_KEY, job, "refusing")
+        self._redis.hsetnx(rejected_jobs_key(), job, "refusing")
 
     def mark_rejected(self, job: str) -> None:
         """The job is FAILED at the backend: a replay may open it from now on."""
-        self._redis.hset(REJECTED_JOBS_KEY, job, "refused")
+        self._redis.hset(rejected_jobs_key(), job, "refused")
 
     def is_rejecting(self, job: str) -> bool:
         """Whether a worker began to set the job FAILED and has not finished."""
-        return bool(self._redis.hget(REJECTED_JOBS_KEY, job) == "refusing")
+        return bool(self._redis.hget(rejected_jobs_key(), job) == "refusing")
 
     def is_rejected(self, job: str) -> bool:
         """Whether the job is FAILED only because of a dead letter."""
-        return bool(self._redis.hexists(REJECTED_JOBS_KEY, job))
+        return bool(self._redis.hexists(rejected_jobs_key(), job))
 
     def replay(self, job: str) -> bool:
         """Let the next message of a rejected job open it again; False when it is not (yet) rejected."""
-        return bool(self._scripts.run("mark_replayed", [REJECTED_JOBS_KEY], job))
+        return bool(self._scripts.run("mark_replayed", [rejected_jobs_key()], job))
 
     def is_replayed(self, job: str) -> bool:
         """Whether the next message of the job opens it again."""
-        return bool(self._redis.hget(REJECTED_JOBS_KEY, job) == "replayed")
+        return bool(self._redis.hget(rejected_jobs_key(), job) == "replayed")
 
     def forget(self, job: str) -> None:
         """The job was opened again, or ended by somebody else."""
-        self._redis.hdel(REJECTED_JOBS_KEY, job)
+        self._redis.hdel(rejected_jobs_key(), job)
 
 
 def _letter(id_: str, fields: dict[str, str]) -> DeadLetter:
@@ -186,6 +187,19 @@ FAIL_REJECTED_JOB = Step("runs.refuse_job", position=0, queue="control")
 
 RUN_TASKS = (DeployMessage.task, ToTaskMessage.task)
 
+REJECTED_JOB_PREFIX = "rejected:"
+"""Begins the heartbeat member of a rejected job that is not FAILED at the backend yet."""
+
+
+def unfailed_jobs_key() -> str:
+    """Hash: by job, the arguments of the message that sets it FAILED, until the backend has it."""
+    return f"{{{dead_letters_key()}}}:unfailed"
+
+
+def rejected_job_member(job: str) -> str:
+    """The heartbeat member of a rejected job."""
+    return f"{REJECTED_JOB_PREFIX}{job}"
+
 
 def reject_message(
     services: Services, task: str, body: Any, kwargs: Any, reason: str, message_id: str | None
@@ -198,7 +212,24 @@ def reject_message(
     DeadLetters(services.redis).add(task, body, reason, message_id=message_id, job=job)
     if job is not None:
         about = {"job": job, "reason": reason, "tenant": readable_tenant(kwargs)}
+        services.redis.hset(unfailed_jobs_key(), job, json.dumps(about))
+        runs.heartbeats.schedule(rejected_job_member(job))
         runs.publisher.publish(FAIL_REJECTED_JOB, "control", about)
+
+
+def recover_rejected_job(job: str, runs: Runs) -> None:
+    """Publish the message that sets an overdue rejected job FAILED again; it was lost."""
+    about = runs.redis.hget(unfailed_jobs_key(), job)
+    if about is None:
+        runs.heartbeats.remove(rejected_job_member(job))
+    else:
+        runs.publisher.publish(FAIL_REJECTED_JOB, "control", json.loads(about))
+
+
+def forget_unfailed_job(job: str, runs: Runs) -> None:
+    """The backend has the end of a rejected job, or nobody needs to say it any more."""
+    runs.redis.hdel(unfailed_jobs_key(), job)
+    runs.heartbeats.remove(rejected_job_member(job))
 
 
 def reject_undelivered(rejected: RejectedMessage, **_: Any) -> None:

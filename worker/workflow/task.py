@@ -37,6 +37,7 @@ from worker.runs.model import (
     WorkflowStep,
 )
 from worker.runs.runs import Runs
+from worker.runs.store import NewerRunError
 from worker.services import services
 from worker.workflow import intake
 from worker.workflow.dead_letters import reject_message
@@ -54,6 +55,8 @@ StepFunction: TypeAlias = Callable[[Run[MessageT, StateT]], Outcome]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 INFRASTRUCTURE_RETRY_SECONDS = 1.0
+NEWER_RUN_SECONDS = 5.0
+"""Delay of the message of a run that only newer workers of the fleet understand."""
 LOCKED_SECONDS = 1.0
 """Delay of a step whose lock is held by another delivery."""
 REPUBLISH_SECONDS = 0.5
@@ -106,7 +109,13 @@ class StepTask(Task):
             return self.reject(args, kwargs, str(rejection))
         if self.request.called_directly:
             return super().__call__(*args, **kwargs)
-        return self.run(*args, **kwargs)
+        try:
+            return self.run(*args, **kwargs)
+        except NewerRunError:
+            log.warning("step of a newer release requeued", job=readable_job(kwargs))
+            # Entry tasks have no arguments but those of their message.
+            changes = {} if self._arguments is None else {"redelivered": self.is_redelivered()}
+            self.retry_later(NEWER_RUN_SECONDS, **changes)
 
     # Steps of runs
 
@@ -139,6 +148,8 @@ class StepTask(Task):
                     case ClaimStatus.RUN_ENDED:
                         self.runs.ensure_end_reported(job)
                         self._clean_up(job)
+                    case ClaimStatus.UNKNOWN:
+                        log.warning("step of an unknown run dropped")
                 if claim.run is None:
                     return
 
@@ -234,6 +245,8 @@ class StepTask(Task):
         try:
             self.on_message_after_end(job)
         except INFRASTRUCTURE_ERRORS:
+            raise
+        except NewerRunError:
             raise
         except Exception as error:
             if blame.in_step(error).retries is not Retries.NONE:
@@ -343,6 +356,8 @@ class StepTask(Task):
         except INFRASTRUCTURE_ERRORS as error:
             log.warning("message retry scheduled", error_type=type(error).__name__)
             self.retry_later(INFRASTRUCTURE_RETRY_SECONDS)
+        except NewerRunError:
+            raise
         except Exception as error:
             name, retries = type(error).__name__, blame.in_message(error).retries
             if retries is Retries.NONE:

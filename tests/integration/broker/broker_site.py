@@ -13,7 +13,7 @@ from celery import Celery
 from redis import Redis
 
 from tests.chaos.forkserver import ForkServer, Worker
-from worker.broker.delivery import REDELIVERY_KEY, UNACKED_KEY
+from worker.broker.delivery import redelivery_key, unacked_key
 from worker.sandbox.processes import Process, start_process, wait_for
 from worker.sandbox.servers import RedisServer
 
@@ -29,6 +29,8 @@ class Site:
         self._fork_server = fork_server
         self.server = RedisServer(folder / "redis")
         self.server.start()
+        self.url = self.server.url
+        """What workers connect to."""
         self.redis = Redis.from_url(self.server.url, decode_responses=True)
         self.app = Celery("publisher", broker=self.server.url, set_as_current=False)
         self.app.conf.update(task_ignore_result=True)
@@ -41,10 +43,11 @@ class Site:
         concurrency: int = 4,
         vt: float = 10,
         ready: bool = True,
+        newer: bool = False,
     ) -> Process | Worker:
-        """One of threads is forked from the fork_server, in no time."""
+        """One of threads is forked from the fork server. `newer`: its release has one more step."""
         name = f"w{len(self.workers)}"
-        tiny = {"TINY_URL": self.server.url, "TINY_VT": str(vt)}
+        tiny = {"TINY_URL": self.url, "TINY_VT": str(vt), "TINY_NEWER": str(int(newer))}
         worker = (
             self._forked(name, concurrency, tiny)
             if pool == "threads"
@@ -94,7 +97,7 @@ class Site:
 
     def held(self) -> int:
         with self.redis.pipeline() as pipeline:
-            held, due = pipeline.hlen(UNACKED_KEY).zcard(REDELIVERY_KEY).execute()
+            held, due = pipeline.hlen(unacked_key()).zcard(redelivery_key()).execute()
         assert held == due
         return int(held)
 

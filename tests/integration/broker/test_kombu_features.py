@@ -14,7 +14,7 @@ from redis import Redis
 
 from tests.integration.broker.broker_site import Site
 from worker.broker import Connection, broker_url, message_rejected
-from worker.broker.delivery import UNACKED_KEY
+from worker.broker.delivery import unacked_key
 from worker.sandbox.processes import start_process
 
 
@@ -134,5 +134,5 @@ def test_unreadable_message_that_is_not_kept_stays_unacked(
         assert connection.default_channel.basic_get("first") is None
 
         # Then both stay unacknowledged, to be redelivered later
-        held = site.redis.hvals(UNACKED_KEY)
+        held = site.redis.hvals(unacked_key())
         assert sorted(held) == ["first\nno message", "first\nnone either"]

@@ -12,7 +12,7 @@ from redis import Redis
 
 from shared.channels import logs_channel, logs_history
 from shared.messages import TailLogsMessage
-from worker.logs.subscriptions import OWNERS_KEY, subscribe
+from worker.logs.subscriptions import log_owners_key, subscribe
 from worker.sandbox.processes import Process, free_port, is_listening, start_process
 from worker.sandbox.servers import RedisServer
 
@@ -88,7 +88,7 @@ class LogRelayHarness:
         subscribe(self.redis, message, 60_000)
 
     def is_claimed(self, job: str, ray_job: str) -> bool:
-        return bool(self.redis.hexists(OWNERS_KEY, f"{job}/{ray_job}"))
+        return bool(self.redis.hexists(log_owners_key(), f"{job}/{ray_job}"))
 
     def history(self, job: str) -> list[Entry]:
         return [entry for _, entry in self.redis.xrange(logs_history(job))]

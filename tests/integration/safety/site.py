@@ -10,9 +10,9 @@ from redis import Redis
 from typer.testing import CliRunner
 
 from shared import JobStatus, Message, Publisher, StopMessage, ToTaskMessage
-from shared.channels import DEAD_LETTERS, job_key
+from shared.channels import dead_letters_key, job_key
 from tests.integration.safety.proxy import Proxy
-from worker.broker.delivery import UNACKED_KEY
+from worker.broker.delivery import unacked_key
 from worker.sandbox import Process, Sandbox, wait_for
 from worker.sandbox.sandbox import AGENT_ID
 from worker.sandbox.seed import SeededProject, seed_numbered_project
@@ -135,7 +135,7 @@ class Site:
     def quiet(self) -> bool:
         """No message is waiting or being worked on."""
         queues = ("deploy", "to_task", "annotate", "logs", "control")
-        return not any(self.redis.llen(queue) for queue in queues) and not self.redis.hlen(UNACKED_KEY)
+        return not any(self.redis.llen(queue) for queue in queues) and not self.redis.hlen(unacked_key())
 
     def writes(self, project: SeededProject) -> list[int]:
         rows = self.state.rows("SELECT writes FROM tasks WHERE project = ? ORDER BY id", project.id)
@@ -150,7 +150,7 @@ class Site:
         return [status for status in found if status in ("STOPPED", "SUCCEEDED", "FAILED")]
 
     def letters(self) -> list[Row]:
-        return [{"id": id_, **letter} for id_, letter in self.redis.xrange(DEAD_LETTERS)]
+        return [{"id": id_, **letter} for id_, letter in self.redis.xrange(dead_letters_key())]
 
     def log(self) -> str:
         assert self.worker is not None

@@ -8,7 +8,7 @@ import pytest
 from shared import StopMessage, ToTaskMessage
 from tests.integration.safety.proxy import Answer
 from tests.integration.safety.site import Site
-from worker.runs.keys import HEARTBEATS_KEY, stop_key
+from worker.runs.keys import heartbeats_key, stop_key
 
 SOON = 2.0
 
@@ -93,10 +93,10 @@ def test_a_stop_of_a_waiting_run_empties_its_waiting_list(site: Site) -> None:
         site.wait(lambda: not list(site.redis.scan_iter("synapse:rooms:*:waiters")), "an empty waitlist")
         ours = {f"run:{job}" for job in jobs}
         site.wait(
-            lambda: not ours & set(site.redis.zrange(HEARTBEATS_KEY, 0, -1)), "no run of these is watched"
+            lambda: not ours & set(site.redis.zrange(heartbeats_key(), 0, -1)), "no run of these is watched"
         )
         site.wait(
-            lambda: "waitlist:" not in repr(site.redis.zrange(HEARTBEATS_KEY, 0, -1)),
+            lambda: "waitlist:" not in repr(site.redis.zrange(heartbeats_key(), 0, -1)),
             "no waitlist is watched",
         )
         site.wait(lambda: site.quiet(), "no poll is left")

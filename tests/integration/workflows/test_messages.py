@@ -2,7 +2,7 @@
 
 from celery import Celery
 
-from shared.channels import DEAD_LETTERS
+from shared.channels import dead_letters_key
 from tests.integration.workflows.platform import Platform
 
 
@@ -16,7 +16,7 @@ def test_a_message_with_an_unknown_key_is_kept_its_job_fails(platform: Platform)
     assert end["status"] == "FAILED"
     assert "colour" in end["result"]["error"]
     # And the message is kept whole
-    assert any('"colour": "red"' in letter["body"] for _, letter in platform.redis.xrange(DEAD_LETTERS))
+    assert any('"colour": "red"' in letter["body"] for _, letter in platform.redis.xrange(dead_letters_key()))
 
 
 def test_a_message_of_an_unknown_plugin_is_kept_its_job_fails(platform: Platform) -> None:

@@ -8,12 +8,12 @@ import fakeredis
 import pytest
 
 from worker.broker.delivery import (
-    REDELIVERY_KEY,
-    UNACKED_KEY,
     PendingAcks,
     Unacked,
     mark_redelivered,
     pending_acks_of,
+    redelivery_key,
+    unacked_key,
 )
 from worker.broker.transport import FETCH_SCRIPT
 
@@ -34,8 +34,8 @@ def fetch(redis: Any, tag: str, *lists: str, seconds: float = 60, acknowledged: 
     return redis.eval(
         FETCH_SCRIPT,
         2 + len(lists),
-        UNACKED_KEY,
-        REDELIVERY_KEY,
+        unacked_key(),
+        redelivery_key(),
         *lists,
         tag,
         seconds,
@@ -48,8 +48,8 @@ def test_fetch_pops_from_the_first_list_that_has_a_message(redis: Any) -> None:
     assert fetch(redis, "1", "a", "b") == [b"b", b"older"]
     assert fetch(redis, "2", "a", "b") == [b"b", b"newer"]
     assert fetch(redis, "3", "a", "b") is None
-    assert redis.hgetall(UNACKED_KEY) == {b"1": b"b\nolder", b"2": b"b\nnewer"}
-    assert abs(redis.zscore(REDELIVERY_KEY, "1") - time.time() - 60) < 5
+    assert redis.hgetall(unacked_key()) == {b"1": b"b\nolder", b"2": b"b\nnewer"}
+    assert abs(redis.zscore(redelivery_key(), "1") - time.time() - 60) < 5
 
 
 def test_fetch_without_acknowledgement_records_nothing(redis: Any) -> None:
@@ -78,7 +78,7 @@ def test_requeued_message_is_next_or_last_and_marked(redis: Any, unacked: Unacke
         message = json.loads(text)
         assert message["headers"]["redelivered"]
         assert message["properties"]["delivery_info"]["redelivered"]
-    assert not redis.exists(UNACKED_KEY, REDELIVERY_KEY)
+    assert not redis.exists(unacked_key(), redelivery_key())
 
 
 def test_only_overdue_messages_are_requeued(redis: Any, unacked: Unacked) -> None:
@@ -88,7 +88,7 @@ def test_only_overdue_messages_are_requeued(redis: Any, unacked: Unacked) -> Non
         fetch(redis, str(tag), "a", seconds=-1 if tag < 220 else 60)
     assert unacked.requeue_overdue() == 220
     assert redis.llen("a") == 220
-    assert redis.hlen(UNACKED_KEY) == redis.zcard(REDELIVERY_KEY) == 30
+    assert redis.hlen(unacked_key()) == redis.zcard(redelivery_key()) == 30
 
 
 def test_extended_message_is_not_overdue(redis: Any, unacked: Unacked) -> None:
@@ -96,7 +96,7 @@ def test_extended_message_is_not_overdue(redis: Any, unacked: Unacked) -> None:
     fetch(redis, "1", "a", seconds=-1)
     unacked.extend(["1", "acknowledged"], 60)
     assert unacked.requeue_overdue() == 0
-    assert redis.zrange(REDELIVERY_KEY, 0, -1) == [b"1"]
+    assert redis.zrange(redelivery_key(), 0, -1) == [b"1"]
 
 
 def test_acknowledging_one_delivery_leaves_the_other(redis: Any, unacked: Unacked) -> None:
@@ -105,13 +105,13 @@ def test_acknowledging_one_delivery_leaves_the_other(redis: Any, unacked: Unacke
     unacked.requeue_overdue()
     fetch(redis, "second", "a")
     unacked.remove("first")
-    assert redis.hkeys(UNACKED_KEY) == redis.zrange(REDELIVERY_KEY, 0, -1) == [b"second"]
+    assert redis.hkeys(unacked_key()) == redis.zrange(redelivery_key(), 0, -1) == [b"second"]
 
 
 def test_tag_without_a_message_is_removed(redis: Any, unacked: Unacked) -> None:
-    redis.zadd(REDELIVERY_KEY, {"orphan": 1})
+    redis.zadd(redelivery_key(), {"orphan": 1})
     assert unacked.requeue_overdue() == 0
-    assert not redis.exists(REDELIVERY_KEY)
+    assert not redis.exists(redelivery_key())
 
 
 def test_element_that_is_no_message_is_requeued_unchanged() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from kombu.message import Message
 
-from shared.channels import DEAD_LETTERS
+from shared.channels import dead_letters_key
 from tests.harness.in_process_worker import RecordingPublisher
 from worker.broker.rejections import (
     RejectedMessage,
@@ -89,7 +89,7 @@ def rejected(task: str = "deploy", **kwargs: Any) -> RejectedMessage:
 def test_job_of_a_rejected_message_fails_with_the_reason(redis: Any, sender: RecordingPublisher) -> None:
     message = rejected(job=7, tenant="t")
     assert keep_rejected(None, message)
-    ((_, letter),) = redis.xrange(DEAD_LETTERS)
+    ((_, letter),) = redis.xrange(dead_letters_key())
     assert (letter["task"], letter["body"], letter["reason"]) == ("deploy", message.body, message.reason)
     (sent,) = sender.published
     assert sent.name == dead_letters.FAIL_REJECTED_JOB.name
@@ -111,5 +111,5 @@ def test_job_that_is_unreadable_or_has_a_run_does_not_fail(
     redis: Any, sender: RecordingPublisher, message: RejectedMessage
 ) -> None:
     assert keep_rejected(None, message)
-    assert redis.xlen(DEAD_LETTERS) == 1
+    assert redis.xlen(dead_letters_key()) == 1
     assert sender.published == []

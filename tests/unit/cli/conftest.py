@@ -16,7 +16,7 @@ from worker.runs.runs import Runs, Timing
 @pytest.fixture
 def cli(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
     cli = CommandLine(redis)
-    monkeypatch.setattr("worker.cli.console.Redis.from_url", lambda *_, **__: redis)
+    monkeypatch.setattr("shared.redis_url.RedisUrl.client", lambda *_, **__: redis)
     monkeypatch.setattr("shared.Publisher.publish", lambda _self, message: cli.published.append(message))
     return cli
 

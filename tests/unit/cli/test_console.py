@@ -3,6 +3,7 @@
 import pytest
 
 from tests.unit.cli.command_line import UNREACHABLE_REDIS, run_failing
+from worker.broker import broker_url
 from worker.cli.console import address_suffix, queue_url, terminal_line
 
 
@@ -38,7 +39,8 @@ def test_other_scheme_is_an_error_that_names_the_schemes(url: str) -> None:
 
 
 def test_broker_url_of_a_socket_names_the_workers_database() -> None:
-    assert queue_url(None, "unix:///run/redis.sock?db=3") == "redis+socket:///run/redis.sock?virtual_host=3"
+    url = queue_url(None, "unix:///run/redis.sock?db=3")
+    assert broker_url(url) == "redis+socket:///run/redis.sock?virtual_host=3"
 
 
 def test_unavailable_redis_is_an_error_with_its_address() -> None:

@@ -6,7 +6,7 @@ from fakeredis import FakeRedis
 
 from tests.unit.logs.relay_harness import LogOfJob, RelayHarness, ScriptedTail, until
 from worker.logs import relay
-from worker.logs.subscriptions import OPEN_KEY, OWNERS_KEY
+from worker.logs.subscriptions import log_owners_key, open_logs_key
 
 RAY = "raysubmit_1"
 
@@ -24,7 +24,7 @@ async def test_hundreds_of_logs_are_tailed_at_once(harness: RelayHarness, redis:
     harness.start_relay()
     await until(lambda: len(harness.source.opened) == 200)
     gate.set()
-    await until(lambda: not redis.zcard(OPEN_KEY))
+    await until(lambda: not redis.zcard(open_logs_key()))
 
     assert {tuple(LogOfJob(redis, f"j{number}").lines()) for number in range(200)} == {("one", "two")}
 
@@ -84,7 +84,7 @@ async def test_relay_that_lost_its_claim_stops_the_tail(
     harness.start_relay()
     await until(lambda: job_log.lines() == ["one"])
 
-    redis.hset(OWNERS_KEY, f"42/{RAY}", "another")
+    redis.hset(log_owners_key(), f"42/{RAY}", "another")
 
     await until(cancelled.is_set)
-    assert redis.hget(OWNERS_KEY, f"42/{RAY}") == "another"
+    assert redis.hget(log_owners_key(), f"42/{RAY}") == "another"

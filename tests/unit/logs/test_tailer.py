@@ -5,7 +5,7 @@ from fakeredis import FakeRedis
 
 from tests.unit.logs.relay_harness import LogOfJob, RelayHarness, ScriptedTail, until
 from worker.logs import tailer
-from worker.logs.subscriptions import OPEN_KEY, OWNERS_KEY
+from worker.logs.subscriptions import log_owners_key, open_logs_key
 from worker.platform import (
     ClientConnectionError,
     ClientTimeoutError,
@@ -29,7 +29,7 @@ async def test_log_is_read_to_its_end(harness: RelayHarness, job_log: LogOfJob, 
 
     assert job_log.lines() == ["one", "two", "three"]
     assert job_log.end_marker()["reason"] == "ended"
-    await until(lambda: not redis.zcard(OPEN_KEY) and not redis.hlen(OWNERS_KEY))
+    await until(lambda: not redis.zcard(open_logs_key()) and not redis.hlen(log_owners_key()))
 
 
 async def test_log_of_a_stopped_job_ends_with_that_reason(harness: RelayHarness, job_log: LogOfJob) -> None:

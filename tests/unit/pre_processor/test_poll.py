@@ -22,7 +22,7 @@ from worker.pre_processor.waitlist import (
     AWAIT_READY,
     FETCH_TASKS,
 )
-from worker.runs.keys import HEARTBEATS_KEY
+from worker.runs.keys import heartbeats_key
 from worker.runs.model import End, Suspend
 from worker.runs.reporter import stop
 from worker.testing import FakeBackend
@@ -50,7 +50,7 @@ def test_from_dispatch_to_ready(
     assert harness.poll(2) is None
     assert harness.resumed() == ["1"]
     assert harness.waiting() == []
-    assert harness.services.redis.zscore(HEARTBEATS_KEY, NAME.member) is None
+    assert harness.services.redis.zscore(heartbeats_key(), NAME.member) is None
 
 
 def test_a_poll_resumes_a_batch_and_the_next_one_the_rest(

@@ -13,7 +13,7 @@ from worker.pre_processor.waitlist import (
     recover_waitlist,
     wake,
 )
-from worker.runs.keys import HEARTBEATS_KEY
+from worker.runs.keys import heartbeats_key
 from worker.runs.model import Suspend
 from worker.runs.reporter import stop
 from worker.testing import FakeBackend
@@ -119,7 +119,7 @@ def test_a_waiting_list_whose_first_poll_was_lost_is_overdue(
 def test_an_overdue_waiting_list_without_runs_is_dropped(harness: WaitlistHarness, redis: FakeRedis) -> None:
     harness.runs.heartbeats.schedule(NAME.member)
     recover_waitlist(NAME.key, harness.runs)
-    assert redis.zscore(HEARTBEATS_KEY, NAME.member) is None
+    assert redis.zscore(heartbeats_key(), NAME.member) is None
 
 
 @pytest.mark.parametrize("tenant", ["", "acme", "a:b@{c}/ü %"])

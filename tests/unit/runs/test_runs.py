@@ -13,7 +13,7 @@ from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
 from tests.unit.runs.example_workflow import DEPLOY, FIRST
-from worker.runs.keys import HEARTBEATS_KEY
+from worker.runs.keys import heartbeats_key
 from worker.runs.model import End, Run
 from worker.runs.reporter import report
 from worker.runs.runs import Runs, recover_run
@@ -88,7 +88,7 @@ def test_reported_run_has_no_heartbeat(
     recover_run("42", runs)
 
     assert publisher.published == []
-    assert redis.zcard(HEARTBEATS_KEY) == 0
+    assert redis.zcard(heartbeats_key()) == 0
 
 
 def test_unknown_run_has_no_heartbeat(runs: Runs, redis: FakeRedis, publisher: RecordingPublisher) -> None:
@@ -96,7 +96,7 @@ def test_unknown_run_has_no_heartbeat(runs: Runs, redis: FakeRedis, publisher: R
 
     recover_run("nobody", runs)
 
-    assert redis.zcard(HEARTBEATS_KEY) == 0
+    assert redis.zcard(heartbeats_key()) == 0
 
 
 def test_listeners_get_what_changes(runs: Runs, run: Run, redis: FakeRedis) -> None:

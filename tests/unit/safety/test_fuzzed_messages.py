@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kombu.utils.json import loads
 
-from shared.channels import DEAD_LETTERS
+from shared.channels import dead_letters_key
 from tests.unit.safety.messages import ANYTHING, messages
 from tests.unit.workflow.harness import FakeServices, TaskRunner
 from worker.runs.runs import Runs, Timing
@@ -55,7 +55,7 @@ def test_a_message_is_accepted_or_rejected(
     delivery = task_runner.deliver_all(task, message)
 
     assert delivery.ended == "acknowledged"
-    letters = [letter for _, letter in services.redis.xrange(DEAD_LETTERS)]
+    letters = [letter for _, letter in services.redis.xrange(dead_letters_key())]
     job = readable_job(message)
     if letters:
         # Whole, with a reason that can be reason to anybody, and its job is reason unless it is a stop.

@@ -8,8 +8,8 @@ from fakeredis import FakeAsyncRedis, FakeRedis, FakeServer
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared import follower as log_follower
-from shared.channels import logs_history
-from shared.follower import AsyncLogFollower, LogFollower
+from shared.channels import events_channel, job_key, logs_history
+from shared.follower import AsyncLogFollower, LogFollower, RunEvent, follow_run
 
 
 def add(redis: FakeRedis, *numbers: int, generation: int = 0) -> None:
@@ -62,6 +62,41 @@ def test_follower_continues_after_a_number(redis: FakeRedis) -> None:
     end(redis, 4)
 
     assert [line.seq for line in LogFollower(redis, "42", after=2)] == [3]
+
+
+def test_follower_reads_the_log_of_its_prefix_alone(redis: FakeRedis) -> None:
+    add(redis, 1, 2)
+    end(redis, 3)
+    fields = {"seq": 1, "type": "end", "reason": "stopped"}
+    redis.xadd(logs_history("42", prefix="staging"), fields, id="1-0")
+
+    follower = LogFollower(redis, "42", prefix="staging")
+
+    assert [line.seq for line in follower] == []
+    assert follower.reason == "stopped"
+
+
+def test_run_of_another_installation_is_not_heard() -> None:
+    # Given two installations on two databases of one Redis, whose channels no database separates
+    server = FakeServer()
+    redis, other = (FakeRedis(server=server, db=db, decode_responses=True) for db in (0, 1))
+    events = follow_run(redis, "42", prefix="first")
+    assert next(events) == RunEvent("state", {"status": "PENDING"})
+
+    # When the other publishes the end of a job of the same id, and then this one does
+    other.publish(events_channel("42", prefix="second"), '{"type": "state", "status": "FAILED"}')
+    redis.publish(events_channel("42", prefix="first"), '{"type": "state", "status": "SUCCEEDED"}')
+
+    # Then only this one's is heard
+    assert list(events) == [RunEvent("state", {"status": "SUCCEEDED"})]
+
+
+def test_run_is_read_under_its_prefix(redis: FakeRedis) -> None:
+    redis.hset(job_key("42", prefix="staging"), mapping={"status": "RUNNING", "step": "annotate"})
+
+    events = follow_run(redis, "42", prefix="staging")
+
+    assert next(events).content == {"status": "RUNNING", "step": "annotate"}
 
 
 def test_withdrawn_end_leaves_no_gap(redis: FakeRedis) -> None:

@@ -132,7 +132,7 @@ def test_password_is_not_sent_without_a_trusted_certificate() -> None:
         ("redis://h/0", True),
         ("rediss://h/0", True),
         ("redis+socket:///run/redis.sock", True),
-        ("sentinel://h:1;sentinel://i:1", True),
+        ("sentinel://h:1;sentinel://i:1/0?master_name=m", True),
         ("amqp://h//", False),  # its connection knows no such arguments
     ],
 )

@@ -1,12 +1,13 @@
 """The tasks on the queue `control`: reports and stops."""
 
+import json
 from typing import Any
 
 import pytest
 from fakeredis import FakeRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared.channels import DEAD_LETTERS
+from shared.channels import dead_letters_key
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
@@ -14,7 +15,7 @@ from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
 from worker.deploy.plan import DEPLOY
 from worker.platform import ServerError
 from worker.runs import reporter
-from worker.runs.keys import lock_key
+from worker.runs.keys import RunField, lock_key, run_key
 from worker.runs.model import End
 from worker.workflow.intake import begin_run
 
@@ -22,7 +23,7 @@ MESSAGE: dict[str, Any] = {"job": 42, "plugin": "digits@1.0.0", "agent": 1}
 
 
 def letters(redis: FakeRedis) -> list[dict[str, str]]:
-    return [fields for _, fields in redis.xrange(DEAD_LETTERS)]
+    return [fields for _, fields in redis.xrange(dead_letters_key())]
 
 
 def begun(task_runner: TaskRunner, services: FakeServices) -> bool:
@@ -295,3 +296,22 @@ def test_a_stop_is_retried_while_redis_is_unavailable(
     monkeypatch.setattr(services.runs.store, "remember_stop", away)
 
     assert task_runner.deliver("stop", job=42).ended == "again"
+
+
+@pytest.mark.parametrize("task", ["runs.report", "test.deploy"])
+def test_a_message_of_a_newer_run_is_left_to_newer_workers(
+    task_runner: TaskRunner, services: FakeServices, redis: FakeRedis, backend: Backend, task: str
+) -> None:
+    # Given a run whose message has a field that this release does not know
+    task_runner.deliver("test.deploy", **MESSAGE)
+    stored = json.loads(redis.hget(run_key("42"), RunField.MESSAGE))
+    stored["kwargs"]["dry_run"] = True
+    redis.hset(run_key("42"), RunField.MESSAGE, json.dumps(stored))
+
+    # When this worker gets one of its messages
+    delivery = task_runner.deliver(task, **(MESSAGE if task == "test.deploy" else {"job": "42"}))
+
+    # Then it returns to the queue for another worker
+    assert (delivery.ended, delivery.countdown) == ("again", 5.0)
+    assert delivery.kwargs == (MESSAGE if task == "test.deploy" else {"job": "42", "redelivered": False})
+    assert (backend.patches, letters(redis)) == ([], [])

@@ -7,7 +7,7 @@ import pytest
 from fakeredis import FakeRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared.channels import DEAD_LETTERS
+from shared.channels import dead_letters_key
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
@@ -21,7 +21,7 @@ MESSAGE: dict[str, Any] = {"job": 42, "plugin": "digits@1.0.0", "agent": 1}
 
 
 def letters(redis: FakeRedis) -> list[dict[str, str]]:
-    return [fields for _, fields in redis.xrange(DEAD_LETTERS)]
+    return [fields for _, fields in redis.xrange(dead_letters_key())]
 
 
 WRONG: list[dict[str, Any]] = [

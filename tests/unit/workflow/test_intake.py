@@ -8,14 +8,14 @@ from fakeredis import FakeRedis
 from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared.channels import DEAD_LETTERS, job_key
+from shared.channels import dead_letters_key, job_key
 from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
 from worker.deploy.plan import DEPLOY
 from worker.platform import NotFoundError
-from worker.runs.keys import HEARTBEATS_KEY
+from worker.runs.keys import heartbeats_key
 from worker.runs.model import End
 from worker.workflow.intake import begin_run
 
@@ -23,7 +23,7 @@ MESSAGE: dict[str, Any] = {"job": 42, "plugin": "digits@1.0.0", "agent": 1}
 
 
 def letters(redis: FakeRedis) -> list[dict[str, str]]:
-    return [fields for _, fields in redis.xrange(DEAD_LETTERS)]
+    return [fields for _, fields in redis.xrange(dead_letters_key())]
 
 
 def begun(task_runner: TaskRunner, services: FakeServices) -> bool:
@@ -84,7 +84,7 @@ def test_message_with_half_a_character_is_kept(task_runner: TaskRunner, redis: F
 def test_an_accepted_message_has_a_heartbeat(task_runner: TaskRunner, redis: FakeRedis) -> None:
     task_runner.deliver("test.deploy", **MESSAGE)
 
-    assert redis.zrange(HEARTBEATS_KEY, 0, -1) == ["run:42"]
+    assert redis.zrange(heartbeats_key(), 0, -1) == ["run:42"]
 
 
 def test_a_redelivered_message_sends_the_unclaimed_first_step(
@@ -193,7 +193,7 @@ def test_a_job_that_has_ended_at_the_backend_starts_nothing(
     assert not begun(task_runner, services)
     assert sender.of("runs.report") == []
     assert services.redis.hget(job_key("42"), "status") == status
-    assert services.redis.zcard(HEARTBEATS_KEY) == 0
+    assert services.redis.zcard(heartbeats_key()) == 0
 
 
 def test_a_job_that_has_ended_starts_nothing_on_redelivery(

@@ -13,7 +13,7 @@ from shared.statuses import JobStatus
 from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
 from tests.unit.runs.example_workflow import CHUNK, FIRST, SECOND, VISIBILITY_TIMEOUT, StepCalls, deliver
 from worker.platform import RateLimitError
-from worker.runs.keys import HEARTBEATS_KEY, lock_key, run_key
+from worker.runs.keys import heartbeats_key, lock_key, run_key
 from worker.runs.model import (
     Continue,
     End,
@@ -283,7 +283,7 @@ def test_step_sends_a_heartbeat(worker: InProcessWorker, run: Run, redis: FakeRe
 
     deliver(worker, FIRST, StepCalls(Reschedule(20)))
 
-    due = redis.zscore(HEARTBEATS_KEY, "run:42")
+    due = redis.zscore(heartbeats_key(), "run:42")
     assert due is not None
     assert due - now == pytest.approx(20 + VISIBILITY_TIMEOUT + 10, abs=2)
 

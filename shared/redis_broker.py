@@ -1,0 +1,145 @@
+"""Celery's Redis transport, with its connections made from a `RedisUrl`.
+
+Stock kombu reads a Redis URL in its own way: it fails at an option that redis-py knows, checks no certificate
+by default, and keeps a connection to a server that has become a read-only replica.
+"""
+
+from typing import Any, ClassVar
+
+from celery.app import amqp
+from kombu import Connection as KombuConnection
+from kombu.connection import ConnectionPool as KombuConnectionPool
+from kombu.connection import PooledConnection as KombuPooledConnection
+from kombu.transport import redis
+
+from shared.redis_url import RedisUrl, is_redis_url, read_redis_url
+
+_POOL_OPTIONS = (
+    "max_connections",
+    "socket_timeout",
+    "socket_connect_timeout",
+    "socket_keepalive",
+    "health_check_interval",
+    "retry_on_timeout",
+    "client_name",
+)
+"""Options of the transport that its connections take, where the URL does not have them."""
+
+
+def _watched(connection_class: Any, channel: "Channel") -> Any:
+    """A class of connections that the channel's poller forgets when they close."""
+
+    class WatchedConnection(connection_class):
+        def disconnect(self, *args: Any, **options: Any) -> None:
+            super().disconnect(*args, **options)
+            if channel._registered:
+                channel._on_connection_disconnect(self)
+
+    return WatchedConnection
+
+
+_TCP_OPTIONS = ("socket_connect_timeout", "socket_keepalive")
+"""Options that a connection to a Unix socket does not take."""
+
+
+class Channel(redis.Channel):
+    """Kombu's channel; its connections are those of `RedisUrl`."""
+
+    from_transport_options = (*redis.Channel.from_transport_options, "redis_url")
+    redis_url: RedisUrl
+    keyprefix_fanout: str
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:  # noqa: ARG002 - kombu's signature
+        defaults = {name: getattr(self, name) for name in _POOL_OPTIONS}
+        params = {"db": 0, **{name: value for name, value in defaults.items() if value is not None}}
+        if self.redis_url.kind == "unix":
+            params = {name: value for name, value in params.items() if name not in _TCP_OPTIONS}
+        return params
+
+    def _get_pool(self, asynchronous: bool = False) -> Any:
+        pool = self.redis_url.pool(**self._connparams(asynchronous))
+        if asynchronous:
+            pool.connection_class = _watched(pool.connection_class, self)
+        # Kombu closes the connections to the Sentinels when the channel is closed.
+        manager = "_async_sentinel_manager" if asynchronous else "_sentinel_manager"
+        setattr(self, manager, getattr(pool, "sentinel_manager", None))
+        self.keyprefix_fanout = self.keyprefix_fanout.format(db=pool.connection_kwargs["db"])
+        return pool
+
+    def _has_queue(self, queue: str, **_: Any) -> bool:
+        # Kombu asks with EXISTS, to whose keys it adds no `global_keyprefix`.
+        return bool(self._size(queue))
+
+
+class Transport(redis.Transport):
+    """Kombu's transport with this module's channel."""
+
+    Channel = Channel
+
+
+class Connection(KombuConnection):
+    """A connection that uses this module's transport for Redis, with or without Sentinel."""
+
+    redis_transport: ClassVar[type[redis.Transport]] = Transport
+
+    def __init__(self, hostname: Any = "localhost", *args: Any, **kwargs: Any) -> None:
+        """Prepare a connection.
+
+        Args:
+            hostname: A host, or a URL; that of a Redis as `read_redis_url` reads it.
+            args: As kombu's.
+            kwargs: As kombu's; `transport_options` may hold the `redis_url` that was read already.
+
+        Raises:
+            ValueError: The URL of a Redis cannot be read.
+        """
+        options = kwargs.get("transport_options") or {}
+        if isinstance(hostname, str) and is_redis_url(hostname) and "redis_url" not in options:
+            url = read_redis_url(hostname)
+            hostname = url.broker_url
+            kwargs["ssl"] = kwargs.get("ssl") or url.tls_options or False
+            kwargs["transport_options"] = {**options, **url.transport_options}
+        super().__init__(hostname, *args, **kwargs)
+
+    def get_transport_cls(self) -> Any:
+        """Select the transport.
+
+        Returns:
+            The class for this connection's URL.
+        """
+        found = super().get_transport_cls()
+        return self.redis_transport if issubclass(found, redis.Transport) else found
+
+    def Pool(self, limit: int | None = None, **_: Any) -> "ConnectionPool":
+        """Make a pool of connections like this one; kombu's would be on the stock transport.
+
+        Args:
+            limit: The most connections; None for no limit.
+
+        Returns:
+            The pool.
+        """
+        return ConnectionPool(self, limit)
+
+
+class PooledConnection(KombuPooledConnection, Connection):
+    """A `Connection` of a pool."""
+
+
+class ConnectionPool(KombuConnectionPool):
+    """A pool of `PooledConnection`."""
+
+    def new(self) -> PooledConnection:
+        """Make a connection.
+
+        Returns:
+            One that knows its pool.
+        """
+        return PooledConnection(self, **dict(self.connection._info(resolve=False)))
+
+
+class AMQP(amqp.AMQP):
+    """Makes an application's connections: `Celery(amqp="shared.redis_broker:AMQP")`."""
+
+    Connection = Connection
+    BrokerConnection = Connection
