@@ -132,6 +132,8 @@ def dispatch_chunks(run: ToTaskRun, runs: Runs, ledger: RedisLedger, *, resend: 
 MAX_PASS_SECONDS = 15.0
 UNAVAILABLE_POLL_SECONDS = 5.0
 """Interval of polls for a pre-processor that became unavailable."""
+SLOW_SPELL_SECONDS = 120.0
+"""So long a service must have asked for no later call before the run's log says again that it is slow."""
 LOST_LEASE_POLL_SECONDS = 1.0
 """Delay after which a worker that lost its chunk's lease checks whether the new holder is alive."""
 PLUGIN_BUSY_POLL_SECONDS = 5.0
@@ -168,6 +170,8 @@ def annotate(run: ToTaskRun, chunk: int, services: Services, runtime: Annotation
             and is_unavailable(run, services)
         ):
             return Reschedule(UNAVAILABLE_POLL_SECONDS)
+        if attempt.postponed:
+            _report_slowness(run, services, ledger, attempt)
         project = message.params.project
         next_pass = finish_pass(
             attempt, chunk, ledger, lambda: services.backend(message.tenant).get_project(project)
@@ -176,6 +180,13 @@ def annotate(run: ToTaskRun, chunk: int, services: Services, runtime: Annotation
             return next_pass
     ledger.complete_chunk(chunk)
     return dispatch_chunks(run, services.runs, ledger)
+
+
+def _report_slowness(run: ToTaskRun, services: Services, ledger: RedisLedger, attempt: ChunkPass) -> None:
+    error = next(iter(attempt.postponed.values()))
+    if ledger.begin_slow_spell(SLOW_SPELL_SECONDS + (retry_after_seconds(error) or 0.0)):
+        text = f"The backend is slow ({error}): annotating goes on more slowly."
+        services.runs.events.message(run.job, text, step="annotate_task_data", level="warning")
 
 
 def _may_be_unavailable(attempt: ChunkPass) -> bool:

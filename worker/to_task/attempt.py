@@ -162,6 +162,11 @@ class ChunkPass:
         self._looking: asyncio.Future[bool] | None = None
 
     @property
+    def is_asked_to_wait(self) -> bool:
+        """Whether a service said when it is to be called again."""
+        return any(blame.retry_after_seconds(error) is not None for error in self.postponed.values())
+
+    @property
     def ended(self) -> bool:
         """Whether the run is known to have ended."""
         return self.stopped or self._recorder.ended

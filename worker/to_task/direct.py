@@ -71,6 +71,9 @@ class ThreadedBackend:
         """See `AsyncBackend`."""
         return await self._call(self._client.run_plugin, code, data)
 
+    def capacity(self, application: str | None, seconds: float) -> None:
+        """See `AsyncBackend`: its threads are few."""
+
     async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 

@@ -36,6 +36,10 @@ class AnnotationMethod(Protocol):
     def slots(self) -> int | None:
         """Concurrent inferences; None when the method needs no inference."""
 
+    @property
+    def application(self) -> str | None:
+        """Code of the plugin whose application is asked; None when the method needs no inference."""
+
     def prepare_data(
         self, works: list[TaskWork], attempt: ChunkPass, until: float, wait: Wait
     ) -> list[TaskWork]:
@@ -59,6 +63,7 @@ class FileMethod:
     """Converts the file of the target specification."""
 
     slots = None
+    application = None
 
     def __init__(self, params: ToTaskParams, hooks: Hooks) -> None:
         self._specification = params.target_specification_name or ""
@@ -158,6 +163,7 @@ class InferenceMethod:
         self._params, self._hooks, self._backend = params, hooks, backend
         self._ledger, self._target = ledger, target
         self.slots = target.batch_size(params)
+        self.application = target.code
 
     def prepare_data(
         self, works: list[TaskWork], attempt: ChunkPass, until: float, wait: Wait
