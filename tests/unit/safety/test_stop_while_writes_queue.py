@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from shared.statuses import TaskFailure
 from worker.to_task.attempt import ChunkPass, TaskWork
 from worker.to_task.clients import TenantBackend
 from worker.to_task.ledger import Counts, OpenTask, TaskOutcome, Ticket
+from worker.to_task.window import RequestWindows
 
 
 class StoppableLedger:
@@ -59,7 +60,7 @@ async def annotated(count: int, slots: int, stop_after: int | None) -> tuple[Slo
     """What came of `count` writes that queue for `slots`, with a stop while the first are away."""
     ledger = StoppableLedger()
     client = SlowClient(ledger)
-    backend = TenantBackend(lambda _timeout: client, asyncio.Semaphore(slots))  # type: ignore[arg-type, return-value]
+    backend = TenantBackend(lambda _timeout: cast(Any, client), RequestWindows(slots))
     attempt = ChunkPass(ledger)
 
     async def write(work: TaskWork) -> None:
@@ -69,8 +70,7 @@ async def annotated(count: int, slots: int, stop_after: int | None) -> tuple[Slo
     works = [TaskWork(OpenTask(position, position + 1)) for position in range(count)]
     writing = asyncio.ensure_future(attempt.process_all(works, write))
     if stop_after is not None:
-        while len(client.sent) < stop_after:
-            await asyncio.sleep(0)
+        while len(client.sent) < stop_after and not writing.done():
             await asyncio.sleep(0.001)
         ledger.over = True
         await asyncio.sleep(0.03)
