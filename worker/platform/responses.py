@@ -13,6 +13,7 @@ import tenacity
 from tenacity import RetryCallState
 from tenacity.wait import wait_random_exponential
 
+from shared.messages import JsonObject
 from worker.platform.errors import (
     MAX_DETAIL_CHARS,
     AuthenticationError,
@@ -29,7 +30,7 @@ from worker.platform.errors import (
     shorten,
 )
 from worker.platform.redaction import clean, mask_partial_secret, redact_value
-from worker.platform.requests import Expect, Json, JsonObject, Request, too_deep
+from worker.platform.requests import Expect, Json, Request, too_deep
 
 _TRANSIENT_STATUSES = frozenset({429, 502, 503, 504})
 _SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
