@@ -12,7 +12,7 @@ from worker.pre_processor import classify_serve_app
 from worker.pre_processor.decision import application_failed, timed_out
 from worker.pre_processor.serve_application import list_records
 from worker.pre_processor.waitlist import pre_processor_of
-from worker.runs.bulkhead import backoff
+from worker.runs.bulkhead import backoff, exponential
 from worker.runs.model import Continue, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs
 from worker.services import Services
@@ -50,7 +50,7 @@ def is_unavailable(run: ToTaskRun, services: Services) -> bool:
 
 LATER_SECONDS = 1.0
 """Delay after a service asked for a later call without saying when."""
-TICKET_POLL_SECONDS = 2.0
+FIRST_TICKET_POLL_SECONDS, MAX_TICKET_POLL_SECONDS = 2.0, 15.0
 MAX_PAUSE_SECONDS = 16.0
 
 
@@ -82,8 +82,12 @@ def finish_pass(
         return _later(list(attempt.postponed.values()))
     if attempt.got_answer and not attempt.saturated and any(_is_fresh(task) for task in tasks):
         return Reschedule(0.0)
-    if any(task.ticket is not None for task in tasks):
-        return Reschedule(TICKET_POLL_SECONDS)
+    passes = [task.polls.passes if task.polls else 1 for task in tasks if task.ticket is not None]
+    if passes:
+        growing = exponential(
+            min(passes) - 1, MAX_TICKET_POLL_SECONDS, first=FIRST_TICKET_POLL_SECONDS, factor=1.5
+        )
+        return Reschedule(growing)
     fewest = min((task.attempts for task in tasks if task.attempts), default=1)
     return Reschedule(backoff(fewest, MAX_PAUSE_SECONDS, first=1.0))
 

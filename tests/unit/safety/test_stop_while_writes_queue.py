@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from shared.statuses import TaskFailure
 from worker.to_task.attempt import ChunkPass, TaskWork
 from worker.to_task.clients import TenantBackend
-from worker.to_task.ledger import Counts, OpenTask, TaskOutcome, Ticket
+from worker.to_task.ledger import Counts, InferencePolls, OpenTask, TaskOutcome, Ticket
 from worker.to_task.window import RequestWindows
 
 
@@ -29,6 +29,11 @@ class StoppableLedger:
         return []
 
     def set_ticket(self, position: int, ticket: Ticket | None) -> None: ...
+
+    def set_polls(self, position: int, polls: InferencePolls | None) -> None: ...
+
+    def now(self) -> float:
+        return 0.0
 
     def increment_attempts(self, positions: Any) -> list[int]:
         return []
@@ -60,7 +65,7 @@ async def annotated(count: int, slots: int, stop_after: int | None) -> tuple[Slo
     """What came of `count` writes that queue for `slots`, with a stop while the first are away."""
     ledger = StoppableLedger()
     client = SlowClient(ledger)
-    backend = TenantBackend(lambda _timeout: cast(Any, client), RequestWindows(slots))
+    backend = TenantBackend(lambda _timeout: client, RequestWindows(slots))  # type: ignore[arg-type, return-value]
     attempt = ChunkPass(ledger)
 
     async def write(work: TaskWork) -> None:
@@ -70,7 +75,8 @@ async def annotated(count: int, slots: int, stop_after: int | None) -> tuple[Slo
     works = [TaskWork(OpenTask(position, position + 1)) for position in range(count)]
     writing = asyncio.ensure_future(attempt.process_all(works, write))
     if stop_after is not None:
-        while len(client.sent) < stop_after and not writing.done():
+        while len(client.sent) < stop_after:
+            await asyncio.sleep(0)
             await asyncio.sleep(0.001)
         ledger.over = True
         await asyncio.sleep(0.03)
