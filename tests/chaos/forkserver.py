@@ -88,7 +88,7 @@ class ForkServer:
             cwd=ROOT,
             grace_seconds=0,
         )
-        self._process.wait_until(self._socket.exists, 30)
+        self._process.wait_until(self._socket.exists, 120)
         self._born = 0
         self.workers: list[Worker] = []
 
