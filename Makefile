@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: help setup demo test test-all chaos unit lint house bench sdk docs lock clean
+.PHONY: help setup demo test test-all chaos unit lint house bench bench-quick sdk docs lock clean
 # Tests share the machine's cores and its Ray: one target at a time, also with -j.
 .NOTPARALLEL:
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
 
 setup: $(STAMP)  ## Create the environment in .venv
 
@@ -50,7 +50,10 @@ chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=
 test-all: test chaos sdk  ## Everything: test, chaos and sdk, each part where what it needs is found
 
 bench: $(STAMP)  ## Measure, as ratios against bare loops and libraries
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench-quick: $(STAMP)  ## The same measurements with smaller counts: about a minute each
+bench-quick: OPTIONS = --quick
+bench bench-quick:
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(OPTIONS) || exit 1; done
 
 sdk: $(STAMP)  ## Compare the Ray client with the published platform client (needs Python 3.12)
 	@$(BIN)/pytest tests/integration/ray_client -m sdk -rs

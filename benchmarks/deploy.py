@@ -1,5 +1,6 @@
 """deploy, from publishing to SUCCEEDED, against a bare `serve.run` of the same class on the same cluster."""
 
+import argparse
 import statistics
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from worker.sandbox import Sandbox, wait_for
 from worker.sandbox.sandbox import AGENT_ID
 
 PLUGINS = Path(__file__).parents[1] / "examples" / "plugins"
-ROUNDS = 3
+ROUNDS, QUICK_ROUNDS = 3, 1
+MAX_WAIT_SECONDS = 120
 
 BARE = """
 import sys, time
@@ -30,22 +32,25 @@ serve.delete("bare")
 
 
 def main() -> None:
-    """Alternate the two, so that what else the machine does falls on both."""
+    """Alternate the two, so that other load of the machine falls on both alike."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one round: about a minute")
+    rounds = QUICK_ROUNDS if parser.parse_args().quick else ROUNDS
     with Sandbox(plugins_dir=PLUGINS) as sandbox:
         sandbox.start_worker()
-        warm = publish_and_wait(sandbox)
-        bare, ours = [], []
-        for _ in range(ROUNDS):
-            remove(sandbox)
+        first = deploy(sandbox)
+        bare, worker = [], []
+        for _ in range(rounds):
+            delete_application(sandbox)
             bare.append(bare_serve_run(sandbox))
-            ours.append(publish_and_wait(sandbox))
-        print(f"first deploy of a release (new process for its code): {warm:.2f} s")
+            worker.append(deploy(sandbox))
+        print(f"first deploy of a release (new process for its code): {first:.2f} s")
         print(f"bare serve.run:            median {statistics.median(bare):.2f} s of {bare}")
-        print(f"publish to SUCCEEDED:      median {statistics.median(ours):.2f} s of {ours}")
-        print(f"ratio: {statistics.median(ours) / statistics.median(bare):.2f}")
+        print(f"publish to SUCCEEDED:      median {statistics.median(worker):.2f} s of {worker}")
+        print(f"ratio: {statistics.median(worker) / statistics.median(bare):.2f}")
 
 
-def publish_and_wait(sandbox: Sandbox) -> float:
+def deploy(sandbox: Sandbox) -> float:
     """Seconds from publishing a deploy to the backend's SUCCEEDED."""
     job = sandbox.state.add_job(plugin="digits@1.0.0", agent=AGENT_ID, action="deployment")
     message = DeployMessage.model_validate(
@@ -54,7 +59,9 @@ def publish_and_wait(sandbox: Sandbox) -> float:
     begun = time.perf_counter()
     with Publisher(sandbox.redis_url) as publisher:
         publisher.publish(message)
-    wait_for(lambda: JobStatus((sandbox.state.job(job) or {})["status"]).is_final, 60, "the deploy")
+    wait_for(
+        lambda: JobStatus((sandbox.state.job(job) or {})["status"]).is_final, MAX_WAIT_SECONDS, "the deploy"
+    )
     seconds = time.perf_counter() - begun
     ended = sandbox.state.job(job) or {}
     assert ended["status"] == JobStatus.SUCCEEDED, ended
@@ -69,8 +76,8 @@ def bare_serve_run(sandbox: Sandbox) -> float:
     return float(done.stdout.split("seconds")[1].split()[0])
 
 
-def remove(sandbox: Sandbox) -> None:
-    """Take our application off, so that both start from nothing."""
+def delete_application(sandbox: Sandbox) -> None:
+    """Delete the worker's application, so that both deploy to an empty Serve."""
     code = (
         "import ray; from ray import serve; ray.init(namespace='bare', log_to_driver=False);"
         "serve.delete('digits@1.0.0')"

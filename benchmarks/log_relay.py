@@ -1,5 +1,6 @@
 """The log relay against a baseline: speed of one fast log, delay of many slow logs, takeover after a kill."""
 
+import argparse
 import asyncio
 import json
 import math
@@ -28,32 +29,47 @@ from tests.integration.logs.log_relay_harness import ChannelListener, LogRelayHa
 from worker.logs.subscriptions import log_owners_key
 from worker.sandbox.processes import start_process, wait_for
 
-FAST_LINES = 50_000
-LOGS, RATE, SECONDS = (100, 1_000), 10, 15
-SETTLE_SECONDS = 10
-LATE_SECONDS = 5
-"""A line that does not arrive by then counts as slower than all others."""
+RATE = 10
+"""Lines a second of each of many logs."""
 MEASURED_LOGS = 100
 """Logs whose lines are timed; a listener to all logs would use more CPU than the relay."""
+MAX_WAIT_SECONDS = 120
 
 
-def measure_fast_log(harness: LogRelayHarness) -> None:
+@dataclass(frozen=True)
+class Size:
+    """How much is measured, and for how long."""
+
+    fast_lines: int
+    log_counts: tuple[int, ...]
+    settle_seconds: float
+    seconds: float
+    late_seconds: float
+    """A line that does not arrive by then counts as slower than all others."""
+    takeovers: int
+
+
+FULL = Size(50_000, (100, 1_000), settle_seconds=10, seconds=15, late_seconds=5, takeovers=3)
+QUICK = Size(10_000, (100,), settle_seconds=3, seconds=4, late_seconds=2, takeovers=1)
+
+
+def measure_fast_log(harness: LogRelayHarness, lines: int) -> None:
     """Lines a second, from the agent to the channel."""
-    ray_job = f"{FAST_LINES}-0-0-succeeded-fast"
+    ray_job = f"{lines}-0-0-succeeded-fast"
     started = time.perf_counter()
     asyncio.run(baseline_loop(harness, ray_job))
-    baseline = FAST_LINES / (time.perf_counter() - started)
+    baseline = lines / (time.perf_counter() - started)
     with relay_process(harness) as process:
         cpu = sum(process.cpu_times()[:2])
         harness.subscribe("fast", ray_job)
-        wait_for(lambda: harness.is_claimed("fast", ray_job), 10, "start")
+        wait_for(lambda: harness.is_claimed("fast", ray_job), MAX_WAIT_SECONDS, "start")
         started = time.perf_counter()
-        wait_for(lambda: harness.end_reason("fast") is not None, 120, "end of the fast log")
+        wait_for(lambda: harness.end_reason("fast") is not None, MAX_WAIT_SECONDS, "end of the fast log")
         seconds = time.perf_counter() - started
         cpu = sum(process.cpu_times()[:2]) - cpu
         memory = process.memory_info().rss / 2**20
-    relayed = FAST_LINES / seconds
-    print(f"one fast log of {FAST_LINES:,} lines: baseline (httpx, PUBLISH a line) {baseline:,.0f} lines/s")
+    relayed = lines / seconds
+    print(f"one fast log of {lines:,} lines: baseline (httpx, PUBLISH a line) {baseline:,.0f} lines/s")
     print(f"  relay (numbered, masked, kept, published) {relayed:,.0f} lines/s:")
     print(f"  {relayed / baseline:.2f} times the baseline; {cpu:.1f} s of CPU, {memory:.0f} MB")
 
@@ -69,18 +85,18 @@ async def baseline_loop(harness: LogRelayHarness, ray_job: str) -> None:
     await redis.aclose()
 
 
-def measure_many_logs(harness: LogRelayHarness, count: int, protocol: str) -> None:
+def measure_many_logs(harness: LogRelayHarness, count: int, protocol: str, size: Size) -> None:
     """Delay from the time at which a line is due to its arrival, through the relay and the baseline."""
     jobs = {f"{protocol}{n}": f"{RATE * 600}-{RATE}-0-succeeded-{protocol}{n}" for n in range(count)}
     channels = [logs_channel(job) for job in list(jobs)[:: count // MEASURED_LOGS]]
     print(f"{count:,} logs at {RATE} lines/s over {protocol}, from due to listener:")
     with baseline_process(harness, protocol, count) as process:
-        baseline = measure(harness, process, channels)
+        baseline = measure(harness, process, channels, size)
     with relay_process(harness) as process:
         for job, ray_job in jobs.items():
             harness.subscribe(job, ray_job, protocol)
-        wait_for(lambda: harness.redis.hlen(log_owners_key()) == count, 60, "start of all")
-        relayed = measure(harness, process, channels)
+        wait_for(lambda: harness.redis.hlen(log_owners_key()) == count, MAX_WAIT_SECONDS, "start of all")
+        relayed = measure(harness, process, channels, size)
     harness.redis.flushdb()
     print(f"  baseline {baseline}")
     print(f"  relay    {relayed}")
@@ -110,26 +126,28 @@ class Measurement:
         )
 
 
-def measure(harness: LogRelayHarness, process: psutil.Process, channels: list[str]) -> Measurement:
+def measure(
+    harness: LogRelayHarness, process: psutil.Process, channels: list[str], size: Size
+) -> Measurement:
     """Measure `process` by the lines on `channels`, once it has settled."""
     assert harness.agent is not None
     assert harness.redis_server.process is not None
     redis_pid = harness.redis_server.process.pid
     pids = {"log server": harness.agent.pid, "Redis": redis_pid, "listener": os.getpid()}
-    time.sleep(SETTLE_SECONDS)
+    time.sleep(size.settle_seconds)
     with (
         closing(Redis.from_url(harness.redis_server.url)) as redis,
         closing(redis.pubsub(ignore_subscribe_messages=True)) as pubsub,
     ):
         pubsub.subscribe(*channels)
         before, started = {pid: cpu_seconds(pid) for pid in (process.pid, *pids.values())}, time.time()
-        delays = list(line_delays(pubsub, started))
+        delays = list(line_delays(pubsub, started, size))
         seconds = time.time() - started
         spent = {
             pid: [(b - a) / seconds for a, b in zip(before[pid], cpu_seconds(pid), strict=True)]
             for pid in before
         }
-    due = len(channels) * RATE * SECONDS
+    due = int(len(channels) * RATE * size.seconds)
     arrived = len(delays) / due
     # One line more or less may fall into the window of each log.
     delays = sorted([*delays, *[math.inf] * (due - len(delays) - len(channels))])
@@ -153,10 +171,10 @@ def cpu_seconds(pid: int) -> tuple[float, float]:
     return sum(int(ran) for ran, _, _ in stats) / 1e9, sum(int(waited) for _, waited, _ in stats) / 1e9
 
 
-def line_delays(pubsub: PubSub, started: float) -> Iterator[float]:
-    """Delays of the lines due within `SECONDS` that arrive within `LATE_SECONDS` more."""
-    ended = started + SECONDS
-    while time.time() < ended + LATE_SECONDS:
+def line_delays(pubsub: PubSub, started: float, size: Size) -> Iterator[float]:
+    """Delays of the lines due within `size.seconds` that arrive within `size.late_seconds` more."""
+    ended = started + size.seconds
+    while time.time() < ended + size.late_seconds:
         message = pubsub.get_message(timeout=0.1)
         if message is not None:
             due = float(json.loads(message["data"])["line"].split()[1])
@@ -164,20 +182,24 @@ def line_delays(pubsub: PubSub, started: float) -> Iterator[float]:
                 yield time.time() - due
 
 
-def measure_takeover(harness: LogRelayHarness) -> None:
+def measure_takeover(harness: LogRelayHarness, count: int) -> None:
     """Seconds without a line after the relay is killed."""
     waits = []
-    for number in range(3):
+    for number in range(count):
         job, ray_job = f"killed{number}", f"3000-100-0-succeeded-killed{number}"
         listener = ChannelListener(harness.redis, job)
         first, second = harness.start_relay(), None
         harness.subscribe(job, ray_job)
-        wait_for(lambda listener=listener: len(listener.entries) > 100, 20, "lines")
+        wait_for(lambda listener=listener: len(listener.entries) > 100, MAX_WAIT_SECONDS, "lines")
         second = harness.start_relay()
         time.sleep(2)
         first.kill()
         killed, before = time.perf_counter(), len(listener.entries)
-        wait_for(lambda listener=listener, before=before: len(listener.entries) > before + 1, 40, "takeover")
+        wait_for(
+            lambda listener=listener, before=before: len(listener.entries) > before + 1,
+            MAX_WAIT_SECONDS,
+            "takeover",
+        )
         waits.append(time.perf_counter() - killed)
         second.kill()
         listener.close()
@@ -198,7 +220,7 @@ def relay_process(harness: LogRelayHarness) -> Iterator[psutil.Process]:
 @contextmanager
 def baseline_process(harness: LogRelayHarness, protocol: str, count: int) -> Iterator[psutil.Process]:
     """A baseline process that tails `count` logs, for the duration of the block."""
-    arguments = [protocol, str(count), str(harness.agent_port), harness.redis_server.url]
+    arguments = ["--baseline", protocol, str(count), str(harness.agent_port), harness.redis_server.url]
     process = start_process(
         "baseline",
         [sys.executable, __file__, *arguments],
@@ -233,22 +255,27 @@ async def run_baseline(protocol: str, count: int, port: int, redis_url: str) -> 
     await asyncio.gather(*(follow(number) for number in range(count)))
 
 
-def main() -> None:
+def main(size: Size) -> None:
     """Run all measurements."""
     with (
         tempfile.TemporaryDirectory(prefix="log-relay-") as folder,
         closing(LogRelayHarness(Path(folder))) as harness,
     ):
-        measure_fast_log(harness)
-        for count in LOGS:
-            measure_many_logs(harness, count, "stream")
-            measure_many_logs(harness, count, "websocket")
-        measure_takeover(harness)
+        measure_fast_log(harness, size.fast_lines)
+        for count in size.log_counts:
+            measure_many_logs(harness, count, "stream", size)
+            measure_many_logs(harness, count, "websocket", size)
+        measure_takeover(harness, size.takeovers)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:]:
-        protocol, count, port, redis_url = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer lines and logs: about a minute")
+    # The process of the baseline, which the benchmark itself starts.
+    parser.add_argument("--baseline", nargs=4, metavar=("PROTOCOL", "COUNT", "PORT", "REDIS_URL"))
+    arguments = parser.parse_args()
+    if arguments.baseline:
+        protocol, count, port, redis_url = arguments.baseline
         uvloop.run(run_baseline(protocol, int(count), int(port), redis_url))
     else:
-        main()
+        main(QUICK if arguments.quick else FULL)

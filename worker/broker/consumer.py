@@ -24,6 +24,7 @@ from worker.broker.rejections import RejectedMessage, keep_rejected, rejected_me
 from worker.broker.transport import Channel
 from worker.broker.validation import EMBED_KEYS, limit_decompression
 from worker.redis_needs import RedisClusterError, reject_cluster
+from worker.runs.publisher import STEP_HEADER
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +86,9 @@ def scheduled_tags() -> list[str]:
 RECONNECT_SECONDS = 5.0
 """Within this time after an outage every worker has connected again: it tries every two seconds."""
 
+UNKNOWN_STEP_SECONDS = 5.0
+"""Delay of a step that this worker does not know, so that old workers do not fetch it again and again."""
+
 STOPPING_STATES = {bootsteps.CLOSE, bootsteps.TERMINATE}
 
 
@@ -105,9 +109,15 @@ class Consumer(consumer.Consumer):
         self._reject(message, "not a task message")
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002
-        """Reject a task that is not registered. Celery would log the body and drop it."""
-        self._reject(message, "unknown task")
+        """Reject a task that is not registered; a step of a newer release goes back to its queue.
+
+        Celery would log the body and drop it.
+        """
         headers = message.headers or {}
+        if headers.get(STEP_HEADER):
+            self._requeue_later(message)
+            return
+        self._reject(message, "unknown task")
         signals.task_unknown.send(
             sender=self, message=message, exc=exc, name=headers.get("task"), id=headers.get("id")
         )
@@ -156,6 +166,19 @@ class Consumer(consumer.Consumer):
             signals.task_rejected.send(sender=self, message=message, exc=exc)
         elif isinstance(message.channel, Channel):
             message.channel.qos.release(message.delivery_tag)
+
+    def _requeue_later(self, message: Any) -> None:
+        """Leave a message to a newer worker of the fleet, which may fetch it after a while."""
+        log.warning("step of a newer release requeued", task=message.headers.get("task"))
+        channel, tag = message.channel, message.delivery_tag
+        if isinstance(channel, Channel):
+            channel.run_or_defer(lambda unacked: unacked.extend([tag], UNKNOWN_STEP_SECONDS))
+            channel.qos.release(tag)
+        else:
+            errors = self.connection_errors
+            self.timer.call_after(
+                UNKNOWN_STEP_SECONDS, message.reject_log_error, (worker_logger, errors), {"requeue": True}
+            )
 
     # -- lost brokers --------------------------------------------------------------------------------------
 

@@ -12,6 +12,10 @@ from worker.runs.model import Step
 
 VISIBLE_ARGUMENTS = ("job", "plugin", "action")
 
+STEP_HEADER = "synapse_step"
+"""Header of the messages that workers send to each other. A worker that lacks the task of such a message is
+older than its publisher."""
+
 
 def visible_arguments(kwargs: object) -> dict[str, str | int]:
     """The arguments that logs and task events may show."""
@@ -78,7 +82,9 @@ class CeleryPublisher:
 
         Raises kombu's `OperationalError` when the broker does not accept it after the app's retries.
         """
-        send_task(self._app, step.name, queue, kwargs, countdown=countdown or None)
+        send_task(
+            self._app, step.name, queue, kwargs, countdown=countdown or None, headers={STEP_HEADER: True}
+        )
 
     def queue_length(self, queue: str) -> int:
         """Messages of `queue` that no worker has fetched; 0 for a queue that does not exist.

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from pydantic import ValidationError
 from redis import Redis
 
 from shared.channels import RETENTION_SECONDS, job_key
@@ -26,6 +27,13 @@ _MESSAGES: dict[str, type[RunMessage]] = {"deploy": DeployMessage, "to_task": To
 
 class UnknownRunError(LookupError):
     """There is no record of this run: it never was, or it expired a day after its end was reported."""
+
+
+class NewerRunError(RuntimeError):
+    """A worker of a newer release accepted this run: its message says what this release does not know.
+
+    To ignore that could do what the message forbids, so the run's steps are left to newer workers.
+    """
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ class RunStore:
         return bool(self.redis.exists(run_key(job)))
 
     def load(self, job: str) -> StoredRun:
-        """Read the run; raises `UnknownRunError`."""
+        """Read the run; raises `UnknownRunError`, or `NewerRunError` if only newer workers understand it."""
         stored = self.redis.hgetall(run_key(job))
         if not stored:
             raise UnknownRunError(f"job {job} has no run here")
@@ -98,9 +106,13 @@ class RunStore:
             for name, text in stored.items()
             if name.startswith(STATE_PREFIX)
         }
+        try:
+            validated = _MESSAGES[message["task"]].model_validate(message["kwargs"])
+        except (KeyError, ValidationError):
+            raise NewerRunError(f"the run of job {job} is of a newer release") from None
         return Run(
             job=job,
-            message=_MESSAGES[message["task"]].model_validate(message["kwargs"]),
+            message=validated,
             state=StoredState(state),
             queue=stored[RunField.QUEUE],
             position=int(stored[RunField.POSITION]),
@@ -129,7 +141,10 @@ class RunStore:
         generation: int,
         redelivered: bool,
     ) -> StepClaim:
-        """Take the step's lock and move the run on to it, if the run is open and is not further on."""
+        """Take the step's lock and move the run on to it, if the run is open and is not further on.
+
+        Raises `NewerRunError` when only newer workers understand the run; the lock is free then.
+        """
         name = f"{step.name}:{part}" if part else step.name
         lease = Lease(keys.lock_key(job, name), token)
         status, times, newest = self._scripts.run(
@@ -148,7 +163,12 @@ class RunStore:
         )
         run = None
         if status == ClaimStatus.CLAIMED:
-            run = replace(self.load(job), is_retry=int(times) > 1, generation=generation, lease=lease)
+            try:
+                run = self.load(job)
+            except NewerRunError:
+                self._scripts.run("release_lock", [lease.key], token)
+                raise
+            run = replace(run, is_retry=int(times) > 1, generation=generation, lease=lease)
         return StepClaim(ClaimStatus(status), int(newest), run)
 
     def step_queue(self, job: str) -> str | None:

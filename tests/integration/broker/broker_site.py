@@ -43,10 +43,11 @@ class Site:
         concurrency: int = 4,
         vt: float = 10,
         ready: bool = True,
+        newer: bool = False,
     ) -> Process | Worker:
-        """One of threads is forked from the fork_server, in no time."""
+        """One of threads is forked from the fork server. `newer`: its release has one more step."""
         name = f"w{len(self.workers)}"
-        tiny = {"TINY_URL": self.url, "TINY_VT": str(vt)}
+        tiny = {"TINY_URL": self.url, "TINY_VT": str(vt), "TINY_NEWER": str(int(newer))}
         worker = (
             self._forked(name, concurrency, tiny)
             if pool == "threads"

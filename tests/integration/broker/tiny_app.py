@@ -60,6 +60,13 @@ def noop(*_: Any, **__: Any) -> None:
     pass
 
 
+if os.environ.get("TINY_NEWER") == "1":
+
+    @app.task(name="step.of_a_newer_release")
+    def step_of_a_newer_release(value: str) -> None:
+        redis.rpush("done", value)
+
+
 @app.task(name="doze")
 def doze(seconds: float) -> None:
     time.sleep(seconds)

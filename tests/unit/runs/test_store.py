@@ -1,5 +1,6 @@
 """A run is created once, ends once, and expires a day after its end was reported."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import InProcessWorker
 from tests.unit.runs.example_workflow import FIRST
-from worker.runs.keys import messages_key, progress_key, run_key, stop_key
+from worker.runs.keys import RunField, lock_key, messages_key, progress_key, run_key, stop_key
 from worker.runs.model import (
     Acceptance,
     ClaimStatus,
@@ -19,6 +20,7 @@ from worker.runs.model import (
 )
 from worker.runs.reporter import report, stop
 from worker.runs.runs import Runs
+from worker.runs.store import NewerRunError
 from worker.testing import FakeBackend
 
 DAY = 86_400
@@ -41,6 +43,26 @@ def test_second_message_changes_nothing(runs: Runs, run: Run) -> None:
     runs.store.accept(other, "elsewhere")
 
     assert runs.store.load("42") == run
+
+
+def accepted_by_a_newer_worker(redis: FakeRedis, job: str) -> None:
+    """Add a field to the run's message that this release does not know."""
+    message = json.loads(redis.hget(run_key(job), RunField.MESSAGE))
+    message["kwargs"]["dry_run"] = True
+    redis.hset(run_key(job), RunField.MESSAGE, json.dumps(message))
+
+
+def test_run_of_a_newer_release_is_not_read(runs: Runs, run: Run, redis: FakeRedis) -> None:
+    accepted_by_a_newer_worker(redis, "42")
+    with pytest.raises(NewerRunError, match="newer release"):
+        runs.store.load("42")
+
+
+def test_step_of_a_newer_run_leaves_its_lock_free(runs: Runs, run: Run, redis: FakeRedis) -> None:
+    accepted_by_a_newer_worker(redis, "42")
+    with pytest.raises(NewerRunError):
+        runs.store.claim_step("42", FIRST, "", "token", 30, 0, False)
+    assert not redis.exists(lock_key("42", FIRST.name))
 
 
 def test_message_is_read_back_as_it_came(runs: Runs, run: Run, deploy: DeployMessage) -> None:

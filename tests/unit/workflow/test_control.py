@@ -1,5 +1,6 @@
 """The tasks on the queue `control`: reports and stops."""
 
+import json
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
 from worker.deploy.plan import DEPLOY
 from worker.platform import ServerError
 from worker.runs import reporter
-from worker.runs.keys import lock_key
+from worker.runs.keys import RunField, lock_key, run_key
 from worker.runs.model import End
 from worker.workflow.intake import begin_run
 
@@ -295,3 +296,22 @@ def test_a_stop_is_retried_while_redis_is_unavailable(
     monkeypatch.setattr(services.runs.store, "remember_stop", away)
 
     assert task_runner.deliver("stop", job=42).ended == "again"
+
+
+@pytest.mark.parametrize("task", ["runs.report", "test.deploy"])
+def test_a_message_of_a_newer_run_is_left_to_newer_workers(
+    task_runner: TaskRunner, services: FakeServices, redis: FakeRedis, backend: Backend, task: str
+) -> None:
+    # Given a run whose message has a field that this release does not know
+    task_runner.deliver("test.deploy", **MESSAGE)
+    stored = json.loads(redis.hget(run_key("42"), RunField.MESSAGE))
+    stored["kwargs"]["dry_run"] = True
+    redis.hset(run_key("42"), RunField.MESSAGE, json.dumps(stored))
+
+    # When this worker gets one of its messages
+    delivery = task_runner.deliver(task, **(MESSAGE if task == "test.deploy" else {"job": "42"}))
+
+    # Then it returns to the queue for another worker
+    assert (delivery.ended, delivery.countdown) == ("again", 5.0)
+    assert delivery.kwargs == (MESSAGE if task == "test.deploy" else {"job": "42", "redelivered": False})
+    assert (backend.patches, letters(redis)) == ([], [])
