@@ -89,7 +89,7 @@ class ForkServer:
             cwd=ROOT,
             grace_seconds=0,
         )
-        self._process.wait_until(self._socket.exists, 60)
+        self._process.wait_until(self._socket.exists, 120)
         self._started = 0
 
     def start(
