@@ -5,16 +5,14 @@ from redis import Redis
 
 from shared.channels import RETENTION_SECONDS, redis_prefix
 from shared.messages import JsonObject
-from worker.actions.serve_state import serve_details
+from worker.deploy.cluster import RayCluster
 from worker.plugins import PluginError, PluginHostUnavailableError, Release
-from worker.plugins.ray_session import call_with_timeout, session
 from worker.services import Services
 
 log = structlog.get_logger(__name__)
 
 PIN_INTERVAL_SECONDS = 240
 """Ray deletes a package to which nothing has referred for ten minutes."""
-ANSWER_TIMEOUT_SECONDS = 10.0
 
 EXISTED_FIELD = "existed"
 JOB_FIELD_PREFIX = "job:"
@@ -83,14 +81,14 @@ class DeployedPackages:
     def pin(self) -> None:
         """Let Ray keep every package in use; of all workers one does it, every four minutes."""
         services = self._services
-        redis, address = services.redis, services.settings.ray_address
-        if not address or not redis.exists(self._key):
+        redis = services.redis
+        if not services.settings.ray_address or not redis.exists(self._key):
             return
         if not redis.set(f"{self._key}:pinned", 1, nx=True, ex=PIN_INTERVAL_SECONDS):
             return
         try:
-            session.connect(address)
-            for release in self._in_use(_live_applications()):
+            services.ray.connect()
+            for release in self._in_use(self._live_applications()):
                 self._pin(release)
         except PluginHostUnavailableError as error:
             redis.delete(f"{self._key}:pinned")
@@ -117,10 +115,9 @@ class DeployedPackages:
                 log.warning("deployed release not read", plugin=name, error_type=type(error).__name__)
         return releases
 
-
-def _live_applications() -> dict[str, JsonObject]:
-    """What Serve runs; empty also when it does not answer, and then nothing is taken to be gone."""
-    try:
-        return call_with_timeout(ANSWER_TIMEOUT_SECONDS, serve_details)
-    except TimeoutError:
-        return {}
+    def _live_applications(self) -> dict[str, JsonObject]:
+        """What Serve runs; empty also when it does not answer, and then nothing is taken to be gone."""
+        try:
+            return RayCluster(self._services.ray).applications()
+        except PluginHostUnavailableError:
+            return {}

@@ -94,7 +94,7 @@ class DeployTask(StepTask):
 
 
 def _cluster() -> RayCluster:
-    return RayCluster(services().settings.ray_address)
+    return RayCluster(services().ray)
 
 
 @shared_task(base=DeployTask, bind=True, name=DeployMessage.task)

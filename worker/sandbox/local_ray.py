@@ -20,12 +20,14 @@ class LocalRay:
 
     def __init__(self, directory: Path, *, num_cpus: int) -> None:
         self._directory, self._num_cpus = directory, num_cpus
-        port, dashboard, serve = free_port(), free_port(), free_port()
+        port, client, dashboard, serve = (free_port() for _ in range(4))
         self.address = f"{NODE_ADDRESS}:{port}"
+        self.client_address = f"ray://{NODE_ADDRESS}:{client}"
+        """For drivers that cannot see this machine's processes."""
         self.dashboard_url = f"http://127.0.0.1:{dashboard}"
         self.serve_url = f"http://127.0.0.1:{serve}"
         self.token = secrets.token_hex(32)
-        self._ports = {"port": port, "dashboard-port": dashboard}
+        self._ports = {"port": port, "dashboard-port": dashboard, "ray-client-server-port": client}
         self._serve_port = serve
         self.temp_dir: Path | None = None
         self._serve_starter: Process | None = None
@@ -82,7 +84,6 @@ class LocalRay:
     def _options(self) -> list[str]:
         ports = self._ports | {
             "dashboard-agent-listen-port": free_port(),
-            "ray-client-server-port": free_port(),
             "node-manager-port": 0,
             "object-manager-port": 0,
         }
