@@ -3,16 +3,23 @@
 import sys
 from typing import Any
 
+import structlog
 from celery import Celery, bootsteps, signals
+from celery.exceptions import WorkerShutdown
 from kombu import Queue
+from redis import RedisError
 
 from worker import log_setup
 from worker.broker import broker_settings, broker_url, message_rejected
-from worker.broker.config import QUEUES
+from worker.broker.config import EX_CONFIG, QUEUES
 from worker.logs.relay import LogRelayStep
 from worker.maintenance import Maintenance
+from worker.redis_needs import RedisClusterError, reject_cluster
+from worker.services import services
 from worker.settings import Settings, SettingsError, settings
 from worker.workflow.dead_letters import reject_undelivered
+
+log = structlog.get_logger(__name__)
 
 
 def make_app(settings: Settings) -> Celery:
@@ -82,6 +89,17 @@ def _unregister_builtin_tasks(sender: Celery, **_: Any) -> None:
         sender.tasks.unregister(name)
 
 
+def _reject_cluster() -> None:
+    """End the worker when REDIS_URL is a Redis Cluster; that of the broker is its consumer's matter."""
+    try:
+        reject_cluster(services().redis)
+    except RedisClusterError as error:
+        log.critical(str(error))
+        raise WorkerShutdown(EX_CONFIG) from None
+    except RedisError as error:
+        log.warning("Redis not checked", error_type=type(error).__name__)
+
+
 class MaintenanceStep(bootsteps.StartStopStep):
     """Runs the sweep beside the pool, in the parent process of every worker."""
 
@@ -91,6 +109,7 @@ class MaintenanceStep(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:  # noqa: ARG002 - the bootstep's signature
         """The worker is up."""
+        _reject_cluster()
         self._maintenance.start()
 
     def stop(self, parent: Any) -> None:  # noqa: ARG002 - the bootstep's signature
@@ -110,7 +129,7 @@ def _load_settings() -> Settings:
         return settings()
     except SettingsError as error:
         print(f"synapse-worker cannot start:\n{error}", file=sys.stderr)
-        raise SystemExit(78) from None  # EX_CONFIG
+        raise SystemExit(EX_CONFIG) from None
 
 
 app = make_app(_load_settings())

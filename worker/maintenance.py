@@ -4,6 +4,7 @@ import threading
 
 import structlog
 
+from worker.blame import INFRASTRUCTURE_ERRORS
 from worker.deploy.deployments import DeployedPackages
 from worker.platform import clean
 from worker.pre_processor.waitlist import WAITLIST_PREFIX, recover_waitlist
@@ -11,7 +12,6 @@ from worker.runs.heartbeat import RUN_PREFIX
 from worker.runs.runs import Runs, recover_run
 from worker.services import services
 from worker.workflow.dead_letters import REJECTED_JOB_PREFIX, recover_rejected_job
-from worker.workflow.task import INFRASTRUCTURE_ERRORS
 
 log = structlog.get_logger(__name__)
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from shared.statuses import JobStatus
-from tests.chaos.effect_log import Disturbances, EffectLog
+from tests.chaos.effect_log import EffectLog, Faults
 from worker.sandbox.backend.state import State
 from worker.sandbox.seed import SeededProject
 
@@ -16,111 +16,118 @@ FINAL = {status for status in JobStatus if status.is_final}
 
 
 @dataclass
-class Findings:
-    """What is wrong, in words; and how much was done twice where that is allowed."""
+class AuditResult:
+    """Violations as text, and how often an effect was repeated where that is allowed."""
 
-    wrong: list[str] = field(default_factory=list)
-    written_twice: int = 0
-    ended_twice: int = 0
+    violations: list[str] = field(default_factory=list)
+    tasks_written_twice: int = 0
+    ends_reported_twice: int = 0
     failed: list[str] = field(default_factory=list)
+    """Errors of the runs that failed for an unavailable dependency, which is allowed."""
 
-    def expect(self, holds: bool, what: str) -> None:
-        if not holds:
-            self.wrong.append(what)
+    def check(self, condition: bool, violation: str) -> None:
+        """Record `violation` unless `condition` holds."""
+        if not condition:
+            self.violations.append(violation)
 
 
 class Auditor:
-    """Holds what was received against the workers' effect_log: only what was in flight may be there twice."""
+    """Checks requests against the workers' effect log: only an effect that was in flight may be repeated."""
 
-    def __init__(self, state: State, effect_log: EffectLog, disturbances: Disturbances | None = None) -> None:
+    def __init__(self, state: State, effect_log: EffectLog, faults: Faults | None = None) -> None:
         self._state = state
         self._entries = effect_log.entries()
-        self._disturbances = disturbances or Disturbances()
-        self.findings = Findings()
+        self._faults = faults or Faults()
+        self.result = AuditResult()
 
-    def job(self, job: str) -> dict[str, Any]:
-        """One final status, nothing after it; `overall` never falls."""
+    def check_job(self, job: str) -> dict[str, Any]:
+        """One final status, nothing after it, and `overall` never falls. Returns the backend's record."""
         row = self._state.job(int(job)) or {}
-        said = self._patches(job)
-        ends = [each for each in said if each["body"].get("status") in FINAL]
-        say = self.findings.expect
-        say(JobStatus(row["status"]).is_final, f"job {job} has not ended: {row['status']}")
-        say(len(ends) > 0, f"job {job}: no final status")
-        results = {json.dumps([each["body"].get(key) for key in ("status", "result")]) for each in ends}
-        say(len(results) <= 1, f"job {job}: {len(results)} different ends")
+        patches = self._patches(job)
+        ends = [patch for patch in patches if patch["body"].get("status") in FINAL]
+        check = self.result.check
+        check(JobStatus(row["status"]).is_final, f"job {job} has not ended: {row['status']}")
+        check(len(ends) > 0, f"job {job}: no final status")
+        results = {json.dumps([end["body"].get(key) for key in ("status", "result")]) for end in ends}
+        check(len(results) <= 1, f"job {job}: {len(results)} different ends")
         if ends:
-            say(all(each in ends for each in said[said.index(ends[0]) :]), f"job {job}: more after the end")
-        self.findings.ended_twice += len(ends) > 1
-        self._once(f"end {job}", [each["time"] for each in ends])
+            after_end = patches[patches.index(ends[0]) :]
+            check(all(patch in ends for patch in after_end), f"job {job}: reports after the end")
+        self.result.ends_reported_twice += len(ends) > 1
+        self._check_once(f"end {job}", [end["time"] for end in ends])
         overall = [
-            each["body"]["progress_record"]["current_progress"]["overall"]
-            for each in said
-            if each["body"].get("progress_record")
+            patch["body"]["progress_record"]["current_progress"]["overall"]
+            for patch in patches
+            if patch["body"].get("progress_record")
         ]
-        say(overall == sorted(overall), f"job {job}: overall falls: {overall}")
+        check(overall == sorted(overall), f"job {job}: overall falls: {overall}")
         return row
 
-    def succeeded(self, job: str) -> dict[str, Any]:
-        row = self.job(job)
-        self.findings.expect(row["status"] == "SUCCEEDED", f"job {job}: {row['status']} {row['result']}")
+    def check_succeeded(self, job: str) -> dict[str, Any]:
+        """The checks of every job, and that it succeeded. Returns the backend's record."""
+        row = self.check_job(job)
+        self.result.check(row["status"] == "SUCCEEDED", f"job {job}: {row['status']} {row['result']}")
         return row
 
-    def deployment(self, job: str) -> None:
-        """One record of one that succeeded, none of another; what the job says of it is true."""
+    def check_deployment(self, job: str) -> None:
+        """A deployment that succeeded has one application record, named by its result; others have none."""
         row = self._state.job(int(job)) or {}
         records = self._state.rows("SELECT id FROM serve_applications WHERE job = ?", int(job))
         expected = int(row["status"] == "SUCCEEDED")
-        self.findings.expect(
+        self.result.check(
             len(records) == expected, f"job {job}: {row['status']}, {len(records)} application records"
         )
         if expected:
-            said = {"serve_application": records[0]["id"]} if records else None
-            self.findings.expect(row["result"] == said, f"job {job}: {row['result']} instead of {said}")
+            result = {"serve_application": records[0]["id"]} if records else None
+            self.result.check(row["result"] == result, f"job {job}: {row['result']} instead of {result}")
 
-    def dispatched_once(self, code: str) -> None:
+    def check_dispatched_once(self, code: str) -> None:
         query = "SELECT count(*) FROM jobs WHERE plugin LIKE ? AND action = 'deployment'"
         count = self._state.value(query, f"{code}@%")
-        self.findings.expect(count == 1, f"{code}: {count} dispatches")
+        self.result.check(count == 1, f"{code}: {count} dispatches")
 
-    def tasks(self, job: str, project: SeededProject) -> None:
-        """Each is counted once and written, with the same data should it be written again."""
+    def check_tasks(self, job: str, project: SeededProject) -> None:
+        """Every task is counted once and written; a task that is written twice gets the same data again."""
         row = self._state.job(int(job)) or {}
         result, total = row["result"] or {}, len(project.tasks)
         counts = {name: result.get(name) for name in ("total_tasks", "success_count", "failed_count")}
         expected = {"total_tasks": total, "success_count": total, "failed_count": 0}
-        self.findings.expect(counts == expected, f"job {job}: {counts}, not {expected}")
-        writes: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+        self.result.check(counts == expected, f"job {job}: {counts}, not {expected}")
+        writes_by_task: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
         ids = (project.tasks.start, project.tasks.stop)
         for write in self._state.rows("SELECT * FROM annotations WHERE task >= ? AND task < ?", *ids):
-            writes[write["task"]].append(write)
-        self.findings.expect(len(writes) == total, f"job {job}: {total - len(writes)} tasks not written")
-        for task, each in writes.items():
-            self.findings.written_twice += len(each) > 1
-            same = len({json.dumps(write["data"], sort_keys=True) for write in each}) == 1
-            self.findings.expect(same, f"task {task}: written with different data")
-            self._once(f"task {task}", [write["time"] for write in each])
+            writes_by_task[write["task"]].append(write)
+        written = len(writes_by_task)
+        self.result.check(written == total, f"job {job}: {total - written} tasks not written")
+        for task, writes in writes_by_task.items():
+            self.result.tasks_written_twice += len(writes) > 1
+            same = len({json.dumps(write["data"], sort_keys=True) for write in writes}) == 1
+            self.result.check(same, f"task {task}: written with different data")
+            self._check_once(f"task {task}", [write["time"] for write in writes])
 
-    def _once(self, what: str, times: Sequence[float]) -> None:
-        """The backend has it of those `times`; more than one needs a reason for each."""
-        entries = self._entries.get(what, [])
-        begun = [entry for entry in entries if not entry.is_done]
-        say = self.findings.expect
-        say(bool(begun), f"{what}: in nobody's effect_log")
-        done = next((entry for entry in entries if entry.is_done), None)
-        for first, again in pairwise(begun):
-            after_done = done is not None and done.time < again.time
-            say(not after_done, f"{what}: begun again after it was on record")
-            say(
-                after_done or self._disturbances.excuse(first, again),
-                f"{what}: begun again after {again.time - first.time:.2f} s, and nothing had happened",
+    def _check_once(self, effect: str, times: Sequence[float]) -> None:
+        """The backend received `effect` at `times`; each repetition needs a fault that explains it."""
+        entries = self._entries.get(effect, [])
+        begun = [entry for entry in entries if not entry.is_recorded]
+        check = self.result.check
+        check(bool(begun), f"{effect}: not in the effect log")
+        recorded = next((entry for entry in entries if entry.is_recorded), None)
+        for first, second in pairwise(begun):
+            after_record = recorded is not None and recorded.time < second.time
+            check(not after_record, f"{effect}: begun again after it was recorded")
+            check(
+                after_record or self._faults.explains_repetition(first, second),
+                f"{effect}: begun again after {second.time - first.time:.2f} s without a fault",
             )
         if begun and len(times) > len(begun):
-            # A client's own second try.
-            lost = self._disturbances.cut(begun[0].time, max(times))
-            say(lost, f"{what}: {len(times)} times, begun {len(begun)} times, and no answer was lost")
+            # The HTTP client itself repeated the request.
+            explained = self._faults.may_have_lost_response(begun[0].time, max(times))
+            check(
+                explained, f"{effect}: received {len(times)} times, begun {len(begun)} times, without a fault"
+            )
 
     def _patches(self, job: str) -> list[dict[str, Any]]:
-        """All that the backend was sent and understood, also what it rejected."""
+        """All PATCH requests that the backend received and could read, also those that it rejected."""
         query = (
             "SELECT time, body FROM requests WHERE method = 'PATCH' AND path = ? AND status < 500"
             " ORDER BY rowid"

@@ -1,4 +1,4 @@
-"""One harness for all tests; each brings up its own workers."""
+"""One harness for all tests of the session; each test starts workers of its own."""
 
 from collections.abc import Iterator
 

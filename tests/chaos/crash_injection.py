@@ -1,7 +1,7 @@
-"""Makes a worker die as by `kill -9` at a named point, for a named job or plugin.
+"""Kills a worker process (SIGKILL) at a named point, for a named job or plugin.
 
-Loaded into test workers alone; the product has no hook. A crash is a file `point@subject` in the folder
-CHAOS_DEATHS; the process that renames it first dies, so each crash happens once.
+Loaded into test workers only; the product has no hook for it. A crash is requested by a file `point@subject`
+in the folder CHAOS_CRASHES. The process that succeeds in renaming the file dies, so each crash happens once.
 """
 
 import contextlib
@@ -27,107 +27,121 @@ from worker.to_task.ledger import RedisLedger
 from worker.workflow.task import StepTask
 
 Subjects = Callable[..., tuple[Any, ...]]
-Name = Callable[..., str]
+"""From the arguments of a call to the jobs and plugin codes that it is about."""
+PointName = Callable[..., str]
+"""From the arguments of a call to the name of its point."""
 
 
-class Deaths:
-    """The deaths that are still to be died."""
+class RequestedCrashes:
+    """The crashes that a test has requested and that have not happened."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def at(self, point: str, *subjects: Any) -> None:
-        """Die here, if that was asked for."""
-        bound = get_contextvars().get("job")
-        for subject in {str(each) for each in (*subjects, bound) if each}:
-            marker = self._folder / f"{point}@{subject}"
-            if not marker.exists():
+    def crash_if_requested(self, point: str, *subjects: Any) -> None:
+        """Kill this process when a crash at `point` is requested for one of `subjects` or the current job."""
+        current_job = get_contextvars().get("job")
+        for subject in {str(each) for each in (*subjects, current_job) if each}:
+            request = self._folder / f"{point}@{subject}"
+            if not request.exists():
                 continue
             with contextlib.suppress(FileNotFoundError):
-                marker.rename(marker.with_suffix(".dying"))
-                news = {"point": point, "subject": subject, "time": time.time(), "pid": os.getpid()}
-                done = self._folder / f"{point}@{subject}.dead"
-                done.with_suffix(".writing").write_text(json.dumps(news))
-                done.with_suffix(".writing").rename(done)
+                request.rename(request.with_suffix(".claimed"))
+                crash = {"point": point, "subject": subject, "time": time.time(), "pid": os.getpid()}
+                report = self._folder / f"{point}@{subject}.crashed"
+                report.with_suffix(".writing").write_text(json.dumps(crash))
+                report.with_suffix(".writing").rename(report)
                 os.kill(os.getpid(), signal.SIGKILL)
-                time.sleep(60)  # until the signal has arrived
+                time.sleep(60)  # The signal is delivered meanwhile.
 
 
-def wrap(deaths: Deaths, owner: Any, method: str, name: Name, subjects: Subjects) -> None:
-    """`owner.method` dies before or after its work. The names may depend on its arguments."""
+def add_points(
+    crashes: RequestedCrashes, owner: Any, method: str, point_name: PointName, subjects: Subjects
+) -> None:
+    """Add a point before and one after `owner.method`."""
     original = getattr(owner, method)
 
-    def crash_injection(self: Any, *args: Any, **kwargs: Any) -> Any:
-        point, whose = name(*args, **kwargs), subjects(self, *args, **kwargs)
-        deaths.at(f"{point}:before", *whose)
-        answer = original(self, *args, **kwargs)
-        deaths.at(f"{point}:after", *whose)
-        return answer
+    def with_points(self: Any, *args: Any, **kwargs: Any) -> Any:
+        point, about = point_name(*args, **kwargs), subjects(self, *args, **kwargs)
+        crashes.crash_if_requested(f"{point}:before", *about)
+        result = original(self, *args, **kwargs)
+        crashes.crash_if_requested(f"{point}:after", *about)
+        return result
 
-    setattr(owner, method, crash_injection)
+    setattr(owner, method, with_points)
 
 
-def wrap_async(deaths: Deaths, owner: Any, method: str, point: str) -> None:
-    """The same for a coroutine."""
+def add_async_points(crashes: RequestedCrashes, owner: Any, method: str, point: str) -> None:
+    """Add a point before and one after the coroutine `owner.method`."""
     original = getattr(owner, method)
 
-    async def crash_injection(self: Any, *args: Any, **kwargs: Any) -> Any:
-        deaths.at(f"{point}:before")
-        answer = await original(self, *args, **kwargs)
-        deaths.at(f"{point}:after")
-        return answer
+    async def with_points(self: Any, *args: Any, **kwargs: Any) -> Any:
+        crashes.crash_if_requested(f"{point}:before")
+        result = await original(self, *args, **kwargs)
+        crashes.crash_if_requested(f"{point}:after")
+        return result
 
-    setattr(owner, method, crash_injection)
+    setattr(owner, method, with_points)
 
 
-def inject_crashes(folder: Path) -> Deaths:
-    """Every place at which a step touches something that outlives the process."""
-    deaths = Deaths(folder)
-    fixed: Callable[[str], Name] = lambda text: lambda *_, **__: text  # noqa: E731
-    first: Subjects = lambda _self, subject, *_, **__: (subject,)  # noqa: E731
-    of_waitlist: Subjects = lambda waitlist, *_, **__: (waitlist.name.code,)  # noqa: E731
-    of_ledger: Subjects = lambda ledger, *_, **__: (ledger._job,)  # noqa: E731
+def inject_crashes(folder: Path) -> RequestedCrashes:
+    """Add points around everything by which a step changes state that outlives the process."""
+    crashes = RequestedCrashes(folder)
+    constant: Callable[[str], PointName] = lambda text: lambda *_, **__: text  # noqa: E731
+    first_argument: Subjects = lambda _self, subject, *_, **__: (subject,)  # noqa: E731
+    code_of_waitlist: Subjects = lambda waitlist, *_, **__: (waitlist.name.code,)  # noqa: E731
+    job_of_ledger: Subjects = lambda ledger, *_, **__: (ledger._job,)  # noqa: E731
 
-    wrap(deaths, RunStore, "accept", fixed("accept"), lambda _s, message, *_: (message.job,))
-    wrap(deaths, RunStore, "claim_step", lambda _job, step, *_: f"begin {step.name}", first)
-    wrap(deaths, RunStore, "finish", fixed("finish"), first)
-    wrap(deaths, RunStore, "mark_reported", fixed("mark_reported"), first)
-    wrap(
-        deaths,
+    add_points(crashes, RunStore, "accept", constant("accept"), lambda _self, message, *_: (message.job,))
+    add_points(
+        crashes, RunStore, "claim_step", lambda _job, step, *_: f"claim_step {step.name}", first_argument
+    )
+    add_points(crashes, RunStore, "finish", constant("finish"), first_argument)
+    add_points(crashes, RunStore, "mark_reported", constant("mark_reported"), first_argument)
+    add_points(
+        crashes,
         RunStore,
         "update_state",
         lambda run, state: f"update_state {'+'.join(run.state.changes(state))}",
-        lambda _s, run, _state: (run.job,),
+        lambda _self, run, _state: (run.job,),
     )
-    wrap(deaths, Generations, "advance", lambda _job, step, *_: f"announce {step}", first)
-    wrap(deaths, Runs, "mark_running", fixed("start"), lambda _s, run: (run.job,))
-    wrap(
-        deaths,
+    add_points(
+        crashes, Generations, "advance", lambda _job, step, *_: f"advance_generation {step}", first_argument
+    )
+    add_points(crashes, Runs, "mark_running", constant("mark_running"), lambda _self, run: (run.job,))
+    add_points(
+        crashes,
         CeleryPublisher,
         "publish",
-        lambda step, *_, **__: f"send {step.name}",
-        lambda _s, _step, _queue, kwargs, *_: (kwargs.get("job"), _code_of(kwargs.get("room"))),
+        lambda step, *_, **__: f"publish {step.name}",
+        lambda _self, _step, _queue, kwargs, *_: (kwargs.get("job"), _code_of(kwargs.get("room"))),
     )
     for method in ("update_job", "create_serve_application", "run_plugin", "get_project", "list_tasks"):
-        wrap(deaths, BackendClient, method, _backend_point(method), _backend_subjects(method))
-    wrap_async(deaths, AsyncBackendClient, "annotate_task_data", "annotate_task_data")
-    wrap_async(deaths, AsyncBackendClient, "run_plugin", "infer")
+        add_points(crashes, BackendClient, method, _backend_point(method), _backend_subjects(method))
+    add_async_points(crashes, AsyncBackendClient, "annotate_task_data", "annotate_task_data")
+    add_async_points(crashes, AsyncBackendClient, "run_plugin", "infer")
     for method in ("join", "mark_sent", "mark_known", "claim_poll", "end_poll"):
-        wrap(deaths, Waitlist, method, fixed(f"room {method}"), of_waitlist)
-    wrap(deaths, Waitlist, "remove", fixed("room leave"), lambda waitlist, *jobs: (waitlist.name.code, *jobs))
+        add_points(crashes, Waitlist, method, constant(f"waitlist {method}"), code_of_waitlist)
+    add_points(
+        crashes,
+        Waitlist,
+        "remove",
+        constant("waitlist remove"),
+        lambda waitlist, *jobs: (waitlist.name.code, *jobs),
+    )
     for method in ("record", "complete_chunk", "next_chunks", "mark_published"):
-        wrap(deaths, RedisLedger, method, fixed(f"ledger {method}"), of_ledger)
-    wrap(deaths, TaskIndex, "commit", fixed("catalogue commit"), of_ledger)
-    _wrap_retry(deaths)
-    return deaths
+        add_points(crashes, RedisLedger, method, constant(f"ledger {method}"), job_of_ledger)
+    add_points(crashes, TaskIndex, "commit", constant("task_index commit"), job_of_ledger)
+    _add_points_to_retry(crashes)
+    return crashes
 
 
-def _backend_point(method: str) -> Name:
-    def name(*_: Any, **fields: Any) -> str:
-        # The final report and those on the way are different points.
+def _backend_point(method: str) -> PointName:
+    def point_name(*_: Any, **fields: Any) -> str:
+        # The final report is a point of its own.
         return f"{method} end" if "result" in fields else method
 
-    return name
+    return point_name
 
 
 def _backend_subjects(method: str) -> Subjects:
@@ -139,21 +153,22 @@ def _backend_subjects(method: str) -> Subjects:
     return subjects
 
 
-def _wrap_retry(deaths: Deaths) -> None:
+def _add_points_to_retry(crashes: RequestedCrashes) -> None:
     original = StepTask.retry
 
-    def crash_injection(self: Any, *args: Any, **kwargs: Any) -> Any:
-        carried = kwargs.get("kwargs") or {}
-        whose = (carried.get("job"), _code_of(carried.get("room")))
-        deaths.at(f"retry {self.name}:before", *whose)
+    def with_points(self: Any, *args: Any, **kwargs: Any) -> Any:
+        message = kwargs.get("kwargs") or {}
+        about = (message.get("job"), _code_of(message.get("room")))
+        crashes.crash_if_requested(f"retry {self.name}:before", *about)
         try:
             return original(self, *args, **kwargs)
         except Retry:
-            deaths.at(f"retry {self.name}:after", *whose)
+            crashes.crash_if_requested(f"retry {self.name}:after", *about)
             raise
 
-    StepTask.retry = crash_injection
+    StepTask.retry = with_points
 
 
 def _code_of(waitlist: Any) -> str | None:
+    """The plugin code in the name of a waiting list."""
     return waitlist.split(":")[2].split("@")[0] if isinstance(waitlist, str) else None

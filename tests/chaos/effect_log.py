@@ -1,7 +1,7 @@
-"""What test workers note of the effects that they have, so that the auditor knows what was in flight when.
+"""A log of the effects that test workers have, from which the auditor knows what was in flight when.
 
-A line an event: when, whose process, `began` or `done`, and what. `done` means that the effect is on record:
-a task in the ledger, an end marked as reported. A process that begins it again after that has done it twice.
+A line is one event: time, process id, `begun` or `recorded`, and the effect. `recorded` means that the worker
+has stored the effect: a task in the ledger, an end marked as reported. It must not begin it again after that.
 """
 
 import os
@@ -20,64 +20,64 @@ from worker.to_task.ledger import RedisLedger
 
 @dataclass(frozen=True)
 class Entry:
-    """One line."""
+    """One event of an effect."""
 
     time: float
     pid: int
-    is_done: bool
+    is_recorded: bool
 
 
 @dataclass
-class Disturbances:
-    """What was done to a site."""
+class Faults:
+    """The faults that a test injected."""
 
-    deaths: list[tuple[int, float]] = field(default_factory=list)
-    """Workers that were killed, by their process: when."""
+    kills: list[tuple[int, float]] = field(default_factory=list)
+    """Killed workers: process id and time."""
     outages: list[tuple[float, float]] = field(default_factory=list)
-    """Of Redis or the backend, whose answers were lost."""
+    """Outages of Redis or the backend: first and last moment at which a response may have been lost."""
 
     @contextmanager
     def outage(self) -> Iterator[None]:
-        """The block is one."""
+        """Record an outage that lasts as long as the block."""
         began = time.time()
         try:
             yield
         finally:
             self.outages.append((began, time.time()))
 
-    def cut(self, since: float, until: float) -> bool:
-        """Whether an answer may have been lost in between."""
+    def may_have_lost_response(self, since: float, until: float) -> bool:
+        """Whether an outage overlaps the period."""
         return any(began <= until and since <= ended for began, ended in self.outages)
 
-    def excuse(self, first: Entry, again: Entry) -> bool:
-        """Whether what `first` began could not be known when it was begun `again`."""
-        died = any(pid == first.pid and when <= again.time for pid, when in self.deaths)
-        return died or self.cut(first.time, again.time)
+    def explains_repetition(self, first: Entry, second: Entry) -> bool:
+        """Whether a fault kept the worker of `second` from knowing that `first` had begun the effect."""
+        killed = any(pid == first.pid and when <= second.time for pid, when in self.kills)
+        return killed or self.may_have_lost_response(first.time, second.time)
 
 
 class EffectLog:
-    """One file for all workers, which survives them."""
+    """One file to which all workers append; it outlives them."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-    def note(self, event: str, *subjects: str) -> None:
-        """Before the effect, or after it is on record."""
-        lines = (f"{time.time():.6f} {os.getpid()} {event} {subject}\n" for subject in subjects)
+    def append(self, event: str, *effects: str) -> None:
+        """Append a line for each effect in one write."""
+        lines = (f"{time.time():.6f} {os.getpid()} {event} {effect}\n" for effect in effects)
         os.write(self._file, "".join(lines).encode())
 
     def entries(self) -> dict[str, list[Entry]]:
-        """By what they are about, in their order."""
+        """The entries of each effect, in their order."""
         found: defaultdict[str, list[Entry]] = defaultdict(list)
         for line in self._path.read_text().splitlines():
-            when, pid, event, subject = line.split(" ", 3)
-            found[subject].append(Entry(float(when), int(pid), event == "done"))
+            when, pid, event, effect = line.split(" ", 3)
+            found[effect].append(Entry(float(when), int(pid), event == "recorded"))
         return found
 
 
-def keep(effect_log: EffectLog) -> None:
-    """This process's clients and records note what they do."""
+def log_effects(effect_log: EffectLog) -> None:
+    """Wrap this process's clients and stores so that they log their effects."""
     annotate, update, record, mark_reported = (
         AsyncBackendClient.annotate_task_data,
         BackendClient.update_job,
@@ -85,29 +85,29 @@ def keep(effect_log: EffectLog) -> None:
         RunStore.mark_reported,
     )
 
-    async def noted_annotate(self: Any, task: int, *args: Any, **kwargs: Any) -> Any:
-        effect_log.note("began", f"task {task}")
+    async def logged_annotate(self: Any, task: int, *args: Any, **kwargs: Any) -> Any:
+        effect_log.append("begun", f"task {task}")
         return await annotate(self, task, *args, **kwargs)
 
-    def noted_update(self: Any, job: str, **fields: Any) -> Any:
+    def logged_update(self: Any, job: str, **fields: Any) -> Any:
         if "result" in fields:
-            effect_log.note("began", f"end {job}")
+            effect_log.append("begun", f"end {job}")
         return update(self, job, **fields)
 
-    def noted_record(self: Any, marks: Any) -> bool:
-        taken = record(self, marks)
-        if taken:
-            effect_log.note("done", *(f"task {mark.task_id}" for mark in marks))
-        return taken
+    def logged_record(self: Any, outcomes: Any) -> bool:
+        is_recorded = record(self, outcomes)
+        if is_recorded:
+            effect_log.append("recorded", *(f"task {outcome.task_id}" for outcome in outcomes))
+        return is_recorded
 
-    def noted_mark_reported(self: Any, job: str) -> None:
+    def logged_mark_reported(self: Any, job: str) -> None:
         mark_reported(self, job)
-        effect_log.note("done", f"end {job}")
+        effect_log.append("recorded", f"end {job}")
 
-    for owner, name, noted in (
-        (AsyncBackendClient, "annotate_task_data", noted_annotate),
-        (BackendClient, "update_job", noted_update),
-        (RedisLedger, "record", noted_record),
-        (RunStore, "mark_reported", noted_mark_reported),
+    for owner, name, logged in (
+        (AsyncBackendClient, "annotate_task_data", logged_annotate),
+        (BackendClient, "update_job", logged_update),
+        (RedisLedger, "record", logged_record),
+        (RunStore, "mark_reported", logged_mark_reported),
     ):
-        setattr(owner, name, noted)
+        setattr(owner, name, logged)

@@ -1,4 +1,4 @@
-"""Ray Serve in one SQLite file, for test workers: it survives them, and counts what was asked of it."""
+"""A fake of Ray Serve in an SQLite file, which all test workers share and which outlives them."""
 
 import contextlib
 import sqlite3
@@ -6,26 +6,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.crash_injection import Deaths
+from tests.chaos.crash_injection import RequestedCrashes
 from worker.deploy import tasks as deploy_tasks
 from worker.deploy.cluster import ServeState
 from worker.deploy.deployments import DeployedPackages
 from worker.plugins.process_host import ProcessHost
 from worker.services import Services
 
-SECONDS_TO_START = 0.5
+START_SECONDS = 0.5
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS applications (name TEXT PRIMARY KEY, digest TEXT, since REAL, looks INTEGER);
+CREATE TABLE IF NOT EXISTS applications (name TEXT PRIMARY KEY, digest TEXT, since REAL, polls INTEGER);
 CREATE TABLE IF NOT EXISTS submissions (name TEXT, digest TEXT, time REAL);
 """
 
 
 class FakeServe:
-    """What `RayCluster` and the submission do, without a Ray."""
+    """Does what `RayCluster` and the submission do, without Ray."""
 
-    def __init__(self, path: Path, deaths: Deaths | None = None) -> None:
+    def __init__(self, path: Path, crashes: RequestedCrashes | None = None) -> None:
         self._path = path
-        self._deaths = deaths
+        self._crashes = crashes
         with contextlib.closing(self._connect()) as db:
             db.executescript(SCHEMA)
 
@@ -39,19 +39,25 @@ class FakeServe:
         finally:
             db.close()
 
+    def submission_count(self, app_name: str) -> int:
+        """How often an application was submitted that did not run already."""
+        [(count,)] = self.rows("SELECT count(*) FROM submissions WHERE name = ?", app_name)
+        return int(count)
+
     def submit(self, plan: dict[str, Any]) -> dict[str, Any]:
-        self._die("submit:before")
+        self._crash_if_requested("submit:before")
         name, digest = plan["app_name"], plan["digest"]
         same = self.rows("SELECT 1 FROM applications WHERE name = ? AND digest = ?", name, digest)
         if not same:
-            self._take(name, digest)
-        self._die("submit:after")
+            self._deploy(name, digest)
+        self._crash_if_requested("submit:after")
         return {"submitted": not same, "reason": None, "replaced": False, "messages": []}
 
-    def _take(self, name: str, digest: str) -> None:
-        """In one go, as Serve's controller takes it: a killed worker has submitted, or it has not.
+    def _deploy(self, name: str, digest: str) -> None:
+        """Deploy in one transaction, as Serve's controller does: a killed worker has submitted or not.
 
-        The look before is apart, as it is in `serve_submit`: two who race are counted.
+        Whether it is deployed already is checked before the transaction, as in `serve_submit`, so that two
+        workers which submit at the same time count as two submissions.
         """
         with contextlib.closing(self._connect()) as db:
             db.execute("BEGIN IMMEDIATE")
@@ -60,26 +66,26 @@ class FakeServe:
             db.execute("COMMIT")
 
     def state(self, app_name: str) -> ServeState:
-        looked = "UPDATE applications SET looks = looks + 1 WHERE name = ? RETURNING digest, since, looks"
-        found = self.rows(looked, app_name)
+        count_poll = "UPDATE applications SET polls = polls + 1 WHERE name = ? RETURNING digest, since, polls"
+        found = self.rows(count_poll, app_name)
         if not found:
             return ServeState()
-        [(digest, since, looks)] = found
-        # However slow the machine is, somebody has to wait for it.
-        runs = looks > 1 and time.time() - since > SECONDS_TO_START
-        bucket, status = ("running", "RUNNING") if runs else ("pending", "DEPLOYING")
+        [(digest, since, polls)] = found
+        # The first poll never finds it running, however slow the machine is, so that a worker always waits.
+        is_running = polls > 1 and time.time() - since > START_SECONDS
+        bucket, status = ("running", "RUNNING") if is_running else ("pending", "DEPLOYING")
         return ServeState(True, bucket, status, "", frozenset({digest}))
 
     def remove(self, app_name: str) -> None:
         self.rows("DELETE FROM applications WHERE name = ?", app_name)
 
-    def _die(self, point: str) -> None:
-        if self._deaths is not None:
-            self._deaths.at(point)
+    def _crash_if_requested(self, point: str) -> None:
+        if self._crashes is not None:
+            self._crashes.crash_if_requested(point)
 
 
-class Host(ProcessHost):
-    """Plugin code in this process, except what would need a Ray."""
+class FakeServeHost(ProcessHost):
+    """Runs plugin code in this process, and submits to the fake."""
 
     def __init__(self, serve: FakeServe) -> None:
         super().__init__()
@@ -91,8 +97,8 @@ class Host(ProcessHost):
         return super().call(release, request, operation, payload)
 
 
-def install(serve: FakeServe) -> None:
-    """Let this process's deployments go there."""
+def install_fake_serve(serve: FakeServe) -> None:
+    """Make this process deploy to the fake."""
     setattr(deploy_tasks, "_cluster", lambda: serve)  # noqa: B010 - a function of the module
-    setattr(Services, "host", Host(serve))  # noqa: B010
+    setattr(Services, "host", FakeServeHost(serve))  # noqa: B010
     setattr(DeployedPackages, "pin", lambda _self: None)  # noqa: B010

@@ -1,4 +1,4 @@
-"""Small HTTP servers on the loopback that stand for a dependency, or stand in front of one and spoil it."""
+"""HTTP servers on the loopback address: a proxy that injects faults, a fake agent, and a fake application."""
 
 import contextlib
 import http.client
@@ -11,51 +11,59 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-Answer = tuple[int, str, bytes]
+Response = tuple[int, str, bytes]
 """Status, content type, body."""
+Matcher = Callable[[str, str], bool]
+"""Whether a request, by its method and path, is meant."""
 
 JSON_TYPE = "application/json"
 HTML = b"<html><body><h1>Please stand by</h1></body></html>"
+MAX_HANG_SECONDS = 60
 
 
-class Hangup(Exception):
-    """The connection is closed without an answer."""
+class ConnectionClosed(Exception):
+    """The connection is closed without a response."""
 
 
-def as_json(content: Any, status: int = 200) -> Answer:
-    """A JSON answer."""
+def let_fault_last(seconds: float) -> None:
+    """Sleep for as long as a fault lasts: the time itself is the fault, so no condition ends it."""
+    time.sleep(seconds)
+
+
+def json_response(content: Any, status: int = 200) -> Response:
     return status, JSON_TYPE, json.dumps(content).encode()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `answer` until it is closed; hanging answers end then."""
+    """Serves the responses of `respond` until it is closed."""
 
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, answer: Callable[["Handler", bytes], Answer], port: int = 0) -> None:
-        self.answer = answer
+    def __init__(self, respond: Callable[["Handler", bytes], Response], port: int = 0) -> None:
+        self.respond = respond
         super().__init__(("127.0.0.1", port), Handler)
         self.port = int(self.server_address[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self.received: list[tuple[float, str, str]] = []
+        """Time, method and path of each request."""
         self._thread = threading.Thread(
             target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
         )
         self._thread.start()
 
     def handle_error(self, *_: Any) -> None:
-        """A client that has gone is no news."""
+        """Clients that disconnect are expected."""
 
     def close(self) -> None:
-        """Nobody listens from here on."""
+        """Stop listening."""
         self.shutdown()
         self.server_close()
         self._thread.join(5)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection a request, so that a change of mind of the server holds for the next one."""
+    """Closes the connection after each response, so that the next request meets the current fault."""
 
     server: Server
     protocol_version = "HTTP/1.1"
@@ -70,130 +78,140 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.received.append((time.time(), self.command, self.path))
         self.close_connection = True
-        with contextlib.suppress(Hangup, OSError):
-            status, kind, content = self.server.answer(self, body)
+        with contextlib.suppress(ConnectionClosed, OSError):
+            status, content_type, content = self.server.respond(self, body)
             self.send_response(status)
-            self.send_header("Content-Type", kind)
+            self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(content)))
             self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
-        """Silent."""
+        """Log nothing."""
 
 
 class FaultyProxy:
-    """Stands before `target`; `fault` is what becomes of requests, None: they are passed on."""
+    """Forwards requests to `target`, except those that a fault is injected into."""
 
     def __init__(self, target: str) -> None:
         self._target = urlsplit(target)
-        self.fault: str | None = None
-        self.only: Callable[[str, str], bool] = lambda _method, _path: True
-        self.delay = 0.0
-        self.delayed = self.only
-        self._wake_up = threading.Event()
-        self.server = Server(self._answer)
+        self._fault: str | None = None
+        self._is_faulty: Matcher = lambda _method, _path: True
+        self._delay_seconds = 0.0
+        self._is_delayed = self._is_faulty
+        self._fault_ended = threading.Event()
+        self.server = Server(self._respond)
         self.url = self.server.url
 
     @contextmanager
-    def spoilt(self, fault: str, only: Callable[[str, str], bool] | None = None) -> Iterator[None]:
-        """`fault` is one of 500, 502, html, nothing, hang, lost (done, but the answer does not arrive)."""
-        before = self.only
-        self.fault, self.only = fault, only or before
+    def fault(self, fault: str, is_faulty: Matcher | None = None) -> Iterator[None]:
+        """Inject a fault into requests, those that `is_faulty` matches or all, for the duration of the block.
+
+        `fault`: 500, 502, html (status 200 with HTML), nothing (the connection is closed), hang, or lost (the
+        request is forwarded, and the connection is closed in place of the response).
+        """
+        before = self._is_faulty
+        self._fault, self._is_faulty = fault, is_faulty or before
         try:
             yield
         finally:
-            self.fault, self.only = None, before
-            self._wake_up.set()
-            self._wake_up = threading.Event()
+            self._fault, self._is_faulty = None, before
+            self._end_hanging()
 
     @contextmanager
-    def slowed(self, seconds: float, only: Callable[[str, str], bool]) -> Iterator[None]:
-        """Answers to some requests take that much longer."""
-        self.delay, self.delayed = seconds, only
+    def delay(self, seconds: float, is_delayed: Matcher) -> Iterator[None]:
+        """Delay the responses to the requests that `is_delayed` matches, for the duration of the block."""
+        self._delay_seconds, self._is_delayed = seconds, is_delayed
         try:
             yield
         finally:
-            self.delay = 0.0
+            self._delay_seconds = 0.0
 
     def close(self) -> None:
-        """End it."""
-        self._wake_up.set()
+        self._fault_ended.set()
         self.server.close()
 
-    def _answer(self, request: Handler, body: bytes) -> Answer:
-        if self.delay and self.delayed(request.command, request.path):
-            self._wake_up.wait(self.delay)
-        fault = self.fault if self.only(request.command, request.path) else None
+    def _end_hanging(self) -> None:
+        self._fault_ended.set()
+        self._fault_ended = threading.Event()
+
+    def _respond(self, request: Handler, body: bytes) -> Response:
+        if self._delay_seconds and self._is_delayed(request.command, request.path):
+            self._fault_ended.wait(self._delay_seconds)
+        fault = self._fault if self._is_faulty(request.command, request.path) else None
         match fault:
             case None:
-                return self._passed_on(request, body)
+                return self._forward(request, body)
             case "500" | "502":
-                return as_json({"detail": "out of order"}, int(fault))
+                return json_response({"detail": "out of order"}, int(fault))
             case "html":
                 return 200, "text/html", HTML
             case "lost":
-                self._passed_on(request, body)
-                raise Hangup
+                self._forward(request, body)
+                raise ConnectionClosed
             case "hang":
-                self._wake_up.wait(60)
-                raise Hangup
-        raise Hangup
+                self._fault_ended.wait(MAX_HANG_SECONDS)
+                raise ConnectionClosed
+        raise ConnectionClosed
 
-    def _passed_on(self, request: Handler, body: bytes) -> Answer:
-        line = http.client.HTTPConnection(self._target.hostname or "", self._target.port, timeout=30)
+    def _forward(self, request: Handler, body: bytes) -> Response:
+        connection = http.client.HTTPConnection(self._target.hostname or "", self._target.port, timeout=30)
         headers = {name: value for name, value in request.headers.items() if name.lower() != "connection"}
         try:
-            line.request(request.command, request.path, body or None, headers)
-            answer = line.getresponse()
-            content = answer.read()
-            return answer.status, answer.getheader("Content-Type", JSON_TYPE), content
+            connection.request(request.command, request.path, body or None, headers)
+            response = connection.getresponse()
+            content = response.read()
+            return response.status, response.getheader("Content-Type", JSON_TYPE), content
         except (OSError, http.client.HTTPException):
-            raise Hangup from None
+            raise ConnectionClosed from None
         finally:
-            line.close()
+            connection.close()
 
 
-class Agent:
-    """Has room for everything, unless it hangs."""
+class CapacityAgent:
+    """An agent whose cluster has capacity for everything; it can hang, and restart."""
 
     def __init__(self) -> None:
-        self.hangs = threading.Event()
-        self._relief = threading.Event()
-        self.server = Server(self._answer)
+        self._hangs = threading.Event()
+        self._hang_ended = threading.Event()
+        self.server = Server(self._respond)
         self.url = self.server.url
 
-    def relieve(self) -> None:
-        """Hang no longer; that was hanging is hung up on."""
-        self.hangs.clear()
-        self._relief.set()
-        self._relief = threading.Event()
+    @contextmanager
+    def hang(self) -> Iterator[None]:
+        """Leave requests without a response for the duration of the block; then close their connections."""
+        self._hangs.set()
+        try:
+            yield
+        finally:
+            self._hangs.clear()
+            self._hang_ended.set()
+            self._hang_ended = threading.Event()
 
-    def restart(self, after: float) -> None:
-        """Nobody listens for so long; then it is there again, on the same port."""
+    def restart(self, seconds_down: float) -> None:
+        """Reject connections for `seconds_down`, then listen on the same port again."""
         port = self.server.port
         self.server.close()
-        time.sleep(after)
-        self.server = Server(self._answer, port)
+        let_fault_last(seconds_down)
+        self.server = Server(self._respond, port)
 
     def close(self) -> None:
-        """End it."""
-        self._relief.set()
+        self._hang_ended.set()
         self.server.close()
 
-    def _answer(self, _request: Handler, _body: bytes) -> Answer:
-        if self.hangs.is_set():
-            self._relief.wait(60)
-            raise Hangup
-        return as_json({"allowed": True, "reasons": []})
+    def _respond(self, _request: Handler, _body: bytes) -> Response:
+        if self._hangs.is_set():
+            self._hang_ended.wait(MAX_HANG_SECONDS)
+            raise ConnectionClosed
+        return json_response({"allowed": True, "reasons": []})
 
 
-def application() -> Server:
-    """The applications on Serve: each says what it is reported."""
+def start_echo_application() -> Server:
+    """Stands for every application on Serve: responds with the text that it is sent."""
 
-    def answer(_request: Handler, body: bytes) -> Answer:
-        said = json.loads(body or b"{}").get("text", "")
-        return as_json({"said": said, "by": "1.0.0"})
+    def respond(_request: Handler, body: bytes) -> Response:
+        text = json.loads(body or b"{}").get("text", "")
+        return json_response({"said": text, "by": "1.0.0"})
 
-    return Server(answer)
+    return Server(respond)

@@ -1,176 +1,186 @@
-"""The table: every point at which a worker is killed, by what the run is about.
+"""The table of points at which a worker is killed, by the kind of the run.
 
-A point is `what:before` or `what:after`; its effect is at most once where the contract says so, also there.
+A point is `CALL:before` or `CALL:after`, where CALL is named by `crash_injection`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Kind(StrEnum):
-    """What runs when the worker dies."""
+    """The run that is under way when the worker is killed."""
 
     DEPLOY = "deploy"
     FILE = "to_task by file"
     INFERENCE = "to_task by inference, its pre-processor absent"
-    REJECTED = "to_task by inference, its pre-processor's deployment fails"
+    FAILED_PRE_PROCESSOR = "to_task by inference, its pre-processor's deployment fails"
     STOP = "to_task that is stopped while it waits for its pre-processor"
 
 
 @dataclass(frozen=True)
 class KillPoint:
-    """`about`: whose message or request the point belongs to; `kept`: in the short form, too."""
+    """A point, and what else happens to the run."""
 
     kind: Kind
-    what: str
+    call: str
     when: str
-    of_plugin: bool = False
-    kept: bool = False
-    lost: bool = False
-    """Every message is taken out of the queues by hand after the death: the sweep has to find the run."""
-    late: bool = False
-    """There is no worker for a while: what is due by then is due at once, in any order."""
+    of_pre_processor: bool = False
+    """The call is about the pre-processor (its waiting list or deployment) and not about the run's job."""
+    in_short_test: bool = False
+    """The point is part of the short test, too."""
+    messages_lost: bool = False
+    """All messages are deleted from the queues after the kill, so that the sweep has to find the run."""
+    late_successor: bool = False
+    """The next worker starts so late that several timeouts have expired, which it meets in any order."""
 
     @property
     def point(self) -> str:
-        return f"{self.what}:{self.when}"
+        return f"{self.call}:{self.when}"
 
     def __str__(self) -> str:
-        text = f"{self.kind.name.lower()}: {self.point}" + (" (its deployment)" if self.of_plugin else "")
-        return text + ", messages lost" * self.lost + ", the next worker comes late" * self.late
+        text = f"{self.kind.name.lower()}: {self.point}"
+        text += " (its pre-processor)" * self.of_pre_processor
+        text += ", messages lost" * self.messages_lost
+        return text + ", late successor" * self.late_successor
 
 
 def _points(
-    kind: Kind, table: str, *, of_plugin: bool = False, lost: bool = False, late: bool = False
+    kind: Kind,
+    table: str,
+    *,
+    of_pre_processor: bool = False,
+    messages_lost: bool = False,
+    late_successor: bool = False,
 ) -> Iterator[KillPoint]:
-    """A line a point; `<` before it, `>` after it, `*` on the kept ones."""
+    """One call a line, after its marks: `<` before the call, `>` after it, `*` also in the short test."""
     for line in filter(None, map(str.strip, table.splitlines())):
-        marks, _, what = line.partition(" ")
+        marks, _, call = line.partition(" ")
         for mark, when in (("<", "before"), (">", "after")):
             if mark in marks:
-                kept = f"{mark}*" in marks
-                yield KillPoint(kind, what.strip(), when, of_plugin, kept, lost, late)
+                in_short_test = f"{mark}*" in marks
+                yield KillPoint(
+                    kind, call.strip(), when, of_pre_processor, in_short_test, messages_lost, late_successor
+                )
 
 
-# The message, the steps, the end and its report are the same machine for both actions.
+# Both actions share the code that accepts a message, runs steps and reports the end: this table has all of
+# its points, the others have some.
 DEPLOY = """
 <>   accept
-<>   send deploy.initialize
-<>   begin deploy.initialize
-<>   start
+<>   publish deploy.initialize
+<>   claim_step deploy.initialize
+<>   mark_running
 <>   update_job
-<>   send deploy.capacity_gate
->    begin deploy.capacity_gate
+<>   publish deploy.capacity_gate
+>    claim_step deploy.capacity_gate
 >    update_state plan
 <>   update_state capacity
-<>   send deploy.serve_run
->    begin deploy.serve_run
+<>   publish deploy.serve_run
+>    claim_step deploy.serve_run
 >    update_state submission
 <>   submit
 >    update_state submitted
-<>   send deploy.await_running
->    begin deploy.await_running
-<>*  announce deploy.await_running
+<>   publish deploy.await_running
+>    claim_step deploy.await_running
+<>*  advance_generation deploy.await_running
 <>   retry deploy.await_running
-<>   send deploy.register
->    begin deploy.register
+<>   publish deploy.register
+>    claim_step deploy.register
 >    update_state register_attempts
 <>*  create_serve_application
 <>   update_state registered
 <>*  finish
-<>   send runs.report
+<>   publish runs.report
 <>*  update_job end
 <>   mark_reported
 """
 
 FILE = """
 <>   accept
-<>   send to_task.initialize
-<>   send to_task.prepare
->    begin to_task.prepare
+<>   publish to_task.initialize
+<>   publish to_task.prepare
+>    claim_step to_task.prepare
 >    get_project
-<>*  send to_task.fetch_tasks
->    begin to_task.fetch_tasks
+<>*  publish to_task.fetch_tasks
+>    claim_step to_task.fetch_tasks
 >    list_tasks
-<>   catalogue commit
-<>   send to_task.spread
->    begin to_task.spread
+<>   task_index commit
+<>   publish to_task.spread
+>    claim_step to_task.spread
 <>   ledger next_chunks
-<>   send to_task.annotate
+<>   publish to_task.annotate
 <>   ledger mark_published
->    begin to_task.annotate
+>    claim_step to_task.annotate
 <>*  annotate_task_data
 <>*  ledger record
 <>   ledger complete_chunk
-<>   send to_task.finalize
->    begin to_task.finalize
+<>   publish to_task.finalize
+>    claim_step to_task.finalize
 <>   finish
 <>   update_job end
 <>   mark_reported
 """
 
 INFERENCE = """
-<>   send pre_processor.detect
+<>   publish pre_processor.detect
 >    update_state pre_processor
-<>   send pre_processor.dispatch
->    begin pre_processor.dispatch
-<>   send to_task.fetch_tasks
+<>   publish pre_processor.dispatch
+>    claim_step pre_processor.dispatch
+<>   publish to_task.fetch_tasks
 <>   infer
 >    ledger record
 """
 
 WAITLIST = """
-<>   room join
-<>   send pre_processor.await_ready
-<>*  room mark_sent
+<>   waitlist join
+<>   publish pre_processor.await_ready
+<>*  waitlist mark_sent
 <*>* run_plugin
-<>   room mark_known
-<>   room claim_poll
-<>   room end_poll
+<>   waitlist mark_known
+<>   waitlist claim_poll
+<>   waitlist end_poll
 <>   retry pre_processor.await_ready
-<>   room leave
+<>   waitlist remove
 """
 
-REJECTED = """
+FAILED_PRE_PROCESSOR = """
 <>*  finish
 <>   update_job end
 """
 
 STOP = """
 <>*  finish
-<>   send runs.report
+<>   publish runs.report
 <>   update_job end
 """
 
-
-LOST_OF_DEPLOY = """
->    send deploy.initialize
->*   send deploy.serve_run
+DEPLOY_MESSAGES_LOST = """
+>    publish deploy.initialize
+>*   publish deploy.serve_run
 >    retry deploy.await_running
 >    finish
 <    update_job end
 """
 
-LOST_OF_FILE = """
->    send to_task.initialize
->    begin to_task.fetch_tasks
->*   send to_task.annotate
+FILE_MESSAGES_LOST = """
+>    publish to_task.initialize
+>    claim_step to_task.fetch_tasks
+>*   publish to_task.annotate
 >    ledger complete_chunk
->    send to_task.finalize
+>    publish to_task.finalize
 """
 
-LOST_OF_WAITLIST = """
->    send pre_processor.await_ready
+WAITLIST_MESSAGES_LOST = """
+>    publish pre_processor.await_ready
 >*   retry pre_processor.await_ready
 """
 
-
-LATE_OF_WAITLIST = """
->    room join
->    room mark_sent
+WAITLIST_LATE_SUCCESSOR = """
+>    waitlist join
+>    waitlist mark_sent
 >    run_plugin
->    room mark_known
+>    waitlist mark_known
 """
 
 
@@ -180,20 +190,14 @@ def all_points() -> list[KillPoint]:
         *_points(Kind.DEPLOY, DEPLOY),
         *_points(Kind.FILE, FILE),
         *_points(Kind.INFERENCE, INFERENCE),
-        *_points(Kind.INFERENCE, WAITLIST, of_plugin=True),
-        *_points(Kind.REJECTED, REJECTED),
-        *_points(Kind.REJECTED, "<> room leave", of_plugin=True),
+        *_points(Kind.INFERENCE, WAITLIST, of_pre_processor=True),
+        *_points(Kind.FAILED_PRE_PROCESSOR, FAILED_PRE_PROCESSOR),
+        *_points(Kind.FAILED_PRE_PROCESSOR, "<> waitlist remove", of_pre_processor=True),
         *_points(Kind.STOP, STOP),
-        *_points(Kind.DEPLOY, LOST_OF_DEPLOY, lost=True),
-        *_points(Kind.FILE, LOST_OF_FILE, lost=True),
-        *_points(Kind.INFERENCE, "> send to_task.fetch_tasks", lost=True),
-        *_points(Kind.INFERENCE, LOST_OF_WAITLIST, of_plugin=True, lost=True),
-        *_points(Kind.STOP, "> send runs.report", lost=True),
-        *_points(Kind.INFERENCE, LATE_OF_WAITLIST, of_plugin=True, late=True),
+        *_points(Kind.DEPLOY, DEPLOY_MESSAGES_LOST, messages_lost=True),
+        *_points(Kind.FILE, FILE_MESSAGES_LOST, messages_lost=True),
+        *_points(Kind.INFERENCE, "> publish to_task.fetch_tasks", messages_lost=True),
+        *_points(Kind.INFERENCE, WAITLIST_MESSAGES_LOST, of_pre_processor=True, messages_lost=True),
+        *_points(Kind.STOP, "> publish runs.report", messages_lost=True),
+        *_points(Kind.INFERENCE, WAITLIST_LATE_SUCCESSOR, of_pre_processor=True, late_successor=True),
     ]
-
-
-def in_waves(points: Iterable[KillPoint], size: int) -> list[list[KillPoint]]:
-    """As many at once as there are sites."""
-    every = list(points)
-    return [every[start : start + size] for start in range(0, len(every), size)]

@@ -1,5 +1,8 @@
-"""A platform that is there to be broken: real Redis, real Celery workers, the sandbox's backend; Serve is a
-file, and each *site* has a database of that Redis, so that many things are broken at once and apart."""
+"""A platform whose parts can be broken: real Redis, real Celery workers, the sandbox's backend, a fake Serve.
+
+A *fleet* is one database of that Redis with its workers. Fleets do not affect each other, so that a test can
+inject many faults at the same time.
+"""
 
 import base64
 import contextlib
@@ -18,9 +21,9 @@ from redis import Redis
 
 from shared.statuses import JobStatus
 from tests.chaos.audit import Auditor
-from tests.chaos.effect_log import Disturbances, EffectLog
+from tests.chaos.effect_log import EffectLog, Faults
 from tests.chaos.fake_serve import FakeServe
-from tests.chaos.faulty_services import Agent, FaultyProxy, application
+from tests.chaos.faulty_services import CapacityAgent, FaultyProxy, start_echo_application
 from tests.chaos.forkserver import QUEUES as ALL_QUEUES
 from tests.chaos.forkserver import ForkServer, Worker
 from worker.runs.keys import heartbeats_key
@@ -28,102 +31,109 @@ from worker.sandbox import Sandbox, wait_for
 from worker.sandbox.sandbox import AGENT_ID
 from worker.sandbox.seed import SeededProject, seed_numbered_project
 
-VISIBILITY_TIMEOUT = 10.0
-RECOVERY = VISIBILITY_TIMEOUT + 15.0
-"""Seconds within which the next live worker has carried a run to its end."""
-SITES = range(1, 16)
+VISIBILITY_TIMEOUT_SECONDS = 10.0
+RECOVERY_SECONDS = VISIBILITY_TIMEOUT_SECONDS + 15.0
+"""Within this time after a kill, the next worker brings a run to its end."""
+DATABASES = range(1, 16)
+"""Redis databases of fleets; the backend publishes to database 0."""
 QUEUES = ("deploy", "to_task", "annotate", "control")
 ECHO = Path(__file__).parents[1] / "plugins" / "echo@1.0.0"
+FAILING_PLAN = """
+    def plan(self):
+        raise ValueError("no plan")
+"""
 Row = dict[str, Any]
 
 
 class PlatformHarness:
-    """Everything that sites share."""
+    """The parts that all fleets share."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.plugins = folder / "plugins"
         self.plugins.mkdir()
-        self.deaths = folder / "deaths"
-        self.deaths.mkdir()
+        self.crashes = folder / "crashes"
+        self.crashes.mkdir()
         with contextlib.ExitStack() as stack:
-            self.agent = Agent()
+            self.agent = CapacityAgent()
             stack.callback(self.agent.close)
-            self.application = application()
+            self.application = start_echo_application()
             stack.callback(self.application.close)
             self.fork_server = ForkServer(folder)
             stack.callback(self.fork_server.close)
-            self.plugin("echo")
+            self.new_plugin("echo")
             self.sandbox = Sandbox(folder / "sandbox", plugins_dir=self.plugins, with_ray=False)
             self.sandbox.backend._environ["SANDBOX_SERVE_URL"] = self.application.url
             stack.enter_context(self.sandbox)
             self.serve = FakeServe(folder / "serve.sqlite3")
             self.effect_log = EffectLog(folder / "effect_log")
-            self._broker_bridge = BrokerBridge(self.sandbox.redis.port)
-            stack.callback(self._broker_bridge.close)
+            self.broker_bridge = BrokerBridge(self.sandbox.redis.port)
+            stack.callback(self.broker_bridge.close)
             self._stack = stack.pop_all()
         self.state = self.sandbox.state
         self._numbers = iter(range(1, 1_000_000))
-        self._free = deque(SITES)
+        self._free_databases = deque(DATABASES)
 
     def close(self) -> None:
-        """End everything."""
+        """End all processes."""
         self._stack.close()
 
-    def plugin(self, code: str, *, broken: bool = False) -> str:
-        """A release of its own, so that nobody else deploys it or waits for it."""
+    def new_plugin(self, code: str = "", *, broken: bool = False) -> str:
+        """Add a release that no other run uses. `broken`: its deployment fails. Returns `code@version`."""
+        code = code or self.new_code()
         folder = self.plugins / f"{code}@1.0.0"
-        draft = self.folder / f"{code}.draft"
-        shutil.copytree(ECHO, draft)
-        config = draft / "config.yaml"
+        temporary = self.folder / f"{code}.temporary"
+        shutil.copytree(ECHO, temporary)
+        config = temporary / "config.yaml"
         config.write_text(config.read_text().replace("code: echo", f"code: {code}"))
         if broken:
-            actions = draft / "plugin" / "actions.py"
+            actions = temporary / "plugin" / "actions.py"
             text = actions.read_text()
-            actions.write_text(text.replace("    entrypoint = Echo\n", "    entrypoint = Echo\n" + BREAKS))
-        draft.rename(folder)
+            actions.write_text(
+                text.replace("    entrypoint = Echo\n", "    entrypoint = Echo\n" + FAILING_PLAN)
+            )
+        temporary.rename(folder)
         return f"{code}@1.0.0"
 
     def new_code(self) -> str:
         return f"p{next(self._numbers)}"
 
     @contextlib.contextmanager
-    def site_behind(self, dependency: str, url: str) -> Iterator[tuple["Site", FaultyProxy]]:
-        """A site with its own way to the dependency at `url`, whose address is the setting `dependency`."""
-        with contextlib.closing(FaultyProxy(url)) as proxy, self.site(**{dependency: proxy.url}) as site:
-            yield site, proxy
+    def fleet_behind_proxy(
+        self, url_setting: str, url: str, **settings: str
+    ) -> Iterator[tuple["Fleet", FaultyProxy]]:
+        """A fleet that reaches the dependency at `url`, set by `url_setting`, through a proxy."""
+        with (
+            contextlib.closing(FaultyProxy(url)) as proxy,
+            self.fleet(**{url_setting: proxy.url}, **settings) as fleet,
+        ):
+            yield fleet, proxy
 
     @contextlib.contextmanager
-    def site(self, **settings: str) -> Iterator["Site"]:
-        """A Redis database, and workers on it."""
-        number = self._free.popleft()
-        site = Site(self, number, settings)
+    def fleet(self, **settings: str) -> Iterator["Fleet"]:
+        """A fleet without workers, for the duration of the block."""
+        database = self._free_databases.popleft()
+        fleet = Fleet(self, database, settings)
         try:
-            yield site
+            yield fleet
         finally:
-            site.close()
-            self._free.append(number)
-
-
-BREAKS = """
-    def plan(self):
-        raise ValueError("no plan")
-"""
+            fleet.close()
+            self._free_databases.append(database)
 
 
 class BrokerBridge(threading.Thread):
-    """The backend publishes to one database; that asked for the deployment is at home in another."""
+    """Moves messages of the backend, which publishes to one database, to the fleet that they are for."""
 
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
         self._port = port
-        self._homes: dict[str, int] = {}
+        self._databases: dict[str, int] = {}
         self._ended = threading.Event()
         self.start()
 
     def deliver_to(self, code: str, database: int) -> None:
-        """Deployments of `code` go there."""
-        self._homes[code] = database
+        """Move deployments of plugin `code` to `database`; 0 leaves them where no worker reads them."""
+        self._databases[code] = database
 
     def close(self) -> None:
         self._ended.set()
@@ -133,29 +143,29 @@ class BrokerBridge(threading.Thread):
         while not self._ended.is_set():
             with contextlib.suppress(redis_py.RedisError), Redis(port=self._port) as source:
                 while not self._ended.wait(0.02):
-                    # Moved in one go: a message of the backend's must not be lost by the test.
+                    # One transaction for each move, so that the bridge loses no message.
                     for element in source.lrange("deploy", 0, -1):
-                        home = self._homes.get(_code_in(element), 0)
+                        database = self._databases.get(_plugin_code(element), 0)
                         with source.pipeline() as pipe:
                             pipe.lrem("deploy", 1, element)
-                            pipe.execute_command("SELECT", home)
+                            pipe.execute_command("SELECT", database)
                             pipe.lpush("deploy", element)
                             pipe.execute_command("SELECT", 0)
-                            if home:
+                            if database:
                                 pipe.execute()
 
 
-def _code_in(element: bytes) -> str:
+def _plugin_code(element: bytes) -> str:
     body = json.loads(base64.b64decode(json.loads(element)["body"]))
     return str(body[1]["plugin"]).partition("@")[0]
 
 
-class Site:
-    """One Redis database with its workers; jobs, projects and plugins of its own."""
+class Fleet:
+    """One Redis database with its workers, and jobs, projects and plugins that no other fleet uses."""
 
-    def __init__(self, harness: PlatformHarness, number: int, settings: dict[str, str]) -> None:
-        self.harness, self.state, self._number = harness, harness.state, number
-        self.url = f"redis://127.0.0.1:{harness.sandbox.redis.port}/{number}"
+    def __init__(self, harness: PlatformHarness, database: int, settings: dict[str, str]) -> None:
+        self.harness, self.state, self._database = harness, harness.state, database
+        self.url = f"redis://127.0.0.1:{harness.sandbox.redis.port}/{database}"
         self.redis = Redis.from_url(self.url, decode_responses=True)
         self.redis.flushdb()
         self.publisher = Celery("publisher", broker=self.url, set_as_current=False)
@@ -178,69 +188,72 @@ class Site:
             "REDIS_URL": self.url,
             "SYNAPSE_AGENT_URL": harness.agent.url,
             "SYNAPSE_AGENT_TOKEN": "token-of-the-agent",
-            "RAY_ADDRESS": "127.0.0.1:1",  # never used: Serve is a file
+            "RAY_ADDRESS": "127.0.0.1:1",  # never used, because Serve is a fake
             "WORKER_PLUGIN_HOST": "process",
-            "WORKER_VISIBILITY_TIMEOUT_SECONDS": str(VISIBILITY_TIMEOUT),
+            "WORKER_VISIBILITY_TIMEOUT_SECONDS": str(VISIBILITY_TIMEOUT_SECONDS),
             "WORKER_PRE_PROCESSOR_POLL_SECONDS": "2",
             "WORKER_ANNOTATE_CHUNK": "5",
             "CHAOS_SERVE": str(harness.folder / "serve.sqlite3"),
-            "CHAOS_DEATHS": str(harness.deaths),
-            "CHAOS_DIARY": str(harness.folder / "effect_log"),
+            "CHAOS_CRASHES": str(harness.crashes),
+            "CHAOS_EFFECT_LOG": str(harness.folder / "effect_log"),
             **self.settings,
         }
 
-    def worker(self, *, concurrency: int = 8, queues: str = ALL_QUEUES, **env: str) -> Worker:
-        settings = {**self.environment(), **env}
-        worker = self.harness.fork_server.start(settings, concurrency=concurrency, queues=queues)
+    def start_worker(self, *, concurrency: int = 8, queues: str = ALL_QUEUES, **env: str) -> Worker:
+        environment = {**self.environment(), **env}
+        worker = self.harness.fork_server.start(environment, concurrency=concurrency, queues=queues)
         self.workers.append(worker)
         return worker
 
-    def pre_processor(self, code: str | None = None, *, broken: bool = False) -> str:
-        """A release that nobody has deployed; its code."""
-        code = code or self.harness.new_code()
-        self.harness.plugin(code, broken=broken)
-        self.harness._broker_bridge.deliver_to(code, self._number)
+    def new_pre_processor(self, *, broken: bool = False, deploys: bool = True) -> str:
+        """A release that is not deployed; returns its code.
+
+        `broken`: its deployment fails. `deploys`: this fleet receives the messages that deploy it.
+        """
+        code = self.harness.new_code()
+        self.harness.new_plugin(code, broken=broken)
+        self.harness.broker_bridge.deliver_to(code, self._database if deploys else 0)
         return code
 
-    def project(self, count: int) -> SeededProject:
+    def new_project(self, count: int) -> SeededProject:
         return seed_numbered_project(self.state, count)
 
     def new_job(self, plugin: str, action: str) -> str:
         return str(self.state.add_job(plugin=plugin, action=action, agent=AGENT_ID))
 
-    def fatal(self, point: str, subject: str) -> None:
-        """The caller that comes to `point` for `subject` first dies there."""
-        (self.harness.deaths / f"{point}@{subject}").touch()
+    def request_crash(self, point: str, subject: str) -> None:
+        """Kill the first worker that comes to `point` for `subject`, a job or a plugin code."""
+        (self.harness.crashes / f"{point}@{subject}").touch()
 
     # when
 
-    def send(self, task: str, queue: str, **kwargs: Any) -> None:
+    def send_task(self, task: str, queue: str, **kwargs: Any) -> None:
         self.publisher.send_task(task, kwargs=kwargs, queue=queue)
 
     def deploy(self, job: str, plugin: str) -> None:
-        self.send("deploy", "deploy", job=job, plugin=plugin, agent=AGENT_ID, params={"num_cpus": 1})
+        self.send_task("deploy", "deploy", job=job, plugin=plugin, agent=AGENT_ID, params={"num_cpus": 1})
 
     def to_task(self, job: str, project: SeededProject, **params: Any) -> None:
         fields = {"name": "chaos", "project": project.id, "agent": AGENT_ID, **params}
-        self.send("to_task", "to_task", job=job, plugin="echo@1.0.0", params=fields)
+        self.send_task("to_task", "to_task", job=job, plugin="echo@1.0.0", params=fields)
 
     def to_task_by_file(self, job: str, project: SeededProject) -> None:
         self.to_task(job, project, method="file", target_specification_name="label_1")
 
     def to_task_by_inference(self, job: str, project: SeededProject, code: str) -> None:
-        self.to_task(job, project, method="inference", pre_processor=self.release(code), model=1)
+        self.to_task(job, project, method="inference", pre_processor=self.release_id(code), model=1)
 
     def stop(self, job: str) -> None:
-        self.send("stop", "control", job=job)
+        self.send_task("stop", "control", job=job)
 
-    def lose_messages(self) -> None:
-        """Take every message out of the queues by hand."""
+    def delete_messages(self) -> None:
+        """Delete all messages, also those that a worker has not acknowledged."""
         self.redis.delete(*QUEUES, "synapse:broker:held", "synapse:broker:due")
 
     # then
 
-    def release(self, code: str) -> int:
-        """Its number at the backend, which has not read it yet."""
+    def release_id(self, code: str) -> int:
+        """The backend's id of a release; adds the release to the backend when it is not there."""
         query = "SELECT id FROM plugin_releases WHERE code = ?"
         found = self.state.value(query, code)
         if found is None:
@@ -249,49 +262,46 @@ class Site:
             found = self.state.insert("plugin_releases", row)
         return int(found)
 
-    def auditor(self, disturbances: Disturbances | None = None) -> Auditor:
-        """Of what was received so far."""
-        return Auditor(self.state, self.harness.effect_log, disturbances)
+    def auditor(self, faults: Faults | None = None) -> Auditor:
+        """An auditor of what the backend has received so far."""
+        return Auditor(self.state, self.harness.effect_log, faults)
 
-    def death(self, point: str, subject: str) -> Row | None:
-        """When and who."""
-        news = self.harness.deaths / f"{point}@{subject}.dead"
-        return json.loads(news.read_text()) if news.exists() else None
+    def crash(self, point: str, subject: str) -> Row | None:
+        """Time and process id of a crash; None before it happens."""
+        report = self.harness.crashes / f"{point}@{subject}.crashed"
+        return json.loads(report.read_text()) if report.exists() else None
 
-    def is_over(self, job: str) -> bool:
-        found = self.state.job(int(job))
-        return found is not None and JobStatus(found["status"]).is_final
+    def has_ended(self, job: str) -> bool:
+        row = self.state.job(int(job))
+        return row is not None and JobStatus(row["status"]).is_final
 
-    def end_of(self, job: str, seconds: float = 60) -> Row:
-        wait_for(lambda: self.is_over(job), seconds, f"end of job {job}")
-        found = self.state.job(int(job))
-        assert found is not None
-        return found
+    def wait_for_end(self, job: str, seconds: float = 60) -> Row:
+        wait_for(lambda: self.has_ended(job), seconds, f"end of job {job}")
+        row = self.state.job(int(job))
+        assert row is not None
+        return row
 
-    def messages(self) -> int:
-        """How many there are, waiting or in some worker's hands."""
+    def message_count(self) -> int:
+        """Messages in the queues, and those that a worker has not acknowledged."""
         queued = sum(self.redis.llen(queue) for queue in QUEUES)
         return queued + self.redis.hlen("synapse:broker:held")
 
-    def copies(self) -> Counter[tuple[str, str]]:
-        """How many messages there are of each step of each job."""
+    def copies_by_message(self) -> Counter[tuple[str, str]]:
+        """How many copies there are of each message, by task name and job."""
         found: Counter[tuple[str, str]] = Counter()
-        elements = [e for queue in QUEUES for e in self.redis.lrange(queue, 0, -1)]
+        elements = [element for queue in QUEUES for element in self.redis.lrange(queue, 0, -1)]
         elements += [held.partition("\n")[2] for held in self.redis.hvals("synapse:broker:held")]
         for element in map(json.loads, elements):
             body = json.loads(base64.b64decode(element["body"]))
             found[element["headers"]["task"], str(body[1].get("job"))] += 1
         return found
 
-    def leftovers(self) -> list[str]:
-        """What is still under way: messages, and runs and waiting lists that somebody watches over."""
-        messages = self.messages()
+    def unfinished(self) -> list[str]:
+        """Messages, and runs and waiting lists that have a heartbeat; none when all runs have ended."""
+        messages = self.message_count()
         return [*self.redis.zrange(heartbeats_key(), 0, -1), *([f"{messages} messages"] if messages else [])]
 
-    def step(self, job: str) -> str:
-        return self.redis.hget(f"synapse:jobs:{{{job}}}", "step") or ""
-
-    def dispatches(self, code: str) -> int:
-        """Deployments of a pre-processor that the backend was asked for."""
+    def dispatch_count(self, code: str) -> int:
+        """How many deployments of a pre-processor the backend was asked for."""
         query = "SELECT count(*) FROM jobs WHERE plugin LIKE ? AND action = 'deployment'"
         return int(self.state.value(query, f"{code}@%"))

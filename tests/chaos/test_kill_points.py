@@ -1,181 +1,193 @@
-"""A worker dies at a point, another one lives: its run ends in time, and nothing happens twice."""
+"""A worker is killed at a point and another one starts: the run ends in time, and no effect is repeated."""
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
 
-from tests.chaos.effect_log import Disturbances
+from tests.chaos.effect_log import Faults
 from tests.chaos.forkserver import Worker
-from tests.chaos.kill_points import KillPoint, Kind, all_points, in_waves
-from tests.chaos.platform_harness import RECOVERY, SITES, PlatformHarness, Row, Site
-from worker.sandbox import wait_for
+from tests.chaos.kill_points import KillPoint, Kind, all_points
+from tests.chaos.platform_harness import DATABASES, RECOVERY_SECONDS, Fleet, PlatformHarness, Row
+from worker.sandbox import SandboxError, wait_for
 from worker.sandbox.seed import SeededProject
 
-MAX_SECONDS_TO_POINT = 60.0
-"""Fifteen workers come up at once, on two cores that others may use, too."""
-LATE = 20.0
-"""Seconds: longer than a dispatch of which nobody has heard is waited for."""
-MAX_START_SECONDS = LATE + 30.0
+MAX_SECONDS_TO_CRASH = 60.0
+"""Fifteen workers start at the same time on two cores that other processes use, too."""
+LATE_START_SECONDS = 20.0
+"""Delay of a late successor: longer than the timeout of a dispatch without any reply."""
+MAX_START_SECONDS = LATE_START_SECONDS + 30.0
+SWEEP_RECOVERY_SECONDS = RECOVERY_SECONDS + 10.0
+"""Recovery after a lost message: the run's timeout and the interval of the sweep come first."""
+UNDISTURBED_SECONDS = 4.0
+"""Duration of a run without faults on a busy machine."""
+SECOND_REPORT_SECONDS = 12.0
+"""Within this time a repeated report would arrive, if there were one."""
 TASKS = 12
-SHORT_FORM = [point for point in all_points() if point.kept]
-WAVES = in_waves(all_points(), len(SITES))
-SWEEP = RECOVERY + 10.0
-"""Seconds within which a lost message is noticed: the run's timeout, and the time between two sweeps."""
-STEPS_AFTER = 4.0
-"""Seconds that a run takes which nobody disturbs, on a busy machine."""
+
+
+def _batches(points: list[KillPoint]) -> Iterator[list[KillPoint]]:
+    """As many points at the same time as there can be fleets."""
+    for start in range(0, len(points), len(DATABASES)):
+        yield points[start : start + len(DATABASES)]
+
+
+SHORT_TEST = [point for point in all_points() if point.in_short_test]
+BATCHES = list(_batches(all_points()))
 
 
 @dataclass
-class Scene:
-    """One kill point on its site."""
+class Scenario:
+    """One kill point, on a fleet of its own."""
 
-    kill: KillPoint
-    site: Site
+    point: KillPoint
+    fleet: Fleet
     job: str = ""
     code: str = ""
     project: SeededProject | None = None
-    death: Row | None = None
+    crash: Row | None = None
     successor: Worker | None = None
-    alive_since: float | None = None
-    """The time by which the successor took messages."""
-    mistakes: list[str] = field(default_factory=list)
+    successor_ready_time: float | None = None
     stopped: bool = False
+    violations: list[str] = field(default_factory=list)
 
     @property
     def subject(self) -> str:
-        return self.code if self.kill.of_plugin else self.job
+        return self.code if self.point.of_pre_processor else self.job
 
-    @property
-    def longest(self) -> float:
-        return SWEEP if self.kill.lost else RECOVERY
-
-    def begin(self) -> None:
-        """Publish what the crash_injection worker finds."""
-        site, kind = self.site, self.kill.kind
+    def start(self) -> None:
+        """Start the worker that will crash, and publish the run's message."""
+        fleet, kind = self.fleet, self.point.kind
         if kind is Kind.DEPLOY:
-            self.code = site.harness.new_code()
-            plugin = site.harness.plugin(self.code)
-            self.job = site.new_job(plugin, "deployment")
-            site.fatal(self.kill.point, self.subject)
-            site.worker()
-            site.deploy(self.job, plugin)
+            self.code = fleet.harness.new_code()
+            plugin = fleet.harness.new_plugin(self.code)
+            self.job = fleet.new_job(plugin, "deployment")
+            fleet.request_crash(self.point.point, self.subject)
+            fleet.start_worker()
+            fleet.deploy(self.job, plugin)
             return
-        self.job = site.new_job("echo@1.0.0", "to_task")
-        self.project = site.project(TASKS)
+        self.job = fleet.new_job("echo@1.0.0", "to_task")
+        self.project = fleet.new_project(TASKS)
         if kind is not Kind.FILE:
-            self.code = site.pre_processor(broken=kind is Kind.REJECTED)
-            site.release(self.code)
-        if kind is Kind.STOP:
-            # Its deployment never comes.
-            site.harness._broker_bridge.deliver_to(self.code, 0)
-        else:
-            site.fatal(self.kill.point, self.subject)
-        site.worker()
+            self.code = fleet.new_pre_processor(
+                broken=kind is Kind.FAILED_PRE_PROCESSOR, deploys=kind is not Kind.STOP
+            )
+            fleet.release_id(self.code)
+        if kind is not Kind.STOP:
+            fleet.request_crash(self.point.point, self.subject)
+        fleet.start_worker()
         if kind is Kind.FILE:
-            site.to_task_by_file(self.job, self.project)
+            fleet.to_task_by_file(self.job, self.project)
         else:
-            site.to_task_by_inference(self.job, self.project, self.code)
+            fleet.to_task_by_inference(self.job, self.project, self.code)
 
-    def look(self) -> bool:
-        """Whether it died; then another worker comes up."""
-        if self.death is not None:
+    def poll_crash(self) -> bool:
+        """Whether the worker has crashed. Stops a STOP run first; starts the successor after the crash."""
+        if self.crash is not None:
             return True
-        if self.kill.kind is Kind.STOP and not self.stopped:
-            if self.site.dispatches(self.code):
+        if self.point.kind is Kind.STOP and not self.stopped:
+            if self.fleet.dispatch_count(self.code):
                 self.stopped = True
-                self.site.fatal(self.kill.point, self.subject)
-                self.site.stop(self.job)
+                self.fleet.request_crash(self.point.point, self.subject)
+                self.fleet.stop(self.job)
             return False
-        self.death = self.site.death(self.kill.point, self.subject)
-        if self.death is not None:
-            if self.kill.lost:
-                self.site.lose_messages()
-            self._start_successor()
-        return self.death is not None
+        self.crash = self.fleet.crash(self.point.point, self.subject)
+        if self.crash is not None:
+            if self.point.messages_lost:
+                self.fleet.delete_messages()
+            self._start_successor_when_due()
+        return self.crash is not None
 
-    def _start_successor(self) -> None:
-        assert self.death is not None
-        due = self.death["time"] + (LATE if self.kill.late else 0.0)
+    def _start_successor_when_due(self) -> None:
+        assert self.crash is not None
+        due = self.crash["time"] + (LATE_START_SECONDS if self.point.late_successor else 0.0)
         if self.successor is None and time.time() >= due:
-            self.successor = self.site.worker(CHAOS_DEATHS="")
+            self.successor = self.fleet.start_worker(CHAOS_CRASHES="")
 
-    def is_done(self) -> bool:
-        """Whether the run is over, or should have been for a while."""
-        self._start_successor()
-        if self.alive_since is None and self.successor is not None and self.successor.is_ready:
-            self.alive_since = time.time()
-        return self.site.is_over(self.job) or time.time() > self.latest + STEPS_AFTER
+    def poll_end(self) -> bool:
+        """Whether the run has ended, or its deadline has passed for a while."""
+        self._start_successor_when_due()
+        if self.successor_ready_time is None and self.successor is not None and self.successor.is_ready:
+            self.successor_ready_time = time.time()
+        return self.fleet.has_ended(self.job) or time.time() > self.deadline + UNDISTURBED_SECONDS
 
     @property
-    def latest(self) -> float:
-        """Until when the next live worker has carried the run to its end; before it lives it cannot."""
-        assert self.death is not None
-        return (self.alive_since or self.death["time"] + MAX_START_SECONDS) + self.longest
+    def deadline(self) -> float:
+        """The time by which the run has to end: the recovery begins when the successor is ready."""
+        assert self.crash is not None
+        ready = self.successor_ready_time or self.crash["time"] + MAX_START_SECONDS
+        return ready + (SWEEP_RECOVERY_SECONDS if self.point.messages_lost else RECOVERY_SECONDS)
 
     def audit(self) -> tuple[float, int]:
-        """Seconds from the death to the end, and how many tasks were written twice."""
-        assert self.death is not None
-        auditor = self.site.auditor(Disturbances(deaths=[(self.death["pid"], self.death["time"])]))
-        expected = {Kind.REJECTED: "FAILED", Kind.STOP: "STOPPED"}.get(self.kill.kind, "SUCCEEDED")
-        row = auditor.job(self.job)
-        say = auditor.findings.expect
-        say(row["status"] == expected, f"{row['status']}: {row['result']}")
-        if self.kill.kind is Kind.DEPLOY:
-            auditor.deployment(self.job)
-        elif self.kill.kind is not Kind.FILE:
-            auditor.dispatched_once(self.code)
-        if self.kill.kind is not Kind.FILE:
-            submitted = "SELECT count(*) FROM submissions WHERE name = ?"
-            [(times,)] = self.site.harness.serve.rows(submitted, f"{self.code}@1.0.0")
-            say(times == (expected == "SUCCEEDED"), f"submitted {times} times")
+        """Seconds from the crash to the end, and how many tasks were written twice."""
+        assert self.crash is not None
+        auditor = self.fleet.auditor(Faults(kills=[(self.crash["pid"], self.crash["time"])]))
+        kind = self.point.kind
+        expected = {Kind.FAILED_PRE_PROCESSOR: "FAILED", Kind.STOP: "STOPPED"}.get(kind, "SUCCEEDED")
+        row = auditor.check_job(self.job)
+        check = auditor.result.check
+        check(row["status"] == expected, f"{row['status']}: {row['result']}")
+        if kind is Kind.DEPLOY:
+            auditor.check_deployment(self.job)
+        elif kind is not Kind.FILE:
+            auditor.check_dispatched_once(self.code)
+        if kind is not Kind.FILE:
+            submissions = self.fleet.harness.serve.submission_count(f"{self.code}@1.0.0")
+            check(submissions == (expected == "SUCCEEDED"), f"submitted {submissions} times")
         if self.project is not None and expected == "SUCCEEDED":
-            auditor.tasks(self.job, self.project)
-        took = row["updated"] - self.death["time"]
-        say(row["updated"] <= self.latest, f"took {took:.1f} s after the kill")
-        self.mistakes = auditor.findings.wrong
-        return took, auditor.findings.written_twice
+            auditor.check_tasks(self.job, self.project)
+        seconds = row["updated"] - self.crash["time"]
+        check(row["updated"] <= self.deadline, f"ended {seconds:.1f} s after the crash")
+        self.violations = auditor.result.violations
+        return seconds, auditor.result.tasks_written_twice
 
 
-def play(kills: list[KillPoint], harness: PlatformHarness) -> list[str]:
-    """All of them at once, each on a site of its own; returns what is wrong afterwards, in words."""
+def violations_after_crashes(points: list[KillPoint], harness: PlatformHarness) -> list[str]:
+    """Crash a worker at each point, all at the same time, on fleets of their own."""
     with contextlib.ExitStack() as stack:
-        scenes = [Scene(kill, stack.enter_context(harness.site())) for kill in kills]
-        for scene in scenes:
-            scene.begin()
-        # When each worker has died at its point, and the next one has come up
-        with contextlib.suppress(Exception):
-            wait_for(lambda: False not in [s.look() for s in scenes], MAX_SECONDS_TO_POINT, "deaths")
-        unreached = [str(scene.kill) for scene in scenes if scene.death is None]
-        dead = [scene for scene in scenes if scene.death is not None]
-        # Then every run ends, and its effects are what they would have been
-        wait_for(lambda: False not in [s.is_done() for s in dead], 2 * (MAX_START_SECONDS + SWEEP), "ends")
-        with contextlib.suppress(Exception):
-            # The second copy of a report, should there be one, would have come by now.
-            wait_for(lambda: all(_is_quiet(s) for s in dead), 12, "silence")
-        numbers = [scene.audit() for scene in dead]
-    longest = max((took for took, _ in numbers), default=0.0)
-    for scene, (took, twice) in zip(dead, numbers, strict=True):
-        print(f"| {scene.kill} | {took:.1f} s | {twice} | {'; '.join(scene.mistakes) or 'ok'} |")
-    print(f"killed {len(dead)}, longest recovery {longest:.1f} s, written twice {sum(n for _, n in numbers)}")
-    wrong = [f"{scene.kill}: {mistake}" for scene in dead for mistake in scene.mistakes]
-    return [*(f"{kill}: not reached" for kill in unreached), *wrong]
-
-
-def _is_quiet(scene: Scene) -> bool:
-    return scene.site.messages() == 0
+        scenarios = [Scenario(point, stack.enter_context(harness.fleet())) for point in points]
+        for scenario in scenarios:
+            scenario.start()
+        # When each worker has crashed at its point, and the next one is started
+        # (The lists make each call of `wait_for` poll every scenario.)
+        with contextlib.suppress(SandboxError):
+            wait_for(
+                lambda: False not in [s.poll_crash() for s in scenarios], MAX_SECONDS_TO_CRASH, "crashes"
+            )
+        not_reached = [scenario for scenario in scenarios if scenario.crash is None]
+        crashed = [scenario for scenario in scenarios if scenario.crash is not None]
+        # Then every run ends, with the effects of an undisturbed one
+        max_seconds = 2 * (MAX_START_SECONDS + SWEEP_RECOVERY_SECONDS)
+        wait_for(lambda: False not in [s.poll_end() for s in crashed], max_seconds, "ends")
+        with contextlib.suppress(SandboxError):
+            wait_for(
+                lambda: all(s.fleet.message_count() == 0 for s in crashed),
+                SECOND_REPORT_SECONDS,
+                "the end of all messages",
+            )
+        numbers = [scenario.audit() for scenario in crashed]
+    for scenario, (seconds, twice) in zip(crashed, numbers, strict=True):
+        print(f"| {scenario.point} | {seconds:.1f} s | {twice} | {'; '.join(scenario.violations) or 'ok'} |")
+    slowest = max((seconds for seconds, _ in numbers), default=0.0)
+    twice = sum(twice for _, twice in numbers)
+    print(f"{len(crashed)} crashes, slowest recovery {slowest:.1f} s, {twice} tasks written twice")
+    return [
+        *(f"{scenario.point}: not reached" for scenario in not_reached),
+        *(f"{scenario.point}: {violation}" for scenario in crashed for violation in scenario.violations),
+    ]
 
 
 @pytest.mark.timeout(180)
 def test_a_kill_at_these_points_costs_no_run_and_no_effect(harness: PlatformHarness) -> None:
-    assert play(SHORT_FORM[: len(SITES)], harness) == []
+    assert violations_after_crashes(SHORT_TEST[: len(DATABASES)], harness) == []
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("wave", WAVES, ids=lambda wave: f"{wave[0]} and {len(wave) - 1} more")
+@pytest.mark.parametrize("batch", BATCHES, ids=lambda batch: f"{batch[0]} and {len(batch) - 1} more")
 def test_a_kill_at_any_point_costs_no_run_and_no_effect(
-    harness: PlatformHarness, wave: list[KillPoint]
+    harness: PlatformHarness, batch: list[KillPoint]
 ) -> None:
-    assert play(wave, harness) == []
+    assert violations_after_crashes(batch, harness) == []

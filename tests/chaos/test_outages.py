@@ -1,4 +1,4 @@
-"""Redis or the backend is away, or answers nonsense: every accepted run ends, and nothing happens twice."""
+"""Redis or the backend is down or faulty: every accepted run ends, and no effect is repeated."""
 
 import contextlib
 import os
@@ -8,119 +8,127 @@ from random import Random
 
 import pytest
 
+from tests.chaos.faulty_services import let_fault_last
 from tests.chaos.mixed_runs import MixedRuns
 from tests.chaos.platform_harness import PlatformHarness
 from worker.sandbox import SandboxError, wait_for
+from worker.sandbox.servers import RedisServer
 
-LONG = 30.0
-"""Seconds for which Redis cannot be reached: connections are rejected (away) or never answered (silent)."""
-SECONDS_OF_FAULT = 8.0
+SHORT_OUTAGE_SECONDS = 2.0
+LONG_OUTAGE_SECONDS = 30.0
+FAULT_SECONDS = 8.0
+HANG_SECONDS = 60.0
+"""Six visibility timeouts."""
 FAULTS = ("500", "502", "html", "nothing", "hang", "lost")
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("outage", ["restarted", "killed", "away", "silent"])
-def test_runs_go_on_when_redis_is_back(harness: PlatformHarness, outage: str) -> None:
-    with harness.site() as site:
+@pytest.mark.parametrize("outage", ["restart", "short", "long", "hanging"])
+def test_runs_go_on_after_an_outage_of_redis(harness: PlatformHarness, outage: str) -> None:
+    with harness.fleet() as fleet:
         # Given two workers with runs of every kind under way
-        workers = [site.worker(), site.worker()]
-        runs = MixedRuns(site, Random(1))
+        workers = [fleet.start_worker(), fleet.start_worker()]
+        runs = MixedRuns(fleet, Random(1))
         runs.prepare(30)
-        runs.publish(over=1.0)
-        wait_for(lambda: any(site.is_over(job) for job in runs.jobs), 30, "the first end")
+        runs.publish(within_seconds=1.0)
+        wait_for(lambda: any(fleet.has_ended(job) for job in runs.jobs), 30, "the first end")
 
-        # When Redis goes away, and is retried
-        server = harness.sandbox.redis
-        with runs.disturbances.outage():
-            if outage == "restarted":
-                server.restart()
-            elif outage == "silent":
-                assert server.process is not None
-                _freeze(server.process.pid, LONG)
-            else:
-                server.kill()
-                time.sleep(2.0 if outage == "killed" else LONG)
-                server.start()
-        back = time.time()
+        # When Redis is restarted, rejects connections for a while, or hangs
+        with runs.faults.outage():
+            _cause_outage(harness.sandbox.redis, outage)
+        restored = time.time()
 
-        # Then every run ends, by the same workers
+        # Then every run ends, on the same workers
         runs.wait_for_ends(60)
-        print(f"Redis {outage}: all over {time.time() - back:.1f} s after it was back")
-        # (The backend publishes over the same Redis: a dispatch at that moment may fail by the contract.)
-        findings = runs.audit(may_fail=True)
-        assert findings.wrong == []
+        print(f"Redis, {outage} outage: all runs ended {time.time() - restored:.1f} s after it")
+        # (The backend publishes to the same Redis: by the contract, a dispatch during the outage may fail.)
+        assert runs.audit(allow_failures=True).violations == []
         assert all(worker.alive for worker in workers)
 
 
-def _freeze(pid: int, seconds: float) -> None:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        time.sleep(seconds)
-    finally:
-        os.kill(pid, signal.SIGCONT)
+def _cause_outage(server: RedisServer, outage: str) -> None:
+    if outage == "restart":
+        server.restart()
+    elif outage == "hanging":
+        assert server.process is not None
+        os.kill(server.process.pid, signal.SIGSTOP)
+        try:
+            let_fault_last(LONG_OUTAGE_SECONDS)
+        finally:
+            os.kill(server.process.pid, signal.SIGCONT)
+    else:
+        server.kill()
+        let_fault_last(SHORT_OUTAGE_SECONDS if outage == "short" else LONG_OUTAGE_SECONDS)
+        server.start()
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(200)
-def test_runs_wait_for_a_backend_that_answers_nonsense(harness: PlatformHarness) -> None:
+def test_runs_outlive_faulty_responses_of_the_backend(harness: PlatformHarness) -> None:
     with contextlib.ExitStack() as stack:
-        # Given a site with its own way to the backend for each fault, with runs under way
-        scenes = []
+        # Given, for each fault, a fleet that reaches the backend through a proxy, with runs under way
+        runs_by_fault = {}
         for fault in FAULTS:
-            behind = harness.site_behind("SYNAPSE_HOST", harness.sandbox.backend_url)
-            site, proxy = stack.enter_context(behind)
-            site.worker()
-            runs = MixedRuns(site, Random(1))
+            behind_proxy = harness.fleet_behind_proxy("SYNAPSE_HOST", harness.sandbox.backend_url)
+            fleet, proxy = stack.enter_context(behind_proxy)
+            fleet.start_worker()
+            runs = MixedRuns(fleet, Random(1))
             runs.prepare(20, pre_processors=2)
-            scenes.append((fault, proxy, runs))
-        for _, _, runs in scenes:
-            runs.publish(over=0.3)
+            runs_by_fault[fault] = (proxy, runs)
+        for _, runs in runs_by_fault.values():
+            runs.publish(within_seconds=0.3)
 
-        # When the backend is out of order for a while
+        # When the backend is faulty for a while
         with contextlib.ExitStack() as faults:
-            for fault, proxy, runs in scenes:
-                faults.enter_context(runs.disturbances.outage())
-                faults.enter_context(proxy.spoilt(fault))
-            time.sleep(SECONDS_OF_FAULT)
-        back = time.time()
+            for fault, (proxy, runs) in runs_by_fault.items():
+                faults.enter_context(runs.faults.outage())
+                faults.enter_context(proxy.fault(fault))
+            let_fault_last(FAULT_SECONDS)
+        restored = time.time()
 
-        # Then every run ends
-        wrong = []
-        for fault, _, runs in scenes:
+        # Then every run ends, and no effect is repeated without that fault
+        violations = []
+        for fault, (_, runs) in runs_by_fault.items():
+            # (The audit reports the runs that have not ended.)
             with contextlib.suppress(SandboxError):
                 runs.wait_for_ends(60)
-            took = time.time() - back
-            findings = runs.audit(may_fail=True)
-            twice = findings.written_twice
-            print(f"backend {fault}: ends after {took:.1f} s, failed {findings.failed}, twice {twice}")
-            wrong += [f"backend {fault}: {mistake}" for mistake in findings.wrong]
-        assert wrong == []
+            seconds = time.time() - restored
+            result = runs.audit(allow_failures=True)
+            print(
+                f"backend, {fault}: all runs ended after {seconds:.1f} s, failed {result.failed},"
+                f" tasks written twice {result.tasks_written_twice}"
+            )
+            violations += [f"backend, {fault}: {violation}" for violation in result.violations]
+        assert violations == []
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(150)
 def test_messages_do_not_multiply_while_the_backend_hangs(harness: PlatformHarness) -> None:
-    with harness.site_behind("SYNAPSE_HOST", harness.sandbox.backend_url) as (site, proxy):
-        # Given a backend that hangs for a minute, which is six visibility timeouts
-        site.worker()
-        site.worker()
-        runs = MixedRuns(site, Random(1))
+    with harness.fleet_behind_proxy("SYNAPSE_HOST", harness.sandbox.backend_url) as (fleet, proxy):
+        # Given two workers, and runs whose messages come while the backend hangs
+        fleet.start_worker()
+        fleet.start_worker()
+        runs = MixedRuns(fleet, Random(1))
         runs.prepare(20, pre_processors=2)
-        with runs.disturbances.outage(), proxy.spoilt("hang"):
+        with runs.faults.outage(), proxy.fault("hang"):
             runs.publish()
-            until, most, in_all = time.monotonic() + 60, 0, 0
-            while time.monotonic() < until:
-                copies = site.copies()
-                most, in_all = max([most, *copies.values()]), max(in_all, copies.total())
-                time.sleep(0.5)
-        back = time.time()
 
-        # Then there were never more than two copies of a message: what stands in the queues behind hanging
-        # threads gives no heartbeat, so the sweep sends it again, each time twice as late
-        print(f"backend hung for a minute: at most {most} of one message, {in_all} of 20 runs")
-        assert most <= 3
+            # When the copies of each message are counted for as long as it hangs
+            end, max_copies, max_messages = time.monotonic() + HANG_SECONDS, 0, 0
+            while time.monotonic() < end:
+                copies = fleet.copies_by_message()
+                max_copies = max([max_copies, *copies.values()])
+                max_messages = max(max_messages, copies.total())
+                time.sleep(0.5)
+        restored = time.time()
+
+        # Then there are at most three at a time. Runs whose messages wait behind hanging threads have no
+        # heartbeat, so the sweep publishes their messages again, each time after twice the interval.
+        print(f"hanging backend: at most {max_copies} copies of a message, {max_messages} for 20 runs")
+        assert max_copies <= 3
         # And every run ends
         runs.wait_for_ends(60)
-        print(f"all over {time.time() - back:.1f} s after it was back")
-        assert runs.audit(may_fail=True).wrong == []
+        print(f"all runs ended {time.time() - restored:.1f} s after it")
+        assert runs.audit(allow_failures=True).violations == []

@@ -1,39 +1,39 @@
-"""A pool a queue, as the Procfile runs them: one of them may be away while the others work."""
+"""One worker for each queue, as in the Procfile: one of them may be absent while the others work."""
 
 import time
 
 import pytest
 
-from tests.chaos.platform_harness import VISIBILITY_TIMEOUT, PlatformHarness
+from tests.chaos.platform_harness import VISIBILITY_TIMEOUT_SECONDS, PlatformHarness
 from worker.sandbox import wait_for
 
-AWAY = 2.5 * VISIBILITY_TIMEOUT
-"""Seconds: longer than a dispatch of which nobody hears is waited for."""
+ABSENCE_SECONDS = 2.5 * VISIBILITY_TIMEOUT_SECONDS
+"""Longer than the timeout of a dispatch without any reply."""
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(120)
-def test_a_dispatch_is_not_repeated_while_deploy_has_no_workers(
-    harness: PlatformHarness,
-) -> None:
-    with harness.site() as site:
-        # Given a run whose dispatcher dies with the answer in its hands, and no worker that reads `deploy`
-        code, project = site.pre_processor(), site.project(5)
-        job = site.new_job("echo@1.0.0", "to_task")
-        site.to_task_by_inference(job, project, code)
-        site.fatal("run_plugin:after", code)
-        site.worker(queues="to_task,annotate,control")
-        wait_for(lambda: site.death("run_plugin:after", code) is not None, 30, "the dispatcher's death")
+def test_a_dispatch_is_not_repeated_while_deploy_has_no_workers(harness: PlatformHarness) -> None:
+    with harness.fleet() as fleet:
+        # Given no worker that reads `deploy`, and a run whose worker crashes before it stores its dispatch
+        code, project = fleet.new_pre_processor(), fleet.new_project(5)
+        job = fleet.new_job("echo@1.0.0", "to_task")
+        fleet.to_task_by_inference(job, project, code)
+        fleet.request_crash("run_plugin:after", code)
+        fleet.start_worker(queues="to_task,annotate,control")
+        wait_for(lambda: fleet.crash("run_plugin:after", code) is not None, 30, "the crash")
 
-        # When others poll for longer than a silent dispatch is waited for
-        site.worker(queues="to_task,annotate,control", CHAOS_DEATHS="")
-        back = time.monotonic() + AWAY
-        wait_for(lambda: time.monotonic() > back or site.dispatches(code) > 1, AWAY + 5, "time")
-        assert site.redis.llen("deploy") == 1
-        site.worker(queues="deploy", CHAOS_DEATHS="")
+        # When other workers poll for longer than that timeout
+        fleet.start_worker(queues="to_task,annotate,control", CHAOS_CRASHES="")
+        end = time.monotonic() + ABSENCE_SECONDS
+        wait_for(
+            lambda: time.monotonic() > end or fleet.dispatch_count(code) > 1, ABSENCE_SECONDS + 5, "time"
+        )
+        assert fleet.redis.llen("deploy") == 1
+        fleet.start_worker(queues="deploy", CHAOS_CRASHES="")
 
-        # Then the first deployment is the only one, and the run ends well
-        assert site.end_of(job, 30)["status"] == "SUCCEEDED"
-        auditor = site.auditor()
-        auditor.dispatched_once(code)
-        assert auditor.findings.wrong == []
+        # Then the first deployment is the only one, and the run succeeds
+        assert fleet.wait_for_end(job, 30)["status"] == "SUCCEEDED"
+        auditor = fleet.auditor()
+        auditor.check_dispatched_once(code)
+        assert auditor.result.violations == []

@@ -1,4 +1,4 @@
-"""Random kills of workers, Redis, backend and agent while a hundred mixed runs are in the air."""
+"""Random kills of workers, Redis, backend and agent while mixed runs are under way."""
 
 import contextlib
 import os
@@ -9,128 +9,134 @@ from random import Random
 
 import pytest
 
+from tests.chaos.faulty_services import let_fault_last
 from tests.chaos.forkserver import Worker
 from tests.chaos.mixed_runs import MixedRuns
-from tests.chaos.platform_harness import RECOVERY, PlatformHarness, Site
+from tests.chaos.platform_harness import RECOVERY_SECONDS, Fleet, PlatformHarness
 from worker.sandbox import SandboxError, wait_for
 
 SEED = int(os.environ.get("CHAOS_SEED") or 3)
 SEEDED = pytest.mark.parametrize("seed", [SEED], ids=lambda seed: f"CHAOS_SEED={seed}")
 WORKERS = 3
+MAX_DOWN_SECONDS = 1.0
+MAX_PUBLISH_SECONDS = 20.0
 
 
-class Reaper:
-    """Kills what it draws, and brings it up again."""
+class RandomKiller:
+    """Kills processes of a fleet and starts them again; what is left open is drawn from `random`."""
 
-    def __init__(self, site: Site, runs: MixedRuns, random: Random) -> None:
-        self._site, self._runs, self._random = site, runs, random
-        self.killed: Counter[str] = Counter()
-        self._annotation_runtime = [site.worker() for _ in range(WORKERS)]
+    def __init__(self, fleet: Fleet, runs: MixedRuns, random: Random) -> None:
+        self._fleet, self._runs, self._random = fleet, runs, random
+        self.kills: Counter[str] = Counter()
+        self._workers = [fleet.start_worker() for _ in range(WORKERS)]
 
-    def strike(self, what: str) -> None:
-        """One kill; `what` names it."""
-        self.killed[what] += 1
-        kill: dict[str, Callable[[], None]] = {
-            "worker": self._worker,
-            "all workers": self._all_workers,
-            "redis": self._redis,
-            "backend": self._backend,
-            "agent": self._agent,
+    def kill(self, target: str) -> None:
+        """Kill `target`: worker, all workers, redis, backend or agent."""
+        self.kills[target] += 1
+        actions: dict[str, Callable[[], None]] = {
+            "worker": self._replace_worker,
+            "all workers": self._replace_all_workers,
+            "redis": self._restart_redis,
+            "backend": self._restart_backend,
+            "agent": self._restart_agent,
         }
-        kill[what]()
+        actions[target]()
 
-    def _worker(self) -> None:
-        self._kill(self._annotation_runtime.pop(self._random.randrange(len(self._annotation_runtime))))
-        self._annotation_runtime.append(self._site.worker())
+    def _replace_worker(self) -> None:
+        self._kill(self._workers.pop(self._random.randrange(len(self._workers))))
+        self._workers.append(self._fleet.start_worker())
 
-    def _kill(self, victim: Worker) -> None:
-        self._runs.disturbances.deaths.append((victim.pid, time.time()))
-        victim.kill()
+    def _replace_all_workers(self) -> None:
+        for worker in self._workers:
+            self._kill(worker)
+        self._workers = [self._fleet.start_worker() for _ in range(WORKERS)]
 
-    def _all_workers(self) -> None:
-        for victim in self._annotation_runtime:
-            self._kill(victim)
-        self._annotation_runtime = [self._site.worker() for _ in range(WORKERS)]
+    def _kill(self, worker: Worker) -> None:
+        self._runs.faults.kills.append((worker.pid, time.time()))
+        worker.kill()
 
-    def _redis(self) -> None:
-        with self._runs.disturbances.outage():
-            self._site.harness.sandbox.redis.kill()
-            time.sleep(self._random.uniform(0, 1))
-            self._site.harness.sandbox.redis.start()
+    def _restart_redis(self) -> None:
+        with self._runs.faults.outage():
+            self._fleet.harness.sandbox.redis.kill()
+            let_fault_last(self._random.uniform(0, MAX_DOWN_SECONDS))
+            self._fleet.harness.sandbox.redis.start()
 
-    def _backend(self) -> None:
-        with self._runs.disturbances.outage():
-            self._site.harness.sandbox.backend.kill()
-            time.sleep(self._random.uniform(0, 1))
-            self._site.harness.sandbox.backend.start()
+    def _restart_backend(self) -> None:
+        with self._runs.faults.outage():
+            self._fleet.harness.sandbox.backend.kill()
+            let_fault_last(self._random.uniform(0, MAX_DOWN_SECONDS))
+            self._fleet.harness.sandbox.backend.start()
 
-    def _agent(self) -> None:
-        self._site.harness.agent.restart(self._random.uniform(0, 1))
+    def _restart_agent(self) -> None:
+        self._fleet.harness.agent.restart(self._random.uniform(0, MAX_DOWN_SECONDS))
 
 
-def rage(harness: PlatformHarness, *, runs: int, strikes: list[str], over: float, seed: int) -> list[str]:
-    """Publish `runs` within `over` seconds, while the strikes fall in an order and at times of `seed`.
-
-    Returns what is wrong afterwards, in words.
-    """
+def violations_after_random_kills(
+    harness: PlatformHarness, *, runs: int, targets: list[str], seconds: float, seed: int
+) -> list[str]:
+    """Publish `runs` within `seconds` while `targets` are killed; order and times are drawn from `seed`."""
     random = Random(seed)
-    with harness.site() as site:
-        mixed = MixedRuns(site, random)
+    with harness.fleet() as fleet:
+        mixed = MixedRuns(fleet, random)
         mixed.prepare(runs)
-        reaper = Reaper(site, mixed, random)
-        random.shuffle(strikes)
-        share = over / len(strikes)
+        killer = RandomKiller(fleet, mixed, random)
+        random.shuffle(targets)
         jobs = mixed.jobs
         random.shuffle(jobs)
 
-        # When things die while messages come in, some of them more than once
-        for number, strike in enumerate(strikes):
-            for job in jobs[number * len(jobs) // len(strikes) : (number + 1) * len(jobs) // len(strikes)]:
+        # When processes are killed while messages arrive, some of them more than once
+        for number, target in enumerate(targets):
+            for job in jobs[number * len(jobs) // len(targets) : (number + 1) * len(jobs) // len(targets)]:
                 for _ in range(random.choice((1, 1, 2, 3))):
-                    with_timeout(lambda: mixed.publish_one(job))  # noqa: B023 - called at once
-            time.sleep(random.uniform(0, share))
-            reaper.strike(strike)
-        last = time.time()
+                    publish_with_retries(lambda: mixed.publish_one(job))  # noqa: B023 - called at once
+            # A random time between two kills.
+            time.sleep(random.uniform(0, seconds / len(targets)))
+            killer.kill(target)
+        last_kill = time.time()
 
         # Then every run ends, and the backend received what was published
-        with contextlib.suppress(Exception):
-            mixed.wait_for_ends(RECOVERY + 20)
-        took = time.time() - last
-        # And stays as it is when every message comes once more
+        # (The audit reports the runs that have not ended.)
+        with contextlib.suppress(SandboxError):
+            mixed.wait_for_ends(RECOVERY_SECONDS + 20)
+        recovery_seconds = time.time() - last_kill
+        # And publishing every message again changes nothing
         mixed.publish()
         with contextlib.suppress(SandboxError):
-            wait_for(lambda: not site.leftovers(), RECOVERY + 20, "silence")
-        findings = mixed.audit(may_fail=True)
-        findings.expect(not site.leftovers(), f"left: {site.leftovers()}")
+            wait_for(lambda: not fleet.unfinished(), RECOVERY_SECONDS + 20, "the end of all messages")
+        result = mixed.audit(allow_failures=True)
+        result.check(not fleet.unfinished(), f"unfinished: {fleet.unfinished()}")
         print(
-            f"seed {seed}: {sum(reaper.killed.values())} kills {dict(reaper.killed)}, {len(jobs)} runs ended"
-            f" (failed for a dead dependency: {len(findings.failed)}), the last {took:.1f} s after the last"
-            f" kill, ends reported twice: {findings.ended_twice}, written twice: {findings.written_twice}"
-            f", wrong: {findings.wrong}"
+            f"seed {seed}: {sum(killer.kills.values())} kills {dict(killer.kills)}, {len(jobs)} runs ended"
+            f" (failed for an unavailable dependency: {len(result.failed)}),"
+            f" the last {recovery_seconds:.1f} s after the last kill;"
+            f" ends reported twice: {result.ends_reported_twice},"
+            f" tasks written twice: {result.tasks_written_twice}, violations: {result.violations}"
         )
-        return findings.wrong
+        return result.violations
 
 
-def with_timeout(publish: Callable[[], None]) -> None:
-    """A publisher keeps trying while Redis is away, as a backend does."""
-    for _ in range(50):
+def publish_with_retries(publish: Callable[[], None]) -> None:
+    """Retry while Redis is down, as the backend's publisher does."""
+    deadline = time.monotonic() + MAX_PUBLISH_SECONDS
+    while True:
         try:
             return publish()
-        except Exception:  # of kombu's or redis-py's
+        except Exception:  # an error of kombu or redis-py
+            if time.monotonic() > deadline:
+                raise
             time.sleep(0.2)
-    return publish()
 
 
 @pytest.mark.timeout(110)
 @SEEDED
-def test_a_short_rage_loses_nothing_and_doubles_nothing(harness: PlatformHarness, seed: int) -> None:
-    strikes = ["worker"] * 4 + ["redis", "backend"]
-    assert rage(harness, runs=30, strikes=strikes, over=4.0, seed=seed) == []
+def test_few_random_kills_lose_no_run_and_repeat_no_effect(harness: PlatformHarness, seed: int) -> None:
+    targets = ["worker"] * 4 + ["redis", "backend"]
+    assert violations_after_random_kills(harness, runs=30, targets=targets, seconds=4.0, seed=seed) == []
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
 @SEEDED
-def test_a_long_rage_loses_nothing_and_doubles_nothing(harness: PlatformHarness, seed: int) -> None:
-    strikes = ["worker"] * 25 + ["all workers"] * 2 + ["redis"] * 4 + ["backend"] * 4 + ["agent"] * 3
-    assert rage(harness, runs=100, strikes=strikes, over=40.0, seed=seed) == []
+def test_many_random_kills_lose_no_run_and_repeat_no_effect(harness: PlatformHarness, seed: int) -> None:
+    targets = ["worker"] * 25 + ["all workers"] * 2 + ["redis"] * 4 + ["backend"] * 4 + ["agent"] * 3
+    assert violations_after_random_kills(harness, runs=100, targets=targets, seconds=40.0, seed=seed) == []

@@ -1,4 +1,4 @@
-"""A real Ray whose head goes away and is retried, and a driver that is reported to end."""
+"""A real Ray whose head is stopped and started again, and the shutdown of a worker with a Ray driver."""
 
 import os
 import signal
@@ -8,62 +8,64 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.faulty_services import let_fault_last
 from tests.integration.workflows.conftest import PLUGINS
-from tests.integration.workflows.platform import Platform
+from tests.integration.workflows.ray_harness import RayHarness
 from worker.sandbox import Sandbox, wait_for
 
-GATE = "Serve deploy capacity check failed: agent unreachable ("
+UNREACHABLE = "Serve deploy capacity check failed: agent unreachable ("
+HEAD_DOWN_SECONDS = 8
 
 
 @pytest.fixture
-def platform(tmp_path: Path) -> Iterator[Platform]:
+def harness(tmp_path: Path) -> Iterator[RayHarness]:
     with Sandbox(tmp_path, plugins_dir=PLUGINS, num_cpus=4) as sandbox:
         worker = sandbox.start_worker(env={"WORKER_VISIBILITY_TIMEOUT_SECONDS": "10"}, concurrency=4)
-        yield Platform(sandbox, worker)
+        yield RayHarness(sandbox, worker)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(300)
-def test_runs_that_need_ray_wait_or_fail_without_its_head(platform: Platform) -> None:
+def test_runs_that_need_ray_wait_or_fail_without_its_head(harness: RayHarness) -> None:
     # Given a worker that is connected to Ray
-    ray = platform.sandbox.ray
+    ray = harness.sandbox.ray
     assert ray is not None
-    assert platform.end_of(platform.deploy("echo@1.0.0", num_cpus=1))["status"] == "SUCCEEDED"
+    assert harness.wait_for_end(harness.deploy("echo@1.0.0", num_cpus=1))["status"] == "SUCCEEDED"
 
-    # When Ray's head is gone, and work comes
+    # When Ray's head is stopped, and messages arrive
     ray.stop()
-    project = platform.project(20)
-    job, deploy = platform.to_task_by_file(project), platform.deploy("echo@2.0.0", num_cpus=1)
-    rejected = platform.deploy("nobody@1.0.0")
-    begun = time.monotonic()
-    # Then what needs no Ray goes on
-    assert platform.end_of(rejected, 20)["status"] == "FAILED"
-    print(f"a run without Ray ended after {time.monotonic() - begun:.1f} s")
-    time.sleep(8)
+    project = harness.new_project(20)
+    job, deploy = harness.to_task_by_file(project), harness.deploy("echo@2.0.0", num_cpus=1)
+    rejected = harness.deploy("nobody@1.0.0")
+    published = time.monotonic()
+    # Then a run that needs no Ray ends
+    assert harness.wait_for_end(rejected, 20)["status"] == "FAILED"
+    print(f"a run without Ray ended after {time.monotonic() - published:.1f} s")
+    let_fault_last(HEAD_DOWN_SECONDS)
     ray.launch()
     ray.await_ready()
-    back = time.monotonic()
+    restored = time.monotonic()
 
-    # And what needs it ends when it is back
-    assert platform.end_of(job, 90)["status"] == "SUCCEEDED"
-    assert set(platform.writes(project)) == {1}
-    end = platform.end_of(deploy, 90)
-    print(f"all over {time.monotonic() - back:.1f} s after Ray was back: {end['status']} {end['result']}")
-    assert end["status"] == "SUCCEEDED" or end["result"]["error"].startswith(GATE)
+    # And those that need it end after its restart
+    assert harness.wait_for_end(job, 90)["status"] == "SUCCEEDED"
+    assert set(harness.write_counts(project)) == {1}
+    end = harness.wait_for_end(deploy, 90)
+    print(f"all ended {time.monotonic() - restored:.1f} s after the restart: {end['status']} {end['result']}")
+    assert end["status"] == "SUCCEEDED" or end["result"]["error"].startswith(UNREACHABLE)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(200)
-def test_a_worker_with_a_driver_of_ray_ends_in_order(platform: Platform) -> None:
-    # Given a worker that has deployed and annotated, so that it has a driver and an event loop
-    assert platform.end_of(platform.deploy("echo@1.0.0", num_cpus=1))["status"] == "SUCCEEDED"
-    assert platform.end_of(platform.to_task_by_file(platform.project(5)))["status"] == "SUCCEEDED"
+def test_a_worker_with_a_ray_driver_shuts_down_cleanly(harness: RayHarness) -> None:
+    # Given a worker that has deployed and annotated, so that it has a Ray driver and an event loop
+    assert harness.wait_for_end(harness.deploy("echo@1.0.0", num_cpus=1))["status"] == "SUCCEEDED"
+    assert harness.wait_for_end(harness.to_task_by_file(harness.new_project(5)))["status"] == "SUCCEEDED"
 
-    # When it is reported to end, it does so within seconds
-    begun = time.monotonic()
-    os.kill(platform.worker.pid, signal.SIGTERM)
-    wait_for(lambda: not platform.worker.alive, 15, "the worker's end")
-    print(f"SIGTERM with a Ray driver: {time.monotonic() - begun:.1f} s")
-    tail = platform.worker.tail(15)
+    # When it gets SIGTERM, it ends within seconds
+    terminated = time.monotonic()
+    os.kill(harness.worker.pid, signal.SIGTERM)
+    wait_for(lambda: not harness.worker.alive, 15, "the worker's end")
+    print(f"SIGTERM with a Ray driver: {time.monotonic() - terminated:.1f} s")
+    tail = harness.worker.tail(15)
     assert "Traceback" not in tail
     assert "Fatal Python error" not in tail

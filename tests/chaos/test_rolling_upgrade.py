@@ -1,4 +1,4 @@
-"""Rolling upgrades: workers of an earlier commit and of this one carry out the same runs, forth and back."""
+"""Rolling upgrades: workers of an earlier commit and of this one work on the same runs, forth and back."""
 
 import contextlib
 import io
@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.faulty_services import FaultyProxy
-from tests.chaos.platform_harness import RECOVERY, PlatformHarness, Site
-from worker.sandbox import wait_for
+from tests.chaos.platform_harness import RECOVERY_SECONDS, Fleet, PlatformHarness
+from worker.sandbox import SandboxError, wait_for
 from worker.sandbox.processes import Process, clean_environment, start_process
 from worker.sandbox.seed import SeededProject
 
@@ -27,13 +27,13 @@ TASKS = 8
 REQUESTS_IN_FLIGHT = 8
 """`WORKER_ANNOTATE_CONCURRENCY`"""
 MAX_REPEATED = 2 * 2 * REQUESTS_IN_FLIGHT
-"""Of each killed worker, what is in flight and one group of tasks that are written and not yet recorded."""
-START_SECONDS = 60
+"""Of each killed worker: requests in flight, and one group of tasks that are written and not yet recorded."""
+MAX_START_SECONDS = 60
 READY = re.compile(r"@\S+ ready")
 
 
-def product_at(revision: str, folder: Path) -> Path:
-    """The packages of the product as they were at `revision` of this repository."""
+def export_product(revision: str, folder: Path) -> Path:
+    """Write the product's packages of `revision` of this repository to `folder`."""
     command = ["git", "-C", str(ROOT), "archive", revision, "worker", "shared"]
     try:
         archive = subprocess.run(command, capture_output=True, check=True).stdout
@@ -45,16 +45,16 @@ def product_at(revision: str, folder: Path) -> Path:
 
 
 @dataclass
-class Fleet:
-    """Workers of two releases on one site; they are started from the folders of their releases."""
+class MixedReleases:
+    """Workers of two releases in one fleet, each started from the folder of its release."""
 
-    site: Site
+    fleet: Fleet
     old: Path
     folder: Path
     workers: list[Process] = field(default_factory=list)
 
-    def start(self, tree: Path) -> Process:
-        """A worker of the release in `tree`, which takes messages."""
+    def start_worker(self, tree: Path) -> Process:
+        """Start a worker of the release in `tree`, and wait until it consumes."""
         name = f"{tree.name}{len(self.workers)}"
         log = self.folder / f"{name}.log"
         log.touch()
@@ -72,134 +72,142 @@ class Fleet:
         ]
         command += ["-c", "8", "-l", "INFO", "--without-mingle", "--without-gossip", "-n", f"{name}@upgrade"]
         settings = {
-            **self.site.environment(),
+            **self.fleet.environment(),
             "WORKER_ANNOTATE_CONCURRENCY": str(REQUESTS_IN_FLIGHT),
-            # Before the path of the installed project, which is this tree.
+            # It comes before the path of the installed project, which is this tree.
             "PYTHONPATH": str(tree),
         }
         environment = {**clean_environment(), **settings}
         worker = start_process(name, command, log=log, env=environment, cwd=tree, grace_seconds=15)
         self.workers.append(worker)
-        worker.wait_until(lambda: READY.search(log.read_text(errors="replace")) is not None, START_SECONDS)
+        worker.wait_until(
+            lambda: READY.search(log.read_text(errors="replace")) is not None, MAX_START_SECONDS
+        )
         return worker
 
     def close(self) -> None:
-        """End the workers that are left."""
         for worker in self.workers:
             worker.kill()
 
 
 @contextlib.contextmanager
-def fleet_of(site: Site, revision: str, folder: Path) -> Iterator[Fleet]:
-    """A fleet whose old workers are those of `revision`."""
+def mixed_releases(fleet: Fleet, revision: str, folder: Path) -> Iterator[MixedReleases]:
+    """Workers of `revision` and of this tree, for the duration of the block."""
     old = folder / "old"
     old.mkdir()
-    fleet = Fleet(site, product_at(revision, old), folder)
+    releases = MixedReleases(fleet, export_product(revision, old), folder)
     try:
-        yield fleet
+        yield releases
     finally:
-        fleet.close()
+        releases.close()
 
 
-def run_pre_processor(site: Site) -> str:
-    """A pre-processor whose application runs already, for Serve is not part of this test; its code."""
-    code = site.pre_processor()
-    job = site.new_job(f"{code}@1.0.0", "deployment")
+def add_running_pre_processor(fleet: Fleet) -> str:
+    """Add a pre-processor that the backend lists as running; returns its code. This test deploys nothing."""
+    code = fleet.new_pre_processor()
+    job = fleet.new_job(f"{code}@1.0.0", "deployment")
     record = {"job": int(job), "application": f"{code}@1.0.0", "status": "RUNNING", "created": time.time()}
-    site.state.insert("serve_applications", record)
+    fleet.state.insert("serve_applications", record)
     return code
 
 
-def publish(site: Site, count: int, code: str) -> dict[str, SeededProject]:
-    """As many runs by file as by inference; their projects, by job."""
+def publish(fleet: Fleet, count: int, code: str) -> dict[str, SeededProject]:
+    """Publish as many runs by file as by inference; returns their projects by job."""
     projects = {}
     for number in range(count):
-        job, project = site.new_job("echo@1.0.0", "to_task"), site.project(TASKS)
+        job, project = fleet.new_job("echo@1.0.0", "to_task"), fleet.new_project(TASKS)
         projects[job] = project
         if number % 2:
-            site.to_task_by_inference(job, project, code)
+            fleet.to_task_by_inference(job, project, code)
         else:
-            site.to_task_by_file(job, project)
+            fleet.to_task_by_file(job, project)
     return projects
 
 
-def audit(site: Site, projects: dict[str, SeededProject]) -> tuple[list[str], int]:
-    """What is wrong, in words, and how many tasks were written more than once."""
-    wrong, repeated = [], 0
+def audit(fleet: Fleet, projects: dict[str, SeededProject]) -> tuple[list[str], int]:
+    """Violations as text, and how many tasks were written more than once."""
+    violations, repeated = [], 0
     for job, project in projects.items():
-        row = site.state.job(int(job))
+        row = fleet.state.job(int(job))
         assert row is not None
         counts = {name: row["result"].get(name) for name in ("total_tasks", "success_count", "failed_count")}
         if (row["status"], *counts.values()) != ("SUCCEEDED", TASKS, TASKS, 0):
-            wrong.append(f"job {job}: {row['status']} {row['result']}")
+            violations.append(f"job {job}: {row['status']} {row['result']}")
         query = "SELECT body FROM requests WHERE method = 'PATCH' AND path = ?"
-        reports = [json.loads(report["body"]) for report in site.state.rows(query, f"/jobs/{job}/")]
+        reports = [json.loads(report["body"]) for report in fleet.state.rows(query, f"/jobs/{job}/")]
         ends = [json.dumps([report["status"], report["result"]]) for report in reports if "result" in report]
         if len(set(ends)) != 1:
-            wrong.append(f"job {job}: {len(ends)} ends, {len(set(ends))} different ones")
+            violations.append(f"job {job}: {len(ends)} ends, {len(set(ends))} different ones")
         ids = (project.tasks.start, project.tasks.stop)
-        rows = site.state.rows("SELECT task, data FROM annotations WHERE task >= ? AND task < ?", *ids)
-        found = [(row["task"], json.dumps(row["data"], sort_keys=True)) for row in rows]
-        writes = Counter(task for task, _ in found)
+        rows = fleet.state.rows("SELECT task, data FROM annotations WHERE task >= ? AND task < ?", *ids)
+        written = [(row["task"], json.dumps(row["data"], sort_keys=True)) for row in rows]
+        writes = Counter(task for task, _ in written)
         repeated += sum(times > 1 for times in writes.values())
-        if len(writes) != TASKS or len(set(found)) != TASKS:
-            wrong.append(
-                f"job {job}: {len(writes)} of {TASKS} tasks written, {len(set(found))} different data"
+        if len(writes) != TASKS or len(set(written)) != TASKS:
+            violations.append(
+                f"job {job}: {len(writes)} of {TASKS} tasks written, {len(set(written))} different data"
             )
-    return wrong, repeated
+    return violations, repeated
 
 
-def upgrade_and_roll_back(
+def violations_after_upgrade_and_rollback(
     harness: PlatformHarness, folder: Path, revision: str, *, runs: int
 ) -> tuple[list[str], int]:
-    """End the old workers of a mixed fleet, then the new ones, by SIGKILL and SIGTERM, amid runs.
+    """End the old workers of a mixed fleet, then the new ones, by SIGKILL and SIGTERM, during runs.
 
-    Returns what is wrong afterwards, in words, and how many tasks were written more than once.
+    Returns the violations, and how many tasks were written more than once.
     """
     with (
-        harness.site_behind("SYNAPSE_HOST", harness.sandbox.backend_url) as (site, proxy),
-        fleet_of(site, revision, folder) as fleet,
+        harness.fleet_behind_proxy("SYNAPSE_HOST", harness.sandbox.backend_url) as (fleet, proxy),
+        mixed_releases(fleet, revision, folder) as releases,
     ):
-        # Given old and new workers, and runs that they carry out together
-        code, half = run_pre_processor(site), runs // 2
-        old, other_old, new = fleet.start(fleet.old), fleet.start(fleet.old), fleet.start(ROOT)
-        with proxy.slowed(0.5, lambda method, _: method == "PUT"):
-            projects = publish(site, half, code)
+        # Given old and new workers that work on the same runs
+        code, half = add_running_pre_processor(fleet), runs // 2
+        old, other_old = releases.start_worker(releases.old), releases.start_worker(releases.old)
+        new = releases.start_worker(ROOT)
+        with proxy.delay(0.5, lambda method, _: method == "PUT"):
+            projects = publish(fleet, half, code)
             wait_for_writes(proxy, TASKS * half // 3)
-            # When the old ones end amid the runs
+            # When the old workers end during the runs
             old.kill()
             other_old.stop()
-            # And the new ones amid others, in a rollback
-            other_new = fleet.start(ROOT)
-            fleet.start(fleet.old)
-            projects |= publish(site, runs - half, code)
+            # And, in a rollback, the new workers during others
+            other_new = releases.start_worker(ROOT)
+            releases.start_worker(releases.old)
+            projects |= publish(fleet, runs - half, code)
             wait_for_writes(proxy, TASKS * half + TASKS * half // 3)
             new.kill()
             other_new.stop()
         # Then every run ends
-        with contextlib.suppress(Exception):
-            wait_for(lambda: all(site.is_over(job) for job in projects), RECOVERY + 60, "ends")
-        letters = site.redis.xlen("synapse:dead_letters")
-        wrong, repeated = audit(site, projects)
+        # (The audit reports the runs that have not ended.)
+        with contextlib.suppress(SandboxError):
+            wait_for(
+                lambda: all(fleet.has_ended(job) for job in projects),
+                RECOVERY_SECONDS + 60,
+                "ends of all runs",
+            )
+        letters = fleet.redis.xlen("synapse:dead_letters")
+        violations, repeated = audit(fleet, projects)
         print(
-            f"{revision}: {runs} runs, {repeated} tasks written twice, {letters} dead letters, wrong: {wrong}"
+            f"{revision}: {runs} runs, {repeated} tasks written twice, {letters} dead letters,"
+            f" violations: {violations}"
         )
-        return [*wrong, *([f"{letters} dead letters"] if letters else [])], repeated
+        return [*violations, *([f"{letters} dead letters"] if letters else [])], repeated
 
 
 def wait_for_writes(proxy: FaultyProxy, count: int) -> None:
-    """Wait until the backend was sent so many annotations."""
+    """Wait until the backend has received so many annotations."""
 
-    def written() -> bool:
+    def has_received_all() -> bool:
         return sum(method == "PUT" for _, method, _ in list(proxy.server.received)) >= count
 
-    wait_for(written, 90, f"{count} annotations")
+    wait_for(has_received_all, 90, f"{count} annotations")
 
 
 @pytest.mark.timeout(420)
 def test_fifty_runs_survive_an_upgrade_and_its_rollback(harness: PlatformHarness, tmp_path: Path) -> None:
-    wrong, repeated = upgrade_and_roll_back(harness, tmp_path, "HEAD~1", runs=50)
-    assert wrong == []
+    violations, repeated = violations_after_upgrade_and_rollback(harness, tmp_path, "HEAD~1", runs=50)
+    assert violations == []
     assert repeated <= MAX_REPEATED
 
 
@@ -209,6 +217,7 @@ def test_fifty_runs_survive_an_upgrade_and_its_rollback(harness: PlatformHarness
 def test_runs_survive_an_upgrade_over_many_commits(
     harness: PlatformHarness, tmp_path: Path, commits: int
 ) -> None:
-    wrong, repeated = upgrade_and_roll_back(harness, tmp_path, f"HEAD~{commits}", runs=20)
-    assert wrong == []
+    revision = f"HEAD~{commits}"
+    violations, repeated = violations_after_upgrade_and_rollback(harness, tmp_path, revision, runs=20)
+    assert violations == []
     assert repeated <= MAX_REPEATED

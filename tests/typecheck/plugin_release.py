@@ -105,6 +105,12 @@ class Deployment(BaseDeploymentAction[ShoutParams]):
         return {"env_vars": {"OMP_NUM_THREADS": "1"}}
 
 
+class UntypedDeployment(BaseDeploymentAction):
+    """The model of the parameters may be left out, then it is the message's."""
+
+    entrypoint = PlainFunction
+
+
 class ToTask(ToTaskAction[ToTaskParams]):
     """All three hooks, with every argument."""
 
@@ -142,8 +148,8 @@ class ToTask(ToTaskAction[ToTaskParams]):
         return {"caption": inference_data["shouted"]}
 
 
-class Untyped(ToTaskAction):  # type: ignore[type-arg]  # strict users name the model of the parameters
-    """As the README writes it."""
+class Untyped(ToTaskAction):
+    """As the README writes it: without a model, and with hooks that take only what they use."""
 
     def setup_inference_params(self, primary_file_url, primary_file_name, data_files, *, model_id=None, **_):  # type: ignore[no-untyped-def]
         return {"model": model_id, "method": "post", "json": {"text": primary_file_name}}

@@ -3,9 +3,10 @@
 import logging
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from typing_extensions import TypeVar
 
 from shared.messages import JsonObject
 from shared.validation import describe_validation_error
@@ -149,7 +150,7 @@ def _plugin_clients(access: "ClientAccess | None") -> tuple[Any, Any]:
     return client, AgentClient(access.agent_url, access.token, tenant=access.tenant)
 
 
-P = TypeVar("P", bound=BaseModel)
+P = TypeVar("P", bound=BaseModel, default=BaseModel)
 
 
 class ParamsError(ValueError):

@@ -7,9 +7,12 @@ import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from pydantic import BaseModel
+from typing_extensions import TypeVar
+
 from shared.messages import RESOURCE_KEYS, DeployParams, JsonObject
 from worker.actions import serve_submit
-from worker.actions.base import BaseAction, P
+from worker.actions.base import BaseAction
 from worker.platform import (
     ClientError,
     MalformedResponseError,
@@ -18,6 +21,8 @@ from worker.platform import (
     error_type,
     shorten,
 )
+
+P = TypeVar("P", bound=BaseModel, default=DeployParams)
 
 _CAPACITY_DENIED_MSG = "Serve deploy denied: insufficient cluster capacity ({reasons})"
 _CAPACITY_UNREACHABLE_MSG = "Serve deploy capacity check failed: agent unreachable ({error_type})"

@@ -8,13 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
+from pydantic import BaseModel
+from typing_extensions import TypeVar
+
 from shared.messages import JsonObject, ToTaskMethod, ToTaskParams
 from shared.statuses import ToTaskResult
-from worker.actions.base import BaseAction, P
+from worker.actions.base import BaseAction
 from worker.platform import clean
 
 __all__ = ["ToTaskAction", "ToTaskMethod", "ToTaskParams", "ToTaskResult"]
 
+P = TypeVar("P", bound=BaseModel, default=ToTaskParams)
 Item = Mapping[str, Any]
 
 

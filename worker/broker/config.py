@@ -13,6 +13,9 @@ log = structlog.get_logger(__name__)
 QUEUES = ("deploy", "to_task", "annotate", "logs", "control")
 """All queues that the workers of an installation consume between them."""
 
+EX_CONFIG = 78
+"""The exit code of a worker that cannot start with its settings."""
+
 WARN_OFFSET_SECONDS = 0.5
 MAX_OFFSET_SECONDS = 5.0
 

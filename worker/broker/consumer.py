@@ -1,6 +1,7 @@
 """Celery's consumer and tracer, so that neither a bad message nor a lost broker stops a worker."""
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -18,10 +19,11 @@ from kombu.utils.json import dumps
 from vine import ppartial, promise  # type: ignore[import-untyped]
 
 from worker.broker import validation
-from worker.broker.config import ClockOffsetError, check_clock
+from worker.broker.config import EX_CONFIG, ClockOffsetError, check_clock
 from worker.broker.rejections import RejectedMessage, keep_rejected, rejected_message
 from worker.broker.transport import Channel
 from worker.broker.validation import EMBED_KEYS, limit_decompression
+from worker.redis_needs import RedisClusterError, reject_cluster
 from worker.runs.publisher import STEP_HEADER
 
 log = structlog.get_logger(__name__)
@@ -81,7 +83,8 @@ def scheduled_tags() -> list[str]:
     return [request.message.delivery_tag for request in tuple(state.scheduled_requests)]
 
 
-EX_CONFIG = 78
+RECONNECT_SECONDS = 5.0
+"""Within this time after an outage every worker has connected again: it tries every two seconds."""
 
 UNKNOWN_STEP_SECONDS = 5.0
 """Delay of a step that this worker does not know, so that old workers do not fetch it again and again."""
@@ -93,6 +96,9 @@ class Consumer(consumer.Consumer):
     """The consumer that the setting `worker_consumer` names."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._waiting_acks: deque[Callable[[], object]] = deque()
+        self._loop_runs = False
+        self._missed_broker = False
         limit_decompression()
         super().__init__(*args, **kwargs)
 
@@ -180,6 +186,7 @@ class Consumer(consumer.Consumer):
         """Connect, trying at least every two seconds; stock waits up to 30 s after a long outage."""
 
         def report(error: Exception, _interval: float) -> None:
+            self._missed_broker = True
             log.error("broker unavailable", broker=conn.as_uri(), error_type=type(error).__name__)
 
         conn.ensure_connection(
@@ -199,16 +206,39 @@ class Consumer(consumer.Consumer):
         conn = super().connect()
         channel = conn.default_channel
         if isinstance(channel, Channel):
+            if self.restart_count or self._missed_broker:
+                self._catch_up(channel)
             try:
+                reject_cluster(channel.unacked.client)
                 check_clock(channel.unacked.client.time)
-            except ClockOffsetError as error:
+            except (RedisClusterError, ClockOffsetError) as error:
                 log.critical(str(error))
                 if self.restart_count == 0:
                     raise WorkerShutdown(EX_CONFIG) from None
         return conn
 
+    def _catch_up(self, channel: Channel) -> None:
+        """After an outage: send what this process owes Redis before any worker redelivers messages.
+
+        The outage may have been longer than the visibility timeout. Tasks that ended in it are acknowledged,
+        those that still run get their time again, and the other workers get some seconds to do the same.
+        """
+        channel.connection.delay_redelivery(RECONNECT_SECONDS)
+        self._run_waiting_acks()
+        channel.pending_acks.flush(channel.unacked)
+        running = in_flight(self.pool, stopping=False)
+        channel.unacked.extend([*running, *scheduled_tags()], channel.visibility_timeout)
+        self._missed_broker = False
+
+    def on_ready(self) -> None:
+        """Celery starts the event loop."""
+        self._loop_runs = True
+        super().on_ready()
+
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Keep the messages in flight; stock requeues them at once and so runs their tasks twice."""
+        self._loop_runs = False
+        self._run_waiting_acks()
         self._requeue_held(stopping=False)
         super().on_connection_error_after_connected(exc)
 
@@ -242,12 +272,29 @@ class Consumer(consumer.Consumer):
         super().on_close()
 
     def call_soon_ack(self, p: Any, *args: Any, **kwargs: Any) -> Any:
-        """Acknowledge; in a stopping worker at once, as its event loop runs again only at the very end."""
-        if self.hub is None or self.blueprint.state not in STOPPING_STATES:
-            return super().call_soon_ack(p, *args, **kwargs)
+        """Acknowledge: in the event loop while that runs, else at once.
+
+        In an outage the loop runs again only after the reconnect, in a stopping worker at the very end.
+        """
         p = ppartial(p, *args, **kwargs)
-        p()
+        # Added first: a thread that sets `_loop_runs` to false runs it then.
+        self._waiting_acks.append(p)
+        if self.hub is not None and self._loop_runs and self.blueprint.state not in STOPPING_STATES:
+            self.hub.call_soon(self._run_waiting_acks)
+        else:
+            self._run_waiting_acks()
         return p
+
+    def _run_waiting_acks(self) -> None:
+        while True:
+            try:
+                acknowledge = self._waiting_acks.popleft()
+            except IndexError:
+                return
+            try:
+                acknowledge()
+            except Exception as error:
+                log.error("acknowledgement failed", error_type=type(error).__name__)
 
     def _channel(self) -> Channel | None:
         channel = self.task_consumer.channel if self.task_consumer else None

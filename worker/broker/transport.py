@@ -92,6 +92,10 @@ class Poller(redis.MultiChannelPoller):
         if self.loop is not None:
             self.loop.call_later(UNTRACKED_POLL_SECONDS, lambda: None)
 
+    def on_poll_init(self, poller: Any) -> None:
+        """Use the event loop's poller. Kombu redelivers here, before the consumer has caught up."""
+        self.poller = poller
+
     def on_readable(self, fileno: int) -> Any:
         """Handle an event on one of the channels' connections."""
         channel, kind = self._fd_to_chan.get(fileno, (None, None))
@@ -156,6 +160,8 @@ class Channel(redis_broker.Channel):
     def redeliver_overdue(self) -> None:
         """Run the pending commands, then requeue what nobody acknowledged in time."""
         self.pending_acks.flush(self.unacked)
+        if monotonic() < self.connection.redelivers_from:
+            return
         if requeued := self.unacked.requeue_overdue():
             log.info("overdue messages requeued", count=requeued)
 
@@ -338,6 +344,11 @@ class Transport(redis_broker.Transport):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cycle = Poller()
+        self.redelivers_from = 0.0
+
+    def delay_redelivery(self, seconds: float) -> None:
+        """Redeliver nothing for so long, as the workers that hold the messages may be connecting again."""
+        self.redelivers_from = monotonic() + seconds
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Let the poller wake the worker's event loop, and register the connections as kombu does."""

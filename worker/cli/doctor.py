@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import typer
@@ -10,10 +10,10 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 from rich.markup import escape
 
-from shared.redis_url import read_redis_url
+from shared.redis_url import is_redis_url, read_redis_url
 from worker.broker import Connection
 from worker.broker.config import QUEUES
-from worker.cli import ray_check
+from worker.cli import ray_check, redis_check
 from worker.cli.console import BAD_ADDRESS_ERRORS, out
 from worker.platform import AgentClient, BackendClient, ClientError, NotFoundError, clean
 from worker.plugins import PluginError, PluginStore
@@ -54,6 +54,14 @@ class _CheckWarning(Exception):
     """Nothing is wrong, but the user should know: the check is a warning."""
 
 
+class _CheckFailures(Exception):
+    """Each line says what is wrong and what to do."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__(lines)
+        self.lines = lines
+
+
 def doctor() -> None:
     """Check the environment that a worker would start in; exit code 1 when something is wrong."""
     try:
@@ -92,6 +100,10 @@ def _passes(name: str, check: Check, settings: Settings) -> bool:
     except _CheckWarning as warning:
         out.print(f"[yellow]![/] {name}: {warning}", highlight=False)
         return True
+    except _CheckFailures as failures:
+        for line in failures.lines:
+            out.print(f"[red]✗[/] {name}: {escape(line)}", highlight=False)
+        return False
     except (ClientError, OperationalError, PluginError, RedisError, OSError) as error:
         problem = escape(clean(str(error)) or type(error).__name__)
         out.print(f"[red]✗[/] {name}: {problem} [dim](see {RELEVANT_SETTINGS[name]})[/]", highlight=False)
@@ -106,13 +118,34 @@ def _passes(name: str, check: Check, settings: Settings) -> bool:
 
 
 def _check_redis(settings: Settings) -> str:
-    redis = read_redis_url(settings.redis_url).client(socket_connect_timeout=CONNECT_TIMEOUT_SECONDS)
-    return f"version {redis.info('server')['redis_version']}"
+    has_queues = settings.broker_url == settings.redis_url
+    return _check_server("redis", settings.redis_url, QUEUES if has_queues else ())
+
+
+def _check_server(name: str, url: str, queues: Sequence[str]) -> str:
+    address = read_redis_url(url)
+    timeouts = {
+        "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "socket_timeout": CONNECT_TIMEOUT_SECONDS,
+    }
+    with address.client(decode_responses=True, **timeouts) as redis:
+        version = redis_check.version_of(redis)
+        database = int(address.options.get("db", 0))
+        prefix = address.global_keyprefix
+        findings = redis_check.check_redis(redis, queues, database=database, keyprefix=prefix)
+    for finding in findings:
+        if not finding.is_error:
+            out.print(f"[yellow]![/] {name}: {escape(finding.text)}", highlight=False)
+    if errors := [finding.text for finding in findings if finding.is_error]:
+        raise _CheckFailures(errors)
+    return f"version {version}"
 
 
 def _check_queue(settings: Settings) -> str:
     if settings.celery_broker_url is None:
         return "the Redis of REDIS_URL"
+    if is_redis_url(settings.broker_url):
+        return _check_server("queue", settings.broker_url, QUEUES)
     with Connection(settings.broker_url, connect_timeout=CONNECT_TIMEOUT_SECONDS) as connection:
         connection.ensure_connection(max_retries=1, timeout=CONNECT_TIMEOUT_SECONDS)
         return f"connected over {connection.transport.driver_type}"

@@ -112,9 +112,7 @@ class DeployedPackages:
             try:
                 releases.append(self._services.store.get(name))
             except (PluginError, OSError) as error:
-                log.warning(
-                    "release of an application not read", plugin=name, error_type=type(error).__name__
-                )
+                log.warning("deployed release not read", plugin=name, error_type=type(error).__name__)
         return releases
 
     def _live_applications(self) -> dict[str, JsonObject]:

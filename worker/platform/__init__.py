@@ -1,5 +1,6 @@
 """Clients of the platform's HTTP services, the backend and the agents; their errors; redaction of secrets."""
 
+from shared.messages import JsonObject
 from worker.platform.agent import AgentClient
 from worker.platform.async_backend import AsyncBackendClient
 from worker.platform.backend import BackendClient
@@ -36,7 +37,7 @@ from worker.platform.redaction import (
     register_secrets,
     register_settings,
 )
-from worker.platform.requests import Json, JsonObject
+from worker.platform.requests import Json
 from worker.platform.responses import RetryPolicy
 from worker.platform.streams import AsyncLogTail, StreamLimits, StreamProtocol
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 
 import httpx
 
+from shared.messages import JsonObject
 from worker.platform.client import BaseClient
 from worker.platform.errors import MalformedResponseError
 from worker.platform.ray_client import RayClientMixin
 from worker.platform.redaction import register_secrets
-from worker.platform.requests import Json, JsonObject, Request, encode_query
+from worker.platform.requests import Json, Request, encode_query
 from worker.platform.responses import RetryPolicy
 from worker.platform.streams import StreamLimits
 

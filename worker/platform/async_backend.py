@@ -13,6 +13,7 @@ import httpx
 import tenacity
 from httpx_aiohttp import AiohttpTransport
 
+from shared.messages import JsonObject
 from worker.platform.backend_requests import (
     annotation_request,
     backend_headers,
@@ -21,7 +22,7 @@ from worker.platform.backend_requests import (
     task_request,
 )
 from worker.platform.errors import ClientError
-from worker.platform.requests import BaseUrl, Json, JsonObject, Request, encode_body
+from worker.platform.requests import BaseUrl, Json, Request, encode_body
 from worker.platform.responses import HttpResponse, RetryPolicy, decode_response
 from worker.platform.transport import (
     CLIENT_CLOSED,

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import httpx
 
+from shared.messages import JsonObject
 from worker.platform.backend_requests import (
     NUMBER,
     RELEASE,
@@ -20,7 +21,7 @@ from worker.platform.backend_requests import (
 from worker.platform.client import BaseClient
 from worker.platform.errors import NotFoundError
 from worker.platform.redaction import register_secrets
-from worker.platform.requests import Json, JsonObject, Request, encode_query, page_request, path_segment
+from worker.platform.requests import Json, Request, encode_query, page_request, path_segment
 from worker.platform.responses import RetryPolicy
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_.-]{1,100}")

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Mapping
 
+from shared.messages import JsonObject
 from worker.platform.errors import ValidationError
 from worker.platform.redaction import register_secrets
-from worker.platform.requests import Expect, Json, JsonObject, Request, encode_query, path_segment
+from worker.platform.requests import Expect, Json, Request, encode_query, path_segment
 
 NUMBER = re.compile(r"[0-9]{1,20}")
 """Ids of projects, tasks and so on."""

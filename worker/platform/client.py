@@ -6,8 +6,9 @@ from typing import Self
 import httpx
 import tenacity
 
+from shared.messages import JsonObject
 from worker.platform.errors import ClientError
-from worker.platform.requests import BaseUrl, Json, JsonObject, Pagination, Request, encode_body
+from worker.platform.requests import BaseUrl, Json, Pagination, Request, encode_body
 from worker.platform.responses import HttpResponse, RetryPolicy, decode_response
 from worker.platform.transport import (
     CLIENT_CLOSED,

@@ -7,9 +7,10 @@ from typing import Any
 
 import httpx
 
+from shared.messages import JsonObject
 from worker.platform.client import BaseClient
 from worker.platform.errors import ValidationError
-from worker.platform.requests import JsonObject, Request, path_segment
+from worker.platform.requests import Request, path_segment
 from worker.platform.streams.connection import StreamTarget, websocket_url
 from worker.platform.streams.parser import StreamLimits, StreamProtocol, validate_timeout
 from worker.platform.streams.sync_tail import LogStreams

@@ -12,9 +12,6 @@ from worker.platform.errors import MalformedResponseError, UntrustedLinkError, V
 Json: TypeAlias = Any
 """A JSON value of another program: what is in it is known only once it has been validated."""
 
-JsonObject: TypeAlias = dict[str, Json]
-"""A JSON object of another program, such as a response of the backend."""
-
 MAX_DEPTH = 100
 """Levels of lists and objects that a message or a response may have. The JSON parser accepts more than the
 code that walks through the value afterwards."""

@@ -6,6 +6,7 @@ import structlog
 
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
+from worker.blame import INFRASTRUCTURE_ERRORS
 from worker.platform import clean
 from worker.pre_processor.decision import (
     TIMED_OUT,
@@ -27,7 +28,6 @@ from worker.runs.keys import lock_key
 from worker.runs.model import End, Step
 from worker.runs.runs import Runs
 from worker.services import Services
-from worker.workflow.task import INFRASTRUCTURE_ERRORS
 
 log = structlog.get_logger(__name__)
 

@@ -23,7 +23,7 @@ NO_TASKS = "No tasks found to annotate"
 MAX_PAGE_SIZE = 1_000
 MAX_TASK_COUNT = 10**12
 MAX_REPEATED_PAGES = 20
-"""Pages in a row without a new id. Tasks that are created meanwhile can shift a page onto those that were read."""
+"""Pages in a row without a new id. Tasks that are created meanwhile can shift some onto known ones."""
 
 
 class TaskListApi(Protocol):

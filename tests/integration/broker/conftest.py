@@ -9,7 +9,7 @@ from tests.chaos.forkserver import ForkServer
 from tests.integration.broker.broker_site import Site
 
 TINY_APP = "tests.integration.broker.tiny_app"
-LOADED = (
+PRELOADED = (
     "celery.apps.worker",
     "celery.bin.celery",
     "celery.concurrency.thread",
@@ -20,7 +20,7 @@ LOADED = (
 
 @pytest.fixture(scope="session")
 def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    fork_server = ForkServer(tmp_path_factory.mktemp("fork_server"), app=TINY_APP, loaded=LOADED)
+    fork_server = ForkServer(tmp_path_factory.mktemp("fork_server"), app=TINY_APP, preloaded=PRELOADED)
     try:
         yield fork_server
     finally:

@@ -38,6 +38,49 @@ def test_task_that_ends_in_an_outage_is_acknowledged_later(site: Site) -> None:
     assert worker.alive
 
 
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_task_that_ends_in_a_long_outage_runs_once(site: Site, pool: str) -> None:
+    # Given two workers and a task that ends while Redis is away for longer than the visibility timeout
+    timeout = 2
+    workers = [site.worker(pool=pool, concurrency=2, vt=timeout) for _ in range(2)]
+    site.app.send_task("doze", [1.5], queue="first")
+    site.wait(lambda: site.held() == 1, 5, "begun")
+    site.server.stop()
+
+    def count(text: str) -> int:
+        return sum(worker.log.read_text().count(text) for worker in workers)
+
+    for worker in workers:
+        site.misses_redis(worker)
+    if pool == "threads":
+        site.wait(lambda: count("succeeded") == 1, 5, "the task's end")
+    deadline = time.monotonic() + 2 * timeout
+    site.wait(lambda: time.monotonic() > deadline, 2 * timeout, "the visibility timeout")
+
+    # When Redis is there again
+    site.server.start()
+
+    # Then the task is acknowledged before anybody redelivers its message
+    site.wait(site.quiet, 20, "acknowledged")
+    assert count("] received") == count("succeeded") == 1
+
+
+def test_task_that_outlasts_a_long_outage_runs_once(site: Site) -> None:
+    # Given a task that still runs when Redis is there again after the visibility timeout
+    worker = site.worker(concurrency=2, vt=4)
+    site.app.send_task("doze", [9], queue="first")
+    site.wait(lambda: site.held() == 1, 5, "begun")
+    site.server.stop()
+    deadline = time.monotonic() + 5
+    site.wait(lambda: time.monotonic() > deadline, 5, "the visibility timeout")
+
+    site.server.start()
+
+    site.wait(lambda: "succeeded" in worker.log.read_text(), 15, "the task's end")
+    site.wait(site.quiet, 20, "acknowledged")
+    assert worker.log.read_text().count("] received") == 1
+
+
 def test_cut_connections_do_not_run_a_task_twice(site: Site) -> None:
     site.worker(vt=30)
     site.send("running", 3)

@@ -1,22 +1,22 @@
-"""One platform for all of these tests; each test has its own jobs and projects."""
+"""One harness for all tests of the session; each test has its own jobs and projects."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.integration.safety.site import Site
+from tests.integration.safety.proxied_harness import ProxiedHarness
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    site = Site(tmp_path_factory.mktemp("safety"))
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxiedHarness]:
+    harness = ProxiedHarness(tmp_path_factory.mktemp("safety"))
     try:
-        site.start(
+        harness.start(
             WORKER_ANNOTATE_CONCURRENCY="4",
             WORKER_ANNOTATE_CHUNK="50",
-            # A fuzzed message may be a good one that waits for what never comes.
+            # A fuzzed message may be valid, and then wait for a pre-processor that does not exist.
             WORKER_PRE_PROCESSOR_TIMEOUT_SECONDS="8",
         )
-        yield site
+        yield harness
     finally:
-        site.close()
+        harness.close()

@@ -1,4 +1,4 @@
-"""What cannot be accepted is kept whole and answered; the command shows, replays and drops it."""
+"""Rejected messages become dead letters and fail their jobs; the command shows, replays and drops them."""
 
 import json
 import re
@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from tests.integration.safety.site import ECHO, Site
+from tests.integration.safety.proxied_harness import ECHO, ProxiedHarness
 from worker.sandbox.servers import RedisServer
 
-OBEYED = {"\x1b", "\x9b", "\u202e"}
-"""Characters that a terminal does not show but does what they say."""
+CONTROL_CHARACTERS = {"\x1b", "\x9b", "\u202e"}
+"""Characters that a terminal interprets and does not show."""
 
 
-def letter_of(site: Site, mark: str) -> dict[str, Any]:
+def dead_letter_with(harness: ProxiedHarness, mark: str) -> dict[str, Any]:
     def found() -> list[dict[str, Any]]:
-        return [letter for letter in site.letters() if mark in letter["body"]]
+        return [letter for letter in harness.dead_letters() if mark in letter["body"]]
 
-    site.wait(lambda: bool(found()), f"a letter with {mark}")
+    harness.wait_for(lambda: bool(found()), f"a dead letter with {mark}")
     [letter] = found()
     return letter
 
@@ -37,121 +37,131 @@ def letter_of(site: Site, mark: str) -> dict[str, Any]:
         ("deploy", "deploy", {"self": 1, "agent": 1}, "self"),
     ],
 )
-def test_an_unacceptable_message_is_kept_and_its_job_fails(
-    site: Site, task: str, queue: str, change: dict[str, Any], reason: str
+def test_an_invalid_message_is_kept_and_its_job_fails(
+    harness: ProxiedHarness, task: str, queue: str, change: dict[str, Any], reason: str
 ) -> None:
     # Given a message with one mistake
-    job, mark = site.new_job(), f"mark-{site.new_job()}"
-    params: Any = site.params(site.project(1)) if task == "to_task" else {}
+    job, mark = harness.new_job(), f"mark-{harness.new_job()}"
+    params: Any = harness.to_task_params(harness.new_project(1)) if task == "to_task" else {}
     message = {"job": int(job), "plugin": "echo@1.0.0", "params": {**params, "note": mark}}
     if "params" in change:
         change = {"params": {"note": mark}}
 
-    # When it is published by whoever
-    site.bare(task, queue, {**message, **change})
+    # When it is published with Celery alone
+    harness.send_task(task, queue, {**message, **change})
 
-    # Then the job fails with the reason, the letter has the whole message, and no log line has any of it
-    end = site.end_of(job)
-    letter = letter_of(site, mark)
+    # Then the job fails with the reason, the dead letter has the whole message, and no log line has any of it
+    end = harness.wait_for_end(job)
+    letter = dead_letter_with(harness, mark)
     assert end["status"] == "FAILED"
     assert reason in end["result"]["error"]
     assert letter["reason"] == end["result"]["error"]
     assert letter["task"] == task
     assert json.loads(letter["body"])[1] == {**message, **change}
-    assert mark not in site.log()
+    assert mark not in harness.worker_log()
 
 
-def test_a_replay_opens_the_job_that_the_letter_had_failed(site: Site) -> None:
-    # Given a job that failed because its plugin was not in the store
-    project = site.project(3)
-    job = site.to_task(project, "late@1.0.0")
-    assert site.end_of(job)["status"] == "FAILED"
-    [letter] = [each for each in site.letters() if "late@1.0.0" in each["body"]]
-    site.wait(site.quiet, "the refusal was reported")
+def test_a_replay_runs_the_job_that_the_message_had_failed(harness: ProxiedHarness) -> None:
+    # Given a job that failed because the plugin store did not have its release
+    project = harness.new_project(3)
+    job = harness.to_task(project, "late@1.0.0")
+    assert harness.wait_for_end(job)["status"] == "FAILED"
+    [letter] = [each for each in harness.dead_letters() if "late@1.0.0" in each["body"]]
+    harness.wait_for(harness.has_no_messages, "the rejection was reported")
 
-    # When the plugin is there and the letter is replayed
-    site.install("late", ECHO)
-    code, said = site.command("dead-letters", "replay", letter["id"])
+    # When the release is added and the dead letter is replayed
+    harness.add_release("late", ECHO)
+    code, output = harness.run_command("dead-letters", "replay", letter["id"])
 
-    # Then the job runs to its end, and the letter is gone
+    # Then the job succeeds, and the dead letter is removed
     assert code == 0
-    assert said.splitlines() == [
+    assert output.splitlines() == [
         f"published again: to_task, job {job}",
         f"`synapse-worker watch {job}` shows what becomes of it",
     ]
-    site.wait(lambda: site.job(job)["status"] == "SUCCEEDED", "the replayed run succeeds")
-    assert site.writes(project) == [1, 1, 1]
-    assert letter["id"] not in [each["id"] for each in site.letters()]
+    harness.wait_for(lambda: harness.job(job)["status"] == "SUCCEEDED", "the replayed run succeeds")
+    assert harness.write_counts(project) == [1, 1, 1]
+    assert letter["id"] not in [each["id"] for each in harness.dead_letters()]
     # And a second replay of it is rejected
-    code, said = site.command("dead-letters", "replay", letter["id"])
+    code, output = harness.run_command("dead-letters", "replay", letter["id"])
     assert code == 1
-    assert "there is no dead letter" in said
+    assert "there is no dead letter" in output
 
 
-def test_a_replay_does_not_open_a_job_that_ended_otherwise(site: Site) -> None:
-    # Given a job that was over before its bad message came
-    job = site.new_job(status="FAILED", result={"error": "out of money"})
-    site.bare(
+def test_a_job_that_ended_otherwise_is_not_replayed(harness: ProxiedHarness) -> None:
+    # Given a job that had ended when two invalid messages for it were published
+    job = harness.new_job(status="FAILED", result={"error": "out of money"})
+    harness.send_task(
         "to_task", "to_task", {"job": int(job), "plugin": "soon@1.0.0", "params": {"name": "mark-over"}}
     )
-    site.bare(
+    harness.send_task(
         "to_task",
         "to_task",
-        {"job": int(job), "plugin": "soon@1.0.0", "params": site.params(site.project(1), name="mark-over-2")},
+        {
+            "job": int(job),
+            "plugin": "soon@1.0.0",
+            "params": harness.to_task_params(harness.new_project(1), name="mark-over-2"),
+        },
     )
-    letters = [letter_of(site, "mark-over-2"), letter_of(site, '"mark-over"')]
-    site.wait(site.quiet, "the refusal was reported")
+    letters = [dead_letter_with(harness, "mark-over-2"), dead_letter_with(harness, '"mark-over"')]
+    harness.wait_for(harness.has_no_messages, "the rejection was reported")
 
-    # When they are replayed, then that is rejected in a line
-    code, said = site.command("dead-letters", "replay", letters[0]["id"])
+    # When they are replayed, then the command rejects it with a reason
+    code, output = harness.run_command("dead-letters", "replay", letters[0]["id"])
     assert code == 1
-    assert f"job {job} was not set FAILED because of this message" in said
-    code, said = site.command("dead-letters", "replay", letters[1]["id"])
+    assert f"job {job} was not set FAILED because of this message" in output
+    code, output = harness.run_command("dead-letters", "replay", letters[1]["id"])
     assert code == 1
-    assert "would be rejected again (params.agent, params.project" in said
-    assert site.job(job)["result"] == {"error": "out of money"}
+    assert "would be rejected again (params.agent, params.project" in output
+    assert harness.job(job)["result"] == {"error": "out of money"}
 
 
-def test_what_is_no_task_message_is_shown_but_not_replayed(site: Site) -> None:
-    # Given rubbish, and a message whose task has a name that a terminal would obey
-    site.redis.lpush("to_task", "mark-rubbish [/red] {} %s")
-    site.bare("[/b]\x1b[2J\x9b2J\u202e{}%s", "to_task", {"mark": "mark-markup \x9b2J\u202e😀"})
-    rubbish, markup = letter_of(site, "mark-rubbish"), letter_of(site, "mark-markup")
+def test_a_letter_of_no_known_task_is_shown_but_not_replayed(harness: ProxiedHarness) -> None:
+    # Given text that is no message, and a message whose task has a name with control characters and markup
+    harness.redis.lpush("to_task", "mark-no-message [/red] {} %s")
+    harness.send_task("[/b]\x1b[2J\x9b2J\u202e{}%s", "to_task", {"mark": "mark-markup \x9b2J\u202e😀"})
+    no_message, markup = (
+        dead_letter_with(harness, "mark-no-message"),
+        dead_letter_with(harness, "mark-markup"),
+    )
 
     # When they are listed, shown and replayed
-    code, listed = site.command("dead-letters", "list")
+    code, listed = harness.run_command("dead-letters", "list")
     assert code == 0
-    assert not OBEYED & set(listed)
-    for letter in (rubbish, markup):
+    assert not CONTROL_CHARACTERS & set(listed)
+    for letter in (no_message, markup):
         assert letter["id"] in listed
-        code, shown = site.command("dead-letters", "show", letter["id"])
-        assert not OBEYED & set(shown)
+        code, shown = harness.run_command("dead-letters", "show", letter["id"])
+        assert not CONTROL_CHARACTERS & set(shown)
         reported = json.loads(shown)
         body = reported["body"] if isinstance(reported["body"], str) else json.dumps(reported["body"])
         assert {**reported, "body": body} == {key: value for key, value in letter.items() if key != "id"}
-        code, said = site.command("dead-letters", "replay", letter["id"])
+        code, output = harness.run_command("dead-letters", "replay", letter["id"])
         assert code == 1
-        assert "cannot be replayed: its task is none of deploy, to_task" in said
+        assert "cannot be replayed: its task is none of deploy, to_task" in output
 
-    # And when one is dropped, then it is gone
-    code, said = site.command("dead-letters", "drop", rubbish["id"])
-    assert (code, said.strip()) == (0, f"dropped {rubbish['id']}")
-    assert rubbish["id"] not in [letter["id"] for letter in site.letters()]
+    # And when one is dropped, then it is removed
+    code, output = harness.run_command("dead-letters", "drop", no_message["id"])
+    assert (code, output.strip()) == (0, f"dropped {no_message['id']}")
+    assert no_message["id"] not in [letter["id"] for letter in harness.dead_letters()]
 
 
 @pytest.mark.parametrize("action", ["show", "replay", "drop"])
 @pytest.mark.parametrize("id_", ["1-1", "1", "nonsense", "[/b]", "{}", "%s", "+", "9" * 40 + "-1"])
-def test_an_unknown_id_is_one_clear_line(site: Site, action: str, id_: str) -> None:
-    code, said = site.command("dead-letters", action, id_)
+def test_an_unknown_id_is_reported_in_one_line(harness: ProxiedHarness, action: str, id_: str) -> None:
+    code, output = harness.run_command("dead-letters", action, id_)
 
     assert code == 1
-    assert re.sub(r"\s+", " ", said).startswith(f"error: there is no dead letter {id_} `synapse-worker")
+    assert re.sub(r"\s+", " ", output).startswith(f"error: there is no dead letter {id_} `synapse-worker")
 
 
-def test_no_letters_are_said_to_be_none(tmp_path: Any, site: Site) -> None:
+def test_an_empty_list_of_letters_is_reported(tmp_path: Any, harness: ProxiedHarness) -> None:
     server = RedisServer(tmp_path / "redis")
     server.start()
     try:
-        assert site.command("dead-letters", "list", "--redis-url", server.url) == (0, "no dead letters\n")
+        assert harness.run_command("dead-letters", "list", "--redis-url", server.url) == (
+            0,
+            "no dead letters\n",
+        )
     finally:
         server.stop()

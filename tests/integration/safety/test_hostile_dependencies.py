@@ -1,4 +1,4 @@
-"""A backend and agents that mean harm: the run ends with a clear error, and no token goes anywhere else."""
+"""A hostile backend: the run ends with a clear error, and no other server receives a request or a token."""
 
 import json
 from collections.abc import Iterator
@@ -7,29 +7,29 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.integration.safety.proxy import Answer, Proxy, Received
-from tests.integration.safety.site import Site
+from tests.integration.safety.proxied_harness import ProxiedHarness
+from tests.integration.safety.recording_proxy import RecordingProxy, Request, Response
 
 MB = 1024 * 1024
 
 
 @pytest.fixture
-def elsewhere() -> Iterator[Proxy]:
-    """Another host, by its port, that a hostile answer leads to."""
-    other = Proxy("http://127.0.0.1:1")
-    with other.spoilt("GET", "/", Answer(200, json.dumps({"results": [{"id": 1}]}).encode())):
-        yield other
-    other.close()
+def other_server() -> Iterator[RecordingProxy]:
+    """Another server, to which hostile links and redirects lead."""
+    server = RecordingProxy("http://127.0.0.1:1")
+    with server.intercept("GET", "/", Response(200, json.dumps({"results": [{"id": 1}]}).encode())):
+        yield server
+    server.close()
 
 
-def page(link: str) -> Answer:
-    return Answer(200, json.dumps({"results": [{"id": 1}], "next": link}).encode())
+def page(link: str) -> Response:
+    return Response(200, json.dumps({"results": [{"id": 1}], "next": link}).encode())
 
 
 @pytest.mark.parametrize(
     ("link", "error"),
     [
-        ("{elsewhere}/sdk/tasks/?page=2", "a link leads to another server"),
+        ("{other_server}/sdk/tasks/?page=2", "a link leads to another server"),
         ("//127.0.0.1:1/sdk/tasks/?page=2", "a link leads to another server"),
         ("{own}@127.0.0.1:1/sdk/tasks/", "a link leads to another server"),
         ("file:///etc/passwd", "a link leads to another server"),
@@ -37,80 +37,82 @@ def page(link: str) -> Answer:
         ("{own}/sdk/tasks/?page=1&x={{}}%s", "its pages go around in a circle"),
     ],
 )
-def test_a_next_link_is_followed_at_home_only(site: Site, elsewhere: Proxy, link: str, error: str) -> None:
-    # Given a list whose next page is elsewhere
-    project = site.project(1)
-    following = link.format(elsewhere=elsewhere.url, own=site.proxy.url)
-    before = len(site.proxy.received)
-    with site.proxy.spoilt("GET", rf"/sdk/tasks/\?.*(project={project.id}(&|$)|x=)", page(following)):
-        # When a run asks for it
-        end = site.end_of(site.to_task(project))
+def test_a_next_link_is_followed_on_the_same_server_only(
+    harness: ProxiedHarness, other_server: RecordingProxy, link: str, error: str
+) -> None:
+    # Given a list whose next page has a hostile link
+    project = harness.new_project(1)
+    following = link.format(other_server=other_server.url, own=harness.proxy.url)
+    before = len(harness.proxy.received)
+    with harness.proxy.intercept("GET", rf"/sdk/tasks/\?.*(project={project.id}(&|$)|x=)", page(following)):
+        # When a run reads the list
+        end = harness.wait_for_end(harness.to_task(project))
 
-    # Then the run ends with a clear error, and nobody else was asked anything
+    # Then the run fails with a clear error, and no other server or path is requested
     assert end["status"] == "FAILED"
     assert error in end["result"]["error"]
-    assert elsewhere.received == []
-    assert not [each for each in site.proxy.received[before:] if each.path.startswith("/agents")]
+    assert other_server.received == []
+    assert not [each for each in harness.proxy.received[before:] if each.path.startswith("/agents")]
 
 
 @pytest.mark.parametrize("status", [302, 307])
 @pytest.mark.parametrize(("method", "path"), [("GET", "/projects/{}/"), ("PUT", "/tasks/{}/annotate")])
 def test_a_redirect_is_not_followed(
-    site: Site, elsewhere: Proxy, status: int, method: str, path: str
+    harness: ProxiedHarness, other_server: RecordingProxy, status: int, method: str, path: str
 ) -> None:
-    # Given a backend that sends callers elsewhere
-    project = site.project(1)
-    where = path.format(project.id if "projects" in path else project.tasks[0])
-    answer = Answer(status, b"", {"Location": f"{elsewhere.url}/x/"})
-    with site.proxy.spoilt(method, where, answer):
-        end = site.end_of(site.to_task(project))
+    # Given a backend that redirects to another server
+    project = harness.new_project(1)
+    redirected_path = path.format(project.id if "projects" in path else project.tasks[0])
+    redirect = Response(status, b"", {"Location": f"{other_server.url}/x/"})
+    with harness.proxy.intercept(method, redirected_path, redirect):
+        end = harness.wait_for_end(harness.to_task(project))
 
-    # Then the run ends, and elsewhere nobody has heard of it
+    # Then the run fails, and the other server receives no request
     assert end["status"] == "FAILED"
     assert "redirects are not followed" in json.dumps(end["result"])
-    assert elsewhere.received == []
+    assert other_server.received == []
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [Answer(200, b" " * MB, length=100 * MB), Answer(200, b" " * MB, endless=True)],
+    "response",
+    [Response(200, b" " * MB, length=100 * MB), Response(200, b" " * MB, endless=True)],
     ids=["100 MB", "endless"],
 )
-def test_an_answer_without_a_limit_is_rejected(site: Site, answer: Answer) -> None:
-    # Given answers of 100 MB, or without an end, to every look at one project
-    project, worker = site.project(1), site.worker
+def test_an_unlimited_response_is_rejected(harness: ProxiedHarness, response: Response) -> None:
+    # Given responses of 100 MB, or without an end, to every request for one project
+    project, worker = harness.new_project(1), harness.worker
     assert worker is not None
-    asked: list[Received] = []
+    requests: list[Request] = []
 
-    def flood(request: Received) -> Answer:
-        asked.append(request)
-        return answer
+    def respond(request: Request) -> Response:
+        requests.append(request)
+        return response
 
-    with site.proxy.spoilt("GET", f"/projects/{project.id}/", flood):
-        # When a run meets them twice
-        job = site.to_task(project)
-        site.wait(lambda: len(asked) > 1, "a second look")
+    with harness.proxy.intercept("GET", f"/projects/{project.id}/", respond):
+        # When a run has retried its request
+        job = harness.to_task(project)
+        harness.wait_for(lambda: len(requests) > 1, "a second request")
         memory = psutil.Process(worker.pid).memory_info().rss
 
-        # Then meanwhile another run is not kept waiting, and the worker does not swallow it all
-        other = site.project(3)
-        assert site.end_of(site.to_task(other), 5)["status"] == "SUCCEEDED"
+        # Then another run is not delayed, and the worker does not keep the responses in memory
+        other = harness.new_project(3)
+        assert harness.wait_for_end(harness.to_task(other), 5)["status"] == "SUCCEEDED"
         assert psutil.Process(worker.pid).memory_info().rss < memory + 100 * MB
-        assert "larger than 16 MB" in site.log()
-    # And once the backend answers as it should, the run succeeds
-    assert site.end_of(job)["status"] == "SUCCEEDED"
+        assert "larger than 16 MB" in harness.worker_log()
+    # And when the backend's responses are well again, the run succeeds
+    assert harness.wait_for_end(job)["status"] == "SUCCEEDED"
 
 
 @pytest.mark.parametrize("text", ["{}", "{reasons}", "%s %d %(x)s", "[/b]", "\\x1b[2J", "$(x)"])
-def test_what_looks_like_a_format_is_only_text(site: Site, text: str) -> None:
-    # Given names that somebody might format
-    project = site.project(2)
+def test_format_directives_in_messages_are_plain_text(harness: ProxiedHarness, text: str) -> None:
+    # Given parameters that look like format strings, markup or escape sequences
+    project = harness.new_project(2)
     params: dict[str, Any] = {"name": text, "description": text, "task_filters": {text: text}}
 
-    # When one run uses them well, another asks for a specification of that name
-    good = site.end_of(site.to_task(project, **params))
-    bad = site.end_of(site.to_task(project, **{**params, "target_specification_name": text}))
+    # When one run only carries them, and another needs a file specification of that name
+    good = harness.wait_for_end(harness.to_task(project, **params))
+    bad = harness.wait_for_end(harness.to_task(project, **{**params, "target_specification_name": text}))
 
-    # Then they are text
+    # Then they are plain text
     assert good["status"] == "SUCCEEDED"
     assert f"has no file specification {text!r}" in bad["result"]["error"]

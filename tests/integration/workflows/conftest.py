@@ -1,18 +1,17 @@
-"""One whole platform for these tests: real Redis, Celery worker and Ray, the sandbox's backend and agent."""
+"""One sandbox with a real Redis, Celery worker and Ray for all tests of the session."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.workflows.platform import Platform
+from tests.integration.workflows.ray_harness import RayHarness
 from worker.sandbox import Sandbox
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 
 
 @pytest.fixture(scope="session")
-def platform() -> Iterator[Platform]:
+def harness() -> Iterator[RayHarness]:
     with Sandbox(plugins_dir=PLUGINS, num_cpus=4) as sandbox:
-        worker = sandbox.start_worker()
-        yield Platform(sandbox, worker)
+        yield RayHarness(sandbox, sandbox.start_worker())

@@ -1,88 +1,90 @@
-"""deploy, from the message to the backend's record, on real Ray."""
+"""`deploy` on a real Ray, from the message to the backend's record."""
 
 import httpx
 
-from tests.integration.workflows.platform import Platform
+from tests.integration.workflows.ray_harness import RayHarness
 
 
-def test_deploy_puts_the_application_online_and_registers_it(platform: Platform) -> None:
-    # Given a release that nobody has deployed
-    # When its deploy is published
-    job = platform.deploy("echo@1.0.0", num_cpus=1)
+def test_deploy_puts_the_application_online_and_registers_it(harness: RayHarness) -> None:
+    # When a release is deployed for the first time
+    job = harness.deploy("echo@1.0.0", num_cpus=1)
 
-    # Then the job succeeds with the record that the backend has
-    end = platform.end_of(job)
-    [record] = platform.applications(job)
+    # Then the job succeeds, and its result is the backend's record of the application
+    end = harness.wait_for_end(job)
+    [record] = harness.application_records(job)
     assert (end["status"], end["result"]) == ("SUCCEEDED", {"serve_application": record["id"]})
-    # And the application answers
-    assert platform.ask("echo@1.0.0", {"text": "hello"}) == {"said": "hello", "by": "1.0.0"}
+    # And the application responds
+    assert harness.call_application("echo@1.0.0", {"text": "hello"}) == {"said": "hello", "by": "1.0.0"}
     # And the progress is complete
     assert end["progress_record"]["current_progress"]["overall"] == 100
 
 
-def test_deploying_the_same_again_does_not_restart_it(platform: Platform) -> None:
+def test_deploying_the_same_again_does_not_restart_it(harness: RayHarness) -> None:
     # Given a running application
-    assert platform.end_of(platform.deploy("echo@1.0.0", num_cpus=1))["status"] == "SUCCEEDED"
-    before = _replicas(platform, "echo@1.0.0")
+    assert harness.wait_for_end(harness.deploy("echo@1.0.0", num_cpus=1))["status"] == "SUCCEEDED"
+    before = _replicas(harness, "echo@1.0.0")
 
-    # When the identical deploy comes again
-    job = platform.deploy("echo@1.0.0", num_cpus=1)
+    # When an identical message for another job is published
+    job = harness.deploy("echo@1.0.0", num_cpus=1)
 
-    # Then it succeeds, and the replicas are the same
-    assert platform.end_of(job)["status"] == "SUCCEEDED"
-    assert _replicas(platform, "echo@1.0.0") == before
+    # Then the job succeeds, and the replicas are the same
+    assert harness.wait_for_end(job)["status"] == "SUCCEEDED"
+    assert _replicas(harness, "echo@1.0.0") == before
 
 
-def test_a_denied_redeploy_leaves_the_running_application_alone(platform: Platform) -> None:
+def test_a_denied_redeploy_leaves_the_running_application_alone(harness: RayHarness) -> None:
     # Given a running application
-    assert platform.end_of(platform.deploy("echo@1.0.0", num_cpus=1))["status"] == "SUCCEEDED"
-    before = _replicas(platform, "echo@1.0.0")
+    assert harness.wait_for_end(harness.deploy("echo@1.0.0", num_cpus=1))["status"] == "SUCCEEDED"
+    before = _replicas(harness, "echo@1.0.0")
 
-    # When a deploy of it asks for a GPU that the cluster does not have
-    end = platform.end_of(platform.deploy("echo@1.0.0", num_cpus=1, num_gpus=1))
+    # When a message for the same release requires a GPU, which the cluster does not have
+    end = harness.wait_for_end(harness.deploy("echo@1.0.0", num_cpus=1, num_gpus=1))
 
-    # Then it fails with the gate's message
+    # Then its job fails with the capacity gate's error
     expected = "Serve deploy denied: insufficient cluster capacity (['insufficient_gpu'])"
     assert (end["status"], end["result"]) == ("FAILED", {"error": expected})
-    # And the running one has not been touched
-    assert _replicas(platform, "echo@1.0.0") == before
-    assert platform.ask("echo@1.0.0", {"text": "still"})["said"] == "still"
+    # And the running application is unchanged
+    assert _replicas(harness, "echo@1.0.0") == before
+    assert harness.call_application("echo@1.0.0", {"text": "still"})["said"] == "still"
 
 
-def test_a_deployment_that_cannot_start_says_why_and_is_removed(platform: Platform) -> None:
+def test_a_deployment_that_cannot_start_fails_and_is_removed(harness: RayHarness) -> None:
     # When a release is deployed whose constructor raises
-    end = platform.end_of(platform.deploy("broken@1.0.0", num_cpus=1))
+    end = harness.wait_for_end(harness.deploy("broken@1.0.0", num_cpus=1))
 
-    # Then Serve's explanation is in the run's error
+    # Then the job's error has Serve's explanation
     assert end["status"] == "FAILED"
     assert "the weights are missing" in end["result"]["error"]
-    # And nothing of it is left
-    platform.wait(lambda: "broken@1.0.0" not in platform.serve_applications(), "removal of the broken one")
+    # And the application is removed, and not registered
+    harness.wait_for(
+        lambda: "broken@1.0.0" not in harness.serve_applications(), "removal of the failed application"
+    )
     assert (
-        platform.state.value("SELECT count(*) FROM serve_applications WHERE application = 'broken@1.0.0'")
-        == 0
+        harness.state.value("SELECT count(*) FROM serve_applications WHERE application = 'broken@1.0.0'") == 0
     )
 
 
-def test_the_same_message_ten_times_is_one_run(platform: Platform) -> None:
+def test_the_same_message_ten_times_is_one_run(harness: RayHarness) -> None:
     # Given a job
-    job = platform.new_job(plugin="echo@1.0.0", action="deployment")
+    job = harness.new_job(plugin="echo@1.0.0", action="deployment")
 
-    # When its message is published ten times by a backend that imports nothing
+    # When its message is published ten times, with Celery alone
     for _ in range(10):
-        platform.send_bare(
-            "deploy", "deploy", job=int(job), plugin="echo@1.0.0", agent=1, params={"num_cpus": 1}
+        harness.send_task(
+            "deploy",
+            "deploy",
+            {"job": int(job), "plugin": "echo@1.0.0", "agent": 1, "params": {"num_cpus": 1}},
         )
 
-    # Then there is one end and one record
-    assert platform.end_of(job)["status"] == "SUCCEEDED"
-    assert len(platform.applications(job)) == 1
-    finals = [r for r in platform.requests("PATCH", f"/jobs/{job}/") if "SUCCEEDED" in r["body"]]
+    # Then there is one final status and one record
+    assert harness.wait_for_end(job)["status"] == "SUCCEEDED"
+    assert len(harness.application_records(job)) == 1
+    finals = [r for r in harness.requests("PATCH", f"/jobs/{job}/") if "SUCCEEDED" in r["body"]]
     assert len(finals) == 1
 
 
-def _replicas(platform: Platform, name: str) -> set[str]:
-    ray = platform.sandbox.ray
+def _replicas(harness: RayHarness, name: str) -> set[str]:
+    ray = harness.sandbox.ray
     assert ray is not None
     headers = {"Authorization": f"Bearer {ray.environment()['RAY_AUTH_TOKEN']}"}
     answer = httpx.get(f"{ray.dashboard_url}/api/serve/applications/", headers=headers, timeout=10)

@@ -1,105 +1,102 @@
-"""What is rejected, stopped, or shown of a message."""
+"""Messages that are rejected, that come after a stop or an end, and what is logged of their arguments."""
 
 from celery import Celery
 
 from shared.channels import dead_letters_key
-from tests.integration.workflows.platform import Platform
+from tests.integration.workflows.ray_harness import RayHarness
 
 
-def test_a_message_with_an_unknown_key_is_kept_its_job_fails(platform: Platform) -> None:
-    # Given a message with a key that nobody knows
-    job = platform.new_job()
-    platform.send_bare("to_task", "to_task", job=int(job), plugin="echo@1.0.0", params={}, colour="red")
+def test_unknown_key_fails_the_job_and_keeps_the_message(harness: RayHarness) -> None:
+    # When a message with an unknown key is published
+    job = harness.new_job()
+    message = {"job": int(job), "plugin": "echo@1.0.0", "params": {}, "colour": "red"}
+    harness.send_task("to_task", "to_task", message)
 
     # Then the job fails with the reason
-    end = platform.end_of(job)
+    end = harness.wait_for_end(job)
     assert end["status"] == "FAILED"
     assert "colour" in end["result"]["error"]
-    # And the message is kept whole
-    assert any('"colour": "red"' in letter["body"] for _, letter in platform.redis.xrange(dead_letters_key()))
+    # And the whole message is a dead letter
+    assert any('"colour": "red"' in letter["body"] for _, letter in harness.redis.xrange(dead_letters_key()))
 
 
-def test_a_message_of_an_unknown_plugin_is_kept_its_job_fails(platform: Platform) -> None:
-    job = platform.deploy("nobody@9.9.9")
+def test_a_message_for_an_unknown_plugin_fails_its_job(harness: RayHarness) -> None:
+    job = harness.deploy("nobody@9.9.9")
 
-    end = platform.end_of(job)
+    end = harness.wait_for_end(job)
     assert end["status"] == "FAILED"
     assert "nobody@9.9.9" in end["result"]["error"]
 
 
-def test_a_job_that_is_over_at_the_backend_starts_nothing(platform: Platform) -> None:
-    # Given a job that was stopped before its message is read
-    project = platform.project(3)
-    job = platform.new_job(status="STOPPED")
+def test_a_job_that_has_ended_at_the_backend_does_not_run(harness: RayHarness) -> None:
+    # Given a job that is stopped in the backend before its message is read
+    project = harness.new_project(3)
+    job = harness.new_job(status="STOPPED")
 
-    # When its message comes, and after it another one's that has ended
-    params = {
-        "name": "late", "project": project.id, "agent": 1, "target_specification_name": "label_1",
-    }  # fmt: skip
-    platform.send_bare("to_task", "to_task", job=int(job), plugin="echo@1.0.0", params=params)
-    assert platform.end_of(platform.to_task_by_file(platform.project(1)))["status"] == "SUCCEEDED"
+    # When its message is published, and a run whose message is published after it has ended
+    params = harness.to_task_params(project, target_specification_name="label_1")
+    harness.send_task("to_task", "to_task", {"job": int(job), "plugin": "echo@1.0.0", "params": params})
+    assert harness.wait_for_end(harness.to_task_by_file(harness.new_project(1)))["status"] == "SUCCEEDED"
 
-    # Then nothing was annotated and nothing reported
-    assert platform.annotations(project) == []
-    assert platform.requests("PATCH", f"/jobs/{job}/") == []
+    # Then no task is annotated and nothing is reported
+    assert harness.annotated_tasks(project) == []
+    assert harness.requests("PATCH", f"/jobs/{job}/") == []
 
 
-def test_a_stop_ends_a_run_that_waits_for_its_pre_processor(platform: Platform) -> None:
-    # Given a run that waits for a pre-processor which never gets ready
-    release = platform.release("slow")
-    project = platform.project(3)
-    job = platform.to_task_by_inference(project, release)
-    platform.wait(
-        lambda: platform.redis.hget(f"synapse:jobs:{{{job}}}", "step") == "pre_processor.dispatch", "wait"
+def test_a_stop_ends_a_run_that_waits_for_its_pre_processor(harness: RayHarness) -> None:
+    # Given a run that waits for a pre-processor which never becomes ready
+    release = harness.release_id("slow")
+    project = harness.new_project(3)
+    job = harness.to_task_by_inference(project, release)
+    harness.wait_for(
+        lambda: harness.redis.hget(f"synapse:jobs:{{{job}}}", "step") == "pre_processor.dispatch",
+        "the dispatch step",
     )
 
     # When it is stopped
-    platform.stop(job)
+    harness.stop(job)
 
-    # Then the job is STOPPED and nothing was annotated
-    end = platform.end_of(job)
+    # Then the job is STOPPED and no task is annotated
+    end = harness.wait_for_end(job)
     assert end["status"] == "STOPPED"
     assert end["result"]["error"] == "stopped"
-    assert platform.annotations(project) == []
+    assert harness.annotated_tasks(project) == []
 
 
-def test_a_stop_before_the_message_is_remembered(platform: Platform) -> None:
-    # Given a stop for a job whose message has not come
-    project = platform.project(3)
-    job = platform.new_job()
-    platform.stop(job)
-    platform.wait(lambda: platform.redis.exists(f"synapse:jobs:{{{job}}}:stop"), "the stop")
+def test_a_stop_before_the_message_is_remembered(harness: RayHarness) -> None:
+    # Given a stop for a job whose message has not been published
+    project = harness.new_project(3)
+    job = harness.new_job()
+    harness.stop(job)
+    harness.wait_for(lambda: harness.redis.exists(f"synapse:jobs:{{{job}}}:stop"), "the stop")
 
-    # When the message comes
-    params = {
-        "name": "late", "project": project.id, "agent": 1, "target_specification_name": "label_1",
-    }  # fmt: skip
-    platform.send_bare("to_task", "to_task", job=int(job), plugin="echo@1.0.0", params=params)
+    # When its message is published
+    params = harness.to_task_params(project, target_specification_name="label_1")
+    harness.send_task("to_task", "to_task", {"job": int(job), "plugin": "echo@1.0.0", "params": params})
 
-    # Then the run ends at once
-    assert platform.end_of(job)["status"] == "STOPPED"
-    assert platform.annotations(project) == []
+    # Then the run is stopped before it annotates
+    assert harness.wait_for_end(job)["status"] == "STOPPED"
+    assert harness.annotated_tasks(project) == []
 
 
-def test_arguments_of_a_bare_message_are_not_shown(platform: Platform) -> None:
-    # Given task events that somebody listens to
-    seen: list[dict[str, object]] = []
+def test_message_arguments_are_neither_logged_nor_sent_as_event(harness: RayHarness) -> None:
+    # Given a receiver of task events
+    received: list[dict[str, object]] = []
     with (
-        Celery(broker=platform.sandbox.redis_url, set_as_current=False) as app,
+        Celery(broker=harness.sandbox.redis_url, set_as_current=False) as app,
         app.connection() as connection,
     ):
-        receiver = app.events.Receiver(connection, handlers={"task-received": seen.append})
+        receiver = app.events.Receiver(connection, handlers={"task-received": received.append})
         events = receiver.itercapture(limit=None, timeout=30, wakeup=True)
         next(events, None)
 
-        # When a bare message carries something that is nobody's business
-        job = platform.new_job()
-        platform.send_bare(
-            "to_task", "to_task", job=int(job), plugin="echo@1.0.0", params={"name": "hush-hush"}
-        )
-        platform.end_of(job)
+        # When a message with a confidential value is published with Celery alone
+        job = harness.new_job()
+        message = {"job": int(job), "plugin": "echo@1.0.0", "params": {"name": "hush-hush"}}
+        harness.send_task("to_task", "to_task", message)
+        harness.wait_for_end(job)
         receiver.capture(limit=1, timeout=10, wakeup=False)
 
-    # Then neither the events nor the worker's log show it
-    assert "hush-hush" not in repr(seen)
-    assert "hush-hush" not in platform.worker_log()
+    # Then neither the events nor the worker's log contain it
+    assert "hush-hush" not in repr(received)
+    assert "hush-hush" not in harness.worker_log()

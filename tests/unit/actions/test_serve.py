@@ -1,10 +1,12 @@
 """Serving a model without Ray: inference and tickets."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from ray import serve
 
 from worker.actions import BaseServeDeployment
 
@@ -121,3 +123,66 @@ async def test_methods_to_override_name_themselves() -> None:
         await BaseServeDeployment("http://b").infer({})
     with pytest.raises(NotImplementedError, match="override _get_model"):
         await BaseServeDeployment("http://b").get_model()
+
+
+class Replicas:
+    """Replicas of one deployment, as Serve's handle reaches them all."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *replicas: BaseServeDeployment) -> None:
+        self.replicas = replicas
+        self.error: Exception | None = None
+        context = SimpleNamespace(deployment="Slow", app_name="slow")
+        monkeypatch.setattr(serve, "get_replica_context", lambda: context)
+        monkeypatch.setattr(serve, "get_deployment_handle", lambda deployment, app_name: self)
+
+    def broadcast(self, method: str, ticket: str) -> "Replicas":
+        self.called = [getattr(replica, method)(ticket) for replica in self.replicas]
+        return self
+
+    async def results_async(self, timeout_s: float, return_exceptions: bool) -> list[Any]:
+        answers = [await call for call in self.called]
+        return [self.error, *answers] if self.error is not None else answers
+
+
+async def test_ticket_is_answered_by_any_replica(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given an inference in one of two replicas
+    one, two = Slow("http://b"), Slow("http://b")
+    Replicas(monkeypatch, one, two)
+    pending = await one.handle_inference({"seconds": 0.1}, deadline_s=0.01)
+    poll = {"__synapse_poll__": pending["ticket"]}
+
+    # When polls meet the other one
+    first = await two.handle_inference(poll)
+    await asyncio.sleep(0.15)
+    second = await two.handle_inference(poll)
+
+    # Then they are answered all the same
+    assert (first, second) == (pending, {"done": 0.1})
+
+
+async def test_replica_that_fails_hides_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = Slow("http://b"), Slow("http://b")
+    Replicas(monkeypatch, one, two).error = OSError("the replica died")
+    pending = await one.handle_inference({"seconds": 0.02}, deadline_s=0.001)
+    await asyncio.sleep(0.05)
+
+    assert await two.handle_inference({"__synapse_poll__": pending["ticket"]}) == {"done": 0.02}
+
+
+async def test_result_lost_by_another_replica_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = Slow("http://b"), Slow("http://b")
+    Replicas(monkeypatch, one, two)
+    pending = await one.handle_inference({"seconds": 0.02}, deadline_s=0.001)
+    await asyncio.sleep(0.05)
+    poll = {"__synapse_poll__": pending["ticket"]}
+
+    assert await two.handle_inference(poll) == await two.handle_inference(poll) == {"done": 0.02}
+
+
+async def test_ticket_that_no_replica_knows_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Slow("http://b")
+    Replicas(monkeypatch, one, Slow("http://b"))
+
+    answer = await one.handle_inference({"__synapse_poll__": "elsewhere.42"})
+
+    assert (answer["status"], answer["ticket"]) == ("not_found", "elsewhere.42")

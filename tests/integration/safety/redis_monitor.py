@@ -1,4 +1,4 @@
-"""What leaves a worker by way of Redis: all that it is reported and holds, and task events."""
+"""Everything that a worker sends to Redis and stores there, and the task events that it sends."""
 
 import base64
 import binascii
@@ -12,22 +12,22 @@ from celery import Celery
 from redis import Redis
 from redis.exceptions import RedisError
 
-_PACKED = re.compile(r"[A-Za-z0-9+/]{24,}={0,2}")
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{24,}={0,2}")
 
 
-def unpacked(text: str) -> str:
-    """`text`, and behind it what is in base64 inside of it (Celery's bodies are)."""
+def with_base64_decoded(text: str) -> str:
+    """`text`, followed by what it contains in base64, as the bodies of Celery's messages."""
     found = [text]
-    for match in _PACKED.finditer(text):
-        packed = match.group()
+    for match in _BASE64.finditer(text):
+        encoded = match.group()
         with contextlib.suppress(binascii.Error, ValueError):
-            found.append(base64.b64decode(packed[: len(packed) // 4 * 4]).decode("latin-1"))
+            found.append(base64.b64decode(encoded[: len(encoded) // 4 * 4]).decode("latin-1"))
     return "\n".join(found)
 
 
-def held(redis: Redis) -> dict[str, str]:
-    """Every key with its value, of any type."""
-    read: dict[str, Any] = {
+def all_keys(redis: Redis) -> dict[str, str]:
+    """The values of all keys, of any type, as text."""
+    readers: dict[str, Any] = {
         "string": redis.get,
         "hash": redis.hgetall,
         "list": lambda key: redis.lrange(key, 0, -1),
@@ -35,25 +35,25 @@ def held(redis: Redis) -> dict[str, str]:
         "zset": lambda key: redis.zrange(key, 0, -1, withscores=True),
         "stream": redis.xrange,
     }
-    return {key: repr(read.get(redis.type(key), lambda _: "")(key)) for key in redis.scan_iter(count=1000)}
+    return {key: repr(readers.get(redis.type(key), lambda _: "")(key)) for key in redis.scan_iter(count=1000)}
 
 
-class Commands:
-    """Every command that Redis gets, while the block lasts."""
+class RedisMonitor:
+    """Collects every command that Redis receives during the block."""
 
     def __init__(self, url: str) -> None:
         self._redis = Redis.from_url(url, encoding_errors="replace")
-        self.seen: list[str] = []
+        self.commands: list[str] = []
         self._thread = threading.Thread(target=self._listen, daemon=True)
 
     def _listen(self) -> None:
-        # The server ends first, or the connection is cut by `__exit__`.
+        # It ends with an error: when Redis is killed, or when `__exit__` closes the connection.
         with contextlib.suppress(Exception), self._redis.monitor() as monitor:
             self._monitor = monitor
             for command in monitor.listen():
-                self.seen.append(command["command"])
+                self.commands.append(command["command"])
 
-    def __enter__(self) -> "Commands":
+    def __enter__(self) -> "RedisMonitor":
         self._thread.start()
         return self
 
@@ -67,26 +67,26 @@ class Commands:
 
 @contextlib.contextmanager
 def task_events(url: str) -> Iterator[list[dict[str, Any]]]:
-    """Every task event, as a monitor gets it, while the block lasts."""
-    seen: list[dict[str, Any]] = []
-    over, ready = threading.Event(), threading.Event()
+    """Collect Celery's task events during the block."""
+    received: list[dict[str, Any]] = []
+    block_ended, ready = threading.Event(), threading.Event()
 
     def listen() -> None:
         with Celery(broker=url, set_as_current=False) as app, app.connection() as connection:
-            receiver = app.events.Receiver(connection, handlers={"*": seen.append})
+            receiver = app.events.Receiver(connection, handlers={"*": received.append})
             with receiver.consumer_context() as (consuming, _, _):
                 ready.set()
-                # It ends with the block, or with the server.
+                # It ends with the block, or when Redis is killed.
                 with contextlib.suppress(ConnectionError, RedisError):
-                    while not over.is_set():
+                    while not block_ended.is_set():
                         with contextlib.suppress(TimeoutError):
                             consuming.drain_events(timeout=0.2)
 
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
-    ready.wait(10)
+    assert ready.wait(10), "the receiver of events did not start"
     try:
-        yield seen
+        yield received
     finally:
-        over.set()
+        block_ended.set()
         thread.join(5)

@@ -1,0 +1,150 @@
+"""What the worker needs of its Redis: no cluster, a known version, and the rights of its user."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from redis import Redis, ResponseError
+from redis.exceptions import NoPermissionError
+
+from shared.channels import dead_letters_key, events_channel, job_key, redis_prefix
+
+MIN_VERSION: Final = (6, 2)
+
+CLUSTER_ERROR: Final = (
+    "REDIS_URL or CELERY_BROKER_URL is a Redis Cluster, which the worker cannot use: set a single Redis,"
+    " or one that Sentinel fails over (sentinel://…)"
+)
+
+COMMANDS_ON_A_KEY: Final = (
+    *("hset f v", "hsetnx f v", "hincrby f 0", "hget f", "hmget f", "hgetall", "hexists f", "hdel g"),
+    *("persist", "pexpire 10000", "expire 10", "exists"),
+    *("set v NX EX 10", "get", "incr", "setbit 0 0", "getbit 0"),
+    *("sadd m", "srem m", "smembers", "scard"),
+    *("zadd 1 m", "zrem m", "zrange 0 0", "zrangebyscore 0 0", "zscore m", "zcard"),
+    *("lpush v", "rpush v", "lpop", "rpop", "brpop 1", "lrange 0 0", "llen"),
+    *("xadd * f v", "xdel 0-1", "xrange - +", "del"),
+)
+"""What the worker and its transport call, with arguments that do no harm to a hash; the last deletes it."""
+
+OTHER_COMMANDS: Final = (
+    "ping",
+    "time",
+    "info cluster",
+    "client id",
+    "client tracking off",
+    "script load x=1",
+    "script exists 0",
+)
+
+SUBCOMMANDS: Final = ("client", "script")
+
+CONTROL_CHANNELS: Final = ("celery.pidbox", "celeryev/*", "celeryev/worker.*")
+"""The patterns to which Celery subscribes, behind `/{database}.`: remote control and events.
+
+Redis allows a subscription to a pattern only where a rule is that very pattern.
+"""
+
+
+class RedisClusterError(RuntimeError):
+    """The server is a Redis Cluster; the message says what to set."""
+
+
+def reject_cluster(redis: Redis) -> None:
+    """Raise `RedisClusterError` for a Redis Cluster.
+
+    A cluster keeps keys on several servers, and the worker's scripts change keys of several jobs at once.
+    """
+    try:
+        is_cluster = redis.info("cluster").get("cluster_enabled") == 1
+    except ResponseError:
+        return  # The user may not call INFO. `doctor` says so.
+    if is_cluster:
+        raise RedisClusterError(CLUSTER_ERROR)
+
+
+def missing_rights(
+    redis: Redis, queues: Sequence[str], *, database: int = 0, keyprefix: str = ""
+) -> Iterator[str]:
+    """What the user may not do, as lines that name the rule to add.
+
+    `queues` are those on this server, in `database` and with the transport's `keyprefix`. One key is written
+    and deleted: `{prefix}:doctor`.
+    """
+    yield from _missing_commands(redis)
+    for pattern, key in _keys(queues, keyprefix):
+        # A script's keys must be readable and writable, whatever it does with them.
+        if "one of the keys" in _denial(redis, "EVAL", "return 1", 1, key):
+            yield f"the user may not use the key {key}: add ~{pattern}"
+    for pattern, channel in _channels(queues):
+        if _is_channel_denied(redis, channel):
+            yield f"the user may not use the channel {channel}: add &{pattern}"
+    for name in CONTROL_CHANNELS if queues else ():
+        pattern = f"{keyprefix}/{database}.{name}"
+        if _is_channel_denied(redis, pattern, is_pattern=True):
+            yield f"the user may not subscribe to the pattern {pattern}: add &{pattern}"
+
+
+def _missing_commands(redis: Redis) -> Iterator[str]:
+    key = f"{redis_prefix()}:doctor"
+    of_a_key = [(name, key, *arguments) for name, *arguments in map(str.split, COMMANDS_ON_A_KEY)]
+    others = [tuple(command.split()) for command in OTHER_COMMANDS]
+    reads_and_messages = [
+        ("xread", "COUNT", "1", "STREAMS", key, "$"),
+        ("publish", events_channel("doctor"), "{}"),
+        ("eval", "return 1", "0"),
+        ("evalsha", "0" * 40, "0"),
+    ]
+    for command in [*of_a_key, *others, *reads_and_messages]:
+        # Else the command is allowed and the key or the channel is not, which is another line.
+        if "to run the" in _denial(redis, *command):
+            name = "|".join(command[:2]) if command[0] in SUBCOMMANDS else command[0]
+            yield f"the user may not call {' '.join(name.split('|')).upper()}: add +{name}"
+    try:
+        with redis.pipeline(transaction=True) as pipe:
+            pipe.ping().execute()
+    except (NoPermissionError, ResponseError):
+        yield "the user may not call MULTI and EXEC: add +multi +exec"
+
+
+def _keys(queues: Sequence[str], keyprefix: str) -> Iterator[tuple[str, str]]:
+    """Pairs of a pattern and a key that it stands for."""
+    prefix = redis_prefix()
+    yield f"{prefix}:*", job_key("doctor")
+    yield f"{{{dead_letters_key()}}}:*", f"{{{dead_letters_key()}}}:jobs"
+    for queue in queues:
+        yield f"{keyprefix}{queue}*", f"{keyprefix}{queue}"
+    if queues:
+        if keyprefix:
+            yield f"{keyprefix}{prefix}:*", f"{keyprefix}{prefix}:broker:held"
+        yield f"{keyprefix}_kombu.binding*", f"{keyprefix}_kombu.binding_deadlines"
+        yield f"{keyprefix}*.celery.pidbox*", f"{keyprefix}doctor.reply.celery.pidbox"
+        yield f"{keyprefix}celeryev*", f"{keyprefix}celeryev.doctor"
+
+
+def _channels(queues: Sequence[str]) -> Iterator[tuple[str, str]]:
+    yield f"{redis_prefix()}:*", events_channel("doctor")
+    if queues:
+        yield "__redis__:invalidate", "__redis__:invalidate"
+
+
+def _denial(redis: Redis, *command: Any) -> str:
+    """The text with which the server denies a command; empty when it does not."""
+    try:
+        redis.execute_command(*command)
+    except NoPermissionError as error:
+        return str(error)
+    except ResponseError:
+        return ""
+    return ""
+
+
+def _is_channel_denied(redis: Redis, channel: str, *, is_pattern: bool = False) -> bool:
+    pubsub = redis.pubsub()
+    try:
+        (pubsub.psubscribe if is_pattern else pubsub.subscribe)(channel)
+        pubsub.get_message(timeout=2)
+    except NoPermissionError:
+        return True
+    finally:
+        pubsub.close()
+    return False
