@@ -13,9 +13,9 @@ from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
 from worker.deploy.plan import DEPLOY
-from worker.platform import ServerError
+from worker.platform import AuthorizationError, ClientError, HTTPError, ServerError
 from worker.runs import reporter
-from worker.runs.keys import RunField, lock_key, run_key
+from worker.runs.keys import RunField, heartbeats_key, lock_key, run_key
 from worker.runs.model import End
 from worker.workflow.intake import begin_run
 
@@ -178,6 +178,38 @@ def test_the_report_of_an_end_is_retried_until_it_is_taken(
     assert countdowns[:8] == [0.5, 1, 2, 4, 8, 16, 30, 30]
     assert task_runner.deliver("runs.report", **kwargs).ended == "acknowledged"
     assert [patch["status"] for patch in backend.patches] == [JobStatus.FAILED]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_given_up"),
+    [(AuthorizationError("no"), True), (HTTPError("gone", status_code=410), True), (ServerError(), False)],
+    ids=["403", "410", "500"],
+)
+def test_an_end_that_is_refused_for_a_day_is_given_up(
+    task_runner: TaskRunner,
+    services: FakeServices,
+    backend: Backend,
+    redis: FakeRedis,
+    clock: Clock,
+    error: ClientError,
+    is_given_up: bool,
+) -> None:
+    # Given the end of a run that the backend refuses
+    begun(task_runner, services)
+    services.runs.finish("42", End(JobStatus.SUCCEEDED, {"serve_application": 1}))
+    backend.patch_error = error
+    clock.forward(86_000)
+    assert task_runner.deliver("runs.report", job="42").ended == "again"
+
+    # When it still does after a day
+    clock.forward(500)
+    delivery = task_runner.deliver("runs.report", job="42", generation=1)
+
+    # Then nothing more is reported and the run's keys expire; who is merely down is reported to for ever
+    assert (delivery.ended == "acknowledged") is is_given_up
+    assert services.runs.store.is_reported("42") is is_given_up
+    assert (redis.ttl(run_key("42")) > 0) is is_given_up
+    assert (redis.zscore(heartbeats_key(), "run:42") is None) is is_given_up
 
 
 def test_a_scheduled_report_is_a_heartbeat(
