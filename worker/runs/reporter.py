@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 SECONDS_BETWEEN_PATCHES = 1.0
 REJECTED_STATUS_CODES = (400, 413, 422)
 """Statuses with which a backend rejects the content of a report, or its size."""
-MAX_REFUSED_SECONDS = RETENTION_SECONDS
+MAX_REJECTED_SECONDS = RETENTION_SECONDS
 """How long an end is reported again that the backend answers with 401, 403, 409, 410 or the like."""
 MAX_TEXT_CHARS = 300
 """Of each text in the result that is sent after the whole result was rejected."""
@@ -80,14 +80,14 @@ def report(
     return _send_progress(run, reported, runs, backend, update)
 
 
-def give_up_refused_end(job: str, error: ClientError, runs: Runs) -> bool:
-    """Whether the backend refused the run's end for a day; then it is reported no more, and its keys expire.
+def give_up_rejected_end(job: str, error: ClientError, runs: Runs) -> bool:
+    """Whether the backend rejected the run's end for a day; then it is reported no more, and its keys expire.
 
-    A backend that is down or busy refuses nothing: to that one the end is reported for as long as it takes.
+    A backend that is down or busy rejects nothing: to that one the end is reported for as long as it takes.
     """
-    is_refused = isinstance(error, HTTPError) and error.status_code < 500 and not asks_for_later(error)
-    seconds = runs.store.seconds_since_end(job) if is_refused else None
-    if seconds is None or seconds < MAX_REFUSED_SECONDS:
+    is_rejected = isinstance(error, HTTPError) and error.status_code < 500 and not asks_for_later(error)
+    seconds = runs.store.seconds_since_end(job) if is_rejected else None
+    if seconds is None or seconds < MAX_REJECTED_SECONDS:
         return False
     log.error("end given up", job=job, error_type=type(error).__name__, error=clean(str(error)))
     runs.store.mark_reported(job)

@@ -185,7 +185,7 @@ def test_the_report_of_an_end_is_retried_until_it_is_taken(
     [(AuthorizationError("no"), True), (HTTPError("gone", status_code=410), True), (ServerError(), False)],
     ids=["403", "410", "500"],
 )
-def test_an_end_that_is_refused_for_a_day_is_given_up(
+def test_an_end_that_is_rejected_for_a_day_is_given_up(
     task_runner: TaskRunner,
     services: FakeServices,
     backend: Backend,
@@ -194,7 +194,7 @@ def test_an_end_that_is_refused_for_a_day_is_given_up(
     error: ClientError,
     is_given_up: bool,
 ) -> None:
-    # Given the end of a run that the backend refuses
+    # Given the end of a run that the backend rejects
     begun(task_runner, services)
     services.runs.finish("42", End(JobStatus.SUCCEEDED, {"serve_application": 1}))
     backend.patch_error = error
