@@ -10,6 +10,7 @@ import pytest
 from kombu.message import Message
 
 from shared.channels import dead_letters_key
+from shared.messages import DeployMessage
 from tests.harness.in_process_worker import RecordingPublisher
 from worker.broker.rejections import (
     RejectedMessage,
@@ -18,6 +19,7 @@ from worker.broker.rejections import (
     rejected_element,
     rejected_message,
 )
+from worker.runs.runs import Runs, Timing
 from worker.workflow import dead_letters
 
 HEADERS: dict[str, Any] = {"task": "deploy", "id": "1"}
@@ -75,7 +77,8 @@ def test_message_is_kept_only_when_every_receiver_kept_it(monkeypatch: pytest.Mo
 def sender(redis: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingPublisher]:
     """What the app publishes once it has connected the rejections of the broker."""
     sender = RecordingPublisher()
-    runs = SimpleNamespace(publisher=sender, store=SimpleNamespace(exists=lambda job: job == "known"))
+    runs = Runs(redis, sender, Timing(60.0))
+    runs.store.accept(DeployMessage.model_validate({"job": "known", "plugin": "digits@1.0.0", "agent": 1}), "")
     monkeypatch.setattr(dead_letters, "services", lambda: SimpleNamespace(redis=redis, runs=runs))
     message_rejected.connect(dead_letters.reject_undelivered)
     yield sender

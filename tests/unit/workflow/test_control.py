@@ -205,7 +205,7 @@ def test_an_end_that_is_rejected_for_a_day_is_given_up(
     clock.forward(500)
     delivery = task_runner.deliver("runs.report", job="42", generation=1)
 
-    # Then nothing more is reported and the run's keys expire; a backend that is merely down is reported to for ever
+    # Then nothing more is reported and the run's keys expire; a backend that is down gets it for ever
     assert (delivery.ended == "acknowledged") is is_given_up
     assert services.runs.store.is_reported("42") is is_given_up
     assert (redis.ttl(run_key("42")) > 0) is is_given_up
