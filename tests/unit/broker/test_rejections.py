@@ -78,7 +78,8 @@ def sender(redis: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingPub
     """What the app publishes once it has connected the rejections of the broker."""
     sender = RecordingPublisher()
     runs = Runs(redis, sender, Timing(60.0))
-    runs.store.accept(DeployMessage.model_validate({"job": "known", "plugin": "digits@1.0.0", "agent": 1}), "")
+    known = {"job": "known", "plugin": "digits@1.0.0", "agent": 1}
+    runs.store.accept(DeployMessage.model_validate(known), "deploy")
     monkeypatch.setattr(dead_letters, "services", lambda: SimpleNamespace(redis=redis, runs=runs))
     message_rejected.connect(dead_letters.reject_undelivered)
     yield sender
