@@ -18,7 +18,7 @@ from worker.testing.faults import RateLimiter, failing_share
 
 TASKS = 200
 REQUESTS_PER_SECOND = 5
-RETRY_AFTER_SECONDS = 5
+RETRY_AFTER_SECONDS = 10
 MAX_SECONDS = 420
 """Two requests a task, five a second: 80 seconds at the least, and there are pauses and a slow machine."""
 
