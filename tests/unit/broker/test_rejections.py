@@ -18,6 +18,7 @@ from worker.broker.rejections import (
     rejected_element,
     rejected_message,
 )
+from worker.runs.heartbeat import Heartbeats
 from worker.workflow import dead_letters
 
 HEADERS: dict[str, Any] = {"task": "deploy", "id": "1"}
@@ -75,7 +76,8 @@ def test_message_is_kept_only_when_every_receiver_kept_it(monkeypatch: pytest.Mo
 def sender(redis: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingPublisher]:
     """What the app publishes once it has connected the rejections of the broker."""
     sender = RecordingPublisher()
-    runs = SimpleNamespace(publisher=sender, store=SimpleNamespace(exists=lambda job: job == "known"))
+    store = SimpleNamespace(exists=lambda job: job == "known")
+    runs = SimpleNamespace(publisher=sender, store=store, heartbeats=Heartbeats(redis, 60))
     monkeypatch.setattr(dead_letters, "services", lambda: SimpleNamespace(redis=redis, runs=runs))
     message_rejected.connect(dead_letters.reject_undelivered)
     yield sender
