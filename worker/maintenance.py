@@ -4,13 +4,14 @@ import threading
 
 import structlog
 
+from worker.blame import INFRASTRUCTURE_ERRORS
 from worker.deploy.deployments import DeployedPackages
 from worker.platform import clean
 from worker.pre_processor.waitlist import WAITLIST_PREFIX, recover_waitlist
 from worker.runs.heartbeat import RUN_PREFIX
 from worker.runs.runs import Runs, recover_run
 from worker.services import services
-from worker.workflow.task import INFRASTRUCTURE_ERRORS
+from worker.workflow.dead_letters import REJECTED_JOB_PREFIX, recover_rejected_job
 
 log = structlog.get_logger(__name__)
 
@@ -18,7 +19,10 @@ SECONDS_BETWEEN_SWEEPS = 5.0
 
 
 def sweep() -> int:
-    """Publish again the messages of runs and waiting lists whose heartbeat is overdue; returns how many."""
+    """Publish again the messages of runs, waiting lists and rejected jobs whose heartbeat is overdue.
+
+    Returns how many there were.
+    """
     runs = services().runs
     members = runs.heartbeats.overdue()
     for member in members:
@@ -40,6 +44,8 @@ def _recover(member: str, runs: Runs) -> None:
         recover_run(member.removeprefix(RUN_PREFIX), runs)
     elif member.startswith(WAITLIST_PREFIX):
         recover_waitlist(member.removeprefix(WAITLIST_PREFIX), runs)
+    elif member.startswith(REJECTED_JOB_PREFIX):
+        recover_rejected_job(member.removeprefix(REJECTED_JOB_PREFIX), runs)
 
 
 class Maintenance:

@@ -16,6 +16,7 @@ from worker.platform import (
     BackendClient,
     MalformedResponseError,
     NotFoundError,
+    RetryPolicy,
     register_secrets,
     register_settings,
 )
@@ -35,7 +36,10 @@ from worker.plugins.ray_session import auth_headers, session
 from worker.runs.model import AnyRun
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.runs import Runs, Timing
-from worker.settings import MB, Settings, settings
+from worker.settings import MB, Settings, once_per_process, settings
+
+STEP_RETRIES = RetryPolicy(max_retry_after=1.0)
+"""A service that asks for a longer wait is called by a later delivery: no step waits for it."""
 
 DEPENDENCY_TIMEOUT = {"connect": 3.0, "read": 10.0}
 """Seconds. A step holds one of the worker's slots, so no dependency may hold it for long."""
@@ -118,6 +122,7 @@ class Services:
             settings.synapse_access_token.get_secret_value(),
             tenant=tenant,
             timeout=DEPENDENCY_TIMEOUT,
+            retries=STEP_RETRIES,
         )
 
     def agent(self, agent: int, tenant: str | None = None) -> AgentClient | None:
@@ -156,7 +161,7 @@ class Services:
         )
 
 
-@lru_cache(maxsize=1)
+@once_per_process
 def services() -> Services:
     """The services of this process."""
     return Services(settings(), current_app._get_current_object())

@@ -1,10 +1,11 @@
 """The settings from the environment, checked once at start (contract: "Settings")."""
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from pydantic import (
@@ -267,7 +268,26 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     return {name: next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None) for name in strange}
 
 
-@lru_cache(maxsize=1)
+T = TypeVar("T")
+
+
+def once_per_process(make: Callable[[], T]) -> Callable[[], T]:
+    """Call `make` once, also when several threads need its result at the same moment.
+
+    `lru_cache` alone calls it once for each of them, and each keeps a result of its own.
+    """
+    lock = threading.RLock()
+    cached = lru_cache(maxsize=1)(make)
+
+    @wraps(make)
+    def made() -> T:
+        with lock:
+            return cached()
+
+    return made
+
+
+@once_per_process
 def settings() -> Settings:
     """The settings of this process, read once."""
     return load_settings()

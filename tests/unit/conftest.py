@@ -33,6 +33,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect_ex", guard(connect_ex))
 
 
+@pytest.fixture(autouse=True)
+def no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Countdowns are what they are without chance."""
+    monkeypatch.setattr("worker.runs.bulkhead.MIN_JITTER", 1.0)
+
+
 class Clock:
     """Redis's clock; `forward` lets time pass without waiting."""
 

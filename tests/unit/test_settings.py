@@ -1,11 +1,20 @@
 """The environment: defaults of the contract, mistakes of one clear line, secrets that stay secret."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from worker.broker import broker_url
-from worker.settings import MB, Settings, SettingsError, load_settings, unknown_variables
+from worker.settings import (
+    MB,
+    Settings,
+    SettingsError,
+    load_settings,
+    once_per_process,
+    unknown_variables,
+)
 
 SECRET = "hush-hush-hush"
 
@@ -257,3 +266,23 @@ def test_broker_on_a_socket_gets_celerys_name_for_it(monkeypatch: pytest.MonkeyP
 
 def test_every_setting_is_described() -> None:
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_what_threads_need_at_once_is_made_once() -> None:
+    made: list[int] = []
+    together = threading.Barrier(8)
+
+    @once_per_process
+    def make() -> int:
+        made.append(1)
+        threading.Event().wait(0.05)  # the other threads come in meanwhile
+        return len(made)
+
+    def use() -> int:
+        together.wait(5)
+        return make()
+
+    with ThreadPoolExecutor(8) as pool:
+        results = [future.result() for future in [pool.submit(use) for _ in range(8)]]
+
+    assert (results, made) == ([1] * 8, [1])

@@ -6,7 +6,7 @@ from redis import Redis
 from shared.channels import RETENTION_SECONDS, redis_prefix
 from shared.messages import JsonObject
 from worker.actions.serve_state import serve_details
-from worker.plugins import PluginError, Release, ReleaseNotFoundError
+from worker.plugins import PluginError, PluginHostUnavailableError, Release
 from worker.plugins.ray_session import call_with_timeout, session
 from worker.services import Services
 
@@ -90,10 +90,20 @@ class DeployedPackages:
             return
         try:
             session.connect(address)
-            services.host.pin(self._in_use(_live_applications()))
-        except PluginError as error:
+            for release in self._in_use(_live_applications()):
+                self._pin(release)
+        except PluginHostUnavailableError as error:
             redis.delete(f"{self._key}:pinned")
             log.warning("packages not pinned", error_type=type(error).__name__)
+
+    def _pin(self, release: Release) -> None:
+        """Pin one package; one that cannot be built leaves the others alone."""
+        try:
+            self._services.host.pin([release])
+        except PluginHostUnavailableError:
+            raise
+        except (PluginError, OSError) as error:
+            log.warning("package not pinned", plugin=release.name, error_type=type(error).__name__)
 
     def _in_use(self, live: dict[str, JsonObject]) -> list[Release]:
         releases = []
@@ -103,8 +113,8 @@ class DeployedPackages:
                 continue
             try:
                 releases.append(self._services.store.get(name))
-            except ReleaseNotFoundError:
-                log.warning("release of an application not in the store", plugin=name)
+            except (PluginError, OSError) as error:
+                log.warning("deployed release not read", plugin=name, error_type=type(error).__name__)
         return releases
 
 

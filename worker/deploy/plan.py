@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from shared.messages import DeployMessage, JsonObject
-from worker.plugins import PluginCallError, PluginError, PluginHostUnavailableError
+from worker.blame import Owner, in_step
+from worker.plugins import PluginCallError, PluginError
 from worker.pre_processor.waitlist import Waitlist, WaitlistName
 from worker.runs.model import Run, RunFailedError, Workflow
 from worker.runs.state import stored_field
@@ -121,9 +122,9 @@ def call_plugin(run: DeployRun, services: Services, operation: str, payload: Jso
     try:
         release, request = services.action_of(run)
         return services.host.call(release, request, operation, payload)
-    except PluginHostUnavailableError:
-        raise
     except PluginError as error:
+        if in_step(error).owner is not Owner.RUN:
+            raise
         if isinstance(error, PluginCallError) and error.trace:
             services.runs.events.message(run.job, error.trace, step=PROGRESS_STEP, level="error")
         failure = RunFailedError(f"Plugin {run.message.plugin} failed to {operation}: {error}")

@@ -6,6 +6,7 @@ from celery import shared_task
 
 import worker.deploy.register
 from shared.messages import DeployMessage, Job, JsonObject, ToTaskMessage
+from worker.blame import INFRASTRUCTURE_ERRORS
 from worker.deploy import gate, serve
 from worker.deploy.cluster import RayCluster
 from worker.deploy.plan import (
@@ -24,7 +25,6 @@ from worker.runs.model import Outcome, Reschedule, WorkflowStep
 from worker.runs.publisher import send_task
 from worker.services import services
 from worker.workflow.task import (
-    INFRASTRUCTURE_ERRORS,
     INFRASTRUCTURE_RETRY_SECONDS,
     StepFunction,
     StepTask,

@@ -44,8 +44,11 @@ class RetryPolicy:
         attempts: How often a request is sent, at most.
         base: Seconds that the exponential backoff (with full jitter) starts from.
         cap: Seconds of one wait, at most.
-        max_retry_after: Seconds of one wait that the service asks for by `Retry-After`, at most.
+        max_retry_after: Seconds of one wait that the service asks for by `Retry-After`, at most. When it asks
+            for more, its error is the caller's.
         budget: Seconds after the first attempt after which no further one begins.
+        retries_statuses: Whether a request is sent again after an answer such as 503, and not only after a
+            lost connection.
     """
 
     attempts: int = 3
@@ -53,6 +56,7 @@ class RetryPolicy:
     cap: float = 2.0
     max_retry_after: float = 10.0
     budget: float = 30.0
+    retries_statuses: bool = True
 
     def tenacity_options(self, request: Request) -> dict[str, Any]:
         """Make the keyword arguments of tenacity's `Retrying` and `AsyncRetrying`.
@@ -68,16 +72,24 @@ class RetryPolicy:
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome is not None else None
             if isinstance(error, HTTPError) and error.retry_after is not None:
-                return min(error.retry_after, self.max_retry_after)
+                return error.retry_after
             return backoff(state)
 
         return {
             "stop": tenacity.stop_after_attempt(self.attempts if request.retryable else 1)
             | tenacity.stop_before_delay(self.budget),
             "wait": wait,
-            "retry": tenacity.retry_if_exception(lambda error: is_retryable(error, request)),
+            "retry": tenacity.retry_if_exception(lambda error: self._retries(error, request)),
             "reraise": True,
         }
+
+    def _retries(self, error: BaseException, request: Request) -> bool:
+        if isinstance(error, HTTPError):
+            if not self.retries_statuses:
+                return False
+            if error.retry_after is not None and error.retry_after > self.max_retry_after:
+                return False  # Sent earlier than the service asks for, it would only add to its load.
+        return is_retryable(error, request)
 
 
 def is_retryable(error: BaseException, request: Request) -> bool:

@@ -6,6 +6,7 @@ import structlog
 
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
+from worker.blame import INFRASTRUCTURE_ERRORS
 from worker.platform import clean
 from worker.pre_processor.decision import (
     TIMED_OUT,
@@ -21,13 +22,12 @@ from worker.pre_processor.decision import (
 )
 from worker.pre_processor.serve_application import job_status, list_records
 from worker.pre_processor.waitlist import DISPATCH, FETCH_TASKS, FIRST_POLL_SECONDS, Waitlist
-from worker.runs.bulkhead import backoff
+from worker.runs.bulkhead import exponential
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import lock_key
 from worker.runs.model import End, Step
 from worker.runs.runs import Runs
 from worker.services import Services
-from worker.workflow.task import INFRASTRUCTURE_ERRORS
 
 log = structlog.get_logger(__name__)
 
@@ -133,7 +133,7 @@ def _observe(waitlist: Waitlist, dispatch: Dispatch | None, services: Services) 
 
 def poll_backoff(attempt: int, ceiling: float) -> float:
     """Seconds until the next poll: half a second at first, then growing up to `ceiling`."""
-    return backoff(attempt, ceiling, first=FIRST_POLL_SECONDS, factor=BACKOFF_FACTOR)
+    return exponential(attempt, ceiling, first=FIRST_POLL_SECONDS, factor=BACKOFF_FACTOR)
 
 
 def active_waiters(waitlist: Waitlist, runs: Runs) -> list[Waiter]:

@@ -19,9 +19,20 @@ MAX_EXPONENT = 50
 """Beyond it every backoff has long reached its ceiling, and a float would overflow."""
 
 
-def backoff(attempt: int, ceiling: float, *, first: float = 0.5, factor: float = 2.0) -> float:
-    """Seconds before the next attempt: `first`, growing by `factor` each time, at most `ceiling`."""
+MIN_JITTER = 0.75
+
+
+def exponential(attempt: int, ceiling: float, *, first: float = 0.5, factor: float = 2.0) -> float:
+    """`first`, growing by `factor` with each attempt, at most `ceiling`; in seconds."""
     return min(first * factor ** min(attempt, MAX_EXPONENT), ceiling)
+
+
+def backoff(attempt: int, ceiling: float, *, first: float = 0.5, factor: float = 2.0) -> float:
+    """Seconds before the next attempt: `exponential`, less up to a quarter at random.
+
+    A dependency that is back would otherwise be asked at the same moment by all that had failed together.
+    """
+    return random.uniform(MIN_JITTER, 1.0) * exponential(attempt, ceiling, first=first, factor=factor)
 
 
 class Bulkhead:
@@ -62,7 +73,7 @@ class Bulkhead:
             first_free = last - now
         return max(
             first_free,
-            random.uniform(0.5, 1.0) * backoff(tries, MAX_RETRY_SECONDS, first=MIN_RETRY_SECONDS),
+            random.uniform(0.5, 1.0) * exponential(tries, MAX_RETRY_SECONDS, first=MIN_RETRY_SECONDS),
         )
 
 

@@ -40,9 +40,13 @@ class Continue:
 
 @dataclass(frozen=True)
 class Reschedule:
-    """The same step is repeated after `countdown` seconds, as a poll of the next generation."""
+    """The same step is repeated after `countdown` seconds, as a poll of the next generation.
+
+    `is_asked_for`: a service asks for this wait, which may be longer than a countdown of the worker's own.
+    """
 
     countdown: float
+    is_asked_for: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import structlog
 from shared.channels import job_key
 from shared.messages import JsonObject
 from shared.statuses import JobStatus, is_final_status
+from worker.blame import asks_for_later
 from worker.lua import redis_time
 from worker.platform import (
     AuthenticationError,
@@ -15,7 +16,6 @@ from worker.platform import (
     ClientError,
     HTTPError,
     NotFoundError,
-    RateLimitError,
     ValidationError,
     shorten,
 )
@@ -157,10 +157,10 @@ def _send_messages(run: AnyRun, runs: Runs, backend: JobsApi) -> None:
     while entries := runs.events.pop_messages(run.job):
         try:
             backend.create_logs([{**entry, "job": backend_job_id(run.job)} for entry in entries])
-        except (ClientConnectionError, RateLimitError, AuthenticationError):
-            runs.events.requeue_messages(run.job, entries)
-            raise
         except ClientError as error:
+            if asks_for_later(error) or isinstance(error, ClientConnectionError | AuthenticationError):
+                runs.events.requeue_messages(run.job, entries)
+                raise
             log.warning("messages lost", error_type=type(error).__name__, count=len(entries))
 
 

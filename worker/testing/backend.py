@@ -236,6 +236,10 @@ class FakeAsyncBackend:
         async with self._overlapping("run_plugin"):
             return self._backend.run_plugin(code, data)
 
+    def capacity(self, application: str | None, seconds: float) -> int | None:
+        """None, as nothing limits the requests in flight."""
+        return None
+
     @asynccontextmanager
     async def _overlapping(self, call: str) -> AsyncIterator[None]:
         """Yield to the event loop a few times, so that concurrent calls overlap."""

@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from shared.messages import ToTaskMethod
+from worker.blame import retry_after_seconds
 from worker.lua import redis_time
+from worker.platform import ClientError
 from worker.plugins import PluginHostBusyError
 from worker.pre_processor import classify_serve_app
 from worker.pre_processor.decision import application_failed, timed_out
@@ -14,10 +16,10 @@ from worker.runs.bulkhead import backoff
 from worker.runs.model import Continue, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs
 from worker.services import Services
-from worker.to_task.attempt import ChunkPass
+from worker.to_task.attempt import ChunkPass, FailedAttempt
 from worker.to_task.clients import AnnotationRuntime, AsyncBackend
 from worker.to_task.hooks import PluginHooks
-from worker.to_task.ledger import Ledger, OpenTask, RedisLedger, TaskOutcome
+from worker.to_task.ledger import Ledger, OpenTask, RedisLedger
 from worker.to_task.methods import AnnotationMethod, FileMethod, InferenceMethod
 from worker.to_task.pipeline import Pipeline
 from worker.to_task.results import publish_progress
@@ -46,8 +48,8 @@ def is_unavailable(run: ToTaskRun, services: Services) -> bool:
     return True
 
 
-MAX_ATTEMPTS = 5
-"""Counted attempts at a task, after which it has failed."""
+LATER_SECONDS = 1.0
+"""Delay after a service asked for a later call without saying when."""
 TICKET_POLL_SECONDS = 2.0
 MAX_PAUSE_SECONDS = 16.0
 
@@ -60,34 +62,45 @@ def select_tasks(tasks: Sequence[OpenTask]) -> list[OpenTask]:
     return ticketed + (fresh or tried)
 
 
-def finish_pass(attempt: ChunkPass, chunk: int, ledger: Ledger, probe: Callable[[], object]) -> float | None:
-    """Seconds until the next pass over the chunk; None when all of it is done.
+def finish_pass(
+    attempt: ChunkPass, chunk: int, ledger: Ledger, probe: Callable[[], object]
+) -> Reschedule | None:
+    """When the next pass over the chunk begins; None when all of it is done.
 
     `probe` asks the backend for something simple. When it raises, the backend itself is unavailable or
     rejects the token: no attempt is counted then, and the caller handles the error.
     """
-    if attempt.retryable:
+    is_slow = bool(attempt.postponed) and not attempt.got_answer
+    if attempt.retryable and not is_slow:
         if attempt.token_rejected or not attempt.got_answer:
             probe()
         _count(list(attempt.retryable.values()), ledger)
     tasks = ledger.open_tasks(chunk)
     if not tasks:
         return None
+    if attempt.postponed:
+        return _later(list(attempt.postponed.values()))
     if attempt.got_answer and not attempt.saturated and any(_is_fresh(task) for task in tasks):
-        return 0.0
+        return Reschedule(0.0)
     if any(task.ticket is not None for task in tasks):
-        return TICKET_POLL_SECONDS
+        return Reschedule(TICKET_POLL_SECONDS)
     fewest = min((task.attempts for task in tasks if task.attempts), default=1)
-    return backoff(fewest, MAX_PAUSE_SECONDS, first=1.0)
+    return Reschedule(backoff(fewest, MAX_PAUSE_SECONDS, first=1.0))
+
+
+def _later(errors: Sequence[ClientError]) -> Reschedule:
+    asked = [seconds for error in errors if (seconds := retry_after_seconds(error)) is not None]
+    return Reschedule(max(asked), is_asked_for=True) if asked else Reschedule(LATER_SECONDS)
 
 
 def _is_fresh(task: OpenTask) -> bool:
     return task.ticket is None and task.attempts == 0
 
 
-def _count(outcomes: Sequence[TaskOutcome], ledger: Ledger) -> None:
-    counts = ledger.increment_attempts([outcome.position for outcome in outcomes])
-    spent = [outcome for outcome, count in zip(outcomes, counts, strict=False) if count >= MAX_ATTEMPTS]
+def _count(attempts: Sequence[FailedAttempt], ledger: Ledger) -> None:
+    counts = ledger.increment_attempts([attempt.outcome.position for attempt in attempts])
+    numbered = zip(attempts, counts, strict=False)
+    spent = [attempt.outcome for attempt, count in numbered if count >= attempt.max_attempts]
     if spent:
         ledger.record(spent)
 
@@ -119,6 +132,8 @@ def dispatch_chunks(run: ToTaskRun, runs: Runs, ledger: RedisLedger, *, resend: 
 MAX_PASS_SECONDS = 15.0
 UNAVAILABLE_POLL_SECONDS = 5.0
 """Interval of polls for a pre-processor that became unavailable."""
+SLOW_SPELL_SECONDS = 120.0
+"""So long a service must have asked for no later call before the run's log says again that it is slow."""
 LOST_LEASE_POLL_SECONDS = 1.0
 """Delay after which a worker that lost its chunk's lease checks whether the new holder is alive."""
 PLUGIN_BUSY_POLL_SECONDS = 5.0
@@ -150,19 +165,33 @@ def annotate(run: ToTaskRun, chunk: int, services: Services, runtime: Annotation
                 Suspend() if services.runs.store.has_ended(run.job) else Reschedule(LOST_LEASE_POLL_SECONDS)
             )
         if (
-            attempt.retryable
+            _may_be_unavailable(attempt)
             and message.params.method is ToTaskMethod.INFERENCE
             and is_unavailable(run, services)
         ):
             return Reschedule(UNAVAILABLE_POLL_SECONDS)
+        if attempt.postponed:
+            _report_slowness(run, services, ledger, attempt)
         project = message.params.project
-        pause = finish_pass(
+        next_pass = finish_pass(
             attempt, chunk, ledger, lambda: services.backend(message.tenant).get_project(project)
         )
-        if pause is not None:
-            return Reschedule(pause)
+        if next_pass is not None:
+            return next_pass
     ledger.complete_chunk(chunk)
     return dispatch_chunks(run, services.runs, ledger)
+
+
+def _report_slowness(run: ToTaskRun, services: Services, ledger: RedisLedger, attempt: ChunkPass) -> None:
+    error = next(iter(attempt.postponed.values()))
+    if ledger.begin_slow_spell(SLOW_SPELL_SECONDS + (retry_after_seconds(error) or 0.0)):
+        text = f"The backend is slow ({error}): annotating goes on more slowly."
+        services.runs.events.message(run.job, text, step="annotate_task_data", level="warning")
+
+
+def _may_be_unavailable(attempt: ChunkPass) -> bool:
+    """Whether inferences may have failed because the pre-processor is absent; a 429 says that it is there."""
+    return bool(attempt.retryable) or any(error.status_code != 429 for error in attempt.postponed.values())
 
 
 def _annotation_method(

@@ -6,11 +6,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from worker import blame
+from worker.blame import MAX_ATTEMPTS, Blame, Owner, Retries, TaskFailedError
 from worker.platform import AuthenticationError, ClientError, clean, error_type
 from worker.to_task.clients import run_has_ended
 from worker.to_task.hooks import Hook, Item, call_hook
 from worker.to_task.ledger import Ledger, OpenTask, TaskOutcome
-from worker.to_task.steps import InferencePendingError, RunEndedError, TaskFailedError, is_transient
+from worker.to_task.steps import InferencePendingError, RunEndedError
 
 _NAMES = ("file_name_original", "filename", "name")
 _SPECIFICATIONS = ("specification", "specification_name", "name")
@@ -127,10 +129,20 @@ async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     return results
 
 
+@dataclass(frozen=True)
+class FailedAttempt:
+    """An attempt at a task that counts; after `max_attempts` of them its outcome is recorded."""
+
+    outcome: TaskOutcome
+    max_attempts: int
+
+
 class ChunkPass:
     """The state of one pass.
 
-    `retryable`: tasks whose request failed for a reason that may pass, by position. `pending_inferences`:
+    `retryable`: tasks whose request failed for a reason that may pass, by position. `postponed`: errors
+    that are not the task's, such as that of a service that asks for a later call, by position.
+    `pending_inferences`:
     positions of deferred inferences. `got_answer`: some request was answered, so the services are up and
     other failures concern their own task. `token_rejected`: a request was answered 401, which may concern
     all of them. `saturated`: the pre-processor has as many inferences as it may be sent.
@@ -139,7 +151,8 @@ class ChunkPass:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._recorder = OutcomeRecorder(ledger)
-        self.retryable: dict[int, TaskOutcome] = {}
+        self.retryable: dict[int, FailedAttempt] = {}
+        self.postponed: dict[int, ClientError] = {}
         self.pending_inferences: set[int] = set()
         self.got_answer = False
         self.token_rejected = False
@@ -147,6 +160,11 @@ class ChunkPass:
         self.stopped = False
         self._looked = float("-inf")
         self._looking: asyncio.Future[bool] | None = None
+
+    @property
+    def is_asked_to_wait(self) -> bool:
+        """Whether a service said when it is to be called again."""
+        return any(blame.retry_after_seconds(error) is not None for error in self.postponed.values())
 
     @property
     def ended(self) -> bool:
@@ -180,12 +198,9 @@ class ChunkPass:
         self,
         work: TaskWork,
         call: Callable[[TaskWork], Awaitable[None]],
-        transient: tuple[type[ClientError], ...] = (),
+        blame_for: Callable[[BaseException], Blame] = blame.in_task,
     ) -> bool:
-        """Run `call` for one task; False when the task goes no further in this pass. On the event loop.
-
-        `transient`: further errors that may pass with this call.
-        """
+        """Run `call` for one task; False when the task goes no further in this pass. On the event loop."""
         if self.ended:
             return False
         run_has_ended.set(self.has_ended)
@@ -202,17 +217,22 @@ class ChunkPass:
             await self.record(work.outcome(str(error)))
             return False
         except ClientError as error:
-            text = f"{error_type(error)}: {error}"
-            is_denial = isinstance(error, AuthenticationError)
-            self.token_rejected = self.token_rejected or is_denial
-            if is_denial or is_transient(error) or isinstance(error, transient):
-                self.retryable[work.open.position] = work.outcome(text)
-            else:
-                self.got_answer = True
-                await self.record(work.outcome(text))
+            await self._handle(error, work, blame_for(error))
             return False
         self.got_answer = True
         return True
+
+    async def _handle(self, error: ClientError, work: TaskWork, found: Blame) -> None:
+        self.token_rejected = self.token_rejected or isinstance(error, AuthenticationError)
+        if found.owner is not Owner.TASK:
+            self.postponed[work.open.position] = error
+            return
+        outcome = work.outcome(f"{error_type(error)}: {error}")
+        if found.retries is Retries.NONE:
+            self.got_answer = True
+            await self.record(outcome)
+        else:
+            self.retryable[work.open.position] = FailedAttempt(outcome, MAX_ATTEMPTS[found.retries])
 
     async def record(self, mark: TaskOutcome) -> None:
         """Write the outcome into the ledger. On the event loop."""

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 from worker.platform import AsyncBackendClient, RetryPolicy
-from worker.settings import Settings, settings
+from worker.settings import Settings, once_per_process, settings
 from worker.to_task.steps import RunEndedError
+from worker.to_task.window import RequestWindow, RequestWindows
 
 T = TypeVar("T")
 
@@ -65,7 +65,8 @@ class EventLoopThread:
 TASK_TIMEOUT_SECONDS = {"connect": 3.0, "read": 10.0, "total": 15.0}
 INFERENCE_TIMEOUT_SECONDS = {"connect": 3.0, "read": 60.0, "total": 65.0}
 """An inference may take long before it is deferred."""
-RETRIES = RetryPolicy(attempts=3, budget=10.0)
+RETRIES = RetryPolicy(attempts=3, budget=10.0, retries_statuses=False)
+"""After an answer that asks for a later call, the window of requests says when."""
 
 run_has_ended: ContextVar[Callable[[], Awaitable[bool]] | None] = ContextVar("run_has_ended", default=None)
 """Called when a request gets its slot, which may be long after it was queued: a stop takes effect then."""
@@ -81,28 +82,35 @@ class AsyncBackend(Protocol):
     ) -> None: ...
     async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any: ...
 
+    def capacity(self, application: str | None, seconds: float) -> int | None:
+        """Requests that can be expected to be sent within `seconds`; None while no service asks for fewer."""
+
 
 class TenantBackend:
-    """A tenant's clients; `slots` limits the requests in flight of the whole process.
+    """A tenant's clients; `windows` limits the requests in flight of the whole process.
 
     The clients are created on the event loop by the first call.
     """
 
     def __init__(
-        self, make: Callable[[dict[str, float]], AsyncBackendClient], slots: asyncio.Semaphore
+        self,
+        make: Callable[[dict[str, float]], AsyncBackendClient],
+        windows: RequestWindows,
+        tenant: str | None = None,
     ) -> None:
         self._make = make
-        self._slots = slots
+        self._windows = windows
+        self._tenant = tenant
         self._clients: dict[str, AsyncBackendClient] = {}
 
     async def get_task(self, task: int) -> dict[str, Any]:
         """See `AsyncBackend`."""
-        async with self._slot():
+        async with self._slot(self._windows.backend):
             return await self._client("task", TASK_TIMEOUT_SECONDS).get_task(task)
 
     async def get_data_unit(self, data_unit: int) -> dict[str, Any]:
         """See `AsyncBackend`."""
-        async with self._slot():
+        async with self._slot(self._windows.backend):
             return await self._client("task", TASK_TIMEOUT_SECONDS).get_data_unit(data_unit)
 
     async def annotate(
@@ -113,18 +121,29 @@ class TenantBackend:
         A kill can therefore leave at most as many tasks written and not recorded as there are slots; only
         those are written twice.
         """
-        async with self._slot():
+        async with self._slot(self._windows.backend):
             await self._client("task", TASK_TIMEOUT_SECONDS).annotate_task_data(task, data, schema)
             await record()
 
     async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
         """See `AsyncBackend`."""
-        async with self._slot():
+        async with self._slot(self._windows.application(self._tenant, code)):
             return await self._client("inference", INFERENCE_TIMEOUT_SECONDS).run_plugin(code, data)
 
+    def capacity(self, application: str | None, seconds: float) -> int | None:
+        """See `AsyncBackend`."""
+        windows = [self._windows.backend]
+        if application is not None:
+            windows.append(self._windows.application(self._tenant, application))
+        return min(
+            (capacity for window in windows if (capacity := window.capacity(seconds)) is not None),
+            default=None,
+        )
+
     @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
-        async with self._slots:
+    async def _slot(self, window: RequestWindow) -> AsyncIterator[None]:
+        # A request that waits for its window must not keep a slot from the requests to other services.
+        async with window.slot(), self._windows.slots:
             ended = run_has_ended.get()
             if ended is not None and await ended():
                 raise RunEndedError
@@ -147,13 +166,15 @@ class TenantBackends:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._slots = asyncio.Semaphore(settings.worker_annotate_concurrency)
+        self._windows = RequestWindows(settings.worker_annotate_concurrency)
         self._tenants: dict[str | None, TenantBackend] = {}
 
     def of(self, tenant: str | None) -> TenantBackend:
         """The backend for the tenant of a run."""
         tenant = tenant or self._settings.synapse_tenant
-        return self._tenants.setdefault(tenant, TenantBackend(lambda t: self._new(tenant, t), self._slots))
+        return self._tenants.setdefault(
+            tenant, TenantBackend(lambda t: self._new(tenant, t), self._windows, tenant)
+        )
 
     async def aclose(self) -> None:
         """Close all connections. On the event loop."""
@@ -212,7 +233,7 @@ class AnnotationRuntime:
         self.loop.close()
 
 
-@lru_cache(maxsize=1)
+@once_per_process
 def annotation_runtime() -> AnnotationRuntime:
     """The annotation runtime of this process."""
     made = AnnotationRuntime(EventLoopThread(), TenantBackends(settings()), Throttle())

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from shared.messages import ToTaskMethod, ToTaskParams
 from shared.statuses import JobStatus, ToTaskResult
 from worker.pre_processor.direct import ensure_running
+from worker.runs.model import Reschedule
 from worker.to_task.annotate import finish_pass, select_tasks
 from worker.to_task.clients import EventLoopThread
 from worker.to_task.discover import NO_TASKS, iter_task_ids, page_size
@@ -70,6 +71,9 @@ class ThreadedBackend:
         """See `AsyncBackend`."""
         return await self._call(self._client.run_plugin, code, data)
 
+    def capacity(self, application: str | None, seconds: float) -> None:
+        """See `AsyncBackend`: its threads are few."""
+
     async def _call(self, function: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
@@ -114,11 +118,11 @@ def _annotate_chunk(
     probe: Callable[[], object],
     sleep: Callable[[float], None],
 ) -> None:
-    pause: float | None = 0.0
-    while pause is not None:
+    next_pass: Reschedule | None = Reschedule(0.0)
+    while next_pass is not None:
         attempt = pipeline.run(select_tasks(ledger.open_tasks(chunk)), PASS_SECONDS)
-        pause = finish_pass(attempt, chunk, ledger, probe)
-        sleep(pause or 0.0)
+        next_pass = finish_pass(attempt, chunk, ledger, probe)
+        sleep(next_pass.countdown if next_pass else 0.0)
 
 
 def _set_progress(action: DirectAction, ledger: Ledger) -> None:

@@ -22,6 +22,8 @@ from worker.to_task.steps import SPREAD, ToTaskRun
 NO_TASKS = "No tasks found to annotate"
 MAX_PAGE_SIZE = 1_000
 MAX_TASK_COUNT = 10**12
+MAX_REPEATED_PAGES = 20
+"""Pages in a row without a new id. Tasks that are created meanwhile can shift some onto known ones."""
 
 
 class TaskListApi(Protocol):
@@ -78,8 +80,10 @@ def iter_task_ids(backend: TaskListApi, params: ToTaskParams, size: int) -> Iter
     link: str | None = None
     seen: set[int] = set()
     links: set[str] = set()
+    repeated = 0
     while True:
         page = read_page(backend, params, size, link)
+        repeated = repeated + 1 if seen.issuperset(page.ids) else 0
         for task_id in page.ids:
             if task_id not in seen:
                 seen.add(task_id)
@@ -89,12 +93,21 @@ def iter_task_ids(backend: TaskListApi, params: ToTaskParams, size: int) -> Iter
             return
         if link in links:
             raise circular_pages_error()
+        if repeated >= MAX_REPEATED_PAGES:
+            raise repeated_pages_error()
         links.add(link)
 
 
 def circular_pages_error() -> RunFailedError:
     """The error for pages that link back to a page that was read: they would never end."""
     return RunFailedError("The backend's list of tasks is malformed: its pages go around in a circle")
+
+
+def repeated_pages_error() -> RunFailedError:
+    """The error for pages that always link to another one and bring no new task: they would never end."""
+    return RunFailedError(
+        f"The backend's list of tasks is malformed: {MAX_REPEATED_PAGES} pages in a row have no new task"
+    )
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,8 @@ class PageCommit(StrEnum):
     """Another delivery has committed this page."""
     CIRCULAR = "circle"
     """Its link leads to a page that was read before."""
+    REPEATED = "repeated"
+    """It is the last of too many in a row that have no new id."""
     RUN_ENDED = "over"
 
 
@@ -143,8 +158,10 @@ class TaskIndex:
             ledger.seen_key(job),
             ledger.chunks_key(job),
         ]
-        answer = self._scripts.run("commit_page", names, number, page.link or "", self._size, *page.ids)
-        return PageCommit(answer)
+        limits = (self._size, MAX_REPEATED_PAGES)
+        return PageCommit(
+            self._scripts.run("commit_page", names, number, page.link or "", *limits, *page.ids)
+        )
 
 
 MAX_STEP_SECONDS = 10.0
@@ -173,6 +190,8 @@ def fetch_tasks(run: ToTaskRun, services: Services, clock: Callable[[], float] =
                 return Suspend()
             case PageCommit.CIRCULAR:
                 raise circular_pages_error()
+            case PageCommit.REPEATED:
+                raise repeated_pages_error()
         cursor = index.cursor()
         if page.count and not cursor.complete:
             runs.set_progress(run, PROGRESS_STEP, min(99.0, 100.0 * cursor.total / page.count))

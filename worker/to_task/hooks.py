@@ -4,12 +4,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from worker.blame import Owner, in_task
 from worker.plugins import (
     ActionRequest,
-    PluginCallError,
+    PluginError,
     PluginHost,
     PluginHostBusyError,
-    PluginTimeoutError,
     Release,
 )
 
@@ -75,7 +75,9 @@ def call_hook(hook: Hook, items: Sequence[Item]) -> list[Answer]:
         return []
     try:
         answers = hook(items)
-    except (PluginCallError, PluginTimeoutError) as error:
+    except PluginError as error:
+        if in_task(error).owner is not Owner.TASK:
+            raise
         if len(items) == 1:
             return [{"error": str(error)}]
         return [call_hook(hook, [item])[0] for item in items]

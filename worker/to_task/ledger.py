@@ -61,6 +61,11 @@ def tickets_key(job: str) -> str:
     return f"{job_key(job)}:to_task:tickets"
 
 
+def slow_key(job: str) -> str:
+    """Text: exists while services ask the run for later calls, so that its log says so once."""
+    return f"{job_key(job)}:to_task:slow"
+
+
 ALL = (
     task_index_key,
     chunks_key,
@@ -71,6 +76,7 @@ ALL = (
     failures_key,
     attempts_key,
     tickets_key,
+    slow_key,
 )
 
 
@@ -237,6 +243,14 @@ class RedisLedger:
         names = [self._run, task_index_key(self._job), open_key(self._job)]
         numbers = self._scripts.run("next_chunks", names, window, PUBLISH_GRACE_SECONDS, int(resend))
         return [int(number) for number in numbers]
+
+    def begin_slow_spell(self, seconds: float) -> bool:
+        """A service asks for later calls; whether it did not do so within the last `seconds` before this."""
+        key, milliseconds = slow_key(self._job), int(seconds * 1000)
+        if self._redis.set(key, 1, nx=True, px=milliseconds):
+            return True
+        self._redis.pexpire(key, milliseconds)
+        return False
 
     def mark_published(self, chunk: int) -> None:
         """The chunk's message is published."""

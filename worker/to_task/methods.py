@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 from shared import deferred
 from shared.messages import ToTaskParams
-from worker.platform import NotFoundError, contains_secret
+from worker import blame
+from worker.blame import TaskFailedError
+from worker.platform import contains_secret
 from worker.pre_processor.serve_application import PreProcessor
 from worker.to_task.attempt import (
     ChunkPass,
@@ -21,7 +23,7 @@ from worker.to_task.attempt import (
 from worker.to_task.clients import AsyncBackend
 from worker.to_task.hooks import Hooks, Item
 from worker.to_task.ledger import Ledger, Ticket
-from worker.to_task.steps import InferencePendingError, TaskFailedError
+from worker.to_task.steps import InferencePendingError
 
 Wait = Callable[[Coroutine[Any, Any, Any]], Any]
 """Runs a coroutine on the event loop and waits for it in the step's thread."""
@@ -33,6 +35,10 @@ class AnnotationMethod(Protocol):
     @property
     def slots(self) -> int | None:
         """Concurrent inferences; None when the method needs no inference."""
+
+    @property
+    def application(self) -> str | None:
+        """Code of the plugin whose application is asked; None when the method needs no inference."""
 
     def prepare_data(
         self, works: list[TaskWork], attempt: ChunkPass, until: float, wait: Wait
@@ -57,6 +63,7 @@ class FileMethod:
     """Converts the file of the target specification."""
 
     slots = None
+    application = None
 
     def __init__(self, params: ToTaskParams, hooks: Hooks) -> None:
         self._specification = params.target_specification_name or ""
@@ -156,6 +163,7 @@ class InferenceMethod:
         self._params, self._hooks, self._backend = params, hooks, backend
         self._ledger, self._target = ledger, target
         self.slots = target.batch_size(params)
+        self.application = target.code
 
     def prepare_data(
         self, works: list[TaskWork], attempt: ChunkPass, until: float, wait: Wait
@@ -178,8 +186,7 @@ class InferenceMethod:
                 if answered and time.monotonic() > until:
                     return
                 work = queue.popleft()
-                # A 404 may mean the application itself, while it is being replaced.
-                if await attempt.process(work, self._infer, transient=(NotFoundError,)):
+                if await attempt.process(work, self._infer, blame.in_inference):
                     answered.append(work)
                 elif work.open.position in attempt.pending_inferences:
                     return  # The slot stays taken by the deferred inference.

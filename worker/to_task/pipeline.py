@@ -15,6 +15,8 @@ from worker.to_task.steps import RunEndedError
 
 BATCH_SIZE = 32
 """Tasks in one call of the plugin."""
+BATCHES_PER_PASS = 4
+"""Batches that are to fit into a pass while a service limits the requests."""
 CHECK_INTERVAL_SECONDS = 0.5
 """How often a waiting pass publishes progress and checks whether the run has ended."""
 
@@ -42,23 +44,35 @@ class Pipeline:
         """Work `tasks` for about `budget` seconds, at least one batch."""
         attempt = ChunkPass(self._ledger)
         until = time.monotonic() + budget
-        size = max(BATCH_SIZE, self._route.slots or 0)
-        batches = deque(tasks[start : start + size] for start in range(0, len(tasks), size))
+        left = deque(tasks)
         fetching = None
-        if batches and not attempt.check_ended():
-            fetching = self._fetch(batches.popleft(), attempt)
+        if left and not attempt.check_ended():
+            fetching = self._fetch_next(left, budget, attempt)
         writing: deque[Future[Any]] = deque()
         try:
             while fetching is not None and not attempt.check_ended() and not attempt.saturated:
                 works = self._wait(fetching, attempt)
-                has_next = bool(batches) and self._services_answer(attempt) and time.monotonic() <= until
-                fetching = self._fetch(batches.popleft(), attempt) if has_next else None
+                fetching = None
+                # A service that asks for fewer requests is sent those that finish a task before others.
+                if self._capacity(budget) is None and self._has_next(left, attempt, until):
+                    fetching = self._fetch_next(left, budget, attempt)
                 self._ready_and_write(works, attempt, until, writing)
+                if fetching is None:
+                    while writing:
+                        self._wait(writing.popleft(), attempt)
+                    if not attempt.is_asked_to_wait and self._has_next(left, attempt, until):
+                        fetching = self._fetch_next(left, budget, attempt)
         finally:
             self._drain([*writing, *([fetching] if fetching is not None else [])])
         while writing:
             self._wait(writing.popleft(), attempt)
         return attempt
+
+    def _capacity(self, budget: float) -> int | None:
+        return self._backend.capacity(self._route.application, budget / BATCHES_PER_PASS)
+
+    def _has_next(self, left: "deque[OpenTask]", attempt: ChunkPass, until: float) -> bool:
+        return bool(left) and self._services_answer(attempt) and time.monotonic() <= until
 
     @staticmethod
     def _services_answer(attempt: ChunkPass) -> bool:
@@ -83,8 +97,12 @@ class Pipeline:
         if len(writing) > 1:
             self._wait(writing.popleft(), attempt)
 
-    def _fetch(self, batch: Sequence[OpenTask], attempt: ChunkPass) -> "Future[list[TaskWork]]":
-        works = [TaskWork(task) for task in batch]
+    def _fetch_next(
+        self, left: "deque[OpenTask]", budget: float, attempt: ChunkPass
+    ) -> "Future[list[TaskWork]]":
+        size, capacity = max(BATCH_SIZE, self._route.slots or 0), self._capacity(budget)
+        size = size if capacity is None else min(size, capacity)
+        works = [TaskWork(left.popleft()) for _ in range(min(size, len(left)))]
         return self._loop.start(attempt.process_all(works, lambda work: fetch(self._backend, work)))
 
     async def _write(self, work: TaskWork, attempt: ChunkPass) -> None:

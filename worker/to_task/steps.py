@@ -4,14 +4,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from shared.messages import ToTaskMessage
-from worker.platform import (
-    ClientConnectionError,
-    ClientError,
-    ClientTimeoutError,
-    MalformedResponseError,
-    RateLimitError,
-    ServerError,
-)
 from worker.pre_processor import waitlist
 from worker.pre_processor.waitlist import PreProcessorState
 from worker.runs.model import Run, Workflow
@@ -44,20 +36,9 @@ ANNOTATE = TO_TASK.step("to_task.annotate", position=60, queue="annotate", has_p
 FINALIZE = TO_TASK.step("to_task.finalize", position=70)
 
 
-class TaskFailedError(Exception):
-    """The task cannot be annotated; the message becomes its failure record."""
-
-
 class InferencePendingError(Exception):
     """The task's inference is running; its ticket is polled again later."""
 
 
 class RunEndedError(Exception):
     """The run has ended, so nothing may be annotated any more."""
-
-
-def is_transient(error: ClientError) -> bool:
-    """Whether a later attempt may succeed."""
-    if isinstance(error, MalformedResponseError):
-        return error.cut_off
-    return isinstance(error, ClientConnectionError | ClientTimeoutError | RateLimitError | ServerError)

@@ -7,6 +7,7 @@ from celery import shared_task
 
 from shared.messages import Job, StopMessage
 from shared.statuses import JobStatus
+from worker.blame import INFRASTRUCTURE_ERRORS, retry_after_seconds
 from worker.platform import ClientError, clean
 from worker.runs import reporter
 from worker.runs.bulkhead import backoff
@@ -17,8 +18,8 @@ from worker.runs.model import ClaimStatus, Lease
 from worker.runs.runs import REPORT
 from worker.services import services
 from worker.workflow import dead_letters
-from worker.workflow.dead_letters import FAIL_REJECTED_JOB
-from worker.workflow.task import INFRASTRUCTURE_ERRORS, Retry, StepTask
+from worker.workflow.dead_letters import FAIL_REJECTED_JOB, rejected_job_member
+from worker.workflow.task import Retry, StepTask
 from worker.workflow.validation import status_of
 
 log = structlog.get_logger(__name__)
@@ -53,15 +54,15 @@ def _report(job: str, attempt: int, generation: int, lease: Lease) -> Retry | No
         return Retry(LEASE_LOST_SECONDS, {"redelivered": True})
     except ClientError as error:
         log.warning("report retry scheduled", job=job, error=clean(str(error)), attempt=attempt)
-        return _retry_report(job, attempt, generation)
+        return _retry_report(job, attempt, generation, retry_after_seconds(error) or 0.0)
     if wait is None:
         return None
     return Retry(wait, {"attempt": 0, "generation": generation, "redelivered": False})
 
 
-def _retry_report(job: str, attempt: int, generation: int) -> Retry:
+def _retry_report(job: str, attempt: int, generation: int, asked_seconds: float) -> Retry:
     runs = services().runs
-    countdown = backoff(attempt, runs.timing.max_countdown)
+    countdown = max(backoff(attempt, runs.timing.max_countdown), asked_seconds)
     changes: dict[str, int | bool] = {"attempt": attempt + 1}
     try:
         if runs.store.has_ended(job):
@@ -81,10 +82,14 @@ def fail_rejected_job(
     """Set the job of a rejected message FAILED; retried until the backend has it."""
 
     def fail() -> Retry | None:
+        runs = services().runs
         try:
-            dead_letters.fail_rejected_job(job, reason, services().runs, services().backend(tenant))
+            dead_letters.fail_rejected_job(job, reason, runs, services().backend(tenant))
         except ClientError:
-            return Retry(backoff(attempt, services().runs.timing.max_countdown), {"attempt": attempt + 1})
+            countdown = backoff(attempt, runs.timing.max_countdown)
+            runs.heartbeats.schedule(rejected_job_member(job), countdown)
+            return Retry(countdown, {"attempt": attempt + 1})
+        dead_letters.forget_unfailed_job(job, runs)
         return None
 
     # One at a time, because a late copy must not fail a job that was opened again meanwhile.

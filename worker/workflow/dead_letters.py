@@ -187,6 +187,19 @@ FAIL_REJECTED_JOB = Step("runs.refuse_job", position=0, queue="control")
 
 RUN_TASKS = (DeployMessage.task, ToTaskMessage.task)
 
+REJECTED_JOB_PREFIX = "rejected:"
+"""Begins the heartbeat member of a rejected job that is not FAILED at the backend yet."""
+
+
+def unfailed_jobs_key() -> str:
+    """Hash: by job, the arguments of the message that sets it FAILED, until the backend has it."""
+    return f"{{{dead_letters_key()}}}:unfailed"
+
+
+def rejected_job_member(job: str) -> str:
+    """The heartbeat member of a rejected job."""
+    return f"{REJECTED_JOB_PREFIX}{job}"
+
 
 def reject_message(
     services: Services, task: str, body: Any, kwargs: Any, reason: str, message_id: str | None
@@ -199,7 +212,24 @@ def reject_message(
     DeadLetters(services.redis).add(task, body, reason, message_id=message_id, job=job)
     if job is not None:
         about = {"job": job, "reason": reason, "tenant": readable_tenant(kwargs)}
+        services.redis.hset(unfailed_jobs_key(), job, json.dumps(about))
+        runs.heartbeats.schedule(rejected_job_member(job))
         runs.publisher.publish(FAIL_REJECTED_JOB, "control", about)
+
+
+def recover_rejected_job(job: str, runs: Runs) -> None:
+    """Publish the message that sets an overdue rejected job FAILED again; it was lost."""
+    about = runs.redis.hget(unfailed_jobs_key(), job)
+    if about is None:
+        runs.heartbeats.remove(rejected_job_member(job))
+    else:
+        runs.publisher.publish(FAIL_REJECTED_JOB, "control", json.loads(about))
+
+
+def forget_unfailed_job(job: str, runs: Runs) -> None:
+    """The backend has the end of a rejected job, or nobody needs to say it any more."""
+    runs.redis.hdel(unfailed_jobs_key(), job)
+    runs.heartbeats.remove(rejected_job_member(job))
 
 
 def reject_undelivered(rejected: RejectedMessage, **_: Any) -> None:

@@ -3,27 +3,18 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, NoReturn, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import structlog
 from celery import Task, exceptions
-from kombu.exceptions import OperationalError
 from pydantic import BaseModel
-from redis.exceptions import RedisError
 from structlog.contextvars import bound_contextvars
 
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
-from worker.platform import (
-    ClientConnectionError,
-    ClientTimeoutError,
-    MalformedResponseError,
-    RateLimitError,
-    ServerError,
-    clean,
-    shorten,
-)
-from worker.plugins import PluginHostUnavailableError
+from worker import blame
+from worker.blame import INFRASTRUCTURE_ERRORS, RejectedMessageError, Retries
+from worker.platform import clean, shorten
 from worker.runs.bulkhead import backoff
 from worker.runs.generations import GenerationClaim
 from worker.runs.heartbeat import run_member
@@ -52,7 +43,6 @@ from worker.workflow import intake
 from worker.workflow.dead_letters import reject_message
 from worker.workflow.validation import (
     Arguments,
-    RejectedMessageError,
     arguments_of,
     parse,
     parse_message,
@@ -63,9 +53,6 @@ log = structlog.get_logger(__name__)
 
 StepFunction: TypeAlias = Callable[[Run[MessageT, StateT]], Outcome]
 ModelT = TypeVar("ModelT", bound=BaseModel)
-
-INFRASTRUCTURE_ERRORS: tuple[type[Exception], ...] = (RedisError, OperationalError)
-"""Redis or the broker is unavailable, full or read-only: nothing is said about the run, which is retried."""
 
 INFRASTRUCTURE_RETRY_SECONDS = 1.0
 NEWER_RUN_SECONDS = 5.0
@@ -80,8 +67,8 @@ MAX_USER_MESSAGE_CHARS = 5_000
 MAX_DEPENDENCY_WAIT_SECONDS = 3600.0
 """How long a step is retried for a dependency that answers with errors."""
 
-MAX_STORE_RETRIES = 60
-"""How often a message is retried while the plugin store cannot be read."""
+MAX_MESSAGE_RETRIES = 60
+"""How often a message is retried while this host cannot accept it, such as without the plugin store."""
 
 
 @dataclass(frozen=True)
@@ -100,22 +87,6 @@ class StepTask(Task):
     typing = False
     max_retries = None
     Request = "worker.runs.publisher:RedactedRequest"
-
-    transient: ClassVar[tuple[type[Exception], ...]] = (
-        ClientConnectionError,
-        ClientTimeoutError,
-        RateLimitError,
-        ServerError,
-        MalformedResponseError,
-        PluginHostUnavailableError,
-    )
-    """Errors of a dependency that may pass: the step is retried."""
-
-    @staticmethod
-    def is_unreachable(error: Exception) -> bool:
-        """Whether the dependency is down. The step is then retried without limit, as the contract says."""
-        is_gateway_error = isinstance(error, ServerError) and error.status_code in (502, 503, 504)
-        return is_gateway_error or isinstance(error, ClientConnectionError | ClientTimeoutError)
 
     @property
     def runs(self) -> Runs:
@@ -177,6 +148,8 @@ class StepTask(Task):
                     case ClaimStatus.RUN_ENDED:
                         self.runs.ensure_end_reported(job)
                         self._clean_up(job)
+                    case ClaimStatus.UNKNOWN:
+                        log.warning("step of an unknown run dropped")
                 if claim.run is None:
                     return
 
@@ -213,9 +186,9 @@ class StepTask(Task):
             return function(run)
         except INFRASTRUCTURE_ERRORS:
             raise
-        except self.transient as error:
-            return self._wait_for_dependency(error, name, run)
         except Exception as error:
+            if blame.in_step(error).retries is not Retries.NONE:
+                return self._wait_for_dependency(error, name, run)
             message = user_message(error)
             log.error("step failed", error=message, error_type=type(error).__name__, exc_info=True)
             return Finish(JobStatus.FAILED, {"error": message})
@@ -223,7 +196,8 @@ class StepTask(Task):
     def _wait_for_dependency(self, error: Exception, name: str = "", run: AnyRun | None = None) -> Finish:
         attempt = int(self.request.kwargs.get("attempt", 0)) + 1
         max_countdown = self.runs.timing.max_countdown
-        if not self.is_unreachable(error) and attempt * max_countdown > MAX_DEPENDENCY_WAIT_SECONDS:
+        is_limited = blame.in_step(error).retries is not Retries.UNLIMITED
+        if is_limited and attempt * max_countdown > MAX_DEPENDENCY_WAIT_SECONDS:
             return Finish(JobStatus.FAILED, {"error": user_message(error)})
         log.warning(
             "dependency unavailable",
@@ -240,7 +214,10 @@ class StepTask(Task):
             # were delivered meanwhile are superseded, or there would be one more of them each time.
             generation = self.runs.generations.advance(run.job, name, run.generation)
             changes |= {"generation": generation, "redelivered": False}
-        return self.retry_later(backoff(attempt, max_countdown), **changes)
+        asked = blame.retry_after_seconds(error)
+        if asked is not None and asked > max_countdown:
+            return self.retry_later(asked, max_countdown=asked, **changes)
+        return self.retry_later(max(backoff(attempt, max_countdown), asked or 0.0), **changes)
 
     def _apply(self, step: Step, name: str, run: AnyRun, outcome: Outcome) -> None:
         match outcome:
@@ -251,10 +228,13 @@ class StepTask(Task):
                 self.runs.heartbeats.schedule(run_member(run.job), countdown)
                 self.runs.publisher.publish(outcome.step, queue, kwargs, countdown)
             case Reschedule():
-                countdown = min(outcome.countdown, self.runs.timing.max_countdown)
+                max_countdown = outcome.countdown if outcome.is_asked_for else self.runs.timing.max_countdown
+                countdown = min(outcome.countdown, max_countdown)
                 self.runs.heartbeats.schedule(run_member(run.job), countdown)
                 generation = self.runs.generations.advance(run.job, name, run.generation)
-                self.retry_later(countdown, generation=generation, attempt=0, redelivered=False)
+                self.retry_later(
+                    countdown, max_countdown, generation=generation, attempt=0, redelivered=False
+                )
             case Finish():
                 if self.runs.finish(run.job, End(outcome.status, outcome.result), step):
                     log.info("run ended", status=outcome.status, at=step.name)
@@ -268,9 +248,9 @@ class StepTask(Task):
             raise
         except NewerRunError:
             raise
-        except self.transient as error:
-            self._wait_for_dependency(error)
         except Exception as error:
+            if blame.in_step(error).retries is not Retries.NONE:
+                self._wait_for_dependency(error)
             log.error(
                 "clean-up failed", error_type=type(error).__name__, error=clean(str(error)), exc_info=True
             )
@@ -376,17 +356,19 @@ class StepTask(Task):
         except INFRASTRUCTURE_ERRORS as error:
             log.warning("message retry scheduled", error_type=type(error).__name__)
             self.retry_later(INFRASTRUCTURE_RETRY_SECONDS)
-        except OSError as error:
-            if self.request.retries >= MAX_STORE_RETRIES:
-                self.reject(args, kwargs, f"the plugin store cannot be read ({type(error).__name__})")
-                return
-            log.warning("plugin store unavailable", error_type=type(error).__name__)
-            self.retry_later(backoff(self.request.retries, self.runs.timing.max_countdown))
         except NewerRunError:
             raise
         except Exception as error:
-            log.error("message not accepted", error_type=type(error).__name__, exc_info=True)
-            self.reject(args, kwargs, f"it could not be taken in ({type(error).__name__})")
+            name, retries = type(error).__name__, blame.in_message(error).retries
+            if retries is Retries.NONE:
+                log.error("message not accepted", error_type=name, exc_info=True)
+                self.reject(args, kwargs, f"it could not be taken in ({name})")
+                return
+            if retries is Retries.HOUR and self.request.retries >= MAX_MESSAGE_RETRIES:
+                self.reject(args, kwargs, f"the plugin store cannot be read ({name})")
+                return
+            log.warning("plugin store unavailable", error_type=name)
+            self.retry_later(backoff(self.request.retries, self.runs.timing.max_countdown))
 
     def on_accepted(self, message: DeployMessage | ToTaskMessage) -> None:
         """A run of this message is about to begin; a workflow may have something to do first."""
@@ -407,11 +389,16 @@ class StepTask(Task):
         by_broker = (self.request.delivery_info or {}).get("redelivered")
         return bool(by_broker or self.request.kwargs.get("redelivered"))
 
-    def retry_later(self, countdown: float, **changes: Any) -> NoReturn:
-        """Deliver this message again after `countdown` seconds, with the arguments in `changes`."""
+    def retry_later(self, countdown: float, max_countdown: float | None = None, **changes: Any) -> NoReturn:
+        """Deliver this message again after `countdown` seconds, with the arguments in `changes`.
+
+        `max_countdown`: seconds, in place of the longest countdown that the worker itself chooses.
+        """
         kwargs = {**self.request.kwargs, **changes}
+        if max_countdown is None:
+            max_countdown = self.runs.timing.max_countdown
         try:
-            self.retry(kwargs=kwargs, countdown=min(countdown, self.runs.timing.max_countdown))
+            self.retry(kwargs=kwargs, countdown=min(countdown, max_countdown))
         except exceptions.Retry as retry:
             # Without the error behind it, because monitors are shown the whole chain of exceptions.
             raise retry from None

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from shared.messages import DeployMessage, Job, Tenant, ToTaskMessage
 from shared.statuses import JobStatus
 from shared.validation import describe_validation_error
+from worker.blame import RejectedMessageError
 from worker.platform import MalformedResponseError, clean
 from worker.plugins import PluginError, PluginStore
 
@@ -20,10 +21,6 @@ MAX_CHARS = 2_000
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
-
-
-class RejectedMessageError(ValueError):
-    """A message that cannot be accepted; the text says why, without what the message holds."""
 
 
 def parse_message(model: type[ModelT], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ModelT:

@@ -15,11 +15,12 @@ from shared.channels import job_key
 from tests.integration.broker.broker_site import element
 from tests.integration.safety.proxied_harness import ProxiedHarness
 from tests.unit.safety.messages import messages, spoilt_headers, step_arguments
+from worker.blame import RejectedMessageError
 from worker.deploy import tasks as deploy
 from worker.pre_processor import tasks as pre_processor
 from worker.to_task import tasks as to_task
 from worker.workflow import control
-from worker.workflow.validation import RejectedMessageError, arguments_of, parse_message, readable_job
+from worker.workflow.validation import arguments_of, parse_message, readable_job
 
 MESSAGE_COUNT = int(os.environ.get("FUZZ_EXAMPLES", "250"))
 QUEUES = {"deploy": "deploy", "to_task": "to_task", "tail_logs": "logs", "stop": "control"}

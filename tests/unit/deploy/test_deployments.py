@@ -1,5 +1,6 @@
 """Which run may remove an application, and which packages Ray keeps."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from fakeredis import FakeRedis
 from tests.unit.deploy.deploy_harness import APP, DeployHarness
 from worker.deploy import deployments
 from worker.deploy.deployments import DeployedPackages, Ownership
-from worker.plugins import PluginHostUnavailableError
+from worker.plugins import PluginCallError, PluginHostUnavailableError, ReleaseInvalidError
 from worker.runs.reporter import stop
 
 
@@ -51,14 +52,21 @@ class Packages:
     def __init__(self) -> None:
         self.pinned: list[list[str]] = []
         self.error: Exception | None = None
+        self.unusable = ("", "")
+        """Whether the store or the host cannot use a release, and which."""
 
-    def pin(self, releases: list[str]) -> None:
+    def pin(self, releases: list[SimpleNamespace]) -> None:
         if self.error is not None:
             raise self.error
-        self.pinned.append(releases)
+        names = [release.name for release in releases]
+        if self.unusable == ("host", names[0]):
+            raise PluginCallError("OSError", "cannot be packed")
+        self.pinned.append(names)
 
-    def get(self, release: str) -> str:
-        return release
+    def get(self, release: str) -> SimpleNamespace:
+        if self.unusable == ("store", release):
+            raise ReleaseInvalidError("config.yaml is no mapping")
+        return SimpleNamespace(name=release)
 
 
 @pytest.fixture
@@ -79,6 +87,25 @@ def test_packages_of_live_applications_are_pinned_once(harness: DeployHarness, p
     deployed.add("gone@1.0.0", "gone@1.0.0")
     deployed.pin()
     deployed.pin()
+    assert packages.pinned == [["digits@1.0.0"]]
+
+
+@pytest.mark.parametrize("fails_at", ["store", "host"])
+def test_one_unusable_release_leaves_the_others_pinned(
+    harness: DeployHarness, packages: Packages, monkeypatch: pytest.MonkeyPatch, fails_at: str
+) -> None:
+    # Given two applications, and a release that cannot be read or packed
+    details: dict[str, Any] = {APP: {"status": "RUNNING"}, "broken@1.0.0": {"status": "RUNNING"}}
+    monkeypatch.setattr(deployments, "serve_details", lambda: details)
+    packages.unusable = (fails_at, "broken@1.0.0")
+    deployed = DeployedPackages(harness.services)
+    deployed.add("broken@1.0.0", "broken@1.0.0")
+    deployed.add(APP, "digits@1.0.0")
+
+    # When packages are pinned
+    deployed.pin()
+
+    # Then the other one's is
     assert packages.pinned == [["digits@1.0.0"]]
 
 

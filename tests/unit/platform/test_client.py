@@ -124,7 +124,7 @@ def test_a_call_that_may_be_repeated_outlives_a_passing_failure(
 
 
 def test_it_gives_up_after_three_attempts(service: "Service", hasty: RetryPolicy) -> None:
-    service.answers({"detail": "busy"}, status=503, headers={"Retry-After": "120"})
+    service.answers({"detail": "busy"}, status=503, headers={"Retry-After": "0"})
 
     error = failure(service, hasty)
 

@@ -228,9 +228,17 @@ def test_the_jitter_is_capped() -> None:
     assert max(waits(ClientConnectionError(), RetryPolicy(attempts=12))) <= 2
 
 
-def test_retry_after_is_honoured_and_capped() -> None:
+def test_retry_after_is_honoured() -> None:
     assert waits(RateLimitError(retry_after=3), RetryPolicy()) == [3, 3]
-    assert waits(ServerError("", 503, retry_after=3600), RetryPolicy()) == [10, 10]
+
+
+def test_a_longer_retry_after_is_the_callers() -> None:
+    assert waits(ServerError("", 503, retry_after=3600), RetryPolicy()) == []
+
+
+def test_answers_are_not_tried_again_where_the_caller_does_it() -> None:
+    assert waits(ServerError("", 503), RetryPolicy(retries_statuses=False)) == []
+    assert len(waits(ClientConnectionError(), RetryPolicy(retries_statuses=False))) == 2
 
 
 def test_no_attempt_begins_after_the_budget() -> None:

@@ -2,7 +2,15 @@
 
 from contextlib import ExitStack
 
-from worker.runs.bulkhead import MAX_RETRY_SECONDS, MIN_RETRY_SECONDS, SECONDS_BETWEEN_TRIES, Bulkhead
+import pytest
+
+from worker.runs.bulkhead import (
+    MAX_RETRY_SECONDS,
+    MIN_RETRY_SECONDS,
+    SECONDS_BETWEEN_TRIES,
+    Bulkhead,
+    backoff,
+)
 
 
 def test_a_dependency_gets_half_of_the_threads() -> None:
@@ -66,3 +74,13 @@ def test_all_slots_together_leave_a_thread_to_short_tasks() -> None:
         # But nobody is shut out altogether.
         assert stack.enter_context(bulkhead.acquire("cluster"))
         assert not stack.enter_context(bulkhead.acquire("cluster"))
+
+
+def test_a_backoff_is_shortened_by_chance_by_a_quarter_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.runs.bulkhead.MIN_JITTER", 0.75)
+
+    waits = {backoff(5, 8.0) for _ in range(200)}
+
+    assert len(waits) > 100
+    assert min(waits) >= 6.0
+    assert max(waits) <= 8.0

@@ -11,6 +11,7 @@ from celery import Celery
 from pydantic import SecretStr
 
 from worker.actions.serve_state import interpret_serve_status
+from worker.blame import TaskFailedError
 from worker.platform import (
     MalformedResponseError,
     clean,
@@ -28,7 +29,6 @@ from worker.runs.publisher import RedactedRequest
 from worker.services import Services
 from worker.settings import Settings
 from worker.to_task.methods import MAX_TICKET_CHARS, PreProcessor, request_inference
-from worker.to_task.steps import TaskFailedError
 from worker.workflow.dead_letters import DeadLetters
 
 OURS = "hush-ours-5521"

@@ -18,7 +18,7 @@ from worker.platform import (
     ServerError,
 )
 from worker.plugins import PluginHostBusyError, PluginHostUnavailableError
-from worker.runs.model import Continue, Suspend
+from worker.runs.model import Continue, Reschedule, Suspend
 from worker.to_task.annotate import annotate
 from worker.to_task.ledger import RedisLedger
 from worker.to_task.results import MAX_LOGGED_FAILURES, finalize
@@ -317,9 +317,7 @@ def test_a_pass_out_of_time_hands_the_rest_on(make_world: Make) -> None:
     assert sorted(world.backend.annotated) == list(range(1, 101))
 
 
-@pytest.mark.parametrize(
-    "error", [ServerError(), RateLimitError(), ClientTimeoutError(), ClientConnectionError()]
-)
+@pytest.mark.parametrize("error", [ClientTimeoutError(), ClientConnectionError()])
 def test_an_error_that_passes_is_tried_again_later(make_world: Make, error: Exception) -> None:
     world = make_world(10)
     world.collect()
@@ -335,13 +333,62 @@ def test_an_error_that_passes_is_tried_again_later(make_world: Make, error: Exce
 def test_a_task_fails_after_five_attempts_that_count(make_world: Make) -> None:
     world = make_world(10)
     world.collect()
-    world.backend.faults.fail("annotate_task_data", ServerError("500 Internal Server Error"), key=3)
+    world.backend.faults.fail("annotate_task_data", ClientTimeoutError("408 Request Timeout"), key=3)
 
     countdowns, _ = world.annotate_fully(0)
 
     assert countdowns == [2.0, 4.0, 8.0, 16.0]
-    assert failures(world) == {3: "ServerError: 500 Internal Server Error"}
+    assert failures(world) == {3: "ClientTimeoutError: 408 Request Timeout"}
     assert world.backend.faults.calls["annotate_task_data"] == 9 + 5
+
+
+def test_a_500_is_tried_once_more(make_world: Make) -> None:
+    world = make_world(10)
+    world.collect()
+    world.backend.faults.fail("annotate_task_data", ServerError("500 Internal Server Error"), key=3)
+
+    countdowns, _ = world.annotate_fully(0)
+
+    assert countdowns == [2.0]
+    assert failures(world) == {3: "ServerError: 500 Internal Server Error"}
+    assert world.backend.faults.calls["annotate_task_data"] == 9 + 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RateLimitError(), ServerError("", 502), ServerError("", 503), ServerError("", 504)],
+    ids=["429", "502", "503", "504"],
+)
+def test_a_backend_that_says_later_is_no_attempt_at_a_task(make_world: Make, error: Exception) -> None:
+    # Given a backend that postpones a task more often than any attempt counts
+    world = make_world(10)
+    world.collect()
+    world.backend.faults.fail("annotate_task_data", error, key=3, times=12)
+
+    countdowns, outcome = world.annotate_fully(0)
+
+    assert (countdowns, outcome) == ([1.0] * 12, Continue(FINALIZE))
+    assert world.ledger.counts().success == 10
+
+
+def test_retry_after_is_the_countdown_of_the_chunk(make_world: Make) -> None:
+    world = make_world(10)
+    world.collect()
+    world.backend.faults.fail("get_task", RateLimitError(retry_after=90), key=3, times=1)
+
+    assert world.annotate(0) == Reschedule(90, is_asked_for=True)
+
+
+def test_broken_connections_count_for_none_while_it_says_later(make_world: Make) -> None:
+    world = make_world(2)
+    world.collect()
+    world.backend.faults.fail("get_task", ClientConnectionError(), key=1, times=10)
+    world.backend.faults.fail("get_task", RateLimitError(), key=2, times=10)
+
+    countdowns, _ = world.annotate_fully(0)
+
+    assert countdowns == [1.0] * 10
+    assert world.ledger.counts().success == 2
 
 
 def test_what_failed_before_waits_until_the_rest_was_tried(make_world: Make) -> None:

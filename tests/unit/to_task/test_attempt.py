@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from worker.blame import TaskFailedError
 from worker.to_task.attempt import File, TaskWork, file_of_specification, parse_files, primary_file
 from worker.to_task.ledger import OpenTask
-from worker.to_task.steps import TaskFailedError
 
 IMAGE = File("http://f/1.png", "1.png", "image", True)
 LABEL = File("http://f/1.json", "1.json", "label", False)

@@ -18,6 +18,7 @@ from worker.to_task.clients import (
     TenantBackends,
     Throttle,
 )
+from worker.to_task.window import RequestWindows
 
 
 def test_the_loop_is_one_thread_and_starts_anew_after_its_end(loop: EventLoopThread) -> None:
@@ -42,14 +43,14 @@ def test_an_error_on_the_loop_is_the_callers(loop: EventLoopThread) -> None:
 def test_all_tenants_share_the_limit_of_requests_in_flight(loop: EventLoopThread) -> None:
     # Given two tenants of a process that may have three requests in flight
     backend = FakeBackend()
-    slots = asyncio.Semaphore(3)
+    windows = RequestWindows(3)
     made: list[Any] = []
 
     def make(timeout: dict[str, float]) -> Any:
         made.append(timeout)
         return backend.on_loop
 
-    tenants = [TenantBackend(make, slots) for _ in range(2)]
+    tenants = [TenantBackend(make, windows) for _ in range(2)]
 
     # When all kinds of requests are made at once
     async def nothing() -> None: ...
@@ -97,7 +98,7 @@ def test_an_inference_has_more_time_than_a_read(loop: EventLoopThread) -> None:
         made.append(timeout)
         return backend.on_loop
 
-    loop.run(TenantBackend(make, asyncio.Semaphore(1)).run_plugin("pre", {"params": {}}), timeout=5)
+    loop.run(TenantBackend(make, RequestWindows(1)).run_plugin("pre", {"params": {}}), timeout=5)
 
     assert made == [INFERENCE_TIMEOUT_SECONDS]
 

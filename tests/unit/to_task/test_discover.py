@@ -10,6 +10,7 @@ from tests.unit.to_task.world import JOB, World
 from worker.runs.model import Continue, Finish, Reschedule, RunFailedError, Suspend
 from worker.to_task import ledger
 from worker.to_task.discover import (
+    MAX_REPEATED_PAGES,
     Page,
     PageCommit,
     TaskIndex,
@@ -168,6 +169,37 @@ def test_a_direct_call_notices_the_circle_too(make_world: Make) -> None:
 
     with pytest.raises(RunFailedError, match="go around in a circle"):
         list(iter_task_ids(world.backend, world.run.message.params, 100))
+
+
+def endless(*ids: int) -> list[dict[str, Any]]:
+    """Pages of the same ids, each with a link to yet another one."""
+    return [page(*ids, following=number + 1) for number in range(MAX_REPEATED_PAGES + 5)]
+
+
+@pytest.mark.parametrize("ids", [(1, 2), ()], ids=["known ids", "no ids"])
+def test_pages_that_bring_nothing_new_end_the_run(make_world: Make, ids: tuple[int, ...]) -> None:
+    world = make_world()
+    world.backend.pages = endless(*ids)
+
+    with pytest.raises(RunFailedError, match="20 pages in a row have no new task"):
+        world.fetch()
+
+
+@pytest.mark.parametrize("ids", [(1, 2), ()], ids=["known ids", "no ids"])
+def test_a_direct_call_notices_that_nothing_is_new(make_world: Make, ids: tuple[int, ...]) -> None:
+    world = make_world()
+    world.backend.pages = endless(*ids)
+
+    with pytest.raises(RunFailedError, match="20 pages in a row have no new task"):
+        list(iter_task_ids(world.backend, world.run.message.params, 100))
+
+
+def test_pages_shifted_onto_known_ones_are_read_on(make_world: Make) -> None:
+    world = make_world()
+    shifted = [page(1, 2, following=number + 1) for number in range(MAX_REPEATED_PAGES - 1)]
+    world.backend.pages = [*shifted, page(3)]
+
+    assert list(iter_task_ids(world.backend, world.run.message.params, 100)) == [1, 2, 3]
 
 
 def test_a_direct_call_meets_each_id_once(make_world: Make) -> None:

@@ -1,5 +1,7 @@
 """A backend, a plugin host and the services of a process in memory; a hand that delivers a run's messages."""
 
+import threading
+import time
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,11 +18,12 @@ from worker.runs.runs import Runs, Timing
 from worker.services import Services
 from worker.testing import FakeBackend, FakePluginHost
 from worker.to_task.annotate import annotate, spread
-from worker.to_task.clients import AnnotationRuntime, EventLoopThread, Throttle
+from worker.to_task.clients import AnnotationRuntime, EventLoopThread, TenantBackend, Throttle
 from worker.to_task.discover import fetch_tasks
 from worker.to_task.ledger import RedisLedger
 from worker.to_task.results import finalize
 from worker.to_task.steps import ANNOTATE, FETCH_TASKS, FINALIZE, SPREAD, TO_TASK, ToTaskRun
+from worker.to_task.window import RequestWindows
 
 JOB = "42"
 Row = dict[str, Any]
@@ -87,6 +90,13 @@ class World:
         self.runtime = AnnotationRuntime(self.loop, backends, Throttle(0.0))
         self.accept(**self.params)
 
+    def limit_requests(self) -> RequestWindows:
+        """Let annotation requests go through the windows of a process; returns these."""
+        windows = RequestWindows(64)
+        tenant = TenantBackend(lambda timeout: cast(Any, self.backend.on_loop), windows)
+        self.runtime.backends = cast(Any, SimpleNamespace(of=lambda tenant_name: tenant))
+        return windows
+
     def accept(self, **params: Any) -> None:
         given = {"name": "n", "project": 1, "agent": 3, "target_specification_name": "label", **params}
         message = ToTaskMessage.model_validate({"job": JOB, "plugin": "digits@1.0.0", "params": given})
@@ -139,6 +149,14 @@ class World:
         """The whole run, each message delivered once, to its end."""
         self.collect()
         return self.annotate_published()
+
+    def annotate_in_time(self, chunk: int, seconds: float = 60.0) -> Outcome:
+        """Deliver the chunk after each countdown until it asks for no more, within `seconds`."""
+        end = time.monotonic() + seconds
+        while isinstance(outcome := self.annotate(chunk), Reschedule):
+            assert time.monotonic() + outcome.countdown < end, "the chunk takes too long"
+            threading.Event().wait(outcome.countdown)
+        return outcome
 
     def annotate_published(self) -> Finish:
         """Every published chunk, and those that follow, to the end of the run."""

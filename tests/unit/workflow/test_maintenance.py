@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
-from tests.unit.workflow.harness import FakeServices, TaskRunner
+from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
 from worker import maintenance
 from worker.runs.keys import run_key
 
@@ -47,6 +47,27 @@ def test_an_unreadable_run_does_not_delay_the_others(
     maintenance.sweep()
 
     assert {sent.kwargs["job"] for sent in sender.published} == {"2", "3", "4", "5"}
+
+
+def test_a_lost_message_of_a_rejected_job_is_published_again(
+    task_runner: TaskRunner, sender: RecordingPublisher, backend: Backend, clock: Clock
+) -> None:
+    # Given a rejected message whose job was never set FAILED, because that message was lost
+    task_runner.deliver("test.deploy", job=7, plugin="digits@1.0.0", agent="none")
+    [lost] = sender.of("runs.refuse_job")
+    sender.published.clear()
+    clock.forward(80)
+
+    # When the sweep comes
+    assert maintenance.sweep() == 1
+
+    # Then the job is failed after all, and the next sweep finds nothing
+    [again] = sender.of("runs.refuse_job")
+    assert again.kwargs == lost.kwargs
+    task_runner.deliver("runs.refuse_job", **again.kwargs)
+    assert backend.status == "FAILED"
+    clock.forward(800)
+    assert maintenance.sweep() == 0
 
 
 def test_sweep_survives_what_goes_wrong(

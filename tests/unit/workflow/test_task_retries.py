@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
 from tests.unit.runs.example_workflow import FIRST, SECOND, VISIBILITY_TIMEOUT, StepCalls, deliver
-from worker.platform import RateLimitError, register_secrets
+from worker.platform import RateLimitError, ServerError, register_secrets
 from worker.runs.model import (
     Continue,
     End,
@@ -173,12 +173,12 @@ def test_dependency_unavailable_for_an_hour_ends_the_run(
     worker = InProcessWorker(runs)
     kwargs: dict[str, Any] = {"job": "42"}
     waited = 0.0
-    while (delivery := deliver(worker, FIRST, StepCalls(RateLimitError("away")), kwargs=kwargs)).countdown:
+    while (delivery := deliver(worker, FIRST, StepCalls(ServerError("away")), kwargs=kwargs)).countdown:
         waited += delivery.countdown
         kwargs = delivery.kwargs
 
     assert 3000 < waited < 4000
-    assert runs.store.load("42").end == End(JobStatus.FAILED, {"error": "RateLimitError: away"})
+    assert runs.store.load("42").end == End(JobStatus.FAILED, {"error": "ServerError: away"})
 
 
 @pytest.mark.parametrize("error", [RedisConnectionError("away"), OperationalError("away")])
@@ -247,3 +247,23 @@ def test_copies_made_while_a_dependency_hung_do_not_multiply(worker: InProcessWo
     assert deliver(worker, FIRST, calls, kwargs=second.kwargs).ended == "acknowledged"
     assert len(calls) == 1
     assert second.kwargs["attempt"] == 2
+
+
+def test_wait_that_a_service_asks_for_is_kept_whole(worker: InProcessWorker, run: Run) -> None:
+    assert deliver(worker, FIRST, StepCalls(Reschedule(120, is_asked_for=True))).countdown == 120
+
+
+@pytest.mark.parametrize(("asked", "countdown"), [(5, 5), (120, 120), (86_400, 300)])
+def test_retry_after_is_the_countdown_of_a_step(
+    worker: InProcessWorker, run: Run, asked: float, countdown: float
+) -> None:
+    delivery = deliver(worker, FIRST, StepCalls(RateLimitError(retry_after=asked)))
+
+    assert delivery.countdown == countdown
+
+
+def test_service_that_says_later_never_ends_the_run(worker: InProcessWorker, run: Run, runs: Runs) -> None:
+    delivery = deliver(worker, FIRST, StepCalls(RateLimitError()), kwargs={"job": "42", "attempt": 1_000_000})
+
+    assert delivery.ended == "retried"
+    assert runs.store.load("42").end is None

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from shared.messages import Job
+from worker.blame import RejectedMessageError
 from worker.pre_processor.waitlist import WaitlistKey
-from worker.workflow.validation import Count, RejectedMessageError, arguments_of, parse_message
+from worker.workflow.validation import Count, arguments_of, parse_message
 
 
 def chunk_step(job: Job, chunk: Count, **_: Any) -> None: ...

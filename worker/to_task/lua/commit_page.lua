@@ -1,6 +1,7 @@
 -- Take a page of ids in, once: the page that the cursor stands at, while the run lives. Whole chunks are
 -- written under their number, the remainder is carried to the next page, or is the last chunk.
--- KEYS: run, record, task index, seen, chunks   ARGV: page, link to the next or '', chunk size, id...
+-- KEYS: run, record, task index, seen, chunks   ARGV: page, link to the next or '', chunk size,
+--   how many pages in a row may have no new id, id...
 if not run_open(KEYS[1]) then return 'over' end
 local at = tonumber(redis.call('HGET', KEYS[3], 'page') or '0')
 if at ~= tonumber(ARGV[1]) or redis.call('HEXISTS', KEYS[3], 'complete') == 1 then return 'stale' end
@@ -16,13 +17,17 @@ local function write()
   redis.call('HSETNX', KEYS[5], chunks, table.concat(rest, ','))
   chunks, rest = chunks + 1, {}
 end
-for i = 4, #ARGV do
+local known = total
+for i = 5, #ARGV do
   if redis.call('SADD', KEYS[4], ARGV[i]) == 1 then
     rest[#rest + 1] = ARGV[i]
     total = total + 1
     if #rest == size then write() end
   end
 end
+-- Pages that bring nothing new and always link to another one would never end.
+local repeated = total == known and tonumber(redis.call('HGET', KEYS[3], 'repeated') or '0') + 1 or 0
+if link ~= '' and repeated >= tonumber(ARGV[4]) then return 'repeated' end
 if link == '' then
   if #rest > 0 then write() end
   redis.call('HSET', KEYS[3], 'complete', 1)
@@ -30,5 +35,5 @@ if link == '' then
   redis.call('DEL', KEYS[4])
 end
 redis.call('HSET', KEYS[3], 'page', at + 1, 'link', link, 'rest', table.concat(rest, ','),
-  'chunks', chunks, 'total', total)
+  'chunks', chunks, 'total', total, 'repeated', repeated)
 return 'committed'

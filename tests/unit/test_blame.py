@@ -1,0 +1,160 @@
+"""The table of failures, row by row: whose each is, and how often it is tried again."""
+
+from typing import NamedTuple
+
+import pytest
+from kombu.exceptions import OperationalError
+from redis.exceptions import ReadOnlyError, RedisError
+
+from worker import blame
+from worker.blame import RejectedMessageError, TaskFailedError
+from worker.platform import (
+    AuthenticationError,
+    AuthorizationError,
+    ClientConnectionError,
+    ClientTimeoutError,
+    HTTPError,
+    MalformedResponseError,
+    NotFoundError,
+    RateLimitError,
+    ServerError,
+    UntrustedLinkError,
+    ValidationError,
+)
+from worker.plugins import (
+    PluginCallError,
+    PluginHostBusyError,
+    PluginHostUnavailableError,
+    PluginTimeoutError,
+    ReleaseInvalidError,
+    ReleaseNotFoundError,
+)
+from worker.runs.model import RunFailedError
+
+
+class Expected(NamedTuple):
+    """Owner and retries of a row's errors, in a task, a step and a message."""
+
+    errors: tuple[BaseException, ...]
+    in_task: str
+    in_step: str
+    in_message: str
+
+
+ROWS = {
+    "Redis or the broker cannot be used": Expected(
+        (RedisError(), ReadOnlyError(), OperationalError()),
+        "host unlimited", "host unlimited", "host unlimited",
+    ),
+    "a service answers 429, 502, 503 or 504": Expected(
+        (RateLimitError(), ServerError("", 502), ServerError("", 503), ServerError("", 504)),
+        "dependency unlimited", "dependency unlimited", "dependency unlimited",
+    ),
+    "the plugin's process is busy": Expected(
+        (PluginHostBusyError(),),
+        "dependency unlimited", "dependency hour", "dependency unlimited",
+    ),
+    "a service cannot be reached or does not answer in time": Expected(
+        (ClientConnectionError(), ClientTimeoutError()),
+        "task few", "dependency unlimited", "dependency unlimited",
+    ),
+    "the connection is lost in the middle of an answer": Expected(
+        (MalformedResponseError("cut off", cut_off=True),),
+        "task few", "dependency hour", "dependency hour",
+    ),
+    "a service answers 500 or another 5xx": Expected(
+        (ServerError(), ServerError("", 507)),
+        "task one", "dependency hour", "dependency hour",
+    ),
+    "a service rejects the token": Expected(
+        (AuthenticationError(),),
+        "task few", "run none", "dependency hour",
+    ),
+    "a list leads off its service": Expected(
+        (UntrustedLinkError(),),
+        "task none", "run none", "message none",
+    ),
+    "an answer is malformed": Expected(
+        (MalformedResponseError(),),
+        "task none", "dependency hour", "dependency hour",
+    ),
+    "there is no such thing (404)": Expected(
+        (NotFoundError(),),
+        "task none", "run none", "message none",
+    ),
+    "a service refuses the request (another 4xx)": Expected(
+        (ValidationError(), AuthorizationError(), HTTPError("", 409), HTTPError("", 413)),
+        "task none", "run none", "message none",
+    ),
+    "the plugin host is unavailable": Expected(
+        (PluginHostUnavailableError(),),
+        "dependency hour", "dependency hour", "dependency hour",
+    ),
+    "the release does not exist or cannot be used": Expected(
+        (ReleaseNotFoundError(), ReleaseInvalidError()),
+        "run none", "run none", "message none",
+    ),
+    "the author's code raises, hangs or ends its process": Expected(
+        (PluginCallError("ValueError", "no"), PluginTimeoutError()),
+        "task none", "run none", "message none",
+    ),
+    "the task's own data cannot be used": Expected(
+        (TaskFailedError("no files"),),
+        "task none", "run none", "message none",
+    ),
+    "the message's own content cannot be accepted": Expected(
+        (RejectedMessageError("no job"),),
+        "run none", "run none", "message none",
+    ),
+    "the disk is full, or the memory, or the plugin store cannot be read": Expected(
+        (OSError(28, "No space left on device"), FileNotFoundError(), MemoryError()),
+        "host hour", "host hour", "host hour",
+    ),
+    "anything else": Expected(
+        (RunFailedError("over"), RuntimeError(), KeyError()),
+        "run none", "run none", "message none",
+    ),
+}  # fmt: skip
+
+
+def said(found: blame.Blame) -> str:
+    return f"{found.owner} {found.retries}"
+
+
+def test_the_table_has_these_rows_in_this_order() -> None:
+    assert [row.failure for row in blame.TABLE] == list(ROWS)
+
+
+@pytest.mark.parametrize("failure", ROWS)
+def test_each_row_says_whose_failure_it_is(failure: str) -> None:
+    expected = ROWS[failure]
+    for error in expected.errors:
+        assert blame.row_of(error).failure == failure
+        assert said(blame.in_task(error)) == expected.in_task
+        assert said(blame.in_step(error)) == expected.in_step
+        assert said(blame.in_message(error)) == expected.in_message
+
+
+def test_a_404_of_an_inference_may_be_the_application() -> None:
+    assert said(blame.in_inference(NotFoundError())) == "task few"
+    assert said(blame.in_inference(ServerError())) == said(blame.in_task(ServerError()))
+
+
+def test_only_the_task_has_counted_attempts() -> None:
+    """Whatever is not the task's must not count against it."""
+    counted = {row.in_task.retries for row in blame.TABLE if row.in_task.owner is blame.Owner.TASK}
+
+    assert counted <= set(blame.MAX_ATTEMPTS)
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (RateLimitError(retry_after=30), 30),
+        (ServerError("", 503, retry_after=86_400), 300),
+        (RateLimitError(), None),
+        (ClientConnectionError(), None),
+    ],
+)
+def test_retry_after_is_believed_up_to_minutes(error: Exception, seconds: float | None) -> None:
+    assert blame.retry_after_seconds(error) == seconds
