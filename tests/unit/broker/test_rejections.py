@@ -7,11 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kombu.message import Message
 
 from shared.channels import dead_letters_key
 from shared.messages import DeployMessage
 from tests.harness.in_process_worker import RecordingPublisher
+from tests.unit.broker.task_messages import HEADERS, message
 from worker.broker.rejections import (
     RejectedMessage,
     keep_rejected,
@@ -21,19 +21,6 @@ from worker.broker.rejections import (
 )
 from worker.runs.runs import Runs, Timing
 from worker.workflow import dead_letters
-
-HEADERS: dict[str, Any] = {"task": "deploy", "id": "1"}
-
-
-def message(body: Any = None, *, content_type: str = "application/json", **headers: Any) -> Message:
-    text = body if isinstance(body, str) else json.dumps([[], {}, {}] if body is None else body)
-    return Message(
-        body=text.encode(),
-        headers={name: value for name, value in (HEADERS | headers).items() if value != "absent"},
-        content_type=content_type,
-        content_encoding="utf-8",
-        accept={"application/json"},
-    )
 
 
 def test_message_is_kept_with_its_arguments() -> None:
