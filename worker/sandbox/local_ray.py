@@ -102,6 +102,8 @@ class LocalRay:
     def _tuning(self) -> dict[str, str]:
         return {
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Ray gives its processes the least priority; on a busy machine they would hardly start.
+            "RAY_worker_niceness": "0",
             # Interval at which resources in use are reported; the default of 5 s is too old for the agent.
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "AUTOSCALER_METRIC_PORT": str(free_port()),
