@@ -115,6 +115,10 @@ class Services:
         request = request_for(release, message.action, params, access, job=run.job, language=message.language)
         return release, request
 
+    def checksum_of(self, plugin: str) -> str:
+        """The checksum of a release in the plugin store, `code@version`; raises `PluginError`."""
+        return self.store.get(plugin).checksum
+
     def backend(self, tenant: str | None = None) -> BackendClient:
         """The worker's own client of the backend, for the tenant of a run."""
         return self._backend_of(tenant or self.settings.synapse_tenant)

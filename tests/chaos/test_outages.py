@@ -7,6 +7,7 @@ import time
 from random import Random
 
 import pytest
+from redis import Redis
 
 from tests.chaos.faulty_services import let_fault_last
 from tests.chaos.mixed_runs import MixedRuns
@@ -24,7 +25,7 @@ FAULTS = ("500", "502", "html", "nothing", "hang", "lost")
 
 @pytest.mark.chaos
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("outage", ["restart", "short", "long", "hanging"])
+@pytest.mark.parametrize("outage", ["restart", "short", "long", "hanging", "full"])
 def test_runs_go_on_after_an_outage_of_redis(harness: PlatformHarness, outage: str) -> None:
     with harness.fleet() as fleet:
         # Given two workers with runs of every kind under way
@@ -34,7 +35,7 @@ def test_runs_go_on_after_an_outage_of_redis(harness: PlatformHarness, outage: s
         runs.publish(within_seconds=1.0)
         wait_for(lambda: any(fleet.has_ended(job) for job in runs.jobs), 30, "the first end")
 
-        # When Redis is restarted, rejects connections for a while, or hangs
+        # When Redis is restarted, rejects connections for a while, hangs, or has no memory left
         with runs.faults.outage():
             _cause_outage(harness.sandbox.redis, outage)
         restored = time.time()
@@ -57,6 +58,13 @@ def _cause_outage(server: RedisServer, outage: str) -> None:
             let_fault_last(LONG_OUTAGE_SECONDS)
         finally:
             os.kill(server.process.pid, signal.SIGCONT)
+    elif outage == "full":
+        with Redis.from_url(server.url) as redis:
+            redis.config_set("maxmemory", 1)
+            try:
+                let_fault_last(LONG_OUTAGE_SECONDS)
+            finally:
+                redis.config_set("maxmemory", 0)
     else:
         server.kill()
         let_fault_last(SHORT_OUTAGE_SECONDS if outage == "short" else LONG_OUTAGE_SECONDS)

@@ -1,5 +1,8 @@
 """What Redis stores of deployed applications: the runs that own them, and their packages."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import structlog
 from redis import Redis
 
@@ -16,20 +19,43 @@ PIN_INTERVAL_SECONDS = 240
 
 EXISTED_FIELD = "existed"
 JOB_FIELD_PREFIX = "job:"
+CONTENT_FIELD_PREFIX = "content:"
 OWNED, RELEASED = "1", "0"
 
 
 class Ownership:
     """The runs that submitted an application or found it submitted, and whether it must be kept.
 
-    Of several runs that deploy the same application, only the last that gives it up may remove it.
+    Of several runs that deploy the same application, only the last that gives it up may remove it. Each looks
+    and acts under the application's lock: what one run finds unused must not be adopted by another meanwhile.
     """
 
     def __init__(self, services: Services, app_name: str) -> None:
         self._redis: Redis = services.redis
-        self._store = services.runs.store
+        self._store, self._locks = services.runs.store, services.runs.locks
         cluster = services.settings.worker_agent or "any"
         self._key = f"{redis_prefix()}:deployments:{{{cluster}:{app_name}}}"
+
+    @contextmanager
+    def locked(self) -> Iterator[bool]:
+        """Whether this delivery has the application's lock, which is released after the block."""
+        key, token = f"{self._key}:lock", self._locks.new_token()
+        if not self._locks.acquire(key, token):
+            yield False
+            return
+        with self._locks.hold(key, token):
+            yield True
+
+    def note_content(self, digest: str, checksum: str) -> None:
+        """A plan with this digest deploys the release with this checksum."""
+        self._redis.hset(self._key, CONTENT_FIELD_PREFIX + digest, checksum)
+        self._redis.expire(self._key, RETENTION_SECONDS)
+
+    def has_content_of(self, digest: str, others: Iterable[str]) -> bool:
+        """Whether a plan with one of the digests `others` deploys the same release as that with `digest`."""
+        names = [CONTENT_FIELD_PREFIX + each for each in (digest, *others)]
+        own, *found = self._redis.hmget(self._key, names)
+        return own is not None and own in found
 
     def acquire(self, job: str, existed: bool) -> None:
         """Let `job` own the application, too; with `existed` it is never removed."""

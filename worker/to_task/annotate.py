@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from shared.messages import ToTaskMethod
-from worker.blame import retry_after_seconds
+from worker.blame import asks_for_later, retry_after_seconds
 from worker.lua import redis_time
 from worker.platform import ClientError
 from worker.plugins import PluginHostBusyError
@@ -94,7 +94,7 @@ def finish_pass(
 
 def _later(errors: Sequence[ClientError]) -> Reschedule:
     asked = [seconds for error in errors if (seconds := retry_after_seconds(error)) is not None]
-    return Reschedule(max(asked), is_asked_for=True) if asked else Reschedule(LATER_SECONDS)
+    return Reschedule(max(LATER_SECONDS, *asked), is_asked_for=True) if asked else Reschedule(LATER_SECONDS)
 
 
 def _is_fresh(task: OpenTask) -> bool:
@@ -168,22 +168,29 @@ def annotate(run: ToTaskRun, chunk: int, services: Services, runtime: Annotation
             return (
                 Suspend() if services.runs.store.has_ended(run.job) else Reschedule(LOST_LEASE_POLL_SECONDS)
             )
-        if (
-            _may_be_unavailable(attempt)
-            and message.params.method is ToTaskMethod.INFERENCE
-            and is_unavailable(run, services)
-        ):
-            return Reschedule(UNAVAILABLE_POLL_SECONDS)
-        if attempt.postponed:
-            _report_slowness(run, services, ledger, attempt)
-        project = message.params.project
-        next_pass = finish_pass(
-            attempt, chunk, ledger, lambda: services.backend(message.tenant).get_project(project)
-        )
+        try:
+            next_pass = _next_pass(run, chunk, services, ledger, attempt)
+        except ClientError as error:
+            if not asks_for_later(error):
+                raise
+            next_pass = _later([error])
         if next_pass is not None:
             return next_pass
     ledger.complete_chunk(chunk)
     return dispatch_chunks(run, services.runs, ledger)
+
+
+def _next_pass(
+    run: ToTaskRun, chunk: int, services: Services, ledger: RedisLedger, attempt: ChunkPass
+) -> Reschedule | None:
+    message = run.message
+    if attempt.postponed:
+        _report_slowness(run, services, ledger, attempt)
+    by_inference = message.params.method is ToTaskMethod.INFERENCE
+    if by_inference and _may_be_unavailable(attempt) and is_unavailable(run, services):
+        return Reschedule(UNAVAILABLE_POLL_SECONDS)
+    project = message.params.project
+    return finish_pass(attempt, chunk, ledger, lambda: services.backend(message.tenant).get_project(project))
 
 
 def _report_slowness(run: ToTaskRun, services: Services, ledger: RedisLedger, attempt: ChunkPass) -> None:

@@ -53,6 +53,8 @@ def _report(job: str, attempt: int, generation: int, lease: Lease) -> Retry | No
     except reporter.LeaseLostError:
         return Retry(LEASE_LOST_SECONDS, {"redelivered": True})
     except ClientError as error:
+        if reporter.give_up_rejected_end(job, error, runs):
+            return None
         log.warning("report retry scheduled", job=job, error=clean(str(error)), attempt=attempt)
         return _retry_report(job, attempt, generation, retry_after_seconds(error) or 0.0)
     if wait is None:
