@@ -42,8 +42,8 @@ class Body(BaseModel):
 
 
 async def collect(served: BaseServeDeployment, ticket: str) -> Any:
-    """Poll until the inference of `ticket` has ended, five seconds at most."""
-    async with asyncio.timeout(5):
+    """Poll until the inference of `ticket` has ended, a minute at most."""
+    async with asyncio.timeout(60):
         while True:
             answer = await served.handle_inference({"__synapse_poll__": ticket})
             if answer.get("status") != "pending":
