@@ -6,8 +6,8 @@ from worker.plugins import PluginHostUnavailableError, RayDriverError
 from worker.plugins.ray_driver import RayConnection, operations
 from worker.plugins.ray_driver.connection import is_client_address
 
-CONNECT_TIMEOUT_SECONDS: Final = 10.0
-"""A cluster that accepts the token answers within one or two seconds."""
+CONNECT_TIMEOUT_SECONDS: float = 20.0
+"""A cluster that accepts the token answers within a few seconds; for Ray Client its head starts a process."""
 LOOK_TIMEOUT_SECONDS: Final = 5.0
 
 

@@ -155,6 +155,21 @@ def test_dead_actor_of_conversions_is_replaced(ray_host: RayHost, store: PluginS
     assert convert("apple", {"value": 4})[0]["ok"]["value"] == 4
 
 
+def test_a_new_start_of_serve_is_noticed(
+    ray_host: RayHost, store: PluginStore, cluster: RayCluster, ray_cluster: LocalRay
+) -> None:
+    # Given a connection that has asked Serve
+    cluster.state("pear@1.0.0")
+
+    # When Serve is shut down and started anew
+    ray_cluster.restart_serve()
+
+    # Then the same connection deploys and sees what it has deployed
+    submit(ray_host, store, "pear@1.0.0", "plain")
+    await_bucket(cluster, "pear@1.0.0", "running")
+    remove(cluster, "pear@1.0.0")
+
+
 def test_package_store_can_be_a_folder(connection: RayConnection, store: PluginStore, tmp_path: Path) -> None:
     host = RayHost(connection, FolderPackages(tmp_path), timeout=60)
     release = store.get("pear@1.0.0")
