@@ -374,7 +374,7 @@ def test_a_pre_processor_that_stays_away_ends_the_run(
 
 
 def test_each_absence_of_a_pre_processor_is_timed_anew(by_inference: Make, clock: Clock) -> None:
-    # Given a pre-processor that was unavailable, and runs again
+    # Given a pre-processor that was away for a while
     world = by_inference(25)
     world.collect()
     application = world.backend.serve_applications[0]
