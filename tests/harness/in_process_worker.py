@@ -91,6 +91,8 @@ class Delivery:
     ended: str = "acknowledged"
     countdown: float | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, Any] = field(default_factory=dict)
+    """Of the retried message, those that are not Celery's."""
     outcome: Outcome | None = None
     error: BaseException | None = None
 
@@ -135,6 +137,7 @@ class InProcessWorker:
         part: str = "",
         redelivered: bool = False,
         kwargs: dict[str, Any] | None = None,
+        headers: dict[str, Any] | None = None,
     ) -> Delivery:
         """Deliver a message of `step`, of the current generation unless `kwargs` has another one."""
         if kwargs is None:
@@ -152,7 +155,11 @@ class InProcessWorker:
 
         job = kwargs["job"]
         self._deliver(
-            delivery, kwargs, redelivered, lambda: self.task.run_step(step, job, recording, part=part)
+            delivery,
+            kwargs,
+            redelivered,
+            lambda: self.task.run_step(step, job, recording, part=part),
+            headers=headers or {},
         )
         return delivery
 
@@ -171,16 +178,22 @@ class InProcessWorker:
         return delivery
 
     def _deliver(
-        self, delivery: Delivery, kwargs: dict[str, Any], redelivered: bool, call: Callable[[], None]
+        self,
+        delivery: Delivery,
+        kwargs: dict[str, Any],
+        redelivered: bool,
+        call: Callable[[], None],
+        **more: Any,
     ) -> None:
         retries: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        with celery_request(self.task, kwargs, redelivered=redelivered, retries_of_delivery=retries):
+        more["retries_of_delivery"] = retries
+        with celery_request(self.task, kwargs, redelivered=redelivered, **more):
             try:
                 call()
             except Retry:
                 delivery.ended = "retried"
                 delivery.kwargs, options = retries[-1]
-                delivery.countdown = options["countdown"]
+                delivery.countdown, delivery.headers = options["countdown"], options["headers"]
             except Reject as reject:
                 delivery.ended = "requeued" if reject.requeue else "dropped"
         assert len(retries) == (delivery.ended == "retried"), "a delivery is retried once or not at all"

@@ -187,8 +187,12 @@ def _next_pass(
     if attempt.postponed:
         _report_slowness(run, services, ledger, attempt)
     by_inference = message.params.method is ToTaskMethod.INFERENCE
-    if by_inference and _may_be_unavailable(attempt) and is_unavailable(run, services):
-        return Reschedule(UNAVAILABLE_POLL_SECONDS)
+    if by_inference and _may_be_unavailable(attempt):
+        if is_unavailable(run, services):
+            return Reschedule(UNAVAILABLE_POLL_SECONDS)
+    elif run.state.unavailable_since is not None and attempt.got_answer:
+        # It is back, or the next time that it is unavailable would count from now on.
+        services.runs.store.update_state(run, replace(run.state, unavailable_since=None))
     project = message.params.project
     return finish_pass(attempt, chunk, ledger, lambda: services.backend(message.tenant).get_project(project))
 

@@ -24,7 +24,7 @@ SERVER = shutil.which("rabbitmq-server", path="/usr/lib/rabbitmq/bin") or shutil
 
 pytestmark = [
     pytest.mark.skipif(SERVER is None, reason="there is no rabbitmq-server"),
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(300),
 ]
 
 
@@ -51,7 +51,7 @@ class RabbitMQ:
     def start(self) -> Process:
         log = self._folder / "server.log"
         process = start_process("rabbitmq", [str(SERVER)], log=log, env=self._environment)
-        process.wait_until(self._is_up, 60)
+        process.wait_until(self._is_up, 120)
         return process
 
     def client(self) -> Celery:

@@ -373,6 +373,26 @@ def test_a_pre_processor_that_stays_away_ends_the_run(
     assert world.record()["failed"] == "0"
 
 
+def test_each_absence_of_a_pre_processor_is_timed_anew(by_inference: Make, clock: Clock) -> None:
+    # Given a pre-processor that was away for a while
+    world = by_inference(25)
+    world.collect()
+    application = world.backend.serve_applications[0]
+    world.backend.faults.fail("run_plugin", NotFoundError(), times=1)
+    application["status"] = "DEPLOYING"
+    assert isinstance(world.annotate(0), Reschedule)
+    application["status"] = "RUNNING"
+    world.annotate_fully(0)
+
+    # When it is away again, long after
+    clock.forward(1_000)
+    world.backend.faults.fail("run_plugin", NotFoundError(), times=1)
+    application["status"] = "DEPLOYING"
+
+    # Then the run waits for it, as for the first time
+    assert isinstance(world.annotate(1), Reschedule)
+
+
 def test_a_404_of_a_running_pre_processor_fails_its_task(by_inference: Make) -> None:
     world = by_inference(2)
     world.backend.faults.fail("run_plugin", NotFoundError())

@@ -92,7 +92,13 @@ class TaskRunner:
         return self.deliver_all(name, kwargs, args, message_id)
 
     def deliver_all(
-        self, name: str, kwargs: dict[str, Any], args: tuple[Any, ...] = (), message_id: str | None = None
+        self,
+        name: str,
+        kwargs: dict[str, Any],
+        args: tuple[Any, ...] = (),
+        message_id: str | None = None,
+        headers: dict[str, Any] | None = None,
+        retries_before: int = 0,
     ) -> Delivery:
         """`deliver` for arguments of any name."""
         task = self._app.tasks[name]
@@ -105,13 +111,19 @@ class TaskRunner:
 
         self._monkeypatch.setattr(task, "apply_async", apply_async, raising=False)
         with celery_request(
-            task, kwargs, args=args, message_id=message_id or "", routing_key=self.routing_key
+            task,
+            kwargs,
+            args=args,
+            message_id=message_id or "",
+            routing_key=self.routing_key,
+            headers=headers or {},
+            retries=retries_before,
         ):
             try:
                 task(*args, **kwargs)
             except Retry:
                 published, options = retries[-1]
-                return Delivery("retried", options["countdown"], published)
+                return Delivery("retried", options["countdown"], published, options["headers"])
             except Reject as reject:
                 return Delivery("requeued" if reject.requeue else "dropped")
         return Delivery("acknowledged")

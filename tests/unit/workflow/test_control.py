@@ -18,7 +18,7 @@ from tests.unit.workflow.harness import (
     dead_letters,
     deliver_and_begin,
 )
-from worker.platform import AuthorizationError, ClientError, HTTPError, ServerError
+from worker.platform import AuthorizationError, ClientError, HTTPError, RateLimitError, ServerError
 from worker.runs import reporter
 from worker.runs.keys import RunField, heartbeats_key, lock_key, run_key
 from worker.runs.model import End
@@ -203,6 +203,14 @@ def test_an_end_that_is_rejected_for_a_day_is_given_up(
     assert services.runs.store.is_reported("42") is is_given_up
     assert (redis.ttl(run_key("42")) > 0) is is_given_up
     assert (redis.zscore(heartbeats_key(), "run:42") is None) is is_given_up
+
+
+def test_a_report_comes_again_when_the_backend_asks_for_it(
+    task_runner: TaskRunner, services: FakeServices, backend: Backend
+) -> None:
+    deliver_and_begin(task_runner, services)
+    backend.patch_error = RateLimitError(retry_after=200)
+    assert task_runner.deliver("runs.report", job="42").countdown == 200
 
 
 def test_a_scheduled_report_is_a_heartbeat(

@@ -161,6 +161,26 @@ def test_a_message_is_retried_while_the_store_is_unreadable(
     assert task_runner.deliver("test.deploy", **MESSAGE).ended == "retried"
 
 
+def test_a_store_unreadable_for_an_hour_rejects_the_message(
+    task_runner: TaskRunner, services: FakeServices, redis: FakeRedis
+) -> None:
+    # Given a message that was retried often while Redis was away, which uses up nothing of the hour
+    services.store.error = OSError("stale file handle")
+    delivery = task_runner.deliver_all("test.deploy", MESSAGE, retries_before=500)
+    waited = 0.0
+
+    # When the store stays unreadable
+    while delivery.countdown:
+        waited += delivery.countdown
+        delivery = task_runner.deliver_all(
+            "test.deploy", MESSAGE, headers=delivery.headers, retries_before=500
+        )
+
+    # Then the message is rejected after an hour
+    assert 3600 <= waited < 3700
+    assert dead_letters(redis)[0]["reason"] == "the plugin store cannot be read (OSError)"
+
+
 def test_a_message_whose_release_breaks_its_reader_is_rejected(
     task_runner: TaskRunner, services: FakeServices, redis: FakeRedis
 ) -> None:
