@@ -14,7 +14,6 @@ Left out: overloads, setters, special methods other than `__init__`, methods wit
 whose docstring is exactly "See `Name`." where the same package defines the class `Name`.
 """
 
-import argparse
 import ast
 import inspect
 import re
@@ -23,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from tools.tree import Finding, Tree, report
+from tools.tree import Finding, Tree, parser_of, report
 
 PACKAGES = ("shared", "worker/actions", "worker/platform")
 
@@ -248,11 +247,7 @@ def share_with_sections(tree: Tree, packages: Sequence[str]) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the tracked tree."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.check_docstrings",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("check_docstrings", __doc__)
     parser.add_argument("--counts", action="store_true", help="findings a module instead of each finding")
     options = parser.parse_args(arguments)
     findings = check(Tree.tracked())

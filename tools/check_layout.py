@@ -18,7 +18,6 @@ Where a rule makes no sense, EXCEPTIONS has an entry with the reason. One that e
 `--table` prints the numbers.
 """
 
-import argparse
 import ast
 import statistics
 import sys
@@ -30,7 +29,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 
 from tools.check_docstrings import PACKAGES, share_with_sections
-from tools.tree import PRODUCT, ROOT, Finding, Tree, report
+from tools.tree import PRODUCT, ROOT, Finding, Tree, parser_of, report
 
 MAX_MODULES_PER_1000_LINES = 7.0
 MIN_MEDIAN_LINES, MAX_MEDIAN_LINES = 100, 150
@@ -261,11 +260,7 @@ def table(tree: Tree) -> list[tuple[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the tracked tree, or print its numbers."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.check_layout",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("check_layout", __doc__)
     parser.add_argument("--table", action="store_true", help="print the numbers and check nothing")
     options = parser.parse_args(arguments)
     tree = Tree.tracked(ROOT)

@@ -7,13 +7,12 @@ a module, or a name that its module defines or imports; a path with slashes (`wo
 tracked file or folder. Names in diagrams and code count as those in sentences do.
 """
 
-import argparse
 import ast
 import re
 import sys
 from collections.abc import Iterator, Sequence
 
-from tools.tree import Finding, Tree, report
+from tools.tree import Finding, Tree, parser_of, report
 
 _DOTTED = re.compile(r"(?<![\w./:@-])(?:worker|shared|tools|tests)(?:\.[A-Za-z_]\w*)+")
 _PATH = re.compile(r"(?<![\w./:@-])(?:worker|shared|tools|tests|docs|benchmarks|examples)(?:/[\w.@-]*\w)+/?")
@@ -77,11 +76,7 @@ def _names(body: Sequence[ast.stmt]) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the tracked tree."""
-    argparse.ArgumentParser(
-        prog="python -m tools.check_pages",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args(arguments)
+    parser_of("check_pages", __doc__).parse_args(arguments)
     return report(check(Tree.tracked()), "pages")
 
 

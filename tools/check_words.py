@@ -10,7 +10,6 @@ The words, and what is used instead, are in `tools/words.py`. ALLOWED excuses a 
 with the reason; an entry that excuses nothing is a finding. `--counts` prints how often a word is used where.
 """
 
-import argparse
 import ast
 import io
 import re
@@ -22,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from tools.tree import Finding, Tree, report
+from tools.tree import Finding, Tree, parser_of, report
 from tools.words import NAMES, WORDS, Place
 
 ALLOWED: Mapping[tuple[str, str], str] = {
@@ -277,11 +276,7 @@ def _folder(path: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the tracked tree, or count."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.check_words",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("check_words", __doc__)
     parser.add_argument("--counts", action="store_true", help="how often each word is used, by folder")
     options = parser.parse_args(arguments)
     tree = Tree.tracked()

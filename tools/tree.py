@@ -1,5 +1,6 @@
 """The files that the checks read, and the findings that they print."""
 
+import argparse
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
@@ -62,6 +63,15 @@ class Tree:
         """The Python files below the given folders."""
         prefixes = tuple(f"{folder}/" for folder in folders)
         return [path for path in self.files if path.endswith(".py") and path.startswith(prefixes)]
+
+
+def parser_of(check: str, description: str | None) -> argparse.ArgumentParser:
+    """The command line of a check, without options of its own."""
+    return argparse.ArgumentParser(
+        prog=f"python -m tools.{check}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def report(findings: Sequence[Finding], what: str) -> int:

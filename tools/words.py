@@ -143,7 +143,7 @@ NAMES: tuple[OldName, ...] = (
         },
     ),
     *_names(("worker/",), {"wire Wire": "transport", "suspect": "mark_stale"}),
-    *_names(("worker/",), {"bounded": "call_with_timeout"}),
+    *_names(("worker/",), {"bounded": "with a timeout"}),
     *_names(_CLI, {"reach": "try_connect", "refuse": "bad_address", "lost": "redis_unavailable"}),
 )
 

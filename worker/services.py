@@ -29,10 +29,10 @@ from worker.plugins import (
     Release,
     request_for,
 )
-from worker.plugins.package import FolderPackages, Packages, RayPackages
+from worker.plugins.package import FolderPackages, RayPackages
 from worker.plugins.process_host import ProcessHost
+from worker.plugins.ray_driver import RayConnection
 from worker.plugins.ray_host import RayHost
-from worker.plugins.ray_session import auth_headers, session
 from worker.runs.model import AnyRun
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.runs import Runs, Timing
@@ -89,9 +89,14 @@ class Services:
         )
 
     @cached_property
+    def ray(self) -> RayConnection:
+        """The connection to the cluster of RAY_ADDRESS. Nothing is connected before the first call."""
+        return RayConnection(self.settings.ray_address)
+
+    @cached_property
     def host(self) -> PluginHost:
         """Where releases' code runs."""
-        return make_host(self.settings)
+        return make_host(self.settings, self.ray)
 
     def action_of(self, run: AnyRun) -> tuple[Release, ActionRequest]:
         """The release that a run names, and the request for its action; plugin code gets the lesser token."""
@@ -109,6 +114,10 @@ class Services:
         params = message.params.model_dump(mode="json", exclude_unset=True, by_alias=True)
         request = request_for(release, message.action, params, access, job=run.job, language=message.language)
         return release, request
+
+    def checksum_of(self, plugin: str) -> str:
+        """The checksum of a release in the plugin store, `code@version`; raises `PluginError`."""
+        return self.store.get(plugin).checksum
 
     def backend(self, tenant: str | None = None) -> BackendClient:
         """The worker's own client of the backend, for the tenant of a run."""
@@ -167,13 +176,9 @@ def services() -> Services:
     return Services(settings(), current_app._get_current_object())
 
 
-def make_host(settings: Settings) -> PluginHost:
-    """WORKER_PLUGIN_HOST's host. Nothing is connected before the first call."""
-
-    def packages() -> Packages:
-        if settings.worker_package_store:
-            return FolderPackages(Path(settings.worker_package_store))
-        return RayPackages(session.dashboard_url(), auth_headers())
-
-    ray_host = RayHost(session, settings.ray_address, packages, settings.worker_plugin_timeout_seconds)
+def make_host(settings: Settings, ray: RayConnection) -> PluginHost:
+    """WORKER_PLUGIN_HOST's host."""
+    folder = settings.worker_package_store
+    packages = FolderPackages(Path(folder)) if folder else RayPackages(ray)
+    ray_host = RayHost(ray, packages, settings.worker_plugin_timeout_seconds)
     return ray_host if settings.worker_plugin_host == "ray" else ProcessHost(ray_host)

@@ -47,10 +47,10 @@ def _http_url(value: str) -> str:
     return value.rstrip("/")
 
 
-def _host_and_port(value: str) -> str:
-    host, _, port = value.strip().rpartition(":")
+def _ray_address(value: str) -> str:
+    host, _, port = value.strip().removeprefix("ray://").rpartition(":")
     if not host or "/" in host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-        raise ValueError("must be host:port, the address of the cluster's head")
+        raise ValueError("must be host:port (on a node of the cluster) or ray://host:port (anywhere else)")
     return value.strip()
 
 
@@ -78,7 +78,7 @@ def _split(url: str) -> SplitResult:
 
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
-Address = Annotated[str, AfterValidator(_host_and_port)]
+RayAddress = Annotated[str, AfterValidator(_ray_address)]
 TenantHeader = Annotated[Tenant, BeforeValidator(_stripped)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -115,8 +115,10 @@ class Settings(BaseSettings):
     plugins_dir: Path = Field(
         description="Folder of plugin releases, each a folder or .zip named `code@version`."
     )
-    ray_address: Address | None = Field(
-        None, description="Address of the Ray cluster (`host:port`). Without it a `deploy` ends FAILED."
+    ray_address: RayAddress | None = Field(
+        None,
+        description="Address of the Ray cluster: `host:port` where the worker runs on a node of it, "
+        "`ray://host:port` elsewhere. Without it a `deploy` ends FAILED.",
     )
 
     worker_plugin_host: Literal["ray", "process"] = Field(

@@ -15,6 +15,8 @@ Response = tuple[int, str, bytes]
 """Status, content type, body."""
 Matcher = Callable[[str, str], bool]
 """Whether a request, by its method and path, is meant."""
+Interceptor = Callable[["Handler", bytes], Response | None]
+"""A response in place of the service's own; None to forward the request."""
 
 JSON_TYPE = "application/json"
 HTML = b"<html><body><h1>Please stand by</h1></body></html>"
@@ -68,6 +70,8 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     methods: ClassVar[tuple[str, ...]] = ("GET", "POST", "PUT", "PATCH", "DELETE")
+    retry_after: float | None = None
+    """The header `Retry-After` of the response."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("do_"):
@@ -83,6 +87,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(status)
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(content)))
+            if self.retry_after is not None:
+                self.send_header("Retry-After", f"{self.retry_after:g}")
             self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(content)
@@ -101,8 +107,18 @@ class FaultyProxy:
         self._delay_seconds = 0.0
         self._is_delayed = self._is_faulty
         self._fault_ended = threading.Event()
+        self._interceptor: Interceptor = lambda _request, _body: None
         self.server = Server(self._respond)
         self.url = self.server.url
+
+    @contextmanager
+    def intercept(self, interceptor: Interceptor) -> Iterator[None]:
+        """Let `interceptor` see each request first, for the duration of the block."""
+        self._interceptor = interceptor
+        try:
+            yield
+        finally:
+            self._interceptor = lambda _request, _body: None
 
     @contextmanager
     def fault(self, fault: str, is_faulty: Matcher | None = None) -> Iterator[None]:
@@ -137,6 +153,9 @@ class FaultyProxy:
         self._fault_ended = threading.Event()
 
     def _respond(self, request: Handler, body: bytes) -> Response:
+        intercepted = self._interceptor(request, body)
+        if intercepted is not None:
+            return intercepted
         if self._delay_seconds and self._is_delayed(request.command, request.path):
             self._fault_ended.wait(self._delay_seconds)
         fault = self._fault if self._is_faulty(request.command, request.path) else None

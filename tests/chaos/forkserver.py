@@ -32,6 +32,8 @@ PRELOADED = (
     "worker.maintenance",
     "worker.to_task.tasks",
 )
+MAX_START_SECONDS = 180
+"""Imports take seconds, and minutes on a machine that other processes use."""
 QUEUES = "deploy,to_task,annotate,logs,control"
 
 
@@ -89,7 +91,7 @@ class ForkServer:
             cwd=ROOT,
             grace_seconds=0,
         )
-        self._process.wait_until(self._socket.exists, 120)
+        self._process.wait_until(self._socket.exists, MAX_START_SECONDS)
         self._started = 0
 
     def start(

@@ -1,6 +1,7 @@
-"""A worker in this process: it delivers messages to the real engine, without a pool and without a broker."""
+"""A worker in this process: it delivers messages to the real engine, without a pool or a broker."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -29,8 +30,8 @@ class Published:
 class RecordingPublisher:
     """Keeps the messages of steps in place of a broker.
 
-    `broken`: the broker takes nothing. `queue_lengths`: unread messages by queue. `before_publish` is called
-    before each message is kept, and may raise as a process that is killed.
+    `broken`: the broker is unavailable. `queue_lengths`: unread messages by queue. `before_publish` is called
+    before each message is kept; it may raise, as if the process were killed.
     """
 
     def __init__(self) -> None:
@@ -54,22 +55,50 @@ class RecordingPublisher:
         return [message for message in self.published if message.name == name]
 
 
+@contextmanager
+def celery_request(
+    task: Any,
+    kwargs: dict[str, Any],
+    *,
+    args: Sequence[Any] = (),
+    message_id: str = "",
+    routing_key: object = "deploy",
+    redelivered: bool = False,
+    **more: Any,
+) -> Iterator[None]:
+    """During the block, `task.request` is that of a message with these arguments."""
+    task.push_request(
+        id=message_id or uuid4().hex,
+        args=args,
+        kwargs=kwargs,
+        called_directly=False,
+        delivery_info={"exchange": "", "routing_key": routing_key, "redelivered": redelivered},
+        **more,
+    )
+    try:
+        yield
+    finally:
+        task.pop_request()
+
+
 @dataclass
 class Delivery:
-    """What became of a message: acknowledged, retried (published with a countdown), requeued or dropped.
+    """How a message ended: acknowledged, retried (published with a countdown), requeued or dropped.
 
-    `outcome` and `error` are those of the step's function, where it was called.
+    `outcome` and `error` are those of the step's function, if it was called.
     """
 
     ended: str = "acknowledged"
     countdown: float | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
+    headers: dict[str, Any] = field(default_factory=dict)
+    """Of the retried message, those that are not Celery's."""
     outcome: Outcome | None = None
     error: BaseException | None = None
 
 
 class InProcessWorker:
-    """Delivers messages of steps to the engine (`worker.workflow.task`) and says what it did with them."""
+    """Delivers messages of steps to the engine (`worker.workflow.task`) and returns how they ended."""
 
     def __init__(self, runs: Runs) -> None:
         app = Celery("in-process", broker="memory://", set_as_current=False)
@@ -77,7 +106,7 @@ class InProcessWorker:
         self.runs = runs
         self.broker_is_broken = False
         self.ended_runs: list[str] = []
-        """Jobs of which a step's message arrived after the end of the run."""
+        """Jobs of which a step's message was delivered after the end of the run."""
 
         class HarnessTask(StepTask):
             abstract = True
@@ -108,6 +137,7 @@ class InProcessWorker:
         part: str = "",
         redelivered: bool = False,
         kwargs: dict[str, Any] | None = None,
+        headers: dict[str, Any] | None = None,
     ) -> Delivery:
         """Deliver a message of `step`, of the current generation unless `kwargs` has another one."""
         if kwargs is None:
@@ -125,7 +155,11 @@ class InProcessWorker:
 
         job = kwargs["job"]
         self._deliver(
-            delivery, kwargs, redelivered, lambda: self.task.run_step(step, job, recording, part=part)
+            delivery,
+            kwargs,
+            redelivered,
+            lambda: self.task.run_step(step, job, recording, part=part),
+            headers=headers or {},
         )
         return delivery
 
@@ -144,32 +178,30 @@ class InProcessWorker:
         return delivery
 
     def _deliver(
-        self, delivery: Delivery, kwargs: dict[str, Any], redelivered: bool, call: Callable[[], None]
+        self,
+        delivery: Delivery,
+        kwargs: dict[str, Any],
+        redelivered: bool,
+        call: Callable[[], None],
+        **more: Any,
     ) -> None:
-        self.task.push_request(
-            id=uuid4().hex,
-            args=[],
-            kwargs=kwargs,
-            called_directly=False,
-            delivery_info={"exchange": "", "routing_key": "deploy", "redelivered": redelivered},
-            retries_of_delivery=(retries := []),
-        )
-        try:
-            call()
-        except Retry:
-            delivery.ended = "retried"
-            delivery.kwargs, options = retries[-1]
-            delivery.countdown = options["countdown"]
-        except Reject as reject:
-            delivery.ended = "requeued" if reject.requeue else "dropped"
-        finally:
-            self.task.pop_request()
-        assert len(retries) == (delivery.ended == "retried"), "one retry, or none"
+        retries: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        more["retries_of_delivery"] = retries
+        with celery_request(self.task, kwargs, redelivered=redelivered, **more):
+            try:
+                call()
+            except Retry:
+                delivery.ended = "retried"
+                delivery.kwargs, options = retries[-1]
+                delivery.countdown, delivery.headers = options["countdown"], options["headers"]
+            except Reject as reject:
+                delivery.ended = "requeued" if reject.requeue else "dropped"
+        assert len(retries) == (delivery.ended == "retried"), "a delivery is retried once or not at all"
 
     def outcome_of(self, step: Step, function: Callable[[Any], Outcome], **delivery: Any) -> Outcome:
         """Deliver a message of `step`; the outcome of its function, or the error that it raised."""
         result = self.run_step(step, function, **delivery)
         if result.error is not None:
             raise result.error
-        assert result.outcome is not None, f"{step.name} was not run: the delivery was {result.ended}"
+        assert result.outcome is not None, f"{step.name} did not run: the delivery was {result.ended}"
         return result.outcome

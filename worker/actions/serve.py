@@ -5,6 +5,7 @@ the platform's (platform-api: "An inference that outlives its request").
 """
 
 import asyncio
+import contextlib
 import inspect
 import secrets
 import time
@@ -21,6 +22,10 @@ from worker.platform import clean
 MAX_TICKETS = 256
 TICKET_TTL_SECONDS = 3600.0
 """A result that nobody polled for is dropped after this time."""
+COLLECTED_TTL_SECONDS = 60.0
+"""A result that was collected through another replica is kept for so long, in case that one loses it."""
+REPLICAS_TIMEOUT_SECONDS = 5.0
+"""For the other replicas to say whether they know a ticket."""
 
 
 def requested_ticket(body: Any) -> str | None:
@@ -50,10 +55,15 @@ def deferred_envelope(status: str, **fields: Any) -> JsonObject:
     return {DEFERRED_KEY: True, "status": status, **fields}
 
 
+def _is_not_found(answer: Any) -> bool:
+    return isinstance(answer, dict) and answer.get(DEFERRED_KEY) is True and answer.get("status") == NOT_FOUND
+
+
 class Tickets:
     """Inferences that continue in this replica, at most `MAX_TICKETS`; the oldest is dropped first."""
 
     def __init__(self) -> None:
+        self._prefix = f"{secrets.token_urlsafe(6)}."
         self._running: OrderedDict[str, tuple[float, asyncio.Future[Any]]] = OrderedDict()
 
     def issue(self, task: "asyncio.Future[Any]") -> JsonObject:
@@ -66,15 +76,27 @@ class Tickets:
             A `pending` envelope with its ticket.
         """
         self._forget()
-        ticket = secrets.token_urlsafe(12)
+        ticket = self._prefix + secrets.token_urlsafe(12)
         self._running[ticket] = (time.monotonic(), task)
         return deferred_envelope(PENDING, ticket=ticket)
 
-    def collect(self, ticket: str) -> Any:
+    def is_own(self, ticket: str) -> bool:
+        """Tell whether this replica has issued a ticket.
+
+        Args:
+            ticket: The ticket of an envelope.
+
+        Returns:
+            True also when it has dropped the ticket since.
+        """
+        return ticket.startswith(self._prefix)
+
+    def collect(self, ticket: str, *, for_replica: bool = False) -> Any:
         """Poll for a ticket.
 
         Args:
             ticket: The ticket of an envelope.
+            for_replica: Another replica was polled and passes the result on; it is kept for a minute more.
 
         Returns:
             The inference's result, once; else an envelope, `pending` while it runs, `failed` with its error,
@@ -86,7 +108,12 @@ class Tickets:
         task = self._running[ticket][1]
         if not task.done():
             return deferred_envelope(PENDING, ticket=ticket)
-        del self._running[ticket]
+        if for_replica:
+            asyncio.get_running_loop().call_later(
+                COLLECTED_TTL_SECONDS, lambda: self._running.pop(ticket, None)
+            )
+        else:
+            del self._running[ticket]
         if task.cancelled():
             return deferred_envelope(FAILED, error="the inference was cancelled")
         error = task.exception()
@@ -236,7 +263,10 @@ class BaseServeDeployment:
         tickets = self._state().tickets
         ticket = requested_ticket(body)
         if ticket is not None:
-            return tickets.collect(ticket)
+            answer = tickets.collect(ticket)
+            if _is_not_found(answer) and not tickets.is_own(ticket):
+                return await self._collect_from_replicas(ticket)
+            return answer
         # In a thread, because a model's validators may download files.
         data = body if input_model is None else await asyncio.to_thread(input_model.model_validate, body)
         task = asyncio.ensure_future((runner or self._run)(data))
@@ -247,6 +277,32 @@ class BaseServeDeployment:
             if task.done():
                 return task.result()
             return tickets.issue(task)
+
+    async def collect_ticket(self, ticket: str) -> Any:
+        """Answer a poll that has met another replica, which calls this on all of them.
+
+        Args:
+            ticket: The ticket of an envelope.
+
+        Returns:
+            As `handle_inference` for a poll.
+        """
+        return self._state().tickets.collect(ticket, for_replica=True)
+
+    async def _collect_from_replicas(self, ticket: str) -> Any:
+        """The answer of the replica that has issued the ticket; `not_found` when none of them knows it."""
+        from ray import serve
+        from ray.serve.exceptions import RayServeException
+
+        answers: list[Any] = []
+        with contextlib.suppress(RayServeException, TimeoutError):
+            context = serve.get_replica_context()
+            handle = serve.get_deployment_handle(context.deployment, context.app_name)
+            answers = await handle.broadcast("collect_ticket", ticket).results_async(
+                timeout_s=REPLICAS_TIMEOUT_SECONDS, return_exceptions=True
+            )
+        known = (each for each in answers if not (isinstance(each, BaseException) or _is_not_found(each)))
+        return next(known, deferred_envelope(NOT_FOUND, ticket=ticket))
 
     async def _run(self, data: Any) -> Any:
         from ray import serve

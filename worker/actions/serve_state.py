@@ -41,6 +41,7 @@ def serve_application_state(name: str) -> JsonObject:
     """
     from ray import serve
 
+    forget_lost_controller()
     found = serve.status().applications.get(name)
     if found is None:
         return {}
@@ -68,8 +69,19 @@ def serve_details() -> dict[str, JsonObject]:
     """
     from ray.serve.context import _get_global_client
 
+    forget_lost_controller()
     client = _get_global_client(raise_if_no_controller_running=False)
     return dict(client.get_serve_details()["applications"]) if client is not None else {}
+
+
+def forget_lost_controller() -> None:
+    """Drop Serve's cached handle of its controller when that does not answer.
+
+    After a `serve shutdown` and a new start, Serve would ask the old controller until the process ends.
+    """
+    from ray.serve.context import _check_cached_client_alive
+
+    _check_cached_client_alive()
 
 
 def deployment_digest(deployment: Mapping[str, Any]) -> str | None:

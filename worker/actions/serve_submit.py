@@ -12,6 +12,7 @@ from worker.actions.application_builder import build_application
 from worker.actions.serve_state import (
     DIGEST_VARIABLE,
     deployment_digest,
+    forget_lost_controller,
     interpret_serve_status,
     serve_application_state,
     serve_details,
@@ -178,7 +179,7 @@ def wait_until_running(name: str, timeout: float, remove_failed: bool) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def remove_application(name: str, *, wait: bool = True) -> None:
+def remove_application(name: str, wait: bool = True) -> None:
     """Delete an application; nothing happens when no application has that name.
 
     Args:
@@ -188,6 +189,7 @@ def remove_application(name: str, *, wait: bool = True) -> None:
     """
     from ray import serve
 
+    forget_lost_controller()
     serve.delete(name, _blocking=wait)
 
 

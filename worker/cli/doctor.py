@@ -172,8 +172,7 @@ def _check_ray(settings: Settings) -> str:
     if settings.ray_address is None:
         raise _CheckWarning("RAY_ADDRESS is not set: a deploy would end FAILED")
     out.print("[dim]· checking ray …[/]", highlight=False)
-    ray_check.check_cluster(settings.ray_address)
-    return "connected"
+    return ray_check.check_cluster(settings.ray_address)
 
 
 def _check_workers(_settings: Settings) -> str:

@@ -1,57 +1,32 @@
-"""Checks the connection to the Ray cluster of RAY_ADDRESS, in a process of its own.
+"""Checks which form of RAY_ADDRESS fits on this machine, and whether the cluster accepts a driver."""
 
-Ray's client cannot be interrupted: with a token that the cluster rejects, it retries for tens of seconds and
-its process cannot end. A separate process can be killed.
-"""
-
-import os
-import subprocess
-import sys
 from typing import Final
 
-from worker.plugins import PluginHostUnavailableError
+from worker.plugins import PluginHostUnavailableError, RayDriverError
+from worker.plugins.ray_driver import RayConnection, operations
+from worker.plugins.ray_driver.connection import is_client_address
 
-CONNECT_TIMEOUT_SECONDS: Final = 10.0
-"""A cluster that accepts the token answers within one or two seconds."""
-CHECK_TIMEOUT_SECONDS: Final = 25.0
-"""The time for the whole check, including the import of Ray."""
+CONNECT_TIMEOUT_SECONDS: float = 20.0
+"""A cluster that accepts the token answers within a few seconds; for Ray Client its head starts a process."""
+LOOK_TIMEOUT_SECONDS: Final = 5.0
 
 
-def check_cluster(address: str) -> None:
-    """Raise `PluginHostUnavailableError` when the cluster at `address` cannot be used."""
-    # -P: a file in the current directory must not shadow a library.
-    command = [sys.executable, "-P", "-m", __name__, address]
+def check_cluster(address: str) -> str:
+    """Connect once; returns what to say of the connection.
+
+    Raises `PluginHostUnavailableError`, which says what is wrong, when the cluster cannot be used.
+    """
+    connection = RayConnection(address)
     try:
-        completed = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            timeout=CHECK_TIMEOUT_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        reason = f"the Ray cluster at RAY_ADDRESS gave no answer within {CHECK_TIMEOUT_SECONDS:.0f} s"
-        raise PluginHostUnavailableError(reason) from None
-    if completed.returncode:
-        raise PluginHostUnavailableError(
-            completed.stdout.strip() or f"the check ended with {completed.returncode}"
-        )
-
-
-def main(address: str) -> int:
-    """Connect to the cluster, in the process of the check; the error is printed for the parent process."""
-    from worker.plugins.ray_session import session
-
-    try:
-        session.connect(address, CONNECT_TIMEOUT_SECONDS)
-    except PluginHostUnavailableError as error:
-        print(error, flush=True)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    # Not sys.exit, which would wait for Ray's threads.
-    os._exit(main(sys.argv[1]))
+        connection.connect(CONNECT_TIMEOUT_SECONDS)
+        has_node = connection.call(operations.has_local_node, timeout=LOOK_TIMEOUT_SECONDS)
+    except RayDriverError as error:
+        raise PluginHostUnavailableError(f"the Ray cluster at RAY_ADDRESS was lost ({error})") from None
+    finally:
+        connection.close()
+    found = connection.versions
+    versions = f"Ray {found['ray']} and Python {found['python']} fit the cluster's"
+    if not is_client_address(address):
+        return f"connected through the cluster's node on this machine; {versions}"
+    where = "a Ray node runs here, host:port may fit too" if has_node else "no Ray node runs here"
+    return f"connected by Ray Client ({where}); {versions}"

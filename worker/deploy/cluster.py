@@ -2,18 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol
 
 from shared.messages import JsonObject
 from shared.statuses import ServeApplicationStatus
 from worker.actions.serve_state import deployment_digest, interpret_serve_status, serve_details
 from worker.actions.serve_submit import remove_application
-from worker.plugins import PluginHostUnavailableError
-from worker.plugins.ray_session import call_with_timeout, session
+from worker.plugins import PluginHostUnavailableError, RayDriverError
+from worker.plugins.ray_driver import RayConnection
 
-T = TypeVar("T")
-
-ANSWER_TIMEOUT_SECONDS = 10.0
+ANSWER_TIMEOUT_SECONDS = 20.0
+"""Then the driver process is ended, and with it what other runs do on Ray: a slow Serve is given its time."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +43,28 @@ class Cluster(Protocol):
 class RayCluster:
     """Asks Serve through this process's connection to Ray. Every call ends within seconds."""
 
-    def __init__(self, address: str | None) -> None:
-        self._address = address
+    def __init__(self, connection: RayConnection) -> None:
+        self._connection = connection
+
+    def applications(self) -> dict[str, JsonObject]:
+        """Serve's details of all applications; empty when Serve does not run."""
+        return dict(self._ask_serve(serve_details))
 
     def state(self, app_name: str) -> ServeState:
         """What Serve shows of the application."""
-        session.connect(self._address)
-        found = _ask_serve(serve_details).get(app_name)
+        found = self.applications().get(app_name)
         return read_state(found) if found else ServeState()
 
     def remove(self, app_name: str) -> None:
         """Remove the application, without waiting until its replicas have stopped; safe to repeat."""
-        session.connect(self._address)
-        _ask_serve(lambda: remove_application(app_name, wait=False))
+        self._ask_serve(remove_application, app_name, False)
+
+    def _ask_serve(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        self._connection.connect()
+        try:
+            return self._connection.call(function, *arguments, timeout=ANSWER_TIMEOUT_SECONDS)
+        except RayDriverError as error:
+            raise PluginHostUnavailableError(f"Ray Serve did not answer: {error}") from None
 
 
 def read_state(details: JsonObject) -> ServeState:
@@ -68,13 +76,3 @@ def read_state(details: JsonObject) -> ServeState:
         # Treated as absent: it is not waited for or removed again, and submitting it revives it.
         return ServeState()
     return ServeState(True, bucket, name, reason, frozenset(digest for digest in digests if digest))
-
-
-def _ask_serve(call: Callable[[], T]) -> T:
-    """Call Serve with a timeout. Whatever Ray raises means that the cluster does not answer."""
-    try:
-        return call_with_timeout(ANSWER_TIMEOUT_SECONDS, call)
-    except Exception as error:
-        session.mark_stale()
-        reason = error if isinstance(error, TimeoutError) else type(error).__name__
-        raise PluginHostUnavailableError(f"Ray Serve did not answer: {reason}") from None

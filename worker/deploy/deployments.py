@@ -1,37 +1,61 @@
 """What Redis stores of deployed applications: the runs that own them, and their packages."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 import structlog
 from redis import Redis
 
 from shared.channels import RETENTION_SECONDS, redis_prefix
 from shared.messages import JsonObject
-from worker.actions.serve_state import serve_details
+from worker.deploy.cluster import RayCluster
 from worker.plugins import PluginError, PluginHostUnavailableError, Release
-from worker.plugins.ray_session import call_with_timeout, session
 from worker.services import Services
 
 log = structlog.get_logger(__name__)
 
 PIN_INTERVAL_SECONDS = 240
 """Ray deletes a package to which nothing has referred for ten minutes."""
-ANSWER_TIMEOUT_SECONDS = 10.0
 
 EXISTED_FIELD = "existed"
 JOB_FIELD_PREFIX = "job:"
+CONTENT_FIELD_PREFIX = "content:"
 OWNED, RELEASED = "1", "0"
 
 
 class Ownership:
     """The runs that submitted an application or found it submitted, and whether it must be kept.
 
-    Of several runs that deploy the same application, only the last that gives it up may remove it.
+    Of several runs that deploy the same application, only the last that gives it up may remove it. Each looks
+    and acts under the application's lock: what one run finds unused must not be adopted by another meanwhile.
     """
 
     def __init__(self, services: Services, app_name: str) -> None:
         self._redis: Redis = services.redis
-        self._store = services.runs.store
+        self._store, self._locks = services.runs.store, services.runs.locks
         cluster = services.settings.worker_agent or "any"
         self._key = f"{redis_prefix()}:deployments:{{{cluster}:{app_name}}}"
+
+    @contextmanager
+    def locked(self) -> Iterator[bool]:
+        """Whether this delivery has the application's lock, which is released after the block."""
+        key, token = f"{self._key}:lock", self._locks.new_token()
+        if not self._locks.acquire(key, token):
+            yield False
+            return
+        with self._locks.hold(key, token):
+            yield True
+
+    def note_content(self, digest: str, checksum: str) -> None:
+        """A plan with this digest deploys the release with this checksum."""
+        self._redis.hset(self._key, CONTENT_FIELD_PREFIX + digest, checksum)
+        self._redis.expire(self._key, RETENTION_SECONDS)
+
+    def has_content_of(self, digest: str, others: Iterable[str]) -> bool:
+        """Whether a plan with one of the digests `others` deploys the same release as that with `digest`."""
+        names = [CONTENT_FIELD_PREFIX + each for each in (digest, *others)]
+        own, *found = self._redis.hmget(self._key, names)
+        return own is not None and own in found
 
     def acquire(self, job: str, existed: bool) -> None:
         """Let `job` own the application, too; with `existed` it is never removed."""
@@ -83,14 +107,14 @@ class DeployedPackages:
     def pin(self) -> None:
         """Let Ray keep every package in use; of all workers one does it, every four minutes."""
         services = self._services
-        redis, address = services.redis, services.settings.ray_address
-        if not address or not redis.exists(self._key):
+        redis = services.redis
+        if not services.settings.ray_address or not redis.exists(self._key):
             return
         if not redis.set(f"{self._key}:pinned", 1, nx=True, ex=PIN_INTERVAL_SECONDS):
             return
         try:
-            session.connect(address)
-            for release in self._in_use(_live_applications()):
+            services.ray.connect()
+            for release in self._in_use(self._live_applications()):
                 self._pin(release)
         except PluginHostUnavailableError as error:
             redis.delete(f"{self._key}:pinned")
@@ -117,10 +141,9 @@ class DeployedPackages:
                 log.warning("deployed release not read", plugin=name, error_type=type(error).__name__)
         return releases
 
-
-def _live_applications() -> dict[str, JsonObject]:
-    """What Serve runs; empty also when it does not answer, and then nothing is taken to be gone."""
-    try:
-        return call_with_timeout(ANSWER_TIMEOUT_SECONDS, serve_details)
-    except TimeoutError:
-        return {}
+    def _live_applications(self) -> dict[str, JsonObject]:
+        """What Serve runs; empty also when it does not answer, and then nothing is taken to be gone."""
+        try:
+            return RayCluster(self._services.ray).applications()
+        except PluginHostUnavailableError:
+            return {}

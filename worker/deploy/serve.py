@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import replace
-from typing import NoReturn
 
 import structlog
 
@@ -34,12 +33,23 @@ SUPERSEDED_SECONDS = 10.0
 """An application that is gone or replaced for so long stays away."""
 
 
+LOCKED_SECONDS = 1.0
+"""Delay of a step while another run submits or removes the same application."""
+
+
 def serve_run(run: DeployRun, services: Services, cluster: Cluster) -> Outcome:
     """Submit the application, unless an identical one is on Serve already, or this step has submitted it."""
+    ownership = Ownership(services, plan_of(run).app_name)
+    with ownership.locked() as is_locked:
+        if not is_locked:
+            return Reschedule(LOCKED_SECONDS)
+        return _submit(run, services, cluster, ownership)
+
+
+def _submit(run: DeployRun, services: Services, cluster: Cluster, ownership: Ownership) -> Outcome:
     plan, runs = plan_of(run), services.runs
     name = plan.app_name
     state = cluster.state(name)
-    ownership = Ownership(services, name)
     submission = run.state.submission
     is_identical = plan.digest in state.digests
     is_submitted = is_identical and run.state.submitted
@@ -51,6 +61,7 @@ def serve_run(run: DeployRun, services: Services, cluster: Cluster) -> Outcome:
         submission = Submission(existed=existed, at=redis_time(runs.redis))
         runs.store.update_state(run, replace(run.state, submission=submission))
     ownership.acquire(run.job, submission.existed or existed)
+    ownership.note_content(plan.digest, services.checksum_of(run.message.plugin))
     if is_healthy and not is_submitted:
         runs.events.message(run.job, f"{name} is there already: nothing to submit.", step=PROGRESS_STEP)
     elif not is_submitted:
@@ -72,7 +83,7 @@ def await_running(run: DeployRun, services: Services, cluster: Cluster) -> Outco
     runs, name = services.runs, plan_of(run).app_name
     submission = run.state.submission or Submission(existed=True, at=redis_time(runs.redis))
     if run.state.failure is not None:  # an earlier delivery of this step died before it ended the run
-        _fail(run, services, cluster, run.state.failure)
+        return _fail(run, services, cluster, run.state.failure)
     timeout = services.settings.worker_deploy_timeout_seconds
     elapsed = redis_time(runs.redis) - submission.at
     reason = ""
@@ -84,13 +95,14 @@ def await_running(run: DeployRun, services: Services, cluster: Cluster) -> Outco
         reason = _report_reason(run, services, state)
         failure = _failure(run, services, state, reason)
         if failure is not None:
-            _fail(run, services, cluster, failure)
-        if state.bucket == "running" and _is_own(run, state):
+            return _fail(run, services, cluster, failure)
+        if state.bucket == "running" and _is_own(run, services, state):
             Ownership(services, name).mark_ran()
             runs.set_progress(run, PROGRESS_STEP, 100)
             return Continue(REGISTER)
     if elapsed > timeout:
-        _fail(run, services, cluster, _failure_text(f"{name} did not run within {timeout:g} s", reason))
+        late = f"{name} did not run within {timeout:g} s"
+        return _fail(run, services, cluster, _failure_text(late, reason))
     runs.set_progress(run, PROGRESS_STEP, 30 + 60 * elapsed / (elapsed + 30))
     return Reschedule(min(poll_countdown(elapsed), timeout - elapsed + 0.01, runs.timing.max_countdown))
 
@@ -101,7 +113,10 @@ def poll_countdown(elapsed: float) -> float:
 
 
 def remove_if_never_ran(run: DeployRun, services: Services, cluster: Cluster) -> None:
-    """Remove the application of a run that fails. The run ends FAILED even if the cluster does not answer."""
+    """Remove the application of a run that fails, under the application's lock.
+
+    The run ends FAILED even if the cluster does not answer.
+    """
     try:
         removed = _remove(run, services, cluster)
     except PluginHostUnavailableError as error:
@@ -124,13 +139,19 @@ def remove_after_stop(job: str, services: Services, cluster: Cluster) -> None:
         return
     is_stopped = run.end is not None and run.end.status is JobStatus.STOPPED
     if is_stopped and isinstance(run.message, DeployMessage) and run.position < REGISTER.position:
-        _remove(DEPLOY.typed(run), services, cluster)
+        stopped = DEPLOY.typed(run)
+        if stopped.state.plan is None:
+            return
+        with Ownership(services, stopped.state.plan.app_name).locked() as is_locked:
+            if not is_locked:
+                raise PluginHostUnavailableError("another run deploys or removes the same application")
+            _remove(stopped, services, cluster)
 
 
 def _remove(run: DeployRun, services: Services, cluster: Cluster) -> bool:
     """Remove the run's application, unless it existed before, has run, or another run waits for it as well.
 
-    Safe to repeat.
+    Called under the application's lock; safe to repeat.
     """
     plan = run.state.plan
     if plan is None:
@@ -146,14 +167,21 @@ def _remove(run: DeployRun, services: Services, cluster: Cluster) -> bool:
     return True
 
 
-def _is_own(run: DeployRun, state: ServeState) -> bool:
-    return state.has_digest(plan_of(run).digest)
+def _is_own(run: DeployRun, services: Services, state: ServeState) -> bool:
+    """Whether it is the run's own, or has the same content.
+
+    A waiting run may dispatch the release at the moment at which a user deploys it with other options.
+    """
+    plan = plan_of(run)
+    if state.has_digest(plan.digest):
+        return True
+    return state.exists and Ownership(services, plan.app_name).has_content_of(plan.digest, state.digests)
 
 
 def _failure(run: DeployRun, services: Services, state: ServeState, reason: str) -> str | None:
     """The message with which the run fails, or None."""
     name, runs = plan_of(run).app_name, services.runs
-    if _is_own(run, state):
+    if _is_own(run, services, state):
         runs.store.update_state(run, replace(run.state, superseded_since=None))
         return _failure_text(f"{name} reached {state.status}", reason) if state.bucket == "failed" else None
     now, since = redis_time(runs.redis), run.state.superseded_since
@@ -168,7 +196,7 @@ def _failure(run: DeployRun, services: Services, state: ServeState, reason: str)
 
 def _report_reason(run: DeployRun, services: Services, state: ServeState) -> str:
     """Serve's reason for the run's own application; each becomes a message to the user once."""
-    if not state.reason or not _is_own(run, state):
+    if not state.reason or not _is_own(run, services, state):
         return ""
     digest = hashlib.sha256(state.reason.encode()).hexdigest()[:16]
     reported = run.state.reported_reasons
@@ -179,9 +207,12 @@ def _report_reason(run: DeployRun, services: Services, state: ServeState) -> str
     return state.reason
 
 
-def _fail(run: DeployRun, services: Services, cluster: Cluster, failure: str) -> NoReturn:
+def _fail(run: DeployRun, services: Services, cluster: Cluster, failure: str) -> Outcome:
     services.runs.store.update_state(run, replace(run.state, failure=failure))
-    remove_if_never_ran(run, services, cluster)
+    with Ownership(services, plan_of(run).app_name).locked() as is_locked:
+        if not is_locked:
+            return Reschedule(LOCKED_SECONDS)
+        remove_if_never_ran(run, services, cluster)
     raise RunFailedError(failure)
 
 

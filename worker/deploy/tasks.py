@@ -62,7 +62,7 @@ class DeployTask(StepTask):
                 self.runs.publisher.publish(step, DeployMessage.agent_queue(agent), kwargs)
                 return
         except INFRASTRUCTURE_ERRORS:
-            self.retry_later(INFRASTRUCTURE_RETRY_SECONDS)
+            self.retry_later(INFRASTRUCTURE_RETRY_SECONDS, redelivered=self.is_redelivered())
         self.run_step(step, job, in_bulkhead if step in CLUSTER_STEPS else function)
 
     def forward(self, args: tuple[Any, ...], kwargs: JsonObject, agent: int) -> None:
@@ -94,7 +94,7 @@ class DeployTask(StepTask):
 
 
 def _cluster() -> RayCluster:
-    return RayCluster(services().settings.ray_address)
+    return RayCluster(services().ray)
 
 
 @shared_task(base=DeployTask, bind=True, name=DeployMessage.task)

@@ -7,6 +7,7 @@ from worker.plugins.errors import (
     PluginHostBusyError,
     PluginHostUnavailableError,
     PluginTimeoutError,
+    RayDriverError,
     ReleaseInvalidError,
     ReleaseNotFoundError,
 )
@@ -35,5 +36,6 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "PluginCallError",
     "PluginHostUnavailableError",
     "PluginHostBusyError",
+    "RayDriverError",
     "PluginTimeoutError",
 ]

@@ -36,6 +36,18 @@ class PluginHostBusyError(PluginHostUnavailableError):
     """The release's process is busy with another run or chunk. A retry later gets a slot."""
 
 
+class RayDriverError(PluginHostUnavailableError):
+    """A call in the driver process raised, did not return in time, or the process ended.
+
+    The message is the reason in short; `text` is what Ray said, cleaned of secrets, which may be pages long.
+    """
+
+    def __init__(self, error_type: str, reason: str, text: str = "") -> None:
+        super().__init__(reason)
+        self.error_type = error_type
+        self.text = text
+
+
 class PluginTimeoutError(PluginError):
     """Plugin code took longer than WORKER_PLUGIN_TIMEOUT_SECONDS and was stopped."""
 

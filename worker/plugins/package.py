@@ -7,14 +7,14 @@ import shlex
 import threading
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
-
-import httpx
+from typing import Any, Protocol
 
 from shared.messages import JsonObject
 from worker.plugins import store
-from worker.plugins.errors import PluginHostUnavailableError, ReleaseInvalidError
+from worker.plugins.errors import PluginHostUnavailableError, RayDriverError, ReleaseInvalidError
+from worker.plugins.ray_driver import RayConnection, operations
 from worker.plugins.store import Release
 
 WORKING_DIR = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
@@ -55,7 +55,10 @@ def requirements(release: Release) -> JsonObject:
 
 RECHECK_SECONDS = 60
 """Ray deletes a package that nothing refers to after ten minutes; each check keeps it for ten more."""
-REQUEST_TIMEOUT_SECONDS = 30
+KEEP_TIMEOUT_SECONDS = 30.0
+HANG_MARGIN_SECONDS = 15.0
+MIN_UPLOAD_TIMEOUT_SECONDS = 30.0
+MIN_UPLOAD_BYTES_PER_SECOND = 4_000_000
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _MARKER = ".synapse-worker-package"
@@ -84,44 +87,48 @@ class Packages(Protocol):
 
 
 class RayPackages:
-    """Ray's own store, through the dashboard. It is not durable: see `RECHECK_SECONDS`."""
+    """Ray's own store, over the driver's connection. It is not durable: see `RECHECK_SECONDS`."""
 
-    def __init__(self, dashboard_url: str, headers: dict[str, str]) -> None:
-        self._client = httpx.Client(base_url=dashboard_url, headers=headers, timeout=REQUEST_TIMEOUT_SECONDS)
+    def __init__(self, connection: RayConnection) -> None:
+        self._connection = connection
         self._lock = threading.Lock()
+        self._generation = 0
         self._checked: dict[str, tuple[str, float]] = {}
 
     def ensure(self, release: Release) -> str:
-        """See `Packages.ensure`; a release is checked at most every `RECHECK_SECONDS`."""
+        """See `Packages.ensure`; a release is checked at most every `RECHECK_SECONDS`, once a connection."""
         with self._lock:
+            if self._generation != self._connection.generation:
+                self._checked.clear()  # it may be another cluster
+                self._generation = self._connection.generation
             uri, checked = self._checked.get(release.checksum, ("", 0.0))
             if not uri or time.monotonic() - checked > RECHECK_SECONDS:
-                uri = self._ensure_uploaded(release, uri)
+                try:
+                    uri = self._ensure_uploaded(release, uri)
+                except RayDriverError as error:
+                    reason = f"Ray did not take the release's package ({error})"
+                    raise PluginHostUnavailableError(reason) from None
                 self._checked[release.checksum] = (uri, time.monotonic())
             return uri
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
     def _ensure_uploaded(self, release: Release, uri: str) -> str:
-        data = None
+        content = b""
         if not uri:
-            data = zip_release(release.path)
-            uri = f"gcs://_ray_pkg_{hashlib.sha1(data, usedforsecurity=False).hexdigest()}.zip"
-        route = f"/api/packages/gcs/{uri.removeprefix('gcs://')}"
-        try:
-            found = self._client.get(route)
-            if found.status_code == httpx.codes.NOT_FOUND:
-                self._client.put(route, content=data or zip_release(release.path)).raise_for_status()
-                found = self._client.get(route)
-            found.raise_for_status()
-        except httpx.HTTPStatusError as error:
-            raise PluginHostUnavailableError(_rejection_reason(error.response.status_code)) from None
-        except httpx.HTTPError as error:
-            kind = type(error).__name__
-            raise PluginHostUnavailableError(f"Ray's dashboard cannot be reached ({kind})") from None
+            content = zip_release(release.path)
+            uri = f"gcs://_ray_pkg_{hashlib.sha1(content, usedforsecurity=False).hexdigest()}.zip"
+        if not self._keep(uri):
+            content = content or zip_release(release.path)
+            seconds = MIN_UPLOAD_TIMEOUT_SECONDS + len(content) / MIN_UPLOAD_BYTES_PER_SECOND
+            self._call(operations.upload_package, uri, content, seconds=seconds)
         return uri
+
+    def _keep(self, uri: str) -> bool:
+        return bool(self._call(operations.keep_package, uri, seconds=KEEP_TIMEOUT_SECONDS))
+
+    def _call(self, function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
+        """Call it with a timeout of its own, and end the driver process when it does not keep to that."""
+        timeout = seconds + HANG_MARGIN_SECONDS
+        return self._connection.call(function, *arguments, seconds, timeout=timeout)
 
 
 class FolderPackages:
@@ -153,9 +160,3 @@ class FolderPackages:
             raise PluginHostUnavailableError(f"WORKER_PACKAGE_STORE cannot be written: {why}") from None
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def _rejection_reason(status: int) -> str:
-    if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        return "Ray's dashboard asks for a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-    return f"Ray's dashboard rejected the release's package (HTTP {status})"

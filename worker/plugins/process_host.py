@@ -6,7 +6,6 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +22,7 @@ class ProcessHost:
 
     Nearly all releases call their package `plugin`, so only one release's modules are in `sys.modules` at a
     time: calls of one release run concurrently, those of another release wait for them.
-    `ray` makes the runtime environment that Serve needs, for the one operation that deploys.
+    The one operation that deploys runs on `ray`, because this process never loads Ray.
     """
 
     def __init__(self, ray: RayHost | None = None) -> None:
@@ -32,7 +31,7 @@ class ProcessHost:
     def call(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
         """See `PluginHost.call`."""
         if operation == "submit" and self._ray is not None:
-            request = replace(request, runtime_env=self._ray.runtime_env(release, request.env))
+            return self._ray.call(release, request, operation, payload)
         with _isolation.activated(release.path):
             reply = runner.call_operation(release.path, request, operation, json.dumps(payload))
         return parse_reply(reply)

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import structlog
 
-from shared.channels import job_key
+from shared.channels import RETENTION_SECONDS, job_key
 from shared.messages import JsonObject
 from shared.statuses import JobStatus, is_final_status
 from worker.blame import asks_for_later
@@ -17,6 +17,7 @@ from worker.platform import (
     HTTPError,
     NotFoundError,
     ValidationError,
+    clean,
     shorten,
 )
 from worker.runs.heartbeat import run_member
@@ -30,6 +31,8 @@ log = structlog.get_logger(__name__)
 SECONDS_BETWEEN_PATCHES = 1.0
 REJECTED_STATUS_CODES = (400, 413, 422)
 """Statuses with which a backend rejects the content of a report, or its size."""
+MAX_REJECTED_SECONDS = RETENTION_SECONDS
+"""How long an end is reported again that the backend answers with 401, 403, 409, 410 or the like."""
 MAX_TEXT_CHARS = 300
 """Of each text in the result that is sent after the whole result was rejected."""
 
@@ -75,6 +78,21 @@ def report(
     if wait > 0:
         return wait
     return _send_progress(run, reported, runs, backend, update)
+
+
+def give_up_rejected_end(job: str, error: ClientError, runs: Runs) -> bool:
+    """Whether the backend rejected the run's end for a day; then it is reported no more, and its keys expire.
+
+    A backend that is down or busy rejects nothing: to that one the end is reported for as long as it takes.
+    """
+    is_rejected = isinstance(error, HTTPError) and error.status_code < 500 and not asks_for_later(error)
+    seconds = runs.store.seconds_since_end(job) if is_rejected else None
+    if seconds is None or seconds < MAX_REJECTED_SECONDS:
+        return False
+    log.error("end given up", job=job, error_type=type(error).__name__, error=clean(str(error)))
+    runs.store.mark_reported(job)
+    runs.heartbeats.remove(run_member(job))
+    return True
 
 
 def _send_progress(

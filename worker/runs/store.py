@@ -200,6 +200,12 @@ class RunStore:
         keys_ = [run_key(job), job_key(job)]
         return bool(self._scripts.run("finish", keys_, _end_text(end), end.status, end.error, position))
 
+    def seconds_since_end(self, job: str) -> float | None:
+        """Seconds since the end was written; None for a run without an end."""
+        if not self.redis.hexists(run_key(job), RunField.ENDED):
+            return None
+        return redis_time(self.redis) - float(self.redis.hget(job_key(job), "updated") or 0)
+
     def remember_stop(self, job: str) -> None:
         """Keep a stop that came before its job's message for a day."""
         self.redis.set(keys.stop_key(job), 1, ex=RETENTION_SECONDS)

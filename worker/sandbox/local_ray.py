@@ -1,6 +1,7 @@
 """A real Ray on this machine: one head node, its dashboard and Ray Serve, protected by a random token."""
 
 import secrets
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,14 +19,17 @@ OBJECT_STORE_BYTES: Final = 200 * 1024 * 1024
 class LocalRay:
     """Starts in two steps, `launch` and `await_ready`, so that other services can start meanwhile."""
 
-    def __init__(self, directory: Path, *, num_cpus: int) -> None:
+    def __init__(self, directory: Path, *, num_cpus: int, node_address: str = NODE_ADDRESS) -> None:
         self._directory, self._num_cpus = directory, num_cpus
-        port, dashboard, serve = free_port(), free_port(), free_port()
-        self.address = f"{NODE_ADDRESS}:{port}"
+        port, client, dashboard, serve = (free_port() for _ in range(4))
+        self._node_address = node_address
+        self.address = f"{node_address}:{port}"
+        self.client_address = f"ray://{node_address}:{client}"
+        """For drivers that cannot see this machine's processes."""
         self.dashboard_url = f"http://127.0.0.1:{dashboard}"
         self.serve_url = f"http://127.0.0.1:{serve}"
         self.token = secrets.token_hex(32)
-        self._ports = {"port": port, "dashboard-port": dashboard}
+        self._ports = {"port": port, "dashboard-port": dashboard, "ray-client-server-port": client}
         self._serve_port = serve
         self.temp_dir: Path | None = None
         self._serve_starter: Process | None = None
@@ -73,6 +77,15 @@ class LocalRay:
         self.process.wait_until(self._serve_is_up, seconds)
         self._serve_starter.stop()
 
+    def restart_serve(self, seconds: float = 90) -> None:
+        """Shut Serve down with all its applications, and start it anew."""
+        for operation in ("shutdown", "start"):
+            command = [sys.executable, "-m", "worker.sandbox.serve_driver", operation, str(self._serve_port)]
+            environ = clean_environment() | self.environment()
+            done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=seconds)
+            if done.returncode:
+                raise SandboxError(f"Ray Serve: {operation} failed\n{done.stderr[-2000:]}")
+
     def stop(self) -> None:
         """Kill every process of this Ray: draining the node would take 30 s."""
         for process in (self._serve_starter, self.process):
@@ -82,12 +95,11 @@ class LocalRay:
     def _options(self) -> list[str]:
         ports = self._ports | {
             "dashboard-agent-listen-port": free_port(),
-            "ray-client-server-port": free_port(),
             "node-manager-port": 0,
             "object-manager-port": 0,
         }
         return [
-            f"--node-ip-address={NODE_ADDRESS}",
+            f"--node-ip-address={self._node_address}",
             "--dashboard-host=127.0.0.1",
             "--include-dashboard=true",
             f"--num-cpus={self._num_cpus}",
@@ -101,6 +113,8 @@ class LocalRay:
     def _tuning(self) -> dict[str, str]:
         return {
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Ray gives its processes the least priority; on a busy machine they would hardly start.
+            "RAY_worker_niceness": "0",
             # Interval at which resources in use are reported; the default of 5 s is too old for the agent.
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "AUTOSCALER_METRIC_PORT": str(free_port()),

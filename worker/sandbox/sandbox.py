@@ -5,12 +5,12 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
 from worker.sandbox.backend.state import State
-from worker.sandbox.local_ray import LocalRay
+from worker.sandbox.local_ray import NODE_ADDRESS, LocalRay
 from worker.sandbox.processes import Process, clean_environment, start_process
 from worker.sandbox.seed import seed_agent
 from worker.sandbox.servers import HttpService, RedisServer
@@ -38,6 +38,7 @@ class Sandbox:
         plugins_dir: Path,
         num_cpus: int = 4,
         with_ray: bool = True,
+        ray_node_address: str = NODE_ADDRESS,
         on_progress: Callable[[str], None] = _ignore,
     ) -> None:
         self._is_temporary = directory is None
@@ -57,7 +58,7 @@ class Sandbox:
         self.ray: LocalRay | None = None
         self.agent: HttpService | None = None
         if with_ray:
-            self.ray = LocalRay(self.directory / "ray", num_cpus=num_cpus)
+            self.ray = LocalRay(self.directory / "ray", num_cpus=num_cpus, node_address=ray_node_address)
             self.agent = HttpService("agent", "worker.sandbox.agent", log=self._logs / "agent.log")
         self.state = State(self.directory / "backend.sqlite3")
         self._configure()
@@ -146,10 +147,14 @@ class Sandbox:
         concurrency: int = 8,
         env: Mapping[str, str] | None = None,
         seconds: float = 60,
+        prefix: Sequence[str] = (),
     ) -> Process:
-        """Start a worker on this sandbox and wait until it consumes; it ends with the sandbox."""
+        """Start a worker on this sandbox and wait until it consumes; it ends with the sandbox.
+
+        `prefix` is a command that runs the worker's, such as `nice`.
+        """
         number = len(self._workers) + 1
-        command = [sys.executable, "-m", "celery", "-A", "worker", "worker"]
+        command = [*prefix, sys.executable, "-m", "celery", "-A", "worker", "worker"]
         command += ["-Q", queues, "--pool", "threads", "-c", str(concurrency), "-l", "INFO"]
         command += ["--without-mingle", "--without-gossip", "-n", f"worker{number}@%h"]
         log = self._logs / f"worker{number}.log"

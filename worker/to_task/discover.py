@@ -22,8 +22,9 @@ from worker.to_task.steps import SPREAD, ToTaskRun
 NO_TASKS = "No tasks found to annotate"
 MAX_PAGE_SIZE = 1_000
 MAX_TASK_COUNT = 10**12
-MAX_REPEATED_PAGES = 20
-"""Pages in a row without a new id. Tasks that are created meanwhile can shift some onto known ones."""
+MAX_REPEATED_PAGES = 200
+"""Pages in a row without a new id: tasks that are created meanwhile shift some onto known ones, and a backend
+that filters after paging has empty ones."""
 
 
 class TaskListApi(Protocol):

@@ -2,14 +2,16 @@
 
 import json
 import threading
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
 from redis import Redis
 
 from shared.channels import job_key
 from shared.statuses import TaskFailure
+from worker.lua import redis_time
 from worker.runs.keys import run_key
 from worker.runs.model import Lease
 from worker.runs.scripts import run_scripts
@@ -61,6 +63,11 @@ def tickets_key(job: str) -> str:
     return f"{job_key(job)}:to_task:tickets"
 
 
+def polls_key(job: str) -> str:
+    """Hash: position of an undone task to the polls of its deferred inference, see `InferencePolls`."""
+    return f"{job_key(job)}:to_task:polls"
+
+
 def slow_key(job: str) -> str:
     """Text: exists while services ask the run for later calls, so that its log says so once."""
     return f"{job_key(job)}:to_task:slow"
@@ -76,6 +83,7 @@ ALL = (
     failures_key,
     attempts_key,
     tickets_key,
+    polls_key,
     slow_key,
 )
 
@@ -98,6 +106,20 @@ class Ticket:
 
 
 @dataclass(frozen=True)
+class InferencePolls:
+    """How a task's deferred inference has been waited for.
+
+    `first_at`: when it was first deferred, by the ledger's clock. `requests`: how often it was requested.
+    `not_found`: polls in a row that found no such ticket. `passes`: passes that have polled its ticket.
+    """
+
+    first_at: float
+    requests: int = 1
+    not_found: int = 0
+    passes: int = 0
+
+
+@dataclass(frozen=True)
 class OpenTask:
     """A task that is not done. `position` is its index in the whole run."""
 
@@ -105,6 +127,7 @@ class OpenTask:
     task_id: int
     attempts: int = 0
     ticket: Ticket | None = None
+    polls: InferencePolls | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +168,12 @@ class Ledger(Protocol):
     def set_ticket(self, position: int, ticket: Ticket | None) -> None:
         """Keep the ticket of a deferred inference; None once its result is here."""
 
+    def set_polls(self, position: int, polls: InferencePolls | None) -> None:
+        """Keep how a deferred inference is waited for; None once its result is here."""
+
+    def now(self) -> float:
+        """Seconds on the one clock of all workers of the run."""
+
     def increment_attempts(self, positions: Sequence[int]) -> list[int]:
         """Count one more attempt at each task; returns the counts."""
 
@@ -183,17 +212,17 @@ class RedisLedger:
 
     def open_tasks(self, chunk: int) -> list[OpenTask]:
         """See `Ledger`."""
-        hashes = (task_index_key, chunks_key, done_key, attempts_key, tickets_key)
+        hashes = (task_index_key, chunks_key, done_key, attempts_key, tickets_key, polls_key)
         flat = self._scripts.run("open_tasks", [key(self._job) for key in hashes], chunk)
-        rows = zip(*[iter(flat)] * 4, strict=True)
+        rows = zip(*[iter(flat)] * 5, strict=True)
         return [
-            OpenTask(int(position), int(task_id), int(attempts), _ticket(ticket))
-            for position, task_id, attempts, ticket in rows
+            OpenTask(int(position), int(task_id), int(attempts), _ticket(ticket), _polls(polls))
+            for position, task_id, attempts, ticket, polls in rows
         ]
 
     def record(self, outcomes: Sequence[TaskOutcome]) -> bool:
         """See `Ledger`."""
-        kinds = (done_key, failures_key, attempts_key, tickets_key)
+        kinds = (done_key, failures_key, attempts_key, tickets_key, polls_key)
         names = [self._run, job_key(self._job), *(key(self._job) for key in kinds)]
         arguments: list[str | int] = [MAX_FAILURE_RECORDS]
         for mark in outcomes:
@@ -205,6 +234,15 @@ class RedisLedger:
         """See `Ledger`."""
         value = "" if ticket is None else json.dumps([ticket.ticket, ticket.model])
         self._scripts.run("set_field", [self._run, tickets_key(self._job)], position, value)
+
+    def set_polls(self, position: int, polls: InferencePolls | None) -> None:
+        """See `Ledger`."""
+        value = "" if polls is None else json.dumps(astuple(polls))
+        self._scripts.run("set_field", [self._run, polls_key(self._job)], position, value)
+
+    def now(self) -> float:
+        """See `Ledger`: Redis's clock."""
+        return redis_time(self._redis)
 
     def increment_attempts(self, positions: Sequence[int]) -> list[int]:
         """See `Ledger`."""
@@ -261,6 +299,10 @@ def _ticket(stored: str) -> Ticket | None:
     return Ticket(*json.loads(stored)) if stored else None
 
 
+def _polls(stored: str) -> InferencePolls | None:
+    return InferencePolls(*json.loads(stored)) if stored else None
+
+
 def _failure(mark: TaskOutcome) -> str:
     return TaskFailure(task_id=mark.task_id, error=mark.error or "").model_dump_json()
 
@@ -276,6 +318,7 @@ class MemoryLedger:
         self._failures: list[TaskFailure] = []
         self._attempts: dict[int, int] = {}
         self._tickets: dict[int, Ticket] = {}
+        self._polls: dict[int, InferencePolls] = {}
         self._lock = threading.Lock()
 
     @property
@@ -292,7 +335,13 @@ class MemoryLedger:
         with self._lock:
             first = chunk * self._size
             return [
-                OpenTask(position, task_id, self._attempts.get(position, 0), self._tickets.get(position))
+                OpenTask(
+                    position,
+                    task_id,
+                    self._attempts.get(position, 0),
+                    self._tickets.get(position),
+                    self._polls.get(position),
+                )
                 for position, task_id in enumerate(self._ids[first : first + self._size], start=first)
                 if position not in self._done
             ]
@@ -317,6 +366,17 @@ class MemoryLedger:
             self._tickets.pop(position, None)
             if ticket is not None:
                 self._tickets[position] = ticket
+
+    def set_polls(self, position: int, polls: InferencePolls | None) -> None:
+        """See `Ledger`."""
+        with self._lock:
+            self._polls.pop(position, None)
+            if polls is not None:
+                self._polls[position] = polls
+
+    def now(self) -> float:
+        """See `Ledger`."""
+        return time.time()
 
     def increment_attempts(self, positions: Sequence[int]) -> list[int]:
         """See `Ledger`."""

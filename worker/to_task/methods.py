@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from shared import deferred
@@ -22,8 +23,8 @@ from worker.to_task.attempt import (
 )
 from worker.to_task.clients import AsyncBackend
 from worker.to_task.hooks import Hooks, Item
-from worker.to_task.ledger import Ledger, Ticket
-from worker.to_task.steps import InferencePendingError
+from worker.to_task.ledger import InferencePolls, Ledger, Ticket
+from worker.to_task.steps import InferencePendingError, TicketNotFoundError
 
 Wait = Callable[[Coroutine[Any, Any, Any]], Any]
 """Runs a coroutine on the event loop and waits for it in the step's thread."""
@@ -129,10 +130,7 @@ def _result(answer: Any, model: object) -> Any:
             reason = str(answer.get("error") or "no reason given")
             raise TaskFailedError(f"the pre-processor's inference failed: {reason}")
         case deferred.NOT_FOUND:
-            raise TaskFailedError(
-                "the pre-processor does not know the ticket of this inference any more"
-                " (tickets live in one replica: with several, the poll may miss it)"
-            )
+            raise TicketNotFoundError
     raise TaskFailedError("the pre-processor deferred the inference in a way that is not understood")
 
 
@@ -147,6 +145,13 @@ def _is_ticket(found: Any) -> bool:
 
 POLL_DELAYS: tuple[float, ...] = (0.25, 0.5, 1.0)
 """Seconds before the first polls of a ticket; after them the task waits for a later pass."""
+MAX_NOT_FOUND_POLLS = 20
+"""Polls in a row that find no such ticket, after which the inference is requested anew: tickets live in one
+replica, and with several a poll may meet another one."""
+MAX_NEW_REQUESTS = 3
+"""Requests for one inference after the first."""
+MAX_INFERENCE_SECONDS = 1_800.0
+"""From the first request to the failure of the task."""
 
 
 class InferenceMethod:
@@ -196,26 +201,61 @@ class InferenceMethod:
         return answered
 
     async def _infer(self, work: TaskWork) -> None:
-        ticket = work.open.ticket
+        ticket, polls = work.open.ticket, work.open.polls
+        now = await asyncio.to_thread(self._ledger.now) if ticket or polls else 0.0
+        if polls is not None and now - polls.first_at > MAX_INFERENCE_SECONDS:
+            minutes = MAX_INFERENCE_SECONDS / 60
+            raise TaskFailedError(f"the pre-processor's inference has not ended within {minutes:.0f} minutes")
+        delays = (0.0, *POLL_DELAYS)
         if ticket is None:
             work.answer = await request_inference(self._backend, self._target, work.call)
             if not isinstance(work.answer, Ticket):
                 return
-            ticket = work.answer
-            await asyncio.to_thread(self._ledger.set_ticket, work.open.position, ticket)
-            delays = POLL_DELAYS
-        else:
-            delays = (0.0, *POLL_DELAYS)
+            ticket, delays = work.answer, POLL_DELAYS
+            polls = await asyncio.to_thread(self._begin_polls, work, ticket)
+        elif polls is None:  # A worker of an older version has requested it.
+            polls = InferencePolls(now)
         for delay in delays:
             await asyncio.sleep(delay)
             try:
                 work.answer = await poll_inference(self._backend, self._target, ticket)
             except InferencePendingError:
-                continue
-            # The ticket is used up; if the task cannot be written, its inference is repeated.
-            await asyncio.to_thread(self._ledger.set_ticket, work.open.position, None)
-            return
+                polls = replace(polls, not_found=0)
+            except TicketNotFoundError:
+                polls = replace(polls, not_found=polls.not_found + 1)
+                if polls.not_found >= MAX_NOT_FOUND_POLLS:
+                    await asyncio.to_thread(self._give_up_ticket, work, polls)
+                    raise InferencePendingError from None
+            else:
+                # The ticket is used up; if the task cannot be written, its inference is repeated.
+                await asyncio.to_thread(self._end_polls, work)
+                return
+        polls = replace(polls, passes=polls.passes + 1)
+        await asyncio.to_thread(self._ledger.set_polls, work.open.position, polls)
         raise InferencePendingError
+
+    def _begin_polls(self, work: TaskWork, ticket: Ticket) -> InferencePolls:
+        position, known = work.open.position, work.open.polls
+        polls = InferencePolls(self._ledger.now())
+        if known is not None:
+            polls = InferencePolls(known.first_at, known.requests + 1)
+        self._ledger.set_polls(position, polls)
+        self._ledger.set_ticket(position, ticket)
+        return polls
+
+    def _give_up_ticket(self, work: TaskWork, polls: InferencePolls) -> None:
+        """Let a later pass request the inference anew, or fail the task."""
+        if polls.requests > MAX_NEW_REQUESTS:
+            raise TaskFailedError(
+                "the pre-processor does not know the ticket of this inference any more"
+                f" (it was requested {polls.requests} times)"
+            )
+        self._ledger.set_polls(work.open.position, InferencePolls(polls.first_at, polls.requests))
+        self._ledger.set_ticket(work.open.position, None)
+
+    def _end_polls(self, work: TaskWork) -> None:
+        self._ledger.set_ticket(work.open.position, None)
+        self._ledger.set_polls(work.open.position, None)
 
     def _preparation(self, work: TaskWork) -> Item:
         primary = primary_file(work.files)

@@ -40,5 +40,9 @@ class InferencePendingError(Exception):
     """The task's inference is running; its ticket is polled again later."""
 
 
+class TicketNotFoundError(Exception):
+    """The replica that answered a poll does not know the ticket; another one may."""
+
+
 class RunEndedError(Exception):
     """The run has ended, so nothing may be annotated any more."""

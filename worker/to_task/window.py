@@ -118,6 +118,12 @@ class RequestWindow:
         """Requests that may be in flight now."""
         return int(self._limit)
 
+    @property
+    def is_open_soon(self) -> bool:
+        """Whether a request that is sent again now waits for no longer than `MAX_WAIT_SECONDS`."""
+        seconds = self._paused_until - self._clock()
+        return seconds <= 0 or (seconds <= MAX_WAIT_SECONDS and not self._is_asked)
+
     def capacity(self, seconds: float) -> int | None:
         """Requests that can be sent within `seconds`, at least one; None while nothing limits them."""
         rate = self._rate.per_second
@@ -181,9 +187,8 @@ class RequestWindow:
             self._rejections += 1
             if asked_seconds is not None:
                 self._rate.limit(asked_seconds)
-        seconds = asked_seconds
-        if seconds is None:
-            seconds = backoff(self._rejections - 1, MAX_PAUSE_SECONDS, first=FIRST_PAUSE_SECONDS)
+        seconds = backoff(self._rejections - 1, MAX_PAUSE_SECONDS, first=FIRST_PAUSE_SECONDS)
+        seconds = max(seconds, asked_seconds or 0.0)
         if now + seconds > self._paused_until:
             self._paused_until, self._is_asked = now + seconds, asked_seconds is not None
 

@@ -53,6 +53,8 @@ def _report(job: str, attempt: int, generation: int, lease: Lease) -> Retry | No
     except reporter.LeaseLostError:
         return Retry(LEASE_LOST_SECONDS, {"redelivered": True})
     except ClientError as error:
+        if reporter.give_up_rejected_end(job, error, runs):
+            return None
         log.warning("report retry scheduled", job=job, error=clean(str(error)), attempt=attempt)
         return _retry_report(job, attempt, generation, retry_after_seconds(error) or 0.0)
     if wait is None:
@@ -62,6 +64,7 @@ def _report(job: str, attempt: int, generation: int, lease: Lease) -> Retry | No
 
 def _retry_report(job: str, attempt: int, generation: int, asked_seconds: float) -> Retry:
     runs = services().runs
+    is_asked_for = asked_seconds > 0
     countdown = max(backoff(attempt, runs.timing.max_countdown), asked_seconds)
     changes: dict[str, int | bool] = {"attempt": attempt + 1}
     try:
@@ -71,8 +74,8 @@ def _retry_report(job: str, attempt: int, generation: int, asked_seconds: float)
         generation = runs.generations.advance(job, REPORT.name, generation)
     except INFRASTRUCTURE_ERRORS as error:
         log.warning("report heartbeat not written", job=job, error_type=type(error).__name__)
-        return Retry(countdown, changes | {"redelivered": True})
-    return Retry(countdown, changes | {"generation": generation, "redelivered": False})
+        return Retry(countdown, changes | {"redelivered": True}, is_asked_for)
+    return Retry(countdown, changes | {"generation": generation, "redelivered": False}, is_asked_for)
 
 
 @shared_task(base=StepTask, bind=True, name=FAIL_REJECTED_JOB.name)
@@ -85,10 +88,11 @@ def fail_rejected_job(
         runs = services().runs
         try:
             dead_letters.fail_rejected_job(job, reason, runs, services().backend(tenant))
-        except ClientError:
-            countdown = backoff(attempt, runs.timing.max_countdown)
+        except ClientError as error:
+            asked = retry_after_seconds(error) or 0.0
+            countdown = max(backoff(attempt, runs.timing.max_countdown), asked)
             runs.heartbeats.schedule(rejected_job_member(job), countdown)
-            return Retry(countdown, {"attempt": attempt + 1})
+            return Retry(countdown, {"attempt": attempt + 1}, is_asked_for=asked > 0)
         dead_letters.forget_unfailed_job(job, runs)
         return None
 

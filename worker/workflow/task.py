@@ -65,10 +65,11 @@ MAX_USER_MESSAGE_CHARS = 5_000
 """Of a text for users, kept in Redis, events and the job's result. A plugin's error fits in whole."""
 
 MAX_DEPENDENCY_WAIT_SECONDS = 3600.0
-"""How long a step is retried for a dependency that answers with errors."""
+"""How long a message is retried for a dependency that answers with errors, or for this host: its countdowns
+in all. Those for a dependency that is unavailable or asks for later calls are not among them."""
 
-MAX_MESSAGE_RETRIES = 60
-"""How often a message is retried while this host cannot accept it, such as without the plugin store."""
+WAITED_HEADER = "synapse_waited_seconds"
+"""Header of a retried message: the part of `MAX_DEPENDENCY_WAIT_SECONDS` that it has waited."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class Retry:
 
     countdown: float
     changes: Mapping[str, int | bool] = field(default_factory=dict)
+    is_asked_for: bool = False
+    """A service asked for this countdown, so it may be longer than those that the worker itself chooses."""
 
 
 class StepTask(Task):
@@ -197,8 +200,11 @@ class StepTask(Task):
         attempt = int(self.request.kwargs.get("attempt", 0)) + 1
         max_countdown = self.runs.timing.max_countdown
         is_limited = blame.in_step(error).retries is not Retries.UNLIMITED
-        if is_limited and attempt * max_countdown > MAX_DEPENDENCY_WAIT_SECONDS:
+        waited = self._waited_seconds()
+        if is_limited and waited >= MAX_DEPENDENCY_WAIT_SECONDS:
             return Finish(JobStatus.FAILED, {"error": user_message(error)})
+        asked = blame.retry_after_seconds(error) or 0.0
+        countdown = max(backoff(attempt, max_countdown), asked)
         log.warning(
             "dependency unavailable",
             error_type=type(error).__name__,
@@ -214,10 +220,10 @@ class StepTask(Task):
             # were delivered meanwhile are superseded, or there would be one more of them each time.
             generation = self.runs.generations.advance(run.job, name, run.generation)
             changes |= {"generation": generation, "redelivered": False}
-        asked = blame.retry_after_seconds(error)
-        if asked is not None and asked > max_countdown:
-            return self.retry_later(asked, max_countdown=asked, **changes)
-        return self.retry_later(max(backoff(attempt, max_countdown), asked or 0.0), **changes)
+            # The countdown may be longer than the grace of the heartbeat.
+            self.runs.heartbeats.schedule(run_member(run.job), countdown)
+        waited += countdown if is_limited else 0.0
+        return self.retry_later(countdown, max_countdown=countdown, waited_seconds=waited, **changes)
 
     def _apply(self, step: Step, name: str, run: AnyRun, outcome: Outcome) -> None:
         match outcome:
@@ -232,9 +238,8 @@ class StepTask(Task):
                 countdown = min(outcome.countdown, max_countdown)
                 self.runs.heartbeats.schedule(run_member(run.job), countdown)
                 generation = self.runs.generations.advance(run.job, name, run.generation)
-                self.retry_later(
-                    countdown, max_countdown, generation=generation, attempt=0, redelivered=False
-                )
+                changes = {"generation": generation, "attempt": 0, "redelivered": False}
+                self.retry_later(countdown, max_countdown=max_countdown, waited_seconds=0.0, **changes)
             case Finish():
                 if self.runs.finish(run.job, End(outcome.status, outcome.result), step):
                     log.info("run ended", status=outcome.status, at=step.name)
@@ -324,7 +329,8 @@ class StepTask(Task):
             log.warning("task retry scheduled", error_type=type(error).__name__)
             retry = Retry(INFRASTRUCTURE_RETRY_SECONDS, changes_without_redis)
         if retry is not None:
-            self.retry_later(retry.countdown, **retry.changes)
+            max_countdown = retry.countdown if retry.is_asked_for else None
+            self.retry_later(retry.countdown, max_countdown=max_countdown, **retry.changes)
 
     # Entry tasks
 
@@ -364,11 +370,14 @@ class StepTask(Task):
                 log.error("message not accepted", error_type=name, exc_info=True)
                 self.reject(args, kwargs, f"it could not be taken in ({name})")
                 return
-            if retries is Retries.HOUR and self.request.retries >= MAX_MESSAGE_RETRIES:
+            waited = self._waited_seconds()
+            if retries is Retries.HOUR and waited >= MAX_DEPENDENCY_WAIT_SECONDS:
                 self.reject(args, kwargs, f"the plugin store cannot be read ({name})")
                 return
             log.warning("plugin store unavailable", error_type=name)
-            self.retry_later(backoff(self.request.retries, self.runs.timing.max_countdown))
+            countdown = backoff(self.request.retries, self.runs.timing.max_countdown)
+            waited += countdown if retries is Retries.HOUR else 0.0
+            self.retry_later(countdown, waited_seconds=waited)
 
     def on_accepted(self, message: DeployMessage | ToTaskMessage) -> None:
         """A run of this message is about to begin; a workflow may have something to do first."""
@@ -389,16 +398,30 @@ class StepTask(Task):
         by_broker = (self.request.delivery_info or {}).get("redelivered")
         return bool(by_broker or self.request.kwargs.get("redelivered"))
 
-    def retry_later(self, countdown: float, max_countdown: float | None = None, **changes: Any) -> NoReturn:
+    def _waited_seconds(self) -> float:
+        value = (self.request.headers or {}).get(WAITED_HEADER)
+        return float(value) if isinstance(value, int | float) else 0.0
+
+    def retry_later(
+        self,
+        countdown: float,
+        *,
+        max_countdown: float | None = None,
+        waited_seconds: float | None = None,
+        **changes: Any,
+    ) -> NoReturn:
         """Deliver this message again after `countdown` seconds, with the arguments in `changes`.
 
         `max_countdown`: seconds, in place of the longest countdown that the worker itself chooses.
+        `waited_seconds`: what the message has waited in all; by default as before (`WAITED_HEADER`).
         """
         kwargs = {**self.request.kwargs, **changes}
         if max_countdown is None:
             max_countdown = self.runs.timing.max_countdown
+        waited = self._waited_seconds() if waited_seconds is None else waited_seconds
+        headers = {**(self.request.headers or {}), WAITED_HEADER: waited}
         try:
-            self.retry(kwargs=kwargs, countdown=min(countdown, max_countdown))
+            self.retry(kwargs=kwargs, countdown=min(countdown, max_countdown), headers=headers)
         except exceptions.Retry as retry:
             # Without the error behind it, because monitors are shown the whole chain of exceptions.
             raise retry from None

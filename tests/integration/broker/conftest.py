@@ -1,4 +1,4 @@
-"""One Redis with its workers a test; one fork_server for all of them."""
+"""One harness for each test, and one fork server for all tests of the session."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.forkserver import ForkServer
-from tests.integration.broker.broker_site import Site
+from tests.integration.broker.broker_harness import BrokerHarness
 
-TINY_APP = "tests.integration.broker.tiny_app"
+APP = "tests.integration.broker.recording_app"
 PRELOADED = (
     "celery.apps.worker",
     "celery.bin.celery",
@@ -20,7 +20,7 @@ PRELOADED = (
 
 @pytest.fixture(scope="session")
 def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    fork_server = ForkServer(tmp_path_factory.mktemp("fork_server"), app=TINY_APP, preloaded=PRELOADED)
+    fork_server = ForkServer(tmp_path_factory.mktemp("fork_server"), app=APP, preloaded=PRELOADED)
     try:
         yield fork_server
     finally:
@@ -28,9 +28,9 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
 
 
 @pytest.fixture
-def site(tmp_path: Path, fork_server: ForkServer) -> Iterator[Site]:
-    site = Site(tmp_path, fork_server)
+def broker(tmp_path: Path, fork_server: ForkServer) -> Iterator[BrokerHarness]:
+    broker = BrokerHarness(tmp_path, fork_server)
     try:
-        yield site
+        yield broker
     finally:
-        site.close()
+        broker.close()

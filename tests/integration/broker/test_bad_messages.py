@@ -1,4 +1,4 @@
-"""No message stops, loops or crashes a worker, or blocks those behind it; each is kept whole."""
+"""No message stops or crashes a worker, loops, or blocks those behind it; each is kept whole."""
 
 import base64
 import json
@@ -7,24 +7,24 @@ from typing import Any
 
 import pytest
 
-from tests.integration.broker.broker_site import Site, element
+from tests.integration.broker.broker_harness import BrokerHarness, element
 
 MARK = "mark-of-the-message"
-GOOD = element(body=[["good"], {}, {}], headers={"task": "note"})
+VALID = element(body=[["valid"], {}, {}], headers={"task": "record"})
 KWARGS: Any = {"job": "7", "text": MARK}
 NESTED = f'[[], {{"text": "{MARK}", "x": {"[" * 400}{"]" * 400}}}, {{}}]'
 DEEPER = f'[[], {{"text": "{MARK}", "x": {"[" * 100_000}{"]" * 100_000}}}, {{}}]'
 EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
-def without(part: str, *names: str) -> dict[str, Any]:
-    made = element(body=[[], KWARGS, EMBED])
+def element_without(part: str, *names: str) -> dict[str, Any]:
+    envelope = element(body=[[], KWARGS, EMBED])
     for name in names:
-        del made[part][name]
-    return made
+        del envelope[part][name]
+    return envelope
 
 
-BAD: dict[str, Any] = {
+MALFORMED: dict[str, Any] = {
     "not JSON": f"hello {MARK}",
     "empty": "",
     "not text": b"\xff\xfe" + MARK.encode(),
@@ -57,11 +57,11 @@ BAD: dict[str, Any] = {
     "compression unknown": element(body=[[], KWARGS, EMBED], headers={"compression": "shrink"}),
     "compressed, and unpacks to 32 MB": element(headers={"compression": "application/x-gzip"})
     | {"body": base64.b64encode(zlib.compress(b" " * 2**25)).decode()},
-    "no id": without("headers", "id"),
+    "no id": element_without("headers", "id"),
     "id a list": element(body=[[], KWARGS, EMBED], headers={"id": []}),
-    "no task": without("headers", "task"),
+    "no task": element_without("headers", "task"),
     "task a number": element(body=[[], KWARGS, EMBED], headers={"task": 5}),
-    "task unknown": element(body=[[], KWARGS, EMBED], headers={"task": "nobody.knows"}),
+    "task unknown": element(body=[[], KWARGS, EMBED], headers={"task": "unknown.task"}),
     "eta wrong": element(body=[[], KWARGS, EMBED], headers={"eta": "tomorrow"}),
     "eta a number": element(body=[[], KWARGS, EMBED], headers={"eta": 5}),
     "eta out of range": element(body=[[], KWARGS, EMBED], headers={"eta": "9999-12-31T23:59:59-14:00"}),
@@ -88,85 +88,91 @@ BAD: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_malformed_messages_are_kept_and_block_no_good_one(site: Site, pool: str) -> None:
-    for message in BAD.values():
+def test_malformed_messages_are_kept_and_block_no_valid_one(broker: BrokerHarness, pool: str) -> None:
+    for message in MALFORMED.values():
         raw = message if isinstance(message, str | bytes) else json.dumps(message)
-        site.redis.lpush("first", raw)
-    site.redis.lpush("first", json.dumps(GOOD))
+        broker.redis.lpush("first", raw)
+    broker.redis.lpush("first", json.dumps(VALID))
 
-    worker = site.worker(pool=pool, concurrency=1)
-    site.wait(lambda: site.done() == ["good"] and site.quiet(), 20, "the good one behind the bad")
+    worker = broker.start_worker(pool=pool, concurrency=1)
+    broker.wait_for(
+        lambda: broker.ended() == ["valid"] and broker.is_empty(), 20, "the valid message behind the others"
+    )
 
-    letters = site.letters()
+    letters = broker.dead_letters()
     log = worker.tail(1_000_000)
-    assert len(letters) == len(BAD), [letter["reason"] for letter in letters]
-    for name, letter in zip(BAD, letters, strict=True):
+    assert len(letters) == len(MALFORMED), [letter["reason"] for letter in letters]
+    for name, letter in zip(MALFORMED, letters, strict=True):
         assert letter["reason"], name
-        if MARK in json.dumps(BAD[name], default=repr) or name == "not text":
-            assert_whole(name, letter)
+        if MARK in json.dumps(MALFORMED[name], default=repr) or name == "not text":
+            assert_complete(name, letter)
     assert worker.alive
-    assert worker.tail(1_000_000).count("ready") == 1, "it never started anew"
+    assert worker.tail(1_000_000).count("ready") == 1, "it restarted its consumer"
     assert MARK not in log
     assert "Traceback" not in log
 
 
-def assert_whole(name: str, letter: dict[str, str]) -> None:
+def assert_complete(name: str, letter: dict[str, str]) -> None:
     body = letter["body"]
     if body.startswith("base64:"):
         assert name == "not text"
         return
-    message = BAD[name]
+    message = MALFORMED[name]
     if isinstance(message, str):
         assert body == message
         return
-    if MARK not in body:  # the mark is in the headers, which are kept where the body is not readable
+    if MARK not in body:
+        # Then the message has its mark in the headers, or has no body.
         assert MARK in json.dumps(message["headers"]) or "body" not in message, name
         assert letter["task"] == "noop"
 
 
-UNKNOWN = {"task": "nobody.knows", "id": "1"}
-
-
-def test_dead_letter_holds_the_whole_message(site: Site) -> None:
-    site.redis.lpush(
-        "first", json.dumps(element(body=[[1], KWARGS, EMBED], headers={"task": "nobody.knows"}))
+def test_dead_letter_holds_the_whole_message(broker: BrokerHarness) -> None:
+    broker.redis.lpush(
+        "first", json.dumps(element(body=[[1], KWARGS, EMBED], headers={"task": "unknown.task"}))
     )
-    site.redis.lpush("first", "no JSON at all")
-    site.worker()
-    site.wait(lambda: len(site.letters()) == 2, 10, "two letters")
+    broker.redis.lpush("first", "no JSON at all")
+    broker.start_worker()
+    broker.wait_for(lambda: len(broker.dead_letters()) == 2, 10, "two dead letters")
 
-    unknown, raw = site.letters()
+    unknown, raw = broker.dead_letters()
 
-    assert (unknown["task"], unknown["reason"]) == ("nobody.knows", "unknown task")
+    assert (unknown["task"], unknown["reason"]) == ("unknown.task", "unknown task")
     assert json.loads(unknown["body"]) == [[1], KWARGS, EMBED]
     assert (raw["task"], raw["body"]) == ("", "no JSON at all")
     assert raw["reason"].startswith("not JSON")
 
 
-def test_message_that_breaks_celery_frees_its_slot(site: Site) -> None:
-    # Given more messages than slots whose next task exists but cannot be published, one good one behind them
-    following = {"task": "note", "args": [], "kwargs": {}, "options": {"queue": 5, "priority": MARK}}
+def test_message_that_breaks_celery_frees_its_slot(broker: BrokerHarness) -> None:
+    # Given more messages than slots, whose next task cannot be published, and a valid one behind them
+    following = {"task": "record", "args": [], "kwargs": {}, "options": {"queue": 5, "priority": MARK}}
     for _ in range(3):
-        site.redis.lpush("first", json.dumps(element(body=[[], KWARGS, {"chain": [following]}])))
-    site.redis.lpush("first", json.dumps(GOOD))
+        broker.redis.lpush("first", json.dumps(element(body=[[], KWARGS, {"chain": [following]}])))
+    broker.redis.lpush("first", json.dumps(VALID))
 
-    # When a worker of one slot takes them
-    worker = site.worker(concurrency=1)
+    # When a worker with one slot consumes them
+    worker = broker.start_worker(concurrency=1)
 
-    # Then the good one runs
-    site.wait(lambda: site.done() == ["good"] and site.quiet(), 20, "the good one behind the bad")
+    # Then the valid one runs
+    broker.wait_for(
+        lambda: broker.ended() == ["valid"] and broker.is_empty(), 20, "the valid message behind the others"
+    )
     assert worker.alive
 
 
-def test_message_stays_when_its_dead_letter_cannot_be_written(site: Site) -> None:
-    site.redis.set("synapse:dead_letters", "no stream")
-    worker = site.worker(vt=2)
-    site.redis.lpush("first", "no JSON at all")
-    site.redis.lpush("first", json.dumps(GOOD))
-    site.wait(lambda: site.done() == ["good"], 5, "the good one")
-    # (The good one is done a moment before it is acknowledged.)
-    site.wait(lambda: site.held() + site.redis.llen("first") == 1, 1, "the bad one alone is left")
+def test_message_stays_when_its_dead_letter_cannot_be_written(broker: BrokerHarness) -> None:
+    broker.redis.set("synapse:dead_letters", "no stream")
+    worker = broker.start_worker(visibility_timeout=2)
+    broker.redis.lpush("first", "no JSON at all")
+    broker.redis.lpush("first", json.dumps(VALID))
+    broker.wait_for(lambda: broker.ended() == ["valid"], 5, "the valid message")
+    # (Its task ends a moment before its acknowledgement.)
+    broker.wait_for(
+        lambda: broker.unacked_count() + broker.redis.llen("first") == 1,
+        1,
+        "the acknowledgement of the valid one",
+    )
 
-    site.redis.delete("synapse:dead_letters")
-    site.wait(lambda: len(site.letters()) == 1 and site.quiet(), 10, "the letter")
+    broker.redis.delete("synapse:dead_letters")
+    broker.wait_for(lambda: len(broker.dead_letters()) == 1 and broker.is_empty(), 10, "the dead letter")
     assert worker.alive

@@ -1,21 +1,21 @@
-"""An invalidation wakes a consumer whose queues were empty, whatever is read first."""
+"""An invalidation of a queue makes a waiting consumer fetch, in whatever order the replies are read."""
 
 from contextlib import suppress
 from queue import Empty
 
 from kombu import Queue
 
-from tests.integration.broker.broker_site import Site
+from tests.integration.broker.broker_harness import BrokerHarness
 from worker.broker import Connection
 from worker.sandbox import wait_for
 
 
-def test_message_that_comes_after_exists_is_fetched_at_once(site: Site) -> None:
-    with Connection(site.server.url) as connection:
+def test_message_that_comes_after_exists_is_fetched_at_once(broker: BrokerHarness) -> None:
+    with Connection(broker.server.url) as connection:
         channel = connection.default_channel
-        got: list[object] = []
-        with connection.Consumer([Queue("plain")], callbacks=[lambda body, _message: got.append(body)]):
-            # Given a consumer that has found nothing and sent EXISTS; the reply has arrived but is not read
+        received: list[object] = []
+        with connection.Consumer([Queue("plain")], callbacks=[lambda body, _message: received.append(body)]):
+            # Given a consumer with empty queues that has sent EXISTS, and whose reply is not read yet
             with suppress(TimeoutError):
                 connection.drain_events(timeout=0.2)
             channel._idle_until = 0.0
@@ -23,15 +23,15 @@ def test_message_that_comes_after_exists_is_fetched_at_once(site: Site) -> None:
             with suppress(Empty):
                 channel._brpop_read()
             wait_for(lambda: channel.client.connection.can_read(timeout=0), 2, "the reply to EXISTS")
-            # When a message comes, and its invalidation is read before that reply
+            # When a message is published, and its invalidation is read before that reply
             connection.Producer().publish({"a": 1}, routing_key="plain")
             wait_for(lambda: channel._listener.connection.can_read(timeout=0), 2, "the invalidation")
             with suppress(Empty):
                 channel._on_invalidation()
             with suppress(Empty):
                 channel._brpop_read()
-            # Then the consumer fetches without waiting
+            # Then the consumer fetches the message at once
             channel._brpop_start()
-            assert channel._in_poll, "it waits"
+            assert channel._in_poll, "it is waiting for an invalidation"
             channel._brpop_read()
-            assert got == [{"a": 1}]
+            assert received == [{"a": 1}]

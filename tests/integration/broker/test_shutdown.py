@@ -1,4 +1,4 @@
-"""SIGTERM: what runs is finished, what waits is available to other workers at once."""
+"""SIGTERM: running tasks are finished, waiting messages are requeued at once."""
 
 import os
 import signal
@@ -6,58 +6,62 @@ import time
 
 import pytest
 
-from tests.integration.broker.broker_site import Site
+from tests.integration.broker.broker_harness import BrokerHarness
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_sigterm_requeues_a_countdown_while_a_task_runs(site: Site, pool: str) -> None:
-    first = site.worker(pool=pool, concurrency=1, vt=30)
+def test_sigterm_requeues_a_countdown_while_a_task_runs(broker: BrokerHarness, pool: str) -> None:
+    first = broker.start_worker(pool=pool, concurrency=1, visibility_timeout=30)
     due = time.time() + 3
-    site.send("late", countdown=3)
-    site.wait(lambda: site.held() == 1, 5, "one waits")
-    site.send("running", 5)
-    site.wait(lambda: len(site.begun()) == 1, 5, "one runs")
+    broker.send("late", countdown=3)
+    broker.wait_for(lambda: broker.unacked_count() == 1, 5, "a waiting message")
+    broker.send("running", 5)
+    broker.wait_for(lambda: len(broker.started()) == 1, 5, "a running task")
 
     os.kill(first.pid, signal.SIGTERM)
-    site.wait(lambda: site.held() == 1 and site.redis.llen("first") == 1, 1, "requeued")
+    broker.wait_for(lambda: broker.unacked_count() == 1 and broker.redis.llen("first") == 1, 1, "the requeue")
     assert first.alive
-    site.worker(vt=30)
-    site.wait(lambda: "late" in site.done(), 6, "done elsewhere")
+    broker.start_worker(visibility_timeout=30)
+    broker.wait_for(lambda: "late" in broker.ended(), 6, "its end on the other worker")
 
-    assert site.done()[0] == "late", "it did not wait for the running task"
-    (late,) = (entry for entry in site.begun() if entry[0] == "late")
-    assert due - 0.1 < float(late[2]) < due + 15, "at its own time, and not after the visibility timeout"
+    assert broker.ended()[0] == "late", "it waited for the running task"
+    (late,) = (entry for entry in broker.started() if entry[0] == "late")
+    assert due - 0.1 < float(late[2]) < due + 15, "not at its own time, or only after the visibility timeout"
     assert late[1] == "True"
-    site.wait(lambda: not first.alive, 8, "the first ended")
-    assert sorted(site.done()) == ["late", "running"]
-    assert site.quiet()
+    broker.wait_for(lambda: not first.alive, 8, "end of the first worker")
+    assert sorted(broker.ended()) == ["late", "running"]
+    assert broker.is_empty()
 
 
-def test_sigterm_requeues_what_is_queued_in_the_pool(site: Site) -> None:
-    first = site.worker(concurrency=1, vt=30)
+def test_sigterm_requeues_what_is_queued_in_the_pool(broker: BrokerHarness) -> None:
+    first = broker.start_worker(concurrency=1, visibility_timeout=30)
     for value in range(3):
-        site.send(value, 2, countdown=1)  # waiting tasks raise the prefetch, so all three reach the pool
-    site.wait(lambda: len(site.begun()) == 1, 5, "one begun")
-    time.sleep(0.3)
+        # Countdowns raise the prefetch count, so that all three reach the pool.
+        broker.send(value, 2, countdown=1)
+    broker.wait_for(lambda: len(broker.started()) == 1, 5, "a start")
+    inspect = broker.app.control.inspect(timeout=5, limit=1)
+    broker.wait_for(lambda: inspect.scheduled() == {"w0@test": []}, 5, "the end of the other countdowns")
     os.kill(first.pid, signal.SIGTERM)
-    site.wait(lambda: site.redis.llen("first") == 2, 1, "two requeued")
-    site.wait(lambda: not first.alive, 5, "ended")
-    assert len(site.done()) == 1
-    assert site.held() == 0
+    broker.wait_for(lambda: broker.redis.llen("first") == 2, 1, "the requeue of two messages")
+    broker.wait_for(lambda: not first.alive, 5, "end of the worker")
+    assert len(broker.ended()) == 1
+    assert broker.unacked_count() == 0
 
 
-def test_done_tasks_are_acknowledged_while_another_drains(site: Site) -> None:
-    first = site.worker(concurrency=2, vt=30)
-    site.send("short", 1)
-    site.send("long", 4)
-    site.wait(lambda: len(site.begun()) == 2, 5, "begun")
+def test_done_tasks_are_acknowledged_while_another_drains(broker: BrokerHarness) -> None:
+    first = broker.start_worker(concurrency=2, visibility_timeout=30)
+    broker.send("short", 1)
+    broker.send("long", 4)
+    broker.wait_for(lambda: len(broker.started()) == 2, 5, "two starts")
     os.kill(first.pid, signal.SIGTERM)
-    site.wait(lambda: site.done() == ["short"] and site.held() == 1, 3, "acknowledged at once")
+    broker.wait_for(
+        lambda: broker.ended() == ["short"] and broker.unacked_count() == 1, 3, "the acknowledgement at once"
+    )
     first.kill()
 
 
-def test_idle_worker_ends_within_seconds(site: Site) -> None:
-    first = site.worker()
+def test_idle_worker_ends_within_seconds(broker: BrokerHarness) -> None:
+    first = broker.start_worker()
     os.kill(first.pid, signal.SIGTERM)
-    site.wait(lambda: not first.alive, 5, "ended")
+    broker.wait_for(lambda: not first.alive, 5, "end of the worker")
     assert "Traceback" not in first.tail(1000)

@@ -2,22 +2,24 @@
 
 import json
 
-from tests.integration.broker.broker_site import Site, element
+from tests.integration.broker.broker_harness import BrokerHarness, element
 from worker.runs.publisher import STEP_HEADER
 
 
-def test_step_of_a_newer_release_waits_for_a_newer_worker(site: Site) -> None:
+def test_step_of_a_newer_release_waits_for_a_newer_worker(broker: BrokerHarness) -> None:
     # Given a worker without the step, which fetches its message
-    old = site.worker()
+    old = broker.start_worker()
     headers = {"task": "step.of_a_newer_release", STEP_HEADER: True}
-    site.redis.lpush("first", json.dumps(element(body=[[], {"value": "7"}, {}], headers=headers)))
-    site.wait(lambda: "step of a newer release requeued" in old.tail(100), 5, "the old worker has fetched it")
-    assert site.held() + site.redis.llen("first") == 1
+    broker.redis.lpush("first", json.dumps(element(body=[[], {"value": "7"}, {}], headers=headers)))
+    broker.wait_for(
+        lambda: "step of a newer release requeued" in old.tail(100), 5, "the old worker's requeue"
+    )
+    assert broker.unacked_count() + broker.redis.llen("first") == 1
 
-    # When a newer worker comes up
-    site.worker(newer=True)
+    # When a newer worker starts
+    broker.start_worker(newer_release=True)
 
-    # Then that one carries it out, once, and no worker has called it a dead letter
-    site.wait(lambda: site.done() == ["7"], 30, "the step has run")
-    site.wait(site.quiet, 10, "the message is acknowledged")
-    assert site.letters() == []
+    # Then the newer worker runs it once, and no worker makes it a dead letter
+    broker.wait_for(lambda: broker.ended() == ["7"], 30, "the end of the step")
+    broker.wait_for(broker.is_empty, 10, "the acknowledgement")
+    assert broker.dead_letters() == []

@@ -6,9 +6,10 @@ from textwrap import dedent
 
 import pytest
 
+from worker.deploy.cluster import RayCluster
 from worker.plugins import PluginStore, RayHost
 from worker.plugins.package import RayPackages
-from worker.plugins.ray_session import auth_headers, session
+from worker.plugins.ray_driver import RayConnection
 from worker.sandbox.local_ray import LocalRay
 
 SERVE = """
@@ -124,7 +125,6 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
             local.await_ready()
             yield local
         finally:
-            session.disconnect()
             local.stop()
 
 
@@ -136,13 +136,21 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PluginStore:
     return PluginStore(folder, tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture(scope="module", params=["on a node", "by Ray Client"])
+def connection(ray_cluster: LocalRay, request: pytest.FixtureRequest) -> Iterator[RayConnection]:
+    is_on_node = request.param == "on a node"
+    made = RayConnection(ray_cluster.address if is_on_node else ray_cluster.client_address)
+    yield made
+    made.close()
+
+
 @pytest.fixture(scope="module")
-def ray_host(ray_cluster: LocalRay) -> Iterator[RayHost]:
-    host = RayHost(
-        session,
-        ray_cluster.address,
-        lambda: RayPackages(session.dashboard_url(), auth_headers()),
-        timeout=60,
-    )
+def ray_host(connection: RayConnection) -> Iterator[RayHost]:
+    host = RayHost(connection, RayPackages(connection), timeout=60)
     yield host
     host.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(connection: RayConnection) -> RayCluster:
+    return RayCluster(connection)

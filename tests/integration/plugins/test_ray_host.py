@@ -8,8 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from worker.actions.serve_state import interpret_serve_status, serve_application_state
-from worker.actions.serve_submit import remove_application
+from worker.deploy.cluster import RayCluster
 from worker.plugins import (
     ClientAccess,
     PluginCallError,
@@ -20,8 +19,9 @@ from worker.plugins import (
     request_for,
 )
 from worker.plugins.package import FolderPackages
-from worker.plugins.ray_session import RaySession, session
+from worker.plugins.ray_driver import RayConnection
 from worker.sandbox.local_ray import LocalRay
+from worker.sandbox.processes import wait_for
 
 ACCESS = ClientAccess(host="http://backend.test")
 
@@ -37,24 +37,30 @@ def submit(
     return plan | host.call(release, request, "submit", plan)
 
 
-def await_bucket(name: str, wanted: str, seconds: float = 40) -> str:
+def await_bucket(cluster: RayCluster, name: str, wanted: str, seconds: float = 90) -> str:
     deadline = time.monotonic() + seconds
     while True:
-        bucket, _, reason = interpret_serve_status(serve_application_state(name))
-        if bucket == wanted:
-            return reason
-        assert time.monotonic() < deadline, (name, bucket, reason)
+        state = cluster.state(name)
+        if state.bucket == wanted:
+            return state.reason
+        assert time.monotonic() < deadline, (name, state)
         time.sleep(0.2)
 
 
+def remove(cluster: RayCluster, *names: str) -> None:
+    for name in names:
+        cluster.remove(name)
+    wait_for(lambda: not any(cluster.state(name).exists for name in names), 60, f"removal of {names}")
+
+
 def test_releases_with_the_same_package_serve_their_own_code(
-    ray_host: RayHost, store: PluginStore, ray_cluster: LocalRay
+    ray_host: RayHost, store: PluginStore, cluster: RayCluster, ray_cluster: LocalRay
 ) -> None:
     plans = {code: submit(ray_host, store, f"{code}@1.0.0") for code in ("apple", "pear")}
     for code, plan in plans.items():
         assert plan["submitted"]
         assert not plan["replaced"]
-        await_bucket(f"{code}@1.0.0", "running")
+        await_bucket(cluster, f"{code}@1.0.0", "running")
     for code, plan in plans.items():
         url = f"{ray_cluster.serve_url}{plan['route_prefix']}/"
         assert httpx.get(url).json() == {"word": code, "url": "http://backend.test"}
@@ -62,9 +68,9 @@ def test_releases_with_the_same_package_serve_their_own_code(
 
 
 def test_only_a_changed_deployment_replaces_a_running_one(
-    ray_host: RayHost, store: PluginStore, ray_cluster: LocalRay
+    ray_host: RayHost, store: PluginStore, cluster: RayCluster, ray_cluster: LocalRay
 ) -> None:
-    await_bucket("apple@1.0.0", "running")
+    await_bucket(cluster, "apple@1.0.0", "running")
     again = submit(ray_host, store, "apple@1.0.0")
     assert (again["submitted"], again["reason"]) == (False, "identical")
     changed = submit(ray_host, store, "apple@1.0.0", num_cpus=0.25)
@@ -72,25 +78,24 @@ def test_only_a_changed_deployment_replaces_a_running_one(
     assert changed["replaced"]
     assert "serves until the new one is ready" in changed["messages"][0]
     url = f"{ray_cluster.serve_url}{changed['route_prefix']}/"
-    while serve_application_state("apple@1.0.0")["status"] != "RUNNING":
+    while cluster.state("apple@1.0.0").status != "RUNNING":
         assert httpx.get(url, timeout=5).status_code == 200
     assert httpx.get(url).json()["word"] == "apple"
-    remove_application("apple@1.0.0")
-    remove_application("pear@1.0.0")
+    remove(cluster, "apple@1.0.0", "pear@1.0.0")
 
 
 def test_class_without_routes_answers_with_infer_batch(
-    ray_host: RayHost, store: PluginStore, ray_cluster: LocalRay
+    ray_host: RayHost, store: PluginStore, cluster: RayCluster, ray_cluster: LocalRay
 ) -> None:
     plan = submit(ray_host, store, "pear@1.0.0", "plain")
-    await_bucket("pear@1.0.0", "running")
+    await_bucket(cluster, "pear@1.0.0", "running")
     answer = httpx.post(f"{ray_cluster.serve_url}{plan['route_prefix']}/", json={"n": 1}).json()
     assert answer == {"got": {"n": 1}, "of": 1, "batched": True}
-    remove_application("pear@1.0.0")
+    remove(cluster, "pear@1.0.0")
 
 
 def test_every_form_of_entrypoint_is_served(
-    ray_host: RayHost, store: PluginStore, ray_cluster: LocalRay
+    ray_host: RayHost, store: PluginStore, cluster: RayCluster, ray_cluster: LocalRay
 ) -> None:
     expected = {"handler": "handler", "declared": "http://backend.test", "build": "behind", "bound": "bound"}
     release = store.get("pear@1.0.0")
@@ -99,24 +104,25 @@ def test_every_form_of_entrypoint_is_served(
         plan = ray_host.call(release, request, "plan", {}) | {"app_name": form, "route_prefix": f"/{form}"}
         assert ray_host.call(release, request, "submit", plan)["submitted"]
     for form, answer in expected.items():
-        await_bucket(form, "running")
+        await_bucket(cluster, form, "running")
         assert httpx.get(f"{ray_cluster.serve_url}/{form}").text == answer
     request = request_for(release, "build", {"num_cpus": 0.1}, ACCESS)
     plan = ray_host.call(release, request, "plan", {}) | {"app_name": "build", "route_prefix": "/build"}
     assert ray_host.call(release, request, "submit", plan)["reason"] == "identical"
-    for form in expected:
-        remove_application(form)
+    remove(cluster, *expected)
 
 
-def test_reason_of_a_failure_is_only_the_authors(ray_host: RayHost, store: PluginStore) -> None:
+def test_reason_of_a_failure_is_only_the_authors(
+    ray_host: RayHost, store: PluginStore, cluster: RayCluster
+) -> None:
     submit(ray_host, store, "apple@1.0.0", "broken")
-    reason = await_bucket("apple@1.0.0", "failed")
+    reason = await_bucket(cluster, "apple@1.0.0", "failed")
     assert "ValueError: the weights are gone" in reason
     assert "plugin/plain.py" in reason
     assert "127.0.0" not in reason
     assert "/tmp" not in reason
     assert "\x1b" not in reason
-    remove_application("apple@1.0.0")
+    remove(cluster, "apple@1.0.0")
 
 
 def test_dead_actor_of_conversions_is_replaced(ray_host: RayHost, store: PluginStore) -> None:
@@ -149,8 +155,23 @@ def test_dead_actor_of_conversions_is_replaced(ray_host: RayHost, store: PluginS
     assert convert("apple", {"value": 4})[0]["ok"]["value"] == 4
 
 
-def test_package_store_can_be_a_folder(ray_cluster: LocalRay, store: PluginStore, tmp_path: Path) -> None:
-    host = RayHost(session, ray_cluster.address, lambda: FolderPackages(tmp_path), timeout=60)
+def test_a_new_start_of_serve_is_noticed(
+    ray_host: RayHost, store: PluginStore, cluster: RayCluster, ray_cluster: LocalRay
+) -> None:
+    # Given a connection that has asked Serve
+    cluster.state("pear@1.0.0")
+
+    # When Serve is shut down and started anew
+    ray_cluster.restart_serve()
+
+    # Then the same connection deploys and sees what it has deployed
+    submit(ray_host, store, "pear@1.0.0", "plain")
+    await_bucket(cluster, "pear@1.0.0", "running")
+    remove(cluster, "pear@1.0.0")
+
+
+def test_package_store_can_be_a_folder(connection: RayConnection, store: PluginStore, tmp_path: Path) -> None:
+    host = RayHost(connection, FolderPackages(tmp_path), timeout=60)
     release = store.get("pear@1.0.0")
     plan = host.call(release, request_for(release, "deployment", {}, ACCESS), "plan", {})
     assert plan["app_name"] == "pear@1.0.0"
@@ -160,5 +181,5 @@ def test_package_store_can_be_a_folder(ray_cluster: LocalRay, store: PluginStore
 def test_address_without_a_listener_fails_at_once() -> None:
     started = time.monotonic()
     with pytest.raises(PluginHostUnavailableError, match="cannot be reached"):
-        RaySession().connect("127.0.0.1:1")
+        RayConnection("127.0.0.1:1").connect()
     assert time.monotonic() - started < 5

@@ -1,4 +1,4 @@
-"""A sandbox with a real Ray; the jobs start together, since each takes Ray some seconds."""
+"""A sandbox with a real Ray; the jobs are submitted together, because Ray takes seconds to start each."""
 
 from collections.abc import Iterator
 

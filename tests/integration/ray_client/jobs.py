@@ -1,4 +1,4 @@
-"""Jobs that print in every way, and the cluster that runs them."""
+"""Ray jobs whose output differs in speed and content, and the cluster that runs them."""
 
 import shlex
 import sys
@@ -13,9 +13,9 @@ from worker.platform import AgentClient
 from worker.sandbox import Sandbox, wait_for
 
 FAST_LINES = 50_000
-AFTER_RAY = "import time; time.sleep(0.5)\n"
-"""Ray writes its own line, about the entrypoint, only when the job has been started: a quick one printed
-before it, and half a line of it got into the middle of Ray's."""
+DELAY_OUTPUT = "import time; time.sleep(0.5)\n"
+"""Ray writes a line about the entrypoint after it has started the job. What a job prints at once may
+come before that line, or in the middle of it."""
 
 JOBS = {
     "fast": f"print(*(f'line {{n}}' for n in range({FAST_LINES})), sep='\\n')",
@@ -52,18 +52,18 @@ JOBS = {
 
 @dataclass
 class Cluster:
-    """The sandbox and what was submitted to it."""
+    """A sandbox, and the Ray ids of the jobs that were submitted to it, by name."""
 
     sandbox: Sandbox
     scripts: Path
     jobs: dict[str, str] = field(default_factory=dict)
 
-    def client(self, **more: Any) -> AgentClient:
-        return AgentClient(self.sandbox.agent_url or "", self.sandbox.agent_token, **more)
+    def client(self, **options: Any) -> AgentClient:
+        return AgentClient(self.sandbox.agent_url or "", self.sandbox.agent_token, **options)
 
     def submit(self, name: str, program: str | None = None) -> str:
         script = self.scripts / f"{name}.py"
-        script.write_text(AFTER_RAY + dedent(program or JOBS[name]))
+        script.write_text(DELAY_OUTPUT + dedent(program or JOBS[name]))
         ray = self.sandbox.ray
         assert ray is not None
         answer = httpx.post(
@@ -81,6 +81,6 @@ class Cluster:
 
 
 def printed(lines: list[str]) -> list[str]:
-    """What the job itself printed: Ray's own lines end with the one about the entrypoint."""
+    """The lines that the job itself printed, which come after Ray's line about the entrypoint."""
     start = next(n for n, line in enumerate(lines) if line.startswith("Running entrypoint for job"))
     return lines[start + 1 :]

@@ -29,7 +29,7 @@ def log_of(cluster: Cluster, name: str, protocol: Any, **limits: int) -> list[st
         return printed(list(client.tail_job_logs(cluster.jobs[name], 30, protocol)))
 
 
-def test_a_slow_log_comes_as_it_grows(cluster: Cluster) -> None:
+def test_a_slow_log_arrives_as_it_is_written(cluster: Cluster) -> None:
     job = cluster.jobs["steady"]
     with cluster.client() as client:
         lines = []
@@ -48,7 +48,7 @@ def test_half_lines_and_half_characters_are_joined(cluster: Cluster, protocol: A
 
 
 @both
-def test_colours_odd_and_long_lines_and_broken_bytes_arrive(cluster: Cluster, protocol: Any) -> None:
+def test_colours_long_lines_and_invalid_bytes_arrive(cluster: Cluster, protocol: Any) -> None:
     lines = log_of(cluster, "colours", protocol)
 
     assert lines[:4] == COLOURS
@@ -58,26 +58,28 @@ def test_colours_odd_and_long_lines_and_broken_bytes_arrive(cluster: Cluster, pr
 
 
 @both
-def test_a_fast_log_comes_whole_within_wider_limits(cluster: Cluster, protocol: Any) -> None:
+def test_a_fast_log_is_complete_within_wider_limits(cluster: Cluster, protocol: Any) -> None:
     lines = log_of(cluster, "fast", protocol, max_messages=100_000, max_lines=100_000)
 
     assert lines == [f"line {n}" for n in range(FAST_LINES)]
 
 
-@pytest.mark.parametrize(("protocol", "most"), [("stream", 50_000), ("websocket", 10_000), ("auto", 10_000)])
-def test_a_fast_log_meets_the_limits(cluster: Cluster, protocol: Any, most: int) -> None:
+@pytest.mark.parametrize(
+    ("protocol", "max_lines"), [("stream", 50_000), ("websocket", 10_000), ("auto", 10_000)]
+)
+def test_a_fast_log_exceeds_the_limits(cluster: Cluster, protocol: Any, max_lines: int) -> None:
     lines: list[str] = []
     with cluster.client() as client, pytest.raises(StreamLimitExceededError) as caught:
         lines.extend(client.tail_job_logs(cluster.jobs["fast"], 30, protocol))
 
     assert caught.value.status == 429
-    assert len(lines) == most
+    assert len(lines) == max_lines
     own = printed(lines)
     assert own == [f"line {n}" for n in range(len(own))]
 
 
 @both
-def test_a_failing_job_s_log_is_complete(cluster: Cluster, protocol: Any) -> None:
+def test_log_of_a_failing_job_is_complete(cluster: Cluster, protocol: Any) -> None:
     lines = log_of(cluster, "failing", protocol)
 
     assert lines == ["before", "it failed"]
@@ -88,14 +90,14 @@ def test_a_failing_job_s_log_is_complete(cluster: Cluster, protocol: Any) -> Non
 def test_a_silent_job_times_out_only_with_a_short_timeout(cluster: Cluster) -> None:
     job = cluster.submit("silent_again", "import time; time.sleep(4)")
     with cluster.client() as client:
-        for ask in (client.stream_tail_job_logs, client.websocket_tail_job_logs):
+        for tail in (client.stream_tail_job_logs, client.websocket_tail_job_logs):
             with pytest.raises(ClientTimeoutError) as caught:
-                list(ask(job, 0.8))
+                list(tail(job, 0.8))
             assert caught.value.status == 408
         assert printed(list(client.tail_job_logs(job, 30))) == []
 
 
-async def test_a_relay_s_tail_knows_that_the_log_is_complete(cluster: Cluster) -> None:
+async def test_an_asynchronous_tail_reports_completion(cluster: Cluster) -> None:
     async def follow(name: str, protocol: Any) -> tuple[list[str], AsyncLogTail]:
         with cluster.client() as client:
             tail = client.log_tail(cluster.jobs[name], 30, protocol)
@@ -123,7 +125,7 @@ def test_an_unknown_job_is_not_found(cluster: Cluster, protocol: Any) -> None:
         list(client.tail_job_logs("raysubmit_none", 30, protocol))
 
 
-def test_a_log_is_there_again_after_a_restart_of_the_agent(cluster: Cluster) -> None:
+def test_a_log_can_be_read_after_a_restart_of_the_agent(cluster: Cluster) -> None:
     assert cluster.sandbox.agent is not None
     with cluster.client() as client:
         logs = [client.tail_job_logs(cluster.jobs["endless"], 30, each) for each in ("stream", "websocket")]
@@ -135,7 +137,7 @@ def test_a_log_is_there_again_after_a_restart_of_the_agent(cluster: Cluster) -> 
         assert next(client.tail_job_logs(cluster.jobs["endless"], 30))
 
 
-def test_a_stopped_job_s_log_ends(cluster: Cluster) -> None:
+def test_log_of_a_stopped_job_ends(cluster: Cluster) -> None:
     job = cluster.jobs["endless"]
     lines: list[str] = []
     with cluster.client() as client:
@@ -143,8 +145,8 @@ def test_a_stopped_job_s_log_ends(cluster: Cluster) -> None:
             lines.append(line)
             if line == "still here 3":
                 assert client.stop_job(job)["status"] == "STOPPING"
-                asked = time.monotonic()
-        assert time.monotonic() - asked < 20
+                stopped = time.monotonic()
+        assert time.monotonic() - stopped < 20
         assert client.get_job(job)["status"] == "STOPPED"
         with pytest.raises(ValidationError) as caught:
             client.stop_job(job)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.errors import NonInteractiveExampleWarning
 
 from shared.channels import job_key
-from tests.integration.broker.broker_site import element
+from tests.integration.broker.broker_harness import element
 from tests.integration.safety.proxied_harness import ProxiedHarness
 from tests.unit.safety.messages import messages, spoilt_headers, step_arguments
 from worker.blame import RejectedMessageError

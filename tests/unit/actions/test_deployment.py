@@ -8,6 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from shared.messages import DeployParams
+from tests.unit.actions.deployment_action import ENV, Deploy, run
 from worker.actions import (
     BaseDeploymentAction,
     BaseServeDeployment,
@@ -27,25 +28,6 @@ from worker.platform import (
     ServerError,
 )
 from worker.plugins import ActionRequest
-
-ENV = {
-    "SYNAPSE_PLUGIN_RELEASE_CODE": "cat@1.0",
-    "SYNAPSE_PLUGIN_RELEASE_CHECKSUM": "abc",
-    "SYNAPSE_HOST": "http://b",
-}
-
-
-class Params(DeployParams):
-    threshold: float = 0.5
-
-
-class Deploy(BaseDeploymentAction[Params]):
-    entrypoint = BaseServeDeployment
-
-
-def run(operation: str, payload: Any = None, **fields: Any) -> Any:
-    request = ActionRequest("cat@1.0", "deployment", "plugin.d.Deploy", env=ENV, **fields)
-    return Deploy.run_operation(request, operation, payload)
 
 
 def test_names_are_taken_from_the_release() -> None:

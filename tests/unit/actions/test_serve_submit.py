@@ -1,40 +1,14 @@
 """Which application runs already, and how many replicas may start beside it."""
 
-from typing import Any
-
 import pytest
 
-from shared.messages import DeployParams
-from worker.actions import (
-    BaseDeploymentAction,
-    BaseServeDeployment,
-)
+from tests.unit.actions.deployment_action import run
 from worker.actions.serve_submit import (
     DIGEST_VARIABLE,
     _actor_options,
     _is_identical,
     _surge_percent,
 )
-from worker.plugins import ActionRequest
-
-ENV = {
-    "SYNAPSE_PLUGIN_RELEASE_CODE": "cat@1.0",
-    "SYNAPSE_PLUGIN_RELEASE_CHECKSUM": "abc",
-    "SYNAPSE_HOST": "http://b",
-}
-
-
-class Params(DeployParams):
-    threshold: float = 0.5
-
-
-class Deploy(BaseDeploymentAction[Params]):
-    entrypoint = BaseServeDeployment
-
-
-def run(operation: str, payload: Any = None, **fields: Any) -> Any:
-    request = ActionRequest("cat@1.0", "deployment", "plugin.d.Deploy", env=ENV, **fields)
-    return Deploy.run_operation(request, operation, payload)
 
 
 def test_identical_application_is_found_by_its_digest() -> None:

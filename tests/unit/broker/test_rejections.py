@@ -7,10 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from kombu.message import Message
 
 from shared.channels import dead_letters_key
+from shared.messages import DeployMessage
 from tests.harness.in_process_worker import RecordingPublisher
+from tests.unit.broker.task_messages import HEADERS, message
 from worker.broker.rejections import (
     RejectedMessage,
     keep_rejected,
@@ -18,21 +19,8 @@ from worker.broker.rejections import (
     rejected_element,
     rejected_message,
 )
-from worker.runs.heartbeat import Heartbeats
+from worker.runs.runs import Runs, Timing
 from worker.workflow import dead_letters
-
-HEADERS: dict[str, Any] = {"task": "deploy", "id": "1"}
-
-
-def message(body: Any = None, *, content_type: str = "application/json", **headers: Any) -> Message:
-    text = body if isinstance(body, str) else json.dumps([[], {}, {}] if body is None else body)
-    return Message(
-        body=text.encode(),
-        headers={name: value for name, value in (HEADERS | headers).items() if value != "absent"},
-        content_type=content_type,
-        content_encoding="utf-8",
-        accept={"application/json"},
-    )
 
 
 def test_message_is_kept_with_its_arguments() -> None:
@@ -76,8 +64,9 @@ def test_message_is_kept_only_when_every_receiver_kept_it(monkeypatch: pytest.Mo
 def sender(redis: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingPublisher]:
     """What the app publishes once it has connected the rejections of the broker."""
     sender = RecordingPublisher()
-    store = SimpleNamespace(exists=lambda job: job == "known")
-    runs = SimpleNamespace(publisher=sender, store=store, heartbeats=Heartbeats(redis, 60))
+    runs = Runs(redis, sender, Timing(60.0))
+    known = {"job": "known", "plugin": "digits@1.0.0", "agent": 1}
+    runs.store.accept(DeployMessage.model_validate(known), "deploy")
     monkeypatch.setattr(dead_letters, "services", lambda: SimpleNamespace(redis=redis, runs=runs))
     message_rejected.connect(dead_letters.reject_undelivered)
     yield sender

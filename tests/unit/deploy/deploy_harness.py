@@ -34,6 +34,11 @@ class FakeServices:
     host: FakePluginHost = field(default_factory=FakePluginHost)
     backend_client: FakeBackend = field(default_factory=FakeBackend)
     agent_client: FakeAgent | Exception | None = field(default_factory=FakeAgent)
+    checksum: str = "c1"
+    """Of the release in the plugin store."""
+
+    def checksum_of(self, plugin: str) -> str:
+        return self.checksum
 
     def backend(self, tenant: str | None = None) -> FakeBackend:
         return self.backend_client

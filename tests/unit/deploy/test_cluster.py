@@ -1,61 +1,54 @@
 """Serve, as the steps see it, through a connection that may be gone."""
 
-import threading
 from typing import Any
 
 import pytest
 
-from worker.deploy import cluster
+from tests.harness.fake_ray_driver import FakeRayDriver
 from worker.deploy.cluster import RayCluster, ServeState, read_state
-from worker.plugins import PluginHostUnavailableError
+from worker.plugins import PluginHostUnavailableError, RayDriverError
+from worker.plugins.ray_driver import RayConnection
 
 
 @pytest.fixture
-def ray(monkeypatch: pytest.MonkeyPatch) -> RayCluster:
-    monkeypatch.setattr(cluster.session, "connect", lambda address: None)
-    return RayCluster("127.0.0.1:6380")
+def driver() -> FakeRayDriver:
+    return FakeRayDriver(serve_details={})
 
 
-def holds(monkeypatch: pytest.MonkeyPatch, look: Any) -> None:
-    monkeypatch.setattr(cluster, "serve_details", look)
+@pytest.fixture
+def ray(driver: FakeRayDriver, monkeypatch: pytest.MonkeyPatch) -> RayCluster:
+    monkeypatch.setattr("worker.plugins.ray_driver.connection._probe", lambda *_: None)
+    return RayCluster(RayConnection("127.0.0.1:6380", driver))
 
 
-def test_an_application_that_serve_does_not_know(ray: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    holds(monkeypatch, lambda: {})
+def test_an_application_that_serve_does_not_know(ray: RayCluster) -> None:
     assert ray.state("digits@1.0.0") == ServeState()
 
 
-def test_an_application_that_runs(ray: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    holds(monkeypatch, lambda: {"digits@1.0.0": {"status": "RUNNING", "deployments": {}}})
+def test_an_application_that_runs(ray: RayCluster, driver: FakeRayDriver) -> None:
+    driver.answers["serve_details"] = {"digits@1.0.0": {"status": "RUNNING", "deployments": {}}}
     state = ray.state("digits@1.0.0")
     assert (state.exists, state.bucket, state.status) == (True, "running", "RUNNING")
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RayDriverError("KeyError", "KeyError", "'controller'"), "KeyError"),
+        (RayDriverError("TimeoutError", "no answer within 10 s"), "no answer within"),
+    ],
+)
 def test_whatever_ray_raises_means_that_it_is_unavailable(
-    ray: RayCluster, monkeypatch: pytest.MonkeyPatch
+    ray: RayCluster, driver: FakeRayDriver, error: Exception, message: str
 ) -> None:
-    def look() -> None:
-        raise KeyError("controller")
-
-    holds(monkeypatch, look)
-    with pytest.raises(PluginHostUnavailableError, match="KeyError"):
+    driver.answers["serve_details"] = error
+    with pytest.raises(PluginHostUnavailableError, match=f"Ray Serve did not answer: {message}"):
         ray.state("digits@1.0.0")
 
 
-def test_a_cluster_that_hangs_is_not_waited_for(ray: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    silence = threading.Event()
-    monkeypatch.setattr(cluster, "ANSWER_TIMEOUT_SECONDS", 0.01)
-    holds(monkeypatch, lambda: silence.wait(5) and {})
-    with pytest.raises(PluginHostUnavailableError, match="no answer within"):
-        ray.state("digits@1.0.0")
-    silence.set()
-
-
-def test_removal(ray: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    removed: list[tuple[str, bool]] = []
-    monkeypatch.setattr(
-        cluster, "remove_application", lambda name, *, wait: bool(removed.append((name, wait)))
-    )
+def test_removal(ray: RayCluster, driver: FakeRayDriver) -> None:
+    removed: list[tuple[Any, ...]] = []
+    driver.answers["remove_application"] = lambda *arguments: removed.append(arguments)
     ray.remove("digits@1.0.0")
     assert removed == [("digits@1.0.0", False)]  # a replica that starts goes late: no step waits for it
 

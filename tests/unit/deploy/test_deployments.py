@@ -1,15 +1,15 @@
 """Which run may remove an application, and which packages Ray keeps."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from fakeredis import FakeRedis
 
+from tests.harness.fake_ray_driver import FakeRayDriver
 from tests.unit.deploy.deploy_harness import APP, DeployHarness
-from worker.deploy import deployments
 from worker.deploy.deployments import DeployedPackages, Ownership
 from worker.plugins import PluginCallError, PluginHostUnavailableError, ReleaseInvalidError
+from worker.plugins.ray_driver import RayConnection
 from worker.runs.reporter import stop
 
 
@@ -74,9 +74,9 @@ def packages(harness: DeployHarness, monkeypatch: pytest.MonkeyPatch) -> Package
     packages = Packages()
     monkeypatch.setattr(harness.services, "host", packages)
     monkeypatch.setattr(harness.services, "store", packages, raising=False)
-    monkeypatch.setattr(deployments.session, "connect", lambda address: None)
-    details: dict[str, Any] = {APP: {"status": "RUNNING"}}
-    monkeypatch.setattr(deployments, "serve_details", lambda: details)
+    monkeypatch.setattr("worker.plugins.ray_driver.connection._probe", lambda *_: None)
+    driver = FakeRayDriver(serve_details={APP: {"status": "RUNNING"}})
+    monkeypatch.setattr(harness.services, "ray", RayConnection("127.0.0.1:6380", driver), raising=False)
     return packages
 
 
@@ -95,8 +95,9 @@ def test_one_unusable_release_leaves_the_others_pinned(
     harness: DeployHarness, packages: Packages, monkeypatch: pytest.MonkeyPatch, fails_at: str
 ) -> None:
     # Given two applications, and a release that cannot be read or packed
-    details: dict[str, Any] = {APP: {"status": "RUNNING"}, "broken@1.0.0": {"status": "RUNNING"}}
-    monkeypatch.setattr(deployments, "serve_details", lambda: details)
+    details = {APP: {"status": "RUNNING"}, "broken@1.0.0": {"status": "RUNNING"}}
+    driver = FakeRayDriver(serve_details=details)
+    monkeypatch.setattr(harness.services, "ray", RayConnection("127.0.0.1:6380", driver))
     packages.unusable = (fails_at, "broken@1.0.0")
     deployed = DeployedPackages(harness.services)
     deployed.add("broken@1.0.0", "broken@1.0.0")

@@ -8,6 +8,7 @@ from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
 from tests.unit.deploy.deploy_harness import APP, DEPLOYING, FAILED, PLAN, RUNNING, DeployHarness
 from worker.deploy.cluster import ServeState
+from worker.deploy.deployments import Ownership
 from worker.deploy.plan import AWAIT_RUNNING, REGISTER, SERVE_RUN
 from worker.deploy.serve import await_running, poll_countdown, remove_after_stop, serve_run
 from worker.plugins import PluginCallError, PluginHostUnavailableError
@@ -169,6 +170,61 @@ def test_an_application_that_is_no_longer_ours_ends_the_run(
     clock.forward(11)
     with pytest.raises(RuntimeError, match=words):
         look(harness)
+    assert harness.serve.removed == []
+
+
+def replaced_meanwhile(harness: DeployHarness) -> ServeState:
+    """A second run deploys the application of the first with other options; what Serve shows then."""
+    submit(harness)
+    harness.accept("43")
+    other_options = replace(PLAN, digest="d2")
+    harness.host.plan = other_options.to_json()
+    harness.update_state("43", plan=other_options)
+    harness.serve.application = DEPLOYING
+    harness.step(SERVE_RUN, lambda run: serve_run(run, harness.services, harness.serve), "43")
+    return replace(RUNNING, digests=frozenset({"d2"}))
+
+
+def test_a_run_joins_what_replaced_it_with_the_same_content(harness: DeployHarness, clock: Clock) -> None:
+    harness.serve.application = replaced_meanwhile(harness)
+    assert look(harness) == Continue(REGISTER)
+
+
+def test_a_run_fails_when_other_content_replaced_it(harness: DeployHarness, clock: Clock) -> None:
+    submit(harness)
+    harness.services.checksum = "c2"
+    harness.accept("43")
+    other_options = replace(PLAN, digest="d2")
+    harness.host.plan = other_options.to_json()
+    harness.update_state("43", plan=other_options)
+    harness.serve.application = DEPLOYING
+    harness.step(SERVE_RUN, lambda run: serve_run(run, harness.services, harness.serve), "43")
+    harness.serve.application = replace(RUNNING, digests=frozenset({"d2"}))
+    look(harness)
+    clock.forward(11)
+    with pytest.raises(RuntimeError, match="was replaced by another deployment"):
+        look(harness)
+
+
+def test_a_submission_waits_for_a_removal_of_the_same(harness: DeployHarness) -> None:
+    harness.update_state(plan=PLAN)
+    with Ownership(harness.services, APP).locked() as is_locked:
+        assert is_locked
+        assert submit(harness) == Reschedule(1.0)
+    assert harness.host.calls == []
+    assert submit(harness) == Continue(AWAIT_RUNNING)
+
+
+def test_a_removal_waits_for_a_submission_of_the_same(harness: DeployHarness) -> None:
+    # Given an application that failed, and one that is stopped, while another run submits it
+    submit(harness)
+    harness.serve.application = FAILED
+    with Ownership(harness.services, APP).locked():
+        # Then the failure waits, and so does the clean-up after a stop
+        assert look(harness) == Reschedule(1.0)
+        stop("42", harness.runs)
+        with pytest.raises(PluginHostUnavailableError, match="same application"):
+            clean_up(harness)
     assert harness.serve.removed == []
 
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from celery import Celery
@@ -12,7 +11,7 @@ from celery.exceptions import Retry
 from fakeredis import FakeRedis
 from kombu.exceptions import OperationalError
 
-from tests.harness.in_process_worker import RecordingPublisher
+from tests.harness.in_process_worker import RecordingPublisher, celery_request
 from tests.unit.deploy.deploy_harness import APP, DEPLOYING, PLAN, DeployHarness
 from worker.deploy import tasks
 from worker.deploy.deployments import Ownership
@@ -39,18 +38,9 @@ class Delivery:
 
     @contextmanager
     def request(self, task: Any, kwargs: dict[str, Any], *, redelivered: bool = False) -> Iterator[None]:
-        task.push_request(
-            id=uuid4().hex,
-            args=[],
-            kwargs=kwargs,
-            called_directly=False,
-            delivery_info={"exchange": "", "routing_key": "deploy", "redelivered": redelivered},
-        )
         self._patch.setattr(task.__class__, "apply_async", lambda *args, **kwargs: None)
-        try:
+        with celery_request(task, kwargs, redelivered=redelivered):
             yield
-        finally:
-            task.pop_request()
 
 
 @pytest.fixture

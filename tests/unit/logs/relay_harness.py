@@ -145,7 +145,7 @@ class RelayHarness:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition, ten seconds at most."""
-    async with asyncio.timeout(10):
+    """Wait for a condition, a minute at most: the bound on a hang, not on a slow machine."""
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for is in Redis
             await asyncio.sleep(0.01)

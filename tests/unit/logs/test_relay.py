@@ -31,6 +31,7 @@ async def test_hundreds_of_logs_are_tailed_at_once(harness: RelayHarness, redis:
 
 async def test_two_relays_tail_a_log_once(harness: RelayHarness, job_log: LogOfJob) -> None:
     async def wait() -> None:
+        # The time in which the second relay could tail the log, too.
         await asyncio.sleep(0.2)
 
     harness.source.tails[RAY] = [ScriptedTail([["one"], wait, ["two"]], completed=True)]

@@ -1,6 +1,5 @@
 """Hostile archives: nothing is written outside of the folder, no partial folder remains."""
 
-import contextlib
 import random
 import stat
 import struct
@@ -154,17 +153,24 @@ def test_entry_that_cannot_be_decompressed_is_rejected(tmp_path: Path, packing: 
 
 @pytest.mark.parametrize("seed", range(200))
 def test_damaged_archive_is_read_or_rejected(tmp_path: Path, seed: int) -> None:
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     packings = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
-    with zipfile.ZipFile(tmp_path / "bad.zip", "w", chance.choice(packings)) as archive:
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w", rng.choice(packings)) as archive:
         for name, text in (("config.yaml", "code: x"), ("plü/x.py", "abc" * 300), ("d/", "")):
             archive.writestr(name, text)
     content = bytearray((tmp_path / "bad.zip").read_bytes())
-    for _ in range(chance.choice((1, 1, 2, 4))):
-        content[chance.randrange(len(content))] = chance.randrange(256)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        content[rng.randrange(len(content))] = rng.randrange(256)
     (tmp_path / "bad.zip").write_bytes(content)
-    with contextlib.suppress(ReleaseInvalidError):
-        unpack_release(tmp_path / "bad.zip", tmp_path / "out" / "bad", MB)
+    release = tmp_path / "out" / "bad"
+
+    try:
+        unpack_release(tmp_path / "bad.zip", release, MB)
+    except ReleaseInvalidError:
+        assert not release.exists()
+    else:
+        assert (release / "config.yaml").is_file()
+    assert [path.name for path in release.parent.iterdir() if path != release] == []
 
 
 def test_archive_without_config_is_rejected(tmp_path: Path) -> None:

@@ -6,15 +6,17 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import pytest
 
+from tests.harness.fake_ray_driver import FakeRayDriver
 from worker.plugins import (
     PluginHostUnavailableError,
     PluginStore,
+    RayDriverError,
     ReleaseInvalidError,
 )
 from worker.plugins.package import RECHECK_SECONDS, FolderPackages, RayPackages, runtime_env, zip_release
+from worker.plugins.ray_driver import RayConnection
 
 Write = Callable[..., Path]
 
@@ -26,63 +28,68 @@ actions: {{}}
 """
 
 
-class Dashboard:
-    """Ray's package routes."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, bytes] = {}
-        self.calls: list[str] = []
-        self.status = 200
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        self.calls.append(request.method)
-        if self.status != 200:
-            return httpx.Response(self.status)
-        if request.method == "PUT":
-            self.kept[request.url.path] = request.content
-        return httpx.Response(200 if request.url.path in self.kept else 404)
+@pytest.fixture
+def kept() -> dict[str, bytes]:
+    """What Ray's store holds."""
+    return {}
 
 
 @pytest.fixture
-def dashboard() -> Dashboard:
-    return Dashboard()
+def driver(kept: dict[str, bytes]) -> FakeRayDriver:
+    return FakeRayDriver(
+        keep_package=lambda uri, _seconds: uri in kept,
+        upload_package=lambda uri, content, _seconds: kept.update({uri: content}),
+    )
 
 
 @pytest.fixture
-def packages(dashboard: Dashboard) -> RayPackages:
-    made = RayPackages("http://ray.test", {})
-    made._client = httpx.Client(base_url="http://ray.test", transport=httpx.MockTransport(dashboard))
-    return made
+def connection(driver: FakeRayDriver) -> RayConnection:
+    driver.start()
+    return RayConnection("head:6379", driver)
 
 
 def test_package_is_uploaded_once_and_checked_again(
-    store: PluginStore, write_release: Write, dashboard: Dashboard, packages: RayPackages
+    store: PluginStore,
+    write_release: Write,
+    driver: FakeRayDriver,
+    connection: RayConnection,
+    kept: dict[str, bytes],
 ) -> None:
     write_release("cat@1.0")
     release = store.get("cat@1.0")
+    packages = RayPackages(connection)
     uri = packages.ensure(release)
     assert uri.startswith("gcs://_ray_pkg_")
     assert packages.ensure(release) == uri
-    assert dashboard.calls == ["GET", "PUT", "GET"]
-    dashboard.kept.clear()  # Ray forgot it
+    assert driver.calls == ["keep_package", "upload_package"]
+    kept.clear()  # Ray forgot it
     packages._checked[release.checksum] = (uri, time.monotonic() - RECHECK_SECONDS - 1)
     assert packages.ensure(release) == uri
-    assert list(dashboard.kept.values()) == [zip_release(release.path)]
+    assert list(kept.values()) == [zip_release(release.path)]
 
 
-@pytest.mark.parametrize(("status", "message"), [(401, "RAY_AUTH_MODE=token"), (500, "HTTP 500")])
-def test_rejection_by_the_dashboard_says_why(
-    store: PluginStore,
-    write_release: Write,
-    dashboard: Dashboard,
-    packages: RayPackages,
-    status: int,
-    message: str,
+def test_package_is_checked_again_on_a_new_connection(
+    store: PluginStore, write_release: Write, connection: RayConnection, kept: dict[str, bytes]
 ) -> None:
     write_release("cat@1.0")
-    dashboard.status = status
-    with pytest.raises(PluginHostUnavailableError, match=message):
-        packages.ensure(store.get("cat@1.0"))
+    release = store.get("cat@1.0")
+    packages = RayPackages(connection)
+    uri = packages.ensure(release)
+
+    kept.clear()  # the cluster was started anew
+    connection.generation += 1
+
+    assert packages.ensure(release) == uri
+    assert uri in kept
+
+
+def test_upload_that_fails_says_why(
+    store: PluginStore, write_release: Write, driver: FakeRayDriver, connection: RayConnection
+) -> None:
+    write_release("cat@1.0")
+    driver.answers["upload_package"] = RayDriverError("RuntimeError", "RuntimeError", "too large")
+    with pytest.raises(PluginHostUnavailableError, match=r"package \(RuntimeError\)"):
+        RayPackages(connection).ensure(store.get("cat@1.0"))
 
 
 def test_package_has_two_entries_at_its_top(store: PluginStore, write_release: Write) -> None:

@@ -1,29 +1,161 @@
-"""The Ray host without Ray."""
+"""The Ray host on a driver process in memory: slots, errors, time-outs, and connections that are lost."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.harness.fake_ray_driver import FakeRayDriver
 from worker.plugins import (
     ActionRequest,
+    PluginCallError,
     PluginHostBusyError,
+    PluginHostUnavailableError,
     PluginStore,
+    PluginTimeoutError,
+    RayDriverError,
+    RayHost,
+    Release,
     ray_host,
 )
-from worker.plugins.ray_session import RaySession
+from worker.plugins.ray_driver import RayConnection
+from worker.plugins.ray_driver.operations import CallEnd
 
 Write = Callable[..., Path]
 
+REQUEST = ActionRequest("cat@1.0", "to_task", "plugin.to_task.ToTask")
+
+
+class Packages:
+    def ensure(self, release: Release) -> str:
+        return "gcs://p.zip"
+
+
+def ended(end: CallEnd, error_type: str = "", text: str = "", reply: str = "") -> dict[str, str]:
+    return {"end": end, "reply": reply, "error_type": error_type, "text": text}
+
+
+@pytest.fixture
+def driver() -> FakeRayDriver:
+    ids = iter(range(100))
+    return FakeRayDriver(
+        start_task=lambda *_: "task",
+        start_actor=lambda *_: f"actor {next(ids)}",
+        call_actor=lambda *_: "call",
+        wait_for_end=ended(CallEnd.REPLY, reply=json.dumps({"ok": 7})),
+        cancel_call=None,
+        kill_actor=None,
+        drop_actors=None,
+    )
+
+
+@pytest.fixture
+def connection(driver: FakeRayDriver, monkeypatch: pytest.MonkeyPatch) -> RayConnection:
+    monkeypatch.setattr("worker.plugins.ray_driver.connection._probe", lambda *_: None)
+    return RayConnection("head:6379", driver)
+
+
+@pytest.fixture
+def host(connection: RayConnection) -> RayHost:
+    return RayHost(connection, Packages(), 300.0)
+
+
+@pytest.fixture
+def release(store: PluginStore, write_release: Write) -> Release:
+    write_release("cat@1.0")
+    return store.get("cat@1.0")
+
+
+def batch(host: RayHost, release: Release) -> Any:
+    return host.call_batch(release, REQUEST, "convert_from_files", [])
+
 
 def test_call_without_a_slot_is_busy_and_not_a_timeout(
-    store: PluginStore, write_release: Write, monkeypatch: pytest.MonkeyPatch
+    host: RayHost, release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_host, "MAX_SLOT_WAIT_SECONDS", 0.01)
-    write_release("cat@1.0")
-    release = store.get("cat@1.0")
-    host = ray_host.RayHost(RaySession(), None, lambda: pytest.fail("no package"), 300.0)
-    actor = ray_host._Actor(handle=None)
-    request = ActionRequest("cat@1.0", "to_task", "plugin.to_task.ToTask")
+    actor = ray_host._Actor("actor")
     with actor.slot, pytest.raises(PluginHostBusyError, match="busy"):
-        host._call_in_slot(("a", "b"), actor, release, request, "convert_from_files", "[]")
+        host._call_in_slot(("a", "b"), actor, release, REQUEST, "convert_from_files", "[]")
+
+
+def test_a_one_off_call_returns_its_value(host: RayHost, release: Release) -> None:
+    assert host.call(release, REQUEST, "plan", {}) == 7
+
+
+def test_frequent_calls_share_an_actor(host: RayHost, release: Release, driver: FakeRayDriver) -> None:
+    assert [batch(host, release), batch(host, release)] == [7, 7]
+    assert driver.calls.count("start_actor") == 1
+
+
+def test_a_dead_actor_is_replaced_once(host: RayHost, release: Release, driver: FakeRayDriver) -> None:
+    driver.answers["wait_for_end"] = ended(CallEnd.ACTOR_DIED, "ActorDiedError")
+
+    with pytest.raises(PluginCallError, match=r"ActorDiedError: the process of cat@1\.0 died"):
+        batch(host, release)
+
+    assert (driver.calls.count("start_actor"), driver.calls.count("kill_actor")) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (ended(CallEnd.PROCESS_DIED, "OutOfMemoryError"), "OutOfMemoryError: the process of cat@1.0 died"),
+        (ended(CallEnd.RUNTIME_ENV_FAILED, "RuntimeEnvSetupError", "pip\nno numpy"), "no numpy"),
+        (ended(CallEnd.TASK_FAILED, "RayTaskError", "boom"), "RayTaskError: boom"),
+    ],
+)
+def test_an_error_of_the_author_says_why(
+    host: RayHost, release: Release, driver: FakeRayDriver, end: dict[str, str], message: str
+) -> None:
+    driver.answers["wait_for_end"] = end
+
+    with pytest.raises(PluginCallError, match=message):
+        host.call(release, REQUEST, "plan", {})
+
+
+def test_plugin_code_that_is_too_slow_is_stopped(
+    connection: RayConnection, release: Release, driver: FakeRayDriver
+) -> None:
+    driver.answers["wait_for_end"] = None
+    host = RayHost(connection, Packages(), 0.01)
+
+    with pytest.raises(PluginTimeoutError, match=r"longer than 0\.01 s"):
+        host.call(release, REQUEST, "plan", {})
+    with pytest.raises(PluginTimeoutError, match=r"longer than 0\.01 s"):
+        batch(host, release)
+
+    assert ("cancel_call" in driver.calls, "kill_actor" in driver.calls) == (True, True)
+
+
+def test_a_driver_that_hangs_is_no_fault_of_the_author(
+    host: RayHost, release: Release, driver: FakeRayDriver
+) -> None:
+    driver.answers["wait_for_end"] = RayDriverError("TimeoutError", "no answer within 20 s")
+    with pytest.raises(PluginHostUnavailableError, match="lost"):
+        host.call(release, REQUEST, "plan", {})
+    driver.answers["start_task"] = RayDriverError("TimeoutError", "no answer within 15 s")
+    with pytest.raises(PluginHostUnavailableError, match="did not accept"):
+        host.call(release, REQUEST, "plan", {})
+
+
+def test_a_new_connection_has_new_actors(host: RayHost, release: Release, driver: FakeRayDriver) -> None:
+    batch(host, release)
+    driver.kill()
+
+    assert batch(host, release) == 7
+
+    assert driver.calls.count("start_actor") == 2
+
+
+def test_idle_actors_are_dropped(
+    host: RayHost, release: Release, driver: FakeRayDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch(host, release)
+    monkeypatch.setattr(ray_host, "MAX_IDLE_SECONDS", -1.0)
+
+    host.pin([release])
+
+    assert driver.calls[-1] == "drop_actors"

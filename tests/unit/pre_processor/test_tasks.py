@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from celery import Celery
 from celery.exceptions import Retry
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from tests.harness.in_process_worker import celery_request
 from tests.unit.pre_processor.waitlist_harness import NAME, WaitlistHarness
 from worker.pre_processor import tasks
 from worker.testing import FakeBackend
@@ -22,19 +22,11 @@ class Delivery:
 
     def poll(self, *, redelivered: bool = False, **kwargs: Any) -> None:
         task = tasks.await_ready
-        task.push_request(
-            id=uuid4().hex,
-            args=[],
-            kwargs=kwargs,
-            called_directly=False,
-            delivery_info={"exchange": "", "routing_key": "to_task", "redelivered": redelivered},
-        )
-        try:
-            task.run(**kwargs)
-        except Retry:
-            assert self.retries
-        finally:
-            task.pop_request()
+        with celery_request(task, kwargs, routing_key="to_task", redelivered=redelivered):
+            try:
+                task.run(**kwargs)
+            except Retry:
+                assert self.retries
 
 
 @pytest.fixture

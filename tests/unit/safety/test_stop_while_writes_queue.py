@@ -7,7 +7,8 @@ from typing import Any
 from shared.statuses import TaskFailure
 from worker.to_task.attempt import ChunkPass, TaskWork
 from worker.to_task.clients import TenantBackend
-from worker.to_task.ledger import Counts, OpenTask, TaskOutcome, Ticket
+from worker.to_task.ledger import Counts, InferencePolls, OpenTask, TaskOutcome, Ticket
+from worker.to_task.window import RequestWindows
 
 
 class StoppableLedger:
@@ -28,6 +29,11 @@ class StoppableLedger:
         return []
 
     def set_ticket(self, position: int, ticket: Ticket | None) -> None: ...
+
+    def set_polls(self, position: int, polls: InferencePolls | None) -> None: ...
+
+    def now(self) -> float:
+        return 0.0
 
     def increment_attempts(self, positions: Any) -> list[int]:
         return []
@@ -59,7 +65,7 @@ async def annotated(count: int, slots: int, stop_after: int | None) -> tuple[Slo
     """What came of `count` writes that queue for `slots`, with a stop while the first are away."""
     ledger = StoppableLedger()
     client = SlowClient(ledger)
-    backend = TenantBackend(lambda _timeout: client, asyncio.Semaphore(slots))  # type: ignore[arg-type, return-value]
+    backend = TenantBackend(lambda _timeout: client, RequestWindows(slots))  # type: ignore[arg-type, return-value]
     attempt = ChunkPass(ledger)
 
     async def write(work: TaskWork) -> None:

@@ -190,7 +190,9 @@ def test_inference_needs_its_pre_processor_and_model(missing: str) -> None:
 
 
 def test_inference_needs_no_specification() -> None:
-    ToTaskMessage.model_validate({**TO_TASK, "params": INFERENCE})
+    message = ToTaskMessage.model_validate({**TO_TASK, "params": INFERENCE})
+
+    assert message.params.target_specification_name is None
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,9 @@ def test_wrong_params_of_deploy_are_rejected(wrong: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("right", [{"num_cpus": 1}, {"num_cpus": 0.5}, {"num_gpus": 0}, {"memory": 1024}])
 def test_numbers_of_deploy_are_numbers(right: dict[str, Any]) -> None:
-    DeployMessage.model_validate({**DEPLOY, "params": right})
+    message = DeployMessage.model_validate({**DEPLOY, "params": right})
+
+    assert message.params.model_dump(exclude_unset=True) == right
 
 
 def test_params_may_hold_what_the_plugin_declares() -> None:

@@ -371,12 +371,13 @@ def test_a_backend_that_says_later_is_no_attempt_at_a_task(make_world: Make, err
     assert world.ledger.counts().success == 10
 
 
-def test_retry_after_is_the_countdown_of_the_chunk(make_world: Make) -> None:
+@pytest.mark.parametrize(("asked", "countdown"), [(90, 90), (0, 1), (86_400, 300)])
+def test_retry_after_is_the_countdown_of_the_chunk(make_world: Make, asked: float, countdown: float) -> None:
     world = make_world(10)
     world.collect()
-    world.backend.faults.fail("get_task", RateLimitError(retry_after=90), key=3, times=1)
+    world.backend.faults.fail("get_task", RateLimitError(retry_after=asked), key=3, times=1)
 
-    assert world.annotate(0) == Reschedule(90, is_asked_for=True)
+    assert world.annotate(0) == Reschedule(countdown, is_asked_for=True)
 
 
 def test_broken_connections_count_for_none_while_it_says_later(make_world: Make) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from worker.platform import RateLimitError, ServerError
 from worker.testing import FakeBackend
 from worker.testing.backend import FakeAsyncBackend
 from worker.to_task.clients import (
@@ -113,3 +114,24 @@ def test_progress_is_published_no_oftener_than_allowed() -> None:
 
     assert due == [True, False, True, False, True]
     assert throttle.is_due("43")
+
+
+def test_a_request_is_sent_again_after_a_short_pause(loop: EventLoopThread) -> None:
+    backend = FakeBackend()
+    backend.faults.fail("get_task", ServerError("", 503), times=3)
+    tenant = TenantBackend(lambda timeout: backend.on_loop, RequestWindows(4))  # type: ignore[arg-type, return-value]
+
+    loop.run(tenant.get_task(1), timeout=10)
+
+    assert backend.faults.calls["get_task"] == 4
+
+
+def test_a_request_is_not_sent_before_retry_after(loop: EventLoopThread) -> None:
+    backend = FakeBackend()
+    backend.faults.fail("get_task", RateLimitError(retry_after=30), times=1)
+    tenant = TenantBackend(lambda timeout: backend.on_loop, RequestWindows(4))  # type: ignore[arg-type, return-value]
+
+    with pytest.raises(RateLimitError):
+        loop.run(tenant.get_task(1), timeout=10)
+
+    assert backend.faults.calls["get_task"] == 1

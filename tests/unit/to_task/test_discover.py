@@ -181,7 +181,7 @@ def test_pages_that_bring_nothing_new_end_the_run(make_world: Make, ids: tuple[i
     world = make_world()
     world.backend.pages = endless(*ids)
 
-    with pytest.raises(RunFailedError, match="20 pages in a row have no new task"):
+    with pytest.raises(RunFailedError, match=f"{MAX_REPEATED_PAGES} pages in a row have no new task"):
         world.fetch()
 
 
@@ -190,7 +190,7 @@ def test_a_direct_call_notices_that_nothing_is_new(make_world: Make, ids: tuple[
     world = make_world()
     world.backend.pages = endless(*ids)
 
-    with pytest.raises(RunFailedError, match="20 pages in a row have no new task"):
+    with pytest.raises(RunFailedError, match=f"{MAX_REPEATED_PAGES} pages in a row have no new task"):
         list(iter_task_ids(world.backend, world.run.message.params, 100))
 
 

@@ -1,6 +1,7 @@
 """Annotating by inference: how many at once, what is deferred, what the pre-processor may answer."""
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import pytest
@@ -129,11 +130,106 @@ def test_a_deferred_inference_keeps_its_slot(by_inference: Make) -> None:
     outcomes = [world.annotate(0) for _ in range(3)]
 
     # Then no more than two inferences are open
-    assert outcomes == [Reschedule(2.0)] * 3
+    assert outcomes == [Reschedule(2.0), Reschedule(3.0), Reschedule(4.5)]
     inferred = [
         data for _, data in world.backend.inferences if "__synapse_poll__" not in data["params"]["json"]
     ]
     assert len(inferred) == 2
+
+
+NOT_FOUND = {"__synapse_deferred__": True, "status": "not_found", "ticket": "t-1"}
+
+
+def requests(world: World) -> int:
+    """How often inferences were requested, polls left out."""
+    calls = [data["params"]["json"] for _, data in world.backend.inferences]
+    return len([call for call in calls if "__synapse_poll__" not in call])
+
+
+def test_a_ticket_that_another_replica_has_is_polled_again(by_inference: Make) -> None:
+    world = by_inference(1)
+    deferring(world, *[NOT_FOUND] * 19, {"digit": 7})
+
+    end = world.work()
+
+    assert (end.status, requests(world)) == ("SUCCEEDED", 1)
+
+
+def test_an_answer_between_begins_the_count_anew(by_inference: Make) -> None:
+    world = by_inference(1)
+    deferring(world, *[NOT_FOUND] * 19, PENDING, *[NOT_FOUND] * 19, {"digit": 7})
+
+    world.work()
+
+    assert requests(world) == 1
+
+
+def test_an_inference_whose_ticket_is_lost_is_requested_anew(by_inference: Make) -> None:
+    world = by_inference(1)
+    deferring(world, *[NOT_FOUND] * 20, {"digit": 7})
+
+    end = world.work()
+
+    assert (end.status, requests(world)) == ("SUCCEEDED", 2)
+
+
+def test_an_inference_is_requested_anew_three_times_at_most(by_inference: Make) -> None:
+    world = by_inference(1)
+    polls = deferring(world, NOT_FOUND)
+
+    world.work()
+
+    assert (requests(world), len(polls)) == (4, 4 * 20)
+    assert "does not know the ticket of this inference any more" in failures(world)[1]
+
+
+def test_a_task_fails_half_an_hour_after_its_first_request(by_inference: Make, clock: Clock) -> None:
+    # Given an inference that never ends
+    world = by_inference(1)
+    world.collect()
+    deferring(world, PENDING)
+    assert isinstance(world.annotate(0), Reschedule)
+    clock.forward(1_700)
+    assert isinstance(world.annotate(0), Reschedule)
+
+    # When half an hour has passed
+    clock.forward(200)
+
+    # Then its task fails
+    assert world.annotate(0) == Continue(FINALIZE)
+    assert failures(world) == {1: "the pre-processor's inference has not ended within 30 minutes"}
+
+
+def test_polls_come_at_growing_intervals(by_inference: Make) -> None:
+    world = by_inference(1)
+    world.collect()
+    deferring(world, PENDING)
+
+    countdowns = [outcome.countdown for _ in range(8) if isinstance(outcome := world.annotate(0), Reschedule)]
+
+    assert countdowns == sorted(countdowns)
+    assert (countdowns[0], countdowns[-1]) == (2.0, 15.0)
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_tickets_of_several_replicas_fail_no_task(by_inference: Make, replicas: int) -> None:
+    """Each request and each poll meets a replica at random, and only one of them knows the ticket."""
+    world = by_inference(20, batch_size=4)
+    random, owners = Random(3), dict[str, int]()
+
+    def answer(params: dict[str, Any]) -> Any:
+        replica, polled = random.randrange(replicas), params["json"].get("__synapse_poll__")
+        if polled is None:
+            ticket = f"t-{len(owners)}"
+            owners[ticket] = replica
+            return {**PENDING, "ticket": ticket}
+        return {"digit": 7} if owners[polled] == replica else {**NOT_FOUND, "ticket": polled}
+
+    world.backend.inference_answer = answer
+
+    world.work()
+
+    assert (world.record()["success"], world.record()["failed"]) == ("20", "0")
 
 
 @pytest.mark.parametrize(
@@ -275,6 +371,26 @@ def test_a_pre_processor_that_stays_away_ends_the_run(
         world.annotate(0)
     assert str(caught.value) == message
     assert world.record()["failed"] == "0"
+
+
+def test_each_absence_of_a_pre_processor_is_timed_anew(by_inference: Make, clock: Clock) -> None:
+    # Given a pre-processor that was away for a while
+    world = by_inference(25)
+    world.collect()
+    application = world.backend.serve_applications[0]
+    world.backend.faults.fail("run_plugin", NotFoundError(), times=1)
+    application["status"] = "DEPLOYING"
+    assert isinstance(world.annotate(0), Reschedule)
+    application["status"] = "RUNNING"
+    world.annotate_fully(0)
+
+    # When it is away again, long after
+    clock.forward(1_000)
+    world.backend.faults.fail("run_plugin", NotFoundError(), times=1)
+    application["status"] = "DEPLOYING"
+
+    # Then the run waits for it, as for the first time
+    assert isinstance(world.annotate(1), Reschedule)
 
 
 def test_a_404_of_a_running_pre_processor_fails_its_task(by_inference: Make) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.to_task.world import JOB, World
-from worker.platform import RateLimitError
+from worker.platform import ClientConnectionError, RateLimitError
 from worker.runs.model import Continue, Reschedule
 from worker.testing.faults import RateLimiter, failing_share
 from worker.to_task.steps import FINALIZE
@@ -85,3 +85,14 @@ def test_the_log_says_once_that_the_backend_is_slow(make_world: Make) -> None:
 
     said = [entry["data"]["content"] for entry in world.runs.events.pop_messages(JOB)]
     assert len([text for text in said if text.startswith("The backend is slow (")]) == 1
+
+
+def test_a_question_that_is_answered_with_later_ends_nothing(make_world: Make) -> None:
+    # Given a backend that loses connections, and answers the question whether it is there with 429
+    world = make_world(2)
+    world.collect()
+    world.backend.faults.fail("get_task", ClientConnectionError(), times=2)
+    world.backend.faults.fail("get_project", RateLimitError(retry_after=60), times=1)
+
+    assert world.annotate(0) == Reschedule(60, is_asked_for=True)
+    assert world.annotate(0) == Continue(FINALIZE)

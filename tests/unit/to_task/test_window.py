@@ -175,3 +175,13 @@ async def test_a_busy_application_leaves_the_others_alone() -> None:
 
     assert windows.application("acme", "digits").limit == 4
     assert windows.application("acme", "faces").limit == windows.backend.limit == 8
+
+
+async def test_a_retry_after_that_is_over_still_pauses() -> None:
+    clock = Clock()
+    window = RequestWindow(4, clock)
+
+    await rejected(window, RateLimitError(retry_after=0))
+
+    with pytest.raises(RateLimitError):
+        await asyncio.wait_for(answered(window), 5)

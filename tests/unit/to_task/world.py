@@ -127,7 +127,7 @@ class World:
             ANNOTATE, lambda run: annotate(run, chunk, self.services, self.runtime), part=str(chunk)
         )
 
-    def annotate_fully(self, chunk: int, deliveries: int = 50) -> tuple[list[float], Outcome]:
+    def annotate_fully(self, chunk: int, deliveries: int = 200) -> tuple[list[float], Outcome]:
         """Deliver the chunk until it asks for no more; the countdowns between, and what came of it."""
         countdowns: list[float] = []
         for _ in range(deliveries):

@@ -1,19 +1,22 @@
-"""Services in memory, and a hand that delivers messages to the real tasks."""
+"""Services in memory, and a runner that delivers messages to the real tasks."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import uuid4
 
 from celery import Celery
 from celery.exceptions import Reject, Retry
 from fakeredis import FakeRedis
 from kombu.exceptions import OperationalError
 
-from tests.harness.in_process_worker import Delivery, RecordingPublisher
+from shared.channels import dead_letters_key
+from tests.harness.in_process_worker import Delivery, RecordingPublisher, celery_request
+from worker.deploy.plan import DEPLOY
 from worker.plugins import ReleaseNotFoundError
 from worker.runs.runs import Runs, Timing
+from worker.workflow.intake import begin_run
+
+MESSAGE: dict[str, Any] = {"job": 42, "plugin": "digits@1.0.0", "agent": 1}
 
 
 class Backend:
@@ -89,42 +92,51 @@ class TaskRunner:
         return self.deliver_all(name, kwargs, args, message_id)
 
     def deliver_all(
-        self, name: str, kwargs: dict[str, Any], args: tuple[Any, ...] = (), message_id: str | None = None
+        self,
+        name: str,
+        kwargs: dict[str, Any],
+        args: tuple[Any, ...] = (),
+        message_id: str | None = None,
+        headers: dict[str, Any] | None = None,
+        retries_before: int = 0,
     ) -> Delivery:
-        """The same for arguments of any name."""
+        """`deliver` for arguments of any name."""
         task = self._app.tasks[name]
-        again: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        retries: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
         def apply_async(args: Any = None, kwargs: Any = None, **options: Any) -> None:
             if self.broken:
-                raise OperationalError("the broker is away")
-            again.append((kwargs, options))
+                raise OperationalError("the broker is unavailable")
+            retries.append((kwargs, options))
 
         self._monkeypatch.setattr(task, "apply_async", apply_async, raising=False)
-        with _request(task, args, kwargs, message_id or uuid4().hex, self.routing_key):
+        with celery_request(
+            task,
+            kwargs,
+            args=args,
+            message_id=message_id or "",
+            routing_key=self.routing_key,
+            headers=headers or {},
+            retries=retries_before,
+        ):
             try:
                 task(*args, **kwargs)
             except Retry:
-                published, options = again[-1]
-                return Delivery("again", options["countdown"], published)
+                published, options = retries[-1]
+                return Delivery("retried", options["countdown"], published, options["headers"])
             except Reject as reject:
                 return Delivery("requeued" if reject.requeue else "dropped")
         return Delivery("acknowledged")
 
 
-@contextmanager
-def _request(task: Any, args: Any, kwargs: Any, message_id: str, routing_key: object) -> Iterator[None]:
-    task.push_request(
-        id=message_id,
-        args=args,
-        kwargs=kwargs,
-        called_directly=False,
-        delivery_info={"exchange": "", "routing_key": routing_key, "redelivered": False},
-    )
-    try:
-        yield
-    finally:
-        task.pop_request()
-
-
 Deliver = Callable[..., Delivery]
+
+
+def dead_letters(redis: FakeRedis) -> list[dict[str, str]]:
+    return [fields for _, fields in redis.xrange(dead_letters_key())]
+
+
+def deliver_and_begin(task_runner: TaskRunner, services: FakeServices) -> bool:
+    """Deliver a deploy message, and begin its run; whether it goes on."""
+    task_runner.deliver("test.deploy", **MESSAGE)
+    return begin_run(DEPLOY.typed(services.runs.store.load("42")), services)

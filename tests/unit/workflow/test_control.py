@@ -7,28 +7,21 @@ import pytest
 from fakeredis import FakeRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared.channels import dead_letters_key
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
-from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
-from worker.deploy.plan import DEPLOY
-from worker.platform import ServerError
+from tests.unit.workflow.harness import (
+    MESSAGE,
+    Backend,
+    FakeServices,
+    TaskRunner,
+    dead_letters,
+    deliver_and_begin,
+)
+from worker.platform import AuthorizationError, ClientError, HTTPError, RateLimitError, ServerError
 from worker.runs import reporter
-from worker.runs.keys import RunField, lock_key, run_key
+from worker.runs.keys import RunField, heartbeats_key, lock_key, run_key
 from worker.runs.model import End
-from worker.workflow.intake import begin_run
-
-MESSAGE: dict[str, Any] = {"job": 42, "plugin": "digits@1.0.0", "agent": 1}
-
-
-def letters(redis: FakeRedis) -> list[dict[str, str]]:
-    return [fields for _, fields in redis.xrange(dead_letters_key())]
-
-
-def begun(task_runner: TaskRunner, services: FakeServices) -> bool:
-    task_runner.deliver("test.deploy", **MESSAGE)
-    return begin_run(DEPLOY.typed(services.runs.store.load("42")), services)
 
 
 @pytest.mark.parametrize("ended", [False, True])
@@ -43,13 +36,13 @@ def test_copies_of_a_report_of_a_hung_backend_are_dropped(
     backend.patch_error = ServerError()
     copy: dict[str, Any] = {"job": "42", "generation": 0}
     first = task_runner.deliver("runs.report", **copy)
-    assert first.ended == "again"
+    assert first.ended == "retried"
 
     # Then the copy dies, and the report does not
     assert task_runner.deliver("runs.report", **copy).ended == "acknowledged"
     backend.patch_error = None
     clock.forward(2)
-    assert task_runner.deliver("runs.report", **first.kwargs).ended in ("acknowledged", "again")
+    assert task_runner.deliver("runs.report", **first.kwargs).ended in ("acknowledged", "retried")
     assert len(backend.patches) == 1
 
 
@@ -87,7 +80,7 @@ def test_a_redelivered_report_continues_after_its_wait(
 
     # When it is delivered again, and has to wait
     waiting = task_runner.deliver("runs.report", job="42", redelivered=True)
-    assert waiting.ended == "again"
+    assert waiting.ended == "retried"
     redis.delete(lock_key("42", "runs.report"))
     clock.forward(2)
 
@@ -106,7 +99,7 @@ def test_a_new_report_of_a_run_is_not_superseded(
 
 
 def test_a_report_is_sent_and_ends(task_runner: TaskRunner, services: FakeServices, backend: Backend) -> None:
-    begun(task_runner, services)
+    deliver_and_begin(task_runner, services)
 
     assert task_runner.deliver("runs.report", job="42").ended == "acknowledged"
     assert backend.patches[0]["status"] == JobStatus.RUNNING
@@ -115,12 +108,12 @@ def test_a_report_is_sent_and_ends(task_runner: TaskRunner, services: FakeServic
 def test_a_run_has_one_reporter_at_a_time(
     task_runner: TaskRunner, services: FakeServices, backend: Backend, redis: FakeRedis
 ) -> None:
-    begun(task_runner, services)
+    deliver_and_begin(task_runner, services)
     redis.set(lock_key("42", "runs.report"), "another")
 
     delivery = task_runner.deliver("runs.report", job="42")
 
-    assert delivery.ended == "again"
+    assert delivery.ended == "retried"
     assert backend.patches == []
 
 
@@ -134,7 +127,7 @@ def test_a_suspended_and_replaced_reporter_reports_nothing(
     end: End | None,
 ) -> None:
     # Given a report whose sender is suspended until another has reported the end
-    begun(task_runner, services)
+    deliver_and_begin(task_runner, services)
     runs = services.runs
     runs.schedule_report("42")
     if end is not None:
@@ -154,7 +147,7 @@ def test_a_suspended_and_replaced_reporter_reports_nothing(
 
     # When it goes on
     again = task_runner.deliver("runs.report", job="42")
-    while again.ended == "again":
+    while again.ended == "retried":
         again = task_runner.deliver("runs.report", **again.kwargs)
 
     # Then the backend hears nothing more
@@ -164,7 +157,7 @@ def test_a_suspended_and_replaced_reporter_reports_nothing(
 def test_the_report_of_an_end_is_retried_until_it_is_taken(
     task_runner: TaskRunner, services: FakeServices, backend: Backend
 ) -> None:
-    begun(task_runner, services)
+    deliver_and_begin(task_runner, services)
     services.runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
     backend.patch_error = ServerError()
     kwargs: dict[str, Any] = {"job": "42"}
@@ -180,10 +173,50 @@ def test_the_report_of_an_end_is_retried_until_it_is_taken(
     assert [patch["status"] for patch in backend.patches] == [JobStatus.FAILED]
 
 
+@pytest.mark.parametrize(
+    ("error", "is_given_up"),
+    [(AuthorizationError("no"), True), (HTTPError("gone", status_code=410), True), (ServerError(), False)],
+    ids=["403", "410", "500"],
+)
+def test_an_end_that_is_rejected_for_a_day_is_given_up(
+    task_runner: TaskRunner,
+    services: FakeServices,
+    backend: Backend,
+    redis: FakeRedis,
+    clock: Clock,
+    error: ClientError,
+    is_given_up: bool,
+) -> None:
+    # Given the end of a run that the backend rejects
+    deliver_and_begin(task_runner, services)
+    services.runs.finish("42", End(JobStatus.SUCCEEDED, {"serve_application": 1}))
+    backend.patch_error = error
+    clock.forward(86_000)
+    assert task_runner.deliver("runs.report", job="42").ended == "retried"
+
+    # When it still does after a day
+    clock.forward(500)
+    delivery = task_runner.deliver("runs.report", job="42", generation=1)
+
+    # Then nothing more is reported and the run's keys expire; a backend that is down gets it for ever
+    assert (delivery.ended == "acknowledged") is is_given_up
+    assert services.runs.store.is_reported("42") is is_given_up
+    assert (redis.ttl(run_key("42")) > 0) is is_given_up
+    assert (redis.zscore(heartbeats_key(), "run:42") is None) is is_given_up
+
+
+def test_a_report_comes_again_when_the_backend_asks_for_it(
+    task_runner: TaskRunner, services: FakeServices, backend: Backend
+) -> None:
+    deliver_and_begin(task_runner, services)
+    backend.patch_error = RateLimitError(retry_after=200)
+    assert task_runner.deliver("runs.report", job="42").countdown == 200
+
+
 def test_a_scheduled_report_is_a_heartbeat(
     task_runner: TaskRunner, services: FakeServices, backend: Backend, clock: Clock
 ) -> None:
-    begun(task_runner, services)
+    deliver_and_begin(task_runner, services)
     services.runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
     backend.patch_error = ServerError()
     clock.forward(60)
@@ -197,18 +230,18 @@ def test_a_scheduled_report_is_a_heartbeat(
 def test_a_report_is_retried_while_redis_is_unavailable(
     task_runner: TaskRunner, services: FakeServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun(task_runner, services)
+    deliver_and_begin(task_runner, services)
 
     def away(*_: Any) -> bool:
         raise RedisConnectionError("away")
 
     monkeypatch.setattr(services.runs.store, "is_reported", away)
 
-    assert task_runner.deliver("runs.report", job="42").ended == "again"
+    assert task_runner.deliver("runs.report", job="42").ended == "retried"
 
 
 def test_stop_ends_a_run(task_runner: TaskRunner, services: FakeServices, sender: RecordingPublisher) -> None:
-    begun(task_runner, services)
+    deliver_and_begin(task_runner, services)
 
     task_runner.deliver("stop", job=42)
 
@@ -235,7 +268,7 @@ def test_a_stop_ends_a_job_once_that_is_accepted_meanwhile(
     # When the stop goes on
     task_runner.deliver("stop", job=42)
     for report in sent:
-        if report.ended == "again":
+        if report.ended == "retried":
             task_runner.deliver("runs.report", **report.kwargs)
 
     # Then the backend is reported once
@@ -250,7 +283,7 @@ def test_a_stop_is_redone_when_the_lock_of_a_dead_worker_ends(
     key, token = lock_key("42", "runs.report"), "of-the-dead"
     assert services.runs.locks.acquire(key, token)
     again = task_runner.deliver("stop", job=42)
-    assert again.ended == "again"
+    assert again.ended == "retried"
     assert backend.patches == []
 
     # When the lock is free
@@ -262,7 +295,7 @@ def test_a_stop_is_redone_when_the_lock_of_a_dead_worker_ends(
 
 
 def test_stop_of_an_ended_run_changes_nothing(task_runner: TaskRunner, services: FakeServices) -> None:
-    begun(task_runner, services)
+    deliver_and_begin(task_runner, services)
     services.runs.finish("42", End(JobStatus.SUCCEEDED, {}))
 
     task_runner.deliver("stop", job=42)
@@ -277,14 +310,14 @@ def test_wrong_stop_is_kept_and_harms_no_job(
 ) -> None:
     task_runner.deliver("stop", **kwargs)
 
-    assert letters(redis)[0]["task"] == "stop"
+    assert dead_letters(redis)[0]["task"] == "stop"
     assert sender.published == []
 
 
 def test_stop_by_position_is_kept(task_runner: TaskRunner, redis: FakeRedis) -> None:
     task_runner.deliver("stop", 42)
 
-    assert len(letters(redis)) == 1
+    assert len(dead_letters(redis)) == 1
 
 
 def test_a_stop_is_retried_while_redis_is_unavailable(
@@ -295,7 +328,7 @@ def test_a_stop_is_retried_while_redis_is_unavailable(
 
     monkeypatch.setattr(services.runs.store, "remember_stop", away)
 
-    assert task_runner.deliver("stop", job=42).ended == "again"
+    assert task_runner.deliver("stop", job=42).ended == "retried"
 
 
 @pytest.mark.parametrize("task", ["runs.report", "test.deploy"])
@@ -312,6 +345,6 @@ def test_a_message_of_a_newer_run_is_left_to_newer_workers(
     delivery = task_runner.deliver(task, **(MESSAGE if task == "test.deploy" else {"job": "42"}))
 
     # Then it returns to the queue for another worker
-    assert (delivery.ended, delivery.countdown) == ("again", 5.0)
+    assert (delivery.ended, delivery.countdown) == ("retried", 5.0)
     assert delivery.kwargs == (MESSAGE if task == "test.deploy" else {"job": "42", "redelivered": False})
-    assert (backend.patches, letters(redis)) == ([], [])
+    assert (backend.patches, dead_letters(redis)) == ([], [])

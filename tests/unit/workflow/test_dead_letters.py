@@ -107,7 +107,7 @@ def test_a_rejection_is_retried_while_redis_is_unavailable(
 
     monkeypatch.setattr("worker.workflow.dead_letters.DeadLetters.add", away)
 
-    assert task_runner.deliver("test.deploy", job=42).ended == "again"
+    assert task_runner.deliver("test.deploy", job=42).ended == "retried"
 
 
 def test_a_rejected_job_ends_failed_with_the_reason(task_runner: TaskRunner, backend: Backend) -> None:
@@ -192,7 +192,7 @@ def test_one_worker_at_a_time_fails_a_rejected_job(
 ) -> None:
     redis.set(lock_key("42", "runs.refuse_job"), "another")
 
-    assert task_runner.deliver("runs.refuse_job", job="42", reason="x").ended == "again"
+    assert task_runner.deliver("runs.refuse_job", job="42", reason="x").ended == "retried"
     assert backend.patches == []
 
 

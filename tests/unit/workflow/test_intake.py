@@ -8,27 +8,23 @@ from fakeredis import FakeRedis
 from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared.channels import dead_letters_key, job_key
+from shared.channels import job_key
 from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher
-from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
+from tests.unit.workflow.harness import (
+    MESSAGE,
+    Backend,
+    FakeServices,
+    TaskRunner,
+    dead_letters,
+    deliver_and_begin,
+)
 from worker.deploy.plan import DEPLOY
 from worker.platform import NotFoundError
 from worker.runs.keys import heartbeats_key
 from worker.runs.model import End
 from worker.workflow.intake import begin_run
-
-MESSAGE: dict[str, Any] = {"job": 42, "plugin": "digits@1.0.0", "agent": 1}
-
-
-def letters(redis: FakeRedis) -> list[dict[str, str]]:
-    return [fields for _, fields in redis.xrange(dead_letters_key())]
-
-
-def begun(task_runner: TaskRunner, services: FakeServices) -> bool:
-    task_runner.deliver("test.deploy", **MESSAGE)
-    return begin_run(DEPLOY.typed(services.runs.store.load("42")), services)
 
 
 def test_accepted_message_sends_the_first_step(task_runner: TaskRunner, sender: RecordingPublisher) -> None:
@@ -70,14 +66,14 @@ def test_a_message_that_breaks_its_acceptance_is_kept(
     monkeypatch.setattr(services.runs.store, "accept", broken)
 
     assert task_runner.deliver("test.deploy", **MESSAGE).ended == "acknowledged"
-    (letter,) = letters(redis)
+    (letter,) = dead_letters(redis)
     assert letter["reason"] == "it could not be taken in (KeyError)"
 
 
 def test_message_with_half_a_character_is_kept(task_runner: TaskRunner, redis: FakeRedis) -> None:
     task_runner.deliver("test.deploy", **MESSAGE, params={"x": {"\ud800": 1}})
 
-    (letter,) = letters(redis)
+    (letter,) = dead_letters(redis)
     assert "cannot be encoded" in letter["reason"]
 
 
@@ -146,7 +142,7 @@ def test_a_message_is_retried_while_redis_is_unavailable(
 
     delivery = task_runner.deliver("test.deploy", **MESSAGE)
 
-    assert (delivery.ended, delivery.kwargs) == ("again", MESSAGE)
+    assert (delivery.ended, delivery.kwargs) == ("retried", MESSAGE)
 
 
 def test_a_message_is_requeued_when_nothing_can_be_published(
@@ -162,7 +158,27 @@ def test_a_message_is_retried_while_the_store_is_unreadable(
 ) -> None:
     services.store.error = OSError("stale file handle")
 
-    assert task_runner.deliver("test.deploy", **MESSAGE).ended == "again"
+    assert task_runner.deliver("test.deploy", **MESSAGE).ended == "retried"
+
+
+def test_a_store_unreadable_for_an_hour_rejects_the_message(
+    task_runner: TaskRunner, services: FakeServices, redis: FakeRedis
+) -> None:
+    # Given a message that was retried often while Redis was away, which uses up nothing of the hour
+    services.store.error = OSError("stale file handle")
+    delivery = task_runner.deliver_all("test.deploy", MESSAGE, retries_before=500)
+    waited = 0.0
+
+    # When the store stays unreadable
+    while delivery.countdown:
+        waited += delivery.countdown
+        delivery = task_runner.deliver_all(
+            "test.deploy", MESSAGE, headers=delivery.headers, retries_before=500
+        )
+
+    # Then the message is rejected after an hour
+    assert 3600 <= waited < 3700
+    assert dead_letters(redis)[0]["reason"] == "the plugin store cannot be read (OSError)"
 
 
 def test_a_message_whose_release_breaks_its_reader_is_rejected(
@@ -171,7 +187,7 @@ def test_a_message_whose_release_breaks_its_reader_is_rejected(
     services.store.error = TypeError("a bug")
 
     assert task_runner.deliver("test.deploy", **MESSAGE).ended == "acknowledged"
-    assert letters(redis)[0]["reason"] == "TypeError: a bug"
+    assert dead_letters(redis)[0]["reason"] == "TypeError: a bug"
 
 
 def test_stop_that_came_first_ends_the_run_and_reports_it(
@@ -190,7 +206,7 @@ def test_a_job_that_has_ended_at_the_backend_starts_nothing(
 ) -> None:
     backend.status = status
 
-    assert not begun(task_runner, services)
+    assert not deliver_and_begin(task_runner, services)
     assert sender.of("runs.report") == []
     assert services.redis.hget(job_key("42"), "status") == status
     assert services.redis.zcard(heartbeats_key()) == 0
@@ -211,7 +227,7 @@ def test_a_job_that_has_not_ended_starts(
 ) -> None:
     backend.status = status
 
-    assert begun(task_runner, services)
+    assert deliver_and_begin(task_runner, services)
     assert services.redis.hget(job_key("42"), "status") == "RUNNING"
 
 
@@ -237,4 +253,4 @@ def test_job_that_the_backend_does_not_know_starts(
 ) -> None:
     backend.get_error = NotFoundError()
 
-    assert begun(task_runner, services)
+    assert deliver_and_begin(task_runner, services)

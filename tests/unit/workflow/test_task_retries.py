@@ -9,8 +9,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
+from tests.unit.conftest import Clock
 from tests.unit.runs.example_workflow import FIRST, SECOND, VISIBILITY_TIMEOUT, StepCalls, deliver
-from worker.platform import RateLimitError, ServerError, register_secrets
+from worker.platform import ClientConnectionError, RateLimitError, ServerError, register_secrets
 from worker.runs.model import (
     Continue,
     End,
@@ -165,20 +166,49 @@ def test_unavailable_dependency_delays_the_step_more_each_time(
     assert runs.store.load("42").end is None
 
 
-@pytest.mark.parametrize("visibility_timeout", [10.0, 60.0])
+@pytest.mark.parametrize("visibility_timeout", [10.0, 60.0, 600.0])
 def test_dependency_unavailable_for_an_hour_ends_the_run(
     redis: FakeRedis, publisher: RecordingPublisher, run: Run, visibility_timeout: float
 ) -> None:
     runs = Runs(redis, publisher, Timing(visibility_timeout))
     worker = InProcessWorker(runs)
-    kwargs: dict[str, Any] = {"job": "42"}
+    away = StepCalls(ServerError("away"))
+    delivery = deliver(worker, FIRST, away, kwargs={"job": "42"})
     waited = 0.0
-    while (delivery := deliver(worker, FIRST, StepCalls(ServerError("away")), kwargs=kwargs)).countdown:
+    while delivery.countdown:
         waited += delivery.countdown
-        kwargs = delivery.kwargs
+        delivery = deliver(worker, FIRST, away, kwargs=delivery.kwargs, headers=delivery.headers)
 
-    assert 3000 < waited < 4000
+    assert 3600 <= waited < 4000
     assert runs.store.load("42").end == End(JobStatus.FAILED, {"error": "ServerError: away"})
+
+
+def test_long_outage_does_not_use_up_the_hour_for_errors(
+    worker: InProcessWorker, run: Run, runs: Runs
+) -> None:
+    # Given a step that has waited for hours for a service that was down
+    unreachable = StepCalls(ClientConnectionError("away"))
+    delivery = deliver(worker, FIRST, unreachable, kwargs={"job": "42"})
+    for _ in range(300):
+        delivery = deliver(worker, FIRST, unreachable, kwargs=delivery.kwargs, headers=delivery.headers)
+
+    # When the service answers an error first as it comes up again
+    error = StepCalls(ServerError("starting"))
+    delivery = deliver(worker, FIRST, error, kwargs=delivery.kwargs, headers=delivery.headers)
+
+    # Then the step waits on
+    assert delivery.ended == "retried"
+    assert runs.store.load("42").end is None
+
+
+def test_run_is_not_overdue_while_a_service_asks_it_to_wait(
+    worker: InProcessWorker, run: Run, runs: Runs, clock: Clock
+) -> None:
+    deliver(worker, FIRST, StepCalls(RateLimitError(retry_after=300)))
+
+    clock.forward(299)
+
+    assert runs.heartbeats.overdue() == []
 
 
 @pytest.mark.parametrize("error", [RedisConnectionError("away"), OperationalError("away")])

@@ -1,5 +1,5 @@
 -- What came of tasks, each counted once. Returns 0 when the run is over: nothing is written then.
--- KEYS: run, record, done, failures, attempts, tickets   ARGV: most failures, (position, failure or '')...
+-- KEYS: run, record, done, failures, attempts, tickets, polls   ARGV: most failures, (position, failure or '')...
 if not run_open(KEYS[1]) then return 0 end
 for i = 2, #ARGV, 2 do
   local position, failure = ARGV[i], ARGV[i + 1]
@@ -10,6 +10,7 @@ for i = 2, #ARGV, 2 do
     end
     redis.call('HDEL', KEYS[5], position)
     redis.call('HDEL', KEYS[6], position)
+    redis.call('HDEL', KEYS[7], position)
   end
 end
 return 1

@@ -1,4 +1,4 @@
-"""What connections over both protocols have in common."""
+"""What connections of both protocols have in common."""
 
 import asyncio
 import contextlib
@@ -8,32 +8,23 @@ from typing import Any
 
 import pytest
 
-from tests.unit.platform.stream_server import LogServer, Wire, log_server
+from tests.unit.platform.stream_server import Wire, log_server
+from tests.unit.platform.streams.async_tail import TOKEN, tail_of
 from worker.platform import (
-    AgentClient,
-    AsyncLogTail,
     ClientTimeoutError,
     StreamLimits,
 )
 from worker.platform.streams.connection import StreamTarget, enable_keepalive, websocket_url
 
-TOKEN = "private-agent-token"
-
-
 both = pytest.mark.parametrize("protocol", ["stream", "websocket"])
 
 
-def tail_of(server: LogServer, protocol: Any, seconds: float = 5, **limits: int) -> AsyncLogTail:
-    # The client may go: a tail does not need it any more.
-    with AgentClient(server.url, TOKEN, stream_limits=StreamLimits(**limits)) as client:
-        return client.log_tail("job-1", seconds, protocol)
-
-
 @both
-async def test_silence_is_counted_only_while_somebody_waits(protocol: Any) -> None:
+async def test_idle_time_is_counted_only_while_the_reader_waits(protocol: Any) -> None:
     def script(wire: Wire) -> None:
         wire.accept().line("a")
-        time.sleep(0.5)  # less than the silence that is tolerated, twice
+        # The agent's pauses: each is shorter than the idle timeout, both together are longer.
+        time.sleep(0.5)
         wire.line("b")
         time.sleep(0.5)
         wire.line("c").wait_until_left()
@@ -43,8 +34,9 @@ async def test_silence_is_counted_only_while_somebody_waits(protocol: Any) -> No
         async for line in tail_of(server, protocol, 0.9):
             lines.append(line)
             if line == "a":
+                # The reader's pause is longer than the idle timeout.
                 await asyncio.sleep(1.2)
-        lines.append("the agent ended it")
+        lines.append("the end of the log")
 
     assert lines == ["a", "b", "c"]
 
@@ -86,9 +78,11 @@ def test_a_lost_machine_is_noticed_within_a_minute() -> None:
         assert idle + interval * count <= 60
 
 
-def test_a_socket_that_is_gone_is_left_alone() -> None:
+def test_a_closed_socket_is_accepted() -> None:
     closed = socket.socket()
     closed.close()
 
     enable_keepalive(closed)
     enable_keepalive(None)
+
+    assert closed.fileno() == -1

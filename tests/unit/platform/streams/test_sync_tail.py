@@ -162,7 +162,7 @@ def test_an_agent_that_drips_its_answer_is_a_timeout(protocol: Any) -> None:
     def script(wire: Wire) -> None:
         for byte in b"HTTP/1.1 200 OK\r\nX-Drip: " + b"x" * 1000:
             wire._write(bytes([byte]))
-            time.sleep(0.02)  # the drip itself
+            time.sleep(0.02)  # so slowly that it never ends in time
 
     before = time.monotonic()
     assert failure_of(script, protocol, 0.3)[1].status == 408

@@ -1,49 +1,15 @@
 """A log over a websocket: frames, close codes, limits."""
 
-import traceback
-from typing import Any
-
 import pytest
 
-from tests.unit.platform.stream_server import LogServer, Script, Wire, log_server
+from tests.unit.platform.stream_server import Wire, log_server
+from tests.unit.platform.streams.async_tail import failure_of, tail_of
 from worker.platform import (
-    AgentClient,
-    AsyncLogTail,
     ClientConnectionError,
     ClientError,
     StreamLimitExceededError,
-    StreamLimits,
     WebSocketError,
 )
-
-TOKEN = "private-agent-token"
-
-
-def tail_of(server: LogServer, protocol: Any, seconds: float = 5, **limits: int) -> AsyncLogTail:
-    # The client may go: a tail does not need it any more.
-    with AgentClient(server.url, TOKEN, stream_limits=StreamLimits(**limits)) as client:
-        return client.log_tail("job-1", seconds, protocol)
-
-
-async def collect(tail: AsyncLogTail, lines: list[str]) -> None:
-    async for line in tail:
-        lines.append(line)  # noqa: PERF401 - those before an error count
-
-
-async def failure_of(
-    script: Script, protocol: Any, seconds: float = 5, **limits: int
-) -> tuple[list[str], ClientError]:
-    lines: list[str] = []
-    with log_server(script) as server:
-        tail = tail_of(server, protocol, seconds, **limits)
-        with pytest.raises(ClientError) as caught:
-            await collect(tail, lines)
-    text = "".join(traceback.format_exception(caught.value))
-    assert caught.value.__context__ is None
-    assert TOKEN not in text
-    assert "127.0.0.1" not in text
-    assert not tail.completed
-    return lines, caught.value
 
 
 @pytest.mark.parametrize(

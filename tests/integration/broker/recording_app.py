@@ -1,4 +1,4 @@
-"""A Celery app of a few tasks on the transport under test; its settings come from the environment."""
+"""A Celery app on the transport under test, whose tasks record in Redis when they start and end."""
 
 import os
 import time
@@ -12,12 +12,12 @@ from shared.redis_url import read_redis_url
 from worker.broker import RejectedMessage, message_rejected
 from worker.workflow.dead_letters import DeadLetters
 
-URL = os.environ["TINY_URL"]
-STOCK = os.environ.get("TINY_STOCK") == "1"
+URL = os.environ["TEST_APP_URL"]
 
-app = Celery("tiny", broker=URL, **({} if STOCK else {"amqp": "worker.broker:AMQP"}))
+app = Celery("recording", broker=URL, amqp="worker.broker:AMQP")
 app.conf.update(
     accept_content=["json"],
+    worker_consumer="worker.broker.consumer:Consumer",
     task_ignore_result=True,
     task_acks_late=True,
     task_reject_on_worker_lost=False,
@@ -26,8 +26,9 @@ app.conf.update(
     task_create_missing_queues=True,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
+    broker_channel_error_retry=True,
     broker_transport_options={
-        "visibility_timeout": float(os.environ.get("TINY_VT", "10")),
+        "visibility_timeout": float(os.environ["TEST_APP_VISIBILITY_TIMEOUT"]),
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
         "socket_timeout": 10,
@@ -35,24 +36,21 @@ app.conf.update(
         "health_check_interval": 15,
     },
 )
-if not STOCK:
-    app.conf.update(worker_consumer="worker.broker.consumer:Consumer", broker_channel_error_retry=True)
-
 redis = read_redis_url(URL).client(
     decode_responses=True, retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=10)
 )
 
 
 @message_rejected.connect
-def keep(rejected: RejectedMessage, **_: Any) -> None:
+def add_dead_letter(rejected: RejectedMessage, **_: Any) -> None:
     DeadLetters(redis).add(rejected.task, rejected.body, rejected.reason, message_id=rejected.message_id)
 
 
-@app.task(name="note", bind=True)
-def note(self: Any, value: Any, seconds: float = 0) -> None:
-    redis.rpush("begun", f"{value} {self.request.delivery_info['redelivered']} {time.time()}")
+@app.task(name="record", bind=True)
+def record(self: Any, value: Any, seconds: float = 0) -> None:
+    redis.rpush("started", f"{value} {self.request.delivery_info['redelivered']} {time.time()}")
     time.sleep(seconds)
-    redis.rpush("done", value)
+    redis.rpush("ended", value)
 
 
 @app.task(name="noop")
@@ -60,13 +58,13 @@ def noop(*_: Any, **__: Any) -> None:
     pass
 
 
-if os.environ.get("TINY_NEWER") == "1":
+if os.environ.get("TEST_APP_NEWER_RELEASE") == "1":
 
     @app.task(name="step.of_a_newer_release")
     def step_of_a_newer_release(value: str) -> None:
-        redis.rpush("done", value)
+        redis.rpush("ended", value)
 
 
-@app.task(name="doze")
-def doze(seconds: float) -> None:
+@app.task(name="sleep")
+def sleep(seconds: float) -> None:
     time.sleep(seconds)
