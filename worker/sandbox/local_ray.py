@@ -123,7 +123,8 @@ class LocalRay:
 
     def _serve_is_up(self) -> bool:
         assert self._serve_starter is not None
-        if not self._serve_starter.alive and not self._serve_answers():
+        # A Serve that has started may still be too busy to answer.
+        if self._serve_starter.exit_code and not self._serve_answers():
             raise SandboxError(f"Ray Serve did not start\n{self._serve_starter.tail()}")
         return not self._serve_starter.alive and self._resources_are_known()
 
