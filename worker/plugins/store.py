@@ -59,7 +59,7 @@ def _raise(error: OSError) -> NoReturn:
 
 
 def _mode(path: Path) -> int:
-    """The mode of what `path` leads to; 0 for nothing. Raises `OSError` when that cannot be told.
+    """The mode of what `path` leads to; 0 for nothing. Raises `OSError` when it cannot be read.
 
     `Path.is_file` and `Path.is_dir` answer no, in some versions of Python, where the file system has failed.
     """
