@@ -13,7 +13,7 @@ from worker.cli.console import PluginsDir, fail, out, table_cell
 from worker.plugins import PluginError, PluginStore, Release
 from worker.settings import MB
 
-app = typer.Typer(help="Releases in the plugin store.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Releases in the plugin store.", no_args_is_help=True)
 
 MAX_RELEASE_BYTES = 512 * MB
 
