@@ -96,9 +96,7 @@ def doctor() -> None:
 def _warn_of_unknown_variables() -> None:
     for name, meant in unknown_variables(os.environ).items():
         hint = f"; is {meant} meant?" if meant else ""
-        out.print(
-            f"[yellow]![/] settings: {escape(name)} is not a setting{hint}", highlight=False, soft_wrap=True
-        )
+        _line(f"[yellow]![/] settings: {escape(name)} is not a setting{hint}")
 
 
 def _passes(name: str, check: Check, settings: Settings) -> bool:

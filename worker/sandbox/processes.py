@@ -21,7 +21,7 @@ import psutil
 SUPERVISOR: Final = Path(__file__).with_name("supervisor.py")
 POLL_SECONDS: Final = 0.05
 MAX_START_SECONDS: Final = 180.0
-"""For a server to be ready: all start at once, and a busy machine takes minutes. One that ends is noticed sooner."""
+"""For a server to be ready: all start at once, and a busy machine takes minutes. An end is noticed sooner."""
 # Below the kernel's range for outgoing connections, so that a port stays free while a server restarts.
 PORT_RANGE: Final = range(20_000, 32_000)
 
