@@ -62,16 +62,18 @@ class RedisUrl:
         client.auto_close_connection_pool = True
         return client
 
-    def pool(self, **defaults: Any) -> ConnectionPool:
+    def pool(self, *, needed: Mapping[str, Any] | None = None, **defaults: Any) -> ConnectionPool:
         """Make a pool of connections.
 
         Args:
+            needed: Options that win over the URL's, because the caller works with no others.
             defaults: Options of redis-py's connections and pools, where the URL has none.
 
         Returns:
             A pool whose connections go to the master.
         """
-        options = {"connection_class": CONNECTION_CLASSES[self.kind][0], **defaults, **self.options}
+        connection_class = CONNECTION_CLASSES[self.kind][0]
+        options = {"connection_class": connection_class, **defaults, **self.options, **(needed or {})}
         if not self.sentinels:
             return ConnectionPool(**options)
         # Without retries, the next Sentinel is asked at once when one does not answer.
@@ -162,6 +164,7 @@ def read_redis_url(url: str) -> RedisUrl:
             `redis+socket://`, or `sentinel://host:port;sentinel://host:port/0?master_name=mymaster`. The
             credentials in it are Redis's; those of the Sentinels are the options `sentinel_username` and
             `sentinel_password`, and `ssl=true` means TLS for both. `global_keyprefix` is an option of all.
+            `decode_responses` is ignored: each client decides it.
 
     Returns:
         What clients are made from.
@@ -211,6 +214,8 @@ def _options(url: str) -> dict[str, Any]:
     except ValueError:
         raise ValueError("is not a URL that the Redis client can read") from None
     found.pop("connection_class", None)
+    # Whether answers are text is decided by the code that reads them.
+    found.pop("decode_responses", None)
     if "ssl_cert_reqs" in found:
         # Celery's spelling is CERT_REQUIRED.
         found["ssl_cert_reqs"] = found["ssl_cert_reqs"].lower().removeprefix("cert_")

@@ -60,6 +60,23 @@ def test_url_is_read_as_redis_py_does(url: str, options: dict[str, Any], broker_
     assert {name: made.connection_kwargs[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize("asks", ["True", "False", "0"])
+@pytest.mark.parametrize("address", ["redis://h/0?", "unix:///run/r.sock?", "sentinel://h?master_name=m&"])
+def test_each_client_decides_whether_it_decodes(address: str, asks: str) -> None:
+    url = read_redis_url(f"{address}decode_responses={asks}")
+
+    assert "decode_responses" not in url.pool().connection_kwargs
+    for pool in (url.pool(decode_responses=True), url.async_pool(decode_responses=True)):
+        assert pool.connection_kwargs["decode_responses"] is True
+
+
+def test_needed_options_win_over_the_url() -> None:
+    pool = read_redis_url("redis://h/0?protocol=3&socket_timeout=2").pool(needed={"protocol": 2}, protocol=1)
+
+    assert pool.connection_kwargs["protocol"] == 2
+    assert pool.connection_kwargs["socket_timeout"] == 2.0
+
+
 def test_sentinels_are_listed_with_one_set_of_options() -> None:
     read = read_redis_url(SENTINELS)
 
