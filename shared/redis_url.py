@@ -12,7 +12,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.asyncio.sentinel import SentinelConnectionPool as AsyncSentinelConnectionPool
 from redis.backoff import NoBackoff
-from redis.connection import parse_url
+from redis.connection import URL_QUERY_ARGUMENT_PARSERS, parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
@@ -197,15 +197,29 @@ def _read_sentinels(url: str) -> RedisUrl:
     master_name = options.pop("master_name", None)
     if not master_name:
         raise ValueError("names no master: add ?master_name=… as in the Sentinels' configuration")
-    tls = str(options.pop("ssl", "")).lower() in ("true", "1", "yes")
+    tls = _is_yes(options.pop("ssl", ""))
     of_sentinels = {
-        name.removeprefix(_SENTINEL_OPTION_PREFIX): options.pop(name)
+        name.removeprefix(_SENTINEL_OPTION_PREFIX): _value_for_sentinels(name, options.pop(name))
         for name in list(options)
         if name.startswith(_SENTINEL_OPTION_PREFIX)
     }
     keyprefix = options.pop("global_keyprefix", "")
     kind = "sentinels" if tls else "sentinel"
     return _checked(RedisUrl(kind, options, tuple(sentinels), master_name, of_sentinels, keyprefix))
+
+
+def _value_for_sentinels(name: str, text: str) -> Any:
+    """The value of an option, whose name redis-py's own reader of URLs does not know with its prefix."""
+    name_of_redis_py = name.removeprefix(_SENTINEL_OPTION_PREFIX)
+    parse = _is_yes if name_of_redis_py == "ssl" else URL_QUERY_ARGUMENT_PARSERS.get(name_of_redis_py, str)
+    try:
+        return parse(text)
+    except (TypeError, ValueError):
+        raise ValueError(f"has an option whose value cannot be read: {name!r}") from None
+
+
+def _is_yes(text: str) -> bool:
+    return text.lower() in ("true", "1", "yes")
 
 
 def _options(url: str) -> dict[str, Any]:
@@ -225,7 +239,10 @@ def _options(url: str) -> dict[str, Any]:
 def _checked(url: RedisUrl) -> RedisUrl:
     """The same; raises when a connection does not take one of the options, as with a misspelt one."""
     try:
-        url.pool().make_connection()
+        pool = url.pool()
+        pool.make_connection()
+        if isinstance(pool, SentinelConnectionPool):
+            pool.sentinel_manager.sentinels[0].connection_pool.make_connection()
     except TypeError as error:
         option = str(error).rpartition("argument ")[2]
         raise ValueError(f"has an option that the Redis client does not know: {option}") from None

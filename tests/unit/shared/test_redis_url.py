@@ -92,6 +92,21 @@ def test_sentinels_are_listed_with_one_set_of_options() -> None:
     assert json.dumps({**read.transport_options, "redis_url": None})
 
 
+def test_options_of_sentinels_are_read_as_redis_py_does() -> None:
+    query = "sentinel_socket_timeout=0.5&sentinel_socket_connect_timeout=1&sentinel_health_check_interval=5"
+    read = read_redis_url(
+        f"sentinel://a?master_name=m&{query}&sentinel_socket_keepalive=no&sentinel_ssl=false"
+    )
+
+    assert read.sentinel_options == {
+        "socket_timeout": 0.5,
+        "socket_connect_timeout": 1.0,
+        "health_check_interval": 5,
+        "socket_keepalive": False,
+        "ssl": False,
+    }
+
+
 def test_sentinels_with_tls_connect_with_tls() -> None:
     read = read_redis_url("sentinel://a;sentinel://b?master_name=m&ssl=true&ssl_cert_reqs=none")
 
@@ -128,6 +143,9 @@ def test_certificates_are_checked_by_default(spelling: str, needed: int) -> None
         ("redis://h/0?master_name=m", "only sentinel://"),
         ("sentinel://h", "names no master"),
         ("sentinel://h;redis://i?master_name=m", "separated by ;"),
+        ("sentinel://h?master_name=m&sentinel_socket_timeout=soon", "read: 'sentinel_socket_timeout'"),
+        ("sentinel://h?master_name=m&sentinel_socket_timout=3", "does not know: 'socket_timout'"),
+        ("sentinel://h?master_name=m&sentinel_protocol=9", "can read"),
         ("redis+socket:///r?virtual_host=x", "no number"),
     ],
 )
