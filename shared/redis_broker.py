@@ -4,6 +4,7 @@ Stock kombu reads a Redis URL in its own way: it fails at an option that redis-p
 by default, and keeps a connection to a server that has become a read-only replica.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from celery.app import amqp
@@ -48,6 +49,8 @@ class Channel(redis.Channel):
     from_transport_options = (*redis.Channel.from_transport_options, "redis_url")
     redis_url: RedisUrl
     keyprefix_fanout: str
+    needed_options: ClassVar[Mapping[str, Any]] = {}
+    """Options of the connections that the channel needs, whatever the URL says."""
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:  # noqa: ARG002 - kombu's signature
         defaults = {name: getattr(self, name) for name in _POOL_OPTIONS}
@@ -57,7 +60,7 @@ class Channel(redis.Channel):
         return params
 
     def _get_pool(self, asynchronous: bool = False) -> Any:
-        pool = self.redis_url.pool(**self._connparams(asynchronous))
+        pool = self.redis_url.pool(needed=self.needed_options, **self._connparams(asynchronous))
         if asynchronous:
             pool.connection_class = _watched(pool.connection_class, self)
         # Kombu closes the connections to the Sentinels when the channel is closed.

@@ -12,7 +12,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
 from redis.asyncio.sentinel import SentinelConnectionPool as AsyncSentinelConnectionPool
 from redis.backoff import NoBackoff
-from redis.connection import parse_url
+from redis.connection import URL_QUERY_ARGUMENT_PARSERS, parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
@@ -62,16 +62,18 @@ class RedisUrl:
         client.auto_close_connection_pool = True
         return client
 
-    def pool(self, **defaults: Any) -> ConnectionPool:
+    def pool(self, *, needed: Mapping[str, Any] | None = None, **defaults: Any) -> ConnectionPool:
         """Make a pool of connections.
 
         Args:
+            needed: Options that win over the URL's, because the caller works with no others.
             defaults: Options of redis-py's connections and pools, where the URL has none.
 
         Returns:
             A pool whose connections go to the master.
         """
-        options = {"connection_class": CONNECTION_CLASSES[self.kind][0], **defaults, **self.options}
+        connection_class = CONNECTION_CLASSES[self.kind][0]
+        options = {"connection_class": connection_class, **defaults, **self.options, **(needed or {})}
         if not self.sentinels:
             return ConnectionPool(**options)
         # Without retries, the next Sentinel is asked at once when one does not answer.
@@ -162,6 +164,7 @@ def read_redis_url(url: str) -> RedisUrl:
             `redis+socket://`, or `sentinel://host:port;sentinel://host:port/0?master_name=mymaster`. The
             credentials in it are Redis's; those of the Sentinels are the options `sentinel_username` and
             `sentinel_password`, and `ssl=true` means TLS for both. `global_keyprefix` is an option of all.
+            `decode_responses` is ignored: each client decides it.
 
     Returns:
         What clients are made from.
@@ -194,9 +197,9 @@ def _read_sentinels(url: str) -> RedisUrl:
     master_name = options.pop("master_name", None)
     if not master_name:
         raise ValueError("names no master: add ?master_name=… as in the Sentinels' configuration")
-    tls = str(options.pop("ssl", "")).lower() in ("true", "1", "yes")
+    tls = _is_yes(options.pop("ssl", ""))
     of_sentinels = {
-        name.removeprefix(_SENTINEL_OPTION_PREFIX): options.pop(name)
+        name.removeprefix(_SENTINEL_OPTION_PREFIX): _value_for_sentinels(name, options.pop(name))
         for name in list(options)
         if name.startswith(_SENTINEL_OPTION_PREFIX)
     }
@@ -205,12 +208,28 @@ def _read_sentinels(url: str) -> RedisUrl:
     return _checked(RedisUrl(kind, options, tuple(sentinels), master_name, of_sentinels, keyprefix))
 
 
+def _value_for_sentinels(name: str, text: str) -> Any:
+    """The value of an option, whose name redis-py's own reader of URLs does not know with its prefix."""
+    name_of_redis_py = name.removeprefix(_SENTINEL_OPTION_PREFIX)
+    parse = _is_yes if name_of_redis_py == "ssl" else URL_QUERY_ARGUMENT_PARSERS.get(name_of_redis_py, str)
+    try:
+        return parse(text)
+    except (TypeError, ValueError):
+        raise ValueError(f"has an option whose value cannot be read: {name!r}") from None
+
+
+def _is_yes(text: str) -> bool:
+    return text.lower() in ("true", "1", "yes")
+
+
 def _options(url: str) -> dict[str, Any]:
     try:
         found = parse_url(url)
     except ValueError:
         raise ValueError("is not a URL that the Redis client can read") from None
     found.pop("connection_class", None)
+    # Whether answers are text is decided by the code that reads them.
+    found.pop("decode_responses", None)
     if "ssl_cert_reqs" in found:
         # Celery's spelling is CERT_REQUIRED.
         found["ssl_cert_reqs"] = found["ssl_cert_reqs"].lower().removeprefix("cert_")
@@ -220,7 +239,10 @@ def _options(url: str) -> dict[str, Any]:
 def _checked(url: RedisUrl) -> RedisUrl:
     """The same; raises when a connection does not take one of the options, as with a misspelt one."""
     try:
-        url.pool().make_connection()
+        pool = url.pool()
+        pool.make_connection()
+        if isinstance(pool, SentinelConnectionPool):
+            pool.sentinel_manager.sentinels[0].connection_pool.make_connection()
     except TypeError as error:
         option = str(error).rpartition("argument ")[2]
         raise ValueError(f"has an option that the Redis client does not know: {option}") from None

@@ -27,6 +27,6 @@ def test_runs_need_the_documented_rights_alone(harness: PlatformHarness) -> None
 
         # Then Redis denied it nothing
         assert runs.audit().violations == []
-        wait_for(lambda: not fleet.leftovers(), 30, "the last acknowledgement")
+        wait_for(lambda: not fleet.unfinished(), 30, "the last acknowledgement")
         assert denied(fleet.redis) == set()
         assert worker.alive

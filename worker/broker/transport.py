@@ -1,10 +1,11 @@
 """The transport for `redis://`: fetches messages so that none is lost, keeps those that cannot be read."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from queue import Empty
 from time import monotonic
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
 import structlog
@@ -122,6 +123,9 @@ class Channel(redis_broker.Channel):
     """
 
     QoS = QoS
+    # With version 2 of Redis's protocol invalidations are messages to a subscription. It is set here because
+    # redis-py's default changes, and a URL may ask for another.
+    needed_options: ClassVar[Mapping[str, Any]] = {"protocol": 2}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._listener: InvalidationListener | None = None
@@ -313,11 +317,6 @@ class Channel(redis_broker.Channel):
         raise Empty
 
     # -- connections ---------------------------------------------------------------------------------------
-
-    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
-        # With version 2 of Redis's protocol invalidations are messages to a subscription. It is set here
-        # because redis-py's default changes.
-        return {**super()._connparams(asynchronous=asynchronous), "protocol": 2}
 
     def _disconnect_pools(self) -> None:
         self.__dict__.pop("unacked", None)

@@ -56,7 +56,7 @@ RedisUrl = Annotated[
 ]
 BrokerUrl = Annotated[
     str | None,
-    typer.Option("--broker-url", envvar="CELERY_BROKER_URL", help="The message queue; default: the Redis."),
+    typer.Option("--broker-url", envvar="CELERY_BROKER_URL", help="Broker URL; default: that of Redis."),
 ]
 Job = Annotated[str, typer.Argument(help="The backend's id of the job.", metavar="JOB")]
 PluginsDir = Annotated[

@@ -24,7 +24,7 @@ from worker.cli.console import (
 from worker.runs.store import RunStore
 from worker.workflow.dead_letters import DeadLetter, DeadLetters
 
-app = typer.Typer(help="Messages that could not be accepted.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Messages that could not be accepted.", no_args_is_help=True)
 
 DeadLetterId = Annotated[str, typer.Argument(help="The dead letter's id, as `list` shows it.", metavar="ID")]
 
@@ -48,7 +48,7 @@ def list_dead_letters(redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
 
 @app.command()
 def show(id_: DeadLetterId, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
-    """One dead letter whole, as JSON; its body is a text where it is no JSON itself."""
+    """One dead letter whole, as JSON; the body is shown as a string if it is not JSON."""
     letter = _find(DeadLetters(connect(redis_url)), id_)
     content = {
         "task": letter.task,

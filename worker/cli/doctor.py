@@ -62,16 +62,21 @@ class _CheckFailures(Exception):
         self.lines = lines
 
 
+def _line(text: str) -> None:
+    """Print one finding on one line, also into a file that is searched by lines."""
+    out.print(text, highlight=False, soft_wrap=True)
+
+
 def doctor() -> None:
     """Check the environment that a worker would start in; exit code 1 when something is wrong."""
     try:
         settings = load_settings()
     except SettingsError as error:
         for line in str(error).splitlines():
-            out.print(f"[red]✗[/] settings: {escape(line)}", highlight=False)
+            _line(f"[red]✗[/] settings: {escape(line)}")
         _warn_of_unknown_variables()
         raise typer.Exit(1) from None
-    out.print("[green]✓[/] settings")
+    _line("[green]✓[/] settings")
     _warn_of_unknown_variables()
     checks: dict[str, Check] = {
         "redis": _check_redis,
@@ -91,29 +96,27 @@ def doctor() -> None:
 def _warn_of_unknown_variables() -> None:
     for name, meant in unknown_variables(os.environ).items():
         hint = f"; is {meant} meant?" if meant else ""
-        out.print(f"[yellow]![/] settings: {escape(name)} is not a setting{hint}", highlight=False)
+        _line(f"[yellow]![/] settings: {escape(name)} is not a setting{hint}")
 
 
 def _passes(name: str, check: Check, settings: Settings) -> bool:
     try:
         found = check(settings)
     except _CheckWarning as warning:
-        out.print(f"[yellow]![/] {name}: {warning}", highlight=False)
+        _line(f"[yellow]![/] {name}: {warning}")
         return True
     except _CheckFailures as failures:
         for line in failures.lines:
-            out.print(f"[red]✗[/] {name}: {escape(line)}", highlight=False)
+            _line(f"[red]✗[/] {name}: {escape(line)}")
         return False
     except (ClientError, OperationalError, PluginError, RedisError, OSError) as error:
         problem = escape(clean(str(error)) or type(error).__name__)
-        out.print(f"[red]✗[/] {name}: {problem} [dim](see {RELEVANT_SETTINGS[name]})[/]", highlight=False)
+        _line(f"[red]✗[/] {name}: {problem} [dim](see {RELEVANT_SETTINGS[name]})[/]")
         return False
     except BAD_ADDRESS_ERRORS:
-        out.print(
-            f"[red]✗[/] {name}: no usable address [dim](see {RELEVANT_SETTINGS[name]})[/]", highlight=False
-        )
+        _line(f"[red]✗[/] {name}: no usable address [dim](see {RELEVANT_SETTINGS[name]})[/]")
         return False
-    out.print(f"[green]✓[/] {name}: {found}", highlight=False)
+    _line(f"[green]✓[/] {name}: {found}")
     return True
 
 
@@ -135,7 +138,7 @@ def _check_server(name: str, url: str, queues: Sequence[str]) -> str:
         findings = redis_check.check_redis(redis, queues, database=database, keyprefix=prefix)
     for finding in findings:
         if not finding.is_error:
-            out.print(f"[yellow]![/] {name}: {escape(finding.text)}", highlight=False)
+            _line(f"[yellow]![/] {name}: {escape(finding.text)}")
     if errors := [finding.text for finding in findings if finding.is_error]:
         raise _CheckFailures(errors)
     return f"version {version}"
@@ -171,7 +174,7 @@ def _check_agent(settings: Settings) -> str:
 def _check_ray(settings: Settings) -> str:
     if settings.ray_address is None:
         raise _CheckWarning("RAY_ADDRESS is not set: a deploy would end FAILED")
-    out.print("[dim]· checking ray …[/]", highlight=False)
+    _line("[dim]· checking ray …[/]")
     return ray_check.check_cluster(settings.ray_address)
 
 

@@ -26,7 +26,7 @@ COMMANDS: Final = {
         "runs:logs",
         "Show the log of a job: the run's own messages, and every log that is relayed for it.",
     ),
-    "stop": ("publish:stop", "End a run, also one that has not been read yet."),
+    "stop": ("publish:stop", "Stop a run, even while its message is still queued."),
     "doctor": (
         "doctor:doctor",
         "Check the environment that a worker would start in; exit code 1 when something is wrong.",

@@ -13,7 +13,7 @@ from worker.cli.console import PluginsDir, fail, out, table_cell
 from worker.plugins import PluginError, PluginStore, Release
 from worker.settings import MB
 
-app = typer.Typer(help="Releases in the plugin store.", no_args_is_help=True)
+app = typer.Typer(add_completion=False, help="Releases in the plugin store.", no_args_is_help=True)
 
 MAX_RELEASE_BYTES = 512 * MB
 
@@ -27,7 +27,7 @@ def list_releases(plugins_dir: PluginsDir) -> None:
         for name in store.names():
             try:
                 table.add_row(name, table_cell(", ".join(store.get(name).config.actions)), "")
-            except PluginError as error:
+            except (PluginError, OSError) as error:
                 table.add_row(name, "", table_cell(str(error)))
         out.print(table)
 
@@ -41,7 +41,7 @@ def check(
     with TemporaryDirectory() as cache:
         try:
             found = PluginStore(plugins_dir, Path(cache), MAX_RELEASE_BYTES).get(release)
-        except PluginError as error:
+        except (PluginError, OSError) as error:
             fail(str(error))
         if problems := list(dict.fromkeys(_entrypoint_problems(found))):
             fail(f"{found.name}: {'; '.join(problems)}")

@@ -21,7 +21,7 @@ Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the run until
 def deploy(
     job: Job,
     plugin: Plugin,
-    agent: Annotated[int, typer.Option(help="The Ray cluster's agent.")],
+    agent: Annotated[int, typer.Option(help="Id of the Ray cluster's agent.")],
     params: Params = "{}",
     tenant: Tenant = None,
     follow: Follow = False,
@@ -48,7 +48,7 @@ def to_task(
 
 
 def stop(job: Job, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerUrl = None) -> None:
-    """End a run, also one that has not been read yet."""
+    """Stop a run, even while its message is still queued."""
     message = _validate(StopMessage, {"job": job})
     record = _read_record(message.job, redis_url)
     _publish_message(message, broker_url, redis_url)

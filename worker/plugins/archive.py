@@ -1,5 +1,6 @@
 """Unpacks the zip of a release, which may be hostile."""
 
+import errno
 import lzma
 import re
 import shutil
@@ -32,6 +33,18 @@ _ARCHIVE_ERRORS = (
     ValueError,
 )
 """What zipfile and the decompressors raise for bytes that are no archive."""
+_ARCHIVE_ERRNOS = frozenset(
+    {
+        None,  # bz2's, for bytes that it cannot decompress
+        errno.EINVAL,
+        errno.EILSEQ,
+        errno.ENAMETOOLONG,
+        errno.EEXIST,
+        errno.EISDIR,
+        errno.ENOTDIR,
+    }
+)
+"""Of the errors that follow from an archive's names and offsets; others are this machine's: a full disk."""
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -39,7 +52,8 @@ def unpack_release(archive: Path, destination: Path, max_bytes: int) -> None:
     """Unpack `archive` so that `destination` holds its config.yaml; raises `ReleaseInvalidError`.
 
     The folder appears whole or not at all, even if a process is killed. When two processes unpack the same
-    archive, one of them renames its folder first and both use that one.
+    archive, one of them renames its folder first and both use that one. An `OSError` is not the archive's
+    fault: the disk is full, or the plugin store is away.
     """
     if destination.is_dir():
         return
@@ -55,15 +69,22 @@ def unpack_release(archive: Path, destination: Path, max_bytes: int) -> None:
         except OSError:
             if not destination.is_dir():
                 raise
-    except _ARCHIVE_ERRORS as error:
-        raise ReleaseInvalidError(f"{archive.name} is not a usable zip: {error}") from None
-    except OSError as error:
-        raise ReleaseInvalidError(f"{archive.name} cannot be unpacked: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _extract(archive: Path, folder: Path, max_bytes: int) -> None:
+    try:
+        _write_entries(archive, folder, max_bytes)
+    except _ARCHIVE_ERRORS as error:
+        raise ReleaseInvalidError(f"{archive.name} is not a usable zip: {error}") from None
+    except OSError as error:
+        if error.errno not in _ARCHIVE_ERRNOS:
+            raise
+        raise ReleaseInvalidError(f"{archive.name} cannot be unpacked: {error.strerror or error}") from None
+
+
+def _write_entries(archive: Path, folder: Path, max_bytes: int) -> None:
     with zipfile.ZipFile(archive) as opened:
         entries = opened.infolist()
         if len(entries) > MAX_ENTRIES:

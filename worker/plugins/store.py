@@ -1,5 +1,6 @@
 """The plugin store: releases by their name `code@version`, their files and checksums."""
 
+import errno
 import hashlib
 import os
 import re
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from worker.plugins import config
 from worker.plugins.archive import unpack_release
@@ -24,13 +26,14 @@ CHUNK_BYTES = 1024 * 1024
 def release_files(root: Path) -> Iterator[tuple[str, Path]]:
     """Every file as (relative path with `/`, path), in the same order on every machine.
 
-    Raises `ReleaseInvalidError` for a link that leads out of the release and for special files.
+    Raises `ReleaseInvalidError` for a link that leads out of the release and for special files, and `OSError`
+    for a folder that cannot be read: a checksum without its files would name another release.
     """
     yield from sorted(_walk(root, root.resolve()))
 
 
 def _walk(root: Path, real_root: Path) -> Iterator[tuple[str, Path]]:
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=_raise):
         folders[:] = [name for name in folders if name not in IGNORED_NAMES]
         here = Path(folder)
         for name in [*folders, *(name for name in names if name not in IGNORED_NAMES)]:
@@ -46,9 +49,26 @@ def _walk(root: Path, real_root: Path) -> Iterator[tuple[str, Path]]:
                     )
             if name in folders:
                 continue
-            if not path.is_file():
+            if not stat.S_ISREG(_mode(path)):
                 raise ReleaseInvalidError(f"{relative!r} is not a regular file")
             yield relative, path
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def _mode(path: Path) -> int:
+    """The mode of what `path` leads to; 0 for nothing. Raises `OSError` when it cannot be read.
+
+    `Path.is_file` and `Path.is_dir` answer no, in some versions of Python, where the file system has failed.
+    """
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            return 0
+        raise
 
 
 def release_checksum(root: Path, max_bytes: int) -> str:
@@ -75,8 +95,10 @@ def folder_stamp(root: Path) -> str:
     """A digest that changes with any file's time, size or name; cheap enough for every look-up."""
     digest = hashlib.md5(usedforsecurity=False)
     for relative, path in release_files(root):
-        stat = path.lstat()
-        digest.update(f"{relative}\0{stat.st_mtime_ns}\0{stat.st_size}\0".encode("utf-8", "surrogateescape"))
+        found = path.lstat()
+        digest.update(
+            f"{relative}\0{found.st_mtime_ns}\0{found.st_size}\0".encode("utf-8", "surrogateescape")
+        )
     return digest.hexdigest()
 
 
@@ -125,11 +147,16 @@ class PluginStore:
         return sorted(name for name in found if _NAME.fullmatch(name) and self._find(name) is not None)
 
     def get(self, name: str) -> Release:
-        """The release `code@version`; raises `ReleaseNotFoundError` or `ReleaseInvalidError`."""
+        """The release `code@version`; raises `ReleaseNotFoundError` or `ReleaseInvalidError`.
+
+        An `OSError` says nothing about the release: the store is away, or the disk with the cache is full.
+        """
         if not _NAME.fullmatch(name) or ".." in name:
             raise ReleaseNotFoundError(f"{name[:300]!r} is not a release's name: it must be code@version")
         source = self._find(name)
         if source is None:
+            if not stat.S_ISDIR(self.directory.stat().st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.directory))
             raise ReleaseNotFoundError(f"the plugin store has no release {name!r}")
         with self._lock:
             try:
@@ -140,21 +167,23 @@ class PluginStore:
             except PluginError as error:
                 raise type(error)(f"{name}: {error}") from None
             except OSError as error:
-                raise ReleaseInvalidError(f"{name} cannot be read: {error.strerror or error}") from None
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                raise ReleaseInvalidError(f"{name} cannot be read: {error.strerror}") from None
         return known[1]
 
     def _find(self, name: str) -> Path | None:
         folder, archive = self.directory / name, self.directory / f"{name}.zip"
         root = self.directory.resolve()
-        for path, fits in ((folder, folder.is_dir()), (archive, archive.is_file())):
-            if fits and path.resolve().is_relative_to(root):
+        for path, is_kind in ((folder, stat.S_ISDIR), (archive, stat.S_ISREG)):
+            if is_kind(_mode(path)) and path.resolve().is_relative_to(root):
                 return path
         return None
 
     def _load(self, name: str, source: Path) -> Release:
         folder = source if source.is_dir() else self._unpacked(name, source)
         config_file = folder / "config.yaml"
-        if config_file.is_symlink() or not config_file.is_file():
+        if config_file.is_symlink() or not stat.S_ISREG(_mode(config_file)):
             raise ReleaseInvalidError("has no config.yaml")
         with config_file.open("rb") as file:
             declared = config.parse_release_config(file.read(config.MAX_CONFIG_BYTES + 1))
@@ -186,11 +215,10 @@ def _release_stamp(source: Path) -> str:
 
 
 def _private_folder(folder: Path) -> Path:
-    """`folder`, made when missing; raises `PluginError` if others can write it, as its content is run."""
+    """`folder`, made when missing; raises `OSError` if others can write it, as its content is run."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
-        raise PluginError(
-            f"the cache {folder} can be written by others: remove it, or make it this user's alone"
-        )
+        reason = "the cache can be written by others: remove it, or make it this user's alone"
+        raise PermissionError(errno.EPERM, reason, str(folder))
     return folder

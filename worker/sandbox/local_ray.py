@@ -9,7 +9,14 @@ from typing import Final
 
 import httpx
 
-from worker.sandbox.processes import Process, SandboxError, clean_environment, free_port, start_process
+from worker.sandbox.processes import (
+    MAX_START_SECONDS,
+    Process,
+    SandboxError,
+    clean_environment,
+    free_port,
+    start_process,
+)
 
 # Ray replaces 127.0.0.1 by the machine's external address, and keeps other loopback addresses.
 NODE_ADDRESS: Final = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
@@ -70,14 +77,14 @@ class LocalRay:
             grace_seconds=0,
         )
 
-    def await_ready(self, seconds: float = 90) -> None:
+    def await_ready(self, seconds: float = MAX_START_SECONDS) -> None:
         """Wait until the node, the dashboard and Serve answer."""
         assert self.process is not None
         assert self._serve_starter is not None
         self.process.wait_until(self._serve_is_up, seconds)
         self._serve_starter.stop()
 
-    def restart_serve(self, seconds: float = 90) -> None:
+    def restart_serve(self, seconds: float = MAX_START_SECONDS) -> None:
         """Shut Serve down with all its applications, and start it anew."""
         for operation in ("shutdown", "start"):
             command = [sys.executable, "-m", "worker.sandbox.serve_driver", operation, str(self._serve_port)]

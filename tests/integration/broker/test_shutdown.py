@@ -37,13 +37,13 @@ def test_sigterm_requeues_what_is_queued_in_the_pool(broker: BrokerHarness) -> N
     first = broker.start_worker(concurrency=1, visibility_timeout=30)
     for value in range(3):
         # Countdowns raise the prefetch count, so that all three reach the pool.
-        broker.send(value, 2, countdown=1)
+        broker.send(value, 8, countdown=1)
     broker.wait_for(lambda: len(broker.started()) == 1, 5, "a start")
     inspect = broker.app.control.inspect(timeout=5, limit=1)
     broker.wait_for(lambda: inspect.scheduled() == {"w0@test": []}, 5, "the end of the other countdowns")
     os.kill(first.pid, signal.SIGTERM)
     broker.wait_for(lambda: broker.redis.llen("first") == 2, 1, "the requeue of two messages")
-    broker.wait_for(lambda: not first.alive, 5, "end of the worker")
+    broker.wait_for(lambda: not first.alive, 12, "end of the worker")
     assert len(broker.ended()) == 1
     assert broker.unacked_count() == 0
 

@@ -8,8 +8,9 @@ from celery import Celery
 from kombu import Connection as KombuConnection
 from kombu.transport import pyamqp
 
+from shared.redis_url import read_redis_url
 from worker.broker import AMQP, Connection, broker_settings, broker_url
-from worker.broker.transport import Transport
+from worker.broker.transport import Channel, Transport
 
 
 def settings(url: str) -> Any:
@@ -68,3 +69,19 @@ def test_password_of_a_socket_is_not_shown_to_monitors(url: str) -> None:
     assert "hush" not in repr(connection.info())
     assert "hush" not in connection.as_uri()
     assert "hush" in connection.clone().hostname
+
+
+@pytest.mark.parametrize("query", ["", "protocol=3", "protocol=3&decode_responses=True"])
+@pytest.mark.parametrize("address", ["redis://h/0?", "unix:///run/r.sock?", "sentinel://h?master_name=m&"])
+def test_url_cannot_change_what_the_transport_reads(
+    monkeypatch: pytest.MonkeyPatch, address: str, query: str
+) -> None:
+    # Given a channel of a URL with options for its answers
+    monkeypatch.setattr(Channel, "__init__", lambda _: None)
+    channel = Channel()
+    channel.redis_url = read_redis_url(f"{address}{query}")
+
+    # Then its connections speak the version that it reads, and leave the answers as bytes
+    options = channel._get_pool().connection_kwargs
+    assert options["protocol"] == 2
+    assert not options.get("decode_responses")

@@ -1,5 +1,6 @@
 """Hostile archives: nothing is written outside of the folder, no partial folder remains."""
 
+import errno
 import random
 import stat
 import struct
@@ -93,6 +94,30 @@ def test_file_that_is_also_a_folder_is_rejected(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "bad.zip", ("x", b"1"), ("x/y", b"2"))
     with pytest.raises(ReleaseInvalidError, match="cannot be unpacked"):
         unpack_release(archive, tmp_path / "out" / "bad", MB)
+
+
+def test_name_that_is_too_long_is_rejected(tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "bad.zip", ("x" * 300, b"1"))
+    with pytest.raises(ReleaseInvalidError, match="cannot be unpacked"):
+        unpack_release(archive, tmp_path / "out" / "bad", MB)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_failure_of_the_disk_is_not_the_archives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    # Given a disk that takes no more bytes
+    archive = make_zip(tmp_path / "good.zip")
+
+    def fail(*_: object) -> int:
+        raise OSError(code, "the disk failed")
+
+    monkeypatch.setattr("worker.plugins.archive._write", fail)
+
+    # Then the error leaves as it is, and no partial folder remains
+    with pytest.raises(OSError, match="the disk failed"):
+        unpack_release(archive, tmp_path / "out" / "good", MB)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_encrypted_entry_is_rejected(tmp_path: Path) -> None:

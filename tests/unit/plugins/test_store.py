@@ -1,5 +1,6 @@
 """The store: names in, verified releases out."""
 
+import errno
 import os
 import zipfile
 from collections.abc import Callable
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.plugins import PluginError, PluginStore, ReleaseInvalidError, ReleaseNotFoundError
+from worker import blame
+from worker.plugins import PluginStore, ReleaseInvalidError, ReleaseNotFoundError
 from worker.plugins.package import zip_release
 
 Write = Callable[..., Path]
@@ -134,5 +136,81 @@ def test_cache_that_others_can_write_is_rejected(write_release: Write, tmp_path:
     cache = tmp_path / "open"
     cache.mkdir()
     cache.chmod(0o777)
-    with pytest.raises(PluginError, match="can be written by others"):
+    with pytest.raises(PermissionError, match="can be written by others") as caught:
         PluginStore(folder.parent, cache).get("cat@1.0")
+    assert blame.in_step(caught.value).owner is blame.Owner.HOST
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.ESTALE, errno.EIO])
+def test_failure_of_the_disk_is_not_the_releases(
+    store: PluginStore, write_release: Write, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    write_release("cat@1.0")
+
+    def fail(*_: object) -> str:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("worker.plugins.store.release_checksum", fail)
+    with pytest.raises(OSError) as caught:
+        store.get("cat@1.0")
+    assert caught.value.errno == code
+
+
+def test_file_that_cannot_be_looked_at_is_not_the_releases(
+    store: PluginStore, write_release: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a store whose file system answers nothing about a release's config.yaml
+    write_release("cat@1.0")
+    stat = Path.stat
+
+    def stale(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "config.yaml":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stale)
+
+    # Then the release is not said to lack it
+    with pytest.raises(OSError, match="Stale file handle"):
+        store.get("cat@1.0")
+
+
+def test_folder_that_cannot_be_listed_has_no_checksum(
+    store: PluginStore, write_release: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a folder of a release that the file system does not list
+    write_release("cat@1.0")
+    scandir = os.scandir
+
+    def stale(path: Path) -> object:
+        if Path(path).name == "plugin":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", stale)
+
+    # Then there is no checksum without its files
+    with pytest.raises(OSError, match="Stale file handle"):
+        store.get("cat@1.0")
+
+
+def test_store_that_is_away_lacks_no_release(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        PluginStore(tmp_path / "not-mounted", tmp_path / "cache").get("cat@1.0")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        PluginStore(tmp_path / "file", tmp_path / "cache").get("cat@1.0")
+
+
+def test_name_that_is_too_long_for_the_disk_is_not_found(store: PluginStore) -> None:
+    with pytest.raises(ReleaseNotFoundError):
+        store.get(f"{'c' * 128}@{'1' * 128}")
+
+
+def test_archive_whose_name_is_too_long_is_rejected(store: PluginStore, write_release: Write) -> None:
+    name = f"{'c' * 125}@{'1' * 125}"
+    folder = write_release(name)
+    zip_folder(folder)
+    folder.rename(folder.parent.parent / "moved")
+    with pytest.raises(ReleaseInvalidError, match="cannot be read"):
+        store.get(name)

@@ -60,6 +60,23 @@ def test_url_is_read_as_redis_py_does(url: str, options: dict[str, Any], broker_
     assert {name: made.connection_kwargs[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize("asks", ["True", "False", "0"])
+@pytest.mark.parametrize("address", ["redis://h/0?", "unix:///run/r.sock?", "sentinel://h?master_name=m&"])
+def test_each_client_decides_whether_it_decodes(address: str, asks: str) -> None:
+    url = read_redis_url(f"{address}decode_responses={asks}")
+
+    assert "decode_responses" not in url.pool().connection_kwargs
+    for pool in (url.pool(decode_responses=True), url.async_pool(decode_responses=True)):
+        assert pool.connection_kwargs["decode_responses"] is True
+
+
+def test_needed_options_win_over_the_url() -> None:
+    pool = read_redis_url("redis://h/0?protocol=3&socket_timeout=2").pool(needed={"protocol": 2}, protocol=1)
+
+    assert pool.connection_kwargs["protocol"] == 2
+    assert pool.connection_kwargs["socket_timeout"] == 2.0
+
+
 def test_sentinels_are_listed_with_one_set_of_options() -> None:
     read = read_redis_url(SENTINELS)
 
@@ -73,6 +90,21 @@ def test_sentinels_are_listed_with_one_set_of_options() -> None:
         "hush",
     ]
     assert json.dumps({**read.transport_options, "redis_url": None})
+
+
+def test_options_of_sentinels_are_read_as_redis_py_does() -> None:
+    query = "sentinel_socket_timeout=0.5&sentinel_socket_connect_timeout=1&sentinel_health_check_interval=5"
+    read = read_redis_url(
+        f"sentinel://a?master_name=m&{query}&sentinel_socket_keepalive=no&sentinel_ssl=false"
+    )
+
+    assert read.sentinel_options == {
+        "socket_timeout": 0.5,
+        "socket_connect_timeout": 1.0,
+        "health_check_interval": 5,
+        "socket_keepalive": False,
+        "ssl": False,
+    }
 
 
 def test_sentinels_with_tls_connect_with_tls() -> None:
@@ -111,6 +143,9 @@ def test_certificates_are_checked_by_default(spelling: str, needed: int) -> None
         ("redis://h/0?master_name=m", "only sentinel://"),
         ("sentinel://h", "names no master"),
         ("sentinel://h;redis://i?master_name=m", "separated by ;"),
+        ("sentinel://h?master_name=m&sentinel_socket_timeout=soon", "read: 'sentinel_socket_timeout'"),
+        ("sentinel://h?master_name=m&sentinel_socket_timout=3", "does not know: 'socket_timout'"),
+        ("sentinel://h?master_name=m&sentinel_protocol=9", "can read"),
         ("redis+socket:///r?virtual_host=x", "no number"),
     ],
 )

@@ -22,6 +22,7 @@ from tests.unit.workflow.harness import (
 )
 from worker.deploy.plan import DEPLOY
 from worker.platform import NotFoundError
+from worker.plugins import PluginHostUnavailableError
 from worker.runs.keys import heartbeats_key
 from worker.runs.model import End
 from worker.workflow.intake import begin_run
@@ -153,10 +154,13 @@ def test_a_message_is_requeued_when_nothing_can_be_published(
     assert task_runner.deliver("test.deploy", **MESSAGE).ended == "requeued"
 
 
+@pytest.mark.parametrize(
+    "error", [OSError("stale file handle"), MemoryError(), PluginHostUnavailableError("Ray is away")]
+)
 def test_a_message_is_retried_while_the_store_is_unreadable(
-    task_runner: TaskRunner, services: FakeServices
+    task_runner: TaskRunner, services: FakeServices, error: Exception
 ) -> None:
-    services.store.error = OSError("stale file handle")
+    services.store.error = error
 
     assert task_runner.deliver("test.deploy", **MESSAGE).ended == "retried"
 
