@@ -122,6 +122,10 @@ class LocalRay:
             "RAY_USAGE_STATS_ENABLED": "0",
             # Ray gives its processes the least priority; on a busy machine they would hardly start.
             "RAY_worker_niceness": "0",
+            # Serve kills a proxy that is not ready after 5 s.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+            # Ray Client's server gives up a process that takes longer than 30 s to start.
+            "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "120",
             # Interval at which resources in use are reported; the default of 5 s is too old for the agent.
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             "AUTOSCALER_METRIC_PORT": str(free_port()),

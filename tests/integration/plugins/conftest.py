@@ -1,16 +1,18 @@
 """A real Ray of this module's own, and releases to run on it."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
 from worker.deploy.cluster import RayCluster
-from worker.plugins import PluginStore, RayHost
+from worker.plugins import PluginHostUnavailableError, PluginStore, RayHost
 from worker.plugins.package import RayPackages
 from worker.plugins.ray_driver import RayConnection
 from worker.sandbox.local_ray import LocalRay
+from worker.sandbox.processes import wait_for
 
 SERVE = """
     from fastapi import FastAPI
@@ -140,6 +142,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PluginStore:
 def connection(ray_cluster: LocalRay, request: pytest.FixtureRequest) -> Iterator[RayConnection]:
     is_on_node = request.param == "on a node"
     made = RayConnection(ray_cluster.address if is_on_node else ray_cluster.client_address)
+
+    def connects() -> bool:
+        # A busy head is given up by Ray Client's server after 30 s; a worker's steps try again, too.
+        with suppress(PluginHostUnavailableError):
+            made.connect()
+            return True
+        return False
+
+    wait_for(connects, 300, "a connection to Ray")
     yield made
     made.close()
 

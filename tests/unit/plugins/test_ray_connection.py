@@ -150,6 +150,11 @@ def test_an_ended_process_is_started_again(head: list[str], driver: FakeRayDrive
         ),
         (
             "ray://head:10001",
+            RayDriverError("ConnectionAbortedError", "ConnectionAbortedError", "Initialization failure"),
+            "could not start a process",
+        ),
+        (
+            "ray://head:10001",
             RayDriverError("RuntimeError", "RuntimeError", "Version mismatch: The cluster:\n    Ray: 2.9.0"),
             "Version mismatch: The cluster: Ray: 2.9.0$",
         ),

@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_SECONDS = 60.0
 """For the driver process to start and to import Ray, which takes two seconds of computing."""
-CONNECT_TIMEOUT_SECONDS = 30.0
-"""Ray itself waits for minutes when nothing answers at the address."""
+CONNECT_TIMEOUT_SECONDS = 60.0
+"""Ray itself waits for minutes when nothing answers; for Ray Client the head has to start a process."""
 PROBE_TIMEOUT_SECONDS = 2.0
 CHECK_TIMEOUT_SECONDS = 10.0
 RECHECK_SECONDS = 5.0
@@ -130,6 +130,8 @@ def _failure_text(address: str, error: RayDriverError) -> str:
         )
     if "Version mismatch" in error.text:
         return f"{what}: {' '.join(error.text.split())}"
+    if error.error_type == "ConnectionAbortedError" and is_client_address(address):
+        return f"{what}: its head could not start a process for this worker (see its ray_client_server.err)"
     why = error.args[0]
     if error.error_type in ("TimeoutError", "ConnectionError") and is_client_address(address):
         return f"{what}: {why}; is this the port of the head's Ray Client server (10001 by default)?"
