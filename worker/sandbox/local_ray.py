@@ -52,18 +52,10 @@ class LocalRay:
         # A short path: Ray keeps Unix sockets in this folder, whose paths may have at most 107 characters.
         self.temp_dir = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
         environ = clean_environment() | self.environment()
-        command = [
-            sys.executable,
-            "-m",
-            "ray.scripts.scripts",
-            "start",
-            "--head",
-            "--block",
-            *self._options(),
-        ]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
         self.process = start_process(
             "ray",
-            command,
+            command + self._options(),
             log=self._directory / "ray.log",
             env=environ | self._tuning(),
             grace_seconds=0,
