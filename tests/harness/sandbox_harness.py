@@ -16,7 +16,7 @@ Row = dict[str, Any]
 class SandboxHarness:
     """A started sandbox with one worker."""
 
-    MAX_WAIT_SECONDS = 60.0
+    MAX_WAIT_SECONDS = 180.0
 
     sandbox: Sandbox
     worker: Process

@@ -18,7 +18,7 @@ from worker.sandbox.seed import SeededProject
 class ProxiedHarness(SandboxHarness):
     """The sandbox, its worker, and the proxy between worker and backend."""
 
-    MAX_WAIT_SECONDS = 30.0
+    MAX_WAIT_SECONDS = 90.0
 
     def __init__(self, folder: Path) -> None:
         self.plugins = folder / "plugins"
