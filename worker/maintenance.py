@@ -1,6 +1,8 @@
 """What every worker does periodically beside its tasks: republish lost messages, keep packages alive."""
 
 import threading
+import time
+from collections.abc import Callable
 
 import structlog
 
@@ -16,6 +18,7 @@ from worker.workflow.dead_letters import REJECTED_JOB_PREFIX, recover_rejected_j
 log = structlog.get_logger(__name__)
 
 SECONDS_BETWEEN_SWEEPS = 5.0
+STOP_TIMEOUT_SECONDS = 10.0
 
 
 def sweep() -> int:
@@ -48,30 +51,39 @@ def _recover(member: str, runs: Runs) -> None:
         recover_rejected_job(member.removeprefix(REJECTED_JOB_PREFIX), runs)
 
 
+def pin_packages() -> None:
+    """Let Ray keep the packages of what is deployed."""
+    DeployedPackages(services()).pin()
+
+
 class Maintenance:
-    """A thread that sweeps every few seconds."""
+    """Two threads, each at work every few seconds: a Ray that hangs delays no lost message."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Start the thread; possible again after a stop."""
+        """Start the threads; possible again after a stop."""
         self._stop.clear()
-        self._thread = threading.Thread(target=self._run, name="maintenance", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(work,), name=f"maintenance-{name}", daemon=True)
+            for name, work in (("sweep", sweep), ("packages", pin_packages))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """Stop the thread within seconds."""
+        """Stop the threads within seconds; one that waits for Ray ends with the process."""
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join(timeout=10)
+        deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _run(self) -> None:
+    def _repeat(self, work: Callable[[], object]) -> None:
         while not self._stop.wait(SECONDS_BETWEEN_SWEEPS):
             try:
-                sweep()
-                DeployedPackages(services()).pin()
+                work()
             except INFRASTRUCTURE_ERRORS as error:
                 log.warning("maintenance put off", error_type=type(error).__name__)
             except Exception as error:

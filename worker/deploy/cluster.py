@@ -11,8 +11,8 @@ from worker.actions.serve_submit import remove_application
 from worker.plugins import PluginHostUnavailableError, RayDriverError
 from worker.plugins.ray_driver import RayConnection
 
-ANSWER_TIMEOUT_SECONDS = 20.0
-"""Then the driver process is ended, and with it what other runs do on Ray: a slow Serve is given its time."""
+ANSWER_TIMEOUT_SECONDS = 60.0
+"""Then the driver process is ended, and with it what it has loaded: the first question is given its time."""
 
 
 @dataclass(frozen=True)

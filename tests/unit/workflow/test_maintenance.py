@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,14 +84,34 @@ def test_sweep_survives_what_goes_wrong(
         return 0
 
     monkeypatch.setattr(maintenance, "sweep", sweep)
+    monkeypatch.setattr(maintenance, "pin_packages", lambda: None)
     monkeypatch.setattr(maintenance, "SECONDS_BETWEEN_SWEEPS", 0.01)
     sweeper = maintenance.Maintenance()
     sweeper.start()
     eventually(lambda: len(sweeps) > 3)
     sweeper.stop()
 
-    assert sweeper._thread is not None
-    assert not sweeper._thread.is_alive()
+    assert sweeper._threads
+    assert not any(thread.is_alive() for thread in sweeper._threads)
+
+
+def test_a_ray_that_hangs_delays_no_sweep(
+    monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Callable[[], object]], None]
+) -> None:
+    # Given packages whose pinning does not return
+    answered = threading.Event()
+    sweeps: list[int] = []
+    monkeypatch.setattr(maintenance, "pin_packages", lambda: answered.wait(30))
+    monkeypatch.setattr(maintenance, "sweep", lambda: sweeps.append(1))
+    monkeypatch.setattr(maintenance, "SECONDS_BETWEEN_SWEEPS", 0.01)
+
+    # When the maintenance runs, then it sweeps all the same
+    maintained = maintenance.Maintenance()
+    maintained.start()
+    eventually(lambda: len(sweeps) > 3)
+
+    answered.set()
+    maintained.stop()
 
 
 def loaded(**environment: str) -> subprocess.CompletedProcess[str]:
