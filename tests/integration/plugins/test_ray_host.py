@@ -167,6 +167,7 @@ def test_a_new_start_of_serve_is_noticed(
     # Then the same connection deploys and sees what it has deployed
     submit(ray_host, store, "pear@1.0.0", "plain")
     await_bucket(cluster, "pear@1.0.0", "running")
+    assert cluster.state("pear@1.0.0").status == "RUNNING"
     remove(cluster, "pear@1.0.0")
 
 

@@ -109,6 +109,7 @@ def test_a_ray_that_hangs_delays_no_sweep(
     maintained = maintenance.Maintenance()
     maintained.start()
     eventually(lambda: len(sweeps) > 3)
+    assert not answered.is_set()
 
     answered.set()
     maintained.stop()
