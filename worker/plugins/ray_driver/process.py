@@ -100,8 +100,9 @@ class _DriverProcess:
         self._has_ended = False
         # Written in a thread of its own, because a process that hangs does not read.
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        for target in (self._write, self._read):
-            threading.Thread(target=target, name=f"ray-driver{target.__name__}", daemon=True).start()
+        self._writer = threading.Thread(target=self._write, name="ray-driver-write", daemon=True)
+        self._writer.start()
+        threading.Thread(target=self._read, name="ray-driver-read", daemon=True).start()
 
     @property
     def pid(self) -> int:
@@ -138,6 +139,8 @@ class _DriverProcess:
         self._fail_calls()
         self._requests.put(None)
         self._process.wait()
+        # A close amid a write raises TypeError in the writer. The process has ended, so no write waits.
+        self._writer.join()
         self._connection.close()
 
     def _settle(self, content: dict[str, Any]) -> None:
