@@ -29,6 +29,8 @@ class RunField(StrEnum):
     STEP = "step"
     """The step at which the run stands, and its own queue, which may be empty."""
     STEP_QUEUE = "step_queue"
+    WAITS_IN = "waits_in"
+    """The key of the sorted set of jobs among which the run waits, which it leaves when it ends."""
     ENDED = "end"
     """JSON of the status and the result; there once the run has ended."""
     END_SENT = "end_sent"

@@ -120,17 +120,24 @@ def test_a_job_that_the_backend_knows_again_is_not_replaced(
 def test_a_rejected_dispatch_fails_all_runs_and_is_cleared(
     harness: WaitlistHarness, backend: FakeBackend, error: Exception, message: str
 ) -> None:
+    # Given a run that joins while another one's dispatch is under way
     for job in "12":
         harness.detect(job)
-    backend.faults.fail("run_plugin", error)
 
+    def reject(_: int) -> None:
+        harness.waitlist.join("2", 60)
+        raise error
+
+    backend.dispatch_answer = reject
+
+    # When the backend rejects it
     harness.dispatch("1")
-    assert harness.error("1") == message
-    harness.waitlist.join("2", 60)
     harness.poll()
-    assert harness.error("2") == message
+
+    # Then both fail, and a later run dispatches
+    assert [harness.error(job) for job in "12"] == [message, message]
     assert harness.waiting() == []
-    backend.faults.recover("run_plugin")
+    backend.dispatch_answer = lambda count: {"id": 100 + count}
     harness.wait("3")
     assert len(backend.dispatches) == 2
 

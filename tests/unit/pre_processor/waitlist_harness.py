@@ -140,7 +140,7 @@ class WaitlistHarness:
         return end.error if end else None
 
     def waiting(self) -> list[str]:
-        return [job for job, _ in self.waitlist.waiters()]
+        return self.waitlist.waiters()
 
     def resumed(self) -> list[str]:
         """Runs whose next step was published."""

@@ -5,6 +5,9 @@ local function run_ended(run) return redis.call('HEXISTS', run, RUN.ended) == 1 
 local function run_reported(run) return redis.call('HEXISTS', run, RUN.reported) == 1 end
 local function run_open(run) return run_exists(run) and not run_ended(run) end
 
+-- The run waits in a list (a sorted set of jobs), which it leaves when it ends.
+local function join_waitlist(run, list) redis.call('HSET', run, RUN.waits_in, list) end
+
 -- Redis's clock, in seconds: with a fraction, or whole and as text.
 local function now()
   local time = redis.call('TIME')
