@@ -1,8 +1,8 @@
 """Many `to_task` runs wait for one pre-processor that starts slowly: polls, dispatches, release times.
 
-Before that, without workers, what the waiting list itself costs with 100 to 30,000 runs on it: commands and time
-of a poll, of resuming all runs and of failing all, against publishing as many messages with bare Celery, and
-the memory of a run that waits.
+Before that, without workers, what the waiting list itself costs with 100 to 30,000 runs on it: commands and
+time of a poll, of resuming all runs and of failing all, against publishing as many messages with bare Celery,
+and the memory of a run that waits.
 """
 
 import argparse
@@ -218,9 +218,8 @@ def print_memory(runs: WaitingRuns) -> None:
         print(f"    {field}: {value}")
     for key, size in sizes.items():
         print(f"  {key}: {size} bytes ({runs.redis.object('encoding', key)})")
-    print(
-        f"a run that waits: {len(sizes)} keys, {sum(sizes.values())} bytes, {accepted.commands} commands until then"
-    )
+    total = sum(sizes.values())
+    print(f"a run that waits: {len(sizes)} keys, {total} bytes, {accepted.commands} commands until then")
 
 
 def print_costs(runs: WaitingRuns, size: int, first: Cost | None) -> Cost:
@@ -258,7 +257,7 @@ def print_costs(runs: WaitingRuns, size: int, first: Cost | None) -> Cost:
     first = first or poll
     print(
         f"{size} runs wait: a poll {poll.commands} commands, {poll.seconds * 1000:.1f} ms"
-        f" ({poll.commands / first.commands:.2f} and {poll.seconds / first.seconds:.2f} of the smallest list's)\n"
+        f" ({poll.commands / first.commands:.2f}, {poll.seconds / first.seconds:.2f} of the smallest list's)\n"
         f"  all resumed ({resumed}): {resume.seconds:.2f} s, {resume.commands / size:.1f} commands a run,"
         f" {resume.seconds / published.seconds:.2f} of publishing as many with bare Celery\n"
         f"  all failed: {fail.seconds:.2f} s, {fail.commands / size:.1f} commands a run,"

@@ -22,8 +22,8 @@ from worker.pre_processor.serve_application import (
     PreProcessor,
     classify_serve_app,
     find_pre_processor,
+    list_recent_records_or_empty,
     list_records,
-    list_records_or_empty,
     snapshot_of,
 )
 from worker.pre_processor.waitlist import (
@@ -69,7 +69,7 @@ def detect(run: PreProcessorRun, services: Services) -> Outcome:
     target = find_pre_processor(backend, params.pre_processor, params.agent)
     services.runs.store.update_state(run, replace(run.state, pre_processor=target))
     services.runs.set_progress(run, PROGRESS, 30)
-    bucket, _ = classify_serve_app(list_records_or_empty(backend, target))
+    bucket, _ = classify_serve_app(list_recent_records_or_empty(backend, target))
     return Continue(FETCH_TASKS if bucket == "running" else DISPATCH)
 
 

@@ -23,7 +23,7 @@ from worker.pre_processor.decision import (
     evaluate,
     lost_at,
 )
-from worker.pre_processor.serve_application import job_status, list_records
+from worker.pre_processor.serve_application import job_status, list_recent_records, list_records
 from worker.pre_processor.waitlist import DISPATCH, FETCH_TASKS, FIRST_POLL_SECONDS, Waitlist
 from worker.runs.bulkhead import exponential
 from worker.runs.heartbeat import run_member
@@ -88,7 +88,7 @@ def _poll_once(waitlist: Waitlist, services: Services, attempt: int) -> float:
             waitlist.save_dispatch(dispatch, after_failure(dispatch))
         return 0.0
     timeouts = Timeouts.of(settings.worker_pre_processor_timeout_seconds, runs.timing.visibility_timeout)
-    decision = _decide(waitlist, dispatch, services, timeouts)
+    decision = _decide(waitlist, dispatch, services, timeouts, attempt)
     if dispatch is not None:
         waitlist.save_dispatch(dispatch, decision.dispatch)
     ends_at = time.monotonic() + min(MAX_POLL_SECONDS, runs.timing.visibility_timeout / 4)
@@ -114,11 +114,11 @@ def _poll_once(waitlist: Waitlist, services: Services, attempt: int) -> float:
 
 
 def _decide(
-    waitlist: Waitlist, dispatch: Dispatch | None, services: Services, timeouts: Timeouts
+    waitlist: Waitlist, dispatch: Dispatch | None, services: Services, timeouts: Timeouts, attempt: int
 ) -> Decision:
     """Observe and evaluate. After an unreadable answer the runs wait on: it must not end the polling."""
     try:
-        return evaluate(dispatch, _observe(waitlist, dispatch, services), timeouts)
+        return evaluate(dispatch, _observe(waitlist, dispatch, services, attempt), timeouts)
     except INFRASTRUCTURE_ERRORS:
         raise
     except Exception as error:
@@ -126,11 +126,17 @@ def _decide(
         return Decision(DecisionKind.PENDING, dispatch)
 
 
-def _observe(waitlist: Waitlist, dispatch: Dispatch | None, services: Services) -> Observation:
+def _observe(waitlist: Waitlist, dispatch: Dispatch | None, services: Services, attempt: int) -> Observation:
     name = waitlist.name
     backend = services.backend(name.tenant or None)
-    records = list_records(backend, name.target)
-    status = job_status(backend, dispatch.job if dispatch else None)
+    job = dispatch.job if dispatch else None
+    # Without a job, what else there is decides whether one of the runs is to dispatch.
+    records = (
+        list_records(backend, name.target)
+        if job is None
+        else list_recent_records(backend, name.target, job, attempt)
+    )
+    status = job_status(backend, job)
     is_alive, unread = True, 0
     if dispatch is not None and dispatch.lacks_job:
         is_alive = bool(services.redis.exists(lock_key(dispatch.claimed_by, DISPATCH.name)))

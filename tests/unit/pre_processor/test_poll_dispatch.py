@@ -355,3 +355,19 @@ def test_a_deployment_that_has_begun_is_the_dispatched_job(
     backend.jobs["101"] = "FAILED"
     harness.poll(following.generation)
     assert harness.error("1") == str(errors.job_failed("FAILED"))
+
+
+def test_an_old_failure_that_one_poll_does_not_see_fails_no_run(
+    harness: WaitlistHarness, backend: FakeBackend
+) -> None:
+    # Given a history of several pages, of which each poll reads others
+    for number in range(1_000):
+        backend.add_application("DEPLOY_FAILED", id=number, job=5000 + number)
+    harness.wait("1")
+
+    # When the waiting list is polled
+    for attempt in range(10):
+        assert harness.poll(harness.waitlist.wake(), attempt=attempt) is not None
+
+    # Then the failures stay those from before the dispatch
+    assert harness.error("1") is None
