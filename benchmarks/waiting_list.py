@@ -257,7 +257,7 @@ def print_costs(runs: WaitingRuns, size: int, first: Cost | None) -> Cost:
     first = first or poll
     print(
         f"{size} runs wait: a poll {poll.commands} commands, {poll.seconds * 1000:.1f} ms"
-        f" ({poll.commands / first.commands:.2f}, {poll.seconds / first.seconds:.2f} of the smallest list's)\n"
+        f" ({poll.commands / first.commands:.2f}, {poll.seconds / first.seconds:.2f} of the smallest)\n"
         f"  all resumed ({resumed}): {resume.seconds:.2f} s, {resume.commands / size:.1f} commands a run,"
         f" {resume.seconds / published.seconds:.2f} of publishing as many with bare Celery\n"
         f"  all failed: {fail.seconds:.2f} s, {fail.commands / size:.1f} commands a run,"
