@@ -1,23 +1,32 @@
-"""What every worker does periodically beside its tasks: republish lost messages, keep packages alive."""
+"""What one of all workers does periodically: publish lost messages again, keep packages alive."""
 
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
+from redis import Redis, RedisError
 
+from shared.channels import redis_prefix
 from worker.blame import INFRASTRUCTURE_ERRORS
 from worker.deploy.deployments import DeployedPackages
 from worker.platform import clean
 from worker.pre_processor.waitlist import WAITLIST_PREFIX, recover_waitlist
 from worker.runs.heartbeat import RUN_PREFIX
+from worker.runs.locks import Locks
 from worker.runs.runs import Runs, recover_run
+from worker.runs.scripts import run_scripts
 from worker.services import services
 from worker.workflow.dead_letters import REJECTED_JOB_PREFIX, recover_rejected_job
 
 log = structlog.get_logger(__name__)
 
 SECONDS_BETWEEN_SWEEPS = 5.0
+LEASE_SECONDS = 15.0
+"""How long a worker that died keeps a work from the others: they look when its lease may have ended."""
+FAILED_SECONDS = LEASE_SECONDS + 1
+"""How long a worker on which a work failed leaves it to others."""
 STOP_TIMEOUT_SECONDS = 10.0
 
 
@@ -56,8 +65,83 @@ def pin_packages() -> None:
     DeployedPackages(services()).pin()
 
 
+class Election:
+    """The lease on a work: of all workers one holds it, and does the work, so that ten cost what one does.
+
+    It saves work and guards nothing: each work is safe to do for two workers at once.
+    """
+
+    def __init__(self, redis: "Redis", name: str) -> None:
+        self._redis = redis
+        self._scripts = run_scripts(redis)
+        self._key = f"{redis_prefix()}:maintenance:{name}"
+        self._token = Locks.new_token()
+        self._is_holder = False
+
+    def hold(self) -> float:
+        """Take or renew the lease; returns 0, or the seconds until another worker's lease may have ended."""
+        milliseconds = int(LEASE_SECONDS * 1000)
+        if self._is_holder and self._scripts.run("renew_lock", [self._key], self._token, milliseconds):
+            return 0.0
+        left = self._redis.pttl(self._key)
+        self._is_holder = left <= 0 and bool(
+            self._redis.set(self._key, self._token, nx=True, px=milliseconds)
+        )
+        return 0.0 if self._is_holder else max(left / 1000, 0.0) + 0.1
+
+    def resign(self) -> None:
+        """Let another worker take the lease, if it was this one's."""
+        if self._is_holder:
+            self._is_holder = False
+            self._scripts.run("release_lock", [self._key], self._token)
+
+
+class Work:
+    """One periodic work, done while this worker holds its lease."""
+
+    def __init__(self, name: str, function: Callable[[], object]) -> None:
+        self.name = name
+        self._function = function
+        self._election: Election | None = None
+
+    def do(self) -> float:
+        """Do the work if it is this worker's; returns the seconds until the next look."""
+        try:
+            self._election = self._election or Election(services().redis, self.name)
+            if wait := self._election.hold():
+                return wait
+            self._function()
+        except INFRASTRUCTURE_ERRORS as error:
+            log.warning("maintenance put off", work=self.name, error_type=type(error).__name__)
+            if isinstance(error, RedisError):
+                return SECONDS_BETWEEN_SWEEPS  # it is away for all workers
+        except Exception as error:
+            name, text = type(error).__name__, clean(str(error))
+            log.error("maintenance failed", work=self.name, error_type=name, error=text)
+        else:
+            return SECONDS_BETWEEN_SWEEPS
+        # What fails on this worker may succeed on another one, which then has the lease when this one looks.
+        self.resign()
+        return FAILED_SECONDS
+
+    def resign(self) -> None:
+        """Let another worker do it."""
+        with suppress(RedisError):
+            if self._election is not None:
+                self._election.resign()
+
+
+def works() -> list[Work]:
+    """The works of this worker. The workers of each agent have packages of their own."""
+    settings = services().settings
+    works = [Work("sweep", sweep)]
+    if settings.ray_address:
+        works.append(Work(f"packages:{settings.worker_agent or 'any'}", pin_packages))
+    return works
+
+
 class Maintenance:
-    """Two threads, each at work every few seconds: a Ray that hangs delays no lost message."""
+    """A thread for each work, which looks every few seconds: a Ray that hangs delays no lost message."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
@@ -67,8 +151,8 @@ class Maintenance:
         """Start the threads; possible again after a stop."""
         self._stop.clear()
         self._threads = [
-            threading.Thread(target=self._repeat, args=(work,), name=f"maintenance-{name}", daemon=True)
-            for name, work in (("sweep", sweep), ("packages", pin_packages))
+            threading.Thread(target=self._repeat, args=(work,), name=f"maintenance-{work.name}", daemon=True)
+            for work in works()
         ]
         for thread in self._threads:
             thread.start()
@@ -80,11 +164,8 @@ class Maintenance:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _repeat(self, work: Callable[[], object]) -> None:
-        while not self._stop.wait(SECONDS_BETWEEN_SWEEPS):
-            try:
-                work()
-            except INFRASTRUCTURE_ERRORS as error:
-                log.warning("maintenance put off", error_type=type(error).__name__)
-            except Exception as error:
-                log.error("maintenance failed", error_type=type(error).__name__, error=clean(str(error)))
+    def _repeat(self, work: Work) -> None:
+        wait = SECONDS_BETWEEN_SWEEPS
+        while not self._stop.wait(wait):
+            wait = work.do()
+        work.resign()

@@ -17,7 +17,7 @@ CLUSTER_ERROR: Final = (
 
 COMMANDS_ON_A_KEY: Final = (
     *("hset f v", "hsetnx f v", "hincrby f 0", "hget f", "hmget f", "hgetall", "hexists f", "hdel g"),
-    *("persist", "pexpire 10000", "expire 10", "exists"),
+    *("persist", "pexpire 10000", "pttl", "expire 10", "exists"),
     *("set v NX EX 10", "get", "incr", "setbit 0 0", "getbit 0"),
     *("sadd m", "srem m", "smembers", "scard"),
     *("zadd 1 m", "zrem m", "zrange 0 0", "zrangebyscore 0 0", "zscore m", "zcard"),

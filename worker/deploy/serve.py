@@ -88,8 +88,7 @@ def await_running(run: DeployRun, services: Services, cluster: Cluster) -> Outco
     timeout = services.settings.worker_deploy_timeout_seconds
     now = redis_time(runs.redis)
     elapsed = now - submission.at
-    # What Serve answered before the submission shows what was there before. An older worker does not store when
-    # it was over.
+    # What Serve answered before the submission shows what was there before. An older worker stores no time.
     submitted_at = run.state.submitted_at or (now if run.state.submitted else submission.at)
     reason = ""
     try:
