@@ -169,7 +169,7 @@ def commands_of(redis: FakeRedis, clock: Clock, workers: int, monkeypatch: pytes
     return counted
 
 
-def test_the_maintenance_of_ten_workers_costs_what_that_of_one_does(
+def test_ten_workers_cost_what_one_does(
     redis: FakeRedis, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, ten = (commands_of(redis, clock, workers, monkeypatch) for workers in (1, 10))
