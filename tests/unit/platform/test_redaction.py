@@ -328,7 +328,7 @@ def test_secrets_that_are_no_longer_used_are_dropped(monkeypatch: pytest.MonkeyP
     assert registry.mask(text) == "*** *** second-agent *** ***"
 
 
-def test_a_registry_does_not_grow_with_the_secrets_that_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registry_keeps_nothing_of_dropped_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secret_registry, "MAX_SECRETS", 10)
     registry = SecretRegistry()
     registry.add(f"secret/number {number}" for number in range(1000))
