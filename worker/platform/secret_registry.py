@@ -85,7 +85,12 @@ class SecretRegistry:
         self._longest = 0
 
     def add(self, secrets: Iterable[str], *, hold: bool = False) -> None:
-        """Mask these from now on; with `hold` until they are released as often as they were held."""
+        """Mask secrets from now on.
+
+        Args:
+            secrets: Those under 6 characters are ignored.
+            hold: Until they are released as often as they were held.
+        """
         for secret in map(str.strip, secrets):
             if len(secret) < MIN_SECRET_CHARS:
                 continue
@@ -103,7 +108,11 @@ class SecretRegistry:
                     self._drop_unused()
 
     def release(self, secrets: Iterable[str]) -> None:
-        """Count one hold less of each; without any it is kept as others that were used."""
+        """Count one hold less; a secret without any is kept as others that were used.
+
+        Args:
+            secrets: Secrets that were held.
+        """
         with self._lock:
             for secret in map(str.strip, secrets):
                 if secret not in self._held:
@@ -115,7 +124,14 @@ class SecretRegistry:
             self._drop_unused()
 
     def mask(self, text: str) -> str:
-        """The text with every secret masked."""
+        """Mask every secret in a text.
+
+        Args:
+            text: Any text.
+
+        Returns:
+            The masked text.
+        """
         found = self._long.find(text) + self._short.find(text)
         # Longest first: a secret that contains another one is masked as a whole.
         for spelling in sorted(found, key=len, reverse=True):
@@ -123,7 +139,14 @@ class SecretRegistry:
         return text
 
     def mask_partial(self, text: str) -> str:
-        """The text with the beginning of a secret at its end masked."""
+        """Mask the beginning of a secret at the end of a text.
+
+        Args:
+            text: A text whose end was cut off.
+
+        Returns:
+            The masked text.
+        """
         for start in range(max(0, len(text) - self._longest), len(text) - MIN_PREFIX_CHARS + 1):
             for spelling in self._beginnings.get(text[start : start + MIN_PREFIX_CHARS], ()):
                 if len(text) - start < len(spelling) and spelling.startswith(text[start:]):
