@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import structlog
+import yaml
 from celery import Celery
 from redis import Redis
 
@@ -28,6 +29,8 @@ from worker.sandbox.servers import RedisServer
 from worker.testing import FakeBackend
 
 MAX_WAIT_SECONDS = 180
+EXAMPLE = Path(__file__).parents[1] / "examples" / "plugins" / "digits@1.0.0"
+"""The release whose config the waiting runs keep."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ class WaitingRuns:
                 return self.client
 
         self.services = BenchServices(settings(), app)
+        config = yaml.safe_load((EXAMPLE / "config.yaml").read_text(encoding="utf-8"))
+        BenchServices.client.release = {"id": 7, "version": "1.0.0", "config": config}
         self.redis = self.services.redis
         self.waitlist = Waitlist(self.redis, WaitlistName("", AGENT_ID, "digits", "1.0.0"))
 

@@ -1,4 +1,4 @@
-"""What one of all workers does periodically: publish lost messages again, keep packages alive."""
+"""What one of all workers does periodically: publish lost messages, remove what is old, pin packages."""
 
 import threading
 import time
@@ -6,25 +6,23 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import structlog
-from redis import Redis, RedisError
+from redis import RedisError
 
-from shared.channels import redis_prefix
 from worker.blame import INFRASTRUCTURE_ERRORS
 from worker.deploy.deployments import DeployedPackages
 from worker.platform import clean
 from worker.pre_processor.waitlist import WAITLIST_PREFIX, recover_waitlist
+from worker.runs.election import LEASE_SECONDS, Election
 from worker.runs.heartbeat import RUN_PREFIX
-from worker.runs.locks import Locks
+from worker.runs.retention import EndedLogs
 from worker.runs.runs import Runs, recover_run
-from worker.runs.scripts import run_scripts
 from worker.services import services
-from worker.workflow.dead_letters import REJECTED_JOB_PREFIX, recover_rejected_job
+from worker.settings import MB
+from worker.workflow.dead_letters import REJECTED_JOB_PREFIX, DeadLetters, recover_rejected_job
 
 log = structlog.get_logger(__name__)
 
 SECONDS_BETWEEN_SWEEPS = 5.0
-LEASE_SECONDS = 15.0
-"""How long a worker that died keeps a work from the others: they look when its lease may have ended."""
 FAILED_SECONDS = LEASE_SECONDS + 1
 """How long a worker on which a work failed leaves it to others."""
 STOP_TIMEOUT_SECONDS = 10.0
@@ -60,40 +58,20 @@ def _recover(member: str, runs: Runs) -> None:
         recover_rejected_job(member.removeprefix(REJECTED_JOB_PREFIX), runs)
 
 
+def remove_old() -> None:
+    """Remove logs of ended jobs and dead letters that are too old, or too many."""
+    redis, settings = services().redis, services().settings
+    EndedLogs(
+        redis, settings.worker_ended_logs_max_mb * MB, settings.worker_ended_logs_max_age_seconds
+    ).trim()
+    DeadLetters(redis).trim(
+        settings.worker_dead_letters_max_mb * MB, settings.worker_dead_letters_max_age_seconds
+    )
+
+
 def pin_packages() -> None:
     """Let Ray keep the packages of what is deployed."""
     DeployedPackages(services()).pin()
-
-
-class Election:
-    """The lease on a work: of all workers one holds it, and does the work, so that ten cost what one does.
-
-    It saves work and guards nothing: each work is safe to do for two workers at once.
-    """
-
-    def __init__(self, redis: "Redis", name: str) -> None:
-        self._redis = redis
-        self._scripts = run_scripts(redis)
-        self._key = f"{redis_prefix()}:maintenance:{name}"
-        self._token = Locks.new_token()
-        self._is_holder = False
-
-    def hold(self) -> float:
-        """Take or renew the lease; returns 0, or the seconds until another worker's lease may have ended."""
-        milliseconds = int(LEASE_SECONDS * 1000)
-        if self._is_holder and self._scripts.run("renew_lock", [self._key], self._token, milliseconds):
-            return 0.0
-        left = self._redis.pttl(self._key)
-        self._is_holder = left <= 0 and bool(
-            self._redis.set(self._key, self._token, nx=True, px=milliseconds)
-        )
-        return 0.0 if self._is_holder else max(left / 1000, 0.0) + 0.1
-
-    def resign(self) -> None:
-        """Let another worker take the lease, if it was this one's."""
-        if self._is_holder:
-            self._is_holder = False
-            self._scripts.run("release_lock", [self._key], self._token)
 
 
 class Work:
@@ -134,7 +112,7 @@ class Work:
 def works() -> list[Work]:
     """The works of this worker. The workers of each agent have packages of their own."""
     settings = services().settings
-    works = [Work("sweep", sweep)]
+    works = [Work("sweep", sweep), Work("retention", remove_old)]
     if settings.ray_address:
         works.append(Work(f"packages:{settings.worker_agent or 'any'}", pin_packages))
     return works

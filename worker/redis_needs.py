@@ -22,7 +22,7 @@ COMMANDS_ON_A_KEY: Final = (
     *("sadd m", "srem m", "smembers", "scard"),
     *("zadd 1 m", "zrem m", "zrange 0 0", "zrangebyscore 0 0", "zscore m", "zcard"),
     *("lpush v", "rpush v", "lpop", "rpop", "brpop 1", "lrange 0 0", "llen"),
-    *("xadd * f v", "xdel 0-1", "xrange - +", "del"),
+    *("xadd * f v", "xdel 0-1", "xrange - +", "unlink", "dump", "restore 0 x", "del"),
 )
 """What the worker and its transport call, with arguments that do no harm to a hash; the last deletes it."""
 
@@ -36,7 +36,7 @@ OTHER_COMMANDS: Final = (
     "script exists 0",
 )
 
-SUBCOMMANDS: Final = ("client", "script")
+SUBCOMMANDS: Final = ("client", "script", "memory")
 
 CONTROL_CHANNELS: Final = ("celery.pidbox", "celeryev/*", "celeryev/worker.*")
 """The patterns to which Celery subscribes, behind `/{database}.`: remote control and events.
@@ -90,6 +90,7 @@ def _missing_commands(redis: Redis) -> Iterator[str]:
     others = [tuple(command.split()) for command in OTHER_COMMANDS]
     reads_and_messages = [
         ("xread", "COUNT", "1", "STREAMS", key, "$"),
+        ("memory", "usage", key),
         ("publish", events_channel("doctor"), "{}"),
         ("eval", "return 1", "0"),
         ("evalsha", "0" * 40, "0"),

@@ -93,7 +93,9 @@ def dispatch(run: PreProcessorRun, services: Services) -> Outcome:
         return _send_dispatch(run, services, waitlist, joined.claim, target, body)
     if joined.is_new:
         known = f" (job {joined.job})" if joined.job else ""
-        runs.events.message(run.job, f"Waiting for pre-processor {target.release}{known}.", step=PROGRESS)
+        runs.events.message(
+            run.job, f"Waiting for pre-processor {target.release}{known}.", step=PROGRESS, in_log=False
+        )
     return Suspend()
 
 
@@ -124,7 +126,7 @@ def _send_dispatch(
         waitlist.mark_known(token, job)
         log.info("pre-processor dispatched", release=target.release, dispatched=job)
         text = f"Waiting for pre-processor {target.release} (dispatched as job {job})."
-        runs.events.message(run.job, text, step=PROGRESS)
+        runs.events.message(run.job, text, step=PROGRESS, in_log=False)
         return Suspend()
     failed = dispatch_failed(failure)
     waitlist.mark_failed(token, str(failed), maybe_accepted=is_maybe_accepted(failure))

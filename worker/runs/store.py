@@ -84,7 +84,7 @@ class RunStore:
         answer = self._scripts.run(
             "accept",
             [run_key(job), job_key(job), keys.stop_key(job)],
-            json.dumps({"task": message.task, "kwargs": content}),
+            json.dumps({"task": message.task, "kwargs": content}, separators=(",", ":")),
             message.action,
             message.plugin,
             queue,
@@ -276,6 +276,7 @@ class RunStore:
             pipe.hset(run_key(job), RunField.REPORTED, 1)
             for key in expiring:
                 pipe.expire(key, RETENTION_SECONDS)
+            pipe.zadd(keys.ended_logs_key(), {job: 0})
             pipe.execute()
 
     def is_reported(self, job: str) -> bool:

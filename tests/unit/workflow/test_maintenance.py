@@ -88,7 +88,7 @@ def test_sweep_survives_what_goes_wrong(
         return 0
 
     monkeypatch.setattr(maintenance, "sweep", sweep)
-    monkeypatch.setattr(maintenance, "pin_packages", lambda: None)
+    monkeypatch.setattr(maintenance, "remove_old", lambda: None)
     monkeypatch.setattr(maintenance, "SECONDS_BETWEEN_SWEEPS", 0.01)
     sweeper = maintenance.Maintenance()
     sweeper.start()
@@ -108,6 +108,7 @@ def test_a_ray_that_hangs_delays_no_sweep(
     services.settings.ray_address = "127.0.0.1:6379"
     answered = threading.Event()
     sweeps: list[int] = []
+    monkeypatch.setattr(maintenance, "remove_old", lambda: None)
     monkeypatch.setattr(maintenance, "pin_packages", lambda: answered.wait(30))
     monkeypatch.setattr(maintenance, "sweep", lambda: sweeps.append(1))
     monkeypatch.setattr(maintenance, "SECONDS_BETWEEN_SWEEPS", 0.01)

@@ -15,6 +15,13 @@ local function now()
 end
 local function now_seconds() return redis.call('TIME')[1] end
 
+-- Redis allocates 4 KB for a stream of one short entry; a stream that is read anew has the length of its entries.
+-- A user of Redis without the right to do that keeps the 4 KB.
+local function shrink(stream)
+  local left, content = redis.call('PTTL', stream), redis.pcall('DUMP', stream)
+  if type(content) == 'string' then redis.pcall('RESTORE', stream, math.max(left, 0), content, 'REPLACE') end
+end
+
 -- A poll begins: only the newest generation goes on, so that copies of older polls end here. An advance is stored
 -- before the next poll is published, and a worker may die in between: the redelivered older poll then publishes the
 -- newer one, unless that one has begun. Returns 'claimed', 'superseded' or 'republish', and the newest generation.
