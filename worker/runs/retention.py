@@ -1,6 +1,6 @@
-"""The logs of ended jobs: how much of Redis they may take in all, and for how long."""
+"""The logs of ended jobs: how much of Redis all of them may take, and for how long."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from redis import Redis
 
@@ -20,7 +20,7 @@ TOTAL_FIELD = ":total"
 class EndedLogs:
     """Removes the oldest logs when all take too much, and each after a time.
 
-    A log enters as ended when its run's end was reported, or when a relay closed it. It is measured once.
+    A log enters as ended when its run's end was reported, or when a relay closed it. Its size is taken once.
     """
 
     def __init__(self, redis: "Redis", max_bytes: int, max_age_seconds: float) -> None:
@@ -29,9 +29,9 @@ class EndedLogs:
         self._max_bytes, self._max_age_seconds = max_bytes, max_age_seconds
 
     def trim(self) -> None:
-        """Measure what has ended since the last time, and remove what is too old or too much."""
-        for jobs in self._batches(ended_logs_key()):
-            self._measure(jobs)
+        """Record what has ended since the last time, and remove what is too old or too much."""
+        while ended := self._redis.zrange(ended_logs_key(), 0, BATCH - 1):
+            self._record_sizes(ended)
         until = redis_time(self._redis) - self._max_age_seconds
         while old := self._redis.zrangebyscore(kept_logs_key(), "-inf", until, start=0, num=BATCH):
             self._drop(old)
@@ -41,28 +41,19 @@ class EndedLogs:
                 return
             self._drop(oldest)
 
-    def _batches(self, key: str) -> Iterator[list[str]]:
-        jobs = self._redis.zrange(key, 0, -1)
-        for start in range(0, len(jobs), BATCH):
-            yield jobs[start : start + BATCH]
-
-    def _measure(self, jobs: list[str]) -> None:
-        """Count the logs that are over. Of the others some are still followed; some have expired."""
+    def _record_sizes(self, jobs: list[str]) -> None:
+        """Count the logs that are over. The others come again: at the end of the run, or of the last log."""
         with self._redis.pipeline(transaction=False) as pipe:
             for job in jobs:
-                pipe.exists(log_state_key(job))
                 pipe.hexists(log_state_key(job), "over")
                 pipe.memory_usage(logs_history(job))
             found = pipe.execute()
         keys = [ended_logs_key(), kept_logs_key(), kept_log_sizes_key()]
-        gone = []
-        for job, exists, is_over, size in zip(jobs, found[::3], found[1::3], found[2::3], strict=True):
+        for job, is_over, size in zip(jobs, found[::2], found[1::2], strict=True):
             if is_over and size is not None:
                 self._scripts.run("keep_ended_log", keys, job, int(size), TOTAL_FIELD)
-            elif is_over or not exists:
-                gone.append(job)
-        if gone:
-            self._redis.zrem(ended_logs_key(), *gone)
+            else:
+                self._redis.zrem(ended_logs_key(), job)
 
     def _total(self) -> int:
         return int(self._redis.hget(kept_log_sizes_key(), TOTAL_FIELD) or 0)

@@ -1,4 +1,4 @@
--- Remove the entries of a log that has ended, except for its end marker, by which who comes late knows that it is over.
+-- Remove the entries of a log that has ended, except for its end marker, by which a late follower knows that it is over.
 -- KEYS: history, state, kept logs, sizes   ARGV: job, name of the field with the total
 -- Returns the total of what is kept.
 redis.call('ZREM', KEYS[3], ARGV[1])
