@@ -10,11 +10,11 @@ from redis import RedisError
 
 from worker.blame import INFRASTRUCTURE_ERRORS
 from worker.deploy.deployments import DeployedPackages
+from worker.logs.retention import EndedLogs
 from worker.platform import clean
 from worker.pre_processor.waitlist import WAITLIST_PREFIX, recover_waitlist
-from worker.runs.election import LEASE_SECONDS, Election
 from worker.runs.heartbeat import RUN_PREFIX
-from worker.runs.retention import EndedLogs
+from worker.runs.locks import LEASE_SECONDS, Election
 from worker.runs.runs import Runs, recover_run
 from worker.services import services
 from worker.settings import MB

@@ -11,10 +11,10 @@ from shared.follower import LogFollower
 from shared.messages import DeployMessage
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.pre_processor.waitlist_harness import WaitlistHarness, make_services
+from worker.logs.retention import TOTAL_FIELD, EndedLogs
 from worker.runs import reporter
 from worker.runs.keys import ended_logs_key, kept_log_sizes_key, kept_logs_key
 from worker.runs.model import STOPPED, Continue
-from worker.runs.retention import TOTAL_FIELD, EndedLogs
 from worker.runs.runs import Runs, Timing
 from worker.sandbox.servers import RedisServer
 from worker.to_task.steps import INITIALIZE

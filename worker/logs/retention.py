@@ -25,7 +25,7 @@ class EndedLogs:
 
     def __init__(self, redis: "Redis", max_bytes: int, max_age_seconds: float) -> None:
         self._redis = redis
-        self._scripts = run_scripts(redis)
+        self._scripts = run_scripts(redis, "worker.logs")
         self._max_bytes, self._max_age_seconds = max_bytes, max_age_seconds
 
     def trim(self) -> None:
