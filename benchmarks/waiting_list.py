@@ -219,8 +219,6 @@ def print_memory(runs: WaitingRuns) -> None:
     runs.accept("1")  # dispatches
     accepted = cost_of(runs.redis, lambda: runs.accept("2"))
     sizes = {key: int(runs.redis.memory_usage(key, samples=0) or 0) for key in runs.keys_of("2")}
-    for field, value in runs.redis.hgetall("synapse:jobs:{2}:run").items():
-        print(f"    {field}: {value}")
     for key, size in sizes.items():
         print(f"  {key}: {size} bytes ({runs.redis.object('encoding', key)})")
     total = sum(sizes.values())
