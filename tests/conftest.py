@@ -17,6 +17,8 @@ RAY = (
 """Files and folders whose tests start Ray clusters: two at a time would be too much for two cores."""
 
 
+# First, because the plugin that reads the groups does so in this hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Group integration and chaos tests; the largest group, Ray's, is begun first."""
     for item in items:
