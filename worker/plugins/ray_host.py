@@ -14,6 +14,7 @@ from worker.plugins.errors import (
     PluginCallError,
     PluginHostBusyError,
     PluginHostUnavailableError,
+    PluginProcessDiedError,
     PluginTimeoutError,
     RayDriverError,
     parse_reply,
@@ -33,10 +34,6 @@ MAX_SLOT_WAIT_SECONDS = 5.0
 """Longest wait for an actor that runs another call."""
 PROBE_INTERVAL_SECONDS = 5.0
 """How often a waiting call checks that the cluster is still reachable."""
-
-
-class _ActorDiedError(PluginCallError):
-    """The process of an actor ended during a call, or before it."""
 
 
 @dataclass
@@ -71,15 +68,17 @@ class RayHost:
             raise
 
     def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
-        """See `PluginHost.call_batch`. A dead actor is started again, once a call."""
+        """See `PluginHost.call_batch`.
+
+        A process that died is started again, once a call: it may have died before the call, or with its node.
+        """
         request = self._prepared(release, request)
         text, key = json.dumps(payload), (release.checksum, request.entrypoint)
         for is_retry in (False, True):
             actor = self._actor(key, request)
             try:
                 return parse_reply(self._call_in_slot(key, actor, release, request, operation, text))
-            except _ActorDiedError:
-                self._kill(key, actor)
+            except PluginProcessDiedError:
                 if is_retry:
                     raise
             finally:
@@ -104,14 +103,22 @@ class RayHost:
         if not actor.slot.acquire(timeout=MAX_SLOT_WAIT_SECONDS):
             raise PluginHostBusyError(f"{release.name}: its process is busy")
         try:
+            if not self._is_current(key, actor):
+                # It is no fault of this call's items that the one before them hung or ended the process.
+                raise PluginHostBusyError(f"{release.name}: its process was ended by another call")
             call = self._submit(operations.call_actor, actor.id, request.to_json(), operation, payload)
             try:
                 return self._reply(call, release, operation)
-            except PluginTimeoutError:
+            except (PluginTimeoutError, PluginProcessDiedError):
+                # Before the slot is free, so that a call that waits for it does not find a dead process.
                 self._kill(key, actor, call)
                 raise
         finally:
             actor.slot.release()
+
+    def _is_current(self, key: tuple[str, str], actor: _Actor) -> bool:
+        with self._lock:
+            return self._actors.get(key) is actor
 
     def pin(self, releases: Iterable[Release]) -> None:
         """See `PluginHost.pin`. Idle actors are ended as well."""
@@ -208,11 +215,8 @@ class RayHost:
             )
         if result.end == CallEnd.REPLY:
             return result.reply
-        died = f"the process of {release.name} died"
-        if result.end == CallEnd.ACTOR_DIED:
-            raise _ActorDiedError(result.error_type, died)
-        if result.end == CallEnd.PROCESS_DIED:
-            raise PluginCallError(result.error_type, died)
+        if result.end in (CallEnd.ACTOR_DIED, CallEnd.PROCESS_DIED):
+            raise PluginProcessDiedError(result.error_type, f"the process of {release.name} died")
         raise PluginCallError(result.error_type, _tail(result.text))
 
 

@@ -17,7 +17,8 @@ from worker.to_task.annotate import finish_pass, select_tasks
 from worker.to_task.clients import EventLoopThread
 from worker.to_task.discover import NO_TASKS, iter_task_ids, page_size
 from worker.to_task.hooks import Answer, Item
-from worker.to_task.ledger import Ledger, MemoryLedger
+from worker.to_task.ledger import Ledger
+from worker.to_task.memory_ledger import MemoryLedger
 from worker.to_task.methods import AnnotationMethod, FileMethod, InferenceMethod
 from worker.to_task.pipeline import Pipeline
 from worker.to_task.prepare import check_project
@@ -26,6 +27,7 @@ from worker.to_task.results import PROGRESS_STEP, result_of
 MAX_CONCURRENT_REQUESTS = 16
 CHUNK_SIZE = 100
 PASS_SECONDS = 15.0
+MAX_PLUGIN_FAILURES_IN_ROW = 10
 
 
 class DirectAction(Protocol):
@@ -102,6 +104,7 @@ def run(action: DirectAction, sleep: Callable[[float], None] = time.sleep) -> To
                 ledger,
                 route,
                 params.data_schema,
+                MAX_PLUGIN_FAILURES_IN_ROW,
                 publish_progress=lambda: _set_progress(action, ledger),
             )
             for chunk in ledger.chunks:
@@ -120,7 +123,7 @@ def _annotate_chunk(
 ) -> None:
     next_pass: Reschedule | None = Reschedule(0.0)
     while next_pass is not None:
-        attempt = pipeline.run(select_tasks(ledger.open_tasks(chunk)), PASS_SECONDS)
+        attempt = pipeline.run(chunk, select_tasks(ledger.open_tasks(chunk)), PASS_SECONDS)
         next_pass = finish_pass(attempt, chunk, ledger, probe)
         sleep(next_pass.countdown if next_pass else 0.0)
 

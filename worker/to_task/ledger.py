@@ -1,8 +1,6 @@
-"""What is done of a run: one bit a task, one member a chunk. In Redis, or in memory for a direct call."""
+"""What is done of a run: one bit a task, one member a chunk."""
 
 import json
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Protocol
@@ -68,6 +66,11 @@ def polls_key(job: str) -> str:
     return f"{job_key(job)}:to_task:polls"
 
 
+def plugin_calls_key(job: str) -> str:
+    """Hash: chunks whose items go to the plugin one a call, by number; failures in a row, by operation."""
+    return f"{job_key(job)}:to_task:plugin_calls"
+
+
 def slow_key(job: str) -> str:
     """Text: exists while services ask the run for later calls, so that its log says so once."""
     return f"{job_key(job)}:to_task:slow"
@@ -84,6 +87,7 @@ ALL = (
     attempts_key,
     tickets_key,
     polls_key,
+    plugin_calls_key,
     slow_key,
 )
 
@@ -177,6 +181,18 @@ class Ledger(Protocol):
     def increment_attempts(self, positions: Sequence[int]) -> list[int]:
         """Count one more attempt at each task; returns the counts."""
 
+    def has_single_calls(self, chunk: int) -> bool:
+        """Whether the chunk's items go to the plugin one a call."""
+
+    def begin_single_calls(self, chunk: int) -> None:
+        """From now on the chunk's items go to the plugin one a call."""
+
+    def count_plugin_failure(self, operation: str) -> int:
+        """One more item on which this operation hung or died; how many there are in a row, of all chunks."""
+
+    def reset_plugin_failures(self, operation: str) -> None:
+        """The operation has answered: what it hangs or dies on next is the first in a row."""
+
     def counts(self) -> Counts:
         """The current counts."""
 
@@ -249,6 +265,29 @@ class RedisLedger:
         names = [self._run, attempts_key(self._job)]
         return [int(count) for count in self._scripts.run("increment_attempts", names, *positions)]
 
+    def has_single_calls(self, chunk: int) -> bool:
+        """See `Ledger`."""
+        return bool(self._redis.hexists(plugin_calls_key(self._job), str(chunk)))
+
+    def begin_single_calls(self, chunk: int) -> None:
+        """See `Ledger`."""
+        self._scripts.run("set_field", [self._run, self._plugin_calls()], chunk, 1)
+
+    def count_plugin_failure(self, operation: str) -> int:
+        """See `Ledger`; 0 when the run has ended."""
+        keys = [self._run, self._plugin_calls()]
+        return int(next(iter(self._scripts.run("increment_attempts", keys, operation)), 0))
+
+    def reset_plugin_failures(self, operation: str) -> None:
+        """See `Ledger`."""
+        self._redis.hdel(plugin_calls_key(self._job), operation)
+
+    def _plugin_calls(self) -> str:
+        key = plugin_calls_key(self._job)
+        # An older worker, which does not know this key, may have begun the run.
+        self._store.expire_with_run(self._job, key)
+        return key
+
     def counts(self) -> Counts:
         """See `Ledger`."""
         found = self._redis.hmget(job_key(self._job), ["success", "failed", "total"])
@@ -305,92 +344,3 @@ def _polls(stored: str) -> InferencePolls | None:
 
 def _failure(mark: TaskOutcome) -> str:
     return TaskFailure(task_id=mark.task_id, error=mark.error or "").model_dump_json()
-
-
-class MemoryLedger:
-    """The ledger of a direct call: these tasks, in chunks of `size`."""
-
-    def __init__(self, task_ids: Sequence[int], size: int) -> None:
-        self._ids = list(task_ids)
-        self._size = size
-        self._done: set[int] = set()
-        self._failed = 0
-        self._failures: list[TaskFailure] = []
-        self._attempts: dict[int, int] = {}
-        self._tickets: dict[int, Ticket] = {}
-        self._polls: dict[int, InferencePolls] = {}
-        self._lock = threading.Lock()
-
-    @property
-    def chunks(self) -> range:
-        """The numbers of the chunks."""
-        return range(-(-len(self._ids) // self._size))
-
-    def has_ended(self) -> bool:
-        """Never: nobody stops a direct call."""
-        return False
-
-    def open_tasks(self, chunk: int) -> list[OpenTask]:
-        """See `Ledger`."""
-        with self._lock:
-            first = chunk * self._size
-            return [
-                OpenTask(
-                    position,
-                    task_id,
-                    self._attempts.get(position, 0),
-                    self._tickets.get(position),
-                    self._polls.get(position),
-                )
-                for position, task_id in enumerate(self._ids[first : first + self._size], start=first)
-                if position not in self._done
-            ]
-
-    def record(self, outcomes: Sequence[TaskOutcome]) -> bool:
-        """See `Ledger`."""
-        with self._lock:
-            for mark in outcomes:
-                if mark.position in self._done:
-                    continue
-                self._done.add(mark.position)
-                self._tickets.pop(mark.position, None)
-                if mark.error is not None:
-                    self._failed += 1
-                    self._failures.append(TaskFailure(task_id=mark.task_id, error=mark.error))
-            del self._failures[MAX_FAILURE_RECORDS:]
-        return True
-
-    def set_ticket(self, position: int, ticket: Ticket | None) -> None:
-        """See `Ledger`."""
-        with self._lock:
-            self._tickets.pop(position, None)
-            if ticket is not None:
-                self._tickets[position] = ticket
-
-    def set_polls(self, position: int, polls: InferencePolls | None) -> None:
-        """See `Ledger`."""
-        with self._lock:
-            self._polls.pop(position, None)
-            if polls is not None:
-                self._polls[position] = polls
-
-    def now(self) -> float:
-        """See `Ledger`."""
-        return time.time()
-
-    def increment_attempts(self, positions: Sequence[int]) -> list[int]:
-        """See `Ledger`."""
-        with self._lock:
-            for position in positions:
-                self._attempts[position] = self._attempts.get(position, 0) + 1
-            return [self._attempts[position] for position in positions]
-
-    def counts(self) -> Counts:
-        """See `Ledger`."""
-        with self._lock:
-            return Counts(len(self._done) - self._failed, self._failed, len(self._ids))
-
-    def failures(self) -> list[TaskFailure]:
-        """See `Ledger`."""
-        with self._lock:
-            return list(self._failures)

@@ -1,6 +1,7 @@
 """The Ray host on a driver process in memory: slots, errors, time-outs, and connections that are lost."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from tests.harness.fake_ray_driver import FakeRayDriver
 from worker.plugins import (
     ActionRequest,
     PluginCallError,
+    PluginError,
     PluginHostBusyError,
     PluginHostUnavailableError,
+    PluginProcessDiedError,
     PluginStore,
     PluginTimeoutError,
     RayDriverError,
@@ -79,6 +82,56 @@ def test_call_without_a_slot_is_busy_and_not_a_timeout(
     actor = ray_host._Actor("actor")
     with actor.slot, pytest.raises(PluginHostBusyError, match="busy"):
         host._call_in_slot(("a", "b"), actor, release, REQUEST, "convert_from_files", "[]")
+
+
+@pytest.mark.parametrize("end", [None, ended(CallEnd.ACTOR_DIED, "ActorDiedError")], ids=["hangs", "dies"])
+def test_a_call_behind_one_that_ends_the_process_is_busy(
+    connection: RayConnection, release: Release, driver: FakeRayDriver, end: dict[str, str] | None
+) -> None:
+    # Given a call that waits for its slot while another one is under way
+    host = RayHost(connection, Packages(), 0.01)
+    waiting = threading.Event()
+    raised: list[Exception] = []
+
+    def wait_behind() -> None:
+        try:
+            batch(host, release)
+        except PluginError as error:
+            raised.append(error)
+
+    behind = threading.Thread(target=wait_behind)
+
+    class Slot:
+        """Of the actor that both use; says when a call waits for it."""
+
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def acquire(self, timeout: float) -> bool:
+            if self.lock.locked():
+                waiting.set()
+            return self.lock.acquire(timeout=timeout)
+
+        def release(self) -> None:
+            self.lock.release()
+
+    def fail(*_: Any) -> Any:
+        # When the first call hangs, or ends the process
+        if not behind.is_alive() and not raised:
+            behind.start()
+            assert waiting.wait(30)
+        return end
+
+    batch(host, release)
+    [actor] = host._actors.values()
+    actor.slot = Slot()  # type: ignore[assignment]
+    driver.answers["wait_for_end"] = fail
+    with pytest.raises((PluginTimeoutError, PluginProcessDiedError)):
+        batch(host, release)
+    behind.join(30)
+
+    # Then the other one is to come again, though no process of its own has answered
+    assert [type(error) for error in raised] == [PluginHostBusyError]
 
 
 def test_a_one_off_call_returns_its_value(host: RayHost, release: Release) -> None:
