@@ -17,8 +17,7 @@ from worker.to_task.annotate import finish_pass, select_tasks
 from worker.to_task.clients import EventLoopThread
 from worker.to_task.discover import NO_TASKS, iter_task_ids, page_size
 from worker.to_task.hooks import Answer, Item
-from worker.to_task.ledger import Ledger
-from worker.to_task.memory_ledger import MemoryLedger
+from worker.to_task.ledger import Ledger, MemoryLedger
 from worker.to_task.methods import AnnotationMethod, FileMethod, InferenceMethod
 from worker.to_task.pipeline import Pipeline
 from worker.to_task.prepare import check_project

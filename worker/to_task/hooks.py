@@ -88,7 +88,7 @@ class PluginCalls:
         self._max_failures_in_row = max_failures_in_row
         self._check_ended = check_ended
         self._failures = 0
-        self._is_unavailable = False
+        self._is_cut_short = False
         self.are_single = ledger.has_single_calls(chunk)
 
     @property
@@ -98,8 +98,8 @@ class PluginCalls:
 
     @property
     def is_over(self) -> bool:
-        """Whether the pass is to end because of the plugin; what is answered is still to be written."""
-        return self.failed_too_often or self._is_unavailable
+        """Whether the pass works no further tasks; what is answered is still to be written."""
+        return self.failed_too_often or self._is_cut_short
 
     def answers(
         self,
@@ -125,7 +125,8 @@ class PluginCalls:
         has_answered = False
         for index, item in enumerate(items):
             is_late = not is_first and time.monotonic() > until
-            if self.failed_too_often or is_late or self._check_ended():
+            self._is_cut_short = self._is_cut_short or is_late
+            if is_late or self.failed_too_often or self._check_ended():
                 return
             is_first = False
             try:
@@ -137,7 +138,7 @@ class PluginCalls:
                 owner = in_task(error).owner
                 if owner is Owner.DEPENDENCY and has_answered:
                     # What is answered is written first; the next pass meets the error before it has anything.
-                    self._is_unavailable = True
+                    self._is_cut_short = True
                     return
                 if owner is not Owner.TASK:
                     raise

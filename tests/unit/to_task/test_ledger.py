@@ -7,8 +7,7 @@ from fakeredis import FakeRedis
 
 from tests.unit.conftest import Clock
 from tests.unit.to_task.world import JOB, World
-from worker.to_task.ledger import Counts, Ledger, OpenTask, TaskOutcome, Ticket
-from worker.to_task.memory_ledger import MemoryLedger
+from worker.to_task.ledger import Counts, Ledger, MemoryLedger, OpenTask, TaskOutcome, Ticket
 
 Make = Callable[..., World]
 

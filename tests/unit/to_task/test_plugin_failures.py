@@ -199,8 +199,8 @@ def test_a_stop_is_heard_between_two_calls(make_world: Make) -> None:
 
 
 def test_single_calls_obey_the_time_of_a_pass(make_world: Make) -> None:
-    # Given no time at all, and a batch that hangs
-    world = make_world(4, chunk=10)
+    # Given no time at all, and a batch that hangs while the next one is fetched
+    world = make_world(34, chunk=100)
     world.host.crashing, world.host.crash = {4}, HUNG
     world.settings.worker_visibility_timeout_seconds = 0.0
     world.collect()
@@ -209,7 +209,7 @@ def test_single_calls_obey_the_time_of_a_pass(make_world: Make) -> None:
     countdowns, _ = world.annotate_fully(0)
 
     # Then the batch took a pass, and each task one
-    assert (countdowns, calls(world)) == ([0.0] * 4, [4, 1, 1, 1, 1])
+    assert (countdowns, calls(world)) == ([0.0] * 34, [32, *[1] * 34])
     assert sorted(failures(world)) == [4]
 
 
