@@ -109,6 +109,7 @@ def test_only_a_task_that_hangs_fails(platform: BadPlugins) -> None:
     assert platform.calls(project) == [list(range(6)), [0], [1], [2], [3], [4], [5]]
 
 
+@pytest.mark.chaos
 def test_only_a_task_that_ends_the_process_fails(platform: BadPlugins) -> None:
     project = platform.bad_project(6, lambda number: "die" if number == 2 else "good")
 
@@ -135,6 +136,7 @@ def test_only_a_task_with_too_large_an_answer_fails(platform: BadPlugins) -> Non
     assert platform.calls(project) == [list(range(4))]
 
 
+@pytest.mark.chaos
 def test_a_plugin_that_only_hangs_ends_the_run_in_time(platform: BadPlugins) -> None:
     # Given a project whose tasks all hang
     project = platform.bad_project(40, lambda _: "hang")
@@ -154,6 +156,7 @@ def test_a_plugin_that_only_hangs_ends_the_run_in_time(platform: BadPlugins) -> 
     assert sum(platform.write_counts(project)) == 0
 
 
+@pytest.mark.chaos
 def test_a_plugin_that_only_dies_ends_the_run(platform: BadPlugins) -> None:
     project = platform.bad_project(40, lambda _: "die")
 
@@ -164,6 +167,7 @@ def test_a_plugin_that_only_dies_ends_the_run(platform: BadPlugins) -> None:
     assert platform.calls(project)[2:] == [[0], [0], [1], [1], [2], [2]]
 
 
+@pytest.mark.chaos
 def test_a_killed_worker_leaves_no_task_to_hang_again(platform: BadPlugins) -> None:
     # Given a worker that is killed while it calls the task after one that hung
     project = platform.bad_project(5, lambda number: "hang" if number in (1, 2) else "good")
