@@ -129,6 +129,10 @@ class Settings(BaseSettings):
         description="The token of lesser rights for plugin code's own clients; without it they are None.",
     )
     worker_plugin_timeout_seconds: Seconds = Field(300, description="Timeout of a call of plugin code.")
+    worker_plugin_max_failures_in_row: Annotated[int, Field(ge=1)] = Field(
+        10,
+        description="So many tasks in a row on which the plugin hangs or dies end the run FAILED.",
+    )
     worker_plugin_max_mb: Annotated[int, Field(ge=1)] = Field(
         512, description="Largest release, unpacked, in MB; a larger one is rejected."
     )
