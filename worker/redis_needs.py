@@ -40,9 +40,7 @@ SUBCOMMANDS: Final = ("client", "script", "memory")
 
 CONTROL_CHANNELS: Final = ("celery.pidbox", "celeryev/*", "celeryev/worker.*")
 """The patterns to which Celery subscribes, behind `/{database}.`: remote control and events.
-
-Redis allows a subscription to a pattern only where a rule is that very pattern.
-"""
+Redis allows a subscription to a pattern only where a rule is that very pattern."""
 
 
 class RedisClusterError(RuntimeError):
