@@ -32,7 +32,7 @@ class FakeServe:
         self.application = ServeState()
         self.removed: list[str] = []
 
-    def state(self, app_name: str) -> ServeState:
+    def state(self, app_name: str, max_age: float = 0.0) -> ServeState:
         """What Serve shows of the application."""
         with self.faults.of("state", app_name):
             return self.application
