@@ -15,7 +15,7 @@ from worker.broker.config import EX_CONFIG, QUEUES
 from worker.logs.relay import LogRelayStep
 from worker.maintenance import Maintenance
 from worker.redis_needs import RedisClusterError, reject_cluster
-from worker.runs.bulkhead import MinThreadsStep
+from worker.runs.pool import MinThreadsStep
 from worker.services import services
 from worker.settings import Settings, SettingsError, settings
 from worker.workflow.dead_letters import reject_undelivered

@@ -3,27 +3,15 @@
 A thread is one of a pool of threads, or a process of a prefork pool.
 """
 
-import fcntl
-import hashlib
 import random
-import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any
-
-import structlog
-from celery import bootsteps, signals
-from celery.concurrency import solo
 
 from worker.runs.model import Outcome, Reschedule
-
-log = structlog.get_logger(__name__)
-
-MIN_THREADS = 3
-"""One for the annotation of chunks, one for another slot, and one that is always left to control work."""
+from worker.runs.pool import SlotFile, pool
 
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 6.0
 """Most calls are short, so the first retry for a slot comes soon; some hang, so the later ones come later."""
@@ -57,34 +45,6 @@ ALL_DEPENDENCIES = "all"
 def release_share(plugin: str) -> str:
     """The share of the calls of one release's code, `code@version`."""
     return f"release:{plugin}"
-
-
-class SlotFile:
-    """Slots that the processes of a prefork pool share: record locks, which end with their process.
-
-    The file has no name and no content. It is made before the processes are forked from their parent.
-    """
-
-    MAX_SLOTS = 4096
-
-    def __init__(self) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the process lives
-
-    def acquire(self, name: str, slot: int) -> bool:
-        """Whether no other process holds this slot; it is then this process's."""
-        try:
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._offset(name, slot))
-        except (BlockingIOError, PermissionError):
-            return False
-        return True
-
-    def release(self, name: str, slot: int) -> None:
-        """Give the slot back."""
-        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, self._offset(name, slot))
-
-    def _offset(self, name: str, slot: int) -> int:
-        number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:5], "big")
-        return number * self.MAX_SLOTS + slot
 
 
 class Bulkhead:
@@ -182,41 +142,5 @@ class Bulkhead:
         )
 
 
-class _Pool:
-    """The worker of this process, once there is one."""
-
-    worker: Any = None
-    slot_file: SlotFile | None = None
-
-    def threads(self) -> int:
-        worker = self.worker
-        found = getattr(worker, "max_concurrency", None) or getattr(worker, "concurrency", None)
-        return found if isinstance(found, int) else 1
-
-
-_pool = _Pool()
-bulkhead = Bulkhead(_pool.threads, lambda: _pool.slot_file)
+bulkhead = Bulkhead(pool.threads, lambda: pool.slot_file)
 """The bulkhead of this worker."""
-
-
-@signals.celeryd_init.connect(weak=False)
-def _remember(instance: Any = None, **_: Any) -> None:
-    _pool.worker, _pool.slot_file = instance, SlotFile()
-
-
-class MinThreadsStep(bootsteps.Step):
-    """Gives every pool at least `MIN_THREADS`, before it is made."""
-
-    requires = ("celery.worker.components:Pool",)
-
-    def __init__(self, parent: Any, **options: Any) -> None:
-        super().__init__(parent, **options)
-        if issubclass(parent.pool_cls, solo.TaskPool):
-            log.warning("a pool `solo` has one thread: a step that hangs delays stops; use `--pool threads`")
-            return
-        asked = parent.min_concurrency
-        for name in ("concurrency", "min_concurrency", "max_concurrency"):
-            if getattr(parent, name):
-                setattr(parent, name, max(MIN_THREADS, getattr(parent, name)))
-        if asked < MIN_THREADS:
-            log.info("pool enlarged, so that control work always has a thread", asked=asked, size=MIN_THREADS)

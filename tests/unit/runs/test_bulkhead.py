@@ -12,14 +12,12 @@ from tests.harness.pool_threads import NewThread
 from worker.runs.bulkhead import (
     MAX_RETRY_SECONDS,
     MIN_RETRY_SECONDS,
-    MIN_THREADS,
     SECONDS_BETWEEN_TRIES,
     Bulkhead,
-    MinThreadsStep,
-    SlotFile,
     backoff,
 )
 from worker.runs.model import Outcome, Reschedule, Suspend
+from worker.runs.pool import MIN_THREADS, MinThreadsStep, SlotFile
 
 
 def test_a_dependency_gets_half_of_the_threads(new_thread: NewThread) -> None:
