@@ -14,8 +14,8 @@ from worker.broker import broker_settings, broker_url, message_rejected
 from worker.broker.config import EX_CONFIG, QUEUES
 from worker.logs.relay import LogRelayStep
 from worker.maintenance import Maintenance
+from worker.pool import MinThreadsStep
 from worker.redis_needs import RedisClusterError, reject_cluster
-from worker.runs.pool import MinThreadsStep
 from worker.services import services
 from worker.settings import Settings, SettingsError, settings
 from worker.workflow.dead_letters import reject_undelivered

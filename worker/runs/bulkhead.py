@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from worker.pool import SlotFile, pool
 from worker.runs.model import Outcome, Reschedule
-from worker.runs.pool import SlotFile, pool
 
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 6.0
 """Most calls are short, so the first retry for a slot comes soon; some hang, so the later ones come later."""

@@ -270,46 +270,47 @@ def test_idle_actors_are_dropped(
 
 
 @pytest.fixture
-def ended_run(monkeypatch: pytest.MonkeyPatch, driver: FakeRayDriver) -> list[str]:
-    """The calls that begin after the run's end, once a call has hung in `wait_for_end`."""
+def has_ended(monkeypatch: pytest.MonkeyPatch, driver: FakeRayDriver) -> Callable[[], bool]:
+    """Whether the run has ended for which a call of the author's code is made, as it does during the call."""
     monkeypatch.setattr(run_end, "CHECK_INTERVAL_SECONDS", 0.0)
-    later: list[str] = driver.calls
+    waits: list[str] = []
+    driver.answers["await_actor"] = lambda *_: "start"
 
-    def hang(*_: Any) -> None:
-        run_end.check_run()
+    def wait(call: str, _seconds: float) -> dict[str, str]:
+        if call != "start":
+            waits.append(call)
+            run_end.check_run()
+        return ended(CallEnd.REPLY, reply=json.dumps({"ok": 7}))
 
-    driver.answers["wait_for_end"] = hang
-    return later
+    driver.answers["wait_for_end"] = wait
+    return lambda: bool(waits)
 
 
 def test_a_one_off_call_of_a_run_that_ends_is_cancelled(
-    host: RayHost, release: Release, ended_run: list[str]
+    host: RayHost, release: Release, driver: FakeRayDriver, has_ended: Callable[[], bool]
 ) -> None:
-    ends = iter([False, True])
-    with waits_for_run(lambda: next(ends)), pytest.raises(RunEndedError):
+    with waits_for_run(has_ended), pytest.raises(RunEndedError):
         host.call(release, REQUEST, "check_params", {})
 
-    assert ended_run[-2:] == ["wait_for_end", "cancel_call"]
+    assert driver.calls[-2:] == ["wait_for_end", "cancel_call"]
 
 
 def test_a_batch_of_a_run_that_ends_kills_its_process(
-    host: RayHost, release: Release, ended_run: list[str], driver: FakeRayDriver
+    host: RayHost, release: Release, driver: FakeRayDriver, has_ended: Callable[[], bool]
 ) -> None:
     # Given a run that ends during a call
-    ends = iter([False, True])
-    with waits_for_run(lambda: next(ends)):
+    with waits_for_run(has_ended):
         with pytest.raises(RunEndedError):
             batch(host, release)
-        assert ended_run[-2:] == ["wait_for_end", "kill_actor"]
+        assert driver.calls[-2:] == ["wait_for_end", "kill_actor"]
 
         # Then no further call is begun for it
-        calls = len(ended_run)
+        calls = len(driver.calls)
         with pytest.raises(RunEndedError):
             batch(host, release)
-        assert len(ended_run) == calls
+        assert len(driver.calls) == calls
 
     # And another run gets a process of its own
-    driver.answers["wait_for_end"] = ended(CallEnd.REPLY, reply=json.dumps({"ok": 7}))
     assert batch(host, release) == 7
     assert driver.calls.count("start_actor") == 2
 

@@ -9,6 +9,7 @@ from celery.concurrency.solo import TaskPool as SoloPool
 from celery.concurrency.thread import TaskPool as ThreadPool
 
 from tests.harness.pool_threads import NewThread
+from worker.pool import MIN_THREADS, MinThreadsStep, SlotFile
 from worker.runs.bulkhead import (
     MAX_RETRY_SECONDS,
     MIN_RETRY_SECONDS,
@@ -17,7 +18,6 @@ from worker.runs.bulkhead import (
     backoff,
 )
 from worker.runs.model import Outcome, Reschedule, Suspend
-from worker.runs.pool import MIN_THREADS, MinThreadsStep, SlotFile
 
 
 def test_a_dependency_gets_half_of_the_threads(new_thread: NewThread) -> None:
