@@ -9,7 +9,7 @@ import structlog
 from redis import RedisError
 
 from worker.blame import INFRASTRUCTURE_ERRORS
-from worker.deploy.deployments import DeployedPackages
+from worker.deploy.packages import DeployedPackages
 from worker.logs.retention import EndedLogs
 from worker.platform import clean
 from worker.pre_processor.waitlist import WAITLIST_PREFIX, recover_waitlist
