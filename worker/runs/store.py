@@ -31,7 +31,15 @@ class UnknownRunError(LookupError):
     """There is no record of this run: it never was, or it expired a day after its end was reported."""
 
 
-class NewerRunError(RuntimeError):
+class UnreadableRunError(RuntimeError):
+    """The record of a run cannot be read."""
+
+
+class DamagedRunError(UnreadableRunError):
+    """The record of this run is not what any release writes."""
+
+
+class NewerRunError(UnreadableRunError):
     """A worker of a newer release accepted this run: its message says what this release does not know.
 
     To ignore that could do what the message forbids, so the run's steps are left to newer workers.
@@ -100,28 +108,35 @@ class RunStore:
         return bool(self.redis.exists(run_key(job)))
 
     def load(self, job: str) -> StoredRun:
-        """Read the run; raises `UnknownRunError`, or `NewerRunError` if only newer workers understand it."""
+        """Read the run; raises `UnknownRunError`, `DamagedRunError`, or `NewerRunError` if only newer workers
+        understand it."""
         stored = self.redis.hgetall(run_key(job))
         if not stored:
             raise UnknownRunError(f"job {job} has no run here")
-        message = json.loads(stored[RunField.MESSAGE])
+        try:
+            message = json.loads(stored[RunField.MESSAGE])
+            task, kwargs = message["task"], message["kwargs"]
+            queue, position = stored[RunField.QUEUE], int(stored[RunField.POSITION])
+            end = _end(stored.get(RunField.ENDED))
+        except (KeyError, TypeError, ValueError):
+            raise DamagedRunError(f"the record of job {job}'s run is damaged") from None
         state = {
             name.removeprefix(STATE_PREFIX): text
             for name, text in stored.items()
             if name.startswith(STATE_PREFIX)
         }
         try:
-            validated = _MESSAGES[message["task"]].model_validate(message["kwargs"])
+            validated = _MESSAGES[task].model_validate(kwargs)
         except (KeyError, ValidationError):
             raise NewerRunError(f"the run of job {job} is of a newer release") from None
         return Run(
             job=job,
             message=validated,
             state=StoredState(state),
-            queue=stored[RunField.QUEUE],
-            position=int(stored[RunField.POSITION]),
+            queue=queue,
+            position=position,
             step=stored.get(RunField.STEP, ""),
-            end=_end(stored.get(RunField.ENDED)),
+            end=end,
         )
 
     def standings(self, jobs: Iterable[str]) -> list[Standing | None]:
@@ -147,7 +162,7 @@ class RunStore:
     ) -> StepClaim:
         """Take the step's lock and move the run on to it, if the run is open and is not further on.
 
-        Raises `NewerRunError` when only newer workers understand the run; the lock is free then.
+        Raises `UnreadableRunError` as `load` does; the lock is free then.
         """
         name = f"{step.name}:{part}" if part else step.name
         lease = step_lease(job, name, token)
@@ -170,7 +185,7 @@ class RunStore:
         if status == ClaimStatus.CLAIMED:
             try:
                 run = self.load(job)
-            except NewerRunError:
+            except UnreadableRunError:
                 self._scripts.run("release_lock", *release_arguments(lease))
                 raise
             run = replace(run, is_retry=int(times) > 1, generation=generation, lease=lease)
@@ -213,6 +228,10 @@ class RunStore:
         """Seconds since the end was written; None for a run without an end."""
         if not self.redis.hexists(run_key(job), RunField.ENDED):
             return None
+        return redis_time(self.redis) - float(self.redis.hget(job_key(job), "updated") or 0)
+
+    def seconds_since_change(self, job: str) -> float:
+        """Seconds since the run's public record changed."""
         return redis_time(self.redis) - float(self.redis.hget(job_key(job), "updated") or 0)
 
     def remember_stop(self, job: str) -> None:

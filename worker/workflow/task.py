@@ -34,12 +34,18 @@ from worker.runs.model import (
     Suspend,
     WorkflowStep,
 )
-from worker.runs.runs import Runs
-from worker.runs.store import NewerRunError, step_lease
+from worker.runs.runs import MAX_UNREADABLE_SECONDS, Runs
+from worker.runs.store import DamagedRunError, UnreadableRunError, step_lease
 from worker.services import services
 from worker.workflow import intake
 from worker.workflow.dead_letters import reject_message
-from worker.workflow.delivery import DeliveredTask
+from worker.workflow.delivery import (
+    INFRASTRUCTURE_RETRY_SECONDS,
+    MAX_DEPENDENCY_WAIT_SECONDS,
+    NEWER_HEADER,
+    REJECTED_TEXT,
+    DeliveredTask,
+)
 from worker.workflow.validation import (
     Arguments,
     arguments_of,
@@ -53,7 +59,6 @@ log = structlog.get_logger(__name__)
 StepFunction: TypeAlias = Callable[[Run[MessageT, StateT]], Outcome]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-INFRASTRUCTURE_RETRY_SECONDS = 1.0
 NEWER_RUN_SECONDS = 5.0
 """Delay of the message of a run that only newer workers of the fleet understand."""
 LOCKED_SECONDS = 1.0
@@ -62,10 +67,6 @@ REPUBLISH_SECONDS = 0.5
 
 MAX_USER_MESSAGE_CHARS = 5_000
 """Of a text for users, kept in Redis, events and the job's result. A plugin's error fits in whole."""
-
-MAX_DEPENDENCY_WAIT_SECONDS = 3600.0
-"""How long a message is retried for a dependency that answers with errors, or for this host: its countdowns
-in all. Those for a dependency that is unavailable or asks for later calls are not among them."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,33 @@ class StepTask(DeliveredTask):
             return super().__call__(*args, **kwargs)
         try:
             return self.run(*args, **kwargs)
-        except NewerRunError:
-            log.warning("step of a newer release requeued", job=readable_job(kwargs))
+        except UnreadableRunError as error:
             # Entry tasks have no arguments but those of their message.
             changes = {} if self._arguments is None else {"redelivered": self.is_redelivered()}
-            self.retry_later(NEWER_RUN_SECONDS, **changes)
+            waited = self.waited_seconds(NEWER_HEADER)
+            if isinstance(error, DamagedRunError) or waited >= MAX_UNREADABLE_SECONDS:
+                return self._give_up_unreadable(args, kwargs, str(error))
+            log.warning("step of a newer release requeued", job=readable_job(kwargs))
+            self.retry_later(NEWER_RUN_SECONDS, newer_seconds=waited + NEWER_RUN_SECONDS, **changes)
+
+    def _give_up_unreadable(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> None:
+        """Keep the message as a dead letter, and end the run if the message is that of a step.
+
+        The record does not say whether newer workers go on with the run, as each claim changes it. But of a
+        day's thousands of deliveries, one would have been theirs.
+        """
+        self.reject(args, kwargs, reason)
+        if self._arguments is not None and (job := readable_job(kwargs)) is not None:
+            self._end_unusable_run(job, reason)
+
+    def _end_unusable_run(self, job: str, reason: str) -> None:
+        try:
+            self.runs.finish(job, End(JobStatus.FAILED, {"error": reason}))
+        except INFRASTRUCTURE_ERRORS as error:
+            if blame.in_step(error).retries is Retries.UNLIMITED:
+                self.retry_later(INFRASTRUCTURE_RETRY_SECONDS, redelivered=True)
+            # Not even the end can be written. The message says what was to be done.
+            self.reject((), self.request.kwargs, reason)
 
     # Steps of runs
 
@@ -165,7 +188,8 @@ class StepTask(DeliveredTask):
                 log.warning("step retry scheduled", error_type=type(error).__name__)
                 self.runs.locks.release_later(lease)
                 # As after a redelivery, it is unknown how far this delivery came.
-                self.retry_later(INFRASTRUCTURE_RETRY_SECONDS, redelivered=True)
+                self.retry_for_infrastructure(error, redelivered=True)
+                self._end_unusable_run(job, f"{REJECTED_TEXT}: {user_message(error)}")
 
     def on_message_after_end(self, job: str) -> None:
         """A step's message arrived after the run's end; a workflow may have something to clean up."""
@@ -248,7 +272,7 @@ class StepTask(DeliveredTask):
             self.on_message_after_end(job)
         except INFRASTRUCTURE_ERRORS:
             raise
-        except NewerRunError:
+        except UnreadableRunError:
             raise
         except Exception as error:
             if blame.in_step(error).retries is not Retries.NONE:
@@ -324,7 +348,11 @@ class StepTask(DeliveredTask):
             retry = function()
         except INFRASTRUCTURE_ERRORS as error:
             log.warning("task retry scheduled", error_type=type(error).__name__)
-            retry = Retry(INFRASTRUCTURE_RETRY_SECONDS, changes_without_redis)
+            self.retry_for_infrastructure(error, **changes_without_redis)
+            # What the sweep publishes again needs no copy.
+            retry = None
+            if self._arguments is None:
+                self.reject(tuple(self.request.args or ()), self.request.kwargs, REJECTED_TEXT)
         if retry is not None:
             max_countdown = retry.countdown if retry.is_asked_for else None
             self.retry_later(retry.countdown, max_countdown=max_countdown, **retry.changes)
@@ -358,8 +386,9 @@ class StepTask(DeliveredTask):
             self.reject(args, kwargs, str(rejection))
         except INFRASTRUCTURE_ERRORS as error:
             log.warning("message retry scheduled", error_type=type(error).__name__)
-            self.retry_later(INFRASTRUCTURE_RETRY_SECONDS)
-        except NewerRunError:
+            self.retry_for_infrastructure(error)
+            self.reject(args, kwargs, f"{REJECTED_TEXT} ({type(error).__name__})")
+        except UnreadableRunError:
             raise
         except Exception as error:
             name, retries = type(error).__name__, blame.in_message(error).retries

@@ -1,18 +1,26 @@
-"""A step that kills one worker after the other ends its run, and one that gets further goes on."""
+"""How long a message is delivered again: workers that die, runs that cannot be read, a Redis that rejects."""
+
+import json
 
 import pytest
 from fakeredis import FakeRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoPermissionError, ResponseError
 
+from shared.channels import job_key
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import Delivery, InProcessWorker
 from tests.unit.runs.example_workflow import CHUNK, FIRST, SECOND, StepCalls, deliver
-from worker.runs.keys import deliveries_field, lock_key, polls_key
+from tests.unit.workflow.harness import MESSAGE, FakeServices, TaskRunner, dead_letters
+from worker.runs.keys import deliveries_field, lock_key, polls_key, run_key
 from worker.runs.model import Continue, Reschedule, Run, Step, Suspend
 from worker.runs.runs import Runs
 from worker.to_task.discover import Page, PageCommit, TaskIndex
 from worker.to_task.ledger import RedisLedger, TaskOutcome
 from worker.workflow.delivery import MAX_DEATHS
+from worker.workflow.task import StepTask
+
+GENERATION = {"job": "42", "generation": 0}
 
 
 def die(runs: Runs, step: Step, *, times: int = 1, part: str = "", generation: int = 0) -> None:
@@ -37,7 +45,7 @@ def deaths(redis: FakeRedis, step: Step, part: str = "") -> str | None:
 
 
 @pytest.mark.parametrize("part", ["", "7"])
-def test_step_that_killed_five_workers_ends_its_run_without_a_sixth_call(
+def test_step_that_killed_five_workers_is_not_called_again(
     worker: InProcessWorker, runs: Runs, run: Run, part: str
 ) -> None:
     step = CHUNK if part else FIRST
@@ -116,7 +124,7 @@ def test_poll_of_the_next_generation_begins_with_no_deaths(
     assert len(calls) == 1
 
 
-def test_delivery_that_lost_its_lock_while_suspended_does_not_count_once_it_ends(
+def test_suspended_delivery_does_not_count_once_it_ends(
     worker: InProcessWorker, runs: Runs, run: Run, redis: FakeRedis
 ) -> None:
     def overtaken(_: Run) -> Suspend:
@@ -202,3 +210,136 @@ def test_committed_page_forgets_the_deaths_of_its_step(runs: Runs, run: Run, red
 
     assert committed is PageCommit.COMMITTED
     assert deaths(redis, FIRST) is None
+
+
+@pytest.fixture
+def step_runner(task_runner: TaskRunner) -> TaskRunner:
+    """A runner that knows the step `deploy.first`."""
+
+    def first(self: StepTask, job: str, **_: object) -> None:
+        self.run_step(FIRST, job, StepCalls())
+
+    task_runner._app.task(base=StepTask, bind=True, name=FIRST.name, shared=False)(first)
+    task_runner.deliver("test.deploy", **MESSAGE)
+    return task_runner
+
+
+def make_newer(redis: FakeRedis) -> None:
+    stored = json.loads(redis.hget(run_key("42"), "message"))
+    stored["kwargs"]["dry_run"] = True
+    redis.hset(run_key("42"), "message", json.dumps(stored))
+
+
+def ends(redis: FakeRedis) -> tuple[str, str]:
+    status, error = redis.hmget(job_key("42"), ["status", "error"])
+    return status, error
+
+
+def test_step_of_a_newer_run_waits_for_a_newer_worker_for_a_day(
+    step_runner: TaskRunner, redis: FakeRedis
+) -> None:
+    make_newer(redis)
+
+    # When it has waited for less than a day, then it waits on
+    headers = {"synapse_newer_seconds": 86_399.0, "synapse_waited_seconds": 7.0}
+    delivery = step_runner.deliver_all(FIRST.name, GENERATION, headers=headers)
+    assert (delivery.ended, delivery.countdown) == ("retried", 5.0)
+    assert delivery.headers == {"synapse_newer_seconds": 86_404.0, "synapse_waited_seconds": 7.0}
+    assert dead_letters(redis) == []
+
+    # And when it has waited for a day, it is a dead letter, and the run ends
+    assert step_runner.deliver_all(FIRST.name, GENERATION, headers=delivery.headers).ended == "acknowledged"
+    [letter] = dead_letters(redis)
+    assert (letter["task"], letter["reason"]) == (FIRST.name, "the run of job 42 is of a newer release")
+    assert ends(redis) == ("FAILED", "the run of job 42 is of a newer release")
+
+
+def test_step_of_a_damaged_run_ends_it_at_once(step_runner: TaskRunner, redis: FakeRedis) -> None:
+    redis.hset(run_key("42"), "message", "rubbish")
+
+    assert step_runner.deliver_all(FIRST.name, GENERATION).ended == "acknowledged"
+
+    assert [letter["reason"] for letter in dead_letters(redis)] == ["the record of job 42's run is damaged"]
+    assert ends(redis) == ("FAILED", "the record of job 42's run is damaged")
+    assert not redis.exists(lock_key("42", FIRST.name))
+
+
+def test_second_message_of_a_newer_run_never_ends_it(step_runner: TaskRunner, redis: FakeRedis) -> None:
+    make_newer(redis)
+
+    step_runner.deliver_all("test.deploy", MESSAGE, headers={"synapse_newer_seconds": 90_000.0})
+
+    assert len(dead_letters(redis)) == 1
+    assert ends(redis) == ("PENDING", "")
+
+
+REJECTED = NoPermissionError("User w has no permissions to run the 'evalsha' command")
+
+
+def test_command_that_redis_rejects_is_retried_for_an_hour(
+    worker: InProcessWorker, runs: Runs, run: Run, redis: FakeRedis
+) -> None:
+    # Given a step that needs a command for which the worker has no right
+    headers: dict[str, float] = {}
+    countdowns: list[float] = []
+    while not runs.store.has_ended("42"):
+        delivery = deliver(worker, FIRST, StepCalls(REJECTED), redelivered=True, headers=headers)
+        headers = delivery.headers
+        countdowns.append(delivery.countdown or 0.0)
+
+    # Then its countdowns grow, and the run ends after an hour of them
+    assert countdowns[:4] == [1.0, 1.0, 1.0, 1.5]
+    assert max(countdowns) == runs.timing.max_countdown
+    assert 3_600 <= sum(countdowns) < 3_700
+    assert ends(redis) == (
+        "FAILED",
+        "Redis has rejected a command for an hour: NoPermissionError: User w has no permissions to run the "
+        "'evalsha' command",
+    )
+
+
+@pytest.mark.parametrize("error", [RedisConnectionError("away"), ResponseError("BUSY Redis is busy")])
+def test_outage_is_retried_each_second_without_end(
+    worker: InProcessWorker, runs: Runs, run: Run, error: Exception
+) -> None:
+    headers = {"synapse_waited_seconds": 4_000.0}
+
+    delivery = deliver(worker, FIRST, StepCalls(error), headers=headers)
+
+    assert (delivery.ended, delivery.countdown, delivery.headers) == ("retried", 1.0, headers)
+
+
+def test_message_of_a_run_that_cannot_be_ended_is_a_dead_letter(
+    step_runner: TaskRunner, redis: FakeRedis
+) -> None:
+    redis.delete(run_key("42"))
+    redis.set(run_key("42"), "rubbish")
+
+    delivery = step_runner.deliver_all(FIRST.name, GENERATION, headers={"synapse_waited_seconds": 3_600.0})
+
+    assert delivery.ended == "acknowledged"
+    assert [letter["task"] for letter in dead_letters(redis)] == [FIRST.name]
+
+
+@pytest.mark.parametrize("task", ["stop", "test.deploy"])
+def test_message_rejected_by_redis_for_an_hour_is_a_dead_letter(
+    task_runner: TaskRunner,
+    services: FakeServices,
+    redis: FakeRedis,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+) -> None:
+    def rejected(*_: object) -> None:
+        raise REJECTED
+
+    monkeypatch.setattr(services.runs.store, "remember_stop", rejected)
+    monkeypatch.setattr(services.runs.store, "accept", rejected)
+    message = MESSAGE if task == "test.deploy" else {"job": 42}
+
+    first = task_runner.deliver_all(task, message)
+    assert (first.ended, first.countdown) == ("retried", 1.0)
+    last = task_runner.deliver_all(task, message, headers={"synapse_waited_seconds": 3_600.0})
+
+    assert last.ended == "acknowledged"
+    [letter] = dead_letters(redis)
+    assert letter["reason"].startswith("Redis has rejected a command for an hour")
