@@ -35,7 +35,7 @@ from worker.runs.model import (
     WorkflowStep,
 )
 from worker.runs.runs import MAX_UNREADABLE_SECONDS, Runs
-from worker.runs.store import DamagedRunError, UnreadableRunError, step_lease
+from worker.runs.store import DamagedRunError, StepClaim, UnreadableRunError, step_lease
 from worker.services import services
 from worker.workflow import intake
 from worker.workflow.dead_letters import reject_message
@@ -159,10 +159,7 @@ class StepTask(DeliveredTask):
         redelivered = self.is_redelivered()
         with bound_contextvars(job=job, step=name):
             try:
-                self.runs.locks.release_overdue()
-                claim = self.runs.store.claim_step(
-                    job, step, part, lease.token, self.runs.locks.seconds, generation, redelivered
-                )
+                claim = self._claim(job, step, part, lease, generation, redelivered)
                 match claim.status:
                     case ClaimStatus.LOCKED:
                         self.retry_later(LOCKED_SECONDS, redelivered=redelivered)
@@ -186,10 +183,23 @@ class StepTask(DeliveredTask):
                     self._apply(step, name, claim.run, call)
             except INFRASTRUCTURE_ERRORS as error:
                 log.warning("step retry scheduled", error_type=type(error).__name__)
-                self.runs.locks.release_later(lease)
                 # As after a redelivery, it is unknown how far this delivery came.
                 self.retry_for_infrastructure(error, redelivered=True)
                 self._end_unusable_run(job, f"{REJECTED_TEXT}: {user_message(error)}")
+
+    def _claim(
+        self, job: str, step: Step, part: str, lease: Lease, generation: int, redelivered: bool
+    ) -> StepClaim:
+        locks = self.runs.locks
+        try:
+            locks.release_overdue()
+            return self.runs.store.claim_step(
+                job, step, part, lease.token, locks.seconds, generation, redelivered
+            )
+        except INFRASTRUCTURE_ERRORS:
+            # Only the answer may be lost, and the step claimed.
+            locks.release_later(lease)
+            raise
 
     def on_message_after_end(self, job: str) -> None:
         """A step's message arrived after the run's end; a workflow may have something to clean up."""
