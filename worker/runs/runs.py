@@ -1,10 +1,11 @@
 """What workflows do to runs: status, progress, messages, the end, and the report of it to the backend."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from redis import Redis
+from redis import Redis, RedisError
 
 from shared.channels import RETENTION_SECONDS, job_key
 from shared.statuses import JobStatus
@@ -121,6 +122,12 @@ class Runs:
         if isinstance(error, DamagedRunError):
             return True
         return self.store.seconds_since_change(job) >= MAX_UNREADABLE_SECONDS
+
+    def is_known_to_have_ended(self, job: str) -> bool:
+        """Whether the run has ended; false while Redis does not say it."""
+        with suppress(RedisError):
+            return self.store.has_ended(job)
+        return False
 
     def holds_lease(self, run: AnyRun) -> bool:
         """Whether the step for which `run` was read still holds its lock."""
