@@ -11,10 +11,11 @@ Publishers need none of this.
 
 from worker.broker.config import ClockOffsetError, broker_settings, broker_url, check_clock
 from worker.broker.connection import AMQP, Connection
-from worker.broker.rejections import RejectedMessage, message_rejected
+from worker.broker.rejections import UNKNOWN_STEP, RejectedMessage, message_rejected, step_unknown
 
 __all__ = [
     "AMQP",
+    "UNKNOWN_STEP",
     "ClockOffsetError",
     "Connection",
     "RejectedMessage",
@@ -22,4 +23,5 @@ __all__ = [
     "broker_url",
     "check_clock",
     "message_rejected",
+    "step_unknown",
 ]

@@ -25,11 +25,8 @@ from worker.runs.model import Outcome, WorkflowStep
 from worker.runs.publisher import send_task
 from worker.services import services
 from worker.settings import once_per_process
-from worker.workflow.task import (
-    INFRASTRUCTURE_RETRY_SECONDS,
-    StepFunction,
-    StepTask,
-)
+from worker.workflow.delivery import INFRASTRUCTURE_RETRY_SECONDS
+from worker.workflow.task import StepFunction, StepTask
 
 DeployStep: TypeAlias = WorkflowStep[DeployMessage, DeployState]
 
@@ -67,8 +64,8 @@ class DeployTask(StepTask):
                     kwargs = {**kwargs, "redelivered": True}
                 self.runs.publisher.publish(step, DeployMessage.agent_queue(agent), kwargs)
                 return
-        except INFRASTRUCTURE_ERRORS:
-            self.retry_later(INFRASTRUCTURE_RETRY_SECONDS, redelivered=self.is_redelivered())
+        except INFRASTRUCTURE_ERRORS as error:
+            self.retry_for_infrastructure(error, redelivered=self.is_redelivered())
         self.run_step(step, job, in_bulkhead if step in CLUSTER_STEPS else function)
 
     def forward(self, args: tuple[Any, ...], kwargs: JsonObject, agent: int) -> None:

@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -44,10 +44,13 @@ class ProcessHost:
         """See `PluginHost.call_batch`; imported modules always stay loaded here."""
         return self.call(release, request, operation, payload)
 
-    def pin(self, releases: Iterable[Release]) -> None:
+    def pin(self, package: str) -> bool:
         """See `PluginHost.pin`; only deployed releases have a package."""
-        if self._ray is not None:
-            self._ray.pin(releases)
+        return self._ray is None or self._ray.pin(package)
+
+    def restore(self, package: str, release: Release) -> bool:
+        """See `PluginHost.restore`."""
+        return self._ray is None or self._ray.restore(package, release)
 
     def close(self) -> None:
         """See `PluginHost.close`."""

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -166,14 +166,19 @@ class RayHost:
         with self._lock:
             return self._actors.get(key) is actor
 
-    def pin(self, releases: Iterable[Release]) -> None:
+    def pin(self, package: str) -> bool:
         """See `PluginHost.pin`. Idle actors are ended as well."""
-        for release in releases:
-            self._runtime_env(release, {})
+        self._connect()
         with self._lock:
             idle = self._drop_idle()
         if idle:
             self._stop(operations.drop_actors, idle)
+        return self._packages.keep(package)
+
+    def restore(self, package: str, release: Release) -> bool:
+        """See `PluginHost.restore`."""
+        self._connect()
+        return self._packages.restore(package, release)
 
     def close(self) -> None:
         """End the actors. The connection stays, as it belongs to the process."""
@@ -186,12 +191,15 @@ class RayHost:
     def _runtime_env(self, release: Release, env: dict[str, str]) -> JsonObject:
         """Connect, upload the release's package if it is not there, and make the runtime environment."""
         check_run()
+        self._connect()
+        return runtime_env(release, self._packages.ensure(release), env)
+
+    def _connect(self) -> None:
         self._connection.connect()
         with self._lock:
             if self._generation != self._connection.generation:
                 self._actors.clear()  # their ids belong to the connection that was lost
                 self._generation = self._connection.generation
-        return runtime_env(release, self._packages.ensure(release), env)
 
     def _prepared(self, release: Release, request: ActionRequest) -> ActionRequest:
         return replace(request, runtime_env=self._runtime_env(release, request.env))

@@ -35,6 +35,9 @@ REQUEST = ActionRequest("cat@1.0", "to_task", "plugin.to_task.ToTask")
 
 
 class Packages:
+    def keep(self, uri: str) -> bool:
+        return True
+
     def ensure(self, release: Release) -> str:
         return "gcs://p.zip"
 
@@ -264,9 +267,9 @@ def test_idle_actors_are_dropped(
     batch(host, release)
     monkeypatch.setattr(ray_host, "MAX_IDLE_SECONDS", -1.0)
 
-    host.pin([release])
+    host.pin("gcs://a.zip")
 
-    assert driver.calls[-1] == "drop_actors"
+    assert "drop_actors" in driver.calls
 
 
 @pytest.fixture
