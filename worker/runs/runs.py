@@ -1,10 +1,11 @@
 """What workflows do to runs: status, progress, messages, the end, and the report of it to the backend."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from redis import Redis
+from redis import Redis, RedisError
 
 from shared.channels import job_key
 from shared.statuses import JobStatus
@@ -111,6 +112,12 @@ class Runs:
             self.events.log.append(job, f"{end.status} {end.error}".rstrip(), level)
         self.ensure_end_reported(job)
         return first
+
+    def is_known_to_have_ended(self, job: str) -> bool:
+        """Whether the run has ended; false while Redis does not say it."""
+        with suppress(RedisError):
+            return self.store.has_ended(job)
+        return False
 
     def holds_lease(self, run: AnyRun) -> bool:
         """Whether the step for which `run` was read still holds its lock."""

@@ -21,7 +21,10 @@ from worker.plugins import (
     RayDriverError,
     RayHost,
     Release,
+    RunEndedError,
     ray_host,
+    run_end,
+    waits_for_run,
 )
 from worker.plugins.ray_driver import RayConnection
 from worker.plugins.ray_driver.operations import CallEnd
@@ -264,3 +267,59 @@ def test_idle_actors_are_dropped(
     host.pin([release])
 
     assert driver.calls[-1] == "drop_actors"
+
+
+@pytest.fixture
+def ended_run(monkeypatch: pytest.MonkeyPatch, driver: FakeRayDriver) -> list[str]:
+    """The calls that begin after the run's end, once a call has hung in `wait_for_end`."""
+    monkeypatch.setattr(run_end, "CHECK_INTERVAL_SECONDS", 0.0)
+    later: list[str] = driver.calls
+
+    def hang(*_: Any) -> None:
+        run_end.check_run()
+
+    driver.answers["wait_for_end"] = hang
+    return later
+
+
+def test_a_one_off_call_of_a_run_that_ends_is_cancelled(
+    host: RayHost, release: Release, ended_run: list[str]
+) -> None:
+    ends = iter([False, True])
+    with waits_for_run(lambda: next(ends)), pytest.raises(RunEndedError):
+        host.call(release, REQUEST, "check_params", {})
+
+    assert ended_run[-2:] == ["wait_for_end", "cancel_call"]
+
+
+def test_a_batch_of_a_run_that_ends_kills_its_process(
+    host: RayHost, release: Release, ended_run: list[str], driver: FakeRayDriver
+) -> None:
+    # Given a run that ends during a call
+    ends = iter([False, True])
+    with waits_for_run(lambda: next(ends)):
+        with pytest.raises(RunEndedError):
+            batch(host, release)
+        assert ended_run[-2:] == ["wait_for_end", "kill_actor"]
+
+        # Then no further call is begun for it
+        calls = len(ended_run)
+        with pytest.raises(RunEndedError):
+            batch(host, release)
+        assert len(ended_run) == calls
+
+    # And another run gets a process of its own
+    driver.answers["wait_for_end"] = ended(CallEnd.REPLY, reply=json.dumps({"ok": 7}))
+    assert batch(host, release) == 7
+    assert driver.calls.count("start_actor") == 2
+
+
+def test_a_wait_for_a_busy_process_ends_with_the_run(
+    host: RayHost, release: Release, monkeypatch: pytest.MonkeyPatch, driver: FakeRayDriver
+) -> None:
+    monkeypatch.setattr(run_end, "CHECK_INTERVAL_SECONDS", 0.02)
+    actor = ray_host._Actor("actor")
+    with actor.slot, waits_for_run(lambda: True), pytest.raises(RunEndedError):
+        host._call_in_slot(("a", "b"), actor, release, REQUEST, "convert_from_files", "[]")
+
+    assert driver.calls == [], "the process that another run uses is left alone"
