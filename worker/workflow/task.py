@@ -176,12 +176,12 @@ class StepTask(DeliveredTask):
                 if claim.run is None:
                     return
 
-                def heartbeat() -> None:
-                    self.runs.heartbeats.schedule(run_member(job))
+                def renew() -> None:
+                    self.runs.heartbeats.renew(run_member(job))
 
-                heartbeat()
+                self.runs.heartbeats.schedule(run_member(job))
                 has_ended = partial(self.runs.is_known_to_have_ended, job)
-                with self.runs.locks.hold(lease, heartbeat), waits_for_run(has_ended):
+                with self.runs.locks.hold(lease, renew), waits_for_run(has_ended):
                     end = self.end_after_deaths(name, job, claim.died)
                     call = end or self._call(name, claim.run, lambda run: function(step.workflow.typed(run)))
                     self._apply(step, name, claim.run, call)
