@@ -65,6 +65,7 @@ def harness(tmp_path: Path) -> Iterator[Harness]:
         yield Harness(sandbox, deaths)
 
 
+@pytest.mark.chaos
 def test_plugin_that_ends_five_workers_fails_its_run_alone(harness: Harness) -> None:
     # Given a run whose file ends every worker that converts it, and another of the same plugin
     deadly, other = harness.new_project(3), harness.new_project(30)
