@@ -1,7 +1,7 @@
-"""What the engine adds to bare Celery: runs taken in until they wait, and chains of steps that do nothing.
+"""What the engine adds to bare Celery: runs until they wait, and chains of steps that do nothing.
 
-Bare Celery has the stock transport and makes the same calls. The file is also the Celery app of the bare worker, the
-module with the steps of the engine's worker, and (with --stub) the backend of both.
+Bare Celery has the stock transport and makes the same calls. The file is also the Celery app of the bare
+worker, the module with the steps of the engine's worker, and (with --stub) the backend of both.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import psutil
@@ -43,7 +43,7 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Size:
-    """How many runs are taken in, and how many chains are walked."""
+    """How many runs are published, and how many chains are walked."""
 
     runs: int
     chains: int
@@ -69,9 +69,9 @@ RELEASE_CONFIG = {
 
 
 class StubBackend(asyncio.Protocol):
-    """Answers what a run asks until it waits, and counts; a process of its own spends next to nothing on it."""
+    """Answers what a run asks until it waits, and counts. It is a process of its own, and light."""
 
-    counts: Counter[str] = Counter()
+    counts: ClassVar[Counter[str]] = Counter()
 
     def connection_made(self, transport: Any) -> None:
         """A connection that is kept alive."""
@@ -176,13 +176,13 @@ def nothing(is_last: bool) -> None:
         _redis().incr("walked")
 
 
-def publish_walks(redis: "Redis", first: int, count: int) -> None:
+def publish_walks(_: "Redis", first: int, count: int) -> None:
     """Publish walks, numbered as the engine's jobs are."""
     for job in range(first, first + count):
         chain(*(walk.si(job, number) for number in range(len(CALLS)))).apply_async()
 
 
-def publish_chains(redis: "Redis", first: int, count: int) -> None:
+def publish_chains(_: "Redis", _first: int, count: int) -> None:
     """Publish bare chains."""
     for _ in range(count):
         chain(*(nothing.si(number == STEPS - 1) for number in range(STEPS))).apply_async()
@@ -220,11 +220,18 @@ if os.environ.get("BENCH_STEPS"):
 
 
 def _message(job: int) -> ToTaskMessage:
-    params = {"name": "bench", "project": 1, "agent": 1, "method": "inference", "pre_processor": 1, "model": 1}
+    params = {
+        "name": "bench",
+        "project": 1,
+        "agent": 1,
+        "method": "inference",
+        "pre_processor": 1,
+        "model": 1,
+    }
     return ToTaskMessage.model_validate({"job": job, "plugin": "walk@1.0.0", "params": params})
 
 
-def publish_runs(redis: "Redis", first: int, count: int) -> None:
+def publish_runs(_: "Redis", first: int, count: int) -> None:
     """Publish `to_task` messages, as a backend does."""
     with Publisher(os.environ["BENCH_REDIS"]) as publisher:
         for job in range(first, first + count):
@@ -348,7 +355,7 @@ def _cpu_seconds(process: Process) -> float:
     return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in process.pids())
 
 
-def count_walked(redis: "Redis", first: int, count: int) -> int:
+def count_walked(redis: "Redis", _first: int, _count: int) -> int:
     """How many walks or chains have come to their end."""
     return int(redis.get("walked") or 0)
 

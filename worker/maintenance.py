@@ -1,4 +1,4 @@
-"""What every worker does periodically beside its tasks: republish lost messages, keep packages alive."""
+"""What every worker does periodically beside its tasks: what keeps runs going when others die."""
 
 import threading
 import time
@@ -18,6 +18,7 @@ from worker.workflow.dead_letters import REJECTED_JOB_PREFIX, recover_rejected_j
 log = structlog.get_logger(__name__)
 
 SECONDS_BETWEEN_SWEEPS = 5.0
+SECONDS_BETWEEN_TAKEOVERS = 1.0
 STOP_TIMEOUT_SECONDS = 10.0
 
 
@@ -56,8 +57,13 @@ def pin_packages() -> None:
     DeployedPackages(services()).pin()
 
 
+def take_over_reports() -> None:
+    """Report what a worker that ended has left behind."""
+    services().reports.take_over()
+
+
 class Maintenance:
-    """Two threads, each at work every few seconds: a Ray that hangs delays no lost message."""
+    """Threads, each at work every few seconds: a Ray that hangs delays no lost message."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
@@ -67,21 +73,34 @@ class Maintenance:
         """Start the threads; possible again after a stop."""
         self._stop.clear()
         self._threads = [
-            threading.Thread(target=self._repeat, args=(work,), name=f"maintenance-{name}", daemon=True)
-            for name, work in (("sweep", sweep), ("packages", pin_packages))
+            threading.Thread(
+                target=self._repeat, args=(work, seconds), name=f"maintenance-{name}", daemon=True
+            )
+            for name, work, seconds in (
+                ("sweep", sweep, SECONDS_BETWEEN_SWEEPS),
+                ("packages", pin_packages, SECONDS_BETWEEN_SWEEPS),
+                ("reports", take_over_reports, SECONDS_BETWEEN_TAKEOVERS),
+            )
         ]
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Stop the threads within seconds; one that waits for Ray ends with the process."""
+        """Stop the threads within seconds; one that waits for Ray ends with the process.
+
+        Other workers report what this one has not reported.
+        """
         self._stop.set()
+        try:
+            services().reports.hand_over()
+        except INFRASTRUCTURE_ERRORS as error:
+            log.warning("reports not handed over", error_type=type(error).__name__)
         deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _repeat(self, work: Callable[[], object]) -> None:
-        while not self._stop.wait(SECONDS_BETWEEN_SWEEPS):
+    def _repeat(self, work: Callable[[], object], seconds: float) -> None:
+        while not self._stop.wait(seconds):
             try:
                 work()
             except INFRASTRUCTURE_ERRORS as error:

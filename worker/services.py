@@ -35,6 +35,7 @@ from worker.plugins.ray_driver import RayConnection
 from worker.plugins.ray_host import RayHost
 from worker.runs.model import AnyRun
 from worker.runs.publisher import CeleryPublisher
+from worker.runs.reports.sender import ReportSender
 from worker.runs.runs import Runs, Timing
 from worker.settings import MB, Settings, once_per_process, settings
 
@@ -68,7 +69,13 @@ class Services:
     def runs(self) -> Runs:
         """The runs, and the messages that carry them on."""
         timing = Timing(self.settings.worker_visibility_timeout_seconds)
-        return Runs(self.redis, CeleryPublisher(self._app), timing)
+        publisher = CeleryPublisher(self._app)
+        return Runs(self.redis, publisher, timing, lambda job, delay: self.reports.add(job, delay))
+
+    @cached_property
+    def reports(self) -> ReportSender:
+        """What reports runs to the backend."""
+        return ReportSender(self.runs, self.backend)
 
     @cached_property
     def store(self) -> PluginStore:

@@ -20,6 +20,7 @@ from worker.platform import AsyncBackendClient, BackendClient
 from worker.pre_processor.waitlist import Waitlist
 from worker.runs.generations import Generations
 from worker.runs.publisher import CeleryPublisher
+from worker.runs.reports.outbox import Outbox
 from worker.runs.runs import Runs
 from worker.runs.store import RunStore
 from worker.to_task.discover import TaskIndex
@@ -105,6 +106,10 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
         lambda run, state: f"update_state {'+'.join(run.state.changes(state))}",
         lambda _self, run, _state: (run.job,),
     )
+    for method, point in (
+        ("schedule_end", "schedule_end"), ("claim", "claim_report"), ("acknowledge", "acknowledge_report"),
+    ):  # fmt: skip
+        add_points(crashes, Outbox, method, constant(point), first_argument)
     add_points(
         crashes, Generations, "advance", lambda _job, step, *_: f"advance_generation {step}", first_argument
     )

@@ -71,6 +71,7 @@ DEPLOY = """
 <>   publish deploy.initialize
 <>   claim_step deploy.initialize
 <>   mark_running
+<>   acknowledge_report
 <>   update_job
 <>   publish deploy.capacity_gate
 >    claim_step deploy.capacity_gate
@@ -91,7 +92,8 @@ DEPLOY = """
 <>*  create_serve_application
 <>   update_state registered
 <>*  finish
-<>   publish runs.report
+<>   schedule_end
+<>   claim_report
 <>*  update_job end
 <>   mark_reported
 """
@@ -151,7 +153,7 @@ FAILED_PRE_PROCESSOR = """
 
 STOP = """
 <>*  finish
-<>   publish runs.report
+<>   schedule_end
 <>   update_job end
 """
 
@@ -198,6 +200,6 @@ def all_points() -> list[KillPoint]:
         *_points(Kind.FILE, FILE_MESSAGES_LOST, messages_lost=True),
         *_points(Kind.INFERENCE, "> publish to_task.fetch_tasks", messages_lost=True),
         *_points(Kind.INFERENCE, WAITLIST_MESSAGES_LOST, of_pre_processor=True, messages_lost=True),
-        *_points(Kind.STOP, "> publish runs.report", messages_lost=True),
+        *_points(Kind.STOP, "> schedule_end", messages_lost=True),
         *_points(Kind.INFERENCE, WAITLIST_LATE_SUCCESSOR, of_pre_processor=True, late_successor=True),
     ]

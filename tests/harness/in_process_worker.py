@@ -55,6 +55,13 @@ class RecordingPublisher:
         return [message for message in self.published if message.name == name]
 
 
+class RecordingReports(list[tuple[str, float]]):
+    """Keeps which jobs this process is to report, and after how many seconds."""
+
+    def __call__(self, job: str, delay: float) -> None:
+        self.append((job, delay))
+
+
 @contextmanager
 def celery_request(
     task: Any,

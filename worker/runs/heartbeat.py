@@ -2,7 +2,6 @@
 
 from redis import Redis
 
-from worker.lua import redis_time
 from worker.runs.keys import heartbeats_key, overdue_counts_key
 from worker.runs.scripts import run_scripts
 
@@ -29,18 +28,15 @@ class Heartbeats:
 
     def schedule(self, member: str, within: float = 0.0) -> None:
         """Record a heartbeat; the next is due `within` seconds."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zadd(heartbeats_key(), {member: self._deadline(within)})
-            pipe.hdel(overdue_counts_key(), member)
-            pipe.execute()
+        self._write(member, within)
 
     def extend(self, member: str, within: float) -> None:
         """The same for a member that may have been removed by now, and then stays removed."""
-        self._redis.zadd(heartbeats_key(), {member: self._deadline(within)}, xx=True)
+        self._write(member, within, "XX")
 
     def register(self, member: str) -> None:
         """Add a member; one that is there keeps its deadline."""
-        self._redis.zadd(heartbeats_key(), {member: self._deadline()}, nx=True)
+        self._write(member, 0.0, "NX")
 
     def remove(self, member: str) -> None:
         """Expect no more heartbeats."""
@@ -54,5 +50,6 @@ class Heartbeats:
         keys = [heartbeats_key(), overdue_counts_key()]
         return list(self._scripts.run("claim_overdue", keys, self._grace_seconds, limit))
 
-    def _deadline(self, within: float = 0.0) -> float:
-        return int(redis_time(self._redis)) + within + self._grace_seconds
+    def _write(self, member: str, within: float, condition: str = "") -> None:
+        keys = [heartbeats_key(), overdue_counts_key()]
+        self._scripts.run("heartbeat", keys, member, within + self._grace_seconds, condition)

@@ -1,6 +1,7 @@
 """Locks of steps: they expire before the visibility timeout, and are renewed while the work goes on."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import uuid4
@@ -14,7 +15,7 @@ log = structlog.get_logger(__name__)
 
 
 class Locks:
-    """Renews every lock that this process holds, from one thread that runs while there is such a lock.
+    """Renews every lock that this process holds, from one thread, which ends soon after there is none.
 
     The locks of a process that dies are free after `seconds`.
     """
@@ -24,7 +25,7 @@ class Locks:
         self._redis = redis
         self._scripts = run_scripts(redis)
         self._held: dict[str, tuple[str, Callable[[], None]]] = {}
-        self._change = threading.Condition()
+        self._change = threading.Lock()
         self._thread: threading.Thread | None = None
 
     @staticmethod
@@ -34,7 +35,16 @@ class Locks:
 
     @contextmanager
     def hold(self, key: str, token: str, on_renewal: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Renew the lock `key`, acquired with `token`, until the block ends; then release it.
+        """`renewing`, and release the lock after the block."""
+        try:
+            with self.renewing(key, token, on_renewal):
+                yield
+        finally:
+            self.release(key, token)
+
+    @contextmanager
+    def renewing(self, key: str, token: str, on_renewal: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Renew the lock `key`, acquired with `token`, until the block ends.
 
         `on_renewal` is called at each renewal, so that long work can send heartbeats.
         """
@@ -48,9 +58,6 @@ class Locks:
         finally:
             with self._change:
                 del self._held[token]
-                if not self._held:
-                    self._change.notify()
-            self._release(key, token)
 
     def acquire(self, key: str, token: str) -> bool:
         """Take the lock; false when another token holds it."""
@@ -60,7 +67,8 @@ class Locks:
         """Whether `token` still holds the lock. A process that was suspended may have lost it."""
         return bool(self._redis.get(key) == token)
 
-    def _release(self, key: str, token: str) -> None:
+    def release(self, key: str, token: str) -> None:
+        """Give up the lock, if `token` still holds it."""
         try:
             self._scripts.run("release_lock", [key], token)
         except RedisError as error:
@@ -69,10 +77,11 @@ class Locks:
 
     def _renew_all(self) -> None:
         while True:
+            time.sleep(self.seconds / 3)
             with self._change:
-                self._change.wait(timeout=self.seconds / 3)
+                # Not as soon as none is held: most are held for milliseconds, less than a thread costs.
                 if not self._held:
-                    # Cleared under the condition, so that the next holder starts another thread.
+                    # Cleared under the lock, so that the next holder starts another thread.
                     self._thread = None
                     return
                 held = list(self._held.items())

@@ -6,18 +6,22 @@ from typing import Protocol
 
 from redis import Redis
 
-from shared.channels import job_key
 from shared.statuses import JobStatus
-from worker.runs.events import Events
+from worker.runs.events import Events, OnReportDue
 from worker.runs.generations import Generations
 from worker.runs.heartbeat import Heartbeats, run_member
 from worker.runs.locks import Locks
 from worker.runs.model import AnyRun, End, Step
-from worker.runs.progress import Progress, proportions_of
+from worker.runs.progress import SECONDS_BETWEEN_PATCHES, Progress, proportions_of
+from worker.runs.reports.outbox import Outbox
 from worker.runs.store import RunStore, UnknownRunError
 
-REPORT = Step("runs.report", position=0, queue="control")
-"""Reports a run to the backend. It is no step of the run, and also runs after its end."""
+REPORT_LOCK_SECONDS = 6.0
+"""How long the lock of a report lasts whose sender died."""
+
+
+def leave_to_workers(job: str, delay: float) -> None:
+    """`OnReportDue` of a process that sends no reports: the workers find the job in the outbox."""
 
 
 class StepPublisher(Protocol):
@@ -59,7 +63,13 @@ class Timing:
 class Runs:
     """Runs in Redis, and the messages that move them on."""
 
-    def __init__(self, redis: "Redis", publisher: StepPublisher, timing: Timing) -> None:
+    def __init__(
+        self,
+        redis: "Redis",
+        publisher: StepPublisher,
+        timing: Timing,
+        on_report_due: OnReportDue = leave_to_workers,
+    ) -> None:
         self.redis = redis
         self.publisher = publisher
         self.timing = timing
@@ -68,33 +78,25 @@ class Runs:
         self.locks = Locks(redis, timing.lock_seconds)
         self.heartbeats = Heartbeats(redis, timing.heartbeat_grace_seconds)
         self.progress = Progress(redis)
-        self.events = Events(redis, self.schedule_report)
+        self.outbox = Outbox(redis, REPORT_LOCK_SECONDS, timing.heartbeat_grace_seconds)
+        self.report_locks = Locks(redis, REPORT_LOCK_SECONDS)
+        self.on_report_due = on_report_due
+        self.events = Events(redis, on_report_due)
 
     def mark_running(self, run: AnyRun) -> None:
         """Show and report the job as RUNNING."""
         if self.store.mark_running(run.job):
-            self.events.publish(run.job, "state", status=JobStatus.RUNNING)
-            self.schedule_report(run.job)
-            if run.is_retry:
-                # The worker that began it before may have died before it published the report, for which no
-                # other one is published for a while.
-                self.publish_report(run.job)
+            self.on_report_due(run.job, 0.0)
 
     def set_progress(self, run: AnyRun, step: str, percent: float) -> None:
-        """Store and publish how far `step` of the platform's progress record is."""
-        proportions = proportions_of(run.message)
-        if not self.progress.set(run.job, proportions, step, percent):
-            return
-        overall = float(self.redis.hget(job_key(run.job), "overall") or 0)
-        self.events.publish(run.job, "progress", step=step, percent=round(percent, 2), overall=overall)
-        self.schedule_report(run.job)
+        """Store, publish and report how far `step` of the platform's progress record is."""
+        if self.progress.set(run.job, proportions_of(run.message), step, percent):
+            self.on_report_due(run.job, SECONDS_BETWEEN_PATCHES)
 
     def set_metrics(self, run: AnyRun, step: str, **metrics: float) -> None:
-        """Replace and publish the metrics of `step`; does nothing after the end."""
-        if not self.progress.set_metrics(run.job, step, metrics):
-            return
-        self.events.publish(run.job, "metrics", step=step, metrics=metrics)
-        self.schedule_report(run.job)
+        """Replace, publish and report the metrics of `step`; does nothing after the end."""
+        if self.progress.set_metrics(run.job, step, metrics):
+            self.on_report_due(run.job, SECONDS_BETWEEN_PATCHES)
 
     def finish(self, job: str, end: End, step: Step | None = None) -> bool:
         """End the run, once, and have the end reported until the backend has it.
@@ -116,47 +118,22 @@ class Runs:
         """Whether the step for which `run` was read still holds its lock."""
         return run.lease is not None and self.locks.is_held(run.lease.key, run.lease.token)
 
-    def schedule_report(self, job: str) -> None:
-        """Report what is new to the backend, within about a second."""
-        if self.store.schedule_report(job, self.timing.heartbeat_grace_seconds):
-            self.publish_report(job)
-
     def ensure_end_reported(self, job: str) -> None:
-        """Close the log and publish the report of the end, unless that was done.
-
-        Once, because every late message of a run would publish another report for as long as the backend is
-        unavailable. The sweep repeats a report that was lost.
-        """
+        """Close the log and have the end reported, unless that was done."""
         self.events.log.close_if_complete(job)
-        if self.store.is_reported(job):
-            # A step that was running at the end has scheduled another heartbeat since.
-            self.heartbeats.remove(run_member(job))
-            return
-        if self.store.is_end_sent(job):
-            return
-        self.heartbeats.schedule(run_member(job))
-        self.publish_report(job)
-        self.store.mark_end_sent(job)
-
-    def publish_report(self, job: str) -> None:
-        """Publish the message of the report."""
-        generation = self.generations.newest(job, REPORT.name)
-        self.publisher.publish(REPORT, "control", {"job": job, "generation": generation})
+        if self.outbox.schedule_end(job):
+            self.on_report_due(job, 0.0)
 
 
 def recover_run(job: str, runs: Runs) -> None:
-    """Publish the message of the step at which an overdue run stands, or of the report of its end."""
+    """Publish the message of the step at which an overdue run stands, or have its end reported."""
     try:
         run = runs.store.load(job)
     except UnknownRunError:
         runs.heartbeats.remove(run_member(job))
         return
-    if runs.store.is_reported(job):
-        runs.heartbeats.remove(run_member(job))
-        return
     if run.end is not None:
-        # No heartbeat: while the backend is unavailable, each copy is published later than the one before.
-        runs.publish_report(job)
+        runs.ensure_end_reported(job)
         return
     name = run.step or f"{run.message.task}.initialize"
     generation = runs.generations.newest(job, name)

@@ -1,14 +1,14 @@
 """The record of a run in Redis: accept, claim a step, update the state, finish, what was reported."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pydantic import ValidationError
 from redis import Redis
 
-from shared.channels import RETENTION_SECONDS, job_key
+from shared.channels import RETENTION_SECONDS, events_channel, job_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.lua import redis_time
@@ -54,18 +54,6 @@ class Standing:
     has_ended: bool
 
 
-@dataclass(frozen=True)
-class Reported:
-    """What the backend has of a run."""
-
-    version: str
-    """Counts what there is to report."""
-    version_sent: str | None
-    is_running_sent: bool
-    patched_at: float | None
-    """Redis's time of the last report."""
-
-
 class RunStore:
     """Reads and writes runs. Every change that two workers could race for is one script."""
 
@@ -100,6 +88,11 @@ class RunStore:
         stored = self.redis.hgetall(run_key(job))
         if not stored:
             raise UnknownRunError(f"job {job} has no run here")
+        return self.parse(job, stored)
+
+    @staticmethod
+    def parse(job: str, stored: Mapping[str, str]) -> StoredRun:
+        """The run whose hash was read; raises `NewerRunError` if only newer workers understand it."""
         message = json.loads(stored[RunField.MESSAGE])
         state = {
             name.removeprefix(STATE_PREFIX): text
@@ -176,9 +169,11 @@ class RunStore:
         return self.redis.hget(run_key(job), RunField.STEP_QUEUE) or None
 
     def mark_running(self, job: str) -> bool:
-        """Show the job as RUNNING; false when it has ended."""
-        keys_ = [run_key(job), job_key(job)]
-        return bool(self._scripts.run("mark_running", keys_, JobStatus.RUNNING))
+        """Show and publish the job as RUNNING, unless it has ended; true when the caller is to report it."""
+        keys_ = [run_key(job), job_key(job), keys.outbox_key()]
+        event = json.dumps({"type": "state", "status": JobStatus.RUNNING})
+        channel = events_channel(job)
+        return bool(self._scripts.run("mark_running", keys_, JobStatus.RUNNING, job, channel, event))
 
     def update_state(self, run: Run[RunMessage, S], state: S) -> None:
         """Store the fields in which `state` differs from `run.state`, and leave the others as they are."""
@@ -216,43 +211,6 @@ class RunStore:
 
     # What the backend has
 
-    def schedule_report(self, job: str, grace_seconds: float) -> bool:
-        """Something is to be reported; true for the caller that is to publish the report.
-
-        A report that has not come `grace_seconds` after it was published is published again.
-        """
-        return bool(self._scripts.run("schedule_report", [run_key(job)], grace_seconds))
-
-    def reported(self, job: str) -> Reported:
-        """How far the run's progress was reported."""
-        names = [RunField.VERSION, RunField.VERSION_SENT, RunField.RUNNING_SENT, RunField.PATCHED_AT]
-        version, version_sent, running_sent, patched_at = self.redis.hmget(run_key(job), names)
-        return Reported(
-            version=version or "0",
-            version_sent=version_sent,
-            is_running_sent=running_sent is not None,
-            patched_at=None if patched_at is None else float(patched_at),
-        )
-
-    def mark_patched(self, job: str, *, is_running_sent: bool = False) -> None:
-        """A report is sent now; `is_running_sent`: the backend has accepted one, with the status RUNNING."""
-        fields: dict[str, float] = {RunField.PATCHED_AT: redis_time(self.redis)}
-        if is_running_sent:
-            fields[RunField.RUNNING_SENT] = 1
-        self.redis.hset(run_key(job), mapping=fields)
-
-    def acknowledge_report(self, job: str, version: str) -> bool:
-        """The backend has a snapshot of that version; true when something newer is to be sent."""
-        return bool(self._scripts.run("acknowledge_report", [run_key(job)], version))
-
-    def is_end_sent(self, job: str) -> bool:
-        """Whether the first report of the end was published."""
-        return bool(self.redis.hexists(run_key(job), RunField.END_SENT))
-
-    def mark_end_sent(self, job: str) -> None:
-        """The first report of the end was published."""
-        self.redis.hset(run_key(job), RunField.END_SENT, 1)
-
     def mark_reported(self, job: str) -> None:
         """The backend has the end: nothing more will be sent, and the run's keys expire in a day."""
         expiring = [
@@ -269,6 +227,7 @@ class RunStore:
         # In one transaction: a reported run without expiry would stay for ever.
         with self.redis.pipeline(transaction=True) as pipe:
             pipe.hset(run_key(job), RunField.REPORTED, 1)
+            pipe.zrem(keys.outbox_key(), job)
             for key in expiring:
                 pipe.expire(key, RETENTION_SECONDS)
             pipe.execute()

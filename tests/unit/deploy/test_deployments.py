@@ -10,7 +10,7 @@ from tests.unit.deploy.deploy_harness import APP, DeployHarness
 from worker.deploy.deployments import DeployedPackages, Ownership
 from worker.plugins import PluginCallError, PluginHostUnavailableError, ReleaseInvalidError
 from worker.plugins.ray_driver import RayConnection
-from worker.runs.reporter import stop
+from worker.runs.reports.reporter import stop
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from worker.deploy.plan import AWAIT_RUNNING, REGISTER, SERVE_RUN
 from worker.deploy.serve import await_running, poll_countdown, remove_after_stop, serve_run
 from worker.plugins import PluginCallError, PluginHostUnavailableError
 from worker.runs.model import Continue, End, Outcome, Reschedule, Step
-from worker.runs.reporter import stop
+from worker.runs.reports.reporter import stop
 
 OTHER = ServeState(True, "running", "RUNNING", "", frozenset({"d0"}))
 

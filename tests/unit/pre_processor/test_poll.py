@@ -22,9 +22,9 @@ from worker.pre_processor.waitlist import (
     AWAIT_READY,
     FETCH_TASKS,
 )
-from worker.runs.keys import heartbeats_key
+from worker.runs.keys import RunField, heartbeats_key, run_key
 from worker.runs.model import End, Suspend
-from worker.runs.reporter import stop
+from worker.runs.reports.reporter import stop
 from worker.testing import FakeBackend
 
 
@@ -124,19 +124,16 @@ def test_a_run_fails_at_its_own_deadline(harness: WaitlistHarness, clock: Clock)
     assert harness.waiting() == ["2"]
 
 
-def test_a_poll_reports_an_end_whose_writer_died(
-    harness: WaitlistHarness, sender: RecordingPublisher
-) -> None:
+def test_a_poll_reports_an_end_whose_writer_died(harness: WaitlistHarness) -> None:
     # Given a waiting run whose end was written by a worker that died before it sent the report
     harness.wait("1")
     harness.runs.store.finish("1", End(JobStatus.FAILED, {"error": "x"}))
-    sender.published = [sent for sent in sender.published if sent.name != "runs.report"]
 
     # When the waiting list is polled again
     harness.poll()
 
     # Then the end is on its way
-    assert [sent.kwargs["job"] for sent in sender.of("runs.report")] == ["1"]
+    assert harness.runs.redis.hexists(run_key("1"), RunField.END_SENT)
     assert harness.waiting() == []
 
 

@@ -12,6 +12,18 @@ local function now()
 end
 local function now_seconds() return redis.call('TIME')[1] end
 
+-- The outbox has the jobs of which something is to be reported, by the time at which any worker may send the report:
+-- until then it is the matter of the one that entered the job. Both return 1 to a caller that is to send it, `delay`
+-- seconds from now; what changes while a job is in the outbox goes with the report that is under way.
+local REPORT_LEASE = 5
+local function enter_outbox(outbox, job, delay)
+  return redis.call('ZADD', outbox, 'NX', now() + delay + REPORT_LEASE, job)
+end
+local function schedule_report(run, outbox, job, delay)
+  redis.call('HINCRBY', run, RUN.version, 1)
+  return enter_outbox(outbox, job, delay)
+end
+
 -- A poll begins: only the newest generation goes on, so that copies of older polls end here. An advance is stored
 -- before the next poll is published, and a worker may die in between: the redelivered older poll then publishes the
 -- newer one, unless that one has begun. Returns 'claimed', 'superseded' or 'republish', and the newest generation.
