@@ -300,6 +300,8 @@ class Bench:
         process = start_process("worker", celery, log=log, env=env, cwd=HERE)
         try:
             process.wait_until(lambda: "ready" in log.read_text()[begun:], MAX_WAIT_SECONDS)
+            # A worker sends task events for a while after its start.
+            bare.control.disable_events()
             yield process
         finally:
             process.stop()

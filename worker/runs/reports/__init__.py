@@ -1,1 +1,1 @@
-"""What the backend is told of runs, by whom, and when."""
+"""What the backend gets of runs, who reports it, and when."""
