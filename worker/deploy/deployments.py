@@ -10,6 +10,7 @@ from shared.channels import RETENTION_SECONDS, redis_prefix
 from shared.messages import JsonObject
 from worker.deploy.cluster import RayCluster
 from worker.plugins import PluginError, PluginHostUnavailableError, Release
+from worker.runs.model import Lease
 from worker.services import Services
 
 log = structlog.get_logger(__name__)
@@ -39,11 +40,11 @@ class Ownership:
     @contextmanager
     def locked(self) -> Iterator[bool]:
         """Whether this delivery has the application's lock, which is released after the block."""
-        key, token = f"{self._key}:lock", self._locks.new_token()
-        if not self._locks.acquire(key, token):
+        lease = Lease(f"{self._key}:lock", self._locks.new_token())
+        if not self._locks.acquire(lease.key, lease.token):
             yield False
             return
-        with self._locks.hold(key, token):
+        with self._locks.hold(lease):
             yield True
 
     def note_content(self, digest: str, checksum: str) -> None:

@@ -16,6 +16,7 @@ from worker.platform import mask_secrets
 from worker.runs import keys
 from worker.runs.events import JobLog
 from worker.runs.keys import STATE_PREFIX, RunField, run_key
+from worker.runs.locks import release_arguments
 from worker.runs.model import STOPPED, Acceptance, ClaimStatus, End, Lease, Run, RunMessage, Step, StoredRun
 from worker.runs.scripts import run_scripts
 from worker.runs.state import RunState, StoredState
@@ -43,6 +44,8 @@ class StepClaim:
     status: ClaimStatus
     generation: int
     run: StoredRun | None = None
+    died: int = 0
+    """Deliveries of this generation that began before this one and never ended: their workers died."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,8 @@ class RunStore:
         Raises `NewerRunError` when only newer workers understand the run; the lock is free then.
         """
         name = f"{step.name}:{part}" if part else step.name
-        lease = Lease(keys.lock_key(job, name), token)
-        status, times, newest = self._scripts.run(
+        lease = step_lease(job, name, token)
+        status, times, newest, died = self._scripts.run(
             "claim_step",
             [run_key(job), job_key(job), lease.key, keys.polls_key(job)],
             name,
@@ -153,16 +156,17 @@ class RunStore:
             step.queue or "",
             keys.newest_field(name),
             keys.claimed_field(name),
+            keys.deliveries_field(name),
         )
         run = None
         if status == ClaimStatus.CLAIMED:
             try:
                 run = self.load(job)
             except NewerRunError:
-                self._scripts.run("release_lock", [lease.key], token)
+                self._scripts.run("release_lock", *release_arguments(lease))
                 raise
             run = replace(run, is_retry=int(times) > 1, generation=generation, lease=lease)
-        return StepClaim(ClaimStatus(status), int(newest), run)
+        return StepClaim(ClaimStatus(status), int(newest), run, int(died))
 
     def step_queue(self, job: str) -> str | None:
         """The queue that belongs to the step at which the run stands; None: the run's own."""
@@ -235,6 +239,11 @@ class RunStore:
     def is_reported(self, job: str) -> bool:
         """Whether the backend has the end (or the run is gone)."""
         return bool(self.redis.hexists(run_key(job), RunField.REPORTED)) or not self.exists(job)
+
+
+def step_lease(job: str, name: str, token: str) -> Lease:
+    """What a delivery of the step, or of the part of one, gets when it claims it."""
+    return Lease(keys.lock_key(job, name), token, (keys.polls_key(job), keys.deliveries_field(name)))
 
 
 def _end_text(end: End) -> str:

@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import structlog
-from celery import Task, exceptions
 from pydantic import BaseModel
 from structlog.contextvars import bound_contextvars
 
@@ -18,7 +17,6 @@ from worker.platform import clean, shorten
 from worker.runs.bulkhead import backoff
 from worker.runs.generations import GenerationClaim
 from worker.runs.heartbeat import run_member
-from worker.runs.keys import lock_key
 from worker.runs.model import (
     AnyRun,
     ClaimStatus,
@@ -37,10 +35,11 @@ from worker.runs.model import (
     WorkflowStep,
 )
 from worker.runs.runs import Runs
-from worker.runs.store import NewerRunError
+from worker.runs.store import NewerRunError, step_lease
 from worker.services import services
 from worker.workflow import intake
 from worker.workflow.dead_letters import reject_message
+from worker.workflow.delivery import DeliveredTask
 from worker.workflow.validation import (
     Arguments,
     arguments_of,
@@ -68,9 +67,6 @@ MAX_DEPENDENCY_WAIT_SECONDS = 3600.0
 """How long a message is retried for a dependency that answers with errors, or for this host: its countdowns
 in all. Those for a dependency that is unavailable or asks for later calls are not among them."""
 
-WAITED_HEADER = "synapse_waited_seconds"
-"""Header of a retried message: the part of `MAX_DEPENDENCY_WAIT_SECONDS` that it has waited."""
-
 
 @dataclass(frozen=True)
 class Retry:
@@ -82,7 +78,7 @@ class Retry:
     """A service asked for this countdown, so it may be longer than those that the worker itself chooses."""
 
 
-class StepTask(Task):
+class StepTask(DeliveredTask):
     """A Celery task: a step of a run (`run_step`), an entry task, or another task (`run_task`)."""
 
     abstract = True
@@ -136,12 +132,13 @@ class StepTask(Task):
         """
         generation = int(self.request.kwargs.get("generation", 0))
         name = f"{step.name}:{part}" if part else step.name
-        token = self.runs.locks.new_token()
+        lease = step_lease(job, name, self.runs.locks.new_token())
         redelivered = self.is_redelivered()
         with bound_contextvars(job=job, step=name):
             try:
+                self.runs.locks.release_overdue()
                 claim = self.runs.store.claim_step(
-                    job, step, part, token, self.runs.locks.seconds, generation, redelivered
+                    job, step, part, lease.token, self.runs.locks.seconds, generation, redelivered
                 )
                 match claim.status:
                     case ClaimStatus.LOCKED:
@@ -160,13 +157,15 @@ class StepTask(Task):
                     self.runs.heartbeats.schedule(run_member(job))
 
                 heartbeat()
-                with self.runs.locks.hold(lock_key(job, name), token, heartbeat):
+                with self.runs.locks.hold(lease, heartbeat):
                     if not (step.has_parts or claim.run.is_retry):
                         self.runs.events.log.append(job, f"Step {step.name}", "info")
-                    call = self._call(name, claim.run, lambda run: function(step.workflow.typed(run)))
+                    end = self.end_after_deaths(name, job, claim.died)
+                    call = end or self._call(name, claim.run, lambda run: function(step.workflow.typed(run)))
                     self._apply(step, name, claim.run, call)
             except INFRASTRUCTURE_ERRORS as error:
                 log.warning("step retry scheduled", error_type=type(error).__name__)
+                self.runs.locks.release_later(lease)
                 # As after a redelivery, it is unknown how far this delivery came.
                 self.retry_later(INFRASTRUCTURE_RETRY_SECONDS, redelivered=True)
 
@@ -200,7 +199,7 @@ class StepTask(Task):
         attempt = int(self.request.kwargs.get("attempt", 0)) + 1
         max_countdown = self.runs.timing.max_countdown
         is_limited = blame.in_step(error).retries is not Retries.UNLIMITED
-        waited = self._waited_seconds()
+        waited = self.waited_seconds()
         if is_limited and waited >= MAX_DEPENDENCY_WAIT_SECONDS:
             return Finish(JobStatus.FAILED, {"error": user_message(error)})
         asked = blame.retry_after_seconds(error) or 0.0
@@ -317,7 +316,7 @@ class StepTask(Task):
         lease = Lease(lock, self.runs.locks.new_token())
         if not self.runs.locks.acquire(lease.key, lease.token):
             return retry_when_locked
-        with self.runs.locks.hold(lease.key, lease.token):
+        with self.runs.locks.hold(lease):
             return function(lease)
 
     def _retry_as_asked(
@@ -370,7 +369,7 @@ class StepTask(Task):
                 log.error("message not accepted", error_type=name, exc_info=True)
                 self.reject(args, kwargs, f"it could not be taken in ({name})")
                 return
-            waited = self._waited_seconds()
+            waited = self.waited_seconds()
             if retries is Retries.HOUR and waited >= MAX_DEPENDENCY_WAIT_SECONDS:
                 self.reject(args, kwargs, f"the plugin store cannot be read ({name})")
                 return
@@ -390,45 +389,6 @@ class StepTask(Task):
         except INFRASTRUCTURE_ERRORS as error:
             log.warning("rejection retry scheduled", error_type=type(error).__name__)
             self.retry_later(INFRASTRUCTURE_RETRY_SECONDS)
-
-    # Deliveries
-
-    def is_redelivered(self) -> bool:
-        """Whether it is unknown how far an earlier delivery of this message came."""
-        by_broker = (self.request.delivery_info or {}).get("redelivered")
-        return bool(by_broker or self.request.kwargs.get("redelivered"))
-
-    def _waited_seconds(self) -> float:
-        value = (self.request.headers or {}).get(WAITED_HEADER)
-        return float(value) if isinstance(value, int | float) else 0.0
-
-    def retry_later(
-        self,
-        countdown: float,
-        *,
-        max_countdown: float | None = None,
-        waited_seconds: float | None = None,
-        **changes: Any,
-    ) -> NoReturn:
-        """Deliver this message again after `countdown` seconds, with the arguments in `changes`.
-
-        `max_countdown`: seconds, in place of the longest countdown that the worker itself chooses.
-        `waited_seconds`: what the message has waited in all; by default as before (`WAITED_HEADER`).
-        """
-        kwargs = {**self.request.kwargs, **changes}
-        if max_countdown is None:
-            max_countdown = self.runs.timing.max_countdown
-        waited = self._waited_seconds() if waited_seconds is None else waited_seconds
-        headers = {**(self.request.headers or {}), WAITED_HEADER: waited}
-        try:
-            self.retry(kwargs=kwargs, countdown=min(countdown, max_countdown), headers=headers)
-        except exceptions.Retry as retry:
-            # Without the error behind it, because monitors are shown the whole chain of exceptions.
-            raise retry from None
-        except exceptions.Reject as reject:
-            # The retry could not be published. Celery would drop the message; requeued, the broker keeps it.
-            raise exceptions.Reject(reject.reason, requeue=True) from None
-        raise AssertionError("retry always raises")
 
 
 def user_message(error: Exception) -> str:

@@ -79,7 +79,7 @@ def report(job: str, runs: Runs, backend_of: Callable[[str | None], JobsApi]) ->
                 raise LeaseLostError
             return backend.update_job(job, **fields)
 
-        with runs.report_locks.renewing(lease.key, lease.token):
+        with runs.report_locks.renewing(lease):
             _send_messages(job, claim.messages, runs, backend)
             if run.end is not None:
                 _send_end(run, run.end, claim, runs, backend, update)
@@ -91,7 +91,7 @@ def report(job: str, runs: Runs, backend_of: Callable[[str | None], JobsApi]) ->
         return SECONDS_BETWEEN_PATCHES if more else None
     finally:
         if not is_released:
-            runs.report_locks.release(lease.key, lease.token)
+            runs.report_locks.release(lease)
 
 
 def give_up_rejected_end(job: str, error: ClientError, runs: Runs) -> bool:
