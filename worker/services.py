@@ -10,7 +10,7 @@ from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from shared.redis_url import read_redis_url
+from shared.redis_url import is_redis_url, read_redis_url
 from worker.platform import (
     AgentClient,
     BackendClient,
@@ -69,7 +69,10 @@ class Services:
     def runs(self) -> Runs:
         """The runs, and the messages that carry them on."""
         timing = Timing(self.settings.worker_visibility_timeout_seconds)
-        publisher = CeleryPublisher(self._app)
+        broker_url, redis_url = self.settings.broker_url, self.settings.redis_url
+        publisher = CeleryPublisher(
+            self._app, shares_redis=broker_url == redis_url, is_redis=is_redis_url(broker_url)
+        )
         return Runs(self.redis, publisher, timing, lambda job, delay: self.reports.add(job, delay))
 
     @cached_property

@@ -13,6 +13,7 @@ from kombu.exceptions import OperationalError
 from worker.runs.generations import GenerationClaim
 from worker.runs.model import Lease, Outcome, Step
 from worker.runs.runs import Runs
+from worker.runs.store import CollectedMessage
 from worker.workflow.task import Retry as RetryLater
 from worker.workflow.task import StepTask
 
@@ -45,6 +46,10 @@ class RecordingPublisher:
             raise OperationalError("the broker is unavailable")
         self.before_publish()
         self.published.append(Published(step.name, queue, kwargs, countdown))
+
+    @contextmanager
+    def collecting(self) -> Iterator[list[CollectedMessage]]:
+        yield []
 
     def queue_length(self, queue: str) -> int:
         if self.broken:

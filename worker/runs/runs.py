@@ -1,6 +1,7 @@
 """What workflows do to runs: status, progress, messages, the end, and the report of it to the backend."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,10 +12,10 @@ from worker.runs.events import Events, OnReportDue
 from worker.runs.generations import Generations
 from worker.runs.heartbeat import Heartbeats, run_member
 from worker.runs.locks import Locks
-from worker.runs.model import AnyRun, End, Step
+from worker.runs.model import AnyRun, Continue, End, Step
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES, Progress, proportions_of
 from worker.runs.reports.outbox import Outbox
-from worker.runs.store import RunStore, UnknownRunError
+from worker.runs.store import CollectedMessage, RunStore, UnknownRunError
 
 REPORT_LOCK_SECONDS = 6.0
 """How long the lock of a report lasts whose sender died."""
@@ -29,6 +30,9 @@ class StepPublisher(Protocol):
 
     def publish(self, step: Step, queue: str, kwargs: Mapping[str, object], countdown: float = 0.0) -> None:
         """Raises kombu's `OperationalError` when the broker does not accept it."""
+
+    def collecting(self) -> AbstractContextManager[list[CollectedMessage]]:
+        """Collect what is published within the block, where the queues are in the Redis of the runs."""
 
     def queue_length(self, queue: str) -> int:
         """Messages of `queue` that no worker has fetched; raises `OperationalError` without an answer."""
@@ -73,7 +77,7 @@ class Runs:
         self.redis = redis
         self.publisher = publisher
         self.timing = timing
-        self.store = RunStore(redis)
+        self.store = RunStore(redis, timing.heartbeat_grace_seconds)
         self.generations = Generations(redis)
         self.locks = Locks(redis, timing.lock_seconds)
         self.heartbeats = Heartbeats(redis, timing.heartbeat_grace_seconds)
@@ -97,6 +101,24 @@ class Runs:
         """Replace, publish and report the metrics of `step`; does nothing after the end."""
         if self.progress.set_metrics(run.job, step, metrics):
             self.on_report_due(run.job, SECONDS_BETWEEN_PATCHES)
+
+    def continue_with(self, run: AnyRun, outcome: Continue) -> bool:
+        """Publish the message of the next step; whether the lock of this one is released by that.
+
+        Where the queues are in the same Redis, one script does all of it. When the lock was lost, another
+        delivery may do the same; the message is published nevertheless, and its claim sorts that out.
+        """
+        kwargs = {"job": run.job, **outcome.kwargs}
+        queue = outcome.step.queue or run.queue
+        countdown = min(outcome.countdown, self.timing.max_countdown)
+        with self.publisher.collecting() as messages:
+            self.publisher.publish(outcome.step, queue, kwargs, countdown)
+        if run.lease is not None and self.store.end_step(run.job, run.lease, countdown, messages):
+            return True
+        self.heartbeats.schedule(run_member(run.job), countdown)
+        if messages:
+            self.publisher.publish(outcome.step, queue, kwargs, countdown)
+        return False
 
     def finish(self, job: str, end: End, step: Step | None = None) -> bool:
         """End the run, once, and have the end reported until the backend has it.

@@ -1,20 +1,21 @@
 """The record of a run in Redis: accept, claim a step, update the state, finish, what was reported."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 from redis import Redis
 
-from shared.channels import RETENTION_SECONDS, events_channel, job_key
+from shared.channels import RETENTION_SECONDS, events_channel, job_key, logs_channel
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.lua import redis_time
 from worker.platform import mask_secrets
 from worker.runs import keys
-from worker.runs.events import JobLog
+from worker.runs.events import MIN_HISTORY_ENTRIES, JobLog, line_time, log_keys
+from worker.runs.heartbeat import run_member
 from worker.runs.keys import STATE_PREFIX, RunField, run_key
 from worker.runs.locks import release_arguments
 from worker.runs.model import STOPPED, Acceptance, ClaimStatus, End, Lease, Run, RunMessage, Step, StoredRun
@@ -57,11 +58,23 @@ class Standing:
     has_ended: bool
 
 
+@dataclass(frozen=True)
+class CollectedMessage:
+    """A message that a script is to publish to a queue in Redis."""
+
+    queue_key: str
+    command: Literal["LPUSH", "RPUSH"]
+    """RPUSH: the message is fetched before all that are in the queue."""
+    text: str
+
+
 class RunStore:
     """Reads and writes runs. Every change that two workers could race for is one script."""
 
-    def __init__(self, redis: "Redis") -> None:
+    def __init__(self, redis: "Redis", heartbeat_grace_seconds: float = 0.0) -> None:
+        """Who claims no steps needs no `heartbeat_grace_seconds`, after which a heartbeat is overdue."""
         self.redis = redis
+        self._heartbeat_grace_seconds = heartbeat_grace_seconds
         self._scripts = run_scripts(redis)
         self._log = JobLog(redis)
 
@@ -139,13 +152,17 @@ class RunStore:
     ) -> StepClaim:
         """Take the step's lock and move the run on to it, if the run is open and is not further on.
 
+        This is a heartbeat of the run, and the first time a line in its log.
+
         Raises `NewerRunError` when only newer workers understand the run; the lock is free then.
         """
         name = f"{step.name}:{part}" if part else step.name
         lease = step_lease(job, name, token)
-        status, times, newest, died = self._scripts.run(
+        heartbeats = [keys.heartbeats_key(), keys.overdue_counts_key()]
+        log_state, log_history, _ = log_keys(job)
+        status, times, newest, died, *stored = self._scripts.run(
             "claim_step",
-            [run_key(job), job_key(job), lease.key, keys.polls_key(job)],
+            [run_key(job), job_key(job), lease.key, keys.polls_key(job), *heartbeats, log_state, log_history],
             name,
             step.position,
             token,
@@ -157,16 +174,36 @@ class RunStore:
             keys.newest_field(name),
             keys.claimed_field(name),
             keys.deliveries_field(name),
+            run_member(job),
+            self._heartbeat_grace_seconds,
+            logs_channel(job),
+            MIN_HISTORY_ENTRIES,
+            line_time(),
+            f"Step {step.name}",
         )
         run = None
         if status == ClaimStatus.CLAIMED:
             try:
-                run = self.load(job)
+                run = self.parse(job, hash_of(stored[0]))
             except NewerRunError:
                 self._scripts.run("release_lock", *release_arguments(lease))
                 raise
             run = replace(run, is_retry=int(times) > 1, generation=generation, lease=lease)
         return StepClaim(ClaimStatus(status), int(newest), run, int(died))
+
+    def end_step(
+        self, job: str, lease: Lease, countdown: float, messages: Sequence[CollectedMessage]
+    ) -> bool:
+        """Record a heartbeat, publish `messages` to the queues of this Redis, and release the step's lock.
+
+        The next heartbeat is due after `countdown` seconds. False when the lock was lost, and nothing done.
+        """
+        polls, field = lease.deliveries or ("", "")
+        names = [lease.key, polls, keys.heartbeats_key(), keys.overdue_counts_key()]
+        names += [message.queue_key for message in messages]
+        pushed = [part for message in messages for part in (message.command, message.text)]
+        due = countdown + self._heartbeat_grace_seconds
+        return bool(self._scripts.run("end_step", names, lease.token, field, run_member(job), due, *pushed))
 
     def step_queue(self, job: str) -> str | None:
         """The queue that belongs to the step at which the run stands; None: the run's own."""
@@ -244,6 +281,11 @@ class RunStore:
 def step_lease(job: str, name: str, token: str) -> Lease:
     """What a delivery of the step, or of the part of one, gets when it claims it."""
     return Lease(keys.lock_key(job, name), token, (keys.polls_key(job), keys.deliveries_field(name)))
+
+
+def hash_of(flat: Sequence[str]) -> dict[str, str]:
+    """The hash that a script returns, where names and values take turns."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _end_text(end: End) -> str:

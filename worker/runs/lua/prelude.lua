@@ -12,6 +12,12 @@ local function now()
 end
 local function now_seconds() return redis.call('TIME')[1] end
 
+-- A heartbeat: the member is overdue when there is no other within so many seconds.
+local function record_heartbeat(heartbeats, overdue_counts, member, seconds)
+  redis.call('ZADD', heartbeats, now_seconds() + seconds, member)
+  redis.call('HDEL', overdue_counts, member)
+end
+
 -- The outbox has the jobs of which something is to be reported, by the time at which any worker may send the report:
 -- until then it is the matter of the one that entered the job. Both return 1 to a caller that is to send it, `delay`
 -- seconds from now; what changes while a job is in the outbox goes with the report that is under way.

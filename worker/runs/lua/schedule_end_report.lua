@@ -8,6 +8,5 @@ if not run_exists(KEYS[1]) or run_reported(KEYS[1]) then
 end
 if redis.call('HSETNX', KEYS[1], RUN.end_sent, 1) == 0 then return enter_outbox(KEYS[2], ARGV[1], 0) end
 redis.call('ZADD', KEYS[2], now() + REPORT_LEASE, ARGV[1])
-redis.call('ZADD', KEYS[3], now_seconds() + ARGV[3], ARGV[2])
-redis.call('HDEL', KEYS[4], ARGV[2])
+record_heartbeat(KEYS[3], KEYS[4], ARGV[2], ARGV[3])
 return 1

@@ -16,7 +16,7 @@ from worker.runs.keys import RunField, run_key
 from worker.runs.model import Lease, StoredRun
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES
 from worker.runs.scripts import run_scripts
-from worker.runs.store import RunStore
+from worker.runs.store import RunStore, hash_of
 
 REPORT = "runs.report"
 """Names the lock of a job's report, and the task by which workers of older releases report."""
@@ -114,9 +114,9 @@ class Outbox:
             ReportStatus.CLAIMED,
             lease=lease,
             now=float(now),
-            stored=_mapping(stored),
-            progress=_mapping(progress),
-            record=_mapping(record),
+            stored=hash_of(stored),
+            progress=hash_of(progress),
+            record=hash_of(record),
             messages=[json.loads(each) for each in messages],
         )
 
@@ -141,7 +141,3 @@ class Outbox:
         if delays:
             now = redis_time(self._redis)
             self._redis.zadd(keys.outbox_key(), {job: now + delay for job, delay in delays.items()})
-
-
-def _mapping(flat: Sequence[str]) -> dict[str, str]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
