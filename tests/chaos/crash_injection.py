@@ -19,6 +19,7 @@ from structlog.contextvars import get_contextvars
 from worker.platform import AsyncBackendClient, BackendClient
 from worker.pre_processor.waitlist import Waitlist
 from worker.runs.generations import Generations
+from worker.runs.model import Lease
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.reports.outbox import Outbox
 from worker.runs.runs import Runs
@@ -97,6 +98,9 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
     add_points(
         crashes, RunStore, "claim_step", lambda _job, step, *_: f"claim_step {step.name}", first_argument
     )
+    add_points(
+        crashes, RunStore, "end_step", lambda _job, lease, *_: f"end_step {_step_of(lease)}", first_argument
+    )
     add_points(crashes, RunStore, "finish", constant("finish"), first_argument)
     add_points(crashes, RunStore, "mark_reported", constant("mark_reported"), first_argument)
     add_points(
@@ -139,6 +143,10 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
     add_points(crashes, TaskIndex, "commit", constant("task_index commit"), job_of_ledger)
     _add_points_to_retry(crashes)
     return crashes
+
+
+def _step_of(lease: Lease) -> str:
+    return lease.key.partition(":lock:")[2]
 
 
 def _backend_point(method: str) -> PointName:

@@ -77,6 +77,7 @@ DEPLOY = """
 >    claim_step deploy.capacity_gate
 >    update_state plan
 <>   update_state capacity
+<>   end_step deploy.capacity_gate
 <>   publish deploy.serve_run
 >    claim_step deploy.serve_run
 >    update_state submission
@@ -104,7 +105,8 @@ FILE = """
 <>   publish to_task.prepare
 >    claim_step to_task.prepare
 >    get_project
-<>*  publish to_task.fetch_tasks
+<>*  end_step to_task.prepare
+<>   publish to_task.fetch_tasks
 >    claim_step to_task.fetch_tasks
 >    list_tasks
 <>   task_index commit
@@ -159,7 +161,7 @@ STOP = """
 
 DEPLOY_MESSAGES_LOST = """
 >    publish deploy.initialize
->*   publish deploy.serve_run
+>*   end_step deploy.capacity_gate
 >    retry deploy.await_running
 >    finish
 <    update_job end

@@ -21,7 +21,7 @@ older than its publisher."""
 
 NEXT_STEP = "next"
 """Value of that header for the next step of a run, which goes before the runs that wait in the same queue.
-Others, such as chunks, share their queue with steps alone, and take turns there."""
+Others, such as chunks, share their queue with steps alone, and stay in their order."""
 
 NEXT_STEP_PRIORITY = 9
 """Priority of the next step on RabbitMQ, whose queues have priorities where the operator declares them."""

@@ -72,7 +72,7 @@ class RunStore:
     """Reads and writes runs. Every change that two workers could race for is one script."""
 
     def __init__(self, redis: "Redis", heartbeat_grace_seconds: float = 0.0) -> None:
-        """Who claims no steps needs no `heartbeat_grace_seconds`, after which a heartbeat is overdue."""
+        """`heartbeat_grace_seconds`: after them a heartbeat is overdue. Only a caller that claims steps has them."""
         self.redis = redis
         self._heartbeat_grace_seconds = heartbeat_grace_seconds
         self._scripts = run_scripts(redis)
@@ -284,7 +284,7 @@ def step_lease(job: str, name: str, token: str) -> Lease:
 
 
 def hash_of(flat: Sequence[str]) -> dict[str, str]:
-    """The hash that a script returns, where names and values take turns."""
+    """The hash that a script returns as a list: each name before its value."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 

@@ -309,3 +309,24 @@ def test_two_deliveries_at_once_work_one_after_the_other(worker: InProcessWorker
 
     assert second.ended == "retried"
     assert at_once == ["first"]
+
+
+def test_a_step_costs_two_round_trips(
+    worker: InProcessWorker, run: Run, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a Redis that has the scripts
+    deliver(worker, FIRST, StepCalls(Continue(SECOND)))
+    commands: list[Any] = []
+    execute = redis.execute_command
+
+    def recording(*command: Any, **options: Any) -> Any:
+        commands.append(command[0])
+        return execute(*command, **options)
+
+    monkeypatch.setattr(redis, "execute_command", recording)
+
+    # When a step continues with the next one
+    deliver(worker, SECOND, StepCalls(Continue(CHUNK)))
+
+    # Then one script claims and loads, and one records and gives the lock back
+    assert commands == ["EVALSHA", "EVALSHA"]
