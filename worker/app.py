@@ -15,6 +15,7 @@ from worker.broker.config import EX_CONFIG, QUEUES
 from worker.logs.relay import LogRelayStep
 from worker.maintenance import Maintenance
 from worker.redis_needs import RedisClusterError, reject_cluster
+from worker.runs.pool import MinThreadsStep
 from worker.services import services
 from worker.settings import Settings, SettingsError, settings
 from worker.task_events import TaskEventsStep
@@ -79,6 +80,7 @@ def make_app(settings: Settings) -> Celery:
     # A message that the broker's code cannot read reaches no task; it is rejected all the same.
     message_rejected.connect(reject_undelivered)
     app.on_after_finalize.connect(_unregister_builtin_tasks)
+    app.steps["worker"].add(MinThreadsStep)
     app.steps["worker"].add(MaintenanceStep)
     app.steps["worker"].add(LogRelayStep)
     app.steps["consumer"].add(TaskEventsStep)

@@ -1,6 +1,5 @@
 """What the Redis server does for all packages: it runs their Lua scripts and has the clock."""
 
-import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -9,14 +8,11 @@ from typing import Any
 from redis import Redis
 from redis.commands.core import Script
 
-_INCLUDE = re.compile(r"^-- include (\w+)$", re.MULTILINE)
-
 
 @cache
 def source_of(package: str, name: str) -> str:
-    """The text of script `name` of `package`, with the scripts in place of its lines `-- include NAME`."""
-    text = (resources.files(package) / "lua" / f"{name}.lua").read_text(encoding="utf-8")
-    return _INCLUDE.sub(lambda line: source_of(package, line[1]), text)
+    """The text of script `name` of `package`."""
+    return (resources.files(package) / "lua" / f"{name}.lua").read_text(encoding="utf-8")
 
 
 class Scripts:

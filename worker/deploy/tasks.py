@@ -20,10 +20,11 @@ from worker.deploy.plan import (
     extend_dispatch_deadline,
 )
 from worker.plugins import PluginHostUnavailableError
-from worker.runs.bulkhead import bulkhead
-from worker.runs.model import Outcome, Reschedule, WorkflowStep
+from worker.runs.bulkhead import bulkhead, release_share
+from worker.runs.model import Outcome, WorkflowStep
 from worker.runs.publisher import send_task
 from worker.services import services
+from worker.settings import once_per_process
 from worker.workflow.task import (
     INFRASTRUCTURE_RETRY_SECONDS,
     StepFunction,
@@ -35,6 +36,8 @@ DeployStep: TypeAlias = WorkflowStep[DeployMessage, DeployState]
 CLUSTER = "cluster"
 """The bulkhead around the agent and Ray: a cluster that hangs holds no more threads than its slots."""
 CLUSTER_STEPS = (CAPACITY_GATE, SERVE_RUN, AWAIT_RUNNING)
+PLUGIN_STEPS = (CAPACITY_GATE, SERVE_RUN)
+"""Those that call code of the release, and also need a slot of its share."""
 
 
 class DeployTask(StepTask):
@@ -48,10 +51,13 @@ class DeployTask(StepTask):
         """Run the step, or send its message to the workers of the run's agent."""
 
         def in_bulkhead(run: DeployRun) -> Outcome:
-            with bulkhead.acquire(CLUSTER) as acquired:
-                if acquired:
-                    return function(run)
-                return Reschedule(bulkhead.retry_countdown(CLUSTER, self.request.retries))
+            return bulkhead.run(CLUSTER, self.request.retries, lambda: in_release_share(run))
+
+        def in_release_share(run: DeployRun) -> Outcome:
+            if step not in PLUGIN_STEPS:
+                return function(run)
+            share = release_share(run.message.plugin)
+            return bulkhead.run(share, self.request.retries, lambda: function(run))
 
         try:
             agent = self._other_agent(job)
@@ -93,6 +99,7 @@ class DeployTask(StepTask):
         return message.agent if isinstance(message, DeployMessage) and message.agent != own else None
 
 
+@once_per_process
 def _cluster() -> RayCluster:
     return RayCluster(services().ray)
 

@@ -15,6 +15,7 @@ from shared.messages import JsonObject
 from worker.plugins import store
 from worker.plugins.errors import PluginHostUnavailableError, RayDriverError, ReleaseInvalidError
 from worker.plugins.ray_driver import RayConnection, operations
+from worker.plugins.run_end import held
 from worker.plugins.store import Release
 
 WORKING_DIR = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
@@ -97,7 +98,7 @@ class RayPackages:
 
     def ensure(self, release: Release) -> str:
         """See `Packages.ensure`; a release is checked at most every `RECHECK_SECONDS`, once a connection."""
-        with self._lock:
+        with held(self._lock):
             if self._generation != self._connection.generation:
                 self._checked.clear()  # it may be another cluster
                 self._generation = self._connection.generation

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from shared.messages import JsonObject
@@ -14,14 +15,17 @@ from worker.plugins.errors import (
     PluginCallError,
     PluginHostBusyError,
     PluginHostUnavailableError,
+    PluginProcessDiedError,
     PluginTimeoutError,
     RayDriverError,
+    RunEndedError,
     parse_reply,
 )
 from worker.plugins.package import Packages, runtime_env
 from worker.plugins.ray_driver import RayConnection, operations
 from worker.plugins.ray_driver.operations import CallEnd, CallResult
 from worker.plugins.requests import ActionRequest
+from worker.plugins.run_end import check_run, wait_for
 from worker.plugins.store import Release
 
 MAX_IDLE_SECONDS = 600.0
@@ -31,24 +35,27 @@ SUBMIT_TIMEOUT_SECONDS = 15.0
 """Submitting a call takes milliseconds, or forever when the cluster is lost."""
 MAX_SLOT_WAIT_SECONDS = 5.0
 """Longest wait for an actor that runs another call."""
+MAX_START_SECONDS = 300.0
+"""Longest wait for the process of an actor, which may have to install the release's requirements."""
 PROBE_INTERVAL_SECONDS = 5.0
 """How often a waiting call checks that the cluster is still reachable."""
 
 
-class _ActorDiedError(PluginCallError):
-    """The process of an actor ended during a call, or before it."""
-
-
 @dataclass
 class _Actor:
-    id: str
+    id: str = ""
+    """Empty until the first call in the slot has started it."""
     slot: threading.Lock = field(default_factory=threading.Lock)
     last_used: float = field(default_factory=time.monotonic)
     calls: int = 0
+    has_started: bool = False
 
 
 class RayHost:
-    """Runs operations on the cluster of `connection`; `timeout` is in seconds a call."""
+    """Runs operations on the cluster of `connection`; `timeout` is in seconds a call.
+
+    When the run ends for which a call is made, the call is abandoned and its process is killed.
+    """
 
     def __init__(self, connection: RayConnection, packages: Packages, timeout: float) -> None:
         self._connection = connection
@@ -61,25 +68,29 @@ class RayHost:
     def call(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
         """See `PluginHost.call`. The call runs in a task of zero CPUs that Ray never retries."""
         request = self._prepared(release, request)
-        call = self._submit(
-            operations.start_task, request.runtime_env, request.to_json(), operation, json.dumps(payload)
-        )
+        arguments = request.runtime_env, request.to_json(), operation, json.dumps(payload)
+        call = self._submit(operations.start_task, *arguments, undo=operations.cancel_call)
         try:
             return parse_reply(self._reply(call, release, operation))
         except PluginTimeoutError:
             self._stop(operations.cancel_call, call)
             raise
+        except RunEndedError:
+            self._send(operations.cancel_call, call)
+            raise
 
     def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
-        """See `PluginHost.call_batch`. A dead actor is started again, once a call."""
+        """See `PluginHost.call_batch`.
+
+        A process that died is started again, once a call: it may have died before the call, or with its node.
+        """
         request = self._prepared(release, request)
         text, key = json.dumps(payload), (release.checksum, request.entrypoint)
         for is_retry in (False, True):
-            actor = self._actor(key, request)
+            actor = self._actor(key)
             try:
                 return parse_reply(self._call_in_slot(key, actor, release, request, operation, text))
-            except _ActorDiedError:
-                self._kill(key, actor)
+            except PluginProcessDiedError:
                 if is_retry:
                     raise
             finally:
@@ -97,21 +108,63 @@ class RayHost:
         operation: str,
         payload: str,
     ) -> str:
-        """Run one call at a time, so that the timeout covers the call but not the wait for other calls.
+        """Run one call at a time, so that the timeout covers the call but no wait for others or its process.
 
         A wait occupies one of the worker's slots, so it is short; the step retries later without a failure.
         """
-        if not actor.slot.acquire(timeout=MAX_SLOT_WAIT_SECONDS):
+        if not wait_for(lambda seconds: actor.slot.acquire(timeout=seconds), MAX_SLOT_WAIT_SECONDS):
             raise PluginHostBusyError(f"{release.name}: its process is busy")
+        call = None
         try:
-            call = self._submit(operations.call_actor, actor.id, request.to_json(), operation, payload)
-            try:
-                return self._reply(call, release, operation)
-            except PluginTimeoutError:
-                self._kill(key, actor, call)
-                raise
+            if not self._is_current(key, actor):
+                # It is no fault of this call's items that the one before them hung or ended the process.
+                raise PluginHostBusyError(f"{release.name}: its process was ended by another call")
+            if not actor.id:
+                start = operations.start_actor
+                actor.id = self._submit(start, request.runtime_env, undo=operations.kill_actor)
+            if not actor.has_started:
+                self._await_start(key, actor, release)
+            arguments = actor.id, request.to_json(), operation, payload
+            undo = partial(operations.kill_actor, actor.id)
+            call = self._submit(operations.call_actor, *arguments, undo=undo)
+            return self._reply(call, release, operation)
+        except (PluginTimeoutError, PluginProcessDiedError):
+            # Before the slot is free, so that a call that waits for it does not find a dead process.
+            self._kill(key, actor, call)
+            raise
+        except RunEndedError:
+            self._forget(key, actor)
+            self._send(operations.kill_actor, actor.id, call)
+            raise
         finally:
             actor.slot.release()
+
+    def _await_start(self, key: tuple[str, str], actor: _Actor, release: Release) -> None:
+        """Wait until the process can be called. No code of the author runs before, so no item is to blame."""
+        undo = partial(operations.kill_actor, actor.id)
+        call = self._submit(operations.await_actor, actor.id, undo=undo)
+        try:
+            result = self._wait_until_done(call, MAX_START_SECONDS)
+        except RunEndedError:
+            self._send(operations.kill_actor, actor.id, call)
+            raise
+        actor.has_started = result is not None and result.end == CallEnd.REPLY
+        if actor.has_started:
+            return
+        self._kill(key, actor, call)
+        if result is None:
+            raise PluginHostUnavailableError(
+                f"the process of {release.name} has not started within {MAX_START_SECONDS:g} s"
+            )
+        if result.end in (CallEnd.ACTOR_DIED, CallEnd.PROCESS_DIED):
+            raise PluginHostUnavailableError(
+                f"the process of {release.name} died at its start ({result.error_type})"
+            )
+        raise PluginCallError(result.error_type, _tail(result.text))
+
+    def _is_current(self, key: tuple[str, str], actor: _Actor) -> bool:
+        with self._lock:
+            return self._actors.get(key) is actor
 
     def pin(self, releases: Iterable[Release]) -> None:
         """See `PluginHost.pin`. Idle actors are ended as well."""
@@ -132,6 +185,7 @@ class RayHost:
 
     def _runtime_env(self, release: Release, env: dict[str, str]) -> JsonObject:
         """Connect, upload the release's package if it is not there, and make the runtime environment."""
+        check_run()
         self._connection.connect()
         with self._lock:
             if self._generation != self._connection.generation:
@@ -142,7 +196,7 @@ class RayHost:
     def _prepared(self, release: Release, request: ActionRequest) -> ActionRequest:
         return replace(request, runtime_env=self._runtime_env(release, request.env))
 
-    def _actor(self, key: tuple[str, str], request: ActionRequest) -> _Actor:
+    def _actor(self, key: tuple[str, str]) -> _Actor:
         with self._lock:
             dropped = self._drop_idle()
             actor = self._actors.get(key)
@@ -150,7 +204,7 @@ class RayHost:
                 while len(self._actors) >= MAX_ACTORS:
                     oldest = min(self._actors, key=lambda other: self._actors[other].last_used)
                     dropped.append(self._actors.pop(oldest).id)
-                actor = self._actors[key] = _Actor(self._submit(operations.start_actor, request.runtime_env))
+                actor = self._actors[key] = _Actor()
             actor.calls += 1
         if dropped:
             self._stop(operations.drop_actors, dropped)
@@ -167,30 +221,41 @@ class RayHost:
         return [self._actors.pop(key).id for key in idle]
 
     def _kill(self, key: tuple[str, str], actor: _Actor, call: str | None = None) -> None:
+        self._forget(key, actor)
+        self._stop(operations.kill_actor, actor.id, call)
+
+    def _forget(self, key: tuple[str, str], actor: _Actor) -> None:
         with self._lock:
             if self._actors.get(key) is actor:
                 del self._actors[key]
-        self._stop(operations.kill_actor, actor.id, call)
+
+    def _send(self, end: Callable[..., Any], *arguments: Any) -> None:
+        """End what a run that has ended has left; nobody waits for it, as Ray may hang."""
+        with suppress(RayDriverError):
+            self._connection.driver.send(end, *arguments)
 
     def _stop(self, end: Callable[..., Any], *arguments: Any) -> None:
         """End a call or actors if Ray still answers; they are forgotten in any case."""
         with suppress(RayDriverError):
             self._connection.call(end, *arguments, timeout=SUBMIT_TIMEOUT_SECONDS)
 
-    def _submit(self, start: Callable[..., Any], *arguments: Any) -> str:
+    def _submit(
+        self, start: Callable[..., Any], *arguments: Any, undo: Callable[[Any], Any] | None = None
+    ) -> str:
+        timeout = SUBMIT_TIMEOUT_SECONDS
         try:
-            return str(self._connection.call(start, *arguments, timeout=SUBMIT_TIMEOUT_SECONDS))
+            return str(self._connection.call(start, *arguments, timeout=timeout, undo=undo))
         except RayDriverError as error:  # no code of the author runs here: what fails is Ray
             raise PluginHostUnavailableError(f"Ray did not accept the call ({error})") from None
 
-    def _wait_until_done(self, call: str) -> CallResult | None:
+    def _wait_until_done(self, call: str, seconds: float) -> CallResult | None:
         """Wait for the call's end; None on a timeout. Raises when the cluster is lost meanwhile."""
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            seconds = min(left, PROBE_INTERVAL_SECONDS)
-            timeout = seconds + SUBMIT_TIMEOUT_SECONDS
+            interval = min(left, PROBE_INTERVAL_SECONDS)
+            timeout = interval + SUBMIT_TIMEOUT_SECONDS
             try:
-                fields = self._connection.call(operations.wait_for_end, call, seconds, timeout=timeout)
+                fields = self._connection.call(operations.wait_for_end, call, interval, timeout=timeout)
             except RayDriverError as error:
                 raise PluginHostUnavailableError(f"the Ray cluster was lost ({error})") from None
             if fields is not None:
@@ -201,18 +266,15 @@ class RayHost:
         return None
 
     def _reply(self, call: str, release: Release, operation: str) -> str:
-        result = self._wait_until_done(call)
+        result = self._wait_until_done(call, self._timeout)
         if result is None:
             raise PluginTimeoutError(
                 f"{release.name}: {operation} took longer than {self._timeout:g} s and was stopped"
             )
         if result.end == CallEnd.REPLY:
             return result.reply
-        died = f"the process of {release.name} died"
-        if result.end == CallEnd.ACTOR_DIED:
-            raise _ActorDiedError(result.error_type, died)
-        if result.end == CallEnd.PROCESS_DIED:
-            raise PluginCallError(result.error_type, died)
+        if result.end in (CallEnd.ACTOR_DIED, CallEnd.PROCESS_DIED):
+            raise PluginProcessDiedError(result.error_type, f"the process of {release.name} died")
         raise PluginCallError(result.error_type, _tail(result.text))
 
 

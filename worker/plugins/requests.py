@@ -88,7 +88,8 @@ class PluginHost(Protocol):
     """Runs an *operation* of a release's entrypoint. The payload and the value are JSON.
 
     Both calls raise `PluginCallError` when the author's code raised, `PluginTimeoutError`, and
-    `PluginHostUnavailableError` when the host cannot be reached. Safe for threads.
+    `PluginHostUnavailableError` when the host cannot be reached, and `RunEndedError` when the run has ended
+    for which they are made (`worker.plugins.run_end`). Safe for threads.
     """
 
     def call(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:

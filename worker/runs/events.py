@@ -98,8 +98,13 @@ class Events:
         """Publish `{"type": kind, ...content}` on the run's channel."""
         self._redis.publish(events_channel(job), json.dumps({"type": kind, **content}))
 
-    def message(self, job: str, text: str, *, step: str = "", level: str = "info") -> None:
-        """Publish a message for users, log it, and send it to the backend with the next report."""
+    def message(
+        self, job: str, text: str, *, step: str = "", level: str = "info", in_log: bool = True
+    ) -> None:
+        """Publish a message for users, log it, and send it to the backend with the next report.
+
+        `in_log`: what a run says when it begins to wait is not logged, for a log takes more than the run.
+        """
         content = redact(text)
         event = {"type": "message", "level": level, "step": step, "content": content}
         entry: MessageEntry = {
@@ -113,7 +118,9 @@ class Events:
         keys = [*log_keys(job), messages_key(job), outbox_key()]
         delay = SECONDS_BETWEEN_PATCHES
         texts = [events_channel(job), json.dumps(event), json.dumps(entry), job]
-        args = log_args("message", job, line_time(), level, *texts, delay, *_lines(content))
+        args = log_args(
+            "message", job, line_time(), level, *texts, delay, *(_lines(content) if in_log else ())
+        )
         if self._scripts.run(LOG_SCRIPT, keys, *args):
             self._on_report_due(job, delay)
 

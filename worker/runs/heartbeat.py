@@ -1,7 +1,10 @@
 """Heartbeats of runs and waiting lists: which of them are overdue, so that a lost message is noticed."""
 
+from collections.abc import Sequence
+
 from redis import Redis
 
+from worker.lua import redis_time
 from worker.runs.keys import heartbeats_key, overdue_counts_key
 from worker.runs.scripts import run_scripts
 
@@ -29,6 +32,15 @@ class Heartbeats:
     def schedule(self, member: str, within: float = 0.0) -> None:
         """Record a heartbeat; the next is due `within` seconds."""
         self._write(member, within)
+
+    def schedule_all(self, members: Sequence[str]) -> None:
+        """The same for many members at once, each of which is due now."""
+        if members:
+            deadline = int(redis_time(self._redis)) + self._grace_seconds
+            with self._redis.pipeline(transaction=False) as pipe:
+                pipe.zadd(heartbeats_key(), dict.fromkeys(members, deadline))
+                pipe.hdel(overdue_counts_key(), *members)
+                pipe.execute()
 
     def extend(self, member: str, within: float) -> None:
         """The same for a member that may have been removed by now, and then stays removed."""

@@ -1,11 +1,11 @@
 """What workflows do to runs: status, progress, messages, the end, and the report of it to the backend."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from redis import Redis
+from redis import Redis, RedisError
 
 from shared.statuses import JobStatus
 from worker.runs.events import Events, OnReportDue
@@ -126,7 +126,7 @@ class Runs:
         `step` is the step whose outcome this is. While it waited for a dependency, the run may have gone on
         without it, as a waiting list resumes a run whose dispatch was not answered: then it ends nothing.
         """
-        first = self.store.finish(job, end, step)
+        first = self.store.finish(job, end, step, grace_seconds=self.timing.heartbeat_grace_seconds)
         if not first and not self.store.has_ended(job):
             return False
         if first:
@@ -135,6 +135,12 @@ class Runs:
             self.events.log.append(job, f"{end.status} {end.error}".rstrip(), level)
         self.ensure_end_reported(job)
         return first
+
+    def is_known_to_have_ended(self, job: str) -> bool:
+        """Whether the run has ended; false while Redis does not say it."""
+        with suppress(RedisError):
+            return self.store.has_ended(job)
+        return False
 
     def holds_lease(self, run: AnyRun) -> bool:
         """Whether the step for which `run` was read still holds its lock."""

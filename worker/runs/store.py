@@ -8,13 +8,13 @@ from typing import Literal, TypeVar
 from pydantic import ValidationError
 from redis import Redis
 
-from shared.channels import RETENTION_SECONDS, events_channel, job_key, logs_channel
+from shared.channels import RETENTION_SECONDS, events_channel, job_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.lua import redis_time
 from worker.platform import mask_secrets
 from worker.runs import keys
-from worker.runs.events import MIN_HISTORY_ENTRIES, JobLog, line_time, log_keys
+from worker.runs.events import JobLog
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import STATE_PREFIX, RunField, run_key
 from worker.runs.locks import release_arguments
@@ -72,7 +72,7 @@ class RunStore:
     """Reads and writes runs. Every change that two workers could race for is one script."""
 
     def __init__(self, redis: "Redis", heartbeat_grace_seconds: float = 0.0) -> None:
-        """`heartbeat_grace_seconds`: after them a heartbeat is overdue. Only a caller that claims steps has them."""
+        """`heartbeat_grace_seconds`: after them a heartbeat is overdue; needed to claim steps."""
         self.redis = redis
         self._heartbeat_grace_seconds = heartbeat_grace_seconds
         self._scripts = run_scripts(redis)
@@ -87,7 +87,7 @@ class RunStore:
         answer = self._scripts.run(
             "accept",
             [run_key(job), job_key(job), keys.stop_key(job)],
-            json.dumps({"task": message.task, "kwargs": content}),
+            json.dumps({"task": message.task, "kwargs": content}, separators=(",", ":")),
             message.action,
             message.plugin,
             queue,
@@ -152,17 +152,16 @@ class RunStore:
     ) -> StepClaim:
         """Take the step's lock and move the run on to it, if the run is open and is not further on.
 
-        This is a heartbeat of the run, and the first time a line in its log.
+        This is a heartbeat of the run.
 
         Raises `NewerRunError` when only newer workers understand the run; the lock is free then.
         """
         name = f"{step.name}:{part}" if part else step.name
         lease = step_lease(job, name, token)
         heartbeats = [keys.heartbeats_key(), keys.overdue_counts_key()]
-        log_state, log_history, _ = log_keys(job)
         status, times, newest, died, *stored = self._scripts.run(
             "claim_step",
-            [run_key(job), job_key(job), lease.key, keys.polls_key(job), *heartbeats, log_state, log_history],
+            [run_key(job), job_key(job), lease.key, keys.polls_key(job), *heartbeats],
             name,
             step.position,
             token,
@@ -176,10 +175,6 @@ class RunStore:
             keys.deliveries_field(name),
             run_member(job),
             self._heartbeat_grace_seconds,
-            logs_channel(job),
-            MIN_HISTORY_ENTRIES,
-            line_time(),
-            f"Step {step.name}",
         )
         run = None
         if status == ClaimStatus.CLAIMED:
@@ -229,12 +224,16 @@ class RunStore:
         """Whether the run has ended, or is gone."""
         return bool(self.redis.hexists(run_key(job), RunField.ENDED)) or not self.exists(job)
 
-    def finish(self, job: str, end: End, step: Step | None = None) -> bool:
-        """Write the end; false when the run had one already, is gone, or has passed `step`, which ends it."""
+    def finish(self, job: str, end: End, step: Step | None = None, *, grace_seconds: float = 0.0) -> bool:
+        """Write the end; false when the run had one already, is gone, or has passed `step`, which ends it.
+
+        An end that is not reported after `grace_seconds` is overdue. A run that waits in a list leaves it.
+        """
         end = End(end.status, mask_secrets(end.result))
         position = "" if step is None else step.position
-        keys_ = [run_key(job), job_key(job)]
-        return bool(self._scripts.run("finish", keys_, _end_text(end), end.status, end.error, position))
+        keys_ = [run_key(job), job_key(job), keys.heartbeats_key()]
+        arguments = _end_text(end), end.status, end.error, position, job, run_member(job), grace_seconds
+        return bool(self._scripts.run("finish", keys_, *arguments))
 
     def seconds_since_end(self, job: str) -> float | None:
         """Seconds since the end was written; None for a run without an end."""
@@ -271,6 +270,7 @@ class RunStore:
             pipe.zrem(keys.outbox_key(), job)
             for key in expiring:
                 pipe.expire(key, RETENTION_SECONDS)
+            pipe.zadd(keys.ended_logs_key(), {job: 0})
             pipe.execute()
 
     def is_reported(self, job: str) -> bool:

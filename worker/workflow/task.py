@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import structlog
@@ -14,6 +14,7 @@ from shared.statuses import JobStatus
 from worker import blame
 from worker.blame import INFRASTRUCTURE_ERRORS, RejectedMessageError, Retries
 from worker.platform import clean, shorten
+from worker.plugins import RunEndedError, waits_for_run
 from worker.runs.bulkhead import backoff
 from worker.runs.generations import GenerationClaim
 from worker.runs.heartbeat import run_member
@@ -59,6 +60,8 @@ NEWER_RUN_SECONDS = 5.0
 LOCKED_SECONDS = 1.0
 """Delay of a step whose lock is held by another delivery."""
 REPUBLISH_SECONDS = 0.5
+ABANDONED_SECONDS = 1.0
+"""Delay of a step that its run's end has interrupted; what it called has been cancelled by then."""
 
 MAX_USER_MESSAGE_CHARS = 5_000
 """Of a text for users, kept in Redis, events and the job's result. A plugin's error fits in whole."""
@@ -156,9 +159,10 @@ class StepTask(DeliveredTask):
                 def heartbeat() -> None:
                     self.runs.heartbeats.schedule(run_member(job))
 
+                has_ended = partial(self.runs.is_known_to_have_ended, job)
                 is_released = False
                 try:
-                    with self.runs.locks.renewing(lease, heartbeat):
+                    with self.runs.locks.renewing(lease, heartbeat), waits_for_run(has_ended):
                         end = self.end_after_deaths(name, job, claim.died)
                         call = end or self._call(
                             name, claim.run, lambda run: function(step.workflow.typed(run))
@@ -192,6 +196,9 @@ class StepTask(DeliveredTask):
             return function(run)
         except INFRASTRUCTURE_ERRORS:
             raise
+        except RunEndedError:
+            # The next delivery reports the end and cleans up.
+            return self.retry_later(ABANDONED_SECONDS)
         except Exception as error:
             if blame.in_step(error).retries is not Retries.NONE:
                 return self._wait_for_dependency(error, name, run)

@@ -1,11 +1,10 @@
 -- A step begins, if the run is open and has not passed the step, its generation is the newest, and its lock is free.
--- That is a heartbeat; the first time it is a line in the log.
--- KEYS: run, record, lock, polls, heartbeats, overdue counts, state and history of the log
+-- That is a heartbeat.
+-- KEYS: run, record, lock, polls, heartbeats, overdue counts
 -- ARGV: step, position, token, lock ms, generation, redelivered, whether it moves the run on, the step's own queue,
 --   fields of the newest and of the claimed generation and of the deliveries, the heartbeat's member, seconds until it is
---   overdue, channel of the log, minimum length of its history, time and text of the line
+--   overdue
 -- Returns a status, how often the step was claimed, the newest generation, how many deliveries died, and the run's hash.
--- include log_functions
 if not run_exists(KEYS[1]) then return {'unknown', 0, 0, 0} end
 if run_ended(KEYS[1]) then return {'run_ended', 0, 0, 0} end
 local position = tonumber(ARGV[2])
@@ -20,12 +19,12 @@ local died = begin_delivery(KEYS[4], ARGV[11], newest, ARGV[3])
 record_heartbeat(KEYS[5], KEYS[6], ARGV[12], ARGV[13])
 local times = 1
 if ARGV[7] == '1' then
-  redis.call('HSET', KEYS[1], RUN.position, position, RUN.step, ARGV[1], RUN.step_queue, ARGV[8])
+  -- What is known of the step before is of no use any more: a run that waits is to be small.
+  local before = redis.call('HGET', KEYS[1], RUN.step)
+  if before ~= ARGV[1] then redis.call('HDEL', KEYS[1], RUN.begun_prefix .. (before or ''), RUN.step_queue) end
+  redis.call('HSET', KEYS[1], RUN.position, position, RUN.step, ARGV[1])
+  if ARGV[8] ~= '' then redis.call('HSET', KEYS[1], RUN.step_queue, ARGV[8]) end
   redis.call('HSET', KEYS[2], 'step', ARGV[1], 'updated', now_seconds())
   times = redis.call('HINCRBY', KEYS[1], RUN.begun_prefix .. ARGV[1], 1)
-  if times == 1 then
-    select_log(KEYS[7], KEYS[8], KEYS[1], ARGV[14], ARGV[15])
-    append_message(ARGV[16], 'info', {ARGV[17]})
-  end
 end
 return {'claimed', times, newest, died, redis.call('HGETALL', KEYS[1])}

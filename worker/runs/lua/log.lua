@@ -9,27 +9,109 @@
 --                      -> for each log how many of its lines are stored (fewer than sent: the limit is reached), -1
 --                      when the claim was lost, or a text with Redis's error, which does not stop the other logs
 --   message            time, level, channel of the events, event, message for the backend, job, seconds until the report,
---                      lines; with the keys: state, history, run, messages, outbox
+--                      lines or none; with the keys: state, history, run, messages, outbox
 --                      -> 1 to the caller that is to report the message
 --   subscribe          source, connection options -> 1 when the log is to be tailed, 0 when it is closed already
 --   claim              source, claim
 --                      -> {position, connection options}; {} when the log is closed or a newer claim exists
 --   close              source, claim, reason, time, the relay's final line or '' -> 1; 0 when the claim was lost
 --   close_if_complete  '1' when the run's end is being reported, else '' -> 1 when the log is closed
--- include log_functions
 local operation = ARGV[1]
+local SEVERITY = {ended = 1, stopped = 2, limit = 3, unreachable = 4}
+local state, history, run, channel, seq, reopened, history_length
 
-local function lines_from(first)
-  local lines = {}
-  for index = first, #ARGV do lines[#lines + 1] = ARGV[index] end
-  return lines
+local function field(name) return redis.call('HGET', state, name) end
+local function number(name) return tonumber(field(name) or '0') end
+
+-- Reads several fields in one call, because such calls are most of what a relayed line costs Redis.
+local function numbers(...)
+  local found = redis.call('HMGET', state, ...)
+  for index = 1, #found do found[index] = tonumber(found[index] or '0') end
+  return unpack(found)
+end
+
+-- Selects the log whose keys begin at `index` for everything that follows. Returns the values of the named fields.
+local function select_log(index, name, ...)
+  state, history, run, channel = KEYS[index], KEYS[index + 1], KEYS[index + 2], name
+  local found = {numbers('seq', 'reopened', 'longest', ...)}
+  seq, reopened, history_length = found[1], found[2], math.max(tonumber(ARGV[3]), found[3])
+  return unpack(found, 4)
+end
+
+local function add_entry(json_fields, ...)
+  seq = seq + 1
+  redis.call('XADD', history, 'MAXLEN', '~', history_length, seq .. '-' .. reopened, 'seq', seq, ...)
+  if seq == 1 then shrink(history) end
+  redis.call('PUBLISH', channel, '{"seq":' .. seq .. ',' .. json_fields .. '}')
+end
+
+-- Returns a function that adds one line. The fields that all lines of a call share are encoded once.
+local function line_appender(time, source, level)
+  local shared_fields = '"time":' .. cjson.encode(time) .. ',"source":' .. cjson.encode(source)
+    .. ',"level":' .. cjson.encode(level) .. ',"line":'
+  return function(line)
+    add_entry(shared_fields .. cjson.encode(line), 'time', time, 'source', source, 'level', level, 'line', line)
+  end
+end
+
+local function is_reported()
+  return not run_exists(run) or run_reported(run) or redis.call('HEXISTS', state, 'reported') == 1
+end
+
+local function takes_messages() return not is_reported() and not run_ended(run) end
+
+local function is_closed() return redis.call('HEXISTS', state, 'over') == 1 end
+
+-- Removes the end marker because more entries follow, so that the history holds it once, and last.
+local function reopen()
+  redis.call('XDEL', history, seq .. '-' .. reopened)
+  seq, reopened = seq - 1, reopened + 1
+  redis.call('HSET', state, 'seq', seq, 'reopened', reopened)
+  redis.call('HDEL', state, 'over')
+  redis.call('PERSIST', state)
+  redis.call('PERSIST', history)
+end
+
+-- The most severe of the reasons for which the run and its logs ended: it matters most to the reader of the log.
+local function end_reason()
+  local run_end = redis.call('HGET', run, RUN.ended)
+  local decoded, content = pcall(cjson.decode, run_end or '')
+  local worst = (decoded and content.status == 'STOPPED') and 'stopped' or 'ended'
+  local fields = redis.call('HGETALL', state)
+  for index = 1, #fields, 2 do
+    local reason = fields[index]:sub(1, 7) == 'closed:' and fields[index + 1] or 'ended'
+    if SEVERITY[reason] > SEVERITY[worst] then worst = reason end
+  end
+  return worst
+end
+
+local function close_if_complete()
+  if number('open') > 0 or takes_messages() then return 0 end
+  if not is_closed() then
+    local reason = end_reason()
+    add_entry('"type":"end","reason":"' .. reason .. '"', 'type', 'end', 'reason', reason)
+    redis.call('HSET', state, 'seq', seq, 'over', 1)
+  end
+  if is_reported() then
+    redis.call('EXPIRE', state, ARGV[4])
+    redis.call('EXPIRE', history, ARGV[4])
+  end
+  return 1
+end
+
+local function append_message(time, level, first)
+  if is_closed() and not takes_messages() or not run_exists(run) then return -1 end
+  if is_closed() then reopen() end
+  local append = line_appender(time, 'run', level)
+  for index = first, #ARGV do append(ARGV[index]) end
+  redis.call('HSET', state, 'seq', seq)
+  return #ARGV - first + 1
 end
 
 local function append_lines(index, name, source, claim, batch_position, first, last)
   local time, level, max_lines, max_bytes = ARGV[5], ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
   local current_claim, position, lines, bytes =
-    select_log(KEYS[index], KEYS[index + 1], KEYS[index + 2], name, ARGV[3],
-      'claim:' .. source, 'position:' .. source, 'lines', 'bytes')
+    select_log(index, name, 'claim:' .. source, 'position:' .. source, 'lines', 'bytes')
   if current_claim ~= claim then return -1 end
   -- A batch whose answer was lost is sent again, perhaps with more lines after it: those already stored are skipped.
   local stored = position - batch_position
@@ -61,12 +143,12 @@ if operation == 'append_lines' then
   return answers
 end
 
-select_log(KEYS[1], KEYS[2], KEYS[3], ARGV[2], ARGV[3])
+select_log(1, ARGV[2])
 if operation == 'append_message' then
-  return append_message(ARGV[5], ARGV[6], lines_from(7))
+  return append_message(ARGV[5], ARGV[6], 7)
 elseif operation == 'message' then
   redis.call('PUBLISH', ARGV[7], ARGV[8])
-  append_message(ARGV[5], ARGV[6], lines_from(12))
+  if #ARGV >= 12 then append_message(ARGV[5], ARGV[6], 12) end
   -- Messages for the backend are kept only while a report will send them: after that they would never expire.
   if not run_exists(run) or run_reported(run) then return 0 end
   redis.call('RPUSH', KEYS[4], ARGV[9])
@@ -101,10 +183,10 @@ elseif operation == 'close' then
     line_appender(ARGV[8], 'relay', 'warning')(ARGV[9])
     redis.call('HSET', state, 'seq', seq)
   end
-  close_if_complete(ARGV[4])
+  close_if_complete()
   return 1
 elseif operation == 'close_if_complete' then
   if not run_exists(run) and redis.call('EXISTS', state) == 0 then return 0 end
   if ARGV[5] == '1' then redis.call('HSET', state, 'reported', 1) end
-  return close_if_complete(ARGV[4])
+  return close_if_complete()
 end
