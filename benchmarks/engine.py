@@ -250,8 +250,13 @@ def publish_steps(redis: "Redis", first: int, count: int) -> None:
     publisher.close()
 
 
+_own_commands: Counter[str] = Counter()
+"""Commands by which this process looks how far the runs are."""
+
+
 def count_waiting(redis: "Redis", first: int, count: int) -> int:
     """How many of these runs wait for their pre-processor."""
+    _own_commands["hget"] += count
     with redis.pipeline(transaction=False) as pipe:
         for job in range(first, first + count):
             pipe.hget(job_key(str(job)), "overall")
@@ -319,6 +324,7 @@ class Bench:
         self._await_quiet()
         self.redis.delete("walked")
         self.redis.config_resetstat()
+        _own_commands.clear()
         before, calls_before, begun = _cpu_seconds(worker), self._calls(), time.monotonic()
         publish(self.redis, 1_001, count)
         wait_for(lambda: count_done(self.redis, 1_001, count) == count, MAX_WAIT_SECONDS, "the walks")
@@ -327,7 +333,7 @@ class Bench:
         spent, settled = _cpu_seconds(worker) - before, time.monotonic()
         calls = {name: total - calls_before[name] for name, total in self._calls().items()}
         stats = self.redis.info("commandstats")
-        commands = sum(each["calls"] for each in stats.values())
+        commands = sum(each["calls"] for each in stats.values()) - _own_commands.total()
         time.sleep(IDLE_SECONDS)
         idle = (_cpu_seconds(worker) - before - spent) / (time.monotonic() - settled)
         spent -= idle * (settled - begun - seconds)
