@@ -62,7 +62,7 @@ class RedactedRequest(Request):
 
     def send_event(self, type: str, **fields: Any) -> None:
         """Send a task event, with secrets removed from the texts of exceptions and tracebacks."""
-        groups = getattr(self._eventer, "groups", None)
+        groups = getattr(getattr(self, "_eventer", None), "groups", None)
         if groups and "task" not in groups:
             return  # No monitor asks for them, see `worker.task_events`.
         shown = {name: redact(value) if isinstance(value, str) else value for name, value in fields.items()}
