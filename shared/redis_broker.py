@@ -83,7 +83,7 @@ class Transport(redis.Transport):
 class Connection(KombuConnection):
     """A connection that uses this module's transport for Redis, with or without Sentinel."""
 
-    redis_transport: ClassVar[type[redis.Transport]] = Transport
+    redis_transport: type[redis.Transport] = Transport
 
     def __init__(self, hostname: Any = "localhost", *args: Any, **kwargs: Any) -> None:
         """Prepare a connection.
@@ -136,9 +136,11 @@ class ConnectionPool(KombuConnectionPool):
         """Make a connection.
 
         Returns:
-            One that knows its pool.
+            One that knows its pool, with the transport of the pool's connection.
         """
-        return PooledConnection(self, **dict(self.connection._info(resolve=False)))
+        made = PooledConnection(self, **dict(self.connection._info(resolve=False)))
+        made.redis_transport = self.connection.redis_transport
+        return made
 
 
 class AMQP(amqp.AMQP):

@@ -18,6 +18,7 @@ from worker.pool import MinThreadsStep
 from worker.redis_needs import RedisClusterError, reject_cluster
 from worker.services import services
 from worker.settings import Settings, SettingsError, settings
+from worker.task_events import TaskEventsStep
 from worker.workflow.dead_letters import reject_undelivered, seconds_unknown
 
 log = structlog.get_logger(__name__)
@@ -65,8 +66,8 @@ def make_app(settings: Settings) -> Celery:
         worker_redirect_stdouts=False,
         # Returned values appear in events and logs; ours are None anyway.
         resultrepr_maxsize=64,
-        # Flower shows runs as they go.
-        worker_send_task_events=True,
+        # Only while a monitor asks for them, see `TaskEventsStep`.
+        worker_send_task_events=False,
         # Modules that hold tasks.
         imports=(
             "worker.workflow.control",
@@ -83,6 +84,7 @@ def make_app(settings: Settings) -> Celery:
     app.steps["worker"].add(MinThreadsStep)
     app.steps["worker"].add(MaintenanceStep)
     app.steps["worker"].add(LogRelayStep)
+    app.steps["consumer"].add(TaskEventsStep)
     return app
 
 

@@ -23,6 +23,7 @@ from worker.workflow.dead_letters import REJECTED_JOB_PREFIX, DeadLetters, recov
 log = structlog.get_logger(__name__)
 
 SECONDS_BETWEEN_SWEEPS = 5.0
+SECONDS_BETWEEN_TAKEOVERS = 3.0
 FAILED_SECONDS = LEASE_SECONDS + 1
 """How long a worker on which a work failed leaves it to others."""
 STOP_TIMEOUT_SECONDS = 10.0
@@ -74,20 +75,36 @@ def pin_packages() -> None:
     DeployedPackages(services()).pin()
 
 
-class Work:
-    """One periodic work, done while this worker holds its lease."""
+def take_over_reports() -> None:
+    """Report what workers that died have left behind."""
+    services().reports.take_over()
 
-    def __init__(self, name: str, function: Callable[[], object]) -> None:
+
+class Work:
+    """One periodic work, done while this worker holds its lease, or by each worker."""
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[], object],
+        *,
+        seconds: float | None = None,
+        by_each: bool = False,
+    ) -> None:
+        """`seconds`: between two times, in place of `SECONDS_BETWEEN_SWEEPS`."""
         self.name = name
         self._function = function
+        self._seconds = seconds
+        self._by_each = by_each
         self._election: Election | None = None
 
     def do(self) -> float:
         """Do the work if it is this worker's; returns the seconds until the next look."""
         try:
-            self._election = self._election or Election(services().redis, self.name)
-            if wait := self._election.hold():
-                return wait
+            if not self._by_each:
+                self._election = self._election or Election(services().redis, self.name)
+                if wait := self._election.hold():
+                    return wait
             self._function()
         except INFRASTRUCTURE_ERRORS as error:
             log.warning("maintenance put off", work=self.name, error_type=type(error).__name__)
@@ -97,7 +114,7 @@ class Work:
             name, text = type(error).__name__, clean(str(error))
             log.error("maintenance failed", work=self.name, error_type=name, error=text)
         else:
-            return SECONDS_BETWEEN_SWEEPS
+            return SECONDS_BETWEEN_SWEEPS if self._seconds is None else self._seconds
         # What fails on this worker may succeed on another one, which then has the lease when this one looks.
         self.resign()
         return FAILED_SECONDS
@@ -112,7 +129,9 @@ class Work:
 def works() -> list[Work]:
     """The works of this worker. The workers of each agent have packages of their own."""
     settings = services().settings
-    works = [Work("sweep", sweep), Work("retention", remove_old)]
+    # A worker that was elected and died would keep the reports of others waiting for as long as its lease.
+    reports = Work("reports", take_over_reports, seconds=SECONDS_BETWEEN_TAKEOVERS, by_each=True)
+    works = [Work("sweep", sweep), Work("retention", remove_old), reports]
     if settings.ray_address:
         works.append(Work(f"packages:{settings.worker_agent or 'any'}", pin_packages))
     return works
@@ -136,8 +155,15 @@ class Maintenance:
             thread.start()
 
     def stop(self) -> None:
-        """Stop the threads within seconds; one that waits for Ray ends with the process."""
+        """Stop the threads within seconds; one that waits for Ray ends with the process.
+
+        Other workers report what this one has not reported.
+        """
         self._stop.set()
+        try:
+            services().reports.hand_over()
+        except INFRASTRUCTURE_ERRORS as error:
+            log.warning("reports not handed over", error_type=type(error).__name__)
         deadline = time.monotonic() + STOP_TIMEOUT_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))

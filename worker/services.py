@@ -10,7 +10,7 @@ from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from shared.redis_url import read_redis_url
+from shared.redis_url import is_redis_url, read_redis_url
 from worker.platform import (
     AgentClient,
     BackendClient,
@@ -35,6 +35,7 @@ from worker.plugins.ray_driver import RayConnection
 from worker.plugins.ray_host import RayHost
 from worker.runs.model import AnyRun
 from worker.runs.publisher import CeleryPublisher
+from worker.runs.reports.sender import ReportSender
 from worker.runs.runs import Runs, Timing
 from worker.settings import MB, Settings, once_per_instance, once_per_process, settings
 
@@ -68,7 +69,16 @@ class Services:
     def runs(self) -> Runs:
         """The runs, and the messages that carry them on."""
         timing = Timing(self.settings.worker_visibility_timeout_seconds)
-        return Runs(self.redis, CeleryPublisher(self._app), timing)
+        broker_url, redis_url = self.settings.broker_url, self.settings.redis_url
+        publisher = CeleryPublisher(
+            self._app, shares_redis=broker_url == redis_url, is_redis=is_redis_url(broker_url)
+        )
+        return Runs(self.redis, publisher, timing, lambda job, delay: self.reports.add(job, delay))
+
+    @cached_property
+    def reports(self) -> ReportSender:
+        """What reports runs to the backend."""
+        return ReportSender(self.runs, self.backend)
 
     @once_per_instance
     def store(self) -> PluginStore:

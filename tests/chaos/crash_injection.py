@@ -19,7 +19,9 @@ from structlog.contextvars import get_contextvars
 from worker.platform import AsyncBackendClient, BackendClient
 from worker.pre_processor.waitlist import Waitlist
 from worker.runs.generations import Generations
+from worker.runs.model import Lease
 from worker.runs.publisher import CeleryPublisher
+from worker.runs.reports.outbox import Outbox
 from worker.runs.runs import Runs
 from worker.runs.store import RunStore
 from worker.to_task.discover import TaskIndex
@@ -96,6 +98,9 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
     add_points(
         crashes, RunStore, "claim_step", lambda _job, step, *_: f"claim_step {step.name}", first_argument
     )
+    add_points(
+        crashes, RunStore, "end_step", lambda _job, lease, *_: f"end_step {_step_of(lease)}", first_argument
+    )
     add_points(crashes, RunStore, "finish", constant("finish"), first_argument)
     add_points(crashes, RunStore, "mark_reported", constant("mark_reported"), first_argument)
     add_points(
@@ -105,6 +110,10 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
         lambda run, state: f"update_state {'+'.join(run.state.changes(state))}",
         lambda _self, run, _state: (run.job,),
     )
+    for method, point in (
+        ("schedule_end", "schedule_end"), ("claim", "claim_report"), ("acknowledge", "acknowledge_report"),
+    ):  # fmt: skip
+        add_points(crashes, Outbox, method, constant(point), first_argument)
     add_points(
         crashes, Generations, "advance", lambda _job, step, *_: f"advance_generation {step}", first_argument
     )
@@ -134,6 +143,10 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
     add_points(crashes, TaskIndex, "commit", constant("task_index commit"), job_of_ledger)
     _add_points_to_retry(crashes)
     return crashes
+
+
+def _step_of(lease: Lease) -> str:
+    return lease.key.partition(":lock:")[2]
 
 
 def _backend_point(method: str) -> PointName:

@@ -71,11 +71,13 @@ DEPLOY = """
 <>   publish deploy.initialize
 <>   claim_step deploy.initialize
 <>   mark_running
+<>   acknowledge_report
 <>   update_job
 <>   publish deploy.capacity_gate
 >    claim_step deploy.capacity_gate
 >    update_state plan
 <>   update_state capacity
+<>   end_step deploy.capacity_gate
 <>   publish deploy.serve_run
 >    claim_step deploy.serve_run
 >    update_state submission
@@ -91,7 +93,8 @@ DEPLOY = """
 <>*  create_serve_application
 <>   update_state registered
 <>*  finish
-<>   publish runs.report
+<>   schedule_end
+<>   claim_report
 <>*  update_job end
 <>   mark_reported
 """
@@ -102,7 +105,8 @@ FILE = """
 <>   publish to_task.prepare
 >    claim_step to_task.prepare
 >    get_project
-<>*  publish to_task.fetch_tasks
+<>*  end_step to_task.prepare
+<>   publish to_task.fetch_tasks
 >    claim_step to_task.fetch_tasks
 >    list_tasks
 <>   task_index commit
@@ -151,13 +155,13 @@ FAILED_PRE_PROCESSOR = """
 
 STOP = """
 <>*  finish
-<>   publish runs.report
+<>   schedule_end
 <>   update_job end
 """
 
 DEPLOY_MESSAGES_LOST = """
 >    publish deploy.initialize
->*   publish deploy.serve_run
+>*   end_step deploy.capacity_gate
 >    retry deploy.await_running
 >    finish
 <    update_job end
@@ -198,6 +202,6 @@ def all_points() -> list[KillPoint]:
         *_points(Kind.FILE, FILE_MESSAGES_LOST, messages_lost=True),
         *_points(Kind.INFERENCE, "> publish to_task.fetch_tasks", messages_lost=True),
         *_points(Kind.INFERENCE, WAITLIST_MESSAGES_LOST, of_pre_processor=True, messages_lost=True),
-        *_points(Kind.STOP, "> publish runs.report", messages_lost=True),
+        *_points(Kind.STOP, "> schedule_end", messages_lost=True),
         *_points(Kind.INFERENCE, WAITLIST_LATE_SUCCESSOR, of_pre_processor=True, late_successor=True),
     ]

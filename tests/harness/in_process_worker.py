@@ -13,6 +13,7 @@ from kombu.exceptions import OperationalError
 from worker.runs.generations import GenerationClaim
 from worker.runs.model import Lease, Outcome, Step
 from worker.runs.runs import Runs
+from worker.runs.store import CollectedMessage
 from worker.workflow.task import Retry as RetryLater
 from worker.workflow.task import StepTask
 
@@ -46,6 +47,10 @@ class RecordingPublisher:
         self.before_publish()
         self.published.append(Published(step.name, queue, kwargs, countdown))
 
+    @contextmanager
+    def collecting(self) -> Iterator[list[CollectedMessage]]:
+        yield []
+
     def queue_length(self, queue: str) -> int:
         if self.broken:
             raise OperationalError("the broker is unavailable")
@@ -53,6 +58,13 @@ class RecordingPublisher:
 
     def of(self, name: str) -> list[Published]:
         return [message for message in self.published if message.name == name]
+
+
+class RecordingReports(list[tuple[str, float]]):
+    """Keeps which jobs this process is to report, and after how many seconds."""
+
+    def __call__(self, job: str, delay: float) -> None:
+        self.append((job, delay))
 
 
 @contextmanager

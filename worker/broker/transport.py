@@ -24,6 +24,7 @@ from worker.broker.delivery import (
     redelivery_key,
     unacked_key,
 )
+from worker.broker.publishing import PublishingChannel
 from worker.broker.rejections import keep_rejected, rejected_element
 from worker.broker.validation import MalformedError, parse_element
 from worker.lua import source_of
@@ -115,7 +116,7 @@ class Poller(redis.MultiChannelPoller):
 FETCH_SCRIPT = source_of("worker.broker", "fetch")
 
 
-class Channel(redis_broker.Channel):
+class Channel(PublishingChannel):
     """Fetches messages with a script, and waits for new ones with an `InvalidationListener`.
 
     Where stock kombu waits in BRPOP, this channel runs `fetch`. When all lists are empty, it sends EXISTS for

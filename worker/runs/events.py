@@ -1,7 +1,7 @@
 """The events of a run on pub/sub, and the log of its job: one sequence of numbers over all its sources."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final, NotRequired, TypedDict
 
@@ -9,10 +9,15 @@ from redis import Redis
 
 from shared.channels import RETENTION_SECONDS, events_channel, job_key, logs_channel, logs_history
 from worker.platform import redact
-from worker.runs.keys import messages_key, run_key
+from worker.runs.keys import messages_key, outbox_key, run_key
+from worker.runs.progress import SECONDS_BETWEEN_PATCHES
 from worker.runs.scripts import run_scripts
 
 LOG_SCRIPT: Final = "log"
+
+OnReportDue = Callable[[str, float], None]
+"""Called with a job that this process is to report, and the seconds until then. When it does not, because it
+ends, another worker does."""
 
 MESSAGE_HEADROOM_ENTRIES: Final = 10_000
 """Space in the history for the run's own messages, beyond the limit of relayed lines."""
@@ -32,8 +37,8 @@ def log_keys(job: str) -> list[str]:
 
 
 def log_args(
-    operation: str, job: str, *operands: str | int, history_entries: int = MIN_HISTORY_ENTRIES
-) -> list[str | int]:
+    operation: str, job: str, *operands: str | float, history_entries: int = MIN_HISTORY_ENTRIES
+) -> list[str | float]:
     """The arguments of the log script; `operands` are those of the operation."""
     return [operation, logs_channel(job), history_entries, RETENTION_SECONDS, *operands]
 
@@ -51,9 +56,7 @@ class JobLog:
 
     def append(self, job: str, text: str, level: str) -> None:
         """Append a message, one entry a line. Does nothing when the run has ended or is unknown."""
-        # A JSON string can hold lone surrogates, which no encoding accepts.
-        lines = text.encode(errors="replace").decode().split("\n")
-        self._call("append_message", job, line_time(), level, *lines)
+        self._call("append_message", job, line_time(), level, *_lines(text))
 
     def close_if_complete(self, job: str, *, reported: bool = False) -> None:
         """Write the end marker once the run and all relayed logs have ended. Safe to repeat.
@@ -64,6 +67,11 @@ class JobLog:
 
     def _call(self, operation: str, job: str, *operands: str | int) -> None:
         self._scripts.run(LOG_SCRIPT, log_keys(job), *log_args(operation, job, *operands))
+
+
+def _lines(text: str) -> list[str]:
+    # A JSON string can hold lone surrogates, which no encoding accepts.
+    return text.encode(errors="replace").decode().split("\n")
 
 
 class MessageEntry(TypedDict):
@@ -79,10 +87,10 @@ class MessageEntry(TypedDict):
 class Events:
     """Publishes a run's events on pub/sub and keeps its messages for the next report to the backend."""
 
-    def __init__(self, redis: "Redis", on_message: Callable[[str], None] = lambda _job: None) -> None:
-        """`on_message` is called with a job whose messages are to be reported."""
+    def __init__(self, redis: "Redis", on_report_due: OnReportDue) -> None:
+        """`on_report_due` is called when this process is to report a message."""
         self._redis = redis
-        self._on_message = on_message
+        self._on_report_due = on_report_due
         self.log = JobLog(redis)
         self._scripts = run_scripts(redis)
 
@@ -98,9 +106,7 @@ class Events:
         `in_log`: what a run says when it begins to wait is not logged, for a log takes more than the run.
         """
         content = redact(text)
-        self.publish(job, "message", level=level, step=step, content=content)
-        if in_log:
-            self.log.append(job, content, level)
+        event = {"type": "message", "level": level, "step": step, "content": content}
         entry: MessageEntry = {
             "event": "message",
             "data": {"content": content},
@@ -109,19 +115,23 @@ class Events:
         }
         if step:
             entry["step"] = step
-        if self._push_messages(job, "RPUSH", [entry]):
-            self._on_message(job)
+        keys = [*log_keys(job), messages_key(job), outbox_key()]
+        delay = SECONDS_BETWEEN_PATCHES
+        texts = [events_channel(job), json.dumps(event), json.dumps(entry), job]
+        args = log_args(
+            "message", job, line_time(), level, *texts, delay, *(_lines(content) if in_log else ())
+        )
+        if self._scripts.run(LOG_SCRIPT, keys, *args):
+            self._on_report_due(job, delay)
 
-    def pop_messages(self, job: str, limit: int = 100) -> list[MessageEntry]:
+    def pop_messages(self, job: str, limit: int) -> list[MessageEntry]:
         """Remove and return unreported messages; removed first, because users would see a repetition."""
         popped = self._redis.lpop(messages_key(job), limit)
         return [json.loads(entry) for entry in popped or []]
 
-    def requeue_messages(self, job: str, entries: list[MessageEntry]) -> None:
+    def requeue_messages(self, job: str, entries: Sequence[MessageEntry]) -> None:
         """Put messages that were certainly not delivered back in front for the next report."""
-        self._push_messages(job, "LPUSH", entries[::-1])
-
-    def _push_messages(self, job: str, command: str, entries: list[MessageEntry]) -> bool:
-        """False when the run's end is reported, so that no report would send them any more."""
+        if not entries:
+            return
         keys = [run_key(job), messages_key(job)]
-        return bool(self._scripts.run("push_messages", keys, command, *map(json.dumps, entries)))
+        self._scripts.run("requeue_messages", keys, *map(json.dumps, entries[::-1]))

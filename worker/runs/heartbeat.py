@@ -31,10 +31,7 @@ class Heartbeats:
 
     def schedule(self, member: str, within: float = 0.0) -> None:
         """Record a heartbeat; the next is due `within` seconds."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zadd(heartbeats_key(), {member: self._deadline(within)})
-            pipe.hdel(overdue_counts_key(), member)
-            pipe.execute()
+        self._write(member, within)
 
     def renew(self, member: str) -> None:
         """Record a heartbeat of a step that goes on; what is scheduled for later stays."""
@@ -43,7 +40,7 @@ class Heartbeats:
     def schedule_all(self, members: Sequence[str]) -> None:
         """The same for many members at once, each of which is due now."""
         if members:
-            deadline = self._deadline()
+            deadline = int(redis_time(self._redis)) + self._grace_seconds
             with self._redis.pipeline(transaction=False) as pipe:
                 pipe.zadd(heartbeats_key(), dict.fromkeys(members, deadline))
                 pipe.hdel(overdue_counts_key(), *members)
@@ -51,11 +48,11 @@ class Heartbeats:
 
     def extend(self, member: str, within: float) -> None:
         """The same for a member that may have been removed by now, and then stays removed."""
-        self._redis.zadd(heartbeats_key(), {member: self._deadline(within)}, xx=True)
+        self._write(member, within, "XX")
 
     def register(self, member: str) -> None:
         """Add a member; one that is there keeps its deadline."""
-        self._redis.zadd(heartbeats_key(), {member: self._deadline()}, nx=True)
+        self._write(member, 0.0, "NX")
 
     def remove(self, member: str) -> None:
         """Expect no more heartbeats."""
@@ -69,5 +66,6 @@ class Heartbeats:
         keys = [heartbeats_key(), overdue_counts_key()]
         return list(self._scripts.run("claim_overdue", keys, self._grace_seconds, limit))
 
-    def _deadline(self, within: float = 0.0) -> float:
-        return int(redis_time(self._redis)) + within + self._grace_seconds
+    def _write(self, member: str, within: float, condition: str = "") -> None:
+        keys = [heartbeats_key(), overdue_counts_key()]
+        self._scripts.run("heartbeat", keys, member, within + self._grace_seconds, condition)

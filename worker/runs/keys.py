@@ -18,6 +18,11 @@ def overdue_counts_key() -> str:
     return f"{redis_prefix()}:live:overdue"
 
 
+def outbox_key() -> str:
+    """Sorted set: the jobs with something to report, by the time at which any worker may report it."""
+    return f"{redis_prefix()}:outbox"
+
+
 def ended_logs_key() -> str:
     """Sorted set: the jobs whose logs may have ended and are not measured yet."""
     return f"{redis_prefix()}:{{logs}}:ended"
@@ -49,7 +54,7 @@ class RunField(StrEnum):
     ENDED = "end"
     """JSON of the status and the result; there once the run has ended."""
     END_SENT = "end_sent"
-    """There once the first report of the end was published."""
+    """There once the report of the end was scheduled."""
     REPORTED = "reported"
     """There once the backend has the end."""
     VERSION = "version"
@@ -61,7 +66,7 @@ class RunField(StrEnum):
     PATCHED_AT = "patched"
     """Redis's time of the last report."""
     REPORT_SCHEDULED_AT = "report_scheduled"
-    """Redis's time at which the report that is under way was published."""
+    """Redis's time at which a worker of an older release published the message of a report."""
 
 
 BEGUN_PREFIX = "begun:"

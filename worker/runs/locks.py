@@ -1,6 +1,7 @@
 """Locks of steps, which expire before the visibility timeout and are renewed; and leases on periodic work."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from uuid import uuid4
@@ -22,7 +23,7 @@ def release_arguments(lease: Lease) -> tuple[list[str], str, str]:
 
 
 class Locks:
-    """Renews every lock that this process holds, from one thread that runs while there is such a lock.
+    """Renews every lock that this process holds, from one thread, which ends soon after there is none.
 
     The locks of a process that dies are free after `seconds`.
     """
@@ -33,7 +34,7 @@ class Locks:
         self._scripts = run_scripts(redis)
         self._held: dict[str, tuple[str, Callable[[], None]]] = {}
         self._unreleased: dict[str, Lease] = {}
-        self._change = threading.Condition()
+        self._change = threading.Lock()
         self._thread: threading.Thread | None = None
 
     @staticmethod
@@ -43,7 +44,16 @@ class Locks:
 
     @contextmanager
     def hold(self, lease: Lease, on_renewal: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Renew the lock, which was acquired, until the block ends; then release it.
+        """`renewing`, and release the lock after the block."""
+        try:
+            with self.renewing(lease, on_renewal):
+                yield
+        finally:
+            self.release(lease)
+
+    @contextmanager
+    def renewing(self, lease: Lease, on_renewal: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Renew the lock, which was acquired, until the block ends.
 
         `on_renewal` is called at each renewal, so that long work can send heartbeats.
         """
@@ -56,9 +66,6 @@ class Locks:
         finally:
             with self._change:
                 del self._held[token]
-                if not self._held:
-                    self._change.notify()
-            self._release(lease)
 
     def acquire(self, key: str, token: str) -> bool:
         """Take the lock; false when another token holds it."""
@@ -67,6 +74,15 @@ class Locks:
     def is_held(self, key: str, token: str) -> bool:
         """Whether `token` still holds the lock. A process that was suspended may have lost it."""
         return bool(self._redis.get(key) == token)
+
+    def release(self, lease: Lease) -> None:
+        """Give up the lock, if it is still held."""
+        try:
+            self._scripts.run("release_lock", *release_arguments(lease))
+        except RedisError as error:
+            # The lock expires by itself, and what was done under it is done.
+            log.warning("lock not released", key=lease.key, error_type=type(error).__name__)
+            self.release_later(lease)
 
     def release_later(self, lease: Lease) -> None:
         """Release a lock that may be held, when Redis answers again: its delivery has ended and not died."""
@@ -85,20 +101,13 @@ class Locks:
             self._thread = threading.Thread(target=self._renew_all, name="lock-renewal", daemon=True)
             self._thread.start()
 
-    def _release(self, lease: Lease) -> None:
-        try:
-            self._scripts.run("release_lock", *release_arguments(lease))
-        except RedisError as error:
-            # The lock expires by itself, and what was done under it is done.
-            log.warning("lock not released", key=lease.key, error_type=type(error).__name__)
-            self.release_later(lease)
-
     def _renew_all(self) -> None:
         while True:
+            time.sleep(self.seconds / 3)
             with self._change:
-                self._change.wait(timeout=self.seconds / 3)
+                # Not as soon as none is held: most are held for milliseconds, less than a thread costs.
                 if not self._held and not self._unreleased:
-                    # Cleared under the condition, so that the next holder starts another thread.
+                    # Cleared under the lock, so that the next holder starts another thread.
                     self._thread = None
                     return
                 held = list(self._held.items())
@@ -144,4 +153,4 @@ class Election:
         """Let another worker take the lease, if it was this one's."""
         if self._is_holder:
             self._is_holder = False
-            self._scripts.run("release_lock", [self._key], self._token)
+            self._scripts.run("release_lock", *release_arguments(Lease(self._key, self._token)))

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 from redis import Redis
 
-from shared.channels import job_key
+from shared.channels import events_channel, job_key
 from shared.messages import JsonObject, ToTaskMessage, ToTaskMethod
 from worker.lua import redis_time
-from worker.runs.keys import progress_key, run_key
+from worker.runs.keys import outbox_key, progress_key, run_key
 from worker.runs.model import RunMessage
 from worker.runs.scripts import run_scripts
+
+SECONDS_BETWEEN_PATCHES = 1.0
+"""The least between two reports of a run's progress; the next one has all that changed meanwhile."""
 
 Proportions = Mapping[str, int]
 """Steps in their order, each with its share of the whole in percent; the shares add up to 100."""
@@ -48,25 +51,47 @@ class Progress:
         self._scripts = run_scripts(redis)
 
     def set(self, job: str, proportions: Proportions, step: str, percent: float) -> bool:
-        """Store that `step` is done to `percent` and earlier steps entirely; false when that was known."""
-        done = dict.fromkeys(proportions, 0.0) | self._percents(job)
-        for earlier in proportions:
-            if earlier == step:
-                break
-            done[earlier] = 100.0
-        done[step] = max(done[step], min(percent, 100.0))
-        overall = _overall(proportions, done)
-        keys = [progress_key(job), job_key(job), run_key(job)]
-        return bool(self._scripts.run("set_progress", keys, step, _text(done[step]), _text(overall)))
+        """Store and publish that `step` is done to `percent` and earlier steps entirely.
+
+        True when the caller is to send the report, in `SECONDS_BETWEEN_PATCHES`.
+        """
+        keys = [progress_key(job), job_key(job), run_key(job), outbox_key()]
+        shares = [part for share in proportions.items() for part in share]
+        place = list(proportions).index(step) + 1
+        percent_text = f"{round(min(percent, 100.0), 2):g}"
+        channel = events_channel(job)
+        return bool(
+            self._scripts.run(
+                "set_progress", keys, job, channel, SECONDS_BETWEEN_PATCHES, place, percent_text, *shares
+            )
+        )
 
     def set_metrics(self, job: str, step: str, metrics: Mapping[str, float]) -> bool:
-        """Replace the metrics of `step`; false when the run has ended."""
-        keys = [progress_key(job), run_key(job)]
-        return bool(self._scripts.run("set_metrics", keys, f"metrics:{step}", json.dumps(dict(metrics))))
+        """Replace and publish the metrics of `step`, unless the run has ended; true as for `set`."""
+        keys = [progress_key(job), run_key(job), outbox_key()]
+        event = json.dumps({"type": "metrics", "step": step, "metrics": dict(metrics)})
+        field, text, channel = f"metrics:{step}", json.dumps(dict(metrics)), events_channel(job)
+        return bool(
+            self._scripts.run("set_metrics", keys, field, text, job, channel, event, SECONDS_BETWEEN_PATCHES)
+        )
 
     def snapshot(self, job: str, proportions: Proportions, *, is_complete: bool = False) -> Snapshot:
         """The records as they are now; `is_complete`: the run has succeeded."""
         stored = self._redis.hgetall(progress_key(job))
+        overall = float(self._redis.hget(job_key(job), "overall") or 0)
+        now = redis_time(self._redis)
+        return self.snapshot_of(stored, overall, now, proportions, is_complete=is_complete)
+
+    @staticmethod
+    def snapshot_of(
+        stored: Mapping[str, str],
+        overall: float,
+        now: float,
+        proportions: Proportions,
+        *,
+        is_complete: bool = False,
+    ) -> Snapshot:
+        """The records of what was stored of the progress; `overall` is the public record's."""
         percents = {name: float(stored.get(name, 0.0)) for name in proportions}
         started = [name for name in proportions if name in stored]
         current = started[-1] if started else next(iter(proportions))
@@ -75,8 +100,8 @@ class Progress:
         if is_complete:
             percents = dict.fromkeys(proportions, 100.0)
             current = list(proportions)[-1]
-        now = int(redis_time(self._redis))
-        left = None if is_complete else _time_left(percents[current], stored.get(f"since:{current}"), now)
+        since = stored.get(f"since:{current}")
+        left = None if is_complete else _time_left(percents[current], since, int(now))
         order = {name: position for position, name in enumerate(proportions, start=1)}
         steps = {
             name: {
@@ -88,9 +113,7 @@ class Progress:
             for name, share in proportions.items()
         }
         now_at = {
-            "overall": max(
-                _overall(proportions, percents), float(self._redis.hget(job_key(job), "overall") or 0)
-            ),
+            "overall": max(_overall(proportions, percents), overall),
             "step": current,
             "percent": percents[current],
             "time_remaining": left,
@@ -103,17 +126,9 @@ class Progress:
             metrics={"record": {"steps": metrics}},
         )
 
-    def _percents(self, job: str) -> dict[str, float]:
-        stored = self._redis.hgetall(progress_key(job))
-        return {name: float(value) for name, value in stored.items() if ":" not in name}
-
 
 def _overall(proportions: Proportions, percents: Mapping[str, float]) -> float:
     return round(sum(share * percents[name] for name, share in proportions.items()) / 100, 2)
-
-
-def _text(percent: float) -> str:
-    return f"{round(percent, 2):g}"
 
 
 def _time_left(percent: float, since: str | None, now: int) -> float | None:

@@ -1,6 +1,8 @@
 """Publishes the messages of steps, of which logs and task events show job, plugin and action alone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from celery import Celery
@@ -9,12 +11,27 @@ from kombu.exceptions import EncodeError, OperationalError
 
 from worker.platform import redact
 from worker.runs.model import Step
+from worker.runs.store import CollectedMessage
 
 VISIBLE_ARGUMENTS = ("job", "plugin", "action")
 
 STEP_HEADER = "synapse_step"
 """Header of the messages that workers send to each other. A worker that lacks the task of such a message is
 older than its publisher."""
+
+NEXT_STEP = "next"
+"""Value of that header for the next step of a run, which goes before the runs that wait in the same queue.
+Others, such as chunks, share their queue with steps alone, and stay in their order."""
+
+NEXT_STEP_PRIORITY = 9
+"""Priority of the next step on RabbitMQ, whose queues have priorities where the operator declares them."""
+
+_collecting: ContextVar[list[CollectedMessage] | None] = ContextVar("collecting", default=None)
+
+
+def collected_messages() -> list[CollectedMessage] | None:
+    """Where the transport is to put a message that is being published; None: into its queue."""
+    return _collecting.get()
 
 
 def visible_arguments(kwargs: object) -> dict[str, str | int]:
@@ -45,6 +62,9 @@ class RedactedRequest(Request):
 
     def send_event(self, type: str, **fields: Any) -> None:
         """Send a task event, with secrets removed from the texts of exceptions and tracebacks."""
+        groups = getattr(getattr(self, "_eventer", None), "groups", None)
+        if groups and "task" not in groups:
+            return  # No monitor asks for them, see `worker.task_events`.
         shown = {name: redact(value) if isinstance(value, str) else value for name, value in fields.items()}
         super().send_event(type, **shown)
 
@@ -74,17 +94,37 @@ def send_task(app: Celery, task: str, queue: str, kwargs: Mapping[str, object], 
 class CeleryPublisher:
     """Publishes the messages of steps with private arguments, and counts the messages of queues."""
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, *, shares_redis: bool = False, is_redis: bool = True) -> None:
+        """`shares_redis`: the queues are in the Redis database of the runs; `is_redis`: in some Redis."""
         self._app = app
+        self._shares_redis = shares_redis
+        self._is_redis = is_redis
 
     def publish(self, step: Step, queue: str, kwargs: Mapping[str, object], countdown: float = 0.0) -> None:
         """Publish to `queue`, to be delivered after `countdown` seconds.
 
         Raises kombu's `OperationalError` when the broker does not accept it after the app's retries.
         """
-        send_task(
-            self._app, step.name, queue, kwargs, countdown=countdown or None, headers={STEP_HEADER: True}
-        )
+        is_next = not countdown and step.queue is None
+        options: dict[str, object] = {"countdown": countdown or None}
+        options["headers"] = {STEP_HEADER: NEXT_STEP if is_next else True}
+        if is_next and not self._is_redis:
+            options["priority"] = NEXT_STEP_PRIORITY
+        send_task(self._app, step.name, queue, kwargs, **options)
+
+    @contextmanager
+    def collecting(self) -> Iterator[list[CollectedMessage]]:
+        """Collect what this thread publishes within the block, for a script that writes more than that.
+
+        Celery's signals are sent as usual. Where the queues are not in the Redis of the runs, everything is
+        published as usual, as a message with a countdown always is: nothing is collected.
+        """
+        messages: list[CollectedMessage] = []
+        token = _collecting.set(messages if self._shares_redis else None)
+        try:
+            yield messages
+        finally:
+            _collecting.reset(token)
 
     def queue_length(self, queue: str) -> int:
         """Messages of `queue` that no worker has fetched; 0 for a queue that does not exist.

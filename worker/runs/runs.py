@@ -1,24 +1,35 @@
 """What workflows do to runs: status, progress, messages, the end, and the report of it to the backend."""
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from redis import Redis, RedisError
 
-from shared.channels import RETENTION_SECONDS, job_key
+from shared.channels import RETENTION_SECONDS
 from shared.statuses import JobStatus
-from worker.runs.events import Events
+from worker.runs.events import Events, OnReportDue
 from worker.runs.generations import Generations
 from worker.runs.heartbeat import Heartbeats, run_member
 from worker.runs.locks import Locks
-from worker.runs.model import AnyRun, End, Step
-from worker.runs.progress import Progress, proportions_of
-from worker.runs.store import DamagedRunError, RunStore, UnknownRunError, UnreadableRunError
+from worker.runs.model import AnyRun, Continue, End, Step
+from worker.runs.progress import SECONDS_BETWEEN_PATCHES, Progress, proportions_of
+from worker.runs.reports.outbox import Outbox
+from worker.runs.store import (
+    CollectedMessage,
+    DamagedRunError,
+    RunStore,
+    UnknownRunError,
+    UnreadableRunError,
+)
 
-REPORT = Step("runs.report", position=0, queue="control")
-"""Reports a run to the backend. It is no step of the run, and also runs after its end."""
+REPORT_LOCK_SECONDS = 6.0
+"""How long the lock of a report lasts whose sender died."""
+
+
+def leave_to_workers(job: str, delay: float) -> None:
+    """`OnReportDue` of a process that sends no reports: the workers find the job in the outbox."""
 
 
 MAX_UNREADABLE_SECONDS = RETENTION_SECONDS
@@ -30,6 +41,9 @@ class StepPublisher(Protocol):
 
     def publish(self, step: Step, queue: str, kwargs: Mapping[str, object], countdown: float = 0.0) -> None:
         """Raises kombu's `OperationalError` when the broker does not accept it."""
+
+    def collecting(self) -> AbstractContextManager[list[CollectedMessage]]:
+        """Collect what is published within the block, where the queues are in the Redis of the runs."""
 
     def queue_length(self, queue: str) -> int:
         """Messages of `queue` that no worker has fetched; raises `OperationalError` without an answer."""
@@ -64,42 +78,58 @@ class Timing:
 class Runs:
     """Runs in Redis, and the messages that move them on."""
 
-    def __init__(self, redis: "Redis", publisher: StepPublisher, timing: Timing) -> None:
+    def __init__(
+        self,
+        redis: "Redis",
+        publisher: StepPublisher,
+        timing: Timing,
+        on_report_due: OnReportDue = leave_to_workers,
+    ) -> None:
         self.redis = redis
         self.publisher = publisher
         self.timing = timing
-        self.store = RunStore(redis)
+        self.store = RunStore(redis, timing.heartbeat_grace_seconds)
         self.generations = Generations(redis)
         self.locks = Locks(redis, timing.lock_seconds)
         self.heartbeats = Heartbeats(redis, timing.heartbeat_grace_seconds)
         self.progress = Progress(redis)
-        self.events = Events(redis, self.schedule_report)
+        self.outbox = Outbox(redis, REPORT_LOCK_SECONDS, timing.heartbeat_grace_seconds)
+        self.report_locks = Locks(redis, REPORT_LOCK_SECONDS)
+        self.on_report_due = on_report_due
+        self.events = Events(redis, on_report_due)
 
     def mark_running(self, run: AnyRun) -> None:
         """Show and report the job as RUNNING."""
         if self.store.mark_running(run.job):
-            self.events.publish(run.job, "state", status=JobStatus.RUNNING)
-            self.schedule_report(run.job)
-            if run.is_retry:
-                # The worker that began it before may have died before it published the report, for which no
-                # other one is published for a while.
-                self.publish_report(run.job)
+            self.on_report_due(run.job, 0.0)
 
     def set_progress(self, run: AnyRun, step: str, percent: float) -> None:
-        """Store and publish how far `step` of the platform's progress record is."""
-        proportions = proportions_of(run.message)
-        if not self.progress.set(run.job, proportions, step, percent):
-            return
-        overall = float(self.redis.hget(job_key(run.job), "overall") or 0)
-        self.events.publish(run.job, "progress", step=step, percent=round(percent, 2), overall=overall)
-        self.schedule_report(run.job)
+        """Store, publish and report how far `step` of the platform's progress record is."""
+        if self.progress.set(run.job, proportions_of(run.message), step, percent):
+            self.on_report_due(run.job, SECONDS_BETWEEN_PATCHES)
 
     def set_metrics(self, run: AnyRun, step: str, **metrics: float) -> None:
-        """Replace and publish the metrics of `step`; does nothing after the end."""
-        if not self.progress.set_metrics(run.job, step, metrics):
-            return
-        self.events.publish(run.job, "metrics", step=step, metrics=metrics)
-        self.schedule_report(run.job)
+        """Replace, publish and report the metrics of `step`; does nothing after the end."""
+        if self.progress.set_metrics(run.job, step, metrics):
+            self.on_report_due(run.job, SECONDS_BETWEEN_PATCHES)
+
+    def continue_with(self, run: AnyRun, outcome: Continue) -> bool:
+        """Publish the message of the next step; whether the lock of this one is released by that.
+
+        Where the queues are in the same Redis, one script does all of it. When the lock was lost, another
+        delivery may do the same; the message is published nevertheless, and its claim sorts that out.
+        """
+        kwargs = {"job": run.job, **outcome.kwargs}
+        queue = outcome.step.queue or run.queue
+        countdown = min(outcome.countdown, self.timing.max_countdown)
+        with self.publisher.collecting() as messages:
+            self.publisher.publish(outcome.step, queue, kwargs, countdown)
+        if run.lease is not None and self.store.end_step(run.job, run.lease, countdown, messages):
+            return True
+        self.heartbeats.schedule(run_member(run.job), countdown)
+        if messages:
+            self.publisher.publish(outcome.step, queue, kwargs, countdown)
+        return False
 
     def finish(self, job: str, end: End, step: Step | None = None) -> bool:
         """End the run, once, and have the end reported until the backend has it.
@@ -133,36 +163,15 @@ class Runs:
         """Whether the step for which `run` was read still holds its lock."""
         return run.lease is not None and self.locks.is_held(run.lease.key, run.lease.token)
 
-    def schedule_report(self, job: str) -> None:
-        """Report what is new to the backend, within about a second."""
-        if self.store.schedule_report(job, self.timing.heartbeat_grace_seconds):
-            self.publish_report(job)
-
     def ensure_end_reported(self, job: str) -> None:
-        """Close the log and publish the report of the end, unless that was done.
-
-        Once, because every late message of a run would publish another report for as long as the backend is
-        unavailable. The sweep repeats a report that was lost.
-        """
+        """Close the log and have the end reported, unless that was done."""
         self.events.log.close_if_complete(job)
-        if self.store.is_reported(job):
-            # A step that was running at the end has scheduled another heartbeat since.
-            self.heartbeats.remove(run_member(job))
-            return
-        if self.store.is_end_sent(job):
-            return
-        self.heartbeats.schedule(run_member(job))
-        self.publish_report(job)
-        self.store.mark_end_sent(job)
-
-    def publish_report(self, job: str) -> None:
-        """Publish the message of the report."""
-        generation = self.generations.newest(job, REPORT.name)
-        self.publisher.publish(REPORT, "control", {"job": job, "generation": generation})
+        if self.outbox.schedule_end(job):
+            self.on_report_due(job, 0.0)
 
 
 def recover_run(job: str, runs: Runs) -> None:
-    """Publish the message of the step at which an overdue run stands, or of the report of its end."""
+    """Publish the message of the step at which an overdue run stands, or have its end reported."""
     try:
         run = runs.store.load(job)
     except UnknownRunError:
@@ -171,12 +180,8 @@ def recover_run(job: str, runs: Runs) -> None:
     except UnreadableRunError as error:
         recover_unreadable_run(job, runs, error)
         return
-    if runs.store.is_reported(job):
-        runs.heartbeats.remove(run_member(job))
-        return
     if run.end is not None:
-        # No heartbeat: while the backend is unavailable, each copy is published later than the one before.
-        runs.publish_report(job)
+        runs.ensure_end_reported(job)
         return
     name = run.step or f"{run.message.task}.initialize"
     generation = runs.generations.newest(job, name)
@@ -189,7 +194,6 @@ def recover_unreadable_run(job: str, runs: Runs, error: UnreadableRunError) -> N
     """End a run that is damaged, or for which no newer worker has come in a day; raise `error` until then."""
     if runs.store.has_ended(job):
         runs.ensure_end_reported(job)
-        runs.publish_report(job)
         return
     if not runs.is_lost(job, error):
         raise error

@@ -1,14 +1,14 @@
 """The record of a run in Redis: accept, claim a step, update the state, finish, what was reported."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import ValidationError
 from redis import Redis
 
-from shared.channels import RETENTION_SECONDS, job_key
+from shared.channels import RETENTION_SECONDS, events_channel, job_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.lua import redis_time
@@ -67,22 +67,22 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Reported:
-    """What the backend has of a run."""
+class CollectedMessage:
+    """A message that a script is to publish to a queue in Redis."""
 
-    version: str
-    """Counts what there is to report."""
-    version_sent: str | None
-    is_running_sent: bool
-    patched_at: float | None
-    """Redis's time of the last report."""
+    queue_key: str
+    command: Literal["LPUSH", "RPUSH"]
+    """RPUSH: the message is fetched before all that are in the queue."""
+    text: str
 
 
 class RunStore:
     """Reads and writes runs. Every change that two workers could race for is one script."""
 
-    def __init__(self, redis: "Redis") -> None:
+    def __init__(self, redis: "Redis", heartbeat_grace_seconds: float = 0.0) -> None:
+        """`heartbeat_grace_seconds`: after them a heartbeat is overdue; needed to claim steps."""
         self.redis = redis
+        self._heartbeat_grace_seconds = heartbeat_grace_seconds
         self._scripts = run_scripts(redis)
         self._log = JobLog(redis)
 
@@ -113,6 +113,11 @@ class RunStore:
         stored = self.redis.hgetall(run_key(job))
         if not stored:
             raise UnknownRunError(f"job {job} has no run here")
+        return self.parse(job, stored)
+
+    @staticmethod
+    def parse(job: str, stored: Mapping[str, str]) -> StoredRun:
+        """The run whose hash was read; raises `DamagedRunError` or `NewerRunError` as `load` does."""
         try:
             message = json.loads(stored[RunField.MESSAGE])
             task, kwargs = message["task"], message["kwargs"]
@@ -162,13 +167,16 @@ class RunStore:
     ) -> StepClaim:
         """Take the step's lock and move the run on to it, if the run is open and is not further on.
 
+        This is a heartbeat of the run.
+
         Raises `UnreadableRunError` as `load` does; the lock is free then.
         """
         name = f"{step.name}:{part}" if part else step.name
         lease = step_lease(job, name, token)
-        status, times, newest, died = self._scripts.run(
+        heartbeats = [keys.heartbeats_key(), keys.overdue_counts_key()]
+        status, times, newest, died, *stored = self._scripts.run(
             "claim_step",
-            [run_key(job), job_key(job), lease.key, keys.polls_key(job)],
+            [run_key(job), job_key(job), lease.key, keys.polls_key(job), *heartbeats],
             name,
             step.position,
             token,
@@ -180,25 +188,43 @@ class RunStore:
             keys.newest_field(name),
             keys.claimed_field(name),
             keys.deliveries_field(name),
+            run_member(job),
+            self._heartbeat_grace_seconds,
         )
         run = None
         if status == ClaimStatus.CLAIMED:
             try:
-                run = self.load(job)
+                run = self.parse(job, hash_of(stored[0]))
             except UnreadableRunError:
                 self._scripts.run("release_lock", *release_arguments(lease))
                 raise
             run = replace(run, is_retry=int(times) > 1, generation=generation, lease=lease)
         return StepClaim(ClaimStatus(status), int(newest), run, int(died))
 
+    def end_step(
+        self, job: str, lease: Lease, countdown: float, messages: Sequence[CollectedMessage]
+    ) -> bool:
+        """Record a heartbeat, publish `messages` to the queues of this Redis, and release the step's lock.
+
+        The next heartbeat is due after `countdown` seconds. False when the lock was lost, and nothing done.
+        """
+        polls, field = lease.deliveries or ("", "")
+        names = [lease.key, polls, keys.heartbeats_key(), keys.overdue_counts_key()]
+        names += [message.queue_key for message in messages]
+        pushed = [part for message in messages for part in (message.command, message.text)]
+        due = countdown + self._heartbeat_grace_seconds
+        return bool(self._scripts.run("end_step", names, lease.token, field, run_member(job), due, *pushed))
+
     def step_queue(self, job: str) -> str | None:
         """The queue that belongs to the step at which the run stands; None: the run's own."""
         return self.redis.hget(run_key(job), RunField.STEP_QUEUE) or None
 
     def mark_running(self, job: str) -> bool:
-        """Show the job as RUNNING; false when it has ended."""
-        keys_ = [run_key(job), job_key(job)]
-        return bool(self._scripts.run("mark_running", keys_, JobStatus.RUNNING))
+        """Show and publish the job as RUNNING, unless it has ended; true when the caller is to report it."""
+        keys_ = [run_key(job), job_key(job), keys.outbox_key()]
+        event = json.dumps({"type": "state", "status": JobStatus.RUNNING})
+        channel = events_channel(job)
+        return bool(self._scripts.run("mark_running", keys_, JobStatus.RUNNING, job, channel, event))
 
     def update_state(self, run: Run[RunMessage, S], state: S) -> None:
         """Store the fields in which `state` differs from `run.state`, and leave the others as they are."""
@@ -244,43 +270,6 @@ class RunStore:
 
     # What the backend has
 
-    def schedule_report(self, job: str, grace_seconds: float) -> bool:
-        """Something is to be reported; true for the caller that is to publish the report.
-
-        A report that has not come `grace_seconds` after it was published is published again.
-        """
-        return bool(self._scripts.run("schedule_report", [run_key(job)], grace_seconds))
-
-    def reported(self, job: str) -> Reported:
-        """How far the run's progress was reported."""
-        names = [RunField.VERSION, RunField.VERSION_SENT, RunField.RUNNING_SENT, RunField.PATCHED_AT]
-        version, version_sent, running_sent, patched_at = self.redis.hmget(run_key(job), names)
-        return Reported(
-            version=version or "0",
-            version_sent=version_sent,
-            is_running_sent=running_sent is not None,
-            patched_at=None if patched_at is None else float(patched_at),
-        )
-
-    def mark_patched(self, job: str, *, is_running_sent: bool = False) -> None:
-        """A report is sent now; `is_running_sent`: the backend has accepted one, with the status RUNNING."""
-        fields: dict[str, float] = {RunField.PATCHED_AT: redis_time(self.redis)}
-        if is_running_sent:
-            fields[RunField.RUNNING_SENT] = 1
-        self.redis.hset(run_key(job), mapping=fields)
-
-    def acknowledge_report(self, job: str, version: str) -> bool:
-        """The backend has a snapshot of that version; true when something newer is to be sent."""
-        return bool(self._scripts.run("acknowledge_report", [run_key(job)], version))
-
-    def is_end_sent(self, job: str) -> bool:
-        """Whether the first report of the end was published."""
-        return bool(self.redis.hexists(run_key(job), RunField.END_SENT))
-
-    def mark_end_sent(self, job: str) -> None:
-        """The first report of the end was published."""
-        self.redis.hset(run_key(job), RunField.END_SENT, 1)
-
     def mark_reported(self, job: str) -> None:
         """The backend has the end: nothing more will be sent, and the run's keys expire in a day."""
         expiring = [
@@ -297,6 +286,7 @@ class RunStore:
         # In one transaction: a reported run without expiry would stay for ever.
         with self.redis.pipeline(transaction=True) as pipe:
             pipe.hset(run_key(job), RunField.REPORTED, 1)
+            pipe.zrem(keys.outbox_key(), job)
             for key in expiring:
                 pipe.expire(key, RETENTION_SECONDS)
             pipe.zadd(keys.ended_logs_key(), {job: 0})
@@ -310,6 +300,11 @@ class RunStore:
 def step_lease(job: str, name: str, token: str) -> Lease:
     """What a delivery of the step, or of the part of one, gets when it claims it."""
     return Lease(keys.lock_key(job, name), token, (keys.polls_key(job), keys.deliveries_field(name)))
+
+
+def hash_of(flat: Sequence[str]) -> dict[str, str]:
+    """The hash that a script returns as a list: each name before its value."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _end_text(end: End) -> str:

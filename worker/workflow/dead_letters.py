@@ -18,7 +18,7 @@ from worker.broker import UNKNOWN_STEP, RejectedMessage
 from worker.lua import Scripts, redis_time
 from worker.platform import NotFoundError, ValidationError
 from worker.runs.model import End, Step
-from worker.runs.reporter import JobsApi
+from worker.runs.reports.reporter import JobsApi
 from worker.runs.runs import MAX_UNREADABLE_SECONDS, Runs
 from worker.services import Services, services
 from worker.workflow.validation import readable_job, readable_tenant, status_of

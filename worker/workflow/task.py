@@ -179,12 +179,18 @@ class StepTask(DeliveredTask):
                 def renew() -> None:
                     self.runs.heartbeats.renew(run_member(job))
 
-                self.runs.heartbeats.schedule(run_member(job))
                 has_ended = partial(self.runs.is_known_to_have_ended, job)
-                with self.runs.locks.hold(lease, renew), waits_for_run(has_ended):
-                    end = self.end_after_deaths(name, job, claim.died)
-                    call = end or self._call(name, claim.run, lambda run: function(step.workflow.typed(run)))
-                    self._apply(step, name, claim.run, call)
+                is_released = False
+                try:
+                    with self.runs.locks.renewing(lease, renew), waits_for_run(has_ended):
+                        end = self.end_after_deaths(name, job, claim.died)
+                        call = end or self._call(
+                            name, claim.run, lambda run: function(step.workflow.typed(run))
+                        )
+                        is_released = self._apply(step, name, claim.run, call)
+                finally:
+                    if not is_released:
+                        self.runs.locks.release(lease)
             except INFRASTRUCTURE_ERRORS as error:
                 log.warning("step retry scheduled", error_type=type(error).__name__)
                 # As after a redelivery, it is unknown how far this delivery came.
@@ -263,14 +269,11 @@ class StepTask(DeliveredTask):
         waited += countdown if is_limited else 0.0
         return self.retry_later(countdown, max_countdown=countdown, waited_seconds=waited, **changes)
 
-    def _apply(self, step: Step, name: str, run: AnyRun, outcome: Outcome) -> None:
+    def _apply(self, step: Step, name: str, run: AnyRun, outcome: Outcome) -> bool:
+        """Whether the step's lock is released by that."""
         match outcome:
             case Continue():
-                kwargs = {"job": run.job, **outcome.kwargs}
-                queue = outcome.step.queue or run.queue
-                countdown = min(outcome.countdown, self.runs.timing.max_countdown)
-                self.runs.heartbeats.schedule(run_member(run.job), countdown)
-                self.runs.publisher.publish(outcome.step, queue, kwargs, countdown)
+                return self.runs.continue_with(run, outcome)
             case Reschedule():
                 max_countdown = outcome.countdown if outcome.is_asked_for else self.runs.timing.max_countdown
                 countdown = min(outcome.countdown, max_countdown)
@@ -283,6 +286,7 @@ class StepTask(DeliveredTask):
                     log.info("run ended", status=outcome.status, at=step.name)
             case Suspend():
                 pass
+        return False
 
     def _clean_up(self, job: str) -> None:
         try:

@@ -67,7 +67,7 @@ class RedisMonitor:
 
 @contextlib.contextmanager
 def task_events(url: str) -> Iterator[list[dict[str, Any]]]:
-    """Collect Celery's task events during the block."""
+    """Collect Celery's task events during the block, and ask for them again and again, as Flower does."""
     received: list[dict[str, Any]] = []
     block_ended, ready = threading.Event(), threading.Event()
 
@@ -79,6 +79,7 @@ def task_events(url: str) -> Iterator[list[dict[str, Any]]]:
                 # It ends with the block, or when Redis is killed.
                 with contextlib.suppress(ConnectionError, RedisError):
                     while not block_ended.is_set():
+                        app.control.enable_events()
                         with contextlib.suppress(TimeoutError):
                             consuming.drain_events(timeout=0.2)
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.deploy.deploy_harness import APP, DeployHarness
 from worker.deploy.deployments import Ownership
-from worker.runs.reporter import stop
+from worker.runs.reports.reporter import stop
 
 
 @pytest.fixture

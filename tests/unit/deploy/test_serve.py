@@ -14,7 +14,7 @@ from worker.deploy.serve import await_running, poll_countdown, remove_after_stop
 from worker.plugins import PluginCallError, PluginHostUnavailableError
 from worker.runs.keys import run_key
 from worker.runs.model import Continue, End, Outcome, Reschedule, Step
-from worker.runs.reporter import stop
+from worker.runs.reports.reporter import stop
 
 OTHER = ServeState(True, "running", "RUNNING", "", frozenset({"d0"}))
 

@@ -19,7 +19,7 @@ from worker.deploy.deployments import Ownership
 from worker.deploy.plan import AWAIT_RUNNING, INITIALIZE, SERVE_RUN
 from worker.runs.bulkhead import Bulkhead, release_share
 from worker.runs.model import Suspend
-from worker.runs.reporter import stop
+from worker.runs.reports.reporter import stop
 
 MESSAGE = {"job": 42, "plugin": APP, "agent": 2}
 

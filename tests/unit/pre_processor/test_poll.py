@@ -24,7 +24,7 @@ from worker.pre_processor.waitlist import (
 )
 from worker.runs.keys import RunField, heartbeats_key, run_key
 from worker.runs.model import End, Suspend
-from worker.runs.reporter import stop
+from worker.runs.reports.reporter import stop
 from worker.runs.runs import recover_run
 from worker.testing import FakeBackend
 
@@ -145,7 +145,7 @@ def test_the_sweep_reports_a_waiting_run_whose_end_nobody_sent(
     # Then the sweep finds it, long before the run would have waited in vain
     assert "run:1" in harness.runs.heartbeats.overdue()
     recover_run("1", harness.runs)
-    assert [sent.kwargs["job"] for sent in sender.of("runs.report")] == ["1"]
+    assert harness.runs.redis.hexists(run_key("1"), RunField.END_SENT)
     assert harness.waiting() == []
 
 
@@ -155,7 +155,6 @@ def test_a_run_that_an_older_worker_ended_is_not_resumed(
     # Given two waiting runs, of which a worker that knows no more than the record has ended one
     harness.wait("1", "2")
     redis.hset(run_key("1"), RunField.ENDED, '{"status": "FAILED", "result": {"error": "x"}}')
-    sender.published = [sent for sent in sender.published if sent.name != "runs.report"]
     backend.add_application()
 
     # When the runs are resumed
@@ -163,7 +162,7 @@ def test_a_run_that_an_older_worker_ended_is_not_resumed(
 
     # Then that one is not, and its end is reported
     assert harness.resumed() == ["2"]
-    assert [sent.kwargs["job"] for sent in sender.of("runs.report")] == ["1"]
+    assert harness.runs.redis.hexists(run_key("1"), RunField.END_SENT)
 
 
 def test_a_run_that_has_ended_does_not_join(harness: WaitlistHarness) -> None:

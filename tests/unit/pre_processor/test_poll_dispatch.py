@@ -20,7 +20,7 @@ from worker.pre_processor.waitlist import (
 )
 from worker.runs.keys import lock_key
 from worker.runs.model import Suspend
-from worker.runs.reporter import stop
+from worker.runs.reports.reporter import stop
 from worker.runs.runs import Timing
 from worker.testing import FakeBackend
 

@@ -4,7 +4,7 @@ import pytest
 from fakeredis import FakeRedis
 
 from shared.messages import DeployMessage, ToTaskMessage
-from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
+from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher, RecordingReports
 from tests.unit.runs.example_workflow import VISIBILITY_TIMEOUT
 from worker.runs.model import StoredRun
 from worker.runs.runs import Runs, Timing
@@ -17,8 +17,13 @@ def publisher() -> RecordingPublisher:
 
 
 @pytest.fixture
-def runs(redis: FakeRedis, publisher: RecordingPublisher) -> Runs:
-    return Runs(redis, publisher, Timing(VISIBILITY_TIMEOUT))
+def reports() -> RecordingReports:
+    return RecordingReports()
+
+
+@pytest.fixture
+def runs(redis: FakeRedis, publisher: RecordingPublisher, reports: RecordingReports) -> Runs:
+    return Runs(redis, publisher, Timing(VISIBILITY_TIMEOUT), reports)
 
 
 @pytest.fixture

@@ -7,6 +7,9 @@ from typing import Any
 from shared.messages import DeployMessage
 from tests.harness.in_process_worker import Delivery, InProcessWorker
 from worker.runs.model import Outcome, Run, Step, Suspend, Workflow
+from worker.runs.reports import reporter
+from worker.runs.reports.reporter import JobsApi
+from worker.runs.runs import Runs
 from worker.runs.state import RunState, stored_field
 from worker.testing import FakeBackend
 
@@ -50,6 +53,11 @@ def deliver(
 ) -> Delivery:
     """Deliver a message of `step`; without `kwargs` the first one, of generation 0."""
     return worker.run_step(step, function, kwargs=kwargs or {"job": "42"}, **options)
+
+
+def report(job: str, runs: Runs, backend: JobsApi) -> float | None:
+    """Report a run, whatever its tenant, to this backend."""
+    return reporter.report(job, runs, lambda tenant: backend)
 
 
 def finals(backend: FakeBackend) -> list[dict[str, Any]]:

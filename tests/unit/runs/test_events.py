@@ -5,15 +5,14 @@ from fakeredis import FakeRedis
 
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
-from tests.harness.in_process_worker import RecordingPublisher
-from tests.unit.runs.example_workflow import finals
+from tests.harness.in_process_worker import RecordingPublisher, RecordingReports
+from tests.unit.runs.example_workflow import finals, report
 from worker.platform import (
     ClientConnectionError,
     ClientTimeoutError,
 )
 from worker.runs.keys import messages_key
 from worker.runs.model import End, Run
-from worker.runs.reporter import report
 from worker.runs.runs import Runs
 from worker.testing import FakeBackend
 
@@ -55,10 +54,23 @@ def test_message_of_an_unknown_run_is_not_kept(
     assert publisher.published == []
 
 
-def test_message_gets_a_report_of_its_own(runs: Runs, run: Run, publisher: RecordingPublisher) -> None:
+def test_message_gets_a_report_of_its_own(
+    runs: Runs, run: Run, backend: FakeBackend, reports: RecordingReports
+) -> None:
     runs.events.message("42", "hello")
+    report("42", runs, backend)
 
-    assert len(publisher.of("runs.report")) == 1
+    assert reports == [("42", 1.0)]
+    assert (len(backend.logs), backend.patches) == (1, [])
+
+
+def test_message_that_comes_during_a_report_is_sent_after_it(
+    runs: Runs, run: Run, backend: FakeBackend
+) -> None:
+    runs.mark_running(run)
+    backend.after_patch = lambda: runs.events.message("42", "hello")
+
+    assert report("42", runs, backend) == 1.0
 
 
 def test_messages_that_were_not_delivered_keep_their_order(

@@ -8,9 +8,9 @@ from fakeredis import FakeRedis
 from shared.channels import job_key
 from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
-from tests.unit.runs.example_workflow import finals
+from tests.unit.runs.example_workflow import finals, report
 from worker.runs.model import End, Run
-from worker.runs.reporter import report, stop
+from worker.runs.reports.reporter import stop
 from worker.runs.runs import Runs
 from worker.testing import FakeBackend
 

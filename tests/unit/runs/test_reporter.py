@@ -8,7 +8,7 @@ from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
-from tests.unit.runs.example_workflow import finals
+from tests.unit.runs.example_workflow import finals, report
 from worker.platform import (
     ClientTimeoutError,
     HTTPError,
@@ -18,7 +18,6 @@ from worker.platform import (
 )
 from worker.runs.keys import run_key
 from worker.runs.model import End, Run
-from worker.runs.reporter import report
 from worker.runs.runs import Runs
 from worker.testing import FakeBackend
 

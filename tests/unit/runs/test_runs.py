@@ -4,18 +4,15 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from fakeredis import FakeRedis
-from kombu.exceptions import OperationalError
 
 from shared.channels import events_channel
 from shared.statuses import JobStatus
-from tests.harness.in_process_worker import RecordingPublisher
+from tests.harness.in_process_worker import RecordingPublisher, RecordingReports
 from tests.unit.conftest import Clock
-from tests.unit.runs.example_workflow import DEPLOY, FIRST
+from tests.unit.runs.example_workflow import DEPLOY, FIRST, report
 from worker.runs.keys import heartbeats_key
 from worker.runs.model import End, Run
-from worker.runs.reporter import report
 from worker.runs.runs import Runs, recover_run
 from worker.testing import FakeBackend
 
@@ -58,24 +55,25 @@ def test_step_with_a_queue_of_its_own_is_recovered_there(
     assert publisher.published[0].queue == "annotate"
 
 
-def test_ended_run_gets_its_report(runs: Runs, run: Run, publisher: RecordingPublisher) -> None:
+def test_ended_run_gets_its_report(runs: Runs, run: Run, reports: RecordingReports) -> None:
     runs.store.finish("42", End(JobStatus.FAILED, {}))
 
     recover_run("42", runs)
 
-    assert [sent.name for sent in publisher.published] == ["runs.report"]
+    assert reports == [("42", 0.0)]
 
 
-def test_reports_of_an_ended_run_are_recovered_later_each_time(
-    runs: Runs, run: Run, publisher: RecordingPublisher, clock: Clock
+def test_a_report_that_waits_for_the_backend_is_not_hastened(
+    runs: Runs, run: Run, reports: RecordingReports, clock: Clock
 ) -> None:
     runs.finish("42", End(JobStatus.FAILED, {}))
-    for _ in range(60):
-        clock.forward(runs.timing.heartbeat_grace_seconds)
-        for _member in runs.heartbeats.overdue():
-            recover_run("42", runs)
+    runs.outbox.postpone("42", 200)
+    clock.forward(100)
 
-    assert len(publisher.of("runs.report")) < 10
+    recover_run("42", runs)
+
+    assert reports == [("42", 0.0)]
+    assert runs.outbox.take_over() == []
 
 
 def test_reported_run_has_no_heartbeat(
@@ -122,8 +120,8 @@ def test_listeners_get_what_changes(runs: Runs, run: Run, redis: FakeRedis) -> N
     ]
 
 
-def test_many_changes_are_one_message_and_one_patch(
-    runs: Runs, run: Run, backend: FakeBackend, publisher: RecordingPublisher
+def test_many_changes_are_one_report_and_one_patch(
+    runs: Runs, run: Run, backend: FakeBackend, reports: RecordingReports
 ) -> None:
     runs.mark_running(run)
     for percent in range(1, 100):
@@ -131,32 +129,30 @@ def test_many_changes_are_one_message_and_one_patch(
 
     report("42", runs, backend)
 
-    assert len(publisher.of("runs.report")) == 1
+    assert reports == [("42", 0.0)]
     assert [
         patch["progress_record"]["record"]["steps"]["deploy"]["percent"] for patch in backend.patches
     ] == [99]
 
 
-def test_change_after_the_reporting_ended_publishes_the_next(
-    runs: Runs, run: Run, backend: FakeBackend, publisher: RecordingPublisher
+def test_change_after_a_report_is_reported_after_a_second(
+    runs: Runs, run: Run, backend: FakeBackend, reports: RecordingReports
 ) -> None:
     runs.mark_running(run)
     report("42", runs, backend)
+    reports.clear()
 
     runs.set_progress(run, "deploy", 10)
 
-    assert len(publisher.of("runs.report")) == 2
+    assert reports == [("42", 1.0)]
 
 
-def test_report_that_got_lost_is_published_again_after_a_while(
-    runs: Runs, run: Run, publisher: RecordingPublisher, clock: Clock
-) -> None:
+def test_report_of_a_dead_worker_is_taken_over_by_one_other(runs: Runs, run: Run, clock: Clock) -> None:
     runs.mark_running(run)
-    clock.forward(runs.timing.heartbeat_grace_seconds + 1)
+    early = runs.outbox.take_over()
+    clock.forward(6)
 
-    runs.set_progress(run, "deploy", 10)
-
-    assert len(publisher.of("runs.report")) == 2
+    assert (early, runs.outbox.take_over(), runs.outbox.take_over()) == ([], ["42"], [])
 
 
 def test_reported_run_is_no_longer_overdue(runs: Runs, run: Run, backend: FakeBackend) -> None:
@@ -167,25 +163,20 @@ def test_reported_run_is_no_longer_overdue(runs: Runs, run: Run, backend: FakeBa
 
 
 def test_late_messages_of_an_ended_run_send_no_further_reports(
-    runs: Runs, run: Run, publisher: RecordingPublisher
+    runs: Runs, run: Run, reports: RecordingReports
 ) -> None:
     runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
-    sent = len(publisher.of("runs.report"))
 
     runs.ensure_end_reported("42")
     runs.ensure_end_reported("42")
 
-    assert len(publisher.of("runs.report")) == sent
+    assert reports == [("42", 0.0)]
 
 
-def test_unpublished_report_is_published_by_the_next_message(
-    runs: Runs, run: Run, publisher: RecordingPublisher
-) -> None:
-    publisher.broken = True
-    with pytest.raises(OperationalError):
-        runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
-    publisher.broken = False
+def test_the_end_does_not_wait_for_an_earlier_report(runs: Runs, run: Run, reports: RecordingReports) -> None:
+    runs.set_progress(run, "deploy", 10)
+    reports.clear()
 
-    runs.ensure_end_reported("42")
+    runs.finish("42", End(JobStatus.FAILED, {"error": "x"}))
 
-    assert len(publisher.of("runs.report")) == 1
+    assert reports == [("42", 0.0)]

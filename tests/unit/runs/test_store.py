@@ -10,7 +10,7 @@ from shared.channels import job_key
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import InProcessWorker
-from tests.unit.runs.example_workflow import FIRST
+from tests.unit.runs.example_workflow import FIRST, report
 from worker.runs.keys import RunField, lock_key, messages_key, progress_key, run_key, stop_key
 from worker.runs.model import (
     Acceptance,
@@ -18,7 +18,7 @@ from worker.runs.model import (
     End,
     Run,
 )
-from worker.runs.reporter import report, stop
+from worker.runs.reports.reporter import stop
 from worker.runs.runs import Runs
 from worker.runs.store import DamagedRunError, NewerRunError
 from worker.testing import FakeBackend

@@ -83,7 +83,7 @@ def test_the_log_says_once_that_the_backend_is_slow(make_world: Make) -> None:
     world.annotate_fully(0)
     world.annotate_fully(1)
 
-    said = [entry["data"]["content"] for entry in world.runs.events.pop_messages(JOB)]
+    said = [entry["data"]["content"] for entry in world.runs.events.pop_messages(JOB, 100)]
     assert len([text for text in said if text.startswith("The backend is slow (")]) == 1
 
 

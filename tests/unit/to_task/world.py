@@ -174,7 +174,7 @@ class World:
 
     def end(self) -> None:
         """The user stops the run."""
-        from worker.runs.reporter import stop
+        from worker.runs.reports.reporter import stop
 
         stop(JOB, self.runs)
 

@@ -4,7 +4,7 @@ from fakeredis import FakeRedis
 
 from shared.messages import DeployMessage
 from tests.harness.in_process_worker import RecordingPublisher
-from tests.unit.runs.conftest import deploy, publisher, run, runs, to_task, worker  # noqa: F401 - a run
+from tests.unit.runs.conftest import deploy, publisher, reports, run, runs, to_task, worker  # noqa: F401 - a run
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
 from worker.runs.model import Step
 from worker.workflow import control

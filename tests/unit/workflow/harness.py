@@ -11,9 +11,10 @@ from fakeredis import FakeRedis
 from kombu.exceptions import OperationalError
 
 from shared.channels import dead_letters_key
-from tests.harness.in_process_worker import Delivery, RecordingPublisher, celery_request
+from tests.harness.in_process_worker import Delivery, RecordingPublisher, RecordingReports, celery_request
 from worker.deploy.plan import DEPLOY
 from worker.plugins import ReleaseNotFoundError
+from worker.runs.reports.sender import ReportSender
 from worker.runs.runs import Runs, Timing
 from worker.workflow.intake import begin_run
 
@@ -68,6 +69,7 @@ class Store:
 class FakeServices:
     redis: FakeRedis
     sender: RecordingPublisher = field(default_factory=RecordingPublisher)
+    reports_due: RecordingReports = field(default_factory=RecordingReports)
     platform: Backend = field(default_factory=Backend)
     store: Store = field(default_factory=Store)
     settings: SimpleNamespace = field(
@@ -75,7 +77,8 @@ class FakeServices:
     )
 
     def __post_init__(self) -> None:
-        self.runs = Runs(self.redis, self.sender, Timing(60))
+        self.runs = Runs(self.redis, self.sender, Timing(60), self.reports_due)
+        self.reports = ReportSender(self.runs, self.backend)
 
     def backend(self, tenant: str | None = None) -> Backend:
         self.platform.tenants.append(tenant)

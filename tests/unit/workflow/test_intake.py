@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from fakeredis import FakeRedis
-from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.channels import job_key
@@ -121,7 +120,7 @@ def test_a_message_of_the_other_kind_starts_nothing(
     assert services.runs.store.load("42").end is None
 
 
-def test_a_message_of_an_ended_run_publishes_only_the_report(
+def test_a_message_of_an_ended_run_has_its_end_reported(
     task_runner: TaskRunner, services: FakeServices, sender: RecordingPublisher
 ) -> None:
     task_runner.deliver("test.deploy", **MESSAGE)
@@ -130,7 +129,7 @@ def test_a_message_of_an_ended_run_publishes_only_the_report(
 
     task_runner.deliver("test.deploy", **MESSAGE)
 
-    assert [sent.name for sent in sender.published] == ["runs.report"]
+    assert (sender.published, services.reports_due) == ([], [("42", 0.0)])
 
 
 def test_a_message_is_retried_while_redis_is_unavailable(
@@ -201,7 +200,7 @@ def test_stop_that_came_first_ends_the_run_and_reports_it(
     task_runner.deliver("test.deploy", **MESSAGE)
 
     assert services.runs.store.has_ended("42")
-    assert [sent.name for sent in sender.published] == ["runs.report"]
+    assert (sender.published, services.reports_due) == ([], [("42", 0.0)])
 
 
 @pytest.mark.parametrize("status", ["SUCCEEDED", "FAILED", "STOPPED"])
@@ -211,7 +210,7 @@ def test_a_job_that_has_ended_at_the_backend_starts_nothing(
     backend.status = status
 
     assert not deliver_and_begin(task_runner, services)
-    assert sender.of("runs.report") == []
+    assert services.reports_due == []
     assert services.redis.hget(job_key("42"), "status") == status
     assert services.redis.zcard(heartbeats_key()) == 0
 
@@ -233,23 +232,6 @@ def test_a_job_that_has_not_ended_starts(
 
     assert deliver_and_begin(task_runner, services)
     assert services.redis.hget(job_key("42"), "status") == "RUNNING"
-
-
-def test_a_job_is_running_although_its_first_report_was_lost(
-    task_runner: TaskRunner, services: FakeServices, sender: RecordingPublisher
-) -> None:
-    # Given a first step that ended (the process died, the broker was away) as it published the report
-    task_runner.deliver("test.deploy", **MESSAGE)
-    sender.broken = True
-    with pytest.raises(OperationalError):
-        begin_run(DEPLOY.typed(services.runs.store.load("42")), services)
-    sender.broken = False
-
-    # When it is delivered again
-    assert begin_run(replace(DEPLOY.typed(services.runs.store.load("42")), is_retry=True), services)
-
-    # Then the report is out, at once
-    assert len(sender.of("runs.report")) == 1
 
 
 def test_job_that_the_backend_does_not_know_starts(

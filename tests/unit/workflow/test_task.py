@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.channels import job_key
 from shared.statuses import JobStatus
-from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
+from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher, RecordingReports
 from tests.unit.runs.example_workflow import CHUNK, FIRST, SECOND, VISIBILITY_TIMEOUT, StepCalls, deliver
 from worker.platform import RateLimitError
 from worker.plugins import RunEndedError, check_run, run_end
@@ -140,8 +140,8 @@ def test_step_of_an_unknown_run_drops_out(worker: InProcessWorker) -> None:
     assert calls == []
 
 
-def test_step_of_an_ended_run_publishes_the_report_again(
-    worker: InProcessWorker, run: Run, runs: Runs, publisher: RecordingPublisher
+def test_step_of_an_ended_run_has_its_end_reported(
+    worker: InProcessWorker, run: Run, runs: Runs, reports: RecordingReports
 ) -> None:
     runs.store.finish("42", End(JobStatus.FAILED, {"error": "x"}))
     calls = StepCalls()
@@ -150,7 +150,7 @@ def test_step_of_an_ended_run_publishes_the_report_again(
 
     assert delivery.ended == "acknowledged"
     assert calls == []
-    assert [sent.name for sent in publisher.published] == ["runs.report"]
+    assert reports == [("42", 0.0)]
     assert worker.ended_runs == ["42"]
 
 
@@ -250,19 +250,19 @@ def test_lock_that_is_not_released_does_not_repeat_the_step(
 
 
 def test_finish_ends_the_run(
-    worker: InProcessWorker, run: Run, runs: Runs, publisher: RecordingPublisher
+    worker: InProcessWorker, run: Run, runs: Runs, reports: RecordingReports
 ) -> None:
     deliver(worker, FIRST, StepCalls(Finish(JobStatus.SUCCEEDED, {"serve_application": 7})))
 
     assert runs.store.load("42").end == End(JobStatus.SUCCEEDED, {"serve_application": 7})
-    assert len(publisher.of("runs.report")) == 1
+    assert reports == [("42", 0.0)]
 
 
 @pytest.mark.parametrize(
     "outcome", [Finish(JobStatus.SUCCEEDED, {}), RunFailedError("too late")], ids=["finish", "failure"]
 )
 def test_step_that_the_run_has_passed_meanwhile_does_not_end_it(
-    worker: InProcessWorker, run: Run, runs: Runs, publisher: RecordingPublisher, outcome: Outcome | Exception
+    worker: InProcessWorker, run: Run, runs: Runs, reports: RecordingReports, outcome: Outcome | Exception
 ) -> None:
     # Given a step during which the run's next step begins
     def slow(_: Run) -> Outcome:
@@ -274,9 +274,9 @@ def test_step_that_the_run_has_passed_meanwhile_does_not_end_it(
 
     # Then the run goes on, and its own end is reported
     assert runs.store.load("42").end is None
-    assert publisher.of("runs.report") == []
+    assert reports == []
     deliver(worker, SECOND, StepCalls(Finish(JobStatus.SUCCEEDED, {"serve_application": 7})))
-    assert len(publisher.of("runs.report")) == 1
+    assert reports == [("42", 0.0)]
 
 
 def test_step_sends_a_heartbeat(worker: InProcessWorker, run: Run, redis: FakeRedis) -> None:
@@ -310,6 +310,27 @@ def test_two_deliveries_at_once_work_one_after_the_other(worker: InProcessWorker
 
     assert second.ended == "retried"
     assert at_once == ["first"]
+
+
+def test_a_step_costs_two_round_trips(
+    worker: InProcessWorker, run: Run, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a Redis that has the scripts
+    deliver(worker, FIRST, StepCalls(Continue(SECOND)))
+    commands: list[Any] = []
+    execute = redis.execute_command
+
+    def recording(*command: Any, **options: Any) -> Any:
+        commands.append(command[0])
+        return execute(*command, **options)
+
+    monkeypatch.setattr(redis, "execute_command", recording)
+
+    # When a step continues with the next one
+    deliver(worker, SECOND, StepCalls(Continue(CHUNK)))
+
+    # Then one script claims and loads, and one records and gives the lock back
+    assert commands == ["EVALSHA", "EVALSHA"]
 
 
 def test_a_step_is_interrupted_by_the_end_of_its_run(

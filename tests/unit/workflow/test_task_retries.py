@@ -15,7 +15,6 @@ from worker.platform import ClientConnectionError, RateLimitError, ServerError, 
 from worker.runs.model import (
     Continue,
     End,
-    Finish,
     Reschedule,
     Run,
     RunFailedError,
@@ -245,19 +244,6 @@ def test_message_is_requeued_when_redis_is_unavailable_too(
     worker.broker_is_broken = True
 
     assert deliver(worker, FIRST).ended == "requeued"
-
-
-def test_unpublished_end_is_reported_by_the_next_delivery(
-    worker: InProcessWorker, run: Run, runs: Runs, publisher: RecordingPublisher
-) -> None:
-    publisher.broken = True
-    delivery = deliver(worker, FIRST, StepCalls(Finish(JobStatus.SUCCEEDED, {"a": 1})))
-    assert delivery.ended == "retried"
-
-    publisher.broken = False
-    deliver(worker, FIRST, kwargs=delivery.kwargs)
-
-    assert len(publisher.of("runs.report")) == 1
 
 
 def test_copies_made_while_a_dependency_hung_do_not_multiply(worker: InProcessWorker, run: Run) -> None:

@@ -8,6 +8,9 @@
 --                      number of lines, lines
 --                      -> for each log how many of its lines are stored (fewer than sent: the limit is reached), -1
 --                      when the claim was lost, or a text with Redis's error, which does not stop the other logs
+--   message            time, level, channel of the events, event, message for the backend, job, seconds until the report,
+--                      lines or none; with the keys: state, history, run, messages, outbox
+--                      -> 1 to the caller that is to report the message
 --   subscribe          source, connection options -> 1 when the log is to be tailed, 0 when it is closed already
 --   claim              source, claim
 --                      -> {position, connection options}; {} when the log is closed or a newer claim exists
@@ -143,6 +146,13 @@ end
 select_log(1, ARGV[2])
 if operation == 'append_message' then
   return append_message(ARGV[5], ARGV[6], 7)
+elseif operation == 'message' then
+  redis.call('PUBLISH', ARGV[7], ARGV[8])
+  if #ARGV >= 12 then append_message(ARGV[5], ARGV[6], 12) end
+  -- Messages for the backend are kept only while a report will send them: after that they would never expire.
+  if not run_exists(run) or run_reported(run) then return 0 end
+  redis.call('RPUSH', KEYS[4], ARGV[9])
+  return enter_outbox(KEYS[5], ARGV[10], ARGV[11])
 elseif operation == 'subscribe' then
   local source = ARGV[5]
   local closed_reason = field('closed:' .. source)

@@ -15,6 +15,24 @@ local function now()
 end
 local function now_seconds() return redis.call('TIME')[1] end
 
+-- A heartbeat: the member is overdue when there is no other within so many seconds.
+local function record_heartbeat(heartbeats, overdue_counts, member, seconds)
+  redis.call('ZADD', heartbeats, now_seconds() + seconds, member)
+  redis.call('HDEL', overdue_counts, member)
+end
+
+-- The outbox has the jobs of which something is to be reported, by the time at which any worker may send the report:
+-- until then it is the matter of the one that entered the job. Both return 1 to a caller that is to send it, `delay`
+-- seconds from now; what changes while a job is in the outbox goes with the report that is under way.
+local REPORT_LEASE = 5
+local function enter_outbox(outbox, job, delay)
+  return redis.call('ZADD', outbox, 'NX', now() + delay + REPORT_LEASE, job)
+end
+local function schedule_report(run, outbox, job, delay)
+  redis.call('HINCRBY', run, RUN.version, 1)
+  return enter_outbox(outbox, job, delay)
+end
+
 -- Redis allocates 4 KB for a stream of one short entry; a stream that is read anew has the length of its entries.
 -- A user of Redis without the right to do that keeps the 4 KB.
 local function shrink(stream)

@@ -1,6 +1,6 @@
 """The outbox: reports a run to the backend, by one sender, in order, with the final status last."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import structlog
@@ -9,7 +9,6 @@ from shared.channels import RETENTION_SECONDS, job_key
 from shared.messages import JsonObject
 from shared.statuses import JobStatus, is_final_status
 from worker.blame import asks_for_later
-from worker.lua import redis_time
 from worker.platform import (
     AuthenticationError,
     ClientConnectionError,
@@ -20,15 +19,17 @@ from worker.platform import (
     clean,
     shorten,
 )
+from worker.runs.events import MessageEntry
 from worker.runs.heartbeat import run_member
 from worker.runs.model import STOPPED, AnyRun, End, backend_job_id, stopped_job_result
-from worker.runs.progress import proportions_of
+from worker.runs.progress import SECONDS_BETWEEN_PATCHES, Progress, Snapshot, proportions_of
+from worker.runs.reports.outbox import MAX_MESSAGES, ReportClaim, ReportStatus
 from worker.runs.runs import Runs
-from worker.runs.store import Reported
 
 log = structlog.get_logger(__name__)
 
-SECONDS_BETWEEN_PATCHES = 1.0
+LOCKED_SECONDS = 0.3
+"""Until the next attempt while another worker sends the report."""
 REJECTED_STATUS_CODES = (400, 413, 422)
 """Statuses with which a backend rejects the content of a report, or its size."""
 MAX_REJECTED_SECONDS = RETENTION_SECONDS
@@ -52,32 +53,45 @@ class LeaseLostError(Exception):
     """Another worker reports the run by now: this process was suspended, and what it has read is stale."""
 
 
-def report(
-    job: str, runs: Runs, backend: JobsApi, is_reporter: Callable[[], bool] = lambda: True
-) -> float | None:
-    """Send what is new of the run; returns the seconds until there is more to send, or None.
+def report(job: str, runs: Runs, backend_of: Callable[[str | None], JobsApi]) -> float | None:
+    """Send what is new of the run; returns the seconds until there may be more to send, or None.
 
-    Raises `ClientError` when the backend did not accept it, and `LeaseLostError` when `is_reporter` says no
-    right before the job is updated. The report is retried for both.
+    `backend_of` makes the client for a tenant. Raises `ClientError` when the backend did not accept the
+    report, and `LeaseLostError` when another worker reports by now. The report is retried for both.
     """
+    claim = runs.outbox.claim(job, runs.report_locks.new_token())
+    if claim.status is ReportStatus.LOCKED:
+        return LOCKED_SECONDS
+    if claim.lease is None:
+        return claim.wait if claim.status is ReportStatus.EARLY else None
+    lease = claim.lease
+    is_released = False
+    try:
+        try:
+            run = claim.run(job)
+            backend = backend_of(run.message.tenant)
+        except Exception:
+            runs.events.requeue_messages(job, claim.messages)
+            raise
 
-    def update(**fields: object) -> JsonObject:
-        if not is_reporter():
-            raise LeaseLostError
-        return backend.update_job(job, **fields)
+        def update(**fields: object) -> JsonObject:
+            if not runs.report_locks.is_held(lease.key, lease.token):
+                raise LeaseLostError
+            return backend.update_job(job, **fields)
 
-    if runs.store.is_reported(job):
-        return None
-    run = runs.store.load(job)
-    _send_messages(run, runs, backend)
-    if run.end is not None:
-        _send_end(run, run.end, runs, backend, update)
-        return None
-    reported = runs.store.reported(job)
-    wait = _seconds_until_next_patch(reported, runs)
-    if wait > 0:
-        return wait
-    return _send_progress(run, reported, runs, backend, update)
+        with runs.report_locks.renewing(lease):
+            _send_messages(job, claim.messages, runs, backend)
+            if run.end is not None:
+                _send_end(run, run.end, claim, runs, backend, update)
+                return None
+            if claim.version is not None:
+                _send_progress(run, claim, runs, backend, update)
+        more = runs.outbox.acknowledge(job, lease, claim.version)
+        is_released = True
+        return SECONDS_BETWEEN_PATCHES if more else None
+    finally:
+        if not is_released:
+            runs.report_locks.release(lease)
 
 
 def report_unreadable(job: str, runs: Runs, backend: JobsApi) -> None:
@@ -107,16 +121,11 @@ def give_up_rejected_end(job: str, error: ClientError, runs: Runs) -> bool:
     return True
 
 
-def _send_progress(
-    run: AnyRun, reported: Reported, runs: Runs, backend: JobsApi, update: Update
-) -> float | None:
-    if reported.version == reported.version_sent:
-        return None  # A second copy of this report: the first has sent everything.
-    snapshot = runs.progress.snapshot(run.job, proportions_of(run.message))
+def _send_progress(run: AnyRun, claim: ReportClaim, runs: Runs, backend: JobsApi, update: Update) -> None:
+    snapshot = _snapshot(run, claim)
     fields: JsonObject = {"progress_record": snapshot.progress, "metrics_record": snapshot.metrics}
-    if not reported.is_running_sent:
+    if not claim.is_running_sent:
         fields["status"] = JobStatus.RUNNING
-    runs.store.mark_patched(run.job)
     try:
         status = update(**fields).get("status")
     except ValidationError:
@@ -124,16 +133,21 @@ def _send_progress(
         status = backend.get_job(run.job).get("status")
         if not is_final_status(status):
             raise
-    # Again, because the client may have succeeded late, after a retry.
-    runs.store.mark_patched(run.job, is_running_sent=True)
     if status == JobStatus.STOPPED:
         stop(run.job, runs)
-    return SECONDS_BETWEEN_PATCHES if runs.store.acknowledge_report(run.job, reported.version) else None
 
 
-def _send_end(run: AnyRun, end: End, runs: Runs, backend: JobsApi, update: Update) -> None:
+def _snapshot(run: AnyRun, claim: ReportClaim, *, is_complete: bool = False) -> Snapshot:
+    overall = float(claim.record.get("overall") or 0)
+    proportions = proportions_of(run.message)
+    return Progress.snapshot_of(claim.progress, overall, claim.now, proportions, is_complete=is_complete)
+
+
+def _send_end(
+    run: AnyRun, end: End, claim: ReportClaim, runs: Runs, backend: JobsApi, update: Update
+) -> None:
     if run.position > 0 or not _has_ended_at_backend(run, backend):
-        _patch_end(run, end, runs, backend, update)
+        _patch_end(run, end, claim, runs, backend, update)
     runs.store.mark_reported(run.job)
     runs.heartbeats.remove(run_member(run.job))
     log.info("end reported", status=end.status)
@@ -147,12 +161,14 @@ def _has_ended_at_backend(run: AnyRun, backend: JobsApi) -> bool:
         return False
 
 
-def _patch_end(run: AnyRun, end: End, runs: Runs, backend: JobsApi, update: Update) -> None:
+def _patch_end(
+    run: AnyRun, end: End, claim: ReportClaim, runs: Runs, backend: JobsApi, update: Update
+) -> None:
     complete = end.status is JobStatus.SUCCEEDED
-    snapshot = runs.progress.snapshot(run.job, proportions_of(run.message), is_complete=complete)
+    snapshot = _snapshot(run, claim, is_complete=complete)
     result = end.result
     if end.status is JobStatus.STOPPED:
-        result = stopped_job_result(run.message, runs.redis.hgetall(job_key(run.job)))
+        result = stopped_job_result(run.message, claim.record)
     try:
         update(
             status=end.status,
@@ -182,22 +198,18 @@ def _minimal_result(result: JsonObject) -> JsonObject:
     return minimal | {"failures": []} if "failures" in minimal else minimal
 
 
-def _send_messages(run: AnyRun, runs: Runs, backend: JobsApi) -> None:
+def _send_messages(job: str, claimed: Sequence[MessageEntry], runs: Runs, backend: JobsApi) -> None:
     """Send messages before everything else. A message whose answer was lost is not sent twice."""
-    while entries := runs.events.pop_messages(run.job):
+    entries = list(claimed)
+    while entries:
         try:
-            backend.create_logs([{**entry, "job": backend_job_id(run.job)} for entry in entries])
+            backend.create_logs([{**entry, "job": backend_job_id(job)} for entry in entries])
         except ClientError as error:
             if asks_for_later(error) or isinstance(error, ClientConnectionError | AuthenticationError):
-                runs.events.requeue_messages(run.job, entries)
+                runs.events.requeue_messages(job, entries)
                 raise
             log.warning("messages lost", error_type=type(error).__name__, count=len(entries))
-
-
-def _seconds_until_next_patch(reported: Reported, runs: Runs) -> float:
-    if reported.patched_at is None:
-        return 0.0
-    return reported.patched_at + SECONDS_BETWEEN_PATCHES - redis_time(runs.redis)
+        entries = runs.events.pop_messages(job, MAX_MESSAGES) if len(entries) == MAX_MESSAGES else []
 
 
 def stop(job: str, runs: Runs) -> bool:

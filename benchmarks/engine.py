@@ -1,0 +1,425 @@
+"""What the engine adds to bare Celery: runs until they wait, and chains of steps that do nothing.
+
+Bare Celery has the stock transport and makes the same calls. The file is also the Celery app of the bare
+worker, the module with the steps of the engine's worker, and (with --stub) the backend of both.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
+
+import httpx
+import psutil
+from celery import Celery, chain, shared_task
+from redis import Redis
+
+from shared import Publisher, ToTaskMessage
+from shared.channels import job_key
+from worker.sandbox import wait_for
+from worker.sandbox.processes import Process, clean_environment, free_port, is_listening, start_process
+from worker.sandbox.servers import RedisServer
+
+MAX_WAIT_SECONDS = 600
+THREADS = 8
+WARM_UP = 16
+WAITING_OVERALL = 22
+"""A run that waits for its pre-processor has 10 % from its first step and 60 % of the 20 % of `prepare`."""
+QUIET_SECONDS = 2.5
+IDLE_SECONDS = 3.0
+STEPS = 10
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many runs are published, and how many chains are walked."""
+
+    runs: int
+    chains: int
+
+
+FULL, QUICK = Size(runs=1_000, chains=500), Size(runs=150, chains=80)
+
+CONFIG = "code: walk\nversion: 1.0.0\nactions:\n  to_task: {entrypoint: plugin.ToTask}\n"
+CODE = """
+from worker.actions import ToTaskAction
+
+class ToTask(ToTaskAction):
+    def convert_data_from_inference(self, inference_data, task_data=None):
+        return {"seen": True}
+"""
+RELEASE_CONFIG = {
+    "code": "walk",
+    "actions": {"inference": {"required_resources": {"required_cpu_count": 1, "required_gpu_count": 0}}},
+}
+
+
+# -- the backend of both -----------------------------------------------------------------------------------
+
+
+class StubBackend(asyncio.Protocol):
+    """Answers what a run asks until it waits, and counts. It is a process of its own, and light."""
+
+    counts: ClassVar[Counter[str]] = Counter()
+
+    def connection_made(self, transport: Any) -> None:
+        """A connection that is kept alive."""
+        self._transport, self._buffer = transport, b""
+
+    def data_received(self, data: bytes) -> None:
+        """Answer each request that is complete."""
+        self._buffer += data
+        while b"\r\n\r\n" in self._buffer:
+            head, _, rest = self._buffer.partition(b"\r\n\r\n")
+            length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+            size = int(length[1]) if length else 0
+            if len(rest) < size:
+                return
+            self._buffer = rest[size:]
+            method, path, _ = head.split(b" ", 2)
+            answer = json.dumps(self._answer(method.decode(), path.decode().partition("?")[0])).encode()
+            head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            self._transport.write(head % len(answer) + answer)
+
+    def _answer(self, method: str, path: str) -> dict[str, Any]:
+        if path == "/counts/":
+            return dict(self.counts)
+        kind = f"{method} {path.split('/')[1]}"
+        self.counts[kind] += 1
+        match kind:
+            case "GET jobs":
+                dispatched = path == "/jobs/dispatched/"
+                return {"id": 1, "status": "RUNNING" if dispatched else "PENDING", "result": None}
+            case "PATCH jobs":
+                return {"id": 1, "status": "RUNNING"}
+            case "GET plugin_releases":
+                return {"id": 1, "version": "1.0.0", "config": RELEASE_CONFIG}
+            case "GET serve_applications":
+                return {"count": 0, "next": None, "previous": None, "results": []}
+            case "POST plugins":
+                return {"id": "dispatched"}
+        return {"id": 1, "data_collection": 1}
+
+
+def serve_stub(port: int) -> None:
+    """Serve until the process is ended."""
+
+    async def serve() -> None:
+        server = await asyncio.get_running_loop().create_server(StubBackend, "127.0.0.1", port)
+        await server.serve_forever()
+
+    asyncio.run(serve())
+
+
+# -- bare Celery: six chained tasks, eight calls, one write a task -----------------------------------------
+
+bare = Celery("bare", broker=os.environ.get("BENCH_REDIS", "memory://"), set_as_current=False)
+bare.conf.update(task_ignore_result=True, task_acks_late=True, worker_prefetch_multiplier=1)
+bare.conf.broker_transport_options = {"visibility_timeout": 60}
+
+CALLS: tuple[tuple[str, ...], ...] = (
+    ("GET jobs/{}/", "PATCH jobs/{}/"),
+    ("GET projects/1/",),
+    ("GET plugin_releases/1/", "GET serve_applications/"),
+    ("PATCH jobs/{}/",),
+    ("POST logs/",),
+    ("PATCH jobs/{}/",),
+)
+"""The calls of each of the six tasks."""
+
+_shared: dict[str, Any] = {}
+
+
+def _client(name: str, make: Callable[[], Any]) -> Any:
+    if name not in _shared:
+        _shared[name] = make()
+    return _shared[name]
+
+
+def _redis() -> Any:
+    return _client("redis", lambda: Redis.from_url(os.environ["BENCH_REDIS"]))
+
+
+def _http() -> httpx.Client:
+    make = lambda: httpx.Client(base_url=os.environ["BENCH_BACKEND"], trust_env=False)  # noqa: E731
+    client: httpx.Client = _client("http", make)
+    return client
+
+
+@bare.task(name="walk")
+def walk(job: int, number: int) -> None:
+    """One of six tasks: its calls, and its write."""
+    for call in CALLS[number]:
+        method, path = call.split()
+        body = None if method == "GET" else {"status": "RUNNING"}
+        _http().request(method, path.format(job), json=body).raise_for_status()
+    _redis().hset(f"bare:{job}", "step", number)
+    if number == len(CALLS) - 1:
+        _redis().incr("walked")
+
+
+@bare.task(name="nothing")
+def nothing(is_last: bool) -> None:
+    """A step of bare Celery's chain."""
+    if is_last:
+        _redis().incr("walked")
+
+
+def publish_walks(_: "Redis", first: int, count: int) -> None:
+    """Publish walks, numbered as the engine's jobs are."""
+    for job in range(first, first + count):
+        chain(*(walk.si(job, number) for number in range(len(CALLS)))).apply_async()
+
+
+def publish_chains(_: "Redis", _first: int, count: int) -> None:
+    """Publish bare chains."""
+    for _ in range(count):
+        chain(*(nothing.si(number == STEPS - 1) for number in range(STEPS))).apply_async()
+
+
+# -- the engine --------------------------------------------------------------------------------------------
+
+
+def register_steps() -> None:
+    """The steps of the engine's chain, in the worker's app: each continues with the next one."""
+    from worker.runs.model import Continue, Outcome, Suspend
+    from worker.to_task.steps import TO_TASK
+    from worker.workflow.task import StepTask
+
+    steps = [TO_TASK.step(f"bench.nothing{number}", position=number + 1) for number in range(STEPS)]
+
+    def register(number: int) -> None:
+        def outcome(_: Any) -> Outcome:
+            if number + 1 < STEPS:
+                return Continue(steps[number + 1])
+            _redis().incr("walked")
+            return Suspend()
+
+        def step(self: Any, job: str, **_: Any) -> None:
+            self.run_step(steps[number], job, outcome)
+
+        shared_task(base=StepTask, bind=True, name=steps[number].name)(step)
+
+    for number in range(STEPS):
+        register(number)
+
+
+if os.environ.get("BENCH_STEPS"):
+    register_steps()
+
+
+def _message(job: int) -> ToTaskMessage:
+    params = {
+        "name": "bench",
+        "project": 1,
+        "agent": 1,
+        "method": "inference",
+        "pre_processor": 1,
+        "model": 1,
+    }
+    return ToTaskMessage.model_validate({"job": job, "plugin": "walk@1.0.0", "params": params})
+
+
+def publish_runs(_: "Redis", first: int, count: int) -> None:
+    """Publish `to_task` messages, as a backend does."""
+    with Publisher(os.environ["BENCH_REDIS"]) as publisher:
+        for job in range(first, first + count):
+            publisher.publish(_message(job))
+
+
+def publish_steps(redis: "Redis", first: int, count: int) -> None:
+    """Accept runs, and publish the first step of each one's chain."""
+    from worker.runs.store import RunStore
+
+    publisher = Celery("publisher", broker=os.environ["BENCH_REDIS"], set_as_current=False)
+    store = RunStore(redis)
+    for job in range(first, first + count):
+        store.accept(_message(job), "to_task")
+        publisher.send_task("bench.nothing0", kwargs={"job": str(job)}, queue="to_task")
+    publisher.close()
+
+
+_own_commands: Counter[str] = Counter()
+"""Commands by which this process looks how far the runs are."""
+
+
+def count_waiting(redis: "Redis", first: int, count: int) -> int:
+    """How many of these runs wait for their pre-processor."""
+    _own_commands["hget"] += count
+    with redis.pipeline(transaction=False) as pipe:
+        for job in range(first, first + count):
+            pipe.hget(job_key(str(job)), "overall")
+        return sum(float(overall or 0) >= WAITING_OVERALL for overall in pipe.execute())
+
+
+# -- measuring ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one walk or chain cost."""
+
+    cpu_ms: float
+    rate: float
+    commands: float
+    calls: dict[str, float]
+
+
+class Bench:
+    """A Redis, the backend's stub, and one worker at a time."""
+
+    def __init__(self, folder: Path, server: RedisServer, backend: str) -> None:
+        self._folder, self._server, self._backend = folder, server, backend
+        self.redis = Redis.from_url(server.url, decode_responses=True)
+
+    @contextmanager
+    def worker(self, app: str, *options: str) -> Iterator[Process]:
+        """A worker of `app`, which is this file's or the project's, while the block runs."""
+        self.redis.flushall()
+        env = clean_environment() | {
+            "BENCH_REDIS": self._server.url,
+            "BENCH_BACKEND": self._backend,
+            "REDIS_URL": self._server.url,
+            "SYNAPSE_HOST": self._backend,
+            "SYNAPSE_ACCESS_TOKEN": "bench",
+            "PLUGINS_DIR": str(self._folder),
+            "WORKER_PLUGIN_HOST": "process",
+        }
+        if app == "worker":
+            env["BENCH_STEPS"] = "1"
+        celery = [str(Path(sys.executable).with_name("celery")), "-A", app, "worker", "--pool", "threads"]
+        celery += ["-c", str(THREADS), "-l", "INFO", "-n", f"{app}@bench", *options]
+        log = self._folder / f"{app}.log"
+        begun = log.stat().st_size if log.exists() else 0
+        process = start_process("worker", celery, log=log, env=env, cwd=HERE)
+        try:
+            process.wait_until(lambda: "ready" in log.read_text()[begun:], MAX_WAIT_SECONDS)
+            # A worker sends task events for a while after its start.
+            bare.control.disable_events()
+            yield process
+        finally:
+            process.stop()
+
+    def measure(
+        self,
+        worker: Process,
+        publish: Callable[["Redis", int, int], None],
+        count_done: Callable[["Redis", int, int], int],
+        count: int,
+    ) -> Cost:
+        """Publish, wait until all are done and nothing follows any more."""
+        publish(self.redis, 1, WARM_UP)
+        wait_for(lambda: count_done(self.redis, 1, WARM_UP) == WARM_UP, MAX_WAIT_SECONDS, "the warm-up")
+        self._await_quiet()
+        self.redis.delete("walked")
+        self.redis.config_resetstat()
+        _own_commands.clear()
+        before, calls_before, begun = _cpu_seconds(worker), self._calls(), time.monotonic()
+        publish(self.redis, 1_001, count)
+        wait_for(lambda: count_done(self.redis, 1_001, count) == count, MAX_WAIT_SECONDS, "the walks")
+        seconds = time.monotonic() - begun
+        self._await_quiet()
+        spent, settled = _cpu_seconds(worker) - before, time.monotonic()
+        calls = {name: total - calls_before[name] for name, total in self._calls().items()}
+        stats = self.redis.info("commandstats")
+        commands = sum(each["calls"] for each in stats.values()) - _own_commands.total()
+        time.sleep(IDLE_SECONDS)
+        idle = (_cpu_seconds(worker) - before - spent) / (time.monotonic() - settled)
+        spent -= idle * (settled - begun - seconds)
+        if os.environ.get("BENCH_VERBOSE"):
+            print({name: round(each["calls"] / count, 1) for name, each in sorted(stats.items())})
+        return Cost(
+            cpu_ms=spent / count * 1e3,
+            rate=count / seconds,
+            commands=commands / count,
+            calls={name: total / count for name, total in sorted(calls.items()) if total},
+        )
+
+    def _calls(self) -> Counter[str]:
+        return Counter(httpx.get(f"{self._backend}/counts/", trust_env=False).json())
+
+    def _await_quiet(self) -> None:
+        """Wait until the jobs are updated no more."""
+        known, since = -1, time.monotonic()
+        while time.monotonic() - since < QUIET_SECONDS:
+            updates = self._calls()["PATCH jobs"]
+            if updates != known:
+                known, since = updates, time.monotonic()
+            time.sleep(0.2)
+
+
+def _cpu_seconds(process: Process) -> float:
+    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in process.pids())
+
+
+def count_walked(redis: "Redis", _first: int, _count: int) -> int:
+    """How many walks or chains have come to their end."""
+    return int(redis.get("walked") or 0)
+
+
+def compare(what: str, bare: Cost, engine: Cost) -> None:
+    """Print the figures and the ratios."""
+    print(
+        f"{what}: CPU bare {bare.cpu_ms:.1f} ms, engine {engine.cpu_ms:.1f} ms,"
+        f" ratio {engine.cpu_ms / bare.cpu_ms:.2f}"
+    )
+    print(f"  rate: bare {bare.rate:.1f}/s, engine {engine.rate:.1f}/s, ratio {engine.rate / bare.rate:.2f}")
+    print(f"  Redis commands: bare {bare.commands:.0f}, engine {engine.commands:.0f}")
+    for name, cost in (("bare", bare), ("engine", engine)):
+        if cost.calls:
+            print(f"  calls, {name}: " + ", ".join(f"{kind} {each:.2f}" for kind, each in cost.calls.items()))
+
+
+def main() -> None:
+    """Measure bare Celery and the engine, one after the other, in both walks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer runs: about a minute")
+    parser.add_argument("--stub", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.stub:
+        serve_stub(arguments.stub)
+        return
+    size = QUICK if arguments.quick else FULL
+    with TemporaryDirectory() as name:
+        folder, port = Path(name), free_port()
+        release = folder / "walk@1.0.0"
+        release.mkdir()
+        (release / "config.yaml").write_text(CONFIG)
+        (release / "plugin.py").write_text(CODE)
+        server = RedisServer(folder / "redis")
+        server.start()
+        stub = start_process("stub", [sys.executable, __file__, "--stub", str(port)], log=folder / "stub.log")
+        try:
+            stub.wait_until(lambda: is_listening(port), MAX_WAIT_SECONDS)
+            os.environ["BENCH_REDIS"] = bare.conf.broker_url = server.url
+            bench = Bench(folder, server, f"http://127.0.0.1:{port}")
+            queues = ("-Q", "deploy,to_task,annotate,logs,control", "-I", "engine")
+            with bench.worker("engine") as worker:
+                bare_walk = bench.measure(worker, publish_walks, count_walked, size.runs)
+            with bench.worker("worker", *queues) as worker:
+                engine_walk = bench.measure(worker, publish_runs, count_waiting, size.runs)
+            compare("a run until it waits", bare_walk, engine_walk)
+            with bench.worker("engine") as worker:
+                bare_chain = bench.measure(worker, publish_chains, count_walked, size.chains)
+            with bench.worker("worker", *queues) as worker:
+                engine_chain = bench.measure(worker, publish_steps, count_walked, size.chains)
+            compare(f"a chain of {STEPS} steps that do nothing", bare_chain, engine_chain)
+        finally:
+            bare.close()
+            stub.stop()
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()

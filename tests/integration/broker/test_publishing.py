@@ -1,0 +1,122 @@
+"""Messages of steps in a real Redis: before or behind others, or published by the script that ends a step."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from celery import Celery, signals
+from redis import Redis
+
+from shared.messages import DeployMessage
+from tests.integration.broker.broker_harness import BrokerHarness
+from worker.broker.transport import Channel
+from worker.runs.keys import heartbeats_key
+from worker.runs.model import Continue, Step, StoredRun
+from worker.runs.publisher import CeleryPublisher
+from worker.runs.runs import Runs, Timing
+
+FIRST, SECOND, CHUNK = (
+    Step("first", 10),
+    Step("second", 20),
+    Step("chunk", 30, queue="second", has_parts=True),
+)
+
+
+@pytest.fixture
+def app(broker: BrokerHarness) -> Iterator[Celery]:
+    with Celery("test", broker=broker.url, amqp="worker.broker:AMQP", set_as_current=False) as app:
+        yield app
+
+
+@pytest.fixture
+def redis(broker: BrokerHarness) -> Iterator["Redis"]:
+    with Redis.from_url(broker.url, decode_responses=True) as client:
+        yield client
+
+
+@pytest.fixture
+def runs(app: Celery, redis: "Redis") -> Runs:
+    return Runs(redis, CeleryPublisher(app, shares_redis=True), Timing(60.0))
+
+
+@pytest.fixture
+def run(runs: Runs) -> StoredRun:
+    """A run whose first step has begun."""
+    message = DeployMessage.model_validate({"job": 42, "plugin": "digits@1.0.0", "agent": 1})
+    runs.store.accept(message, "first")
+    claim = runs.store.claim_step("42", FIRST, "", "token", 60.0, 0, False)
+    assert claim.run is not None
+    return claim.run
+
+
+def names(redis: "Redis", queue: str) -> list[str]:
+    """The tasks of the messages in a queue, in the order in which they are fetched."""
+    return [json.loads(each)["headers"]["task"] for each in reversed(redis.lrange(queue, 0, -1))]
+
+
+def test_the_next_step_of_a_run_goes_before_new_runs(app: Celery, redis: "Redis") -> None:
+    publisher = CeleryPublisher(app)
+    for name in ("deploy", "to_task"):
+        app.send_task(name, queue="first")
+
+    publisher.publish(SECOND, "first", {"job": "42"})
+
+    assert names(redis, "first") == ["second", "deploy", "to_task"]
+
+
+def test_chunks_stay_in_their_order(app: Celery, redis: "Redis") -> None:
+    publisher = CeleryPublisher(app)
+    for job in ("1", "2"):
+        publisher.publish(CHUNK, "second", {"job": job})
+
+    fetched = [json.loads(each)["headers"]["kwargsrepr"] for each in reversed(redis.lrange("second", 0, -1))]
+    assert fetched == ["{'job': '1'}", "{'job': '2'}"]
+
+
+def test_a_step_publishes_the_next_one_and_releases_at_once(
+    runs: Runs, run: StoredRun, redis: "Redis"
+) -> None:
+    published: list[str] = []
+    signals.after_task_publish.connect(
+        lambda sender, **_: published.append(sender), weak=False, dispatch_uid="test"
+    )
+    redis.delete(heartbeats_key())
+
+    assert runs.continue_with(run, Continue(SECOND))
+
+    assert run.lease is not None
+    assert (names(redis, "first"), published) == (["second"], ["second"])
+    assert not redis.exists(run.lease.key)
+    assert redis.zscore(heartbeats_key(), "run:42") is not None
+    signals.after_task_publish.disconnect(dispatch_uid="test")
+
+
+def test_a_step_without_its_lock_publishes_the_next_one(runs: Runs, run: StoredRun, redis: "Redis") -> None:
+    assert run.lease is not None
+    redis.set(run.lease.key, "another")
+
+    assert not runs.continue_with(run, Continue(SECOND))
+
+    assert names(redis, "first") == ["second"]
+    assert redis.get(run.lease.key) == "another"
+
+
+def test_a_separate_broker_has_the_message_before_the_release(
+    app: Celery, run: StoredRun, redis: "Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = Runs(redis, CeleryPublisher(app), Timing(60.0))
+    end_step, waiting = runs.store.end_step, []
+
+    def ends(*args: object) -> bool:
+        waiting.append(names(redis, "first"))
+        return end_step(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runs.store, "end_step", ends)
+
+    assert runs.continue_with(run, Continue(SECOND))
+    assert (waiting, names(redis, "first")) == ([["second"]], ["second"])
+
+
+def test_publishers_of_a_pool_have_the_transport_of_the_app(app: Celery) -> None:
+    with app.producer_pool.acquire(block=True) as producer:
+        assert isinstance(producer.channel, Channel)

@@ -1,0 +1,34 @@
+-- A worker is about to send the report of a run: one at a time, and one PATCH in so many seconds.
+-- KEYS: run, progress, record, messages, lock, outbox
+-- ARGV: job, token, lock ms, seconds between two PATCHes, most messages
+-- Returns 'nothing' (to be sent), 'locked', 'early' and the seconds to wait, or 'claimed' and the time, the hash of the
+-- run, its progress, its public record, and messages.
+local run, outbox, job = KEYS[1], KEYS[6], ARGV[1]
+if not run_exists(run) or run_reported(run) then
+  redis.call('ZREM', outbox, job)
+  return {'nothing'}
+end
+-- A client whose answer got lost asks again with the same token.
+if not redis.call('SET', KEYS[5], ARGV[2], 'NX', 'PX', ARGV[3]) and redis.call('GET', KEYS[5]) ~= ARGV[2] then
+  return {'locked'}
+end
+local time, ended = now(), run_ended(run)
+local version, version_sent, patched = unpack(redis.call('HMGET', run, RUN.version, RUN.version_sent, RUN.patched_at))
+local changed = ended or version and version ~= version_sent
+if not changed and redis.call('LLEN', KEYS[4]) == 0 then
+  redis.call('DEL', KEYS[5])
+  redis.call('ZREM', outbox, job)
+  redis.call('HDEL', run, RUN.report_scheduled_at)
+  return {'nothing'}
+end
+local wait = not ended and patched and patched + ARGV[4] - time or 0
+redis.call('ZADD', outbox, time + math.max(wait, 0) + REPORT_LEASE, job)
+if wait > 0 then
+  redis.call('DEL', KEYS[5])
+  return {'early', tostring(wait)}
+end
+if changed then redis.call('HSET', run, RUN.patched_at, time) end
+-- Removed first, because users would see a repetition.
+local messages = redis.call('LPOP', KEYS[4], ARGV[5]) or {}
+return {'claimed', tostring(time), redis.call('HGETALL', run), redis.call('HGETALL', KEYS[2]),
+  redis.call('HGETALL', KEYS[3]), messages}

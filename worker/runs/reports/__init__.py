@@ -1,0 +1,1 @@
+"""What the backend gets of runs, who reports it, and when."""

@@ -1,0 +1,143 @@
+"""The outbox: which jobs are to be reported to the backend, and by whom."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from redis import Redis
+
+from shared.channels import job_key
+from worker.lua import redis_time
+from worker.runs import keys
+from worker.runs.events import MessageEntry
+from worker.runs.heartbeat import run_member
+from worker.runs.keys import RunField, run_key
+from worker.runs.model import Lease, StoredRun
+from worker.runs.progress import SECONDS_BETWEEN_PATCHES
+from worker.runs.scripts import run_scripts
+from worker.runs.store import RunStore, hash_of
+
+REPORT = "runs.report"
+"""Names the lock of a job's report, and the task by which workers of older releases report."""
+
+MAX_MESSAGES = 100
+"""Messages for users in one request to the backend."""
+
+MAX_TAKEN_OVER = 100
+
+
+class ReportStatus(StrEnum):
+    """Whether a report may be sent."""
+
+    CLAIMED = "claimed"
+    NOTHING = "nothing"
+    """There is nothing to send."""
+    EARLY = "early"
+    """The last PATCH was a moment ago."""
+    LOCKED = "locked"
+    """Another worker sends the report."""
+
+
+@dataclass(frozen=True)
+class ReportClaim:
+    """What is to be reported of a run, read when its report was claimed."""
+
+    status: ReportStatus
+    wait: float = 0.0
+    """Seconds until the report may be sent, for `EARLY`."""
+    lease: Lease | None = None
+    now: float = 0.0
+    """Redis's time."""
+    stored: Mapping[str, str] = field(default_factory=dict)
+    progress: Mapping[str, str] = field(default_factory=dict)
+    record: Mapping[str, str] = field(default_factory=dict)
+    messages: Sequence[MessageEntry] = ()
+
+    @property
+    def version(self) -> str | None:
+        """Counts what there is to report, without messages; None when the backend has it."""
+        version = self.stored.get(RunField.VERSION)
+        return None if version == self.stored.get(RunField.VERSION_SENT) else version
+
+    @property
+    def is_running_sent(self) -> bool:
+        """Whether the backend has the status RUNNING."""
+        return RunField.RUNNING_SENT in self.stored
+
+    def run(self, job: str) -> StoredRun:
+        """The run; raises `DamagedRunError` or `NewerRunError` as `RunStore.load` does."""
+        return RunStore.parse(job, self.stored)
+
+
+class Outbox:
+    """The jobs that are to be reported. What changes in a run enters its job; a report takes it out."""
+
+    def __init__(self, redis: "Redis", lock_seconds: float, grace_seconds: float) -> None:
+        """`grace_seconds`: how long after its deadline a heartbeat counts as overdue."""
+        self._scripts = run_scripts(redis)
+        self._redis = redis
+        self._lock_seconds = lock_seconds
+        self._grace_seconds = grace_seconds
+
+    def schedule_end(self, job: str) -> bool:
+        """Enter the end of a run, once; true when the caller is to report it at once."""
+        names = [run_key(job), keys.outbox_key(), keys.heartbeats_key(), keys.overdue_counts_key()]
+        args = job, run_member(job), self._grace_seconds
+        return bool(self._scripts.run("schedule_end_report", names, *args))
+
+    def claim(self, job: str, token: str) -> ReportClaim:
+        """Take the lock of the job's report and read what is to be reported; messages are removed."""
+        lease = Lease(keys.lock_key(job, REPORT), token)
+        status, *found = self._scripts.run(
+            "claim_report",
+            [
+                run_key(job),
+                keys.progress_key(job),
+                job_key(job),
+                keys.messages_key(job),
+                lease.key,
+                keys.outbox_key(),
+            ],
+            job,
+            token,
+            int(self._lock_seconds * 1000),
+            SECONDS_BETWEEN_PATCHES,
+            MAX_MESSAGES,
+        )
+        if status == ReportStatus.EARLY:
+            return ReportClaim(ReportStatus.EARLY, wait=float(found[0]))
+        if status != ReportStatus.CLAIMED:
+            return ReportClaim(ReportStatus(status))
+        now, stored, progress, record, messages = found
+        return ReportClaim(
+            ReportStatus.CLAIMED,
+            lease=lease,
+            now=float(now),
+            stored=hash_of(stored),
+            progress=hash_of(progress),
+            record=hash_of(record),
+            messages=[json.loads(each) for each in messages],
+        )
+
+    def acknowledge(self, job: str, lease: Lease, version: str | None) -> bool:
+        """The backend has a snapshot of that version, or messages alone. True when there is more to send."""
+        names = [run_key(job), keys.messages_key(job), lease.key, keys.outbox_key()]
+        args = job, lease.token, version or "", SECONDS_BETWEEN_PATCHES
+        return bool(self._scripts.run("acknowledge_report", names, *args))
+
+    def postpone(self, job: str, seconds: float) -> None:
+        """The caller sends the report again after some seconds, and no other worker does before."""
+        names = [run_key(job), keys.outbox_key(), keys.heartbeats_key()]
+        args = job, seconds, run_member(job), self._grace_seconds
+        self._scripts.run("postpone_report", names, *args)
+
+    def take_over(self) -> list[str]:
+        """Jobs that were not reported in time, because their worker died: the caller reports them."""
+        return list(self._scripts.run("take_over_reports", [keys.outbox_key()], MAX_TAKEN_OVER))
+
+    def enter(self, delays: Mapping[str, float]) -> None:
+        """Let whichever worker looks first report these jobs, each after so many seconds."""
+        if delays:
+            now = redis_time(self._redis)
+            self._redis.zadd(keys.outbox_key(), {job: now + delay for job, delay in delays.items()})

@@ -1,0 +1,250 @@
+"""Sends the reports of jobs from threads of its own, each when it is due."""
+
+import heapq
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import structlog
+
+from worker.blame import INFRASTRUCTURE_ERRORS, retry_after_seconds
+from worker.platform import ClientError, clean
+from worker.runs.bulkhead import backoff
+from worker.runs.reports.reporter import (
+    JobsApi,
+    LeaseLostError,
+    give_up_rejected_end,
+    report,
+    report_unreadable,
+)
+from worker.runs.runs import Runs
+from worker.runs.store import UnreadableRunError
+
+log = structlog.get_logger(__name__)
+
+MAX_THREADS = 32
+MAX_THREADS_PER_TENANT = 16
+"""A backend that hangs for one tenant leaves threads to the others."""
+TENANT_BUSY_SECONDS = 0.5
+IDLE_SECONDS = 10.0
+"""A thread that had nothing to do for so long ends."""
+LEASE_LOST_SECONDS = 1.0
+INFRASTRUCTURE_RETRY_SECONDS = 1.0
+
+
+class TenantBusyError(Exception):
+    """So many threads report to the backend of this tenant that another one is kept for the others."""
+
+
+@dataclass(order=True)
+class PendingReport:
+    """A job that this process is to report at `due`, by the monotonic clock."""
+
+    due: float
+    number: int
+    job: str = field(compare=False)
+    attempt: int = field(compare=False, default=0)
+    """How often in a row the backend has not taken it."""
+
+
+@dataclass(frozen=True)
+class NextAttempt:
+    """The job is to be reported again in `delay` seconds."""
+
+    delay: float
+    attempt: int = 0
+    """How often in a row the backend has not taken it."""
+
+
+def send_report(
+    job: str, attempt: int, runs: Runs, backend_of: Callable[[str | None], JobsApi]
+) -> NextAttempt | None:
+    """Report a job once; what is to follow. `attempt`: how often in a row the backend has not taken it."""
+    try:
+        wait = report(job, runs, backend_of)
+        return None if wait is None else NextAttempt(wait)
+    except TenantBusyError:
+        return NextAttempt(TENANT_BUSY_SECONDS, attempt)
+    except LeaseLostError:
+        return NextAttempt(LEASE_LOST_SECONDS, attempt)
+    except UnreadableRunError as error:
+        return _report_unreadable(job, attempt, runs, backend_of, error)
+    except INFRASTRUCTURE_ERRORS as error:
+        log.warning("report put off", job=job, error_type=type(error).__name__)
+        return NextAttempt(INFRASTRUCTURE_RETRY_SECONDS, attempt)
+    except Exception as error:  # of any kind: no report may end the reports of this process
+        return _postponed(job, attempt, runs, error)
+
+
+def _report_unreadable(
+    job: str,
+    attempt: int,
+    runs: Runs,
+    backend_of: Callable[[str | None], JobsApi],
+    error: UnreadableRunError,
+) -> NextAttempt | None:
+    try:
+        if runs.is_lost(job, error):
+            report_unreadable(job, runs, backend_of(None))
+        else:
+            # It stays in the outbox, where all workers find it soon.
+            log.warning("report of a newer release left to newer workers", job=job)
+        return None
+    except Exception as failure:  # of any kind, as above
+        return _postponed(job, attempt, runs, failure)
+
+
+def _postponed(job: str, attempt: int, runs: Runs, error: Exception) -> NextAttempt | None:
+    countdown = backoff(attempt, runs.timing.max_countdown)
+    try:
+        if isinstance(error, ClientError):
+            if give_up_rejected_end(job, error, runs):
+                return None
+            countdown = max(countdown, retry_after_seconds(error) or 0.0)
+            log.warning("report retry scheduled", job=job, error=clean(str(error)), attempt=attempt)
+        else:
+            log.error("report failed", job=job, error_type=type(error).__name__, exc_info=error)
+        runs.outbox.postpone(job, countdown)
+    except INFRASTRUCTURE_ERRORS as unavailable:
+        log.warning("report put off", job=job, error_type=type(unavailable).__name__)
+    return NextAttempt(countdown, attempt + 1)
+
+
+class ReportSender:
+    """Reports the jobs that are added, with at most `MAX_THREADS` threads, which run while there is work.
+
+    A job stays in the outbox until it is reported, so that another worker reports it when this process ends.
+    """
+
+    def __init__(self, runs: Runs, backend_of: Callable[[str | None], JobsApi]) -> None:
+        """`backend_of` makes the client for a tenant."""
+        self._runs = runs
+        self._backend_of = backend_of
+        self._change = threading.Condition()
+        self._numbers = itertools.count()
+        self._heap: list[PendingReport] = []
+        self._pending: dict[str, PendingReport] = {}
+        self._sending: dict[str, float | None] = {}
+        """Jobs whose report is under way, with the time of the next one if they were added meanwhile."""
+        self._tenants: dict[str, str | None] = {}
+        """Of the pending jobs of which it is known."""
+        self._sending_of: Counter[str | None] = Counter()
+        self._counted: dict[str, str | None] = {}
+        """The jobs that are counted there, with their tenants."""
+        self._threads = 0
+        self._idle = 0
+        self._timer_waits = False
+
+    def add(self, job: str, delay: float) -> None:
+        """Report `job` in `delay` seconds, or earlier if that was asked for already."""
+        with self._change:
+            self._add(job, time.monotonic() + delay)
+
+    def take_over(self) -> None:
+        """Report the jobs at once that another worker has left behind."""
+        for job in self._runs.outbox.take_over():
+            log.info("report taken over", job=job)
+            self.add(job, 0.0)
+
+    def hand_over(self) -> None:
+        """This process is about to end: other workers report what is left."""
+        with self._change:
+            now = time.monotonic()
+            delays = {job: max(0.0, pending.due - now) for job, pending in self._pending.items()}
+        self._runs.outbox.enter(delays)
+
+    def _add(self, job: str, due: float, attempt: int | None = None) -> None:
+        if job in self._sending:
+            added = self._sending[job]
+            self._sending[job] = due if added is None else min(added, due)
+            return
+        known = self._pending.get(job)
+        if known is not None and known.due <= due:
+            return
+        attempt = attempt if attempt is not None else known.attempt if known is not None else 0
+        pending = PendingReport(due, next(self._numbers), job, attempt)
+        self._pending[job] = pending
+        heapq.heappush(self._heap, pending)
+        if self._heap[0] is pending:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have a thread look at the heap, whose first entry has changed."""
+        if self._idle:
+            self._change.notify_all()
+        elif self._threads < MAX_THREADS:
+            self._threads += 1
+            threading.Thread(target=self._work, name="reports", daemon=True).start()
+
+    def _work(self) -> None:
+        while (pending := self._next()) is not None:
+            job = pending.job
+            backend_of = partial(self._backend_for, job)
+            self._finished(pending, send_report(job, pending.attempt, self._runs, backend_of))
+
+    def _next(self) -> PendingReport | None:
+        """Wait for a report that is due; None when the thread is to end."""
+        with self._change:
+            idle_until = time.monotonic() + IDLE_SECONDS
+            while True:
+                now = time.monotonic()
+                pending = self._pop_due(now)
+                if pending is not None:
+                    if self._heap:
+                        self._wake()
+                    return pending
+                # One thread waits for the next report, so that the others do not wake up for it as well.
+                is_timer = bool(self._heap) and not self._timer_waits
+                wait_until = self._heap[0].due if is_timer else idle_until
+                if not is_timer and now >= idle_until:
+                    self._threads -= 1
+                    return None
+                self._idle += 1
+                self._timer_waits = self._timer_waits or is_timer
+                self._change.wait(max(0.0, wait_until - now))
+                self._idle -= 1
+                if is_timer:
+                    self._timer_waits = False
+
+    def _pop_due(self, now: float) -> PendingReport | None:
+        while self._heap and (self._heap[0].due <= now or self._is_stale(self._heap[0])):
+            pending = heapq.heappop(self._heap)
+            if self._is_stale(pending):
+                continue
+            job = pending.job
+            del self._pending[job]
+            tenant = self._tenants.get(job)
+            if job in self._tenants and self._sending_of[tenant] >= MAX_THREADS_PER_TENANT:
+                self._add(job, now + TENANT_BUSY_SECONDS, pending.attempt)
+                continue
+            self._sending[job] = None
+            return pending
+        return None
+
+    def _is_stale(self, pending: PendingReport) -> bool:
+        return self._pending.get(pending.job) is not pending
+
+    def _finished(self, sent: PendingReport, following: NextAttempt | None) -> None:
+        with self._change:
+            due = self._sending.pop(sent.job)
+            if sent.job in self._counted:
+                self._sending_of[self._counted.pop(sent.job)] -= 1
+            if following is not None:
+                self._add(sent.job, time.monotonic() + following.delay, following.attempt)
+            if due is not None:
+                self._add(sent.job, due)
+            if sent.job not in self._pending:
+                self._tenants.pop(sent.job, None)
+
+    def _backend_for(self, job: str, tenant: str | None) -> JobsApi:
+        with self._change:
+            self._tenants[job] = tenant
+            if self._sending_of[tenant] >= MAX_THREADS_PER_TENANT:
+                raise TenantBusyError
+            self._sending_of[tenant] += 1
+            self._counted[job] = tenant
+        return self._backend_of(tenant)
