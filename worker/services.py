@@ -75,7 +75,7 @@ class Services:
         )
         return Runs(self.redis, publisher, timing, lambda job, delay: self.reports.add(job, delay))
 
-    @cached_property
+    @once_per_instance
     def reports(self) -> ReportSender:
         """What reports runs to the backend."""
         return ReportSender(self.runs, self.backend)

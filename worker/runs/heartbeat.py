@@ -35,7 +35,7 @@ class Heartbeats:
 
     def renew(self, member: str) -> None:
         """Record a heartbeat of a step that goes on; what is scheduled for later stays."""
-        self._redis.zadd(heartbeats_key(), {member: self._deadline()}, gt=True)
+        self._write(member, 0.0, "GT")
 
     def schedule_all(self, members: Sequence[str]) -> None:
         """The same for many members at once, each of which is due now."""

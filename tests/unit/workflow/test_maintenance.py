@@ -22,6 +22,7 @@ from tests.unit.conftest import Clock
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
 from worker import maintenance
 from worker.runs.keys import run_key
+from worker.runs.reports.sender import send_report
 
 MESSAGE: dict[str, Any] = {"plugin": "digits@1.0.0", "agent": 1}
 
@@ -86,7 +87,7 @@ def test_a_damaged_run_ends_failed_and_that_is_reported(
 
     # When the sweep finds it overdue
     maintenance.sweep()
-    task_runner.deliver("runs.report", **sender.of("runs.report")[0].kwargs)
+    assert send_report("1", 0, services.runs, services.backend) is None
 
     # Then it has ended, and the next sweep has nothing to do
     [patch] = backend.patches
