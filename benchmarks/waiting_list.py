@@ -131,8 +131,8 @@ class WaitingRuns:
         from worker.app import app
         from worker.pre_processor.dispatch import detect, dispatch
         from worker.pre_processor.waitlist import DETECT, DISPATCH
-        from worker.runs import reporter
         from worker.runs.model import Continue, Outcome
+        from worker.runs.reports import reporter
         from worker.to_task.steps import FETCH_TASKS, INITIALIZE, PREPARE
         from worker.workflow import intake
         from worker.workflow.task import StepTask
@@ -157,7 +157,7 @@ class WaitingRuns:
             task.run_step(step, job, function)
             task.pop_request()
             services.redis.hdel(f"synapse:jobs:{{{job}}}:run", "patched")
-            reporter.report(job, services.runs, services.backend())
+            reporter.report(job, services.runs, services.backend)
         self.redis.delete("to_task", "control")
 
     def keys_of(self, job: str) -> list[str]:

@@ -12,9 +12,9 @@ from shared.messages import DeployMessage
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.pre_processor.waitlist_harness import WaitlistHarness, make_services
 from worker.logs.retention import TOTAL_FIELD, EndedLogs
-from worker.runs import reporter
 from worker.runs.keys import ended_logs_key, kept_log_sizes_key, kept_logs_key
 from worker.runs.model import STOPPED, Continue
+from worker.runs.reports import reporter
 from worker.runs.runs import Runs, Timing
 from worker.sandbox.servers import RedisServer
 from worker.to_task.steps import INITIALIZE
@@ -76,7 +76,7 @@ def test_a_run_that_waits_takes_two_kilobytes(redis: Redis, tmp_path: Path) -> N
     harness.accept("2")
     harness.worker.run_step(INITIALIZE, begin, job="2")
     harness.wait("2")
-    reporter.report("2", harness.runs, harness.backend)
+    reporter.report("2", harness.runs, lambda _: harness.backend)
 
     # Then all its keys together are small
     assert harness.waiting() == ["1", "2"]
