@@ -85,7 +85,7 @@ def test_countdown_above_the_visibility_timeout_runs_once(broker: BrokerHarness)
     broker.send("later", countdown=2.5)  # Later than a redelivered copy of the first would run.
     broker.wait_for(lambda: broker.ended() == ["late", "later"], 5, "its end")
     assert [redelivered for _, redelivered, _ in broker.started()] == ["False", "False"]
-    assert broker.is_empty()
+    broker.wait_for(broker.is_empty, 5, "the last acknowledgement")
 
 
 def test_message_with_a_priority_is_found(broker: BrokerHarness) -> None:

@@ -232,9 +232,10 @@ def test_what_runs_is_pinned_though_its_release_is_another(
     deployed.add("plum@1.0.0", "plum@1.0.0")
     await_bucket(cluster, "plum@1.0.0", "running")
     words = store.get("plum@1.0.0").path / "plugin" / "words.py"
-    old = RayPackages(connection).ensure(store.get("plum@1.0.0"))
+    release = store.get("plum@1.0.0")
+    old = RayPackages(connection).ensure(release)
     words.write_text(f"WORD = {uuid4().hex!r}\n")
-    wait_for(lambda: RayPackages(connection).ensure(store.get("plum@1.0.0")) != old, 60, "the other content")
+    wait_for(lambda: store.get("plum@1.0.0").checksum != release.checksum, 60, "the other content")
     new = RayPackages(connection).ensure(store.get("plum@1.0.0"))
 
     # Then what runs is pinned, and still there
