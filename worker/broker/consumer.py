@@ -1,5 +1,6 @@
 """Celery's consumer and tracer, so that neither a bad message nor a lost broker stops a worker."""
 
+import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -178,14 +179,14 @@ class Consumer(consumer.Consumer):
         """Leave a message to a newer worker of the fleet, which may fetch it after a while."""
         log.warning("step of a newer release requeued", task=message.headers.get("task"))
         channel, tag = message.channel, message.delivery_tag
+        # At random: else the same one of workers that look in one rhythm would always fetch it first.
+        delay = random.uniform(0.6, 1.0) * UNKNOWN_STEP_SECONDS
         if isinstance(channel, Channel):
-            channel.run_or_defer(lambda unacked: unacked.extend([tag], UNKNOWN_STEP_SECONDS))
+            channel.run_or_defer(lambda unacked: unacked.extend([tag], delay))
             channel.qos.release(tag)
         else:
             errors = self.connection_errors
-            self.timer.call_after(
-                UNKNOWN_STEP_SECONDS, message.reject_log_error, (worker_logger, errors), {"requeue": True}
-            )
+            self.timer.call_after(delay, message.reject_log_error, (worker_logger, errors), {"requeue": True})
 
     # -- lost brokers --------------------------------------------------------------------------------------
 
