@@ -142,9 +142,9 @@ def test_signals_for_the_worker_leave_the_process_alone(driver: RayDriver) -> No
 def test_the_process_ends_with_a_worker_that_is_killed() -> None:
     # Given a worker with a driver process
     script = (
-        "import os, time; from worker.plugins.ray_driver import RayDriver;"
+        "import os, signal; from worker.plugins.ray_driver import RayDriver;"
         "driver = RayDriver(); driver.start();"
-        "print(driver.call(os.getpid, timeout=60), flush=True); time.sleep(600)"
+        "print(driver.call(os.getpid, timeout=60), flush=True); signal.pause()"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as worker:
         assert worker.stdout is not None

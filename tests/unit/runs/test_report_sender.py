@@ -298,11 +298,14 @@ def test_threads_end_when_there_is_nothing_to_report(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(report_sender, "IDLE_SECONDS", 0.05)
+    # Given a process that has sent a report
     runs.mark_running(run)
     eventually(lambda: backend.patches)
 
+    # When there is nothing more to send, then it has no thread of the sender
     eventually(lambda: sender._threads == 0)
 
     # And a later report has a thread again
     runs.finish("42", SUCCEEDED)
     eventually(lambda: finals(backend))
+    assert [patch["status"] for patch in finals(backend)] == ["SUCCEEDED"]

@@ -65,14 +65,12 @@ def send_report(
 ) -> NextAttempt | None:
     """Report a job once; what is to follow. `attempt`: how often in a row the backend has not taken it."""
     try:
-        wait = report(job, runs, backend_of)
+        wait = _report(job, runs, backend_of)
         return None if wait is None else NextAttempt(wait)
     except TenantBusyError:
         return NextAttempt(TENANT_BUSY_SECONDS, attempt)
     except LeaseLostError:
         return NextAttempt(LEASE_LOST_SECONDS, attempt)
-    except UnreadableRunError as error:
-        return _report_unreadable(job, attempt, runs, backend_of, error)
     except INFRASTRUCTURE_ERRORS as error:
         log.warning("report put off", job=job, error_type=type(error).__name__)
         return NextAttempt(INFRASTRUCTURE_RETRY_SECONDS, attempt)
@@ -80,22 +78,16 @@ def send_report(
         return _postponed(job, attempt, runs, error)
 
 
-def _report_unreadable(
-    job: str,
-    attempt: int,
-    runs: Runs,
-    backend_of: Callable[[str | None], JobsApi],
-    error: UnreadableRunError,
-) -> NextAttempt | None:
+def _report(job: str, runs: Runs, backend_of: Callable[[str | None], JobsApi]) -> float | None:
     try:
+        return report(job, runs, backend_of)
+    except UnreadableRunError as error:
         if runs.is_lost(job, error):
             report_unreadable(job, runs, backend_of(None))
         else:
             # It stays in the outbox, where all workers find it soon.
             log.warning("report of a newer release left to newer workers", job=job)
         return None
-    except Exception as failure:  # of any kind, as above
-        return _postponed(job, attempt, runs, failure)
 
 
 def _postponed(job: str, attempt: int, runs: Runs, error: Exception) -> NextAttempt | None:
