@@ -218,9 +218,10 @@ TABLE: tuple[Row, ...] = (
         in_message=_MESSAGE_FAILS,
     ),
     Row(
+        # A page of HTML may come from whatever stands before the service, and then for every task.
         "an answer is malformed",
         _is(MalformedResponseError),
-        in_task=_TASK_FAILS,
+        in_task=Blame(Owner.TASK, Retries.FEW),
         in_step=_HOUR_OF_DEPENDENCY,
         in_message=_HOUR_OF_DEPENDENCY,
     ),

@@ -82,7 +82,7 @@ DEPLOY = """
 >    claim_step deploy.serve_run
 >    update_state submission
 <>   submit
->    update_state submitted
+>    update_state submitted+submitted_at
 <>   publish deploy.await_running
 >    claim_step deploy.await_running
 <>*  advance_generation deploy.await_running

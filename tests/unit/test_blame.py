@@ -111,7 +111,7 @@ ROWS = {
     ),
     "an answer is malformed": Expected(
         (MalformedResponseError(),),
-        "task none", "dependency hour", "dependency hour",
+        "task few", "dependency hour", "dependency hour",
     ),
     "there is no such thing (404)": Expected(
         (NotFoundError(),),

@@ -317,7 +317,7 @@ def test_a_pass_out_of_time_hands_the_rest_on(make_world: Make) -> None:
     assert sorted(world.backend.annotated) == list(range(1, 101))
 
 
-@pytest.mark.parametrize("error", [ClientTimeoutError(), ClientConnectionError()])
+@pytest.mark.parametrize("error", [ClientTimeoutError(), ClientConnectionError(), MalformedResponseError()])
 def test_an_error_that_passes_is_tried_again_later(make_world: Make, error: Exception) -> None:
     world = make_world(10)
     world.collect()
@@ -404,13 +404,14 @@ def test_what_failed_before_waits_until_the_rest_was_tried(make_world: Make) -> 
     assert countdowns == [0.0, 0.0, 2.0]
 
 
-def test_a_backend_that_is_away_is_no_attempt_at_a_task(make_world: Make) -> None:
+@pytest.mark.parametrize("error", [ClientConnectionError(), MalformedResponseError("malformed answer: HTML")])
+def test_a_backend_that_is_away_is_no_attempt_at_a_task(make_world: Make, error: Exception) -> None:
     world = make_world(10)
     world.collect()
-    world.backend.faults.unavailable = ClientConnectionError()
+    world.backend.faults.unavailable = error
 
     for _ in range(10):
-        with pytest.raises(ClientConnectionError):
+        with pytest.raises(type(error)):
             world.annotate(0)
 
     world.backend.faults.unavailable = None
