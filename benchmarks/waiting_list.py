@@ -131,6 +131,7 @@ class WaitingRuns:
         from worker.app import app
         from worker.pre_processor.dispatch import detect, dispatch
         from worker.pre_processor.waitlist import DETECT, DISPATCH
+        from worker.runs.keys import patched_key
         from worker.runs.model import Continue, Outcome
         from worker.runs.reports import reporter
         from worker.to_task.steps import FETCH_TASKS, INITIALIZE, PREPARE
@@ -156,7 +157,7 @@ class WaitingRuns:
             task.push_request(kwargs={"job": job}, called_directly=False)
             task.run_step(step, job, function)
             task.pop_request()
-            services.redis.hdel(f"synapse:jobs:{{{job}}}:run", "patched")
+            services.redis.delete(patched_key(job))
             reporter.report(job, services.runs, services.backend)
         self.redis.delete("to_task", "control")
 

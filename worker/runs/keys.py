@@ -58,19 +58,17 @@ class RunField(StrEnum):
     REPORTED = "reported"
     """There once the backend has the end."""
     VERSION = "version"
-    """Counts what there is to report."""
+    """There while there is something to report, and changed by each change of it."""
     VERSION_SENT = "version_sent"
-    """The version that the backend has."""
+    """The version that the backend has of a worker of an older release, which keeps both."""
     RUNNING_SENT = "running_sent"
     """There once the backend has the status RUNNING."""
-    PATCHED_AT = "patched"
-    """Redis's time of the last report."""
     REPORT_SCHEDULED_AT = "report_scheduled"
     """Redis's time at which a worker of an older release published the message of a report."""
 
 
 BEGUN_PREFIX = "begun:"
-"""Begins the field that counts how often a step was claimed."""
+"""Begins the field that counts for workers of older releases how often a step was claimed."""
 
 STATE_PREFIX = "finding:"
 """Begins the fields of the run's state."""
@@ -114,6 +112,11 @@ def claimed_field(step_name: str) -> str:
 def deliveries_field(step_name: str) -> str:
     """Field of `polls_key`: the step's deliveries that have begun and not ended, see `begin_delivery`."""
     return f"deliveries:{step_name}"
+
+
+def patched_key(job: str) -> str:
+    """There for a second after a report: between two there is at least as much."""
+    return f"{job_key(job)}:patched"
 
 
 def messages_key(job: str) -> str:

@@ -174,7 +174,7 @@ class RunStore:
         name = f"{step.name}:{part}" if part else step.name
         lease = step_lease(job, name, token)
         heartbeats = [keys.heartbeats_key(), keys.overdue_counts_key()]
-        status, times, newest, died, *stored = self._scripts.run(
+        status, is_retry, newest, died, *stored = self._scripts.run(
             "claim_step",
             [run_key(job), job_key(job), lease.key, keys.polls_key(job), *heartbeats],
             name,
@@ -198,7 +198,7 @@ class RunStore:
             except UnreadableRunError:
                 self._scripts.run("release_lock", *release_arguments(lease))
                 raise
-            run = replace(run, is_retry=int(times) > 1, generation=generation, lease=lease)
+            run = replace(run, is_retry=bool(is_retry), generation=generation, lease=lease)
         return StepClaim(ClaimStatus(status), int(newest), run, int(died))
 
     def end_step(

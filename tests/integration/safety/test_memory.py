@@ -1,18 +1,20 @@
 """What the worker leaves in a real Redis is bounded: runs that wait, logs of ended jobs, dead letters."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from redis import Redis
 
 from shared.channels import dead_letters_key, logs_history
 from shared.follower import LogFollower
 from shared.messages import DeployMessage
 from tests.harness.in_process_worker import RecordingPublisher
-from tests.unit.pre_processor.waitlist_harness import WaitlistHarness, make_services
+from tests.unit.pre_processor.waitlist_harness import PARAMS, WaitlistHarness, make_services
 from worker.logs.retention import TOTAL_FIELD, EndedLogs
-from worker.runs.keys import ended_logs_key, kept_log_sizes_key, kept_logs_key
+from worker.runs.keys import ended_logs_key, kept_log_sizes_key, kept_logs_key, patched_key
 from worker.runs.model import STOPPED, Continue
 from worker.runs.reports import reporter
 from worker.runs.runs import Runs, Timing
@@ -22,6 +24,7 @@ from worker.workflow.dead_letters import DeadLetters
 from worker.workflow.intake import begin_run
 
 DAY = 24 * 60 * 60
+EXAMPLE = Path(__file__).parents[3] / "examples" / "plugins" / "digits@1.0.0"
 MB = 1024 * 1024
 
 
@@ -64,23 +67,26 @@ def end_a_job(runs: Runs, job: str, lines: int = 0) -> None:
 def test_a_run_that_waits_takes_two_kilobytes(redis: Redis, tmp_path: Path) -> None:
     # Given a run that waits for a pre-processor, and is reported as RUNNING
     harness = WaitlistHarness(make_services(redis, RecordingPublisher(), tmp_path), RecordingPublisher())
-    inference = {"entrypoint": "plugin.Shout", "required_resources": {"required_cpu_count": 1}}
-    actions = {"deployment": {"entrypoint": "plugin.Deployment"}, "inference": inference}
-    harness.backend.release["config"] = {"code": "digits", "version": "1.0.0", "actions": actions}
+    config = yaml.safe_load((EXAMPLE / "config.yaml").read_text(encoding="utf-8"))
+    assert len(json.dumps(config)) > 500
+    harness.backend.release["config"] = config
     harness.wait("1")  # it dispatches
 
     def begin(run: object) -> Continue:
         begin_run(run, harness.services)
         return Continue(INITIALIZE)
 
-    harness.accept("2")
-    harness.worker.run_step(INITIALIZE, begin, job="2")
-    harness.wait("2")
-    reporter.report("2", harness.runs, lambda _: harness.backend)
+    job, params = "1234567", {**PARAMS, "name": "first pass of the autumn images", "project": 4711}
+    harness.accept(job, params=params)
+    harness.worker.run_step(INITIALIZE, begin, job=job)
+    harness.wait(job)
+    reporter.report(job, harness.runs, lambda _: harness.backend)
 
-    # Then all its keys together are small
-    assert harness.waiting() == ["1", "2"]
-    assert size_of(redis, "2") <= 2048
+    # Then all its keys together are small, once the second is over in which nothing more is reported
+    assert harness.waiting() == ["1", job]
+    assert 0 < redis.pttl(patched_key(job)) <= 1000
+    redis.delete(patched_key(job))
+    assert size_of(redis, job) <= 2048
 
 
 def test_a_short_log_takes_little_more_than_its_lines(redis: Redis, runs: Runs) -> None:

@@ -9,11 +9,13 @@ from tests.unit.conftest import Clock
 from tests.unit.pre_processor.waitlist_harness import NAME, FakeServices, WaitlistHarness
 from worker.pre_processor.waitlist import (
     AWAIT_READY,
+    DISPATCH,
+    PreProcessorRun,
     WaitlistName,
     recover_waitlist,
     wake,
 )
-from worker.runs.keys import heartbeats_key
+from worker.runs.keys import BEGUN_PREFIX, heartbeats_key, run_key
 from worker.runs.model import Suspend
 from worker.runs.reports.reporter import stop
 from worker.testing import FakeBackend
@@ -145,3 +147,20 @@ def test_tenants_have_waiting_lists_of_their_own(
     harness.detect("2", tenant="acme")
     harness.dispatch("2")
     assert len(backend.dispatches) == 2
+
+
+def test_a_run_that_joins_again_is_known_to_have_begun(harness: WaitlistHarness, redis: FakeRedis) -> None:
+    # Given a run that waits, of which little is kept
+    harness.wait("1")
+    assert not [field for field in redis.hkeys(run_key("1")) if field.startswith(BEGUN_PREFIX)]
+    seen: list[bool] = []
+
+    # When its step is delivered again
+    def look(run: PreProcessorRun) -> Suspend:
+        seen.append(run.is_retry)
+        return Suspend()
+
+    harness.worker.run_step(DISPATCH, look, job="1", redelivered=True)
+
+    # Then the step looks before it acts
+    assert seen == [True]

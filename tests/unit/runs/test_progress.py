@@ -6,6 +6,7 @@ from fakeredis import FakeRedis
 from shared.channels import job_key
 from shared.messages import DeployMessage, ToTaskMessage
 from tests.unit.conftest import Clock
+from worker.runs.keys import progress_key
 from worker.runs.model import Run
 from worker.runs.progress import DEPLOY, TO_TASK_FILE, TO_TASK_INFERENCE, Proportions, proportions_of
 from worker.runs.runs import Runs
@@ -139,3 +140,19 @@ def test_public_record_shows_overall_as_it_was_reported(runs: Runs, run: Run, re
     shown = redis.hget(job_key("42"), "overall")
     assert shown == f"{runs.progress.snapshot('42', DEPLOY).progress['current_progress']['overall']:g}"
     assert len(shown) <= 5
+
+
+def test_of_earlier_steps_nothing_is_kept(runs: Runs, run: Run, redis: FakeRedis) -> None:
+    runs.set_progress(run, "initialize", 100)
+    runs.set_progress(run, "deploy", 50)
+
+    assert set(redis.hgetall(progress_key("42"))) == {"deploy", "since:deploy"}
+
+
+def test_a_late_report_of_an_earlier_step_changes_no_record(runs: Runs, run: Run) -> None:
+    runs.set_progress(run, "deploy", 50)
+    before = runs.progress.snapshot("42", DEPLOY)
+
+    runs.set_progress(run, "initialize", 10)
+
+    assert runs.progress.snapshot("42", DEPLOY) == before

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from fakeredis import FakeRedis
 
 from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
@@ -16,7 +17,7 @@ from worker.platform import (
     ServerError,
     ValidationError,
 )
-from worker.runs.keys import run_key
+from worker.runs.keys import RunField, patched_key, run_key
 from worker.runs.model import End, Run
 from worker.runs.runs import Runs
 from worker.testing import FakeBackend
@@ -255,7 +256,7 @@ def test_end_that_failed_otherwise_is_not_sent_minimal(runs: Runs, run: Run, bac
 def test_job_stopped_in_the_backend_stops_the_run(runs: Runs, run: Run, backend: FakeBackend) -> None:
     runs.mark_running(run)
     report("42", runs, backend)
-    runs.redis.hdel(run_key("42"), "patched")
+    runs.redis.delete(patched_key("42"))
     backend.jobs["42"] = "STOPPED"
     runs.set_progress(run, "deploy", 10)
 
@@ -301,3 +302,47 @@ def test_the_second_between_patches_counts_from_the_arrival(
 
     assert (report("42", runs, backend) or 0) > 0
     assert len(backend.patches) == 1
+
+
+def test_nothing_is_kept_of_what_was_reported(
+    runs: Runs, run: Run, backend: FakeBackend, redis: FakeRedis
+) -> None:
+    runs.mark_running(run)
+    before = set(redis.hkeys(run_key("42")))
+
+    report("42", runs, backend)
+
+    assert set(redis.hkeys(run_key("42"))) == before - {RunField.VERSION} | {RunField.RUNNING_SENT}
+
+
+def test_a_late_acknowledgement_hides_no_later_change(runs: Runs, run: Run, backend: FakeBackend) -> None:
+    # Given a reporter that was suspended, while another one reported and all was forgotten
+    runs.mark_running(run)
+    suspended = runs.outbox.claim("42", "suspended")
+    assert suspended.lease is not None
+    runs.report_locks.release(suspended.lease)
+    runs.redis.delete(patched_key("42"))
+    assert report("42", runs, backend) is None
+    runs.set_progress(run, "deploy", 50)
+
+    # When it acknowledges what it has sent
+    assert runs.outbox.acknowledge("42", suspended.lease, suspended.version)
+
+    # Then the change is reported nevertheless
+    runs.redis.delete(patched_key("42"))
+    report("42", runs, backend)
+    assert backend.patches[-1]["progress_record"]["current_progress"]["percent"] == 50
+
+
+def test_a_change_after_the_report_of_an_older_worker_is_reported(
+    runs: Runs, run: Run, backend: FakeBackend, redis: FakeRedis
+) -> None:
+    redis.hset(run_key("42"), mapping={"version": 3, "version_sent": 3, "running_sent": 1})
+    assert report("42", runs, backend) is None
+    assert backend.patches == []
+
+    runs.set_progress(run, "deploy", 50)
+    report("42", runs, backend)
+
+    assert ["status" in patch for patch in backend.patches] == [False]
+    assert RunField.VERSION_SENT not in redis.hgetall(run_key("42"))

@@ -1,5 +1,5 @@
 -- A worker is about to send the report of a run: one at a time, and one PATCH in so many seconds.
--- KEYS: run, progress, record, messages, lock, outbox
+-- KEYS: run, progress, record, messages, lock, outbox, patched
 -- ARGV: job, token, lock ms, seconds between two PATCHes, most messages
 -- Returns 'nothing' (to be sent), 'locked', 'early' and the seconds to wait, or 'claimed' and the time, the hash of the
 -- run, its progress, its public record, and messages.
@@ -13,21 +13,20 @@ if not redis.call('SET', KEYS[5], ARGV[2], 'NX', 'PX', ARGV[3]) and redis.call('
   return {'locked'}
 end
 local time, ended = now(), run_ended(run)
-local version, version_sent, patched = unpack(redis.call('HMGET', run, RUN.version, RUN.version_sent, RUN.patched_at))
-local changed = ended or version and version ~= version_sent
+local changed = ended or has_changes(run)
 if not changed and redis.call('LLEN', KEYS[4]) == 0 then
   redis.call('DEL', KEYS[5])
   redis.call('ZREM', outbox, job)
   redis.call('HDEL', run, RUN.report_scheduled_at)
   return {'nothing'}
 end
-local wait = not ended and patched and patched + ARGV[4] - time or 0
-redis.call('ZADD', outbox, time + math.max(wait, 0) + REPORT_LEASE, job)
+local wait = ended and 0 or math.max(redis.call('PTTL', KEYS[7]) / 1000, 0)
+redis.call('ZADD', outbox, time + wait + REPORT_LEASE, job)
 if wait > 0 then
   redis.call('DEL', KEYS[5])
   return {'early', tostring(wait)}
 end
-if changed then redis.call('HSET', run, RUN.patched_at, time) end
+if changed and not ended then redis.call('SET', KEYS[7], 1, 'PX', ARGV[4] * 1000) end
 -- Removed first, because users would see a repetition.
 local messages = redis.call('LPOP', KEYS[4], ARGV[5]) or {}
 return {'claimed', tostring(time), redis.call('HGETALL', run), redis.call('HGETALL', KEYS[2]),

@@ -4,7 +4,7 @@
 -- ARGV: step, position, token, lock ms, generation, redelivered, whether it moves the run on, the step's own queue,
 --   fields of the newest and of the claimed generation and of the deliveries, the heartbeat's member, seconds until it is
 --   overdue
--- Returns a status, how often the step was claimed, the newest generation, how many deliveries died, and the run's hash.
+-- Returns a status, whether the step was claimed before, the newest generation, how many deliveries died, and the run's hash.
 if not run_exists(KEYS[1]) then return {'unknown', 0, 0, 0} end
 if run_ended(KEYS[1]) then return {'run_ended', 0, 0, 0} end
 local position = tonumber(ARGV[2])
@@ -17,7 +17,7 @@ if not redis.call('SET', KEYS[3], ARGV[3], 'NX', 'PX', ARGV[4]) and redis.call('
 end
 local died = begin_delivery(KEYS[4], ARGV[11], newest, ARGV[3])
 record_heartbeat(KEYS[5], KEYS[6], ARGV[12], ARGV[13])
-local times = 1
+local is_retry = 0
 if ARGV[7] == '1' then
   -- What is known of the step before is of no use any more: a run that waits is to be small.
   local before = redis.call('HGET', KEYS[1], RUN.step)
@@ -25,6 +25,7 @@ if ARGV[7] == '1' then
   redis.call('HSET', KEYS[1], RUN.position, position, RUN.step, ARGV[1])
   if ARGV[8] ~= '' then redis.call('HSET', KEYS[1], RUN.step_queue, ARGV[8]) end
   redis.call('HSET', KEYS[2], 'step', ARGV[1], 'updated', now_seconds())
-  times = redis.call('HINCRBY', KEYS[1], RUN.begun_prefix .. ARGV[1], 1)
+  redis.call('HINCRBY', KEYS[1], RUN.begun_prefix .. ARGV[1], 1)
+  is_retry = before == ARGV[1] and 1 or 0
 end
-return {'claimed', times, newest, died, redis.call('HGETALL', KEYS[1])}
+return {'claimed', is_retry, newest, died, redis.call('HGETALL', KEYS[1])}

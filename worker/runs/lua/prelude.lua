@@ -5,8 +5,12 @@ local function run_ended(run) return redis.call('HEXISTS', run, RUN.ended) == 1 
 local function run_reported(run) return redis.call('HEXISTS', run, RUN.reported) == 1 end
 local function run_open(run) return run_exists(run) and not run_ended(run) end
 
--- The run waits in a list (a sorted set of jobs), which it leaves when it ends.
-local function join_waitlist(run, list) redis.call('HSET', run, RUN.waits_in, list) end
+-- The run waits in a list (a sorted set of jobs), which it leaves when it ends. Only older workers read how often its
+-- step was claimed, and one that does not know joins the list once more.
+local function join_waitlist(run, list)
+  redis.call('HSET', run, RUN.waits_in, list)
+  redis.call('HDEL', run, RUN.begun_prefix .. (redis.call('HGET', run, RUN.step) or ''))
+end
 
 -- Redis's clock, in seconds: with a fraction, or whole and as text.
 local function now()
@@ -28,8 +32,15 @@ local REPORT_LEASE = 5
 local function enter_outbox(outbox, job, delay)
   return redis.call('ZADD', outbox, 'NX', now() + delay + REPORT_LEASE, job)
 end
+local function has_changes(run)
+  local version, version_sent = unpack(redis.call('HMGET', run, RUN.version, RUN.version_sent))
+  return version and version ~= version_sent
+end
 local function schedule_report(run, outbox, job, delay)
-  redis.call('HINCRBY', run, RUN.version, 1)
+  -- It begins with the time, because it is removed with the report and must not have an old value again.
+  if redis.call('HINCRBY', run, RUN.version, 1) == 1 then
+    redis.call('HSET', run, RUN.version, string.format('%.0f', now() * 1e6))
+  end
   return enter_outbox(outbox, job, delay)
 end
 

@@ -7,9 +7,15 @@ if not run_open(KEYS[3]) then return 0 end
 local step, percent = ARGV[4 + 2 * ARGV[4]], ARGV[5]
 if tonumber(percent) <= tonumber(redis.call('HGET', KEYS[1], step) or '-1') then return 0 end
 redis.call('HSET', KEYS[1], step, percent)
-redis.call('HSETNX', KEYS[1], 'since:' .. step, now_seconds())
-local names = {}
+local names, before = {}, {}
 for index = 6, #ARGV, 2 do names[#names + 1] = ARGV[index] end
+if redis.call('HSETNX', KEYS[1], 'since:' .. step, now_seconds()) == 1 and tonumber(ARGV[4]) > 1 then
+  -- The steps before this one are done, so nothing is kept of them: a run that waits is to be small.
+  for index = 1, ARGV[4] - 1 do
+    before[#before + 1], before[#before + 2] = names[index], 'since:' .. names[index]
+  end
+  redis.call('HDEL', KEYS[1], unpack(before))
+end
 local stored, sum = redis.call('HMGET', KEYS[1], unpack(names)), 0
 for index = 1, #names do
   -- The steps before this one are done, whatever was stored of them.

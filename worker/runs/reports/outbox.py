@@ -98,6 +98,7 @@ class Outbox:
                 keys.messages_key(job),
                 lease.key,
                 keys.outbox_key(),
+                keys.patched_key(job),
             ],
             job,
             token,
@@ -122,7 +123,7 @@ class Outbox:
 
     def acknowledge(self, job: str, lease: Lease, version: str | None) -> bool:
         """The backend has a snapshot of that version, or messages alone. True when there is more to send."""
-        names = [run_key(job), keys.messages_key(job), lease.key, keys.outbox_key()]
+        names = [run_key(job), keys.messages_key(job), lease.key, keys.outbox_key(), keys.patched_key(job)]
         args = job, lease.token, version or "", SECONDS_BETWEEN_PATCHES
         return bool(self._scripts.run("acknowledge_report", names, *args))
 
