@@ -47,7 +47,8 @@ def job_key(job: str, *, prefix: str | None = None) -> str:
 
     Returns:
         The key of a hash of `action`, `plugin`, `status`, `step`, `overall`, `success`, `failed`, `total`,
-        `started`, `updated` and `error`.
+        `started`, `updated` and `error`; while the run waits also of `waiting_for`, such as
+        `pre-processor digits@1.0.0`.
     """
     return f"{redis_prefix(prefix)}:jobs:{{{job}}}"
 

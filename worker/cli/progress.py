@@ -241,7 +241,7 @@ def watch_run(redis: Redis, job: str, console: Console, *, title: str = "") -> W
         log_thread.join(LOG_DRAIN_SECONDS)
         for line in held_lines:
             if line.line != watched.end:
-                view.log(styled_line(line))
+                view.log(styled_line(line.source, line.line, line.level))
     watched.seconds = time.monotonic() - timer.started
     watched.seconds_by_step = timer.seconds_by_step()
     return watched
@@ -255,13 +255,13 @@ def _show_log(redis: Redis, job: str, view: RunView, held_lines: list[LogLine]) 
             if line.source == "run" and is_final_status(line.line.partition(" ")[0]):
                 held_lines.append(line)
             else:
-                view.log(styled_line(line))
+                view.log(styled_line(line.source, line.line, line.level))
 
 
-def styled_line(line: LogLine) -> Text:
+def styled_line(source: str, line: str, level: str = "info") -> Text:
     """A line of the log with its source and its colours."""
-    text = Text.from_ansi(terminal_line(line.line), style=LEVEL_STYLES.get(line.level, ""))
-    return Text.assemble((f"{line.source} | ", "dim"), text)
+    text = Text.from_ansi(terminal_line(line), style=LEVEL_STYLES.get(level, ""))
+    return Text.assemble((f"{source} | ", "dim"), text)
 
 
 def _show_event(event: RunEvent, view: RunView, timer: _StepTimer, watched: WatchedRun) -> None:
@@ -273,7 +273,11 @@ def _show_event(event: RunEvent, view: RunView, timer: _StepTimer, watched: Watc
         case "metrics":
             values = ", ".join(f"{value:g} {name}" for name, value in content["metrics"].items())
             view.metrics(content["step"], values)
+        case "message" if not content.get("logged", True):
+            view.log(styled_line("run", content["content"], content["level"]))
         case "state":
+            if content.get("waiting_for"):
+                view.log(styled_line("run", f"Waiting for {content['waiting_for']}."))
             watched.status = JobStatus(content["status"])
             watched.error = content.get("error", "")
             if watched.status is JobStatus.SUCCEEDED:

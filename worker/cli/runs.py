@@ -68,6 +68,7 @@ def _status_fields(job: str, record: dict[str, str]) -> dict[str, str]:
         "plugin": record["plugin"],
         "status": record["status"],
         "step": record["step"],
+        "waiting for": record.get("waiting_for", ""),
         "overall": f"{float(record['overall']):.0f} %",
         "tasks": tasks + (f", {record['failed']} failed" if record["failed"] != "0" else ""),
         "seconds": f"{max(until - float(record['started']), 0):.0f}",
@@ -85,7 +86,7 @@ def _details(fields: dict[str, str]) -> Table:
 
 def _overview(rows: list[dict[str, str]]) -> Table:
     """A table of live runs, which have no error; narrow enough for a terminal of 80 columns."""
-    names = [name for name in rows[0] if name not in ("action", "error")]
+    names = [name for name in rows[0] if name not in ("action", "error", "waiting for")]
     table = Table(*names, box=None, pad_edge=False)
     for row in rows:
         table.add_row(*(escape(row[name]) for name in names))
@@ -127,9 +128,13 @@ def _print_log(
     if follow:
         wait_for_any_key(redis, job, logs_history(job), job_key(job), console=err)
     history, last_seq, reason = _read_history(redis, job)
-    if not last_seq and not follow:
-        fail_if_rejected(redis, job)
-        fail(f"no log of job {job} is known", hint="With --follow the command waits for it.")
+    if not last_seq:
+        record = redis.hgetall(job_key(job))
+        if not record and not follow:
+            fail_if_rejected(redis, job)
+            fail(f"no log of job {job} is known", hint="With --follow the command waits for it.")
+        if not follow or "waiting_for" in record:
+            _print_state(job, record)
     lines = [line for line in history if source in (None, line.source)]
     for line in lines if tail is None else lines[len(lines) - min(tail, len(lines)) :]:
         _print_line(line, timestamps, prefix=source is None)
@@ -142,6 +147,13 @@ def _print_log(
             _print_line(line, timestamps, prefix=source is None)
             sys.stdout.flush()
     return follower.reason
+
+
+def _print_state(job: str, record: dict[str, str]) -> None:
+    """Say beside the log what a run does that has no line in it yet."""
+    waiting_for = record.get("waiting_for")
+    does = f"waits for {waiting_for}" if waiting_for else f"is {record['status']}"
+    err.print(f"[dim]no lines yet; job {escape(job)} {escape(does)}[/]", highlight=False, soft_wrap=True)
 
 
 def _read_history(redis: Redis, job: str) -> tuple[deque[LogLine], int, str]:

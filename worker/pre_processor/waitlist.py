@@ -10,9 +10,10 @@ from uuid import uuid4
 from pydantic import AfterValidator
 from redis import Redis
 
-from shared.channels import RETENTION_SECONDS, redis_prefix
+from shared.channels import RETENTION_SECONDS, job_key, redis_prefix
 from shared.messages import ToTaskMessage
 from worker.lua import redis_time
+from worker.platform import shorten
 from worker.pre_processor.decision import (
     DISPATCH_FIELD_NAMES,
     UNSENT_CLAIM_SECONDS,
@@ -63,6 +64,9 @@ WAITLIST_PREFIX = "room:"
 
 
 FIRST_POLL_SECONDS = 0.5
+
+MAX_WAITING_FOR_CHARS = 60
+"""Of what the public record says about the wait: a longer text would take a kilobyte more of Redis."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class Waitlist:
         token = uuid4().hex
         started, claimed, first, dispatched = self._scripts.run(
             "join",
-            [self._hash, self._waiters, run_key(job)],
+            [self._hash, self._waiters, run_key(job), job_key(job)],
             job,
             timeout,
             int(is_retry),
@@ -157,6 +161,7 @@ class Waitlist:
             UNSENT_CLAIM_SECONDS,
             RETENTION_SECONDS,
             DISPATCH_FIELD_NAMES,
+            shorten(f"pre-processor {self.name.target.release}", MAX_WAITING_FOR_CHARS),
         )
         return JoinResult(int(started), token if claimed else None, bool(first), dispatched or None)
 

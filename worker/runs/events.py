@@ -103,10 +103,13 @@ class Events:
     ) -> None:
         """Publish a message for users, log it, and send it to the backend with the next report.
 
-        `in_log`: what a run says when it begins to wait is not logged, for a log takes more than the run.
+        `in_log`: what a run says when it begins to wait is not logged, for a log takes more than the run. The
+        event says so (`"logged": false`), and the public record has what it waits for (`waiting_for`).
         """
         content = redact(text)
-        event = {"type": "message", "level": level, "step": step, "content": content}
+        event: dict[str, object] = {"type": "message", "level": level, "step": step, "content": content}
+        if not in_log:
+            event["logged"] = False
         entry: MessageEntry = {
             "event": "message",
             "data": {"content": content},

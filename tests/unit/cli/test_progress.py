@@ -2,12 +2,14 @@
 
 import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fakeredis import FakeRedis
 from rich.console import Console
 from rich.text import Text
 
+from shared.channels import job_key
 from shared.statuses import JobStatus
 from tests.unit.cli.command_line import RAY_JOB
 from worker.cli.progress import LiveView, PlainView, Ticker, watch_run
@@ -107,3 +109,29 @@ def test_watch_on_a_terminal_shows_bars_above_the_log(live_runs: Runs, redis: Fa
     assert "3 success" in rows[1]
     assert [row.split()[3] for row in rows[2:] if "line" in row] == [str(number) for number in range(23, 30)]
     assert all(len(row) <= 60 for row in rows[2:])
+
+
+def test_watch_shows_for_what_a_run_waits(
+    live_runs: Runs, redis: FakeRedis, eventually: Callable[[Callable[[], object]], None]
+) -> None:
+    # Given a run that waits since before it was watched, and says so again
+    redis.hset(job_key("42"), "waiting_for", "pre-processor digits@1.0.0")
+    output = io.StringIO()
+
+    def say_so_and_end() -> None:
+        eventually(lambda: "Waiting" in output.getvalue())
+        live_runs.events.message("42", "Waiting for it (job 7).", in_log=False)
+        live_runs.events.message("42", "a line of the log")
+        live_runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+
+    with ThreadPoolExecutor() as threads:
+        worker = threads.submit(say_so_and_end)
+        watch_run(redis, "42", Console(file=output, width=60))
+        worker.result()
+
+    # Then each is shown once
+    assert sorted(output.getvalue().splitlines()) == [
+        "run | Waiting for it (job 7).",
+        "run | Waiting for pre-processor digits@1.0.0.",
+        "run | a line of the log",
+    ]

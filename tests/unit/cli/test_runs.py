@@ -4,6 +4,7 @@ import pytest
 from fakeredis import FakeRedis
 from typer.testing import CliRunner
 
+from shared.channels import job_key
 from tests.unit.cli.command_line import RAY_JOB
 from worker.cli.main import app
 from worker.runs.runs import Runs
@@ -47,3 +48,17 @@ def test_logs_of_an_unknown_job_fail() -> None:
     done = CliRunner().invoke(app, ["logs", "42"])
 
     assert done.exit_code == 1
+
+
+def test_logs_of_a_run_without_lines_says_what_it_waits_for(live_runs: Runs, redis: FakeRedis) -> None:
+    redis.hset(job_key("42"), "waiting_for", "pre-processor digits@1.0.0")
+    done = CliRunner().invoke(app, ["logs", "42"])
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "job 42 waits for pre-processor digits@1.0.0" in done.stderr
+
+
+def test_status_says_what_a_run_waits_for(live_runs: Runs, redis: FakeRedis) -> None:
+    redis.hset(job_key("42"), "waiting_for", "pre-processor digits@1.0.0")
+    done = CliRunner().invoke(app, ["status", "42"])
+    assert "waiting for" in done.output
+    assert "pre-processor digits@1.0.0" in done.output

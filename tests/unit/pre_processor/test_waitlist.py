@@ -4,12 +4,15 @@ import pytest
 from fakeredis import FakeRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from shared.channels import job_key, logs_history
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
 from tests.unit.pre_processor.waitlist_harness import NAME, FakeServices, WaitlistHarness
 from worker.pre_processor.waitlist import (
     AWAIT_READY,
     DISPATCH,
+    FETCH_TASKS,
+    PRE_PROCESSOR,
     PreProcessorRun,
     WaitlistName,
     recover_waitlist,
@@ -164,3 +167,33 @@ def test_a_run_that_joins_again_is_known_to_have_begun(harness: WaitlistHarness,
 
     # Then the step looks before it acts
     assert seen == [True]
+
+
+def test_the_public_record_says_for_what_a_run_waits(harness: WaitlistHarness, redis: FakeRedis) -> None:
+    # Given a run that waits, which has no log
+    harness.wait("1")
+    assert redis.hget(job_key("1"), "waiting_for") == "pre-processor digits@1.0.0"
+    assert not redis.exists(logs_history("1"))
+
+    # When it goes on, then it waits no more
+    harness.worker.run_step(PRE_PROCESSOR.step(FETCH_TASKS.name, FETCH_TASKS.position), _suspend, job="1")
+    assert redis.hget(job_key("1"), "waiting_for") is None
+
+
+def test_a_stopped_run_waits_for_nothing(harness: WaitlistHarness, redis: FakeRedis) -> None:
+    harness.wait("1")
+    stop("1", harness.runs)
+    assert redis.hget(job_key("1"), "waiting_for") is None
+
+
+def test_a_long_name_makes_no_large_record(harness: WaitlistHarness, redis: FakeRedis) -> None:
+    release = {"code": "d" * 100, "version": "1.0.0", "config": {"code": "d" * 100, "version": "1.0.0"}}
+    harness.backend.release = {"id": 7, **release}
+    harness.wait("1")
+    waiting_for = redis.hget(job_key("1"), "waiting_for")
+    assert waiting_for.startswith("pre-processor ddd")
+    assert len(waiting_for.encode()) <= 64  # where Redis stores a hash as a list
+
+
+def _suspend(_: PreProcessorRun) -> Suspend:
+    return Suspend()

@@ -21,7 +21,10 @@ local is_retry = 0
 if ARGV[7] == '1' then
   -- What is known of the step before is of no use any more: a run that waits is to be small.
   local before = redis.call('HGET', KEYS[1], RUN.step)
-  if before ~= ARGV[1] then redis.call('HDEL', KEYS[1], RUN.begun_prefix .. (before or ''), RUN.step_queue) end
+  if before ~= ARGV[1] then
+    redis.call('HDEL', KEYS[1], RUN.begun_prefix .. (before or ''), RUN.step_queue)
+    redis.call('HDEL', KEYS[2], 'waiting_for')
+  end
   redis.call('HSET', KEYS[1], RUN.position, position, RUN.step, ARGV[1])
   if ARGV[8] ~= '' then redis.call('HSET', KEYS[1], RUN.step_queue, ARGV[8]) end
   redis.call('HSET', KEYS[2], 'step', ARGV[1], 'updated', now_seconds())

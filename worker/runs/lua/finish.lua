@@ -8,6 +8,7 @@ local position = tonumber(ARGV[4])
 if position and tonumber(redis.call('HGET', KEYS[1], RUN.position)) > position then return 0 end
 redis.call('HSET', KEYS[1], RUN.ended, ARGV[1])
 redis.call('HSET', KEYS[2], 'status', ARGV[2], 'error', ARGV[3], 'updated', now_seconds())
+redis.call('HDEL', KEYS[2], 'waiting_for')
 redis.call('ZADD', KEYS[3], now_seconds() + ARGV[7], ARGV[6])
 local list = redis.call('HGET', KEYS[1], RUN.waits_in)
 if list then redis.call('ZREM', list, ARGV[5]) end

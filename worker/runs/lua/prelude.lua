@@ -5,10 +5,11 @@ local function run_ended(run) return redis.call('HEXISTS', run, RUN.ended) == 1 
 local function run_reported(run) return redis.call('HEXISTS', run, RUN.reported) == 1 end
 local function run_open(run) return run_exists(run) and not run_ended(run) end
 
--- The run waits in a list (a sorted set of jobs), which it leaves when it ends. Only older workers read how often its
--- step was claimed, and one that does not know joins the list once more.
-local function join_waitlist(run, list)
+-- The run waits in a list (a sorted set of jobs), which it leaves when it ends; its public record says for what. Only
+-- older workers read how often its step was claimed, and one that does not know joins the list once more.
+local function join_waitlist(run, list, record, waiting_for)
   redis.call('HSET', run, RUN.waits_in, list)
+  redis.call('HSET', record, 'waiting_for', waiting_for)
   redis.call('HDEL', run, RUN.begun_prefix .. (redis.call('HGET', run, RUN.step) or ''))
 end
 
