@@ -101,7 +101,7 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
     add_points(
         crashes, RunStore, "end_step", lambda _job, lease, *_: f"end_step {_step_of(lease)}", first_argument
     )
-    add_points(crashes, RunStore, "finish", constant("finish"), first_argument)
+    add_points(crashes, RunStore, "finish_all", constant("finish"), lambda _self, jobs, *_: tuple(jobs))
     add_points(crashes, RunStore, "mark_reported", constant("mark_reported"), first_argument)
     add_points(
         crashes,
@@ -111,7 +111,7 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
         lambda _self, run, _state: (run.job,),
     )
     for method, point in (
-        ("schedule_end", "schedule_end"), ("claim", "claim_report"), ("acknowledge", "acknowledge_report"),
+        ("claim", "claim_report"), ("acknowledge", "acknowledge_report"),
     ):  # fmt: skip
         add_points(crashes, Outbox, method, constant(point), first_argument)
     add_points(

@@ -93,7 +93,6 @@ DEPLOY = """
 <>*  create_serve_application
 <>   update_state registered
 <>*  finish
-<>   schedule_end
 <>   claim_report
 <>*  update_job end
 <>   mark_reported
@@ -155,7 +154,6 @@ FAILED_PRE_PROCESSOR = """
 
 STOP = """
 <>*  finish
-<>   schedule_end
 <>   update_job end
 """
 
@@ -202,6 +200,6 @@ def all_points() -> list[KillPoint]:
         *_points(Kind.FILE, FILE_MESSAGES_LOST, messages_lost=True),
         *_points(Kind.INFERENCE, "> publish to_task.fetch_tasks", messages_lost=True),
         *_points(Kind.INFERENCE, WAITLIST_MESSAGES_LOST, of_pre_processor=True, messages_lost=True),
-        *_points(Kind.STOP, "> schedule_end", messages_lost=True),
+        *_points(Kind.STOP, "> finish", messages_lost=True),
         *_points(Kind.INFERENCE, WAITLIST_LATE_SUCCESSOR, of_pre_processor=True, late_successor=True),
     ]

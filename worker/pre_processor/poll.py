@@ -175,9 +175,9 @@ def fail(waitlist: Waitlist, message: str, runs: Runs, ends_at: float, overdue_a
     `overdue_at`: only those whose deadline is not later.
     """
     while waiting := _next_batch(waitlist, runs, overdue_at):
-        for waiter in waiting:
-            runs.finish(waiter.job, End(JobStatus.FAILED, {"error": message}))
-        waitlist.remove(*(waiter.job for waiter in waiting))
+        jobs = [waiter.job for waiter in waiting]
+        runs.finish_all(jobs, End(JobStatus.FAILED, {"error": message}))
+        waitlist.remove(*jobs)
         if time.monotonic() > ends_at:
             return
 

@@ -56,20 +56,18 @@ class JobLog:
 
     def append(self, job: str, text: str, level: str) -> None:
         """Append a message, one entry a line. Does nothing when the run has ended or is unknown."""
-        self._call("append_message", job, line_time(), level, *_lines(text))
+        self._call("append_message", job, line_time(), level, *text_lines(text))
 
-    def close_if_complete(self, job: str, *, reported: bool = False) -> None:
-        """Write the end marker once the run and all relayed logs have ended. Safe to repeat.
-
-        With `reported` the backend knows the run's end, so a closed log expires in a day.
-        """
-        self._call("close_if_complete", job, "1" if reported else "")
+    def close_if_complete(self, job: str) -> None:
+        """Write the end marker once the run and all relayed logs have ended. Safe to repeat."""
+        self._call("close_if_complete", job)
 
     def _call(self, operation: str, job: str, *operands: str | int) -> None:
         self._scripts.run(LOG_SCRIPT, log_keys(job), *log_args(operation, job, *operands))
 
 
-def _lines(text: str) -> list[str]:
+def text_lines(text: str) -> list[str]:
+    """The lines of a log that a text makes."""
     # A JSON string can hold lone surrogates, which no encoding accepts.
     return text.encode(errors="replace").decode().split("\n")
 
@@ -122,7 +120,7 @@ class Events:
         delay = SECONDS_BETWEEN_PATCHES
         texts = [events_channel(job), json.dumps(event), json.dumps(entry), job]
         args = log_args(
-            "message", job, line_time(), level, *texts, delay, *(_lines(content) if in_log else ())
+            "message", job, line_time(), level, *texts, delay, *(text_lines(content) if in_log else ())
         )
         if self._scripts.run(LOG_SCRIPT, keys, *args):
             self._on_report_due(job, delay)

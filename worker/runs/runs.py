@@ -1,6 +1,6 @@
 """What workflows do to runs: status, progress, messages, the end, and the report of it to the backend."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -137,15 +137,17 @@ class Runs:
         `step` is the step whose outcome this is. While it waited for a dependency, the run may have gone on
         without it, as a waiting list resumes a run whose dispatch was not answered: then it ends nothing.
         """
-        first = self.store.finish(job, end, step, grace_seconds=self.timing.heartbeat_grace_seconds)
-        if not first and not self.store.has_ended(job):
-            return False
-        if first:
-            self.events.publish(job, "state", status=end.status, error=end.error)
-            level = "error" if end.status is JobStatus.FAILED else "info"
-            self.events.log.append(job, f"{end.status} {end.error}".rstrip(), level)
-        self.ensure_end_reported(job)
-        return first
+        return bool(self.finish_all([job], end, step))
+
+    def finish_all(self, jobs: Sequence[str], end: End, step: Step | None = None) -> list[str]:
+        """The same for many runs in one call of Redis; returns those that this call has ended."""
+        ended = self.store.finish_all(jobs, end, step)
+        for job in jobs:
+            if job in ended:
+                self.on_report_due(job, 0.0)
+            elif self.store.has_ended(job):
+                self.ensure_end_reported(job)
+        return ended
 
     def is_lost(self, job: str, error: UnreadableRunError) -> bool:
         """Whether nobody will read the run: it is damaged, or no newer worker has changed it in a day."""

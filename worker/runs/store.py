@@ -8,13 +8,13 @@ from typing import Literal, TypeVar
 from pydantic import ValidationError
 from redis import Redis
 
-from shared.channels import RETENTION_SECONDS, events_channel, job_key
+from shared.channels import RETENTION_SECONDS, events_channel, job_key, logs_channel
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.lua import redis_time
 from worker.platform import mask_secrets
 from worker.runs import keys
-from worker.runs.events import JobLog
+from worker.runs.events import LOG_SCRIPT, line_time, log_args, log_keys, text_lines
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import STATE_PREFIX, RunField, run_key
 from worker.runs.locks import release_arguments
@@ -80,11 +80,10 @@ class RunStore:
     """Reads and writes runs. Every change that two workers could race for is one script."""
 
     def __init__(self, redis: "Redis", heartbeat_grace_seconds: float = 0.0) -> None:
-        """`heartbeat_grace_seconds`: after them a heartbeat is overdue; needed to claim steps."""
+        """`heartbeat_grace_seconds`: after them a heartbeat is overdue; for claims and ends."""
         self.redis = redis
         self._heartbeat_grace_seconds = heartbeat_grace_seconds
         self._scripts = run_scripts(redis)
-        self._log = JobLog(redis)
 
     # The beginning of a run and of its steps
 
@@ -239,16 +238,40 @@ class RunStore:
         """Whether the run has ended, or is gone."""
         return bool(self.redis.hexists(run_key(job), RunField.ENDED)) or not self.exists(job)
 
-    def finish(self, job: str, end: End, step: Step | None = None, *, grace_seconds: float = 0.0) -> bool:
+    def finish(self, job: str, end: End, step: Step | None = None) -> bool:
         """Write the end; false when the run had one already, is gone, or has passed `step`, which ends it.
 
-        An end that is not reported after `grace_seconds` is overdue. A run that waits in a list leaves it.
+        The end is published and logged, and enters the outbox, unless the backend has it already. A run that
+        waits in a list leaves it.
         """
+        return bool(self.finish_all([job], end, step))
+
+    def finish_all(self, jobs: Sequence[str], end: End, step: Step | None = None) -> list[str]:
+        """The same for many runs at once; returns those that this call has ended."""
         end = End(end.status, mask_secrets(end.result))
-        position = "" if step is None else step.position
-        keys_ = [run_key(job), job_key(job), keys.heartbeats_key()]
-        arguments = _end_text(end), end.status, end.error, position, job, run_member(job), grace_seconds
-        return bool(self._scripts.run("finish", keys_, *arguments))
+        lines = text_lines(f"{end.status} {end.error}".rstrip())
+        names = [keys.heartbeats_key(), keys.overdue_counts_key(), keys.outbox_key()]
+        runs: list[str] = []
+        for job in jobs:
+            names += [*log_keys(job), job_key(job)]
+            runs += [job, logs_channel(job), events_channel(job), run_member(job)]
+        ended = self._scripts.run(
+            LOG_SCRIPT,
+            names,
+            *log_args("finish", ""),
+            line_time(),
+            "error" if end.status is JobStatus.FAILED else "info",
+            _end_text(end),
+            end.status,
+            end.error,
+            "" if step is None else step.position,
+            self._heartbeat_grace_seconds,
+            json.dumps({"type": "state", "status": end.status, "error": end.error}),
+            len(lines),
+            *lines,
+            *runs,
+        )
+        return [job for job, is_ended in zip(jobs, ended, strict=True) if is_ended]
 
     def seconds_since_end(self, job: str) -> float | None:
         """Seconds since the end was written; None for a run without an end."""
@@ -271,26 +294,23 @@ class RunStore:
     # What the backend has
 
     def mark_reported(self, job: str) -> None:
-        """The backend has the end: nothing more will be sent, and the run's keys expire in a day."""
-        expiring = [
+        """The backend has the end: nothing more will be sent, and the run's keys expire in a day.
+
+        At once, because a reported run without expiry would stay for ever.
+        """
+        names = [
+            *log_keys(job),
+            keys.outbox_key(),
+            keys.ended_logs_key(),
+            keys.heartbeats_key(),
+            keys.overdue_counts_key(),
+            keys.workflow_keys_key(job),
             job_key(job),
-            run_key(job),
             keys.progress_key(job),
             keys.messages_key(job),
             keys.polls_key(job),
-            keys.workflow_keys_key(job),
-            *sorted(self.redis.smembers(keys.workflow_keys_key(job))),
         ]
-        # The log's own keys may have to stay: a log that is followed for the job can outlive the run.
-        self._log.close_if_complete(job, reported=True)
-        # In one transaction: a reported run without expiry would stay for ever.
-        with self.redis.pipeline(transaction=True) as pipe:
-            pipe.hset(run_key(job), RunField.REPORTED, 1)
-            pipe.zrem(keys.outbox_key(), job)
-            for key in expiring:
-                pipe.expire(key, RETENTION_SECONDS)
-            pipe.zadd(keys.ended_logs_key(), {job: 0})
-            pipe.execute()
+        self._scripts.run(LOG_SCRIPT, names, *log_args("mark_reported", job, job, run_member(job)))
 
     def is_reported(self, job: str) -> bool:
         """Whether the backend has the end (or the run is gone)."""

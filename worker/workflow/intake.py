@@ -71,7 +71,6 @@ def begin_run(run: Run[RunMessage, WorkflowState], services: Services) -> bool:
         # Marked reported first, because the end is the backend's own and must never be reported to it.
         runs.store.mark_reported(run.job)
         runs.store.finish(run.job, End(status, {}))
-        runs.heartbeats.remove(run_member(run.job))
         return False
     runs.mark_running(run)
     runs.set_progress(run, "initialize", 100)

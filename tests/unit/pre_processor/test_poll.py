@@ -1,15 +1,19 @@
 """The poll of a waiting list: runs are resumed, fail, or wait on."""
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fakeredis import FakeRedis
 
+from shared.channels import events_channel, logs_history
+from shared.follower import LogFollower
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
 from tests.unit.pre_processor.waitlist_harness import NAME, WaitlistHarness
+from worker.lua import Scripts
 from worker.platform import (
     ClientConnectionError,
     ClientTimeoutError,
@@ -22,7 +26,7 @@ from worker.pre_processor.waitlist import (
     AWAIT_READY,
     FETCH_TASKS,
 )
-from worker.runs.keys import RunField, heartbeats_key, run_key
+from worker.runs.keys import RunField, heartbeats_key, outbox_key, run_key
 from worker.runs.model import End, Suspend
 from worker.runs.reports.reporter import stop
 from worker.runs.runs import recover_run
@@ -129,13 +133,13 @@ def test_a_run_fails_at_its_own_deadline(harness: WaitlistHarness, clock: Clock)
     assert harness.waiting() == ["2"]
 
 
-def test_the_sweep_reports_a_waiting_run_whose_end_nobody_sent(
+def test_the_sweep_finds_a_waiting_run_whose_end_nobody_reported(
     harness: WaitlistHarness, sender: RecordingPublisher, clock: Clock
 ) -> None:
-    # Given a waiting run whose end was written by a worker that died before it sent the report
+    # Given a waiting run whose end was written by a worker that died before it reported it
     harness.wait("1")
     grace = harness.runs.timing.heartbeat_grace_seconds
-    harness.runs.store.finish("1", End(JobStatus.FAILED, {"error": "x"}), grace_seconds=grace)
+    harness.runs.store.finish("1", End(JobStatus.FAILED, {"error": "x"}))
     sender.published.clear()
 
     # When the time of a heartbeat is up
@@ -383,3 +387,41 @@ def test_runs_that_join_while_others_are_resumed_are_resumed(
     assert set(harness.resumed()) == set(jobs)
     assert len(harness.resumed()) == len(jobs)
     assert len(backend.dispatches) == 1
+
+
+def test_many_runs_fail_in_one_call_of_redis(
+    harness: WaitlistHarness, backend: FakeBackend, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given runs that wait, one of which was stopped meanwhile, and one whose log cannot be written
+    jobs = [str(number) for number in range(30)]
+    harness.wait(*jobs)
+    stop("7", harness.runs)
+    redis.hset(logs_history("8"), "not", "a stream")
+    calls: list[str] = []
+    run_script = Scripts.run
+    monkeypatch.setattr(
+        Scripts, "run", lambda self, name, *args: (calls.append(name), run_script(self, name, *args))[1]
+    )
+
+    # When their pre-processor has failed
+    backend.add_application("DEPLOY_FAILED", job=101)
+    harness.poll()
+
+    # Then all have ended with the reason, in the backend's order of things: event, log, report
+    failed = "Pre-processor deployment failed: serve application reached terminal state (DEPLOY_FAILED)"
+    assert {harness.error(job) for job in jobs if job != "7"} == {failed}
+    assert harness.error("7") == "stopped"
+    assert harness.waiting() == []
+    assert redis.zcard(outbox_key()) == len(jobs)
+    assert [line.line for line in LogFollower(redis, "3")] == [f"FAILED {failed}"]
+    assert len(calls) < 10, calls
+
+
+def test_a_failed_run_publishes_its_end(harness: WaitlistHarness, redis: FakeRedis) -> None:
+    harness.wait("1")
+    heard = redis.pubsub(ignore_subscribe_messages=True)
+    heard.subscribe(events_channel("1"))
+    heard.get_message(timeout=1)
+    harness.runs.finish_all(["1"], End(JobStatus.FAILED, {"error": "x"}))
+    message = heard.get_message(timeout=5)
+    assert json.loads(message["data"]) == {"type": "state", "status": "FAILED", "error": "x"}

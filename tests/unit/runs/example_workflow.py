@@ -6,6 +6,7 @@ from typing import Any
 
 from shared.messages import DeployMessage
 from tests.harness.in_process_worker import Delivery, InProcessWorker
+from worker.runs.keys import RunField, run_key
 from worker.runs.model import Outcome, Run, Step, Suspend, Workflow
 from worker.runs.reports import reporter
 from worker.runs.reports.reporter import JobsApi
@@ -58,6 +59,11 @@ def deliver(
 def report(job: str, runs: Runs, backend: JobsApi) -> float | None:
     """Report a run, whatever its tenant, to this backend."""
     return reporter.report(job, runs, lambda tenant: backend)
+
+
+def end_by_an_older_worker(runs: Runs, job: str) -> None:
+    """A worker of an older release wrote the end of a run, and died before it sent the report."""
+    runs.redis.hset(run_key(job), RunField.ENDED, '{"status": "FAILED", "result": {"error": "x"}}')
 
 
 def finals(backend: FakeBackend) -> list[dict[str, Any]]:

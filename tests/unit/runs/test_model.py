@@ -51,13 +51,13 @@ def test_task_recorded_while_the_stop_is_written_counts(
     # Given a task that is recorded in the moment before the end is
     runs.store.accept(to_task, "to_task")
     redis.hset(job_key("42"), mapping={"total": 10, "success": 3})
-    finish = runs.store.finish
+    finish = runs.store.finish_all
 
-    def late(*args: Any, **options: Any) -> bool:
+    def late(*args: Any, **options: Any) -> list[str]:
         redis.hincrby(job_key("42"), "success", 1)
         return finish(*args, **options)
 
-    monkeypatch.setattr(runs.store, "finish", late)
+    monkeypatch.setattr(runs.store, "finish_all", late)
 
     # When the run is stopped
     stop("42", runs)

@@ -309,3 +309,20 @@ def test_threads_end_when_there_is_nothing_to_report(
     runs.finish("42", SUCCEEDED)
     eventually(lambda: finals(backend))
     assert [patch["status"] for patch in finals(backend)] == ["SUCCEEDED"]
+
+
+def test_more_ends_of_a_tenant_than_threads_are_all_reported(
+    runs: Runs, backend: FakeBackend, deploy: DeployMessage, eventually: Eventually, redis: FakeRedis
+) -> None:
+    # Given many runs of one tenant
+    runs.on_report_due = ReportSender(runs, lambda tenant: backend).add
+    jobs = [f"job{number}" for number in range(5 * report_sender.MAX_THREADS)]
+    for job in jobs:
+        runs.store.accept(deploy.model_copy(update={"job": job}), "deploy")
+
+    # When all end at once
+    assert runs.finish_all(jobs, SUCCEEDED) == jobs
+
+    # Then each end is reported once
+    eventually(lambda: redis.zcard(outbox_key()) == 0)
+    assert len(finals(backend)) == len(jobs)

@@ -10,7 +10,7 @@ from shared.channels import events_channel
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher, RecordingReports
 from tests.unit.conftest import Clock
-from tests.unit.runs.example_workflow import DEPLOY, FIRST, report
+from tests.unit.runs.example_workflow import DEPLOY, FIRST, end_by_an_older_worker, report
 from worker.runs.keys import heartbeats_key
 from worker.runs.model import End, Run
 from worker.runs.runs import Runs, recover_run
@@ -56,7 +56,7 @@ def test_step_with_a_queue_of_its_own_is_recovered_there(
 
 
 def test_ended_run_gets_its_report(runs: Runs, run: Run, reports: RecordingReports) -> None:
-    runs.store.finish("42", End(JobStatus.FAILED, {}))
+    end_by_an_older_worker(runs, "42")
 
     recover_run("42", runs)
 

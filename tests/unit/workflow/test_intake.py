@@ -9,8 +9,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.channels import job_key
 from shared.messages import ToTaskMessage
-from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher
+from tests.unit.runs.example_workflow import end_by_an_older_worker
 from tests.unit.workflow.harness import (
     MESSAGE,
     Backend,
@@ -23,7 +23,6 @@ from worker.deploy.plan import DEPLOY
 from worker.platform import NotFoundError
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.keys import heartbeats_key
-from worker.runs.model import End
 from worker.workflow.intake import begin_run
 
 
@@ -124,7 +123,7 @@ def test_a_message_of_an_ended_run_has_its_end_reported(
     task_runner: TaskRunner, services: FakeServices, sender: RecordingPublisher
 ) -> None:
     task_runner.deliver("test.deploy", **MESSAGE)
-    services.runs.store.finish("42", End(JobStatus.FAILED, {"error": "x"}))
+    end_by_an_older_worker(services.runs, "42")
     sender.published.clear()
 
     task_runner.deliver("test.deploy", **MESSAGE)

@@ -11,7 +11,15 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from shared.channels import job_key
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher, RecordingReports
-from tests.unit.runs.example_workflow import CHUNK, FIRST, SECOND, VISIBILITY_TIMEOUT, StepCalls, deliver
+from tests.unit.runs.example_workflow import (
+    CHUNK,
+    FIRST,
+    SECOND,
+    VISIBILITY_TIMEOUT,
+    StepCalls,
+    deliver,
+    end_by_an_older_worker,
+)
 from worker.platform import RateLimitError
 from worker.plugins import RunEndedError, check_run, run_end
 from worker.runs.keys import heartbeats_key, lock_key, run_key
@@ -143,7 +151,7 @@ def test_step_of_an_unknown_run_drops_out(worker: InProcessWorker) -> None:
 def test_step_of_an_ended_run_has_its_end_reported(
     worker: InProcessWorker, run: Run, runs: Runs, reports: RecordingReports
 ) -> None:
-    runs.store.finish("42", End(JobStatus.FAILED, {"error": "x"}))
+    end_by_an_older_worker(runs, "42")
     calls = StepCalls()
 
     delivery = deliver(worker, FIRST, calls)

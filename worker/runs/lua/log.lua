@@ -11,11 +11,18 @@
 --   message            time, level, channel of the events, event, message for the backend, job, seconds until the report,
 --                      lines or none; with the keys: state, history, run, messages, outbox
 --                      -> 1 to the caller that is to report the message
+--   finish             time, level, end, status, error, position of the step that ends the runs or '', seconds until
+--                      the end is overdue, event, number of lines, lines, then of each run: job, channel of its log,
+--                      channel of its events, member of the heartbeats; with the keys: heartbeats, overdue counts,
+--                      outbox, then state, history, run, record of each run
+--                      -> for each run 1 when this is its end; 0 when it had ended, is gone, or has passed the step
 --   subscribe          source, connection options -> 1 when the log is to be tailed, 0 when it is closed already
 --   claim              source, claim
 --                      -> {position, connection options}; {} when the log is closed or a newer claim exists
 --   close              source, claim, reason, time, the relay's final line or '' -> 1; 0 when the claim was lost
---   close_if_complete  '1' when the run's end is being reported, else '' -> 1 when the log is closed
+--   close_if_complete  -> 1 when the log is closed
+--   mark_reported      job, its member of the heartbeats; with the keys: state, history, run, outbox, ended logs,
+--                      heartbeats, overdue counts, set of keys that expire with the run, other keys that do
 local operation = ARGV[1]
 local SEVERITY = {ended = 1, stopped = 2, limit = 3, unreachable = 4}
 local state, history, run, channel, seq, reopened, history_length
@@ -85,13 +92,15 @@ local function end_reason()
   return worst
 end
 
+local function add_end_marker()
+  local reason = end_reason()
+  add_entry('"type":"end","reason":"' .. reason .. '"', 'type', 'end', 'reason', reason)
+  redis.call('HSET', state, 'seq', seq, 'over', 1)
+end
+
 local function close_if_complete()
   if number('open') > 0 or takes_messages() then return 0 end
-  if not is_closed() then
-    local reason = end_reason()
-    add_entry('"type":"end","reason":"' .. reason .. '"', 'type', 'end', 'reason', reason)
-    redis.call('HSET', state, 'seq', seq, 'over', 1)
-  end
+  if not is_closed() then add_end_marker() end
   if is_reported() then
     redis.call('EXPIRE', state, ARGV[4])
     redis.call('EXPIRE', history, ARGV[4])
@@ -128,6 +137,47 @@ local function append_lines(index, name, source, claim, batch_position, first, l
       'lines', lines, 'bytes', bytes)
   end
   return stored + appended
+end
+
+-- The end of one run: its last line, and the end marker unless logs are followed for it.
+local function end_log(index, name, first, last)
+  local open, over = select_log(index, name, 'open', 'over')
+  if over == 1 then return end
+  local append = line_appender(ARGV[5], 'run', ARGV[6])
+  for line = first, last do append(ARGV[line]) end
+  if open == 0 then add_end_marker() else redis.call('HSET', state, 'seq', seq) end
+end
+
+if operation == 'finish' then
+  -- The end is written once; the first wins. A step that a run has passed meanwhile ends nothing. A run leaves the list
+  -- in which it waits, and is overdue when its end is not reported in time.
+  local limit, event, lines, answers = tonumber(ARGV[10]), ARGV[12], tonumber(ARGV[13]), {}
+  local due, report_due = now_seconds() + ARGV[11], now() + REPORT_LEASE
+  for number = 1, (#KEYS - 3) / 4 do
+    local key, first = 4 * number, 10 + lines + 4 * number
+    local ended_run, record = KEYS[key + 2], KEYS[key + 3]
+    local job, log_name, events, member = ARGV[first], ARGV[first + 1], ARGV[first + 2], ARGV[first + 3]
+    local position, run_end, reported, list =
+      unpack(redis.call('HMGET', ended_run, RUN.position, RUN.ended, RUN.reported, RUN.waits_in))
+    answers[number] = 0
+    local passed = limit and position and tonumber(position) > limit
+    if not run_end and not passed and (position or run_exists(ended_run)) then
+      answers[number] = 1
+      redis.call('HSET', ended_run, RUN.ended, ARGV[7], RUN.end_sent, 1)
+      redis.call('HSET', record, 'status', ARGV[8], 'error', ARGV[9], 'updated', now_seconds())
+      redis.call('HDEL', record, 'waiting_for')
+      if list then redis.call('ZREM', list, job) end
+      if not reported then
+        redis.call('ZADD', KEYS[3], report_due, job)
+        redis.call('ZADD', KEYS[1], due, member)
+        redis.call('HDEL', KEYS[2], member)
+        redis.call('PUBLISH', events, event)
+        -- The end counts, also where the log cannot be written.
+        pcall(end_log, key, log_name, 14, 13 + lines)
+      end
+    end
+  end
+  return answers
 end
 
 if operation == 'append_lines' then
@@ -187,6 +237,22 @@ elseif operation == 'close' then
   return 1
 elseif operation == 'close_if_complete' then
   if not run_exists(run) and redis.call('EXISTS', state) == 0 then return 0 end
-  if ARGV[5] == '1' then redis.call('HSET', state, 'reported', 1) end
   return close_if_complete()
+elseif operation == 'mark_reported' then
+  -- The log's own keys may have to stay: a log that is followed for the job can outlive the run.
+  redis.call('HSET', state, 'reported', 1)
+  if is_closed() then
+    redis.call('EXPIRE', state, ARGV[4])
+    redis.call('EXPIRE', history, ARGV[4])
+  else
+    close_if_complete()
+  end
+  redis.call('HSET', run, RUN.reported, 1)
+  redis.call('ZREM', KEYS[4], ARGV[5])
+  redis.call('ZADD', KEYS[5], 0, ARGV[5])
+  redis.call('ZREM', KEYS[6], ARGV[6])
+  redis.call('HDEL', KEYS[7], ARGV[6])
+  for _, key in ipairs(redis.call('SMEMBERS', KEYS[8])) do redis.call('EXPIRE', key, ARGV[4]) end
+  redis.call('EXPIRE', run, ARGV[4])
+  for index = 8, #KEYS do redis.call('EXPIRE', KEYS[index], ARGV[4]) end
 end

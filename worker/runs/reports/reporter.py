@@ -20,7 +20,6 @@ from worker.platform import (
     shorten,
 )
 from worker.runs.events import MessageEntry
-from worker.runs.heartbeat import run_member
 from worker.runs.model import STOPPED, AnyRun, End, backend_job_id, stopped_job_result
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES, Progress, Snapshot, proportions_of
 from worker.runs.reports.outbox import MAX_MESSAGES, ReportClaim, ReportStatus
@@ -103,7 +102,6 @@ def report_unreadable(job: str, runs: Runs, backend: JobsApi) -> None:
     if is_final_status(status):
         backend.update_job(job, status=status, result={"error": error or ""})
         runs.store.mark_reported(job)
-        runs.heartbeats.remove(run_member(job))
 
 
 def give_up_rejected_end(job: str, error: ClientError, runs: Runs) -> bool:
@@ -117,7 +115,6 @@ def give_up_rejected_end(job: str, error: ClientError, runs: Runs) -> bool:
         return False
     log.error("end given up", job=job, error_type=type(error).__name__, error=clean(str(error)))
     runs.store.mark_reported(job)
-    runs.heartbeats.remove(run_member(job))
     return True
 
 
@@ -149,7 +146,6 @@ def _send_end(
     if run.position > 0 or not _has_ended_at_backend(run, backend):
         _patch_end(run, end, claim, runs, backend, update)
     runs.store.mark_reported(run.job)
-    runs.heartbeats.remove(run_member(run.job))
     log.info("end reported", status=end.status)
 
 

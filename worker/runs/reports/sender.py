@@ -4,7 +4,7 @@ import heapq
 import itertools
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,7 +29,6 @@ log = structlog.get_logger(__name__)
 MAX_THREADS = 32
 MAX_THREADS_PER_TENANT = 16
 """A backend that hangs for one tenant leaves threads to the others."""
-TENANT_BUSY_SECONDS = 0.5
 IDLE_SECONDS = 10.0
 """A thread that had nothing to do for so long ends."""
 LEASE_LOST_SECONDS = 1.0
@@ -68,7 +67,7 @@ def send_report(
         wait = _report(job, runs, backend_of)
         return None if wait is None else NextAttempt(wait)
     except TenantBusyError:
-        return NextAttempt(TENANT_BUSY_SECONDS, attempt)
+        return NextAttempt(0.0, attempt)  # its tenant is known now, so it is held until a thread is free
     except LeaseLostError:
         return NextAttempt(LEASE_LOST_SECONDS, attempt)
     except INFRASTRUCTURE_ERRORS as error:
@@ -125,6 +124,8 @@ class ReportSender:
         self._tenants: dict[str, str | None] = {}
         """Of the pending jobs of which it is known."""
         self._sending_of: Counter[str | None] = Counter()
+        self._held: dict[str | None, deque[PendingReport]] = {}
+        """Pending reports that are due, by the tenant to whose backend as many are sent as may be."""
         self._counted: dict[str, str | None] = {}
         """The jobs that are counted there, with their tenants."""
         self._threads = 0
@@ -208,11 +209,11 @@ class ReportSender:
             if self._is_stale(pending):
                 continue
             job = pending.job
-            del self._pending[job]
             tenant = self._tenants.get(job)
             if job in self._tenants and self._sending_of[tenant] >= MAX_THREADS_PER_TENANT:
-                self._add(job, now + TENANT_BUSY_SECONDS, pending.attempt)
+                self._held.setdefault(tenant, deque()).append(pending)
                 continue
+            del self._pending[job]
             self._sending[job] = None
             return pending
         return None
@@ -224,13 +225,27 @@ class ReportSender:
         with self._change:
             due = self._sending.pop(sent.job)
             if sent.job in self._counted:
-                self._sending_of[self._counted.pop(sent.job)] -= 1
+                tenant = self._counted.pop(sent.job)
+                self._sending_of[tenant] -= 1
+                self._release_held(tenant)
             if following is not None:
                 self._add(sent.job, time.monotonic() + following.delay, following.attempt)
             if due is not None:
                 self._add(sent.job, due)
             if sent.job not in self._pending:
                 self._tenants.pop(sent.job, None)
+
+    def _release_held(self, tenant: str | None) -> None:
+        """Let the next report to the backend of this tenant be sent."""
+        held = self._held.get(tenant)
+        while held:
+            pending = held.popleft()
+            if not self._is_stale(pending):
+                heapq.heappush(self._heap, pending)
+                self._wake()
+                break
+        if held is not None and not held:
+            del self._held[tenant]
 
     def _backend_for(self, job: str, tenant: str | None) -> JobsApi:
         with self._change:
