@@ -18,7 +18,6 @@ from structlog.contextvars import get_contextvars
 
 from worker.platform import AsyncBackendClient, BackendClient
 from worker.pre_processor.waitlist import Waitlist
-from worker.runs.generations import Generations
 from worker.runs.model import Lease
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.reports.outbox import Outbox
@@ -115,7 +114,11 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
     ):  # fmt: skip
         add_points(crashes, Outbox, method, constant(point), first_argument)
     add_points(
-        crashes, Generations, "advance", lambda _job, step, *_: f"advance_generation {step}", first_argument
+        crashes,
+        RunStore,
+        "reschedule_step",
+        lambda _run, name, *_: f"reschedule_step {name}",
+        lambda _self, run, *_: (run.job,),
     )
     add_points(crashes, Runs, "mark_running", constant("mark_running"), lambda _self, run: (run.job,))
     add_points(

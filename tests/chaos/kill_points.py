@@ -85,7 +85,7 @@ DEPLOY = """
 >    update_state submitted+submitted_at
 <>   publish deploy.await_running
 >    claim_step deploy.await_running
-<>*  advance_generation deploy.await_running
+<>*  reschedule_step deploy.await_running
 <>   retry deploy.await_running
 <>   publish deploy.register
 >    claim_step deploy.register

@@ -14,7 +14,7 @@ from worker.runs.generations import GenerationClaim
 from worker.runs.model import Lease, Outcome, Step
 from worker.runs.runs import Runs
 from worker.runs.store import CollectedMessage
-from worker.workflow.task import Retry as RetryLater
+from worker.workflow.delivery import Retry as RetryLater
 from worker.workflow.task import StepTask
 
 

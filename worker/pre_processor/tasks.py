@@ -17,7 +17,8 @@ from worker.pre_processor.waitlist import (
 )
 from worker.runs.model import Lease
 from worker.services import services
-from worker.workflow.task import Retry, StepTask
+from worker.workflow.delivery import Retry
+from worker.workflow.task import StepTask
 
 LOCKED_RETRY_SECONDS = 0.3
 

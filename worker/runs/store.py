@@ -18,7 +18,18 @@ from worker.runs.events import LOG_SCRIPT, line_time, log_args, log_keys, text_l
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import STATE_PREFIX, RunField, run_key
 from worker.runs.locks import release_arguments
-from worker.runs.model import STOPPED, Acceptance, ClaimStatus, End, Lease, Run, RunMessage, Step, StoredRun
+from worker.runs.model import (
+    STOPPED,
+    Acceptance,
+    AnyRun,
+    ClaimStatus,
+    End,
+    Lease,
+    Run,
+    RunMessage,
+    Step,
+    StoredRun,
+)
 from worker.runs.scripts import run_scripts
 from worker.runs.state import RunState, StoredState
 
@@ -213,6 +224,27 @@ class RunStore:
         pushed = [part for message in messages for part in (message.command, message.text)]
         due = countdown + self._heartbeat_grace_seconds
         return bool(self._scripts.run("end_step", names, lease.token, field, run_member(job), due, *pushed))
+
+    def reschedule_step(self, run: AnyRun, name: str, countdown: float) -> int:
+        """Announce the next generation of a step, record a heartbeat, and release the step's lock.
+
+        The next heartbeat is due `countdown` seconds from now. Returns the generation, which is to be
+        published.
+        """
+        lease = step_lease(run.job, name, run.lease.token if run.lease else "")
+        heartbeats = [keys.heartbeats_key(), keys.overdue_counts_key()]
+        return int(
+            self._scripts.run(
+                "reschedule_step",
+                [run_key(run.job), lease.key, keys.polls_key(run.job), *heartbeats],
+                lease.token,
+                keys.deliveries_field(name),
+                keys.newest_field(name),
+                run.generation,
+                run_member(run.job),
+                countdown + self._heartbeat_grace_seconds,
+            )
+        )
 
     def step_queue(self, job: str) -> str | None:
         """The queue that belongs to the step at which the run stands; None: the run's own."""

@@ -16,7 +16,8 @@ from worker.runs.reports.outbox import REPORT
 from worker.services import services
 from worker.workflow import dead_letters
 from worker.workflow.dead_letters import FAIL_REJECTED_JOB, rejected_job_member
-from worker.workflow.task import Retry, StepTask
+from worker.workflow.delivery import Retry
+from worker.workflow.task import StepTask
 from worker.workflow.validation import status_of
 
 log = structlog.get_logger(__name__)

@@ -1,6 +1,8 @@
 """A task whose message can be delivered again: what is known of its deliveries, and its next one."""
 
 import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import structlog
@@ -34,6 +36,22 @@ MAX_DEATHS = 5
 MIN_DEATHS_TO_SEPARATE = 2
 """From so many on, the step is delayed at random after each."""
 DEATHS_ADVICE = "see why they ended, such as the memory limit of a worker or native code of the plugin"
+
+
+@dataclass(frozen=True)
+class Retry:
+    """The message is to be delivered again after `countdown` seconds, with these arguments changed."""
+
+    countdown: float
+    changes: Mapping[str, int | bool] = field(default_factory=dict)
+    is_asked_for: bool = False
+    """A service asked for this countdown, so it may be longer than those that the worker itself chooses."""
+    waited_seconds: float | None = None
+    """The new value of `WAITED_HEADER`; None leaves it."""
+
+    def limited_to(self, max_countdown: float) -> float:
+        """The countdown, at most the longest that the worker itself chooses unless it is asked for."""
+        return self.countdown if self.is_asked_for else min(self.countdown, max_countdown)
 
 
 class DeliveredTask(Task):
@@ -86,6 +104,13 @@ class DeliveredTask(Task):
             # The retry could not be published. Celery would drop the message; requeued, the broker keeps it.
             raise exceptions.Reject(reject.reason, requeue=True) from None
         raise AssertionError("retry always raises")
+
+    def retry_as(self, retry: object) -> None:
+        """Deliver this message again if `retry` is a `Retry`."""
+        if isinstance(retry, Retry):
+            countdown = retry.limited_to(self.runs.timing.max_countdown)
+            waited = retry.waited_seconds
+            self.retry_later(countdown, max_countdown=countdown, waited_seconds=waited, **retry.changes)
 
     def retry_for_infrastructure(self, error: Exception, **changes: Any) -> None:
         """Deliver this message again because of an error of Redis or the broker.

@@ -1,7 +1,7 @@
 """The base class of all Celery tasks: claims, locks, retries, and what follows from the outcome of a step."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
@@ -46,6 +46,7 @@ from worker.workflow.delivery import (
     NEWER_HEADER,
     REJECTED_TEXT,
     DeliveredTask,
+    Retry,
 )
 from worker.workflow.validation import (
     Arguments,
@@ -70,16 +71,6 @@ ABANDONED_SECONDS = 1.0
 
 MAX_USER_MESSAGE_CHARS = 5_000
 """Of a text for users, kept in Redis, events and the job's result. A plugin's error fits in whole."""
-
-
-@dataclass(frozen=True)
-class Retry:
-    """The message is to be delivered again after `countdown` seconds, with these arguments changed."""
-
-    countdown: float
-    changes: Mapping[str, int | bool] = field(default_factory=dict)
-    is_asked_for: bool = False
-    """A service asked for this countdown, so it may be longer than those that the worker itself chooses."""
 
 
 class StepTask(DeliveredTask):
@@ -180,17 +171,18 @@ class StepTask(DeliveredTask):
                     self.runs.heartbeats.renew(run_member(job))
 
                 has_ended = partial(self.runs.is_known_to_have_ended, job)
-                is_released = False
+                is_released, retry = False, None
                 try:
                     with self.runs.locks.renewing(lease, renew), waits_for_run(has_ended):
                         end = self.end_after_deaths(name, job, claim.died)
                         call = end or self._call(
                             name, claim.run, lambda run: function(step.workflow.typed(run))
                         )
-                        is_released = self._apply(step, name, claim.run, call)
+                        is_released, retry = self._apply(step, name, claim.run, call)
                 finally:
                     if not is_released:
                         self.runs.locks.release(lease)
+                self.retry_as(retry)
             except INFRASTRUCTURE_ERRORS as error:
                 log.warning("step retry scheduled", error_type=type(error).__name__)
                 # As after a redelivery, it is unknown how far this delivery came.
@@ -225,7 +217,7 @@ class StepTask(DeliveredTask):
             log.warning("heartbeat not extended", error_type=type(error).__name__)
         self.retry_later(countdown, redelivered=self.is_redelivered())
 
-    def _call(self, name: str, run: StoredRun, function: Callable[[StoredRun], Outcome]) -> Outcome:
+    def _call(self, name: str, run: StoredRun, function: Callable[[StoredRun], Outcome]) -> Outcome | Retry:
         try:
             return function(run)
         except INFRASTRUCTURE_ERRORS:
@@ -240,7 +232,9 @@ class StepTask(DeliveredTask):
             log.error("step failed", error=message, error_type=type(error).__name__, exc_info=True)
             return Finish(JobStatus.FAILED, {"error": message})
 
-    def _wait_for_dependency(self, error: Exception, name: str = "", run: AnyRun | None = None) -> Finish:
+    def _wait_for_dependency(
+        self, error: Exception, name: str = "", run: AnyRun | None = None
+    ) -> Finish | Retry:
         attempt = int(self.request.kwargs.get("attempt", 0)) + 1
         max_countdown = self.runs.timing.max_countdown
         is_limited = blame.in_step(error).retries is not Retries.UNLIMITED
@@ -255,38 +249,40 @@ class StepTask(DeliveredTask):
             error=clean(str(error)),
             attempt=attempt,
         )
-        changes: dict[str, int | bool] = {"attempt": attempt}
-        if run is not None:
-            if attempt == 1:
-                text = f"{name} waits: {user_message(error)}"
-                self.runs.events.message(run.job, text, level="warning")
-            # A dependency that hangs holds the step for longer than the visibility timeout. The copies that
-            # were delivered meanwhile are superseded, or there would be one more of them each time.
-            generation = self.runs.generations.advance(run.job, name, run.generation)
-            changes |= {"generation": generation, "redelivered": False}
-            # The countdown may be longer than the grace of the heartbeat.
-            self.runs.heartbeats.schedule(run_member(run.job), countdown)
+        if run is not None and attempt == 1:
+            text = f"{name} waits: {user_message(error)}"
+            self.runs.events.message(run.job, text, level="warning")
         waited += countdown if is_limited else 0.0
-        return self.retry_later(countdown, max_countdown=countdown, waited_seconds=waited, **changes)
+        return Retry(countdown, {"attempt": attempt}, is_asked_for=True, waited_seconds=waited)
 
-    def _apply(self, step: Step, name: str, run: AnyRun, outcome: Outcome) -> bool:
-        """Whether the step's lock is released by that."""
+    def _apply(
+        self, step: Step, name: str, run: AnyRun, outcome: Outcome | Retry
+    ) -> tuple[bool, Retry | None]:
+        """Whether the step's lock is released by that, and how its message is delivered again, if it is."""
         match outcome:
             case Continue():
-                return self.runs.continue_with(run, outcome)
+                return self.runs.continue_with(run, outcome), None
             case Reschedule():
-                max_countdown = outcome.countdown if outcome.is_asked_for else self.runs.timing.max_countdown
-                countdown = min(outcome.countdown, max_countdown)
-                self.runs.heartbeats.schedule(run_member(run.job), countdown)
-                generation = self.runs.generations.advance(run.job, name, run.generation)
-                changes = {"generation": generation, "attempt": 0, "redelivered": False}
-                self.retry_later(countdown, max_countdown=max_countdown, waited_seconds=0.0, **changes)
+                retry = Retry(outcome.countdown, {"attempt": 0}, outcome.is_asked_for, waited_seconds=0.0)
+                return True, self._announce(run, name, retry)
+            case Retry():
+                return True, self._announce(run, name, outcome)
             case Finish():
                 if self.runs.finish(run.job, End(outcome.status, outcome.result), step):
                     log.info("run ended", status=outcome.status, at=step.name)
             case Suspend():
                 pass
-        return False
+        return False, None
+
+    def _announce(self, run: AnyRun, name: str, retry: Retry) -> Retry:
+        """Announce the next generation of a step before its message is published, and release its lock.
+
+        A dependency that hangs holds the step for longer than the visibility timeout. The copies that were
+        delivered meanwhile are superseded, or there would be one more of them each time.
+        """
+        countdown = retry.limited_to(self.runs.timing.max_countdown)
+        generation = self.runs.store.reschedule_step(run, name, countdown)
+        return replace(retry, changes={**retry.changes, "generation": generation, "redelivered": False})
 
     def _clean_up(self, job: str) -> None:
         try:
@@ -297,7 +293,7 @@ class StepTask(DeliveredTask):
             raise
         except Exception as error:
             if blame.in_step(error).retries is not Retries.NONE:
-                self._wait_for_dependency(error)
+                self.retry_as(self._wait_for_dependency(error))
             log.error(
                 "clean-up failed", error_type=type(error).__name__, error=clean(str(error)), exc_info=True
             )
@@ -374,9 +370,7 @@ class StepTask(DeliveredTask):
             retry = None
             if self._arguments is None:
                 self.reject(tuple(self.request.args or ()), self.request.kwargs, REJECTED_TEXT)
-        if retry is not None:
-            max_countdown = retry.countdown if retry.is_asked_for else None
-            self.retry_later(retry.countdown, max_countdown=max_countdown, **retry.changes)
+        self.retry_as(retry)
 
     # Entry tasks
 

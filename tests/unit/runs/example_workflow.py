@@ -1,7 +1,7 @@
 """A workflow for tests, and what tests ask of its steps and of the backend."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shared.messages import DeployMessage
@@ -59,6 +59,12 @@ def deliver(
 def report(job: str, runs: Runs, backend: JobsApi) -> float | None:
     """Report a run, whatever its tenant, to this backend."""
     return reporter.report(job, runs, lambda tenant: backend)
+
+
+def advance(runs: Runs, job: str, step_name: str, generation: int) -> int:
+    """A poll of the step is rescheduled; the generation of the next one."""
+    run = replace(runs.store.load(job), generation=generation)
+    return runs.store.reschedule_step(run, step_name, 0.0)
 
 
 def end_by_an_older_worker(runs: Runs, job: str) -> None:

@@ -10,7 +10,7 @@ from shared.channels import events_channel
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher, RecordingReports
 from tests.unit.conftest import Clock
-from tests.unit.runs.example_workflow import DEPLOY, FIRST, end_by_an_older_worker, report
+from tests.unit.runs.example_workflow import DEPLOY, FIRST, advance, end_by_an_older_worker, report
 from worker.runs.keys import heartbeats_key
 from worker.runs.model import End, Run
 from worker.runs.runs import Runs, recover_run
@@ -36,7 +36,7 @@ def test_run_that_never_began_gets_its_first_step(
 
 def test_run_gets_the_step_at_which_it_stands(runs: Runs, run: Run, publisher: RecordingPublisher) -> None:
     runs.store.claim_step("42", FIRST, "", "me", 5, 0, False)
-    runs.generations.advance("42", FIRST.name, 0)
+    advance(runs, "42", FIRST.name, 0)
 
     recover_run("42", runs)
 

@@ -7,6 +7,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.channels import logs_history
+from tests.unit.runs.example_workflow import advance
 from tests.unit.to_task.world import JOB, KilledError, World
 from worker.platform import (
     AuthenticationError,
@@ -243,7 +244,7 @@ def test_the_sweep_resends_open_chunks_in_their_generation(make_world: Make) -> 
     world = make_world(60, chunk=10)
     world.collect()
     world.annotate(1)
-    world.runs.generations.advance(JOB, "to_task.annotate:2", 0)
+    advance(world.runs, JOB, "to_task.annotate:2", 0)
     world.sender.published.clear()
 
     # When spread is sent again

@@ -10,11 +10,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
 from tests.unit.conftest import Clock
-from tests.unit.runs.example_workflow import FIRST, SECOND, VISIBILITY_TIMEOUT, StepCalls, deliver
+from tests.unit.runs.example_workflow import FIRST, SECOND, VISIBILITY_TIMEOUT, StepCalls, advance, deliver
 from worker.platform import ClientConnectionError, RateLimitError, ServerError, register_secrets
 from worker.runs.model import (
     Continue,
     End,
+    Outcome,
     Reschedule,
     Run,
     RunFailedError,
@@ -46,7 +47,7 @@ def test_redelivered_poll_publishes_its_unpublished_successor(
     worker: InProcessWorker, run: Run, runs: Runs
 ) -> None:
     deliver(worker, FIRST)
-    runs.generations.advance("42", FIRST.name, 0)  # and here its worker died
+    advance(runs, "42", FIRST.name, 0)  # and here its worker died
     calls = StepCalls()
 
     delivery = deliver(worker, FIRST, calls, redelivered=True)
@@ -74,13 +75,13 @@ def test_redelivered_poll_ends_when_its_successor_has_begun(worker: InProcessWor
 def test_poll_goes_on_when_the_answer_of_its_advance_is_lost(
     worker: InProcessWorker, run: Run, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    announce = runs.generations.advance
+    announce = runs.store.reschedule_step
 
     def lost(*args: Any) -> int:
         announce(*args)
         raise RedisConnectionError("the answer was lost")
 
-    monkeypatch.setattr(runs.generations, "advance", lost)
+    monkeypatch.setattr(runs.store, "reschedule_step", lost)
     delivery = deliver(worker, FIRST, StepCalls(Reschedule(0.5)))
     monkeypatch.undo()
 
@@ -283,3 +284,26 @@ def test_service_that_says_later_never_ends_the_run(worker: InProcessWorker, run
 
     assert delivery.ended == "retried"
     assert runs.store.load("42").end is None
+
+
+@pytest.mark.parametrize("outcome", [Reschedule(0.5), ServerError()], ids=["poll", "failing dependency"])
+def test_a_step_that_is_rescheduled_costs_two_calls_of_redis(
+    worker: InProcessWorker, run: Run, outcome: Outcome | Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a step that was rescheduled before, so that Redis has the scripts
+    delivery = deliver(worker, FIRST, StepCalls(outcome))
+    calls: list[str] = []
+    execute = FakeRedis.execute_command
+
+    def counting(self: FakeRedis, *args: Any, **options: Any) -> Any:
+        calls.append(args[0])
+        return execute(self, *args, **options)
+
+    monkeypatch.setattr(FakeRedis, "execute_command", counting)
+
+    # When it is rescheduled once more
+    delivery = deliver(worker, FIRST, StepCalls(outcome), kwargs=delivery.kwargs)
+
+    # Then one call claims it, and one announces the next generation and releases the lock
+    assert delivery.ended == "retried"
+    assert calls == ["EVALSHA", "EVALSHA"]
