@@ -74,6 +74,25 @@ def serve_details() -> dict[str, JsonObject]:
     return dict(client.get_serve_details()["applications"]) if client is not None else {}
 
 
+def live_applications() -> dict[str, JsonObject] | None:
+    """Ask Serve for all applications, as far as it knows them by now.
+
+    Returns:
+        As `serve_details`. None when Serve does not run, and when it shows no application while its proxies
+        are not healthy: then it may be starting, and has not shown yet what it will run.
+    """
+    from ray.serve.context import _get_global_client
+
+    forget_lost_controller()
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return None
+    details = client.get_serve_details()
+    proxies = [_value(proxy["status"]) for proxy in (details.get("proxies") or {}).values()]
+    is_up = bool(proxies) and all(status == "HEALTHY" for status in proxies)
+    return dict(details["applications"]) if details["applications"] or is_up else None
+
+
 def forget_lost_controller() -> None:
     """Drop Serve's cached handle of its controller when that does not answer.
 

@@ -9,7 +9,12 @@ from typing import Any, Protocol
 
 from shared.messages import JsonObject
 from shared.statuses import ServeApplicationStatus
-from worker.actions.serve_state import deployment_digest, interpret_serve_status, serve_details
+from worker.actions.serve_state import (
+    deployment_digest,
+    interpret_serve_status,
+    live_applications,
+    serve_details,
+)
 from worker.actions.serve_submit import remove_application
 from worker.plugins import PluginHostUnavailableError, RayDriverError
 from worker.plugins.ray_driver import RayConnection
@@ -67,6 +72,11 @@ class RayCluster:
     def applications(self) -> dict[str, JsonObject]:
         """Serve's details of all applications; empty when Serve does not run."""
         return dict(self._ask_serve(serve_details))
+
+    def live_applications(self) -> dict[str, JsonObject] | None:
+        """The same; None when Serve does not run, or is only starting."""
+        found = self._ask_serve(live_applications)
+        return None if found is None else dict(found)
 
     def state(self, app_name: str, max_age: float = 0.0) -> ServeState:
         """What Serve shows of the application.

@@ -20,7 +20,7 @@ class DeployedPackages:
     """The packages of the applications on this worker's cluster, which Ray must keep.
 
     An application goes on with the content that was submitted; its release may have other content by now. So
-    what Serve shows is kept, and while it does not answer, what it showed last.
+    what Serve shows is kept, and while it does not answer or is starting, what it showed last.
     """
 
     def __init__(self, services: Services) -> None:
@@ -43,7 +43,9 @@ class DeployedPackages:
             return
         try:
             services.ray.connect()
-            for package, release in self._in_use(self._live_applications()).items():
+            # Before Serve is asked, which may not show yet what is added after that.
+            added = redis.hgetall(self._key)
+            for package, release in self._in_use(added, self._live_applications()).items():
                 self._pin(package, release)
         except PluginHostUnavailableError as error:
             redis.delete(f"{self._key}:pinned")
@@ -60,26 +62,29 @@ class DeployedPackages:
         except (PluginError, OSError) as error:
             log.warning("package not pinned", plugin=release, error_type=type(error).__name__)
 
-    def _in_use(self, live: dict[str, JsonObject]) -> dict[str, str]:
-        """The URIs of the packages in use, each with the name of its release."""
+    def _in_use(self, added: dict[str, str], live: dict[str, JsonObject] | None) -> dict[str, str]:
+        """The URIs of the packages in use, each with the name of its release.
+
+        `added`: the applications with their releases; `live`: what Serve runs, None while it is not known.
+        """
         redis = self._services.redis
         known = redis.hgetall(self._packages_key)
         used: dict[str, str] = {}
-        for app_name, release in redis.hgetall(self._key).items():
-            if live and app_name not in live:
+        for app_name, release in added.items():
+            if live is not None and app_name not in live:
                 redis.hdel(self._key, app_name)
                 redis.hdel(self._packages_key, app_name)
                 continue
-            shown = packages_of(live.get(app_name, {}))
+            shown = packages_of((live or {}).get(app_name, {}))
             if shown:
                 redis.hset(self._packages_key, app_name, json.dumps(shown))
             packages = shown or json.loads(known.get(app_name, "[]"))
             used |= dict.fromkeys(packages, release)
         return used
 
-    def _live_applications(self) -> dict[str, JsonObject]:
-        """What Serve runs; empty also when it does not answer, and then nothing is taken to be gone."""
+    def _live_applications(self) -> dict[str, JsonObject] | None:
+        """What Serve runs; None when it does not answer or is starting: then nothing is taken to be gone."""
         try:
-            return RayCluster(self._services.ray).applications()
+            return RayCluster(self._services.ray).live_applications()
         except PluginHostUnavailableError:
-            return {}
+            return None

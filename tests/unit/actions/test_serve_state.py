@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 
-from worker.actions.serve_state import MAX_CHARS, MAX_READ_LINES, clean_reason, interpret_serve_status
+from worker.actions.serve_state import (
+    MAX_CHARS,
+    MAX_READ_LINES,
+    clean_reason,
+    interpret_serve_status,
+    live_applications,
+)
 from worker.platform import register_secrets
 
 FRAME = '  File "{file}", line 3, in __init__'
@@ -119,3 +125,33 @@ def test_status_is_one_of_three_buckets_with_a_reason() -> None:
         '    raise ValueError("the weights are gone")',
         "ValueError: the weights are gone at",
     ]
+
+
+@pytest.mark.parametrize(
+    ("applications", "proxies", "known"),
+    [
+        ({}, [], None),
+        ({}, ["STARTING"], None),
+        ({}, ["HEALTHY", "UNHEALTHY"], None),
+        ({}, ["HEALTHY"], {}),
+        ({"a": {}}, ["STARTING"], {"a": {}}),
+        ({"a": {}}, [], {"a": {}}),
+    ],
+)
+def test_no_application_is_known_only_once_serve_is_up(
+    monkeypatch: pytest.MonkeyPatch, applications: dict[str, Any], proxies: list[str], known: object
+) -> None:
+    class Client:
+        def get_serve_details(self) -> dict[str, Any]:
+            details = {str(number): {"status": status} for number, status in enumerate(proxies)}
+            return {"applications": applications, "proxies": details}
+
+    monkeypatch.setattr("worker.actions.serve_state.forget_lost_controller", lambda: None)
+    monkeypatch.setattr("ray.serve.context._get_global_client", lambda **_: Client())
+    assert live_applications() == known
+
+
+def test_no_application_is_known_while_serve_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.actions.serve_state.forget_lost_controller", lambda: None)
+    monkeypatch.setattr("ray.serve.context._get_global_client", lambda **_: None)
+    assert live_applications() is None

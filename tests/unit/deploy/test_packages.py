@@ -57,7 +57,7 @@ class Packages:
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeRayDriver:
     monkeypatch.setattr("worker.plugins.ray_driver.connection._probe", lambda *_: None)
-    return FakeRayDriver(serve_details={APP: running(A)})
+    return FakeRayDriver(live_applications={APP: running(A)})
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_what_runs_is_pinned_though_its_release_is_another(
     assert packages.pinned == [A]
 
     # When the new content is deployed, then that is pinned and the old one no more
-    driver.answers["serve_details"] = {APP: running(B)}
+    driver.answers["live_applications"] = {APP: running(B)}
     pin_again(deployed, redis)
     assert packages.pinned == [A, B]
 
@@ -124,7 +124,7 @@ def test_packages_stay_pinned_while_serve_does_not_answer(
     deployed = DeployedPackages(harness.services)
     deployed.add(APP, "digits@1.0.0")
     deployed.pin()
-    driver.answers["serve_details"] = RayDriverError("TimeoutError", "no answer")
+    driver.answers["live_applications"] = RayDriverError("TimeoutError", "no answer")
 
     pin_again(deployed, redis)
 
@@ -137,7 +137,7 @@ def test_package_of_a_gone_application_is_pinned_no_more(
     deployed = DeployedPackages(harness.services)
     deployed.add(APP, "digits@1.0.0")
     deployed.pin()
-    driver.answers["serve_details"] = {"another@1.0.0": running(B)}
+    driver.answers["live_applications"] = {"another@1.0.0": running(B)}
 
     pin_again(deployed, redis)
 
@@ -145,11 +145,56 @@ def test_package_of_a_gone_application_is_pinned_no_more(
     assert redis.keys("synapse:deployed:*") == ["synapse:deployed:{any}:pinned"]
 
 
+def test_the_last_application_that_is_removed_is_pinned_no_more(
+    harness: DeployHarness, packages: Packages, redis: FakeRedis, driver: FakeRayDriver
+) -> None:
+    deployed = DeployedPackages(harness.services)
+    deployed.add(APP, "digits@1.0.0")
+    deployed.pin()
+    driver.answers["live_applications"] = {}
+
+    pin_again(deployed, redis)
+
+    assert packages.pinned == [A]
+    assert redis.keys("synapse:deployed:*") == ["synapse:deployed:{any}:pinned"]
+
+
+def test_packages_stay_pinned_while_serve_is_starting(
+    harness: DeployHarness, packages: Packages, redis: FakeRedis, driver: FakeRayDriver
+) -> None:
+    deployed = DeployedPackages(harness.services)
+    deployed.add(APP, "digits@1.0.0")
+    deployed.pin()
+    driver.answers["live_applications"] = None
+
+    pin_again(deployed, redis)
+
+    assert packages.pinned == [A, A]
+
+
+def test_an_application_that_is_submitted_meanwhile_stays_known(
+    harness: DeployHarness, packages: Packages, redis: FakeRedis, driver: FakeRayDriver
+) -> None:
+    # Given another application, which is submitted after Serve has answered
+    deployed = DeployedPackages(harness.services)
+    deployed.add(APP, "digits@1.0.0")
+
+    def answer() -> dict[str, Any]:
+        deployed.add("late@1.0.0", "late@1.0.0")
+        return {APP: running(A)}
+
+    driver.answers["live_applications"] = answer
+    deployed.pin()
+
+    # Then it is not taken to be gone
+    assert redis.hkeys("synapse:deployed:{any}") == [APP, "late@1.0.0"]
+
+
 def test_one_unusable_release_leaves_the_others_pinned(
     harness: DeployHarness, packages: Packages, driver: FakeRayDriver
 ) -> None:
     # Given two applications, and a release that cannot be read though its package is gone
-    driver.answers["serve_details"] = {"broken@1.0.0": running(B), APP: running(A)}
+    driver.answers["live_applications"] = {"broken@1.0.0": running(B), APP: running(A)}
     packages.there = {A}
     deployed = DeployedPackages(harness.services)
     deployed.add("broken@1.0.0", "broken@1.0.0")
