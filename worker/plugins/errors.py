@@ -36,6 +36,10 @@ class PluginHostUnavailableError(PluginError):
     """The host that runs plugin code is unavailable. A retry later may succeed."""
 
 
+class ReleaseChangedError(PluginHostUnavailableError):
+    """The release's files are no longer those of its checksum. A retry later sees the new ones."""
+
+
 class PluginHostBusyError(PluginHostUnavailableError):
     """The release's process is busy with another run or chunk. A retry later gets a slot."""
 

@@ -13,7 +13,12 @@ from typing import Any, Protocol
 
 from shared.messages import JsonObject
 from worker.plugins import store
-from worker.plugins.errors import PluginHostUnavailableError, RayDriverError, ReleaseInvalidError
+from worker.plugins.errors import (
+    PluginHostUnavailableError,
+    RayDriverError,
+    ReleaseChangedError,
+    ReleaseInvalidError,
+)
 from worker.plugins.ray_driver import RayConnection, operations
 from worker.plugins.run_end import held
 from worker.plugins.store import Release
@@ -68,9 +73,9 @@ _MARKER = ".synapse-worker-package"
 """Two such entries at the top of a package: Ray drops the top folder of a `file://` package with only one."""
 
 
-def zip_release(root: Path) -> bytes:
-    """The release's files as a zip whose bytes depend only on their names and contents."""
-    buffer = io.BytesIO()
+def zip_release(root: Path) -> tuple[bytes, str]:
+    """The release's files as a zip, whose bytes depend only on names and contents, and their checksum."""
+    buffer, digest = io.BytesIO(), store.ReleaseDigest()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in (_MARKER, f"{_MARKER}-2"):
             archive.writestr(zipfile.ZipInfo(name, _EPOCH), b"")
@@ -78,8 +83,23 @@ def zip_release(root: Path) -> bytes:
             entry = zipfile.ZipInfo(relative, _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = (0o755 if os.access(path, os.X_OK) else 0o644) << 16
-            archive.writestr(entry, path.read_bytes())
-    return buffer.getvalue()
+            content = path.read_bytes()
+            digest.begin_file(relative, len(content))
+            digest.update(content)
+            archive.writestr(entry, content)
+    return buffer.getvalue(), digest.hexdigest()
+
+
+def package_of(release: Release) -> bytes:
+    """The release as a zip of the very files of its checksum.
+
+    Raises `ReleaseChangedError` when there are others by now, which would be deployed under the checksum of
+    those that the store has seen.
+    """
+    content, checksum = zip_release(release.path)
+    if checksum != release.checksum:
+        raise ReleaseChangedError(f"the files of {release.name} are being changed")
+    return content
 
 
 class Packages(Protocol):
@@ -131,7 +151,7 @@ class RayPackages:
 
     def restore(self, uri: str, release: Release) -> bool:
         """See `Packages.restore`."""
-        content = zip_release(release.path)
+        content, _ = zip_release(release.path)
         if _uri_of(content) != uri:
             return False
         try:
@@ -143,10 +163,10 @@ class RayPackages:
     def _ensure_uploaded(self, release: Release, uri: str) -> str:
         content = b""
         if not uri:
-            content = zip_release(release.path)
+            content = package_of(release)
             uri = _uri_of(content)
         if not self._keep(uri):
-            self._upload(uri, content or zip_release(release.path))
+            self._upload(uri, content or package_of(release))
         return uri
 
     def _upload(self, uri: str, content: bytes) -> None:
@@ -177,7 +197,7 @@ class FolderPackages:
         """See `Packages.ensure`; a package is written once, whole or not at all."""
         known = self._known.get(release.checksum)
         if known is None or not known.is_file():
-            data = zip_release(release.path)
+            data = package_of(release)
             known = self._folder.resolve() / f"{hashlib.sha256(data).hexdigest()[:40]}.zip"
             if not known.is_file():
                 self._write(known, data)

@@ -77,19 +77,31 @@ def release_checksum(root: Path, max_bytes: int) -> str:
 
     It names the release's content and protects nothing.
     """
-    digest = hashlib.md5(usedforsecurity=False)
+    digest = ReleaseDigest()
     total = 0
     for relative, path in release_files(root):
         size = path.stat().st_size
         total += size
         if total > max_bytes:
             raise ReleaseInvalidError(f"the release is larger than {max_bytes} bytes")
-        name = relative.encode("utf-8", "surrogateescape")
-        digest.update(f"{len(name)}:{size}:".encode() + name)
+        digest.begin_file(relative, size)
         with path.open("rb") as file:
             while chunk := file.read(CHUNK_BYTES):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+class ReleaseDigest:
+    """The digest behind `release_checksum`, for whoever reads the files in the order of `release_files`."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.md5(usedforsecurity=False)
+        self.update, self.hexdigest = self._digest.update, self._digest.hexdigest
+
+    def begin_file(self, relative: str, size: int) -> None:
+        """A file of `size` bytes follows."""
+        name = relative.encode("utf-8", "surrogateescape")
+        self._digest.update(f"{len(name)}:{size}:".encode() + name)
 
 
 def folder_stamp(root: Path) -> str:

@@ -9,13 +9,22 @@ from pathlib import Path
 import pytest
 
 from tests.harness.fake_ray_driver import FakeRayDriver
+from worker import blame
 from worker.plugins import (
     PluginHostUnavailableError,
     PluginStore,
     RayDriverError,
     ReleaseInvalidError,
 )
-from worker.plugins.package import RECHECK_SECONDS, FolderPackages, RayPackages, runtime_env, zip_release
+from worker.plugins.errors import ReleaseChangedError
+from worker.plugins.package import (
+    RECHECK_SECONDS,
+    FolderPackages,
+    RayPackages,
+    package_of,
+    runtime_env,
+    zip_release,
+)
 from worker.plugins.ray_driver import RayConnection
 
 Write = Callable[..., Path]
@@ -65,7 +74,7 @@ def test_package_is_uploaded_once_and_checked_again(
     kept.clear()  # Ray forgot it
     packages._checked[release.checksum] = (uri, time.monotonic() - RECHECK_SECONDS - 1)
     assert packages.ensure(release) == uri
-    assert list(kept.values()) == [zip_release(release.path)]
+    assert list(kept.values()) == [package_of(release)]
 
 
 def test_package_is_checked_again_on_a_new_connection(
@@ -138,7 +147,7 @@ def test_upload_that_fails_says_why(
 
 def test_package_has_two_entries_at_its_top(store: PluginStore, write_release: Write) -> None:
     write_release("cat@1.0")
-    with zipfile.ZipFile(io.BytesIO(zip_release(store.get("cat@1.0").path))) as archive:
+    with zipfile.ZipFile(io.BytesIO(package_of(store.get("cat@1.0")))) as archive:
         tops = {name.partition("/")[0] for name in archive.namelist()}
     assert {"plugin", "config.yaml"} < tops
 
@@ -148,7 +157,7 @@ def test_folder_stores_packages(store: PluginStore, write_release: Write, tmp_pa
     release = store.get("cat@1.0")
     uri = FolderPackages(tmp_path / "shared").ensure(release)
     file = Path(uri.removeprefix("file://"))
-    assert file.read_bytes() == zip_release(release.path)
+    assert file.read_bytes() == package_of(release)
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
@@ -174,3 +183,34 @@ def test_release_cannot_choose_its_working_dir(store: PluginStore, write_release
     write_release("cat@1.0", config=CONFIG + "runtime_env: {{working_dir: s3://elsewhere}}")
     with pytest.raises(ReleaseInvalidError, match="must not set working_dir"):
         runtime_env(store.get("cat@1.0"), "gcs://p.zip", {})
+
+
+@pytest.mark.parametrize("kind", ["ray", "folder"])
+def test_no_package_is_made_of_other_files_than_those_of_the_checksum(
+    store: PluginStore,
+    write_release: Write,
+    connection: RayConnection,
+    kept: dict[str, bytes],
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    # Given a release whose files were changed in place since they were looked at
+    folder = write_release("cat@1.0")
+    release = store.get("cat@1.0")
+    (folder / "plugin" / "more.py").write_text("")
+    packages = RayPackages(connection) if kind == "ray" else FolderPackages(tmp_path / "shared")
+
+    # Then no package bears its checksum, and the step is tried again
+    with pytest.raises(ReleaseChangedError, match=r"the files of cat@1\.0 are being changed") as raised:
+        packages.ensure(release)
+    assert blame.in_step(raised.value).retries is blame.Retries.HOUR
+    assert kept == {}
+
+    # And once they are seen, they have a checksum and a package of their own
+    assert packages.ensure(store.get("cat@1.0"))
+
+
+def test_the_checksum_of_a_package_is_that_of_the_store(store: PluginStore, write_release: Write) -> None:
+    folder = write_release("cat@1.0", words="WORD = 1")
+    (folder / "plugin" / "empty.txt").touch()
+    assert zip_release(folder)[1] == store.get("cat@1.0").checksum
