@@ -38,6 +38,11 @@ def kept_log_sizes_key() -> str:
     return f"{redis_prefix()}:{{logs}}:kept:sizes"
 
 
+def entry_deaths_key(message_id: str) -> str:
+    """Set: a token of each delivery of an entry message whose worker died, see `counting_deaths`."""
+    return f"{redis_prefix()}:entry_deaths:{message_id}"
+
+
 class RunField(StrEnum):
     """Fields of `run_key`. Scripts reach them as `RUN.end` and so on."""
 

@@ -1,18 +1,22 @@
 """A task whose message can be delivered again: what is known of its deliveries, and its next one."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import structlog
 from celery import Task, exceptions
+from redis import RedisError
 
+from shared.channels import RETENTION_SECONDS
 from shared.statuses import JobStatus
 from worker import blame
 from worker.blame import Retries
 from worker.platform import clean
 from worker.runs.heartbeat import run_member
+from worker.runs.keys import entry_deaths_key
 from worker.runs.model import Finish
 from worker.runs.runs import Runs
 
@@ -24,6 +28,9 @@ WAITED_HEADER = "synapse_waited_seconds"
 
 NEWER_HEADER = "synapse_newer_seconds"
 """Header of a retried message: the seconds that it has waited for a worker of a newer release."""
+
+SEPARATED_HEADER = "synapse_separated"
+"""Header of a retried message: after how many deaths it was delayed at random."""
 
 INFRASTRUCTURE_RETRY_SECONDS = 1.0
 MAX_DEPENDENCY_WAIT_SECONDS = 3600.0
@@ -81,12 +88,14 @@ class DeliveredTask(Task):
         max_countdown: float | None = None,
         waited_seconds: float | None = None,
         newer_seconds: float | None = None,
+        separated: int | None = None,
         **changes: Any,
     ) -> NoReturn:
         """Deliver this message again after `countdown` seconds, with the arguments in `changes`.
 
         `max_countdown`: seconds, in place of the longest countdown that the worker itself chooses.
-        `waited_seconds`, `newer_seconds`: new values of `WAITED_HEADER` and `NEWER_HEADER`; else as before.
+        `waited_seconds`, `newer_seconds`, `separated`: new values of the headers of this module; else as
+        before.
         """
         kwargs = {**self.request.kwargs, **changes}
         if max_countdown is None:
@@ -95,6 +104,8 @@ class DeliveredTask(Task):
         headers = {**(self.request.headers or {}), WAITED_HEADER: waited}
         if newer_seconds is not None:
             headers[NEWER_HEADER] = newer_seconds
+        if separated is not None:
+            headers[SEPARATED_HEADER] = separated
         try:
             self.retry(kwargs=kwargs, countdown=min(countdown, max_countdown), headers=headers)
         except exceptions.Retry as retry:
@@ -126,15 +137,44 @@ class DeliveredTask(Task):
             self.retry_later(countdown, waited_seconds=waited + countdown, **changes)
         log.error(REJECTED_TEXT, error_type=type(error).__name__, error=clean(str(error)))
 
+    def _separated(self) -> object:
+        return (self.request.headers or {}).get(SEPARATED_HEADER)
+
     def end_after_deaths(self, name: str, job: str, died: int) -> Finish | None:
         """The end of a run whose step killed worker after worker; None when the step is to be tried."""
         if died >= MAX_DEATHS:
             log.error("step not tried again", deaths=died)
             return Finish(JobStatus.FAILED, {"error": f"{died} workers died during {name}; {DEATHS_ADVICE}"})
-        if died >= MIN_DEATHS_TO_SEPARATE and self.request.kwargs.get("separated") != died:
+        if died >= MIN_DEATHS_TO_SEPARATE and self._separated() != died:
             # The steps that were in a dead worker are delivered together. Apart, only the reason dies again.
             log.warning("step of dead workers delayed", deaths=died)
             countdown = random.uniform(0.0, self.runs.timing.max_countdown)
             self.runs.heartbeats.schedule(run_member(job), countdown)
             self.retry_later(countdown, redelivered=True, separated=died)
         return None
+
+    @contextmanager
+    def counting_deaths(self) -> Iterator[int]:
+        """How many workers died with this message of an entry task; a death in the block counts, too.
+
+        Only what is delivered again costs a call of Redis. That the first delivery has died is taken for
+        granted then.
+        """
+        if not self.is_redelivered() and self._separated() is None:
+            yield 0
+            return
+        key, token, died = entry_deaths_key(str(self.request.id)), self.runs.locks.new_token(), 0
+        # Without Redis the message is retried anyway.
+        with suppress(RedisError), self.runs.redis.pipeline(transaction=True) as pipe:
+            pipe.scard(key)
+            pipe.sadd(key, token)
+            pipe.expire(key, RETENTION_SECONDS)
+            died = 1 + int(pipe.execute()[0])
+        try:
+            if MIN_DEATHS_TO_SEPARATE <= died < MAX_DEATHS and self._separated() != died:
+                log.warning("message of dead workers delayed", deaths=died)
+                self.retry_later(random.uniform(0.0, self.runs.timing.max_countdown), separated=died)
+            yield died
+        finally:
+            with suppress(RedisError):
+                self.runs.redis.srem(key, token)

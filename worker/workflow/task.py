@@ -41,7 +41,9 @@ from worker.services import services
 from worker.workflow import intake
 from worker.workflow.dead_letters import reject_message
 from worker.workflow.delivery import (
+    DEATHS_ADVICE,
     INFRASTRUCTURE_RETRY_SECONDS,
+    MAX_DEATHS,
     MAX_DEPENDENCY_WAIT_SECONDS,
     NEWER_HEADER,
     REJECTED_TEXT,
@@ -60,6 +62,7 @@ log = structlog.get_logger(__name__)
 
 StepFunction: TypeAlias = Callable[[Run[MessageT, StateT]], Outcome]
 ModelT = TypeVar("ModelT", bound=BaseModel)
+EntryModel: TypeAlias = type[DeployMessage] | type[ToTaskMessage]
 
 NEWER_RUN_SECONDS = 5.0
 """Delay of the message of a run that only newer workers of the fleet understand."""
@@ -382,17 +385,18 @@ class StepTask(DeliveredTask):
             self.reject(args, kwargs, str(rejection))
             return None
 
-    def accept(
-        self,
-        model: type[DeployMessage] | type[ToTaskMessage],
-        first: Step,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
+    def accept(self, model: EntryModel, first: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Accept a message: create its run, once, and publish its first step; or keep it as a dead letter.
 
         It is retried while Redis, the broker or the plugin store is unavailable.
         """
+        with self.counting_deaths() as died:
+            if died >= MAX_DEATHS:
+                self.reject(args, kwargs, f"{died} workers died while it was read; {DEATHS_ADVICE}")
+            else:
+                self._accept(model, first, args, kwargs)
+
+    def _accept(self, model: EntryModel, first: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         routing_key = (self.request.delivery_info or {}).get("routing_key")
         try:
             message = parse(model, args, kwargs, services().store)

@@ -106,6 +106,7 @@ class TaskRunner:
         message_id: str | None = None,
         headers: dict[str, Any] | None = None,
         retries_before: int = 0,
+        redelivered: bool = False,
     ) -> Delivery:
         """`deliver` for arguments of any name."""
         task = self._app.tasks[name]
@@ -125,6 +126,7 @@ class TaskRunner:
             routing_key=self.routing_key,
             headers=headers or {},
             retries=retries_before,
+            redelivered=redelivered,
         ):
             try:
                 task(*args, **kwargs)

@@ -1,6 +1,7 @@
 """How long a message is delivered again: workers that die, runs that cannot be read, a Redis that rejects."""
 
 import json
+from typing import Any
 
 import pytest
 from fakeredis import FakeRedis
@@ -17,7 +18,7 @@ from worker.runs.model import Continue, Reschedule, Run, Step, Suspend
 from worker.runs.runs import Runs
 from worker.to_task.discover import Page, PageCommit, TaskIndex
 from worker.to_task.ledger import RedisLedger, TaskOutcome
-from worker.workflow.delivery import MAX_DEATHS
+from worker.workflow.delivery import MAX_DEATHS, SEPARATED_HEADER
 from worker.workflow.task import StepTask
 
 GENERATION = {"job": "42", "generation": 0}
@@ -32,11 +33,11 @@ def die(runs: Runs, step: Step, *, times: int = 1, part: str = "", generation: i
     runs.redis.delete(lock)
 
 
-def deliver_apart(worker: InProcessWorker, step: Step, calls: StepCalls, **options: str) -> Delivery:
+def deliver_apart(worker: InProcessWorker, step: Step, calls: StepCalls, **options: Any) -> Delivery:
     """Deliver, and once more when the step is delayed to keep it apart from others."""
     delivery = deliver(worker, step, calls, redelivered=True, **options)
-    if "separated" in delivery.kwargs:
-        delivery = deliver(worker, step, calls, kwargs=delivery.kwargs, **options)
+    if SEPARATED_HEADER in delivery.headers:
+        delivery = deliver(worker, step, calls, kwargs=delivery.kwargs, headers=delivery.headers, **options)
     return delivery
 
 
@@ -87,8 +88,10 @@ def test_step_of_two_dead_workers_is_delayed_once(worker: InProcessWorker, runs:
 
     # Then it is tried, and delayed again only after another death
     die(runs, FIRST)
-    assert deliver(worker, FIRST, calls, kwargs=delayed.kwargs).kwargs["separated"] == 3
-    assert deliver(worker, FIRST, calls, kwargs={**delayed.kwargs, "separated": 3}).ended == "acknowledged"
+    delayed = deliver(worker, FIRST, calls, kwargs=delayed.kwargs, headers=delayed.headers)
+    assert (delayed.ended, delayed.headers[SEPARATED_HEADER]) == ("retried", 3)
+    delivery = deliver(worker, FIRST, calls, kwargs=delayed.kwargs, headers=delayed.headers)
+    assert delivery.ended == "acknowledged"
     assert len(calls) == 1
 
 

@@ -1,7 +1,7 @@
 """How a message becomes a run, and whether its job is still to be done."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from fakeredis import FakeRedis
@@ -9,7 +9,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.channels import job_key
 from shared.messages import ToTaskMessage
-from tests.harness.in_process_worker import RecordingPublisher
+from tests.harness.in_process_worker import Delivery, RecordingPublisher
 from tests.unit.runs.example_workflow import end_by_an_older_worker
 from tests.unit.workflow.harness import (
     MESSAGE,
@@ -239,3 +239,88 @@ def test_job_that_the_backend_does_not_know_starts(
     backend.get_error = NotFoundError()
 
     assert deliver_and_begin(task_runner, services)
+
+
+class Deaths:
+    """Deliveries of one message, during which the release is read and the worker may die."""
+
+    def __init__(
+        self, task_runner: TaskRunner, services: FakeServices, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self._task_runner, self._services, self._monkeypatch = task_runner, services, monkeypatch
+
+    def deliver(self, *, dies: bool, headers: dict[str, Any] | None = None) -> Delivery:
+        """A second or later delivery; a worker that dies gives nothing back."""
+        with self._monkeypatch.context() as patches:
+            if dies:
+                patches.setattr(self._services.store, "get", lambda _: self._kill(patches))
+            try:
+                return self._task_runner.deliver_all(
+                    "test.deploy", MESSAGE, message_id="m1", headers=headers, redelivered=headers is None
+                )
+            except KilledError:
+                return Delivery("died")
+
+    def _kill(self, patches: pytest.MonkeyPatch) -> NoReturn:
+        patches.setattr(self._services.redis, "srem", lambda *_: None)
+        raise KilledError
+
+    def die(self) -> None:
+        """A redelivery during which the worker dies; when it is delayed, the delivery after that."""
+        delivery = self.deliver(dies=True)
+        if delivery.ended == "retried":
+            delivery = self.deliver(dies=True, headers=delivery.headers)
+        assert delivery.ended == "died"
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def deaths(task_runner: TaskRunner, services: FakeServices, monkeypatch: pytest.MonkeyPatch) -> Deaths:
+    return Deaths(task_runner, services, monkeypatch)
+
+
+def test_a_message_that_kills_five_workers_is_rejected(
+    deaths: Deaths, services: FakeServices, redis: FakeRedis
+) -> None:
+    # Given a message whose first delivery and four more died
+    for _ in range(4):
+        deaths.die()
+
+    # When it comes again
+    assert deaths.deliver(dies=False).ended == "acknowledged"
+
+    # Then it is a dead letter with the reason, and no run
+    (letter,) = dead_letters(redis)
+    assert letter["reason"].startswith("5 workers died while it was read; see why they ended")
+    assert not services.runs.store.exists("42")
+
+
+def test_a_message_that_kills_four_workers_is_accepted_by_the_next(
+    deaths: Deaths, services: FakeServices
+) -> None:
+    for _ in range(3):
+        deaths.die()
+    delayed = deaths.deliver(dies=False)
+    assert (delayed.ended, delayed.countdown is not None) == ("retried", True)
+
+    assert deaths.deliver(dies=False, headers=delayed.headers).ended == "acknowledged"
+    assert services.runs.store.exists("42")
+
+
+def test_deliveries_that_end_count_as_no_death(deaths: Deaths, services: FakeServices) -> None:
+    # Given a plugin store that is away during many deliveries
+    services.store.error = PluginHostUnavailableError("away")
+    for _ in range(10):
+        assert deaths.deliver(dies=False).ended == "retried"
+    services.store.error = None
+
+    assert deaths.deliver(dies=False).ended == "acknowledged"
+    assert services.runs.store.exists("42")
+
+
+def test_a_message_that_comes_once_is_not_counted(task_runner: TaskRunner, redis: FakeRedis) -> None:
+    task_runner.deliver("test.deploy", **MESSAGE)
+    assert redis.keys("synapse:entry_deaths:*") == []
