@@ -47,6 +47,39 @@ def test_fifty_deploys_on_a_hanging_agent_delay_no_to_task(harness: PlatformHarn
         assert auditor.result.violations == []
 
 
+MAX_STOP_SECONDS = 4.0
+"""Of a stop while the backend hangs; a request to it is given up after ten seconds."""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("pool", "size"), [("threads", 4), pytest.param("prefork", 4, marks=pytest.mark.chaos)]
+)
+def test_a_stop_is_heard_while_the_backend_hangs(harness: PlatformHarness, pool: str, size: int) -> None:
+    with harness.fleet_behind_proxy("SYNAPSE_HOST", harness.sandbox.backend.url) as (fleet, proxy):
+        # Given many more runs than threads, whose steps call a backend that hangs
+        fleet.start_worker(concurrency=size, pool=pool)
+        project = fleet.new_project(2)
+        jobs = [fleet.new_job("echo@1.0.0", "to_task") for _ in range(8 * size)]
+        with proxy.fault("hang"):
+            for job in jobs:
+                fleet.to_task_by_file(job, project)
+            wait_for(lambda: len(proxy.server.received) >= size - 1, 30, "requests that hang")
+
+            # When one is stopped, then Redis says so at once, and the backend when it answers again
+            for job in jobs[: 2 * size]:
+                published = time.monotonic()
+                fleet.stop(job)
+                status = f"synapse:jobs:{{{job}}}"
+                wait_for(lambda: fleet.redis.hget(status, "status") == "STOPPED", 30, "a stop")  # noqa: B023
+                took = time.monotonic() - published
+                print(f"a stop was heard after {took:.2f} s")
+                assert took < MAX_STOP_SECONDS
+        for job in jobs:
+            expected = "STOPPED" if job in jobs[: 2 * size] else "SUCCEEDED"
+            assert fleet.wait_for_end(job, 60)["status"] == expected
+
+
 def _to_task_seconds(fleet: Fleet) -> float:
     job, project = fleet.new_job("echo@1.0.0", "to_task"), fleet.new_project(200)
     started = time.monotonic()

@@ -20,6 +20,9 @@ class PoolThread:
         slot = self._bulkhead.acquire(dependency, all_but_two=all_but_two)
         return self._executor.submit(self._slots.enter_context, slot).result()
 
+    def begin_step(self) -> bool:
+        return self._executor.submit(self._slots.enter_context, self._bulkhead.step()).result()
+
     def release_all(self) -> None:
         self._executor.submit(self._slots.close).result()
 

@@ -16,6 +16,11 @@ from worker.runs.model import Outcome, Reschedule
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 6.0
 """Most calls are short, so the first retry for a slot comes soon; some hang, so the later ones come later."""
 
+MAX_WAIT_SECONDS = 0.5
+"""For so long a step waits in its thread until another one ends, which most do within milliseconds."""
+WAIT_INTERVAL_SECONDS = 0.02
+"""Between two looks for a slot that another process gives back."""
+
 SECONDS_BETWEEN_TRIES = 0.05
 """Interval between all retries for one dependency, so that waiting messages keep no process busy."""
 
@@ -48,10 +53,10 @@ def release_share(plugin: str) -> str:
 
 
 class Bulkhead:
-    """Lets at most half of the threads work with one dependency at a time; no thread waits for a slot.
+    """Lets at most half of the threads work with one dependency at a time; no thread waits for such a slot.
 
-    All slots together never take the last thread, which is left to short tasks: stops, reports, entry tasks.
-    A thread that holds several slots counts once.
+    All slots and all steps together never take the last thread, which is left to short tasks: stops, entry
+    tasks. A thread that holds several slots counts once.
     """
 
     def __init__(
@@ -60,6 +65,9 @@ class Bulkhead:
         self._threads = threads
         self._shared = shared
         self._lock = threading.Lock()
+        self._released = threading.Condition(self._lock)
+        self._is_stuck = False
+        """A step has waited in vain, and none of this process has ended since."""
         self._taken: dict[str, set[int]] = {}
         self._slots_of_thread: Counter[int] = Counter()
         self._total_slots: dict[int, int] = {}
@@ -81,6 +89,32 @@ class Bulkhead:
             if slot is not None:
                 self._release(dependency, slot)
 
+    @contextmanager
+    def step(self) -> Iterator[bool]:
+        """Whether a step, or another task that calls a service, may begin in this thread.
+
+        A service that hangs holds the threads of all that call it until their timeouts. So one is kept free;
+        who finds no other waits a moment for one, but not while steps are stuck.
+        """
+        acquired = self._enter_step()
+        try:
+            yield acquired
+        finally:
+            if acquired:
+                with self._lock:
+                    self._leave(threading.get_ident())
+
+    def _enter_step(self) -> bool:
+        thread, deadline = threading.get_ident(), time.monotonic() + MAX_WAIT_SECONDS
+        limit = max(1, self._threads() - 1)
+        with self._lock:
+            while not self._enter(thread, limit):
+                if self._is_stuck or time.monotonic() >= deadline:
+                    self._is_stuck = True
+                    return False
+                self._released.wait(WAIT_INTERVAL_SECONDS)
+        return True
+
     def run(self, dependency: str, tries: int, function: Callable[[], Outcome]) -> Outcome:
         """The outcome of a step's function, called in a slot; the step is rescheduled when there is none."""
         with self.acquire(dependency) as acquired:
@@ -94,23 +128,33 @@ class Bulkhead:
             slot = self._take(dependency, limit)
             if slot is None:
                 return None
-            if not self._slots_of_thread[thread]:
-                total = self._take(ALL_DEPENDENCIES, limit_of_all)
-                if total is None:
-                    self._give_back(dependency, slot)
-                    return None
-                self._total_slots[thread] = total
-            self._slots_of_thread[thread] += 1
+            if not self._enter(thread, limit_of_all):
+                self._give_back(dependency, slot)
+                return None
             return slot
 
     def _release(self, dependency: str, slot: int) -> None:
-        thread = threading.get_ident()
         with self._lock:
             self._give_back(dependency, slot)
-            self._slots_of_thread[thread] -= 1
-            if not self._slots_of_thread[thread]:
-                del self._slots_of_thread[thread]
-                self._give_back(ALL_DEPENDENCIES, self._total_slots.pop(thread))
+            self._leave(threading.get_ident())
+
+    def _enter(self, thread: int, limit: int) -> bool:
+        """Count the thread among those that hold slots, if it is not one of them yet."""
+        if not self._slots_of_thread[thread]:
+            slot = self._take(ALL_DEPENDENCIES, limit)
+            if slot is None:
+                return False
+            self._total_slots[thread] = slot
+        self._slots_of_thread[thread] += 1
+        return True
+
+    def _leave(self, thread: int) -> None:
+        self._slots_of_thread[thread] -= 1
+        if not self._slots_of_thread[thread]:
+            del self._slots_of_thread[thread]
+            self._give_back(ALL_DEPENDENCIES, self._total_slots.pop(thread))
+            self._is_stuck = False
+            self._released.notify()
 
     def _take(self, name: str, limit: int) -> int | None:
         shared, taken = self._shared(), self._taken.setdefault(name, set())

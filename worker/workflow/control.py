@@ -54,7 +54,7 @@ def fail_rejected_job(
         return None
 
     # One at a time, because a late copy must not fail a job that was opened again meanwhile.
-    self.run_task(fail, lock=lock_key(job, FAIL_REJECTED_JOB.name))
+    self.run_task(fail, lock=lock_key(job, FAIL_REJECTED_JOB.name), calls_service=True)
 
 
 @shared_task(base=StepTask, bind=True, name=StopMessage.task)
@@ -74,7 +74,12 @@ def stop(self: StepTask, /, *args: Any, **kwargs: Any) -> None:
             # The report's lock keeps a run that is accepted meanwhile from updating the job as well. A worker
             # that died during this very stop may still hold it.
             lock = lock_key(job, REPORT)
-            self.run_task(lambda: _stop_queued_job(job), lock=lock, locked_seconds=STOP_LOCKED_SECONDS)
+            self.run_task(
+                lambda: _stop_queued_job(job),
+                lock=lock,
+                locked_seconds=STOP_LOCKED_SECONDS,
+                calls_service=True,
+            )
 
     self.run_task(stop_run)
 

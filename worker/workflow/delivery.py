@@ -1,7 +1,7 @@
 """A task whose message can be delivered again: what is known of its deliveries, and its next one."""
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -15,6 +15,7 @@ from shared.statuses import JobStatus
 from worker import blame
 from worker.blame import Retries
 from worker.platform import clean
+from worker.runs.bulkhead import ALL_DEPENDENCIES, bulkhead
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import entry_deaths_key
 from worker.runs.model import Finish
@@ -136,6 +137,17 @@ class DeliveredTask(Task):
             countdown = min(growing, self.runs.timing.max_countdown)
             self.retry_later(countdown, waited_seconds=waited + countdown, **changes)
         log.error(REJECTED_TEXT, error_type=type(error).__name__, error=clean(str(error)))
+
+    def in_slot(self, function: Callable[[], Retry | None], **changes: bool) -> Callable[[], Retry | None]:
+        """For what calls a service and is no step: retried with `changes` while no thread is free for it."""
+
+        def run() -> Retry | None:
+            with bulkhead.step() as may_begin:
+                if may_begin:
+                    return function()
+            return Retry(bulkhead.retry_countdown(ALL_DEPENDENCIES, self.request.retries), changes)
+
+        return run
 
     def _separated(self) -> object:
         return (self.request.headers or {}).get(SEPARATED_HEADER)

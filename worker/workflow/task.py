@@ -15,7 +15,7 @@ from worker import blame
 from worker.blame import INFRASTRUCTURE_ERRORS, RejectedMessageError, Retries
 from worker.platform import clean, shorten
 from worker.plugins import RunEndedError, waits_for_run
-from worker.runs.bulkhead import backoff
+from worker.runs.bulkhead import ALL_DEPENDENCIES, backoff, bulkhead
 from worker.runs.generations import GenerationClaim
 from worker.runs.heartbeat import run_member
 from worker.runs.model import (
@@ -154,7 +154,9 @@ class StepTask(DeliveredTask):
         name = f"{step.name}:{part}" if part else step.name
         lease = step_lease(job, name, self.runs.locks.new_token())
         redelivered = self.is_redelivered()
-        with bound_contextvars(job=job, step=name):
+        with bound_contextvars(job=job, step=name), bulkhead.step() as may_begin:
+            if not may_begin:
+                self.retry_unclaimed(job, bulkhead.retry_countdown(ALL_DEPENDENCIES, self.request.retries))
             try:
                 claim = self._claim(job, step, part, lease, generation, redelivered)
                 match claim.status:
@@ -309,11 +311,12 @@ class StepTask(DeliveredTask):
         *,
         lock: str | None = None,
         locked_seconds: float = REPUBLISH_SECONDS,
+        calls_service: bool = False,
     ) -> None:
         """Call `function` for a task that is not a step of a run, under the lock of that key if one is given.
 
         The message is retried as `function` says, after `locked_seconds` while another delivery holds the
-        lock, and while Redis or the broker is unavailable.
+        lock, while Redis or the broker is unavailable, and while no thread is free if it `calls_service`.
         """
 
         def run() -> Retry | None:
@@ -321,7 +324,7 @@ class StepTask(DeliveredTask):
                 return function()
             return self._run_locked(lambda _: function(), lock, Retry(locked_seconds))
 
-        self._retry_as_asked(run, {})
+        self._retry_as_asked(self.in_slot(run) if calls_service else run, {})
 
     def run_poll(
         self,
@@ -350,7 +353,7 @@ class StepTask(DeliveredTask):
             return self._run_locked(lambda lease: function(claimed.generation, lease), lock, locked)
 
         # When Redis was away during this delivery, it is unknown how far it came.
-        self._retry_as_asked(poll, {"redelivered": True})
+        self._retry_as_asked(self.in_slot(poll, redelivered=redelivered), {"redelivered": True})
 
     def _run_locked(
         self, function: Callable[[Lease], Retry | None], lock: str, retry_when_locked: Retry

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +14,7 @@ from tests.harness.pool_threads import NewThread
 from worker.pool import MIN_THREADS, MinThreadsStep, SlotFile
 from worker.runs.bulkhead import (
     MAX_RETRY_SECONDS,
+    MAX_WAIT_SECONDS,
     MIN_RETRY_SECONDS,
     SECONDS_BETWEEN_TRIES,
     Bulkhead,
@@ -209,3 +212,33 @@ def test_a_backoff_is_shortened_by_chance_by_a_quarter_at_most(monkeypatch: pyte
     assert len(waits) > 100
     assert min(waits) >= 6.0
     assert max(waits) <= 8.0
+
+
+def test_steps_leave_a_thread_to_control_work(new_thread: NewThread) -> None:
+    # Given a pool of four threads, in three of which steps hang, one of them with a slot
+    bulkhead = Bulkhead(lambda: 4)
+    hanging = [new_thread(bulkhead) for _ in range(3)]
+    assert all(thread.begin_step() for thread in hanging)
+    assert hanging[0].acquire("cluster")
+
+    # Then no other begins, neither in the last thread nor after it has waited once
+    begun = time.monotonic()
+    assert not new_thread(bulkhead).begin_step()
+    assert time.monotonic() - begun >= MAX_WAIT_SECONDS
+    begun = time.monotonic()
+    assert not any(new_thread(bulkhead).begin_step() for _ in range(20))
+    assert time.monotonic() - begun < MAX_WAIT_SECONDS, "nobody waits while steps are stuck"
+
+    # And one does when another has ended
+    hanging[0].release_all()
+    assert new_thread(bulkhead).begin_step()
+
+
+def test_a_step_waits_for_another_that_ends(new_thread: NewThread) -> None:
+    bulkhead = Bulkhead(lambda: 2)
+    first, second = new_thread(bulkhead), new_thread(bulkhead)
+    assert first.begin_step()
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(second.begin_step)
+        first.release_all()
+        assert waiting.result()
