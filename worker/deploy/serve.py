@@ -15,6 +15,7 @@ from worker.deploy.plan import (
     DEPLOY,
     PROGRESS_STEP,
     REGISTER,
+    DeployPlan,
     DeployRun,
     Submission,
     call_plugin,
@@ -36,6 +37,9 @@ SUPERSEDED_SECONDS = 10.0
 
 LOCKED_SECONDS = 1.0
 """Delay of a step while another run submits or removes the same application."""
+
+LATE_SUBMISSION_SECONDS = 30.0
+"""For so long after a stop Ray may carry out what it was asked to submit before."""
 
 
 def serve_run(run: DeployRun, services: Services, cluster: Cluster) -> Outcome:
@@ -150,7 +154,22 @@ def remove_after_stop(job: str, services: Services, cluster: Cluster) -> None:
         with Ownership(services, stopped.state.plan.app_name).locked() as is_locked:
             if not is_locked:
                 raise PluginHostUnavailableError("another run deploys or removes the same application")
+            if _may_still_arrive(stopped, stopped.state.plan, services, cluster):
+                raise PluginHostUnavailableError("what was being submitted at the stop may still arrive")
             _remove(stopped, services, cluster)
+
+
+def _may_still_arrive(run: DeployRun, plan: DeployPlan, services: Services, cluster: Cluster) -> bool:
+    """Whether the run was stopped amid its submission, which Serve does not show and may show later.
+
+    Ray cancels a call in its own time, so a look right after the end is too early.
+    """
+    submission = run.state.submission
+    if submission is None or submission.existed or run.state.submitted:
+        return False
+    ended_for = services.runs.store.seconds_since_end(run.job)
+    is_recent = ended_for is not None and ended_for < LATE_SUBMISSION_SECONDS
+    return is_recent and not cluster.state(plan.app_name).exists
 
 
 def _remove(run: DeployRun, services: Services, cluster: Cluster) -> bool:

@@ -9,11 +9,17 @@ from tests.unit.conftest import Clock
 from tests.unit.deploy.deploy_harness import APP, DEPLOYING, FAILED, PLAN, RUNNING, DeployHarness
 from worker.deploy.cluster import ServeState
 from worker.deploy.deployments import Ownership
-from worker.deploy.plan import AWAIT_RUNNING, REGISTER, SERVE_RUN
-from worker.deploy.serve import await_running, poll_countdown, remove_after_stop, serve_run
+from worker.deploy.plan import AWAIT_RUNNING, REGISTER, SERVE_RUN, Submission
+from worker.deploy.serve import (
+    LATE_SUBMISSION_SECONDS,
+    await_running,
+    poll_countdown,
+    remove_after_stop,
+    serve_run,
+)
 from worker.plugins import PluginCallError, PluginHostUnavailableError
 from worker.runs.keys import run_key
-from worker.runs.model import Continue, End, Outcome, Reschedule, Step
+from worker.runs.model import Continue, End, Outcome, Reschedule, Step, Suspend
 from worker.runs.reports.reporter import stop
 
 OTHER = ServeState(True, "running", "RUNNING", "", frozenset({"d0"}))
@@ -246,6 +252,42 @@ def test_a_stopped_run_removes_its_half_started_application(harness: DeployHarne
     clean_up(harness)
     clean_up(harness)
     assert harness.serve.removed == [APP]
+
+
+def stop_amid_submission(harness: DeployHarness, before: ServeState | None = None) -> None:
+    """The run is stopped while the plugin host submits, so that the call is abandoned."""
+    harness.serve.application = before or ServeState()
+    harness.update_state(plan=PLAN, submission=Submission(existed=before is not None, at=0.0))
+    harness.step(SERVE_RUN, lambda run: Suspend())
+    Ownership(harness.services, APP).acquire("42", existed=before is not None)
+    stop("42", harness.runs)
+
+
+def test_what_arrives_after_a_stop_amid_its_submission_is_removed(harness: DeployHarness) -> None:
+    # Given a run that was stopped while its application was submitted, of which Serve shows nothing yet
+    stop_amid_submission(harness)
+    with pytest.raises(PluginHostUnavailableError, match="may still arrive"):
+        clean_up(harness)
+
+    # When it arrives, then it is removed
+    harness.serve.application = DEPLOYING
+    clean_up(harness)
+    assert harness.serve.removed == [APP]
+
+
+def test_what_was_being_submitted_at_a_stop_is_waited_for_only_so_long(
+    harness: DeployHarness, clock: Clock
+) -> None:
+    stop_amid_submission(harness)
+    clock.forward(LATE_SUBMISSION_SECONDS + 1)
+    clean_up(harness)
+    assert harness.serve.removed == []
+
+
+def test_a_stop_amid_an_update_in_place_waits_for_nothing(harness: DeployHarness) -> None:
+    stop_amid_submission(harness, OTHER)
+    clean_up(harness)
+    assert harness.serve.removed == []
 
 
 @pytest.mark.parametrize("before", [OTHER, RUNNING])
