@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from shared.channels import RETENTION_SECONDS
 from shared.messages import ToTaskMethod
 from worker.blame import asks_for_later, retry_after_seconds
 from worker.lua import redis_time
-from worker.platform import ClientError
+from worker.platform import ClientError, error_type
 from worker.plugins import PluginHostBusyError
 from worker.pre_processor import classify_serve_app
 from worker.pre_processor.decision import application_failed, timed_out
@@ -16,7 +17,7 @@ from worker.runs.bulkhead import backoff, exponential
 from worker.runs.model import Continue, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs
 from worker.services import Services
-from worker.to_task.attempt import ChunkPass, FailedAttempt
+from worker.to_task.attempt import ChunkPass, FailedAttempt, TaskWork
 from worker.to_task.clients import AnnotationRuntime, AsyncBackend
 from worker.to_task.hooks import PluginHooks
 from worker.to_task.ledger import Ledger, OpenTask, RedisLedger
@@ -138,6 +139,8 @@ UNAVAILABLE_POLL_SECONDS = 5.0
 """Interval of polls for a pre-processor that became unavailable."""
 SLOW_SPELL_SECONDS = 120.0
 """So long a service must have asked for no later call before the run's log says again that it is slow."""
+MAX_STUCK_SECONDS = RETENTION_SECONDS
+"""For so long tasks that a service puts off are tried while nothing else of the run is done."""
 LOST_LEASE_POLL_SECONDS = 1.0
 """Delay after which a worker that lost its chunk's lease checks whether the new holder is alive."""
 PLUGIN_BUSY_POLL_SECONDS = 5.0
@@ -187,6 +190,7 @@ def _next_pass(
     message = run.message
     if attempt.postponed:
         _report_slowness(run, services, ledger, attempt)
+        _fail_stuck_tasks(run, chunk, services, ledger, attempt)
     by_inference = message.params.method is ToTaskMethod.INFERENCE
     if by_inference and _may_be_unavailable(attempt):
         if is_unavailable(run, services):
@@ -203,6 +207,28 @@ def _report_slowness(run: ToTaskRun, services: Services, ledger: RedisLedger, at
     if ledger.begin_slow_spell(SLOW_SPELL_SECONDS + (retry_after_seconds(error) or 0.0)):
         text = f"The backend is slow ({error}): annotating goes on more slowly."
         services.runs.events.message(run.job, text, step="annotate_task_data", level="warning")
+
+
+def _fail_stuck_tasks(
+    run: ToTaskRun, chunk: int, services: Services, ledger: RedisLedger, attempt: ChunkPass
+) -> None:
+    """Fail the tasks that a service has put off for a day, in which no task of the run was done.
+
+    It answers them alone with "later". The backend is asked for something simple before: while that is not
+    answered either, the run waits for as long as it takes.
+    """
+    counts, now = ledger.counts(), redis_time(services.redis)
+    done = counts.success + counts.failed
+    if run.state.stuck is None or run.state.stuck[0] != done:
+        services.runs.store.update_state(run, replace(run.state, stuck=(done, now)))
+        return
+    if now - run.state.stuck[1] < MAX_STUCK_SECONDS:
+        return
+    services.backend(run.message.tenant).get_project(run.message.params.project)
+    stuck = [task for task in ledger.open_tasks(chunk) if task.position in attempt.postponed]
+    errors = [attempt.postponed[task.position] for task in stuck]
+    texts = [f"{error_type(error)} for a day: {error}" for error in errors]
+    ledger.record([TaskWork(task).outcome(text) for task, text in zip(stuck, texts, strict=True)])
 
 
 def _may_be_unavailable(attempt: ChunkPass) -> bool:

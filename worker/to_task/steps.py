@@ -16,6 +16,8 @@ class ToTaskState(PreProcessorState):
 
     unavailable_since: float | None = stored_field("pre_processor_gone", None)
     """Redis's time at which the pre-processor was first found unavailable."""
+    stuck: tuple[int, float] | None = stored_field("stuck", None, decode=tuple)
+    """How many tasks were done when a service first put tasks off, and Redis's time at which it did."""
 
 
 TO_TASK = Workflow(ToTaskMessage, ToTaskState)

@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.unit.conftest import Clock
 from tests.unit.to_task.world import JOB, World
 from worker.platform import ClientConnectionError, RateLimitError
 from worker.runs.model import Continue, Reschedule
 from worker.testing.faults import RateLimiter, failing_share
+from worker.to_task.annotate import MAX_STUCK_SECONDS
 from worker.to_task.steps import FINALIZE
 
 Make = Callable[..., World]
@@ -96,3 +98,51 @@ def test_a_question_that_is_answered_with_later_ends_nothing(make_world: Make) -
 
     assert world.annotate(0) == Reschedule(60, is_asked_for=True)
     assert world.annotate(0) == Continue(FINALIZE)
+
+
+def test_a_task_that_is_put_off_for_a_day_while_others_are_not_fails(make_world: Make, clock: Clock) -> None:
+    # Given a task that alone is always answered 503
+    world = make_world(3)
+    world.collect()
+    world.backend.faults.fail("get_task", RateLimitError("503 Service Unavailable", 503), key=2)
+    assert isinstance(world.annotate(0), Reschedule)
+    clock.forward(MAX_STUCK_SECONDS - 60)
+    assert isinstance(world.annotate(0), Reschedule)
+    assert (world.record()["success"], world.record()["failed"]) == ("2", "0")
+
+    # When a day has passed in which nothing else was done, then it fails, and the run goes on to its end
+    clock.forward(120)
+    assert world.annotate(0) == Continue(FINALIZE)
+    (failure,) = world.ledger.failures()
+    assert failure.task_id == 2
+    assert "for a day: " in failure.error
+
+
+def test_tasks_that_are_put_off_are_waited_for_while_the_backend_does_not_answer(
+    make_world: Make, clock: Clock
+) -> None:
+    world = make_world(2)
+    world.collect()
+    world.backend.faults.fail("get_task", RateLimitError("503 Service Unavailable", 503))
+    world.backend.faults.fail("get_project", RateLimitError("503 Service Unavailable", 503))
+    world.annotate(0)
+    clock.forward(2 * MAX_STUCK_SECONDS)
+
+    assert isinstance(world.annotate(0), Reschedule)
+    assert (world.record()["success"], world.record()["failed"]) == ("0", "0")
+
+
+def test_the_day_begins_anew_with_each_task_that_is_done(make_world: Make, clock: Clock) -> None:
+    world = make_world(3)
+    world.collect()
+    world.backend.faults.fail("get_task", RateLimitError("503 Service Unavailable", 503), key=2)
+    world.backend.faults.fail("get_task", RateLimitError("503 Service Unavailable", 503), key=3, times=1)
+    world.annotate(0)
+    clock.forward(2 * MAX_STUCK_SECONDS)
+
+    # When another one is done that was put off, too
+    assert isinstance(world.annotate(0), Reschedule)
+
+    # Then the last one has its day
+    assert isinstance(world.annotate(0), Reschedule)
+    assert (world.record()["success"], world.record()["failed"]) == ("2", "0")
