@@ -94,7 +94,7 @@ class Bulkhead:
         """Whether a step, or another task that calls a service, may begin in this thread.
 
         A service that hangs holds the threads of all that call it until their timeouts. So one is kept free;
-        who finds no other waits a moment for one, but not while steps are stuck.
+        a step that finds no other waits a moment for one, but not while steps are stuck.
         """
         acquired = self._enter_step()
         try:

@@ -40,14 +40,12 @@ from worker.runs.store import DamagedRunError, StepClaim, UnreadableRunError, st
 from worker.services import services
 from worker.workflow import intake
 from worker.workflow.dead_letters import reject_message
+from worker.workflow.deaths import DEATHS_ADVICE, MAX_DEATHS, DeathCountingTask
 from worker.workflow.delivery import (
-    DEATHS_ADVICE,
     INFRASTRUCTURE_RETRY_SECONDS,
-    MAX_DEATHS,
     MAX_DEPENDENCY_WAIT_SECONDS,
     NEWER_HEADER,
     REJECTED_TEXT,
-    DeliveredTask,
     Retry,
 )
 from worker.workflow.validation import (
@@ -76,7 +74,7 @@ MAX_USER_MESSAGE_CHARS = 5_000
 """Of a text for users, kept in Redis, events and the job's result. A plugin's error fits in whole."""
 
 
-class StepTask(DeliveredTask):
+class StepTask(DeathCountingTask):
     """A Celery task: a step of a run (`run_step`), an entry task, or another task (`run_task`)."""
 
     abstract = True

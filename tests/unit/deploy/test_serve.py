@@ -263,7 +263,7 @@ def stop_amid_submission(harness: DeployHarness, before: ServeState | None = Non
     stop("42", harness.runs)
 
 
-def test_what_arrives_after_a_stop_amid_its_submission_is_removed(harness: DeployHarness) -> None:
+def test_what_arrives_after_a_stop_amid_submission_is_removed(harness: DeployHarness) -> None:
     # Given a run that was stopped while its application was submitted, of which Serve shows nothing yet
     stop_amid_submission(harness)
     with pytest.raises(PluginHostUnavailableError, match="may still arrive"):
@@ -275,9 +275,7 @@ def test_what_arrives_after_a_stop_amid_its_submission_is_removed(harness: Deplo
     assert harness.serve.removed == [APP]
 
 
-def test_what_was_being_submitted_at_a_stop_is_waited_for_only_so_long(
-    harness: DeployHarness, clock: Clock
-) -> None:
+def test_a_submission_at_a_stop_is_waited_for_only_so_long(harness: DeployHarness, clock: Clock) -> None:
     stop_amid_submission(harness)
     clock.forward(LATE_SUBMISSION_SECONDS + 1)
     clean_up(harness)

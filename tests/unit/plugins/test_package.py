@@ -186,7 +186,7 @@ def test_release_cannot_choose_its_working_dir(store: PluginStore, write_release
 
 
 @pytest.mark.parametrize("kind", ["ray", "folder"])
-def test_no_package_is_made_of_other_files_than_those_of_the_checksum(
+def test_a_package_has_only_the_files_of_its_checksum(
     store: PluginStore,
     write_release: Write,
     connection: RayConnection,
@@ -200,7 +200,7 @@ def test_no_package_is_made_of_other_files_than_those_of_the_checksum(
     (folder / "plugin" / "more.py").write_text("")
     packages = RayPackages(connection) if kind == "ray" else FolderPackages(tmp_path / "shared")
 
-    # Then no package bears its checksum, and the step is tried again
+    # Then no package has its checksum, and the step is tried again
     with pytest.raises(ReleaseChangedError, match=r"the files of cat@1\.0 are being changed") as raised:
         packages.ensure(release)
     assert blame.in_step(raised.value).retries is blame.Retries.HOUR

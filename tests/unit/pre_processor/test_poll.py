@@ -133,7 +133,7 @@ def test_a_run_fails_at_its_own_deadline(harness: WaitlistHarness, clock: Clock)
     assert harness.waiting() == ["2"]
 
 
-def test_the_sweep_finds_a_waiting_run_whose_end_nobody_reported(
+def test_the_sweep_finds_a_run_whose_end_nobody_reported(
     harness: WaitlistHarness, sender: RecordingPublisher, clock: Clock
 ) -> None:
     # Given a waiting run whose end was written by a worker that died before it reported it

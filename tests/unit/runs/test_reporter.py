@@ -334,7 +334,7 @@ def test_a_late_acknowledgement_hides_no_later_change(runs: Runs, run: Run, back
     assert backend.patches[-1]["progress_record"]["current_progress"]["percent"] == 50
 
 
-def test_a_change_after_the_report_of_an_older_worker_is_reported(
+def test_a_change_after_an_older_workers_report_is_reported(
     runs: Runs, run: Run, backend: FakeBackend, redis: FakeRedis
 ) -> None:
     redis.hset(run_key("42"), mapping={"version": 3, "version_sent": 3, "running_sent": 1})

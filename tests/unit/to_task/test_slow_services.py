@@ -100,7 +100,7 @@ def test_a_question_that_is_answered_with_later_ends_nothing(make_world: Make) -
     assert world.annotate(0) == Continue(FINALIZE)
 
 
-def test_a_task_that_is_put_off_for_a_day_while_others_are_not_fails(make_world: Make, clock: Clock) -> None:
+def test_a_task_that_alone_is_put_off_for_a_day_fails(make_world: Make, clock: Clock) -> None:
     # Given a task that alone is always answered 503
     world = make_world(3)
     world.collect()
@@ -118,9 +118,7 @@ def test_a_task_that_is_put_off_for_a_day_while_others_are_not_fails(make_world:
     assert "for a day: " in failure.error
 
 
-def test_tasks_that_are_put_off_are_waited_for_while_the_backend_does_not_answer(
-    make_world: Make, clock: Clock
-) -> None:
+def test_no_task_fails_while_the_backend_does_not_answer(make_world: Make, clock: Clock) -> None:
     world = make_world(2)
     world.collect()
     world.backend.faults.fail("get_task", RateLimitError("503 Service Unavailable", 503))

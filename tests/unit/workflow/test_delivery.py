@@ -18,7 +18,8 @@ from worker.runs.model import Continue, Reschedule, Run, Step, Suspend
 from worker.runs.runs import Runs
 from worker.to_task.discover import Page, PageCommit, TaskIndex
 from worker.to_task.ledger import RedisLedger, TaskOutcome
-from worker.workflow.delivery import MAX_DEATHS, SEPARATED_HEADER
+from worker.workflow.deaths import MAX_DEATHS
+from worker.workflow.delivery import SEPARATED_HEADER
 from worker.workflow.task import StepTask
 
 GENERATION = {"job": "42", "generation": 0}

@@ -298,9 +298,7 @@ def test_a_message_that_kills_five_workers_is_rejected(
     assert not services.runs.store.exists("42")
 
 
-def test_a_message_that_kills_four_workers_is_accepted_by_the_next(
-    deaths: Deaths, services: FakeServices
-) -> None:
+def test_a_message_that_kills_four_workers_is_accepted(deaths: Deaths, services: FakeServices) -> None:
     for _ in range(3):
         deaths.die()
     delayed = deaths.deliver(dies=False)
