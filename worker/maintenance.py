@@ -81,7 +81,7 @@ def take_over_reports() -> None:
 
 
 class Work:
-    """One periodic work, done while this worker holds its lease, or by each worker."""
+    """One periodic work, done while this worker holds its lease."""
 
     def __init__(
         self,
@@ -89,22 +89,24 @@ class Work:
         function: Callable[[], object],
         *,
         seconds: float | None = None,
-        by_each: bool = False,
+        lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         """`seconds`: between two times, in place of `SECONDS_BETWEEN_SWEEPS`."""
         self.name = name
         self._function = function
         self._seconds = seconds
-        self._by_each = by_each
+        self._lease_seconds = lease_seconds
         self._election: Election | None = None
+        self._looks_in_vain = 0
 
     def do(self) -> float:
         """Do the work if it is this worker's; returns the seconds until the next look."""
         try:
-            if not self._by_each:
-                self._election = self._election or Election(services().redis, self.name)
-                if wait := self._election.hold():
-                    return wait
+            self._election = self._election or Election(services().redis, self.name, self._lease_seconds)
+            if wait := self._election.hold():
+                self._looks_in_vain += 1
+                return max(wait, self._rarer_look())
+            self._looks_in_vain = 0
             self._function()
         except INFRASTRUCTURE_ERRORS as error:
             log.warning("maintenance put off", work=self.name, error_type=type(error).__name__)
@@ -119,6 +121,10 @@ class Work:
         self.resign()
         return FAILED_SECONDS
 
+    def _rarer_look(self) -> float:
+        """Seconds until the next look at a lease that others renew: at first as soon as it may have ended."""
+        return min(self._lease_seconds * 2.0 ** min(self._looks_in_vain - 2, 8), LEASE_SECONDS)
+
     def resign(self) -> None:
         """Let another worker do it."""
         with suppress(RedisError):
@@ -129,8 +135,9 @@ class Work:
 def works() -> list[Work]:
     """The works of this worker. The workers of each agent have packages of their own."""
     settings = services().settings
-    # A worker that was elected and died would keep the reports of others waiting for as long as its lease.
-    reports = Work("reports", take_over_reports, seconds=SECONDS_BETWEEN_TAKEOVERS, by_each=True)
+    # A worker that starts anew after all have died is not to wait for the lease of one of them.
+    lease = 2 * SECONDS_BETWEEN_TAKEOVERS
+    reports = Work("reports", take_over_reports, seconds=SECONDS_BETWEEN_TAKEOVERS, lease_seconds=lease)
     works = [Work("sweep", sweep), Work("retention", remove_old), reports]
     if settings.ray_address:
         works.append(Work(f"packages:{settings.worker_agent or 'any'}", pin_packages))

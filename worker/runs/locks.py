@@ -131,8 +131,9 @@ class Election:
     It saves work and guards nothing: each work is safe to do for two workers at once.
     """
 
-    def __init__(self, redis: "Redis", name: str) -> None:
+    def __init__(self, redis: "Redis", name: str, lease_seconds: float = LEASE_SECONDS) -> None:
         self._redis = redis
+        self._lease_seconds = lease_seconds
         self._scripts = run_scripts(redis)
         self._key = f"{redis_prefix()}:maintenance:{name}"
         self._token = Locks.new_token()
@@ -140,7 +141,7 @@ class Election:
 
     def hold(self) -> float:
         """Take or renew the lease; returns 0, or the seconds until another worker's lease may have ended."""
-        milliseconds = int(LEASE_SECONDS * 1000)
+        milliseconds = int(self._lease_seconds * 1000)
         if self._is_holder and self._scripts.run("renew_lock", [self._key], self._token, milliseconds):
             return 0.0
         left = self._redis.pttl(self._key)

@@ -187,9 +187,9 @@ def test_a_ray_that_hangs_delays_no_sweep(
 class Fleet:
     """Workers that look at their works when it is time, by a clock that is moved on to the next look."""
 
-    def __init__(self, clock: Clock, workers: int, function: Callable[[], object]) -> None:
+    def __init__(self, clock: Clock, workers: int, function: Callable[[], object], **seconds: float) -> None:
         self.clock = clock
-        self.works = [maintenance.Work("sweep", function) for _ in range(workers)]
+        self.works = [maintenance.Work("sweep", function, **seconds) for _ in range(workers)]
         self._looks = [(float(at), at) for at in range(workers)]
         self._now = 0.0
 
@@ -214,7 +214,13 @@ class Fleet:
         return holder
 
 
-def commands_of(redis: FakeRedis, clock: Clock, workers: int, monkeypatch: pytest.MonkeyPatch) -> int:
+OFTEN = {"seconds": 3.0, "lease_seconds": 6.0}
+"""Of a work that is done often, with a lease that is soon over."""
+
+
+def commands_of(
+    redis: FakeRedis, clock: Clock, workers: int, monkeypatch: pytest.MonkeyPatch, **seconds: float
+) -> int:
     """The commands that so many workers send in ten minutes; a script is three."""
     redis.flushall()
     counted = 0
@@ -227,22 +233,36 @@ def commands_of(redis: FakeRedis, clock: Clock, workers: int, monkeypatch: pytes
 
     with monkeypatch.context() as patch:
         patch.setattr(FakeRedis, "execute_command", counting)
-        Fleet(clock, workers, maintenance.sweep).run(600)
+        Fleet(clock, workers, maintenance.sweep, **seconds).run(600)
     return counted
 
 
+@pytest.mark.parametrize("seconds", [{}, OFTEN], ids=["sweep", "work done often"])
 def test_ten_workers_cost_what_one_does(
-    redis: FakeRedis, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    redis: FakeRedis, clock: Clock, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]
 ) -> None:
-    one, ten = (commands_of(redis, clock, workers, monkeypatch) for workers in (1, 10))
+    one, ten = (commands_of(redis, clock, workers, monkeypatch, **seconds) for workers in (1, 10))
     assert ten <= 1.7 * one
 
 
-def test_one_worker_at_a_time_does_a_work_as_often_as_before(clock: Clock) -> None:
+@pytest.mark.parametrize("seconds", [{}, OFTEN], ids=["sweep", "work done often"])
+def test_one_worker_at_a_time_does_a_work_as_often_as_before(clock: Clock, seconds: dict[str, float]) -> None:
     done: list[float] = []
-    Fleet(clock, 10, lambda: done.append(clock.ahead)).run(600)
+    Fleet(clock, 10, lambda: done.append(clock.ahead), **seconds).run(600)
     gaps = {round(after - before, 3) for before, after in pairwise(done)}
-    assert gaps == {maintenance.SECONDS_BETWEEN_SWEEPS}
+    assert gaps == {seconds.get("seconds", maintenance.SECONDS_BETWEEN_SWEEPS)}
+
+
+def test_a_worker_that_starts_anew_waits_for_a_short_lease_only(clock: Clock) -> None:
+    # Given the only worker, which has died
+    done: list[float] = []
+    fleet = Fleet(clock, 1, lambda: None, **OFTEN)
+    fleet.run(60)
+    fleet.kill(fleet.holder())
+
+    # When another one starts, then it does the work as soon as the lease is over
+    Fleet(clock, 1, lambda: done.append(clock.ahead), **OFTEN).run(OFTEN["lease_seconds"] + 1)
+    assert done
 
 
 def test_a_worker_that_dies_is_replaced_within_seconds(clock: Clock) -> None:
