@@ -11,8 +11,8 @@ from celery.concurrency import solo
 
 log = structlog.get_logger(__name__)
 
-MIN_THREADS = 3
-"""One for the annotation of chunks, one for another slot, and one that is always left to control work."""
+MIN_THREADS = 4
+"""One for the annotation of chunks, one for another slot, one for steps without a slot, and one for stops."""
 
 
 class SlotFile:

@@ -16,8 +16,8 @@ class PoolThread:
         self._executor = ThreadPoolExecutor(1)
         self._slots = ExitStack()
 
-    def acquire(self, dependency: str, *, all_but_two: bool = False) -> bool:
-        slot = self._bulkhead.acquire(dependency, all_but_two=all_but_two)
+    def acquire(self, dependency: str, *, all_but_one: bool = False) -> bool:
+        slot = self._bulkhead.acquire(dependency, all_but_one=all_but_one)
         return self._executor.submit(self._slots.enter_context, slot).result()
 
     def begin_step(self) -> bool:

@@ -44,7 +44,7 @@ def backoff(attempt: int, ceiling: float, *, first: float = 0.5, factor: float =
     return random.uniform(MIN_JITTER, 1.0) * exponential(attempt, ceiling, first=first, factor=factor)
 
 
-ALL_DEPENDENCIES = "all"
+ALL_DEPENDENCIES, ALL_STEPS = "all", "steps"
 
 
 def release_share(plugin: str) -> str:
@@ -55,8 +55,8 @@ def release_share(plugin: str) -> str:
 class Bulkhead:
     """Lets at most half of the threads work with one dependency at a time; no thread waits for such a slot.
 
-    All slots and all steps together never take the last thread, which is left to short tasks: stops, entry
-    tasks. A thread that holds several slots counts once.
+    All slots together leave two threads: one to steps that need none, and all steps together leave the last
+    one, to stops and entry tasks. A thread that holds several slots counts once.
     """
 
     def __init__(
@@ -69,20 +69,21 @@ class Bulkhead:
         self._is_stuck = False
         """A step has waited in vain, and none of this process has ended since."""
         self._taken: dict[str, set[int]] = {}
-        self._slots_of_thread: Counter[int] = Counter()
-        self._total_slots: dict[int, int] = {}
+        self._entered: Counter[tuple[str, int]] = Counter()
+        self._total_slots: dict[tuple[str, int], int] = {}
         self._last_try: dict[str, float] = {}
 
     @contextmanager
-    def acquire(self, dependency: str, *, all_but_two: bool = False) -> Iterator[bool]:
+    def acquire(self, dependency: str, *, all_but_one: bool = False) -> Iterator[bool]:
         """Whether there is a slot, released after the block.
 
-        `all_but_two`: of all threads but two in place of half of them. One stays for control work, and one
-        for the others that need a slot, which would hardly ever find one beside a dependency with much work.
+        One stays for the others that need a slot. `all_but_one`: of all the other slots in place of those for
+        half of the threads.
         """
         threads = self._threads()
-        limit = threads - 2 if all_but_two else threads // 2
-        slot = self._acquire(dependency, max(1, limit), max(1, threads - 1))
+        slots = max(1, threads - 2)
+        limit = slots - 1 if all_but_one else min(threads // 2, slots - 1)
+        slot = self._acquire(dependency, max(1, limit), slots)
         try:
             yield slot is not None
         finally:
@@ -102,13 +103,15 @@ class Bulkhead:
         finally:
             if acquired:
                 with self._lock:
-                    self._leave(threading.get_ident())
+                    self._leave(ALL_STEPS)
+                    self._is_stuck = False
+                    self._released.notify()
 
     def _enter_step(self) -> bool:
-        thread, deadline = threading.get_ident(), time.monotonic() + MAX_WAIT_SECONDS
+        deadline = time.monotonic() + MAX_WAIT_SECONDS
         limit = max(1, self._threads() - 1)
         with self._lock:
-            while not self._enter(thread, limit):
+            while not self._enter(ALL_STEPS, limit):
                 if self._is_stuck or time.monotonic() >= deadline:
                     self._is_stuck = True
                     return False
@@ -123,12 +126,11 @@ class Bulkhead:
         return Reschedule(self.retry_countdown(dependency, tries))
 
     def _acquire(self, dependency: str, limit: int, limit_of_all: int) -> int | None:
-        thread = threading.get_ident()
         with self._lock:
             slot = self._take(dependency, limit)
             if slot is None:
                 return None
-            if not self._enter(thread, limit_of_all):
+            if not self._enter(ALL_DEPENDENCIES, limit_of_all):
                 self._give_back(dependency, slot)
                 return None
             return slot
@@ -136,25 +138,25 @@ class Bulkhead:
     def _release(self, dependency: str, slot: int) -> None:
         with self._lock:
             self._give_back(dependency, slot)
-            self._leave(threading.get_ident())
+            self._leave(ALL_DEPENDENCIES)
 
-    def _enter(self, thread: int, limit: int) -> bool:
-        """Count the thread among those that hold slots, if it is not one of them yet."""
-        if not self._slots_of_thread[thread]:
-            slot = self._take(ALL_DEPENDENCIES, limit)
+    def _enter(self, total: str, limit: int) -> bool:
+        """Count this thread among those of `total`, if it is not one of them yet."""
+        entry = total, threading.get_ident()
+        if not self._entered[entry]:
+            slot = self._take(total, limit)
             if slot is None:
                 return False
-            self._total_slots[thread] = slot
-        self._slots_of_thread[thread] += 1
+            self._total_slots[entry] = slot
+        self._entered[entry] += 1
         return True
 
-    def _leave(self, thread: int) -> None:
-        self._slots_of_thread[thread] -= 1
-        if not self._slots_of_thread[thread]:
-            del self._slots_of_thread[thread]
-            self._give_back(ALL_DEPENDENCIES, self._total_slots.pop(thread))
-            self._is_stuck = False
-            self._released.notify()
+    def _leave(self, total: str) -> None:
+        entry = total, threading.get_ident()
+        self._entered[entry] -= 1
+        if not self._entered[entry]:
+            del self._entered[entry]
+            self._give_back(total, self._total_slots.pop(entry))
 
     def _take(self, name: str, limit: int) -> int | None:
         shared, taken = self._shared(), self._taken.setdefault(name, set())

@@ -73,7 +73,7 @@ def annotate(self: StepTask, job: Job, chunk: Count, **_: Any) -> None:
         return worker.to_task.annotate.annotate(run, chunk, services(), annotation_runtime())
 
     # A chunk without a slot is not even claimed, which is cheap; its release is known only after the claim.
-    with bulkhead.acquire(ANNOTATE.name, all_but_two=True) as acquired:
+    with bulkhead.acquire(ANNOTATE.name, all_but_one=True) as acquired:
         if acquired:
             self.run_step(ANNOTATE, job, lambda run: _in_release_share(self, run, work), part=str(chunk))
     if not acquired:

@@ -10,7 +10,7 @@ from celery import Task, exceptions
 from worker import blame
 from worker.blame import Retries
 from worker.platform import clean
-from worker.runs.bulkhead import ALL_DEPENDENCIES, bulkhead
+from worker.runs.bulkhead import ALL_STEPS, bulkhead
 from worker.runs.runs import Runs
 
 log = structlog.get_logger(__name__)
@@ -131,6 +131,6 @@ class DeliveredTask(Task):
             with bulkhead.step() as may_begin:
                 if may_begin:
                     return function()
-            return Retry(bulkhead.retry_countdown(ALL_DEPENDENCIES, self.request.retries), changes)
+            return Retry(bulkhead.retry_countdown(ALL_STEPS, self.request.retries), changes)
 
         return run

@@ -15,7 +15,7 @@ from worker import blame
 from worker.blame import INFRASTRUCTURE_ERRORS, RejectedMessageError, Retries
 from worker.platform import clean, shorten
 from worker.plugins import RunEndedError, waits_for_run
-from worker.runs.bulkhead import ALL_DEPENDENCIES, backoff, bulkhead
+from worker.runs.bulkhead import ALL_STEPS, backoff, bulkhead
 from worker.runs.generations import GenerationClaim
 from worker.runs.heartbeat import run_member
 from worker.runs.model import (
@@ -154,7 +154,7 @@ class StepTask(DeathCountingTask):
         redelivered = self.is_redelivered()
         with bound_contextvars(job=job, step=name), bulkhead.step() as may_begin:
             if not may_begin:
-                self.retry_unclaimed(job, bulkhead.retry_countdown(ALL_DEPENDENCIES, self.request.retries))
+                self.retry_unclaimed(job, bulkhead.retry_countdown(ALL_STEPS, self.request.retries))
             try:
                 claim = self._claim(job, step, part, lease, generation, redelivered)
                 match claim.status:

@@ -159,7 +159,7 @@ def test_a_plan_is_made_within_the_share_of_its_release(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Given a worker whose threads for this release's code are taken
-    harness, bulkhead = worker_of(1), Bulkhead(lambda: 4)
+    harness, bulkhead = worker_of(1), Bulkhead(lambda: 5)
     monkeypatch.setattr(tasks, "bulkhead", bulkhead)
     harness.accept()
     busy = [new_thread(bulkhead) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Half of the threads for a dependency, and the last one for nobody."""
+"""Half of the threads for a dependency, one for steps without a slot, and the last one for stops."""
 
 import os
 import signal
@@ -24,11 +24,11 @@ from worker.runs.model import Outcome, Reschedule, Suspend
 
 
 def test_a_dependency_gets_half_of_the_threads(new_thread: NewThread) -> None:
-    bulkhead = Bulkhead(lambda: 4)
+    bulkhead = Bulkhead(lambda: 6)
 
-    acquired = [new_thread(bulkhead).acquire("cluster") for _ in range(3)]
+    acquired = [new_thread(bulkhead).acquire("cluster") for _ in range(4)]
 
-    assert acquired == [True, True, False]
+    assert acquired == [True, True, True, False]
     assert new_thread(bulkhead).acquire("backend"), "each dependency has slots of its own"
 
 
@@ -45,31 +45,31 @@ def test_control_work_always_has_a_thread(new_thread: NewThread, size: int, depe
 
     # When all of its threads ask for slots
     acquired = [
-        new_thread(bulkhead).acquire(dependency, all_but_two=dependency == "annotate")
+        new_thread(bulkhead).acquire(dependency, all_but_one=dependency == "annotate")
         for dependency in dependencies[:threads]
     ]
 
-    # Then some get one, and one at least is left
-    assert 1 <= sum(acquired) <= threads - 1
+    # Then some get one, and two at least are left: for steps without a slot, and for stops
+    assert 1 <= sum(acquired) <= threads - 2
     if len(set(dependencies)) > 1:
-        assert sum(acquired) == threads - 1, "no more threads are left than that"
+        assert sum(acquired) == threads - 2, "no more threads are left than that"
 
 
 def test_annotation_leaves_a_slot_to_others(new_thread: NewThread) -> None:
-    for threads in (3, 4, 8):
+    for threads in (4, 5, 8):
         bulkhead = Bulkhead(lambda: threads)  # noqa: B023 - called in this turn
-        acquired = [new_thread(bulkhead).acquire("annotate", all_but_two=True) for _ in range(threads)]
+        acquired = [new_thread(bulkhead).acquire("annotate", all_but_one=True) for _ in range(threads)]
 
-        assert sum(acquired) == threads - 2
+        assert sum(acquired) == threads - 3
         assert new_thread(bulkhead).acquire("cluster")
         assert not new_thread(bulkhead).acquire("backend")
 
 
 def test_a_thread_with_two_slots_counts_once(new_thread: NewThread) -> None:
     # Given threads that each hold a slot of annotation and one of a release
-    bulkhead = Bulkhead(lambda: 4)
+    bulkhead = Bulkhead(lambda: 5)
     both = new_thread(bulkhead)
-    assert both.acquire("annotate", all_but_two=True)
+    assert both.acquire("annotate", all_but_one=True)
     assert both.acquire("release:cat@1.0")
 
     # Then two more threads get one
@@ -82,7 +82,7 @@ def test_a_thread_with_two_slots_counts_once(new_thread: NewThread) -> None:
     # And all that it held is free after it
     both.release_all()
     assert new_thread(bulkhead).acquire("backend")
-    assert not new_thread(bulkhead).acquire("release:cat@1.0"), "that is the last thread"
+    assert not new_thread(bulkhead).acquire("release:cat@1.0"), "that is the last slot"
 
 
 def test_a_slot_is_free_after_its_block_and_after_an_error() -> None:
@@ -122,15 +122,15 @@ def test_a_step_without_a_slot_is_rescheduled(new_thread: NewThread) -> None:
 
 
 def test_processes_of_a_pool_share_the_slots() -> None:
-    # Given a pool of four processes, forked from one parent
+    # Given a pool of five processes, forked from one parent
     file = SlotFile()
-    bulkhead = Bulkhead(lambda: 4, lambda: file)
+    bulkhead = Bulkhead(lambda: 5, lambda: file)
     children = [
         ForkedProcess(bulkhead, name) for name in ("cluster", "cluster", "cluster", "backend", "other")
     ]
 
     try:
-        # Then a dependency has half of them, and all together leave one
+        # Then a dependency has half of them, and all together leave two
         assert [child.acquired for child in children] == [True, True, False, True, False]
 
         # When one is killed, then its slots are free
@@ -166,7 +166,7 @@ class ForkedProcess:
             self._pid = 0
 
 
-@pytest.mark.parametrize(("asked", "size"), [(1, 3), (2, 3), (3, 3), (8, 8)])
+@pytest.mark.parametrize(("asked", "size"), [(1, 4), (2, 4), (4, 4), (8, 8)])
 def test_a_pool_has_threads_enough_for_control_work(asked: int, size: int) -> None:
     parent = SimpleNamespace(
         pool_cls=ThreadPool, concurrency=asked, min_concurrency=asked, max_concurrency=None
@@ -215,11 +215,11 @@ def test_a_backoff_is_shortened_by_chance_by_a_quarter_at_most(monkeypatch: pyte
 
 
 def test_steps_leave_a_thread_to_control_work(new_thread: NewThread) -> None:
-    # Given a pool of four threads, in three of which steps hang, one of them with a slot
+    # Given a pool of four threads, in three of which steps hang, two of them with a slot
     bulkhead = Bulkhead(lambda: 4)
     hanging = [new_thread(bulkhead) for _ in range(3)]
     assert all(thread.begin_step() for thread in hanging)
-    assert hanging[0].acquire("cluster")
+    assert [thread.acquire(name) for thread, name in zip(hanging, "abc", strict=True)] == [True, True, False]
 
     # Then no other begins, neither in the last thread nor after it has waited once
     begun = time.monotonic()

@@ -47,8 +47,8 @@ def test_every_step_has_its_celery_task() -> None:
 def test_plugin_code_runs_within_the_share_of_its_release(
     make_world: Callable[..., World], new_thread: NewThread, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    # Given a worker of four threads, two of which run code of one release
-    world, bulkhead = make_world(1), Bulkhead(lambda: 4)
+    # Given a worker of five threads, two of which run code of one release
+    world, bulkhead = make_world(1), Bulkhead(lambda: 5)
     monkeypatch.setattr(tasks, "bulkhead", bulkhead)
     monkeypatch.setattr(tasks, "services", lambda: world.services)
     monkeypatch.setattr("worker.workflow.task.services", lambda: world.services)
