@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shared.messages import JsonObject
@@ -13,7 +13,6 @@ from worker.actions.serve_state import (
     deployment_digest,
     interpret_serve_status,
     live_applications,
-    serve_details,
 )
 from worker.actions.serve_submit import remove_application
 from worker.plugins import PluginHostUnavailableError, RayDriverError
@@ -35,6 +34,8 @@ class ServeState:
     """Serve's explanation of a failure, without secrets."""
     digests: frozenset[str] = frozenset()
     """The digests of the plans with which its deployments were submitted."""
+    is_serve_up: bool = True
+    """False while Serve does not run or is starting: what it does not show may be there."""
 
     def has_digest(self, digest: str) -> bool:
         """Whether it was submitted with `digest`; true also while Serve does not show any digest yet."""
@@ -57,7 +58,8 @@ class Snapshot:
     """Serve's answer about all applications, or the error, and when it was asked (monotonic clock)."""
 
     asked_at: float = -math.inf
-    applications: Mapping[str, JsonObject] = field(default_factory=dict)
+    applications: Mapping[str, JsonObject] | None = None
+    """None while Serve does not run or is starting."""
     error: PluginHostUnavailableError | None = None
 
 
@@ -69,12 +71,8 @@ class RayCluster:
         self._snapshot = Snapshot()
         self._lock = threading.Lock()
 
-    def applications(self) -> dict[str, JsonObject]:
-        """Serve's details of all applications; empty when Serve does not run."""
-        return dict(self._ask_serve(serve_details))
-
     def live_applications(self) -> dict[str, JsonObject] | None:
-        """The same; None when Serve does not run, or is only starting."""
+        """Serve's details of all applications; None while Serve does not run or is starting."""
         found = self._ask_serve(live_applications)
         return None if found is None else dict(found)
 
@@ -83,10 +81,11 @@ class RayCluster:
 
         Serve may have been asked up to `max_age` seconds ago, but no longer ago than `SNAPSHOT_SECONDS`.
         """
-        found = self._latest(time.monotonic() - min(max(max_age, 0.0), SNAPSHOT_SECONDS)).get(app_name)
-        return read_state(found) if found else ServeState()
+        live = self._latest(time.monotonic() - min(max(max_age, 0.0), SNAPSHOT_SECONDS))
+        found = (live or {}).get(app_name)
+        return read_state(found) if found else ServeState(is_serve_up=live is not None)
 
-    def _latest(self, not_before: float) -> Mapping[str, JsonObject]:
+    def _latest(self, not_before: float) -> Mapping[str, JsonObject] | None:
         """The applications as Serve showed them when it was asked last, or is asked now.
 
         Of several threads one asks; an error is that of all that wait for the answer.
@@ -95,7 +94,7 @@ class RayCluster:
             if self._snapshot.asked_at < not_before:
                 asked_at = time.monotonic()
                 try:
-                    self._snapshot = Snapshot(asked_at, self.applications())
+                    self._snapshot = Snapshot(asked_at, self.live_applications())
                 except PluginHostUnavailableError as error:
                     self._snapshot = Snapshot(asked_at, error=error)
             if self._snapshot.error is not None:

@@ -208,6 +208,8 @@ def _failure(run: DeployRun, services: Services, state: ServeState, reason: str)
     if _is_own(run, services, state):
         runs.store.update_state(run, replace(run.state, superseded_since=None))
         return _failure_text(f"{name} reached {state.status}", reason) if state.bucket == "failed" else None
+    if not state.is_serve_up:
+        return None
     now, since = redis_time(runs.redis), run.state.superseded_since
     if since is None:
         runs.store.update_state(run, replace(run.state, superseded_since=now))

@@ -15,7 +15,7 @@ from worker.plugins.ray_driver import RayConnection
 
 @pytest.fixture
 def driver() -> FakeRayDriver:
-    return FakeRayDriver(serve_details={})
+    return FakeRayDriver(live_applications={})
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_an_application_that_serve_does_not_know(ray: RayCluster) -> None:
 
 
 def test_an_application_that_runs(ray: RayCluster, driver: FakeRayDriver) -> None:
-    driver.answers["serve_details"] = {"digits@1.0.0": {"status": "RUNNING", "deployments": {}}}
+    driver.answers["live_applications"] = {"digits@1.0.0": {"status": "RUNNING", "deployments": {}}}
     state = ray.state("digits@1.0.0")
     assert (state.exists, state.bucket, state.status) == (True, "running", "RUNNING")
 
@@ -44,7 +44,7 @@ def test_an_application_that_runs(ray: RayCluster, driver: FakeRayDriver) -> Non
 def test_whatever_ray_raises_means_that_it_is_unavailable(
     ray: RayCluster, driver: FakeRayDriver, error: Exception, message: str
 ) -> None:
-    driver.answers["serve_details"] = error
+    driver.answers["live_applications"] = error
     with pytest.raises(PluginHostUnavailableError, match=f"Ray Serve did not answer: {message}"):
         ray.state("digits@1.0.0")
 
@@ -82,7 +82,7 @@ def test_a_state_is_read_from_serves_details() -> None:
 
 
 def serve_looks(driver: FakeRayDriver) -> int:
-    return driver.calls.count("serve_details")
+    return driver.calls.count("live_applications")
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def long_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("long_snapshots")
 def test_looks_of_all_deployments_share_one_answer(ray: RayCluster, driver: FakeRayDriver) -> None:
-    driver.answers["serve_details"] = {"a": {"status": "RUNNING"}, "b": {"status": "DEPLOYING"}}
+    driver.answers["live_applications"] = {"a": {"status": "RUNNING"}, "b": {"status": "DEPLOYING"}}
     states = [ray.state(name, max_age=60).status for name in ("a", "b", "a", "c")]
     assert states == ["RUNNING", "DEPLOYING", "RUNNING", None]
     assert serve_looks(driver) == 1
@@ -102,11 +102,11 @@ def test_looks_of_all_deployments_share_one_answer(ray: RayCluster, driver: Fake
 def test_a_look_right_after_a_submission_asks_serve(ray: RayCluster, driver: FakeRayDriver) -> None:
     # Given an answer from before a submission
     assert not ray.state("a", max_age=60).exists
-    driver.answers["serve_details"] = {"a": {"status": "DEPLOYING"}}
+    driver.answers["live_applications"] = {"a": {"status": "DEPLOYING"}}
 
     # Then neither a look that is younger than that answer nor one that must be fresh takes it
     assert ray.state("a", max_age=1e-9).exists
-    driver.answers["serve_details"] = {}
+    driver.answers["live_applications"] = {}
     assert not ray.state("a").exists
     assert serve_looks(driver) == 3
 
@@ -136,7 +136,7 @@ def test_threads_that_wait_for_an_answer_share_it_and_its_error(
         with pytest.raises(PluginHostUnavailableError):
             ray.state(name, max_age=60)
 
-    driver.answers["serve_details"] = hang
+    driver.answers["live_applications"] = hang
     with ThreadPoolExecutor(8) as pool:
         looks = [pool.submit(look, str(number)) for number in range(8)]
         eventually(lambda: len(looking) == 8)
@@ -148,3 +148,8 @@ def test_threads_that_wait_for_an_answer_share_it_and_its_error(
 
     # Then it was the only one
     assert serve_looks(driver) == 1
+
+
+def test_a_serve_that_is_starting_shows_nothing(ray: RayCluster, driver: FakeRayDriver) -> None:
+    driver.answers["live_applications"] = None
+    assert ray.state("digits@1.0.0") == ServeState(is_serve_up=False)

@@ -246,6 +246,19 @@ def test_an_application_gone_for_a_moment_is_waited_for(harness: DeployHarness, 
     assert isinstance(look(harness), Reschedule)
 
 
+def test_a_serve_that_starts_anew_ends_no_deployment(harness: DeployHarness, clock: Clock) -> None:
+    # Given a submitted application, and a Serve that starts anew for a minute
+    submit(harness)
+    harness.serve.application = ServeState(is_serve_up=False)
+    assert isinstance(look(harness), Reschedule)
+    clock.forward(60)
+    assert isinstance(look(harness), Reschedule)
+
+    # When it shows the application again, then the run goes on
+    harness.serve.application = RUNNING
+    assert look(harness) == Continue(REGISTER)
+
+
 def test_a_stopped_run_removes_its_half_started_application(harness: DeployHarness) -> None:
     submit(harness)
     stop("42", harness.runs)
