@@ -157,8 +157,8 @@ class WaitingRuns:
             task.push_request(kwargs={"job": job}, called_directly=False)
             task.run_step(step, job, function)
             task.pop_request()
-            services.redis.delete(patched_key(job))
             reporter.report(job, services.runs, services.backend)
+            services.redis.delete(patched_key(job))
         self.redis.delete("to_task", "control")
 
     def keys_of(self, job: str) -> list[str]:
