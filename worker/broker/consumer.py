@@ -78,11 +78,6 @@ def in_flight(pool: Any, *, stopping: bool) -> set[str]:
     return {request.message.delivery_tag for request in given}
 
 
-def scheduled_tags() -> list[str]:
-    """Delivery tags of the messages with a countdown or ETA that this process keeps in memory."""
-    return [request.message.delivery_tag for request in tuple(state.scheduled_requests)]
-
-
 RECONNECT_SECONDS = 5.0
 """Within this time after an outage every worker has connected again: it tries every two seconds."""
 
@@ -142,7 +137,8 @@ class Consumer(consumer.Consumer):
         def on_task_received(message: Any) -> None:
             try:
                 validation.check_task_message(message)
-                handle(message)
+                if not self._is_delayed(message):
+                    handle(message)
             except validation.NotATaskError as error:
                 self._reject(message, str(error), error)
             except broker_errors:
@@ -151,6 +147,25 @@ class Consumer(consumer.Consumer):
                 self._reject(message, f"cannot be handled: {type(error).__name__}", error)
 
         return on_task_received
+
+    @staticmethod
+    def _is_delayed(message: Any) -> bool:
+        """Whether a message with a countdown or ETA went to Redis's delayed messages.
+
+        When its time has come by Redis's clock, it has no ETA any more: Celery would keep it in memory, by
+        this machine's clock.
+        """
+        if not isinstance(message.channel, Channel):
+            return False
+        fields = message.headers if "task" in message.headers else message.payload
+        if fields.get("eta") is None:
+            return False
+        tag = message.delivery_tag
+        if message.channel.delay_until(tag, validation.timestamp_of(fields["eta"])):
+            message.channel.qos.release(tag)
+            return True
+        fields["eta"] = None
+        return False
 
     def update_strategies(self) -> None:
         """Make the tracers of all tasks and guard them."""
@@ -172,7 +187,7 @@ class Consumer(consumer.Consumer):
         log.warning("step of a newer release requeued", task=message.headers.get("task"))
         channel, tag = message.channel, message.delivery_tag
         if isinstance(channel, Channel):
-            channel.run_or_defer(lambda unacked: unacked.extend([tag], UNKNOWN_STEP_SECONDS))
+            channel.run_or_defer(lambda unacked: unacked.delay_fetched(tag, UNKNOWN_STEP_SECONDS))
             channel.qos.release(tag)
         else:
             errors = self.connection_errors
@@ -226,8 +241,7 @@ class Consumer(consumer.Consumer):
         channel.connection.delay_redelivery(RECONNECT_SECONDS)
         self._run_waiting_acks()
         channel.pending_acks.flush(channel.unacked)
-        running = in_flight(self.pool, stopping=False)
-        channel.unacked.extend([*running, *scheduled_tags()], channel.visibility_timeout)
+        channel.unacked.extend(in_flight(self.pool, stopping=False), channel.visibility_timeout)
         self._missed_broker = False
 
     def on_ready(self) -> None:
@@ -243,24 +257,6 @@ class Consumer(consumer.Consumer):
         super().on_connection_error_after_connected(exc)
 
     # -- requeueing ----------------------------------------------------------------------------------------
-
-    def register_with_event_loop(self, hub: Any) -> None:
-        """Join the event loop, and extend the messages with a countdown at intervals."""
-        super().register_with_event_loop(hub)
-        channel = self.task_consumer.channel
-        if isinstance(channel, Channel):
-            hub.call_repeatedly(max(0.5, channel.visibility_timeout / 4), self._extend_scheduled)
-
-    def _extend_scheduled(self) -> None:
-        """Keep messages with a countdown from being redelivered, as it may exceed the visibility timeout.
-
-        Stock redelivers them; each copy then waits in memory too, and one task became 255 runs.
-        """
-        if (channel := self._channel()) is not None and (tags := scheduled_tags()):
-            try:
-                channel.unacked.extend(tags, channel.visibility_timeout)
-            except self.connection_errors as error:
-                log.warning("scheduled messages not extended", error_type=type(error).__name__)
 
     def on_close(self) -> None:
         """The worker stops, or its connection is lost: requeue at once what the pool has not begun.
