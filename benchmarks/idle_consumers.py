@@ -1,7 +1,7 @@
-"""What a message costs Redis while other consumers of its queue are idle, on the worker's transport and kombu's.
+"""What a message costs Redis while other consumers are idle, on kombu's transport and on the worker's.
 
-Channels in a few processes stand for workers. Messages come one by one, each to one of five queues. From Redis's
-CPU is taken what the same consumers cost without messages, which is a figure of its own.
+Connections in a few processes stand for workers. Messages come one by one, each to one of five queues. What
+the same consumers cost without messages is subtracted, and is a figure of its own.
 """
 
 import argparse
@@ -10,12 +10,13 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import kombu
+from kombu.asynchronous import Hub
 from redis import Redis
 
 import worker.broker
@@ -33,25 +34,21 @@ FULL, QUICK = 1000, 300
 CONNECTIONS = {"kombu": kombu.Connection, "worker": worker.broker.Connection}
 
 
-def consume(transport: str, url: str, channels: int, started: Any, delays: Any) -> None:
-    """Consume with so many channels until the process is ended; put the delay of each message in `delays`."""
+def consume(transport: str, url: str, consumers: int, started: Any, delays: Any) -> None:
+    """Consume with so many consumers until the process is ended; put each message's delay in `delays`."""
 
     def on_message(body: Any, message: Any) -> None:
         delays.put(time.time() - body)
         message.ack()
 
-    with CONNECTIONS[transport](url) as connection, ExitStack() as stack:
-        for _ in range(channels):
-            channel = connection.channel()
-            queues = [kombu.Queue(name) for name in QUEUES]
-            consumer = kombu.Consumer(channel, queues, callbacks=[on_message], prefetch_count=4)
-            stack.enter_context(consumer)
-        started.release()
-        while True:
-            try:
-                connection.drain_events(timeout=1)
-            except TimeoutError:
-                continue
+    hub = Hub()
+    for _ in range(consumers):
+        connection = CONNECTIONS[transport](url)
+        queues = [kombu.Queue(name) for name in QUEUES]
+        kombu.Consumer(connection, queues, callbacks=[on_message], prefetch_count=4).consume()
+        connection.register_with_event_loop(hub)
+    started.release()
+    hub.run_forever()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from worker.redis_needs import RedisClusterError, reject_cluster
 from worker.services import services
 from worker.settings import Settings, SettingsError, settings
 from worker.workflow.dead_letters import reject_undelivered
+from worker.workflow.revocations import RevocationsStep
 
 log = structlog.get_logger(__name__)
 
@@ -80,6 +81,7 @@ def make_app(settings: Settings) -> Celery:
     app.on_after_finalize.connect(_unregister_builtin_tasks)
     app.steps["worker"].add(MaintenanceStep)
     app.steps["worker"].add(LogRelayStep)
+    app.steps["consumer"].add(RevocationsStep)
     return app
 
 

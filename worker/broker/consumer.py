@@ -19,7 +19,7 @@ from kombu.utils.json import dumps
 from vine import ppartial, promise  # type: ignore[import-untyped]
 
 from worker.broker import validation
-from worker.broker.config import EX_CONFIG, ClockOffsetError, check_clock
+from worker.broker.config import EX_CONFIG
 from worker.broker.rejections import RejectedMessage, keep_rejected, rejected_message
 from worker.broker.transport import Channel
 from worker.broker.validation import EMBED_KEYS, limit_decompression
@@ -95,7 +95,8 @@ class Consumer(consumer.Consumer):
         self._loop_runs = False
         self._missed_broker = False
         limit_decompression()
-        super().__init__(*args, **kwargs)
+        # With gossip every worker reads the heartbeats of all. Whatever the command line says.
+        super().__init__(*args, **{**kwargs, "without_gossip": True, "without_mingle": True})
 
     # -- bad messages are kept with the reason; they are never logged and never block those behind them ----
 
@@ -217,7 +218,7 @@ class Consumer(consumer.Consumer):
         return conn
 
     def connect(self) -> Any:
-        """Connect and, on Redis, compare clocks: at start, a clock that is too far off ends the worker."""
+        """Connect; at start, a Redis Cluster ends the worker."""
         conn = super().connect()
         channel = conn.default_channel
         if isinstance(channel, Channel):
@@ -225,8 +226,7 @@ class Consumer(consumer.Consumer):
                 self._catch_up(channel)
             try:
                 reject_cluster(channel.unacked.client)
-                check_clock(channel.unacked.client.time)
-            except (RedisClusterError, ClockOffsetError) as error:
+            except RedisClusterError as error:
                 log.critical(str(error))
                 if self.restart_count == 0:
                     raise WorkerShutdown(EX_CONFIG) from None

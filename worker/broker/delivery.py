@@ -35,9 +35,9 @@ def delayed_key(queue: str) -> str:
     return f"{redis_prefix()}:broker:delayed:{queue}"
 
 
-def earlier_key(queue: str) -> str:
-    """Written and deleted when a delayed message becomes the first that is due: its watchers are told."""
-    return f"{redis_prefix()}:broker:earlier:{queue}"
+def earlier_key() -> str:
+    """The time on Redis's clock at which a delayed message last became the first of its queue that is due."""
+    return f"{redis_prefix()}:broker:earlier"
 
 
 def watcher_key(queues: Collection[str]) -> str:
@@ -122,7 +122,7 @@ class Unacked:
 
     def delayed_keys(self, queue: str) -> list[str]:
         """The keys of a queue's delayed messages for the script `delay`."""
-        return [self._keyprefix + delayed_key(queue), self._keyprefix + earlier_key(queue)]
+        return [self._keyprefix + delayed_key(queue), self._keyprefix + earlier_key()]
 
     def drop_delayed(self, queue: str) -> int:
         """Delete the delayed messages of a queue; returns how many."""

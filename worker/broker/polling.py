@@ -78,12 +78,19 @@ class Poller(redis.MultiChannelPoller):
         self._register(channel, listener, INVALIDATION)
 
     def wake_at(self, moment: float) -> None:
-        """Make the event loop run another iteration at that moment of the monotonic clock, or before it."""
-        is_awaited = self._wakes_at is not None and monotonic() < self._wakes_at <= moment
-        if self.loop is None or is_awaited:
-            return
-        self._wakes_at = moment
-        self.loop.call_later(max(0.0, moment - monotonic()), lambda: None)
+        """Make the event loop run another iteration at that moment of the monotonic clock."""
+        now = monotonic()
+        is_awaited = self._wakes_at is not None and now < self._wakes_at <= moment
+        if self.loop is not None and not is_awaited:
+            self._wakes_at = moment
+            self.loop.call_later(max(0.0, moment - now), self._wake)
+
+    def _wake(self) -> None:
+        self._wakes_at = None
+        now = monotonic()
+        for channel in self._channels:
+            if channel.idle_until > now:
+                self.wake_at(channel.idle_until)
 
     def on_poll_init(self, poller: Any) -> None:
         """Use the event loop's poller. Kombu redelivers here, before the consumer has caught up."""
@@ -98,5 +105,7 @@ class Poller(redis.MultiChannelPoller):
 
     def get(self, callback: Any, timeout: float | None = None) -> Any:
         """Poll once without an event loop, no longer than until one of the channels is to look again."""
-        longest = min((channel.idle_seconds for channel in self._channels), default=1.0)
+        now = monotonic()
+        waits = [channel.idle_until - now for channel in self._channels if channel.idle_until > now]
+        longest = min(waits, default=1.0)
         return super().get(callback, timeout=longest if timeout is None else min(timeout, longest))

@@ -48,26 +48,26 @@ RENEW_SECONDS = 0.5
 """Time between two fetches of a watcher that is told nothing."""
 
 WAIT_SECONDS = (1.5, 2.5)
-"""A consumer that waits for a token fetches after a time between these, in case watcher or token is lost."""
+"""A consumer that waits for a token looks after a time between these whether there still is a watcher."""
 
 FOLLOW_UP_SECONDS = 1.0
-"""For so long what a fetch has answered says what to do next; after that the consumer fetches anew."""
+"""For so long what Redis has answered says what to ask next; after that the consumer fetches."""
 
 FETCH_SCRIPT, DELAY_SCRIPT = (source_of("worker.broker", name) for name in ("fetch", "delay"))
 FETCH_SHA = sha1(FETCH_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 
-Step = Literal["fetch", "watch", "wait"]
+Step = Literal["fetch", "watch", "wait", "check"]
 """What a consumer asks Redis: a message; to be told when its queues are no longer empty; a token of the
-consumer that is told."""
+consumer that is told; whether there is such a consumer."""
 
 
 class Channel(redis_broker.Channel):
     """Fetches messages with a script, and of several idle consumers wakes one.
 
     Where stock kombu waits in BRPOP, this channel runs `fetch`. When all lists are empty, the script makes
-    one consumer the watcher, which sends EXISTS for their keys, so that Redis tracks them and reports when one
-    of them changes. The others wait in BLPOP for a token.
+    one consumer the watcher, which sends EXISTS for their keys, so that Redis tracks them and reports when
+    one of them changes. The others wait in BLPOP for a token.
     """
 
     QoS = QoS
@@ -80,11 +80,12 @@ class Channel(redis_broker.Channel):
         self._tracking_unavailable = False
         self._consumer = uuid4().hex
         self._watched: list[str] | None = None
-        self._idle_until = 0.0
+        self.idle_until = 0.0
+        """Moment of the monotonic clock before which nothing is sent, unless an invalidation arrives."""
         self._invalidated_meanwhile = False
         self._sent: Step = "fetch"
         self._next: Step = "fetch"
-        self._fetched_at = self._earliest_due = 0.0
+        self._answered_at = self._earliest_due = self._fetched_at = 0.0
         self._has_overdue = False
         self._fetch_tag = ""
         self._no_ack_queues: set[str] = set()
@@ -167,15 +168,10 @@ class Channel(redis_broker.Channel):
 
     # -- fetching ------------------------------------------------------------------------------------------
 
-    @property
-    def idle_seconds(self) -> float:
-        """For how long there is nothing to send, unless something arrives."""
-        return min(max(0.0, self._idle_until - monotonic()), 1.0) or 1.0
-
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         """Consume from `queue`; messages of a `no_ack` consumer are never recorded as unacknowledged."""
         (self._no_ack_queues.add if no_ack else self._no_ack_queues.discard)(queue)
-        self._idle_until, self._next = 0.0, "fetch"
+        self.idle_until, self._next = 0.0, "fetch"
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Any:
@@ -224,25 +220,27 @@ class Channel(redis_broker.Channel):
 
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002 - kombu's signature
         now = monotonic()
-        if now < self._idle_until:
+        if now < self.idle_until:
             return
         if self._has_overdue:
             self._redeliver_overdue()
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
-        step = self._next if now < self._fetched_at + FOLLOW_UP_SECONDS else "fetch"
+        step = self._next if now < self._answered_at + FOLLOW_UP_SECONDS else "fetch"
         if step == "watch" and not self._track():
             self._rest(UNTRACKED_POLL_SECONDS)
         elif step == "watch":
-            earlier = [self.global_keyprefix + earlier_key(queue) for queue in queues]
-            self.client.connection.send_command(*CACHING)
-            self._send_command(step, "EXISTS", *self._list_keys(queues), *earlier)
+            for command in (CACHING, ("GET", self.global_keyprefix + earlier_key()), CACHING):
+                self.client.connection.send_command(*command)
+            self._send_command(step, "EXISTS", *self._list_keys(queues))
         elif step == "wait":
             if self._listener is not None:
                 self._listener.untrack(self.client.connection)
             tokens = self.global_keyprefix + tokens_key(queues)
             self._send_command(step, "BLPOP", tokens, round(random.uniform(*WAIT_SECONDS), 3))
+        elif step == "check":
+            self._send_command(step, "EXISTS", self.global_keyprefix + watcher_key(queues))
         else:
             self._fetch_tag = uuid4().hex
             keys, arguments = self._fetch_arguments(
@@ -261,8 +259,8 @@ class Channel(redis_broker.Channel):
     def _rest(self, seconds: float) -> None:
         """Send nothing for so long, unless an invalidation arrives; then fetch."""
         self._next = "fetch"
-        self._idle_until = monotonic() + seconds
-        self.connection.cycle.wake_at(self._idle_until)
+        self.idle_until = monotonic() + seconds
+        self.connection.cycle.wake_at(self.idle_until)
 
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ARG002 - kombu's signature
         sent, self._next = self._sent, "fetch"
@@ -271,19 +269,34 @@ class Channel(redis_broker.Channel):
         except NoScriptError:
             self.unacked.client.script_load(FETCH_SCRIPT)
             raise Empty from None
+        self._answered_at = monotonic()
         if sent == "fetch":
             return self._handle_fetched(*reply)
-        # Invalidations have a connection of their own: the one for a message that came right after EXISTS may
-        # be read before the reply to EXISTS.
-        if sent == "watch" and not (reply or self._invalidated_meanwhile):
-            self._rest(min(RENEW_SECONDS, max(0.0, self._earliest_due - monotonic())))
+        if sent == "wait" and not reply:
+            self._next = "check"
+        elif sent == "check" and reply:
+            self._next = "wait"
+        if sent == "watch":
+            earlier, messages = reply
+            has_earlier = earlier is not None and float(earlier) > self._fetched_at
+            # Invalidations have a connection of their own: the one for a message that came right after EXISTS
+            # may be read before the reply to EXISTS.
+            if not (messages or has_earlier or self._invalidated_meanwhile):
+                self._rest(min(RENEW_SECONDS, max(0.0, self._earliest_due - monotonic())))
         raise Empty
 
     def _handle_fetched(
-        self, name: bytes, element: bytes, more: int, watches: int, next_due: bytes, overdue: int
+        self,
+        name: bytes,
+        element: bytes,
+        more: int,
+        watches: int,
+        next_due: bytes,
+        overdue: int,
+        fetched_at: bytes,
     ) -> bool:
-        self._fetched_at = monotonic()
-        self._earliest_due = self._fetched_at + (RENEW_SECONDS if next_due is None else float(next_due))
+        self._fetched_at = float(fetched_at)
+        self._earliest_due = monotonic() + (RENEW_SECONDS if next_due is None else float(next_due))
         self._has_overdue = bool(overdue)
         self._next = "fetch" if more else "watch" if watches else "wait"
         if element is not None:
@@ -299,7 +312,7 @@ class Channel(redis_broker.Channel):
         connection = self.client.connection
         try:
             if self._sent == "watch":
-                connection.read_response()  # to CACHING
+                return [connection.read_response() for _ in range(4)][1::2]
             return connection.read_response()
         except self.connection_errors:
             connection.disconnect()
@@ -356,7 +369,7 @@ class Channel(redis_broker.Channel):
         return True
 
     def _on_invalidation(self) -> None:
-        self._idle_until = 0.0
+        self.idle_until = 0.0
         self._invalidated_meanwhile = True
         if self._listener is not None:
             try:

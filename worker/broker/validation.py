@@ -4,6 +4,7 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, Final
 
 from celery.app.task import Context
@@ -154,17 +155,21 @@ def _check_time(name: str, value: object) -> None:
     if value is None:
         return
     try:
-        timestamp_of(value)
+        to_timestamp(timezone.to_system(_moment(value)))
     except Exception:  # of any kind: which one depends on the text
         raise NotATaskError(f"header {name} is not a time") from None
 
 
 def timestamp_of(value: object) -> float:
     """A time of a message's header, in seconds since the epoch; raises an error of any kind if it is none."""
+    return _moment(value).timestamp()
+
+
+def _moment(value: object) -> datetime:
     if not isinstance(value, str):
         raise TypeError
-    moment = maybe_make_aware(maybe_iso8601(value), timezone.local)
-    return float(to_timestamp(timezone.to_system(moment)))
+    moment: datetime = maybe_make_aware(maybe_iso8601(value), timezone.local)
+    return moment
 
 
 def _body(message: Any) -> Any:

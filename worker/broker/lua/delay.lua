@@ -1,6 +1,6 @@
 -- Keep a message until its time has come: a new one, or one that was fetched.
--- KEYS: the queue's delayed messages, its key for the news of an earlier one, and for a fetched message unacked and
---       redelivery.
+-- KEYS: the queue's delayed messages, the time at which an earlier one was last added to those of any queue, and
+--       for a fetched message unacked and redelivery.
 -- ARGV: seconds from now, or with '1' behind it the time itself; the list, a line feed and the message, or for a
 --       fetched message its tag.
 -- Returns whether the message is not to be handled now: 0 when its time has come.
@@ -21,8 +21,6 @@ if #KEYS > 2 then
 end
 redis.call('ZADD', KEYS[1], due, member)
 if redis.call('ZRANGE', KEYS[1], 0, 0)[1] == member then
-  -- Whoever watches has asked for this key and is told, although it is never there.
-  redis.call('SET', KEYS[2], '')
-  redis.call('DEL', KEYS[2])
+  redis.call('SET', KEYS[2], now, 'EX', 3600)
 end
 return 1

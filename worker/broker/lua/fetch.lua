@@ -7,7 +7,7 @@
 -- ARGV: tag, seconds until redelivery, consumer ('' for one that only looks), milliseconds of its watch, '1' when
 --       it may keep the watch, number of queues, then '1' for every list whose messages are acknowledged.
 -- Returns: list and message (nil without one), whether there are more, whether the consumer watches, seconds until
---          the next delayed message is due (nil without one), whether messages are overdue.
+--          the next delayed message is due (nil without one), whether messages are overdue, the time.
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
 local watcher, tokens = KEYS[4], KEYS[5]
@@ -71,5 +71,5 @@ local overdue = redis.call('ZRANGE', KEYS[2], 0, 0, 'WITHSCORES')[2]
 local redelivers = overdue and tonumber(overdue) <= now and redis.call('SET', KEYS[3], '', 'NX', 'PX', 1000)
 return {
   list, message, filled > 0 and 1 or 0, watches and 1 or 0,
-  earliest and tostring(math.max(0, earliest - now)), redelivers and 1 or 0
+  earliest and tostring(math.max(0, earliest - now)), redelivers and 1 or 0, string.format('%.6f', now)
 }
