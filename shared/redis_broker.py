@@ -4,6 +4,8 @@ Stock kombu reads a Redis URL in its own way: it fails at an option that redis-p
 by default, and keeps a connection to a server that has become a read-only replica.
 """
 
+import os
+import threading
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -39,12 +41,52 @@ def _watched(connection_class: Any, channel: "Channel") -> Any:
     return WatchedConnection
 
 
+class _SharedPools:
+    """Pools of connections that all channels of a process to one Redis use, until the last one is closed.
+
+    A worker has several channels: of its consumer, its remote control, its events and its publishers.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pools: dict[tuple[object, ...], tuple[Any, list[Channel]]] = {}
+
+    def acquire(self, channel: "Channel", options: dict[str, Any]) -> Any:
+        """The pool for a channel and the options of its connections."""
+        # The limit of the option is meant for the threads that share a channel.
+        options.pop("max_connections", None)
+        needed = channel.needed_options
+        key = (os.getpid(), id(channel.redis_url), *sorted(options.items()), *sorted(needed.items()))
+        with self._lock:
+            if key not in self._pools:
+                self._pools[key] = (channel.redis_url.pool(needed=needed, **options), [])
+            pool, channels = self._pools[key]
+            channels.append(channel)
+            return pool
+
+    def release(self, channel: "Channel") -> None:
+        """The channel uses its pool no longer."""
+        with self._lock:
+            for key, (pool, channels) in tuple(self._pools.items()):
+                if channel in channels:
+                    channels.remove(channel)
+                    if not channels:
+                        del self._pools[key]
+                        pool.disconnect()
+                        if manager := getattr(pool, "sentinel_manager", None):
+                            manager.close()
+
+
+_shared_pools = _SharedPools()
+
 _TCP_OPTIONS = ("socket_connect_timeout", "socket_keepalive")
 """Options that a connection to a Unix socket does not take."""
 
 
 class Channel(redis.Channel):
     """Kombu's channel; its connections are those of `RedisUrl`."""
+
+    _pool: Any
 
     from_transport_options = (*redis.Channel.from_transport_options, "redis_url")
     redis_url: RedisUrl
@@ -59,15 +101,28 @@ class Channel(redis.Channel):
             params = {name: value for name, value in params.items() if name not in _TCP_OPTIONS}
         return params
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Kombu has asked whether Redis is there; a channel that only publishes needs that connection no more.
+        self.async_pool.disconnect()
+
     def _get_pool(self, asynchronous: bool = False) -> Any:
-        pool = self.redis_url.pool(needed=self.needed_options, **self._connparams(asynchronous))
+        params = self._connparams(asynchronous)
         if asynchronous:
+            pool = self.redis_url.pool(needed=self.needed_options, **params)
             pool.connection_class = _watched(pool.connection_class, self)
-        # Kombu closes the connections to the Sentinels when the channel is closed.
-        manager = "_async_sentinel_manager" if asynchronous else "_sentinel_manager"
-        setattr(self, manager, getattr(pool, "sentinel_manager", None))
+            # Kombu closes the connections to the Sentinels when the channel is closed.
+            self._async_sentinel_manager = getattr(pool, "sentinel_manager", None)
+        else:
+            pool = _shared_pools.acquire(self, params)
         self.keyprefix_fanout = self.keyprefix_fanout.format(db=pool.connection_kwargs["db"])
         return pool
+
+    def _disconnect_pools(self) -> None:
+        if self._pool is not None:
+            self._pool = None
+            _shared_pools.release(self)
+        super()._disconnect_pools()
 
     def _has_queue(self, queue: str, **_: Any) -> bool:
         # Kombu asks with EXISTS, to whose keys it adds no `global_keyprefix`.
