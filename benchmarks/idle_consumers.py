@@ -24,7 +24,7 @@ from worker.sandbox import SandboxError, wait_for
 from worker.sandbox.servers import RedisServer
 
 QUEUES = ("deploy", "to_task", "annotate", "logs", "control")
-IDLE_CONSUMERS = (1, 200)
+IDLE_CONSUMERS = (1, 50, 200)
 MAX_PROCESSES = 4
 SECONDS_BETWEEN_MESSAGES = 0.01
 IDLE_SECONDS = 4.0

@@ -190,6 +190,7 @@ class Consumer(consumer.Consumer):
         if isinstance(channel, Channel):
             channel.run_or_defer(lambda unacked: unacked.delay_fetched(tag, UNKNOWN_STEP_SECONDS))
             channel.qos.release(tag)
+            channel.release_watch()
         else:
             errors = self.connection_errors
             self.timer.call_after(

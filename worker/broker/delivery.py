@@ -214,8 +214,9 @@ class QoS(redis.QoS):
 
     @property
     def is_free(self) -> bool:
-        """Whether nothing is held, and one message would leave room for another."""
-        return self.prefetch_count != 1 and len(self._delivered) == len(self._dirty)
+        """Whether less than half of what may be held is, and one message would leave room for another."""
+        held, most = len(self._delivered) - len(self._dirty), self.prefetch_count
+        return not most or (2 * held < most and held + 1 < most)
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Count a message. Stock kombu records it in Redis only here, after it was popped."""

@@ -1,7 +1,7 @@
 """The transport for `redis://`: fetches messages so that none is lost, keeps those that cannot be read."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from hashlib import sha1
@@ -231,30 +231,30 @@ class Channel(redis_broker.Channel):
         if step == "watch" and not self._track():
             self._rest(UNTRACKED_POLL_SECONDS)
         elif step == "watch":
-            for command in (CACHING, ("GET", self.global_keyprefix + earlier_key()), CACHING):
-                self.client.connection.send_command(*command)
-            self._send_command(step, "EXISTS", *self._list_keys(queues))
+            earlier = ("GET", self.global_keyprefix + earlier_key())
+            self._send(step, CACHING, earlier, CACHING, ("EXISTS", *self._list_keys(queues)))
         elif step == "wait":
+            tokens = self.global_keyprefix + tokens_key(queues)
+            self._send(step, ("BLPOP", tokens, round(random.uniform(*WAIT_SECONDS), 3)))
+        elif step == "check":
+            # Only now, because a watcher that gets busy often watches again at once.
             if self._listener is not None:
                 self._listener.untrack(self.client.connection)
-            tokens = self.global_keyprefix + tokens_key(queues)
-            self._send_command(step, "BLPOP", tokens, round(random.uniform(*WAIT_SECONDS), 3))
-        elif step == "check":
-            self._send_command(step, "EXISTS", self.global_keyprefix + watcher_key(queues))
+            self._send(step, ("EXISTS", self.global_keyprefix + watcher_key(queues)))
         else:
             self._fetch_tag = uuid4().hex
             keys, arguments = self._fetch_arguments(
                 self._fetch_tag, queues, self._no_ack_queues, consumer=self._consumer
             )
             self._watched = keys[3:5]
-            self._send_command("fetch", "EVALSHA", FETCH_SHA, len(keys), *keys, *arguments)
+            self._send("fetch", ("EVALSHA", FETCH_SHA, len(keys), *keys, *arguments))
 
-    def _send_command(self, step: Step, *command: Any) -> None:
+    def _send(self, step: Step, *commands: Sequence[Any]) -> None:
         self._sent = step
         self._invalidated_meanwhile = False
-        self._in_poll = self.client.connection
+        self._in_poll = connection = self.client.connection
         self._brpop_sent_at = monotonic()
-        self.client.connection.send_command(*command)
+        connection.send_packed_command(connection.pack_commands(commands))
 
     def _rest(self, seconds: float) -> None:
         """Send nothing for so long, unless an invalidation arrives; then fetch."""
@@ -317,6 +317,10 @@ class Channel(redis_broker.Channel):
         except self.connection_errors:
             connection.disconnect()
             raise
+        except ResponseError:
+            if self._sent == "watch":  # The other replies are not read.
+                connection.disconnect()
+            raise
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
@@ -344,10 +348,15 @@ class Channel(redis_broker.Channel):
                 if self._sent == "fetch" and reply[1] is not None:
                     tag = self._fetch_tag
                     self.run_or_defer(lambda unacked: unacked.requeue([tag]))
+        self.release_watch()
+        self._watched = None
+
+    def release_watch(self) -> None:
+        """If this consumer watches its queues, let the one do it that has waited longest."""
         if self._watched is not None and not self.closed:
             with suppress(*self.connection_errors, ResponseError):
                 self.unacked.release_watch(self._watched, self._consumer)
-            self._watched = None
+            self._next = "wait"
 
     # -- watching ------------------------------------------------------------------------------------------
 

@@ -61,7 +61,7 @@ if ARGV[3] ~= '' then
       end
       if redis.call('LLEN', tokens) == 0 then
         redis.call('LPUSH', tokens, '')
-        redis.call('EXPIRE', tokens, 3600)
+        redis.call('EXPIRE', tokens, 10)
       end
     end
   end

@@ -5,7 +5,7 @@ if not holder or holder == ARGV[1] then
   redis.call('DEL', KEYS[1])
   if redis.call('LLEN', KEYS[2]) == 0 then
     redis.call('LPUSH', KEYS[2], '')
-    redis.call('EXPIRE', KEYS[2], 3600)
+    redis.call('EXPIRE', KEYS[2], 10)
   end
 end
 return true
