@@ -40,12 +40,14 @@ unit: $(STAMP)  ## Unit tests alone: no network, no processes
 
 # Unit tests first: quick, before any Ray takes its share of the machine, and in a process of their own, for the
 # Ray library reads once whether clusters ask for a token. `coverage report` shows what they leave out.
+# The others mostly wait: Ray's run in one process, the rest beside them (tests/conftest.py).
 test: lint  ## Lint, unit tests with coverage and integration tests (real Redis, Celery and Ray); SEED=… as for chaos
 	@$(BIN)/pytest tests/unit -n auto --cov --cov-report=
-	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration
+	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration -n 2 --dist loadgroup --durations 10
 
 chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=… repeats a run
-	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration/broker tests/integration/logs -m "chaos or not chaos" -rA
+	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration/broker tests/integration/logs \
+		tests/integration/plugins/test_bad_plugins.py -m "chaos or not chaos" -rA
 
 test-all: test chaos sdk  ## Everything: test, chaos and sdk, each part where what it needs is found
 

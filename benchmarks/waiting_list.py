@@ -1,17 +1,36 @@
-"""Many `to_task` runs wait for one pre-processor that starts slowly: polls, dispatches, release times."""
+"""Many `to_task` runs wait for one pre-processor that starts slowly: polls, dispatches, release times.
+
+Before that, without workers, what the waiting list itself costs with 100 to 30,000 runs on it: commands and
+time of a poll, of resuming all runs and of failing all, against publishing as many messages with bare Celery,
+and the memory of a run that waits.
+"""
 
 import argparse
+import logging
+import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+import structlog
+import yaml
+from celery import Celery
+from redis import Redis
 
 from shared import JobStatus, Publisher, ToTaskMessage
 from worker.sandbox import Sandbox, wait_for
 from worker.sandbox.sandbox import AGENT_ID
 from worker.sandbox.seed import seed_numbered_project
+from worker.sandbox.servers import RedisServer
+from worker.testing import FakeBackend
 
 MAX_WAIT_SECONDS = 180
+EXAMPLE = Path(__file__).parents[1] / "examples" / "plugins" / "digits@1.0.0"
+"""The release whose config the waiting runs keep."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +39,12 @@ class Size:
 
     runs: int
     start_seconds: int
+    waiting: tuple[int, ...]
+    """How many runs are on the lists whose cost is measured."""
 
 
-FULL, QUICK = Size(runs=50, start_seconds=30), Size(runs=10, start_seconds=10)
+FULL = Size(runs=50, start_seconds=30, waiting=(100, 1_000, 10_000, 30_000))
+QUICK = Size(runs=10, start_seconds=10, waiting=(100, 1_000))
 
 CONFIG = """
 code: slow
@@ -58,11 +80,206 @@ class ToTask(ToTaskAction):
 """
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What something took: commands of Redis, those in scripts included, and seconds."""
+
+    commands: int
+    seconds: float
+
+
+def cost_of(redis: Redis, work: Callable[[], object]) -> Cost:
+    """Do the work and measure it."""
+    redis.config_resetstat()
+    begun = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - begun
+    counted = redis.info("commandstats")
+    ours = ("cmdstat_config|resetstat", "cmdstat_info")
+    return Cost(sum(stat["calls"] for name, stat in counted.items() if name not in ours), seconds)
+
+
+class WaitingRuns:
+    """Runs that wait for one pre-processor, in a Redis of their own, and the polls of their waiting list."""
+
+    def __init__(self, server: RedisServer, plugins: Path) -> None:
+        os.environ |= {"REDIS_URL": server.url, "PLUGINS_DIR": str(plugins), "SYNAPSE_HOST": "http://backend"}
+        os.environ |= {
+            "SYNAPSE_ACCESS_TOKEN": "token-of-the-worker",
+            "WORKER_VISIBILITY_TIMEOUT_SECONDS": "60",
+        }
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+        # Only now, because the app is made of the settings that the environment names.
+        from worker.app import app
+        from worker.pre_processor.waitlist import Waitlist, WaitlistName
+        from worker.services import Services, settings
+
+        class BenchServices(Services):
+            client = FakeBackend()
+
+            def backend(self, tenant: str | None = None) -> Any:  # noqa: ARG002
+                return self.client
+
+        self.services = BenchServices(settings(), app)
+        config = yaml.safe_load((EXAMPLE / "config.yaml").read_text(encoding="utf-8"))
+        BenchServices.client.release = {"id": 7, "version": "1.0.0", "config": config}
+        self.redis = self.services.redis
+        self.waitlist = Waitlist(self.redis, WaitlistName("", AGENT_ID, "digits", "1.0.0"))
+
+    def accept(self, job: str) -> None:
+        """Deliver a message and all that follows from it, in this process, until the run waits."""
+        from worker.app import app
+        from worker.pre_processor.dispatch import detect, dispatch
+        from worker.pre_processor.waitlist import DETECT, DISPATCH
+        from worker.runs import reporter
+        from worker.runs.model import Continue, Outcome
+        from worker.to_task.steps import FETCH_TASKS, INITIALIZE, PREPARE
+        from worker.workflow import intake
+        from worker.workflow.task import StepTask
+
+        services = self.services
+        params = {"name": "first pass", "project": 1, "agent": AGENT_ID, "method": "inference"}
+        fields = {"job": job, "plugin": "digits@1.0.0", "params": params | {"pre_processor": 7, "model": 3}}
+
+        app.loader.import_default_modules()
+        task = app.tasks[FETCH_TASKS.name]
+        assert isinstance(task, StepTask)
+        message = ToTaskMessage.model_validate(fields)
+        intake.accept_message(message, INITIALIZE, "to_task", services.runs, lambda _: None)
+        steps: list[tuple[Any, Callable[[Any], Outcome]]] = [
+            (INITIALIZE, lambda run: (intake.begin_run(run, services), Continue(PREPARE))[1]),
+            (PREPARE, lambda run: (services.runs.set_progress(run, "prepare", 10), Continue(DETECT))[1]),
+            (DETECT, lambda run: detect(run, services)),
+            (DISPATCH, lambda run: dispatch(run, services)),
+        ]
+        for step, function in steps:
+            task.push_request(kwargs={"job": job}, called_directly=False)
+            task.run_step(step, job, function)
+            task.pop_request()
+            services.redis.hdel(f"synapse:jobs:{{{job}}}:run", "patched")
+            reporter.report(job, services.runs, services.backend())
+        self.redis.delete("to_task", "control")
+
+    def keys_of(self, job: str) -> list[str]:
+        """The keys of a run."""
+        return sorted(self.redis.scan_iter(f"synapse:jobs:{{{job}}}*", count=10_000))
+
+    def copy(self, job: str, count: int) -> None:
+        """Let `count` runs in all wait that are as this one."""
+        binary = Redis.from_url(self.services.settings.redis_url)
+        dumps = [(key, binary.dump(key)) for key in self.keys_of(job)]
+        copies = [f"{job}-{number}" for number in range(count - 1)]
+        deadline, due = (
+            self.redis.zscore(self.waitlist._waiters, job),
+            self.redis.zscore("synapse:live", f"run:{job}"),
+        )
+        with binary.pipeline(transaction=False) as pipe:
+            for copy in copies:
+                for key, dump in dumps:
+                    pipe.restore(key.replace(f"{{{job}}}", f"{{{copy}}}"), 0, dump, replace=True)
+                pipe.zadd(self.waitlist._waiters, {copy: deadline})
+                pipe.zadd("synapse:live", {f"run:{copy}": due})
+                if len(pipe.command_stack) > 10_000:
+                    pipe.execute()
+            pipe.execute()
+        binary.close()
+
+    def poll(self) -> Any:
+        """Deliver the newest poll of the list."""
+        from worker.pre_processor.poll import await_ready
+
+        return await_ready(self.waitlist, self.waitlist.wake(), 0, self.services)
+
+    def poll_until_empty(self) -> int:
+        """Poll until no run waits; returns how often."""
+        polls = 0
+        while self.redis.zcard(self.waitlist._waiters):
+            self.poll()
+            polls += 1
+        return polls
+
+
+def measure_costs(sizes: tuple[int, ...]) -> None:
+    """Print the cost of lists of these sizes, as ratios to the smallest and to bare Celery."""
+    with TemporaryDirectory() as folder:
+        server = RedisServer(Path(folder) / "redis")
+        server.start()
+        try:
+            runs = WaitingRuns(server, Path(folder))
+            print_memory(runs)
+            first: Cost | None = None
+            for size in sizes:
+                first = print_costs(runs, size, first)
+        finally:
+            server.stop()
+
+
+def print_memory(runs: WaitingRuns) -> None:
+    """What one run costs until it waits, and while it does."""
+    runs.accept("1")  # dispatches
+    accepted = cost_of(runs.redis, lambda: runs.accept("2"))
+    sizes = {key: int(runs.redis.memory_usage(key, samples=0) or 0) for key in runs.keys_of("2")}
+    for key, size in sizes.items():
+        print(f"  {key}: {size} bytes ({runs.redis.object('encoding', key)})")
+    total = sum(sizes.values())
+    print(f"a run that waits: {len(sizes)} keys, {total} bytes, {accepted.commands} commands until then")
+
+
+def print_costs(runs: WaitingRuns, size: int, first: Cost | None) -> Cost:
+    """One list; returns the cost of a poll of it."""
+    backend, binary = runs.services.backend(), Redis.from_url(runs.services.settings.redis_url)
+
+    def fill() -> None:
+        runs.redis.flushdb()
+        backend.serve_applications.clear()
+        runs.accept("1")
+        runs.copy("1", size)
+        runs.poll()
+
+    fill()
+    poll = cost_of(runs.redis, runs.poll)
+    backend.add_application()
+    resume = cost_of(runs.redis, runs.poll_until_empty)
+    resumed = runs.redis.llen("to_task")
+    fill()
+    seconds, _ = runs.redis.time()
+    for job, _ in runs.redis.zscan_iter(runs.waitlist._waiters, count=10_000):
+        binary.zadd(runs.waitlist._waiters, {job: seconds - 1})
+    runs.poll()
+    left = runs.redis.zcard(runs.waitlist._waiters)
+    fill()
+    backend.add_application("FAILED", job=101)
+    backend.serve_applications[0]["status"] = "DEPLOY_FAILED"
+    fail = cost_of(runs.redis, runs.poll_until_empty)
+    runs.redis.flushdb()
+    bare = Celery("bare", broker=runs.services.settings.redis_url, set_as_current=False)
+    publish = partial(
+        bare.send_task, "to_task.fetch_tasks", kwargs={"job": "1"}, queue="bare", ignore_result=True
+    )
+    published = cost_of(runs.redis, lambda: [publish() for _ in range(size)])
+    first = first or poll
+    print(
+        f"{size} runs wait: a poll {poll.commands} commands, {poll.seconds * 1000:.1f} ms"
+        f" ({poll.commands / first.commands:.2f}, {poll.seconds / first.seconds:.2f} of the smallest)\n"
+        f"  all resumed ({resumed}): {resume.seconds:.2f} s, {resume.commands / size:.1f} commands a run,"
+        f" {resume.seconds / published.seconds:.2f} of publishing as many with bare Celery\n"
+        f"  all failed: {fail.seconds:.2f} s, {fail.commands / size:.1f} commands a run,"
+        f" {fail.seconds / published.seconds:.2f} of that; of as many overdue one poll sees to {size - left}"
+    )
+    binary.close()
+    return first
+
+
 def main() -> None:
     """Publish all runs at once; the figures come from the requests that the backend recorded."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer runs and a faster start: about a minute")
-    size = QUICK if parser.parse_args().quick else FULL
+    parser.add_argument("--costs", action="store_true", help="only what the waiting list itself costs")
+    arguments = parser.parse_args()
+    size = QUICK if arguments.quick else FULL
+    measure_costs(size.waiting)
+    if arguments.costs:
+        return
     with TemporaryDirectory() as folder:
         release = Path(folder) / "slow@1.0.0"
         release.mkdir()

@@ -1,23 +1,30 @@
-"""What every worker does periodically beside its tasks: republish lost messages, keep packages alive."""
+"""What one of all workers does periodically: publish lost messages, remove what is old, pin packages."""
 
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
+from redis import RedisError
 
 from worker.blame import INFRASTRUCTURE_ERRORS
 from worker.deploy.deployments import DeployedPackages
+from worker.logs.retention import EndedLogs
 from worker.platform import clean
 from worker.pre_processor.waitlist import WAITLIST_PREFIX, recover_waitlist
 from worker.runs.heartbeat import RUN_PREFIX
+from worker.runs.locks import LEASE_SECONDS, Election
 from worker.runs.runs import Runs, recover_run
 from worker.services import services
-from worker.workflow.dead_letters import REJECTED_JOB_PREFIX, recover_rejected_job
+from worker.settings import MB
+from worker.workflow.dead_letters import REJECTED_JOB_PREFIX, DeadLetters, recover_rejected_job
 
 log = structlog.get_logger(__name__)
 
 SECONDS_BETWEEN_SWEEPS = 5.0
+FAILED_SECONDS = LEASE_SECONDS + 1
+"""How long a worker on which a work failed leaves it to others."""
 STOP_TIMEOUT_SECONDS = 10.0
 
 
@@ -51,13 +58,68 @@ def _recover(member: str, runs: Runs) -> None:
         recover_rejected_job(member.removeprefix(REJECTED_JOB_PREFIX), runs)
 
 
+def remove_old() -> None:
+    """Remove logs of ended jobs and dead letters that are too old, or too many."""
+    redis, settings = services().redis, services().settings
+    EndedLogs(
+        redis, settings.worker_ended_logs_max_mb * MB, settings.worker_ended_logs_max_age_seconds
+    ).trim()
+    DeadLetters(redis).trim(
+        settings.worker_dead_letters_max_mb * MB, settings.worker_dead_letters_max_age_seconds
+    )
+
+
 def pin_packages() -> None:
     """Let Ray keep the packages of what is deployed."""
     DeployedPackages(services()).pin()
 
 
+class Work:
+    """One periodic work, done while this worker holds its lease."""
+
+    def __init__(self, name: str, function: Callable[[], object]) -> None:
+        self.name = name
+        self._function = function
+        self._election: Election | None = None
+
+    def do(self) -> float:
+        """Do the work if it is this worker's; returns the seconds until the next look."""
+        try:
+            self._election = self._election or Election(services().redis, self.name)
+            if wait := self._election.hold():
+                return wait
+            self._function()
+        except INFRASTRUCTURE_ERRORS as error:
+            log.warning("maintenance put off", work=self.name, error_type=type(error).__name__)
+            if isinstance(error, RedisError):
+                return SECONDS_BETWEEN_SWEEPS  # it is away for all workers
+        except Exception as error:
+            name, text = type(error).__name__, clean(str(error))
+            log.error("maintenance failed", work=self.name, error_type=name, error=text)
+        else:
+            return SECONDS_BETWEEN_SWEEPS
+        # What fails on this worker may succeed on another one, which then has the lease when this one looks.
+        self.resign()
+        return FAILED_SECONDS
+
+    def resign(self) -> None:
+        """Let another worker do it."""
+        with suppress(RedisError):
+            if self._election is not None:
+                self._election.resign()
+
+
+def works() -> list[Work]:
+    """The works of this worker. The workers of each agent have packages of their own."""
+    settings = services().settings
+    works = [Work("sweep", sweep), Work("retention", remove_old)]
+    if settings.ray_address:
+        works.append(Work(f"packages:{settings.worker_agent or 'any'}", pin_packages))
+    return works
+
+
 class Maintenance:
-    """Two threads, each at work every few seconds: a Ray that hangs delays no lost message."""
+    """A thread for each work, which looks every few seconds: a Ray that hangs delays no lost message."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
@@ -67,8 +129,8 @@ class Maintenance:
         """Start the threads; possible again after a stop."""
         self._stop.clear()
         self._threads = [
-            threading.Thread(target=self._repeat, args=(work,), name=f"maintenance-{name}", daemon=True)
-            for name, work in (("sweep", sweep), ("packages", pin_packages))
+            threading.Thread(target=self._repeat, args=(work,), name=f"maintenance-{work.name}", daemon=True)
+            for work in works()
         ]
         for thread in self._threads:
             thread.start()
@@ -80,11 +142,8 @@ class Maintenance:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _repeat(self, work: Callable[[], object]) -> None:
-        while not self._stop.wait(SECONDS_BETWEEN_SWEEPS):
-            try:
-                work()
-            except INFRASTRUCTURE_ERRORS as error:
-                log.warning("maintenance put off", error_type=type(error).__name__)
-            except Exception as error:
-                log.error("maintenance failed", error_type=type(error).__name__, error=clean(str(error)))
+    def _repeat(self, work: Work) -> None:
+        wait = SECONDS_BETWEEN_SWEEPS
+        while not self._stop.wait(wait):
+            wait = work.do()
+        work.resign()

@@ -17,12 +17,12 @@ CLUSTER_ERROR: Final = (
 
 COMMANDS_ON_A_KEY: Final = (
     *("hset f v", "hsetnx f v", "hincrby f 0", "hget f", "hmget f", "hgetall", "hexists f", "hdel g"),
-    *("persist", "pexpire 10000", "expire 10", "exists"),
+    *("persist", "pexpire 10000", "pttl", "expire 10", "exists"),
     *("set v NX EX 10", "get", "incr", "setbit 0 0", "getbit 0"),
     *("sadd m", "srem m", "smembers", "scard"),
     *("zadd 1 m", "zrem m", "zremrangebyscore 0 0", "zrange 0 0", "zrangebyscore 0 0", "zscore m", "zcard"),
     *("lpush v", "rpush v", "lpop", "rpop", "blpop 1", "lrange 0 0", "llen"),
-    *("xadd * f v", "xdel 0-1", "xrange - +", "del"),
+    *("xadd * f v", "xdel 0-1", "xrange - +", "unlink", "dump", "restore 0 x", "del"),
 )
 """What the worker and its transport call, with arguments that do no harm to a hash; the last deletes it."""
 
@@ -37,13 +37,11 @@ OTHER_COMMANDS: Final = (
     "script exists 0",
 )
 
-SUBCOMMANDS: Final = ("client", "script")
+SUBCOMMANDS: Final = ("client", "script", "memory")
 
 CONTROL_CHANNELS: Final = ("celery.pidbox", "celeryev/*", "celeryev/worker.*")
 """The patterns to which Celery subscribes, behind `/{database}.`: remote control and events.
-
-Redis allows a subscription to a pattern only where a rule is that very pattern.
-"""
+Redis allows a subscription to a pattern only where a rule is that very pattern."""
 
 
 class RedisClusterError(RuntimeError):
@@ -91,6 +89,7 @@ def _missing_commands(redis: Redis) -> Iterator[str]:
     others = [tuple(command.split()) for command in OTHER_COMMANDS]
     reads_and_messages = [
         ("xread", "COUNT", "1", "STREAMS", key, "$"),
+        ("memory", "usage", key),
         ("publish", events_channel("doctor"), "{}"),
         ("eval", "return 1", "0"),
         ("evalsha", "0" * 40, "0"),

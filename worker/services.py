@@ -51,7 +51,7 @@ class Services:
     def __init__(self, settings: Settings, app: Celery) -> None:
         self.settings = settings
         self._app = app
-        register_secrets(settings.secrets())
+        register_secrets(settings.secrets(), forever=True)
 
     @cached_property
     def redis(self) -> "Redis":

@@ -129,6 +129,10 @@ class Settings(BaseSettings):
         description="The token of lesser rights for plugin code's own clients; without it they are None.",
     )
     worker_plugin_timeout_seconds: Seconds = Field(300, description="Timeout of a call of plugin code.")
+    worker_plugin_max_failures_in_row: Annotated[int, Field(ge=1)] = Field(
+        10,
+        description="So many tasks in a row on which the plugin hangs or dies end the run FAILED.",
+    )
     worker_plugin_max_mb: Annotated[int, Field(ge=1)] = Field(
         512, description="Largest release, unpacked, in MB; a larger one is rejected."
     )
@@ -178,6 +182,19 @@ class Settings(BaseSettings):
     )
     worker_log_patience_seconds: Seconds = Field(
         120, description="How long a log may be unavailable before it is no longer followed."
+    )
+
+    worker_ended_logs_max_mb: Annotated[int, Field(ge=1)] = Field(
+        1_024, description="Logs of ended jobs in Redis: most MB in all; the oldest are removed."
+    )
+    worker_ended_logs_max_age_seconds: Annotated[float, Field(gt=0, le=24 * 60 * 60)] = Field(
+        24 * 60 * 60, description="Log of an ended job: removed after so many seconds, a day at most."
+    )
+    worker_dead_letters_max_mb: Annotated[int, Field(ge=1)] = Field(
+        256, description="Dead letters in Redis: most MB in all; the oldest are removed."
+    )
+    worker_dead_letters_max_age_seconds: Seconds = Field(
+        30 * 24 * 60 * 60, description="Dead letter: removed after so many seconds, by default 30 days."
     )
 
     @field_validator("redis_url")

@@ -65,7 +65,7 @@ class FakeServe:
             db.execute("INSERT OR REPLACE INTO applications VALUES (?, ?, ?, 0)", (name, digest, time.time()))
             db.execute("COMMIT")
 
-    def state(self, app_name: str) -> ServeState:
+    def state(self, app_name: str, max_age: float = 0.0) -> ServeState:
         count_poll = "UPDATE applications SET polls = polls + 1 WHERE name = ? RETURNING digest, since, polls"
         found = self.rows(count_poll, app_name)
         if not found:

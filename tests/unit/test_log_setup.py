@@ -21,7 +21,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     noisy = {name: logging.getLogger(name).level for name in ("httpx", "httpcore", "urllib3")}
-    monkeypatch.setattr(redaction, "_registry", redaction._Registry())
+    monkeypatch.setattr(redaction, "_registry", redaction.SecretRegistry())
     register_secrets([SECRET])
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)

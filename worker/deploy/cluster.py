@@ -1,7 +1,10 @@
 """The Serve applications on the cluster of RAY_ADDRESS, as the steps of a deployment see them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from shared.messages import JsonObject
@@ -36,8 +39,21 @@ class ServeState:
 class Cluster(Protocol):
     """Raises `PluginHostUnavailableError` when the cluster does not answer."""
 
-    def state(self, app_name: str) -> ServeState: ...
+    def state(self, app_name: str, max_age: float = 0.0) -> ServeState: ...
     def remove(self, app_name: str) -> None: ...
+
+
+SNAPSHOT_SECONDS = 1.0
+"""All looks at applications within this time share one answer of Serve's."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Serve's answer about all applications, or the error, and when it was asked (monotonic clock)."""
+
+    asked_at: float = -math.inf
+    applications: Mapping[str, JsonObject] = field(default_factory=dict)
+    error: PluginHostUnavailableError | None = None
 
 
 class RayCluster:
@@ -45,15 +61,36 @@ class RayCluster:
 
     def __init__(self, connection: RayConnection) -> None:
         self._connection = connection
+        self._snapshot = Snapshot()
+        self._lock = threading.Lock()
 
     def applications(self) -> dict[str, JsonObject]:
         """Serve's details of all applications; empty when Serve does not run."""
         return dict(self._ask_serve(serve_details))
 
-    def state(self, app_name: str) -> ServeState:
-        """What Serve shows of the application."""
-        found = self.applications().get(app_name)
+    def state(self, app_name: str, max_age: float = 0.0) -> ServeState:
+        """What Serve shows of the application.
+
+        Serve may have been asked up to `max_age` seconds ago, but no longer ago than `SNAPSHOT_SECONDS`.
+        """
+        found = self._latest(time.monotonic() - min(max(max_age, 0.0), SNAPSHOT_SECONDS)).get(app_name)
         return read_state(found) if found else ServeState()
+
+    def _latest(self, not_before: float) -> Mapping[str, JsonObject]:
+        """The applications as Serve showed them when it was asked last, or is asked now.
+
+        Of several threads one asks; an error is that of all that wait for the answer.
+        """
+        with self._lock:
+            if self._snapshot.asked_at < not_before:
+                asked_at = time.monotonic()
+                try:
+                    self._snapshot = Snapshot(asked_at, self.applications())
+                except PluginHostUnavailableError as error:
+                    self._snapshot = Snapshot(asked_at, error=error)
+            if self._snapshot.error is not None:
+                raise PluginHostUnavailableError(str(self._snapshot.error))
+            return self._snapshot.applications
 
     def remove(self, app_name: str) -> None:
         """Remove the application, without waiting until its replicas have stopped; safe to repeat."""

@@ -68,6 +68,8 @@ class DeployState(WorkflowState):
         "submission", None, decode=lambda stored: Submission(**stored), encode=asdict
     )
     submitted: bool = False
+    submitted_at: float | None = None
+    """Redis's time after the submission. A look that is to see it must be later."""
     failure: str | None = None
     """The message with which the run is about to fail."""
     superseded_since: float | None = stored_field("astray", None)

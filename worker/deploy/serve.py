@@ -72,7 +72,8 @@ def _submit(run: DeployRun, services: Services, cluster: Cluster, ownership: Own
             raise
         for message in answer.get("messages") or []:
             runs.events.message(run.job, str(message), step=PROGRESS_STEP)
-        runs.store.update_state(run, replace(run.state, submitted=True))
+        submitted_at = redis_time(runs.redis)
+        runs.store.update_state(run, replace(run.state, submitted=True, submitted_at=submitted_at))
     DeployedPackages(services).add(name, run.message.plugin)
     runs.set_progress(run, PROGRESS_STEP, 30)
     return Continue(AWAIT_RUNNING)
@@ -85,10 +86,13 @@ def await_running(run: DeployRun, services: Services, cluster: Cluster) -> Outco
     if run.state.failure is not None:  # an earlier delivery of this step died before it ended the run
         return _fail(run, services, cluster, run.state.failure)
     timeout = services.settings.worker_deploy_timeout_seconds
-    elapsed = redis_time(runs.redis) - submission.at
+    now = redis_time(runs.redis)
+    elapsed = now - submission.at
+    # What Serve answered before the submission shows what was there before. An older worker stores no time.
+    submitted_at = run.state.submitted_at or (now if run.state.submitted else submission.at)
     reason = ""
     try:
-        state = cluster.state(name)
+        state = cluster.state(name, max_age=now - submitted_at)
     except PluginHostUnavailableError as error:
         reason = str(error)
     else:

@@ -24,6 +24,7 @@ from worker.runs.bulkhead import bulkhead
 from worker.runs.model import Outcome, Reschedule, WorkflowStep
 from worker.runs.publisher import send_task
 from worker.services import services
+from worker.settings import once_per_process
 from worker.workflow.task import (
     INFRASTRUCTURE_RETRY_SECONDS,
     StepFunction,
@@ -93,6 +94,7 @@ class DeployTask(StepTask):
         return message.agent if isinstance(message, DeployMessage) and message.agent != own else None
 
 
+@once_per_process
 def _cluster() -> RayCluster:
     return RayCluster(services().ray)
 

@@ -13,6 +13,7 @@ from shared.messages import TailLogsMessage
 from worker.lua import Scripts
 from worker.platform.streams import StreamProtocol
 from worker.runs.events import LOG_SCRIPT, line_time, log_args, log_keys
+from worker.runs.keys import ended_logs_key
 from worker.runs.scripts import run_scripts
 
 
@@ -87,6 +88,7 @@ class ClaimStore:
 
     def __init__(self, redis: "AsyncRedis", ttl_seconds: float) -> None:
         """A claim that is not renewed within `ttl_seconds` expires, and another relay may acquire its log."""
+        self._redis = redis
         self._ttl_seconds = ttl_seconds
         self._claim_scripts = Scripts(redis, "worker.logs")
         self._log_scripts = run_scripts(redis)
@@ -120,7 +122,10 @@ class ClaimStore:
 
     async def close_log(self, claim: Claim, reason: str, final_line: str = "") -> bool:
         """Record that the log has no more lines. False when the claim was lost."""
-        return bool(await self._call_log_script("close", claim, reason, line_time(), final_line))
+        if not await self._call_log_script("close", claim, reason, line_time(), final_line):
+            return False
+        await self._redis.zadd(ended_logs_key(), {claim.subscription.job: 0})
+        return True
 
     async def _call_log_script(self, operation: str, claim: Claim, *operands: str) -> Any:
         job, ray_job = claim.subscription.job, claim.subscription.ray_job

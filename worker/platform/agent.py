@@ -44,7 +44,7 @@ class AgentClient(RayClientMixin, BaseClient):
         Raises:
             ValueError: An argument is unusable; the message does not show its value.
         """
-        register_secrets(token for token in (agent_token, user_token) if token)
+        register_secrets((token for token in (agent_token, user_token) if token), owner=self)
         headers = {"Authorization": agent_token}
         if user_token:
             headers["SYNAPSE-User"] = f"Token {user_token}"

@@ -1,7 +1,7 @@
 """The client of the platform's backend."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import httpx
 
@@ -224,8 +224,21 @@ class BackendClient(BaseClient):
         Raises:
             ClientError: The call failed.
         """
-        path = "serve_applications/"
-        return self._collect_pages(Request("GET", path, encode_query(query), retryable=True, expect="list"))
+        return self._collect_pages(_serve_applications_request(query))
+
+    def serve_application_pages(self, **query: Json) -> Iterator[JsonObject]:
+        """Fetch matching records of Serve applications page by page, each when it is asked for.
+
+        Args:
+            **query: Filters, as of `list_serve_applications`, and `page`, the number of the first page.
+
+        Yields:
+            Pages as `{"count", "next", "previous", "results"}`.
+
+        Raises:
+            ClientError: A page cannot be fetched.
+        """
+        return self.pages(_serve_applications_request(query))
 
     def create_serve_application(
         self,
@@ -329,6 +342,10 @@ class BackendClient(BaseClient):
         """
         body = dict(entries) if isinstance(entries, Mapping) else list(entries)
         self._send(Request("POST", "logs/", json=body, expect="none"))
+
+
+def _serve_applications_request(query: Mapping[str, Json]) -> Request:
+    return Request("GET", "serve_applications/", encode_query(query), retryable=True, expect="list")
 
 
 def _job_path(job: int | str) -> str:

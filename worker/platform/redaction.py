@@ -4,17 +4,14 @@ The texts are other programs' output and may have a megabyte on one line. So eve
 linear time: a match starts at a literal word only, and consumes what it scanned. Tests check that with 1 MB.
 """
 
-import html
-import json
 import re
 import sys
-import threading
 import traceback
+import weakref
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
-from urllib.parse import quote, quote_plus
 
-MASK = "***"
+from worker.platform.secret_registry import MASK, SecretRegistry
 
 _SCHEME = r"(?:(?:token|bearer|basic|apikey|negotiate)[ \t]+)?"
 # Schemes whose value has several parts: the rest of the line belongs to it.
@@ -97,56 +94,27 @@ def _mask_match(match: re.Match[str]) -> str:
     return f"{groups['name']}{groups['sep']}{opening}{MASK}"
 
 
-MIN_SECRET_CHARS = 6
-"""Shorter secrets are not registered: ordinary words would be masked."""
-
-MIN_PREFIX_CHARS = 4
-"""The shortest beginning of a truncated secret that is masked: fewer characters may be ordinary text."""
-
 MAX_DEPTH = 8
 """Levels of nesting that are walked through; a deeper value is replaced by its masked `repr`."""
 
 
-class _Registry:
-    """The secrets known to this process, in every encoding in which they may occur in text."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._spellings: tuple[str, ...] = ()
-
-    def add(self, secrets: Iterable[str]) -> None:
-        found = {spelling for secret in secrets for spelling in _spellings(secret)}
-        if found.issubset(self._spellings):
-            return
-        with self._lock:
-            # Longest first: a secret that contains another one is masked as a whole.
-            self._spellings = tuple(sorted(found.union(self._spellings), key=len, reverse=True))
-
-    def mask_partial(self, text: str) -> str:
-        for spelling in self._spellings:
-            longest = min(len(spelling) - 1, len(text))
-            for length in range(longest, MIN_PREFIX_CHARS - 1, -1):
-                if text.endswith(spelling[:length]):
-                    return text[: len(text) - length] + MASK
-        return text
-
-    def mask(self, text: str) -> str:
-        for spelling in self._spellings:
-            if spelling in text:
-                text = text.replace(spelling, MASK)
-        return text
+_registry = SecretRegistry()
 
 
-_registry = _Registry()
+def register_secrets(secrets: Iterable[str], *, owner: object = None, forever: bool = False) -> None:
+    """Mask these secrets in this process from now on, while they are in use.
 
-
-def register_secrets(secrets: Iterable[str]) -> None:
-    """Mask these secrets in this process from now on.
+    Of those that no object uses, the process remembers the 10,000 that were registered last.
 
     Args:
         secrets: Tokens, passwords and so on. Those under 6 characters are ignored.
+        owner: The object that uses them: they are masked for as long as it exists.
+        forever: They are masked until the process ends.
     """
-    _registry.add(secrets)
+    found = list(secrets)
+    _registry.add(found, hold=forever or owner is not None)
+    if owner is not None:
+        weakref.finalize(owner, _registry.release, found).atexit = False
 
 
 def register_settings(settings: Mapping[str, str]) -> None:
@@ -322,18 +290,3 @@ def _exception_text(exc_info: Any) -> str:
         exc_info = exc_info[1]
     exception = exc_info if isinstance(exc_info, BaseException) else sys.exception() if exc_info else None
     return "".join(traceback.format_exception(exception)) if exception is not None else ""
-
-
-def _spellings(secret: str) -> set[str]:
-    secret = secret.strip()
-    if len(secret) < MIN_SECRET_CHARS:
-        return set()
-    quoted = {quote(secret, safe=""), quote(secret), quote_plus(secret)}
-    lower = {_lower_hex(each) for each in quoted}
-    escaped = {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1]}
-    return {secret, html.escape(secret), *quoted, *lower, *escaped}
-
-
-def _lower_hex(quoted: str) -> str:
-    first, *rest = quoted.split("%")
-    return "%".join([first, *(part[:2].lower() + part[2:] for part in rest)])

@@ -2,10 +2,12 @@
 
 from worker.plugins.config import ActionConfig, ReleaseConfig
 from worker.plugins.errors import (
+    HUNG_OR_DIED,
     PluginCallError,
     PluginError,
     PluginHostBusyError,
     PluginHostUnavailableError,
+    PluginProcessDiedError,
     PluginTimeoutError,
     RayDriverError,
     ReleaseInvalidError,
@@ -38,4 +40,6 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "PluginHostBusyError",
     "RayDriverError",
     "PluginTimeoutError",
+    "PluginProcessDiedError",
+    "HUNG_OR_DIED",
 ]

@@ -28,6 +28,10 @@ class PluginCallError(PluginError):
         self.trace = trace
 
 
+class PluginProcessDiedError(PluginCallError):
+    """The process of the author's code ended in the middle of a call."""
+
+
 class PluginHostUnavailableError(PluginError):
     """The host that runs plugin code is unavailable. A retry later may succeed."""
 
@@ -50,6 +54,10 @@ class RayDriverError(PluginHostUnavailableError):
 
 class PluginTimeoutError(PluginError):
     """Plugin code took longer than WORKER_PLUGIN_TIMEOUT_SECONDS and was stopped."""
+
+
+HUNG_OR_DIED: tuple[type[PluginError], ...] = (PluginTimeoutError, PluginProcessDiedError)
+"""The author's code did not answer at all, not even with an error."""
 
 
 def parse_reply(reply: str) -> Any:

@@ -14,6 +14,7 @@ from worker.plugins.errors import (
     PluginCallError,
     PluginHostBusyError,
     PluginHostUnavailableError,
+    PluginProcessDiedError,
     PluginTimeoutError,
     RayDriverError,
     parse_reply,
@@ -31,12 +32,10 @@ SUBMIT_TIMEOUT_SECONDS = 15.0
 """Submitting a call takes milliseconds, or forever when the cluster is lost."""
 MAX_SLOT_WAIT_SECONDS = 5.0
 """Longest wait for an actor that runs another call."""
+MAX_START_SECONDS = 300.0
+"""Longest wait for the process of an actor, which may have to install the release's requirements."""
 PROBE_INTERVAL_SECONDS = 5.0
 """How often a waiting call checks that the cluster is still reachable."""
-
-
-class _ActorDiedError(PluginCallError):
-    """The process of an actor ended during a call, or before it."""
 
 
 @dataclass
@@ -45,6 +44,7 @@ class _Actor:
     slot: threading.Lock = field(default_factory=threading.Lock)
     last_used: float = field(default_factory=time.monotonic)
     calls: int = 0
+    has_started: bool = False
 
 
 class RayHost:
@@ -71,15 +71,17 @@ class RayHost:
             raise
 
     def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
-        """See `PluginHost.call_batch`. A dead actor is started again, once a call."""
+        """See `PluginHost.call_batch`.
+
+        A process that died is started again, once a call: it may have died before the call, or with its node.
+        """
         request = self._prepared(release, request)
         text, key = json.dumps(payload), (release.checksum, request.entrypoint)
         for is_retry in (False, True):
             actor = self._actor(key, request)
             try:
                 return parse_reply(self._call_in_slot(key, actor, release, request, operation, text))
-            except _ActorDiedError:
-                self._kill(key, actor)
+            except PluginProcessDiedError:
                 if is_retry:
                     raise
             finally:
@@ -97,21 +99,49 @@ class RayHost:
         operation: str,
         payload: str,
     ) -> str:
-        """Run one call at a time, so that the timeout covers the call but not the wait for other calls.
+        """Run one call at a time, so that the timeout covers the call but no wait for others or its process.
 
         A wait occupies one of the worker's slots, so it is short; the step retries later without a failure.
         """
         if not actor.slot.acquire(timeout=MAX_SLOT_WAIT_SECONDS):
             raise PluginHostBusyError(f"{release.name}: its process is busy")
         try:
+            if not self._is_current(key, actor):
+                # It is no fault of this call's items that the one before them hung or ended the process.
+                raise PluginHostBusyError(f"{release.name}: its process was ended by another call")
+            if not actor.has_started:
+                self._await_start(key, actor, release)
             call = self._submit(operations.call_actor, actor.id, request.to_json(), operation, payload)
             try:
                 return self._reply(call, release, operation)
-            except PluginTimeoutError:
+            except (PluginTimeoutError, PluginProcessDiedError):
+                # Before the slot is free, so that a call that waits for it does not find a dead process.
                 self._kill(key, actor, call)
                 raise
         finally:
             actor.slot.release()
+
+    def _await_start(self, key: tuple[str, str], actor: _Actor, release: Release) -> None:
+        """Wait until the process can be called. No code of the author runs before, so no item is to blame."""
+        call = self._submit(operations.await_actor, actor.id)
+        result = self._wait_until_done(call, MAX_START_SECONDS)
+        actor.has_started = result is not None and result.end == CallEnd.REPLY
+        if actor.has_started:
+            return
+        self._kill(key, actor, call)
+        if result is None:
+            raise PluginHostUnavailableError(
+                f"the process of {release.name} has not started within {MAX_START_SECONDS:g} s"
+            )
+        if result.end in (CallEnd.ACTOR_DIED, CallEnd.PROCESS_DIED):
+            raise PluginHostUnavailableError(
+                f"the process of {release.name} died at its start ({result.error_type})"
+            )
+        raise PluginCallError(result.error_type, _tail(result.text))
+
+    def _is_current(self, key: tuple[str, str], actor: _Actor) -> bool:
+        with self._lock:
+            return self._actors.get(key) is actor
 
     def pin(self, releases: Iterable[Release]) -> None:
         """See `PluginHost.pin`. Idle actors are ended as well."""
@@ -183,14 +213,14 @@ class RayHost:
         except RayDriverError as error:  # no code of the author runs here: what fails is Ray
             raise PluginHostUnavailableError(f"Ray did not accept the call ({error})") from None
 
-    def _wait_until_done(self, call: str) -> CallResult | None:
+    def _wait_until_done(self, call: str, seconds: float) -> CallResult | None:
         """Wait for the call's end; None on a timeout. Raises when the cluster is lost meanwhile."""
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            seconds = min(left, PROBE_INTERVAL_SECONDS)
-            timeout = seconds + SUBMIT_TIMEOUT_SECONDS
+            interval = min(left, PROBE_INTERVAL_SECONDS)
+            timeout = interval + SUBMIT_TIMEOUT_SECONDS
             try:
-                fields = self._connection.call(operations.wait_for_end, call, seconds, timeout=timeout)
+                fields = self._connection.call(operations.wait_for_end, call, interval, timeout=timeout)
             except RayDriverError as error:
                 raise PluginHostUnavailableError(f"the Ray cluster was lost ({error})") from None
             if fields is not None:
@@ -201,18 +231,15 @@ class RayHost:
         return None
 
     def _reply(self, call: str, release: Release, operation: str) -> str:
-        result = self._wait_until_done(call)
+        result = self._wait_until_done(call, self._timeout)
         if result is None:
             raise PluginTimeoutError(
                 f"{release.name}: {operation} took longer than {self._timeout:g} s and was stopped"
             )
         if result.end == CallEnd.REPLY:
             return result.reply
-        died = f"the process of {release.name} died"
-        if result.end == CallEnd.ACTOR_DIED:
-            raise _ActorDiedError(result.error_type, died)
-        if result.end == CallEnd.PROCESS_DIED:
-            raise PluginCallError(result.error_type, died)
+        if result.end in (CallEnd.ACTOR_DIED, CallEnd.PROCESS_DIED):
+            raise PluginProcessDiedError(result.error_type, f"the process of {release.name} died")
         raise PluginCallError(result.error_type, _tail(result.text))
 
 

@@ -16,14 +16,27 @@ from worker.plugins.requests import ActionRequest
 
 ADAPTER = "worker.actions.deployment:action_for"
 """Turns an entrypoint that is no action (a Serve class, function or application) into one."""
+MB = 1024 * 1024
+MAX_REPLY_BYTES = 64 * MB
+"""Of the JSON that a call returns, measured here, before it takes memory of Ray's store and of a worker."""
 MAX_FRAMES = 8
-MAX_MESSAGE_CHARS = 4_000
-"""Of an author's error that is returned."""
+MAX_FRAME_CHARS, MAX_NAME_CHARS, MAX_MESSAGE_CHARS = 500, 400, 4_000
+"""Of an author's error that is returned: of each frame, of its class's name, of its message."""
 _WORD = re.compile(r"""[^\s"'&,;<>()\[\]{}]{1,200}\Z""")
 
 
 class EntrypointError(Exception):
     """The entrypoint that config.yaml names does not exist."""
+
+
+class AnswerTooLargeError(Exception):
+    """The author's code answered with more than `MAX_REPLY_BYTES`."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(
+            f"the plugin's answer has at least {size / MB:.1f} MB as JSON, and {MAX_REPLY_BYTES // MB} MB are"
+            " allowed: return less, for example a reference to a file instead of what is in it"
+        )
 
 
 def call_operation(folder: Path, request: ActionRequest, operation: str, payload: str) -> str:
@@ -33,11 +46,29 @@ def call_operation(folder: Path, request: ActionRequest, operation: str, payload
         if not hasattr(target, "run_operation"):
             target = _adapt(target)
         value = target.run_operation(request, operation, json.loads(payload))
-        return json.dumps({"ok": value}, allow_nan=False)
+        return _reply(value)
     # All that the author's code raises is caught, KeyboardInterrupt too: it would end Celery's thread or
     # Ray's process, the call would be lost, and the message would be redelivered forever.
     except BaseException as error:
         return json.dumps({"error": describe_error(error, folder)})
+
+
+def _reply(value: Any) -> str:
+    """The reply's JSON; a list is encoded item by item, so that no text is made of one that is too large."""
+    parts, size = [], 0
+    for each in value if isinstance(value, list) else [value]:
+        part = json.dumps(each, allow_nan=False)
+        size += len(part)
+        check_size(size)
+        parts.append(part)
+    content = ", ".join(parts)
+    return f'{{"ok": [{content}]}}' if isinstance(value, list) else f'{{"ok": {content}}}'
+
+
+def check_size(size: int) -> None:
+    """Raise `AnswerTooLargeError` when so many bytes of JSON are too many for a reply."""
+    if size > MAX_REPLY_BYTES:
+        raise AnswerTooLargeError(size)
 
 
 def run_in_ray(request: str, operation: str, payload: str) -> str:
@@ -68,25 +99,35 @@ def load_entrypoint(folder: Path, entrypoint: str) -> Any:
 def describe_error(error: BaseException, folder: Path) -> dict[str, str]:
     """The exception as data: its class, its message with the author's last line, the author's frames."""
     frames = [
-        f"{Path(frame.filename).relative_to(folder)}:{frame.lineno} in {frame.name}"
+        _cut(f"{Path(frame.filename).relative_to(folder)}:{frame.lineno} in {frame.name}", MAX_FRAME_CHARS)
         for frame in traceback.extract_tb(error.__traceback__)
         if Path(frame.filename).is_relative_to(folder)
     ][-MAX_FRAMES:]
-    message = _safe_text(error)
+    message = error_text(error)
     if frames:
         message = f"{message} ({frames[-1]})" if message else frames[-1]
-    return {"type": type(error).__name__, "message": message, "trace": "\n".join(frames)}
+    return {"type": error_name(error), "message": message, "trace": "\n".join(frames)}
 
 
-def _safe_text(error: BaseException) -> str:
+def error_name(error: BaseException) -> str:
+    """The name of the exception's class."""
+    return _cut(type(error).__name__, MAX_NAME_CHARS)
+
+
+def error_text(error: BaseException) -> str:
+    """The exception's message."""
     try:
         text = str(error)
     except Exception:  # an author's __str__
         return "(its message cannot be printed)"
-    if len(text) <= MAX_MESSAGE_CHARS:
+    return _cut(text, MAX_MESSAGE_CHARS)
+
+
+def _cut(text: str, max_chars: int) -> str:
+    if len(text) <= max_chars:
         return text
     # Never cut in the middle of a word: the worker could not recognise half a secret.
-    return f"{_WORD.sub('', text[:MAX_MESSAGE_CHARS])}…"
+    return f"{_WORD.sub('', text[:max_chars])}…"
 
 
 def _adapt(target: Any) -> Any:

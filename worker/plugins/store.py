@@ -7,6 +7,7 @@ import re
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,15 +131,38 @@ class Release:
             raise ReleaseInvalidError(f"{self.name} has no action {name!r} (it has: {known})") from None
 
 
-class PluginStore:
-    """Finds, verifies and unpacks releases. Safe for threads and for several processes."""
+STAMP_SECONDS = 5.0
+"""For how long a release is taken to be as it was found: its files are looked at no more often."""
 
-    def __init__(self, directory: Path, cache_dir: Path | None = None, max_bytes: int = MAX_BYTES) -> None:
+
+@dataclass(frozen=True)
+class _Known:
+    """A release as it was loaded, and when its files were last looked at (monotonic clock)."""
+
+    stamp: str
+    release: Release
+    looked_at: float
+
+
+class PluginStore:
+    """Finds, verifies and unpacks releases. Safe for threads and for several processes.
+
+    A release that is replaced or removed is noticed `stamp_seconds` later.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        cache_dir: Path | None = None,
+        max_bytes: int = MAX_BYTES,
+        stamp_seconds: float = STAMP_SECONDS,
+    ) -> None:
         self.directory = directory
+        self._stamp_seconds = stamp_seconds
         default = Path(tempfile.gettempdir()) / f"synapse-worker-{os.getuid()}"
         self._cache_dir = cache_dir or default
         self._max_bytes = max_bytes
-        self._known: dict[str, tuple[str, Release]] = {}
+        self._known: dict[str, _Known] = {}
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
@@ -151,6 +175,8 @@ class PluginStore:
 
         An `OSError` says nothing about the release: the store is away, or the disk with the cache is full.
         """
+        if (recent := self._recently_found(name)) is not None:
+            return recent
         if not _NAME.fullmatch(name) or ".." in name:
             raise ReleaseNotFoundError(f"{name[:300]!r} is not a release's name: it must be code@version")
         source = self._find(name)
@@ -159,18 +185,32 @@ class PluginStore:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.directory))
             raise ReleaseNotFoundError(f"the plugin store has no release {name!r}")
         with self._lock:
+            # Of the threads that waited for the lock one has looked.
+            if (recent := self._recently_found(name)) is not None:
+                return recent
+            looked_at = time.monotonic()
             try:
                 stamp = _release_stamp(source)
                 known = self._known.get(name)
-                if known is None or known[0] != stamp or not known[1].path.is_dir():
-                    known = self._known[name] = (stamp, self._load(name, source))
+                if known is None or known.stamp != stamp or not known.release.path.is_dir():
+                    release = self._load(name, source)
+                else:
+                    release = known.release
             except PluginError as error:
                 raise type(error)(f"{name}: {error}") from None
             except OSError as error:
                 if error.errno != errno.ENAMETOOLONG:
                     raise
                 raise ReleaseInvalidError(f"{name} cannot be read: {error.strerror}") from None
-        return known[1]
+            self._known[name] = _Known(stamp, release, looked_at)
+        return release
+
+    def _recently_found(self, name: str) -> Release | None:
+        """The release, if its files were looked at a moment ago and its folder is still there."""
+        known = self._known.get(name)
+        if known is None or time.monotonic() - known.looked_at >= self._stamp_seconds:
+            return None
+        return known.release if known.release.path.is_dir() else None
 
     def _find(self, name: str) -> Path | None:
         folder, archive = self.directory / name, self.directory / f"{name}.zip"

@@ -178,7 +178,7 @@ class Observation:
     """What a poll has seen."""
 
     records: Sequence[Record]
-    """The application records of the release."""
+    """The application records of the release; where the dispatched job is known, not all of them."""
     job_status: JobState | None
     """Of the dispatched job; None when it is not known."""
     now: float
@@ -328,7 +328,10 @@ def _failure(dispatch: Dispatch, seen: Observation) -> str | None:
 def _after_poll(dispatch: Dispatch, seen: Observation) -> Dispatch:
     """The dispatch with what the next poll must know of this one."""
     current = snapshot_of(seen.records)
-    unchanged = {key: status for key, status in dispatch.snapshot.items() if current.get(key) == status}
+    # A poll does not see all records; those that it does not see are taken to be as they were.
+    unchanged = {
+        key: status for key, status in dispatch.snapshot.items() if current.get(key, status) == status
+    }
     ended_at, job_unverified = dispatch.ended_at, dispatch.job_unverified
     if _may_have_application(seen.job_status):
         ended_at = seen.now if ended_at is None else ended_at

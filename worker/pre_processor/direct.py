@@ -13,8 +13,8 @@ from worker.pre_processor.serve_application import (
     classify_serve_app,
     find_pre_processor,
     job_status,
+    list_recent_records_or_empty,
     list_records,
-    list_records_or_empty,
     snapshot_of,
 )
 
@@ -44,7 +44,7 @@ class PrepareStep:
 
     def _ensure_pre_processor_running(self) -> None:
         """Return when it runs; raise `RuntimeError` with the contract's message when it cannot."""
-        records = list_records_or_empty(self._client, self.target)
+        records = list_recent_records_or_empty(self._client, self.target)
         if classify_serve_app(records)[0] == "running":
             return
         body = dispatch_body(self.target)

@@ -22,8 +22,8 @@ from worker.pre_processor.serve_application import (
     PreProcessor,
     classify_serve_app,
     find_pre_processor,
+    list_recent_records_or_empty,
     list_records,
-    list_records_or_empty,
     snapshot_of,
 )
 from worker.pre_processor.waitlist import (
@@ -69,7 +69,7 @@ def detect(run: PreProcessorRun, services: Services) -> Outcome:
     target = find_pre_processor(backend, params.pre_processor, params.agent)
     services.runs.store.update_state(run, replace(run.state, pre_processor=target))
     services.runs.set_progress(run, PROGRESS, 30)
-    bucket, _ = classify_serve_app(list_records_or_empty(backend, target))
+    bucket, _ = classify_serve_app(list_recent_records_or_empty(backend, target))
     return Continue(FETCH_TASKS if bucket == "running" else DISPATCH)
 
 
@@ -93,7 +93,9 @@ def dispatch(run: PreProcessorRun, services: Services) -> Outcome:
         return _send_dispatch(run, services, waitlist, joined.claim, target, body)
     if joined.is_new:
         known = f" (job {joined.job})" if joined.job else ""
-        runs.events.message(run.job, f"Waiting for pre-processor {target.release}{known}.", step=PROGRESS)
+        runs.events.message(
+            run.job, f"Waiting for pre-processor {target.release}{known}.", step=PROGRESS, in_log=False
+        )
     return Suspend()
 
 
@@ -124,7 +126,7 @@ def _send_dispatch(
         waitlist.mark_known(token, job)
         log.info("pre-processor dispatched", release=target.release, dispatched=job)
         text = f"Waiting for pre-processor {target.release} (dispatched as job {job})."
-        runs.events.message(run.job, text, step=PROGRESS)
+        runs.events.message(run.job, text, step=PROGRESS, in_log=False)
         return Suspend()
     failed = dispatch_failed(failure)
     waitlist.mark_failed(token, str(failed), maybe_accepted=is_maybe_accepted(failure))

@@ -1,5 +1,8 @@
 """The one poll of a waiting list: read, decide, write, and resume or fail the runs that wait."""
 
+import math
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -20,7 +23,7 @@ from worker.pre_processor.decision import (
     evaluate,
     lost_at,
 )
-from worker.pre_processor.serve_application import job_status, list_records
+from worker.pre_processor.serve_application import job_status, list_recent_records, list_records
 from worker.pre_processor.waitlist import DISPATCH, FETCH_TASKS, FIRST_POLL_SECONDS, Waitlist
 from worker.runs.bulkhead import exponential
 from worker.runs.heartbeat import run_member
@@ -31,8 +34,12 @@ from worker.services import Services
 
 log = structlog.get_logger(__name__)
 
-MAX_WAITERS_PER_POLL = 500
-"""A poll must end well before its message is delivered again; the next poll goes on with the rest."""
+MAX_POLL_SECONDS = 5.0
+"""For how long a poll resumes or fails runs; it must end well before its message is delivered again. The next
+poll follows at once and goes on with the rest."""
+
+BATCH_WAITERS = 100
+"""Runs that are read, acted on and taken off the list at once. After a crash, so many are acted on again."""
 
 BACKOFF_FACTOR = 1.5
 
@@ -48,10 +55,9 @@ class NextPoll:
 
 @dataclass(frozen=True)
 class Waiter:
-    """A run that waits, its deadline by Redis's clock, and the queue of its steps."""
+    """A run that waits, and the queue of its steps."""
 
     job: str
-    deadline: float
     queue: str
 
 
@@ -70,46 +76,49 @@ def await_ready(waitlist: Waitlist, generation: int, attempt: int, services: Ser
 
 
 def _poll_once(waitlist: Waitlist, services: Services, attempt: int) -> float:
-    """Decide about the runs that wait and act on it; returns the seconds until the next poll."""
+    """Decide about the runs that wait and act on it; returns the seconds until the next poll.
+
+    It reads the earliest deadline and the runs that it acts on, never the whole list. What it does not finish
+    within its time is left to the next poll, which follows at once.
+    """
     runs, settings = services.runs, services.settings
-    waiters = active_waiters(waitlist, runs)
     dispatch = waitlist.dispatch()
-    if not waiters:
+    if waitlist.earliest_deadline() is None:
         if dispatch is not None and dispatch.state is DispatchState.FAILED:
             waitlist.save_dispatch(dispatch, after_failure(dispatch))
         return 0.0
     timeouts = Timeouts.of(settings.worker_pre_processor_timeout_seconds, runs.timing.visibility_timeout)
-    decision = _decide(waitlist, dispatch, services, timeouts)
+    decision = _decide(waitlist, dispatch, services, timeouts, attempt)
     if dispatch is not None:
         waitlist.save_dispatch(dispatch, decision.dispatch)
-    batch = waiters[:MAX_WAITERS_PER_POLL]
+    ends_at = time.monotonic() + min(MAX_POLL_SECONDS, runs.timing.visibility_timeout / 4)
     if decision.kind is DecisionKind.READY:
-        resume(batch, waitlist, runs)
+        resume(waitlist, runs, ends_at)
         return 0.0
     if decision.kind is DecisionKind.FAILED:
-        fail(batch, decision.message, waitlist, runs)
-        if batch == waiters and decision.dispatch is not None:
+        fail(waitlist, decision.message, runs, ends_at)
+        if decision.dispatch is not None and waitlist.earliest_deadline() is None:
             waitlist.save_dispatch(decision.dispatch, after_failure(decision.dispatch))
         return 0.0
     now = waitlist.now()
-    fail([each for each in batch if each.deadline <= now], TIMED_OUT, waitlist, runs)
-    left = [each for each in waiters if each.deadline > now]
-    if left and decision.kind is DecisionKind.LOST:
-        redispatch(left, runs)
-    moments = [each.deadline for each in left]
+    fail(waitlist, TIMED_OUT, runs, ends_at, overdue_at=now)
+    if decision.kind is DecisionKind.LOST:
+        redispatch(waitlist, runs)
+    earliest = waitlist.earliest_deadline()
+    moments = [earliest] if earliest is not None else []
     if decision.kind is DecisionKind.PENDING:
         due = lost_at(decision.dispatch, timeouts)
         moments += [due] if due is not None and due > now else []
     ceiling = min(settings.worker_pre_processor_poll_seconds, runs.timing.max_countdown)
-    return min(poll_backoff(attempt, ceiling), min(moments, default=now) - now + 0.01)
+    return max(0.0, min(poll_backoff(attempt, ceiling), min(moments, default=now) - now + 0.01))
 
 
 def _decide(
-    waitlist: Waitlist, dispatch: Dispatch | None, services: Services, timeouts: Timeouts
+    waitlist: Waitlist, dispatch: Dispatch | None, services: Services, timeouts: Timeouts, attempt: int
 ) -> Decision:
     """Observe and evaluate. After an unreadable answer the runs wait on: it must not end the polling."""
     try:
-        return evaluate(dispatch, _observe(waitlist, dispatch, services), timeouts)
+        return evaluate(dispatch, _observe(waitlist, dispatch, services, attempt), timeouts)
     except INFRASTRUCTURE_ERRORS:
         raise
     except Exception as error:
@@ -117,11 +126,17 @@ def _decide(
         return Decision(DecisionKind.PENDING, dispatch)
 
 
-def _observe(waitlist: Waitlist, dispatch: Dispatch | None, services: Services) -> Observation:
+def _observe(waitlist: Waitlist, dispatch: Dispatch | None, services: Services, attempt: int) -> Observation:
     name = waitlist.name
     backend = services.backend(name.tenant or None)
-    records = list_records(backend, name.target)
-    status = job_status(backend, dispatch.job if dispatch else None)
+    job = dispatch.job if dispatch else None
+    # Without a job, what else there is decides whether one of the runs is to dispatch.
+    records = (
+        list_records(backend, name.target)
+        if job is None
+        else list_recent_records(backend, name.target, job, attempt)
+    )
+    status = job_status(backend, job)
     is_alive, unread = True, 0
     if dispatch is not None and dispatch.lacks_job:
         is_alive = bool(services.redis.exists(lock_key(dispatch.claimed_by, DISPATCH.name)))
@@ -136,42 +151,68 @@ def poll_backoff(attempt: int, ceiling: float) -> float:
     return exponential(attempt, ceiling, first=FIRST_POLL_SECONDS, factor=BACKOFF_FACTOR)
 
 
-def active_waiters(waitlist: Waitlist, runs: Runs) -> list[Waiter]:
-    """The runs that wait, the earliest deadline first; takes those off that have ended or gone on."""
-    waiters = waitlist.waiters()
-    standings = runs.store.standings(job for job, _ in waiters)
-    here = [
-        Waiter(job, deadline, standing.queue)
-        for (job, deadline), standing in zip(waiters, standings, strict=True)
-        if standing and not standing.has_ended and standing.position <= DISPATCH.position
-    ]
-    staying = {waiter.job for waiter in here}
-    for (job, _), standing in zip(waiters, standings, strict=True):
+def resume(waitlist: Waitlist, runs: Runs, ends_at: float) -> None:
+    """Publish the next step of the runs that wait, batch by batch until `ends_at`.
+
+    A run leaves the list after its message is out, so a crash only repeats messages of one batch.
+    """
+    while waiting := _next_batch(waitlist, runs):
+        runs.heartbeats.schedule_all([run_member(waiter.job) for waiter in waiting])
+        published = []
+        try:
+            for waiter in waiting:
+                _send(FETCH_TASKS, waiter, {}, runs)
+                published.append(waiter.job)
+        finally:
+            waitlist.remove(*published)
+        if time.monotonic() > ends_at:
+            return
+
+
+def fail(waitlist: Waitlist, message: str, runs: Runs, ends_at: float, overdue_at: float = math.inf) -> None:
+    """End the runs that wait FAILED with `message`, batch by batch until `ends_at`.
+
+    `overdue_at`: only those whose deadline is not later.
+    """
+    while waiting := _next_batch(waitlist, runs, overdue_at):
+        for waiter in waiting:
+            runs.finish(waiter.job, End(JobStatus.FAILED, {"error": message}))
+        waitlist.remove(*(waiter.job for waiter in waiting))
+        if time.monotonic() > ends_at:
+            return
+
+
+def _next_batch(waitlist: Waitlist, runs: Runs, overdue_at: float = math.inf) -> list[Waiter]:
+    """The next runs that wait, those with the earliest deadlines; empty when there are none.
+
+    Takes those off the list that have gone on, or that a worker has ended that left them on it.
+    """
+    while jobs := waitlist.waiters(BATCH_WAITERS, overdue_at):
+        if waiting := _waiting(jobs, waitlist, runs):
+            return waiting
+    return []
+
+
+def _waiting(jobs: Sequence[str], waitlist: Waitlist, runs: Runs) -> list[Waiter]:
+    """Those of the runs that wait indeed; the others are taken off the list."""
+    waiting, gone = [], []
+    for job, standing in zip(jobs, runs.store.standings(jobs), strict=True):
+        if standing and not standing.has_ended and standing.position <= DISPATCH.position:
+            waiting.append(Waiter(job, standing.queue))
+            continue
         if standing and standing.has_ended:
             runs.ensure_end_reported(job)  # the worker that wrote the end may have died before it sent it
-    waitlist.remove(*(job for job, _ in waiters if job not in staying))
-    return here
+        gone.append(job)
+    waitlist.remove(*gone)
+    return waiting
 
 
-def resume(waiters: list[Waiter], waitlist: Waitlist, runs: Runs) -> None:
-    """Publish the runs' next step. A run leaves the list after that, so a crash only repeats the message."""
-    for waiter in waiters:
-        runs.heartbeats.schedule(run_member(waiter.job))
-        _send(FETCH_TASKS, waiter, {}, runs)
-        waitlist.remove(waiter.job)
-
-
-def fail(waiters: list[Waiter], message: str, waitlist: Waitlist, runs: Runs) -> None:
-    """End the runs FAILED with `message`."""
-    for waiter in waiters:
-        runs.finish(waiter.job, End(JobStatus.FAILED, {"error": message}))
-        waitlist.remove(waiter.job)
-
-
-def redispatch(waiters: list[Waiter], runs: Runs) -> None:
+def redispatch(waitlist: Waitlist, runs: Runs) -> None:
     """Let the run with the latest deadline join again. However often this is sent, one run gets the claim."""
-    waiter = waiters[-1]
-    _send(DISPATCH, waiter, {"generation": runs.generations.newest(waiter.job, DISPATCH.name)}, runs)
+    while job := waitlist.latest():
+        for waiter in _waiting([job], waitlist, runs):
+            _send(DISPATCH, waiter, {"generation": runs.generations.newest(waiter.job, DISPATCH.name)}, runs)
+            return
 
 
 def _send(step: Step, waiter: Waiter, kwargs: dict[str, int], runs: Runs) -> None:

@@ -1,6 +1,7 @@
 """The pre-processor that a run needs, and how the backend's records of its Serve applications are read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
@@ -8,7 +9,7 @@ from shared.messages import JsonObject, ToTaskParams
 from shared.statuses import JobStatus, ServeApplicationStatus, is_failed_status
 from worker.platform import ClientError, MalformedResponseError, NotFoundError, redact, shorten
 from worker.platform.redaction import redact_value
-from worker.runs.model import RunFailedError
+from worker.runs.model import RunFailedError, backend_job_id
 
 Bucket = Literal["running", "failed", "pending"]
 Record = Mapping[str, Any]
@@ -90,7 +91,7 @@ class Backend(Protocol):
     """The methods of a backend client that finding and starting a pre-processor needs."""
 
     def get_plugin_release(self, release: int | str) -> JsonObject: ...
-    def list_serve_applications(self, **query: Any) -> JsonObject: ...
+    def serve_application_pages(self, **query: Any) -> Iterator[JsonObject]: ...
     def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any: ...
     def get_job(self, job: int | str) -> JsonObject: ...
 
@@ -146,15 +147,59 @@ def find_pre_processor(backend: Backend, release: int | str, agent: int) -> PreP
 
 
 def list_records(backend: Backend, target: PreProcessor) -> list[Record]:
-    """The application records of `target` on its agent; raises `ClientError`."""
-    found = backend.list_serve_applications(plugin_code=target.code, job__agent=target.agent)
-    return exclude_other_releases(parse_records(found), target.code, target.version)
+    """The application records of `target` on its agent, up to the first page with a RUNNING one.
+
+    Raises `ClientError`.
+    """
+    records: list[Record] = []
+    for page in backend.serve_application_pages(**_query(target)):
+        records += _own_records(page, target)
+        if classify_serve_app(records)[0] == "running":
+            break
+    return records
 
 
-def list_records_or_empty(backend: Backend, target: PreProcessor) -> list[Record]:
-    """The same, but empty when the answer is malformed: nothing is known to run then."""
+def list_recent_records(backend: Backend, target: PreProcessor, job: str | None, poll: int) -> list[Record]:
+    """The records that show what becomes of the deployment `job`, and no history; raises `ClientError`.
+
+    A pre-processor that is deployed again and again has a long history, in whatever order. Read are the first
+    page, the records of the job, the last page, and one of the others. That is another one in each `poll`,
+    because an application of long ago may run again.
+    """
+    query = _query(target)
+    first = next(iter(backend.serve_application_pages(**query)), {})
+    records = _own_records(first, target)
+    if not first.get("next"):
+        return records
+    narrowed: list[dict[str, Any]] = [{"job": backend_job_id(job)}] if job else []
+    for more in [*narrowed, *({"page": number} for number in _page_numbers(first, poll))]:
+        if classify_serve_app(records)[0] == "running":
+            break
+        # The history may have become shorter.
+        with suppress(NotFoundError):
+            records += _own_records(next(iter(backend.serve_application_pages(**query, **more)), {}), target)
+    return records
+
+
+def _page_numbers(first: Mapping[str, Any], poll: int) -> list[int]:
+    """The last page, and one between it and the first; the second where the count of records is not known."""
+    count, size = first.get("count"), len(parse_records(first))
+    last = -(-count // size) if isinstance(count, int) and size else 2
+    return [last, 2 + poll % (last - 2)] if last > 2 else [2]
+
+
+def _query(target: PreProcessor) -> dict[str, Any]:
+    return {"plugin_code": target.code, "job__agent": target.agent}
+
+
+def _own_records(page: object, target: PreProcessor) -> list[Record]:
+    return exclude_other_releases(parse_records(page), target.code, target.version)
+
+
+def list_recent_records_or_empty(backend: Backend, target: PreProcessor) -> list[Record]:
+    """The same for a first look, but empty when the answer is malformed: nothing is known to run then."""
     try:
-        return list_records(backend, target)
+        return list_recent_records(backend, target, None, 0)
     except MalformedResponseError:
         return []
 

@@ -1,5 +1,6 @@
 """The waiting list of a pre-processor in Redis: the runs and their deadlines, the poll, the dispatch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
@@ -20,6 +21,7 @@ from worker.pre_processor.decision import (
 )
 from worker.pre_processor.serve_application import PreProcessor
 from worker.runs.generations import GenerationClaim
+from worker.runs.keys import run_key
 from worker.runs.model import ClaimStatus, Run, RunFailedError, Step, Workflow
 from worker.runs.runs import Runs
 from worker.runs.scripts import run_scripts
@@ -147,7 +149,7 @@ class Waitlist:
         token = uuid4().hex
         started, claimed, first, dispatched = self._scripts.run(
             "join",
-            [self._hash, self._waiters],
+            [self._hash, self._waiters, run_key(job)],
             job,
             timeout,
             int(is_retry),
@@ -158,10 +160,23 @@ class Waitlist:
         )
         return JoinResult(int(started), token if claimed else None, bool(first), dispatched or None)
 
-    def waiters(self) -> list[tuple[str, float]]:
-        """The jobs of the runs that wait and their deadlines, the earliest first."""
-        found = self._redis.zrange(self._waiters, 0, -1, withscores=True)
-        return [(str(job), float(deadline)) for job, deadline in found]
+    def waiters(self, limit: int = 0, overdue_at: float = math.inf) -> list[str]:
+        """The jobs of the runs that wait, the earliest deadline first; `limit` is 0 for all of them.
+
+        `overdue_at`: only those whose deadline is not later.
+        """
+        found = self._redis.zrangebyscore(self._waiters, "-inf", overdue_at, start=0, num=limit or -1)
+        return [str(job) for job in found]
+
+    def latest(self) -> str | None:
+        """The job of the run that may wait longest; None when no run waits."""
+        found = self._redis.zrange(self._waiters, -1, -1)
+        return str(found[0]) if found else None
+
+    def earliest_deadline(self) -> float | None:
+        """When the first of the runs is overdue, by Redis's clock; None when no run waits."""
+        found = self._redis.zrange(self._waiters, 0, 0, withscores=True)
+        return float(found[0][1]) if found else None
 
     def remove(self, *jobs: str) -> None:
         """Take runs off the list."""

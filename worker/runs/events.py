@@ -90,11 +90,17 @@ class Events:
         """Publish `{"type": kind, ...content}` on the run's channel."""
         self._redis.publish(events_channel(job), json.dumps({"type": kind, **content}))
 
-    def message(self, job: str, text: str, *, step: str = "", level: str = "info") -> None:
-        """Publish a message for users, log it, and send it to the backend with the next report."""
+    def message(
+        self, job: str, text: str, *, step: str = "", level: str = "info", in_log: bool = True
+    ) -> None:
+        """Publish a message for users, log it, and send it to the backend with the next report.
+
+        `in_log`: what a run says when it begins to wait is not logged, for a log takes more than the run.
+        """
         content = redact(text)
         self.publish(job, "message", level=level, step=step, content=content)
-        self.log.append(job, content, level)
+        if in_log:
+            self.log.append(job, content, level)
         entry: MessageEntry = {
             "event": "message",
             "data": {"content": content},

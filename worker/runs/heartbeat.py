@@ -1,5 +1,7 @@
 """Heartbeats of runs and waiting lists: which of them are overdue, so that a lost message is noticed."""
 
+from collections.abc import Sequence
+
 from redis import Redis
 
 from worker.lua import redis_time
@@ -33,6 +35,15 @@ class Heartbeats:
             pipe.zadd(heartbeats_key(), {member: self._deadline(within)})
             pipe.hdel(overdue_counts_key(), member)
             pipe.execute()
+
+    def schedule_all(self, members: Sequence[str]) -> None:
+        """The same for many members at once, each of which is due now."""
+        if members:
+            deadline = self._deadline()
+            with self._redis.pipeline(transaction=False) as pipe:
+                pipe.zadd(heartbeats_key(), dict.fromkeys(members, deadline))
+                pipe.hdel(overdue_counts_key(), *members)
+                pipe.execute()
 
     def extend(self, member: str, within: float) -> None:
         """The same for a member that may have been removed by now, and then stays removed."""

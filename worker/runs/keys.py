@@ -18,6 +18,21 @@ def overdue_counts_key() -> str:
     return f"{redis_prefix()}:live:overdue"
 
 
+def ended_logs_key() -> str:
+    """Sorted set: the jobs whose logs may have ended and are not measured yet."""
+    return f"{redis_prefix()}:{{logs}}:ended"
+
+
+def kept_logs_key() -> str:
+    """Sorted set: the jobs whose ended logs are kept, by the time at which they were measured."""
+    return f"{redis_prefix()}:{{logs}}:kept"
+
+
+def kept_log_sizes_key() -> str:
+    """Hash: the bytes that each of these logs takes, and their sum."""
+    return f"{redis_prefix()}:{{logs}}:kept:sizes"
+
+
 class RunField(StrEnum):
     """Fields of `run_key`. Scripts reach them as `RUN.end` and so on."""
 
@@ -29,6 +44,8 @@ class RunField(StrEnum):
     STEP = "step"
     """The step at which the run stands, and its own queue, which may be empty."""
     STEP_QUEUE = "step_queue"
+    WAITS_IN = "waits_in"
+    """The key of the sorted set of jobs among which the run waits, which it leaves when it ends."""
     ENDED = "end"
     """JSON of the status and the result; there once the run has ended."""
     END_SENT = "end_sent"

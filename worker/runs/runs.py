@@ -102,7 +102,7 @@ class Runs:
         `step` is the step whose outcome this is. While it waited for a dependency, the run may have gone on
         without it, as a waiting list resumes a run whose dispatch was not answered: then it ends nothing.
         """
-        first = self.store.finish(job, end, step)
+        first = self.store.finish(job, end, step, grace_seconds=self.timing.heartbeat_grace_seconds)
         if not first and not self.store.has_ended(job):
             return False
         if first:

@@ -59,7 +59,7 @@ class RunState:
             if value != getattr(self, name):
                 content = how.encode(value) if how.encode and value is not None else value
                 # It may hold the answer of a service, which may repeat a token that was sent.
-                texts[how.name] = json.dumps(mask_secrets(content))
+                texts[how.name] = json.dumps(mask_secrets(content), separators=(",", ":"))
         return texts
 
 

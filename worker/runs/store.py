@@ -15,6 +15,7 @@ from worker.lua import redis_time
 from worker.platform import mask_secrets
 from worker.runs import keys
 from worker.runs.events import JobLog
+from worker.runs.heartbeat import run_member
 from worker.runs.keys import STATE_PREFIX, RunField, run_key
 from worker.runs.model import STOPPED, Acceptance, ClaimStatus, End, Lease, Run, RunMessage, Step, StoredRun
 from worker.runs.scripts import run_scripts
@@ -83,7 +84,7 @@ class RunStore:
         answer = self._scripts.run(
             "accept",
             [run_key(job), job_key(job), keys.stop_key(job)],
-            json.dumps({"task": message.task, "kwargs": content}),
+            json.dumps({"task": message.task, "kwargs": content}, separators=(",", ":")),
             message.action,
             message.plugin,
             queue,
@@ -193,12 +194,16 @@ class RunStore:
         """Whether the run has ended, or is gone."""
         return bool(self.redis.hexists(run_key(job), RunField.ENDED)) or not self.exists(job)
 
-    def finish(self, job: str, end: End, step: Step | None = None) -> bool:
-        """Write the end; false when the run had one already, is gone, or has passed `step`, which ends it."""
+    def finish(self, job: str, end: End, step: Step | None = None, *, grace_seconds: float = 0.0) -> bool:
+        """Write the end; false when the run had one already, is gone, or has passed `step`, which ends it.
+
+        An end that is not reported after `grace_seconds` is overdue. A run that waits in a list leaves it.
+        """
         end = End(end.status, mask_secrets(end.result))
         position = "" if step is None else step.position
-        keys_ = [run_key(job), job_key(job)]
-        return bool(self._scripts.run("finish", keys_, _end_text(end), end.status, end.error, position))
+        keys_ = [run_key(job), job_key(job), keys.heartbeats_key()]
+        arguments = _end_text(end), end.status, end.error, position, job, run_member(job), grace_seconds
+        return bool(self._scripts.run("finish", keys_, *arguments))
 
     def seconds_since_end(self, job: str) -> float | None:
         """Seconds since the end was written; None for a run without an end."""
@@ -271,6 +276,7 @@ class RunStore:
             pipe.hset(run_key(job), RunField.REPORTED, 1)
             for key in expiring:
                 pipe.expire(key, RETENTION_SECONDS)
+            pipe.zadd(keys.ended_logs_key(), {job: 0})
             pipe.execute()
 
     def is_reported(self, job: str) -> bool:

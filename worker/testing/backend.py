@@ -2,13 +2,16 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from worker.testing.faults import Faults
 
 Row = dict[str, Any]
+
+APPLICATIONS_PAGE = 100
+"""Records of applications in a page."""
 
 UNIT_OFFSET = 1_000_000
 """Id of a task's data unit, less the id of the task."""
@@ -163,9 +166,24 @@ class FakeBackend:
             return self.release
 
     def list_serve_applications(self, **query: Any) -> Row:
-        """`GET serve_applications/`: all records, whatever the query, as an older backend answers."""
+        """`GET serve_applications/`: all records, whatever the filters, as an older backend answers."""
         with self.faults.of("list_serve_applications", query.get("plugin_code")):
             return {"results": [dict(record) for record in self.serve_applications]}
+
+    def serve_application_pages(self, **query: Any) -> Iterator[Row]:
+        """The same page by page, from `page` on; a page that is asked for is a call."""
+        size, number = APPLICATIONS_PAGE, int(query.get("page", 1))
+        while True:
+            with self.faults.of("list_serve_applications", query.get("plugin_code")):
+                records = self.serve_applications[(number - 1) * size : number * size]
+                has_next = number * size < len(self.serve_applications)
+                link = f"http://backend/serve_applications/?page={number + 1}" if has_next else None
+                count = len(self.serve_applications)
+                page = {"count": count, "next": link, "results": [dict(record) for record in records]}
+            yield page
+            if not has_next:
+                return
+            number += 1
 
     def create_serve_application(self, **fields: Any) -> Row:
         """`POST serve_applications/`: two posts make two records."""

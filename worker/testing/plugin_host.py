@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from worker.deploy.cluster import ServeState
+from worker.plugins import PluginProcessDiedError
 from worker.testing.faults import Faults
 
 Row = dict[str, Any]
@@ -31,7 +32,7 @@ class FakeServe:
         self.application = ServeState()
         self.removed: list[str] = []
 
-    def state(self, app_name: str) -> ServeState:
+    def state(self, app_name: str, max_age: float = 0.0) -> ServeState:
         """What Serve shows of the application."""
         with self.faults.of("state", app_name):
             return self.application
@@ -72,7 +73,7 @@ class FakePluginHost:
         self.items: list[Row] = []
         self.failing: set[int] = set()
         self.crashing: set[int] = set()
-        self.crash: Exception = RuntimeError("the plugin's process died")
+        self.crash: Exception = PluginProcessDiedError("ActorDiedError", "the plugin's process died")
 
     def call(self, release: object, request: object, operation: str, payload: Any) -> Any:
         """A one-off call: `plan`, `submit` or `check_params`.

@@ -157,11 +157,12 @@ def annotate(run: ToTaskRun, chunk: int, services: Services, runtime: Annotation
             ledger,
             _annotation_method(run, services, backend, ledger),
             message.params.data_schema,
+            services.settings.worker_plugin_max_failures_in_row,
             publish_progress=lambda: _publish_progress_throttled(run, services, ledger, runtime),
         )
         budget = min(services.settings.worker_visibility_timeout_seconds / 3, MAX_PASS_SECONDS)
         try:
-            attempt = pipeline.run(select_tasks(tasks), budget)
+            attempt = pipeline.run(chunk, select_tasks(tasks), budget)
         except PluginHostBusyError:
             return Reschedule(PLUGIN_BUSY_POLL_SECONDS)
         if attempt.check_ended():

@@ -10,7 +10,7 @@ from worker import blame
 from worker.blame import MAX_ATTEMPTS, Blame, Owner, Retries, TaskFailedError
 from worker.platform import AuthenticationError, ClientError, clean, error_type
 from worker.to_task.clients import run_has_ended
-from worker.to_task.hooks import Hook, Item, call_hook
+from worker.to_task.hooks import Hook, Item, PluginCalls
 from worker.to_task.ledger import Ledger, OpenTask, TaskOutcome
 from worker.to_task.steps import InferencePendingError, RunEndedError
 
@@ -145,10 +145,11 @@ class ChunkPass:
     `pending_inferences`:
     positions of deferred inferences. `got_answer`: some request was answered, so the services are up and
     other failures concern their own task. `token_rejected`: a request was answered 401, which may concern
-    all of them. `saturated`: the pre-processor has as many inferences as it may be sent.
+    all of them. `saturated`: the pre-processor has as many inferences as it may be sent. `plugin`: the calls
+    of the plugin, of which `max_failures_in_row` that hang or die end the run.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, chunk: int, max_failures_in_row: int) -> None:
         self._ledger = ledger
         self._recorder = OutcomeRecorder(ledger)
         self.retryable: dict[int, FailedAttempt] = {}
@@ -160,11 +161,17 @@ class ChunkPass:
         self.stopped = False
         self._looked = float("-inf")
         self._looking: asyncio.Future[bool] | None = None
+        self.plugin = PluginCalls(ledger, chunk, max_failures_in_row, self.check_ended)
 
     @property
     def is_asked_to_wait(self) -> bool:
         """Whether a service said when it is to be called again."""
         return any(blame.retry_after_seconds(error) is not None for error in self.postponed.values())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the pass works no further tasks, because of the pre-processor or the plugin."""
+        return self.saturated or self.plugin.is_over
 
     @property
     def ended(self) -> bool:
@@ -241,11 +248,16 @@ class ChunkPass:
     def call_plugin(
         self,
         tasks: Sequence[TaskWork],
+        operation: str,
         hook: Hook,
         make_item: Callable[[TaskWork], Item],
         store_answer: Callable[[TaskWork, Any], None],
+        until: float | None,
     ) -> list[TaskWork]:
-        """Call the hook for all tasks and return those with an answer. In the step's own thread."""
+        """Call the hook and return the tasks with an answer, see `PluginCalls`. In the step's own thread.
+
+        Tasks for which there is no time, or which the plugin's state leaves for later, stay open.
+        """
         items: list[Item] = []
         marks: list[TaskOutcome] = []
         asked: list[TaskWork] = []
@@ -256,7 +268,12 @@ class ChunkPass:
             except TaskFailedError as error:
                 marks.append(work.outcome(str(error)))
         ready: list[TaskWork] = []
-        for work, answer in zip(asked, call_hook(hook, items), strict=True):
+
+        def failed(index: int, error: str) -> TaskOutcome:
+            return asked[index].outcome(error)
+
+        for index, answer in self.plugin.answers(operation, hook, items, until, failed):
+            work = asked[index]
             if isinstance(answer.get("ok"), dict):
                 store_answer(work, answer["ok"])
                 ready.append(work)

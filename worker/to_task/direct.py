@@ -26,6 +26,7 @@ from worker.to_task.results import PROGRESS_STEP, result_of
 MAX_CONCURRENT_REQUESTS = 16
 CHUNK_SIZE = 100
 PASS_SECONDS = 15.0
+MAX_PLUGIN_FAILURES_IN_ROW = 10
 
 
 class DirectAction(Protocol):
@@ -102,6 +103,7 @@ def run(action: DirectAction, sleep: Callable[[float], None] = time.sleep) -> To
                 ledger,
                 route,
                 params.data_schema,
+                MAX_PLUGIN_FAILURES_IN_ROW,
                 publish_progress=lambda: _set_progress(action, ledger),
             )
             for chunk in ledger.chunks:
@@ -120,7 +122,7 @@ def _annotate_chunk(
 ) -> None:
     next_pass: Reschedule | None = Reschedule(0.0)
     while next_pass is not None:
-        attempt = pipeline.run(select_tasks(ledger.open_tasks(chunk)), PASS_SECONDS)
+        attempt = pipeline.run(chunk, select_tasks(ledger.open_tasks(chunk)), PASS_SECONDS)
         next_pass = finish_pass(attempt, chunk, ledger, probe)
         sleep(next_pass.countdown if next_pass else 0.0)
 

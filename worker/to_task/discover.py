@@ -176,7 +176,7 @@ def fetch_tasks(run: ToTaskRun, services: Services, clock: Callable[[], float] =
     """
     message = run.message
     runs, settings = services.runs, services.settings
-    ledger.expire_with_run(runs.store, run.job)
+    runs.store.expire_with_run(run.job, *(key(run.job) for key in ledger.ALL))
     index = TaskIndex(services.redis, run.job, settings.worker_annotate_chunk)
     until = clock() + min(settings.worker_visibility_timeout_seconds / 4, MAX_STEP_SECONDS)
     first = True

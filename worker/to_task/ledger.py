@@ -68,6 +68,11 @@ def polls_key(job: str) -> str:
     return f"{job_key(job)}:to_task:polls"
 
 
+def plugin_calls_key(job: str) -> str:
+    """Hash: chunks whose items go to the plugin one a call, by number; failures in a row, by operation."""
+    return f"{job_key(job)}:to_task:plugin_calls"
+
+
 def slow_key(job: str) -> str:
     """Text: exists while services ask the run for later calls, so that its log says so once."""
     return f"{job_key(job)}:to_task:slow"
@@ -84,13 +89,9 @@ ALL = (
     attempts_key,
     tickets_key,
     polls_key,
+    plugin_calls_key,
     slow_key,
 )
-
-
-def expire_with_run(store: RunStore, job: str) -> None:
-    """Let all of them expire with the run; called before the first of them is written."""
-    store.expire_with_run(job, *(key(job) for key in ALL))
 
 
 MAX_FAILURE_RECORDS = 1_000
@@ -177,6 +178,18 @@ class Ledger(Protocol):
     def increment_attempts(self, positions: Sequence[int]) -> list[int]:
         """Count one more attempt at each task; returns the counts."""
 
+    def has_single_calls(self, chunk: int) -> bool:
+        """Whether the chunk's items go to the plugin one a call."""
+
+    def begin_single_calls(self, chunk: int) -> None:
+        """From now on the chunk's items go to the plugin one a call."""
+
+    def count_plugin_failure(self, operation: str) -> int:
+        """One more item on which this operation hung or died; how many there are in a row, of all chunks."""
+
+    def reset_plugin_failures(self, operation: str) -> None:
+        """The operation has answered: what it hangs or dies on next is the first in a row."""
+
     def counts(self) -> Counts:
         """The current counts."""
 
@@ -249,6 +262,29 @@ class RedisLedger:
         names = [self._run, attempts_key(self._job)]
         return [int(count) for count in self._scripts.run("increment_attempts", names, *positions)]
 
+    def has_single_calls(self, chunk: int) -> bool:
+        """See `Ledger`."""
+        return bool(self._redis.hexists(plugin_calls_key(self._job), str(chunk)))
+
+    def begin_single_calls(self, chunk: int) -> None:
+        """See `Ledger`."""
+        self._scripts.run("set_field", [self._run, self._plugin_calls()], chunk, 1)
+
+    def count_plugin_failure(self, operation: str) -> int:
+        """See `Ledger`; 0 when the run has ended."""
+        keys = [self._run, self._plugin_calls()]
+        return int(next(iter(self._scripts.run("increment_attempts", keys, operation)), 0))
+
+    def reset_plugin_failures(self, operation: str) -> None:
+        """See `Ledger`."""
+        self._redis.hdel(plugin_calls_key(self._job), operation)
+
+    def _plugin_calls(self) -> str:
+        key = plugin_calls_key(self._job)
+        # An older worker, which does not know this key, may have begun the run.
+        self._store.expire_with_run(self._job, key)
+        return key
+
     def counts(self) -> Counts:
         """See `Ledger`."""
         found = self._redis.hmget(job_key(self._job), ["success", "failed", "total"])
@@ -317,8 +353,10 @@ class MemoryLedger:
         self._failed = 0
         self._failures: list[TaskFailure] = []
         self._attempts: dict[int, int] = {}
-        self._tickets: dict[int, Ticket] = {}
-        self._polls: dict[int, InferencePolls] = {}
+        self._tickets: dict[int, Ticket | None] = {}
+        self._polls: dict[int, InferencePolls | None] = {}
+        self._single: set[int] = set()
+        self._failures_in_row: dict[str, int] = {}
         self._lock = threading.Lock()
 
     @property
@@ -363,16 +401,12 @@ class MemoryLedger:
     def set_ticket(self, position: int, ticket: Ticket | None) -> None:
         """See `Ledger`."""
         with self._lock:
-            self._tickets.pop(position, None)
-            if ticket is not None:
-                self._tickets[position] = ticket
+            self._tickets[position] = ticket
 
     def set_polls(self, position: int, polls: InferencePolls | None) -> None:
         """See `Ledger`."""
         with self._lock:
-            self._polls.pop(position, None)
-            if polls is not None:
-                self._polls[position] = polls
+            self._polls[position] = polls
 
     def now(self) -> float:
         """See `Ledger`."""
@@ -384,6 +418,25 @@ class MemoryLedger:
             for position in positions:
                 self._attempts[position] = self._attempts.get(position, 0) + 1
             return [self._attempts[position] for position in positions]
+
+    def has_single_calls(self, chunk: int) -> bool:
+        """See `Ledger`."""
+        return chunk in self._single
+
+    def begin_single_calls(self, chunk: int) -> None:
+        """See `Ledger`."""
+        self._single.add(chunk)
+
+    def count_plugin_failure(self, operation: str) -> int:
+        """See `Ledger`."""
+        with self._lock:
+            self._failures_in_row[operation] = self._failures_in_row.get(operation, 0) + 1
+            return self._failures_in_row[operation]
+
+    def reset_plugin_failures(self, operation: str) -> None:
+        """See `Ledger`."""
+        with self._lock:
+            self._failures_in_row.pop(operation, None)
 
     def counts(self) -> Counts:
         """See `Ledger`."""

@@ -44,7 +44,10 @@ class AnnotationMethod(Protocol):
     def prepare_data(
         self, works: list[TaskWork], attempt: ChunkPass, until: float, wait: Wait
     ) -> list[TaskWork]:
-        """Set the `data` of each task and return those that have it; no inference starts after `until`."""
+        """Set the `data` of each task and return those that have it.
+
+        After `until` no inference starts, and no single call of the plugin but those for inferences' answers.
+        """
 
 
 async def fetch(backend: AsyncBackend, work: TaskWork) -> None:
@@ -74,11 +77,12 @@ class FileMethod:
         self,
         works: list[TaskWork],
         attempt: ChunkPass,
-        until: float,  # noqa: ARG002 - only inferences need it
-        wait: Wait,  # noqa: ARG002
+        until: float,
+        wait: Wait,  # noqa: ARG002 - only inferences need it
     ) -> list[TaskWork]:
-        """See `Route`."""
-        return attempt.call_plugin(works, self._hooks.convert_from_files, self._item, set_data)
+        """See `AnnotationMethod`."""
+        hook = self._hooks.convert_from_files
+        return attempt.call_plugin(works, "convert_from_files", hook, self._item, set_data, until)
 
     def _item(self, work: TaskWork) -> Item:
         primary = primary_file(work.files)
@@ -173,15 +177,17 @@ class InferenceMethod:
     def prepare_data(
         self, works: list[TaskWork], attempt: ChunkPass, until: float, wait: Wait
     ) -> list[TaskWork]:
-        """See `Route`."""
+        """See `AnnotationMethod`."""
         ticketed = [work for work in works if work.open.ticket is not None]
         fresh = [work for work in works if work.open.ticket is None]
-        prepared = attempt.call_plugin(fresh, self._hooks.prepare_inference, self._preparation, _set_call)
-        if attempt.check_ended():
+        hook = self._hooks.prepare_inference
+        prepared = attempt.call_plugin(fresh, "prepare_inference", hook, self._preparation, _set_call, until)
+        if attempt.check_ended() or attempt.plugin.failed_too_often:
             return []
         answered = wait(self._infer_all(ticketed + prepared, attempt, until))
         hook = self._hooks.convert_from_inference
-        return attempt.call_plugin(answered, hook, _answer_item, set_data)
+        # Without `until`: an inference whose answer is not converted in this pass is repeated.
+        return attempt.call_plugin(answered, "convert_from_inference", hook, _answer_item, set_data, None)
 
     async def _infer_all(self, works: list[TaskWork], attempt: ChunkPass, until: float) -> list[TaskWork]:
         queue, answered = deque(works), list[TaskWork]()

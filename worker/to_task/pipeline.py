@@ -15,6 +15,8 @@ from worker.to_task.steps import RunEndedError
 
 BATCH_SIZE = 32
 """Tasks in one call of the plugin."""
+SINGLE_CALLS = 8
+"""Tasks that are fetched together while they go to the plugin one a call; a pass may end amid them."""
 BATCHES_PER_PASS = 4
 """Batches that are to fit into a pass while a service limits the requests."""
 CHECK_INTERVAL_SECONDS = 0.5
@@ -34,15 +36,17 @@ class Pipeline:
         ledger: Ledger,
         method: AnnotationMethod,
         schema: str | None,
+        max_failures_in_row: int,
         publish_progress: Callable[[], None] = lambda: None,
     ) -> None:
         self._loop, self._backend, self._ledger, self._route = loop, backend, ledger, method
         self._schema = schema
+        self._max_failures_in_row = max_failures_in_row
         self._publish_progress = publish_progress
 
-    def run(self, tasks: Sequence[OpenTask], budget: float) -> ChunkPass:
-        """Work `tasks` for about `budget` seconds, at least one batch."""
-        attempt = ChunkPass(self._ledger)
+    def run(self, chunk: int, tasks: Sequence[OpenTask], budget: float) -> ChunkPass:
+        """Work `tasks` of the chunk for about `budget` seconds, at least one call of the plugin."""
+        attempt = ChunkPass(self._ledger, chunk, self._max_failures_in_row)
         until = time.monotonic() + budget
         left = deque(tasks)
         fetching = None
@@ -50,11 +54,13 @@ class Pipeline:
             fetching = self._fetch_next(left, budget, attempt)
         writing: deque[Future[Any]] = deque()
         try:
-            while fetching is not None and not attempt.check_ended() and not attempt.saturated:
+            while fetching is not None and not attempt.check_ended() and not attempt.is_over:
                 works = self._wait(fetching, attempt)
                 fetching = None
-                # A service that asks for fewer requests is sent those that finish a task before others.
-                if self._capacity(budget) is None and self._has_next(left, attempt, until):
+                # A service that asks for fewer requests is sent those that finish a task before others. What
+                # is fetched is fetched again when the plugin ends the pass.
+                is_ahead = self._capacity(budget) is None and not attempt.plugin.are_single
+                if is_ahead and self._has_next(left, attempt, until):
                     fetching = self._fetch_next(left, budget, attempt)
                 self._ready_and_write(works, attempt, until, writing)
                 if fetching is None:
@@ -72,7 +78,8 @@ class Pipeline:
         return self._backend.capacity(self._route.application, budget / BATCHES_PER_PASS)
 
     def _has_next(self, left: "deque[OpenTask]", attempt: ChunkPass, until: float) -> bool:
-        return bool(left) and self._services_answer(attempt) and time.monotonic() <= until
+        is_in_time = time.monotonic() <= until and not attempt.is_over
+        return bool(left) and self._services_answer(attempt) and is_in_time
 
     @staticmethod
     def _services_answer(attempt: ChunkPass) -> bool:
@@ -100,7 +107,8 @@ class Pipeline:
     def _fetch_next(
         self, left: "deque[OpenTask]", budget: float, attempt: ChunkPass
     ) -> "Future[list[TaskWork]]":
-        size, capacity = max(BATCH_SIZE, self._route.slots or 0), self._capacity(budget)
+        size = max(SINGLE_CALLS if attempt.plugin.are_single else BATCH_SIZE, self._route.slots or 0)
+        capacity = self._capacity(budget)
         size = size if capacity is None else min(size, capacity)
         works = [TaskWork(left.popleft()) for _ in range(min(size, len(left)))]
         return self._loop.start(attempt.process_all(works, lambda work: fetch(self._backend, work)))

@@ -15,7 +15,7 @@ from shared.channels import RETENTION_SECONDS, dead_letters_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.broker import RejectedMessage
-from worker.lua import Scripts
+from worker.lua import Scripts, redis_time
 from worker.platform import NotFoundError, ValidationError
 from worker.runs.model import End, Step
 from worker.runs.reporter import JobsApi
@@ -26,6 +26,10 @@ from worker.workflow.validation import readable_job, readable_tenant, status_of
 log = structlog.get_logger(__name__)
 
 PAGE = 100
+TRIMMED_PAGE = 10
+"""Letters that are removed at once when all take too much; each may be large."""
+TRIMMED_SHARE = 0.9
+"""To what share of their limit the letters are trimmed."""
 
 
 def rejected_jobs_key() -> str:
@@ -126,6 +130,32 @@ class DeadLetters:
         if letter.job is not None and all(other.job != letter.job for other in self.all()):
             self._scripts.run("forget_rejection", [rejected_jobs_key()], letter.job)
         return True
+
+    def trim(self, max_bytes: int, max_age_seconds: float) -> None:
+        """Remove letters that are too old, and the oldest while all take too much; one is always kept."""
+        too_old = str(int((redis_time(self._redis) - max_age_seconds) * 1000))
+        jobs: set[str] = set()
+        while page := self._redis.xrange(dead_letters_key(), "-", too_old, count=PAGE):
+            jobs |= self._remove(page)
+        if self._bytes() > max_bytes:
+            # Some more than needed, so that not every letter that comes has another one removed.
+            while self._bytes() > max_bytes * TRIMMED_SHARE:
+                page = self._redis.xrange(dead_letters_key(), "-", "+", count=TRIMMED_PAGE + 1)
+                if len(page) < 2:
+                    break
+                jobs |= self._remove(page[:-1])
+        rejected = [job for job in jobs if self.is_rejected(job)]
+        if rejected:
+            for job in set(rejected) - {letter.job for letter in self.all()}:
+                self._scripts.run("forget_rejection", [rejected_jobs_key()], job)
+
+    def _bytes(self) -> int:
+        return int(self._redis.memory_usage(dead_letters_key()) or 0)
+
+    def _remove(self, page: list[tuple[str, dict[str, str]]]) -> set[str]:
+        """Returns the jobs of the letters."""
+        self._redis.xdel(dead_letters_key(), *(id_ for id_, _ in page))
+        return {job for id_, fields in page if (job := _letter(id_, fields).job) is not None}
 
     def start_rejecting(self, job: str) -> None:
         """The job is about to be set FAILED at the backend because of a dead letter."""

@@ -161,8 +161,6 @@ class StepTask(Task):
 
                 heartbeat()
                 with self.runs.locks.hold(lock_key(job, name), token, heartbeat):
-                    if not (step.has_parts or claim.run.is_retry):
-                        self.runs.events.log.append(job, f"Step {step.name}", "info")
                     call = self._call(name, claim.run, lambda run: function(step.workflow.typed(run)))
                     self._apply(step, name, claim.run, call)
             except INFRASTRUCTURE_ERRORS as error:

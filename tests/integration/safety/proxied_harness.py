@@ -74,9 +74,12 @@ class ProxiedHarness(SandboxHarness):
 
     def run_command(self, *arguments: str) -> tuple[int, str]:
         """Run `synapse-worker`; returns its exit code and output."""
+        from worker.cli import console
         from worker.cli.main import app as command
 
-        environ = {"REDIS_URL": self.redis_url, "COLUMNS": "200", "TERM": "dumb"}
+        # A console has read its width when it was made.
+        console.out.width = console.err.width = 200
+        environ = {"REDIS_URL": self.redis_url, "TERM": "dumb"}
         result = CliRunner().invoke(command, list(arguments), env=environ)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return result.exit_code, result.output

@@ -1,5 +1,8 @@
 """Serve, as the steps see it, through a connection that may be gone."""
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -76,3 +79,72 @@ def test_a_state_is_read_from_serves_details() -> None:
     assert read_state({"status": "DEPLOYING", "deployments": {}}).has_digest("d1")
     assert not ServeState().has_digest("d1")
     assert read_state({**details, "status": "DELETING"}) == ServeState()
+
+
+def serve_looks(driver: FakeRayDriver) -> int:
+    return driver.calls.count("serve_details")
+
+
+@pytest.fixture
+def long_snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer is shared for longer than a slow machine takes."""
+    monkeypatch.setattr("worker.deploy.cluster.SNAPSHOT_SECONDS", 60)
+
+
+@pytest.mark.usefixtures("long_snapshots")
+def test_looks_of_all_deployments_share_one_answer(ray: RayCluster, driver: FakeRayDriver) -> None:
+    driver.answers["serve_details"] = {"a": {"status": "RUNNING"}, "b": {"status": "DEPLOYING"}}
+    states = [ray.state(name, max_age=60).status for name in ("a", "b", "a", "c")]
+    assert states == ["RUNNING", "DEPLOYING", "RUNNING", None]
+    assert serve_looks(driver) == 1
+
+
+def test_a_look_right_after_a_submission_asks_serve(ray: RayCluster, driver: FakeRayDriver) -> None:
+    # Given an answer from before a submission
+    assert not ray.state("a", max_age=60).exists
+    driver.answers["serve_details"] = {"a": {"status": "DEPLOYING"}}
+
+    # Then neither a look that is younger than that answer nor one that must be fresh takes it
+    assert ray.state("a", max_age=1e-9).exists
+    driver.answers["serve_details"] = {}
+    assert not ray.state("a").exists
+    assert serve_looks(driver) == 3
+
+
+def test_an_answer_is_shared_for_a_second(
+    ray: RayCluster, driver: FakeRayDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray.state("a", max_age=60)
+    monkeypatch.setattr("worker.deploy.cluster.SNAPSHOT_SECONDS", 1e-9)
+    ray.state("a", max_age=60)
+    assert serve_looks(driver) == 2
+
+
+@pytest.mark.usefixtures("long_snapshots")
+def test_threads_that_wait_for_an_answer_share_it_and_its_error(
+    ray: RayCluster, driver: FakeRayDriver, eventually: Callable[[Callable[[], object]], None]
+) -> None:
+    # Given a Serve that does not answer while many look at it
+    answered, looking = threading.Event(), []
+
+    def hang() -> None:
+        answered.wait(60)
+        raise RayDriverError("TimeoutError", "no answer within 10 s")
+
+    def look(name: str) -> None:
+        looking.append(name)
+        with pytest.raises(PluginHostUnavailableError):
+            ray.state(name, max_age=60)
+
+    driver.answers["serve_details"] = hang
+    with ThreadPoolExecutor(8) as pool:
+        looks = [pool.submit(look, str(number)) for number in range(8)]
+        eventually(lambda: len(looking) == 8)
+
+        # When the call fails
+        answered.set()
+        for each in looks:
+            each.result()
+
+    # Then it was the only one
+    assert serve_looks(driver) == 1

@@ -12,6 +12,7 @@ from worker.deploy.deployments import Ownership
 from worker.deploy.plan import AWAIT_RUNNING, REGISTER, SERVE_RUN
 from worker.deploy.serve import await_running, poll_countdown, remove_after_stop, serve_run
 from worker.plugins import PluginCallError, PluginHostUnavailableError
+from worker.runs.keys import run_key
 from worker.runs.model import Continue, End, Outcome, Reschedule, Step
 from worker.runs.reporter import stop
 
@@ -419,3 +420,26 @@ def test_a_late_second_submission_leaves_what_has_run(harness: DeployHarness) ->
 
     # Then the application stays
     assert harness.serve.removed == []
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["submitted by this release", "by an older one"])
+def test_a_look_is_not_older_than_the_submission(
+    harness: DeployHarness, monkeypatch: pytest.MonkeyPatch, clock: Clock, stored: bool
+) -> None:
+    # Given an application that was submitted half a second ago
+    submit(harness)
+    if not stored:
+        harness.runs.redis.hdel(run_key("42"), "finding:submitted_at")
+    clock.forward(0.5)
+    ages = []
+    state = harness.serve.state
+
+    def looked(app_name: str, max_age: float = 0.0) -> ServeState:
+        ages.append(max_age)
+        return state(app_name)
+
+    monkeypatch.setattr(harness.serve, "state", looked)
+
+    # When it is looked at, then Serve's answer is not from before that
+    look(harness)
+    assert 0.5 <= ages[0] < 60 if stored else ages[0] == 0

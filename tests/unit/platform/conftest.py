@@ -132,7 +132,7 @@ def service() -> Iterator[Service]:
 @pytest.fixture(autouse=True)
 def _no_secrets_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Secrets of one test are not known in the next."""
-    monkeypatch.setattr(redaction, "_registry", redaction._Registry())
+    monkeypatch.setattr(redaction, "_registry", redaction.SecretRegistry())
 
 
 @pytest.fixture

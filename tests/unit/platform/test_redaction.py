@@ -1,13 +1,16 @@
 """What is masked, what is left alone, and that a megabyte of nonsense takes no time."""
 
+import gc
 import json
 import time
+import timeit
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.platform import clean, redact, redact_event, register_secrets
+from worker.platform import clean, redact, redact_event, register_secrets, secret_registry
+from worker.platform.secret_registry import MASK, SecretRegistry
 
 SECRET = 'pä/ss+w"ord & more'
 
@@ -263,3 +266,95 @@ def test_a_registered_secret_never_comes_through(before: str, secret: str, after
     register_secrets([secret])
 
     assert secret.strip() not in redact(f"{before}{secret}{after}")
+
+
+WORDS = st.text("abcdef-_=", min_size=6, max_size=24)
+
+
+@given(
+    st.lists(WORDS, max_size=8), st.lists(st.text("abcdef-_= ", max_size=30), max_size=4), st.integers(0, 5)
+)
+@settings(max_examples=300)
+def test_a_secret_is_found_wherever_it_stands(secrets: list[str], texts: list[str], shift: int) -> None:
+    # Given secrets of all lengths, of which some share beginnings, ends and pieces
+    registry = SecretRegistry()
+    registry.add(secrets)
+    text = "x" * shift + "".join(f"{text}{secret}" for text, secret in zip(texts, secrets, strict=False))
+
+    # Then the text is masked as by replacing one after the other, the longest first
+    expected = text
+    for secret in sorted({secret.strip() for secret in secrets}, key=len, reverse=True):
+        expected = expected.replace(secret, MASK) if len(secret) >= 6 else expected
+    assert registry.mask(text) == expected
+
+
+@given(WORDS, st.lists(WORDS, max_size=4), st.integers(4, 23))
+def test_the_beginning_of_a_secret_at_the_end_is_masked(secret: str, others: list[str], length: int) -> None:
+    registry = SecretRegistry()
+    registry.add([secret, *others])
+    beginning = secret.strip()[: min(length, len(secret.strip()) - 1)]
+    assert registry.mask_partial(f"<<< {beginning}").endswith(MASK)
+
+
+def cost_of_a_line(secrets: int) -> float:
+    """Seconds in which a line is masked, the least of many attempts."""
+    registry = SecretRegistry()
+    registry.add(
+        f"{number * 7919:x}-token-of-agent-{number}" if number % 3 else f"{number:08x}"
+        for number in range(secrets)
+    )
+    line = "epoch 12: loss 0.2317, accuracy 0.9134, 512 samples/s, eta 00:12:31 (batch 412 of 1875)"
+    return min(timeit.repeat(lambda: registry.mask(line), number=100, repeat=30))
+
+
+def test_a_line_costs_the_same_however_many_secrets_there_are() -> None:
+    few = cost_of_a_line(10)
+    assert min(cost_of_a_line(10_000) / few for _ in range(3)) <= 1.5
+
+
+def test_secrets_that_are_no_longer_used_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a process that remembers three secrets beside those of its settings
+    monkeypatch.setattr(secret_registry, "MAX_SECRETS", 3)
+    registry = SecretRegistry()
+    registry.add(["of-the-settings"], hold=True)
+    registry.add(["first-agent", "second-agent", "third-agent"])
+
+    # When one of them is used again, and another one comes
+    registry.add(["first-agent"])
+    registry.add(["fourth-agent"])
+
+    # Then the one that was not used for longest is forgotten
+    text = "of-the-settings first-agent second-agent third-agent fourth-agent"
+    assert registry.mask(text) == "*** *** second-agent *** ***"
+
+
+def test_a_registry_keeps_nothing_of_dropped_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secret_registry, "MAX_SECRETS", 10)
+    registry = SecretRegistry()
+    registry.add(f"secret/number {number}" for number in range(1000))
+    few = SecretRegistry()
+    few.add(f"secret/number {number}" for number in range(990, 1000))
+    assert registry._uses == few._uses
+    assert len(registry._long._starts) + len(registry._short._starts) == len(few._uses)
+    text = " ".join(f"secret/number {number}" for number in range(980, 1000))
+    assert registry.mask(text).count(MASK) == 10
+
+
+class Client:
+    """An object that uses a secret."""
+
+
+def test_the_secret_of_a_living_client_is_masked_whatever_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a client whose secret is older than all that a process remembers
+    monkeypatch.setattr(secret_registry, "MAX_SECRETS", 1)
+    client = Client()
+    register_secrets(["secret-of-the-client"], owner=client)
+    register_secrets(["of-another", "of-a-third"])
+    assert redact("secret-of-the-client") == MASK
+
+    # When it is gone, then its secret is one of those that are dropped
+    del client
+    gc.collect()
+    assert redact("secret-of-the-client") == MASK
+    register_secrets(["of-a-fourth"])
+    assert redact("secret-of-the-client") == "secret-of-the-client"

@@ -32,7 +32,7 @@ def plugins_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(plugins_dir: Path, tmp_path: Path) -> PluginStore:
-    return PluginStore(plugins_dir, tmp_path / "cache", max_bytes=1024 * 1024)
+    return PluginStore(plugins_dir, tmp_path / "cache", max_bytes=1024 * 1024, stamp_seconds=0)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
-"""Plugin code in this process: isolation between releases, and errors as data."""
+"""Plugin code in this process: isolation between releases, errors as data, and how large an answer may be."""
 
+import json
 import sys
 import threading
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from worker.plugins import ClientAccess, PluginCallError, PluginStore, ProcessHost, request_for
+from worker.plugins import ClientAccess, PluginCallError, PluginStore, ProcessHost, request_for, runner
 
 Write = Callable[..., Path]
 
@@ -131,3 +132,92 @@ def test_unknown_parameter_is_rejected(write_release: Write, convert: Callable[.
     write_release("cat@1.0", to_task=TO_TASK, words="WORD = 1")
     with pytest.raises(PluginCallError, match="unknown parameter 'threshhold'"):
         convert("cat@1.0", {}, threshhold=1)
+
+
+LARGE = """
+    from worker.actions import ToTaskAction
+
+    class ToTask(ToTaskAction):
+        def convert_data_from_inference(self, inference_data, task_data=None):
+            return {"text": "x" * inference_data}
+"""
+
+
+def test_an_answer_that_is_too_large_is_an_error_of_its_item(
+    write_release: Write, convert: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_release("cat@1.0", to_task=LARGE)
+    monkeypatch.setattr(runner, "MAX_REPLY_BYTES", runner.MB)
+
+    [small, large] = convert("cat@1.0", 10, 3 * runner.MB)
+
+    assert small == {"ok": {"text": "x" * 10}}
+    assert large == {
+        "error": "AnswerTooLargeError: the plugin's answer has at least 3.0 MB as JSON, and 1 MB are allowed:"
+        " return less, for example a reference to a file instead of what is in it"
+    }
+
+
+def test_answers_that_are_too_large_together_fail_their_call(
+    write_release: Write, convert: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_release("cat@1.0", to_task=LARGE)
+    monkeypatch.setattr(runner, "MAX_REPLY_BYTES", runner.MB)
+
+    with pytest.raises(PluginCallError, match=r"AnswerTooLargeError: .* at least 1\.1 MB .* and 1 MB"):
+        convert("cat@1.0", *[400_000] * 4)
+
+
+def test_no_more_is_encoded_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a limit of ten bytes
+    monkeypatch.setattr(runner, "MAX_REPLY_BYTES", 10)
+    encoded: list[Any] = []
+    monkeypatch.setattr(runner.json, "dumps", lambda value, **_: encoded.append(value) or "12345")
+
+    # When the third of many items passes it
+    with pytest.raises(runner.AnswerTooLargeError):
+        runner._reply(list(range(100)))
+
+    # Then no other was encoded
+    assert encoded == [0, 1, 2]
+
+
+@pytest.mark.parametrize("value", [[], [1, {"a": None}], {"a": [1.5, "é"]}, "text", None, True])
+def test_a_reply_is_json_whatever_the_value(value: Any) -> None:
+    assert json.loads(runner._reply(value)) == {"ok": value}
+
+
+WORDY = """
+    from worker.actions import ToTaskAction
+
+    def raising(self, inference_data, task_data=None):
+        raise type("E" * 1_000_000, (Exception,), {})("too long " * 1_000_000)
+
+    class ToTask(ToTaskAction):
+        convert_data_from_inference = raising
+
+        def convert_from_files(self, items):
+            scope = {}
+            exec(compile(f"def {'f' * 100_000}(): raise ValueError", __file__, "exec"), scope)
+            scope["f" * 100_000]()
+"""
+
+
+def test_an_error_of_an_item_is_cut(write_release: Write, convert: Callable[..., Any]) -> None:
+    write_release("cat@1.0", to_task=WORDY)
+
+    [answer] = convert("cat@1.0", 1)
+
+    assert answer["error"].startswith("EEEE")
+    assert "too long too long" in answer["error"]
+    assert len(answer["error"]) < 5_000
+
+
+def test_the_frames_of_an_error_are_cut(write_release: Write, convert: Callable[..., Any]) -> None:
+    write_release("cat@1.0", to_task=WORDY)
+
+    with pytest.raises(PluginCallError) as caught:
+        convert("cat@1.0", operation="convert_from_files")
+
+    assert "plugin/to_task.py" in caught.value.trace
+    assert len(caught.value.trace) + len(str(caught.value)) < 10_000

@@ -1,6 +1,7 @@
 """The Ray host on a driver process in memory: slots, errors, time-outs, and connections that are lost."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from tests.harness.fake_ray_driver import FakeRayDriver
 from worker.plugins import (
     ActionRequest,
     PluginCallError,
+    PluginError,
     PluginHostBusyError,
     PluginHostUnavailableError,
+    PluginProcessDiedError,
     PluginStore,
     PluginTimeoutError,
     RayDriverError,
@@ -37,18 +40,28 @@ def ended(end: CallEnd, error_type: str = "", text: str = "", reply: str = "") -
     return {"end": end, "reply": reply, "error_type": error_type, "text": text}
 
 
+STARTED = ended(CallEnd.REPLY, reply="True")
+
+
+def set_end(driver: FakeRayDriver, end: Any, start: Any = STARTED) -> None:
+    """Let every call end so, and every start of a process like `start`; None is a call that does not end."""
+    driver.answers["wait_for_end"] = lambda call, _: start if call == "start" else end
+
+
 @pytest.fixture
 def driver() -> FakeRayDriver:
     ids = iter(range(100))
-    return FakeRayDriver(
+    driver = FakeRayDriver(
         start_task=lambda *_: "task",
         start_actor=lambda *_: f"actor {next(ids)}",
+        await_actor=lambda *_: "start",
         call_actor=lambda *_: "call",
-        wait_for_end=ended(CallEnd.REPLY, reply=json.dumps({"ok": 7})),
         cancel_call=None,
         kill_actor=None,
         drop_actors=None,
     )
+    set_end(driver, ended(CallEnd.REPLY, reply=json.dumps({"ok": 7})))
+    return driver
 
 
 @pytest.fixture
@@ -81,6 +94,58 @@ def test_call_without_a_slot_is_busy_and_not_a_timeout(
         host._call_in_slot(("a", "b"), actor, release, REQUEST, "convert_from_files", "[]")
 
 
+@pytest.mark.parametrize("end", [None, ended(CallEnd.ACTOR_DIED, "ActorDiedError")], ids=["hangs", "dies"])
+def test_a_call_behind_one_that_ends_the_process_is_busy(
+    connection: RayConnection, release: Release, driver: FakeRayDriver, end: dict[str, str] | None
+) -> None:
+    # Given a call that waits for its slot while another one is under way
+    host = RayHost(connection, Packages(), 0.01)
+    waiting = threading.Event()
+    raised: list[Exception] = []
+
+    def wait_behind() -> None:
+        try:
+            batch(host, release)
+        except PluginError as error:
+            raised.append(error)
+
+    behind = threading.Thread(target=wait_behind)
+
+    class Slot:
+        """Of the actor that both use; says when a call waits for it."""
+
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def acquire(self, timeout: float) -> bool:
+            if self.lock.locked():
+                waiting.set()
+            return self.lock.acquire(timeout=timeout)
+
+        def release(self) -> None:
+            self.lock.release()
+
+    def fail(call: str, _: float) -> Any:
+        # When the first call hangs, or ends the process
+        if call == "start":
+            return STARTED
+        if not behind.is_alive() and not raised:
+            behind.start()
+            assert waiting.wait(30)
+        return end
+
+    batch(host, release)
+    [actor] = host._actors.values()
+    actor.slot = Slot()  # type: ignore[assignment]
+    driver.answers["wait_for_end"] = fail
+    with pytest.raises((PluginTimeoutError, PluginProcessDiedError)):
+        batch(host, release)
+    behind.join(30)
+
+    # Then the other one is to come again, though no process of its own has answered
+    assert [type(error) for error in raised] == [PluginHostBusyError]
+
+
 def test_a_one_off_call_returns_its_value(host: RayHost, release: Release) -> None:
     assert host.call(release, REQUEST, "plan", {}) == 7
 
@@ -91,7 +156,7 @@ def test_frequent_calls_share_an_actor(host: RayHost, release: Release, driver: 
 
 
 def test_a_dead_actor_is_replaced_once(host: RayHost, release: Release, driver: FakeRayDriver) -> None:
-    driver.answers["wait_for_end"] = ended(CallEnd.ACTOR_DIED, "ActorDiedError")
+    set_end(driver, ended(CallEnd.ACTOR_DIED, "ActorDiedError"))
 
     with pytest.raises(PluginCallError, match=r"ActorDiedError: the process of cat@1\.0 died"):
         batch(host, release)
@@ -110,7 +175,7 @@ def test_a_dead_actor_is_replaced_once(host: RayHost, release: Release, driver: 
 def test_an_error_of_the_author_says_why(
     host: RayHost, release: Release, driver: FakeRayDriver, end: dict[str, str], message: str
 ) -> None:
-    driver.answers["wait_for_end"] = end
+    set_end(driver, end)
 
     with pytest.raises(PluginCallError, match=message):
         host.call(release, REQUEST, "plan", {})
@@ -119,7 +184,7 @@ def test_an_error_of_the_author_says_why(
 def test_plugin_code_that_is_too_slow_is_stopped(
     connection: RayConnection, release: Release, driver: FakeRayDriver
 ) -> None:
-    driver.answers["wait_for_end"] = None
+    set_end(driver, None)
     host = RayHost(connection, Packages(), 0.01)
 
     with pytest.raises(PluginTimeoutError, match=r"longer than 0\.01 s"):
@@ -128,6 +193,46 @@ def test_plugin_code_that_is_too_slow_is_stopped(
         batch(host, release)
 
     assert ("cancel_call" in driver.calls, "kill_actor" in driver.calls) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (None, r"cat@1\.0 has not started within 0\.01 s"),
+        (ended(CallEnd.ACTOR_DIED, "ActorDiedError"), r"cat@1\.0 died at its start \(ActorDiedError\)"),
+    ],
+    ids=["slow", "dead"],
+)
+def test_a_process_that_does_not_start_is_no_fault_of_items(
+    host: RayHost, release: Release, driver: FakeRayDriver, monkeypatch: pytest.MonkeyPatch,
+    start: dict[str, str] | None, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(ray_host, "MAX_START_SECONDS", 0.01)
+    set_end(driver, None, start=start)
+
+    with pytest.raises(PluginHostUnavailableError, match=message):
+        batch(host, release)
+
+    assert driver.calls[-1] == "kill_actor"
+    assert "call_actor" not in driver.calls
+
+
+def test_the_start_of_a_process_is_not_in_the_time_of_its_call(
+    connection: RayConnection, release: Release, driver: FakeRayDriver
+) -> None:
+    # Given a process whose start takes longer than a call may
+    host = RayHost(connection, Packages(), 0.01)
+    polls = iter([None, STARTED])
+    reply = ended(CallEnd.REPLY, reply=json.dumps({"ok": 7}))
+
+    def end(call: str, _: float) -> Any:
+        return (threading.Event().wait(0.02) or next(polls)) if call == "start" else reply
+
+    driver.answers["wait_for_end"] = end
+
+    # Then its first call is answered, and no further one waits for it
+    assert [batch(host, release), batch(host, release)] == [7, 7]
+    assert driver.calls.count("await_actor") == 1
 
 
 def test_a_driver_that_hangs_is_no_fault_of_the_author(

@@ -2,15 +2,20 @@
 
 import errno
 import os
+import shutil
+import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from worker import blame
 from worker.plugins import PluginStore, ReleaseInvalidError, ReleaseNotFoundError
+from worker.plugins import store as store_module
 from worker.plugins.package import zip_release
+from worker.plugins.store import STAMP_SECONDS
 
 Write = Callable[..., Path]
 
@@ -214,3 +219,82 @@ def test_archive_whose_name_is_too_long_is_rejected(store: PluginStore, write_re
     folder.rename(folder.parent.parent / "moved")
     with pytest.raises(ReleaseInvalidError, match="cannot be read"):
         store.get(name)
+
+
+class Looks:
+    """Counts how often the files of releases are looked at, and has the clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.now = 1000.0
+        stamp = store_module.folder_stamp
+
+        def counting(root: Path) -> str:
+            self.count += 1
+            return stamp(root)
+
+        monkeypatch.setattr(store_module, "folder_stamp", counting)
+        monkeypatch.setattr(store_module.time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(monkeypatch)
+
+
+def test_files_are_looked_at_once_in_some_seconds(
+    plugins_dir: Path, write_release: Write, looks: Looks
+) -> None:
+    # Given a release that is asked for many times
+    folder = write_release("cat@1.0", words="WORD = 1")
+    store = PluginStore(plugins_dir)
+    first = store.get("cat@1.0")
+    for _ in range(100):
+        assert store.get("cat@1.0") is first
+    assert looks.count == 1
+
+    # When it is replaced, then that is seen some seconds later
+    (folder / "plugin" / "words.py").write_text("WORD = 22")
+    looks.now += STAMP_SECONDS - 0.1
+    assert store.get("cat@1.0") is first
+    looks.now += 0.1
+    assert store.get("cat@1.0").checksum != first.checksum
+    assert looks.count == 2
+
+
+def test_a_release_that_is_removed_is_not_found_at_once(
+    plugins_dir: Path, write_release: Write, looks: Looks
+) -> None:
+    folder = write_release("cat@1.0")
+    store = PluginStore(plugins_dir)
+    store.get("cat@1.0")
+    shutil.rmtree(folder)
+    with pytest.raises(ReleaseNotFoundError):
+        store.get("cat@1.0")
+
+
+def test_threads_that_ask_at_once_share_a_look(
+    plugins_dir: Path, write_release: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a release whose files are looked at while many threads ask for it
+    write_release("cat@1.0")
+    store = PluginStore(plugins_dir, stamp_seconds=600)
+    barrier = threading.Barrier(8)
+    count = 0
+    stamp = store_module.folder_stamp
+
+    def counting(root: Path) -> str:
+        nonlocal count
+        count += 1
+        return stamp(root)
+
+    monkeypatch.setattr(store_module, "folder_stamp", counting)
+
+    def get(_: int) -> str:
+        barrier.wait(60)
+        return store.get("cat@1.0").checksum
+
+    # Then one of them looks, and all have the same
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(get, range(8)))) == 1
+    assert count == 1

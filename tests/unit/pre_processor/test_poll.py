@@ -17,14 +17,15 @@ from worker.platform import (
     ServerError,
 )
 from worker.pre_processor import decision as errors
-from worker.pre_processor.poll import poll_backoff
+from worker.pre_processor.poll import BATCH_WAITERS, poll_backoff
 from worker.pre_processor.waitlist import (
     AWAIT_READY,
     FETCH_TASKS,
 )
-from worker.runs.keys import heartbeats_key
+from worker.runs.keys import RunField, heartbeats_key, run_key
 from worker.runs.model import End, Suspend
 from worker.runs.reporter import stop
+from worker.runs.runs import recover_run
 from worker.testing import FakeBackend
 
 
@@ -56,10 +57,14 @@ def test_from_dispatch_to_ready(
 def test_a_poll_resumes_a_batch_and_the_next_one_the_rest(
     harness: WaitlistHarness, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.pre_processor.poll.MAX_WAITERS_PER_POLL", 2)
+    # Given batches of two runs, and no time for a second one
+    monkeypatch.setattr("worker.pre_processor.poll.BATCH_WAITERS", 2)
+    monkeypatch.setattr("worker.pre_processor.poll.MAX_POLL_SECONDS", -1)
     for job in "123":
         harness.wait(job)
     backend.add_application()
+
+    # When they are polled, then two go on, and the next poll follows at once
     following = harness.poll()
     assert following is not None
     assert following.countdown == 0
@@ -124,20 +129,88 @@ def test_a_run_fails_at_its_own_deadline(harness: WaitlistHarness, clock: Clock)
     assert harness.waiting() == ["2"]
 
 
-def test_a_poll_reports_an_end_whose_writer_died(
-    harness: WaitlistHarness, sender: RecordingPublisher
+def test_the_sweep_reports_a_waiting_run_whose_end_nobody_sent(
+    harness: WaitlistHarness, sender: RecordingPublisher, clock: Clock
 ) -> None:
     # Given a waiting run whose end was written by a worker that died before it sent the report
     harness.wait("1")
-    harness.runs.store.finish("1", End(JobStatus.FAILED, {"error": "x"}))
-    sender.published = [sent for sent in sender.published if sent.name != "runs.report"]
+    grace = harness.runs.timing.heartbeat_grace_seconds
+    harness.runs.store.finish("1", End(JobStatus.FAILED, {"error": "x"}), grace_seconds=grace)
+    sender.published.clear()
 
-    # When the waiting list is polled again
-    harness.poll()
+    # When the time of a heartbeat is up
+    assert "run:1" not in harness.runs.heartbeats.overdue()
+    clock.forward(grace)
 
-    # Then the end is on its way
+    # Then the sweep finds it, long before the run would have waited in vain
+    assert "run:1" in harness.runs.heartbeats.overdue()
+    recover_run("1", harness.runs)
     assert [sent.kwargs["job"] for sent in sender.of("runs.report")] == ["1"]
     assert harness.waiting() == []
+
+
+def test_a_run_that_an_older_worker_ended_is_not_resumed(
+    harness: WaitlistHarness, backend: FakeBackend, redis: FakeRedis, sender: RecordingPublisher
+) -> None:
+    # Given two waiting runs, of which a worker that knows no more than the record has ended one
+    harness.wait("1", "2")
+    redis.hset(run_key("1"), RunField.ENDED, '{"status": "FAILED", "result": {"error": "x"}}')
+    sender.published = [sent for sent in sender.published if sent.name != "runs.report"]
+    backend.add_application()
+
+    # When the runs are resumed
+    assert harness.poll() is None
+
+    # Then that one is not, and its end is reported
+    assert harness.resumed() == ["2"]
+    assert [sent.kwargs["job"] for sent in sender.of("runs.report")] == ["1"]
+
+
+def test_a_run_that_has_ended_does_not_join(harness: WaitlistHarness) -> None:
+    harness.detect("1")
+    stop("1", harness.runs)
+    joined = harness.waitlist.join("1", 60)
+    assert (joined.poll, joined.claim) == (0, None)
+    assert harness.waiting() == []
+
+
+def test_all_overdue_runs_fail_in_one_poll(harness: WaitlistHarness, clock: Clock) -> None:
+    jobs = [str(number) for number in range(3 * BATCH_WAITERS + 1)]
+    harness.wait("last")
+    for job in jobs:
+        harness.accept(job)
+        harness.waitlist.join(job, 60)
+    clock.forward(61)
+    assert harness.poll() is not None
+    assert {harness.error(job) for job in jobs} == {str(errors.timed_out())}
+    assert harness.waiting() == ["last"]
+
+
+def test_a_poll_reads_as_much_of_a_long_list_as_of_a_short_one(
+    harness: WaitlistHarness, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given the commands of polls with one run and with hundreds
+    commands: list[str] = []
+    execute = FakeRedis.execute_command
+
+    def counting(self: FakeRedis, *args: object, **options: object) -> object:
+        commands.append(str(args[0]))
+        return execute(self, *args, **options)
+
+    monkeypatch.setattr(FakeRedis, "execute_command", counting)
+    harness.wait("1")
+    harness.poll(harness.waitlist.wake())
+    counts = []
+    for number in range(3):
+        commands.clear()
+        assert harness.poll(harness.waitlist.wake()) is not None
+        counts.append(len(commands))
+        for job in range(200):
+            harness.accept(f"{number}-{job}")
+            harness.waitlist.join(f"{number}-{job}", 180)
+
+    # Then they are the same
+    assert len(set(counts)) == 1
 
 
 def test_a_stopped_run_leaves(harness: WaitlistHarness) -> None:
@@ -203,10 +276,8 @@ def test_a_run_that_joins_as_the_last_leaves_is_polled_once(
             harness.dispatch("2")
 
     harness.runs.publisher.publish = publish_and_join
-    following = harness.poll()
-    assert following is not None
+    assert harness.poll() is None
     assert len(sender.of(AWAIT_READY.name)) == 1
-    assert harness.poll(following.generation) is None
     assert harness.resumed() == ["1", "2"]
 
 

@@ -120,17 +120,24 @@ def test_a_job_that_the_backend_knows_again_is_not_replaced(
 def test_a_rejected_dispatch_fails_all_runs_and_is_cleared(
     harness: WaitlistHarness, backend: FakeBackend, error: Exception, message: str
 ) -> None:
+    # Given a run that joins while another one's dispatch is under way
     for job in "12":
         harness.detect(job)
-    backend.faults.fail("run_plugin", error)
 
+    def reject(_: int) -> None:
+        harness.waitlist.join("2", 60)
+        raise error
+
+    backend.dispatch_answer = reject
+
+    # When the backend rejects it
     harness.dispatch("1")
-    assert harness.error("1") == message
-    harness.waitlist.join("2", 60)
     harness.poll()
-    assert harness.error("2") == message
+
+    # Then both fail, and a later run dispatches
+    assert [harness.error(job) for job in "12"] == [message, message]
     assert harness.waiting() == []
-    backend.faults.recover("run_plugin")
+    backend.dispatch_answer = lambda count: {"id": 100 + count}
     harness.wait("3")
     assert len(backend.dispatches) == 2
 
@@ -348,3 +355,19 @@ def test_a_deployment_that_has_begun_is_the_dispatched_job(
     backend.jobs["101"] = "FAILED"
     harness.poll(following.generation)
     assert harness.error("1") == str(errors.job_failed("FAILED"))
+
+
+def test_an_old_failure_that_one_poll_does_not_see_fails_no_run(
+    harness: WaitlistHarness, backend: FakeBackend
+) -> None:
+    # Given a history of several pages, of which each poll reads others
+    for number in range(1_000):
+        backend.add_application("DEPLOY_FAILED", id=number, job=5000 + number)
+    harness.wait("1")
+
+    # When the waiting list is polled
+    for attempt in range(10):
+        assert harness.poll(harness.waitlist.wake(), attempt=attempt) is not None
+
+    # Then the failures stay those from before the dispatch
+    assert harness.error("1") is None

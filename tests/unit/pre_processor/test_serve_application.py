@@ -1,11 +1,18 @@
 """What records of applications mean."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from worker.platform import NotFoundError
 from worker.pre_processor import classify_serve_app, counts_as_failed
-from worker.pre_processor.serve_application import PreProcessor, exclude_other_releases, list_records
+from worker.pre_processor.serve_application import (
+    PreProcessor,
+    exclude_other_releases,
+    list_recent_records,
+    list_records,
+)
 from worker.testing import FakeBackend
 
 
@@ -88,13 +95,67 @@ def test_records_are_asked_for_by_plugin_and_agent(monkeypatch: pytest.MonkeyPat
     backend.add_application(data={"version": "2.0.0"})
     backend.add_application(id=2)
     queries: list[dict[str, Any]] = []
-    answer = backend.list_serve_applications
+    answer = backend.serve_application_pages
 
-    def listed(**query: Any) -> dict[str, Any]:
+    def listed(**query: Any) -> Iterator[dict[str, Any]]:
         queries.append(query)
         return answer(**query)
 
-    monkeypatch.setattr(backend, "list_serve_applications", listed)
+    monkeypatch.setattr(backend, "serve_application_pages", listed)
     found = list_records(backend, PreProcessor("digits", "1.0.0", {}, 1))
     assert queries == [{"plugin_code": "digits", "job__agent": 1}]
     assert [record["id"] for record in found] == [2]
+
+
+def with_history(records: int) -> FakeBackend:
+    """A backend with records of deployments that failed long ago."""
+    backend = FakeBackend()
+    for number in range(records):
+        backend.add_application("DEPLOY_FAILED", id=number, job=number)
+    return backend
+
+
+def looks_at(backend: FakeBackend) -> int:
+    return backend.faults.calls["list_serve_applications"]
+
+
+TARGET = PreProcessor("digits", "1.0.0", {}, 1)
+
+
+@pytest.mark.parametrize("read", [list_records, lambda *args: list_recent_records(*args, "7", 0)])
+def test_reading_stops_at_the_page_with_a_running_record(read: Any) -> None:
+    backend = with_history(1_000)
+    backend.serve_applications[5]["status"] = "RUNNING"
+    assert classify_serve_app(read(backend, TARGET))[0] == "running"
+    assert looks_at(backend) == 1
+
+
+@pytest.mark.parametrize("records", [1_000, 5_000])
+def test_a_poll_reads_no_history(records: int) -> None:
+    backend = with_history(records)
+    assert classify_serve_app(list_recent_records(backend, TARGET, "7", 0))[0] == "failed"
+    assert looks_at(backend) == 4
+
+
+@pytest.mark.parametrize("at", [0, 99, 100, 450, 901, 999])
+def test_polls_find_a_record_that_runs_again_wherever_it_is(at: int) -> None:
+    # Given ten pages of records, of which one runs again
+    backend = with_history(1_000)
+    backend.serve_applications[at]["status"] = "RUNNING"
+
+    # Then it is seen within as many polls
+    seen = [classify_serve_app(list_recent_records(backend, TARGET, "7", poll))[0] for poll in range(8)]
+    assert "running" in seen
+
+
+def test_a_history_that_becomes_shorter_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = with_history(1_000)
+    answer = backend.serve_application_pages
+
+    def pages(**query: Any) -> Iterator[dict[str, Any]]:
+        if query.get("page"):
+            raise NotFoundError
+        return answer(**query)
+
+    monkeypatch.setattr(backend, "serve_application_pages", pages)
+    assert len(list_recent_records(backend, TARGET, None, 0)) == 100

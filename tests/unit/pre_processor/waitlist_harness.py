@@ -107,13 +107,15 @@ class WaitlistHarness:
                 self.sender.published.remove(message)
                 return
 
-    def poll(self, generation: int | None = None, *, redelivered: bool = False) -> PublishedPoll | None:
+    def poll(
+        self, generation: int | None = None, *, redelivered: bool = False, attempt: int = 0
+    ) -> PublishedPoll | None:
         """Deliver the newest poll that was published, or the one of `generation`; returns its retry."""
         if generation is None:
             generation = self.sender.of(AWAIT_READY.name)[-1].kwargs["generation"]
 
         def function(claimed: int, _: Lease) -> Retry | None:
-            following = await_ready(self.waitlist, claimed, 0, self.services)
+            following = await_ready(self.waitlist, claimed, attempt, self.services)
             return following and Retry(following.countdown, {"generation": following.generation})
 
         kwargs = {"room": NAME.key, "generation": generation}
@@ -140,7 +142,7 @@ class WaitlistHarness:
         return end.error if end else None
 
     def waiting(self) -> list[str]:
-        return [job for job, _ in self.waitlist.waiters()]
+        return self.waitlist.waiters()
 
     def resumed(self) -> list[str]:
         """Runs whose next step was published."""

@@ -71,7 +71,7 @@ def test_value_that_is_no_json_has_a_form_of_its_own(runs: Runs, run: Run, redis
 
     runs.store.update_state(typed, replace(typed.state, place=Place("here")))
 
-    assert redis.hget(run_key("42"), "finding:place") == '{"name": "here"}'
+    assert redis.hget(run_key("42"), "finding:place") == '{"name":"here"}'
     assert places.typed(runs.store.load("42")).state.place == Place("here")
 
 

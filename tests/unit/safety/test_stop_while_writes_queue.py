@@ -38,6 +38,16 @@ class StoppableLedger:
     def increment_attempts(self, positions: Any) -> list[int]:
         return []
 
+    def has_single_calls(self, chunk: int) -> bool:
+        return False
+
+    def begin_single_calls(self, chunk: int) -> None: ...
+
+    def count_plugin_failure(self, operation: str) -> int:
+        return 0
+
+    def reset_plugin_failures(self, operation: str) -> None: ...
+
     def counts(self) -> Counts:
         return Counts(0, 0, 0)
 
@@ -66,7 +76,7 @@ async def annotated(count: int, slots: int, stop_after: int | None) -> tuple[Slo
     ledger = StoppableLedger()
     client = SlowClient(ledger)
     backend = TenantBackend(lambda _timeout: client, RequestWindows(slots))  # type: ignore[arg-type, return-value]
-    attempt = ChunkPass(ledger)
+    attempt = ChunkPass(ledger, chunk=0, max_failures_in_row=10)
 
     async def write(work: TaskWork) -> None:
         mark = TaskOutcome(work.open.position, work.open.task_id)

@@ -59,6 +59,24 @@ def test_a_ticket_is_kept_until_it_is_collected(ledger: Ledger) -> None:
     assert [task.ticket for task in ledger.open_tasks(0)] == [None, None, None]
 
 
+def test_a_chunk_keeps_to_single_calls(ledger: Ledger) -> None:
+    assert not ledger.has_single_calls(1)
+
+    ledger.begin_single_calls(1)
+
+    assert (ledger.has_single_calls(0), ledger.has_single_calls(1)) == (False, True)
+
+
+def test_failures_in_a_row_are_those_of_one_operation(ledger: Ledger) -> None:
+    assert [ledger.count_plugin_failure("convert"), ledger.count_plugin_failure("convert")] == [1, 2]
+    ledger.reset_plugin_failures("prepare")
+    assert [ledger.count_plugin_failure("convert"), ledger.count_plugin_failure("prepare")] == [3, 1]
+
+    ledger.reset_plugin_failures("convert")
+
+    assert [ledger.count_plugin_failure("convert"), ledger.count_plugin_failure("prepare")] == [1, 2]
+
+
 def test_failures_are_capped_and_counted_exactly(redis: FakeRedis, make_world: Make) -> None:
     world = make_world(1200, chunk=2000)
     world.fetch()
@@ -80,7 +98,9 @@ def test_nothing_is_recorded_after_the_end(make_world: Make) -> None:
 
     assert world.ledger.record([TaskOutcome(0, 1)]) is False
     world.ledger.set_ticket(0, Ticket("abc"))
+    world.ledger.begin_single_calls(0)
     assert world.ledger.increment_attempts([0]) == []
+    assert world.ledger.count_plugin_failure("convert") == 0
     assert world.ledger.complete_chunk(0) is False
     assert world.ledger.next_chunks(4) == []
 

@@ -11,7 +11,7 @@ from fakeredis import FakeRedis
 from shared.channels import job_key
 from shared.messages import ToTaskMessage
 from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
-from worker.plugins import PluginCallError
+from worker.plugins import PluginProcessDiedError
 from worker.pre_processor.serve_application import PreProcessor
 from worker.runs.model import Continue, Finish, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs, Timing
@@ -65,7 +65,7 @@ class World:
     params: Row = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.host.crash = PluginCallError("ActorDiedError", "the process of digits@1.0.0 died")
+        self.host.crash = PluginProcessDiedError("ActorDiedError", "the process of digits@1.0.0 died")
         self.backend.add_application()
         self.runs = Runs(self.redis, self.sender, Timing(60.0))
         self.worker = InProcessWorker(self.runs)
@@ -73,6 +73,7 @@ class World:
             worker_annotate_chunk=self.chunk,
             worker_visibility_timeout_seconds=60.0,
             worker_pre_processor_timeout_seconds=180.0,
+            worker_plugin_max_failures_in_row=10,
         )
         self.settings = settings
         self.services = cast(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from celery import Celery
@@ -69,6 +70,9 @@ class FakeServices:
     sender: RecordingPublisher = field(default_factory=RecordingPublisher)
     platform: Backend = field(default_factory=Backend)
     store: Store = field(default_factory=Store)
+    settings: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(ray_address=None, worker_agent=None)
+    )
 
     def __post_init__(self) -> None:
         self.runs = Runs(self.redis, self.sender, Timing(60))

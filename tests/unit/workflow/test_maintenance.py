@@ -1,14 +1,18 @@
 """The sweep, and what app and environment have to do with each other."""
 
+import heapq
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fakeredis import FakeRedis
+from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.harness.in_process_worker import RecordingPublisher
@@ -84,7 +88,7 @@ def test_sweep_survives_what_goes_wrong(
         return 0
 
     monkeypatch.setattr(maintenance, "sweep", sweep)
-    monkeypatch.setattr(maintenance, "pin_packages", lambda: None)
+    monkeypatch.setattr(maintenance, "remove_old", lambda: None)
     monkeypatch.setattr(maintenance, "SECONDS_BETWEEN_SWEEPS", 0.01)
     sweeper = maintenance.Maintenance()
     sweeper.start()
@@ -96,11 +100,15 @@ def test_sweep_survives_what_goes_wrong(
 
 
 def test_a_ray_that_hangs_delays_no_sweep(
-    monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Callable[[], object]], None]
+    services: FakeServices,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[[Callable[[], object]], None],
 ) -> None:
     # Given packages whose pinning does not return
+    services.settings.ray_address = "127.0.0.1:6379"
     answered = threading.Event()
     sweeps: list[int] = []
+    monkeypatch.setattr(maintenance, "remove_old", lambda: None)
     monkeypatch.setattr(maintenance, "pin_packages", lambda: answered.wait(30))
     monkeypatch.setattr(maintenance, "sweep", lambda: sweeps.append(1))
     monkeypatch.setattr(maintenance, "SECONDS_BETWEEN_SWEEPS", 0.01)
@@ -113,6 +121,107 @@ def test_a_ray_that_hangs_delays_no_sweep(
 
     answered.set()
     maintained.stop()
+
+
+class Fleet:
+    """Workers that look at their works when it is time, by a clock that is moved on to the next look."""
+
+    def __init__(self, clock: Clock, workers: int, function: Callable[[], object]) -> None:
+        self.clock = clock
+        self.works = [maintenance.Work("sweep", function) for _ in range(workers)]
+        self._looks = [(float(at), at) for at in range(workers)]
+        self._now = 0.0
+
+    def run(self, seconds: float) -> None:
+        """Let so many seconds pass."""
+        until = self._now + seconds
+        while min(self._looks)[0] <= until:
+            at, number = heapq.heappop(self._looks)
+            self.clock.forward(at - self._now)
+            self._now = at
+            heapq.heappush(self._looks, (at + self.works[number].do(), number))
+        self.clock.forward(until - self._now)
+        self._now = until
+
+    def kill(self, work: maintenance.Work) -> None:
+        number = self.works.index(work)
+        self._looks = [look for look in self._looks if look[1] != number]
+        heapq.heapify(self._looks)
+
+    def holder(self) -> maintenance.Work:
+        [holder] = [work for work in self.works if work._election and work._election._is_holder]
+        return holder
+
+
+def commands_of(redis: FakeRedis, clock: Clock, workers: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The commands that so many workers send in ten minutes; a script is three."""
+    redis.flushall()
+    counted = 0
+    execute = FakeRedis.execute_command
+
+    def counting(self: FakeRedis, *args: object, **options: object) -> object:
+        nonlocal counted
+        counted += 3 if args[0] == "EVALSHA" else 1
+        return execute(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeRedis, "execute_command", counting)
+        Fleet(clock, workers, maintenance.sweep).run(600)
+    return counted
+
+
+def test_ten_workers_cost_what_one_does(
+    redis: FakeRedis, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, ten = (commands_of(redis, clock, workers, monkeypatch) for workers in (1, 10))
+    assert ten <= 1.7 * one
+
+
+def test_one_worker_at_a_time_does_a_work_as_often_as_before(clock: Clock) -> None:
+    done: list[float] = []
+    Fleet(clock, 10, lambda: done.append(clock.ahead)).run(600)
+    gaps = {round(after - before, 3) for before, after in pairwise(done)}
+    assert gaps == {maintenance.SECONDS_BETWEEN_SWEEPS}
+
+
+def test_a_worker_that_dies_is_replaced_within_seconds(clock: Clock) -> None:
+    # Given a worker that does the work of three
+    done: list[float] = []
+    fleet = Fleet(clock, 3, lambda: done.append(clock.ahead))
+    fleet.run(60)
+
+    # When it dies, then another one goes on
+    fleet.kill(fleet.holder())
+    before = len(done)
+    fleet.run(maintenance.LEASE_SECONDS + 1)
+    assert len(done) > before
+
+
+def test_a_worker_that_stops_leaves_its_work_at_once(clock: Clock, redis: FakeRedis) -> None:
+    fleet = Fleet(clock, 2, lambda: None)
+    fleet.run(60)
+    fleet.holder().resign()
+    assert redis.keys("synapse:maintenance:*") == []
+
+
+def test_a_work_that_fails_on_one_worker_is_done_by_another(clock: Clock) -> None:
+    # Given a worker whose broker cannot be reached, and one without that trouble
+    fleet = Fleet(clock, 2, lambda: None)
+    tried: list[str] = []
+
+    def fail() -> None:
+        tried.append("failed")
+        raise OperationalError("the broker is unavailable")
+
+    fleet.works[0]._function = fail
+    fleet.works[1]._function = lambda: tried.append("done")
+
+    # When they run
+    fleet.run(60)
+
+    # Then the other one has the work
+    assert tried[0] == "failed"
+    assert tried.count("done") > 5
 
 
 def loaded(**environment: str) -> subprocess.CompletedProcess[str]:

@@ -153,7 +153,7 @@ def _cluster_token() -> str:
     if not token:
         file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
         token = file.read_text().strip() if file.is_file() else ""
-    register_secrets([token])
+    register_secrets([token], forever=True)
     return token
 
 

@@ -149,6 +149,11 @@ def start_actor(runtime_env: JsonObject) -> str:
     return _add(_actors, _remote_actor().options(**options).remote())
 
 
+def await_actor(actor: str) -> str:
+    """Start a call that ends when the actor's process has started; returns the call's id."""
+    return _add(_calls, _actors[actor].__ray_ready__.remote())
+
+
 def call_actor(actor: str, request: str, operation: str, payload: str) -> str:
     """Start a call in an actor; returns the call's id."""
     return _add(_calls, _actors[actor].run.remote(request, operation, payload))

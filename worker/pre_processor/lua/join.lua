@@ -1,9 +1,11 @@
--- A run joins: the first starts the poll, and one of all claims the dispatch.
--- KEYS: waiting list, waiters
+-- A run joins: the first starts the poll, and one of all claims the dispatch. One that has ended does not join.
+-- KEYS: waiting list, waiters, run
 -- ARGV: job, timeout in seconds, is a retry, token of a claim, seconds an unsent claim holds, expiry in seconds,
 --   stored fields of a dispatch as JSON
+if run_ended(KEYS[3]) then return {0, 0, 0, ''} end
 local now = now()
 local first = redis.call('ZADD', KEYS[2], 'NX', now + tonumber(ARGV[2]), ARGV[1])
+join_waitlist(KEYS[3], KEYS[2])
 local fields = cjson.decode(ARGV[7])
 local job = redis.call('HGET', KEYS[1], fields.job)
 if first == 1 and redis.call('ZCARD', KEYS[2]) == 1 then

@@ -13,6 +13,10 @@ if not redis.call('SET', KEYS[3], ARGV[3], 'NX', 'PX', ARGV[4]) and redis.call('
   return {'locked', 0, 0}
 end
 if ARGV[7] == '0' then return {'claimed', 1, newest} end
-redis.call('HSET', KEYS[1], RUN.position, position, RUN.step, ARGV[1], RUN.step_queue, ARGV[8])
+-- What is known of the step before is of no use any more: a run that waits is to be small.
+local before = redis.call('HGET', KEYS[1], RUN.step)
+if before ~= ARGV[1] then redis.call('HDEL', KEYS[1], RUN.begun_prefix .. (before or ''), RUN.step_queue) end
+redis.call('HSET', KEYS[1], RUN.position, position, RUN.step, ARGV[1])
+if ARGV[8] ~= '' then redis.call('HSET', KEYS[1], RUN.step_queue, ARGV[8]) end
 redis.call('HSET', KEYS[2], 'step', ARGV[1], 'updated', now_seconds())
 return {'claimed', redis.call('HINCRBY', KEYS[1], RUN.begun_prefix .. ARGV[1], 1), newest}

@@ -38,6 +38,7 @@ end
 local function add_entry(json_fields, ...)
   seq = seq + 1
   redis.call('XADD', history, 'MAXLEN', '~', history_length, seq .. '-' .. reopened, 'seq', seq, ...)
+  if seq == 1 then shrink(history) end
   redis.call('PUBLISH', channel, '{"seq":' .. seq .. ',' .. json_fields .. '}')
 end
 

@@ -32,7 +32,7 @@ if link == '' then
   if #rest > 0 then write() end
   redis.call('HSET', KEYS[3], 'complete', 1)
   redis.call('HSET', KEYS[2], 'total', total)
-  redis.call('DEL', KEYS[4])
+  redis.call('UNLINK', KEYS[4])
 end
 redis.call('HSET', KEYS[3], 'page', at + 1, 'link', link, 'rest', table.concat(rest, ','),
   'chunks', chunks, 'total', total, 'repeated', repeated)

@@ -1,0 +1,174 @@
+"""What the worker leaves in a real Redis is bounded: runs that wait, logs of ended jobs, dead letters."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from shared.channels import dead_letters_key, logs_history
+from shared.follower import LogFollower
+from shared.messages import DeployMessage
+from tests.harness.in_process_worker import RecordingPublisher
+from tests.unit.pre_processor.waitlist_harness import WaitlistHarness, make_services
+from worker.logs.retention import TOTAL_FIELD, EndedLogs
+from worker.runs import reporter
+from worker.runs.keys import ended_logs_key, kept_log_sizes_key, kept_logs_key
+from worker.runs.model import STOPPED, Continue
+from worker.runs.runs import Runs, Timing
+from worker.sandbox.servers import RedisServer
+from worker.to_task.steps import INITIALIZE
+from worker.workflow.dead_letters import DeadLetters
+from worker.workflow.intake import begin_run
+
+DAY = 24 * 60 * 60
+MB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis(server: RedisServer) -> Iterator[Redis]:
+    client = Redis.from_url(server.url, decode_responses=True)
+    client.flushall()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def runs(redis: Redis) -> Runs:
+    return Runs(redis, RecordingPublisher(), Timing(60.0))
+
+
+def size_of(redis: Redis, job: str) -> int:
+    """The bytes of all keys of a job."""
+    keys = list(redis.scan_iter(f"synapse:jobs:{{{job}}}*", count=1000))
+    return sum(redis.memory_usage(key, samples=0) for key in keys)
+
+
+def end_a_job(runs: Runs, job: str, lines: int = 0) -> None:
+    """A run writes a log, ends, and its end is reported."""
+    runs.store.accept(DeployMessage(job=job, plugin="digits@1.0.0", agent=1), "deploy")
+    for number in range(lines):
+        runs.events.log.append(job, f"line {number} {'x' * 100}", "info")
+    runs.finish(job, STOPPED)
+    runs.store.mark_reported(job)
+
+
+def test_a_run_that_waits_takes_two_kilobytes(redis: Redis, tmp_path: Path) -> None:
+    # Given a run that waits for a pre-processor, and is reported as RUNNING
+    harness = WaitlistHarness(make_services(redis, RecordingPublisher(), tmp_path), RecordingPublisher())
+    inference = {"entrypoint": "plugin.Shout", "required_resources": {"required_cpu_count": 1}}
+    actions = {"deployment": {"entrypoint": "plugin.Deployment"}, "inference": inference}
+    harness.backend.release["config"] = {"code": "digits", "version": "1.0.0", "actions": actions}
+    harness.wait("1")  # it dispatches
+
+    def begin(run: object) -> Continue:
+        begin_run(run, harness.services)
+        return Continue(INITIALIZE)
+
+    harness.accept("2")
+    harness.worker.run_step(INITIALIZE, begin, job="2")
+    harness.wait("2")
+    reporter.report("2", harness.runs, harness.backend)
+
+    # Then all its keys together are small
+    assert harness.waiting() == ["1", "2"]
+    assert size_of(redis, "2") <= 2048
+
+
+def test_a_short_log_takes_little_more_than_its_lines(redis: Redis, runs: Runs) -> None:
+    end_a_job(runs, "1", lines=2)
+    assert redis.memory_usage(logs_history("1")) < 1500
+    assert 0 < redis.ttl(logs_history("1")) <= DAY
+
+
+def test_of_the_logs_of_ended_jobs_the_oldest_are_removed(redis: Redis, runs: Runs) -> None:
+    # Given logs of some 100 KB each, one of them of a job that goes on
+    runs.store.accept(DeployMessage(job="live", plugin="digits@1.0.0", agent=1), "deploy")
+    for number in range(1000):
+        runs.events.log.append("live", f"line {number} {'x' * 100}", "info")
+    logs = EndedLogs(redis, MB // 2, DAY)
+    for job in range(10):
+        end_a_job(runs, str(job), lines=1000)
+        logs.trim()
+
+    # Then those of the latest jobs are there
+    lengths = [redis.xlen(logs_history(str(job))) for job in range(10)]
+    assert lengths[0] == 1
+    assert lengths[-1] > 1000
+    assert sum(redis.memory_usage(logs_history(str(job))) for job in range(10)) < MB // 2 + 20_000
+    assert redis.xlen(logs_history("live")) == 1000
+    # And who follows one of the others hears that it is over
+    follower = LogFollower(redis, "0")
+    assert list(follower) == []
+    assert follower.reason == "stopped"
+    assert 0 < redis.ttl(logs_history("0")) <= DAY
+
+
+def test_a_log_of_an_ended_job_is_removed_after_its_time(redis: Redis, runs: Runs) -> None:
+    end_a_job(runs, "1", lines=10)
+    EndedLogs(redis, MB, DAY).trim()
+    assert redis.xlen(logs_history("1")) > 10
+    EndedLogs(redis, MB, -1).trim()
+    assert redis.xlen(logs_history("1")) == 1
+    assert redis.zcard(kept_logs_key()) == redis.zcard(ended_logs_key()) == 0
+    assert redis.hgetall(kept_log_sizes_key()) == {TOTAL_FIELD: "0"}
+
+
+def test_a_trim_costs_the_same_however_many_logs_are_kept(redis: Redis, runs: Runs) -> None:
+    # Given the commands of a trim with few logs and with many
+    logs, counts = EndedLogs(redis, 100 * MB, DAY), []
+    for job in range(60):
+        end_a_job(runs, str(job), lines=1)
+        if job in (1, 59):
+            logs.trim()
+            redis.config_resetstat()
+            logs.trim()
+            counts.append(sum(stat["calls"] for stat in redis.info("commandstats").values()))
+    assert counts[0] == counts[1]
+
+
+def test_dead_letters_have_a_limit(redis: Redis) -> None:
+    # Given letters of 10 KB each, the first about rejected jobs
+    letters = DeadLetters(redis)
+    for number in range(200):
+        kwargs = {"job": number, "filler": "x" * 10_000}
+        letters.add("deploy", [[], kwargs], "wrong", job=str(number))
+        letters.mark_rejected(str(number))
+    first = next(letters.all()).id
+
+    # When they are trimmed
+    letters.trim(MB, DAY)
+
+    # Then the oldest are gone, and with them that a replay may open their jobs
+    assert 0.5 * MB < redis.memory_usage(dead_letters_key()) <= MB
+    assert letters.get(first) is None
+    assert not letters.is_rejected("0")
+    assert letters.is_rejected("199")
+    kept = redis.xlen(dead_letters_key())
+    letters.trim(MB, DAY)
+    assert redis.xlen(dead_letters_key()) == kept
+
+
+def test_one_dead_letter_is_kept_whatever_its_size(redis: Redis) -> None:
+    letters = DeadLetters(redis)
+    for number in range(3):
+        letters.add("deploy", [[], {"job": number, "filler": "x" * 100_000}], "wrong")
+    letters.trim(1000, DAY)
+    assert [letter.job for letter in letters.all()] == ["2"]
+
+
+def test_dead_letters_have_an_age(redis: Redis) -> None:
+    letters = DeadLetters(redis)
+    letters.add("deploy", [[], {"job": 1}], "wrong")
+    letters.trim(MB, DAY)
+    assert redis.xlen(dead_letters_key()) == 1
+    letters.trim(MB, -1)
+    assert redis.xlen(dead_letters_key()) == 0
