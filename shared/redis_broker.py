@@ -101,8 +101,14 @@ class Channel(redis.Channel):
             params = {name: value for name, value in params.items() if name not in _TCP_OPTIONS}
         return params
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, connection: Any, **kwargs: Any) -> None:
+        """Open a channel.
+
+        Args:
+            connection: The transport.
+            kwargs: As kombu's.
+        """
+        super().__init__(connection, **kwargs)
         # Kombu has asked whether Redis is there; a channel that only publishes needs that connection no more.
         self.async_pool.disconnect()
 

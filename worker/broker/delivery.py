@@ -261,5 +261,5 @@ class QoS(redis.QoS):
         return []
 
     def restore_visible(self, start: int = 0, num: int = 10, interval: int = 10) -> None:  # noqa: ARG002
-        """Send, at intervals, what Redis has not received yet; who fetches is told what is overdue."""
+        """Send, at intervals, what Redis has not received yet; a fetch finds what is overdue."""
         self.channel.pending_acks.flush(self.channel.unacked)

@@ -1,4 +1,4 @@
-"""How a consumer waits: to be told by Redis that a queue has changed, and for a moment of the clock."""
+"""How a consumer waits: for the news from Redis that a queue has changed, and for a moment of the clock."""
 
 from time import monotonic
 from typing import Any, Final

@@ -45,7 +45,7 @@ WATCH_MILLISECONDS = 1500
 """A watcher that has not fetched for so long is dead, and its queues are watched by another one."""
 
 RENEW_SECONDS = 0.5
-"""Time between two fetches of a watcher that is told nothing."""
+"""Time between two fetches of a watcher without news."""
 
 WAIT_SECONDS = (1.5, 2.5)
 """A consumer that waits for a token looks after a time between these whether there still is a watcher."""
@@ -58,8 +58,8 @@ FETCH_SHA = sha1(FETCH_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 
 Step = Literal["fetch", "watch", "wait", "check"]
-"""What a consumer asks Redis: a message; to be told when its queues are no longer empty; a token of the
-consumer that is told; whether there is such a consumer."""
+"""What a consumer asks Redis: a message; news when its queues are no longer empty; a token of the consumer
+that has such news; whether there is such a consumer."""
 
 
 class Channel(redis_broker.Channel):

@@ -43,7 +43,7 @@ def keep_revoked(redis: "Redis", ids: list[str]) -> None:
 
 
 def load_revoked(redis: "Redis") -> None:
-    """Let this process know the ids that others were told."""
+    """Let this process know the ids that other workers have kept."""
     since = redis_time(redis) - KEPT_SECONDS
     state.merge_revoked(redis.zrangebyscore(revoked_key(), since, "+inf"))
 

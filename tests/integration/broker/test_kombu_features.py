@@ -41,7 +41,7 @@ def test_remote_control_inspects_and_shuts_down(broker: BrokerHarness, client: C
     broker.wait_for(lambda: not worker.alive, 8, "ended")
 
 
-def test_idle_worker_has_four_connections_and_hears_no_other_worker(broker: BrokerHarness) -> None:
+def test_idle_worker_has_four_connections_and_no_gossip(broker: BrokerHarness) -> None:
     before = {client["id"] for client in broker.redis.client_list()}
     broker.start_worker()
 

@@ -10,7 +10,7 @@ from tests.integration.broker.broker_harness import BrokerHarness
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_countdown_runs_at_its_time_while_a_stopping_worker_drains(broker: BrokerHarness, pool: str) -> None:
+def test_countdown_runs_in_time_while_a_worker_drains(broker: BrokerHarness, pool: str) -> None:
     # Given a worker with a message that is delayed and a task that runs for longer
     first = broker.start_worker(pool=pool, concurrency=1, visibility_timeout=30)
     due = time.time() + 3

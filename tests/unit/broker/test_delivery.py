@@ -92,7 +92,7 @@ def test_free_watcher_keeps_the_watch_for_a_single_message(redis: Any) -> None:
 
 @pytest.mark.parametrize(("messages", "is_free"), [(2, True), (1, False)])
 def test_watcher_that_gets_busy_leaves_one_token(redis: Any, messages: int, is_free: bool) -> None:
-    # Given a watcher, and more messages or less room than one
+    # Given a watcher, and more messages than one or no capacity for a second
     fetch(redis, "1", "a", consumer="x")
     redis.lpush("a", *[MESSAGE] * messages)
 
@@ -126,7 +126,7 @@ def test_stopping_watcher_leaves_a_token(redis: Any, unacked: Unacked) -> None:
     assert redis.llen(keys[1]) == 1
 
 
-def test_due_messages_are_fetched_first_and_the_earliest_before_the_others(
+def test_due_messages_are_fetched_first_in_their_order(
     redis: Any, unacked: Unacked
 ) -> None:
     # Given messages whose time has come, one whose time has not, and one without a time
@@ -160,7 +160,7 @@ def test_one_of_those_who_fetch_is_to_redeliver(redis: Any) -> None:
     assert [fetch(redis, "1", "a")[OVERDUE] for _ in range(3)] == [1, 0, 0]
 
 
-def test_redelivered_message_carries_the_count_of_its_deliveries(redis: Any, unacked: Unacked) -> None:
+def test_redelivered_message_carries_its_count_of_deliveries(redis: Any, unacked: Unacked) -> None:
     redis.lpush("a", MESSAGE)
     counts = []
     for tag in ("1", "2", "3"):

@@ -22,7 +22,7 @@ def revoked(redis: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_worker_that_starts_later_knows_what_was_revoked(revoked: Any) -> None:
-    # Given a worker that is told to revoke two messages, and ends
+    # Given a worker that revokes two messages, and ends
     consumer = SimpleNamespace(pool=None)
     backend = SimpleNamespace(get_state=lambda _: "SUCCESS")
     app = SimpleNamespace(backend=backend)

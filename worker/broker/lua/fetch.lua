@@ -1,6 +1,6 @@
 -- Move what is due to its list, pop the next message of the first list that has one and record it as
 -- unacknowledged; and decide which consumer watches the queues and which one looks next.
--- A watcher is told by Redis when a list changes. It keeps the watch for a message after which it is free for
+-- A watcher hears from Redis when a list changes. It keeps the watch for a message after which it is free for
 -- another one at once; otherwise a token wakes one of those that wait for it, which looks and then watches.
 -- KEYS: unacked, redelivery, redelivering (who looks for overdue messages), watcher, tokens,
 --       the delayed messages of each queue, then the lists in the order in which to look.
