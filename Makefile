@@ -47,7 +47,7 @@ test: lint  ## Lint, unit tests with coverage and integration tests (real Redis,
 
 chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=… repeats a run
 	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration/broker tests/integration/logs \
-		tests/integration/plugins/test_bad_plugins.py -m "chaos or not chaos" -rA
+		tests/integration/plugins/test_bad_plugins.py tests/integration/safety/test_deadly_plugin.py -m "chaos or not chaos" -rA
 
 test-all: test chaos sdk  ## Everything: test, chaos and sdk, each part where what it needs is found
 

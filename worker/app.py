@@ -10,14 +10,15 @@ from kombu import Queue
 from redis import RedisError
 
 from worker import log_setup
-from worker.broker import broker_settings, broker_url, message_rejected
+from worker.broker import broker_settings, broker_url, message_rejected, step_unknown
 from worker.broker.config import EX_CONFIG, QUEUES
 from worker.logs.relay import LogRelayStep
 from worker.maintenance import Maintenance
+from worker.pool import MinThreadsStep
 from worker.redis_needs import RedisClusterError, reject_cluster
 from worker.services import services
 from worker.settings import Settings, SettingsError, settings
-from worker.workflow.dead_letters import reject_undelivered
+from worker.workflow.dead_letters import reject_undelivered, seconds_unknown
 from worker.workflow.revocations import RevocationsStep
 
 log = structlog.get_logger(__name__)
@@ -78,7 +79,9 @@ def make_app(settings: Settings) -> Celery:
     )
     # A message that the broker's code cannot read reaches no task; it is rejected all the same.
     message_rejected.connect(reject_undelivered)
+    step_unknown.connect(seconds_unknown)
     app.on_after_finalize.connect(_unregister_builtin_tasks)
+    app.steps["worker"].add(MinThreadsStep)
     app.steps["worker"].add(MaintenanceStep)
     app.steps["worker"].add(LogRelayStep)
     app.steps["consumer"].add(RevocationsStep)

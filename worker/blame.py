@@ -4,12 +4,24 @@ An error that is raised while one task is annotated may be the task's own, while
 works for the whole run may be the run's, and in an entry task the message's. So each row has three answers.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    DataError,
+    ExecAbortError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 
 from worker.platform import (
     AuthenticationError,
@@ -37,7 +49,23 @@ MAX_RETRY_AFTER_SECONDS = 300.0
 """A service that asks for a longer wait is called after this one."""
 
 INFRASTRUCTURE_ERRORS: tuple[type[Exception], ...] = (RedisError, OperationalError)
-"""Redis or the broker is unavailable, full or read-only: the message is retried, nothing recorded."""
+"""Redis or the broker is unavailable, full or read-only, or rejects a command: nothing is recorded, and the
+message is retried. The table says for how long."""
+
+_PASSING_ERRORS = (
+    AskError,
+    ClusterDownError,
+    ExecAbortError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TryAgainError,
+)
+_PASSING_CODES = re.compile(
+    r"(?:^|[-\s])(?:BUSY|CLUSTERDOWN|FAILOVER|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|NOSCRIPT|OOM|READONLY"
+    r"|TRYAGAIN|UNKILLABLE)\b"
+)
+"""In the text of an error for which Redis's client has no class, or that a script raises before Redis 7."""
 
 
 class TaskFailedError(Exception):
@@ -104,6 +132,12 @@ def _asks_for_later(error: BaseException) -> bool:
     return isinstance(error, HTTPError) and error.status_code in LATER_STATUSES
 
 
+def _is_rejected_by_redis(error: BaseException) -> bool:
+    if isinstance(error, ResponseError):
+        return not isinstance(error, _PASSING_ERRORS) and _PASSING_CODES.search(str(error)) is None
+    return isinstance(error, DataError)
+
+
 def _is_cut_off(error: BaseException) -> bool:
     return isinstance(error, MalformedResponseError) and error.cut_off
 
@@ -117,6 +151,14 @@ _RUN_FAILS = Blame(Owner.RUN, Retries.NONE)
 _MESSAGE_FAILS = Blame(Owner.MESSAGE, Retries.NONE)
 
 TABLE: tuple[Row, ...] = (
+    Row(
+        # A key of another type, a command that this server does not have, or a right that is missing.
+        "Redis rejects a command, and waiting alone does not mend that",
+        _is_rejected_by_redis,
+        in_task=_HOUR_OF_HOST,
+        in_step=_HOUR_OF_HOST,
+        in_message=_HOUR_OF_HOST,
+    ),
     Row(
         "Redis or the broker cannot be used",
         _is(*INFRASTRUCTURE_ERRORS),

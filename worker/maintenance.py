@@ -8,8 +8,8 @@ from contextlib import suppress
 import structlog
 from redis import RedisError
 
-from worker.blame import INFRASTRUCTURE_ERRORS
-from worker.deploy.deployments import DeployedPackages
+from worker.blame import INFRASTRUCTURE_ERRORS, Retries, in_step
+from worker.deploy.packages import DeployedPackages
 from worker.logs.retention import EndedLogs
 from worker.platform import clean
 from worker.pre_processor.waitlist import WAITLIST_PREFIX, recover_waitlist
@@ -39,9 +39,9 @@ def sweep() -> int:
         log.warning("heartbeat overdue", member=member)
         try:
             _recover(member, runs)
-        except INFRASTRUCTURE_ERRORS:
-            raise
         except Exception as error:
+            if isinstance(error, INFRASTRUCTURE_ERRORS) and in_step(error).retries is Retries.UNLIMITED:
+                raise
             # A member that cannot be read must not delay the others; it is found overdue again later.
             log.error(
                 "not recovered", member=member, error_type=type(error).__name__, error=clean(str(error))

@@ -1,7 +1,7 @@
 """What a process has one of: settings, Redis, clients, the plugin store and host, the runs."""
 
 from contextlib import suppress
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from tempfile import gettempdir
 
@@ -36,7 +36,7 @@ from worker.plugins.ray_host import RayHost
 from worker.runs.model import AnyRun
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.runs import Runs, Timing
-from worker.settings import MB, Settings, once_per_process, settings
+from worker.settings import MB, Settings, once_per_instance, once_per_process, settings
 
 STEP_RETRIES = RetryPolicy(max_retry_after=1.0)
 """A service that asks for a longer wait is called by a later delivery: no step waits for it."""
@@ -53,7 +53,7 @@ class Services:
         self._app = app
         register_secrets(settings.secrets(), forever=True)
 
-    @cached_property
+    @once_per_instance
     def redis(self) -> "Redis":
         """Answers are text. A dead Redis is an error within seconds."""
         return read_redis_url(self.settings.redis_url).client(
@@ -64,19 +64,19 @@ class Services:
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries=3),
         )
 
-    @cached_property
+    @once_per_instance
     def runs(self) -> Runs:
         """The runs, and the messages that carry them on."""
         timing = Timing(self.settings.worker_visibility_timeout_seconds)
         return Runs(self.redis, CeleryPublisher(self._app), timing)
 
-    @cached_property
+    @once_per_instance
     def store(self) -> PluginStore:
         """Where releases are found."""
         cache = Path(gettempdir()) / "synapse-worker-plugins"
         return PluginStore(self.settings.plugins_dir, cache, self.settings.worker_plugin_max_mb * MB)
 
-    @cached_property
+    @once_per_instance
     def stream_limits(self) -> StreamLimits:
         """How much of a log is followed."""
         settings = self.settings
@@ -88,12 +88,12 @@ class Services:
             queue_size=settings.worker_stream_queue,
         )
 
-    @cached_property
+    @once_per_instance
     def ray(self) -> RayConnection:
         """The connection to the cluster of RAY_ADDRESS. Nothing is connected before the first call."""
         return RayConnection(self.settings.ray_address)
 
-    @cached_property
+    @once_per_instance
     def host(self) -> PluginHost:
         """Where releases' code runs."""
         return make_host(self.settings, self.ray)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from pydantic import (
@@ -299,6 +299,28 @@ def once_per_process(make: Callable[[], T]) -> Callable[[], T]:
             return cached()
 
     return made
+
+
+class once_per_instance(Generic[T]):
+    """A property that is made at its first use, also when several threads need it at the same moment.
+
+    From Python 3.12 on a `cached_property` makes one for each of them: two drivers of Ray, for example.
+    """
+
+    def __init__(self, make: Callable[[Any], T]) -> None:
+        self._make = make
+        self._name = make.__name__
+        self._lock = threading.RLock()
+        self.__doc__ = make.__doc__
+
+    def __get__(self, instance: object, owner: type | None = None) -> T:
+        # Python asks for it only until the instance has the attribute.
+        attributes = vars(instance)
+        with self._lock:
+            if self._name not in attributes:
+                attributes[self._name] = self._make(instance)
+            made: T = attributes[self._name]
+            return made
 
 
 @once_per_process

@@ -9,7 +9,7 @@ from typing import Any
 from tests.chaos.crash_injection import RequestedCrashes
 from worker.deploy import tasks as deploy_tasks
 from worker.deploy.cluster import ServeState
-from worker.deploy.deployments import DeployedPackages
+from worker.deploy.packages import DeployedPackages
 from worker.plugins.process_host import ProcessHost
 from worker.services import Services
 

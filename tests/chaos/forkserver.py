@@ -100,6 +100,7 @@ class ForkServer:
         *,
         concurrency: int = 8,
         queues: str = QUEUES,
+        pool: str = "threads",
         name: str = "",
         folder: Path | None = None,
     ) -> Worker:
@@ -107,7 +108,7 @@ class ForkServer:
         self._started += 1
         name = name or f"w{self._started}@chaos"
         log = (folder or self._folder) / f"{name.partition('@')[0]}.log"
-        argv = ["worker", "-Q", queues, "--pool", "threads", "-c", str(concurrency), "-l", "INFO"]
+        argv = ["worker", "-Q", queues, "--pool", pool, "-c", str(concurrency), "-l", "INFO"]
         argv += ["-n", name]
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(10)

@@ -78,8 +78,11 @@ class PlatformHarness:
         """End all processes."""
         self._stack.close()
 
-    def new_plugin(self, code: str = "", *, broken: bool = False) -> str:
-        """Add a release that no other run uses. `broken`: its deployment fails. Returns `code@version`."""
+    def new_plugin(self, code: str = "", *, broken: bool = False, prepended: str = "") -> str:
+        """Add a release that no other run uses; returns `code@version`.
+
+        `broken`: its deployment fails. `prepended`: code at the begin of its module.
+        """
         code = code or self.new_code()
         folder = self.plugins / f"{code}@1.0.0"
         temporary = self.folder / f"{code}.temporary"
@@ -92,6 +95,9 @@ class PlatformHarness:
             actions.write_text(
                 text.replace("    entrypoint = Echo\n", "    entrypoint = Echo\n" + FAILING_PLAN)
             )
+        if prepended:
+            actions = temporary / "plugin" / "actions.py"
+            actions.write_text(prepended + actions.read_text())
         temporary.rename(folder)
         return f"{code}@1.0.0"
 
@@ -199,9 +205,13 @@ class Fleet:
             **self.settings,
         }
 
-    def start_worker(self, *, concurrency: int = 8, queues: str = ALL_QUEUES, **env: str) -> Worker:
+    def start_worker(
+        self, *, concurrency: int = 8, queues: str = ALL_QUEUES, pool: str = "threads", **env: str
+    ) -> Worker:
         environment = {**self.environment(), **env}
-        worker = self.harness.fork_server.start(environment, concurrency=concurrency, queues=queues)
+        worker = self.harness.fork_server.start(
+            environment, concurrency=concurrency, queues=queues, pool=pool
+        )
         self.workers.append(worker)
         return worker
 
@@ -233,12 +243,12 @@ class Fleet:
     def deploy(self, job: str, plugin: str) -> None:
         self.send_task("deploy", "deploy", job=job, plugin=plugin, agent=AGENT_ID, params={"num_cpus": 1})
 
-    def to_task(self, job: str, project: SeededProject, **params: Any) -> None:
+    def to_task(self, job: str, project: SeededProject, plugin: str = "echo@1.0.0", **params: Any) -> None:
         fields = {"name": "chaos", "project": project.id, "agent": AGENT_ID, **params}
-        self.send_task("to_task", "to_task", job=job, plugin="echo@1.0.0", params=fields)
+        self.send_task("to_task", "to_task", job=job, plugin=plugin, params=fields)
 
-    def to_task_by_file(self, job: str, project: SeededProject) -> None:
-        self.to_task(job, project, method="file", target_specification_name="label_1")
+    def to_task_by_file(self, job: str, project: SeededProject, plugin: str = "echo@1.0.0") -> None:
+        self.to_task(job, project, plugin, method="file", target_specification_name="label_1")
 
     def to_task_by_inference(self, job: str, project: SeededProject, code: str) -> None:
         self.to_task(job, project, method="inference", pre_processor=self.release_id(code), model=1)

@@ -35,7 +35,16 @@ class FakeRayDriver(RayDriver):
     def kill(self) -> None:
         self.runs = False
 
-    def call(self, function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
+    def send(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.calls.append(function.__name__)
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        timeout: float,
+        undo: Callable[[Any], Any] | None = None,
+    ) -> Any:
         self.calls.append(function.__name__)
         if not self.runs:
             raise RayDriverError("ProcessEnded", "the process has ended")

@@ -3,11 +3,15 @@
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import fakeredis
 import hypothesis
 import pytest
+
+from tests.harness.pool_threads import NewThread, PoolThread
+from worker.runs.bulkhead import Bulkhead
 
 # A busy machine is slow, and a gate is the same each time.
 hypothesis.settings.register_profile(
@@ -83,3 +87,16 @@ def eventually() -> Callable[[Callable[[], object]], None]:
             time.sleep(0.01)
 
     return wait
+
+
+@pytest.fixture
+def new_thread() -> Iterator[NewThread]:
+    """Makes threads of a pool, which hold slots until the end of the test."""
+    with ExitStack() as stack:
+
+        def make(bulkhead: Bulkhead) -> PoolThread:
+            thread = PoolThread(bulkhead)
+            stack.callback(thread.close)
+            return thread
+
+        yield make

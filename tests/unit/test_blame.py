@@ -4,7 +4,23 @@ from typing import NamedTuple
 
 import pytest
 from kombu.exceptions import OperationalError
-from redis.exceptions import ReadOnlyError, RedisError
+from redis.exceptions import AuthenticationError as RedisAuthenticationError
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    DataError,
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker import blame
 from worker.blame import RejectedMessageError, TaskFailedError
@@ -42,8 +58,27 @@ class Expected(NamedTuple):
 
 
 ROWS = {
+    "Redis rejects a command, and waiting alone does not mend that": Expected(
+        (
+            ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"),
+            ResponseError("unknown command 'LMOVE', with args beginning with: "),
+            NoPermissionError("User w has no permissions to run the 'xadd' command"),
+            DataError("Invalid input of type: 'NoneType'"),
+        ),
+        "host hour", "host hour", "host hour",
+    ),
     "Redis or the broker cannot be used": Expected(
-        (RedisError(), ReadOnlyError(), OperationalError()),
+        (
+            RedisError(), RedisConnectionError(), RedisTimeoutError(), OperationalError(),
+            ReadOnlyError(), BusyLoadingError(), OutOfMemoryError(), NoScriptError(), MasterDownError(""),
+            ClusterDownError(""), TryAgainError(), MovedError("1 127.0.0.1:1"), RedisAuthenticationError(),
+            ResponseError("BUSY Redis is busy running a script."),
+            ResponseError("NOREPLICAS Not enough good replicas to write."),
+            ResponseError("MISCONF Redis is configured to save RDB snapshots"),
+            # Redis 6.2, from within a script.
+            ResponseError("Error running script (call to f_1): @user_script:3: -OOM command not allowed"),
+            ResponseError("Error running script (call to f_1): @user_script:3: -READONLY You can't write"),
+        ),
         "host unlimited", "host unlimited", "host unlimited",
     ),
     "a service answers 429, 502, 503 or 504": Expected(

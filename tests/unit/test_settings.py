@@ -12,6 +12,7 @@ from worker.settings import (
     Settings,
     SettingsError,
     load_settings,
+    once_per_instance,
     once_per_process,
     unknown_variables,
 )
@@ -290,3 +291,26 @@ def test_what_threads_need_at_once_is_made_once() -> None:
         results = [future.result() for future in [pool.submit(use) for _ in range(8)]]
 
     assert (results, made) == ([1] * 8, [1])
+
+
+def test_what_is_once_per_instance_is_made_once_by_threads() -> None:
+    class Owner:
+        made = 0
+
+        @once_per_instance
+        def part(self) -> object:
+            Owner.made += 1
+            threading.Event().wait(0.05)  # the other threads come in meanwhile
+            return object()
+
+    owner, together = Owner(), threading.Barrier(8)
+
+    def use() -> object:
+        together.wait(5)
+        return owner.part
+
+    with ThreadPoolExecutor(8) as pool:
+        parts = {future.result() for future in [pool.submit(use) for _ in range(8)]}
+
+    assert (len(parts), Owner.made) == (1, 1)
+    assert Owner().part not in parts

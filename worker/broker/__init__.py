@@ -12,13 +12,15 @@ Publishers need none of this.
 
 from worker.broker.config import broker_settings, broker_url
 from worker.broker.connection import AMQP, Connection
-from worker.broker.rejections import RejectedMessage, message_rejected
+from worker.broker.rejections import UNKNOWN_STEP, RejectedMessage, message_rejected, step_unknown
 
 __all__ = [
     "AMQP",
+    "UNKNOWN_STEP",
     "Connection",
     "RejectedMessage",
     "broker_settings",
     "broker_url",
     "message_rejected",
+    "step_unknown",
 ]

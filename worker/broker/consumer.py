@@ -20,7 +20,13 @@ from vine import ppartial, promise  # type: ignore[import-untyped]
 
 from worker.broker import validation
 from worker.broker.config import EX_CONFIG
-from worker.broker.rejections import RejectedMessage, keep_rejected, rejected_message
+from worker.broker.rejections import (
+    UNKNOWN_STEP,
+    RejectedMessage,
+    keep_rejected,
+    may_be_of_newer_worker,
+    rejected_message,
+)
 from worker.broker.transport import Channel
 from worker.broker.validation import EMBED_KEYS, limit_decompression
 from worker.redis_needs import RedisClusterError, reject_cluster
@@ -110,10 +116,11 @@ class Consumer(consumer.Consumer):
         Celery would log the body and drop it.
         """
         headers = message.headers or {}
-        if headers.get(STEP_HEADER):
+        is_step = bool(headers.get(STEP_HEADER))
+        if is_step and may_be_of_newer_worker(self, headers.get("id")):
             self._requeue_later(message)
             return
-        self._reject(message, "unknown task")
+        self._reject(message, UNKNOWN_STEP if is_step else "unknown task")
         signals.task_unknown.send(
             sender=self, message=message, exc=exc, name=headers.get("task"), id=headers.get("id")
         )

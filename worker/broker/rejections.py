@@ -21,6 +21,14 @@ log = structlog.get_logger(__name__)
 message_rejected = Signal(name="message_rejected", providing_args={"rejected"})
 """Sent with `rejected`, a `RejectedMessage`. A receiver that could not keep the message raises."""
 
+step_unknown = Signal(name="step_unknown", providing_args={"message_id"})
+"""Sent with the id of a step's message that this worker does not know. A receiver answers how many seconds
+ago a worker met it first that does not know it."""
+UNKNOWN_STEP = "unknown step: no worker knew it for a day"
+
+MAX_UNKNOWN_STEP_SECONDS = 86_400.0
+"""Then a step is no more left to a newer worker: there is none, or the message only looks like a step's."""
+
 MAX_NAME_CHARS = 200
 
 
@@ -46,6 +54,14 @@ def keep_rejected(sender: object, rejected: RejectedMessage) -> bool:
     kept = bool(answers) and not any(isinstance(answer, Exception) for _, answer in answers)
     log.warning("message rejected", task=rejected.task, reason=rejected.reason, kept=kept)
     return kept
+
+
+def may_be_of_newer_worker(sender: object, message_id: str | None) -> bool:
+    """Whether an unknown step is still to be left to a newer worker of the fleet."""
+    if message_id is None:
+        return False
+    answers = step_unknown.send(sender, message_id=message_id)
+    return all(answer < MAX_UNKNOWN_STEP_SECONDS for _, answer in answers if isinstance(answer, float))
 
 
 def rejected_element(element: bytes, reason: str) -> RejectedMessage:

@@ -111,7 +111,9 @@ class Channel(redis_broker.Channel):
             try:
                 command(self.unacked)
                 return
-            except (*self.connection_errors, ResponseError) as error:
+            except Exception as error:
+                # Of any kind: a connection that the consumer closes amid a thread's command, as it does when
+                # the broker is lost, raises a ValueError or an AttributeError.
                 log.warning("acknowledgement deferred", error_type=type(error).__name__)
         self.pending_acks.add(command)
 

@@ -113,3 +113,13 @@ def read_state(details: JsonObject) -> ServeState:
         # Treated as absent: it is not waited for or removed again, and submitting it revives it.
         return ServeState()
     return ServeState(True, bucket, name, reason, frozenset(digest for digest in digests if digest))
+
+
+def packages_of(details: JsonObject) -> list[str]:
+    """The URIs of the packages with which one application of Serve's details was submitted."""
+    uris: list[Any] = []
+    for item in (details.get("deployments") or {}).values():
+        options = (item.get("deployment_config") or {}).get("ray_actor_options") or {}
+        environment = options.get("runtime_env") or {}
+        uris += [environment.get("working_dir"), *(environment.get("py_modules") or [])]
+    return sorted({uri for uri in uris if isinstance(uri, str) and "://" in uri})

@@ -1,21 +1,13 @@
-"""What Redis stores of deployed applications: the runs that own them, and their packages."""
+"""The runs that own a deployed application, and whether it must be kept."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import structlog
 from redis import Redis
 
 from shared.channels import RETENTION_SECONDS, redis_prefix
-from shared.messages import JsonObject
-from worker.deploy.cluster import RayCluster
-from worker.plugins import PluginError, PluginHostUnavailableError, Release
+from worker.runs.model import Lease
 from worker.services import Services
-
-log = structlog.get_logger(__name__)
-
-PIN_INTERVAL_SECONDS = 240
-"""Ray deletes a package to which nothing has referred for ten minutes."""
 
 EXISTED_FIELD = "existed"
 JOB_FIELD_PREFIX = "job:"
@@ -39,11 +31,11 @@ class Ownership:
     @contextmanager
     def locked(self) -> Iterator[bool]:
         """Whether this delivery has the application's lock, which is released after the block."""
-        key, token = f"{self._key}:lock", self._locks.new_token()
-        if not self._locks.acquire(key, token):
+        lease = Lease(f"{self._key}:lock", self._locks.new_token())
+        if not self._locks.acquire(lease.key, lease.token):
             yield False
             return
-        with self._locks.hold(key, token):
+        with self._locks.hold(lease):
             yield True
 
     def note_content(self, digest: str, checksum: str) -> None:
@@ -90,60 +82,3 @@ class Ownership:
         found = self._redis.hgetall(self._key)
         prefix = JOB_FIELD_PREFIX
         return {name.removeprefix(prefix): state for name, state in found.items() if name.startswith(prefix)}
-
-
-class DeployedPackages:
-    """The releases of the applications on this worker's cluster, whose packages Ray must keep."""
-
-    def __init__(self, services: Services) -> None:
-        self._services = services
-        cluster = services.settings.worker_agent or "any"
-        self._key = f"{redis_prefix()}:deployed:{{{cluster}}}"
-
-    def add(self, app_name: str, release: str) -> None:
-        """Store that `app_name` runs the code of `release`."""
-        self._services.redis.hset(self._key, app_name, release)
-
-    def pin(self) -> None:
-        """Let Ray keep every package in use; of all workers one does it, every four minutes."""
-        services = self._services
-        redis = services.redis
-        if not services.settings.ray_address or not redis.exists(self._key):
-            return
-        if not redis.set(f"{self._key}:pinned", 1, nx=True, ex=PIN_INTERVAL_SECONDS):
-            return
-        try:
-            services.ray.connect()
-            for release in self._in_use(self._live_applications()):
-                self._pin(release)
-        except PluginHostUnavailableError as error:
-            redis.delete(f"{self._key}:pinned")
-            log.warning("packages not pinned", error_type=type(error).__name__)
-
-    def _pin(self, release: Release) -> None:
-        """Pin one package; one that cannot be built leaves the others alone."""
-        try:
-            self._services.host.pin([release])
-        except PluginHostUnavailableError:
-            raise
-        except (PluginError, OSError) as error:
-            log.warning("package not pinned", plugin=release.name, error_type=type(error).__name__)
-
-    def _in_use(self, live: dict[str, JsonObject]) -> list[Release]:
-        releases = []
-        for app_name, name in self._services.redis.hgetall(self._key).items():
-            if live and app_name not in live:
-                self._services.redis.hdel(self._key, app_name)
-                continue
-            try:
-                releases.append(self._services.store.get(name))
-            except (PluginError, OSError) as error:
-                log.warning("deployed release not read", plugin=name, error_type=type(error).__name__)
-        return releases
-
-    def _live_applications(self) -> dict[str, JsonObject]:
-        """What Serve runs; empty also when it does not answer, and then nothing is taken to be gone."""
-        try:
-            return RayCluster(self._services.ray).applications()
-        except PluginHostUnavailableError:
-            return {}

@@ -8,7 +8,8 @@ import structlog
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from worker.deploy.cluster import Cluster, ServeState
-from worker.deploy.deployments import DeployedPackages, Ownership
+from worker.deploy.deployments import Ownership
+from worker.deploy.packages import DeployedPackages
 from worker.deploy.plan import (
     AWAIT_RUNNING,
     DEPLOY,

@@ -20,22 +20,21 @@ from worker.deploy.plan import (
     extend_dispatch_deadline,
 )
 from worker.plugins import PluginHostUnavailableError
-from worker.runs.bulkhead import bulkhead
-from worker.runs.model import Outcome, Reschedule, WorkflowStep
+from worker.runs.bulkhead import bulkhead, release_share
+from worker.runs.model import Outcome, WorkflowStep
 from worker.runs.publisher import send_task
 from worker.services import services
 from worker.settings import once_per_process
-from worker.workflow.task import (
-    INFRASTRUCTURE_RETRY_SECONDS,
-    StepFunction,
-    StepTask,
-)
+from worker.workflow.delivery import INFRASTRUCTURE_RETRY_SECONDS
+from worker.workflow.task import StepFunction, StepTask
 
 DeployStep: TypeAlias = WorkflowStep[DeployMessage, DeployState]
 
 CLUSTER = "cluster"
 """The bulkhead around the agent and Ray: a cluster that hangs holds no more threads than its slots."""
 CLUSTER_STEPS = (CAPACITY_GATE, SERVE_RUN, AWAIT_RUNNING)
+PLUGIN_STEPS = (CAPACITY_GATE, SERVE_RUN)
+"""Those that call code of the release, and also need a slot of its share."""
 
 
 class DeployTask(StepTask):
@@ -49,10 +48,13 @@ class DeployTask(StepTask):
         """Run the step, or send its message to the workers of the run's agent."""
 
         def in_bulkhead(run: DeployRun) -> Outcome:
-            with bulkhead.acquire(CLUSTER) as acquired:
-                if acquired:
-                    return function(run)
-                return Reschedule(bulkhead.retry_countdown(CLUSTER, self.request.retries))
+            return bulkhead.run(CLUSTER, self.request.retries, lambda: in_release_share(run))
+
+        def in_release_share(run: DeployRun) -> Outcome:
+            if step not in PLUGIN_STEPS:
+                return function(run)
+            share = release_share(run.message.plugin)
+            return bulkhead.run(share, self.request.retries, lambda: function(run))
 
         try:
             agent = self._other_agent(job)
@@ -62,8 +64,8 @@ class DeployTask(StepTask):
                     kwargs = {**kwargs, "redelivered": True}
                 self.runs.publisher.publish(step, DeployMessage.agent_queue(agent), kwargs)
                 return
-        except INFRASTRUCTURE_ERRORS:
-            self.retry_later(INFRASTRUCTURE_RETRY_SECONDS, redelivered=self.is_redelivered())
+        except INFRASTRUCTURE_ERRORS as error:
+            self.retry_for_infrastructure(error, redelivered=self.is_redelivered())
         self.run_step(step, job, in_bulkhead if step in CLUSTER_STEPS else function)
 
     def forward(self, args: tuple[Any, ...], kwargs: JsonObject, agent: int) -> None:

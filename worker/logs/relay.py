@@ -186,7 +186,7 @@ class LogRelayStep(bootsteps.StartStopStep):
         """Cancel the relay, which releases its claims so that other relays continue its logs at once."""
         if self._loop is None or self._main_task is None or self._thread is None:
             return
-        if self._thread.is_alive():
+        with contextlib.suppress(RuntimeError):  # its thread has just closed the loop
             self._loop.call_soon_threadsafe(self._main_task.cancel)
         self._thread.join(STOP_TIMEOUT_SECONDS)
 

@@ -12,10 +12,12 @@ from worker.plugins.errors import (
     RayDriverError,
     ReleaseInvalidError,
     ReleaseNotFoundError,
+    RunEndedError,
 )
 from worker.plugins.process_host import ProcessHost
 from worker.plugins.ray_host import RayHost
 from worker.plugins.requests import ActionRequest, ClientAccess, PluginHost, request_for
+from worker.plugins.run_end import check_run, waits_for_run
 from worker.plugins.store import PluginStore, Release
 
 __all__ = [  # noqa: RUF022 - grouped by topic
@@ -31,6 +33,8 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "ActionRequest",
     "ClientAccess",
     "request_for",
+    "waits_for_run",
+    "check_run",
     # errors
     "PluginError",
     "ReleaseNotFoundError",
@@ -42,4 +46,5 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "PluginTimeoutError",
     "PluginProcessDiedError",
     "HUNG_OR_DIED",
+    "RunEndedError",
 ]

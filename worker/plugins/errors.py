@@ -60,6 +60,13 @@ HUNG_OR_DIED: tuple[type[PluginError], ...] = (PluginTimeoutError, PluginProcess
 """The author's code did not answer at all, not even with an error."""
 
 
+class RunEndedError(Exception):
+    """The run has ended: what was called for it is abandoned, and nothing further is begun.
+
+    No `PluginError`, because nothing has failed.
+    """
+
+
 def parse_reply(reply: str) -> Any:
     """The operation's value; raises `PluginCallError` with the author's error, cleaned of secrets."""
     content = json.loads(reply)

@@ -15,6 +15,7 @@ from shared.messages import JsonObject
 from worker.plugins import store
 from worker.plugins.errors import PluginHostUnavailableError, RayDriverError, ReleaseInvalidError
 from worker.plugins.ray_driver import RayConnection, operations
+from worker.plugins.run_end import held
 from worker.plugins.store import Release
 
 WORKING_DIR = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
@@ -53,6 +54,8 @@ def requirements(release: Release) -> JsonObject:
     return {manager: {"packages": packages, **({key: options} if options else {})}}
 
 
+SCHEME = "gcs://"
+"""Of the packages in Ray's own store."""
 RECHECK_SECONDS = 60
 """Ray deletes a package that nothing refers to after ten minutes; each check keeps it for ten more."""
 KEEP_TIMEOUT_SECONDS = 30.0
@@ -85,6 +88,12 @@ class Packages(Protocol):
     def ensure(self, release: Release) -> str:
         """The URI from which Ray's workers can download the release now; uploads it if it is not there."""
 
+    def keep(self, uri: str) -> bool:
+        """Keep a package from expiring; false when it is gone. One of another store is left to that store."""
+
+    def restore(self, uri: str, release: Release) -> bool:
+        """Store a package again that is gone; false when it is not that of the release as it is now."""
+
 
 class RayPackages:
     """Ray's own store, over the driver's connection. It is not durable: see `RECHECK_SECONDS`."""
@@ -97,7 +106,7 @@ class RayPackages:
 
     def ensure(self, release: Release) -> str:
         """See `Packages.ensure`; a release is checked at most every `RECHECK_SECONDS`, once a connection."""
-        with self._lock:
+        with held(self._lock):
             if self._generation != self._connection.generation:
                 self._checked.clear()  # it may be another cluster
                 self._generation = self._connection.generation
@@ -111,16 +120,38 @@ class RayPackages:
                 self._checked[release.checksum] = (uri, time.monotonic())
             return uri
 
+    def keep(self, uri: str) -> bool:
+        """See `Packages.keep`."""
+        if not uri.startswith(SCHEME):
+            return True
+        try:
+            return self._keep(uri)
+        except RayDriverError as error:
+            raise PluginHostUnavailableError(f"Ray did not keep a package ({error})") from None
+
+    def restore(self, uri: str, release: Release) -> bool:
+        """See `Packages.restore`."""
+        content = zip_release(release.path)
+        if _uri_of(content) != uri:
+            return False
+        try:
+            self._upload(uri, content)
+        except RayDriverError as error:
+            raise PluginHostUnavailableError(f"Ray did not take a package ({error})") from None
+        return True
+
     def _ensure_uploaded(self, release: Release, uri: str) -> str:
         content = b""
         if not uri:
             content = zip_release(release.path)
-            uri = f"gcs://_ray_pkg_{hashlib.sha1(content, usedforsecurity=False).hexdigest()}.zip"
+            uri = _uri_of(content)
         if not self._keep(uri):
-            content = content or zip_release(release.path)
-            seconds = MIN_UPLOAD_TIMEOUT_SECONDS + len(content) / MIN_UPLOAD_BYTES_PER_SECOND
-            self._call(operations.upload_package, uri, content, seconds=seconds)
+            self._upload(uri, content or zip_release(release.path))
         return uri
+
+    def _upload(self, uri: str, content: bytes) -> None:
+        seconds = MIN_UPLOAD_TIMEOUT_SECONDS + len(content) / MIN_UPLOAD_BYTES_PER_SECOND
+        self._call(operations.upload_package, uri, content, seconds=seconds)
 
     def _keep(self, uri: str) -> bool:
         return bool(self._call(operations.keep_package, uri, seconds=KEEP_TIMEOUT_SECONDS))
@@ -129,6 +160,10 @@ class RayPackages:
         """Call it with a timeout of its own, and end the driver process when it does not keep to that."""
         timeout = seconds + HANG_MARGIN_SECONDS
         return self._connection.call(function, *arguments, seconds, timeout=timeout)
+
+
+def _uri_of(content: bytes) -> str:
+    return f"{SCHEME}_ray_pkg_{hashlib.sha1(content, usedforsecurity=False).hexdigest()}.zip"
 
 
 class FolderPackages:
@@ -148,6 +183,15 @@ class FolderPackages:
                 self._write(known, data)
             self._known[release.checksum] = known
         return f"file://{known}"  # not percent-encoded, because Ray does not decode it
+
+    def keep(self, uri: str) -> bool:
+        """See `Packages.keep`; what is in the folder stays there."""
+        path = Path(uri.removeprefix("file://"))
+        return path.parent != self._folder.resolve() or path.is_file()
+
+    def restore(self, uri: str, release: Release) -> bool:
+        """See `Packages.restore`."""
+        return self.ensure(release) == uri
 
     def _write(self, path: Path, data: bytes) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")

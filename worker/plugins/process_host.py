@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -14,11 +14,14 @@ from worker.plugins import runner
 from worker.plugins.errors import parse_reply
 from worker.plugins.ray_host import RayHost
 from worker.plugins.requests import ActionRequest
+from worker.plugins.run_end import check_run, wait_for
 from worker.plugins.store import Release
 
 
 class ProcessHost:
     """Runs calls in the calling thread, without a timeout, because a thread cannot be stopped.
+
+    A call that hangs therefore outlasts a stop of its run; no further call of that run is begun.
 
     Nearly all releases call their package `plugin`, so only one release's modules are in `sys.modules` at a
     time: calls of one release run concurrently, those of another release wait for them.
@@ -30,6 +33,7 @@ class ProcessHost:
 
     def call(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
         """See `PluginHost.call`."""
+        check_run()
         if operation == "submit" and self._ray is not None:
             return self._ray.call(release, request, operation, payload)
         with _isolation.activated(release.path):
@@ -40,10 +44,13 @@ class ProcessHost:
         """See `PluginHost.call_batch`; imported modules always stay loaded here."""
         return self.call(release, request, operation, payload)
 
-    def pin(self, releases: Iterable[Release]) -> None:
+    def pin(self, package: str) -> bool:
         """See `PluginHost.pin`; only deployed releases have a package."""
-        if self._ray is not None:
-            self._ray.pin(releases)
+        return self._ray is None or self._ray.pin(package)
+
+    def restore(self, package: str, release: Release) -> bool:
+        """See `PluginHost.restore`."""
+        return self._ray is None or self._ray.restore(package, release)
 
     def close(self) -> None:
         """See `PluginHost.close`."""
@@ -65,12 +72,17 @@ class ModuleIsolation:
     def activated(self, folder: Path) -> Iterator[None]:
         """Run a block with the release in `folder` active; in order of arrival, so that no call starves."""
         ticket = object()
+
+        def is_next() -> bool:
+            return self._queue[0] is ticket and (self._calls == 0 or self._current == folder)
+
         with self._condition:
             self._queue.append(ticket)
-            self._condition.wait_for(
-                lambda: self._queue[0] is ticket and (self._calls == 0 or self._current == folder)
-            )
-            self._queue.popleft()
+            try:
+                wait_for(lambda seconds: self._condition.wait_for(is_next, seconds))
+            finally:
+                self._queue.remove(ticket)
+                self._condition.notify_all()
             try:
                 if self._current != folder:
                     self._switch(folder)

@@ -3,9 +3,10 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from shared.messages import JsonObject
@@ -17,12 +18,14 @@ from worker.plugins.errors import (
     PluginProcessDiedError,
     PluginTimeoutError,
     RayDriverError,
+    RunEndedError,
     parse_reply,
 )
 from worker.plugins.package import Packages, runtime_env
 from worker.plugins.ray_driver import RayConnection, operations
 from worker.plugins.ray_driver.operations import CallEnd, CallResult
 from worker.plugins.requests import ActionRequest
+from worker.plugins.run_end import check_run, wait_for
 from worker.plugins.store import Release
 
 MAX_IDLE_SECONDS = 600.0
@@ -40,7 +43,8 @@ PROBE_INTERVAL_SECONDS = 5.0
 
 @dataclass
 class _Actor:
-    id: str
+    id: str = ""
+    """Empty until the first call in the slot has started it."""
     slot: threading.Lock = field(default_factory=threading.Lock)
     last_used: float = field(default_factory=time.monotonic)
     calls: int = 0
@@ -48,7 +52,10 @@ class _Actor:
 
 
 class RayHost:
-    """Runs operations on the cluster of `connection`; `timeout` is in seconds a call."""
+    """Runs operations on the cluster of `connection`; `timeout` is in seconds a call.
+
+    When the run ends for which a call is made, the call is abandoned and its process is killed.
+    """
 
     def __init__(self, connection: RayConnection, packages: Packages, timeout: float) -> None:
         self._connection = connection
@@ -61,13 +68,15 @@ class RayHost:
     def call(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
         """See `PluginHost.call`. The call runs in a task of zero CPUs that Ray never retries."""
         request = self._prepared(release, request)
-        call = self._submit(
-            operations.start_task, request.runtime_env, request.to_json(), operation, json.dumps(payload)
-        )
+        arguments = request.runtime_env, request.to_json(), operation, json.dumps(payload)
+        call = self._submit(operations.start_task, *arguments, undo=operations.cancel_call)
         try:
             return parse_reply(self._reply(call, release, operation))
         except PluginTimeoutError:
             self._stop(operations.cancel_call, call)
+            raise
+        except RunEndedError:
+            self._send(operations.cancel_call, call)
             raise
 
     def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
@@ -78,7 +87,7 @@ class RayHost:
         request = self._prepared(release, request)
         text, key = json.dumps(payload), (release.checksum, request.entrypoint)
         for is_retry in (False, True):
-            actor = self._actor(key, request)
+            actor = self._actor(key)
             try:
                 return parse_reply(self._call_in_slot(key, actor, release, request, operation, text))
             except PluginProcessDiedError:
@@ -103,28 +112,42 @@ class RayHost:
 
         A wait occupies one of the worker's slots, so it is short; the step retries later without a failure.
         """
-        if not actor.slot.acquire(timeout=MAX_SLOT_WAIT_SECONDS):
+        if not wait_for(lambda seconds: actor.slot.acquire(timeout=seconds), MAX_SLOT_WAIT_SECONDS):
             raise PluginHostBusyError(f"{release.name}: its process is busy")
+        call = None
         try:
             if not self._is_current(key, actor):
                 # It is no fault of this call's items that the one before them hung or ended the process.
                 raise PluginHostBusyError(f"{release.name}: its process was ended by another call")
+            if not actor.id:
+                start = operations.start_actor
+                actor.id = self._submit(start, request.runtime_env, undo=operations.kill_actor)
             if not actor.has_started:
                 self._await_start(key, actor, release)
-            call = self._submit(operations.call_actor, actor.id, request.to_json(), operation, payload)
-            try:
-                return self._reply(call, release, operation)
-            except (PluginTimeoutError, PluginProcessDiedError):
-                # Before the slot is free, so that a call that waits for it does not find a dead process.
-                self._kill(key, actor, call)
-                raise
+            arguments = actor.id, request.to_json(), operation, payload
+            undo = partial(operations.kill_actor, actor.id)
+            call = self._submit(operations.call_actor, *arguments, undo=undo)
+            return self._reply(call, release, operation)
+        except (PluginTimeoutError, PluginProcessDiedError):
+            # Before the slot is free, so that a call that waits for it does not find a dead process.
+            self._kill(key, actor, call)
+            raise
+        except RunEndedError:
+            self._forget(key, actor)
+            self._send(operations.kill_actor, actor.id, call)
+            raise
         finally:
             actor.slot.release()
 
     def _await_start(self, key: tuple[str, str], actor: _Actor, release: Release) -> None:
         """Wait until the process can be called. No code of the author runs before, so no item is to blame."""
-        call = self._submit(operations.await_actor, actor.id)
-        result = self._wait_until_done(call, MAX_START_SECONDS)
+        undo = partial(operations.kill_actor, actor.id)
+        call = self._submit(operations.await_actor, actor.id, undo=undo)
+        try:
+            result = self._wait_until_done(call, MAX_START_SECONDS)
+        except RunEndedError:
+            self._send(operations.kill_actor, actor.id, call)
+            raise
         actor.has_started = result is not None and result.end == CallEnd.REPLY
         if actor.has_started:
             return
@@ -143,14 +166,19 @@ class RayHost:
         with self._lock:
             return self._actors.get(key) is actor
 
-    def pin(self, releases: Iterable[Release]) -> None:
+    def pin(self, package: str) -> bool:
         """See `PluginHost.pin`. Idle actors are ended as well."""
-        for release in releases:
-            self._runtime_env(release, {})
+        self._connect()
         with self._lock:
             idle = self._drop_idle()
         if idle:
             self._stop(operations.drop_actors, idle)
+        return self._packages.keep(package)
+
+    def restore(self, package: str, release: Release) -> bool:
+        """See `PluginHost.restore`."""
+        self._connect()
+        return self._packages.restore(package, release)
 
     def close(self) -> None:
         """End the actors. The connection stays, as it belongs to the process."""
@@ -162,17 +190,21 @@ class RayHost:
 
     def _runtime_env(self, release: Release, env: dict[str, str]) -> JsonObject:
         """Connect, upload the release's package if it is not there, and make the runtime environment."""
+        check_run()
+        self._connect()
+        return runtime_env(release, self._packages.ensure(release), env)
+
+    def _connect(self) -> None:
         self._connection.connect()
         with self._lock:
             if self._generation != self._connection.generation:
                 self._actors.clear()  # their ids belong to the connection that was lost
                 self._generation = self._connection.generation
-        return runtime_env(release, self._packages.ensure(release), env)
 
     def _prepared(self, release: Release, request: ActionRequest) -> ActionRequest:
         return replace(request, runtime_env=self._runtime_env(release, request.env))
 
-    def _actor(self, key: tuple[str, str], request: ActionRequest) -> _Actor:
+    def _actor(self, key: tuple[str, str]) -> _Actor:
         with self._lock:
             dropped = self._drop_idle()
             actor = self._actors.get(key)
@@ -180,7 +212,7 @@ class RayHost:
                 while len(self._actors) >= MAX_ACTORS:
                     oldest = min(self._actors, key=lambda other: self._actors[other].last_used)
                     dropped.append(self._actors.pop(oldest).id)
-                actor = self._actors[key] = _Actor(self._submit(operations.start_actor, request.runtime_env))
+                actor = self._actors[key] = _Actor()
             actor.calls += 1
         if dropped:
             self._stop(operations.drop_actors, dropped)
@@ -197,19 +229,30 @@ class RayHost:
         return [self._actors.pop(key).id for key in idle]
 
     def _kill(self, key: tuple[str, str], actor: _Actor, call: str | None = None) -> None:
+        self._forget(key, actor)
+        self._stop(operations.kill_actor, actor.id, call)
+
+    def _forget(self, key: tuple[str, str], actor: _Actor) -> None:
         with self._lock:
             if self._actors.get(key) is actor:
                 del self._actors[key]
-        self._stop(operations.kill_actor, actor.id, call)
+
+    def _send(self, end: Callable[..., Any], *arguments: Any) -> None:
+        """End what a run that has ended has left; nobody waits for it, as Ray may hang."""
+        with suppress(RayDriverError):
+            self._connection.driver.send(end, *arguments)
 
     def _stop(self, end: Callable[..., Any], *arguments: Any) -> None:
         """End a call or actors if Ray still answers; they are forgotten in any case."""
         with suppress(RayDriverError):
             self._connection.call(end, *arguments, timeout=SUBMIT_TIMEOUT_SECONDS)
 
-    def _submit(self, start: Callable[..., Any], *arguments: Any) -> str:
+    def _submit(
+        self, start: Callable[..., Any], *arguments: Any, undo: Callable[[Any], Any] | None = None
+    ) -> str:
+        timeout = SUBMIT_TIMEOUT_SECONDS
         try:
-            return str(self._connection.call(start, *arguments, timeout=SUBMIT_TIMEOUT_SECONDS))
+            return str(self._connection.call(start, *arguments, timeout=timeout, undo=undo))
         except RayDriverError as error:  # no code of the author runs here: what fails is Ray
             raise PluginHostUnavailableError(f"Ray did not accept the call ({error})") from None
 

@@ -1,7 +1,6 @@
 """What is sent from the worker to a plugin's host as JSON, and the host's interface."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -88,7 +87,8 @@ class PluginHost(Protocol):
     """Runs an *operation* of a release's entrypoint. The payload and the value are JSON.
 
     Both calls raise `PluginCallError` when the author's code raised, `PluginTimeoutError`, and
-    `PluginHostUnavailableError` when the host cannot be reached. Safe for threads.
+    `PluginHostUnavailableError` when the host cannot be reached, and `RunEndedError` when the run has ended
+    for which they are made (`worker.plugins.run_end`). Safe for threads.
     """
 
     def call(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
@@ -97,8 +97,11 @@ class PluginHost(Protocol):
     def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
         """Run a frequent operation: the release stays loaded between calls."""
 
-    def pin(self, releases: Iterable[Release]) -> None:
-        """Keep the packages of these releases from expiring; called every few minutes."""
+    def pin(self, package: str) -> bool:
+        """Keep this package from expiring, by its URI; false when it is gone. Called every few minutes."""
+
+    def restore(self, package: str, release: Release) -> bool:
+        """Store a package that is gone again; false when the release has other content by now."""
 
     def close(self) -> None:
         """Release all resources."""

@@ -1,13 +1,17 @@
-"""How many threads one dependency may hold, and how long to wait before the next attempt."""
+"""How many threads one dependency may hold, and how long to wait before the next attempt.
+
+A thread is one of a pool of threads, or a process of a prefork pool.
+"""
 
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from celery import signals
+from worker.pool import SlotFile, pool
+from worker.runs.model import Outcome, Reschedule
 
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 6.0
 """Most calls are short, so the first retry for a slot comes soon; some hang, so the later ones come later."""
@@ -35,34 +39,95 @@ def backoff(attempt: int, ceiling: float, *, first: float = 0.5, factor: float =
     return random.uniform(MIN_JITTER, 1.0) * exponential(attempt, ceiling, first=first, factor=factor)
 
 
+ALL_DEPENDENCIES = "all"
+
+
+def release_share(plugin: str) -> str:
+    """The share of the calls of one release's code, `code@version`."""
+    return f"release:{plugin}"
+
+
 class Bulkhead:
     """Lets at most half of the threads work with one dependency at a time; no thread waits for a slot.
 
-    All slots together leave one thread for short tasks: stops, reports, entry tasks.
+    All slots together never take the last thread, which is left to short tasks: stops, reports, entry tasks.
+    A thread that holds several slots counts once.
     """
 
-    def __init__(self, threads: Callable[[], int]) -> None:
+    def __init__(
+        self, threads: Callable[[], int], shared: Callable[[], SlotFile | None] = lambda: None
+    ) -> None:
         self._threads = threads
+        self._shared = shared
         self._lock = threading.Lock()
-        self._taken: dict[str, int] = {}
+        self._taken: dict[str, set[int]] = {}
+        self._slots_of_thread: Counter[int] = Counter()
+        self._total_slots: dict[int, int] = {}
         self._last_try: dict[str, float] = {}
 
     @contextmanager
-    def acquire(self, dependency: str, *, all_but_one: bool = False) -> Iterator[bool]:
-        """Whether there is a slot, released after the block; `all_but_one` thread instead of half."""
-        with self._lock:
-            taken, threads = self._taken.get(dependency, 0), self._threads()
-            limit = threads if all_but_one else threads // 2
-            all_taken = sum(self._taken.values())
-            acquired = taken < max(1, limit) and (taken == 0 or all_taken < threads - 1)
-            if acquired:
-                self._taken[dependency] = taken + 1
+    def acquire(self, dependency: str, *, all_but_two: bool = False) -> Iterator[bool]:
+        """Whether there is a slot, released after the block.
+
+        `all_but_two`: of all threads but two in place of half of them. One stays for control work, and one
+        for the others that need a slot, which would hardly ever find one beside a dependency with much work.
+        """
+        threads = self._threads()
+        limit = threads - 2 if all_but_two else threads // 2
+        slot = self._acquire(dependency, max(1, limit), max(1, threads - 1))
         try:
-            yield acquired
+            yield slot is not None
         finally:
+            if slot is not None:
+                self._release(dependency, slot)
+
+    def run(self, dependency: str, tries: int, function: Callable[[], Outcome]) -> Outcome:
+        """The outcome of a step's function, called in a slot; the step is rescheduled when there is none."""
+        with self.acquire(dependency) as acquired:
             if acquired:
-                with self._lock:
-                    self._taken[dependency] -= 1
+                return function()
+        return Reschedule(self.retry_countdown(dependency, tries))
+
+    def _acquire(self, dependency: str, limit: int, limit_of_all: int) -> int | None:
+        thread = threading.get_ident()
+        with self._lock:
+            slot = self._take(dependency, limit)
+            if slot is None:
+                return None
+            if not self._slots_of_thread[thread]:
+                total = self._take(ALL_DEPENDENCIES, limit_of_all)
+                if total is None:
+                    self._give_back(dependency, slot)
+                    return None
+                self._total_slots[thread] = total
+            self._slots_of_thread[thread] += 1
+            return slot
+
+    def _release(self, dependency: str, slot: int) -> None:
+        thread = threading.get_ident()
+        with self._lock:
+            self._give_back(dependency, slot)
+            self._slots_of_thread[thread] -= 1
+            if not self._slots_of_thread[thread]:
+                del self._slots_of_thread[thread]
+                self._give_back(ALL_DEPENDENCIES, self._total_slots.pop(thread))
+
+    def _take(self, name: str, limit: int) -> int | None:
+        shared, taken = self._shared(), self._taken.setdefault(name, set())
+        for slot in range(limit):
+            # A process's own locks do not keep it from taking them again, so both are asked.
+            if slot not in taken and (shared is None or shared.acquire(name, slot)):
+                taken.add(slot)
+                return slot
+        return None
+
+    def _give_back(self, name: str, slot: int) -> None:
+        taken = self._taken[name]
+        taken.discard(slot)
+        if not taken:
+            del self._taken[name]
+        if (shared := self._shared()) is not None:
+            shared.release(name, slot)
 
     def retry_countdown(self, dependency: str, tries: int) -> float:
         """Seconds until a message that found no slot is retried; at random, so that not all come at once."""
@@ -77,21 +142,5 @@ class Bulkhead:
         )
 
 
-class _Pool:
-    """The worker of this process, once there is one."""
-
-    worker: Any = None
-
-    def threads(self) -> int:
-        """Each process of a prefork pool has one thread, which never asks for a second slot."""
-        return int(getattr(self.worker, "concurrency", None) or 1)
-
-
-_pool = _Pool()
-bulkhead = Bulkhead(_pool.threads)
-"""The bulkhead of this process."""
-
-
-@signals.celeryd_init.connect(weak=False)
-def _remember(instance: Any = None, **_: Any) -> None:
-    _pool.worker = instance
+bulkhead = Bulkhead(pool.threads, lambda: pool.slot_file)
+"""The bulkhead of this worker."""

@@ -36,6 +36,10 @@ class Heartbeats:
             pipe.hdel(overdue_counts_key(), member)
             pipe.execute()
 
+    def renew(self, member: str) -> None:
+        """Record a heartbeat of a step that goes on; what is scheduled for later stays."""
+        self._redis.zadd(heartbeats_key(), {member: self._deadline()}, gt=True)
+
     def schedule_all(self, members: Sequence[str]) -> None:
         """The same for many members at once, each of which is due now."""
         if members:

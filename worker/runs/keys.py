@@ -92,7 +92,7 @@ def progress_key(job: str) -> str:
 
 
 def polls_key(job: str) -> str:
-    """Hash: generations of the polls of steps and of their parts. Apart, as each chunk may have one."""
+    """Hash: generations and deliveries of steps and of their parts. Apart, as each chunk may have them."""
     return f"{job_key(job)}:polls"
 
 
@@ -104,6 +104,11 @@ def newest_field(step_name: str) -> str:
 def claimed_field(step_name: str) -> str:
     """Field of `polls_key`: the newest generation that has begun."""
     return f"polled:{step_name}"
+
+
+def deliveries_field(step_name: str) -> str:
+    """Field of `polls_key`: the step's deliveries that have begun and not ended, see `begin_delivery`."""
+    return f"deliveries:{step_name}"
 
 
 def messages_key(job: str) -> str:

@@ -2,16 +2,23 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from uuid import uuid4
 
 import structlog
 from redis import Redis, RedisError
 
 from shared.channels import redis_prefix
+from worker.runs.model import Lease
 from worker.runs.scripts import run_scripts
 
 log = structlog.get_logger(__name__)
+
+
+def release_arguments(lease: Lease) -> tuple[list[str], str, str]:
+    """Keys and arguments of the script that releases the lock and ends the delivery that held it."""
+    polls, field = lease.deliveries or ("", "")
+    return [lease.key, polls] if polls else [lease.key], lease.token, field
 
 
 class Locks:
@@ -25,6 +32,7 @@ class Locks:
         self._redis = redis
         self._scripts = run_scripts(redis)
         self._held: dict[str, tuple[str, Callable[[], None]]] = {}
+        self._unreleased: dict[str, Lease] = {}
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -34,16 +42,15 @@ class Locks:
         return uuid4().hex
 
     @contextmanager
-    def hold(self, key: str, token: str, on_renewal: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Renew the lock `key`, acquired with `token`, until the block ends; then release it.
+    def hold(self, lease: Lease, on_renewal: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Renew the lock, which was acquired, until the block ends; then release it.
 
         `on_renewal` is called at each renewal, so that long work can send heartbeats.
         """
+        token = lease.token
         with self._change:
-            self._held[token] = (key, on_renewal)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._renew_all, name="lock-renewal", daemon=True)
-                self._thread.start()
+            self._held[token] = (lease.key, on_renewal)
+            self._start_thread()
         try:
             yield
         finally:
@@ -51,7 +58,7 @@ class Locks:
                 del self._held[token]
                 if not self._held:
                     self._change.notify()
-            self._release(key, token)
+            self._release(lease)
 
     def acquire(self, key: str, token: str) -> bool:
         """Take the lock; false when another token holds it."""
@@ -61,18 +68,36 @@ class Locks:
         """Whether `token` still holds the lock. A process that was suspended may have lost it."""
         return bool(self._redis.get(key) == token)
 
-    def _release(self, key: str, token: str) -> None:
+    def release_later(self, lease: Lease) -> None:
+        """Release a lock that may be held, when Redis answers again: its delivery has ended and not died."""
+        with self._change:
+            self._unreleased[lease.token] = lease
+            self._start_thread()
+
+    def release_overdue(self) -> None:
+        """Release what could not be released when it was due; raises `RedisError`."""
+        for token, lease in list(self._unreleased.items()):
+            self._scripts.run("release_lock", *release_arguments(lease))
+            self._unreleased.pop(token, None)
+
+    def _start_thread(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._renew_all, name="lock-renewal", daemon=True)
+            self._thread.start()
+
+    def _release(self, lease: Lease) -> None:
         try:
-            self._scripts.run("release_lock", [key], token)
+            self._scripts.run("release_lock", *release_arguments(lease))
         except RedisError as error:
-            # It expires by itself, and what was done under it is done.
-            log.warning("lock not released", key=key, error_type=type(error).__name__)
+            # The lock expires by itself, and what was done under it is done.
+            log.warning("lock not released", key=lease.key, error_type=type(error).__name__)
+            self.release_later(lease)
 
     def _renew_all(self) -> None:
         while True:
             with self._change:
                 self._change.wait(timeout=self.seconds / 3)
-                if not self._held:
+                if not self._held and not self._unreleased:
                     # Cleared under the condition, so that the next holder starts another thread.
                     self._thread = None
                     return
@@ -83,6 +108,8 @@ class Locks:
                         on_renewal()
                 except RedisError as error:
                     log.warning("lock not renewed", key=key, error_type=type(error).__name__)
+            with suppress(RedisError):
+                self.release_overdue()
 
 
 LEASE_SECONDS = 15.0

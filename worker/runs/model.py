@@ -98,10 +98,14 @@ def stopped_job_result(message: RunMessage, counts: Mapping[str, str]) -> JsonOb
 
 @dataclass(frozen=True)
 class Lease:
-    """A step's lock and the token that holds it, until another delivery takes the lock over."""
+    """A step's lock and the token that holds it, until another delivery takes the lock over.
+
+    `deliveries`: key and field of the step's deliveries that have not ended; None for locks of other things.
+    """
 
     key: str
     token: str
+    deliveries: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

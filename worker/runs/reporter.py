@@ -80,6 +80,18 @@ def report(
     return _send_progress(run, reported, runs, backend, update)
 
 
+def report_unreadable(job: str, runs: Runs, backend: JobsApi) -> None:
+    """Report the end of a run whose record cannot be read, as far as its public record says it.
+
+    Raises `ClientError` as `report` does.
+    """
+    status, error = runs.redis.hmget(job_key(job), ["status", "error"])
+    if is_final_status(status):
+        backend.update_job(job, status=status, result={"error": error or ""})
+        runs.store.mark_reported(job)
+        runs.heartbeats.remove(run_member(job))
+
+
 def give_up_rejected_end(job: str, error: ClientError, runs: Runs) -> bool:
     """Whether the backend rejected the run's end for a day; then it is reported no more, and its keys expire.
 

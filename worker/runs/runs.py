@@ -1,12 +1,13 @@
 """What workflows do to runs: status, progress, messages, the end, and the report of it to the backend."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from redis import Redis
+from redis import Redis, RedisError
 
-from shared.channels import job_key
+from shared.channels import RETENTION_SECONDS, job_key
 from shared.statuses import JobStatus
 from worker.runs.events import Events
 from worker.runs.generations import Generations
@@ -14,10 +15,14 @@ from worker.runs.heartbeat import Heartbeats, run_member
 from worker.runs.locks import Locks
 from worker.runs.model import AnyRun, End, Step
 from worker.runs.progress import Progress, proportions_of
-from worker.runs.store import RunStore, UnknownRunError
+from worker.runs.store import DamagedRunError, RunStore, UnknownRunError, UnreadableRunError
 
 REPORT = Step("runs.report", position=0, queue="control")
 """Reports a run to the backend. It is no step of the run, and also runs after its end."""
+
+
+MAX_UNREADABLE_SECONDS = RETENTION_SECONDS
+"""How long a message is kept for a newer worker, and a run that only newer workers can read."""
 
 
 class StepPublisher(Protocol):
@@ -112,6 +117,18 @@ class Runs:
         self.ensure_end_reported(job)
         return first
 
+    def is_lost(self, job: str, error: UnreadableRunError) -> bool:
+        """Whether nobody will read the run: it is damaged, or no newer worker has changed it in a day."""
+        if isinstance(error, DamagedRunError):
+            return True
+        return self.store.seconds_since_change(job) >= MAX_UNREADABLE_SECONDS
+
+    def is_known_to_have_ended(self, job: str) -> bool:
+        """Whether the run has ended; false while Redis does not say it."""
+        with suppress(RedisError):
+            return self.store.has_ended(job)
+        return False
+
     def holds_lease(self, run: AnyRun) -> bool:
         """Whether the step for which `run` was read still holds its lock."""
         return run.lease is not None and self.locks.is_held(run.lease.key, run.lease.token)
@@ -151,6 +168,9 @@ def recover_run(job: str, runs: Runs) -> None:
     except UnknownRunError:
         runs.heartbeats.remove(run_member(job))
         return
+    except UnreadableRunError as error:
+        recover_unreadable_run(job, runs, error)
+        return
     if runs.store.is_reported(job):
         runs.heartbeats.remove(run_member(job))
         return
@@ -163,3 +183,14 @@ def recover_run(job: str, runs: Runs) -> None:
     step = Step(name, run.position)
     queue = runs.store.step_queue(job) or run.queue
     runs.publisher.publish(step, queue, {"job": job, "generation": generation})
+
+
+def recover_unreadable_run(job: str, runs: Runs, error: UnreadableRunError) -> None:
+    """End a run that is damaged, or for which no newer worker has come in a day; raise `error` until then."""
+    if runs.store.has_ended(job):
+        runs.ensure_end_reported(job)
+        runs.publish_report(job)
+        return
+    if not runs.is_lost(job, error):
+        raise error
+    runs.finish(job, End(JobStatus.FAILED, {"error": str(error)}))

@@ -17,6 +17,7 @@ from worker.runs import keys
 from worker.runs.events import JobLog
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import STATE_PREFIX, RunField, run_key
+from worker.runs.locks import release_arguments
 from worker.runs.model import STOPPED, Acceptance, ClaimStatus, End, Lease, Run, RunMessage, Step, StoredRun
 from worker.runs.scripts import run_scripts
 from worker.runs.state import RunState, StoredState
@@ -30,7 +31,15 @@ class UnknownRunError(LookupError):
     """There is no record of this run: it never was, or it expired a day after its end was reported."""
 
 
-class NewerRunError(RuntimeError):
+class UnreadableRunError(RuntimeError):
+    """The record of a run cannot be read."""
+
+
+class DamagedRunError(UnreadableRunError):
+    """The record of this run is not what any release writes."""
+
+
+class NewerRunError(UnreadableRunError):
     """A worker of a newer release accepted this run: its message says what this release does not know.
 
     To ignore that could do what the message forbids, so the run's steps are left to newer workers.
@@ -44,6 +53,8 @@ class StepClaim:
     status: ClaimStatus
     generation: int
     run: StoredRun | None = None
+    died: int = 0
+    """Deliveries of this generation that began before this one and never ended: their workers died."""
 
 
 @dataclass(frozen=True)
@@ -97,28 +108,35 @@ class RunStore:
         return bool(self.redis.exists(run_key(job)))
 
     def load(self, job: str) -> StoredRun:
-        """Read the run; raises `UnknownRunError`, or `NewerRunError` if only newer workers understand it."""
+        """Read the run; raises `UnknownRunError`, `DamagedRunError`, or `NewerRunError` if only newer workers
+        understand it."""
         stored = self.redis.hgetall(run_key(job))
         if not stored:
             raise UnknownRunError(f"job {job} has no run here")
-        message = json.loads(stored[RunField.MESSAGE])
+        try:
+            message = json.loads(stored[RunField.MESSAGE])
+            task, kwargs = message["task"], message["kwargs"]
+            queue, position = stored[RunField.QUEUE], int(stored[RunField.POSITION])
+            end = _end(stored.get(RunField.ENDED))
+        except (KeyError, TypeError, ValueError):
+            raise DamagedRunError(f"the record of job {job}'s run is damaged") from None
         state = {
             name.removeprefix(STATE_PREFIX): text
             for name, text in stored.items()
             if name.startswith(STATE_PREFIX)
         }
         try:
-            validated = _MESSAGES[message["task"]].model_validate(message["kwargs"])
+            validated = _MESSAGES[task].model_validate(kwargs)
         except (KeyError, ValidationError):
             raise NewerRunError(f"the run of job {job} is of a newer release") from None
         return Run(
             job=job,
             message=validated,
             state=StoredState(state),
-            queue=stored[RunField.QUEUE],
-            position=int(stored[RunField.POSITION]),
+            queue=queue,
+            position=position,
             step=stored.get(RunField.STEP, ""),
-            end=_end(stored.get(RunField.ENDED)),
+            end=end,
         )
 
     def standings(self, jobs: Iterable[str]) -> list[Standing | None]:
@@ -144,11 +162,11 @@ class RunStore:
     ) -> StepClaim:
         """Take the step's lock and move the run on to it, if the run is open and is not further on.
 
-        Raises `NewerRunError` when only newer workers understand the run; the lock is free then.
+        Raises `UnreadableRunError` as `load` does; the lock is free then.
         """
         name = f"{step.name}:{part}" if part else step.name
-        lease = Lease(keys.lock_key(job, name), token)
-        status, times, newest = self._scripts.run(
+        lease = step_lease(job, name, token)
+        status, times, newest, died = self._scripts.run(
             "claim_step",
             [run_key(job), job_key(job), lease.key, keys.polls_key(job)],
             name,
@@ -161,16 +179,17 @@ class RunStore:
             step.queue or "",
             keys.newest_field(name),
             keys.claimed_field(name),
+            keys.deliveries_field(name),
         )
         run = None
         if status == ClaimStatus.CLAIMED:
             try:
                 run = self.load(job)
-            except NewerRunError:
-                self._scripts.run("release_lock", [lease.key], token)
+            except UnreadableRunError:
+                self._scripts.run("release_lock", *release_arguments(lease))
                 raise
             run = replace(run, is_retry=int(times) > 1, generation=generation, lease=lease)
-        return StepClaim(ClaimStatus(status), int(newest), run)
+        return StepClaim(ClaimStatus(status), int(newest), run, int(died))
 
     def step_queue(self, job: str) -> str | None:
         """The queue that belongs to the step at which the run stands; None: the run's own."""
@@ -209,6 +228,10 @@ class RunStore:
         """Seconds since the end was written; None for a run without an end."""
         if not self.redis.hexists(run_key(job), RunField.ENDED):
             return None
+        return redis_time(self.redis) - float(self.redis.hget(job_key(job), "updated") or 0)
+
+    def seconds_since_change(self, job: str) -> float:
+        """Seconds since the run's public record changed."""
         return redis_time(self.redis) - float(self.redis.hget(job_key(job), "updated") or 0)
 
     def remember_stop(self, job: str) -> None:
@@ -282,6 +305,11 @@ class RunStore:
     def is_reported(self, job: str) -> bool:
         """Whether the backend has the end (or the run is gone)."""
         return bool(self.redis.hexists(run_key(job), RunField.REPORTED)) or not self.exists(job)
+
+
+def step_lease(job: str, name: str, token: str) -> Lease:
+    """What a delivery of the step, or of the part of one, gets when it claims it."""
+    return Lease(keys.lock_key(job, name), token, (keys.polls_key(job), keys.deliveries_field(name)))
 
 
 def _end_text(end: End) -> str:

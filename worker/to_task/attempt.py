@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 from worker import blame
 from worker.blame import MAX_ATTEMPTS, Blame, Owner, Retries, TaskFailedError
 from worker.platform import AuthenticationError, ClientError, clean, error_type
-from worker.to_task.clients import run_has_ended
+from worker.plugins import RunEndedError
+from worker.to_task.clients import pass_has_ended
 from worker.to_task.hooks import Hook, Item, PluginCalls
 from worker.to_task.ledger import Ledger, OpenTask, TaskOutcome
-from worker.to_task.steps import InferencePendingError, RunEndedError
+from worker.to_task.steps import InferencePendingError
 
 _NAMES = ("file_name_original", "filename", "name")
 _SPECIFICATIONS = ("specification", "specification_name", "name")
@@ -210,7 +211,7 @@ class ChunkPass:
         """Run `call` for one task; False when the task goes no further in this pass. On the event loop."""
         if self.ended:
             return False
-        run_has_ended.set(self.has_ended)
+        pass_has_ended.set(self.has_ended)
         try:
             await call(work)
         except RunEndedError:

@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 from worker.blame import asks_for_later
 from worker.platform import AsyncBackendClient, ClientError, RetryPolicy
+from worker.plugins import RunEndedError
 from worker.settings import Settings, once_per_process, settings
-from worker.to_task.steps import RunEndedError
 from worker.to_task.window import RequestWindow, RequestWindows
 
 T = TypeVar("T")
@@ -72,8 +72,10 @@ RETRIES = RetryPolicy(attempts=3, budget=10.0, retries_statuses=False)
 MAX_SENDS = 6
 """How often a request is sent to a service that asks for later calls and not for a long wait."""
 
-run_has_ended: ContextVar[Callable[[], Awaitable[bool]] | None] = ContextVar("run_has_ended", default=None)
-"""Called when a request gets its slot, which may be long after it was queued: a stop takes effect then."""
+pass_has_ended: ContextVar[Callable[[], Awaitable[bool]] | None] = ContextVar("pass_has_ended", default=None)
+"""Whether the run has ended for which a request is sent, or its chunk's lease was lost.
+
+Called when a request gets its slot, which may be long after it was queued: a stop takes effect then."""
 
 
 class AsyncBackend(Protocol):
@@ -161,7 +163,7 @@ class TenantBackend:
     async def _slot(self, window: RequestWindow) -> AsyncIterator[None]:
         # A request that waits for its window must not keep a slot from the requests to other services.
         async with window.slot(), self._windows.slots:
-            ended = run_has_ended.get()
+            ended = pass_has_ended.get()
             if ended is not None and await ended():
                 raise RunEndedError
             yield

@@ -13,7 +13,7 @@ from shared.messages import ToTaskMessage, ToTaskParams
 from shared.statuses import JobStatus
 from worker.platform import UntrustedLinkError, contains_secret
 from worker.runs.keys import run_key
-from worker.runs.model import Continue, Finish, Outcome, Reschedule, RunFailedError, Suspend
+from worker.runs.model import Continue, Finish, Lease, Outcome, Reschedule, RunFailedError, Suspend
 from worker.runs.scripts import run_scripts
 from worker.services import Services
 from worker.to_task import ledger
@@ -137,8 +137,10 @@ class PageCommit(StrEnum):
 class TaskIndex:
     """The ids of the run of `job`, in chunks of `size` ids; every page is counted once."""
 
-    def __init__(self, redis: "Redis", job: str, size: int) -> None:
+    def __init__(self, redis: "Redis", job: str, size: int, lease: Lease | None = None) -> None:
+        """`lease`: that of the step that reads the pages."""
         self._redis = redis
+        self._polls, self._deliveries = (lease and lease.deliveries) or (run_key(job), "")
         self._job = job
         self._size = size
         self._scripts = run_scripts(redis, "worker.to_task")
@@ -158,8 +160,9 @@ class TaskIndex:
             ledger.task_index_key(job),
             ledger.seen_key(job),
             ledger.chunks_key(job),
+            self._polls,
         ]
-        limits = (self._size, MAX_REPEATED_PAGES)
+        limits = (self._size, MAX_REPEATED_PAGES, self._deliveries)
         return PageCommit(
             self._scripts.run("commit_page", names, number, page.link or "", *limits, *page.ids)
         )
@@ -177,7 +180,7 @@ def fetch_tasks(run: ToTaskRun, services: Services, clock: Callable[[], float] =
     message = run.message
     runs, settings = services.runs, services.settings
     runs.store.expire_with_run(run.job, *(key(run.job) for key in ledger.ALL))
-    index = TaskIndex(services.redis, run.job, settings.worker_annotate_chunk)
+    index = TaskIndex(services.redis, run.job, settings.worker_annotate_chunk, run.lease)
     until = clock() + min(settings.worker_visibility_timeout_seconds / 4, MAX_STEP_SECONDS)
     first = True
     cursor = index.cursor()

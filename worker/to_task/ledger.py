@@ -237,11 +237,12 @@ class RedisLedger:
         """See `Ledger`."""
         kinds = (done_key, failures_key, attempts_key, tickets_key, polls_key)
         names = [self._run, job_key(self._job), *(key(self._job) for key in kinds)]
-        arguments: list[str | int] = [MAX_FAILURE_RECORDS]
+        polls, field = (self._lease and self._lease.deliveries) or (self._run, "")
+        arguments: list[str | int] = [MAX_FAILURE_RECORDS, field]
         for mark in outcomes:
             failure = "" if mark.error is None else _failure(mark)
             arguments += [mark.position, failure]
-        return bool(self._scripts.run("record", names, *arguments))
+        return bool(self._scripts.run("record", [*names, polls], *arguments))
 
     def set_ticket(self, position: int, ticket: Ticket | None) -> None:
         """See `Ledger`."""

@@ -7,11 +7,11 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
+from worker.plugins import RunEndedError
 from worker.to_task.attempt import ChunkPass, TaskWork
 from worker.to_task.clients import AsyncBackend, EventLoopThread
 from worker.to_task.ledger import Ledger, OpenTask
 from worker.to_task.methods import AnnotationMethod, fetch
-from worker.to_task.steps import RunEndedError
 
 BATCH_SIZE = 32
 """Tasks in one call of the plugin."""

@@ -42,7 +42,3 @@ class InferencePendingError(Exception):
 
 class TicketNotFoundError(Exception):
     """The replica that answered a poll does not know the ticket; another one may."""
-
-
-class RunEndedError(Exception):
-    """The run has ended, so nothing may be annotated any more."""

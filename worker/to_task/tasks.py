@@ -7,14 +7,23 @@ from celery import shared_task
 import worker.to_task.annotate
 import worker.to_task.prepare
 from shared.messages import Job, ToTaskMessage
-from worker.runs.bulkhead import bulkhead
+from worker.runs.bulkhead import bulkhead, release_share
 from worker.runs.model import Continue, Outcome, Suspend
 from worker.services import services
 from worker.to_task import discover, results
 from worker.to_task.clients import annotation_runtime
-from worker.to_task.steps import ANNOTATE, FETCH_TASKS, FINALIZE, INITIALIZE, PREPARE, SPREAD, ToTaskRun
+from worker.to_task.steps import (
+    ANNOTATE,
+    FETCH_TASKS,
+    FINALIZE,
+    INITIALIZE,
+    PREPARE,
+    SPREAD,
+    ToTaskRun,
+    ToTaskState,
+)
 from worker.workflow.intake import begin_run
-from worker.workflow.task import StepTask
+from worker.workflow.task import StepFunction, StepTask
 from worker.workflow.validation import Count
 
 
@@ -37,7 +46,11 @@ def initialize(self: StepTask, job: Job, **_: Any) -> None:
 @shared_task(base=StepTask, bind=True, name=PREPARE.name)
 def prepare(self: StepTask, job: Job, **_: Any) -> None:
     """Check the parameters against the plugin and the project."""
-    self.run_step(PREPARE, job, lambda run: worker.to_task.prepare.prepare(run, services()))
+
+    def check(run: ToTaskRun) -> Outcome:
+        return worker.to_task.prepare.prepare(run, services())
+
+    self.run_step(PREPARE, job, lambda run: _in_release_share(self, run, check))
 
 
 @shared_task(base=StepTask, bind=True, name=FETCH_TASKS.name)
@@ -55,17 +68,22 @@ def spread(self: StepTask, job: Job, **_: Any) -> None:
 @shared_task(base=StepTask, bind=True, name=ANNOTATE.name)
 def annotate(self: StepTask, job: Job, chunk: Count, **_: Any) -> None:
     """Annotate one chunk."""
-    # Passes are long, so one thread stays free for the stop that ends them.
-    with bulkhead.acquire(ANNOTATE.name, all_but_one=True) as acquired:
+
+    def work(run: ToTaskRun) -> Outcome:
+        return worker.to_task.annotate.annotate(run, chunk, services(), annotation_runtime())
+
+    # A chunk without a slot is not even claimed, which is cheap; its release is known only after the claim.
+    with bulkhead.acquire(ANNOTATE.name, all_but_two=True) as acquired:
         if acquired:
-            self.run_step(
-                ANNOTATE,
-                job,
-                lambda run: worker.to_task.annotate.annotate(run, chunk, services(), annotation_runtime()),
-                part=str(chunk),
-            )
+            self.run_step(ANNOTATE, job, lambda run: _in_release_share(self, run, work), part=str(chunk))
     if not acquired:
         self.retry_unclaimed(job, bulkhead.retry_countdown(ANNOTATE.name, self.request.retries))
+
+
+def _in_release_share(
+    task: StepTask, run: ToTaskRun, function: StepFunction[ToTaskMessage, ToTaskState]
+) -> Outcome:
+    return bulkhead.run(release_share(run.message.plugin), task.request.retries, lambda: function(run))
 
 
 @shared_task(base=StepTask, bind=True, name=FINALIZE.name)

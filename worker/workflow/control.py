@@ -16,6 +16,7 @@ from worker.runs.heartbeat import run_member
 from worker.runs.keys import lock_key
 from worker.runs.model import ClaimStatus, Lease
 from worker.runs.runs import REPORT
+from worker.runs.store import UnreadableRunError
 from worker.services import services
 from worker.workflow import dead_letters
 from worker.workflow.dead_letters import FAIL_REJECTED_JOB, rejected_job_member
@@ -47,9 +48,8 @@ def _report(job: str, attempt: int, generation: int, lease: Lease) -> Retry | No
     runs = services().runs
     if runs.store.is_reported(job):
         return None
-    backend = services().backend(runs.store.load(job).message.tenant)
     try:
-        wait = reporter.report(job, runs, backend, lambda: runs.locks.is_held(lease.key, lease.token))
+        wait = _send(job, lease)
     except reporter.LeaseLostError:
         return Retry(LEASE_LOST_SECONDS, {"redelivered": True})
     except ClientError as error:
@@ -60,6 +60,20 @@ def _report(job: str, attempt: int, generation: int, lease: Lease) -> Retry | No
     if wait is None:
         return None
     return Retry(wait, {"attempt": 0, "generation": generation, "redelivered": False})
+
+
+def _send(job: str, lease: Lease) -> float | None:
+    runs = services().runs
+    try:
+        tenant = runs.store.load(job).message.tenant
+    except UnreadableRunError as error:
+        if not runs.is_lost(job, error):
+            raise
+        reporter.report_unreadable(job, runs, services().backend())
+        return None
+    return reporter.report(
+        job, runs, services().backend(tenant), lambda: runs.locks.is_held(lease.key, lease.token)
+    )
 
 
 def _retry_report(job: str, attempt: int, generation: int, asked_seconds: float) -> Retry:

@@ -14,12 +14,12 @@ from redis import Redis
 from shared.channels import RETENTION_SECONDS, dead_letters_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
-from worker.broker import RejectedMessage
+from worker.broker import UNKNOWN_STEP, RejectedMessage
 from worker.lua import Scripts, redis_time
 from worker.platform import NotFoundError, ValidationError
 from worker.runs.model import End, Step
 from worker.runs.reporter import JobsApi
-from worker.runs.runs import Runs
+from worker.runs.runs import MAX_UNREADABLE_SECONDS, Runs
 from worker.services import Services, services
 from worker.workflow.validation import readable_job, readable_tenant, status_of
 
@@ -270,6 +270,21 @@ def reject_undelivered(rejected: RejectedMessage, **_: Any) -> None:
     reject_message(
         services(), rejected.task, rejected.body, rejected.kwargs, rejected.reason, rejected.message_id
     )
+    job, runs = readable_job(rejected.kwargs or {}), services().runs
+    if rejected.reason != UNKNOWN_STEP or job is None or runs.store.has_ended(job):
+        return
+    # Anybody can name a run in a message. One that stands at a step that nobody knows has not changed either.
+    if runs.store.seconds_since_change(job) >= MAX_UNREADABLE_SECONDS:
+        runs.finish(job, End(JobStatus.FAILED, {"error": f"{rejected.task}: {rejected.reason}"}))
+
+
+def seconds_unknown(message_id: str, **_: Any) -> float:
+    """For how long workers have met a step that they do not know; connected like `reject_undelivered`."""
+    redis = services().redis
+    digest = hashlib.sha256(message_id.encode("utf-8", "backslashreplace")).hexdigest()
+    key, now = f"{{{dead_letters_key()}}}:unknown:{digest}", redis_time(redis)
+    redis.set(key, now, nx=True, ex=2 * RETENTION_SECONDS)
+    return now - float(redis.get(key) or now)
 
 
 def fail_rejected_job(job: str, reason: str, runs: Runs, backend: JobsApi) -> None:

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import structlog
-from celery import Task, exceptions
 from pydantic import BaseModel
 from structlog.contextvars import bound_contextvars
 
@@ -15,10 +14,10 @@ from shared.statuses import JobStatus
 from worker import blame
 from worker.blame import INFRASTRUCTURE_ERRORS, RejectedMessageError, Retries
 from worker.platform import clean, shorten
+from worker.plugins import RunEndedError, waits_for_run
 from worker.runs.bulkhead import backoff
 from worker.runs.generations import GenerationClaim
 from worker.runs.heartbeat import run_member
-from worker.runs.keys import lock_key
 from worker.runs.model import (
     AnyRun,
     ClaimStatus,
@@ -36,11 +35,18 @@ from worker.runs.model import (
     Suspend,
     WorkflowStep,
 )
-from worker.runs.runs import Runs
-from worker.runs.store import NewerRunError
+from worker.runs.runs import MAX_UNREADABLE_SECONDS, Runs
+from worker.runs.store import DamagedRunError, StepClaim, UnreadableRunError, step_lease
 from worker.services import services
 from worker.workflow import intake
 from worker.workflow.dead_letters import reject_message
+from worker.workflow.delivery import (
+    INFRASTRUCTURE_RETRY_SECONDS,
+    MAX_DEPENDENCY_WAIT_SECONDS,
+    NEWER_HEADER,
+    REJECTED_TEXT,
+    DeliveredTask,
+)
 from worker.workflow.validation import (
     Arguments,
     arguments_of,
@@ -54,22 +60,16 @@ log = structlog.get_logger(__name__)
 StepFunction: TypeAlias = Callable[[Run[MessageT, StateT]], Outcome]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-INFRASTRUCTURE_RETRY_SECONDS = 1.0
 NEWER_RUN_SECONDS = 5.0
 """Delay of the message of a run that only newer workers of the fleet understand."""
 LOCKED_SECONDS = 1.0
 """Delay of a step whose lock is held by another delivery."""
 REPUBLISH_SECONDS = 0.5
+ABANDONED_SECONDS = 1.0
+"""Delay of a step that its run's end has interrupted; what it called has been cancelled by then."""
 
 MAX_USER_MESSAGE_CHARS = 5_000
 """Of a text for users, kept in Redis, events and the job's result. A plugin's error fits in whole."""
-
-MAX_DEPENDENCY_WAIT_SECONDS = 3600.0
-"""How long a message is retried for a dependency that answers with errors, or for this host: its countdowns
-in all. Those for a dependency that is unavailable or asks for later calls are not among them."""
-
-WAITED_HEADER = "synapse_waited_seconds"
-"""Header of a retried message: the part of `MAX_DEPENDENCY_WAIT_SECONDS` that it has waited."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Retry:
     """A service asked for this countdown, so it may be longer than those that the worker itself chooses."""
 
 
-class StepTask(Task):
+class StepTask(DeliveredTask):
     """A Celery task: a step of a run (`run_step`), an entry task, or another task (`run_task`)."""
 
     abstract = True
@@ -114,11 +114,33 @@ class StepTask(Task):
             return super().__call__(*args, **kwargs)
         try:
             return self.run(*args, **kwargs)
-        except NewerRunError:
-            log.warning("step of a newer release requeued", job=readable_job(kwargs))
+        except UnreadableRunError as error:
             # Entry tasks have no arguments but those of their message.
             changes = {} if self._arguments is None else {"redelivered": self.is_redelivered()}
-            self.retry_later(NEWER_RUN_SECONDS, **changes)
+            waited = self.waited_seconds(NEWER_HEADER)
+            if isinstance(error, DamagedRunError) or waited >= MAX_UNREADABLE_SECONDS:
+                return self._give_up_unreadable(args, kwargs, str(error))
+            log.warning("step of a newer release requeued", job=readable_job(kwargs))
+            self.retry_later(NEWER_RUN_SECONDS, newer_seconds=waited + NEWER_RUN_SECONDS, **changes)
+
+    def _give_up_unreadable(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> None:
+        """Keep the message as a dead letter, and end the run if the message is that of a step.
+
+        The record does not say whether newer workers go on with the run, as each claim changes it. But of a
+        day's thousands of deliveries, one would have been theirs.
+        """
+        self.reject(args, kwargs, reason)
+        if self._arguments is not None and (job := readable_job(kwargs)) is not None:
+            self._end_unusable_run(job, reason)
+
+    def _end_unusable_run(self, job: str, reason: str) -> None:
+        try:
+            self.runs.finish(job, End(JobStatus.FAILED, {"error": reason}))
+        except INFRASTRUCTURE_ERRORS as error:
+            if blame.in_step(error).retries is Retries.UNLIMITED:
+                self.retry_later(INFRASTRUCTURE_RETRY_SECONDS, redelivered=True)
+            # Not even the end can be written. The message says what was to be done.
+            self.reject((), self.request.kwargs, reason)
 
     # Steps of runs
 
@@ -136,13 +158,11 @@ class StepTask(Task):
         """
         generation = int(self.request.kwargs.get("generation", 0))
         name = f"{step.name}:{part}" if part else step.name
-        token = self.runs.locks.new_token()
+        lease = step_lease(job, name, self.runs.locks.new_token())
         redelivered = self.is_redelivered()
         with bound_contextvars(job=job, step=name):
             try:
-                claim = self.runs.store.claim_step(
-                    job, step, part, token, self.runs.locks.seconds, generation, redelivered
-                )
+                claim = self._claim(job, step, part, lease, generation, redelivered)
                 match claim.status:
                     case ClaimStatus.LOCKED:
                         self.retry_later(LOCKED_SECONDS, redelivered=redelivered)
@@ -156,17 +176,34 @@ class StepTask(Task):
                 if claim.run is None:
                     return
 
-                def heartbeat() -> None:
-                    self.runs.heartbeats.schedule(run_member(job))
+                def renew() -> None:
+                    self.runs.heartbeats.renew(run_member(job))
 
-                heartbeat()
-                with self.runs.locks.hold(lock_key(job, name), token, heartbeat):
-                    call = self._call(name, claim.run, lambda run: function(step.workflow.typed(run)))
+                self.runs.heartbeats.schedule(run_member(job))
+                has_ended = partial(self.runs.is_known_to_have_ended, job)
+                with self.runs.locks.hold(lease, renew), waits_for_run(has_ended):
+                    end = self.end_after_deaths(name, job, claim.died)
+                    call = end or self._call(name, claim.run, lambda run: function(step.workflow.typed(run)))
                     self._apply(step, name, claim.run, call)
             except INFRASTRUCTURE_ERRORS as error:
                 log.warning("step retry scheduled", error_type=type(error).__name__)
                 # As after a redelivery, it is unknown how far this delivery came.
-                self.retry_later(INFRASTRUCTURE_RETRY_SECONDS, redelivered=True)
+                self.retry_for_infrastructure(error, redelivered=True)
+                self._end_unusable_run(job, f"{REJECTED_TEXT}: {user_message(error)}")
+
+    def _claim(
+        self, job: str, step: Step, part: str, lease: Lease, generation: int, redelivered: bool
+    ) -> StepClaim:
+        locks = self.runs.locks
+        try:
+            locks.release_overdue()
+            return self.runs.store.claim_step(
+                job, step, part, lease.token, locks.seconds, generation, redelivered
+            )
+        except INFRASTRUCTURE_ERRORS:
+            # Only the answer may be lost, and the step claimed.
+            locks.release_later(lease)
+            raise
 
     def on_message_after_end(self, job: str) -> None:
         """A step's message arrived after the run's end; a workflow may have something to clean up."""
@@ -187,6 +224,9 @@ class StepTask(Task):
             return function(run)
         except INFRASTRUCTURE_ERRORS:
             raise
+        except RunEndedError:
+            # The next delivery reports the end and cleans up.
+            return self.retry_later(ABANDONED_SECONDS)
         except Exception as error:
             if blame.in_step(error).retries is not Retries.NONE:
                 return self._wait_for_dependency(error, name, run)
@@ -198,7 +238,7 @@ class StepTask(Task):
         attempt = int(self.request.kwargs.get("attempt", 0)) + 1
         max_countdown = self.runs.timing.max_countdown
         is_limited = blame.in_step(error).retries is not Retries.UNLIMITED
-        waited = self._waited_seconds()
+        waited = self.waited_seconds()
         if is_limited and waited >= MAX_DEPENDENCY_WAIT_SECONDS:
             return Finish(JobStatus.FAILED, {"error": user_message(error)})
         asked = blame.retry_after_seconds(error) or 0.0
@@ -249,7 +289,7 @@ class StepTask(Task):
             self.on_message_after_end(job)
         except INFRASTRUCTURE_ERRORS:
             raise
-        except NewerRunError:
+        except UnreadableRunError:
             raise
         except Exception as error:
             if blame.in_step(error).retries is not Retries.NONE:
@@ -315,7 +355,7 @@ class StepTask(Task):
         lease = Lease(lock, self.runs.locks.new_token())
         if not self.runs.locks.acquire(lease.key, lease.token):
             return retry_when_locked
-        with self.runs.locks.hold(lease.key, lease.token):
+        with self.runs.locks.hold(lease):
             return function(lease)
 
     def _retry_as_asked(
@@ -325,7 +365,11 @@ class StepTask(Task):
             retry = function()
         except INFRASTRUCTURE_ERRORS as error:
             log.warning("task retry scheduled", error_type=type(error).__name__)
-            retry = Retry(INFRASTRUCTURE_RETRY_SECONDS, changes_without_redis)
+            self.retry_for_infrastructure(error, **changes_without_redis)
+            # What the sweep publishes again needs no copy.
+            retry = None
+            if self._arguments is None:
+                self.reject(tuple(self.request.args or ()), self.request.kwargs, REJECTED_TEXT)
         if retry is not None:
             max_countdown = retry.countdown if retry.is_asked_for else None
             self.retry_later(retry.countdown, max_countdown=max_countdown, **retry.changes)
@@ -359,8 +403,9 @@ class StepTask(Task):
             self.reject(args, kwargs, str(rejection))
         except INFRASTRUCTURE_ERRORS as error:
             log.warning("message retry scheduled", error_type=type(error).__name__)
-            self.retry_later(INFRASTRUCTURE_RETRY_SECONDS)
-        except NewerRunError:
+            self.retry_for_infrastructure(error)
+            self.reject(args, kwargs, f"{REJECTED_TEXT} ({type(error).__name__})")
+        except UnreadableRunError:
             raise
         except Exception as error:
             name, retries = type(error).__name__, blame.in_message(error).retries
@@ -368,7 +413,7 @@ class StepTask(Task):
                 log.error("message not accepted", error_type=name, exc_info=True)
                 self.reject(args, kwargs, f"it could not be taken in ({name})")
                 return
-            waited = self._waited_seconds()
+            waited = self.waited_seconds()
             if retries is Retries.HOUR and waited >= MAX_DEPENDENCY_WAIT_SECONDS:
                 self.reject(args, kwargs, f"the plugin store cannot be read ({name})")
                 return
@@ -388,45 +433,6 @@ class StepTask(Task):
         except INFRASTRUCTURE_ERRORS as error:
             log.warning("rejection retry scheduled", error_type=type(error).__name__)
             self.retry_later(INFRASTRUCTURE_RETRY_SECONDS)
-
-    # Deliveries
-
-    def is_redelivered(self) -> bool:
-        """Whether it is unknown how far an earlier delivery of this message came."""
-        by_broker = (self.request.delivery_info or {}).get("redelivered")
-        return bool(by_broker or self.request.kwargs.get("redelivered"))
-
-    def _waited_seconds(self) -> float:
-        value = (self.request.headers or {}).get(WAITED_HEADER)
-        return float(value) if isinstance(value, int | float) else 0.0
-
-    def retry_later(
-        self,
-        countdown: float,
-        *,
-        max_countdown: float | None = None,
-        waited_seconds: float | None = None,
-        **changes: Any,
-    ) -> NoReturn:
-        """Deliver this message again after `countdown` seconds, with the arguments in `changes`.
-
-        `max_countdown`: seconds, in place of the longest countdown that the worker itself chooses.
-        `waited_seconds`: what the message has waited in all; by default as before (`WAITED_HEADER`).
-        """
-        kwargs = {**self.request.kwargs, **changes}
-        if max_countdown is None:
-            max_countdown = self.runs.timing.max_countdown
-        waited = self._waited_seconds() if waited_seconds is None else waited_seconds
-        headers = {**(self.request.headers or {}), WAITED_HEADER: waited}
-        try:
-            self.retry(kwargs=kwargs, countdown=min(countdown, max_countdown), headers=headers)
-        except exceptions.Retry as retry:
-            # Without the error behind it, because monitors are shown the whole chain of exceptions.
-            raise retry from None
-        except exceptions.Reject as reject:
-            # The retry could not be published. Celery would drop the message; requeued, the broker keeps it.
-            raise exceptions.Reject(reject.reason, requeue=True) from None
-        raise AssertionError("retry always raises")
 
 
 def user_message(error: Exception) -> str:

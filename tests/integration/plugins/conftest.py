@@ -133,7 +133,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRay]:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> PluginStore:
     folder = tmp_path_factory.mktemp("plugins")
-    for code in ("apple", "pear"):
+    for code in ("apple", "pear", "plum"):
         write_release(folder, code)
     return PluginStore(folder, tmp_path_factory.mktemp("cache"))
 

@@ -4,14 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
 
-from worker.plugins import RayDriverError
+from worker.plugins import RayDriverError, RunEndedError, waits_for_run
 from worker.plugins.ray_driver import RayDriver
 from worker.sandbox.processes import wait_for
 
@@ -97,6 +100,25 @@ def test_a_frozen_process_delays_no_caller_beyond_its_deadline(driver: RayDriver
         driver.call(len, b"x" * 10_000_000, timeout=1)
     assert time.monotonic() - begun < 10
     wait_for(lambda: is_gone(pid), 10, "the end of the driver process")
+
+
+def test_a_call_for_a_run_that_ends_is_abandoned_alone(driver: RayDriver, tmp_path: Path) -> None:
+    # Given a process that hangs, with the calls of two runs
+    pid = driver.call(os.getpid, timeout=STARTS_SECONDS)
+    os.kill(pid, signal.SIGSTOP)
+    other = ThreadPoolExecutor(1).submit(driver.call, os.getpid, timeout=STARTS_SECONDS)
+
+    # When one of the runs ends, then its call is abandoned long before its deadline
+    begun = time.monotonic()
+    before = tmp_path.stat().st_mtime_ns
+    with waits_for_run(lambda: True), pytest.raises(RunEndedError):
+        driver.call(tempfile.mkdtemp, "", "", str(tmp_path), timeout=STARTS_SECONDS, undo=os.rmdir)
+    assert time.monotonic() - begun < 10
+
+    # And the process lives; when it goes on, the other call is answered, and what was abandoned is undone
+    os.kill(pid, signal.SIGCONT)
+    assert other.result(STARTS_SECONDS) == pid
+    wait_for(lambda: tmp_path.stat().st_mtime_ns > before and not any(tmp_path.iterdir()), 10, "the undo")
 
 
 def test_a_killed_process_fails_its_calls_at_once(driver: RayDriver) -> None:

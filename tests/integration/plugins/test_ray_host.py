@@ -3,12 +3,16 @@
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import uuid4
 
 import httpx
 import pytest
+from fakeredis import FakeRedis
 
 from worker.deploy.cluster import RayCluster
+from worker.deploy.packages import DeployedPackages
 from worker.plugins import (
     ClientAccess,
     PluginCallError,
@@ -16,16 +20,33 @@ from worker.plugins import (
     PluginStore,
     PluginTimeoutError,
     RayHost,
+    Release,
     request_for,
 )
-from worker.plugins.package import FolderPackages
+from worker.plugins.package import FolderPackages, RayPackages
 from worker.plugins.ray_driver import RayConnection
 from worker.sandbox.local_ray import LocalRay
 from worker.sandbox.processes import wait_for
+from worker.services import Services
 
 ACCESS = ClientAccess(host="http://backend.test")
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning:ray.*")
+
+
+class RecordingHost:
+    """A host that records which packages it pins, and whether they are there."""
+
+    def __init__(self, host: RayHost, kept: list[tuple[str, bool]]) -> None:
+        self._host, self._kept = host, kept
+
+    def pin(self, package: str) -> bool:
+        is_there = self._host.pin(package)
+        self._kept.append((package, is_there))
+        return is_there
+
+    def restore(self, package: str, release: Release) -> bool:
+        raise AssertionError("no package is gone")
 
 
 def submit(
@@ -184,3 +205,47 @@ def test_address_without_a_listener_fails_at_once() -> None:
     with pytest.raises(PluginHostUnavailableError, match="cannot be reached"):
         RayConnection("127.0.0.1:1").connect()
     assert time.monotonic() - started < 5
+
+
+def test_what_runs_is_pinned_though_its_release_is_another(
+    ray_host: RayHost, store: PluginStore, cluster: RayCluster, connection: RayConnection, tmp_path: Path
+) -> None:
+    # Given an application, and other content for its release since
+    kept: list[tuple[str, bool]] = []
+    host = RecordingHost(ray_host, kept)
+    redis = FakeRedis(decode_responses=True)
+    settings = SimpleNamespace(worker_agent=None, ray_address=connection.address)
+    deployed = DeployedPackages(
+        cast(
+            Services,
+            SimpleNamespace(settings=settings, redis=redis, ray=connection, host=host, store=store),
+        )
+    )
+
+    def pinned() -> list[tuple[str, bool]]:
+        kept.clear()
+        redis.delete("synapse:deployed:{any}:pinned")
+        deployed.pin()
+        return list(kept)
+
+    submit(ray_host, store, "plum@1.0.0", num_cpus=0.1)
+    deployed.add("plum@1.0.0", "plum@1.0.0")
+    await_bucket(cluster, "plum@1.0.0", "running")
+    words = store.get("plum@1.0.0").path / "plugin" / "words.py"
+    old = RayPackages(connection).ensure(store.get("plum@1.0.0"))
+    words.write_text(f"WORD = {uuid4().hex!r}\n")
+    wait_for(lambda: RayPackages(connection).ensure(store.get("plum@1.0.0")) != old, 60, "the other content")
+    new = RayPackages(connection).ensure(store.get("plum@1.0.0"))
+
+    # Then what runs is pinned, and still there
+    assert pinned() == [(old, True)]
+
+    # When the other content is deployed, then that is pinned and the old one no more
+    submit(ray_host, store, "plum@1.0.0", num_cpus=0.1)
+    wait_for(lambda: pinned() == [(new, True)], 60, "the pin of the other content alone")
+
+    # And when the application is removed, none is
+    remove(cluster, "plum@1.0.0")
+    submit(ray_host, store, "apple@1.0.0")
+    wait_for(lambda: pinned() == [], 60, "no pin")
+    remove(cluster, "apple@1.0.0")

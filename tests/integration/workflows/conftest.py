@@ -1,17 +1,24 @@
 """One sandbox with a real Redis, Celery worker and Ray for all tests of the session."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.workflows.ray_harness import RayHarness
+from tests.integration.workflows.ray_harness import CONCURRENCY, RayHarness, write_hanging_release
 from worker.sandbox import Sandbox
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 
 
 @pytest.fixture(scope="session")
-def harness() -> Iterator[RayHarness]:
-    with Sandbox(plugins_dir=PLUGINS, num_cpus=4) as sandbox:
-        yield RayHarness(sandbox, sandbox.start_worker())
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHarness]:
+    folder = tmp_path_factory.mktemp("workflows")
+    calls, plugins = folder / "calls", folder / "plugins"
+    calls.mkdir()
+    shutil.copytree(PLUGINS, plugins)
+    write_hanging_release(plugins, calls, "hangs")
+    write_hanging_release(plugins, calls, "hangs_at_load", 'hang("load")')
+    with Sandbox(plugins_dir=plugins, num_cpus=4) as sandbox:
+        yield RayHarness(sandbox, sandbox.start_worker(concurrency=CONCURRENCY), calls)

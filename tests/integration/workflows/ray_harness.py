@@ -1,5 +1,8 @@
 """A sandbox with a real Ray: its applications, and messages that deploy to it and call them."""
 
+import json
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,13 +13,57 @@ from worker.sandbox import Process, Sandbox
 from worker.sandbox.sandbox import AGENT_ID
 from worker.sandbox.seed import SeededProject
 
+CONCURRENCY = 8
+"""Threads of the worker of the session."""
+HANG_SECONDS = 120
+
+HANGING_ACTIONS = """
+    import pathlib, time, uuid
+    from worker.actions import BaseDeploymentAction, BaseServeDeployment, ToTaskAction
+
+    def hang(what):
+        pathlib.Path({calls!r}, what + "-" + uuid.uuid4().hex).touch()
+        time.sleep({seconds})
+
+    {at_load}
+
+    class Served(BaseServeDeployment):
+        async def infer(self, data):
+            return data
+
+    class Deployment(BaseDeploymentAction):
+        entrypoint = Served
+
+        def plan(self):
+            hang("plan")
+
+    class ToTask(ToTaskAction):
+        def convert_data_from_file(self, *args, **kwargs):
+            hang("convert")
+"""
+
+
+def write_hanging_release(store: Path, calls: Path, code: str, at_load: str = "") -> None:
+    """A release that hangs in every call; each that begins leaves a file in `calls`."""
+    package = store / f"{code}@1.0.0" / "plugin"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    text = textwrap.dedent(HANGING_ACTIONS)
+    text = text.format(calls=str(calls), seconds=HANG_SECONDS, at_load=at_load)
+    (package / "actions.py").write_text(text)
+    entrypoints = {"to_task": "ToTask", "deployment": "Deployment", "inference": "Served"}
+    actions = {name: {"entrypoint": f"plugin.actions.{entry}"} for name, entry in entrypoints.items()}
+    config = {"code": code, "version": "1.0.0", "actions": actions}
+    (package.parent / "config.yaml").write_text(json.dumps(config))
+
 
 class RayHarness(SandboxHarness):
-    """A sandbox with Ray, and its worker."""
+    """A sandbox with Ray, and its worker. Calls of hanging releases leave files in the folder `calls`."""
 
-    def __init__(self, sandbox: Sandbox, worker: Process) -> None:
+    def __init__(self, sandbox: Sandbox, worker: Process, calls: Path | None = None) -> None:
         self.sandbox = sandbox
         self.worker = worker
+        self.calls = calls
         self.connect()
         assert sandbox.ray is not None
         self.serve_url = sandbox.ray.serve_url
@@ -44,6 +91,11 @@ class RayHarness(SandboxHarness):
         self.wait_for(lambda: name not in self.serve_applications(), f"end of {name}")
 
     # then
+
+    def count_hanging(self, what: str) -> int:
+        """How many calls of hanging releases have begun."""
+        assert self.calls is not None
+        return len(list(self.calls.glob(f"{what}-*")))
 
     def annotated_tasks(self, project: SeededProject) -> list[Row]:
         tasks = self.state.rows("SELECT * FROM tasks WHERE project = ? ORDER BY id", project.id)

@@ -2,7 +2,8 @@
 
 import json
 import time
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import fakeredis
 import pytest
@@ -19,7 +20,7 @@ from worker.broker.delivery import (
     unacked_key,
     watcher_key,
 )
-from worker.broker.transport import FETCH_SCRIPT
+from worker.broker.transport import FETCH_SCRIPT, Channel
 from worker.broker.validation import parse_element
 
 MESSAGE = json.dumps({"headers": {}, "properties": {"delivery_info": {}}, "body": "é"}).encode()
@@ -258,3 +259,28 @@ def test_ack_that_fails_stays_pending(unacked: Unacked) -> None:
 def test_pending_acks_belong_to_a_broker() -> None:
     assert pending_acks_of("h", 1, "/0") is pending_acks_of("h", 1, "/0")
     assert pending_acks_of("h", 1, "/0") is not pending_acks_of("h", 1, "/1")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("away"),
+        ValueError("I/O operation on closed file."),
+        AttributeError("'NoneType' object has no attribute 'readline'"),
+    ],
+)
+def test_ack_amid_which_its_connection_is_closed_is_deferred(unacked: Unacked, error: Exception) -> None:
+    # Given a channel whose connections the consumer closes while another thread acknowledges
+    pending, run = PendingAcks(), []
+    channel = SimpleNamespace(closed=False, unacked=unacked, pending_acks=pending)
+
+    def acknowledge(_: Unacked) -> None:
+        run.append(1)
+        if len(run) == 1:
+            raise error
+
+    Channel.run_or_defer(cast(Channel, channel), acknowledge)
+
+    # Then the acknowledgement is not lost
+    pending.flush(unacked)
+    assert run == [1, 1]

@@ -15,9 +15,11 @@ from tests.unit.broker.task_messages import HEADERS, message
 from worker.broker.rejections import (
     RejectedMessage,
     keep_rejected,
+    may_be_of_newer_worker,
     message_rejected,
     rejected_element,
     rejected_message,
+    step_unknown,
 )
 from worker.runs.runs import Runs, Timing
 from worker.workflow import dead_letters
@@ -104,3 +106,26 @@ def test_job_that_is_unreadable_or_has_a_run_does_not_fail(
     assert keep_rejected(None, message)
     assert redis.xlen(dead_letters_key()) == 1
     assert sender.published == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_left"), [(0.0, True), (86_399.0, True), (86_401.0, False), (ConnectionError(), True)]
+)
+def test_unknown_step_is_left_to_newer_workers_for_a_day(
+    monkeypatch: pytest.MonkeyPatch, answer: float | Exception, is_left: bool
+) -> None:
+    monkeypatch.setattr(step_unknown, "receivers", [])
+
+    def seconds(message_id: str, **_: Any) -> float:
+        assert message_id == "m1"
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    step_unknown.connect(seconds, weak=False)
+
+    assert may_be_of_newer_worker(None, "m1") is is_left
+
+
+def test_unknown_step_without_an_id_is_left_to_nobody() -> None:
+    assert not may_be_of_newer_worker(None, None)

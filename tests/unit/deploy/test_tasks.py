@@ -12,10 +12,12 @@ from fakeredis import FakeRedis
 from kombu.exceptions import OperationalError
 
 from tests.harness.in_process_worker import RecordingPublisher, celery_request
+from tests.harness.pool_threads import NewThread
 from tests.unit.deploy.deploy_harness import APP, DEPLOYING, PLAN, DeployHarness
 from worker.deploy import tasks
 from worker.deploy.deployments import Ownership
 from worker.deploy.plan import AWAIT_RUNNING, INITIALIZE, SERVE_RUN
+from worker.runs.bulkhead import Bulkhead, release_share
 from worker.runs.model import Suspend
 from worker.runs.reporter import stop
 
@@ -148,3 +150,29 @@ def test_a_step_after_a_stop_cleans_up(
     with delivery.request(tasks.await_running, {"job": "42"}):
         tasks.await_running.run("42")
     assert harness.serve.removed == [APP]
+
+
+def test_a_plan_is_made_within_the_share_of_its_release(
+    worker_of: Callable[[int | None], DeployHarness],
+    delivery: Delivery,
+    new_thread: NewThread,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a worker whose threads for this release's code are taken
+    harness, bulkhead = worker_of(1), Bulkhead(lambda: 4)
+    monkeypatch.setattr(tasks, "bulkhead", bulkhead)
+    harness.accept()
+    busy = [new_thread(bulkhead) for _ in range(2)]
+    assert all(thread.acquire(release_share(APP)) for thread in busy)
+
+    # When the release is to plan its deployment, then the step is retried later
+    with delivery.request(tasks.capacity_gate, {"job": "42"}), pytest.raises(Retry):
+        tasks.capacity_gate.run("42")
+    assert harness.host.calls == []
+
+    # And when a thread is free, it does
+    busy[0].release_all()
+    generation = {"generation": harness.runs.generations.newest("42", "deploy.capacity_gate")}
+    with delivery.request(tasks.capacity_gate, {"job": "42", **generation}):
+        tasks.capacity_gate.run("42")
+    assert harness.host.calls == ["plan"]

@@ -83,6 +83,50 @@ def test_package_is_checked_again_on_a_new_connection(
     assert uri in kept
 
 
+def test_gone_package_is_restored_from_the_same_content_only(
+    store: PluginStore, write_release: Write, connection: RayConnection, kept: dict[str, bytes]
+) -> None:
+    # Given a package that Ray has lost
+    folder = write_release("cat@1.0")
+    packages, release = RayPackages(connection), store.get("cat@1.0")
+    uri = packages.ensure(release)
+    assert packages.keep(uri)
+    kept.clear()
+    assert not packages.keep(uri)
+
+    # Then it is stored again while the release has its content
+    assert packages.restore(uri, release)
+    assert uri in kept
+
+    # And nothing is stored once the release has other content
+    kept.clear()
+    (folder / "plugin" / "more.py").write_text("")
+    assert not packages.restore(uri, store.get("cat@1.0"))
+    assert kept == {}
+
+
+def test_package_of_another_store_is_left_to_it(connection: RayConnection, driver: FakeRayDriver) -> None:
+    assert RayPackages(connection).keep("file:///shared/a.zip")
+    assert driver.calls == []
+
+
+def test_package_that_left_its_folder_is_written_again(
+    store: PluginStore, write_release: Write, tmp_path: Path
+) -> None:
+    write_release("cat@1.0")
+    packages, release = FolderPackages(tmp_path / "shared"), store.get("cat@1.0")
+    uri = packages.ensure(release)
+    file = Path(uri.removeprefix("file://"))
+    assert packages.keep(uri)
+    assert packages.keep("gcs://_ray_pkg_a.zip")
+
+    file.unlink()
+
+    assert not packages.keep(uri)
+    assert packages.restore(uri, release)
+    assert file.is_file()
+
+
 def test_upload_that_fails_says_why(
     store: PluginStore, write_release: Write, driver: FakeRayDriver, connection: RayConnection
 ) -> None:

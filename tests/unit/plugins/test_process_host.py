@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 
-from worker.plugins import ClientAccess, PluginCallError, PluginStore, ProcessHost, request_for, runner
+from worker.plugins import (
+    ClientAccess,
+    PluginCallError,
+    PluginStore,
+    ProcessHost,
+    RunEndedError,
+    request_for,
+    run_end,
+    runner,
+    waits_for_run,
+)
+from worker.plugins.process_host import ModuleIsolation
 
 Write = Callable[..., Path]
 
@@ -221,3 +232,33 @@ def test_the_frames_of_an_error_are_cut(write_release: Write, convert: Callable[
 
     assert "plugin/to_task.py" in caught.value.trace
     assert len(caught.value.trace) + len(str(caught.value)) < 10_000
+
+
+def test_no_call_is_begun_for_a_run_that_has_ended(
+    write_release: Write, convert: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_end, "CHECK_INTERVAL_SECONDS", 0.0)
+    write_release("cat@1.0", to_task=TO_TASK, words="WORD = 'cat'")
+
+    with waits_for_run(lambda: True), pytest.raises(RunEndedError):
+        convert("cat@1.0", {})
+
+
+def test_a_wait_for_another_release_ends_with_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a release whose call hangs, and a call of another that waits for it
+    monkeypatch.setattr(run_end, "CHECK_INTERVAL_SECONDS", 0.02)
+    isolation = ModuleIsolation()
+    with isolation.activated(tmp_path / "hangs"):
+        # When its run ends, then the wait ends
+        with (
+            waits_for_run(lambda: True),
+            pytest.raises(RunEndedError),
+            isolation.activated(tmp_path / "waits"),
+        ):
+            raise AssertionError("two releases are active")
+
+        # And nobody queues behind it
+        with isolation.activated(tmp_path / "hangs"):
+            pass

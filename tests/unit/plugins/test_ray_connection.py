@@ -8,7 +8,13 @@ import pytest
 
 from tests.harness.fake_ray_driver import VERSIONS, FakeRayDriver
 from worker.platform import redact
-from worker.plugins import PluginHostUnavailableError, RayDriverError
+from worker.plugins import (
+    PluginHostUnavailableError,
+    RayDriverError,
+    RunEndedError,
+    run_end,
+    waits_for_run,
+)
 from worker.plugins.ray_driver import RayConnection, connection
 
 
@@ -88,6 +94,30 @@ def test_a_failed_connect_is_remembered_for_a_while(
     driver.answers["connect"] = VERSIONS
     made.connect()
     assert (driver.starts, made.generation) == (2, 1)
+
+
+def test_a_caller_whose_run_ends_leaves_the_attempt_to_others(
+    head: list[str], driver: FakeRayDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an attempt to connect that hangs
+    monkeypatch.setattr(run_end, "CHECK_INTERVAL_SECONDS", 0.02)
+    answers = threading.Event()
+
+    def connect(_address: str) -> dict[str, str]:
+        assert answers.wait(10)
+        return VERSIONS
+
+    driver.answers["connect"] = connect
+    made = RayConnection("head:6379", driver)
+
+    # When the run of its first caller ends, then that caller waits no longer
+    with waits_for_run(lambda: True), pytest.raises(RunEndedError):
+        made.connect()
+
+    # And the same attempt serves the next one
+    threading.Timer(0.1, answers.set).start()
+    made.connect()
+    assert (driver.starts, made.generation) == (1, 1)
 
 
 def test_a_head_that_is_gone_starts_no_process(head: list[str], driver: FakeRayDriver) -> None:

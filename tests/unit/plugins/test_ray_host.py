@@ -21,7 +21,10 @@ from worker.plugins import (
     RayDriverError,
     RayHost,
     Release,
+    RunEndedError,
     ray_host,
+    run_end,
+    waits_for_run,
 )
 from worker.plugins.ray_driver import RayConnection
 from worker.plugins.ray_driver.operations import CallEnd
@@ -32,6 +35,9 @@ REQUEST = ActionRequest("cat@1.0", "to_task", "plugin.to_task.ToTask")
 
 
 class Packages:
+    def keep(self, uri: str) -> bool:
+        return True
+
     def ensure(self, release: Release) -> str:
         return "gcs://p.zip"
 
@@ -261,6 +267,63 @@ def test_idle_actors_are_dropped(
     batch(host, release)
     monkeypatch.setattr(ray_host, "MAX_IDLE_SECONDS", -1.0)
 
-    host.pin([release])
+    host.pin("gcs://a.zip")
 
-    assert driver.calls[-1] == "drop_actors"
+    assert "drop_actors" in driver.calls
+
+
+@pytest.fixture
+def has_ended(monkeypatch: pytest.MonkeyPatch, driver: FakeRayDriver) -> Callable[[], bool]:
+    """Whether the run has ended for which a call of the author's code is made, as it does during the call."""
+    monkeypatch.setattr(run_end, "CHECK_INTERVAL_SECONDS", 0.0)
+    waits: list[str] = []
+    driver.answers["await_actor"] = lambda *_: "start"
+
+    def wait(call: str, _seconds: float) -> dict[str, str]:
+        if call != "start":
+            waits.append(call)
+            run_end.check_run()
+        return ended(CallEnd.REPLY, reply=json.dumps({"ok": 7}))
+
+    driver.answers["wait_for_end"] = wait
+    return lambda: bool(waits)
+
+
+def test_a_one_off_call_of_a_run_that_ends_is_cancelled(
+    host: RayHost, release: Release, driver: FakeRayDriver, has_ended: Callable[[], bool]
+) -> None:
+    with waits_for_run(has_ended), pytest.raises(RunEndedError):
+        host.call(release, REQUEST, "check_params", {})
+
+    assert driver.calls[-2:] == ["wait_for_end", "cancel_call"]
+
+
+def test_a_batch_of_a_run_that_ends_kills_its_process(
+    host: RayHost, release: Release, driver: FakeRayDriver, has_ended: Callable[[], bool]
+) -> None:
+    # Given a run that ends during a call
+    with waits_for_run(has_ended):
+        with pytest.raises(RunEndedError):
+            batch(host, release)
+        assert driver.calls[-2:] == ["wait_for_end", "kill_actor"]
+
+        # Then no further call is begun for it
+        calls = len(driver.calls)
+        with pytest.raises(RunEndedError):
+            batch(host, release)
+        assert len(driver.calls) == calls
+
+    # And another run gets a process of its own
+    assert batch(host, release) == 7
+    assert driver.calls.count("start_actor") == 2
+
+
+def test_a_wait_for_a_busy_process_ends_with_the_run(
+    host: RayHost, release: Release, monkeypatch: pytest.MonkeyPatch, driver: FakeRayDriver
+) -> None:
+    monkeypatch.setattr(run_end, "CHECK_INTERVAL_SECONDS", 0.02)
+    actor = ray_host._Actor("actor")
+    with actor.slot, waits_for_run(lambda: True), pytest.raises(RunEndedError):
+        host._call_in_slot(("a", "b"), actor, release, REQUEST, "convert_from_files", "[]")
+
+    assert driver.calls == [], "the process that another run uses is left alone"

@@ -7,6 +7,7 @@ from fakeredis import FakeRedis
 
 from tests.unit.conftest import Clock
 from worker.runs.heartbeat import Heartbeats
+from worker.runs.runs import Runs
 
 Eventually = Callable[[Callable[[], object]], None]
 
@@ -77,3 +78,23 @@ def test_removed_member_is_not_overdue(redis: FakeRedis, clock: Clock) -> None:
     clock.forward(100)
 
     assert live.overdue() == []
+
+
+def test_a_renewal_does_not_bring_a_later_heartbeat_forward(runs: Runs, clock: Clock) -> None:
+    # Given a run that begins to wait for long, just as its step's lock is renewed
+    runs.heartbeats.schedule("run:1", 180)
+    runs.heartbeats.renew("run:1")
+
+    # Then it is overdue when the wait is, and not before
+    clock.forward(170)
+    assert runs.heartbeats.overdue() == []
+    clock.forward(90)
+    assert runs.heartbeats.overdue() == ["run:1"]
+
+
+def test_a_renewal_is_a_heartbeat(runs: Runs, clock: Clock) -> None:
+    runs.heartbeats.schedule("run:1")
+    clock.forward(runs.timing.heartbeat_grace_seconds - 1)
+    runs.heartbeats.renew("run:1")
+    clock.forward(5)
+    assert runs.heartbeats.overdue() == []

@@ -8,6 +8,7 @@ import pytest
 from fakeredis import FakeRedis
 
 from worker.runs.locks import Locks
+from worker.runs.model import Lease
 
 Eventually = Callable[[Callable[[], object]], None]
 
@@ -15,7 +16,7 @@ Eventually = Callable[[Callable[[], object]], None]
 def test_lease_is_renewed_while_held(redis: FakeRedis, eventually: Eventually) -> None:
     locks = Locks(redis, 0.6)
     locks.acquire("lock", "me")
-    with locks.hold("lock", "me"):
+    with locks.hold(Lease("lock", "me")):
         redis.pexpire("lock", 60_000)
         eventually(lambda: redis.pttl("lock") <= 600)
 
@@ -28,11 +29,11 @@ def test_lease_is_renewed_also_when_it_follows_another_at_once(
     locks = Locks(redis, 0.6)
     for _ in range(200):
         locks.acquire("lock", "me")
-        with locks.hold("lock", "me"):
+        with locks.hold(Lease("lock", "me")):
             pass
     locks.acquire("lock", "me")
 
-    with locks.hold("lock", "me"):
+    with locks.hold(Lease("lock", "me")):
         redis.pexpire("lock", 60_000)
         eventually(lambda: redis.pttl("lock") <= 600)
 
@@ -42,7 +43,7 @@ def test_lease_is_renewed_also_when_it_follows_another_at_once(
 def test_lease_of_another_is_neither_renewed_nor_released(redis: FakeRedis) -> None:
     locks = Locks(redis, 10)
     locks.acquire("lock", "me")
-    with locks.hold("lock", "me"):
+    with locks.hold(Lease("lock", "me")):
         redis.set("lock", "another", px=500)
 
     assert redis.get("lock") == "another"
@@ -65,7 +66,7 @@ def test_client_that_asks_twice_holds_the_lease(redis: FakeRedis) -> None:
 def test_no_thread_is_left_when_nothing_is_held(redis: FakeRedis, eventually: Eventually) -> None:
     locks = Locks(redis, 10)
     locks.acquire("lock", "me")
-    with locks.hold("lock", "me"):
+    with locks.hold(Lease("lock", "me")):
         thread = locks._thread
         assert thread is not None
 
@@ -86,7 +87,7 @@ def test_renewal_sends_heartbeats_until_the_lock_is_lost(
 
     locks.acquire("lock", "me")
     monkeypatch.setattr(locks._scripts, "run", recording_run)
-    with locks.hold("lock", "me", lambda: heartbeats.append(1)):
+    with locks.hold(Lease("lock", "me"), lambda: heartbeats.append(1)):
         eventually(lambda: len(heartbeats) > 1)
 
         # When another holder gets it

@@ -20,7 +20,7 @@ from worker.runs.model import (
 )
 from worker.runs.reporter import report, stop
 from worker.runs.runs import Runs
-from worker.runs.store import NewerRunError
+from worker.runs.store import DamagedRunError, NewerRunError
 from worker.testing import FakeBackend
 
 DAY = 86_400
@@ -55,6 +55,26 @@ def accepted_by_a_newer_worker(redis: FakeRedis, job: str) -> None:
 def test_run_of_a_newer_release_is_not_read(runs: Runs, run: Run, redis: FakeRedis) -> None:
     accepted_by_a_newer_worker(redis, "42")
     with pytest.raises(NewerRunError, match="newer release"):
+        runs.store.load("42")
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        (RunField.MESSAGE, "rubbish"),
+        (RunField.MESSAGE, "[]"),
+        (RunField.MESSAGE, None),
+        (RunField.QUEUE, None),
+        (RunField.POSITION, "first"),
+        (RunField.ENDED, "{}"),
+    ],
+)
+def test_damaged_record_is_told_apart_from_a_newer_one(
+    runs: Runs, run: Run, redis: FakeRedis, field: str, text: str | None
+) -> None:
+    redis.hdel(run_key("42"), field) if text is None else redis.hset(run_key("42"), field, text)
+
+    with pytest.raises(DamagedRunError, match="damaged"):
         runs.store.load("42")
 
 

@@ -7,14 +7,16 @@ import pytest
 from fakeredis import FakeRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared.channels import dead_letters_key
+from shared.channels import dead_letters_key, job_key
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher
+from tests.unit.conftest import Clock
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
+from worker.broker import UNKNOWN_STEP, RejectedMessage
 from worker.deploy.plan import DEPLOY
 from worker.platform import ServerError
 from worker.runs.keys import lock_key
-from worker.workflow.dead_letters import DeadLetters
+from worker.workflow.dead_letters import DeadLetters, reject_undelivered, seconds_unknown
 from worker.workflow.intake import begin_run
 
 MESSAGE: dict[str, Any] = {"job": 42, "plugin": "digits@1.0.0", "agent": 1}
@@ -273,3 +275,34 @@ def test_a_job_that_ended_before_the_rejection_is_not_opened(
 
     assert not DeadLetters(redis).replay("42")
     assert not begun(task_runner, services)
+
+
+@pytest.fixture
+def lost(services: FakeServices, monkeypatch: pytest.MonkeyPatch) -> RejectedMessage:
+    """A message of a step that no worker knew."""
+    monkeypatch.setattr("worker.workflow.dead_letters.services", lambda: services)
+    kwargs = {"job": "42"}
+    return RejectedMessage("deploy.newer", json.dumps([[], kwargs, {}]), UNKNOWN_STEP, "m1", kwargs)
+
+
+def test_age_of_an_unknown_step_counts_from_its_first_delivery(lost: RejectedMessage, clock: Clock) -> None:
+    assert seconds_unknown(message_id="m1") < 5
+    clock.forward(3_600)
+    assert 3_600 <= seconds_unknown(message_id="m1") < 3_605
+    assert seconds_unknown(message_id="m2") < 5
+
+
+@pytest.mark.parametrize(("idle", "status"), [(0, "PENDING"), (90_000, "FAILED")])
+def test_run_that_stands_at_an_unknown_step_ends_failed(
+    task_runner: TaskRunner, redis: FakeRedis, clock: Clock, lost: RejectedMessage, idle: float, status: str
+) -> None:
+    # Given a run that has not changed for so long
+    task_runner.deliver("test.deploy", **MESSAGE)
+    clock.forward(idle)
+
+    # When a step of it is given up that no worker knew
+    reject_undelivered(lost)
+
+    # Then it is a dead letter, and the run ends if it stands still
+    assert [letter["reason"] for letter in letters(redis)] == [UNKNOWN_STEP]
+    assert redis.hget(job_key("42"), "status") == status

@@ -1,6 +1,7 @@
 """The sweep, and what app and environment have to do with each other."""
 
 import heapq
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from fakeredis import FakeRedis
 from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from shared.channels import job_key
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
@@ -51,7 +53,65 @@ def test_an_unreadable_run_does_not_delay_the_others(
 
     maintenance.sweep()
 
-    assert {sent.kwargs["job"] for sent in sender.published} == {"2", "3", "4", "5"}
+    assert {sent.kwargs["job"] for sent in sender.of("deploy.initialize")} == {"2", "3", "4", "5"}
+
+
+def test_a_run_with_a_key_of_another_type_delays_no_others(
+    task_runner: TaskRunner, services: FakeServices, sender: RecordingPublisher, clock: Clock
+) -> None:
+    for job in range(1, 4):
+        task_runner.deliver("test.deploy", job=job, **MESSAGE)
+    services.redis.delete(run_key("1"))
+    services.redis.set(run_key("1"), "rubbish")
+    sender.published.clear()
+    clock.forward(80)
+
+    maintenance.sweep()
+
+    assert {sent.kwargs["job"] for sent in sender.of("deploy.initialize")} == {"2", "3"}
+
+
+def test_a_damaged_run_ends_failed_and_that_is_reported(
+    task_runner: TaskRunner,
+    services: FakeServices,
+    sender: RecordingPublisher,
+    backend: Backend,
+    clock: Clock,
+) -> None:
+    # Given a run whose record is damaged
+    task_runner.deliver("test.deploy", job=1, **MESSAGE)
+    services.redis.hset(run_key("1"), "message", "rubbish")
+    sender.published.clear()
+    clock.forward(80)
+
+    # When the sweep finds it overdue
+    maintenance.sweep()
+    task_runner.deliver("runs.report", **sender.of("runs.report")[0].kwargs)
+
+    # Then it has ended, and the next sweep has nothing to do
+    [patch] = backend.patches
+    assert patch == {"status": "FAILED", "result": {"error": "the record of job 1's run is damaged"}}
+    clock.forward(800)
+    assert maintenance.sweep() == 0
+
+
+def test_a_run_of_a_newer_release_ends_after_a_silent_day(
+    task_runner: TaskRunner, services: FakeServices, clock: Clock
+) -> None:
+    # Given a run that only newer workers can read, and whose messages are lost
+    task_runner.deliver("test.deploy", job=1, **MESSAGE)
+    stored = json.loads(services.redis.hget(run_key("1"), "message"))
+    stored["kwargs"]["dry_run"] = True
+    services.redis.hset(run_key("1"), "message", json.dumps(stored))
+
+    # Then the sweep leaves it alone for a day, and ends it after that
+    clock.forward(80_000)
+    maintenance.sweep()
+    assert not services.runs.store.has_ended("1")
+    clock.forward(10_000)
+    maintenance.sweep()
+    assert services.redis.hget(job_key("1"), "status") == "FAILED"
+    assert services.redis.hget(job_key("1"), "error") == "the run of job 1 is of a newer release"
 
 
 def test_a_lost_message_of_a_rejected_job_is_published_again(

@@ -13,6 +13,7 @@ from shared.statuses import JobStatus
 from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
 from tests.unit.runs.example_workflow import CHUNK, FIRST, SECOND, VISIBILITY_TIMEOUT, StepCalls, deliver
 from worker.platform import RateLimitError
+from worker.plugins import RunEndedError, check_run, run_end
 from worker.runs.keys import heartbeats_key, lock_key, run_key
 from worker.runs.model import (
     Continue,
@@ -309,3 +310,44 @@ def test_two_deliveries_at_once_work_one_after_the_other(worker: InProcessWorker
 
     assert second.ended == "retried"
     assert at_once == ["first"]
+
+
+def test_a_step_is_interrupted_by_the_end_of_its_run(
+    worker: InProcessWorker, run: Run, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a step that waits for something that hangs
+    monkeypatch.setattr(run_end, "CHECK_INTERVAL_SECONDS", 0.0)
+
+    def hang(_: Run) -> Outcome:
+        check_run()  # while the run goes on, it waits
+        runs.finish("42", End(JobStatus.STOPPED, {"error": "stopped"}))
+        check_run()
+        raise AssertionError("the wait went on")
+
+    # When the run is stopped, then the wait ends, and the step is retried
+    delivery = worker.run_step(FIRST, hang)
+    assert isinstance(delivery.error, RunEndedError)
+    assert delivery.ended == "retried"
+
+    # And its next delivery cleans up
+    again = worker.run_step(FIRST, hang, kwargs=delivery.kwargs)
+    assert (again.ended, again.error) == ("acknowledged", None)
+    assert worker.ended_runs == ["42"]
+    assert runs.store.load("42").end == End(JobStatus.STOPPED, {"error": "stopped"})
+
+
+def test_a_redis_that_is_away_interrupts_no_step(
+    worker: InProcessWorker, run: Run, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_end, "CHECK_INTERVAL_SECONDS", 0.0)
+
+    def wait_for_plugin(_: Run) -> Outcome:
+        with monkeypatch.context() as patch:
+            patch.setattr(runs.store, "has_ended", unavailable)
+            check_run()
+        return Suspend()
+
+    def unavailable(_: str) -> bool:
+        raise RedisConnectionError
+
+    assert worker.outcome_of(FIRST, wait_for_plugin) == Suspend()

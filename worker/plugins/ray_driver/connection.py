@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from shared.messages import JsonObject
 from worker.platform import register_secrets
 from worker.plugins.errors import PluginHostUnavailableError, RayDriverError
 from worker.plugins.ray_driver import operations
-from worker.plugins.ray_driver.process import RayDriver
+from worker.plugins.ray_driver.process import RayDriver, is_settled
+from worker.plugins.run_end import held, wait_for
 
 logger = logging.getLogger(__name__)
 
@@ -41,35 +43,61 @@ class RayConnection:
         """Of Ray and Python, here and on the cluster."""
         self._lock = threading.Lock()
         self._is_connected = False
+        self._attempt: Future[None] | None = None
         self._checked = 0.0
         self._failure: PluginHostUnavailableError | None = None
         self._failed = 0.0
 
     def connect(self, timeout: float = CONNECT_TIMEOUT_SECONDS) -> None:
-        """Connect within `timeout` seconds; raises `PluginHostUnavailableError` that says what to do."""
+        """Connect within `timeout` seconds; raises `PluginHostUnavailableError` that says what to do.
+
+        The attempt is made in a thread of its own: a caller whose run ends leaves it to the others.
+        """
         if not self.address:
             raise PluginHostUnavailableError(
                 "no Ray cluster is configured: set RAY_ADDRESS (host:port, or ray://host:port)"
             )
-        with self._lock:
-            if self._is_alive():
-                return
-            if self._failure is not None and time.monotonic() - self._failed < FAILURE_SECONDS:
-                raise PluginHostUnavailableError(str(self._failure))
-            self._is_connected = False
-            try:
-                _cluster_token()
-                _probe(self.address, min(timeout, PROBE_TIMEOUT_SECONDS))
-                self._start(self.address, timeout)
-            except PluginHostUnavailableError as error:
-                self._failure, self._failed = error, time.monotonic()
-                raise
-            self._failure = None
+        with held(self._lock):
+            attempt = self._attempt
+            if attempt is None or attempt.done():
+                if self._is_alive():
+                    return
+                if self._failure is not None and time.monotonic() - self._failed < FAILURE_SECONDS:
+                    raise PluginHostUnavailableError(str(self._failure))
+                self._is_connected = False
+                attempt = Future()
+                arguments = attempt, self.address, timeout
+                threading.Thread(target=self._try, args=arguments, name="ray-connect", daemon=True).start()
+                self._attempt = attempt
+        made = attempt
+        wait_for(lambda seconds: is_settled(made, seconds))
+        if (error := made.exception()) is not None:
+            is_known = isinstance(error, PluginHostUnavailableError)
+            raise PluginHostUnavailableError(str(error)) if is_known else error
 
-    def call(self, function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
+    def _try(self, attempt: "Future[None]", address: str, timeout: float) -> None:
+        try:
+            _cluster_token()
+            _probe(address, min(timeout, PROBE_TIMEOUT_SECONDS))
+            self._start(address, timeout)
+        except Exception as error:
+            if isinstance(error, PluginHostUnavailableError):
+                self._failure, self._failed = error, time.monotonic()
+            attempt.set_exception(error)
+        else:
+            self._failure = None
+            attempt.set_result(None)
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        timeout: float,
+        undo: Callable[[Any], Any] | None = None,
+    ) -> Any:
         """`RayDriver.call` on this connection, which is checked before the next call when this one fails."""
         try:
-            return self.driver.call(function, *arguments, timeout=timeout)
+            return self.driver.call(function, *arguments, timeout=timeout, undo=undo)
         except RayDriverError:
             self.mark_stale()
             raise
@@ -89,8 +117,11 @@ class RayConnection:
     def close(self) -> None:
         """Disconnect; the next `connect` makes a new connection."""
         with self._lock:
-            self._is_connected = False
             self.driver.kill()
+            if self._attempt is not None:
+                wait([self._attempt])
+            self.driver.kill()
+            self._is_connected = False
 
     def _is_alive(self) -> bool:
         if not self._is_connected or not self.driver.is_running or not self.is_reachable():

@@ -20,7 +20,8 @@ from contextlib import suppress
 from typing import Any
 
 from worker.platform import clean
-from worker.plugins.errors import RayDriverError
+from worker.plugins.errors import RayDriverError, RunEndedError
+from worker.plugins.run_end import wait_for
 
 logger = logging.getLogger(__name__)
 
@@ -53,23 +54,43 @@ class RayDriver:
         with self._lock:
             self._process = _DriverProcess()
 
-    def call(self, function: Callable[..., Any], *arguments: Any, timeout: float) -> Any:
+    def call(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        timeout: float,
+        undo: Callable[[Any], Any] | None = None,
+    ) -> Any:
         """The JSON value of `function(*arguments)` in the driver process.
 
         `function` is importable by name. Raises `RayDriverError` when it raises, and when the process ends or
         does not answer within `timeout` seconds; then the process is killed, and with it all other calls.
+        Raises `RunEndedError` when the run for which it is called ends meanwhile. The process and its other
+        calls go on then, and `undo` is called in it with the value, should there be one after all.
         """
+        process = self._own_process()
+        reply = process.send(pickle.dumps((function, arguments)))
+        try:
+            if wait_for(lambda seconds: is_settled(reply, seconds), timeout):
+                return reply.result()
+        except RunEndedError:
+            if undo is not None:
+                reply.add_done_callback(lambda late: process.undo(late, undo))
+            raise
+        logger.warning("ray driver killed", extra={"call": function.__name__, "timeout": timeout})
+        process.kill()
+        raise RayDriverError("TimeoutError", f"no answer within {timeout:g} s")
+
+    def send(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Call the function in the driver process, and wait for nothing."""
+        self._own_process().send(pickle.dumps((function, arguments)))
+
+    def _own_process(self) -> "_DriverProcess":
         process = self._process
         # A forked process has its parent's object, but the pipe belongs to the parent.
         if process is None or process.owner != os.getpid():
             raise _lost()
-        reply = process.send(pickle.dumps((function, arguments)))
-        try:
-            return reply.result(timeout)
-        except TimeoutError:
-            logger.warning("ray driver killed", extra={"call": function.__name__, "timeout": timeout})
-            process.kill()
-            raise RayDriverError("TimeoutError", f"no answer within {timeout:g} s") from None
+        return process
 
     def kill(self) -> None:
         """Kill the driver process; all calls that wait for it fail."""
@@ -122,6 +143,11 @@ class _DriverProcess:
         self._requests.put(pickle.dumps((number, call)))
         return reply
 
+    def undo(self, reply: "Future[Any]", undo: Callable[[Any], Any]) -> None:
+        if reply.exception() is None:
+            with suppress(RayDriverError):
+                self.send(pickle.dumps((undo, (reply.result(),))))
+
     def kill(self) -> None:
         """The calls that wait fail here, and not only when the pipe is read to its end."""
         self._process.kill()
@@ -162,6 +188,15 @@ class _DriverProcess:
             waiting, self._waiting = self._waiting, {}
         for reply in waiting.values():
             reply.set_exception(_lost())
+
+
+def is_settled(reply: "Future[Any]", seconds: float) -> bool:
+    """Whether the reply or its error is there within `seconds`."""
+    try:
+        reply.exception(seconds)
+    except TimeoutError:
+        return False
+    return True
 
 
 def _lost() -> RayDriverError:

@@ -46,3 +46,29 @@ local function advance_generation(polls, newest_field, generation)
   return generation + 1
 end
 
+-- The deliveries of a step that have begun in a generation and not ended: the generation and their tokens. One that
+-- has ended takes its token back, so the tokens that stay are of deliveries that died, or of one that is suspended.
+-- Returns how many there are beside this one. A client whose answer got lost begins again with the same token.
+local function begin_delivery(polls, field, generation, token)
+  local kept, died = string.format('%d', generation), 0
+  local stored = redis.call('HGET', polls, field) or ''
+  if string.match(stored, '^%d+') == kept then
+    for each in string.gmatch(stored, ' (%w+)') do
+      if each ~= token then kept, died = kept .. ' ' .. each, died + 1 end
+    end
+  end
+  redis.call('HSET', polls, field, kept .. ' ' .. token)
+  return died
+end
+local function end_delivery(polls, field, token)
+  local stored = redis.call('HGET', polls, field)
+  if not stored then return end
+  local kept = string.gsub(stored, ' ' .. token, '')
+  if string.find(kept, ' ') then redis.call('HSET', polls, field, kept) else redis.call('HDEL', polls, field) end
+end
+
+-- A step has done something that stays, so what died before it says nothing any more.
+local function forget_deliveries(polls, field)
+  if field ~= '' then redis.call('HDEL', polls, field) end
+end
+

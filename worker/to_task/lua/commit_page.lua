@@ -1,7 +1,7 @@
 -- Take a page of ids in, once: the page that the cursor stands at, while the run lives. Whole chunks are
 -- written under their number, the remainder is carried to the next page, or is the last chunk.
--- KEYS: run, record, task index, seen, chunks   ARGV: page, link to the next or '', chunk size,
---   how many pages in a row may have no new id, id...
+-- KEYS: run, record, task index, seen, chunks, polls   ARGV: page, link to the next or '', chunk size,
+--   how many pages in a row may have no new id, field of the deliveries or '', id...
 if not run_open(KEYS[1]) then return 'over' end
 local at = tonumber(redis.call('HGET', KEYS[3], 'page') or '0')
 if at ~= tonumber(ARGV[1]) or redis.call('HEXISTS', KEYS[3], 'complete') == 1 then return 'stale' end
@@ -18,7 +18,7 @@ local function write()
   chunks, rest = chunks + 1, {}
 end
 local known = total
-for i = 5, #ARGV do
+for i = 6, #ARGV do
   if redis.call('SADD', KEYS[4], ARGV[i]) == 1 then
     rest[#rest + 1] = ARGV[i]
     total = total + 1
@@ -36,4 +36,5 @@ if link == '' then
 end
 redis.call('HSET', KEYS[3], 'page', at + 1, 'link', link, 'rest', table.concat(rest, ','),
   'chunks', chunks, 'total', total, 'repeated', repeated)
+forget_deliveries(KEYS[6], ARGV[5])
 return 'committed'

@@ -1,7 +1,8 @@
 -- What came of tasks, each counted once. Returns 0 when the run is over: nothing is written then.
--- KEYS: run, record, done, failures, attempts, tickets, polls   ARGV: most failures, (position, failure or '')...
+-- KEYS: run, record, done, failures, attempts, tickets, polls, the run's polls
+-- ARGV: most failures, field of the deliveries or '', (position, failure or '')...
 if not run_open(KEYS[1]) then return 0 end
-for i = 2, #ARGV, 2 do
+for i = 3, #ARGV, 2 do
   local position, failure = ARGV[i], ARGV[i + 1]
   if redis.call('SETBIT', KEYS[3], position, 1) == 0 then
     redis.call('HINCRBY', KEYS[2], failure == '' and 'success' or 'failed', 1)
@@ -11,6 +12,7 @@ for i = 2, #ARGV, 2 do
     redis.call('HDEL', KEYS[5], position)
     redis.call('HDEL', KEYS[6], position)
     redis.call('HDEL', KEYS[7], position)
+    forget_deliveries(KEYS[8], ARGV[2])
   end
 end
 return 1

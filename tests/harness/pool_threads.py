@@ -1,0 +1,31 @@
+"""Threads of a worker's pool that hold slots of its bulkhead."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TypeAlias
+
+from worker.runs.bulkhead import Bulkhead
+
+
+class PoolThread:
+    """A thread of a pool; it keeps the slots that it gets until it is asked to give them back."""
+
+    def __init__(self, bulkhead: Bulkhead) -> None:
+        self._bulkhead = bulkhead
+        self._executor = ThreadPoolExecutor(1)
+        self._slots = ExitStack()
+
+    def acquire(self, dependency: str, *, all_but_two: bool = False) -> bool:
+        slot = self._bulkhead.acquire(dependency, all_but_two=all_but_two)
+        return self._executor.submit(self._slots.enter_context, slot).result()
+
+    def release_all(self) -> None:
+        self._executor.submit(self._slots.close).result()
+
+    def close(self) -> None:
+        self.release_all()
+        self._executor.shutdown()
+
+
+NewThread: TypeAlias = Callable[[Bulkhead], PoolThread]
