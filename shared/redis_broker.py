@@ -7,6 +7,7 @@ by default, and keeps a connection to a server that has become a read-only repli
 import os
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from celery.app import amqp
@@ -41,6 +42,15 @@ def _watched(connection_class: Any, channel: "Channel") -> Any:
     return WatchedConnection
 
 
+@dataclass
+class _SharedPool:
+    """A pool, what its connections are made with, and the channels that use it."""
+
+    made_with: tuple[object, ...]
+    pool: Any
+    channels: list[Any] = field(default_factory=list)
+
+
 class _SharedPools:
     """Pools of connections that all channels of a process to one Redis use, until the last one is closed.
 
@@ -48,33 +58,38 @@ class _SharedPools:
     """
 
     def __init__(self) -> None:
+        self._pools: list[_SharedPool] = []
+        self._make_lock()
+        # Another thread of the parent may hold it at that moment.
+        os.register_at_fork(after_in_child=self._make_lock)
+
+    def _make_lock(self) -> None:
         self._lock = threading.Lock()
-        self._pools: dict[tuple[object, ...], tuple[Any, list[Channel]]] = {}
 
     def acquire(self, channel: "Channel", options: dict[str, Any]) -> Any:
         """The pool for a channel and the options of its connections."""
         # The limit of the option is meant for the threads that share a channel.
         options.pop("max_connections", None)
-        needed = channel.needed_options
-        key = (os.getpid(), id(channel.redis_url), *sorted(options.items()), *sorted(needed.items()))
+        url, needed = channel.redis_url, channel.needed_options
+        made_with = (os.getpid(), url, options, needed)
         with self._lock:
-            if key not in self._pools:
-                self._pools[key] = (channel.redis_url.pool(needed=needed, **options), [])
-            pool, channels = self._pools[key]
-            channels.append(channel)
-            return pool
+            found = next((shared for shared in self._pools if shared.made_with == made_with), None)
+            if found is None:
+                found = _SharedPool(made_with, url.pool(needed=needed, **options))
+                self._pools.append(found)
+            found.channels.append(channel)
+            return found.pool
 
     def release(self, channel: "Channel") -> None:
         """The channel uses its pool no longer."""
         with self._lock:
-            for key, (pool, channels) in tuple(self._pools.items()):
-                if channel in channels:
-                    channels.remove(channel)
-                    if not channels:
-                        del self._pools[key]
-                        pool.disconnect()
-                        if manager := getattr(pool, "sentinel_manager", None):
-                            manager.close()
+            for shared in [shared for shared in self._pools if channel in shared.channels]:
+                shared.channels.remove(channel)
+                if not shared.channels:
+                    self._pools.remove(shared)
+                    shared.pool.disconnect()
+                    if manager := getattr(shared.pool, "sentinel_manager", None):
+                        manager.close()
 
 
 _shared_pools = _SharedPools()

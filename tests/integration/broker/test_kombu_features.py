@@ -49,7 +49,6 @@ def test_idle_worker_has_four_connections_and_no_gossip(broker: BrokerHarness) -
         return [client for client in broker.redis.client_list() if client["id"] not in before]
 
     # They fetch, hear of changes, listen to remote control, and do all the rest.
-    import time; time.sleep(5); print(*[(c["cmd"],c["idle"],c["psub"],c["sub"]) for c in connections()],sep="\n")
     broker.wait_for(lambda: len(connections()) == 4, 5, "four connections")
     assert [client["psub"] for client in connections()].count("1") == 1, "remote control alone"
     assert broker.redis.pubsub_numpat() == 1, "gossip would listen to the events of all"

@@ -127,9 +127,7 @@ def test_stopping_watcher_leaves_a_token(redis: Any, unacked: Unacked) -> None:
     assert redis.llen(keys[1]) == 1
 
 
-def test_due_messages_are_fetched_first_in_their_order(
-    redis: Any, unacked: Unacked
-) -> None:
+def test_due_messages_are_fetched_first_in_their_order(redis: Any, unacked: Unacked) -> None:
     # Given messages whose time has come, one whose time has not, and one without a time
     for seconds in (-2, -3, 30):
         unacked.delay("a", f"a\n{seconds}", seconds)
