@@ -15,6 +15,7 @@ from kombu import Connection as KombuConnection
 from kombu.connection import ConnectionPool as KombuConnectionPool
 from kombu.connection import PooledConnection as KombuPooledConnection
 from kombu.transport import redis
+from kombu.utils.collections import HashedSeq
 
 from shared.redis_url import RedisUrl, is_redis_url, read_redis_url
 
@@ -159,7 +160,7 @@ class Transport(redis.Transport):
 class Connection(KombuConnection):
     """A connection that uses this module's transport for Redis, with or without Sentinel."""
 
-    redis_transport: ClassVar[type[redis.Transport]] = Transport
+    redis_transport: type[redis.Transport] = Transport
 
     def __init__(self, hostname: Any = "localhost", *args: Any, **kwargs: Any) -> None:
         """Prepare a connection.
@@ -179,6 +180,10 @@ class Connection(KombuConnection):
             kwargs["ssl"] = kwargs.get("ssl") or url.tls_options or False
             kwargs["transport_options"] = {**options, **url.transport_options}
         super().__init__(hostname, *args, **kwargs)
+
+    def __eqhash__(self) -> Any:
+        # Kombu keeps pools by it: two transports to one Redis in one process need one each.
+        return HashedSeq(*super().__eqhash__(), self.redis_transport)
 
     def get_transport_cls(self) -> Any:
         """Select the transport.
@@ -212,9 +217,11 @@ class ConnectionPool(KombuConnectionPool):
         """Make a connection.
 
         Returns:
-            One that knows its pool.
+            One that knows its pool, with the transport of the pool's own connection.
         """
-        return PooledConnection(self, **dict(self.connection._info(resolve=False)))
+        made = PooledConnection(self, **dict(self.connection._info(resolve=False)))
+        made.redis_transport = self.connection.redis_transport
+        return made
 
 
 class AMQP(amqp.AMQP):
