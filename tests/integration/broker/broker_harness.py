@@ -13,12 +13,13 @@ from celery import Celery
 from redis import Redis
 
 from tests.chaos.forkserver import ForkServer, Worker
-from worker.broker.delivery import redelivery_key, unacked_key
+from worker.broker.delivery import delayed_key, redelivery_key, unacked_key
 from worker.sandbox.processes import Process, start_process, wait_for
 from worker.sandbox.servers import RedisServer
 
 ROOT = Path(__file__).parents[3]
 HERE = Path(__file__).parent
+QUEUES = ("first", "second")
 
 
 class BrokerHarness:
@@ -44,16 +45,18 @@ class BrokerHarness:
         visibility_timeout: float = 10,
         wait_until_ready: bool = True,
         newer_release: bool = False,
+        prefetch: int = 1,
     ) -> Process | Worker:
         """Start a worker; one with a thread pool is forked, because that is fast.
 
-        `newer_release`: it has a step that the other workers do not have.
+        `newer_release`: it has a step that the other workers do not have. `prefetch`: messages a thread.
         """
         name = f"w{len(self.workers)}"
         settings = {
             "TEST_APP_URL": self.url,
             "TEST_APP_VISIBILITY_TIMEOUT": str(visibility_timeout),
             "TEST_APP_NEWER_RELEASE": str(int(newer_release)),
+            "TEST_APP_PREFETCH": str(prefetch),
         }
         worker = (
             self._fork_worker(name, concurrency, settings)
@@ -101,9 +104,13 @@ class BrokerHarness:
         assert unacked == redeliveries
         return int(unacked)
 
+    def delayed_count(self) -> int:
+        return sum(int(self.redis.zcard(delayed_key(queue))) for queue in QUEUES)
+
     def is_empty(self) -> bool:
-        """No message is in a queue or unacknowledged."""
-        return not self.redis.llen("first") and not self.redis.llen("second") and not self.unacked_count()
+        """No message is in a queue, delayed or unacknowledged."""
+        waiting = any(self.redis.llen(queue) for queue in QUEUES)
+        return not waiting and not self.delayed_count() and not self.unacked_count()
 
     def wait_for_connection_errors(self, worker: Process | Worker, times: int = 2) -> None:
         """Wait until the worker has logged that it cannot connect to Redis."""
