@@ -1,10 +1,19 @@
 """The Celery app's settings for its broker, each with its reason."""
 
 from shared.redis_url import RedisUrl, is_redis_url, read_redis_url
+from worker.pool import pool
+from worker.runs.bulkhead import all_but_two
 from worker.settings import Settings
 
 QUEUES = ("deploy", "to_task", "annotate", "logs", "control")
 """All queues that the workers of an installation consume between them."""
+
+
+
+def queue_limit(queue: str) -> int | None:
+    """How many messages of a queue a worker holds at most: more would find no slot of the bulkhead."""
+    return all_but_two(pool.threads()) if pool.worker is not None and queue == "annotate" else None
+
 
 EX_CONFIG = 78
 """The exit code of a worker that cannot start with its settings."""

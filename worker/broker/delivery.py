@@ -4,6 +4,7 @@ import json
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from math import inf
 from typing import Any, Final
 
 from kombu.transport import redis, virtual
@@ -11,6 +12,7 @@ from redis import Redis
 
 from shared.channels import redis_prefix
 from shared.messages import JsonObject
+from worker.broker.config import queue_limit
 from worker.lua import Scripts
 
 
@@ -49,6 +51,14 @@ def tokens_key(queues: Collection[str]) -> str:
     """List, which idle consumers of these queues wait on: one element when one of them is to look."""
     return f"{redis_prefix()}:broker:tokens:{','.join(sorted(queues))}"
 
+
+def wake_key(consumer: str) -> str:
+    """List, which a consumer waits on beside the tokens: it wakes itself when more queues can be fetched."""
+    return f"{redis_prefix()}:broker:wake:{consumer}"
+
+
+WAKE_SECONDS = 10
+"""A token or a wake-up that nobody has taken by then is deleted."""
 
 BATCH_SIZE = 100
 """Messages that one script moves, so that Redis serves other clients in between."""
@@ -135,6 +145,11 @@ class Unacked:
         """Let another consumer watch; `keys` are those of the watcher and of the tokens."""
         self._scripts.run("release", keys, consumer)
 
+    def wake(self, key: str) -> None:
+        """Wake the consumer that waits on this key."""
+        with self.client.pipeline(transaction=False) as pipeline:
+            pipeline.lpush(key, "").expire(key, WAKE_SECONDS).execute()
+
     def extend(self, tags: Iterable[str], seconds: float) -> None:
         """Redeliver these messages no earlier than `seconds` from now: they wait in a living worker."""
         for some in _batches(tags, BATCH_SIZE):
@@ -212,11 +227,40 @@ def pending_acks_of(*broker: object) -> PendingAcks:
 class QoS(redis.QoS):
     """Counts the unacknowledged messages; their records in Redis are made by the script that fetches them."""
 
-    @property
-    def is_free(self) -> bool:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._tags_of_queue: dict[str, set[str]] = {}
+
+    def is_full(self, queue: str) -> bool:
+        """Whether as many messages of this queue are held as the worker works on at a time."""
+        return self._room(queue) <= 0
+
+    def is_free(self, queues: Iterable[str]) -> bool:
         """Whether less than half of what may be held is, and one message would leave room for another."""
         held, most = len(self._delivered) - len(self._dirty), self.prefetch_count
-        return not most or (2 * held < most and held + 1 < most)
+        if most and not (2 * held < most and held + 1 < most):
+            return False
+        return all(self._room(queue) > 1 for queue in queues)
+
+    def hold(self, delivery_tag: str, queue: str) -> None:
+        """Count a message that was fetched from `queue`, until it is acknowledged or given back."""
+        if queue_limit(queue) is not None:
+            self._tags_of_queue.setdefault(queue, set()).add(delivery_tag)
+
+    def _room(self, queue: str) -> float:
+        limit = queue_limit(queue)
+        return inf if limit is None else limit - len(self._tags_of_queue.get(queue, ()))
+
+    def _settle(self, delivery_tag: str) -> None:
+        virtual.QoS.ack(self, delivery_tag)
+        self._free([delivery_tag])
+
+    def _free(self, delivery_tags: Iterable[str]) -> None:
+        for queue, tags in self._tags_of_queue.items():
+            was_full = self.is_full(queue)
+            tags.difference_update(delivery_tags)
+            if was_full and not self.is_full(queue):
+                self.channel.fetch_soon()
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Count a message. Stock kombu records it in Redis only here, after it was popped."""
@@ -225,19 +269,19 @@ class QoS(redis.QoS):
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge a message; never raises because Redis is unavailable: it is acknowledged later then."""
         self.channel.run_or_defer(lambda unacked: unacked.remove(delivery_tag))
-        virtual.QoS.ack(self, delivery_tag)
+        self._settle(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Drop a message, or with `requeue` put it at the end of its queue."""
         if requeue:
             self.channel.run_or_defer(lambda unacked: unacked.requeue([delivery_tag], last=True))
-            virtual.QoS.ack(self, delivery_tag)
+            self._settle(delivery_tag)
         else:
             self.ack(delivery_tag)
 
     def release(self, delivery_tag: str) -> None:
         """Count a message no longer but leave it in Redis, which redelivers it when its time has come."""
-        virtual.QoS.ack(self, delivery_tag)
+        self._settle(delivery_tag)
 
     def requeue_held(self, keep: Collection[str] = ()) -> int:
         """Requeue all messages except `keep`, as if they had never been fetched; returns how many."""
@@ -246,6 +290,7 @@ class QoS(redis.QoS):
         waiting = [tag for tag in reversed(self._delivered) if tag not in keep]
         for tag in waiting:
             del self._delivered[tag]
+        self._free(waiting)
         if waiting:
             self.channel.run_or_defer(lambda unacked: unacked.requeue(waiting))
         return len(waiting)
@@ -254,6 +299,7 @@ class QoS(redis.QoS):
         """Count nothing any more and leave Redis as it is: the tasks go on and acknowledge by their tags."""
         self._flush()
         self._delivered.clear()
+        self._tags_of_queue.clear()
 
     def restore_unacked(self, client: Any = None) -> list[Any]:  # noqa: ARG002 - kombu's signature
         """Requeue all messages. None is reported as failed: a requeue that fails is run later."""

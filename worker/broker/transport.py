@@ -29,6 +29,7 @@ from worker.broker.delivery import (
     redelivery_key,
     tokens_key,
     unacked_key,
+    wake_key,
     watcher_key,
 )
 from worker.broker.polling import CACHING, INVALIDATION, InvalidationListener, Poller
@@ -80,7 +81,8 @@ class Channel(PublishingChannel):
         self._listener: InvalidationListener | None = None
         self._tracking_unavailable = False
         self._consumer = uuid4().hex
-        self._watched: list[str] | None = None
+        self._group: list[str] | None = None
+        self._watches = False
         self.idle_until = 0.0
         """Moment of the monotonic clock before which nothing is sent, unless an invalidation arrives."""
         self._invalidated_meanwhile = False
@@ -197,7 +199,7 @@ class Channel(PublishingChannel):
             tokens_key(queues),
         ]
         keys = [self.global_keyprefix + key for key in [*of_broker, *map(delayed_key, queues)]]
-        keeps_watch = "1" if consumer and self.qos.is_free else "0"
+        keeps_watch = "1" if consumer and self.qos.is_free(queues) else "0"
         options = [tag, self.visibility_timeout, consumer, WATCH_MILLISECONDS, keeps_watch, len(queues)]
         return [*keys, *lists], [*options, *acknowledged]
 
@@ -217,7 +219,7 @@ class Channel(PublishingChannel):
             return
         if self._has_overdue:
             self._redeliver_overdue()
-        queues = self._queue_cycle.consume(len(self.active_queues))
+        queues = self._fetchable_queues()
         if not queues:
             return
         step = self._next if now < self._answered_at + FOLLOW_UP_SECONDS else "fetch"
@@ -227,8 +229,8 @@ class Channel(PublishingChannel):
             earlier = ("GET", self.global_keyprefix + earlier_key())
             self._send(step, CACHING, earlier, CACHING, ("EXISTS", *self._list_keys(queues)))
         elif step == "wait":
-            tokens = self.global_keyprefix + tokens_key(queues)
-            self._send(step, ("BLPOP", tokens, round(random.uniform(*WAIT_SECONDS), 3)))
+            keys = [self.global_keyprefix + key for key in (wake_key(self._consumer), tokens_key(queues))]
+            self._send(step, ("BLPOP", *keys, round(random.uniform(*WAIT_SECONDS), 3)))
         elif step == "check":
             # Only now, because a watcher that gets busy often watches again at once.
             if self._listener is not None:
@@ -239,8 +241,24 @@ class Channel(PublishingChannel):
             keys, arguments = self._fetch_arguments(
                 self._fetch_tag, queues, self._no_ack_queues, consumer=self._consumer
             )
-            self._watched = keys[3:5]
+            self._group = keys[3:5]
             self._send("fetch", ("EVALSHA", FETCH_SHA, len(keys), *keys, *arguments))
+
+    def _fetchable_queues(self) -> list[str]:
+        """The consumer's queues of which it does not yet hold as many messages as it may.
+
+        When they are others than before, another consumer watches those.
+        """
+        queues = [
+            queue
+            for queue in self._queue_cycle.consume(len(self.active_queues))
+            if not self.qos.is_full(queue)
+        ]
+        if self._group is not None and self._group[0] != self.global_keyprefix + watcher_key(queues):
+            if self._watches:
+                self.release_watch()
+            self._next = "fetch"
+        return queues
 
     def _send(self, step: Step, *commands: Sequence[Any]) -> None:
         self._sent = step
@@ -248,6 +266,14 @@ class Channel(PublishingChannel):
         self._in_poll = connection = self.client.connection
         self._brpop_sent_at = monotonic()
         connection.send_packed_command(connection.pack_commands(commands))
+
+    def fetch_soon(self) -> None:
+        """Fetch again: a queue that could not be fetched from now can."""
+        self.idle_until, self._next = 0.0, "fetch"
+        if self._in_poll and self._sent == "wait" and not self.closed:
+            # Otherwise the consumer fetches when its wait has ended.
+            with suppress(*self.connection_errors, ResponseError):
+                self.unacked.wake(self.global_keyprefix + wake_key(self._consumer))
 
     def _rest(self, seconds: float) -> None:
         """Send nothing for so long, unless an invalidation arrives; then fetch."""
@@ -267,6 +293,8 @@ class Channel(PublishingChannel):
             return self._handle_fetched(*reply)
         if sent == "wait" and not reply:
             self._next = "check"
+        elif sent == "wait" and not self.qos.can_consume():
+            self.release_watch()  # The token is for another one.
         elif sent == "check" and reply:
             self._next = "wait"
         if sent == "watch":
@@ -291,12 +319,15 @@ class Channel(PublishingChannel):
         self._fetched_at = float(fetched_at)
         self._earliest_due = monotonic() + (RENEW_SECONDS if next_due is None else float(next_due))
         self._has_overdue = bool(overdue)
+        self._watches = bool(watches)
         self._next = "fetch" if more else "watch" if watches else "wait"
         if element is not None:
             queue = self._queue_of(name.decode())
             self._queue_cycle.rotate(queue)
             raw = self._parse(element, self._fetch_tag, queue in self._no_ack_queues)
             if raw is not None:
+                if queue not in self._no_ack_queues:
+                    self.qos.hold(self._fetch_tag, queue)
                 self.connection._deliver(raw, queue)
                 return True
         raise Empty
@@ -342,14 +373,14 @@ class Channel(PublishingChannel):
                     tag = self._fetch_tag
                     self.run_or_defer(lambda unacked: unacked.requeue([tag]))
         self.release_watch()
-        self._watched = None
+        self._group = None
 
     def release_watch(self) -> None:
         """If this consumer watches its queues, let the one do it that has waited longest."""
-        if self._watched is not None and not self.closed:
+        if self._group is not None and not self.closed:
             with suppress(*self.connection_errors, ResponseError):
-                self.unacked.release_watch(self._watched, self._consumer)
-            self._next = "wait"
+                self.unacked.release_watch(self._group, self._consumer)
+            self._watches, self._next = False, "wait"
 
     # -- watching ------------------------------------------------------------------------------------------
 

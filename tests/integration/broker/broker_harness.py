@@ -19,7 +19,7 @@ from worker.sandbox.servers import RedisServer
 
 ROOT = Path(__file__).parents[3]
 HERE = Path(__file__).parent
-QUEUES = ("first", "second")
+QUEUES = ("first", "second", "annotate")
 
 
 class BrokerHarness:
@@ -46,6 +46,7 @@ class BrokerHarness:
         wait_until_ready: bool = True,
         newer_release: bool = False,
         prefetch: int = 1,
+        queues: str = "first,second",
     ) -> Process | Worker:
         """Start a worker; one with a thread pool is forked, because that is fast.
 
@@ -59,24 +60,26 @@ class BrokerHarness:
             "TEST_APP_PREFETCH": str(prefetch),
         }
         worker = (
-            self._fork_worker(name, concurrency, settings)
+            self._fork_worker(name, concurrency, settings, queues)
             if pool == "threads"
-            else self._start_celery(name, pool, concurrency, settings)
+            else self._start_celery(name, pool, concurrency, settings, queues)
         )
         self.workers.append(worker)
         if wait_until_ready:
             self.wait_for(lambda: self.is_consuming(worker), 30, f"start of {name}")
         return worker
 
-    def _fork_worker(self, name: str, concurrency: int, settings: dict[str, str]) -> Worker:
+    def _fork_worker(self, name: str, concurrency: int, settings: dict[str, str], queues: str) -> Worker:
         return self._fork_server.start(
-            settings, concurrency=concurrency, queues="first,second", name=f"{name}@test", folder=self.folder
+            settings, concurrency=concurrency, queues=queues, name=f"{name}@test", folder=self.folder
         )
 
-    def _start_celery(self, name: str, pool: str, concurrency: int, settings: dict[str, str]) -> Process:
+    def _start_celery(
+        self, name: str, pool: str, concurrency: int, settings: dict[str, str], queues: str
+    ) -> Process:
         env = {**os.environ, **settings, "PYTHONPATH": str(ROOT)}
         celery = [str(Path(sys.executable).with_name("celery")), "-A", "recording_app", "worker"]
-        options = ["--pool", pool, "-c", str(concurrency), "-Q", "first,second", "-n", f"{name}@test"]
+        options = ["--pool", pool, "-c", str(concurrency), "-Q", queues, "-n", f"{name}@test"]
         log = self.folder / f"{name}.log"
         log.touch()
         return start_process(

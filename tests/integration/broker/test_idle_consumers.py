@@ -197,3 +197,33 @@ def test_delivery_carries_its_count(broker: BrokerHarness) -> None:
         broker.wait_for(lambda number=number: len(broker.started()) == number + 1, 10, "its start")
         worker.kill()
     assert broker.redis.lrange("deliveries", 0, -1) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_queue_whose_share_of_threads_is_taken_is_not_fetched_from(broker: BrokerHarness, pool: str) -> None:
+    # Given a worker of four threads, two of which work on a queue that may have two
+    broker.start_worker(pool=pool, queues="first,annotate")
+    for number in range(5):
+        broker.send(number, 60, queue="annotate")
+    broker.wait_for(lambda: len(broker.started()) == 2, 5, "two tasks")
+
+    # When a message comes to another queue
+    broker.send("other", queue="first")
+
+    # Then it is run, and the others are still in their queue
+    broker.wait_for(lambda: broker.ended() == ["other"], 5, "the task of the other queue")
+    assert broker.redis.llen("annotate") == 3
+    assert broker.unacked_count() <= 3, "the two, and the other's acknowledgement may be under way"
+
+
+def test_queue_is_fetched_from_as_soon_as_its_share_is_free(broker: BrokerHarness) -> None:
+    # Given two consumers, so that the one that may not fetch waits for a token and not for the clock
+    broker.start_worker(queues="first,annotate")
+    broker.start_worker(queues="first,annotate")
+    started = time.monotonic()
+    for number in range(40):
+        broker.send(number, 0.2, queue="annotate")
+    broker.wait_for(lambda: len(broker.ended()) == 40, 10, "all ends")
+    # Ten times four of them take two seconds; each wait for the clock would take 1.5 more.
+    assert time.monotonic() - started < 10
+    broker.wait_for(broker.is_empty, 5, "the acknowledgements")
