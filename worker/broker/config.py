@@ -9,7 +9,6 @@ QUEUES = ("deploy", "to_task", "annotate", "logs", "control")
 """All queues that the workers of an installation consume between them."""
 
 
-
 def queue_limit(queue: str) -> int | None:
     """How many messages of a queue a worker holds at most: more would find no slot of the bulkhead."""
     return all_but_two(pool.threads()) if pool.worker is not None and queue == "annotate" else None
