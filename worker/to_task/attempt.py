@@ -136,6 +136,8 @@ class FailedAttempt:
 
     outcome: TaskOutcome
     max_attempts: int
+    failed_at: float = 0.0
+    """On the monotonic clock."""
 
 
 class ChunkPass:
@@ -145,7 +147,7 @@ class ChunkPass:
     that are not the task's, such as that of a service that asks for a later call, by position.
     `pending_inferences`:
     positions of deferred inferences. `got_answer`: some request was answered, so the services are up and
-    other failures concern their own task. `token_rejected`: a request was answered 401, which may concern
+    failures before it concern their own task. `token_rejected`: a request was answered 401, which may concern
     all of them. `saturated`: the pre-processor has as many inferences as it may be sent. `plugin`: the calls
     of the plugin, of which `max_failures_in_row` that hang or die end the run.
     """
@@ -156,13 +158,26 @@ class ChunkPass:
         self.retryable: dict[int, FailedAttempt] = {}
         self.postponed: dict[int, ClientError] = {}
         self.pending_inferences: set[int] = set()
-        self.got_answer = False
+        self._answered_at = float("-inf")
         self.token_rejected = False
         self.saturated = False
         self.stopped = False
         self._looked = float("-inf")
         self._looking: asyncio.Future[bool] | None = None
         self.plugin = PluginCalls(ledger, chunk, max_failures_in_row, self.check_ended)
+
+    @property
+    def got_answer(self) -> bool:
+        """Whether some request was answered."""
+        return self._answered_at > float("-inf")
+
+    @property
+    def unconfirmed(self) -> list[FailedAttempt]:
+        """Failures after which nothing was answered any more: they may be the first of an outage."""
+        return [failed for failed in self.retryable.values() if failed.failed_at > self._answered_at]
+
+    def _count_answer(self) -> None:
+        self._answered_at = time.monotonic()
 
     @property
     def is_asked_to_wait(self) -> bool:
@@ -217,17 +232,17 @@ class ChunkPass:
         except RunEndedError:
             return False
         except InferencePendingError:
-            self.got_answer = True
+            self._count_answer()
             self.pending_inferences.add(work.open.position)
             return False
         except TaskFailedError as error:
-            self.got_answer = True
+            self._count_answer()
             await self.record(work.outcome(str(error)))
             return False
         except ClientError as error:
             await self._handle(error, work, blame_for(error))
             return False
-        self.got_answer = True
+        self._count_answer()
         return True
 
     async def _handle(self, error: ClientError, work: TaskWork, found: Blame) -> None:
@@ -237,10 +252,12 @@ class ChunkPass:
             return
         outcome = work.outcome(f"{error_type(error)}: {error}")
         if found.retries is Retries.NONE:
-            self.got_answer = True
+            self._count_answer()
             await self.record(outcome)
         else:
-            self.retryable[work.open.position] = FailedAttempt(outcome, MAX_ATTEMPTS[found.retries])
+            self.retryable[work.open.position] = FailedAttempt(
+                outcome, MAX_ATTEMPTS[found.retries], time.monotonic()
+            )
 
     async def record(self, mark: TaskOutcome) -> None:
         """Write the outcome into the ledger. On the event loop."""
