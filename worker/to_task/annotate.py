@@ -68,16 +68,13 @@ def finish_pass(
     """When the next pass over the chunk begins; None when all of it is done.
 
     `probe` asks the backend for something simple. When it raises, the backend itself is unavailable or
-    rejects the token, which may be why the last requests failed: they count as no attempts then, and the
-    caller handles the error.
+    rejects the token: no attempt is counted then, and the caller handles the error. It is asked also when
+    other tasks were answered in this pass, because the failures may be the first of an outage.
     """
     is_slow = bool(attempt.postponed) and not attempt.got_answer
     if attempt.retryable and not is_slow:
-        unconfirmed = list(attempt.retryable.values()) if attempt.token_rejected else attempt.unconfirmed
-        _count([failed for failed in attempt.retryable.values() if failed not in unconfirmed], ledger)
-        if unconfirmed:
-            probe()
-        _count(unconfirmed, ledger)
+        probe()
+        _count(list(attempt.retryable.values()), ledger)
     tasks = ledger.open_tasks(chunk)
     if not tasks:
         return None

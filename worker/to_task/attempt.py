@@ -136,8 +136,6 @@ class FailedAttempt:
 
     outcome: TaskOutcome
     max_attempts: int
-    failed_at: float = 0.0
-    """On the monotonic clock."""
 
 
 class ChunkPass:
@@ -147,7 +145,7 @@ class ChunkPass:
     that are not the task's, such as that of a service that asks for a later call, by position.
     `pending_inferences`:
     positions of deferred inferences. `got_answer`: some request was answered, so the services are up and
-    failures before it concern their own task. `token_rejected`: a request was answered 401, which may concern
+    other failures concern their own task. `token_rejected`: a request was answered 401, which may concern
     all of them. `saturated`: the pre-processor has as many inferences as it may be sent. `plugin`: the calls
     of the plugin, of which `max_failures_in_row` that hang or die end the run.
     """
@@ -158,26 +156,13 @@ class ChunkPass:
         self.retryable: dict[int, FailedAttempt] = {}
         self.postponed: dict[int, ClientError] = {}
         self.pending_inferences: set[int] = set()
-        self._answered_at = float("-inf")
+        self.got_answer = False
         self.token_rejected = False
         self.saturated = False
         self.stopped = False
         self._looked = float("-inf")
         self._looking: asyncio.Future[bool] | None = None
         self.plugin = PluginCalls(ledger, chunk, max_failures_in_row, self.check_ended)
-
-    @property
-    def got_answer(self) -> bool:
-        """Whether some request was answered."""
-        return self._answered_at > float("-inf")
-
-    @property
-    def unconfirmed(self) -> list[FailedAttempt]:
-        """Failures after which nothing was answered any more: they may be the first of an outage."""
-        return [failed for failed in self.retryable.values() if failed.failed_at > self._answered_at]
-
-    def _count_answer(self) -> None:
-        self._answered_at = time.monotonic()
 
     @property
     def is_asked_to_wait(self) -> bool:
@@ -232,17 +217,17 @@ class ChunkPass:
         except RunEndedError:
             return False
         except InferencePendingError:
-            self._count_answer()
+            self.got_answer = True
             self.pending_inferences.add(work.open.position)
             return False
         except TaskFailedError as error:
-            self._count_answer()
+            self.got_answer = True
             await self.record(work.outcome(str(error)))
             return False
         except ClientError as error:
             await self._handle(error, work, blame_for(error))
             return False
-        self._count_answer()
+        self.got_answer = True
         return True
 
     async def _handle(self, error: ClientError, work: TaskWork, found: Blame) -> None:
@@ -252,12 +237,10 @@ class ChunkPass:
             return
         outcome = work.outcome(f"{error_type(error)}: {error}")
         if found.retries is Retries.NONE:
-            self._count_answer()
+            self.got_answer = True
             await self.record(outcome)
         else:
-            self.retryable[work.open.position] = FailedAttempt(
-                outcome, MAX_ATTEMPTS[found.retries], time.monotonic()
-            )
+            self.retryable[work.open.position] = FailedAttempt(outcome, MAX_ATTEMPTS[found.retries])
 
     async def record(self, mark: TaskOutcome) -> None:
         """Write the outcome into the ledger. On the event loop."""
