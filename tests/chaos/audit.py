@@ -92,7 +92,8 @@ class Auditor:
         result, total = row["result"] or {}, len(project.tasks)
         counts = {name: result.get(name) for name in ("total_tasks", "success_count", "failed_count")}
         expected = {"total_tasks": total, "success_count": total, "failed_count": 0}
-        self.result.check(counts == expected, f"job {job}: {counts}, not {expected}")
+        failures = result.get("failures")
+        self.result.check(counts == expected, f"job {job}: {counts}, not {expected}: {failures}")
         writes_by_task: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
         ids = (project.tasks.start, project.tasks.stop)
         for write in self._state.rows("SELECT * FROM annotations WHERE task >= ? AND task < ?", *ids):
