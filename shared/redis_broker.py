@@ -175,7 +175,8 @@ class Connection(KombuConnection):
         """
         options = kwargs.get("transport_options") or {}
         if isinstance(hostname, str) and is_redis_url(hostname) and "redis_url" not in options:
-            url = read_redis_url(hostname)
+            sentinels = {name: options.get(name) for name in ("master_name", "sentinel_kwargs")}
+            url = read_redis_url(hostname, **sentinels)
             hostname = url.broker_url
             kwargs["ssl"] = kwargs.get("ssl") or url.tls_options or False
             kwargs["transport_options"] = {**options, **url.transport_options}

@@ -445,6 +445,11 @@ class Transport(redis_broker.Transport):
         """Redeliver nothing for so long, as the workers that hold the messages may be connecting again."""
         self.redelivers_from = monotonic() + seconds
 
+    def on_readable(self, fileno: int) -> None:
+        """Handle an event; that there is no message yet is no error to an event loop."""
+        with suppress(Empty):
+            super().on_readable(fileno)
+
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Let the poller wake the worker's event loop, and register the connections as kombu does."""
         self.cycle.loop = loop
