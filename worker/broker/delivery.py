@@ -233,21 +233,21 @@ class QoS(redis.QoS):
 
     def is_full(self, queue: str) -> bool:
         """Whether as many messages of this queue are held as the worker works on at a time."""
-        return self._room(queue) <= 0
+        return self._remaining(queue) <= 0
 
     def is_free(self, queues: Iterable[str]) -> bool:
         """Whether less than half of what may be held is, and one message would leave room for another."""
         held, most = len(self._delivered) - len(self._dirty), self.prefetch_count
         if most and not (2 * held < most and held + 1 < most):
             return False
-        return all(self._room(queue) > 1 for queue in queues)
+        return all(self._remaining(queue) > 1 for queue in queues)
 
     def hold(self, delivery_tag: str, queue: str) -> None:
         """Count a message that was fetched from `queue`, until it is acknowledged or given back."""
         if queue_limit(queue) is not None:
             self._tags_of_queue.setdefault(queue, set()).add(delivery_tag)
 
-    def _room(self, queue: str) -> float:
+    def _remaining(self, queue: str) -> float:
         limit = queue_limit(queue)
         return inf if limit is None else limit - len(self._tags_of_queue.get(queue, ()))
 

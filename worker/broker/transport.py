@@ -3,7 +3,6 @@
 import random
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
 from hashlib import sha1
 from queue import Empty
 from time import monotonic
@@ -11,8 +10,6 @@ from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
 import structlog
-from kombu.utils.json import dumps
-from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
 from shared import redis_broker
@@ -21,7 +18,6 @@ from worker.broker.delivery import (
     AckCommand,
     PendingAcks,
     QoS,
-    Unacked,
     delayed_key,
     earlier_key,
     pending_acks_of,
@@ -55,7 +51,7 @@ WAIT_SECONDS = (1.5, 2.5)
 FOLLOW_UP_SECONDS = 1.0
 """For so long what Redis has answered says what to ask next; after that the consumer fetches."""
 
-FETCH_SCRIPT, DELAY_SCRIPT = (source_of("worker.broker", name) for name in ("fetch", "delay"))
+FETCH_SCRIPT = source_of("worker.broker", "fetch")
 FETCH_SHA = sha1(FETCH_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -99,15 +95,6 @@ class Channel(PublishingChannel):
 
     # -- unacknowledged messages ---------------------------------------------------------------------------
 
-    @cached_property
-    def unacked(self) -> Unacked:
-        """On a connection of the pool: acknowledging is safe from any thread and during a fetch."""
-        return Unacked(self._unprefixed_client(), self.global_keyprefix, self._queue_of)
-
-    def _unprefixed_client(self) -> Redis:
-        """A client for scripts: kombu's adds `global_keyprefix` to some keys of some commands alone."""
-        return Redis(connection_pool=self.pool)
-
     def run_or_defer(self, command: AckCommand) -> None:
         """Run a command now, or when Redis is available again."""
         if not self.closed:
@@ -132,23 +119,6 @@ class Channel(PublishingChannel):
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
         self.run_or_defer(lambda unacked: unacked.requeue([message.delivery_tag], last=leftmost))
-
-    # -- publishing ----------------------------------------------------------------------------------------
-
-    def _delay(self, queue: str, message: JsonObject, seconds: float, batch: Any = None) -> None:
-        name = self._list_key(queue, self._get_message_priority(message, reverse=False))
-        text = f"{name}\n{dumps(message)}"
-        if batch is None:
-            self.unacked.delay(queue, text, seconds)
-        else:
-            batch.add("eval", DELAY_SCRIPT, 2, *self.unacked.delayed_keys(queue), seconds, "", text)
-
-    def _purge(self, queue: str) -> int:
-        return int(super()._purge(queue)) + self.unacked.drop_delayed(queue)
-
-    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
-        super()._delete(queue, *args, **kwargs)
-        self.unacked.drop_delayed(queue)
 
     def delay_until(self, tag: str, due: float) -> bool:
         """Keep a fetched message until that time on Redis's clock; returns whether that is still to come.
@@ -202,13 +172,6 @@ class Channel(PublishingChannel):
         keeps_watch = "1" if consumer and self.qos.is_free(queues) else "0"
         options = [tag, self.visibility_timeout, consumer, WATCH_MILLISECONDS, keeps_watch, len(queues)]
         return [*keys, *lists], [*options, *acknowledged]
-
-    def _queue_of(self, name: str) -> str:
-        return name.removeprefix(self.global_keyprefix).rsplit(self.sep, 1)[0]
-
-    def _list_key(self, queue: str, priority: int) -> str:
-        """The whole key of a queue's list, as scripts and commands on a bare connection name it."""
-        return f"{self.global_keyprefix}{self._q_for_pri(queue, priority)}"
 
     def _list_keys(self, queues: list[str]) -> list[str]:
         return [self._list_key(queue, priority) for priority in self.priority_steps for queue in queues]

@@ -200,7 +200,7 @@ def test_delivery_carries_its_count(broker: BrokerHarness) -> None:
 
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
-def test_queue_whose_share_of_threads_is_taken_is_not_fetched_from(broker: BrokerHarness, pool: str) -> None:
+def test_queue_whose_share_is_taken_is_not_fetched_from(broker: BrokerHarness, pool: str) -> None:
     # Given a worker of four threads, two of which work on a queue that may have two
     broker.start_worker(pool=pool, queues="first,annotate")
     for number in range(5):
