@@ -52,6 +52,20 @@ def release_share(plugin: str) -> str:
     return f"release:{plugin}"
 
 
+def half(threads: int) -> int:
+    """The slots of most dependencies, never all that there are."""
+    return min(max(1, threads // 2), all_but_three(threads))
+
+
+def all_but_three(threads: int) -> int:
+    """The slots of a dependency with much work.
+
+    One thread stays for stops, one for steps without a slot, and one for the others that need a slot, which
+    would hardly ever find one beside it.
+    """
+    return max(1, threads - 3)
+
+
 class Bulkhead:
     """Lets at most half of the threads work with one dependency at a time; no thread waits for such a slot.
 
@@ -74,16 +88,13 @@ class Bulkhead:
         self._last_try: dict[str, float] = {}
 
     @contextmanager
-    def acquire(self, dependency: str, *, all_but_one: bool = False) -> Iterator[bool]:
+    def acquire(self, dependency: str, most: Callable[[int], int] = half) -> Iterator[bool]:
         """Whether there is a slot, released after the block.
 
-        One stays for the others that need a slot. `all_but_one`: of all the other slots in place of those for
-        half of the threads.
+        `most`: by the number of threads; half of them if it is not given.
         """
         threads = self._threads()
-        slots = max(1, threads - 2)
-        limit = slots - 1 if all_but_one else min(threads // 2, slots - 1)
-        slot = self._acquire(dependency, max(1, limit), slots)
+        slot = self._acquire(dependency, most(threads), max(1, threads - 2))
         try:
             yield slot is not None
         finally:

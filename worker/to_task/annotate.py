@@ -69,12 +69,12 @@ def finish_pass(
     """When the next pass over the chunk begins; None when all of it is done.
 
     `probe` asks the backend for something simple. When it raises, the backend itself is unavailable or
-    rejects the token: no attempt is counted then, and the caller handles the error.
+    rejects the token: no attempt is counted then, and the caller handles the error. It is asked also when
+    other tasks were answered in this pass, because the failures may be the first of an outage.
     """
     is_slow = bool(attempt.postponed) and not attempt.got_answer
     if attempt.retryable and not is_slow:
-        if attempt.token_rejected or not attempt.got_answer:
-            probe()
+        probe()
         _count(list(attempt.retryable.values()), ledger)
     tasks = ledger.open_tasks(chunk)
     if not tasks:

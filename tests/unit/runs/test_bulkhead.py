@@ -18,7 +18,9 @@ from worker.runs.bulkhead import (
     MIN_RETRY_SECONDS,
     SECONDS_BETWEEN_TRIES,
     Bulkhead,
+    all_but_three,
     backoff,
+    half,
 )
 from worker.runs.model import Outcome, Reschedule, Suspend
 
@@ -45,7 +47,7 @@ def test_control_work_always_has_a_thread(new_thread: NewThread, size: int, depe
 
     # When all of its threads ask for slots
     acquired = [
-        new_thread(bulkhead).acquire(dependency, all_but_one=dependency == "annotate")
+        new_thread(bulkhead).acquire(dependency, all_but_three if dependency == "annotate" else half)
         for dependency in dependencies[:threads]
     ]
 
@@ -58,7 +60,7 @@ def test_control_work_always_has_a_thread(new_thread: NewThread, size: int, depe
 def test_annotation_leaves_a_slot_to_others(new_thread: NewThread) -> None:
     for threads in (4, 5, 8):
         bulkhead = Bulkhead(lambda: threads)  # noqa: B023 - called in this turn
-        acquired = [new_thread(bulkhead).acquire("annotate", all_but_one=True) for _ in range(threads)]
+        acquired = [new_thread(bulkhead).acquire("annotate", all_but_three) for _ in range(threads)]
 
         assert sum(acquired) == threads - 3
         assert new_thread(bulkhead).acquire("cluster")
@@ -69,7 +71,7 @@ def test_a_thread_with_two_slots_counts_once(new_thread: NewThread) -> None:
     # Given threads that each hold a slot of annotation and one of a release
     bulkhead = Bulkhead(lambda: 5)
     both = new_thread(bulkhead)
-    assert both.acquire("annotate", all_but_one=True)
+    assert both.acquire("annotate", all_but_three)
     assert both.acquire("release:cat@1.0")
 
     # Then two more threads get one

@@ -372,6 +372,25 @@ def test_a_backend_that_says_later_is_no_attempt_at_a_task(make_world: Make, err
     assert world.ledger.counts().success == 10
 
 
+def test_a_500_that_begins_an_outage_is_no_attempt_at_a_task(make_world: Make) -> None:
+    # Given an outage that begins amid the writes of a chunk
+    world = make_world(10)
+    world.collect()
+    faults, error = world.backend.faults, ServerError("500 Internal Server Error")
+    faults.rule = lambda _call: error if faults.calls["annotate_task_data"] > 5 else None
+    with pytest.raises(ServerError):
+        world.annotate(0)
+
+    # When each task that was not written is answered 500 once more, as the outage ends
+    faults.rule = lambda _call: None
+    for task in range(1, 11):
+        faults.fail("annotate_task_data", error, key=task, times=1)
+    world.annotate_fully(0)
+
+    # Then none has failed
+    assert world.ledger.counts().success == 10
+
+
 @pytest.mark.parametrize(("asked", "countdown"), [(90, 90), (0, 1), (86_400, 300)])
 def test_retry_after_is_the_countdown_of_the_chunk(make_world: Make, asked: float, countdown: float) -> None:
     world = make_world(10)
