@@ -120,7 +120,9 @@ class Bulkhead:
 
     def _enter_step(self) -> bool:
         deadline = time.monotonic() + MAX_WAIT_SECONDS
-        limit = max(1, self._threads() - 1)
+        threads = self._threads()
+        # A pool that cannot keep a thread free, or no pool at all, needs no limit.
+        limit = threads - 1 if threads > 1 else SlotFile.MAX_SLOTS
         with self._lock:
             while not self._enter(ALL_STEPS, limit):
                 if self._is_stuck or time.monotonic() >= deadline:
