@@ -162,8 +162,9 @@ class WaitingRuns:
         self.redis.delete("to_task", "control")
 
     def keys_of(self, job: str) -> list[str]:
-        """The keys of a run."""
-        return sorted(self.redis.scan_iter(f"synapse:jobs:{{{job}}}*", count=10_000))
+        """The keys of a run, without those that expire in a moment."""
+        keys = self.redis.scan_iter(f"synapse:jobs:{{{job}}}*", count=10_000)
+        return sorted(key for key in keys if self.redis.pttl(key) == -1)
 
     def copy(self, job: str, count: int) -> None:
         """Let `count` runs in all wait that are as this one."""
@@ -231,8 +232,11 @@ def print_costs(runs: WaitingRuns, size: int, first: Cost | None) -> Cost:
     backend, binary = runs.services.backend(), Redis.from_url(runs.services.settings.redis_url)
 
     def fill() -> None:
+        # What was ended before is reported first, else the reports are about the new runs.
+        wait_for(lambda: not runs.redis.zcard("synapse:outbox"), MAX_WAIT_SECONDS, "reports")
         runs.redis.flushdb()
         backend.serve_applications.clear()
+        backend.jobs.clear()
         runs.accept("1")
         runs.copy("1", size)
         runs.poll()
