@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: help setup demo test test-all chaos unit lint house bench bench-quick foreign foreign-quick sdk docs lock clean
+.PHONY: help setup demo test test-all chaos unit lint house bench bench-quick scale foreign foreign-quick sdk docs lock clean
 # Tests share the machine's cores and its Ray: one target at a time, also with -j.
 .NOTPARALLEL:
 
@@ -55,6 +55,10 @@ bench-quick: $(STAMP)  ## The same measurements with smaller counts: about a min
 bench-quick: OPTIONS = --quick
 bench bench-quick:
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(OPTIONS) || exit 1; done
+
+scale: $(STAMP)  ## Measure the costs that docs/scale.md derives from, and write its tables
+	@$(BIN)/python benchmarks/scale_costs.py --write
+	@$(BIN)/python benchmarks/simulate.py --write
 
 sdk: $(STAMP)  ## Compare the Ray client with the published platform client (needs Python 3.12)
 	@$(BIN)/pytest tests/integration/ray_client -m sdk -rs
