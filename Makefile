@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: help setup demo test test-all chaos unit lint house bench bench-quick sdk docs lock clean
+.PHONY: help setup demo test test-all chaos unit lint house bench bench-quick scale foreign foreign-quick sdk docs lock clean
 # Tests share the machine's cores and its Ray: one target at a time, also with -j.
 .NOTPARALLEL:
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 13
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 setup: $(STAMP)  ## Create the environment in .venv
 
@@ -56,8 +56,18 @@ bench-quick: OPTIONS = --quick
 bench bench-quick:
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(OPTIONS) || exit 1; done
 
+scale: $(STAMP)  ## Measure the costs that docs/scale.md derives from, and write its tables
+	@$(BIN)/python benchmarks/scale_costs.py --write
+	@$(BIN)/python benchmarks/simulate.py --write
+
 sdk: $(STAMP)  ## Compare the Ray client with the published platform client (needs Python 3.12)
 	@$(BIN)/pytest tests/integration/ray_client -m sdk -rs
+
+foreign: $(STAMP)  ## The tests of celery and kombu on this transport and on the stock one, compared
+foreign-quick: $(STAMP)  ## The same without celery's canvas, and on threads alone
+foreign-quick: OPTIONS = --quick
+foreign foreign-quick:
+	@$(BIN)/python -m tests.foreign $(OPTIONS)
 
 docs: $(STAMP)  ## Reference pages of what others import, in site/
 	@$(BIN)/pdoc --docformat markdown --output-directory site shared worker.actions worker.platform
@@ -74,5 +84,5 @@ lock: $(STAMP)  ## Compile requirements/ anew from pyproject.toml; FLAGS=--upgra
 	@$(LOCK) --group bootstrap --constraint requirements/development.txt --output-file requirements/bootstrap.txt
 
 clean:  ## Remove the environment and what tools leave behind
-	@rm -rf $(VENV) site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info .lint-imports.log \
-		.coverage .coverage.*
+	@rm -rf $(VENV) site .foreign .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info \
+		.lint-imports.log .coverage .coverage.*

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import httpx
 import psutil
@@ -56,12 +57,18 @@ CODE = """
 from worker.actions import ToTaskAction
 
 class ToTask(ToTaskAction):
+    def convert_data_from_file(self, *arguments, **named):
+        return {"seen": True}
+
     def convert_data_from_inference(self, inference_data, task_data=None):
         return {"seen": True}
 """
-RELEASE_CONFIG = {
-    "code": "walk",
-    "actions": {"inference": {"required_resources": {"required_cpu_count": 1, "required_gpu_count": 0}}},
+PRE_PROCESSOR_ACTIONS = {
+    "inference": {"required_resources": {"required_cpu_count": 1, "required_gpu_count": 0}}
+}
+FILES = {
+    name: {"url": f"http://127.0.0.1/{name}", "is_primary": name == "image_1", "file_name_original": name}
+    for name in ("image_1", "label_1")
 }
 
 
@@ -69,9 +76,14 @@ RELEASE_CONFIG = {
 
 
 class StubBackend(asyncio.Protocol):
-    """Answers what a run asks until it waits, and counts. It is a process of its own, and light."""
+    """Answers what runs ask, and counts. It is a process of its own, and light.
+
+    Pre-processors run once `POST ready/` has come. A project has a task less than its id says.
+    """
 
     counts: ClassVar[Counter[str]] = Counter()
+    ready: ClassVar[bool] = False
+    url: ClassVar[str] = ""
 
     def connection_made(self, transport: Any) -> None:
         """A connection that is kept alive."""
@@ -88,14 +100,16 @@ class StubBackend(asyncio.Protocol):
                 return
             self._buffer = rest[size:]
             method, path, _ = head.split(b" ", 2)
-            answer = json.dumps(self._answer(method.decode(), path.decode().partition("?")[0])).encode()
+            url = urlsplit(path.decode())
+            answer = json.dumps(self._answer(method.decode(), url.path, dict(parse_qsl(url.query)))).encode()
             head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
             self._transport.write(head % len(answer) + answer)
 
-    def _answer(self, method: str, path: str) -> dict[str, Any]:
+    def _answer(self, method: str, path: str, query: dict[str, str]) -> dict[str, Any]:
         if path == "/counts/":
             return dict(self.counts)
-        kind = f"{method} {path.split('/')[1]}"
+        name, number = path.split("/")[1:3]
+        kind = f"{method} {name}"
         self.counts[kind] += 1
         match kind:
             case "GET jobs":
@@ -104,16 +118,36 @@ class StubBackend(asyncio.Protocol):
             case "PATCH jobs":
                 return {"id": 1, "status": "RUNNING"}
             case "GET plugin_releases":
-                return {"id": 1, "version": "1.0.0", "config": RELEASE_CONFIG}
+                config = {"code": f"walk{number}", "actions": PRE_PROCESSOR_ACTIONS}
+                return {"id": int(number), "version": "1.0.0", "config": config}
             case "GET serve_applications":
-                return {"count": 0, "next": None, "previous": None, "results": []}
+                records = [{"id": 1, "status": "RUNNING", "data": {}, "job": None}] if self.ready else []
+                return {"count": len(records), "next": None, "previous": None, "results": records}
             case "POST plugins":
                 return {"id": "dispatched"}
+            case "POST ready":
+                StubBackend.ready = True
+            case "GET data_collections":
+                return {"id": 1, "file_specifications": [{"name": name} for name in FILES]}
+            case "GET sdk":
+                return self._tasks(int(query["project"]) - 1, query)
+            case "GET tasks":
+                return {"id": int(number), "data": {}, "data_unit": {"id": 1, "files": FILES}}
         return {"id": 1, "data_collection": 1}
+
+    def _tasks(self, count: int, query: dict[str, str]) -> dict[str, Any]:
+        page, size = int(query.get("page", "1")), int(query["page_size"])
+        ids = range((page - 1) * size + 1, min(page * size, count) + 1)
+        query = query | {"page": str(page + 1)}
+        following = f"{self.url}/sdk/tasks/?{urlencode(query)}" if page * size < count else None
+        results = [{"id": each} for each in ids]
+        return {"count": count, "next": following, "previous": None, "results": results}
 
 
 def serve_stub(port: int) -> None:
     """Serve until the process is ended."""
+
+    StubBackend.url = f"http://127.0.0.1:{port}"
 
     async def serve() -> None:
         server = await asyncio.get_running_loop().create_server(StubBackend, "127.0.0.1", port)
@@ -219,13 +253,14 @@ if os.environ.get("BENCH_STEPS"):
     register_steps()
 
 
-def _message(job: int) -> ToTaskMessage:
+def message(job: int, pre_processor: int = 1) -> ToTaskMessage:
+    """A run that waits for its pre-processor, and finds no tasks when that runs."""
     params = {
         "name": "bench",
         "project": 1,
         "agent": 1,
         "method": "inference",
-        "pre_processor": 1,
+        "pre_processor": pre_processor,
         "model": 1,
     }
     return ToTaskMessage.model_validate({"job": job, "plugin": "walk@1.0.0", "params": params})
@@ -235,7 +270,7 @@ def publish_runs(_: "Redis", first: int, count: int) -> None:
     """Publish `to_task` messages, as a backend does."""
     with Publisher(os.environ["BENCH_REDIS"]) as publisher:
         for job in range(first, first + count):
-            publisher.publish(_message(job))
+            publisher.publish(message(job))
 
 
 def publish_steps(redis: "Redis", first: int, count: int) -> None:
@@ -245,7 +280,7 @@ def publish_steps(redis: "Redis", first: int, count: int) -> None:
     publisher = Celery("publisher", broker=os.environ["BENCH_REDIS"], set_as_current=False)
     store = RunStore(redis)
     for job in range(first, first + count):
-        store.accept(_message(job), "to_task")
+        store.accept(message(job), "to_task")
         publisher.send_task("bench.nothing0", kwargs={"job": str(job)}, queue="to_task")
     publisher.close()
 
@@ -284,9 +319,13 @@ class Bench:
         self.redis = Redis.from_url(server.url, decode_responses=True)
 
     @contextmanager
-    def worker(self, app: str, *options: str) -> Iterator[Process]:
-        """A worker of `app`, which is this file's or the project's, while the block runs."""
-        self.redis.flushall()
+    def worker(self, app: str, *options: str, number: int = 0, **settings: str) -> Iterator[Process]:
+        """A worker of `app`, which is this file's or the project's, while the block runs.
+
+        The first one, with the number 0, finds an empty Redis.
+        """
+        if number == 0:
+            self.redis.flushall()
         env = clean_environment() | {
             "BENCH_REDIS": self._server.url,
             "BENCH_BACKEND": self._backend,
@@ -295,18 +334,21 @@ class Bench:
             "SYNAPSE_ACCESS_TOKEN": "bench",
             "PLUGINS_DIR": str(self._folder),
             "WORKER_PLUGIN_HOST": "process",
+            **settings,
         }
         if app == "worker":
             env["BENCH_STEPS"] = "1"
+            options = ("-Q", "deploy,to_task,annotate,logs,control", "-I", "engine", *options)
         celery = [str(Path(sys.executable).with_name("celery")), "-A", app, "worker", "--pool", "threads"]
-        celery += ["-c", str(THREADS), "-l", "INFO", "-n", f"{app}@bench", *options]
-        log = self._folder / f"{app}.log"
+        celery += ["-c", str(THREADS), "-l", "INFO", "-n", f"{app}{number}@bench", *options]
+        log = self._folder / f"{app}{number}.log"
         begun = log.stat().st_size if log.exists() else 0
         process = start_process("worker", celery, log=log, env=env, cwd=HERE)
         try:
             process.wait_until(lambda: "ready" in log.read_text()[begun:], MAX_WAIT_SECONDS)
             # A worker sends task events for a while after its start.
-            bare.control.disable_events()
+            with Celery("control", broker=self._server.url, set_as_current=False) as control:
+                control.control.disable_events()
             yield process
         finally:
             process.stop()
@@ -321,21 +363,21 @@ class Bench:
         """Publish, wait until all are done and nothing follows any more."""
         publish(self.redis, 1, WARM_UP)
         wait_for(lambda: count_done(self.redis, 1, WARM_UP) == WARM_UP, MAX_WAIT_SECONDS, "the warm-up")
-        self._await_quiet()
+        self.await_quiet()
         self.redis.delete("walked")
         self.redis.config_resetstat()
         _own_commands.clear()
-        before, calls_before, begun = _cpu_seconds(worker), self._calls(), time.monotonic()
+        before, calls_before, begun = cpu_seconds(worker), self.calls(), time.monotonic()
         publish(self.redis, 1_001, count)
         wait_for(lambda: count_done(self.redis, 1_001, count) == count, MAX_WAIT_SECONDS, "the walks")
         seconds = time.monotonic() - begun
-        self._await_quiet()
-        spent, settled = _cpu_seconds(worker) - before, time.monotonic()
-        calls = {name: total - calls_before[name] for name, total in self._calls().items()}
+        self.await_quiet()
+        spent, settled = cpu_seconds(worker) - before, time.monotonic()
+        calls = {name: total - calls_before[name] for name, total in self.calls().items()}
         stats = self.redis.info("commandstats")
         commands = sum(each["calls"] for each in stats.values()) - _own_commands.total()
         time.sleep(IDLE_SECONDS)
-        idle = (_cpu_seconds(worker) - before - spent) / (time.monotonic() - settled)
+        idle = (cpu_seconds(worker) - before - spent) / (time.monotonic() - settled)
         spent -= idle * (settled - begun - seconds)
         if os.environ.get("BENCH_VERBOSE"):
             print({name: round(each["calls"] / count, 1) for name, each in sorted(stats.items())})
@@ -346,20 +388,26 @@ class Bench:
             calls={name: total / count for name, total in sorted(calls.items()) if total},
         )
 
-    def _calls(self) -> Counter[str]:
+    def calls(self) -> Counter[str]:
+        """The requests so far that the backend has answered, by kind."""
         return Counter(httpx.get(f"{self._backend}/counts/", trust_env=False).json())
 
-    def _await_quiet(self) -> None:
+    def let_pre_processors_run(self) -> None:
+        """From now on the backend says that they do."""
+        httpx.post(f"{self._backend}/ready/", trust_env=False).raise_for_status()
+
+    def await_quiet(self) -> None:
         """Wait until the jobs are updated no more."""
         known, since = -1, time.monotonic()
         while time.monotonic() - since < QUIET_SECONDS:
-            updates = self._calls()["PATCH jobs"]
+            updates = self.calls()["PATCH jobs"]
             if updates != known:
                 known, since = updates, time.monotonic()
             time.sleep(0.2)
 
 
-def _cpu_seconds(process: Process) -> float:
+def cpu_seconds(process: Process) -> float:
+    """User and system time of a worker's processes."""
     return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in process.pids())
 
 
@@ -381,6 +429,29 @@ def compare(what: str, bare: Cost, engine: Cost) -> None:
             print(f"  calls, {name}: " + ", ".join(f"{kind} {each:.2f}" for kind, each in cost.calls.items()))
 
 
+@contextmanager
+def start_bench() -> Iterator[Bench]:
+    """A Redis, the backend's stub and a release, until the block ends."""
+    with TemporaryDirectory() as name:
+        folder, port = Path(name), free_port()
+        release = folder / "walk@1.0.0"
+        release.mkdir()
+        (release / "config.yaml").write_text(CONFIG)
+        (release / "plugin.py").write_text(CODE)
+        server = RedisServer(folder / "redis")
+        server.start()
+        command = [sys.executable, str(HERE / "engine.py"), "--stub", str(port)]
+        stub = start_process("stub", command, log=folder / "stub.log")
+        try:
+            stub.wait_until(lambda: is_listening(port), MAX_WAIT_SECONDS)
+            os.environ["BENCH_REDIS"] = bare.conf.broker_url = server.url
+            yield Bench(folder, server, f"http://127.0.0.1:{port}")
+        finally:
+            bare.close()
+            stub.stop()
+            server.stop()
+
+
 def main() -> None:
     """Measure bare Celery and the engine, one after the other, in both walks."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -391,34 +462,17 @@ def main() -> None:
         serve_stub(arguments.stub)
         return
     size = QUICK if arguments.quick else FULL
-    with TemporaryDirectory() as name:
-        folder, port = Path(name), free_port()
-        release = folder / "walk@1.0.0"
-        release.mkdir()
-        (release / "config.yaml").write_text(CONFIG)
-        (release / "plugin.py").write_text(CODE)
-        server = RedisServer(folder / "redis")
-        server.start()
-        stub = start_process("stub", [sys.executable, __file__, "--stub", str(port)], log=folder / "stub.log")
-        try:
-            stub.wait_until(lambda: is_listening(port), MAX_WAIT_SECONDS)
-            os.environ["BENCH_REDIS"] = bare.conf.broker_url = server.url
-            bench = Bench(folder, server, f"http://127.0.0.1:{port}")
-            queues = ("-Q", "deploy,to_task,annotate,logs,control", "-I", "engine")
-            with bench.worker("engine") as worker:
-                bare_walk = bench.measure(worker, publish_walks, count_walked, size.runs)
-            with bench.worker("worker", *queues) as worker:
-                engine_walk = bench.measure(worker, publish_runs, count_waiting, size.runs)
-            compare("a run until it waits", bare_walk, engine_walk)
-            with bench.worker("engine") as worker:
-                bare_chain = bench.measure(worker, publish_chains, count_walked, size.chains)
-            with bench.worker("worker", *queues) as worker:
-                engine_chain = bench.measure(worker, publish_steps, count_walked, size.chains)
-            compare(f"a chain of {STEPS} steps that do nothing", bare_chain, engine_chain)
-        finally:
-            bare.close()
-            stub.stop()
-            server.stop()
+    with start_bench() as bench:
+        with bench.worker("engine") as worker:
+            bare_walk = bench.measure(worker, publish_walks, count_walked, size.runs)
+        with bench.worker("worker") as worker:
+            engine_walk = bench.measure(worker, publish_runs, count_waiting, size.runs)
+        compare("a run until it waits", bare_walk, engine_walk)
+        with bench.worker("engine") as worker:
+            bare_chain = bench.measure(worker, publish_chains, count_walked, size.chains)
+        with bench.worker("worker") as worker:
+            engine_chain = bench.measure(worker, publish_steps, count_walked, size.chains)
+        compare(f"a chain of {STEPS} steps that do nothing", bare_chain, engine_chain)
 
 
 if __name__ == "__main__":

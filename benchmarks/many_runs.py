@@ -1,0 +1,242 @@
+"""Ten thousand runs in one worker: accepted, waiting, resumed; for one pre-processor and for a hundred.
+
+The rates of bare Celery are those of `engine.py`: the same calls in six chained tasks, and messages that do
+nothing.
+"""
+
+import argparse
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, replace
+
+import psutil
+from engine import (
+    MAX_WAIT_SECONDS,
+    WARM_UP,
+    Bench,
+    bare,
+    count_walked,
+    cpu_seconds,
+    message,
+    nothing,
+    publish_walks,
+    start_bench,
+)
+from redis import Redis
+
+from shared import Publisher
+from worker.sandbox import wait_for
+from worker.sandbox.processes import Process
+
+IDLE_SECONDS = 20.0
+FIRST_JOB = 1_001
+SETTINGS = {"WORKER_PRE_PROCESSOR_TIMEOUT_SECONDS": "7200"}
+"""The runs wait for as long as the measurement takes."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many runs wait, for how many pre-processors, and how many walks of bare Celery give its rate."""
+
+    runs: int
+    pre_processors: tuple[int, ...]
+    walks: int
+
+
+FULL, QUICK = Size(10_000, (1, 10, 100), 1_000), Size(200, (1, 20), 150)
+
+
+@dataclass(frozen=True)
+class Bare:
+    """What bare Celery does a second: walks with the same calls, and messages that do nothing."""
+
+    walks: float
+    messages: float
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Seconds of the clock, of the worker's CPU and of Redis's main thread; commands of Redis; requests."""
+
+    seconds: float
+    cpu: float
+    redis_cpu: float
+    commands: int
+    requests: int
+
+    def __sub__(self, other: "Usage") -> "Usage":
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Usage(*(mine - others for mine, others in pairs))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One worker with so many runs for so many pre-processors."""
+
+    runs: int
+    idle: Usage
+    """Before any run."""
+    idle_mb: float
+    """After the first few."""
+    accepted: Usage
+    """Until the last run waits; its requests and CPU until nothing follows any more."""
+    first_waits: float
+    waiting: Usage
+    """For as long as `idle`."""
+    waiting_mb: float
+    waiting_bytes: float
+    """In Redis, of one run."""
+    left: Usage
+    """From the first run that leaves a list until all lists are empty; its CPU until all runs have ended."""
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds of the worker in all phases."""
+        return self.accepted.cpu + self.waiting.cpu + self.left.cpu
+
+
+def publish_messages(_: "Redis", _first: int, count: int) -> None:
+    """Publish bare messages; each is counted."""
+    for _ in range(count):
+        nothing.si(True).apply_async()
+
+
+class ManyRuns:
+    """Runs in one worker or more, and how many of them are on a waiting list."""
+
+    def __init__(self, bench: Bench, *workers: Process) -> None:
+        self._bench, self._workers, self._redis = bench, workers, bench.redis
+
+    def publish(self, first: int, count: int, pre_processors: int) -> None:
+        """Publish runs, each for the next pre-processor."""
+        with Publisher(str(bare.conf.broker_url)) as publisher:
+            for job in range(first, first + count):
+                publisher.publish(message(job, 1 + job % pre_processors))
+
+    def waiting(self) -> int:
+        """How many runs wait."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for key in self._redis.scan_iter("synapse:rooms:*:waiters", count=100_000):
+                pipe.zcard(key)
+            return sum(pipe.execute())
+
+    def used(self) -> Usage:
+        """What was used so far."""
+        redis, stats = self._redis.info("cpu"), self._redis.info("commandstats")
+        return Usage(
+            time.monotonic(),
+            sum(map(cpu_seconds, self._workers)),
+            redis["used_cpu_user_main_thread"] + redis["used_cpu_sys_main_thread"],
+            sum(each["calls"] for each in stats.values()),
+            self._bench.calls().total(),
+        )
+
+    def idle(self, seconds: float = IDLE_SECONDS) -> Usage:
+        """What it costs to do nothing for a while."""
+        before = self.used()
+        time.sleep(seconds)
+        return self.used() - before
+
+    def megabytes(self) -> float:
+        """The memory of the workers' processes."""
+        pids = [pid for worker in self._workers for pid in worker.pids()]
+        return sum(psutil.Process(pid).memory_info().rss for pid in pids) / 1024**2
+
+    def _wait(self, condition: Callable[[int], bool], seconds: float, what: str) -> None:
+        wait_for(lambda: condition(self.waiting()), seconds, what)
+
+    def measure(self, runs: int, pre_processors: int) -> Figures:
+        """Accept runs, let them wait, resume them."""
+        idle = self.idle()
+        self.publish(1, WARM_UP, pre_processors)
+        self._wait(lambda waiting: waiting == WARM_UP, MAX_WAIT_SECONDS, "the warm-up")
+        self._bench.await_quiet()
+        idle_mb, idle_bytes = self.megabytes(), self._redis.info("memory")["used_memory"]
+        before_accepting = self.used()
+        publisher = threading.Thread(target=self.publish, args=(FIRST_JOB, runs, pre_processors))
+        publisher.start()
+        self._wait(lambda waiting: waiting > WARM_UP, MAX_WAIT_SECONDS, "the first run")
+        first_waits = time.monotonic() - before_accepting.seconds
+        publisher.join()
+        self._wait(lambda waiting: waiting == WARM_UP + runs, MAX_WAIT_SECONDS + runs, "all runs")
+        accepted_at = time.monotonic()
+        self._bench.await_quiet()
+        accepted = self.used() - before_accepting
+        waiting_bytes = (self._redis.info("memory")["used_memory"] - idle_bytes) / runs
+        waiting, waiting_mb = self.idle(), self.megabytes()
+        self._bench.let_pre_processors_run()
+        self._wait(lambda waiting: waiting < WARM_UP + runs, MAX_WAIT_SECONDS, "the poll that resumes")
+        before = self.used()
+        self._wait(lambda waiting: waiting == 0, MAX_WAIT_SECONDS, "empty waiting lists")
+        left_at = time.monotonic()
+        self._bench.await_quiet()
+        left = self.used() - before
+        return Figures(
+            runs,
+            idle,
+            idle_mb,
+            replace(accepted, seconds=accepted_at - before_accepting.seconds),
+            first_waits,
+            waiting,
+            waiting_mb,
+            waiting_bytes,
+            replace(left, seconds=left_at - before.seconds),
+        )
+
+
+def print_figures(pre_processors: int, found: Figures, rates: Bare) -> None:
+    """One line a goal."""
+    runs = found.runs
+    of_one_core = (found.waiting.cpu - found.idle.cpu) / IDLE_SECONDS
+    polls = (found.waiting.requests - found.idle.requests) / IDLE_SECONDS
+    of_redis = (found.waiting.redis_cpu - found.idle.redis_cpu) / IDLE_SECONDS
+    bare_walk, bare_messages = runs / rates.walks, runs / rates.messages
+    print(
+        f"{runs} runs, {pre_processors} pre-processors:\n"
+        f"  accepted: {found.accepted.seconds:.1f} s, {found.accepted.seconds / bare_walk:.2f} of bare"
+        f" Celery's {bare_walk:.1f} s; {found.accepted.cpu / runs * 1e3:.1f} ms of CPU a run,"
+        f" {found.accepted.redis_cpu / runs * 1e6:.0f} µs of Redis\n"
+        f"  the first waits after {found.first_waits:.2f} s; 20 runs take"
+        f" {20 * found.accepted.seconds / runs:.2f} s, and bare Celery {20 / rates.walks:.2f} s\n"
+        f"  while they wait: {of_one_core:.2%} of a core and {found.waiting_mb - found.idle_mb:.0f} MB over"
+        f" an idle worker's {found.idle.cpu / IDLE_SECONDS:.2%} and {found.idle_mb:.0f} MB;"
+        f" {of_redis:.2%} of Redis, {polls:.1f} requests a second\n"
+        f"  left: {found.left.seconds:.1f} s, {found.left.seconds / bare_messages:.2f} of bare Celery's"
+        f" {bare_messages:.1f} s for as many messages; {found.left.cpu / runs * 1e3:.1f} ms of CPU a run"
+        f" to its end",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Measure bare Celery, and the worker with each number of pre-processors."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer runs: about two minutes")
+    parser.add_argument("--runs", type=int, help="so many runs, in place of 10,000")
+    arguments = parser.parse_args()
+    size = QUICK if arguments.quick else FULL
+    runs = arguments.runs or size.runs
+    with start_bench() as bench:
+        with bench.worker("engine") as worker:
+            walks = bench.measure(worker, publish_walks, count_walked, size.walks).rate
+        with bench.worker("engine") as worker:
+            messages = bench.measure(worker, publish_messages, count_walked, runs).rate
+    found: dict[int, Figures] = {}
+    for count in size.pre_processors:
+        # A bench each, because in one whose pre-processors run nothing waits any more.
+        with start_bench() as bench, bench.worker("worker", **SETTINGS) as worker:
+            found[count] = ManyRuns(bench, worker).measure(runs, count)
+        print_figures(count, found[count], Bare(walks, messages))
+    few, many = min(found), max(found)
+    for what, ratio in (
+        ("in all", found[many].cpu / found[few].cpu),
+        ("accepting", found[many].accepted.cpu / found[few].accepted.cpu),
+        ("waiting", found[many].waiting.cpu / found[few].waiting.cpu),
+        ("leaving", found[many].left.cpu / found[few].left.cpu),
+    ):
+        print(f"CPU with {many} pre-processors against {few}, {what}: {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()
