@@ -4,7 +4,10 @@ Stock kombu reads a Redis URL in its own way: it fails at an option that redis-p
 by default, and keeps a connection to a server that has become a read-only replica.
 """
 
+import os
+import threading
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from celery.app import amqp
@@ -12,6 +15,7 @@ from kombu import Connection as KombuConnection
 from kombu.connection import ConnectionPool as KombuConnectionPool
 from kombu.connection import PooledConnection as KombuPooledConnection
 from kombu.transport import redis
+from kombu.utils.collections import HashedSeq
 
 from shared.redis_url import RedisUrl, is_redis_url, read_redis_url
 
@@ -39,12 +43,66 @@ def _watched(connection_class: Any, channel: "Channel") -> Any:
     return WatchedConnection
 
 
+@dataclass
+class _SharedPool:
+    """A pool, what its connections are made with, and the channels that use it."""
+
+    made_with: tuple[object, ...]
+    pool: Any
+    channels: list[Any] = field(default_factory=list)
+
+
+class _SharedPools:
+    """Pools of connections that all channels of a process to one Redis use, until the last one is closed.
+
+    A worker has several channels: of its consumer, its remote control, its events and its publishers.
+    """
+
+    def __init__(self) -> None:
+        self._pools: list[_SharedPool] = []
+        self._make_lock()
+        # Another thread of the parent may hold it at that moment.
+        os.register_at_fork(after_in_child=self._make_lock)
+
+    def _make_lock(self) -> None:
+        self._lock = threading.Lock()
+
+    def acquire(self, channel: "Channel", options: dict[str, Any]) -> Any:
+        """The pool for a channel and the options of its connections."""
+        # The limit of the option is meant for the threads that share a channel.
+        options.pop("max_connections", None)
+        url, needed = channel.redis_url, channel.needed_options
+        made_with = (os.getpid(), url, options, needed)
+        with self._lock:
+            found = next((shared for shared in self._pools if shared.made_with == made_with), None)
+            if found is None:
+                found = _SharedPool(made_with, url.pool(needed=needed, **options))
+                self._pools.append(found)
+            found.channels.append(channel)
+            return found.pool
+
+    def release(self, channel: "Channel") -> None:
+        """The channel uses its pool no longer."""
+        with self._lock:
+            for shared in [shared for shared in self._pools if channel in shared.channels]:
+                shared.channels.remove(channel)
+                if not shared.channels:
+                    self._pools.remove(shared)
+                    shared.pool.disconnect()
+                    if manager := getattr(shared.pool, "sentinel_manager", None):
+                        manager.close()
+
+
+_shared_pools = _SharedPools()
+
 _TCP_OPTIONS = ("socket_connect_timeout", "socket_keepalive")
 """Options that a connection to a Unix socket does not take."""
 
 
 class Channel(redis.Channel):
     """Kombu's channel; its connections are those of `RedisUrl`."""
+
+    _pool: Any
 
     from_transport_options = (*redis.Channel.from_transport_options, "redis_url")
     redis_url: RedisUrl
@@ -59,15 +117,34 @@ class Channel(redis.Channel):
             params = {name: value for name, value in params.items() if name not in _TCP_OPTIONS}
         return params
 
+    def __init__(self, connection: Any, **kwargs: Any) -> None:
+        """Open a channel.
+
+        Args:
+            connection: The transport.
+            kwargs: As kombu's.
+        """
+        super().__init__(connection, **kwargs)
+        # Kombu has asked whether Redis is there; a channel that only publishes needs that connection no more.
+        self.async_pool.disconnect()
+
     def _get_pool(self, asynchronous: bool = False) -> Any:
-        pool = self.redis_url.pool(needed=self.needed_options, **self._connparams(asynchronous))
+        params = self._connparams(asynchronous)
         if asynchronous:
+            pool = self.redis_url.pool(needed=self.needed_options, **params)
             pool.connection_class = _watched(pool.connection_class, self)
-        # Kombu closes the connections to the Sentinels when the channel is closed.
-        manager = "_async_sentinel_manager" if asynchronous else "_sentinel_manager"
-        setattr(self, manager, getattr(pool, "sentinel_manager", None))
+            # Kombu closes the connections to the Sentinels when the channel is closed.
+            self._async_sentinel_manager = getattr(pool, "sentinel_manager", None)
+        else:
+            pool = _shared_pools.acquire(self, params)
         self.keyprefix_fanout = self.keyprefix_fanout.format(db=pool.connection_kwargs["db"])
         return pool
+
+    def _disconnect_pools(self) -> None:
+        if self._pool is not None:
+            self._pool = None
+            _shared_pools.release(self)
+        super()._disconnect_pools()
 
     def _has_queue(self, queue: str, **_: Any) -> bool:
         # Kombu asks with EXISTS, to whose keys it adds no `global_keyprefix`.
@@ -98,11 +175,16 @@ class Connection(KombuConnection):
         """
         options = kwargs.get("transport_options") or {}
         if isinstance(hostname, str) and is_redis_url(hostname) and "redis_url" not in options:
-            url = read_redis_url(hostname)
+            sentinels = {name: options.get(name) for name in ("master_name", "sentinel_kwargs")}
+            url = read_redis_url(hostname, **sentinels)
             hostname = url.broker_url
             kwargs["ssl"] = kwargs.get("ssl") or url.tls_options or False
             kwargs["transport_options"] = {**options, **url.transport_options}
         super().__init__(hostname, *args, **kwargs)
+
+    def __eqhash__(self) -> Any:
+        # Kombu keeps pools by it: two transports to one Redis in one process need one each.
+        return HashedSeq(*super().__eqhash__(), self.redis_transport)
 
     def get_transport_cls(self) -> Any:
         """Select the transport.

@@ -156,7 +156,9 @@ def is_redis_url(url: str) -> bool:
     return url.startswith(REDIS_SCHEMES)
 
 
-def read_redis_url(url: str) -> RedisUrl:
+def read_redis_url(
+    url: str, *, master_name: str | None = None, sentinel_kwargs: Mapping[str, Any] | None = None
+) -> RedisUrl:
     """Read the URL of a Redis.
 
     Args:
@@ -165,6 +167,8 @@ def read_redis_url(url: str) -> RedisUrl:
             credentials in it are Redis's; those of the Sentinels are the options `sentinel_username` and
             `sentinel_password`, and `ssl=true` means TLS for both. `global_keyprefix` is an option of all.
             `decode_responses` is ignored: each client decides it.
+        master_name: Of Sentinels whose URL has none, as Celery's `broker_transport_options` give it.
+        sentinel_kwargs: Options of the connections to the Sentinels, likewise; the URL's win over them.
 
     Returns:
         What clients are made from.
@@ -173,7 +177,7 @@ def read_redis_url(url: str) -> RedisUrl:
         ValueError: The URL cannot be read; the text says why and holds no secret.
     """
     if url.startswith("sentinel://"):
-        return _read_sentinels(url)
+        return _read_sentinels(url, master_name, sentinel_kwargs or {})
     if ";" in url.partition("?")[0]:
         raise ValueError("names several servers, which only sentinel:// can")
     options = _options(url.replace("redis+socket://", "unix://", 1))
@@ -185,7 +189,7 @@ def read_redis_url(url: str) -> RedisUrl:
     return _checked(RedisUrl(kind, options, global_keyprefix=options.pop("global_keyprefix", "")))
 
 
-def _read_sentinels(url: str) -> RedisUrl:
+def _read_sentinels(url: str, master_name: str | None, sentinel_kwargs: Mapping[str, Any]) -> RedisUrl:
     sentinels: list[tuple[str, int]] = []
     options: dict[str, Any] = {}
     for part in url.split(";"):
@@ -194,11 +198,12 @@ def _read_sentinels(url: str) -> RedisUrl:
         found = _options(part.replace("sentinel://", "redis://", 1))
         sentinels.append((found.pop("host", "localhost"), found.pop("port", SENTINEL_PORT)))
         options = {**found, **options}
-    master_name = options.pop("master_name", None)
+    master_name = options.pop("master_name", master_name)
     if not master_name:
         raise ValueError("names no master: add ?master_name=… as in the Sentinels' configuration")
     tls = _is_yes(options.pop("ssl", ""))
-    of_sentinels = {
+    of_sentinels = dict(sentinel_kwargs)
+    of_sentinels |= {
         name.removeprefix(_SENTINEL_OPTION_PREFIX): _value_for_sentinels(name, options.pop(name))
         for name in list(options)
         if name.startswith(_SENTINEL_OPTION_PREFIX)

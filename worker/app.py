@@ -20,6 +20,7 @@ from worker.services import services
 from worker.settings import Settings, SettingsError, settings
 from worker.task_events import TaskEventsStep
 from worker.workflow.dead_letters import reject_undelivered, seconds_unknown
+from worker.workflow.revocations import RevocationsStep
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +86,7 @@ def make_app(settings: Settings) -> Celery:
     app.steps["worker"].add(MaintenanceStep)
     app.steps["worker"].add(LogRelayStep)
     app.steps["consumer"].add(TaskEventsStep)
+    app.steps["consumer"].add(RevocationsStep)
     return app
 
 

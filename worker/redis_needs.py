@@ -20,8 +20,8 @@ COMMANDS_ON_A_KEY: Final = (
     *("persist", "pexpire 10000", "pttl", "expire 10", "exists"),
     *("set v NX EX 10", "get", "incr", "setbit 0 0", "getbit 0"),
     *("sadd m", "srem m", "smembers", "scard"),
-    *("zadd 1 m", "zrem m", "zrange 0 0", "zrangebyscore 0 0", "zscore m", "zcard"),
-    *("lpush v", "rpush v", "lpop", "rpop", "brpop 1", "lrange 0 0", "llen"),
+    *("zadd 1 m", "zrem m", "zremrangebyscore 0 0", "zrange 0 0", "zrangebyscore 0 0", "zscore m", "zcard"),
+    *("lpush v", "rpush v", "lpop", "rpop", "blpop 1", "brpop 1", "lrange 0 0", "llen"),
     *("xadd * f v", "xdel 0-1", "xrange - +", "unlink", "dump", "restore 0 x", "del"),
 )
 """What the worker and its transport call, with arguments that do no harm to a hash; the last deletes it."""
@@ -32,6 +32,7 @@ OTHER_COMMANDS: Final = (
     "info cluster",
     "client id",
     "client tracking off",
+    "client caching no",
     "script load x=1",
     "script exists 0",
 )

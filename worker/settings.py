@@ -234,11 +234,6 @@ class Settings(BaseSettings):
         """The URL of the queues' broker."""
         return self.redis_url if self.celery_broker_url is None else self.celery_broker_url
 
-    @property
-    def max_countdown(self) -> float:
-        """In seconds. A countdown just above the visibility timeout multiplies a task; half of it is safe."""
-        return self.worker_visibility_timeout_seconds / 2
-
     def secrets(self) -> list[str]:
         """Every secret value, to be masked in all text that leaves the process."""
         held = (self.synapse_access_token, self.synapse_agent_token, self.worker_plugin_access_token)

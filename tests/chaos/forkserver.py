@@ -109,7 +109,7 @@ class ForkServer:
         name = name or f"w{self._started}@chaos"
         log = (folder or self._folder) / f"{name.partition('@')[0]}.log"
         argv = ["worker", "-Q", queues, "--pool", pool, "-c", str(concurrency), "-l", "INFO"]
-        argv += ["--without-mingle", "--without-gossip", "-n", name]
+        argv += ["-n", name]
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(10)
             connection.connect(str(self._socket))

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TypeAlias
 
-from worker.runs.bulkhead import Bulkhead
+from worker.runs.bulkhead import Bulkhead, half
 
 
 class PoolThread:
@@ -16,8 +16,8 @@ class PoolThread:
         self._executor = ThreadPoolExecutor(1)
         self._slots = ExitStack()
 
-    def acquire(self, dependency: str, *, all_but_two: bool = False) -> bool:
-        slot = self._bulkhead.acquire(dependency, all_but_two=all_but_two)
+    def acquire(self, dependency: str, most: Callable[[int], int] = half) -> bool:
+        slot = self._bulkhead.acquire(dependency, most)
         return self._executor.submit(self._slots.enter_context, slot).result()
 
     def release_all(self) -> None:

@@ -195,7 +195,7 @@ def test_mistake_does_not_show_the_value(monkeypatch: pytest.MonkeyPatch, name: 
 def test_visibility_timeout_of_ten_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_VISIBILITY_TIMEOUT_SECONDS", "10")
 
-    assert load_settings().max_countdown == 5
+    assert load_settings().worker_visibility_timeout_seconds == 10
 
 
 def test_token_of_an_agent_without_its_url_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,23 +1,21 @@
-"""The Celery app's settings for its broker, each with its reason, and the check of this machine's clock."""
-
-import time
-from collections.abc import Callable
-
-import structlog
+"""The Celery app's settings for its broker, each with its reason."""
 
 from shared.redis_url import RedisUrl, is_redis_url, read_redis_url
+from worker.pool import pool
+from worker.runs.bulkhead import all_but_two
 from worker.settings import Settings
-
-log = structlog.get_logger(__name__)
 
 QUEUES = ("deploy", "to_task", "annotate", "logs", "control")
 """All queues that the workers of an installation consume between them."""
 
+
+def queue_limit(queue: str) -> int | None:
+    """How many messages of a queue a worker holds at most: more would find no slot of the bulkhead."""
+    return all_but_two(pool.threads()) if pool.worker is not None and queue == "annotate" else None
+
+
 EX_CONFIG = 78
 """The exit code of a worker that cannot start with its settings."""
-
-WARN_OFFSET_SECONDS = 0.5
-MAX_OFFSET_SECONDS = 5.0
 
 
 def broker_url(url: str) -> str:
@@ -52,7 +50,7 @@ def _transport_options(settings: Settings, redis_url: RedisUrl) -> dict[str, obj
     return {
         **redis_url.transport_options,
         "visibility_timeout": settings.worker_visibility_timeout_seconds,
-        # Look every second for messages that dead workers held; the default takes 100 s more.
+        # Send every second what Redis has not received; the default takes 100 s.
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
         # Without timeouts a Redis that silently disappeared would not be noticed.
@@ -61,39 +59,3 @@ def _transport_options(settings: Settings, redis_url: RedisUrl) -> dict[str, obj
         "socket_keepalive": True,
         "health_check_interval": 15,
     }
-
-
-class ClockOffsetError(RuntimeError):
-    """This machine's clock differs too much from Redis's; the message says by how much."""
-
-
-def clock_offset(
-    server_time: Callable[[], tuple[int, int]], *, clock: Callable[[], float] = time.time
-) -> float:
-    """Seconds by which this machine's clock is ahead; the duration of the request counts as no offset."""
-    asked = clock()
-    seconds, micros = server_time()
-    answered = clock()
-    server = seconds + micros / 1_000_000
-    if server > answered:
-        return answered - server
-    return max(0.0, asked - server)
-
-
-def check_clock(
-    server_time: Callable[[], tuple[int, int]], *, clock: Callable[[], float] = time.time
-) -> float:
-    """Warn about a clock that is off, raise `ClockOffsetError` when it is off too far; return the offset.
-
-    `server_time` is Redis's TIME: seconds and microseconds.
-    """
-    ahead = clock_offset(server_time, clock=clock)
-    if abs(ahead) > MAX_OFFSET_SECONDS:
-        direction = "ahead of" if ahead > 0 else "behind"
-        raise ClockOffsetError(
-            f"This machine's clock is {abs(ahead):.1f} s {direction} Redis's; set it (NTP): at most"
-            f" {MAX_OFFSET_SECONDS:g} s are allowed."
-        )
-    if abs(ahead) > WARN_OFFSET_SECONDS:
-        log.warning("clock differs from Redis's", seconds_ahead=round(ahead, 3))
-    return ahead

@@ -20,7 +20,7 @@ from kombu.utils.json import dumps
 from vine import ppartial, promise  # type: ignore[import-untyped]
 
 from worker.broker import validation
-from worker.broker.config import EX_CONFIG, ClockOffsetError, check_clock
+from worker.broker.config import EX_CONFIG
 from worker.broker.rejections import (
     UNKNOWN_STEP,
     RejectedMessage,
@@ -85,11 +85,6 @@ def in_flight(pool: Any, *, stopping: bool) -> set[str]:
     return {request.message.delivery_tag for request in given}
 
 
-def scheduled_tags() -> list[str]:
-    """Delivery tags of the messages with a countdown or ETA that this process keeps in memory."""
-    return [request.message.delivery_tag for request in tuple(state.scheduled_requests)]
-
-
 RECONNECT_SECONDS = 5.0
 """Within this time after an outage every worker has connected again: it tries every two seconds."""
 
@@ -107,7 +102,8 @@ class Consumer(consumer.Consumer):
         self._loop_runs = False
         self._missed_broker = False
         limit_decompression()
-        super().__init__(*args, **kwargs)
+        # With gossip every worker reads the heartbeats of all. Whatever the command line says.
+        super().__init__(*args, **{**kwargs, "without_gossip": True, "without_mingle": True})
 
     # -- bad messages are kept with the reason; they are never logged and never block those behind them ----
 
@@ -150,7 +146,8 @@ class Consumer(consumer.Consumer):
         def on_task_received(message: Any) -> None:
             try:
                 validation.check_task_message(message)
-                handle(message)
+                if not self._is_delayed(message):
+                    handle(message)
             except validation.NotATaskError as error:
                 self._reject(message, str(error), error)
             except broker_errors:
@@ -159,6 +156,25 @@ class Consumer(consumer.Consumer):
                 self._reject(message, f"cannot be handled: {type(error).__name__}", error)
 
         return on_task_received
+
+    @staticmethod
+    def _is_delayed(message: Any) -> bool:
+        """Whether a message with a countdown or ETA went to Redis's delayed messages.
+
+        When its time has come by Redis's clock, it has no ETA any more: Celery would keep it in memory, by
+        this machine's clock.
+        """
+        if not isinstance(message.channel, Channel):
+            return False
+        fields = message.headers if "task" in message.headers else message.payload
+        if fields.get("eta") is None:
+            return False
+        tag = message.delivery_tag
+        if message.channel.delay_until(tag, validation.timestamp_of(fields["eta"])):
+            message.channel.qos.release(tag)
+            return True
+        fields["eta"] = None
+        return False
 
     def update_strategies(self) -> None:
         """Make the tracers of all tasks and guard them."""
@@ -182,8 +198,9 @@ class Consumer(consumer.Consumer):
         # At random: else the same one of workers that look in one rhythm would always fetch it first.
         delay = random.uniform(0.6, 1.0) * UNKNOWN_STEP_SECONDS
         if isinstance(channel, Channel):
-            channel.run_or_defer(lambda unacked: unacked.extend([tag], delay))
+            channel.run_or_defer(lambda unacked: unacked.delay_fetched(tag, delay))
             channel.qos.release(tag)
+            channel.release_watch()
         else:
             errors = self.connection_errors
             self.timer.call_after(delay, message.reject_log_error, (worker_logger, errors), {"requeue": True})
@@ -210,7 +227,7 @@ class Consumer(consumer.Consumer):
         return conn
 
     def connect(self) -> Any:
-        """Connect and, on Redis, compare clocks: at start, a clock that is too far off ends the worker."""
+        """Connect; at start, a Redis Cluster ends the worker."""
         conn = super().connect()
         channel = conn.default_channel
         if isinstance(channel, Channel):
@@ -218,8 +235,7 @@ class Consumer(consumer.Consumer):
                 self._catch_up(channel)
             try:
                 reject_cluster(channel.unacked.client)
-                check_clock(channel.unacked.client.time)
-            except (RedisClusterError, ClockOffsetError) as error:
+            except RedisClusterError as error:
                 log.critical(str(error))
                 if self.restart_count == 0:
                     raise WorkerShutdown(EX_CONFIG) from None
@@ -234,8 +250,7 @@ class Consumer(consumer.Consumer):
         channel.connection.delay_redelivery(RECONNECT_SECONDS)
         self._run_waiting_acks()
         channel.pending_acks.flush(channel.unacked)
-        running = in_flight(self.pool, stopping=False)
-        channel.unacked.extend([*running, *scheduled_tags()], channel.visibility_timeout)
+        channel.unacked.extend(in_flight(self.pool, stopping=False), channel.visibility_timeout)
         self._missed_broker = False
 
     def on_ready(self) -> None:
@@ -251,24 +266,6 @@ class Consumer(consumer.Consumer):
         super().on_connection_error_after_connected(exc)
 
     # -- requeueing ----------------------------------------------------------------------------------------
-
-    def register_with_event_loop(self, hub: Any) -> None:
-        """Join the event loop, and extend the messages with a countdown at intervals."""
-        super().register_with_event_loop(hub)
-        channel = self.task_consumer.channel
-        if isinstance(channel, Channel):
-            hub.call_repeatedly(max(0.5, channel.visibility_timeout / 4), self._extend_scheduled)
-
-    def _extend_scheduled(self) -> None:
-        """Keep messages with a countdown from being redelivered, as it may exceed the visibility timeout.
-
-        Stock redelivers them; each copy then waits in memory too, and one task became 255 runs.
-        """
-        if (channel := self._channel()) is not None and (tags := scheduled_tags()):
-            try:
-                channel.unacked.extend(tags, channel.visibility_timeout)
-            except self.connection_errors as error:
-                log.warning("scheduled messages not extended", error_type=type(error).__name__)
 
     def on_close(self) -> None:
         """The worker stops, or its connection is lost: requeue at once what the pool has not begun.

@@ -4,16 +4,19 @@ import json
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any
+from math import inf
+from typing import Any, Final
 
 from kombu.transport import redis, virtual
 from redis import Redis
 
 from shared.channels import redis_prefix
+from shared.messages import JsonObject
+from worker.broker.config import queue_limit
 from worker.lua import Scripts
 
 
-# Workers of an older release share both keys, so their names stay.
+# Workers of an older release share the first two keys, so their names and contents stay.
 def unacked_key() -> str:
     """Hash: by delivery tag, the list that the message came from, a line feed, the message."""
     return f"{redis_prefix()}:broker:held"
@@ -24,16 +27,56 @@ def redelivery_key() -> str:
     return f"{redis_prefix()}:broker:due"
 
 
+def redelivering_key() -> str:
+    """Kept for a second by the consumer that requeues the overdue messages of all."""
+    return f"{redis_prefix()}:broker:redelivering"
+
+
+def delayed_key(queue: str) -> str:
+    """Sorted set: by the time on Redis's clock at which they are due, list, a line feed and message."""
+    return f"{redis_prefix()}:broker:delayed:{queue}"
+
+
+def earlier_key() -> str:
+    """The time on Redis's clock at which a delayed message last became the first of its queue that is due."""
+    return f"{redis_prefix()}:broker:earlier"
+
+
+def watcher_key(queues: Collection[str]) -> str:
+    """The consumer that watches these queues for all that consume from exactly them."""
+    return f"{redis_prefix()}:broker:watcher:{','.join(sorted(queues))}"
+
+
+def tokens_key(queues: Collection[str]) -> str:
+    """List, which idle consumers of these queues wait on: one element when one of them is to look."""
+    return f"{redis_prefix()}:broker:tokens:{','.join(sorted(queues))}"
+
+
+def wake_key(consumer: str) -> str:
+    """List, which a consumer waits on beside the tokens: it wakes itself when more queues can be fetched."""
+    return f"{redis_prefix()}:broker:wake:{consumer}"
+
+
+WAKE_SECONDS = 10
+"""A token or a wake-up that nobody has taken by then is deleted."""
+
 BATCH_SIZE = 100
 """Messages that one script moves, so that Redis serves other clients in between."""
 
 
 class Unacked:
-    """Acknowledges, extends and requeues unacknowledged messages; the channel fetches them."""
+    """Acknowledges, extends, delays and requeues unacknowledged messages; the channel fetches them."""
 
-    def __init__(self, client: "Redis", keyprefix: str = "") -> None:
-        """`client` adds no prefix of its own; `keyprefix` is the transport's `global_keyprefix`."""
+    def __init__(
+        self, client: "Redis", keyprefix: str = "", queue_of: Callable[[str], str] = lambda name: name
+    ) -> None:
+        """`client` adds no prefix of its own; `keyprefix` is the transport's `global_keyprefix`.
+
+        `queue_of`: the queue to which a list belongs.
+        """
         self.client = client
+        self._keyprefix = keyprefix
+        self._queue_of = queue_of
         self._scripts = Scripts(client, "worker.broker")
         self._keys = [keyprefix + unacked_key(), keyprefix + redelivery_key()]
 
@@ -68,6 +111,45 @@ class Unacked:
             if len(tags) < BATCH_SIZE:
                 return requeued
 
+    def delay(self, queue: str, text: str, seconds: float) -> None:
+        """Publish a message of `queue` that is due in `seconds`; `text`: its list, a line feed, itself."""
+        self._scripts.run("delay", self.delayed_keys(queue), seconds, "", text)
+
+    def delay_fetched(self, tag: str, seconds: float) -> None:
+        """Keep a fetched message for so long; it goes back to its list then."""
+        self._delay_fetched(tag, seconds, "")
+
+    def delay_until(self, tag: str, due: float) -> bool:
+        """Keep a fetched message until that time on Redis's clock; returns whether that is still to come."""
+        return self._delay_fetched(tag, due, "1")
+
+    def _delay_fetched(self, tag: str, *when: float | str) -> bool:
+        entry = self.client.hget(self._keys[0], tag)
+        if entry is None:
+            return True  # It was redelivered.
+        keys = [*self.delayed_keys(self._queue_of(entry.partition(b"\n")[0].decode())), *self._keys]
+        return bool(self._scripts.run("delay", keys, *when, tag))
+
+    def delayed_keys(self, queue: str) -> list[str]:
+        """The keys of a queue's delayed messages for the script `delay`."""
+        return [self._keyprefix + delayed_key(queue), self._keyprefix + earlier_key()]
+
+    def drop_delayed(self, queue: str) -> int:
+        """Delete the delayed messages of a queue; returns how many."""
+        key = self.delayed_keys(queue)[0]
+        with self.client.pipeline() as pipeline:
+            count, _ = pipeline.zcard(key).delete(key).execute()
+        return int(count)
+
+    def release_watch(self, keys: Sequence[str], consumer: str) -> None:
+        """Let another consumer watch; `keys` are those of the watcher and of the tokens."""
+        self._scripts.run("release", keys, consumer)
+
+    def wake(self, key: str) -> None:
+        """Wake the consumer that waits on this key."""
+        with self.client.pipeline(transaction=False) as pipeline:
+            pipeline.lpush(key, "").expire(key, WAKE_SECONDS).execute()
+
     def extend(self, tags: Iterable[str], seconds: float) -> None:
         """Redeliver these messages no earlier than `seconds` from now: they wait in a living worker."""
         for some in _batches(tags, BATCH_SIZE):
@@ -85,15 +167,27 @@ def _batches(tags: Iterable[str], size: int) -> Iterator[list[str]]:
         yield batch
 
 
+DELIVERIES: Final = "deliveries"
+"""The property of a message that says how often it was delivered, this time included."""
+
+
 def mark_redelivered(text: bytes) -> bytes:
-    """The message with the flag of a redelivery; unchanged when it is not a message."""
+    """The message with the flag of a redelivery and its count; unchanged when it is not a message."""
     try:
         message = json.loads(text)
         message["headers"]["redelivered"] = True
-        message["properties"]["delivery_info"]["redelivered"] = True
+        properties = message["properties"]
+        properties["delivery_info"]["redelivered"] = True
+        properties[DELIVERIES] = delivery_count(properties) + 1
         return json.dumps(message).encode()
     except Exception:  # of any kind: it is requeued unchanged, and the next worker rejects it
         return text
+
+
+def delivery_count(properties: JsonObject) -> int:
+    """How often a message with these properties was delivered, this time included."""
+    count = properties.get(DELIVERIES)
+    return count if isinstance(count, int) and count > 0 else 1
 
 
 AckCommand = Callable[[Unacked], object]
@@ -133,6 +227,41 @@ def pending_acks_of(*broker: object) -> PendingAcks:
 class QoS(redis.QoS):
     """Counts the unacknowledged messages; their records in Redis are made by the script that fetches them."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._tags_of_queue: dict[str, set[str]] = {}
+
+    def is_full(self, queue: str) -> bool:
+        """Whether as many messages of this queue are held as the worker works on at a time."""
+        return self._remaining(queue) <= 0
+
+    def is_free(self, queues: Iterable[str]) -> bool:
+        """Whether less than half of what may be held is, and one message would leave room for another."""
+        held, most = len(self._delivered) - len(self._dirty), self.prefetch_count
+        if most and not (2 * held < most and held + 1 < most):
+            return False
+        return all(self._remaining(queue) > 1 for queue in queues)
+
+    def hold(self, delivery_tag: str, queue: str) -> None:
+        """Count a message that was fetched from `queue`, until it is acknowledged or given back."""
+        if queue_limit(queue) is not None:
+            self._tags_of_queue.setdefault(queue, set()).add(delivery_tag)
+
+    def _remaining(self, queue: str) -> float:
+        limit = queue_limit(queue)
+        return inf if limit is None else limit - len(self._tags_of_queue.get(queue, ()))
+
+    def _settle(self, delivery_tag: str) -> None:
+        virtual.QoS.ack(self, delivery_tag)
+        self._free([delivery_tag])
+
+    def _free(self, delivery_tags: Iterable[str]) -> None:
+        for queue, tags in self._tags_of_queue.items():
+            was_full = self.is_full(queue)
+            tags.difference_update(delivery_tags)
+            if was_full and not self.is_full(queue):
+                self.channel.fetch_soon()
+
     def append(self, message: Any, delivery_tag: str) -> None:
         """Count a message. Stock kombu records it in Redis only here, after it was popped."""
         virtual.QoS.append(self, message, delivery_tag)
@@ -140,19 +269,19 @@ class QoS(redis.QoS):
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge a message; never raises because Redis is unavailable: it is acknowledged later then."""
         self.channel.run_or_defer(lambda unacked: unacked.remove(delivery_tag))
-        virtual.QoS.ack(self, delivery_tag)
+        self._settle(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Drop a message, or with `requeue` put it at the end of its queue."""
         if requeue:
             self.channel.run_or_defer(lambda unacked: unacked.requeue([delivery_tag], last=True))
-            virtual.QoS.ack(self, delivery_tag)
+            self._settle(delivery_tag)
         else:
             self.ack(delivery_tag)
 
     def release(self, delivery_tag: str) -> None:
         """Count a message no longer but leave it in Redis, which redelivers it when its time has come."""
-        virtual.QoS.ack(self, delivery_tag)
+        self._settle(delivery_tag)
 
     def requeue_held(self, keep: Collection[str] = ()) -> int:
         """Requeue all messages except `keep`, as if they had never been fetched; returns how many."""
@@ -161,6 +290,7 @@ class QoS(redis.QoS):
         waiting = [tag for tag in reversed(self._delivered) if tag not in keep]
         for tag in waiting:
             del self._delivered[tag]
+        self._free(waiting)
         if waiting:
             self.channel.run_or_defer(lambda unacked: unacked.requeue(waiting))
         return len(waiting)
@@ -169,6 +299,7 @@ class QoS(redis.QoS):
         """Count nothing any more and leave Redis as it is: the tasks go on and acknowledge by their tags."""
         self._flush()
         self._delivered.clear()
+        self._tags_of_queue.clear()
 
     def restore_unacked(self, client: Any = None) -> list[Any]:  # noqa: ARG002 - kombu's signature
         """Requeue all messages. None is reported as failed: a requeue that fails is run later."""
@@ -176,5 +307,5 @@ class QoS(redis.QoS):
         return []
 
     def restore_visible(self, start: int = 0, num: int = 10, interval: int = 10) -> None:  # noqa: ARG002
-        """Requeue, at intervals, the messages that nobody acknowledged in time."""
-        self.channel.redeliver_overdue()
+        """Send, at intervals, what Redis has not received yet; a fetch finds what is overdue."""
+        self.channel.pending_acks.flush(self.channel.unacked)

@@ -1,17 +1,16 @@
 """The transport for `redis://`: fetches messages so that none is lost, keeps those that cannot be read."""
 
-from collections.abc import Mapping
+import random
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
+from hashlib import sha1
 from queue import Empty
 from time import monotonic
 from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
 import structlog
-from kombu.transport import redis
-from redis import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 from shared import redis_broker
 from shared.messages import JsonObject
@@ -19,11 +18,17 @@ from worker.broker.delivery import (
     AckCommand,
     PendingAcks,
     QoS,
-    Unacked,
+    delayed_key,
+    earlier_key,
     pending_acks_of,
+    redelivering_key,
     redelivery_key,
+    tokens_key,
     unacked_key,
+    wake_key,
+    watcher_key,
 )
+from worker.broker.polling import CACHING, INVALIDATION, InvalidationListener, Poller
 from worker.broker.publishing import PublishingChannel
 from worker.broker.rejections import keep_rejected, rejected_element
 from worker.broker.validation import MalformedError, parse_element
@@ -31,96 +36,36 @@ from worker.lua import source_of
 
 log = structlog.get_logger(__name__)
 
-INVALIDATION_CHANNEL = "__redis__:invalidate"
-
-
-class InvalidationListener:
-    """A connection that becomes readable when a key changes that another connection has read.
-
-    It receives the invalidation messages of Redis's client-side caching for the tracked connection.
-    """
-
-    def __init__(self, pool: Any, tracked: Any) -> None:
-        self.connection = pool.get_connection()
-        self._socket = tracked._sock
-        id_ = self._command(self.connection, "CLIENT", "ID")
-        self._command(self.connection, "SUBSCRIBE", INVALIDATION_CHANNEL)
-        self._command(tracked, "CLIENT", "TRACKING", "ON", "REDIRECT", id_)
-
-    def is_tracking(self, tracked: Any) -> bool:
-        """Whether `tracked` is still the connection for which Redis sends the invalidations."""
-        return self._socket is tracked._sock and self.connection._sock is not None
-
-    def drain(self) -> None:
-        """Read and ignore all invalidations that have arrived. Raises when the connection is lost."""
-        self.connection.read_response()
-        while self.connection.can_read(timeout=0):
-            self.connection.read_response()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self.connection.disconnect()
-
-    @staticmethod
-    def _command(connection: Any, *command: Any) -> Any:
-        connection.send_command(*command)
-        return connection.read_response()
-
-
-MAX_IDLE_SECONDS = 1.0
-"""Empty queues are read this often even without an invalidation, in case one was lost."""
-
 UNTRACKED_POLL_SECONDS = 0.05
 """Time between two reads of empty queues on a Redis that rejects key tracking."""
 
-INVALIDATION = "INVALIDATION"
-"""The kind of an event in kombu's poller, beside its own BRPOP and LISTEN."""
+WATCH_MILLISECONDS = 1500
+"""A watcher that has not fetched for so long is dead, and its queues are watched by another one."""
 
+RENEW_SECONDS = 0.5
+"""Time between two fetches of a watcher without news."""
 
-class Poller(redis.MultiChannelPoller):
-    """Reads invalidations at once, even when the worker wants no more messages.
+WAIT_SECONDS = (1.5, 2.5)
+"""A consumer that waits for a token looks after a time between these whether there still is a watcher."""
 
-    Otherwise the event loop would find the listener's connection readable again and again.
-    """
-
-    loop: Any = None
-
-    def add_listener(self, channel: Any, listener: InvalidationListener) -> None:
-        """Poll the listener's connection."""
-        self._register(channel, listener, INVALIDATION)
-
-    def wake_soon(self) -> None:
-        """Make the event loop run another iteration after `UNTRACKED_POLL_SECONDS`."""
-        if self.loop is not None:
-            self.loop.call_later(UNTRACKED_POLL_SECONDS, lambda: None)
-
-    def on_poll_init(self, poller: Any) -> None:
-        """Use the event loop's poller. Kombu redelivers here, before the consumer has caught up."""
-        self.poller = poller
-
-    def on_readable(self, fileno: int) -> Any:
-        """Handle an event on one of the channels' connections."""
-        channel, kind = self._fd_to_chan.get(fileno, (None, None))
-        if kind == INVALIDATION:
-            return channel.handlers[INVALIDATION]()
-        return super().on_readable(fileno)
-
-    def get(self, callback: Any, timeout: float | None = None) -> Any:
-        """Poll once without an event loop, no longer than until the queues must be read again."""
-        longest = MAX_IDLE_SECONDS
-        if any(channel.polls_often for channel in self._channels):
-            longest = UNTRACKED_POLL_SECONDS
-        return super().get(callback, timeout=longest if timeout is None else min(timeout, longest))
-
+FOLLOW_UP_SECONDS = 1.0
+"""For so long what Redis has answered says what to ask next; after that the consumer fetches."""
 
 FETCH_SCRIPT = source_of("worker.broker", "fetch")
+FETCH_SHA = sha1(FETCH_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+
+
+Step = Literal["fetch", "watch", "wait", "check"]
+"""What a consumer asks Redis: a message; news when its queues are no longer empty; a token of the consumer
+that has such news; whether there is such a consumer."""
 
 
 class Channel(PublishingChannel):
-    """Fetches messages with a script, and waits for new ones with an `InvalidationListener`.
+    """Fetches messages with a script, and of several idle consumers wakes one.
 
-    Where stock kombu waits in BRPOP, this channel runs `fetch`. When all lists are empty, it sends EXISTS for
-    their keys, so that Redis tracks them and reports when one of them changes.
+    Where stock kombu waits in BRPOP, this channel runs `fetch`. When all lists are empty, the script makes
+    one consumer the watcher, which sends EXISTS for their keys, so that Redis tracks them and reports when
+    one of them changes. The others wait in BLPOP for a token.
     """
 
     QoS = QoS
@@ -131,9 +76,16 @@ class Channel(PublishingChannel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._listener: InvalidationListener | None = None
         self._tracking_unavailable = False
-        self._idle_until = 0.0
+        self._consumer = uuid4().hex
+        self._group: list[str] | None = None
+        self._watches = False
+        self.idle_until = 0.0
+        """Moment of the monotonic clock before which nothing is sent, unless an invalidation arrives."""
         self._invalidated_meanwhile = False
-        self._sent: Literal["fetch", "exists"] = "fetch"
+        self._sent: Step = "fetch"
+        self._next: Step = "fetch"
+        self._answered_at = self._earliest_due = self._fetched_at = 0.0
+        self._has_overdue = False
         self._fetch_tag = ""
         self._no_ack_queues: set[str] = set()
         super().__init__(*args, **kwargs)
@@ -142,15 +94,6 @@ class Channel(PublishingChannel):
         self.pending_acks: PendingAcks = pending_acks_of(broker.hostname, broker.port, broker.virtual_host)
 
     # -- unacknowledged messages ---------------------------------------------------------------------------
-
-    @cached_property
-    def unacked(self) -> Unacked:
-        """On a connection of the pool: acknowledging is safe from any thread and during a fetch."""
-        return Unacked(self._unprefixed_client(), self.global_keyprefix)
-
-    def _unprefixed_client(self) -> Redis:
-        """A client for scripts: kombu's adds `global_keyprefix` to some keys of some commands alone."""
-        return Redis(connection_pool=self.pool)
 
     def run_or_defer(self, command: AckCommand) -> None:
         """Run a command now, or when Redis is available again."""
@@ -164,111 +107,206 @@ class Channel(PublishingChannel):
                 log.warning("acknowledgement deferred", error_type=type(error).__name__)
         self.pending_acks.add(command)
 
-    def redeliver_overdue(self) -> None:
+    def _redeliver_overdue(self) -> None:
         """Run the pending commands, then requeue what nobody acknowledged in time."""
-        self.pending_acks.flush(self.unacked)
+        self._has_overdue = False
         if monotonic() < self.connection.redelivers_from:
             return
-        if requeued := self.unacked.requeue_overdue():
-            log.info("overdue messages requeued", count=requeued)
+        with suppress(*self.connection_errors, ResponseError):
+            self.pending_acks.flush(self.unacked)
+            if requeued := self.unacked.requeue_overdue():
+                log.info("overdue messages requeued", count=requeued)
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
         self.run_or_defer(lambda unacked: unacked.requeue([message.delivery_tag], last=leftmost))
 
-    # -- fetching ------------------------------------------------------------------------------------------
+    def delay_until(self, tag: str, due: float) -> bool:
+        """Keep a fetched message until that time on Redis's clock; returns whether that is still to come.
 
-    @property
-    def polls_often(self) -> bool:
-        """Whether empty queues are polled at short intervals, because Redis rejects key tracking."""
-        return self._tracking_unavailable
+        A message that Redis cannot keep now, because its memory is full, is redelivered in time.
+        """
+        try:
+            return self.unacked.delay_until(tag, due)
+        except ResponseError as error:
+            log.warning("message not delayed", error_type=type(error).__name__)
+            return True
+
+    # -- fetching ------------------------------------------------------------------------------------------
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         """Consume from `queue`; messages of a `no_ack` consumer are never recorded as unacknowledged."""
         (self._no_ack_queues.add if no_ack else self._no_ack_queues.discard)(queue)
-        self._idle_until = 0.0
+        self.idle_until, self._next = 0.0, "fetch"
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Any:
         """One message without waiting, or None."""
-        lists = [self._list_key(queue, priority) for priority in self.priority_steps]
         no_ack_queues = {queue} if no_ack else set()
-        client = self._unprefixed_client()
+        fetch = self._unprefixed_client().register_script(FETCH_SCRIPT)
         # A tag for each fetch: a message that can neither be read nor kept stays unacknowledged under it.
-        while reply := client.eval(*self._fetch_command(tag := uuid4().hex, lists, no_ack_queues)):
-            raw = self._parse(reply[1], tag, no_ack)
+        while True:
+            keys, arguments = self._fetch_arguments(tag := uuid4().hex, [queue], no_ack_queues, consumer="")
+            _name, element, *_state = fetch(keys, arguments)
+            if element is None:
+                return None
+            raw = self._parse(element, tag, no_ack)
             if raw is not None:
                 message = self.Message(raw, channel=self)
                 if not no_ack:
                     self.qos.append(message, tag)
                 return message
-        return None
 
-    def _fetch_command(self, tag: str, lists: list[str], no_ack_queues: set[str]) -> list[Any]:
+    def _fetch_arguments(
+        self, tag: str, queues: list[str], no_ack_queues: set[str], *, consumer: str
+    ) -> tuple[list[str], list[Any]]:
+        lists = self._list_keys(queues)
         acknowledged = ["0" if self._queue_of(name) in no_ack_queues else "1" for name in lists]
-        prefix = self.global_keyprefix
-        keys = [prefix + unacked_key(), prefix + redelivery_key(), *lists]
-        return [FETCH_SCRIPT, len(keys), *keys, tag, self.visibility_timeout, *acknowledged]
+        of_broker = [
+            unacked_key(),
+            redelivery_key(),
+            redelivering_key(),
+            watcher_key(queues),
+            tokens_key(queues),
+        ]
+        keys = [self.global_keyprefix + key for key in [*of_broker, *map(delayed_key, queues)]]
+        keeps_watch = "1" if consumer and self.qos.is_free(queues) else "0"
+        options = [tag, self.visibility_timeout, consumer, WATCH_MILLISECONDS, keeps_watch, len(queues)]
+        return [*keys, *lists], [*options, *acknowledged]
 
-    def _queue_of(self, name: str) -> str:
-        return name.removeprefix(self.global_keyprefix).rsplit(self.sep, 1)[0]
-
-    def _list_key(self, queue: str, priority: int) -> str:
-        """The whole key of a queue's list, as scripts and commands on a bare connection name it."""
-        return f"{self.global_keyprefix}{self._q_for_pri(queue, priority)}"
-
-    def _queue_keys(self) -> list[str]:
-        queues = self._queue_cycle.consume(len(self.active_queues))
+    def _list_keys(self, queues: list[str]) -> list[str]:
         return [self._list_key(queue, priority) for priority in self.priority_steps for queue in queues]
 
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002 - kombu's signature
-        if monotonic() < self._idle_until:
+        now = monotonic()
+        if now < self.idle_until:
             return
-        lists = self._queue_keys()
-        if not lists:
+        if self._has_overdue:
+            self._redeliver_overdue()
+        queues = self._fetchable_queues()
+        if not queues:
             return
-        connection = self.client.connection
-        if not self._tracking_unavailable and not (
-            self._listener is not None and self._listener.is_tracking(connection)
-        ):
-            self._start_listener(connection)
-        self._fetch_tag = uuid4().hex
-        self._send_command("fetch", "EVAL", *self._fetch_command(self._fetch_tag, lists, self._no_ack_queues))
+        step = self._next if now < self._answered_at + FOLLOW_UP_SECONDS else "fetch"
+        if step == "watch" and not self._track():
+            self._rest(UNTRACKED_POLL_SECONDS)
+        elif step == "watch":
+            earlier = ("GET", self.global_keyprefix + earlier_key())
+            self._send(step, CACHING, earlier, CACHING, ("EXISTS", *self._list_keys(queues)))
+        elif step == "wait":
+            keys = [self.global_keyprefix + key for key in (wake_key(self._consumer), tokens_key(queues))]
+            self._send(step, ("BLPOP", *keys, round(random.uniform(*WAIT_SECONDS), 3)))
+        elif step == "check":
+            # Only now, because a watcher that gets busy often watches again at once.
+            if self._listener is not None:
+                self._listener.untrack(self.client.connection)
+            self._send(step, ("EXISTS", self.global_keyprefix + watcher_key(queues)))
+        else:
+            self._fetch_tag = uuid4().hex
+            keys, arguments = self._fetch_arguments(
+                self._fetch_tag, queues, self._no_ack_queues, consumer=self._consumer
+            )
+            self._group = keys[3:5]
+            self._send("fetch", ("EVALSHA", FETCH_SHA, len(keys), *keys, *arguments))
 
-    def _send_command(self, what: Literal["fetch", "exists"], *command: Any) -> None:
-        self._sent = what
+    def _fetchable_queues(self) -> list[str]:
+        """The consumer's queues of which it does not yet hold as many messages as it may.
+
+        When they are others than before, another consumer watches those.
+        """
+        queues = [
+            queue
+            for queue in self._queue_cycle.consume(len(self.active_queues))
+            if not self.qos.is_full(queue)
+        ]
+        if self._group is not None and self._group[0] != self.global_keyprefix + watcher_key(queues):
+            if self._watches:
+                self.release_watch()
+            self._next = "fetch"
+        return queues
+
+    def _send(self, step: Step, *commands: Sequence[Any]) -> None:
+        self._sent = step
         self._invalidated_meanwhile = False
-        self._in_poll = self.client.connection
+        self._in_poll = connection = self.client.connection
         self._brpop_sent_at = monotonic()
-        self.client.connection.send_command(*command)
+        connection.send_packed_command(connection.pack_commands(commands))
+
+    def fetch_soon(self) -> None:
+        """Fetch again: a queue that could not be fetched from now can."""
+        self.idle_until, self._next = 0.0, "fetch"
+        if self._in_poll and self._sent == "wait" and not self.closed:
+            # Otherwise the consumer fetches when its wait has ended.
+            with suppress(*self.connection_errors, ResponseError):
+                self.unacked.wake(self.global_keyprefix + wake_key(self._consumer))
+
+    def _rest(self, seconds: float) -> None:
+        """Send nothing for so long, unless an invalidation arrives; then fetch."""
+        self._next = "fetch"
+        self.idle_until = monotonic() + seconds
+        self.connection.cycle.wake_at(self.idle_until)
 
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ARG002 - kombu's signature
-        reply = self._read_reply()
-        if self._sent == "exists":
+        sent, self._next = self._sent, "fetch"
+        try:
+            reply = self._read_reply()
+        except NoScriptError:
+            self.unacked.client.script_load(FETCH_SCRIPT)
+            raise Empty from None
+        self._answered_at = monotonic()
+        if sent == "fetch":
+            return self._handle_fetched(*reply)
+        if sent == "wait" and not reply:
+            self._next = "check"
+        elif sent == "wait" and not self.qos.can_consume():
+            self.release_watch()  # The token is for another one.
+        elif sent == "check" and reply:
+            self._next = "wait"
+        if sent == "watch":
+            earlier, messages = reply
+            has_earlier = earlier is not None and float(earlier) > self._fetched_at
             # Invalidations have a connection of their own: the one for a message that came right after EXISTS
             # may be read before the reply to EXISTS.
-            if not (reply or self._invalidated_meanwhile):
-                self._idle_until = monotonic() + MAX_IDLE_SECONDS
-        elif reply:
-            name, element = reply
+            if not (messages or has_earlier or self._invalidated_meanwhile):
+                self._rest(min(RENEW_SECONDS, max(0.0, self._earliest_due - monotonic())))
+        raise Empty
+
+    def _handle_fetched(
+        self,
+        name: bytes,
+        element: bytes,
+        more: int,
+        watches: int,
+        next_due: bytes,
+        overdue: int,
+        fetched_at: bytes,
+    ) -> bool:
+        self._fetched_at = float(fetched_at)
+        self._earliest_due = monotonic() + (RENEW_SECONDS if next_due is None else float(next_due))
+        self._has_overdue = bool(overdue)
+        self._watches = bool(watches)
+        self._next = "fetch" if more else "watch" if watches else "wait"
+        if element is not None:
             queue = self._queue_of(name.decode())
             self._queue_cycle.rotate(queue)
             raw = self._parse(element, self._fetch_tag, queue in self._no_ack_queues)
             if raw is not None:
+                if queue not in self._no_ack_queues:
+                    self.qos.hold(self._fetch_tag, queue)
                 self.connection._deliver(raw, queue)
                 return True
-        elif self._tracking_unavailable:
-            self._idle_until = monotonic() + UNTRACKED_POLL_SECONDS
-            self.connection.cycle.wake_soon()
-        elif lists := self._queue_keys():
-            self._send_command("exists", "EXISTS", *lists)
         raise Empty
 
     def _read_reply(self) -> Any:
         connection = self.client.connection
         try:
+            if self._sent == "watch":
+                return [connection.read_response() for _ in range(4)][1::2]
             return connection.read_response()
         except self.connection_errors:
             connection.disconnect()
+            raise
+        except ResponseError:
+            if self._sent == "watch":  # The other replies are not read.
+                connection.disconnect()
             raise
         finally:
             self._in_poll = None
@@ -284,32 +322,50 @@ class Channel(PublishingChannel):
             return None
 
     def stop_fetching(self) -> None:
-        """Requeue the message that a fetch in flight returns: a closing worker delivers nothing."""
-        if not self._in_poll:
-            return
-        try:
-            reply = self._read_reply()
-        except (*self.connection_errors, ResponseError):
-            return
-        if self._sent == "fetch" and reply:
-            tag = self._fetch_tag
-            self.run_or_defer(lambda unacked: unacked.requeue([tag]))
+        """Requeue the message that a fetch in flight returns: a closing worker delivers nothing.
 
-    # -- invalidations -------------------------------------------------------------------------------------
+        Another consumer watches the queues from now on.
+        """
+        if self._in_poll and self._sent == "wait":
+            self.client.connection.disconnect()
+            self._in_poll = None
+        elif self._in_poll:
+            with suppress(*self.connection_errors, ResponseError):
+                reply = self._read_reply()
+                if self._sent == "fetch" and reply[1] is not None:
+                    tag = self._fetch_tag
+                    self.run_or_defer(lambda unacked: unacked.requeue([tag]))
+        self.release_watch()
+        self._group = None
 
-    def _start_listener(self, connection: Any) -> None:
-        if self._listener is not None:
-            self._listener.close()
+    def release_watch(self) -> None:
+        """If this consumer watches its queues, let the one do it that has waited longest."""
+        if self._group is not None and not self.closed:
+            with suppress(*self.connection_errors, ResponseError):
+                self.unacked.release_watch(self._group, self._consumer)
+            self._watches, self._next = False, "wait"
+
+    # -- watching ------------------------------------------------------------------------------------------
+
+    def _track(self) -> bool:
+        """Let Redis report the changes of all keys that are read from now on; returns whether it does."""
+        if self._tracking_unavailable:
+            return False
         try:
-            self._listener = InvalidationListener(self.async_pool, connection)
+            if self._listener is None or not self._listener.is_connected:
+                if self._listener is not None:
+                    self._listener.close()
+                self._listener = InvalidationListener(self.async_pool)
+                self.connection.cycle.add_listener(self, self._listener)
+            self._listener.track(self.client.connection)
         except ResponseError as error:
             log.warning("Redis rejects key tracking, polling instead", error_type=type(error).__name__)
             self._tracking_unavailable = True
-            return
-        self.connection.cycle.add_listener(self, self._listener)
+            return False
+        return True
 
     def _on_invalidation(self) -> None:
-        self._idle_until = 0.0
+        self.idle_until = 0.0
         self._invalidated_meanwhile = True
         if self._listener is not None:
             try:
@@ -351,6 +407,11 @@ class Transport(redis_broker.Transport):
     def delay_redelivery(self, seconds: float) -> None:
         """Redeliver nothing for so long, as the workers that hold the messages may be connecting again."""
         self.redelivers_from = monotonic() + seconds
+
+    def on_readable(self, fileno: int) -> None:
+        """Handle an event; that there is no message yet is no error to an event loop."""
+        with suppress(Empty):
+            super().on_readable(fileno)
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         """Let the poller wake the worker's event loop, and register the connections as kombu does."""

@@ -4,6 +4,7 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, Final
 
 from celery.app.task import Context
@@ -14,6 +15,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 from kombu.utils.json import loads
 
 from shared.messages import JsonObject
+from worker.broker.delivery import DELIVERIES, delivery_count
 from worker.platform.requests import too_deep
 
 
@@ -42,6 +44,7 @@ def parse_element(element: bytes, tag: str, decode_body: Callable[[Any, Any], An
     except Exception as error:
         raise MalformedError(f"body cannot be decoded: {type(error).__name__}") from None
     properties["delivery_tag"] = tag
+    properties[DELIVERIES] = delivery_count(properties)
     return envelope
 
 
@@ -152,12 +155,21 @@ def _check_time(name: str, value: object) -> None:
     if value is None:
         return
     try:
-        if not isinstance(value, str):
-            raise TypeError
-        moment = maybe_make_aware(maybe_iso8601(value), timezone.local)
-        to_timestamp(timezone.to_system(moment))
+        to_timestamp(timezone.to_system(_moment(value)))
     except Exception:  # of any kind: which one depends on the text
         raise NotATaskError(f"header {name} is not a time") from None
+
+
+def timestamp_of(value: object) -> float:
+    """A time of a message's header, in seconds since the epoch; raises an error of any kind if it is none."""
+    return _moment(value).timestamp()
+
+
+def _moment(value: object) -> datetime:
+    if not isinstance(value, str):
+        raise TypeError
+    moment: datetime = maybe_make_aware(maybe_iso8601(value), timezone.local)
+    return moment
 
 
 def _body(message: Any) -> Any:

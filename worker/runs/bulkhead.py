@@ -47,6 +47,20 @@ def release_share(plugin: str) -> str:
     return f"release:{plugin}"
 
 
+def half(threads: int) -> int:
+    """The slots of most dependencies."""
+    return max(1, threads // 2)
+
+
+def all_but_two(threads: int) -> int:
+    """The slots of a dependency with much work.
+
+    One thread stays for control work, and one for the others that need a slot, which would hardly ever find
+    one beside it.
+    """
+    return max(1, threads - 2)
+
+
 class Bulkhead:
     """Lets at most half of the threads work with one dependency at a time; no thread waits for a slot.
 
@@ -66,15 +80,13 @@ class Bulkhead:
         self._last_try: dict[str, float] = {}
 
     @contextmanager
-    def acquire(self, dependency: str, *, all_but_two: bool = False) -> Iterator[bool]:
+    def acquire(self, dependency: str, most: Callable[[int], int] = half) -> Iterator[bool]:
         """Whether there is a slot, released after the block.
 
-        `all_but_two`: of all threads but two in place of half of them. One stays for control work, and one
-        for the others that need a slot, which would hardly ever find one beside a dependency with much work.
+        `most`: by the number of threads; half of them if it is not given.
         """
         threads = self._threads()
-        limit = threads - 2 if all_but_two else threads // 2
-        slot = self._acquire(dependency, max(1, limit), max(1, threads - 1))
+        slot = self._acquire(dependency, most(threads), max(1, threads - 1))
         try:
             yield slot is not None
         finally:

@@ -53,8 +53,8 @@ class StepPublisher(Protocol):
 class Timing:
     """Times in seconds that follow from the visibility timeout.
 
-    A lock expires before it, so that a redelivered step finds the lock of a dead worker gone. A countdown of
-    more than half of it would multiply the message. A run is overdue once the broker must have redelivered.
+    A lock expires before it, so that a redelivered step finds the lock of a dead worker gone. A run is
+    overdue once the broker must have redelivered.
     """
 
     visibility_timeout: float
@@ -66,7 +66,7 @@ class Timing:
 
     @property
     def max_countdown(self) -> float:
-        """The longest countdown of a message."""
+        """The longest pause between two attempts that nobody has asked for."""
         return self.visibility_timeout / 2
 
     @property

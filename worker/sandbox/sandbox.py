@@ -156,7 +156,7 @@ class Sandbox:
         number = len(self._workers) + 1
         command = [*prefix, sys.executable, "-m", "celery", "-A", "worker", "worker"]
         command += ["-Q", queues, "--pool", "threads", "-c", str(concurrency), "-l", "INFO"]
-        command += ["--without-mingle", "--without-gossip", "-n", f"worker{number}@%h"]
+        command += ["-n", f"worker{number}@%h"]
         log = self._logs / f"worker{number}.log"
         environ = {**clean_environment(), **self.environment(), **(env or {})}
         worker = start_process(f"worker{number}", command, log=log, env=environ, grace_seconds=15)

@@ -7,7 +7,7 @@ from celery import shared_task
 import worker.to_task.annotate
 import worker.to_task.prepare
 from shared.messages import Job, ToTaskMessage
-from worker.runs.bulkhead import bulkhead, release_share
+from worker.runs.bulkhead import all_but_two, bulkhead, release_share
 from worker.runs.model import Continue, Outcome, Suspend
 from worker.services import services
 from worker.to_task import discover, results
@@ -73,7 +73,7 @@ def annotate(self: StepTask, job: Job, chunk: Count, **_: Any) -> None:
         return worker.to_task.annotate.annotate(run, chunk, services(), annotation_runtime())
 
     # A chunk without a slot is not even claimed, which is cheap; its release is known only after the claim.
-    with bulkhead.acquire(ANNOTATE.name, all_but_two=True) as acquired:
+    with bulkhead.acquire(ANNOTATE.name, all_but_two) as acquired:
         if acquired:
             self.run_step(ANNOTATE, job, lambda run: _in_release_share(self, run, work), part=str(chunk))
     if not acquired:

@@ -13,12 +13,13 @@ from celery import Celery
 from redis import Redis
 
 from tests.chaos.forkserver import ForkServer, Worker
-from worker.broker.delivery import redelivery_key, unacked_key
+from worker.broker.delivery import delayed_key, redelivery_key, unacked_key
 from worker.sandbox.processes import Process, start_process, wait_for
 from worker.sandbox.servers import RedisServer
 
 ROOT = Path(__file__).parents[3]
 HERE = Path(__file__).parent
+QUEUES = ("first", "second", "annotate")
 
 
 class BrokerHarness:
@@ -44,36 +45,41 @@ class BrokerHarness:
         visibility_timeout: float = 10,
         wait_until_ready: bool = True,
         newer_release: bool = False,
+        prefetch: int = 1,
+        queues: str = "first,second",
     ) -> Process | Worker:
         """Start a worker; one with a thread pool is forked, because that is fast.
 
-        `newer_release`: it has a step that the other workers do not have.
+        `newer_release`: it has a step that the other workers do not have. `prefetch`: messages a thread.
         """
         name = f"w{len(self.workers)}"
         settings = {
             "TEST_APP_URL": self.url,
             "TEST_APP_VISIBILITY_TIMEOUT": str(visibility_timeout),
             "TEST_APP_NEWER_RELEASE": str(int(newer_release)),
+            "TEST_APP_PREFETCH": str(prefetch),
         }
         worker = (
-            self._fork_worker(name, concurrency, settings)
+            self._fork_worker(name, concurrency, settings, queues)
             if pool == "threads"
-            else self._start_celery(name, pool, concurrency, settings)
+            else self._start_celery(name, pool, concurrency, settings, queues)
         )
         self.workers.append(worker)
         if wait_until_ready:
             self.wait_for(lambda: self.is_consuming(worker), 30, f"start of {name}")
         return worker
 
-    def _fork_worker(self, name: str, concurrency: int, settings: dict[str, str]) -> Worker:
+    def _fork_worker(self, name: str, concurrency: int, settings: dict[str, str], queues: str) -> Worker:
         return self._fork_server.start(
-            settings, concurrency=concurrency, queues="first,second", name=f"{name}@test", folder=self.folder
+            settings, concurrency=concurrency, queues=queues, name=f"{name}@test", folder=self.folder
         )
 
-    def _start_celery(self, name: str, pool: str, concurrency: int, settings: dict[str, str]) -> Process:
+    def _start_celery(
+        self, name: str, pool: str, concurrency: int, settings: dict[str, str], queues: str
+    ) -> Process:
         env = {**os.environ, **settings, "PYTHONPATH": str(ROOT)}
         celery = [str(Path(sys.executable).with_name("celery")), "-A", "recording_app", "worker"]
-        options = ["--pool", pool, "-c", str(concurrency), "-Q", "first,second", "-n", f"{name}@test"]
+        options = ["--pool", pool, "-c", str(concurrency), "-Q", queues, "-n", f"{name}@test"]
         log = self.folder / f"{name}.log"
         log.touch()
         return start_process(
@@ -101,9 +107,13 @@ class BrokerHarness:
         assert unacked == redeliveries
         return int(unacked)
 
+    def delayed_count(self) -> int:
+        return sum(int(self.redis.zcard(delayed_key(queue))) for queue in QUEUES)
+
     def is_empty(self) -> bool:
-        """No message is in a queue or unacknowledged."""
-        return not self.redis.llen("first") and not self.redis.llen("second") and not self.unacked_count()
+        """No message is in a queue, delayed or unacknowledged."""
+        waiting = any(self.redis.llen(queue) for queue in QUEUES)
+        return not waiting and not self.delayed_count() and not self.unacked_count()
 
     def wait_for_connection_errors(self, worker: Process | Worker, times: int = 2) -> None:
         """Wait until the worker has logged that it cannot connect to Redis."""

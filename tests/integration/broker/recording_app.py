@@ -21,7 +21,7 @@ app.conf.update(
     task_ignore_result=True,
     task_acks_late=True,
     task_reject_on_worker_lost=False,
-    worker_prefetch_multiplier=1,
+    worker_prefetch_multiplier=int(os.environ.get("TEST_APP_PREFETCH", "1")),
     task_default_queue="first",
     task_create_missing_queues=True,
     broker_connection_retry_on_startup=True,
@@ -49,6 +49,7 @@ def add_dead_letter(rejected: RejectedMessage, **_: Any) -> None:
 @app.task(name="record", bind=True)
 def record(self: Any, value: Any, seconds: float = 0) -> None:
     redis.rpush("started", f"{value} {self.request.delivery_info['redelivered']} {time.time()}")
+    redis.rpush("deliveries", self.request.properties["deliveries"])
     time.sleep(seconds)
     redis.rpush("ended", value)
 

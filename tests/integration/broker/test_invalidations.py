@@ -18,10 +18,11 @@ def test_message_that_comes_after_exists_is_fetched_at_once(broker: BrokerHarnes
             # Given a consumer with empty queues that has sent EXISTS, and whose reply is not read yet
             with suppress(TimeoutError):
                 connection.drain_events(timeout=0.2)
-            channel._idle_until = 0.0
+            channel.idle_until = 0.0
             channel._brpop_start()
             with suppress(Empty):
                 channel._brpop_read()
+            channel._brpop_start()
             wait_for(lambda: channel.client.connection.can_read(timeout=0), 2, "the reply to EXISTS")
             # When a message is published, and its invalidation is read before that reply
             connection.Producer().publish({"a": 1}, routing_key="plain")

@@ -41,6 +41,19 @@ def test_remote_control_inspects_and_shuts_down(broker: BrokerHarness, client: C
     broker.wait_for(lambda: not worker.alive, 8, "ended")
 
 
+def test_idle_worker_has_four_connections_and_no_gossip(broker: BrokerHarness) -> None:
+    before = {client["id"] for client in broker.redis.client_list()}
+    broker.start_worker()
+
+    def connections() -> list[dict[str, str]]:
+        return [client for client in broker.redis.client_list() if client["id"] not in before]
+
+    # They fetch, hear of changes, listen to remote control, and do all the rest.
+    broker.wait_for(lambda: len(connections()) == 4, 5, "four connections")
+    assert [client["psub"] for client in connections()].count("1") == 1, "remote control alone"
+    assert broker.redis.pubsub_numpat() == 1, "gossip would listen to the events of all"
+
+
 def test_events_arrive(broker: BrokerHarness, client: Celery) -> None:
     broker.start_worker()
     client.control.enable_events()

@@ -13,7 +13,7 @@ def test_worker_survives_an_outage_while_it_holds_messages(broker: BrokerHarness
     broker.send("running", 6)
     broker.send("waiting", countdown=3)
     broker.wait_for(
-        lambda: len(broker.started()) == 1 and broker.unacked_count() == 2,
+        lambda: len(broker.started()) == broker.unacked_count() == broker.delayed_count() == 1,
         5,
         "one running and one waiting task",
     )
@@ -91,7 +91,7 @@ def test_cut_connections_do_not_run_a_task_twice(broker: BrokerHarness) -> None:
     broker.send("waiting", countdown=4)
     # (Fetched is not started: otherwise the cut might hit the first write of the task itself.)
     broker.wait_for(
-        lambda: len(broker.started()) == 1 and broker.unacked_count() == 2,
+        lambda: len(broker.started()) == broker.unacked_count() == broker.delayed_count() == 1,
         5,
         "one running and one waiting task",
     )

@@ -77,7 +77,7 @@ class LogRelayHarness:
             "-l",
             "INFO",
         ]
-        options = ["--pool", "threads", "--without-mingle", "--without-gossip"]
+        options = ["--pool", "threads"]
         options += ["-n", f"w{len(self.processes)}@test"]
         worker = self._start("worker", [*celery, *options], self.environment(**env))
         worker.wait_until(lambda: " ready" in worker.log.read_text(errors="replace"), 40)

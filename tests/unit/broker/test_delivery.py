@@ -1,4 +1,4 @@
-"""What is acknowledged: fetched, renewed, given back and acknowledged by scripts, by Redis's clock."""
+"""Messages are fetched, delayed, requeued and acknowledged by scripts, by Redis's clock."""
 
 import json
 import time
@@ -11,12 +11,17 @@ import pytest
 from worker.broker.delivery import (
     PendingAcks,
     Unacked,
+    delayed_key,
     mark_redelivered,
     pending_acks_of,
+    redelivering_key,
     redelivery_key,
+    tokens_key,
     unacked_key,
+    watcher_key,
 )
 from worker.broker.transport import FETCH_SCRIPT, Channel
+from worker.broker.validation import parse_element
 
 MESSAGE = json.dumps({"headers": {}, "properties": {"delivery_info": {}}, "body": "é"}).encode()
 
@@ -31,32 +36,137 @@ def unacked(redis: fakeredis.FakeRedis) -> Unacked:
     return Unacked(redis)
 
 
-def fetch(redis: Any, tag: str, *lists: str, seconds: float = 60, acknowledged: str = "1") -> Any:
-    return redis.eval(
-        FETCH_SCRIPT,
-        2 + len(lists),
-        unacked_key(),
-        redelivery_key(),
-        *lists,
-        tag,
-        seconds,
-        *[acknowledged] * len(lists),
-    )
+def fetch(
+    redis: Any,
+    tag: str,
+    *lists: str,
+    seconds: float = 60,
+    acknowledged: str = "1",
+    consumer: str = "",
+    is_free: bool = True,
+) -> Any:
+    """What the script answers a consumer of the queues of these names."""
+    of_broker = [unacked_key(), redelivery_key(), redelivering_key(), watcher_key(lists), tokens_key(lists)]
+    keys = [*of_broker, *map(delayed_key, lists), *lists]
+    options = [tag, seconds, consumer, 1500, int(is_free), len(lists)]
+    return redis.eval(FETCH_SCRIPT, len(keys), *keys, *options, *[acknowledged] * len(lists))
+
+
+def fetched(redis: Any, tag: str, *lists: str, **options: Any) -> Any:
+    """The list and the message."""
+    return fetch(redis, tag, *lists, **options)[:2]
 
 
 def test_fetch_pops_from_the_first_list_that_has_a_message(redis: Any) -> None:
     redis.lpush("b", "older", "newer")
-    assert fetch(redis, "1", "a", "b") == [b"b", b"older"]
-    assert fetch(redis, "2", "a", "b") == [b"b", b"newer"]
-    assert fetch(redis, "3", "a", "b") is None
+    assert fetched(redis, "1", "a", "b") == [b"b", b"older"]
+    assert fetched(redis, "2", "a", "b") == [b"b", b"newer"]
+    assert fetched(redis, "3", "a", "b") == [None, None]
     assert redis.hgetall(unacked_key()) == {b"1": b"b\nolder", b"2": b"b\nnewer"}
     assert abs(redis.zscore(redelivery_key(), "1") - time.time() - 60) < 5
 
 
 def test_fetch_without_acknowledgement_records_nothing(redis: Any) -> None:
     redis.lpush("a", "x")
-    assert fetch(redis, "1", "a", acknowledged="0") == [b"a", b"x"]
+    assert fetched(redis, "1", "a", acknowledged="0") == [b"a", b"x"]
     assert redis.keys() == []
+
+
+MORE, WATCHES, NEXT_DUE, OVERDUE = 2, 3, 4, 5
+
+
+def test_one_of_several_idle_consumers_watches(redis: Any) -> None:
+    assert [fetch(redis, "1", "a", consumer=name)[WATCHES] for name in ("x", "y", "x")] == [1, 0, 1]
+    assert redis.pttl(watcher_key(["a"])) > 0
+    assert fetch(redis, "1", "b", consumer="y")[WATCHES] == 1, "of other queues"
+
+
+def test_free_watcher_keeps_the_watch_for_a_single_message(redis: Any) -> None:
+    fetch(redis, "1", "a", consumer="x")
+    redis.lpush("a", MESSAGE)
+
+    answer = fetch(redis, "2", "a", consumer="x")
+
+    assert (answer[MORE], answer[WATCHES]) == (0, 1)
+    assert not redis.exists(tokens_key(["a"]))
+
+
+@pytest.mark.parametrize(("messages", "is_free"), [(2, True), (1, False)])
+def test_watcher_that_gets_busy_leaves_one_token(redis: Any, messages: int, is_free: bool) -> None:
+    # Given a watcher, and more messages than one or no capacity for a second
+    fetch(redis, "1", "a", consumer="x")
+    redis.lpush("a", *[MESSAGE] * messages)
+
+    # When it fetches
+    assert fetch(redis, "2", "a", consumer="x", is_free=is_free)[WATCHES] == 0
+
+    # Then nobody watches, and whoever takes the token and finds nothing does
+    assert not redis.exists(watcher_key(["a"]))
+    assert redis.llen(tokens_key(["a"])) == 1
+    redis.delete("a")
+    assert fetch(redis, "3", "a", consumer="y")[WATCHES] == 1
+    assert not redis.exists(tokens_key(["a"]))
+
+
+def test_message_that_others_fetch_leaves_the_watch_as_it_is(redis: Any) -> None:
+    fetch(redis, "1", "a", consumer="x")
+    redis.lpush("a", MESSAGE, MESSAGE)
+    assert fetch(redis, "2", "a", consumer="y")[MORE:OVERDUE] == [1, 0, None]
+    assert redis.get(watcher_key(["a"])) == b"x"
+    assert not redis.exists(tokens_key(["a"]))
+
+
+def test_stopping_watcher_leaves_a_token(redis: Any, unacked: Unacked) -> None:
+    keys = [watcher_key(["a"]), tokens_key(["a"])]
+    fetch(redis, "1", "a", consumer="x")
+    unacked.release_watch(keys, "y")
+    assert redis.get(keys[0]) == b"x", "another one watches"
+    unacked.release_watch(keys, "x")
+    unacked.release_watch(keys, "x")
+    assert not redis.exists(keys[0])
+    assert redis.llen(keys[1]) == 1
+
+
+def test_due_messages_are_fetched_first_in_their_order(redis: Any, unacked: Unacked) -> None:
+    # Given messages whose time has come, one whose time has not, and one without a time
+    for seconds in (-2, -3, 30):
+        unacked.delay("a", f"a\n{seconds}", seconds)
+    redis.lpush("a", "waits")
+
+    # When they are fetched
+    answers = [fetch(redis, str(number), "a", "b") for number in range(4)]
+
+    # Then the one that is not due is left, and the answer says when it is
+    assert [answer[1] for answer in answers] == [b"-3", b"-2", b"waits", None]
+    assert 29 < float(answers[3][NEXT_DUE]) <= 30
+    assert redis.zrange(delayed_key("a"), 0, -1) == [b"a\n30"]
+
+
+def test_fetched_message_is_delayed_until_its_time(redis: Any, unacked: Unacked) -> None:
+    redis.lpush("a", MESSAGE)
+    fetch(redis, "1", "a")
+    assert not unacked.delay_until("1", time.time() - 1), "its time has come"
+    assert redis.hlen(unacked_key()) == 1
+    assert unacked.delay_until("1", time.time() + 30)
+    assert unacked.delay_until("1", time.time() + 30), "it is gone"
+    assert not redis.exists(unacked_key(), redelivery_key(), "a")
+    assert redis.zrange(delayed_key("a"), 0, -1) == [b"a\n" + MESSAGE]
+
+
+def test_one_of_those_who_fetch_is_to_redeliver(redis: Any) -> None:
+    assert fetch(redis, "1", "a")[OVERDUE] == 0
+    redis.zadd(redelivery_key(), {"overdue": time.time() - 1})
+    assert [fetch(redis, "1", "a")[OVERDUE] for _ in range(3)] == [1, 0, 0]
+
+
+def test_redelivered_message_carries_its_count_of_deliveries(redis: Any, unacked: Unacked) -> None:
+    redis.lpush("a", MESSAGE)
+    counts = []
+    for tag in ("1", "2", "3"):
+        _, element = fetched(redis, tag, "a")
+        counts.append(parse_element(element, tag, lambda body, _: body)["properties"]["deliveries"])
+        unacked.requeue([tag])
+    assert counts == [1, 2, 3]
 
 
 def test_acknowledged_message_is_deleted(redis: Any, unacked: Unacked) -> None:

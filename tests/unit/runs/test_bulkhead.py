@@ -15,7 +15,9 @@ from worker.runs.bulkhead import (
     MIN_RETRY_SECONDS,
     SECONDS_BETWEEN_TRIES,
     Bulkhead,
+    all_but_two,
     backoff,
+    half,
 )
 from worker.runs.model import Outcome, Reschedule, Suspend
 
@@ -42,7 +44,7 @@ def test_control_work_always_has_a_thread(new_thread: NewThread, size: int, depe
 
     # When all of its threads ask for slots
     acquired = [
-        new_thread(bulkhead).acquire(dependency, all_but_two=dependency == "annotate")
+        new_thread(bulkhead).acquire(dependency, all_but_two if dependency == "annotate" else half)
         for dependency in dependencies[:threads]
     ]
 
@@ -55,7 +57,7 @@ def test_control_work_always_has_a_thread(new_thread: NewThread, size: int, depe
 def test_annotation_leaves_a_slot_to_others(new_thread: NewThread) -> None:
     for threads in (3, 4, 8):
         bulkhead = Bulkhead(lambda: threads)  # noqa: B023 - called in this turn
-        acquired = [new_thread(bulkhead).acquire("annotate", all_but_two=True) for _ in range(threads)]
+        acquired = [new_thread(bulkhead).acquire("annotate", all_but_two) for _ in range(threads)]
 
         assert sum(acquired) == threads - 2
         assert new_thread(bulkhead).acquire("cluster")
@@ -66,7 +68,7 @@ def test_a_thread_with_two_slots_counts_once(new_thread: NewThread) -> None:
     # Given threads that each hold a slot of annotation and one of a release
     bulkhead = Bulkhead(lambda: 4)
     both = new_thread(bulkhead)
-    assert both.acquire("annotate", all_but_two=True)
+    assert both.acquire("annotate", all_but_two)
     assert both.acquire("release:cat@1.0")
 
     # Then two more threads get one

@@ -5,6 +5,7 @@ import ssl
 from typing import Any
 
 import pytest
+from celery import Celery
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
@@ -90,6 +91,19 @@ def test_sentinels_are_listed_with_one_set_of_options() -> None:
         "hush",
     ]
     assert json.dumps({**read.transport_options, "redis_url": None})
+
+
+def test_celerys_own_transport_options_name_the_master() -> None:
+    # Given the settings that Celery's documentation has for Sentinel
+    app = Celery("publisher", amqp="shared.redis_broker:AMQP", set_as_current=False)
+    app.conf.update(
+        broker_url="sentinel://a:1;sentinel://b:2/3",
+        broker_transport_options={"master_name": "m", "sentinel_kwargs": {"password": "hush"}},
+    )
+    with app.connection_for_write() as connection:
+        read = connection.transport_options["redis_url"]
+    assert (read.sentinels, read.options["db"]) == ((("a", 1), ("b", 2)), 3)
+    assert (read.master_name, read.sentinel_options) == ("m", {"password": "hush"})
 
 
 def test_options_of_sentinels_are_read_as_redis_py_does() -> None:
