@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import aiohttp
 import httpx
@@ -56,6 +56,7 @@ FILES = {
     "image": {"url": "http://127.0.0.1/a.png", "file_name_original": "a.png", "is_primary": True},
     "data": {"url": "http://127.0.0.1/a.json", "file_name_original": "a.json", "is_primary": False},
 }
+RELEASE_CONFIG = {"code": "bench", "actions": {"inference": {}}}
 APPLICATION = {"id": 1, "status": "RUNNING", "job": 1, "version": "1.0.0", "plugin_code": "bench", "data": {}}
 
 
@@ -66,7 +67,7 @@ class StubBackend(asyncio.Protocol):
     """Answers what a run asks, each time after `latency` seconds, and remembers the writes."""
 
     latency = 0.0
-    written: set[str] = set()
+    written: ClassVar[set[str]] = set()
     writes = 0
     first_write = last_write = 0.0
 
@@ -113,7 +114,11 @@ class StubBackend(asyncio.Protocol):
             case ("PATCH", "jobs", _):
                 return {"id": int(parts[1]), "status": "RUNNING"}
             case ("GET", "plugin_releases", _):
-                return {"id": 1, "version": "1.0.0", "config": {"code": "bench", "actions": {"inference": {}}}}
+                return {
+                    "id": 1,
+                    "version": "1.0.0",
+                    "config": {"code": "bench", "actions": {"inference": {}}},
+                }
             case ("GET", "serve_applications", _):
                 return {"count": 1, "next": None, "previous": None, "results": [APPLICATION]}
             case ("GET", "data_collections", _):
@@ -145,7 +150,13 @@ class StubBackend(asyncio.Protocol):
     @staticmethod
     def _reset(latency_ms: float) -> dict[str, Any]:
         cls = StubBackend
-        cls.latency, cls.written, cls.writes, cls.first_write, cls.last_write = latency_ms / 1e3, set(), 0, 0, 0
+        cls.latency, cls.written, cls.writes, cls.first_write, cls.last_write = (
+            latency_ms / 1e3,
+            set(),
+            0,
+            0,
+            0,
+        )
         return {}
 
 
@@ -222,8 +233,24 @@ class Bench:
             "WORKER_PLUGIN_HOST": "process",
             "WORKER_ANNOTATE_CONCURRENCY": str(IN_FLIGHT),
         }
-        celery = [str(Path(sys.executable).with_name("celery")), "-A", "worker", "worker", "--pool", "threads"]
-        celery += ["-c", "8", "-l", "INFO", "-n", "worker@bench", "-Q", "deploy,to_task,annotate,logs,control"]
+        celery = [
+            str(Path(sys.executable).with_name("celery")),
+            "-A",
+            "worker",
+            "worker",
+            "--pool",
+            "threads",
+        ]
+        celery += [
+            "-c",
+            "8",
+            "-l",
+            "INFO",
+            "-n",
+            "worker@bench",
+            "-Q",
+            "deploy,to_task,annotate,logs,control",
+        ]
         log = self._folder / "worker.log"
         process = start_process("worker", celery, log=log, env=env, cwd=HERE.parent)
         try:

@@ -33,6 +33,10 @@ class EventLoopThread:
         """Run the coroutine on the loop, concurrently with the caller."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._running())
 
+    def call(self, function: Callable[..., None], *args: Any) -> None:
+        """Call the function on the loop soon."""
+        self._running().call_soon_threadsafe(function, *args)
+
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run the coroutine on the loop and wait for its result; `timeout` in seconds."""
         return self.start(coroutine).result(timeout)
