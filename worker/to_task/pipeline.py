@@ -17,7 +17,7 @@ from worker.to_task.methods import AnnotationMethod, fetch
 BATCH_SIZE = 32
 """Tasks in one call of the plugin, at most."""
 GATHER_SECONDS = 0.005
-"""So long the first task of a call waits for others that are under way, because each call has its own cost."""
+"""So long the first task of a call waits for others under way, because each call has its own cost."""
 SINGLE_CALLS = 8
 """Tasks that are fetched together while they go to the plugin one a call; a pass may end amid them."""
 BATCHES_PER_PASS = 4
@@ -231,7 +231,10 @@ class _Requests:
         capacity = self._capacity()
         if capacity is not None:
             return min(size, capacity)
-        return size + 2 * BATCH_SIZE if self._has_begun and not attempt.plugin.are_single else size
+        if attempt.plugin.are_single or not self._has_begun:
+            return size
+        # One batch beside those whose requests are under way, for each call of the plugin.
+        return size + (BATCH_SIZE if slots is None else 2 * BATCH_SIZE)
 
     def _capacity(self) -> int | None:
         return self._backend.capacity(self._method.application, self._budget / BATCHES_PER_PASS)
