@@ -1,17 +1,16 @@
 """The asynchronous client of the backend, for annotating: one event loop keeps many requests in flight.
 
-It uses aiohttp's connections, because httpx's own pool gets slow when many requests wait. Requests,
-responses, errors and retries are those of the synchronous client.
+It uses aiohttp, because httpx spends most of a request's time in its own objects. Requests, responses, errors
+and retries are those of the synchronous client.
 """
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Self
 
 import aiohttp
-import httpx
-import tenacity
-from httpx_aiohttp import AiohttpTransport
+from yarl import URL
 
 from shared.messages import JsonObject
 from worker.platform.backend_requests import (
@@ -29,11 +28,13 @@ from worker.platform.transport import (
     KEEPALIVE_SECONDS,
     ResponseReader,
     Timeouts,
+    Unpacker,
     default_headers,
     recover_response,
-    rejecting_cookie_jar,
     tls_context,
 )
+
+_JSON_BODY = {"Content-Type": "application/json"}
 
 
 class AsyncBackendClient:
@@ -67,17 +68,23 @@ class AsyncBackendClient:
         """
         asyncio.get_running_loop()
         self._base = BaseUrl(base_url)
-        self._timeouts = Timeouts.from_argument(timeout)
+        timeouts = Timeouts.from_argument(timeout)
         self._retries = retries or RetryPolicy()
         # Acquired before the timeout of an attempt starts: waiting here is not the service's fault.
         self._slots = asyncio.Semaphore(connections)
-        self._http = httpx.AsyncClient(
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=connections, ssl=tls_context(), keepalive_timeout=KEEPALIVE_SECONDS
+            ),
             headers=default_headers(backend_headers(access_token, tenant, agent_token)),
-            timeout=self._timeouts.to_httpx(),
-            transport=AiohttpTransport(verify=tls_context(), client=_session(connections)),
-            cookies=rejecting_cookie_jar(),
+            timeout=aiohttp.ClientTimeout(
+                total=timeouts.total, sock_connect=timeouts.connect, sock_read=timeouts.read
+            ),
+            # A session cookie would outlive the token that it was issued for.
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # aiohttp would unpack a whole chunk, however large it becomes.
+            auto_decompress=False,
             trust_env=False,
-            follow_redirects=False,
         )
 
     async def get_task(self, task: int | str) -> JsonObject:
@@ -100,7 +107,7 @@ class AsyncBackendClient:
 
     async def aclose(self) -> None:
         """Close the connections. Later calls raise `ClientError`."""
-        await self._http.aclose()
+        await self._session.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -110,41 +117,39 @@ class AsyncBackendClient:
 
     async def _send(self, request: Request) -> Json:
         content = encode_body(request)
-        attempts = tenacity.AsyncRetrying(**self._retries.tenacity_options(request))
-        return await attempts(self._attempt, request, content)
+        began, attempt = time.monotonic(), 1
+        while True:
+            try:
+                async with self._slots:
+                    return decode_response(await self._exchange(request, content), request.expect)
+            except ClientError as error:
+                elapsed = time.monotonic() - began
+                seconds = self._retries.seconds_until_retry(error, request, attempt, elapsed)
+                if seconds is None:
+                    raise
+            await asyncio.sleep(seconds)
+            attempt += 1
 
     async def _send_for_object(self, request: Request) -> JsonObject:
         response: JsonObject = await self._send(request)
         return response
 
-    async def _attempt(self, request: Request, content: bytes | None) -> Json:
-        async with self._slots:
-            return decode_response(await self._exchange(request, content), request.expect)
-
     async def _exchange(self, request: Request, content: bytes | None) -> HttpResponse:
-        if self._http.is_closed:
+        if self._session.closed:
             raise ClientError(CLIENT_CLOSED, 400)
-        url = self._base.join(request.path, request.query)
-        headers = {"Content-Type": "application/json"} if content is not None else None
+        url = URL(self._base.join(request.path, request.query), encoded=True)
+        headers = _JSON_BODY if content is not None else None
         reader: ResponseReader | None = None
         try:
-            async with (
-                asyncio.timeout(self._timeouts.total),
-                self._http.stream(request.method, url, content=content, headers=headers) as response,
-            ):
-                reader = ResponseReader(response.status_code, response.headers)
-                async for chunk in response.aiter_bytes():
-                    if not reader.feed(chunk):
+            async with self._session.request(
+                request.method, url, data=content, headers=headers, allow_redirects=False
+            ) as response:
+                reader = ResponseReader(response.status, response.headers)
+                unpacked = Unpacker(response.headers.get("content-encoding", ""))
+                async for chunk in response.content.iter_any():
+                    if not reader.feed(unpacked.feed(chunk)):
                         break
                 return reader.response()
-        # The transport does not convert every error of aiohttp to one of httpx.
-        except (httpx.HTTPError, httpx.InvalidURL, aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             failure = error
         return recover_response(failure, reader)
-
-
-def _session(connections: int) -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(
-        limit=connections, ssl=tls_context(), keepalive_timeout=KEEPALIVE_SECONDS
-    )
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)

@@ -1,10 +1,10 @@
 """The synchronous client that `BackendClient` and `AgentClient` extend: sends requests, returns JSON."""
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Self
 
 import httpx
-import tenacity
 
 from shared.messages import JsonObject
 from worker.platform.errors import ClientError
@@ -95,8 +95,17 @@ class BaseClient:
 
     def _send(self, request: Request) -> Json:
         content = encode_body(request)
-        attempts = tenacity.Retrying(**self._retries.tenacity_options(request))
-        return attempts(self._attempt, request, content)
+        began, attempt = time.monotonic(), 1
+        while True:
+            try:
+                return self._attempt(request, content)
+            except ClientError as error:
+                elapsed = time.monotonic() - began
+                seconds = self._retries.seconds_until_retry(error, request, attempt, elapsed)
+                if seconds is None:
+                    raise
+            time.sleep(seconds)
+            attempt += 1
 
     def _send_for_object(self, request: Request) -> JsonObject:
         """Send a request whose response is an object or a page."""

@@ -1,17 +1,13 @@
 """Responses as JSON values or as client errors, and when a failed request is sent again."""
 
 import json
+import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any
-
-import tenacity
-from tenacity import RetryCallState
-from tenacity.wait import wait_random_exponential
 
 from shared.messages import JsonObject
 from worker.platform.errors import (
@@ -58,30 +54,27 @@ class RetryPolicy:
     budget: float = 30.0
     retries_statuses: bool = True
 
-    def tenacity_options(self, request: Request) -> dict[str, Any]:
-        """Make the keyword arguments of tenacity's `Retrying` and `AsyncRetrying`.
+    def seconds_until_retry(
+        self, error: ClientError, request: Request, attempt: int, elapsed: float
+    ) -> float | None:
+        """Tell when a failed request is sent again.
 
         Args:
-            request: One that is not retryable gets a single attempt.
+            error: What the attempt ended with.
+            request: What was sent.
+            attempt: How often it was sent, from 1.
+            elapsed: Seconds since the first attempt began.
 
         Returns:
-            The keyword arguments.
+            Seconds to wait, with full jitter unless the service asks for a time; None to give up.
         """
-        backoff = wait_random_exponential(multiplier=self.base, max=self.cap)
-
-        def wait(state: RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome is not None else None
-            if isinstance(error, HTTPError) and error.retry_after is not None:
-                return error.retry_after
-            return backoff(state)
-
-        return {
-            "stop": tenacity.stop_after_attempt(self.attempts if request.retryable else 1)
-            | tenacity.stop_before_delay(self.budget),
-            "wait": wait,
-            "retry": tenacity.retry_if_exception(lambda error: self._retries(error, request)),
-            "reraise": True,
-        }
+        if attempt >= self.attempts or not self._retries(error, request):
+            return None
+        if isinstance(error, HTTPError) and error.retry_after is not None:
+            seconds = error.retry_after
+        else:
+            seconds = random.uniform(0.0, min(self.cap, self.base * 2 ** (attempt - 1)))
+        return seconds if elapsed + seconds < self.budget else None
 
     def _retries(self, error: BaseException, request: Request) -> bool:
         if isinstance(error, HTTPError):

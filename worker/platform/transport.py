@@ -4,8 +4,9 @@ import re
 import socket
 import ssl
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -132,6 +133,7 @@ MAX_ERROR_BYTES = 64 * 1024
 
 CLIENT_CLOSED = "the client was closed: make a new one"
 _ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _DISCONNECTED = re.compile("disconnected|closed connection")
 # In this order: a failed certificate is an SSLError, and all of them are OSErrors.
 _REASONS: dict[type[BaseException], str] = {
@@ -216,6 +218,38 @@ def rejecting_cookie_jar() -> CookieJar:
         The jar.
     """
     return CookieJar(policy=DefaultCookiePolicy(allowed_domains=[]))
+
+
+class Unpacker:
+    """Decompresses the parts of a body, none of them to much more than a body may have."""
+
+    def __init__(self, encoding: str) -> None:
+        """Prepare for one body.
+
+        Args:
+            encoding: The header `Content-Encoding`, one that `ResponseReader` accepts.
+        """
+        self._is_packed = encoding.strip().lower() in ("gzip", "deflate")
+        self._stream: Any = zlib.decompressobj(_GZIP_OR_ZLIB) if self._is_packed else None
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Decompress a part.
+
+        Args:
+            chunk: As it was received.
+
+        Returns:
+            What it holds, at most `MAX_RESPONSE_BYTES` and one.
+
+        Raises:
+            MalformedResponseError: It cannot be decompressed.
+        """
+        if not self._is_packed:
+            return chunk
+        with suppress(zlib.error):
+            unpacked: bytes = self._stream.decompress(chunk, MAX_RESPONSE_BYTES + 1)
+            return unpacked
+        raise MalformedResponseError("malformed answer: it cannot be unpacked")
 
 
 class ResponseReader:
@@ -312,6 +346,14 @@ def recover_response(error: Exception, reader: ResponseReader | None) -> HttpRes
     return reader.recover(failure)
 
 
+_CANNOT_BE_SENT = (
+    httpx.UnsupportedProtocol,
+    httpx.LocalProtocolError,
+    httpx.InvalidURL,
+    aiohttp.InvalidURL,
+)
+
+
 def transport_error(error: Exception) -> ClientError:
     """Make the client error for a failure below HTTP.
 
@@ -325,7 +367,9 @@ def transport_error(error: Exception) -> ClientError:
         return ClientTimeoutError("408 Request Timeout: the service did not answer in time", 408)
     if isinstance(error, httpx.DecodingError):
         return MalformedResponseError("malformed answer: it cannot be unpacked")
-    if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError | httpx.InvalidURL):
+    if isinstance(
+        error, httpx.UnsupportedProtocol | httpx.LocalProtocolError | httpx.InvalidURL | aiohttp.InvalidURL
+    ):
         return ClientError("the request cannot be sent", 400)
     if isinstance(error, aiohttp.ClientResponseError):
         return MalformedResponseError("malformed answer: not HTTP")
@@ -346,7 +390,4 @@ def _reason(error: BaseException) -> str:
 
 
 def _is_timeout(error: Exception) -> bool:
-    # The aiohttp transport raises ConnectTimeout for every lost or refused connection; its cause differs.
-    if isinstance(error.__cause__, aiohttp.ClientError):
-        return isinstance(error.__cause__, TimeoutError)
     return isinstance(error, TimeoutError | httpx.TimeoutException)

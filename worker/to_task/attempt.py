@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -94,7 +94,7 @@ class OutcomeRecorder:
 
 T = TypeVar("T")
 
-MAX_ENDED_CHECK_AGE_SECONDS = 0.02
+MAX_ENDED_CHECK_AGE_SECONDS = 1.0
 """Maximum age of the last check for the run's end when a request is sent."""
 MAX_ERROR_CHARS = 500
 """Length of a failure record: a thousand of them go to the backend in one job result."""
@@ -117,17 +117,6 @@ class TaskWork:
             error = clean(error)
             error = error if len(error) <= MAX_ERROR_CHARS else f"{error[: MAX_ERROR_CHARS - 1]}…"
         return TaskOutcome(self.open.position, self.open.task_id, error)
-
-
-async def gather_all(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Wait for all, also when one raises; then raise the first error."""
-    outcomes = await asyncio.gather(*coroutines, return_exceptions=True)
-    results: list[T] = []
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
-        results.append(outcome)
-    return results
 
 
 @dataclass(frozen=True)
@@ -194,13 +183,6 @@ class ChunkPass:
                 self._looking = asyncio.ensure_future(asyncio.to_thread(self.check_ended))
             await asyncio.shield(self._looking)
         return self.ended
-
-    async def process_all(
-        self, works: Sequence[TaskWork], call: Callable[[TaskWork], Awaitable[None]]
-    ) -> list[TaskWork]:
-        """Run `call` for all tasks concurrently and return those that succeeded. On the event loop."""
-        outcomes = await gather_all(self.process(work, call) for work in works)
-        return [work for work, went_well in zip(works, outcomes, strict=True) if went_well]
 
     async def process(
         self,

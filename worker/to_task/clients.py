@@ -5,11 +5,12 @@ import atexit
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
+
+import uvloop
 
 from worker.blame import asks_for_later
 from worker.platform import AsyncBackendClient, ClientError, RetryPolicy
@@ -32,6 +33,10 @@ class EventLoopThread:
     def start(self, coroutine: Coroutine[Any, Any, T]) -> "Future[T]":
         """Run the coroutine on the loop, concurrently with the caller."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._running())
+
+    def call(self, function: Callable[..., None], *args: Any) -> None:
+        """Call the function on the loop soon."""
+        self._running().call_soon_threadsafe(function, *args)
 
     def run(self, coroutine: Coroutine[Any, Any, T], timeout: float | None = None) -> T:
         """Run the coroutine on the loop and wait for its result; `timeout` in seconds."""
@@ -56,7 +61,7 @@ class EventLoopThread:
         with self._lock:
             if self._loop is not None and self.is_running:
                 return self._loop
-            loop = self._loop = asyncio.new_event_loop()
+            loop = self._loop = uvloop.new_event_loop()
             self._process = os.getpid()
             self._thread = threading.Thread(target=loop.run_forever, name="annotation-loop", daemon=True)
             self._thread.start()
@@ -152,21 +157,16 @@ class TenantBackend:
         """Call within a slot; again after a short pause, because a task that goes back is fetched anew."""
         for attempt in range(1, MAX_SENDS + 1):
             try:
-                async with self._slot(window):
+                # A request that waits for its window must not keep a slot from those to other services.
+                async with window.slot(), self._windows.slots:
+                    ended = pass_has_ended.get()
+                    if ended is not None and await ended():
+                        raise RunEndedError
                     return await call()
             except ClientError as error:
                 if attempt == MAX_SENDS or not (asks_for_later(error) and window.is_open_soon):
                     raise
         raise AssertionError("the last attempt returns or raises")
-
-    @asynccontextmanager
-    async def _slot(self, window: RequestWindow) -> AsyncIterator[None]:
-        # A request that waits for its window must not keep a slot from the requests to other services.
-        async with window.slot(), self._windows.slots:
-            ended = pass_has_ended.get()
-            if ended is not None and await ended():
-                raise RunEndedError
-            yield
 
     async def aclose(self) -> None:
         """Close the clients' connections."""

@@ -12,7 +12,7 @@ from redis import Redis
 from shared.channels import job_key
 from shared.statuses import TaskFailure
 from worker.lua import redis_time
-from worker.runs.keys import run_key
+from worker.runs.keys import RunField, run_key
 from worker.runs.model import Lease
 from worker.runs.scripts import run_scripts
 from worker.runs.store import RunStore
@@ -218,10 +218,13 @@ class RedisLedger:
 
     def has_ended(self) -> bool:
         """See `Ledger`."""
-        lease = self._lease
-        if lease is not None and self._redis.get(lease.key) != lease.token:
-            return True
-        return self._store.has_ended(self._job)
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.hmget(self._run, RunField.ENDED, RunField.POSITION)
+            if self._lease is not None:
+                pipe.get(self._lease.key)
+            (ended, position), *tokens = pipe.execute()
+        has_lease = self._lease is None or tokens == [self._lease.token]
+        return not has_lease or ended is not None or position is None
 
     def open_tasks(self, chunk: int) -> list[OpenTask]:
         """See `Ledger`."""

@@ -1,15 +1,12 @@
 """The two ways from a task to its data: from a file, or from a pre-processor's answer."""
 
 import asyncio
-import time
-from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
 from shared import deferred
 from shared.messages import ToTaskParams
-from worker import blame
 from worker.blame import TaskFailedError
 from worker.platform import contains_secret
 from worker.pre_processor.serve_application import PreProcessor
@@ -17,7 +14,6 @@ from worker.to_task.attempt import (
     ChunkPass,
     TaskWork,
     file_of_specification,
-    gather_all,
     parse_files,
     primary_file,
 )
@@ -25,9 +21,6 @@ from worker.to_task.clients import AsyncBackend
 from worker.to_task.hooks import Hooks, Item
 from worker.to_task.ledger import InferencePolls, Ledger, Ticket
 from worker.to_task.steps import InferencePendingError, TicketNotFoundError
-
-Wait = Callable[[Coroutine[Any, Any, Any]], Any]
-"""Runs a coroutine on the event loop and waits for it in the step's thread."""
 
 
 class AnnotationMethod(Protocol):
@@ -41,13 +34,17 @@ class AnnotationMethod(Protocol):
     def application(self) -> str | None:
         """Code of the plugin whose application is asked; None when the method needs no inference."""
 
-    def prepare_data(
-        self, works: list[TaskWork], attempt: ChunkPass, until: float, wait: Wait
-    ) -> list[TaskWork]:
-        """Set the `data` of each task and return those that have it.
+    def prepare(self, works: list[TaskWork], attempt: ChunkPass, until: float) -> list[TaskWork]:
+        """Call the plugin for the first time, in the step's thread; returns the tasks that go on.
 
-        After `until` no inference starts, and no single call of the plugin but those for inferences' answers.
+        Without inference they have their `data` then. After `until` no single call of the plugin begins.
         """
+
+    async def infer(self, work: TaskWork) -> None:
+        """Set the `answer` of a prepared task. On the event loop."""
+
+    def convert(self, works: list[TaskWork], attempt: ChunkPass) -> list[TaskWork]:
+        """Set the `data` of tasks with an answer and return those that have it. In the step's thread."""
 
 
 async def fetch(backend: AsyncBackend, work: TaskWork) -> None:
@@ -73,16 +70,17 @@ class FileMethod:
         self._specification = params.target_specification_name or ""
         self._hooks = hooks
 
-    def prepare_data(
-        self,
-        works: list[TaskWork],
-        attempt: ChunkPass,
-        until: float,
-        wait: Wait,  # noqa: ARG002 - only inferences need it
-    ) -> list[TaskWork]:
+    def prepare(self, works: list[TaskWork], attempt: ChunkPass, until: float) -> list[TaskWork]:
         """See `AnnotationMethod`."""
         hook = self._hooks.convert_from_files
         return attempt.call_plugin(works, "convert_from_files", hook, self._item, set_data, until)
+
+    async def infer(self, work: TaskWork) -> None:
+        """Not needed."""
+
+    def convert(self, works: list[TaskWork], attempt: ChunkPass) -> list[TaskWork]:  # noqa: ARG002
+        """Not needed: `prepare` has set the data."""
+        return works
 
     def _item(self, work: TaskWork) -> Item:
         primary = primary_file(work.files)
@@ -174,39 +172,23 @@ class InferenceMethod:
         self.slots = target.batch_size(params)
         self.application = target.code
 
-    def prepare_data(
-        self, works: list[TaskWork], attempt: ChunkPass, until: float, wait: Wait
-    ) -> list[TaskWork]:
-        """See `AnnotationMethod`."""
+    def prepare(self, works: list[TaskWork], attempt: ChunkPass, until: float) -> list[TaskWork]:
+        """See `AnnotationMethod`; a task whose inference is deferred has been prepared before."""
         ticketed = [work for work in works if work.open.ticket is not None]
         fresh = [work for work in works if work.open.ticket is None]
         hook = self._hooks.prepare_inference
-        prepared = attempt.call_plugin(fresh, "prepare_inference", hook, self._preparation, _set_call, until)
-        if attempt.check_ended() or attempt.plugin.failed_too_often:
-            return []
-        answered = wait(self._infer_all(ticketed + prepared, attempt, until))
+        return ticketed + attempt.call_plugin(
+            fresh, "prepare_inference", hook, self._preparation, _set_call, until
+        )
+
+    def convert(self, works: list[TaskWork], attempt: ChunkPass) -> list[TaskWork]:
+        """See `AnnotationMethod`."""
         hook = self._hooks.convert_from_inference
         # Without `until`: an inference whose answer is not converted in this pass is repeated.
-        return attempt.call_plugin(answered, "convert_from_inference", hook, _answer_item, set_data, None)
+        return attempt.call_plugin(works, "convert_from_inference", hook, _answer_item, set_data, None)
 
-    async def _infer_all(self, works: list[TaskWork], attempt: ChunkPass, until: float) -> list[TaskWork]:
-        queue, answered = deque(works), list[TaskWork]()
-
-        async def slot() -> None:
-            while queue and not attempt.ended:
-                if answered and time.monotonic() > until:
-                    return
-                work = queue.popleft()
-                if await attempt.process(work, self._infer, blame.in_inference):
-                    answered.append(work)
-                elif work.open.position in attempt.pending_inferences:
-                    return  # The slot stays taken by the deferred inference.
-
-        slots = self.slots - len(attempt.pending_inferences)
-        await gather_all(slot() for _ in range(min(slots, len(works))))
-        return answered
-
-    async def _infer(self, work: TaskWork) -> None:
+    async def infer(self, work: TaskWork) -> None:
+        """See `AnnotationMethod`; raises `InferencePendingError` while the inference is deferred."""
         ticket, polls = work.open.ticket, work.open.polls
         now = await asyncio.to_thread(self._ledger.now) if ticket or polls else 0.0
         if polls is not None and now - polls.first_at > MAX_INFERENCE_SECONDS:

@@ -8,8 +8,7 @@ probably limits requests a second, so after that wait they are sent at the rate 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 from worker.blame import asks_for_later, retry_after_seconds
 from worker.platform import ClientError, HTTPError, RateLimitError
@@ -132,24 +131,28 @@ class RequestWindow:
         sent = self._limit if rate is None else min(self._limit, rate * seconds)
         return max(1, int(sent))
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """One request; raises `RateLimitError` with the seconds left while the service asks for none."""
+    def slot(self) -> "WindowSlot":
+        """For one request, as an asynchronous context manager."""
+        return WindowSlot(self)
+
+    async def enter(self) -> float:
+        """Wait for a slot; returns the moment of the clock at which the request is sent.
+
+        Raises `RateLimitError` with the seconds left while the service asks for none.
+        """
         await self._enter()
-        sent_at = self._clock()
-        try:
-            yield
-        except ClientError as error:
-            if asks_for_later(error):
-                self._shrink(sent_at, retry_after_seconds(error))
-            elif isinstance(error, HTTPError):
-                self._grow()
-            raise
-        else:
+        return self._clock()
+
+    def leave(self, sent_at: float, error: BaseException | None) -> None:
+        """Give the slot back; what the request ended with says how many may be in flight."""
+        if error is None:
             self._grow()
-        finally:
-            self._in_flight -= 1
-            self._wake()
+        elif isinstance(error, ClientError) and asks_for_later(error):
+            self._shrink(sent_at, retry_after_seconds(error))
+        elif isinstance(error, HTTPError):
+            self._grow()
+        self._in_flight -= 1
+        self._wake()
 
     async def _enter(self) -> None:
         while True:
@@ -157,7 +160,9 @@ class RequestWindow:
             if self._in_flight < self.limit:
                 self._in_flight += 1
                 try:
-                    await asyncio.sleep(self._rate.seconds_until_send())
+                    seconds = self._rate.seconds_until_send()
+                    if seconds > 0:
+                        await asyncio.sleep(seconds)
                     await self._wait_for_pause()
                 except BaseException:
                     self._in_flight -= 1
@@ -206,6 +211,24 @@ class RequestWindow:
             if not free.done():
                 free.set_result(None)
                 count -= 1
+
+
+class WindowSlot:
+    """One request in a window. A class, because a generator's context manager takes longer than the rest."""
+
+    __slots__ = ("_sent_at", "_window")
+
+    def __init__(self, window: RequestWindow) -> None:
+        self._window = window
+        self._sent_at = 0.0
+
+    async def __aenter__(self) -> None:
+        self._sent_at = await self._window.enter()
+
+    async def __aexit__(
+        self, _type: type[BaseException] | None, error: BaseException | None, _traceback: object
+    ) -> None:
+        self._window.leave(self._sent_at, error)
 
 
 class RequestWindows:

@@ -57,7 +57,7 @@ async def test_the_annotation_path(service: "Service", hasty: RetryPolicy) -> No
         ]
 
     assert [(seen.method, seen.path) for seen in service.seen] == [
-        ("GET", "/tasks/7/?fields=id,data,data_unit&expand=data_unit"),
+        ("GET", "/tasks/7/?fields=id%2Cdata%2Cdata_unit&expand=data_unit"),
         ("GET", "/data_units/8/?expand=files"),
         ("PUT", "/tasks/7/annotate_task_data/?schema=any"),
         ("POST", "/plugins/code/run/"),

@@ -83,7 +83,7 @@ async def annotated(count: int, slots: int, stop_after: int | None) -> tuple[Slo
         await backend.annotate(work.open.task_id, {}, None, lambda: attempt.record(mark))
 
     works = [TaskWork(OpenTask(position, position + 1)) for position in range(count)]
-    writing = asyncio.ensure_future(attempt.process_all(works, write))
+    writing = asyncio.gather(*(attempt.process(work, write) for work in works))
     if stop_after is not None:
         while len(client.sent) < stop_after:
             await asyncio.sleep(0)
