@@ -19,9 +19,8 @@ from shared.messages import JsonObject
 from worker.platform import BackendClient, clean
 from worker.platform.transport import transport_error
 
-CONNECT_TIMEOUT_SECONDS = 10.0
-READ_TIMEOUT_SECONDS = 60.0
-"""Longest time without data from the backend or the file's store while a model is downloaded."""
+CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS = 10.0, 60.0
+"""To connect, and without data from the backend or the file's store while a model is downloaded."""
 
 
 class ModelTokenError(ValueError):
@@ -68,8 +67,7 @@ async def open_model(identifier: str, backend_url: str) -> AsyncIterator[JsonObj
     claims = read_model_token(identifier, backend_url)
     folder = Path(tempfile.mkdtemp(prefix="synapse-model-"))
     try:
-        record = await asyncio.to_thread(_fetch, claims, backend_url, folder)
-        yield {**record, "path": folder}
+        yield {**await asyncio.to_thread(_fetch, claims, backend_url, folder), "path": folder}
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
@@ -95,8 +93,8 @@ def read_model_token(token: str, backend_url: str) -> JsonObject:
         raise ModelTokenError("the model's token cannot be read") from None
     if not isinstance(header, dict) or not isinstance(claims, dict):
         raise ModelTokenError("the model's token cannot be read")
-    bare = backend_url.rstrip("/")
-    expected = [hmac.digest(key.encode(), head.encode(), "sha256") for key in (bare, f"{bare}/")]
+    keys = [backend_url.rstrip("/") + end for end in ("", "/")]
+    expected = [hmac.digest(key.encode(), head.encode(), "sha256") for key in keys]
     if header.get("alg") != "HS256" or not any(hmac.compare_digest(given, item) for item in expected):
         raise ModelTokenError("the model's token was not signed for this backend")
     return claims

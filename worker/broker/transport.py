@@ -14,13 +14,10 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from shared import redis_broker
 from shared.messages import JsonObject
-from worker.broker.delivery import (
-    AckCommand,
-    PendingAcks,
-    QoS,
+from worker.broker.delivery import AckCommand, PendingAcks, QoS, pending_acks_of
+from worker.broker.keys import (
     delayed_key,
     earlier_key,
-    pending_acks_of,
     redelivering_key,
     redelivery_key,
     tokens_key,

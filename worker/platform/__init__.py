@@ -38,7 +38,7 @@ from worker.platform.redaction import (
     register_settings,
 )
 from worker.platform.requests import Json
-from worker.platform.responses import RetryPolicy
+from worker.platform.retries import RetryPolicy
 from worker.platform.streams import AsyncLogTail, StreamLimits, StreamProtocol
 
 __all__ = [  # noqa: RUF022 - grouped by topic

@@ -10,7 +10,7 @@ from worker.platform.errors import MalformedResponseError
 from worker.platform.ray_client import RayClientMixin
 from worker.platform.redaction import register_secrets
 from worker.platform.requests import Json, Request, encode_query
-from worker.platform.responses import RetryPolicy
+from worker.platform.retries import RetryPolicy
 from worker.platform.streams import StreamLimits
 
 

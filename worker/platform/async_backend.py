@@ -22,7 +22,8 @@ from worker.platform.backend_requests import (
 )
 from worker.platform.errors import ClientError
 from worker.platform.requests import BaseUrl, Json, Request, encode_body
-from worker.platform.responses import HttpResponse, RetryPolicy, decode_response
+from worker.platform.responses import HttpResponse, decode_response
+from worker.platform.retries import RetryPolicy
 from worker.platform.transport import (
     CLIENT_CLOSED,
     KEEPALIVE_SECONDS,

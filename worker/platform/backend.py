@@ -22,7 +22,7 @@ from worker.platform.client import BaseClient
 from worker.platform.errors import NotFoundError
 from worker.platform.redaction import register_secrets
 from worker.platform.requests import Json, Request, encode_query, page_request, path_segment
-from worker.platform.responses import RetryPolicy
+from worker.platform.retries import RetryPolicy
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _JOB_FIELDS = frozenset({"status", "progress_record", "metrics_record", "console_logs", "result", "meta"})

@@ -29,12 +29,8 @@ def backend_headers(access_token: str, tenant: str | None, agent_token: str | No
         The headers (platform-api: "Backend").
     """
     register_secrets(token for token in (access_token, agent_token) if token)
-    headers = {"Synapse-Access-Token": f"Token {access_token}"}
-    if tenant:
-        headers["Synapse-Tenant"] = f"Token {tenant}"
-    if agent_token:
-        headers["SYNAPSE-Agent"] = f"Token {agent_token}"
-    return headers
+    given = {"Synapse-Access-Token": access_token, "Synapse-Tenant": tenant, "SYNAPSE-Agent": agent_token}
+    return {name: f"Token {value}" for name, value in given.items() if value}
 
 
 def task_request(task: int | str) -> Request:

@@ -9,7 +9,8 @@ import httpx
 from shared.messages import JsonObject
 from worker.platform.errors import ClientError
 from worker.platform.requests import BaseUrl, Json, Pagination, Request, encode_body
-from worker.platform.responses import HttpResponse, RetryPolicy, decode_response
+from worker.platform.responses import HttpResponse, decode_response
+from worker.platform.retries import RetryPolicy
 from worker.platform.transport import (
     CLIENT_CLOSED,
     DeadlineTransport,

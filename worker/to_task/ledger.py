@@ -218,13 +218,11 @@ class RedisLedger:
 
     def has_ended(self) -> bool:
         """See `Ledger`."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.hmget(self._run, RunField.ENDED, RunField.POSITION)
-            if self._lease is not None:
-                pipe.get(self._lease.key)
-            (ended, position), *tokens = pipe.execute()
-        has_lease = self._lease is None or tokens == [self._lease.token]
-        return not has_lease or ended is not None or position is None
+        lease, pipe = self._lease, self._redis.pipeline(transaction=False)
+        pipe.hmget(self._run, RunField.ENDED, RunField.POSITION)
+        pipe.get("" if lease is None else lease.key)
+        (ended, position), token = pipe.execute()
+        return ended is not None or position is None or (lease is not None and token != lease.token)
 
     def open_tasks(self, chunk: int) -> list[OpenTask]:
         """See `Ledger`."""
@@ -243,8 +241,7 @@ class RedisLedger:
         polls, field = (self._lease and self._lease.deliveries) or (self._run, "")
         arguments: list[str | int] = [MAX_FAILURE_RECORDS, field]
         for mark in outcomes:
-            failure = "" if mark.error is None else _failure(mark)
-            arguments += [mark.position, failure]
+            arguments += [mark.position, "" if mark.error is None else _failure(mark.task_id, mark.error)]
         return bool(self._scripts.run("record", [*names, polls], *arguments))
 
     def set_ticket(self, position: int, ticket: Ticket | None) -> None:
@@ -343,8 +340,8 @@ def _polls(stored: str) -> InferencePolls | None:
     return InferencePolls(*json.loads(stored)) if stored else None
 
 
-def _failure(mark: TaskOutcome) -> str:
-    return TaskFailure(task_id=mark.task_id, error=mark.error or "").model_dump_json()
+def _failure(task_id: int, error: str) -> str:
+    return TaskFailure(task_id=task_id, error=error).model_dump_json()
 
 
 class MemoryLedger:

@@ -63,7 +63,7 @@ class Pipeline:
             while not requests.have_ended:
                 if self._call_plugin(requests, attempt):
                     stalled_at = time.monotonic() + LOOP_TIMEOUT_SECONDS
-                elif not requests.news.wait(CHECK_INTERVAL_SECONDS):
+                elif not requests.arrived.wait(CHECK_INTERVAL_SECONDS):
                     attempt.check_ended()
                     if time.monotonic() > stalled_at:
                         raise TimeoutError("the event loop of this process hangs")
@@ -73,8 +73,8 @@ class Pipeline:
             requests.is_cancelled = True
             while not requests.have_ended and time.monotonic() < stalled_at:
                 self._loop.call(requests.go_on)
-                requests.news.wait(CHECK_INTERVAL_SECONDS)
-                requests.news.clear()
+                requests.arrived.wait(CHECK_INTERVAL_SECONDS)
+                requests.arrived.clear()
                 self._drop(requests)
             raise
         if requests.error is not None:
@@ -82,7 +82,7 @@ class Pipeline:
 
     def _call_plugin(self, requests: "_Requests", attempt: ChunkPass) -> bool:
         """Give the plugin one batch; False when there is none."""
-        requests.news.clear()
+        requests.arrived.clear()
         # What finishes a task goes before what begins one.
         for queue, work_on in ((requests.answered, self._convert), (requests.fetched, self._prepare)):
             if not queue:
@@ -141,7 +141,7 @@ class _Requests:
         self._has_inferred = False
         self.fetched: deque[TaskWork] = deque()
         self.answered: deque[TaskWork] = deque()
-        self.news = threading.Event()
+        self.arrived = threading.Event()
         """Set when there is something for the plugin, and when everything has ended."""
         self.error: BaseException | None = None
         """The first error that is not a task's."""
@@ -197,7 +197,7 @@ class _Requests:
         """Look again at what waits, because the pass has been cancelled."""
         self._infer_more()
         if not self._active:
-            self.news.set()
+            self.arrived.set()
 
     @property
     def _must_stop(self) -> bool:
@@ -293,7 +293,7 @@ class _Requests:
     def _hand_over(self, work: TaskWork, went_well: bool, queue: "deque[TaskWork]") -> None:
         if went_well and not self._must_stop:
             queue.append(work)
-            self.news.set()
+            self.arrived.set()
         else:
             self._finish(work)
 
@@ -301,7 +301,7 @@ class _Requests:
         self._active.discard(work.open.position)
         self._fetch_more()
         if not self._active:
-            self.news.set()
+            self.arrived.set()
 
     def _finish_others(self, works: Iterable[TaskWork], kept: Sequence[TaskWork]) -> None:
         positions = {work.open.position for work in kept}

@@ -13,7 +13,7 @@ from celery import Celery
 from redis import Redis
 
 from tests.chaos.forkserver import ForkServer, Worker
-from worker.broker.delivery import delayed_key, redelivery_key, unacked_key
+from worker.broker.keys import delayed_key, redelivery_key, unacked_key
 from worker.sandbox.processes import Process, start_process, wait_for
 from worker.sandbox.servers import RedisServer
 

@@ -12,7 +12,7 @@ from redis import Redis
 
 from tests.integration.broker.broker_harness import BrokerHarness
 from worker.broker import Connection
-from worker.broker.delivery import delayed_key, tokens_key, watcher_key
+from worker.broker.keys import delayed_key, tokens_key, watcher_key
 
 CONSUMERS = 50
 LEASE_AND_WAIT_SECONDS = 1.5 + 2.5

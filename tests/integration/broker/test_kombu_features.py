@@ -14,7 +14,7 @@ from redis import Redis
 
 from tests.integration.broker.broker_harness import BrokerHarness
 from worker.broker import Connection, broker_url, message_rejected
-from worker.broker.delivery import unacked_key
+from worker.broker.keys import unacked_key
 from worker.sandbox.processes import start_process
 
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from shared.channels import dead_letters_key, job_key
 from tests.harness.sandbox_harness import Row, SandboxHarness
 from tests.integration.safety.recording_proxy import RecordingProxy
-from worker.broker.delivery import unacked_key
+from worker.broker.keys import unacked_key
 from worker.sandbox import Process, Sandbox
 from worker.sandbox.seed import SeededProject
 

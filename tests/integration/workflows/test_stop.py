@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import psutil
 
 from tests.integration.workflows.ray_harness import CONCURRENCY, RayHarness
-from worker.broker.delivery import unacked_key
+from worker.broker.keys import unacked_key
 from worker.plugins.ray_driver.process import CHILD_MODULE
 
 MAX_STOP_SECONDS = 5.0

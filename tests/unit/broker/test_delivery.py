@@ -8,12 +8,9 @@ from typing import Any, cast
 import fakeredis
 import pytest
 
-from worker.broker.delivery import (
-    PendingAcks,
-    Unacked,
+from worker.broker.delivery import PendingAcks, Unacked, mark_redelivered, pending_acks_of
+from worker.broker.keys import (
     delayed_key,
-    mark_redelivered,
-    pending_acks_of,
     redelivering_key,
     redelivery_key,
     tokens_key,

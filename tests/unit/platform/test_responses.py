@@ -21,7 +21,8 @@ from worker.platform import (
     ValidationError,
 )
 from worker.platform.requests import Request
-from worker.platform.responses import HttpResponse, decode_response, is_retryable, parse_retry_after
+from worker.platform.responses import HttpResponse, decode_response, parse_retry_after
+from worker.platform.retries import is_retryable
 
 
 def answer(value: Any = None, status: int = 200, body: bytes | None = None, **headers: str) -> HttpResponse:
