@@ -1,5 +1,6 @@
 """A worker that dies at any line: the run goes on from what is in Redis, and counts every task once."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -26,15 +27,18 @@ class Fate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, before: bool) -> None:
         self.left = at
         run = Scripts.run
+        lock = threading.Lock()
 
         def killing(scripts: Scripts, name: str, keys: list[str], *args: Any) -> Any:
             if name == "renew_lock":  # from a thread of its own, at any time
                 return run(scripts, name, keys, *args)
-            self.left -= 1
-            if self.left == 0 and before:
+            with lock:  # outcomes are recorded by another thread
+                self.left -= 1
+                is_last = self.left == 0
+            if is_last and before:
                 raise KilledError
             answer = run(scripts, name, keys, *args)
-            if self.left == 0:
+            if is_last:
                 raise KilledError
             return answer
 
