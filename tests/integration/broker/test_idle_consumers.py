@@ -201,8 +201,8 @@ def test_delivery_carries_its_count(broker: BrokerHarness) -> None:
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
 def test_queue_whose_share_is_taken_is_not_fetched_from(broker: BrokerHarness, pool: str) -> None:
-    # Given a worker of four threads, two of which work on a queue that may have two
-    broker.start_worker(pool=pool, queues="first,annotate")
+    # Given a worker of five threads, two of which work on a queue that may have two
+    broker.start_worker(pool=pool, concurrency=5, queues="first,annotate")
     for number in range(5):
         broker.send(number, 60, queue="annotate")
     broker.wait_for(lambda: len(broker.started()) == 2, 5, "two tasks")
