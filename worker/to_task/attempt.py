@@ -94,7 +94,7 @@ class OutcomeRecorder:
 
 T = TypeVar("T")
 
-MAX_ENDED_CHECK_AGE_SECONDS = 1.0
+MAX_ENDED_CHECK_AGE_SECONDS = 0.02
 """Maximum age of the last check for the run's end when a request is sent."""
 MAX_ERROR_CHARS = 500
 """Length of a failure record: a thousand of them go to the backend in one job result."""
