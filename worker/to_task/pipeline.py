@@ -88,7 +88,8 @@ class Pipeline:
             if not queue:
                 continue
             if len(queue) < BATCH_SIZE and requests.are_running:
-                time.sleep(GATHER_SECONDS)
+                requests.gathered.clear()
+                requests.gathered.wait(GATHER_SECONDS)
             if works := requests.take(queue):
                 try:
                     work_on(works, requests, attempt)
@@ -143,16 +144,15 @@ class _Requests:
         self.answered: deque[TaskWork] = deque()
         self.arrived = threading.Event()
         """Set when there is something for the plugin, and when everything has ended."""
+        self.gathered = threading.Event()
+        """Set when there is a whole batch for the plugin."""
+        self.have_ended = False
+        """Whether no task is active and none will be. Between two tasks none is active for a moment."""
         self.error: BaseException | None = None
         """The first error that is not a task's."""
         self.is_cancelled = False
 
     # -- in the step's thread ------------------------------------------------------------------------------
-
-    @property
-    def have_ended(self) -> bool:
-        """Whether no task is active."""
-        return not self._active
 
     @property
     def are_running(self) -> bool:
@@ -180,6 +180,7 @@ class _Requests:
         """Fetch the first tasks; the others follow once a service has answered."""
         self._fetch_more()
         self._has_begun = True
+        self._check_ended()
 
     def infer(self, works: Iterable[TaskWork], prepared: Sequence[TaskWork]) -> None:
         """Ask for the inferences of those of `works` that are prepared; the others are finished."""
@@ -196,8 +197,6 @@ class _Requests:
     def go_on(self) -> None:
         """Look again at what waits, because the pass has been cancelled."""
         self._infer_more()
-        if not self._active:
-            self.arrived.set()
 
     @property
     def _must_stop(self) -> bool:
@@ -294,13 +293,19 @@ class _Requests:
         if went_well and not self._must_stop:
             queue.append(work)
             self.arrived.set()
+            if len(queue) >= BATCH_SIZE:
+                self.gathered.set()
         else:
             self._finish(work)
 
     def _finish(self, work: TaskWork, _went_well: bool = False) -> None:
         self._active.discard(work.open.position)
         self._fetch_more()
+        self._check_ended()
+
+    def _check_ended(self) -> None:
         if not self._active:
+            self.have_ended = True
             self.arrived.set()
 
     def _finish_others(self, works: Iterable[TaskWork], kept: Sequence[TaskWork]) -> None:

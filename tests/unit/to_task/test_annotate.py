@@ -1,5 +1,6 @@
 """Annotating chunks by file: each task once, a bad one alone, the window moving on, a stop heard."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from worker.plugins import PluginHostBusyError, PluginHostUnavailableError
 from worker.runs.model import Continue, Reschedule, Suspend
 from worker.to_task.annotate import annotate
 from worker.to_task.ledger import RedisLedger
+from worker.to_task.pipeline import Pipeline, _Requests
 from worker.to_task.results import MAX_LOGGED_FAILURES, finalize
 from worker.to_task.steps import FINALIZE
 
@@ -341,6 +343,39 @@ def test_a_task_fails_after_five_attempts_that_count(make_world: Make) -> None:
     assert countdowns == [2.0, 4.0, 8.0, 16.0]
     assert failures(world) == {3: "ClientTimeoutError: 408 Request Timeout"}
     assert world.backend.faults.calls["annotate_task_data"] == 9 + 5
+
+
+def test_a_pass_goes_on_while_no_task_is_active_for_a_moment(
+    make_world: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a service that is sent one request at a time, and a step that looks while none is under way
+    world = make_world(4)
+    world.collect()
+    monkeypatch.setattr(world.backend.on_loop, "capacity", lambda *_: 1)
+    between_tasks, looked = threading.Event(), threading.Event()
+    fetch_more, call_plugin = _Requests._fetch_more, Pipeline._call_plugin
+
+    def slow_fetch_more(requests: _Requests) -> None:
+        between_tasks.set()
+        looked.wait(0.1)
+        fetch_more(requests)
+
+    def late_call_plugin(pipeline: Pipeline, *args: Any) -> bool:
+        has_called = call_plugin(pipeline, *args)
+        if has_called:
+            between_tasks.clear()
+            between_tasks.wait(1)
+        return has_called
+
+    monkeypatch.setattr(_Requests, "_fetch_more", slow_fetch_more)
+    monkeypatch.setattr(Pipeline, "_call_plugin", late_call_plugin)
+
+    # When the chunk is annotated
+    outcome = world.annotate(0)
+
+    # Then one pass annotates all of it, and nothing of the pass runs on
+    assert outcome == Continue(FINALIZE)
+    assert sorted(world.backend.annotated) == [1, 2, 3, 4]
 
 
 def test_a_500_is_tried_once_more(make_world: Make) -> None:
