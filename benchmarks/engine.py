@@ -1,14 +1,11 @@
 """What the engine adds to bare Celery: runs until they wait, and chains of steps that do nothing.
 
 Bare Celery has the stock transport and makes the same calls. The file is also the Celery app of the bare
-worker, the module with the steps of the engine's worker, and (with --stub) the backend of both.
+worker, and the module with the steps of the engine's worker.
 """
 
 import argparse
-import asyncio
-import json
 import os
-import re
 import sys
 import time
 from collections import Counter
@@ -17,18 +14,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from typing import Any
 
 import httpx
 import psutil
 from celery import Celery, chain, shared_task
+from common.stub_backend import PLUGIN, stub_backend
 from redis import Redis
 
 from shared import Publisher, ToTaskMessage
 from shared.channels import job_key
 from worker.sandbox import wait_for
-from worker.sandbox.processes import Process, clean_environment, free_port, is_listening, start_process
+from worker.sandbox.processes import Process, clean_environment, start_process
 from worker.sandbox.servers import RedisServer
 
 MAX_WAIT_SECONDS = 600
@@ -51,110 +48,6 @@ class Size:
 
 
 FULL, QUICK = Size(runs=1_000, chains=500), Size(runs=150, chains=80)
-
-CONFIG = "code: walk\nversion: 1.0.0\nactions:\n  to_task: {entrypoint: plugin.ToTask}\n"
-CODE = """
-from worker.actions import ToTaskAction
-
-class ToTask(ToTaskAction):
-    def convert_data_from_file(self, *arguments, **named):
-        return {"seen": True}
-
-    def convert_data_from_inference(self, inference_data, task_data=None):
-        return {"seen": True}
-"""
-PRE_PROCESSOR_ACTIONS = {
-    "inference": {"required_resources": {"required_cpu_count": 1, "required_gpu_count": 0}}
-}
-FILES = {
-    name: {"url": f"http://127.0.0.1/{name}", "is_primary": name == "image_1", "file_name_original": name}
-    for name in ("image_1", "label_1")
-}
-
-
-# -- the backend of both -----------------------------------------------------------------------------------
-
-
-class StubBackend(asyncio.Protocol):
-    """Answers what runs ask, and counts. It is a process of its own, and light.
-
-    Pre-processors run once `POST ready/` has come. A project has a task less than its id says.
-    """
-
-    counts: ClassVar[Counter[str]] = Counter()
-    ready: ClassVar[bool] = False
-    url: ClassVar[str] = ""
-
-    def connection_made(self, transport: Any) -> None:
-        """A connection that is kept alive."""
-        self._transport, self._buffer = transport, b""
-
-    def data_received(self, data: bytes) -> None:
-        """Answer each request that is complete."""
-        self._buffer += data
-        while b"\r\n\r\n" in self._buffer:
-            head, _, rest = self._buffer.partition(b"\r\n\r\n")
-            length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
-            size = int(length[1]) if length else 0
-            if len(rest) < size:
-                return
-            self._buffer = rest[size:]
-            method, path, _ = head.split(b" ", 2)
-            url = urlsplit(path.decode())
-            answer = json.dumps(self._answer(method.decode(), url.path, dict(parse_qsl(url.query)))).encode()
-            head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-            self._transport.write(head % len(answer) + answer)
-
-    def _answer(self, method: str, path: str, query: dict[str, str]) -> dict[str, Any]:
-        if path == "/counts/":
-            return dict(self.counts)
-        name, number = path.split("/")[1:3]
-        kind = f"{method} {name}"
-        self.counts[kind] += 1
-        match kind:
-            case "GET jobs":
-                dispatched = path == "/jobs/dispatched/"
-                return {"id": 1, "status": "RUNNING" if dispatched else "PENDING", "result": None}
-            case "PATCH jobs":
-                return {"id": 1, "status": "RUNNING"}
-            case "GET plugin_releases":
-                config = {"code": f"walk{number}", "actions": PRE_PROCESSOR_ACTIONS}
-                return {"id": int(number), "version": "1.0.0", "config": config}
-            case "GET serve_applications":
-                records = [{"id": 1, "status": "RUNNING", "data": {}, "job": None}] if self.ready else []
-                return {"count": len(records), "next": None, "previous": None, "results": records}
-            case "POST plugins":
-                return {"id": "dispatched"}
-            case "POST ready":
-                StubBackend.ready = True
-            case "GET data_collections":
-                return {"id": 1, "file_specifications": [{"name": name} for name in FILES]}
-            case "GET sdk":
-                return self._tasks(int(query["project"]) - 1, query)
-            case "GET tasks":
-                return {"id": int(number), "data": {}, "data_unit": {"id": 1, "files": FILES}}
-        return {"id": 1, "data_collection": 1}
-
-    def _tasks(self, count: int, query: dict[str, str]) -> dict[str, Any]:
-        page, size = int(query.get("page", "1")), int(query["page_size"])
-        ids = range((page - 1) * size + 1, min(page * size, count) + 1)
-        query = query | {"page": str(page + 1)}
-        following = f"{self.url}/sdk/tasks/?{urlencode(query)}" if page * size < count else None
-        results = [{"id": each} for each in ids]
-        return {"count": count, "next": following, "previous": None, "results": results}
-
-
-def serve_stub(port: int) -> None:
-    """Serve until the process is ended."""
-
-    StubBackend.url = f"http://127.0.0.1:{port}"
-
-    async def serve() -> None:
-        server = await asyncio.get_running_loop().create_server(StubBackend, "127.0.0.1", port)
-        await server.serve_forever()
-
-    asyncio.run(serve())
-
 
 # -- bare Celery: six chained tasks, eight calls, one write a task -----------------------------------------
 
@@ -263,7 +156,7 @@ def message(job: int, pre_processor: int = 1) -> ToTaskMessage:
         "pre_processor": pre_processor,
         "model": 1,
     }
-    return ToTaskMessage.model_validate({"job": job, "plugin": "walk@1.0.0", "params": params})
+    return ToTaskMessage.model_validate({"job": job, "plugin": PLUGIN, "params": params})
 
 
 def publish_runs(_: "Redis", first: int, count: int) -> None:
@@ -314,9 +207,9 @@ class Cost:
 class Bench:
     """A Redis, the backend's stub, and one worker at a time."""
 
-    def __init__(self, folder: Path, server: RedisServer, backend: str) -> None:
-        self._folder, self._server, self._backend = folder, server, backend
-        self.redis = Redis.from_url(server.url, decode_responses=True)
+    def __init__(self, folder: Path, redis_url: str, backend: str) -> None:
+        self._folder, self.redis_url, self.backend = folder, redis_url, backend
+        self.redis = Redis.from_url(redis_url, decode_responses=True)
 
     @contextmanager
     def worker(self, app: str, *options: str, number: int = 0, **settings: str) -> Iterator[Process]:
@@ -327,10 +220,10 @@ class Bench:
         if number == 0:
             self.redis.flushall()
         env = clean_environment() | {
-            "BENCH_REDIS": self._server.url,
-            "BENCH_BACKEND": self._backend,
-            "REDIS_URL": self._server.url,
-            "SYNAPSE_HOST": self._backend,
+            "BENCH_REDIS": self.redis_url,
+            "BENCH_BACKEND": self.backend,
+            "REDIS_URL": self.redis_url,
+            "SYNAPSE_HOST": self.backend,
             "SYNAPSE_ACCESS_TOKEN": "bench",
             "PLUGINS_DIR": str(self._folder),
             "WORKER_PLUGIN_HOST": "process",
@@ -347,7 +240,7 @@ class Bench:
         try:
             process.wait_until(lambda: "ready" in log.read_text()[begun:], MAX_WAIT_SECONDS)
             # A worker sends task events for a while after its start.
-            with Celery("control", broker=self._server.url, set_as_current=False) as control:
+            with Celery("control", broker=self.redis_url, set_as_current=False) as control:
                 control.control.disable_events()
             yield process
         finally:
@@ -390,11 +283,11 @@ class Bench:
 
     def calls(self) -> Counter[str]:
         """The requests so far that the backend has answered, by kind."""
-        return Counter(httpx.get(f"{self._backend}/counts/", trust_env=False).json())
+        return Counter(httpx.get(f"{self.backend}/counts/", trust_env=False).json())
 
     def let_pre_processors_run(self) -> None:
         """From now on the backend says that they do."""
-        httpx.post(f"{self._backend}/ready/", trust_env=False).raise_for_status()
+        httpx.post(f"{self.backend}/ready/", trust_env=False).raise_for_status()
 
     def await_quiet(self) -> None:
         """Wait until the jobs are updated no more."""
@@ -433,22 +326,15 @@ def compare(what: str, bare: Cost, engine: Cost) -> None:
 def start_bench() -> Iterator[Bench]:
     """A Redis, the backend's stub and a release, until the block ends."""
     with TemporaryDirectory() as name:
-        folder, port = Path(name), free_port()
-        release = folder / "walk@1.0.0"
-        release.mkdir()
-        (release / "config.yaml").write_text(CONFIG)
-        (release / "plugin.py").write_text(CODE)
+        folder = Path(name)
         server = RedisServer(folder / "redis")
         server.start()
-        command = [sys.executable, str(HERE / "engine.py"), "--stub", str(port)]
-        stub = start_process("stub", command, log=folder / "stub.log")
         try:
-            stub.wait_until(lambda: is_listening(port), MAX_WAIT_SECONDS)
-            os.environ["BENCH_REDIS"] = bare.conf.broker_url = server.url
-            yield Bench(folder, server, f"http://127.0.0.1:{port}")
+            with stub_backend(folder) as backend:
+                os.environ["BENCH_REDIS"] = bare.conf.broker_url = server.url
+                yield Bench(folder, server.url, backend)
         finally:
             bare.close()
-            stub.stop()
             server.stop()
 
 
@@ -456,12 +342,7 @@ def main() -> None:
     """Measure bare Celery and the engine, one after the other, in both walks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer runs: about a minute")
-    parser.add_argument("--stub", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.stub:
-        serve_stub(arguments.stub)
-        return
-    size = QUICK if arguments.quick else FULL
+    size = QUICK if parser.parse_args().quick else FULL
     with start_bench() as bench:
         with bench.worker("engine") as worker:
             bare_walk = bench.measure(worker, publish_walks, count_walked, size.runs)
