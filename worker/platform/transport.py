@@ -230,7 +230,8 @@ class Unpacker:
             encoding: The header `Content-Encoding`, one that `ResponseReader` accepts.
         """
         self._is_packed = encoding.strip().lower() in ("gzip", "deflate")
-        self._stream: Any = zlib.decompressobj(_GZIP_OR_ZLIB) if self._is_packed else None
+        self._stream: Any = zlib.decompressobj(_GZIP_OR_ZLIB)
+        self._is_first = True
 
     def feed(self, chunk: bytes) -> bytes:
         """Decompress a part.
@@ -247,9 +248,18 @@ class Unpacker:
         if not self._is_packed:
             return chunk
         with suppress(zlib.error):
-            unpacked: bytes = self._stream.decompress(chunk, MAX_RESPONSE_BYTES + 1)
-            return unpacked
+            return self._decompress(chunk)
+        if self._is_first:
+            # Some servers leave out the header that deflate should have.
+            self._stream = zlib.decompressobj(-zlib.MAX_WBITS)
+            with suppress(zlib.error):
+                return self._decompress(chunk)
         raise MalformedResponseError("malformed answer: it cannot be unpacked")
+
+    def _decompress(self, chunk: bytes) -> bytes:
+        unpacked: bytes = self._stream.decompress(chunk, MAX_RESPONSE_BYTES + 1)
+        self._is_first = False
+        return unpacked
 
 
 class ResponseReader:

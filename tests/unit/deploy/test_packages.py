@@ -131,27 +131,18 @@ def test_packages_stay_pinned_while_serve_does_not_answer(
     assert packages.pinned == [A, A]
 
 
-def test_package_of_a_gone_application_is_pinned_no_more(
-    harness: DeployHarness, packages: Packages, redis: FakeRedis, driver: FakeRayDriver
+@pytest.mark.parametrize("live", [{"another@1.0.0": running(B)}, {}], ids=["another is left", "none is left"])
+def test_an_application_that_is_gone_is_pinned_no_more(
+    harness: DeployHarness,
+    packages: Packages,
+    redis: FakeRedis,
+    driver: FakeRayDriver,
+    live: dict[str, Any],
 ) -> None:
     deployed = DeployedPackages(harness.services)
     deployed.add(APP, "digits@1.0.0")
     deployed.pin()
-    driver.answers["live_applications"] = {"another@1.0.0": running(B)}
-
-    pin_again(deployed, redis)
-
-    assert packages.pinned == [A]
-    assert redis.keys("synapse:deployed:*") == ["synapse:deployed:{any}:pinned"]
-
-
-def test_the_last_application_that_is_removed_is_pinned_no_more(
-    harness: DeployHarness, packages: Packages, redis: FakeRedis, driver: FakeRayDriver
-) -> None:
-    deployed = DeployedPackages(harness.services)
-    deployed.add(APP, "digits@1.0.0")
-    deployed.pin()
-    driver.answers["live_applications"] = {}
+    driver.answers["live_applications"] = live
 
     pin_again(deployed, redis)
 

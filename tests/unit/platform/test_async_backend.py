@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import time
 import traceback
+import zlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -218,6 +219,21 @@ async def test_a_huge_answer_is_rejected_early(service: "Service", hasty: RetryP
 
     assert str(await failure(service, hasty)) == "malformed answer: larger than 16 MB"
     assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("encoding", "bits"),
+    [("gzip", 16 + zlib.MAX_WBITS), ("deflate", zlib.MAX_WBITS), ("deflate", -zlib.MAX_WBITS)],
+)
+async def test_a_compressed_answer_is_read(
+    service: "Service", hasty: RetryPolicy, encoding: str, bits: int
+) -> None:
+    packer = zlib.compressobj(wbits=bits)
+    body = packer.compress(b'{"id": 7, "text": "' + b"x" * 100_000 + b'"}') + packer.flush()
+    service.answers(body=body, headers={"Content-Encoding": encoding})
+
+    async with client_of(service, hasty) as client:
+        assert await client.get_task(7) == {"id": 7, "text": "x" * 100_000}
 
 
 async def test_a_small_answer_that_unpacks_to_a_huge_one_is_rejected(
