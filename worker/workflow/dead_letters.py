@@ -15,6 +15,7 @@ from shared.channels import RETENTION_SECONDS, dead_letters_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.broker import UNKNOWN_STEP, RejectedMessage
+from worker.broker.rejections import read_json
 from worker.lua import Scripts, redis_time
 from worker.platform import NotFoundError, ValidationError
 from worker.runs.model import End, Step
@@ -60,17 +61,13 @@ class DeadLetter:
     def job(self) -> str | None:
         """The job that the message names, whatever else is wrong with it."""
         parts = self._parts()
-        job = parts[1].get("job") if parts else None
-        return str(job) if isinstance(job, int | str) else None
+        return readable_job(parts[1], parts[0] or ()) if parts else None
 
     def _parts(self) -> list[Any] | None:
         """Positional and keyword arguments and the embed of a task message; None when the body is not one."""
-        try:
-            parts = json.loads(self.body)
-        except (ValueError, RecursionError):
-            return None
-        fits = isinstance(parts, list) and len(parts) in (2, 3) and isinstance(parts[1], dict)
-        return parts if fits else None
+        parts = read_json(self.body)
+        fits = isinstance(parts, list) and len(parts) in (2, 3)
+        return parts if fits and isinstance(parts[0], list | None) and isinstance(parts[1], dict) else None
 
 
 class DeadLetters:
@@ -90,7 +87,7 @@ class DeadLetters:
         """
         entry = {
             "task": _storable(task),
-            "body": _storable(body) if isinstance(body, str) else _as_json(body),
+            "body": _storable(body) if isinstance(body, str) else body_text(body),
             "reason": _storable(reason),
             "time": datetime.now(UTC).isoformat(),
         }
@@ -198,7 +195,8 @@ def _is_id(text: str) -> bool:
     )
 
 
-def _as_json(body: Any) -> str:
+def body_text(body: Any) -> str:
+    """A message's body that was read, as a dead letter keeps it."""
     # With kombu's encoder, so that dates, UUIDs and decimals that it decoded are written as they came.
     try:
         text: str = dumps(body, ensure_ascii=False)
@@ -231,17 +229,17 @@ def rejected_job_member(job: str) -> str:
     return f"{REJECTED_JOB_PREFIX}{job}"
 
 
-def reject_message(
-    services: Services, task: str, body: Any, kwargs: Any, reason: str, message_id: str | None
-) -> None:
+def reject_message(services: Services, rejected: RejectedMessage) -> None:
     """Keep a message whole with the reason, and schedule the failing of its job if that has no run."""
-    job = readable_job(kwargs) if task in RUN_TASKS and isinstance(kwargs, dict) else None
+    job = readable_job(rejected.kwargs, rejected.args) if rejected.task in RUN_TASKS else None
     runs = services.runs
     if job is not None and runs.store.exists(job):
         job = None
-    DeadLetters(services.redis).add(task, body, reason, message_id=message_id, job=job)
+    DeadLetters(services.redis).add(
+        rejected.task, rejected.body, rejected.reason, message_id=rejected.message_id, job=job
+    )
     if job is not None:
-        about = {"job": job, "reason": reason, "tenant": readable_tenant(kwargs)}
+        about = {"job": job, "reason": rejected.reason, "tenant": readable_tenant(rejected.kwargs)}
         services.redis.hset(unfailed_jobs_key(), job, json.dumps(about))
         runs.heartbeats.schedule(rejected_job_member(job))
         runs.publisher.publish(FAIL_REJECTED_JOB, "control", about)
@@ -267,10 +265,8 @@ def reject_undelivered(rejected: RejectedMessage, **_: Any) -> None:
 
     The app connects it to the broker's signal (`worker.app`).
     """
-    reject_message(
-        services(), rejected.task, rejected.body, rejected.kwargs, rejected.reason, rejected.message_id
-    )
-    job, runs = readable_job(rejected.kwargs or {}), services().runs
+    reject_message(services(), rejected)
+    job, runs = readable_job(rejected.kwargs), services().runs
     if rejected.reason != UNKNOWN_STEP or job is None or runs.store.has_ended(job):
         return
     # Anybody can name a run in a message. One that stands at a step that nobody knows has not changed either.

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -29,6 +30,17 @@ def test_message_is_kept_with_its_arguments() -> None:
     body = [[], {"job": "7", "x": "é"}, {}]
     kept = rejected_message(message(body), "why")
     assert kept == RejectedMessage("deploy", json.dumps(body), "why", "1", {"job": "7", "x": "é"})
+
+
+def test_values_that_kombu_marks_are_read() -> None:
+    body = json.dumps([[3], {"job": {"__type__": "uuid", "__value__": {"hex": UUID(int=7).hex}}}, {}])
+    kept = rejected_message(message(body), "why")
+    assert (kept.args, kept.kwargs) == ((3,), {"job": UUID(int=7)})
+
+    unknown = json.dumps([[], {"job": 7, "x": {"__type__": "orange", "__value__": 1}}, {}])
+    kwargs = rejected_message(message(unknown), "why").kwargs
+    assert kwargs is not None
+    assert kwargs["job"] == 7
 
 
 def test_malformed_element_is_kept_whole() -> None:
