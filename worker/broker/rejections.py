@@ -16,6 +16,7 @@ from celery.utils.dispatch import Signal
 from kombu.utils.json import loads
 
 from shared.messages import JsonObject
+from shared.statuses import JobStatus
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +50,8 @@ class RejectedMessage:
     """The arguments by name, if they can be read."""
     args: tuple[Any, ...] = ()
     """The arguments by position, likewise."""
+    job_status: JobStatus = JobStatus.FAILED
+    """With what the message's job ends, if it has no run."""
 
 
 def keep_rejected(sender: object, rejected: RejectedMessage) -> bool:

@@ -1,4 +1,4 @@
-"""Messages that could not be accepted: kept whole, their jobs failed, and which may be published again."""
+"""Messages that could not be accepted: kept whole, their jobs ended, and which may be published again."""
 
 import hashlib
 import json
@@ -155,7 +155,7 @@ class DeadLetters:
         return {job for id_, fields in page if (job := _letter(id_, fields).job) is not None}
 
     def start_rejecting(self, job: str) -> None:
-        """The job is about to be set FAILED at the backend because of a dead letter."""
+        """The job is about to be ended at the backend because of a dead letter."""
         self._redis.hsetnx(rejected_jobs_key(), job, "refusing")
 
     def mark_rejected(self, job: str) -> None:
@@ -163,7 +163,7 @@ class DeadLetters:
         self._redis.hset(rejected_jobs_key(), job, "refused")
 
     def is_rejecting(self, job: str) -> bool:
-        """Whether a worker began to set the job FAILED and has not finished."""
+        """Whether a worker began to end the job and has not finished."""
         return bool(self._redis.hget(rejected_jobs_key(), job) == "refusing")
 
     def is_rejected(self, job: str) -> bool:
@@ -210,17 +210,17 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-FAIL_REJECTED_JOB = Step("runs.refuse_job", position=0, queue="control")
-"""Sets the job of a rejected message FAILED. Older workers know the task by this name."""
+END_REJECTED_JOB = Step("runs.refuse_job", position=0, queue="control")
+"""Ends the job of a rejected message. Older workers know the task by this name."""
 
 RUN_TASKS = (DeployMessage.task, ToTaskMessage.task)
 
 REJECTED_JOB_PREFIX = "rejected:"
-"""Begins the heartbeat member of a rejected job that is not FAILED at the backend yet."""
+"""Begins the heartbeat member of a rejected job that has not ended at the backend yet."""
 
 
-def unfailed_jobs_key() -> str:
-    """Hash: by job, the arguments of the message that sets it FAILED, until the backend has it."""
+def unended_jobs_key() -> str:
+    """Hash: by job, the arguments of the message that ends it, until the backend has its end."""
     return f"{{{dead_letters_key()}}}:unfailed"
 
 
@@ -230,7 +230,7 @@ def rejected_job_member(job: str) -> str:
 
 
 def reject_message(services: Services, rejected: RejectedMessage) -> None:
-    """Keep a message whole with the reason, and schedule the failing of its job if that has no run."""
+    """Keep a message whole with the reason, and schedule the end of its job if that has no run."""
     job = readable_job(rejected.kwargs, rejected.args) if rejected.task in RUN_TASKS else None
     runs = services.runs
     if job is not None and runs.store.exists(job):
@@ -240,23 +240,26 @@ def reject_message(services: Services, rejected: RejectedMessage) -> None:
     )
     if job is not None:
         about = {"job": job, "reason": rejected.reason, "tenant": readable_tenant(rejected.kwargs)}
-        services.redis.hset(unfailed_jobs_key(), job, json.dumps(about))
+        if rejected.job_status is not JobStatus.FAILED:
+            # Older workers do not know this argument, and set the job FAILED with the reason.
+            about["status"] = rejected.job_status.value
+        services.redis.hset(unended_jobs_key(), job, json.dumps(about))
         runs.heartbeats.schedule(rejected_job_member(job))
-        runs.publisher.publish(FAIL_REJECTED_JOB, "control", about)
+        runs.publisher.publish(END_REJECTED_JOB, "control", about)
 
 
 def recover_rejected_job(job: str, runs: Runs) -> None:
-    """Publish the message that sets an overdue rejected job FAILED again; it was lost."""
-    about = runs.redis.hget(unfailed_jobs_key(), job)
+    """Publish the message that ends an overdue rejected job again; it was lost."""
+    about = runs.redis.hget(unended_jobs_key(), job)
     if about is None:
         runs.heartbeats.remove(rejected_job_member(job))
     else:
-        runs.publisher.publish(FAIL_REJECTED_JOB, "control", json.loads(about))
+        runs.publisher.publish(END_REJECTED_JOB, "control", json.loads(about))
 
 
-def forget_unfailed_job(job: str, runs: Runs) -> None:
+def forget_unended_job(job: str, runs: Runs) -> None:
     """The backend has the end of a rejected job, or nobody needs to say it any more."""
-    runs.redis.hdel(unfailed_jobs_key(), job)
+    runs.redis.hdel(unended_jobs_key(), job)
     runs.heartbeats.remove(rejected_job_member(job))
 
 
@@ -283,8 +286,8 @@ def seconds_unknown(message_id: str, **_: Any) -> float:
     return now - float(redis.get(key) or now)
 
 
-def fail_rejected_job(job: str, reason: str, runs: Runs, backend: JobsApi) -> None:
-    """Set the job FAILED at the backend, unless it has ended or has a run by now. Safe to repeat.
+def end_rejected_job(job: str, end: End, runs: Runs, backend: JobsApi) -> None:
+    """Give the job its end at the backend, unless it has ended or has a run by now. Safe to repeat.
 
     Raises `ClientError` when the backend did not take it and it is to be repeated.
     """
@@ -294,24 +297,26 @@ def fail_rejected_job(job: str, reason: str, runs: Runs, backend: JobsApi) -> No
     try:
         status = status_of(backend.get_job(job))
         if status is None or not status.is_final:
-            _fail(job, reason, runs, backend, letters)
+            _end(job, end, runs, backend, letters)
         elif not letters.is_rejecting(job):
             return
-        elif status is not JobStatus.FAILED:
+        elif status is not end.status:
             letters.forget(job)  # Somebody else has ended the job first.
             return
-        # A replay may open the job from here on. Any earlier, this would take the new run for an older one.
-        letters.mark_rejected(job)
+        if end.status is JobStatus.FAILED:
+            # A replay may open it from here on. Any earlier, this would take the new run for an older one.
+            letters.mark_rejected(job)
+        else:
+            letters.forget(job)  # It was not to be done any more, which a replay does not change.
     except (NotFoundError, ValidationError) as error:
         letters.forget(job)
-        log.warning("rejected job not failed", job=job, error_type=type(error).__name__)
+        log.warning("rejected job not ended", job=job, error_type=type(error).__name__)
 
 
-def _fail(job: str, reason: str, runs: Runs, backend: JobsApi, letters: DeadLetters) -> None:
-    result = {"error": reason}
+def _end(job: str, end: End, runs: Runs, backend: JobsApi, letters: DeadLetters) -> None:
     # Noted first: a worker that dies in between must not leave a job that a replay cannot open again.
     letters.start_rejecting(job)
-    backend.update_job(job, status=JobStatus.FAILED, result=result)
+    backend.update_job(job, status=end.status, result=end.result)
     if runs.store.exists(job):
         # A valid message arrived meanwhile: its job has ended at the backend, so its run ends too.
-        runs.finish(job, End(JobStatus.FAILED, result))
+        runs.finish(job, end)

@@ -82,7 +82,7 @@ class StepTask(DeathCountingTask):
     # Entry tasks accept any arguments and reject wrong ones by name; Celery's check would only fail the task.
     typing = False
     max_retries = None
-    Request = "worker.runs.publisher:RedactedRequest"
+    Request = "worker.workflow.revocations:StepRequest"
 
     @property
     def runs(self) -> Runs:

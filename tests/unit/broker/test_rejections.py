@@ -97,7 +97,7 @@ def test_job_of_a_rejected_message_fails_with_the_reason(redis: Any, sender: Rec
     ((_, letter),) = redis.xrange(dead_letters_key())
     assert (letter["task"], letter["body"], letter["reason"]) == ("deploy", message.body, message.reason)
     (sent,) = sender.published
-    assert sent.name == dead_letters.FAIL_REJECTED_JOB.name
+    assert sent.name == dead_letters.END_REJECTED_JOB.name
     assert sent.kwargs == {"job": "7", "reason": "embed is not a dict", "tenant": "t"}
 
 
