@@ -75,7 +75,7 @@ class BaseClient:
 
         Raises:
             ClientError: A page cannot be fetched.
-            MalformedResponseError: A link leads off the service, or the pages do not end.
+            MalformedResponseError: A link leads out of the base URL, or the pages do not end.
         """
         pagination = Pagination(request)
         current: Request | None = request
