@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import structlog
 
+from shared.validation import json_mistake
 from worker.platform.errors import MalformedResponseError, UntrustedLinkError, ValidationError
 
 log = structlog.get_logger(__name__)
@@ -134,7 +135,7 @@ def encode_body(request: Request) -> bytes | None:
         text = json.dumps(request.json, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         return text.encode()
     except (TypeError, ValueError, RecursionError) as error:
-        reason = type(error).__name__
+        reason = json_mistake(request.json) or type(error).__name__
     # Raised outside of the except block: as its context, the caught error would keep the body alive.
     raise ValidationError(f"400 Bad Request: the body is not JSON ({reason})", 400, "the body is not JSON")
 
