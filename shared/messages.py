@@ -6,8 +6,11 @@ logged.
 
 import re
 from collections.abc import Mapping
+from datetime import date, time
+from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
+from uuid import UUID
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +26,26 @@ from pydantic_core import PydanticCustomError
 
 JsonObject = dict[str, Any]
 """A JSON object whose keys someone else decides: a filter, an answer of the platform, a plugin's result."""
+
+
+def as_json(value: Any) -> Any:
+    """Write what kombu revives from JSON as JSON: a publisher that sends a UUID means its text.
+
+    Args:
+        value: What kombu has read. It marks UUIDs, dates, times and decimals in JSON, and makes them again.
+
+    Returns:
+        The same with UUIDs, dates and times as texts and decimals as numbers.
+    """
+    if isinstance(value, dict):
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [as_json(item) for item in value]
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return int(value) if value.is_finite() and value.as_tuple().exponent == 0 else float(value)
+    return str(value) if isinstance(value, UUID) else value
 
 
 def _text_form(name: str, pattern: str, requirement: str) -> AfterValidator:
@@ -187,6 +210,11 @@ class Message(_StrictModel):
     queue: ClassVar[str]
 
     job: Job
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_json_values(cls, values: Any) -> Any:
+        return as_json(values)
 
     @model_validator(mode="after")
     def _can_be_stored(self) -> "Message":

@@ -1,12 +1,13 @@
 """The URL of a Redis, read alike by all clients: the worker's own, the broker's transport, the publisher."""
 
+import re
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote
 
-from redis import ConnectionPool, Redis
+from redis import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio import BlockingConnectionPool as AsyncBlockingConnectionPool
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
@@ -21,6 +22,15 @@ from shared.redis_connections import CONNECTION_CLASSES
 REDIS_SCHEMES: Final = ("redis://", "rediss://", "unix://", "redis+socket://", "sentinel://")
 
 SENTINEL_PORT: Final = 26379
+
+_OBJECTS: Final = frozenset(
+    ("retry", "retry_on_error", "credential_provider", "parser_class", "redis_connect_func", "driver_info")
+)
+"""Options that redis-py takes as Python objects, and from a URL as texts that fail when they are needed."""
+
+_POSITIVE: Final = ("socket_timeout", "socket_connect_timeout", "socket_read_size", "max_connections")
+
+_UNREADABLE: Final = "is not a URL that the Redis client can read"
 
 _SENTINEL_OPTION_PREFIX: Final = "sentinel_"
 
@@ -75,7 +85,8 @@ class RedisUrl:
         connection_class = CONNECTION_CLASSES[self.kind][0]
         options = {"connection_class": connection_class, **defaults, **self.options, **(needed or {})}
         if not self.sentinels:
-            return ConnectionPool(**options)
+            # With a limit, threads wait for a free connection. They would get an error at once otherwise.
+            return (BlockingConnectionPool if "max_connections" in options else ConnectionPool)(**options)
         # Without retries, the next Sentinel is asked at once when one does not answer.
         kwargs = {**self._options_of_sentinels(options), "retry": Retry(NoBackoff(), 0)}
         sentinel = Sentinel(self.sentinels, sentinel_kwargs=kwargs)
@@ -230,8 +241,12 @@ def _is_yes(text: str) -> bool:
 def _options(url: str) -> dict[str, Any]:
     try:
         found = parse_url(url)
-    except ValueError:
-        raise ValueError("is not a URL that the Redis client can read") from None
+    except ValueError as error:
+        name = re.search("Invalid value for '([a-z_]+)'", str(error))
+        if name:
+            raise ValueError(f"has an option whose value cannot be read: {name[1]!r}") from None
+        raise ValueError(_UNREADABLE) from None
+    _check_values(found)
     found.pop("connection_class", None)
     # Whether answers are text is decided by the code that reads them.
     found.pop("decode_responses", None)
@@ -239,6 +254,19 @@ def _options(url: str) -> dict[str, Any]:
         # Celery's spelling is CERT_REQUIRED.
         found["ssl_cert_reqs"] = found["ssl_cert_reqs"].lower().removeprefix("cert_")
     return dict(found)
+
+
+def _check_values(options: Mapping[str, Any]) -> None:
+    """Reject values with which redis-py makes connections that fail at their first use."""
+    for name, value in options.items():
+        is_wrong = (
+            (name in _OBJECTS)
+            or (name in _POSITIVE and value <= 0)
+            or (name in ("db", "health_check_interval") and value < 0)
+            or (name == "client_name" and not re.fullmatch("[!-~]+", value))
+        )
+        if is_wrong:
+            raise ValueError(f"has an option with a value that does not work in a URL: {name!r}")
 
 
 def _checked(url: RedisUrl) -> RedisUrl:
@@ -252,7 +280,7 @@ def _checked(url: RedisUrl) -> RedisUrl:
         option = str(error).rpartition("argument ")[2]
         raise ValueError(f"has an option that the Redis client does not know: {option}") from None
     except Exception:
-        raise ValueError("is not a URL that the Redis client can read") from None
+        raise ValueError(_UNREADABLE) from None
     return url
 
 

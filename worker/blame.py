@@ -211,7 +211,7 @@ TABLE: tuple[Row, ...] = (
         in_message=_HOUR_OF_DEPENDENCY,
     ),
     Row(
-        "a list leads off its service",
+        "a list leads out of its service",
         _is(UntrustedLinkError),
         in_task=_TASK_FAILS,
         in_step=_RUN_FAILS,

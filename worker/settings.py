@@ -77,6 +77,16 @@ def _split(url: str) -> SplitResult:
     return parts
 
 
+MIN_REDIS_CONNECTIONS = 20
+"""Of `max_connections`: a worker process holds about so many, some of them for as long as it lives."""
+
+
+def _usable_redis(url: str) -> str:
+    if read_redis_url(url).options.get("max_connections", MIN_REDIS_CONNECTIONS) < MIN_REDIS_CONNECTIONS:
+        raise ValueError(f"has max_connections below {MIN_REDIS_CONNECTIONS}, which a worker process needs")
+    return url
+
+
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 RayAddress = Annotated[str, AfterValidator(_ray_address)]
 TenantHeader = Annotated[Tenant, BeforeValidator(_stripped)]
@@ -202,15 +212,13 @@ class Settings(BaseSettings):
     def _is_redis(cls, value: str) -> str:
         if not is_redis_url(value):
             raise ValueError("must start with redis://, rediss://, unix:// or sentinel://")
-        read_redis_url(value)
-        return value
+        return _usable_redis(value)
 
     @field_validator("celery_broker_url")
     @classmethod
     def _is_broker(cls, value: str | None) -> str | None:
         if value is not None and is_redis_url(value):
-            read_redis_url(value)
-            return value
+            return _usable_redis(value)
         for url in (value or "").split(";"):
             if value is not None and _split(url).scheme not in BROKER_SCHEMES:
                 raise ValueError(f"must start with one of {', '.join(BROKER_SCHEMES)} and ://")

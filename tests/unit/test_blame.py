@@ -105,7 +105,7 @@ ROWS = {
         (AuthenticationError(),),
         "task few", "run none", "dependency hour",
     ),
-    "a list leads off its service": Expected(
+    "a list leads out of its service": Expected(
         (UntrustedLinkError(),),
         "task none", "run none", "message none",
     ),

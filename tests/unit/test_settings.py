@@ -138,6 +138,8 @@ def test_every_mistake_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ("REDIS_URL", "amqp://x"),
         ("REDIS_URL", "redis://[x"),
         ("REDIS_URL", "redis://r/0?socket_timeout=soon"),
+        ("REDIS_URL", "redis://r/0?max_connections=3"),
+        ("CELERY_BROKER_URL", "redis://r/0?max_connections=3"),
         ("CELERY_BROKER_URL", "sentinel://r:26379/0"),
         ("REDIS_URL", "sentinel://r:26379/0"),
         ("REDIS_URL", "sentinel://r:26379;redis://s:26379/0?master_name=m"),

@@ -2,8 +2,11 @@
 
 import importlib
 import inspect
+import logging
 from collections.abc import Mapping
 from typing import Any
+
+from worker.platform import clean
 
 
 def build_application(
@@ -72,8 +75,20 @@ def _with_serve_methods(cls: Any, batch: Mapping[str, Any]) -> Any:
 
 
 async def _call_handle_inference(self: Any, request: Any) -> Any:
-    """`__call__` of a class that has neither routes nor a `__call__` of its own."""
-    return await self.handle_inference(request)
+    """`__call__` of a class that has neither routes nor a `__call__` of its own.
+
+    An error is answered with its reason, as that of a deferred inference is; Serve's own 500 says nothing.
+    """
+    from fastapi import HTTPException
+    from starlette.responses import JSONResponse
+
+    try:
+        return await self.handle_inference(request)
+    except HTTPException as error:
+        return JSONResponse({"detail": error.detail}, error.status_code, dict(error.headers or {}))
+    except Exception as error:  # the author's code
+        logging.getLogger("ray.serve").exception("an inference failed")
+        return JSONResponse({"detail": clean(f"{type(error).__name__}: {error}")}, 500)
 
 
 def _members(cls: Any) -> set[str]:

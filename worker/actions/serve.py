@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from shared.deferred import DEFERRED_KEY, FAILED, NOT_FOUND, PENDING, POLL_KEY
 from shared.messages import JsonObject
+from shared.validation import json_mistake
 from worker.actions.models import model_key, open_model
 from worker.platform import clean
 
@@ -256,7 +257,23 @@ class BaseServeDeployment:
 
         Raises:
             pydantic.ValidationError: The body does not fit `input_model`.
+            fastapi.HTTPException: JSON cannot hold the result; its detail says why.
         """
+        answer = await self._answer(request, input_model, runner, deadline_s)
+        if isinstance(answer, dict | list) and (mistake := json_mistake(answer, numbers_only=True)):
+            from fastapi import HTTPException
+
+            # Writing such an answer would end in a bare 500.
+            raise HTTPException(500, f"the result of the inference is no JSON: {mistake}")
+        return answer
+
+    async def _answer(
+        self,
+        request: Any,
+        input_model: Any,
+        runner: Callable[[Any], Awaitable[Any]] | None,
+        deadline_s: float | None,
+    ) -> Any:
         # A pydantic model has a method `json` too, but it is not asynchronous.
         read = getattr(request, "json", None)
         body = await read() if inspect.iscoroutinefunction(read) else request

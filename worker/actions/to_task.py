@@ -3,7 +3,6 @@
 Rules: seeds, "Pre-Annotation Actions"; contract, "Plugins".
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
@@ -182,13 +181,13 @@ class ToTaskAction(BaseAction[P]):
 def _outcome(hook: Callable[..., Any], item: Item) -> JsonObject:
     """`{"ok": value}` or `{"error": text}`, so that a task that fails does not fail its batch."""
     # Imported here, because only a host or a direct run calls the hooks in batches.
-    from worker.plugins.runner import check_size, error_name, error_text
+    from worker.plugins.runner import check_size, dump_json, error_name, error_text
 
     try:
         value = hook(**item)
         if not isinstance(value, dict):
             raise TypeError(f"{hook.__name__} must return a dict, not {type(value).__name__}")
-        check_size(len(json.dumps(value, allow_nan=False)))
+        check_size(len(dump_json(value)))
     except Exception as error:  # the author's code
         name, text = error_name(error), clean(error_text(error))
         return {"error": f"{name}: {text}" if text else name}

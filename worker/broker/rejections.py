@@ -13,8 +13,10 @@ from typing import Any
 
 import structlog
 from celery.utils.dispatch import Signal
+from kombu.utils.json import loads
 
 from shared.messages import JsonObject
+from shared.statuses import JobStatus
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +47,11 @@ class RejectedMessage:
     message_id: str | None = None
     """The message's id, if it has one: a redelivery has the same."""
     kwargs: JsonObject | None = None
-    """The arguments, if they can be read."""
+    """The arguments by name, if they can be read."""
+    args: tuple[Any, ...] = ()
+    """The arguments by position, likewise."""
+    job_status: JobStatus = JobStatus.FAILED
+    """With what the message's job ends, if it has no run."""
 
 
 def keep_rejected(sender: object, rejected: RejectedMessage) -> bool:
@@ -74,7 +80,7 @@ def rejected_element(element: bytes, reason: str) -> RejectedMessage:
     except Exception:  # of any kind: the element has no parts then
         return RejectedMessage("", whole, reason)
     headers = headers if isinstance(headers, dict) else {}
-    return RejectedMessage(_name(headers), whole, reason, _id(headers), _kwargs(_decoded(body)))
+    return RejectedMessage(_name(headers), whole, reason, _id(headers), *_arguments(_decoded(body)))
 
 
 def rejected_message(message: Any, reason: str) -> RejectedMessage:
@@ -82,7 +88,7 @@ def rejected_message(message: Any, reason: str) -> RejectedMessage:
     headers = message.headers if isinstance(message.headers, dict) else {}
     body = message.body if isinstance(message.body, bytes | str) else bytes(message.body or b"")
     text = body_as_text(body)
-    return RejectedMessage(_name(headers), text, reason, _id(headers), _kwargs(text))
+    return RejectedMessage(_name(headers), text, reason, _id(headers), *_arguments(text))
 
 
 def body_as_text(body: bytes | str) -> str:
@@ -114,14 +120,23 @@ def _decoded(body: object) -> str:
         return body
 
 
-def _kwargs(body: str) -> JsonObject | None:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    kwargs: object = None
+def _arguments(body: str) -> tuple[JsonObject | None, tuple[Any, ...]]:
+    """Those by name and those by position, as far as they can be read."""
+    value = read_json(body)
+    parts: tuple[object, object] = (None, None)
     if isinstance(value, list) and len(value) > 1:
-        kwargs = value[1]
+        parts = (value[1], value[0])
     elif isinstance(value, dict):  # version 1 of Celery's protocol
-        kwargs = value.get("kwargs")
-    return kwargs if isinstance(kwargs, dict) else None
+        parts = (value.get("kwargs"), value.get("args"))
+    kwargs, args = parts
+    return kwargs if isinstance(kwargs, dict) else None, tuple(args) if isinstance(args, list) else ()
+
+
+def read_json(text: str) -> Any:
+    """Text as kombu reads it, or else as plain JSON; None when it is not JSON."""
+    for read in (loads, json.loads):
+        try:
+            return read(text)
+        except (ValueError, TypeError, RecursionError):  # kombu: a type that it does not know
+            continue
+    return None

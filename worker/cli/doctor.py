@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import typer
@@ -10,9 +10,11 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 from rich.markup import escape
 
+from shared.messages import DeployMessage
 from shared.redis_url import is_redis_url, read_redis_url
 from worker.broker import Connection
 from worker.broker.config import QUEUES
+from worker.broker.queues import DEFAULT_QUEUE, waiting_messages
 from worker.cli import ray_check, redis_check
 from worker.cli.console import BAD_ADDRESS_ERRORS, out
 from worker.platform import AgentClient, BackendClient, ClientError, NotFoundError, clean
@@ -23,13 +25,21 @@ INSPECT_TIMEOUT_SECONDS: Final = 2.0
 """How long to wait for the workers' answers."""
 
 
-def unconsumed_queues(answers: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """The contract's queues that no worker consumes, given the queues of each worker."""
-    consumed = {queue["name"] for queues in answers.values() for queue in queues}
-    return [name for name in QUEUES if name not in consumed]
+Answers = dict[str, list[dict[str, Any]]]
+"""The queues of each worker."""
 
 
-def active_queues() -> dict[str, list[dict[str, Any]]]:
+def consumed_queues(answers: Answers) -> set[str]:
+    """The names of the queues that some worker consumes."""
+    return {queue["name"] for queues in answers.values() for queue in queues}
+
+
+def unconsumed_queues(answers: Answers) -> list[str]:
+    """The contract's queues that no worker consumes."""
+    return [name for name in QUEUES if name not in consumed_queues(answers)]
+
+
+def active_queues() -> Answers:
     """The queues of each worker that answers in time."""
     # Imported here because the app reads the settings, which must have been checked before.
     from worker.app import app
@@ -40,6 +50,10 @@ def active_queues() -> dict[str, list[dict[str, Any]]]:
 Check = Callable[[Settings], str]
 
 CONNECT_TIMEOUT_SECONDS: Final = 3
+TIMEOUTS: Final = {
+    "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+    "socket_timeout": CONNECT_TIMEOUT_SECONDS,
+}
 RELEVANT_SETTINGS: Final = {
     "redis": "REDIS_URL",
     "queue": "CELERY_BROKER_URL",
@@ -127,11 +141,7 @@ def _check_redis(settings: Settings) -> str:
 
 def _check_server(name: str, url: str, queues: Sequence[str]) -> str:
     address = read_redis_url(url)
-    timeouts = {
-        "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
-        "socket_timeout": CONNECT_TIMEOUT_SECONDS,
-    }
-    with address.client(decode_responses=True, **timeouts) as redis:
+    with address.client(decode_responses=True, **TIMEOUTS) as redis:
         version = redis_check.version_of(redis)
         database = int(address.options.get("db", 0))
         prefix = address.global_keyprefix
@@ -141,6 +151,8 @@ def _check_server(name: str, url: str, queues: Sequence[str]) -> str:
             _line(f"[yellow]![/] {name}: {escape(finding.text)}")
     if errors := [finding.text for finding in findings if finding.is_error]:
         raise _CheckFailures(errors)
+    if queues:
+        _connect_to_broker(url)  # as a worker does, whose options need not be those of a client
     return f"version {version}"
 
 
@@ -149,9 +161,13 @@ def _check_queue(settings: Settings) -> str:
         return "the Redis of REDIS_URL"
     if is_redis_url(settings.broker_url):
         return _check_server("queue", settings.broker_url, QUEUES)
-    with Connection(settings.broker_url, connect_timeout=CONNECT_TIMEOUT_SECONDS) as connection:
+    return f"connected over {_connect_to_broker(settings.broker_url)}"
+
+
+def _connect_to_broker(url: str) -> str:
+    with Connection(url, connect_timeout=CONNECT_TIMEOUT_SECONDS) as connection:
         connection.ensure_connection(max_retries=1, timeout=CONNECT_TIMEOUT_SECONDS)
-        return f"connected over {connection.transport.driver_type}"
+        return str(connection.transport.driver_type)
 
 
 def _check_backend(settings: Settings) -> str:
@@ -178,15 +194,51 @@ def _check_ray(settings: Settings) -> str:
     return ray_check.check_cluster(settings.ray_address)
 
 
-def _check_workers(_settings: Settings) -> str:
+def _check_workers(settings: Settings) -> str:
     try:
         answers = active_queues()
     except Exception as error:  # each broker library has its own; the connection was checked before
         raise _CheckWarning(f"could not be asked ({type(error).__name__})") from None
+    for line in _unread_messages(settings, answers):
+        _line(f"[yellow]![/] queue: {escape(line)}")
     answered = f"{len(answers)} answer{'s' if len(answers) == 1 else ''}"
     if unconsumed := unconsumed_queues(answers):
         raise _CheckWarning(f"{answered}; nobody listens on {', '.join(unconsumed)}")
     return f"{answered}; each queue has a listener"
+
+
+def _unread_messages(settings: Settings, answers: Answers) -> Iterator[str]:
+    """Lines on the queues in which messages lie and on which nobody listens."""
+    try:
+        waiting = _waiting_messages(settings.broker_url)
+    except Exception as error:  # likewise
+        yield f"its messages could not be counted ({type(error).__name__})"
+        return
+    for queue in sorted(waiting.keys() - consumed_queues(answers)):
+        count = waiting[queue]
+        agent = queue.removeprefix(f"{DeployMessage.queue}.")
+        if queue == DEFAULT_QUEUE:
+            advice = f"publish with queue=, which is one of {', '.join(QUEUES)}"
+        elif agent != queue:
+            advice = f"start a worker with WORKER_AGENT={agent} and -Q {queue}"
+        else:
+            advice = f"start a worker with -Q {queue}"
+        lie = "1 message lies" if count == 1 else f"{count} messages lie"
+        yield f"{lie} in {queue}, on which nobody listens: {advice}"
+
+
+def _waiting_messages(url: str) -> dict[str, int]:
+    if is_redis_url(url):
+        address = read_redis_url(url)
+        with address.client(**TIMEOUTS) as redis:
+            return waiting_messages(redis, address.global_keyprefix)
+    found = {}
+    for queue in (*QUEUES, DEFAULT_QUEUE):
+        connection = Connection(url, connect_timeout=CONNECT_TIMEOUT_SECONDS)
+        with connection, contextlib.suppress(*connection.channel_errors):  # there is no such queue
+            declared = connection.default_channel.queue_declare(queue, passive=True)
+            found[queue] = int(declared.message_count)
+    return {queue: count for queue, count in found.items() if count}
 
 
 def _check_plugins(settings: Settings) -> str:

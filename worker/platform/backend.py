@@ -113,7 +113,7 @@ class BackendClient(BaseClient):
 
         Raises:
             ClientError: The call failed.
-            UntrustedLinkError: The `url` leads off the backend.
+            UntrustedLinkError: The `url` leads out of the base URL.
         """
         path_segment(project, "project id", NUMBER)
         query = {key: value for key, value in filters.items() if key not in _RESERVED_TASK_FILTERS}

@@ -7,7 +7,7 @@ from typing import Self
 import httpx
 
 from shared.messages import JsonObject
-from worker.platform.errors import ClientError
+from worker.platform.errors import ClientError, NotFoundError
 from worker.platform.requests import BaseUrl, Json, Pagination, Request, encode_body
 from worker.platform.responses import HttpResponse, decode_response
 from worker.platform.retries import RetryPolicy
@@ -75,12 +75,17 @@ class BaseClient:
 
         Raises:
             ClientError: A page cannot be fetched.
-            MalformedResponseError: A link leads off the service, or the pages do not end.
+            MalformedResponseError: A link leads out of the base URL, or the pages do not end.
         """
         pagination = Pagination(request)
         current: Request | None = request
         while current is not None:
-            page = self._send_for_object(current)
+            try:
+                page = self._send_for_object(current)
+            except NotFoundError:
+                if current is request:
+                    raise
+                return  # What it listed was deleted since the page before, which was the last one then.
             yield page
             current = pagination.next_request(page, self._base)
 

@@ -74,7 +74,7 @@ class MalformedResponseError(ClientError):
 
 
 class UntrustedLinkError(MalformedResponseError):
-    """A list's link to its next page leads off the service. Sending the request again does not help."""
+    """A list's link to its next page leads out of the service's base URL; asking again does not help."""
 
 
 class HTTPError(ClientError):

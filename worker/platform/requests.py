@@ -7,7 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+import structlog
+
+from shared.validation import json_mistake
 from worker.platform.errors import MalformedResponseError, UntrustedLinkError, ValidationError
+
+log = structlog.get_logger(__name__)
 
 Json: TypeAlias = Any
 """A JSON value of another program: what is in it is known only once it has been validated."""
@@ -130,7 +135,7 @@ def encode_body(request: Request) -> bytes | None:
         text = json.dumps(request.json, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         return text.encode()
     except (TypeError, ValueError, RecursionError) as error:
-        reason = type(error).__name__
+        reason = json_mistake(request.json) or type(error).__name__
     # Raised outside of the except block: as its context, the caught error would keep the body alive.
     raise ValidationError(f"400 Bad Request: the body is not JSON ({reason})", 400, "the body is not JSON")
 
@@ -183,25 +188,56 @@ class BaseUrl:
         """
         return self._root + path + (f"?{urlencode(query)}" if query else "")
 
-    def relative(self, url: str) -> tuple[str, Query]:
-        """Take apart a link that the service sent.
+    def relative(self, url: str, list_path: str) -> tuple[str, Query]:
+        """Take apart a link to another page that the service sent.
+
+        Only its path and query are followed, on this base, so that the tokens reach no other server. The rest
+        may be wrong: a service behind a proxy often knows neither its scheme, its port nor its public host.
 
         Args:
-            url: A whole URL.
+            url: A link, whole or relative.
+            list_path: The path of the list, relative to the base.
 
         Returns:
             Path and query, relative to the base.
 
         Raises:
-            UntrustedLinkError: The link leads off the base URL, where the tokens must not be sent.
+            UntrustedLinkError: The link leads neither to the list nor to anything else under the base.
         """
-        if _origin(url) != self._origin:
-            raise UntrustedLinkError("malformed answer: a link leads to another server")
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:
+            raise UntrustedLinkError(_BAD_LINK) from None
+        if parts.scheme not in ("", *_DEFAULT_PORTS) or not url.isprintable() or " " in url:
+            raise UntrustedLinkError(_BAD_LINK)
         segments = parts.path.lower().replace("%2e", ".").replace("\\", "/").split("/")
-        if not parts.path.startswith(self._prefix) or "@" in parts.netloc or {".", ".."} & set(segments):
+        path = f"/{parts.path.lstrip('/')}"
+        if {".", ".."} & set(segments):
             raise UntrustedLinkError("malformed answer: a link leads out of the base URL")
-        return parts.path.removeprefix(self._prefix), tuple(parse_qsl(parts.query, keep_blank_values=True))
+        if not parts.path or path.endswith(f"/{list_path}"):
+            path = list_path
+        elif path.startswith(self._prefix):
+            path = path.removeprefix(self._prefix)
+        else:
+            raise UntrustedLinkError("malformed answer: a link leads out of the base URL")
+        if parts.netloc and _origin(url) != self._origin:
+            self._warn_of_other_address()
+        return path, tuple(parse_qsl(parts.query, keep_blank_values=True))
+
+    def _warn_of_other_address(self) -> None:
+        if self._root not in _warned:
+            _warned.add(self._root)
+            log.warning(OTHER_ADDRESS)
+
+
+_BAD_LINK = "malformed answer: a link is no HTTP address"
+
+OTHER_ADDRESS = (
+    "a service's links name another address than its base URL, at which they are followed: set SYNAPSE_HOST"
+    " (of an agent SYNAPSE_AGENT_URL) to that address, or have its proxy send X-Forwarded-Proto and -Host"
+)
+_warned: set[str] = set()
+"""Services of this process whose links have been warned of."""
 
 
 def _origin(url: str) -> tuple[str, str, int] | None:
@@ -242,7 +278,7 @@ class Pagination:
             The request, or None if the page is the last.
 
         Raises:
-            MalformedResponseError: The link leads off the service or to a page that has been requested
+            MalformedResponseError: The link leads out of the base URL or to a page that has been requested
                 already, or there are more than `MAX_PAGES` pages.
         """
         link = page["next"]
@@ -269,9 +305,9 @@ def page_request(request: Request, link: str, base: BaseUrl) -> Request:
         The request for the page at the link.
 
     Raises:
-        UntrustedLinkError: The link leads off the service.
+        UntrustedLinkError: The link leads out of the service's base URL.
     """
-    path, query = base.relative(link)
+    path, query = base.relative(link, request.path)
     return replace(request, path=path, query=query)
 
 

@@ -116,7 +116,8 @@ def parse_page(value: Json) -> JsonObject:
         value: The response's JSON.
 
     Returns:
-        `{"count", "next", "previous", "results"}`, and what else the page holds.
+        `{"count", "next", "previous", "results"}`, and what else the page holds. The count is None where the
+        service does not say it and more pages follow.
 
     Raises:
         MalformedResponseError: It is no list of objects.
@@ -129,7 +130,7 @@ def parse_page(value: Json) -> JsonObject:
         raise MalformedResponseError("malformed answer: a list of something else than objects")
     if not isinstance(page.get("next"), str | None):
         raise MalformedResponseError("malformed answer: the link to the next page is no text")
-    return {"count": len(results), "next": None, "previous": None} | page
+    return {"count": None if page.get("next") else len(results), "next": None, "previous": None} | page
 
 
 def response_error(response: HttpResponse) -> ClientError:

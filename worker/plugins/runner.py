@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from shared.validation import json_mistake
 from worker.plugins.requests import ActionRequest
 
 ADAPTER = "worker.actions.deployment:action_for"
@@ -57,12 +58,21 @@ def _reply(value: Any) -> str:
     """The reply's JSON; a list is encoded item by item, so that no text is made of one that is too large."""
     parts, size = [], 0
     for each in value if isinstance(value, list) else [value]:
-        part = json.dumps(each, allow_nan=False)
+        part = dump_json(each)
         size += len(part)
         check_size(size)
         parts.append(part)
     content = ", ".join(parts)
     return f'{{"ok": [{content}]}}' if isinstance(value, list) else f'{{"ok": {content}}}'
+
+
+def dump_json(value: Any) -> str:
+    """The value's JSON; raises `TypeError` or `ValueError`, which name the place that JSON cannot hold."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(json_mistake(value)) from None
 
 
 def check_size(size: int) -> None:

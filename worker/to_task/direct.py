@@ -87,7 +87,9 @@ def run(action: DirectAction, sleep: Callable[[float], None] = time.sleep) -> To
     pre_processor = None
     if params.method is ToTaskMethod.INFERENCE:
         pre_processor = ensure_running(client, pre_processor=params.pre_processor or 0, agent=params.agent)
-    ledger = MemoryLedger(list(iter_task_ids(client, params, page_size(CHUNK_SIZE))), CHUNK_SIZE)
+    warnings: list[str] = []
+    ids = list(iter_task_ids(client, params, page_size(CHUNK_SIZE), warnings.append))
+    ledger = MemoryLedger(ids, CHUNK_SIZE)
     if not ledger.chunks:
         return ToTaskResult(status=JobStatus.FAILED, message=NO_TASKS)
     loop = EventLoopThread()
@@ -110,7 +112,7 @@ def run(action: DirectAction, sleep: Callable[[float], None] = time.sleep) -> To
                 _annotate_chunk(chunk, pipeline, ledger, lambda: client.get_project(params.project), sleep)
     finally:
         loop.close()
-    return result_of(ledger)
+    return result_of(ledger, *warnings)
 
 
 def _annotate_chunk(

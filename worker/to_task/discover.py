@@ -1,8 +1,9 @@
 """Collect the ids of a project's tasks, page by page, before any of them is annotated."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -11,7 +12,8 @@ from redis import Redis
 from shared.channels import job_key
 from shared.messages import ToTaskMessage, ToTaskParams
 from shared.statuses import JobStatus
-from worker.platform import UntrustedLinkError, contains_secret
+from worker.platform import NotFoundError, UntrustedLinkError, contains_secret
+from worker.platform.requests import MAX_PAGES
 from worker.runs.keys import run_key
 from worker.runs.model import Continue, Finish, Lease, Outcome, Reschedule, RunFailedError, Suspend
 from worker.runs.scripts import run_scripts
@@ -44,6 +46,73 @@ class Page:
     count: int | None
 
 
+MAX_LISTINGS = 3
+"""Times that the pages are read when what they hold does not fit their count."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One reading of all pages. Tasks that come or go meanwhile shift others onto pages that were read."""
+
+    number: int = 1
+    pages: int = 0
+    read: int = 0
+    fewest: int | None = None
+    """The smallest count that a page said; None when none did."""
+    most: int | None = None
+    before: tuple[int, int] | None = None
+    """How many tasks the listing before had read, and the largest count that its pages said."""
+
+    @classmethod
+    def from_json(cls, text: str | None) -> "Listing":
+        """The listing as `to_json` wrote it; the first one for none, also of an older worker."""
+        stored = json.loads(text or "{}")
+        before = stored.pop("before", None)
+        return cls(**stored, before=tuple(before) if before else None)
+
+    @property
+    def max_repeated_pages(self) -> int:
+        """Pages in a row that may have no new id, which is what all pages of a later listing may have."""
+        return MAX_REPEATED_PAGES if self.number == 1 else MAX_PAGES
+
+    def to_json(self) -> str:
+        """The listing as text."""
+        return json.dumps(asdict(self))
+
+    def after(self, page: Page) -> "Listing":
+        """The same after another page was read."""
+        counts = [count for count in (self.fewest, self.most, page.count) if count is not None]
+        return replace(
+            self,
+            pages=self.pages + 1,
+            read=self.read + len(page.ids),
+            fewest=min(counts, default=None),
+            most=max(counts, default=None),
+        )
+
+    def next(self) -> "Listing | None":
+        """The listing to read after the last page of this one; None when it fits, or would not help."""
+        if self.fits or self.number >= MAX_LISTINGS or self._counted() == self.before:
+            return None
+        return Listing(self.number + 1, before=self._counted())
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing came or went while the pages were read, as far as the backend says."""
+        return self.most is None or (self.fewest == self.most and self.read >= self.most)
+
+    def _counted(self) -> tuple[int, int]:
+        return self.read, self.most or 0
+
+    def warning(self, total: int) -> str | None:
+        """What users are to know of the last listing, after `total` tasks were listed in all."""
+        if self.fits:
+            return None
+        if self.most is not None and total < self.most:
+            return f"{total} of {self.most} tasks were listed"
+        return f"{total} tasks were listed while others came or went: some may be missing"
+
+
 def page_size(chunk: int) -> int:
     """Ids a page. Large pages save requests; a process holds at most one page and a remainder."""
     return min(MAX_PAGE_SIZE, max(100, chunk * 10))
@@ -53,6 +122,11 @@ def read_page(backend: TaskListApi, params: ToTaskParams, size: int, link: str |
     """The page at `link`, or the first; `RunFailedError` when it is no list of integer ids."""
     try:
         answer = backend.list_tasks(params.task_filters, params.project, page_size=size, url=link)
+    except NotFoundError:
+        if link is None:
+            raise
+        # Tasks were deleted since the page before, which was the last one then.
+        return Page([], None, None)
     except UntrustedLinkError as error:
         # The link is stored, so every retry would be rejected for the same reason.
         raise RunFailedError(f"The backend's list of tasks cannot be followed: {error}") from None
@@ -76,27 +150,36 @@ def read_page(backend: TaskListApi, params: ToTaskParams, size: int, link: str |
     return Page([int(each) for each in ids if each], following or None, known)
 
 
-def iter_task_ids(backend: TaskListApi, params: ToTaskParams, size: int) -> Iterator[int]:
-    """Every task id once, for a direct call, which keeps them all in memory."""
-    link: str | None = None
+def iter_task_ids(
+    backend: TaskListApi, params: ToTaskParams, size: int, warn: Callable[[str], None] = lambda _: None
+) -> Iterator[int]:
+    """Every task id once, for a direct call, which keeps them all in memory.
+
+    `warn` is called with what users are to know of the list.
+    """
     seen: set[int] = set()
-    links: set[str] = set()
-    repeated = 0
-    while True:
-        page = read_page(backend, params, size, link)
-        repeated = repeated + 1 if seen.issuperset(page.ids) else 0
-        for task_id in page.ids:
-            if task_id not in seen:
-                seen.add(task_id)
-                yield task_id
-        link = page.link
-        if link is None:
-            return
-        if link in links:
-            raise circular_pages_error()
-        if repeated >= MAX_REPEATED_PAGES:
-            raise repeated_pages_error()
-        links.add(link)
+    listing: Listing | None = Listing()
+    while listing is not None:
+        links: set[str] = set()
+        link: str | None = None
+        repeated = 0
+        while link is not None or not listing.pages:
+            page = read_page(backend, params, size, link)
+            listing = listing.after(page)
+            repeated = repeated + 1 if seen.issuperset(page.ids) else 0
+            for task_id in page.ids:
+                if task_id not in seen:
+                    seen.add(task_id)
+                    yield task_id
+            link = page.link
+            if link is not None and link in links:
+                raise circular_pages_error()
+            if link is not None and repeated >= listing.max_repeated_pages:
+                raise repeated_pages_error()
+            links.add(link or "")
+        last, listing = listing, listing.next()
+    if text := last.warning(len(seen)):
+        warn(text)
 
 
 def circular_pages_error() -> RunFailedError:
@@ -119,6 +202,7 @@ class Cursor:
     link: str | None
     total: int
     complete: bool
+    listing: Listing = Listing()
 
 
 class PageCommit(StrEnum):
@@ -147,13 +231,23 @@ class TaskIndex:
 
     def cursor(self) -> Cursor:
         """Where reading continues."""
-        found = self._redis.hmget(ledger.task_index_key(self._job), ["page", "link", "total", "complete"])
-        page, link, total, complete = found
-        return Cursor(int(page or 0), link or None, int(total or 0), bool(complete))
+        fields = ["page", "link", "total", "complete", "listing"]
+        page, link, total, complete, listing = self._redis.hmget(ledger.task_index_key(self._job), fields)
+        return Cursor(
+            int(page or 0), link or None, int(total or 0), bool(complete), Listing.from_json(listing)
+        )
 
-    def commit(self, number: int, page: Page) -> PageCommit:
-        """Store page `number`, if the cursor is at it and the run has not ended."""
+    def commit(self, number: int, page: Page, listing: Listing | None = None) -> PageCommit:
+        """Store page `number`, if the cursor is at it and the run has not ended.
+
+        `listing` is the one of which it is a page.
+        """
         job = self._job
+        listing = (listing or Listing()).after(page)
+        following = listing.next() if page.link is None else None
+        stored = (following or listing).to_json()
+        last = "1" if page.link is None and following is None else ""
+        read = f"link:{listing.number}:{page.link}" if page.link else ""
         names = [
             run_key(job),
             job_key(job),
@@ -162,9 +256,10 @@ class TaskIndex:
             ledger.chunks_key(job),
             self._polls,
         ]
-        limits = (self._size, MAX_REPEATED_PAGES, self._deliveries)
+        limits = (self._size, listing.max_repeated_pages, self._deliveries)
+        link = page.link or ""
         return PageCommit(
-            self._scripts.run("commit_page", names, number, page.link or "", *limits, *page.ids)
+            self._scripts.run("commit_page", names, number, link, *limits, read, stored, last, *page.ids)
         )
 
 
@@ -189,7 +284,7 @@ def fetch_tasks(run: ToTaskRun, services: Services, clock: Callable[[], float] =
             return Reschedule(0)
         first = False
         page = _read(services, message, cursor)
-        match index.commit(cursor.page, page):
+        match index.commit(cursor.page, page, cursor.listing):
             case PageCommit.RUN_ENDED:
                 return Suspend()
             case PageCommit.CIRCULAR:
@@ -201,6 +296,8 @@ def fetch_tasks(run: ToTaskRun, services: Services, clock: Callable[[], float] =
             runs.set_progress(run, PROGRESS_STEP, min(99.0, 100.0 * cursor.total / page.count))
     if cursor.total == 0:
         return Finish(JobStatus.FAILED, {"error": NO_TASKS})
+    if text := cursor.listing.warning(cursor.total):
+        runs.events.message(run.job, text, step=PROGRESS_STEP, level="warning")
     runs.set_progress(run, PROGRESS_STEP, 100)
     return Continue(SPREAD)
 

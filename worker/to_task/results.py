@@ -4,6 +4,7 @@ from shared.statuses import JobStatus, ToTaskResult
 from worker.runs.model import AnyRun, Finish, Outcome
 from worker.runs.runs import Runs
 from worker.services import Services
+from worker.to_task.discover import TaskIndex
 from worker.to_task.ledger import Ledger, RedisLedger
 
 PROGRESS_STEP = "annotate_task_data"
@@ -33,7 +34,9 @@ def finalize(run: AnyRun, services: Services) -> Outcome:
     """End the run: SUCCEEDED with some failed tasks, FAILED when all failed (contract)."""
     ledger = RedisLedger(services.redis, run.job)
     publish_progress(run, services.runs, ledger)
-    result = result_of(ledger)
+    index = TaskIndex(services.redis, run.job, services.settings.worker_annotate_chunk)
+    cursor = index.cursor()
+    result = result_of(ledger, cursor.listing.warning(cursor.total))
     content = result.model_dump(mode="json")
     if result.failures:
         first = result.failures[0]
@@ -46,8 +49,8 @@ def finalize(run: AnyRun, services: Services) -> Outcome:
     return Finish(result.status, content)
 
 
-def result_of(ledger: Ledger) -> ToTaskResult:
-    """The result of a run from its ledger."""
+def result_of(ledger: Ledger, warning: str | None = None) -> ToTaskResult:
+    """The result of a run from its ledger, and what users are to know of the list of its tasks."""
     counts = ledger.counts()
     all_failed = counts.failed == counts.total
     if all_failed:
@@ -56,7 +59,7 @@ def result_of(ledger: Ledger) -> ToTaskResult:
         message = f"Annotated {counts.success} of {counts.total} tasks, {counts.failed} failed"
     return ToTaskResult(
         status=JobStatus.FAILED if all_failed else JobStatus.SUCCEEDED,
-        message=message,
+        message=f"{message}; {warning}" if warning else message,
         total_tasks=counts.total,
         success_count=counts.success,
         failed_count=counts.failed,

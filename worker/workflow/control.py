@@ -1,6 +1,6 @@
-"""The tasks on the queue `control`: stops, failing rejected jobs, what older workers ask for."""
+"""The tasks on the queue `control`: stops, ending rejected jobs, what older workers ask for."""
 
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from celery import shared_task
@@ -11,11 +11,12 @@ from worker.blame import retry_after_seconds
 from worker.platform import ClientError
 from worker.runs.bulkhead import backoff
 from worker.runs.keys import lock_key
+from worker.runs.model import End
 from worker.runs.reports import reporter
 from worker.runs.reports.outbox import REPORT
 from worker.services import services
 from worker.workflow import dead_letters
-from worker.workflow.dead_letters import FAIL_REJECTED_JOB, rejected_job_member
+from worker.workflow.dead_letters import END_REJECTED_JOB, rejected_job_member
 from worker.workflow.delivery import Retry
 from worker.workflow.task import StepTask
 from worker.workflow.validation import status_of
@@ -35,26 +36,33 @@ def report(self: StepTask, job: Job, **_: Any) -> None:
     self.run_task(enter)
 
 
-@shared_task(base=StepTask, bind=True, name=FAIL_REJECTED_JOB.name)
-def fail_rejected_job(
-    self: StepTask, job: Job, reason: str, tenant: str | None = None, attempt: int = 0, **_: Any
+@shared_task(base=StepTask, bind=True, name=END_REJECTED_JOB.name)
+def end_rejected_job(
+    self: StepTask,
+    job: Job,
+    reason: str,
+    tenant: str | None = None,
+    status: Literal["FAILED", "STOPPED"] = "FAILED",
+    attempt: int = 0,
+    **_: Any,
 ) -> None:
-    """Set the job of a rejected message FAILED; retried until the backend has it."""
+    """End the job of a rejected message; retried until the backend has its end."""
+    job_end = End(JobStatus(status), {"error": reason})
 
-    def fail() -> Retry | None:
+    def end() -> Retry | None:
         runs = services().runs
         try:
-            dead_letters.fail_rejected_job(job, reason, runs, services().backend(tenant))
+            dead_letters.end_rejected_job(job, job_end, runs, services().backend(tenant))
         except ClientError as error:
             asked = retry_after_seconds(error) or 0.0
             countdown = max(backoff(attempt, runs.timing.max_countdown), asked)
             runs.heartbeats.schedule(rejected_job_member(job), countdown)
             return Retry(countdown, {"attempt": attempt + 1}, is_asked_for=asked > 0)
-        dead_letters.forget_unfailed_job(job, runs)
+        dead_letters.forget_unended_job(job, runs)
         return None
 
-    # One at a time, because a late copy must not fail a job that was opened again meanwhile.
-    self.run_task(fail, lock=lock_key(job, FAIL_REJECTED_JOB.name), calls_service=True)
+    # One at a time, because a late copy must not end a job that was opened again meanwhile.
+    self.run_task(end, lock=lock_key(job, END_REJECTED_JOB.name), calls_service=True)
 
 
 @shared_task(base=StepTask, bind=True, name=StopMessage.task)

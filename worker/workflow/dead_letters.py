@@ -1,4 +1,4 @@
-"""Messages that could not be accepted: kept whole, their jobs failed, and which may be published again."""
+"""Messages that could not be accepted: kept whole, their jobs ended, and which may be published again."""
 
 import hashlib
 import json
@@ -15,6 +15,7 @@ from shared.channels import RETENTION_SECONDS, dead_letters_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.broker import UNKNOWN_STEP, RejectedMessage
+from worker.broker.rejections import read_json
 from worker.lua import Scripts, redis_time
 from worker.platform import NotFoundError, ValidationError
 from worker.runs.model import End, Step
@@ -60,17 +61,13 @@ class DeadLetter:
     def job(self) -> str | None:
         """The job that the message names, whatever else is wrong with it."""
         parts = self._parts()
-        job = parts[1].get("job") if parts else None
-        return str(job) if isinstance(job, int | str) else None
+        return readable_job(parts[1], parts[0] or ()) if parts else None
 
     def _parts(self) -> list[Any] | None:
         """Positional and keyword arguments and the embed of a task message; None when the body is not one."""
-        try:
-            parts = json.loads(self.body)
-        except (ValueError, RecursionError):
-            return None
-        fits = isinstance(parts, list) and len(parts) in (2, 3) and isinstance(parts[1], dict)
-        return parts if fits else None
+        parts = read_json(self.body)
+        fits = isinstance(parts, list) and len(parts) in (2, 3)
+        return parts if fits and isinstance(parts[0], list | None) and isinstance(parts[1], dict) else None
 
 
 class DeadLetters:
@@ -90,7 +87,7 @@ class DeadLetters:
         """
         entry = {
             "task": _storable(task),
-            "body": _storable(body) if isinstance(body, str) else _as_json(body),
+            "body": _storable(body) if isinstance(body, str) else body_text(body),
             "reason": _storable(reason),
             "time": datetime.now(UTC).isoformat(),
         }
@@ -158,7 +155,7 @@ class DeadLetters:
         return {job for id_, fields in page if (job := _letter(id_, fields).job) is not None}
 
     def start_rejecting(self, job: str) -> None:
-        """The job is about to be set FAILED at the backend because of a dead letter."""
+        """The job is about to be ended at the backend because of a dead letter."""
         self._redis.hsetnx(rejected_jobs_key(), job, "refusing")
 
     def mark_rejected(self, job: str) -> None:
@@ -166,7 +163,7 @@ class DeadLetters:
         self._redis.hset(rejected_jobs_key(), job, "refused")
 
     def is_rejecting(self, job: str) -> bool:
-        """Whether a worker began to set the job FAILED and has not finished."""
+        """Whether a worker began to end the job and has not finished."""
         return bool(self._redis.hget(rejected_jobs_key(), job) == "refusing")
 
     def is_rejected(self, job: str) -> bool:
@@ -198,7 +195,8 @@ def _is_id(text: str) -> bool:
     )
 
 
-def _as_json(body: Any) -> str:
+def body_text(body: Any) -> str:
+    """A message's body that was read, as a dead letter keeps it."""
     # With kombu's encoder, so that dates, UUIDs and decimals that it decoded are written as they came.
     try:
         text: str = dumps(body, ensure_ascii=False)
@@ -212,17 +210,17 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-FAIL_REJECTED_JOB = Step("runs.refuse_job", position=0, queue="control")
-"""Sets the job of a rejected message FAILED. Older workers know the task by this name."""
+END_REJECTED_JOB = Step("runs.refuse_job", position=0, queue="control")
+"""Ends the job of a rejected message. Older workers know the task by this name."""
 
 RUN_TASKS = (DeployMessage.task, ToTaskMessage.task)
 
 REJECTED_JOB_PREFIX = "rejected:"
-"""Begins the heartbeat member of a rejected job that is not FAILED at the backend yet."""
+"""Begins the heartbeat member of a rejected job that has not ended at the backend yet."""
 
 
-def unfailed_jobs_key() -> str:
-    """Hash: by job, the arguments of the message that sets it FAILED, until the backend has it."""
+def unended_jobs_key() -> str:
+    """Hash: by job, the arguments of the message that ends it, until the backend has its end."""
     return f"{{{dead_letters_key()}}}:unfailed"
 
 
@@ -231,34 +229,37 @@ def rejected_job_member(job: str) -> str:
     return f"{REJECTED_JOB_PREFIX}{job}"
 
 
-def reject_message(
-    services: Services, task: str, body: Any, kwargs: Any, reason: str, message_id: str | None
-) -> None:
-    """Keep a message whole with the reason, and schedule the failing of its job if that has no run."""
-    job = readable_job(kwargs) if task in RUN_TASKS and isinstance(kwargs, dict) else None
+def reject_message(services: Services, rejected: RejectedMessage) -> None:
+    """Keep a message whole with the reason, and schedule the end of its job if that has no run."""
+    job = readable_job(rejected.kwargs, rejected.args) if rejected.task in RUN_TASKS else None
     runs = services.runs
     if job is not None and runs.store.exists(job):
         job = None
-    DeadLetters(services.redis).add(task, body, reason, message_id=message_id, job=job)
+    DeadLetters(services.redis).add(
+        rejected.task, rejected.body, rejected.reason, message_id=rejected.message_id, job=job
+    )
     if job is not None:
-        about = {"job": job, "reason": reason, "tenant": readable_tenant(kwargs)}
-        services.redis.hset(unfailed_jobs_key(), job, json.dumps(about))
+        about = {"job": job, "reason": rejected.reason, "tenant": readable_tenant(rejected.kwargs)}
+        if rejected.job_status is not JobStatus.FAILED:
+            # Older workers do not know this argument, and set the job FAILED with the reason.
+            about["status"] = rejected.job_status.value
+        services.redis.hset(unended_jobs_key(), job, json.dumps(about))
         runs.heartbeats.schedule(rejected_job_member(job))
-        runs.publisher.publish(FAIL_REJECTED_JOB, "control", about)
+        runs.publisher.publish(END_REJECTED_JOB, "control", about)
 
 
 def recover_rejected_job(job: str, runs: Runs) -> None:
-    """Publish the message that sets an overdue rejected job FAILED again; it was lost."""
-    about = runs.redis.hget(unfailed_jobs_key(), job)
+    """Publish the message that ends an overdue rejected job again; it was lost."""
+    about = runs.redis.hget(unended_jobs_key(), job)
     if about is None:
         runs.heartbeats.remove(rejected_job_member(job))
     else:
-        runs.publisher.publish(FAIL_REJECTED_JOB, "control", json.loads(about))
+        runs.publisher.publish(END_REJECTED_JOB, "control", json.loads(about))
 
 
-def forget_unfailed_job(job: str, runs: Runs) -> None:
+def forget_unended_job(job: str, runs: Runs) -> None:
     """The backend has the end of a rejected job, or nobody needs to say it any more."""
-    runs.redis.hdel(unfailed_jobs_key(), job)
+    runs.redis.hdel(unended_jobs_key(), job)
     runs.heartbeats.remove(rejected_job_member(job))
 
 
@@ -267,10 +268,8 @@ def reject_undelivered(rejected: RejectedMessage, **_: Any) -> None:
 
     The app connects it to the broker's signal (`worker.app`).
     """
-    reject_message(
-        services(), rejected.task, rejected.body, rejected.kwargs, rejected.reason, rejected.message_id
-    )
-    job, runs = readable_job(rejected.kwargs or {}), services().runs
+    reject_message(services(), rejected)
+    job, runs = readable_job(rejected.kwargs), services().runs
     if rejected.reason != UNKNOWN_STEP or job is None or runs.store.has_ended(job):
         return
     # Anybody can name a run in a message. One that stands at a step that nobody knows has not changed either.
@@ -287,8 +286,8 @@ def seconds_unknown(message_id: str, **_: Any) -> float:
     return now - float(redis.get(key) or now)
 
 
-def fail_rejected_job(job: str, reason: str, runs: Runs, backend: JobsApi) -> None:
-    """Set the job FAILED at the backend, unless it has ended or has a run by now. Safe to repeat.
+def end_rejected_job(job: str, end: End, runs: Runs, backend: JobsApi) -> None:
+    """Give the job its end at the backend, unless it has ended or has a run by now. Safe to repeat.
 
     Raises `ClientError` when the backend did not take it and it is to be repeated.
     """
@@ -298,24 +297,26 @@ def fail_rejected_job(job: str, reason: str, runs: Runs, backend: JobsApi) -> No
     try:
         status = status_of(backend.get_job(job))
         if status is None or not status.is_final:
-            _fail(job, reason, runs, backend, letters)
+            _end(job, end, runs, backend, letters)
         elif not letters.is_rejecting(job):
             return
-        elif status is not JobStatus.FAILED:
+        elif status is not end.status:
             letters.forget(job)  # Somebody else has ended the job first.
             return
-        # A replay may open the job from here on. Any earlier, this would take the new run for an older one.
-        letters.mark_rejected(job)
+        if end.status is JobStatus.FAILED:
+            # A replay may open it from here on. Any earlier, this would take the new run for an older one.
+            letters.mark_rejected(job)
+        else:
+            letters.forget(job)  # It was not to be done any more, which a replay does not change.
     except (NotFoundError, ValidationError) as error:
         letters.forget(job)
-        log.warning("rejected job not failed", job=job, error_type=type(error).__name__)
+        log.warning("rejected job not ended", job=job, error_type=type(error).__name__)
 
 
-def _fail(job: str, reason: str, runs: Runs, backend: JobsApi, letters: DeadLetters) -> None:
-    result = {"error": reason}
+def _end(job: str, end: End, runs: Runs, backend: JobsApi, letters: DeadLetters) -> None:
     # Noted first: a worker that dies in between must not leave a job that a replay cannot open again.
     letters.start_rejecting(job)
-    backend.update_job(job, status=JobStatus.FAILED, result=result)
+    backend.update_job(job, status=end.status, result=end.result)
     if runs.store.exists(job):
         # A valid message arrived meanwhile: its job has ended at the backend, so its run ends too.
-        runs.finish(job, End(JobStatus.FAILED, result))
+        runs.finish(job, end)

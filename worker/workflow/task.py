@@ -13,6 +13,7 @@ from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker import blame
 from worker.blame import INFRASTRUCTURE_ERRORS, RejectedMessageError, Retries
+from worker.broker import RejectedMessage
 from worker.platform import clean, shorten
 from worker.plugins import RunEndedError, waits_for_run
 from worker.runs.bulkhead import ALL_STEPS, backoff, bulkhead
@@ -39,7 +40,7 @@ from worker.runs.runs import MAX_UNREADABLE_SECONDS, Runs
 from worker.runs.store import DamagedRunError, StepClaim, UnreadableRunError, step_lease
 from worker.services import services
 from worker.workflow import intake
-from worker.workflow.dead_letters import reject_message
+from worker.workflow.dead_letters import body_text, reject_message
 from worker.workflow.deaths import DEATHS_ADVICE, MAX_DEATHS, DeathCountingTask
 from worker.workflow.delivery import (
     INFRASTRUCTURE_RETRY_SECONDS,
@@ -81,7 +82,7 @@ class StepTask(DeathCountingTask):
     # Entry tasks accept any arguments and reject wrong ones by name; Celery's check would only fail the task.
     typing = False
     max_retries = None
-    Request = "worker.runs.publisher:RedactedRequest"
+    Request = "worker.workflow.revocations:StepRequest"
 
     @property
     def runs(self) -> Runs:
@@ -430,9 +431,12 @@ class StepTask(DeathCountingTask):
 
     def reject(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> None:
         """Keep the message whole with the reason, and let its job end FAILED if it has no run."""
-        log.warning("message rejected", reason=reason, rejected_job=readable_job(kwargs))
+        log.warning("message rejected", reason=reason, rejected_job=readable_job(kwargs, args))
+        body = body_text([list(args), kwargs])
         try:
-            reject_message(services(), self.name, [list(args), kwargs], kwargs, reason, self.request.id)
+            reject_message(
+                services(), RejectedMessage(self.name, body, reason, self.request.id, kwargs, args)
+            )
         except INFRASTRUCTURE_ERRORS as error:
             log.warning("rejection retry scheduled", error_type=type(error).__name__)
             self.retry_later(INFRASTRUCTURE_RETRY_SECONDS)

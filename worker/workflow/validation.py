@@ -1,13 +1,13 @@
 """Reads messages that anybody may have written: what they say, or what is wrong with them."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
-from shared.messages import DeployMessage, Job, Tenant, ToTaskMessage
+from shared.messages import DeployMessage, Job, Tenant, ToTaskMessage, as_json
 from shared.statuses import JobStatus
 from shared.validation import describe_validation_error
 from worker.blame import Owner, RejectedMessageError, in_message
@@ -62,10 +62,22 @@ _JOB: TypeAdapter[str] = TypeAdapter(Job)
 _TENANT: TypeAdapter[str] = TypeAdapter(Tenant)
 
 
-def readable_job(kwargs: Any) -> str | None:
-    """The job of a message that is otherwise wrong."""
+def readable_job(kwargs: Any, args: Sequence[Any] = ()) -> str | None:
+    """The job of a message that is otherwise wrong, in whatever form it can be read.
+
+    Some publishers send the arguments by position, the first of which is the job, or as one object.
+    """
+    first = args[0] if args else None
+    if isinstance(first, dict) and first and not kwargs:
+        kwargs = first
+    value = kwargs.get("job", first) if isinstance(kwargs, dict) else first
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    value = value.strip() if isinstance(value, str) else as_json(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     try:
-        return str(_JOB.validate_python(kwargs.get("job")))
+        return str(_JOB.validate_python(value))
     except ValidationError:
         return None
 

@@ -61,6 +61,28 @@ def test_an_invalid_message_is_kept_and_its_job_fails(
     assert mark not in harness.worker_log()
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"expires": -1}, "expired before it began"), ({"countdown": 2, "task_id": "mark-revoked"}, "revoked")],
+)
+def test_job_of_a_dropped_message_ends_stopped_with_the_reason(
+    harness: ProxiedHarness, options: dict[str, Any], reason: str
+) -> None:
+    # Given a message that has expired, or is revoked while it waits
+    project = harness.new_project(1)
+    job = harness.new_job()
+    message = {"job": int(job), "plugin": "echo@1.0.0", "params": harness.to_task_params(project)}
+    harness.celery.send_task("to_task", kwargs=message, queue="to_task", **options)
+    if "task_id" in options:
+        harness.celery.control.revoke(options["task_id"])
+
+    # When a worker meets it, then the job ends and the message is kept
+    end = harness.wait_for_end(job)
+    assert (end["status"], end["result"]) == ("STOPPED", {"error": reason})
+    [letter] = [each for each in harness.dead_letters() if json.loads(each["body"])[1]["job"] == int(job)]
+    assert letter["reason"] == reason
+
+
 def test_a_replay_runs_the_job_that_the_message_had_failed(harness: ProxiedHarness) -> None:
     # Given a job that failed because the plugin store did not have its release
     project = harness.new_project(3)

@@ -1,14 +1,18 @@
 """Serving a model without Ray: inference and tickets."""
 
 import asyncio
+import json
+from math import nan
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fastapi import HTTPException
 from pydantic import BaseModel
 from ray import serve
 
 from worker.actions import BaseServeDeployment
+from worker.actions.application_builder import _call_handle_inference
 
 
 class Slow(BaseServeDeployment):
@@ -206,3 +210,43 @@ async def test_ticket_that_no_replica_knows_is_not_found(monkeypatch: pytest.Mon
     answer = await one.handle_inference({"__synapse_poll__": "elsewhere.42"})
 
     assert (answer["status"], answer["ticket"]) == ("not_found", "elsewhere.42")
+
+
+class Scores(BaseServeDeployment):
+    async def infer(self, body: Any) -> Any:
+        if body.get("fails"):
+            raise ValueError("no such image at http://host/private?token=secret-of-a-url")
+        return {"boxes": [{"score": float(body["score"])}]}
+
+
+@pytest.mark.parametrize("score", ["nan", "inf"])
+async def test_result_that_is_no_json_is_an_error_with_its_place(score: str) -> None:
+    with pytest.raises(HTTPException) as caught:
+        await Scores("http://b").handle_inference({"score": score})
+
+    assert caught.value.status_code == 500
+    assert "boxes[0].score is " in caught.value.detail
+
+
+async def test_deferred_result_that_is_no_json_is_an_error() -> None:
+    served = Slow("http://b")
+    pending = await served.handle_inference({"n": nan}, deadline_s=0)
+    served.may_end.set()
+
+    with pytest.raises(HTTPException, match="done is NaN"):
+        await collect(served, pending["ticket"])
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ({"score": "nan"}, "the result of the inference is no JSON: boxes[0].score is NaN"),
+        ({"fails": True}, "ValueError: no such image at <url>"),
+    ],
+)
+async def test_error_of_an_inference_is_answered_with_its_reason(body: Any, detail: str) -> None:
+    answer = await _call_handle_inference(Scores("http://b"), body)
+
+    assert answer.status_code == 500
+    assert json.loads(answer.body) == {"detail": detail}
+    assert await _call_handle_inference(Scores("http://b"), {"score": 1}) == {"boxes": [{"score": 1.0}]}

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -29,6 +30,17 @@ def test_message_is_kept_with_its_arguments() -> None:
     body = [[], {"job": "7", "x": "é"}, {}]
     kept = rejected_message(message(body), "why")
     assert kept == RejectedMessage("deploy", json.dumps(body), "why", "1", {"job": "7", "x": "é"})
+
+
+def test_values_that_kombu_marks_are_read() -> None:
+    body = json.dumps([[3], {"job": {"__type__": "uuid", "__value__": {"hex": UUID(int=7).hex}}}, {}])
+    kept = rejected_message(message(body), "why")
+    assert (kept.args, kept.kwargs) == ((3,), {"job": UUID(int=7)})
+
+    unknown = json.dumps([[], {"job": 7, "x": {"__type__": "orange", "__value__": 1}}, {}])
+    kwargs = rejected_message(message(unknown), "why").kwargs
+    assert kwargs is not None
+    assert kwargs["job"] == 7
 
 
 def test_malformed_element_is_kept_whole() -> None:
@@ -85,7 +97,7 @@ def test_job_of_a_rejected_message_fails_with_the_reason(redis: Any, sender: Rec
     ((_, letter),) = redis.xrange(dead_letters_key())
     assert (letter["task"], letter["body"], letter["reason"]) == ("deploy", message.body, message.reason)
     (sent,) = sender.published
-    assert sent.name == dead_letters.FAIL_REJECTED_JOB.name
+    assert sent.name == dead_letters.END_REJECTED_JOB.name
     assert sent.kwargs == {"job": "7", "reason": "embed is not a dict", "tenant": "t"}
 
 

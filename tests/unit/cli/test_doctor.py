@@ -107,3 +107,26 @@ def test_bad_urls_are_shown_with_their_settings(tmp_path: Path) -> None:
     assert "✗ redis: no usable address (see REDIS_URL)" in output
     assert "✗ queue: no usable address (see CELERY_BROKER_URL)" in output
     assert "✗ backend: 503 Service Unavailable" in output
+
+
+ANY_QUEUE = "publish with queue=, which is one of deploy, to_task, annotate, logs, control"
+
+
+@pytest.mark.parametrize(
+    ("queue", "count", "lies", "advice"),
+    [
+        ("celery", 3, "3 messages lie", ANY_QUEUE),
+        ("deploy.7", 1, "1 message lies", "start a worker with WORKER_AGENT=7 and -Q deploy.7"),
+        ("logs", 2, "2 messages lie", "start a worker with -Q logs"),
+    ],
+)
+def test_messages_that_nobody_reads_are_a_warning(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], queue: str, count: int, lies: str, advice: str
+) -> None:
+    given_workers(monkeypatch, ["deploy", "to_task", "annotate", "control"])
+    monkeypatch.setattr("worker.cli.doctor._waiting_messages", lambda _url: {queue: count, "deploy": 100})
+
+    output = doctor({**environ, "COLUMNS": "300"})
+
+    assert f"! queue: {lies} in {queue}, on which nobody listens: {advice}" in output
+    assert not [line for line in output if "lie in deploy," in line]

@@ -5,6 +5,7 @@ import socket
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -17,6 +18,7 @@ from worker.platform import (
     ClientTimeoutError,
     HTTPError,
     MalformedResponseError,
+    NotFoundError,
     RetryPolicy,
     ServerError,
 )
@@ -308,7 +310,8 @@ def test_a_timeout_that_is_none_is_rejected(timeout: dict[str, float]) -> None:
 
 def pages_of(answers: dict[str, Any]) -> httpx.MockTransport:
     def answer(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, json=answers[request.url.params.get("page", "1")])
+        page = answers.get(request.url.params.get("page", "1"))
+        return httpx.Response(404) if page is None else httpx.Response(200, json=page)
 
     return httpx.MockTransport(answer)
 
@@ -328,9 +331,18 @@ def test_pages_are_followed_to_the_last() -> None:
         assert client._collect_pages(LIST) == {"results": [{"id": 1}, {"id": 2}]}
 
 
-@pytest.mark.parametrize("link", ["http://evil/api/tasks/?page=2", "http://host/other/?page=2"])
-def test_a_page_elsewhere_is_not_asked_for(link: str) -> None:
-    transport = pages_of({"1": {"results": [], "next": link}})
+def test_a_page_that_is_gone_is_the_end_of_the_list() -> None:
+    # Given a list whose last page was deleted after its first one was read
+    transport = pages_of({"1": {"results": [{"id": 1}], "next": "http://host/tasks/?page=2"}})
+
+    with BaseClient("http://host", transport=transport) as client:
+        assert client._collect_pages(LIST) == {"results": [{"id": 1}]}
+        with pytest.raises(NotFoundError):
+            client._collect_pages(replace(LIST, query=(("page", "2"),)))
+
+
+def test_a_page_out_of_the_base_is_not_asked_for() -> None:
+    transport = pages_of({"1": {"results": [], "next": "http://host/other/?page=2"}})
 
     with BaseClient("http://host/api", transport=transport) as client, pytest.raises(MalformedResponseError):
         client._collect_pages(LIST)

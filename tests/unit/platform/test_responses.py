@@ -126,6 +126,12 @@ def test_a_bare_array_and_a_page_are_the_same_list() -> None:
     assert decode_response(answer({"results": [{"id": 1}]}), "list") == page
 
 
+def test_a_count_that_is_not_said_is_that_of_no_page() -> None:
+    page = decode_response(answer({"results": [{"id": 1}], "next": "http://h/?cursor=x"}), "list")
+
+    assert page["count"] is None
+
+
 def test_what_else_a_page_says_is_kept() -> None:
     page = decode_response(answer({"count": 9, "next": "http://h/?page=2", "results": [], "more": 1}), "list")
 

@@ -1,8 +1,12 @@
 """The contract's table of messages."""
 
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
+from kombu.utils.json import dumps, loads
 from pydantic import ValidationError
 
 from shared import DeployMessage, Message, StopMessage, TailLogsMessage, ToTaskMessage
@@ -263,3 +267,52 @@ def test_error_does_not_show_what_the_message_holds() -> None:
         DeployMessage.model_validate({**DEPLOY, "agent": "hush-hush", "params": {"num_cpus": "hush-hush"}})
 
     assert "hush" not in str(caught.value)
+
+
+def revived(value: object) -> Any:
+    """What a worker's kombu makes of a value that a publisher's kombu has written."""
+    return loads(dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("job", "held"),
+    [
+        (UUID("930249c8-7a76-4d40-a016-e8f499593cac"), "930249c8-7a76-4d40-a016-e8f499593cac"),
+        (Decimal(42), "42"),
+        (date(2026, 11, 28), "2026-11-28"),
+    ],
+)
+def test_job_that_kombu_revives_is_its_text(job: object, held: str) -> None:
+    assert StopMessage.model_validate(revived({"job": job})).job == held
+
+
+def test_values_that_kombu_revives_are_those_of_json() -> None:
+    # Given what an ORM has in its fields
+    moment = datetime(2026, 11, 28, 9, 30, tzinfo=UTC)
+    filters = {"from": moment, "at": time(9, 30), "batch": UUID(int=1), "in": [Decimal(3), Decimal("0.5")]}
+    deploy = {
+        **DEPLOY,
+        "agent": Decimal(1),
+        "params": {"num_cpus": Decimal("0.5"), "threshold": Decimal("0.1")},
+    }
+
+    # When it was sent
+    to_task = ToTaskMessage.model_validate(
+        revived({**TO_TASK, "params": {**PARAMS, "task_filters": filters}})
+    )
+    deployed = DeployMessage.model_validate(revived(deploy))
+
+    # Then dates and UUIDs are texts, decimals numbers
+    assert to_task.params.task_filters == {
+        "from": "2026-11-28T09:30:00+00:00",
+        "at": "09:30:00",
+        "batch": str(UUID(int=1)),
+        "in": [3, 0.5],
+    }
+    assert deployed.agent == 1
+    assert deployed.params.model_dump(exclude_unset=True) == {"num_cpus": 0.5, "threshold": 0.1}
+
+
+def test_decimal_that_is_no_number_is_rejected() -> None:
+    with pytest.raises(ValidationError):
+        DeployMessage.model_validate(revived({**DEPLOY, "params": {"num_cpus": Decimal("NaN")}}))

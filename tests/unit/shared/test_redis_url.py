@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from redis import BlockingConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
@@ -69,6 +70,14 @@ def test_each_client_decides_whether_it_decodes(address: str, asks: str) -> None
     assert "decode_responses" not in url.pool().connection_kwargs
     for pool in (url.pool(decode_responses=True), url.async_pool(decode_responses=True)):
         assert pool.connection_kwargs["decode_responses"] is True
+
+
+def test_threads_wait_for_one_of_a_limited_pool() -> None:
+    limited = read_redis_url("redis://h?max_connections=20").pool()
+
+    assert isinstance(limited, BlockingConnectionPool)
+    assert limited.max_connections == 20
+    assert not isinstance(read_redis_url("redis://h").pool(), BlockingConnectionPool)
 
 
 def test_needed_options_win_over_the_url() -> None:
@@ -151,7 +160,14 @@ def test_certificates_are_checked_by_default(spelling: str, needed: int) -> None
     ("url", "words"),
     [
         ("http://h", "cannot read|can read"),
-        ("redis://h?socket_timeout=soon", "can read"),
+        ("redis://h?socket_timeout=soon", "cannot be read: 'socket_timeout'"),
+        ("redis://h?retry=3", "does not work in a URL: 'retry'"),
+        ("redis://h?retry_on_error=[TimeoutError]", "does not work in a URL: 'retry_on_error'"),
+        ("redis://h?socket_timeout=0", "does not work in a URL: 'socket_timeout'"),
+        ("redis://h?db=-1", "does not work in a URL: 'db'"),
+        ("redis://h?health_check_interval=-1", "does not work in a URL: 'health_check_interval'"),
+        ("redis://h?client_name=my%20worker", "does not work in a URL: 'client_name'"),
+        ("redis://h?max_connections=0", "does not work in a URL: 'max_connections'"),
         ("redis://h?socket_timout=3", "does not know: 'socket_timout'"),
         ("redis://h;redis://i", "only sentinel://"),
         ("redis://h/0?master_name=m", "only sentinel://"),

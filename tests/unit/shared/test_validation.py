@@ -1,12 +1,14 @@
 """The author of a wrong message reads words, neither a pattern nor what the message holds."""
 
+from datetime import UTC, datetime
+from math import inf, nan
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from shared import DeployMessage, Message, StopMessage, TailLogsMessage
-from shared.validation import MAX_MISTAKES, describe_validation_error
+from shared.validation import MAX_MISTAKES, describe_validation_error, json_mistake
 
 DEPLOY: dict[str, Any] = {"job": 1, "plugin": "digits@1.0.0", "agent": 1}
 
@@ -69,3 +71,28 @@ def test_mistakes_beyond_the_first_are_counted() -> None:
     assert described.count("; ") == MAX_MISTAKES
     assert described.endswith(f"and {1_000 - MAX_MISTAKES} more")
     assert len(described) < MAX_MISTAKES * 200
+
+
+@pytest.mark.parametrize(
+    ("value", "mistake"),
+    [
+        ({"annotations": [{"score": 1.0}, {"score": nan}]}, "annotations[1].score is NaN"),
+        (nan, "it is NaN"),
+        ([1, (2, -inf)], "[1][1] is -Infinity"),
+        ({"odd key": {"x": inf}}, "['odd key'].x is Infinity"),
+        ({"at": datetime.now(UTC)}, "at is of the type datetime, which JSON does not have"),
+        ({"a": {(1, 2): 3}}, "a has a key of the type tuple"),
+        ({1: "x", None: [True, 1.5]}, ""),
+    ],
+)
+def test_what_json_cannot_hold_is_named_with_its_place(value: Any, mistake: str) -> None:
+    assert json_mistake(value) == mistake
+    is_number = not mistake or mistake.endswith(("NaN", "Infinity"))
+    assert json_mistake(value, numbers_only=True) == (mistake if is_number else "")
+
+
+def test_value_without_an_end_is_a_mistake() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+
+    assert json_mistake(endless).endswith("… is nested too deeply")

@@ -1,5 +1,6 @@
 """Collecting ids: pages count once, chunks are whole, nothing is annotated before the last page."""
 
+import json
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -7,10 +8,14 @@ from typing import Any
 import pytest
 
 from tests.unit.to_task.world import JOB, World
+from worker.platform import NotFoundError
+from worker.runs.keys import messages_key
 from worker.runs.model import Continue, Finish, Reschedule, RunFailedError, Suspend
+from worker.testing import FakeBackend
 from worker.to_task import ledger
 from worker.to_task.discover import (
     MAX_REPEATED_PAGES,
+    Listing,
     Page,
     PageCommit,
     TaskIndex,
@@ -250,3 +255,120 @@ def test_the_keys_expire_with_the_run(make_world: Make) -> None:
     world.runs.store.mark_reported(JOB)
 
     assert [key for key in world.redis.keys("*to_task*") if world.redis.ttl(key) < 0] == []
+
+
+class ShrinkingBackend(FakeBackend):
+    """Has tasks deleted before its second page is asked for, the first time."""
+
+    def __init__(self, tasks: int, deleted: list[int]) -> None:
+        super().__init__(tasks=range(1, tasks + 1))
+        self.page_size = 100
+        self._deleted = deleted
+
+    def list_tasks(
+        self, filters: Any, project: int, page_size: int = 100, url: str | None = None
+    ) -> dict[str, Any]:
+        if url is not None:
+            self.tasks = [task for task in self.tasks if task not in self._deleted]
+            start = 100 * int(url.rpartition("=")[2])
+            if start >= len(self.tasks):
+                raise NotFoundError("404 Not Found: Invalid page.", 404, "Invalid page.")
+        return super().list_tasks(filters, project, page_size, url)
+
+
+def listed(world: World) -> list[int]:
+    return sorted(int(task) for chunk in chunks(world).values() for task in chunk.split(","))
+
+
+def messages(world: World) -> list[str]:
+    return [json.loads(entry)["data"]["content"] for entry in world.redis.lrange(messages_key(JOB), 0, -1)]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "deleted"),
+    [(101, [1, 2]), (450, [1, 2, 3, 4, 5]), (200, list(range(101, 201)))],
+    ids=["the last page is gone", "tasks shift onto a page that was read", "a whole page is gone"],
+)
+def test_tasks_deleted_while_pages_are_read_hide_no_other(
+    make_world: Make, tasks: int, deleted: list[int]
+) -> None:
+    # Given tasks that are deleted between two pages
+    world = make_world()
+    world.backend = ShrinkingBackend(tasks, deleted)
+
+    # When the ids are collected, by a run and by a direct call
+    assert world.fetch() == Continue(SPREAD)
+    direct = ShrinkingBackend(tasks, deleted)
+    warnings: list[str] = []
+    ids = list(iter_task_ids(direct, world.run.message.params, 100, warnings.append))
+
+    # Then all that are left are among them, and nobody is warned
+    left = set(range(1, tasks + 1)) - set(deleted)
+    assert left <= set(listed(world))
+    assert left <= set(ids)
+    assert messages(world) == warnings == []
+
+
+def test_a_first_page_that_is_not_found_is_an_error(make_world: Make) -> None:
+    world = make_world()
+    world.backend.faults.fail("list_tasks", NotFoundError())
+
+    with pytest.raises(NotFoundError):
+        world.fetch()
+
+
+def test_a_count_that_never_fits_is_warned_of(make_world: Make) -> None:
+    # Given a backend whose count is larger than its pages
+    world = make_world()
+    world.backend.pages = [page(1, 2, following=1, count=5), page(3, count=5)]
+
+    # When the ids are collected and the run has ended
+    assert world.fetch() == Continue(SPREAD)
+
+    # Then they were listed twice, which brought no more, and log and result say so
+    assert world.backend.faults.calls["list_tasks"] == 4
+    assert listed(world) == [1, 2, 3]
+    assert messages(world) == ["3 of 5 tasks were listed"]
+    world.spread()
+    assert world.annotate_published().result["message"].endswith("; 3 of 5 tasks were listed")
+
+
+def test_tasks_that_come_all_the_time_are_warned_of(make_world: Make) -> None:
+    # Given a backend that has one more task at each look, before all others
+    world = make_world()
+    known: list[int] = []
+
+    def list_tasks(*_: Any, url: str | None, **__: Any) -> dict[str, Any]:
+        known.insert(0, len(known) + 1)
+        shown = known[:1] if url is None else known[1:]
+        return page(*shown, following=1 if url is None else None, count=len(known))
+
+    backend: Any = SimpleNamespace(list_tasks=list_tasks)
+    warnings: list[str] = []
+
+    # When they are listed
+    ids = list(iter_task_ids(backend, world.run.message.params, 100, warnings.append))
+
+    # Then that is tried three times
+    assert (sorted(ids), len(known)) == ([1, 2, 3, 4, 5], 6)
+    assert warnings == ["5 of 6 tasks were listed"]
+
+
+def test_a_listing_goes_on_in_another_delivery(make_world: Make) -> None:
+    world = make_world()
+    world.backend = ShrinkingBackend(450, [1, 2, 3])
+    ticks = iter(range(0, 100_000, 100))
+
+    outcomes = [fetch_tasks(world.run, world.services, lambda: float(next(ticks))) for _ in range(10)]
+
+    assert outcomes == [*[Reschedule(0)] * 9, Continue(SPREAD)]
+    assert listed(world) == list(range(1, 451))
+
+
+def test_a_listing_whose_count_changed_may_miss_some() -> None:
+    listing = Listing().after(Page([1, 2], "http://h/?page=1", 4)).after(Page([3], None, 3))
+
+    assert not listing.fits
+    assert listing.warning(3) == "3 of 4 tasks were listed"
+    assert listing.warning(4) == "4 tasks were listed while others came or went: some may be missing"
+    assert Listing.from_json(listing.to_json()) == listing

@@ -2,6 +2,7 @@
 
 import json
 from typing import Any
+from uuid import UUID
 
 import pytest
 from fakeredis import FakeRedis
@@ -55,6 +56,19 @@ def test_arguments_by_position_are_rejected(task_runner: TaskRunner, redis: Fake
     task_runner.deliver("test.deploy", 42, "digits@1.0.0")
 
     assert json.loads(letters(redis)[0]["body"]) == [[42, "digits@1.0.0"], {}]
+
+
+def test_job_of_a_wrong_message_ends_in_whatever_form_it_came(
+    task_runner: TaskRunner, sender: RecordingPublisher, redis: FakeRedis
+) -> None:
+    # Given wrong messages whose job is a UUID, and the first argument by position
+    task_runner.deliver("test.deploy", job=UUID(int=7))
+    task_runner.deliver("test.deploy", 42, "digits@1.0.0")
+
+    # Then both jobs end, and can be replayed
+    jobs = [str(UUID(int=7)), "42"]
+    assert [sent.kwargs["job"] for sent in sender.of("runs.refuse_job")] == jobs
+    assert [letter.job for letter in DeadLetters(redis).all()] == jobs
 
 
 def test_reason_names_the_field_and_not_its_value(task_runner: TaskRunner, redis: FakeRedis) -> None:

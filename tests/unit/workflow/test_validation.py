@@ -1,13 +1,15 @@
 """What a step's message may carry follows from the step's signature."""
 
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from shared.messages import Job
 from worker.blame import RejectedMessageError
 from worker.pre_processor.waitlist import WaitlistKey
-from worker.workflow.validation import Count, arguments_of, parse_message
+from worker.workflow.validation import Count, arguments_of, parse_message, readable_job
 
 
 def chunk_step(job: Job, chunk: Count, **_: Any) -> None: ...
@@ -65,3 +67,28 @@ def test_arguments_without_names_are_rejected() -> None:
 
 def test_an_entry_task_accepts_any_arguments() -> None:
     assert arguments_of(task_runner) is None
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [
+        ((), {"job": "7", "plugin": 1}),
+        ((), {"job": " 7\n"}),
+        ((), {"job": 7.0}),
+        ((), {"job": b"7"}),
+        ((), {"job": Decimal(7)}),
+        ((7, "digits@1.0.0"), {}),
+        (({"job": 7, "plugin": "digits@1.0.0"},), {}),
+    ],
+)
+def test_job_of_a_wrong_message_is_read_in_whatever_form(args: Any, kwargs: Any) -> None:
+    assert readable_job(kwargs, args) == "7"
+
+
+def test_uuid_is_read_as_its_text() -> None:
+    assert readable_job({"job": UUID(int=7)}) == str(UUID(int=7))
+
+
+@pytest.mark.parametrize("job", [{"a": 1}, [7], "a b", 7.5, True, None, "x" * 101])
+def test_what_is_no_job_is_not_read_as_one(job: Any) -> None:
+    assert readable_job({"job": job}) is None

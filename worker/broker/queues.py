@@ -1,0 +1,55 @@
+"""What waits in the queues of a Redis, also in those on which no worker listens."""
+
+from collections.abc import Iterable
+from typing import Final
+
+from kombu.transport.redis import Channel, Transport
+from redis import Redis
+from redis.exceptions import NoPermissionError
+
+from shared.messages import DeployMessage
+from worker.broker.config import QUEUES
+from worker.broker.keys import delayed_key
+
+DEFAULT_QUEUE: Final = "celery"
+"""Where Celery puts a message that is sent without `queue=`."""
+
+_SCAN_COUNT: Final = 1000
+
+
+def waiting_messages(redis: "Redis", keyprefix: str = "") -> dict[str, int]:
+    """How many messages wait in each queue, delayed ones included; queues without any are left out.
+
+    `keyprefix` is the transport's `global_keyprefix`. Queues that the user may not read are left out, too.
+    """
+    counts = {queue: _count(redis, queue, keyprefix) for queue in sorted(_queues(redis, keyprefix))}
+    return {queue: count for queue, count in counts.items() if count}
+
+
+def _queues(redis: "Redis", keyprefix: str) -> set[str]:
+    """The contract's, Celery's default, and those of the agents."""
+    lists = f"{keyprefix}{DeployMessage.queue}."
+    delayed = f"{keyprefix}{delayed_key(DeployMessage.queue)}."
+    found = {*QUEUES, DEFAULT_QUEUE}
+    try:
+        for start in (lists, delayed):
+            keys: Iterable[str | bytes] = redis.scan_iter(f"{start}*", count=_SCAN_COUNT)
+            names = (key.decode() if isinstance(key, bytes) else key for key in keys)
+            agents = {name.removeprefix(start).partition(Channel.sep)[0] for name in names}
+            found |= {f"{DeployMessage.queue}.{agent}" for agent in agents if agent.isdigit()}
+    except NoPermissionError:
+        pass
+    return found
+
+
+def _count(redis: "Redis", queue: str, keyprefix: str) -> int:
+    steps = Transport.Channel.priority_steps
+    lists = [f"{queue}{Channel.sep}{step}" if step else queue for step in steps]
+    try:
+        with redis.pipeline(transaction=False) as pipeline:
+            for name in lists:
+                pipeline.llen(f"{keyprefix}{name}")
+            pipeline.zcard(f"{keyprefix}{delayed_key(queue)}")
+            return sum(pipeline.execute())
+    except NoPermissionError:
+        return 0
