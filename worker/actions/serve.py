@@ -237,7 +237,7 @@ class BaseServeDeployment:
 
     async def handle_inference(
         self,
-        request: Any,
+        body: Any,
         input_model: Any = None,
         runner: Callable[[Any], Awaitable[Any]] | None = None,
         *,
@@ -246,7 +246,7 @@ class BaseServeDeployment:
         """Answer one request: with its result, or with a ticket when that takes too long.
 
         Args:
-            request: The HTTP request, or its JSON body.
+            body: The request's JSON body, or the HTTP request itself.
             input_model: A pydantic model that the body is validated with.
             runner: An asynchronous function to call in place of `infer`.
             deadline_s: Seconds to wait for the result; by default `serve_deadline_s`.
@@ -258,8 +258,9 @@ class BaseServeDeployment:
             pydantic.ValidationError: The body does not fit `input_model`.
         """
         # A pydantic model has a method `json` too, but it is not asynchronous.
-        read = getattr(request, "json", None)
-        body = await read() if inspect.iscoroutinefunction(read) else request
+        read = getattr(body, "json", None)
+        if inspect.iscoroutinefunction(read):
+            body = await read()
         tickets = self._state().tickets
         ticket = requested_ticket(body)
         if ticket is not None:
