@@ -1,6 +1,6 @@
 """Releases generated from the templates of the published SDK, with the least filled in.
 
-Runs in the SDK's Python; `synapse plugin create` asks questions where a template has options, so its function is called.
+Runs in the SDK's Python. `synapse plugin create` asks questions for some templates; its function does not.
 """
 
 from pathlib import Path
@@ -49,6 +49,8 @@ INFERENCE = {
         )""": """
         return {'said': f'{await self.get_model()} {data.text}', 'backend': self.backend_url}""",
 }
+INFERENCE_METHOD = "    method: serve\n"
+RESOURCES = "    required_resources: {required_cpu_count: 1, required_gpu_count: 0}\n"
 DEPLOYMENT = {"default=4": "default=1"}
 
 
@@ -61,6 +63,9 @@ def generate(store: Path, category: str, code: str) -> Path:
     release = Path(made).rename(store / f"{code}@{VERSION}")
     # The nodes of the tests' cluster have the SDK: Ray would install it once more, for a minute.
     (release / "requirements.txt").write_text("")
+    # A dispatch asks for a tenth of a GPU where nothing is declared, and the tests' cluster has none.
+    config = (release / "config.yaml").read_text()
+    (release / "config.yaml").write_text(config.replace(INFERENCE_METHOD, INFERENCE_METHOD + RESOURCES))
     return release
 
 
@@ -89,10 +94,15 @@ def write_neural_net(store: Path) -> Path:
 
 DECORATED = '''
 from fastapi import FastAPI
+from pydantic import BaseModel
 from ray import serve
 from synapse_sdk.plugins import BaseServeDeployment
 
 app = FastAPI()
+
+
+class Input(BaseModel):
+    text: str
 
 
 @serve.deployment
@@ -109,13 +119,6 @@ class InferenceDeployment(BaseServeDeployment):
 
     async def infer(self, data):
         return {'said': f'{await self.get_model()} {data.text}', 'backend': self.backend_url}
-
-
-from pydantic import BaseModel
-
-
-class Input(BaseModel):
-    text: str
 '''
 
 
