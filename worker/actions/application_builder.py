@@ -122,9 +122,10 @@ def _constructor_arguments(callable_: Any, url: str) -> dict[str, str]:
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     taken = [item for item in parameters if item.kind in kinds]
     named = [item for item in taken if item.name == "backend_url"]
-    needed = named or [item for item in taken if item.default is item.empty]
-    if len(needed) > 1:
-        names = ", ".join(item.name for item in needed)
+    required = [item for item in taken if item.default is item.empty]
+    needed = named or required
+    if len({item.name for item in (*needed, *required)}) > 1:
+        names = ", ".join(item.name for item in required)
         raise TypeError(f"{callable_.__name__}.__init__ needs {names}; only the backend's URL can be given")
     return {needed[0].name: url} if needed else {}
 

@@ -14,6 +14,14 @@ OUR_MODULES: Final = ("synapse_sdk.", "worker.actions.")
 """The modules of the base classes: what they define is no override."""
 
 STEPS_OF_DEPLOYMENT = frozenset({"ray_init", "deploy", "register_serve_application"})
+GETTERS: Final = (
+    "get_serve_app_name",
+    "get_route_prefix",
+    "get_ray_actor_options",
+    "get_serve_options",
+    "get_runtime_env",
+)
+"""Of both base classes of a deployment: the author's is called where there is one."""
 REPORTS = frozenset({"set_progress", "set_metrics", "log", "log_message", "log_metric", "log_visualization"})
 
 

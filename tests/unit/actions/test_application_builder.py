@@ -28,6 +28,10 @@ class Optional:
     def __init__(self, threshold: float = 0.5) -> None: ...
 
 
+class More:
+    def __init__(self, backend_url: str, threshold: float) -> None: ...
+
+
 class TooMany:
     def __init__(self, one: int, two: int) -> None: ...
 
@@ -40,6 +44,8 @@ def test_constructor_gets_the_backend_url_it_takes() -> None:
     assert _constructor_arguments(Derived, "u") == {"backend_url": "u"}
     with pytest.raises(TypeError, match="needs one, two"):
         _constructor_arguments(TooMany, "u")
+    with pytest.raises(TypeError, match="needs backend_url, threshold; only the backend's URL can be given"):
+        _constructor_arguments(More, "u")
 
 
 def test_a_decorated_ingress_gets_the_backend_url() -> None:

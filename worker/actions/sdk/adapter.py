@@ -11,7 +11,7 @@ from shared.messages import JsonObject
 from worker.actions import deployment
 from worker.actions.base import BaseAction
 from worker.actions.deployment import BaseDeploymentAction
-from worker.actions.overrides import ActionKind, overrides
+from worker.actions.overrides import GETTERS, ActionKind, overrides
 from worker.actions.sdk.author import SdkAction
 from worker.actions.to_task import ToTaskAction
 
@@ -20,15 +20,6 @@ if TYPE_CHECKING:
 
 TO_TASK: Final = "synapse_sdk.plugins.actions.to_task.action.ToTaskAction"
 DEPLOYMENT: Final = "synapse_sdk.plugins.actions.inference.deployment.BaseDeploymentAction"
-
-GETTERS: Final = (
-    "get_serve_app_name",
-    "get_route_prefix",
-    "get_ray_actor_options",
-    "get_serve_options",
-    "get_runtime_env",
-)
-"""Of both base classes: the author's is called where there is one."""
 
 
 def action_for(target: Any) -> type[BaseAction[Any]]:
