@@ -60,8 +60,8 @@ scale: $(STAMP)  ## Measure the costs that docs/scale.md derives from, and write
 	@$(BIN)/python benchmarks/scale_costs.py --write
 	@$(BIN)/python benchmarks/simulate.py --write
 
-sdk: $(STAMP)  ## Compare the Ray client with the published platform client (needs Python 3.12)
-	@$(BIN)/pytest tests/integration/ray_client -m sdk -rs
+sdk: $(STAMP)  ## The published SDK: its templates on a sandbox, its Ray client beside ours (needs Python 3.12)
+	@$(BIN)/pytest tests/integration/ray_client tests/integration/sdk -m sdk -rs
 
 foreign: $(STAMP)  ## The tests of celery and kombu on this transport and on the stock one, compared
 foreign-quick: $(STAMP)  ## The same without celery's canvas, and on threads alone

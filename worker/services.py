@@ -5,8 +5,9 @@ from functools import lru_cache
 from pathlib import Path
 from tempfile import gettempdir
 
+import structlog
 from celery import Celery, current_app
-from redis import Redis
+from redis import Redis, RedisError
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
@@ -29,6 +30,7 @@ from worker.plugins import (
     Release,
     request_for,
 )
+from worker.plugins.output import OnOutput, PluginOutput
 from worker.plugins.package import FolderPackages, RayPackages
 from worker.plugins.process_host import ProcessHost
 from worker.plugins.ray_driver import RayConnection
@@ -38,6 +40,8 @@ from worker.runs.publisher import CeleryPublisher
 from worker.runs.reports.sender import ReportSender
 from worker.runs.runs import Runs, Timing
 from worker.settings import MB, Settings, once_per_instance, once_per_process, settings
+
+log = structlog.get_logger(__name__)
 
 STEP_RETRIES = RetryPolicy(max_retry_after=1.0)
 """A service that asks for a longer wait is called by a later delivery: no step waits for it."""
@@ -106,7 +110,16 @@ class Services:
     @once_per_instance
     def host(self) -> PluginHost:
         """Where releases' code runs."""
-        return make_host(self.settings, self.ray)
+        return make_host(self.settings, self.ray, self._add_plugin_output)
+
+    def _add_plugin_output(self, request: ActionRequest, output: PluginOutput) -> None:
+        """What plugin code says is not worth a call of it again: it is lost while Redis is away."""
+        if request.job is None:
+            return
+        try:
+            self.runs.add_plugin_output(request.job, output)
+        except RedisError as error:
+            log.warning("plugin output lost", job=request.job, error_type=type(error).__name__)
 
     def action_of(self, run: AnyRun) -> tuple[Release, ActionRequest]:
         """The release that a run names, and the request for its action; plugin code gets the lesser token."""
@@ -186,9 +199,9 @@ def services() -> Services:
     return Services(settings(), current_app._get_current_object())
 
 
-def make_host(settings: Settings, ray: RayConnection) -> PluginHost:
-    """WORKER_PLUGIN_HOST's host."""
+def make_host(settings: Settings, ray: RayConnection, on_output: OnOutput) -> PluginHost:
+    """WORKER_PLUGIN_HOST's host; `on_output` gets what plugin code says."""
     folder = settings.worker_package_store
     packages = FolderPackages(Path(folder)) if folder else RayPackages(ray)
-    ray_host = RayHost(ray, packages, settings.worker_plugin_timeout_seconds)
-    return ray_host if settings.worker_plugin_host == "ray" else ProcessHost(ray_host)
+    ray_host = RayHost(ray, packages, settings.worker_plugin_timeout_seconds, on_output)
+    return ray_host if settings.worker_plugin_host == "ray" else ProcessHost(ray_host, on_output)

@@ -127,23 +127,20 @@ def _constructor_arguments(callable_: Any, url: str) -> dict[str, str]:
     """The backend's URL, for a constructor that takes `backend_url` or requires exactly one argument."""
     if not inspect.isclass(callable_):
         return {}
-    constructor = next(
-        (
-            vars(base)["__init__"]
-            for base in callable_.__mro__
-            if "__init__" in vars(base) and base is not object and not base.__module__.startswith("ray.serve")
-        ),
-        None,
-    )
+    # `serve.ingress` puts a class with a constructor of its own around the author's, under the same name.
+    constructors = (vars(base).get("__init__") for base in callable_.__mro__ if base is not object)
+    found = (each for each in constructors if each and not str(each.__module__).startswith("ray.serve"))
+    constructor = next(found, None)
     if constructor is None:
         return {}
     parameters = list(inspect.signature(constructor).parameters.values())[1:]
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     taken = [item for item in parameters if item.kind in kinds]
     named = [item for item in taken if item.name == "backend_url"]
-    needed = named or [item for item in taken if item.default is item.empty]
-    if len(needed) > 1:
-        names = ", ".join(item.name for item in needed)
+    required = [item for item in taken if item.default is item.empty]
+    needed = named or required
+    if len({item.name for item in (*needed, *required)}) > 1:
+        names = ", ".join(item.name for item in required)
         raise TypeError(f"{callable_.__name__}.__init__ needs {names}; only the backend's URL can be given")
     return {needed[0].name: url} if needed else {}
 

@@ -1,154 +1,18 @@
-"""The base of every action: its context, its checked parameters, its operations."""
+"""The base of every action: its checked parameters, its operations."""
 
-import logging
-import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from typing_extensions import TypeVar
 
 from shared.messages import JsonObject
 from shared.validation import describe_validation_error
+from worker.actions.context import RuntimeContext
 
 if TYPE_CHECKING:
-    from worker.plugins.requests import ActionRequest, ClientAccess
-
-logger = logging.getLogger("synapse.plugin")
-
-
-class PluginEnvironment(dict[str, str]):
-    """The run's settings by name; it is not the process's environment (contract: "Plugins")."""
-
-    def get_str(self, name: str, default: str = "") -> str:
-        """Look a setting up.
-
-        Args:
-            name: The setting's name, for example `SYNAPSE_HOST`.
-            default: What to return when it is not set.
-
-        Returns:
-            The setting's value as text.
-        """
-        return self.get(name, default)
-
-
-class RuntimeContext:
-    """What an action gets from its run.
-
-    Attributes:
-        env: The run's settings.
-        job_id: The backend's id of the job; None in a plain process.
-        client: A `BackendClient` with the plugin's own token; None without WORKER_PLUGIN_ACCESS_TOKEN.
-        agent_client: An `AgentClient` with the same token; None without one or without an agent's URL.
-        logger: A logger of the standard library.
-        language: The language for messages to users, such as `en`.
-    """
-
-    def __init__(
-        self,
-        env: Mapping[str, str] | None = None,
-        job_id: str | None = None,
-        client: Any = None,
-        agent_client: Any = None,
-        logger: Any = logger,
-        language: str = "en",
-    ) -> None:
-        """Make a context, for example for a test.
-
-        Args:
-            env: The run's settings; none by default.
-            job_id: The backend's id of the job.
-            client: A client of the backend, or a fake of it.
-            agent_client: A client of the agent, or a fake of it.
-            logger: A logger; by default the one named `synapse.plugin`.
-            language: The language for messages to users.
-        """
-        self.env = PluginEnvironment(env or {})
-        self.job_id = job_id
-        self.client = client
-        self.agent_client = agent_client
-        self.logger = logger
-        self.language = language
-
-    @classmethod
-    def from_request(cls, request: "ActionRequest") -> "RuntimeContext":
-        """Make the context of a run that the worker started.
-
-        Args:
-            request: What the host received from the worker.
-
-        Returns:
-            A context whose clients use the plugin's own token.
-        """
-        client, agent_client = _plugin_clients(request.clients)
-        return cls(request.env, request.job, client, agent_client, language=request.language)
-
-    @classmethod
-    def from_environ(cls) -> "RuntimeContext":
-        """Make a context from the process's environment, to try an action out in a plain process.
-
-        The clients use SYNAPSE_ACCESS_TOKEN, because a direct run also does the worker's steps, which write.
-
-        Returns:
-            A context whose `env` holds the variables SYNAPSE_* and RAY_ADDRESS.
-        """
-        env = {
-            name: value for name, value in os.environ.items() if name.startswith(("SYNAPSE_", "RAY_ADDRESS"))
-        }
-        host = env.get("SYNAPSE_HOST")
-        token = env.get("SYNAPSE_ACCESS_TOKEN") or os.environ.get("WORKER_PLUGIN_ACCESS_TOKEN")
-        if not host or not token:
-            return cls(env)
-        from worker.platform import AgentClient, BackendClient
-
-        token, tenant = token.strip(), env.get("SYNAPSE_TENANT") or None
-        client = BackendClient(host, token, tenant=tenant)
-        if not env.get("SYNAPSE_AGENT_URL"):
-            return cls(env, client=client)
-        agent_token = env.get("SYNAPSE_AGENT_TOKEN", "").strip()
-        agent = AgentClient(env["SYNAPSE_AGENT_URL"], agent_token, user_token=token, tenant=tenant)
-        return cls(env, client=client, agent_client=agent)
-
-    def set_progress(self, current: int, total: int, step: str | None = None) -> None:
-        """Log the action's progress.
-
-        Args:
-            current: How many units are done.
-            total: How many units there are.
-            step: The step that the units belong to.
-        """
-        self.logger.info("progress", extra={"current": current, "total": total, "step": step})
-
-    def set_metrics(self, value: Mapping[str, float], step: str | None = None) -> None:
-        """Log metrics.
-
-        Args:
-            value: Numbers by name.
-            step: The step that they belong to.
-        """
-        self.logger.info("metrics", extra={"metrics": dict(value), "step": step})
-
-    def log_message(self, text: str) -> None:
-        """Log a message for users.
-
-        Args:
-            text: The message.
-        """
-        self.logger.info(text)
-
-
-def _plugin_clients(access: "ClientAccess | None") -> tuple[Any, Any]:
-    """Clients with the plugin's own token; plugin code never gets the agent's token."""
-    if access is None or not access.token:
-        return None, None
-    from worker.platform import AgentClient, BackendClient
-
-    client = BackendClient(access.host, access.token, tenant=access.tenant)
-    if not access.agent_url:
-        return client, None
-    return client, AgentClient(access.agent_url, access.token, tenant=access.tenant)
-
+    from worker.plugins.output import OutputCollector
+    from worker.plugins.requests import ActionRequest
 
 P = TypeVar("P", bound=BaseModel, default=BaseModel)
 
@@ -217,8 +81,32 @@ class BaseAction(Generic[P]):
         """The logger of the context."""
         return self.ctx.logger
 
+    def log(self, event: str, data: Mapping[str, Any], file: str | None = None, level: str = "info") -> None:
+        """Log an event with data; see `RuntimeContext.log`.
+
+        Args:
+            event: The kind of event.
+            data: What belongs to it.
+            file: Path or URL of a file that belongs to it.
+            level: The level's name.
+        """
+        self.ctx.log(event, data, file, level)
+
+    def log_message(
+        self, text: str | Mapping[str, str], level: str = "info", step: str | None = None, **values: Any
+    ) -> None:
+        """Log a message for users; see `RuntimeContext.log_message`.
+
+        Args:
+            text: The message, or messages by language.
+            level: The level's name.
+            step: The step that it belongs to.
+            **values: What is put in for `{name}` in the message.
+        """
+        self.ctx.log_message(text, level, step, **values)
+
     def set_progress(self, current: int, total: int, step: str | None = None) -> None:
-        """Log the action's progress.
+        """Report the action's progress.
 
         Args:
             current: How many units are done.
@@ -226,6 +114,38 @@ class BaseAction(Generic[P]):
             step: The step that the units belong to.
         """
         self.ctx.set_progress(current, total, step)
+
+    def set_metrics(self, value: Mapping[str, float], step: str | None = None) -> None:
+        """Report the action's metrics.
+
+        Args:
+            value: Numbers by name.
+            step: The step that they belong to.
+        """
+        self.ctx.set_metrics(value, step)
+
+    def log_metric(self, category: str, key: str, value: float, **metrics: Any) -> None:
+        """Log a value of a series; see `RuntimeContext.log_metric`.
+
+        Args:
+            category: Such as `train`.
+            key: Such as `epoch`.
+            value: The key's value.
+            **metrics: What was measured there.
+        """
+        self.ctx.log_metric(category, key, value, **metrics)
+
+    def log_visualization(self, category: str, group: str, index: int, image: str, **meta: Any) -> None:
+        """Log that there is an image; see `RuntimeContext.log_visualization`.
+
+        Args:
+            category: Such as `validation`.
+            group: Such as the epoch.
+            index: The image's place in the group.
+            image: Path or URL of the image.
+            **meta: Whatever else belongs to it.
+        """
+        self.ctx.log_visualization(category, group, index, image, **meta)
 
     @classmethod
     def check_params(cls, params: Mapping[str, Any]) -> BaseModel:
@@ -255,13 +175,20 @@ class BaseAction(Generic[P]):
         return checked
 
     @classmethod
-    def run_operation(cls, request: "ActionRequest", operation: str, payload: Any) -> Any:
+    def run_operation(
+        cls,
+        request: "ActionRequest",
+        operation: str,
+        payload: Any,
+        output: "OutputCollector | None" = None,
+    ) -> Any:
         """Run an operation; the host calls this in its process.
 
         Args:
             request: The request of the run, with its parameters and settings.
             operation: A key of `operations`.
             payload: The operation's argument, any JSON value.
+            output: What collects the messages, progress and metrics of the call.
 
         Returns:
             The operation's value, which can be written as JSON.
@@ -273,9 +200,25 @@ class BaseAction(Generic[P]):
         method = cls.operations.get(operation)
         if method is None:
             raise OperationError(f"{cls.__name__} ({request.entrypoint}) cannot {operation}")
-        action = cls(request.params, RuntimeContext.from_request(request))
+        return getattr(cls.from_request(request, output), method)(payload)
+
+    @classmethod
+    def from_request(cls, request: "ActionRequest", output: "OutputCollector | None" = None) -> Self:
+        """Make the action of a run that the worker started.
+
+        Args:
+            request: What the host received from the worker.
+            output: What collects the messages, progress and metrics of the call.
+
+        Returns:
+            An action with checked parameters, whose context has the plugin's own clients.
+
+        Raises:
+            ParamsError: The request's parameters do not fit the model.
+        """
+        action = cls(request.params, RuntimeContext.from_request(request, output))
         action._request = request
-        return getattr(action, method)(payload)
+        return action
 
 
 def _keys(model: type[BaseModel]) -> set[str]:

@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 from shared.messages import RESOURCE_KEYS, DeployParams, JsonObject
 from worker.actions import serve_submit
 from worker.actions.base import BaseAction
+from worker.actions.overrides import ActionKind, check_overrides
 from worker.platform import (
     ClientError,
     MalformedResponseError,
@@ -278,13 +279,8 @@ class BaseDeploymentAction(BaseAction[P]):
         """
         from worker.actions.serve_submit import submit
 
-        target = type(self).entrypoint
-        if target is None:
-            raise RuntimeError(
-                "entrypoint is not set: name the class to deploy (entrypoint = MyServeDeployment)"
-            )
         runtime_env = self._request.runtime_env if self._request else {}
-        return submit(target, plan, runtime_env, self._backend_url())
+        return submit(self._entrypoint(), plan, runtime_env, self._backend_url())
 
     def deploy(self) -> None:
         """Pass the capacity gate, submit the application and wait until it runs, at most ten minutes.
@@ -294,10 +290,7 @@ class BaseDeploymentAction(BaseAction[P]):
         """
         from worker.actions.serve_submit import wait_until_running
 
-        if type(self).entrypoint is None:
-            raise RuntimeError(
-                "entrypoint is not set: name the class to deploy (entrypoint = MyServeDeployment)"
-            )
+        self._entrypoint()
         plan = self.plan()
         self.ray_init()
         self._check_serve_capacity(plan["ray_actor_options"], plan["serve_options"])
@@ -354,6 +347,19 @@ class BaseDeploymentAction(BaseAction[P]):
         identifier = made.get("id") if isinstance(made, dict) else None
         return identifier if isinstance(identifier, int) else None
 
+    def _entrypoint(self) -> Any:
+        target = self._target()
+        if target is None:
+            raise RuntimeError(
+                "entrypoint is not set: name the class to deploy (entrypoint = MyServeDeployment)"
+            )
+        return target
+
+    def _target(self) -> Any:
+        """The entrypoint: of the class, because a function would become a method, or a property's value."""
+        is_property = isinstance(inspect.getattr_static(type(self), "entrypoint"), property)
+        return self.entrypoint if is_property else type(self).entrypoint
+
     def _backend_url(self) -> str:
         return self.ctx.env.get("SYNAPSE_HOST", "")
 
@@ -378,6 +384,7 @@ class BaseDeploymentAction(BaseAction[P]):
         return {**(actor_options.get("runtime_env") or {}), **self.get_runtime_env()}
 
     def _plan_operation(self, _: Any) -> JsonObject:
+        self._check_params_operation(None)
         # A plan is stored in Redis until it is submitted, and an environment may hold the release's secrets.
         return self._without_runtime_env(self.plan())
 
@@ -389,7 +396,9 @@ class BaseDeploymentAction(BaseAction[P]):
         return self.submit({**plan, "ray_actor_options": actor_options})
 
     def _check_params_operation(self, _: Any) -> JsonObject:
-        return {"ok": True}  # the constructor has checked them
+        # The constructor has checked the parameters.
+        check_overrides(ActionKind.DEPLOYMENT, type(self))
+        return {"ok": True}
 
 
 def action_for(target: Any) -> type[BaseDeploymentAction[Any]]:

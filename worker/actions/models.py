@@ -72,6 +72,27 @@ async def open_model(identifier: str, backend_url: str) -> AsyncIterator[JsonObj
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
 
+def create_serve_multiplexed_model_id(
+    model_id: int | str, token: str, backend_url: str, tenant: str | None = None
+) -> str:
+    """Make the platform's model token, which a request names in the header `serve_multiplexed_model_id`.
+
+    Args:
+        model_id: The backend's id of the model.
+        token: The access token with which the model is fetched.
+        backend_url: Base URL of the platform's backend, which is the key of the signature.
+        tenant: The tenant, if there is one.
+
+    Returns:
+        A JWT with HS256; `read_model_token` is the inverse.
+    """
+    claims = {"model": str(model_id), "token": token, **({"tenant": tenant} if tenant else {})}
+    head = ".".join(
+        _encode_base64(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, claims)
+    )
+    return f"{head}.{_encode_base64(hmac.digest(backend_url.encode(), head.encode(), 'sha256'))}"
+
+
 def read_model_token(token: str, backend_url: str) -> JsonObject:
     """Verify the platform's model token: a JWT with HS256, whose key is the backend's URL.
 
@@ -102,6 +123,10 @@ def read_model_token(token: str, backend_url: str) -> JsonObject:
 
 def _decode_base64(part: str) -> bytes:
     return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
+
+
+def _encode_base64(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).decode().rstrip("=")
 
 
 def _fetch(claims: JsonObject, backend_url: str, folder: Path) -> JsonObject:

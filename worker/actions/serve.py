@@ -238,7 +238,7 @@ class BaseServeDeployment:
 
     async def handle_inference(
         self,
-        request: Any,
+        body: Any,
         input_model: Any = None,
         runner: Callable[[Any], Awaitable[Any]] | None = None,
         *,
@@ -247,7 +247,7 @@ class BaseServeDeployment:
         """Answer one request: with its result, or with a ticket when that takes too long.
 
         Args:
-            request: The HTTP request, or its JSON body.
+            body: The request's JSON body, or the HTTP request itself.
             input_model: A pydantic model that the body is validated with.
             runner: An asynchronous function to call in place of `infer`.
             deadline_s: Seconds to wait for the result; by default `serve_deadline_s`.
@@ -259,7 +259,7 @@ class BaseServeDeployment:
             pydantic.ValidationError: The body does not fit `input_model`.
             fastapi.HTTPException: JSON cannot hold the result; its detail says why.
         """
-        answer = await self._answer(request, input_model, runner, deadline_s)
+        answer = await self._answer(body, input_model, runner, deadline_s)
         if isinstance(answer, dict | list) and (mistake := json_mistake(answer, numbers_only=True)):
             from fastapi import HTTPException
 
@@ -269,14 +269,15 @@ class BaseServeDeployment:
 
     async def _answer(
         self,
-        request: Any,
+        body: Any,
         input_model: Any,
         runner: Callable[[Any], Awaitable[Any]] | None,
         deadline_s: float | None,
     ) -> Any:
         # A pydantic model has a method `json` too, but it is not asynchronous.
-        read = getattr(request, "json", None)
-        body = await read() if inspect.iscoroutinefunction(read) else request
+        read = getattr(body, "json", None)
+        if inspect.iscoroutinefunction(read):
+            body = await read()
         tickets = self._state().tickets
         ticket = requested_ticket(body)
         if ticket is not None:

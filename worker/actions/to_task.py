@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 from shared.messages import JsonObject, ToTaskMethod, ToTaskParams
 from shared.statuses import ToTaskResult
 from worker.actions.base import BaseAction
+from worker.actions.overrides import ActionKind, check_overrides
 from worker.platform import clean
 
 __all__ = ["ToTaskAction", "ToTaskMethod", "ToTaskParams", "ToTaskResult"]
@@ -144,7 +145,8 @@ class ToTaskAction(BaseAction[P]):
         Returns:
             For each item, in order, `{"ok": data}` or `{"error": text}`.
         """
-        return self._each(self.convert_data_from_file, items)
+        names = "primary_file_url", "primary_file_name", "data_file_url", "data_file_name"
+        return self._each(self.convert_data_from_file, names, items)
 
     def prepare_inference(self, items: Sequence[Item]) -> list[JsonObject]:
         """Call `setup_inference_params` for each item.
@@ -155,7 +157,8 @@ class ToTaskAction(BaseAction[P]):
         Returns:
             For each item, in order, `{"ok": params}` or `{"error": text}`.
         """
-        return self._each(self.setup_inference_params, items)
+        names = "primary_file_url", "primary_file_name", "data_files"
+        return self._each(self.setup_inference_params, names, items)
 
     def convert_from_inference(self, items: Sequence[Item]) -> list[JsonObject]:
         """Call `convert_data_from_inference` for each item.
@@ -166,25 +169,33 @@ class ToTaskAction(BaseAction[P]):
         Returns:
             For each item, in order, `{"ok": data}` or `{"error": text}`.
         """
-        return self._each(self.convert_data_from_inference, items)
+        return self._each(self.convert_data_from_inference, ("inference_data",), items)
 
-    def _each(self, hook: Callable[..., Any], items: Sequence[Item]) -> list[JsonObject]:
+    def _each(
+        self, hook: Callable[..., Any], positional: Sequence[str], items: Sequence[Item]
+    ) -> list[JsonObject]:
         if self.concurrency <= 1 or len(items) <= 1:
-            return [_outcome(hook, item) for item in items]
+            return [_outcome(hook, positional, item) for item in items]
         with ThreadPoolExecutor(min(self.concurrency, len(items))) as pool:
-            return list(pool.map(lambda item: _outcome(hook, item), items))
+            return list(pool.map(lambda item: _outcome(hook, positional, item), items))
 
     def _check_params_operation(self, _: Any) -> JsonObject:
-        return {"ok": True}  # the constructor has checked them
+        # The constructor has checked the parameters.
+        check_overrides(ActionKind.TO_TASK, type(self))
+        return {"ok": True}
 
 
-def _outcome(hook: Callable[..., Any], item: Item) -> JsonObject:
-    """`{"ok": value}` or `{"error": text}`, so that a task that fails does not fail its batch."""
+def _outcome(hook: Callable[..., Any], positional: Sequence[str], item: Item) -> JsonObject:
+    """`{"ok": value}` or `{"error": text}`, so that a task that fails does not fail its batch.
+
+    The arguments named in `positional` are passed by position, because authors give them names of their own.
+    """
     # Imported here, because only a host or a direct run calls the hooks in batches.
     from worker.plugins.runner import check_size, dump_json, error_name, error_text
 
     try:
-        value = hook(**item)
+        arguments = [item[name] for name in positional if name in item]
+        value = hook(*arguments, **{name: item[name] for name in item if name not in positional})
         if not isinstance(value, dict):
             raise TypeError(f"{hook.__name__} must return a dict, not {type(value).__name__}")
         check_size(len(dump_json(value)))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 JOB_COUNT: Final = 100
 """Jobs that the backend has from the start; on the real platform its users create them."""
+MODEL_FILES: Final = {"model.txt": b"The sandbox's model has no weights.\n"}
+"""What is unpacked for a deployment that is asked for model 1."""
 POLL_INTERVAL_SECONDS: Final = 0.5
 
 EXAMPLE_PLUGINS_DIR = Path(__file__).resolve().parents[2] / "examples" / "plugins"
@@ -40,7 +42,7 @@ def sandbox(
     """Start a Redis, a Ray, an agent, a backend and a worker on this machine, and wait for Ctrl-C."""
     # Imported here: the other commands work without the sandbox's packages.
     from worker.sandbox import Sandbox, SandboxError
-    from worker.sandbox.seed import seed_digits
+    from worker.sandbox.seed import seed_digits, seed_model
 
     try:
         with (
@@ -49,6 +51,8 @@ def sandbox(
             Sandbox(directory, plugins_dir=plugins_dir, num_cpus=cpus, on_progress=print_progress) as running,
         ):
             project = seed_digits(running.state, running.files_dir, running.files_url)
+            if running.state.value("SELECT 1 FROM models") is None:
+                seed_model(running.state, running.files_dir, running.files_url, MODEL_FILES)
             for _ in range(workers):
                 running.start_worker()
             _add_jobs(running)

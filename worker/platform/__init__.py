@@ -34,6 +34,7 @@ from worker.platform.redaction import (
     mask_secrets,
     redact,
     redact_event,
+    redact_value,
     register_secrets,
     register_settings,
 )
@@ -81,6 +82,7 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "mask_secrets",
     "redact",
     "redact_event",
+    "redact_value",
     "clean",
     "clean_value",
     "clean_exception",

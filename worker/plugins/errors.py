@@ -1,9 +1,11 @@
 """Errors between the worker and a plugin's code, and how a host's reply is read."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from worker.platform import clean
+from worker.plugins.output import PluginOutput, read_output
 
 
 class PluginError(Exception):
@@ -71,9 +73,15 @@ class RunEndedError(Exception):
     """
 
 
-def parse_reply(reply: str) -> Any:
-    """The operation's value; raises `PluginCallError` with the author's error, cleaned of secrets."""
+def parse_reply(reply: str, on_output: Callable[[PluginOutput], None]) -> Any:
+    """The operation's value; raises `PluginCallError` with the author's error, cleaned of secrets.
+
+    `on_output` is called first, with what the author's code has said during the call.
+    """
     content = json.loads(reply)
+    output = read_output(content.get("output"))
+    if output is not None:
+        on_output(output)
     if "error" not in content:
         return content["ok"]
     error = content["error"]

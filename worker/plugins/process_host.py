@@ -6,12 +6,14 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from worker.plugins import runner
 from worker.plugins.errors import parse_reply
+from worker.plugins.output import OnOutput, ignore_output
 from worker.plugins.ray_host import RayHost
 from worker.plugins.requests import ActionRequest
 from worker.plugins.run_end import check_run, wait_for
@@ -28,8 +30,9 @@ class ProcessHost:
     The one operation that deploys runs on `ray`, because this process never loads Ray.
     """
 
-    def __init__(self, ray: RayHost | None = None) -> None:
+    def __init__(self, ray: RayHost | None = None, on_output: OnOutput = ignore_output) -> None:
         self._ray = ray
+        self._on_output = on_output
 
     def call(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
         """See `PluginHost.call`."""
@@ -38,7 +41,7 @@ class ProcessHost:
             return self._ray.call(release, request, operation, payload)
         with _isolation.activated(release.path):
             reply = runner.call_operation(release.path, request, operation, json.dumps(payload))
-        return parse_reply(reply)
+        return parse_reply(reply, partial(self._on_output, request))
 
     def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
         """See `PluginHost.call_batch`; imported modules always stay loaded here."""

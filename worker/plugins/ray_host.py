@@ -21,6 +21,7 @@ from worker.plugins.errors import (
     RunEndedError,
     parse_reply,
 )
+from worker.plugins.output import OnOutput, ignore_output
 from worker.plugins.package import Packages, runtime_env
 from worker.plugins.ray_driver import RayConnection, operations
 from worker.plugins.ray_driver.operations import CallEnd, CallResult
@@ -57,10 +58,17 @@ class RayHost:
     When the run ends for which a call is made, the call is abandoned and its process is killed.
     """
 
-    def __init__(self, connection: RayConnection, packages: Packages, timeout: float) -> None:
+    def __init__(
+        self,
+        connection: RayConnection,
+        packages: Packages,
+        timeout: float,
+        on_output: OnOutput = ignore_output,
+    ) -> None:
         self._connection = connection
         self._packages = packages
         self._timeout = timeout
+        self._on_output = on_output
         self._generation = 0
         self._actors: dict[tuple[str, str], _Actor] = {}
         self._lock = threading.Lock()
@@ -71,7 +79,7 @@ class RayHost:
         arguments = request.runtime_env, request.to_json(), operation, json.dumps(payload)
         call = self._submit(operations.start_task, *arguments, undo=operations.cancel_call)
         try:
-            return parse_reply(self._reply(call, release, operation))
+            return parse_reply(self._reply(call, release, operation), partial(self._on_output, request))
         except PluginTimeoutError:
             self._stop(operations.cancel_call, call)
             raise
@@ -89,7 +97,8 @@ class RayHost:
         for is_retry in (False, True):
             actor = self._actor(key)
             try:
-                return parse_reply(self._call_in_slot(key, actor, release, request, operation, text))
+                reply = self._call_in_slot(key, actor, release, request, operation, text)
+                return parse_reply(reply, partial(self._on_output, request))
             except PluginProcessDiedError:
                 if is_retry:
                     raise

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from shared.validation import json_mistake
+from worker.plugins.output import OutputCollector
 from worker.plugins.requests import ActionRequest
 
-ADAPTER = "worker.actions.deployment:action_for"
-"""Turns an entrypoint that is no action (a Serve class, function or application) into one."""
+ADAPTER = "worker.actions.sdk:action_for"
+"""Turns an entrypoint that is no action of ours into one: an action of the SDK, or what Serve can run."""
 MB = 1024 * 1024
 MAX_REPLY_BYTES = 64 * MB
 """Of the JSON that a call returns, measured here, before it takes memory of Ray's store and of a worker."""
@@ -41,17 +42,23 @@ class AnswerTooLargeError(Exception):
 
 
 def call_operation(folder: Path, request: ActionRequest, operation: str, payload: str) -> str:
-    """Call `operation` of the entrypoint in `folder`; returns JSON, `{"ok": value}` or `{"error": ...}`."""
+    """Call `operation` of the entrypoint in `folder`; returns JSON, `{"ok": value}` or `{"error": ...}`.
+
+    What the author's code says during the call stands beside that, as `output`.
+    """
+    output = OutputCollector()
     try:
         target = load_entrypoint(folder, request.entrypoint)
         if not hasattr(target, "run_operation"):
             target = _adapt(target)
-        value = target.run_operation(request, operation, json.loads(payload))
-        return _reply(value)
+        value = target.run_operation(request, operation, json.loads(payload), output)
+        reply = _reply(value)
     # All that the author's code raises is caught, KeyboardInterrupt too: it would end Celery's thread or
     # Ray's process, the call would be lost, and the message would be redelivered forever.
     except BaseException as error:
-        return json.dumps({"error": describe_error(error, folder)})
+        reply = json.dumps({"error": describe_error(error, folder)})
+    said = output.to_json()
+    return f'{reply[:-1]}, "output": {json.dumps(said)}}}' if said else reply
 
 
 def _reply(value: Any) -> str:

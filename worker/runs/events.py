@@ -8,7 +8,9 @@ from typing import Final, NotRequired, TypedDict
 from redis import Redis
 
 from shared.channels import RETENTION_SECONDS, events_channel, job_key, logs_channel, logs_history
-from worker.platform import redact
+from shared.messages import JsonObject
+from worker.platform import redact, redact_value
+from worker.plugins.output import OutputEntry
 from worker.runs.keys import messages_key, outbox_key, run_key
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES
 from worker.runs.scripts import run_scripts
@@ -76,7 +78,7 @@ class MessageEntry(TypedDict):
     """A message as the backend's log API takes it, except for the job."""
 
     event: str
-    data: dict[str, str]
+    data: JsonObject
     datetime: str
     level: str
     step: NotRequired[str]
@@ -105,12 +107,22 @@ class Events:
         event says so (`"logged": false`), and the public record has what it waits for (`waiting_for`).
         """
         content = redact(text)
+        self._add(job, "message", {"content": content}, content, step, level, in_log)
+
+    def entry(self, job: str, output: OutputEntry) -> None:
+        """The same for what plugin code says, of which the backend gets an entry of the author's kind."""
+        data = redact_value(output.data)
+        self._add(job, output.event, data, redact(output.text), output.step, output.level)
+
+    def _add(
+        self, job: str, kind: str, data: JsonObject, content: str, step: str, level: str, in_log: bool = True
+    ) -> None:
         event: dict[str, object] = {"type": "message", "level": level, "step": step, "content": content}
         if not in_log:
             event["logged"] = False
         entry: MessageEntry = {
-            "event": "message",
-            "data": {"content": content},
+            "event": kind,
+            "data": data,
             "datetime": datetime.now(UTC).isoformat(),
             "level": level,
         }

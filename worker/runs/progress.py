@@ -16,6 +16,12 @@ from worker.runs.scripts import run_scripts
 SECONDS_BETWEEN_PATCHES = 1.0
 """The least between two reports of a run's progress; the next one has all that changed meanwhile."""
 
+MAX_FIELDS = 200
+"""Of a run's progress and metrics, beyond which plugin code adds no further names."""
+
+_PLUGIN_PROGRESS, _PLUGIN_METRIC = "plugin_progress:", "plugin_metric:"
+"""Prefixes of the fields that plugin code sets: a step, and a step with a metric's name as JSON."""
+
 Proportions = Mapping[str, int]
 """Steps in their order, each with its share of the whole in percent; the shares add up to 100."""
 
@@ -75,6 +81,27 @@ class Progress:
             self._scripts.run("set_metrics", keys, field, text, job, channel, event, SECONDS_BETWEEN_PATCHES)
         )
 
+    def set_plugin_values(
+        self, job: str, progress: Mapping[str, float], metrics: Mapping[str, Mapping[str, float]]
+    ) -> bool:
+        """Store and publish what plugin code reports: percent by step, metrics by step; true as for `set`.
+
+        A step of the run itself keeps what the run says of it.
+        """
+        values: list[str] = []
+        for step, percent in progress.items():
+            text = f"{percent:g}"
+            event = json.dumps({"type": "progress", "step": step, "percent": percent})
+            values += (f"{_PLUGIN_PROGRESS}{step}", text, f'{event[:-1]}, "overall": ')
+        for step, numbers in metrics.items():
+            event = json.dumps({"type": "metrics", "step": step, "metrics": dict(numbers)})
+            for name, value in numbers.items():
+                values += (f"{_PLUGIN_METRIC}{json.dumps([step, name])}", json.dumps(value), event)
+                event = ""
+        keys = [progress_key(job), job_key(job), run_key(job), outbox_key()]
+        limits = SECONDS_BETWEEN_PATCHES, MAX_FIELDS
+        return bool(self._scripts.run("set_plugin_values", keys, job, events_channel(job), *limits, *values))
+
     def snapshot(self, job: str, proportions: Proportions, *, is_complete: bool = False) -> Snapshot:
         """The records as they are now; `is_complete`: the run has succeeded."""
         stored = self._redis.hgetall(progress_key(job))
@@ -112,6 +139,11 @@ class Progress:
             }
             for name, share in proportions.items()
         }
+        for name, value in sorted(stored.items()):
+            step = name.removeprefix(_PLUGIN_PROGRESS)
+            if step != name and step not in steps:
+                place = {"proportion": 0, "order": len(steps) + 1}
+                steps[step] = {**place, "percent": float(value), "time_remaining": None}
         now_at = {
             "overall": max(_overall(proportions, percents), overall),
             "step": current,
@@ -120,7 +152,14 @@ class Progress:
             "order": order[current],
         }
         prefix = "metrics:"
-        metrics = {k.removeprefix(prefix): json.loads(v) for k, v in stored.items() if k.startswith(prefix)}
+        metrics: dict[str, JsonObject] = {}
+        for name, value in stored.items():
+            if name.startswith(_PLUGIN_METRIC):
+                step, metric = json.loads(name.removeprefix(_PLUGIN_METRIC))
+                metrics.setdefault(step, {})[metric] = json.loads(value)
+        for name, value in stored.items():
+            if name.startswith(prefix):
+                metrics.setdefault(name.removeprefix(prefix), {}).update(json.loads(value))
         return Snapshot(
             progress={"record": {"steps": steps}, "current_progress": now_at},
             metrics={"record": {"steps": metrics}},

@@ -9,6 +9,7 @@ from redis import Redis, RedisError
 
 from shared.channels import RETENTION_SECONDS
 from shared.statuses import JobStatus
+from worker.plugins.output import PluginOutput
 from worker.runs.events import Events, OnReportDue
 from worker.runs.generations import Generations
 from worker.runs.heartbeat import Heartbeats, run_member
@@ -112,6 +113,15 @@ class Runs:
         """Replace, publish and report the metrics of `step`; does nothing after the end."""
         if self.progress.set_metrics(run.job, step, metrics):
             self.on_report_due(run.job, SECONDS_BETWEEN_PATCHES)
+
+    def add_plugin_output(self, job: str, output: PluginOutput) -> None:
+        """Take over what the run's plugin code has said: log, progress, metrics. After the end, nothing."""
+        for entry in output.entries:
+            self.events.entry(job, entry)
+        if (output.progress or output.metrics) and self.progress.set_plugin_values(
+            job, output.progress, output.metrics
+        ):
+            self.on_report_due(job, SECONDS_BETWEEN_PATCHES)
 
     def continue_with(self, run: AnyRun, outcome: Continue) -> bool:
         """Publish the message of the next step; whether the lock of this one is released by that.

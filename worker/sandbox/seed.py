@@ -1,6 +1,7 @@
 """Fills the backend's state with projects, as users do on the real platform; also the demo's digits."""
 
 import json
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +104,17 @@ def seed_numbered_project(
     return seed_project(
         state, files, specifications=IMAGE_AND_LABEL, name=name, files_in_tasks=files_in_tasks
     )
+
+
+def seed_model(state: State, files_dir: Path, files_url: str, files: Mapping[str, bytes]) -> int:
+    """Create a model whose file is a zip of `files`; returns its id. A request that names it gets a token."""
+    id = _next_id(state, "models")
+    folder = files_dir / "models"
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(folder / f"{id}.zip", "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return state.insert("models", {"id": id, "name": f"model {id}", "file": f"{files_url}/models/{id}.zip"})
 
 
 IMAGE_AND_LABEL: Sequence[Mapping[str, object]] = (

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.workflows.ray_harness import CONCURRENCY, RayHarness, write_hanging_release
+from tests.integration.workflows.ray_harness import (
+    CONCURRENCY,
+    RayHarness,
+    write_decorated_release,
+    write_hanging_release,
+)
 from worker.sandbox import Sandbox
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
@@ -18,6 +23,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHarness]:
     calls, plugins = folder / "calls", folder / "plugins"
     calls.mkdir()
     shutil.copytree(PLUGINS, plugins)
+    write_decorated_release(plugins)
     write_hanging_release(plugins, calls, "hangs")
     write_hanging_release(plugins, calls, "hangs_at_load", 'hang("load")')
     with Sandbox(plugins_dir=plugins, num_cpus=4) as sandbox:

@@ -43,13 +43,58 @@ HANGING_ACTIONS = """
 """
 
 
+DECORATED_ACTIONS = """
+    from fastapi import FastAPI
+    from ray import serve
+    from worker.actions import BaseDeploymentAction, BaseServeDeployment, ToTaskAction
+
+    app = FastAPI()
+
+    @serve.deployment
+    @serve.ingress(app)
+    class Served(BaseServeDeployment):
+        @app.post("/")
+        async def root(self, body: dict):
+            return await self.handle_inference(body=body)
+
+        async def infer(self, data):
+            return {"said": data["text"], "backend": self.backend_url}
+
+    class Deployment(BaseDeploymentAction):
+        @property
+        def entrypoint(self):
+            return Served
+
+        def get_route_prefix(self):
+            self.log_message({"en": "chooses a route", "ko": "경로"})
+            self.log_metric("plan", "routes", 1, depth=2)
+            self.set_progress(1, 4, "choose")
+            self.set_metrics({"routes": 1}, "choose")
+            self.logger.warning("a warning of the logger's")
+            return "/decorated"
+
+    class ToTask(ToTaskAction):
+        def convert_data_from_file(self, *files, task_data=None):
+            self.log_message("reads {file}", "warning", file=files[3])
+            return {"label": files[3]}
+"""
+
+
+def write_decorated_release(store: Path) -> None:
+    """`decorated@1.0.0`: FastAPI in the form of Ray's documentation, and actions that say what they do."""
+    _write_release(store, "decorated", textwrap.dedent(DECORATED_ACTIONS))
+
+
 def write_hanging_release(store: Path, calls: Path, code: str, at_load: str = "") -> None:
     """A release that hangs in every call; each that begins leaves a file in `calls`."""
+    text = textwrap.dedent(HANGING_ACTIONS)
+    _write_release(store, code, text.format(calls=str(calls), seconds=HANG_SECONDS, at_load=at_load))
+
+
+def _write_release(store: Path, code: str, text: str) -> None:
     package = store / f"{code}@1.0.0" / "plugin"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
-    text = textwrap.dedent(HANGING_ACTIONS)
-    text = text.format(calls=str(calls), seconds=HANG_SECONDS, at_load=at_load)
     (package / "actions.py").write_text(text)
     entrypoints = {"to_task": "ToTask", "deployment": "Deployment", "inference": "Served"}
     actions = {name: {"entrypoint": f"plugin.actions.{entry}"} for name, entry in entrypoints.items()}

@@ -2,6 +2,7 @@
 
 import httpx
 
+from shared.channels import logs_history
 from tests.integration.workflows.ray_harness import RayHarness
 
 
@@ -81,6 +82,26 @@ def test_the_same_message_ten_times_is_one_run(harness: RayHarness) -> None:
     assert len(harness.application_records(job)) == 1
     finals = [r for r in harness.requests("PATCH", f"/jobs/{job}/") if "SUCCEEDED" in r["body"]]
     assert len(finals) == 1
+
+
+def test_a_decorated_class_serves_and_its_action_is_heard(harness: RayHarness) -> None:
+    # When a release is deployed whose entrypoint is a property, with the form that Ray's documentation has
+    job = harness.deploy("decorated@1.0.0", num_cpus=0.5)
+    end = harness.wait_for_end(job)
+
+    # Then it answers, and knows the backend
+    assert end["status"] == "SUCCEEDED", end["result"]
+    answer = {"said": "hello", "backend": harness.sandbox.backend_url}
+    assert harness.call_application("decorated@1.0.0", {"text": "hello"}) == answer
+    # And what its action said while it was planned is in the run's log, progress and metrics
+    lines = [fields.get("line") for _, fields in harness.redis.xrange(logs_history(job))]
+    assert lines[:3] == [
+        "chooses a route",
+        'metric {"category": "plan", "key": "routes", "value": 1, "metrics": {"depth": 2}}',
+        "a warning of the logger's",
+    ]
+    assert end["progress_record"]["record"]["steps"]["choose"]["percent"] == 25
+    assert end["metrics_record"]["record"]["steps"]["choose"] == {"routes": 1}
 
 
 def _replicas(harness: RayHarness, name: str) -> set[str]:

@@ -2,6 +2,7 @@
 
 import json
 
+from shared.channels import logs_history
 from tests.integration.workflows.ray_harness import RayHarness
 
 
@@ -51,6 +52,21 @@ def test_a_bad_task_is_a_failure_record_and_the_run_succeeds(harness: RayHarness
     [failure] = end["result"]["failures"]
     assert failure["task_id"] == project.tasks[3]
     assert "cannot read bad.json" in failure["error"]
+
+
+def test_what_hooks_say_is_in_the_runs_log_and_reported(harness: RayHarness) -> None:
+    # When a plugin annotates that says something of every task
+    job = harness.to_task_by_file(harness.new_project(3), "decorated@1.0.0")
+
+    # Then each of its messages is a line of the log, and an entry for the backend
+    assert harness.wait_for_end(job)["status"] == "SUCCEEDED"
+    said = [f"reads {n}.json" for n in range(3)]
+    lines = [fields.get("line") for _, fields in harness.redis.xrange(logs_history(job))]
+    assert [line for line in lines if line in said] == said
+    entries = harness.state.rows("SELECT data, level FROM logs WHERE job = ? ORDER BY id", int(job))
+    assert [(entry["data"]["content"], entry["level"]) for entry in entries[:3]] == [
+        (line, "warning") for line in said
+    ]
 
 
 def test_a_project_without_tasks_fails(harness: RayHarness) -> None:

@@ -1,6 +1,8 @@
 """How an entrypoint's constructor or function is called."""
 
 import pytest
+from fastapi import FastAPI
+from ray import serve
 
 from worker.actions import BaseServeDeployment
 from worker.actions.application_builder import _constructor_arguments, _is_builder
@@ -26,6 +28,10 @@ class Optional:
     def __init__(self, threshold: float = 0.5) -> None: ...
 
 
+class More:
+    def __init__(self, backend_url: str, threshold: float) -> None: ...
+
+
 class TooMany:
     def __init__(self, one: int, two: int) -> None: ...
 
@@ -38,6 +44,18 @@ def test_constructor_gets_the_backend_url_it_takes() -> None:
     assert _constructor_arguments(Derived, "u") == {"backend_url": "u"}
     with pytest.raises(TypeError, match="needs one, two"):
         _constructor_arguments(TooMany, "u")
+    with pytest.raises(TypeError, match="needs backend_url, threshold; only the backend's URL can be given"):
+        _constructor_arguments(More, "u")
+
+
+def test_a_decorated_ingress_gets_the_backend_url() -> None:
+    # Given the form that Ray's documentation has for FastAPI, around a class of ours and around another one
+    ours = serve.deployment(serve.ingress(FastAPI())(Derived))
+    other = serve.deployment(serve.ingress(FastAPI())(Needs))
+
+    # Then its constructor is the author's, not Serve's own around it
+    assert _constructor_arguments(ours.func_or_class, "u") == {"backend_url": "u"}
+    assert _constructor_arguments(other.func_or_class, "u") == {"where": "u"}
 
 
 def test_function_without_arguments_is_a_builder() -> None:

@@ -18,6 +18,7 @@ from worker.actions import (
 )
 from worker.actions.base import ParamsError
 from worker.actions.deployment import action_for, check_serve_capacity
+from worker.actions.overrides import UncalledMethodError
 from worker.actions.serve_submit import ServeOptionsError
 from worker.platform import (
     AuthenticationError,
@@ -319,3 +320,50 @@ def test_gate_reads_its_messages_when_used(monkeypatch: pytest.MonkeyPatch) -> N
     action: BaseDeploymentAction[Any] = BaseDeploymentAction({}, ctx)
     with pytest.raises(RuntimeError, match=r"^no: \[\]$"):
         action._check_serve_capacity({}, {})
+
+
+def test_entrypoint_may_be_a_property(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given an action that chooses what it deploys by its parameters
+    class Chooses(BaseDeploymentAction[DeployParams]):
+        @property
+        def entrypoint(self) -> Any:
+            return f"for {self.params.num_cpus}"
+
+    submitted: list[Any] = []
+
+    def submit(target: Any, *_: Any) -> dict[str, Any]:
+        submitted.append(target)
+        return {}
+
+    monkeypatch.setattr("worker.actions.serve_submit.submit", submit)
+
+    # When it is submitted
+    Chooses({"num_cpus": 2}, RuntimeContext(ENV)).submit({})
+
+    # Then the property's value is deployed
+    assert submitted == ["for 2.0"]
+
+
+def test_a_method_that_would_be_ignored_is_rejected() -> None:
+    class Mine(Deploy):
+        def deploy(self) -> None:
+            self.logger.info("in its own way")
+            raise RuntimeError("never called by the worker")
+
+    request = ActionRequest("cat@1.0", "deployment", "plugin.d.Mine", env=ENV)
+    with pytest.raises(
+        UncalledMethodError, match=r"Mine overrides deploy\(\), which the worker does not call"
+    ):
+        Mine.run_operation(request, "plan", None)
+
+
+def test_the_documents_execute_is_the_workers_steps() -> None:
+    class Mine(Deploy):
+        def execute(self) -> dict[str, Any]:
+            self.ray_init()
+            self.deploy()
+            self.log_message("deployed")
+            return {"serve_application": self.register_serve_application()}
+
+    request = ActionRequest("cat@1.0", "deployment", "plugin.d.Mine", env=ENV)
+    assert Mine.run_operation(request, "plan", None)["app_name"] == "cat@1.0"

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from tests.unit.platform.conftest import Service, service
-from worker.actions.models import ModelFileError, ModelTokenError, model_key, open_model, read_model_token
+from worker.actions.models import (
+    ModelFileError,
+    ModelTokenError,
+    create_serve_multiplexed_model_id,
+    model_key,
+    open_model,
+    read_model_token,
+)
 from worker.platform import AuthenticationError, HTTPError
 
 __all__ = ["service"]  # a fixture
@@ -126,6 +133,12 @@ def test_model_token_is_verified_and_never_a_name() -> None:
             read_model_token(f"{header}.{body}.eHg", "http://b")
     assert model_key("7") == "7"
     assert token not in model_key(token)
+
+
+def test_a_token_that_is_made_here_is_the_platforms() -> None:
+    token = create_serve_multiplexed_model_id(7, "hush", "http://b", "acme")
+
+    assert read_model_token(token, "http://b") == {"model": "7", "token": "hush", "tenant": "acme"}
 
 
 async def test_plain_model_id_gives_a_record_without_a_folder() -> None:

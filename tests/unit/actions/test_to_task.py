@@ -53,6 +53,17 @@ def test_task_that_fails_does_not_fail_its_batch(action: Convert) -> None:
     assert answers[5]["error"].startswith("TypeError: ")
 
 
+def test_hooks_may_name_their_arguments_otherwise() -> None:
+    class Other(Convert):
+        def convert_data_from_inference(self, result: Any, task_data: Any = None) -> dict[str, Any]:  # type: ignore[override]
+            return {"got": [result, task_data]}
+
+    items = [{"inference_data": 5, "task_data": {"id": 1}}]
+    assert Other(PARAMS, RuntimeContext({})).convert_from_inference(items) == [
+        {"ok": {"got": [5, {"id": 1}]}}
+    ]
+
+
 def test_error_of_a_hook_has_no_address(action: Convert) -> None:
     answer = action.convert_from_files([FILE | {"data_file_url": "https://x.test/a?token=hush"}])[0]
     assert "hush" not in answer["error"]

@@ -3,6 +3,7 @@
 import pytest
 from fakeredis import FakeRedis
 
+from shared.channels import logs_history
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher, RecordingReports
@@ -10,7 +11,9 @@ from tests.unit.runs.example_workflow import finals, report
 from worker.platform import (
     ClientConnectionError,
     ClientTimeoutError,
+    register_secrets,
 )
+from worker.plugins.output import OutputEntry, PluginOutput
 from worker.runs.keys import messages_key
 from worker.runs.model import End, Run
 from worker.runs.runs import Runs
@@ -116,3 +119,27 @@ def test_text_ids_stay_text_in_log_entries(runs: Runs, backend: FakeBackend) -> 
     report("007", runs, backend)
 
     assert backend.logs[0]["job"] == "007"
+
+
+def test_plugin_entries_are_lines_of_the_log_and_reported(
+    runs: Runs, run: Run, backend: FakeBackend, redis: FakeRedis
+) -> None:
+    # Given what a plugin said, a secret among it
+    register_secrets(["hush-hush-hush"])
+    metric = OutputEntry(event="metric", data={"key": "loss", "token": "hush-hush-hush"}, step="train")
+    message = OutputEntry(event="message", data={"content": "half of hush-hush-hush", "key": "HALF"})
+
+    # When it is taken over
+    runs.add_plugin_output("42", PluginOutput(entries=[metric, message]))
+
+    # Then both are lines of the log, in order, and entries for the backend, without the secret
+    lines = [fields["line"] for _, fields in redis.xrange(logs_history("42"))]
+    assert lines[0].startswith('metric {"key": "loss"')
+    assert lines[1].startswith("half of ")
+    report("42", runs, backend)
+    assert [(entry["event"], entry.get("step")) for entry in backend.logs] == [
+        ("metric", "train"),
+        ("message", None),
+    ]
+    assert backend.logs[1]["data"]["key"] == "HALF"
+    assert "hush-hush" not in f"{lines}{backend.logs}"

@@ -1,13 +1,17 @@
 """Progress to the letter of the platform's API."""
 
+import json
+
 import pytest
 from fakeredis import FakeRedis
 
-from shared.channels import job_key
+from shared.channels import events_channel, job_key
 from shared.messages import DeployMessage, ToTaskMessage
+from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
+from worker.plugins.output import PluginOutput
 from worker.runs.keys import progress_key
-from worker.runs.model import Run
+from worker.runs.model import End, Run
 from worker.runs.progress import DEPLOY, TO_TASK_FILE, TO_TASK_INFERENCE, Proportions, proportions_of
 from worker.runs.runs import Runs
 
@@ -156,3 +160,63 @@ def test_a_late_report_of_an_earlier_step_changes_no_record(runs: Runs, run: Run
     runs.set_progress(run, "initialize", 10)
 
     assert runs.progress.snapshot("42", DEPLOY) == before
+
+
+def test_plugin_values_stand_beside_those_of_the_run(runs: Runs, run: Run, redis: FakeRedis) -> None:
+    # Given a run with progress and metrics of its own
+    runs.set_progress(run, "deploy", 50)
+    runs.set_metrics(run, "deploy", replicas=2)
+
+    # When its plugin reports some, also under names of the run
+    output = PluginOutput(
+        progress={"read": 25.0, "deploy": 99.0},
+        metrics={"deploy": {"replicas": 9, "b": 1}, "read": {"a": 1.5}},
+    )
+    runs.add_plugin_output("42", output)
+    runs.add_plugin_output("42", PluginOutput(metrics={"read": {"c": 3}}))
+
+    # Then the run's stay, and the plugin's are added
+    snapshot = runs.progress.snapshot("42", DEPLOY)
+    steps = snapshot.progress["record"]["steps"]
+    assert steps["deploy"]["percent"] == 50
+    assert steps["read"] == {"proportion": 0, "order": 4, "percent": 25.0, "time_remaining": None}
+    assert snapshot.progress["current_progress"]["overall"] == 47.5
+    assert snapshot.metrics == {
+        "record": {"steps": {"deploy": {"replicas": 2, "b": 1}, "read": {"a": 1.5, "c": 3}}}
+    }
+
+
+def test_plugin_values_are_published(runs: Runs, run: Run, redis: FakeRedis) -> None:
+    runs.set_progress(run, "deploy", 50)
+    listener = redis.pubsub(ignore_subscribe_messages=True)
+    listener.subscribe(events_channel("42"))
+    listener.get_message()
+
+    runs.add_plugin_output("42", PluginOutput(progress={"read": 25.0}, metrics={"read": {"a": 1, "b": 2}}))
+
+    heard = [json.loads(message["data"]) for message in iter(listener.get_message, None)]
+    assert heard == [
+        {"type": "progress", "step": "read", "percent": 25.0, "overall": 47.5},
+        {"type": "metrics", "step": "read", "metrics": {"a": 1.0, "b": 2.0}},
+    ]
+
+
+def test_plugin_names_are_limited(runs: Runs, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.runs.progress.MAX_FIELDS", 10)
+
+    for number in range(20):
+        runs.add_plugin_output("42", PluginOutput(metrics={"tasks": {str(number): 1}}))
+    runs.add_plugin_output("42", PluginOutput(metrics={"tasks": {"0": 5}}))
+
+    metrics = runs.progress.snapshot("42", DEPLOY).metrics["record"]["steps"]["tasks"]
+    assert len(metrics) <= 10
+    assert metrics["0"] == 5
+
+
+def test_plugin_output_after_the_end_changes_nothing(runs: Runs, run: Run, redis: FakeRedis) -> None:
+    runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+    before = redis.hgetall(progress_key("42"))
+
+    runs.add_plugin_output("42", PluginOutput(progress={"read": 25.0}, metrics={"read": {"a": 1}}))
+
+    assert redis.hgetall(progress_key("42")) == before

@@ -112,6 +112,7 @@ class Entities:
             api.route("/projects/{id}/", GET=self.project),
             api.route("/data_collections/{id}/", GET=self.data_collection),
             api.route("/plugin_releases/{id}/", GET=self.plugin_release),
+            api.route("/models/{id}/", GET=self.model),
             api.route("/agents/", GET=self.agents),
         ]
 
@@ -169,6 +170,10 @@ class Entities:
         if release is None:
             raise api_error(404, "No PluginRelease matches the given query.")
         return _select_fields(request, release)
+
+    async def model(self, request: Request, _body: object) -> object:
+        """`GET models/{id}/`"""
+        return _select_fields(request, self._find_row("models", request))
 
     async def agents(self, request: Request, _body: object) -> object:
         """`GET agents/`; filter: `id`."""

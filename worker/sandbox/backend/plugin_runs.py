@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from shared import DeployMessage, Message
+from worker.actions import create_serve_multiplexed_model_id
 from worker.sandbox.api import Api, ApiError, api_error, json_response, validated
 from worker.sandbox.backend.entities import Releases
 from worker.sandbox.backend.jobs import RELEASE_SQL, ApplicationSync
@@ -41,9 +42,11 @@ class PluginRuns:
         client: httpx.AsyncClient,
         publish: Callable[[Message], object],
         serve_url: str,
+        plugin_token: str,
     ) -> None:
         self._state, self._releases, self._sync = state, releases, sync
         self._client, self._publish, self._serve_url = client, publish, serve_url
+        self._plugin_token = plugin_token
 
     def routes(self, api: Api) -> list[Route]:
         """The routes."""
@@ -57,7 +60,8 @@ class PluginRuns:
             raise ApiError(400, {"agent": [f'Invalid pk "{fields["agent"]}" - object does not exist.']})
         version = fields.get("version", version_in_path or None)
         if fields["action"] == "inference":
-            return await self._inference(code, version, fields["agent"], fields["params"])
+            backend_url = str(request.base_url).rstrip("/")
+            return await self._inference(code, version, fields["agent"], fields["params"], backend_url)
         if fields["action"] == "deployment":
             return await self._deployment(code, version, fields)
         raise ApiError(400, {"action": ["must be deployment or inference"]})
@@ -88,13 +92,14 @@ class PluginRuns:
         return json_response({"id": job}, 201)
 
     async def _inference(
-        self, code: str, version: str | None, agent: int, params: dict[str, Any]
+        self, code: str, version: str | None, agent: int, params: dict[str, Any], backend_url: str
     ) -> Response:
         record = self._application(code, version, agent)
         method = str(params.get("method", "post")).lower()
         if method not in METHODS:
             raise ApiError(400, {"params": [f"unknown method {method!r}"]})
-        headers = {"serve_multiplexed_model_id": str(params["model"])} if "model" in params else {}
+        model = self._model_id(params["model"], backend_url) if "model" in params else None
+        headers = {} if model is None else {"serve_multiplexed_model_id": model}
         url = f"{self._serve_url}{self._route_prefix(record).rstrip('/')}/"
         try:
             upstream = await self._client.request(
@@ -107,6 +112,12 @@ class PluginRuns:
         if not upstream.is_success:
             raise api_error(upstream.status_code, upstream.text[:1000])
         return Response(upstream.content, media_type="application/json")
+
+    def _model_id(self, model: object, backend_url: str) -> str:
+        """The platform's signed token of a model that the backend has; the plain id of any other."""
+        if self._state.value("SELECT 1 FROM models WHERE id = ?", str(model)) is None:
+            return str(model)
+        return create_serve_multiplexed_model_id(str(model), self._plugin_token, backend_url)
 
     def _application(self, code: str, version: str | None, agent: int) -> Row:
         records = self._state.rows(

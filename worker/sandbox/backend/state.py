@@ -11,6 +11,7 @@ from typing import Any
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS agents (id INTEGER PRIMARY KEY, name TEXT, url TEXT, token TEXT, status TEXT);
+CREATE TABLE IF NOT EXISTS models (id INTEGER PRIMARY KEY, name TEXT, file TEXT);  -- the file's URL
 CREATE TABLE IF NOT EXISTS data_collections (id INTEGER PRIMARY KEY, file_specifications TEXT);  -- JSON
 CREATE TABLE IF NOT EXISTS projects (id INTEGER PRIMARY KEY, name TEXT, data_collection INTEGER);
 CREATE TABLE IF NOT EXISTS data_units (

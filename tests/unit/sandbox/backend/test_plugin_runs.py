@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,7 +10,10 @@ import pytest
 
 from shared import DeployMessage
 from tests.unit.sandbox.backend.serve_applications import NAME, listed, statuses
+from tests.unit.sandbox.conftest import PLUGIN_TOKEN
+from worker.actions.models import read_model_token
 from worker.sandbox.backend.state import State
+from worker.sandbox.seed import seed_model
 
 
 async def test_application_without_a_plugin_is_found_by_its_name(
@@ -94,6 +98,29 @@ async def test_inference_is_forwarded(backend: httpx.AsyncClient, services: Any,
     assert (call.method, str(call.url)) == ("POST", "http://serve/abc/")
     assert call.headers["serve_multiplexed_model_id"] == "5"
     assert json.loads(call.content) == {"image": "url"}
+
+
+async def test_a_known_model_is_named_by_its_signed_token(
+    backend: httpx.AsyncClient, services: Any, job: int, state: State, tmp_path: Path
+) -> None:
+    # Given a model that has a file
+    model = seed_model(state, tmp_path / "files", "http://files", {"weights.txt": b"1"})
+    services.applications = [listed()]
+    await backend.post("/serve_applications/", json={"job": job})
+
+    # When an inference names it
+    body = {"agent": 1, "action": "inference", "params": {"model": model}, "version": "1.10.0"}
+    await backend.post("/plugins/digits/run/", json=body)
+
+    # Then the application gets a token that this backend has signed, with the lesser token
+    (call,) = services.calls
+    claims = read_model_token(call.headers["serve_multiplexed_model_id"], "http://backend")
+    assert claims == {"model": str(model), "token": PLUGIN_TOKEN}
+    # And that token reads the model's record, in either header
+    for header in ("Synapse-Access-Token", "Authorization"):
+        headers = {"Synapse-Access-Token": "", header: f"Token {claims['token']}"}
+        record = (await backend.get(f"/models/{model}/", headers=headers)).json()
+        assert record["file"] == f"http://files/models/{model}.zip"
 
 
 @pytest.mark.parametrize(
