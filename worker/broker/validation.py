@@ -18,10 +18,9 @@ from shared.messages import JsonObject
 from worker.broker.delivery import DELIVERIES, delivery_count
 from worker.platform.requests import too_deep
 
-
 HONOURED_ETA: Final = "honoured_eta"
-"""Header with the ETA of a message that Redis has delayed until then. Celery would keep a message with the header
-`eta` in its own memory."""
+"""Header with the ETA of a message that Redis has delayed until then. Celery would keep one with `eta`
+in memory."""
 
 
 class MalformedError(ValueError):

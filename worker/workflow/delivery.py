@@ -81,7 +81,7 @@ class DeliveredTask(Task):
     ) -> NoReturn:
         """Deliver this message again after `countdown` seconds, with the arguments in `changes`.
 
-        Without a countdown it goes before the others, as the next step of a run does: it goes on with its work.
+        Without a countdown it goes before the others, as the next step of a run does.
 
         `max_countdown`: seconds, in place of the longest countdown that the worker itself chooses.
         `waited_seconds`, `newer_seconds`, `separated`: new values of the headers of this module; else as
