@@ -14,6 +14,7 @@ from worker.pre_processor.decision import application_failed, timed_out
 from worker.pre_processor.serve_application import list_records
 from worker.pre_processor.waitlist import pre_processor_of
 from worker.runs.bulkhead import backoff, exponential
+from worker.runs.ends import RunEnd
 from worker.runs.model import Continue, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs
 from worker.services import Services
@@ -149,6 +150,13 @@ PLUGIN_BUSY_POLL_SECONDS = 5.0
 
 def annotate(run: ToTaskRun, chunk: int, services: Services, runtime: AnnotationRuntime) -> Outcome:
     """Annotate the open tasks of the chunk; rescheduled until all of them are done."""
+    with runtime.ends.watching(run.job) as end:
+        return _annotate(run, chunk, services, runtime, end)
+
+
+def _annotate(
+    run: ToTaskRun, chunk: int, services: Services, runtime: AnnotationRuntime, end: RunEnd
+) -> Outcome:
     message = run.message
     ledger = RedisLedger(services.redis, run.job, run.lease)
     tasks = ledger.open_tasks(chunk)
@@ -162,6 +170,7 @@ def annotate(run: ToTaskRun, chunk: int, services: Services, runtime: Annotation
             message.params.data_schema,
             services.settings.worker_plugin_max_failures_in_row,
             publish_progress=lambda: _publish_progress_throttled(run, services, ledger, runtime),
+            run_end=end,
         )
         budget = min(services.settings.worker_visibility_timeout_seconds / 3, MAX_PASS_SECONDS)
         try:

@@ -10,6 +10,7 @@ from worker import blame
 from worker.blame import MAX_ATTEMPTS, Blame, Owner, Retries, TaskFailedError
 from worker.platform import AuthenticationError, ClientError, clean, error_type
 from worker.plugins import RunEndedError
+from worker.runs.ends import RunEnd
 from worker.to_task.clients import pass_has_ended
 from worker.to_task.hooks import Hook, Item, PluginCalls
 from worker.to_task.ledger import Ledger, OpenTask, TaskOutcome
@@ -96,6 +97,8 @@ T = TypeVar("T")
 
 MAX_ENDED_CHECK_AGE_SECONDS = 0.02
 """Maximum age of the last check for the run's end when a request is sent."""
+MAX_HEARD_CHECK_AGE_SECONDS = 1.0
+"""The same while the end is heard: a process that was suspended may have lost its lease, or an event."""
 MAX_ERROR_CHARS = 500
 """Length of a failure record: a thousand of them go to the backend in one job result."""
 
@@ -139,8 +142,9 @@ class ChunkPass:
     of the plugin, of which `max_failures_in_row` that hang or die end the run.
     """
 
-    def __init__(self, ledger: Ledger, chunk: int, max_failures_in_row: int) -> None:
+    def __init__(self, ledger: Ledger, chunk: int, max_failures_in_row: int, run_end: RunEnd) -> None:
         self._ledger = ledger
+        self._run_end = run_end
         self._recorder = OutcomeRecorder(ledger)
         self.retryable: dict[int, FailedAttempt] = {}
         self.postponed: dict[int, ClientError] = {}
@@ -166,7 +170,7 @@ class ChunkPass:
     @property
     def ended(self) -> bool:
         """Whether the run is known to have ended."""
-        return self.stopped or self._recorder.ended
+        return self.stopped or self._recorder.ended or self._run_end.heard
 
     def check_ended(self) -> bool:
         """Check whether the run has ended; requests that have not been sent are dropped then."""
@@ -175,9 +179,22 @@ class ChunkPass:
         self._looked = began
         return self.ended
 
+    def check_ended_if_due(self) -> bool:
+        """The same; while the end is heard, Redis is asked only when the last check says too little."""
+        is_due = self._run_end.heard_since is None or self._looked < self._check_due_since()
+        return self.ended or (is_due and self.check_ended())
+
+    def _check_due_since(self) -> float:
+        """The last check must not be older than this."""
+        now, heard_since = time.monotonic(), self._run_end.heard_since
+        if heard_since is None:
+            return now - MAX_ENDED_CHECK_AGE_SECONDS
+        # An end before anything was heard is only found by a check after that.
+        return max(heard_since, now - MAX_HEARD_CHECK_AGE_SECONDS)
+
     async def has_ended(self) -> bool:
         """Whether the run has ended, as of just now; concurrent callers share one check. On the loop."""
-        since = time.monotonic() - MAX_ENDED_CHECK_AGE_SECONDS
+        since = self._check_due_since()
         while not self.ended and self._looked < since:
             if self._looking is None or self._looking.done():
                 self._looking = asyncio.ensure_future(asyncio.to_thread(self.check_ended))

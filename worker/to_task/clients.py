@@ -11,10 +11,13 @@ from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
 import uvloop
+from redis.asyncio import Redis as AsyncRedis
 
+from shared.redis_url import read_redis_url
 from worker.blame import asks_for_later
 from worker.platform import AsyncBackendClient, ClientError, RetryPolicy
 from worker.plugins import RunEndedError
+from worker.runs.ends import RunEnds
 from worker.settings import Settings, once_per_process, settings
 from worker.to_task.window import RequestWindow, RequestWindows
 
@@ -244,20 +247,31 @@ class Throttle:
 class AnnotationRuntime:
     """What annotating needs once per process; created at first use, after the fork."""
 
-    def __init__(self, loop: EventLoopThread, backends: TenantBackends, pace: Throttle) -> None:
-        self.loop, self.backends, self.progress_throttle = loop, backends, pace
+    def __init__(
+        self, loop: EventLoopThread, backends: TenantBackends, ends: RunEnds, pace: Throttle
+    ) -> None:
+        self.loop, self.backends, self.ends, self.progress_throttle = loop, backends, ends, pace
 
     def close(self) -> None:
         """Close the connections and stop the loop, if it was ever started."""
         if not self.loop.is_running:
             return
         self.loop.run(self.backends.aclose(), timeout=5)
+        self.loop.run(self.ends.aclose(), timeout=5)
         self.loop.close()
+
+
+def _event_redis() -> "AsyncRedis":
+    pool = read_redis_url(settings().redis_url).async_pool(
+        max_connections=1, decode_responses=True, socket_connect_timeout=3
+    )
+    return AsyncRedis(connection_pool=pool)
 
 
 @once_per_process
 def annotation_runtime() -> AnnotationRuntime:
     """The annotation runtime of this process."""
-    made = AnnotationRuntime(EventLoopThread(), TenantBackends(settings()), Throttle())
+    loop = EventLoopThread()
+    made = AnnotationRuntime(loop, TenantBackends(settings()), RunEnds(loop.call, _event_redis), Throttle())
     atexit.register(made.close)
     return made

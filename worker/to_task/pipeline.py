@@ -9,6 +9,7 @@ from typing import Any
 
 from worker import blame
 from worker.blame import Blame
+from worker.runs.ends import RunEnd
 from worker.to_task.attempt import ChunkPass, TaskWork
 from worker.to_task.clients import AsyncBackend, EventLoopThread
 from worker.to_task.ledger import Ledger, OpenTask
@@ -30,7 +31,10 @@ LOOP_TIMEOUT_SECONDS = 60.0 * 30
 
 
 class Pipeline:
-    """Works the tasks of one chunk. `publish_progress` is called from the step's thread, at each check."""
+    """Works the tasks of one chunk. `publish_progress` is called from the step's thread, at each check.
+
+    `run_end`: what is heard of the run; without one the ledger alone says whether it has ended.
+    """
 
     def __init__(
         self,
@@ -41,15 +45,17 @@ class Pipeline:
         schema: str | None,
         max_failures_in_row: int,
         publish_progress: Callable[[], None] = lambda: None,
+        run_end: RunEnd | None = None,
     ) -> None:
         self._loop, self._backend, self._ledger, self._method = loop, backend, ledger, method
         self._schema = schema
         self._max_failures_in_row = max_failures_in_row
         self._publish_progress = publish_progress
+        self._run_end = run_end or RunEnd()
 
     def run(self, chunk: int, tasks: Sequence[OpenTask], budget: float) -> ChunkPass:
         """Work `tasks` of the chunk for about `budget` seconds, at least one call of the plugin."""
-        attempt = ChunkPass(self._ledger, chunk, self._max_failures_in_row)
+        attempt = ChunkPass(self._ledger, chunk, self._max_failures_in_row, self._run_end)
         if tasks and not attempt.check_ended():
             requests = _Requests(self._backend, self._method, self._schema, attempt, tasks, budget)
             self._run(requests, attempt)
@@ -101,12 +107,12 @@ class Pipeline:
 
     def _convert(self, works: list[TaskWork], requests: "_Requests", attempt: ChunkPass) -> None:
         ready = self._method.convert(works, attempt) if requests.may_convert_answers else []
-        self._loop.call(requests.write, works, [] if attempt.check_ended() else ready)
+        self._loop.call(requests.write, works, [] if attempt.check_ended_if_due() else ready)
 
     def _prepare(self, works: list[TaskWork], requests: "_Requests", attempt: ChunkPass) -> None:
         ready = self._method.prepare(works, attempt, requests.until) if requests.may_begin else []
         follow = requests.write if self._method.slots is None else requests.infer
-        self._loop.call(follow, works, [] if attempt.check_ended() else ready)
+        self._loop.call(follow, works, [] if attempt.check_ended_if_due() else ready)
 
     def _drop(self, requests: "_Requests") -> None:
         for queue in (requests.answered, requests.fetched):

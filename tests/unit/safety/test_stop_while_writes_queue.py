@@ -1,10 +1,15 @@
 """A stop is heard by requests that were begun before it and have not been sent."""
 
 import asyncio
+import time
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from shared.statuses import TaskFailure
+from worker.runs.ends import RunEnd
 from worker.to_task.attempt import ChunkPass, TaskWork
 from worker.to_task.clients import TenantBackend
 from worker.to_task.ledger import Counts, InferencePolls, OpenTask, TaskOutcome, Ticket
@@ -71,12 +76,17 @@ class SlowClient:
     async def aclose(self) -> None: ...
 
 
-async def annotated(count: int, slots: int, stop_after: int | None) -> tuple[SlowClient, StoppableLedger]:
-    """What came of `count` writes that queue for `slots`, with a stop while the first are away."""
+async def annotated(
+    count: int, slots: int, stop_after: int | None, run_end: RunEnd | None = None
+) -> tuple[SlowClient, StoppableLedger]:
+    """What came of `count` writes that queue for `slots`, with a stop while the first are away.
+
+    With `run_end` the stop is heard, and the ledger does not know of it.
+    """
     ledger = StoppableLedger()
     client = SlowClient(ledger)
     backend = TenantBackend(lambda _timeout: client, RequestWindows(slots))  # type: ignore[arg-type, return-value]
-    attempt = ChunkPass(ledger, chunk=0, max_failures_in_row=10)
+    attempt = ChunkPass(ledger, chunk=0, max_failures_in_row=10, run_end=run_end or RunEnd())
 
     async def write(work: TaskWork) -> None:
         mark = TaskOutcome(work.open.position, work.open.task_id)
@@ -88,7 +98,10 @@ async def annotated(count: int, slots: int, stop_after: int | None) -> tuple[Slo
         while len(client.sent) < stop_after:
             await asyncio.sleep(0)
             await asyncio.sleep(0.001)
-        ledger.over = True
+        if run_end is None:
+            ledger.over = True
+        else:
+            run_end.heard = True
         await asyncio.sleep(0.03)
     client.answer.set()
     await writing
@@ -99,6 +112,46 @@ async def test_writes_that_wait_for_a_slot_are_dropped_by_a_stop() -> None:
     client, _ = await annotated(40, slots=2, stop_after=2)
 
     assert client.sent == [1, 2]
+
+
+async def test_a_stop_that_is_heard_drops_writes_without_a_look() -> None:
+    heard = RunEnd()
+    heard.heard_since = time.monotonic()
+
+    client, ledger = await annotated(40, slots=2, stop_after=2, run_end=heard)
+
+    assert client.sent == [1, 2]
+    assert ledger.looks <= 1
+
+
+async def test_an_end_before_anything_was_heard_is_looked_for() -> None:
+    # Given a run whose end is heard only from now on, and a look before
+    run_end, ledger = RunEnd(), StoppableLedger()
+    attempt = ChunkPass(ledger, chunk=0, max_failures_in_row=10, run_end=run_end)
+    assert not await attempt.has_ended()
+
+    # When it ended in between
+    ledger.over = True
+    run_end.heard_since = time.monotonic()
+
+    # Then it is known to have ended
+    assert await attempt.has_ended()
+
+
+async def test_a_process_that_was_suspended_looks_before_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a run whose end is heard, and a look
+    run_end, ledger = RunEnd(), StoppableLedger()
+    run_end.heard_since = time.monotonic()
+    attempt = ChunkPass(ledger, chunk=0, max_failures_in_row=10, run_end=run_end)
+    assert not await attempt.has_ended()
+
+    # When the process was suspended for longer than its lease, which another holds now
+    ledger.over = True
+    now = time.monotonic()
+    monkeypatch.setattr("worker.to_task.attempt.time", SimpleNamespace(monotonic=lambda: now + 60))
+
+    # Then it writes no more
+    assert await attempt.has_ended()
 
 
 async def test_without_a_stop_all_are_sent_and_share_the_looks() -> None:

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fakeredis import FakeAsyncRedis
 
 from worker.platform import RateLimitError, ServerError
+from worker.runs.ends import RunEnds
 from worker.testing import FakeBackend
 from worker.testing.backend import FakeAsyncBackend
 from worker.to_task.clients import (
@@ -81,7 +83,7 @@ def test_the_runtime_closes_its_connections_once(loop: EventLoopThread) -> None:
     loop.run(backends.of(None).get_task(1), timeout=5)
 
     # When it ends
-    runtime = AnnotationRuntime(loop, backends, Throttle())
+    runtime = AnnotationRuntime(loop, backends, RunEnds(loop.call, FakeAsyncRedis), Throttle())
     runtime.close()
     runtime.close()
 

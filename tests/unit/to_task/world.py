@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,6 +14,7 @@ from shared.messages import ToTaskMessage
 from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
 from worker.plugins import PluginProcessDiedError
 from worker.pre_processor.serve_application import PreProcessor
+from worker.runs.ends import RunEnd
 from worker.runs.model import Continue, Finish, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs, Timing
 from worker.services import Services
@@ -88,7 +90,9 @@ class World:
             ),
         )
         backends = cast(Any, SimpleNamespace(of=lambda tenant: self.backend.on_loop))
-        self.runtime = AnnotationRuntime(self.loop, backends, Throttle(0.0))
+        self.run_end = RunEnd()
+        ends = cast(Any, SimpleNamespace(watching=lambda job: nullcontext(self.run_end)))
+        self.runtime = AnnotationRuntime(self.loop, backends, ends, Throttle(0.0))
         self.accept(**self.params)
 
     def limit_requests(self) -> RequestWindows:
