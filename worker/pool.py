@@ -1,6 +1,7 @@
-"""The pool of this worker: how many threads or processes it has, and the slots that its processes share."""
+"""The pool of this worker: its threads or processes, the slots that they share, their garbage collection."""
 
 import fcntl
+import gc
 import hashlib
 import tempfile
 from typing import IO, Any
@@ -13,6 +14,11 @@ log = structlog.get_logger(__name__)
 
 MIN_THREADS = 4
 """One for the annotation of chunks, one for another slot, one for steps without a slot, and one for stops."""
+
+
+GARBAGE_COLLECTION_THRESHOLDS = 20_000, 20, 50
+"""Of Python's three generations. With its own, a process that has 64 requests in flight spends a third of its
+time in looking through objects that stay."""
 
 
 class SlotFile:
@@ -62,6 +68,15 @@ pool = Pool()
 @signals.celeryd_init.connect(weak=False)
 def _remember(instance: Any = None, **_: Any) -> None:
     pool.worker, pool.slot_file = instance, SlotFile()
+
+
+@signals.worker_ready.connect(weak=False)
+@signals.worker_process_init.connect(weak=False)
+def _spare_garbage_collector(**_: Any) -> None:
+    """Leave what the process has loaded out of all later collections, and collect less often."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GARBAGE_COLLECTION_THRESHOLDS)
 
 
 class MinThreadsStep(bootsteps.Step):
