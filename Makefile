@@ -50,11 +50,11 @@ chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=
 
 test-all: test chaos sdk  ## Everything: test, chaos and sdk, each part where what it needs is found
 
-bench: $(STAMP)  ## Measure, as ratios against bare loops and libraries
-bench-quick: $(STAMP)  ## The same measurements with smaller counts: about a minute each
+bench: $(STAMP)  ## Measure, as ratios against bare loops and libraries; a table, JSON and a picture
+bench-quick: $(STAMP)  ## What has a goal, with small counts: under three minutes
 bench-quick: OPTIONS = --quick
 bench bench-quick:
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(OPTIONS) || exit 1; done
+	@$(BIN)/python benchmarks/bench.py $(OPTIONS)
 
 scale: $(STAMP)  ## Measure the costs that docs/scale.md derives from, and write its tables
 	@$(BIN)/python benchmarks/scale_costs.py --write

@@ -1,11 +1,13 @@
 """deploy, from publishing to SUCCEEDED, against a bare `serve.run` of the same class on the same cluster."""
 
-import argparse
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+from common.results import Row, argument_parser, at_most, report
 
 from shared import DeployMessage, JobStatus, Publisher
 from worker.sandbox import Sandbox, wait_for
@@ -31,11 +33,8 @@ serve.delete("bare")
 """
 
 
-def main() -> None:
+def measure(rounds: int) -> Iterator[Row]:
     """Alternate the two, so that other load of the machine falls on both alike."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one round: about a minute")
-    rounds = QUICK_ROUNDS if parser.parse_args().quick else ROUNDS
     with Sandbox(plugins_dir=PLUGINS) as sandbox:
         sandbox.start_worker()
         first = deploy(sandbox)
@@ -44,10 +43,23 @@ def main() -> None:
             delete_application(sandbox)
             bare.append(bare_serve_run(sandbox))
             worker.append(deploy(sandbox))
-        print(f"first deploy of a release (new process for its code): {first:.2f} s")
-        print(f"bare serve.run:            median {statistics.median(bare):.2f} s of {bare}")
-        print(f"publish to SUCCEEDED:      median {statistics.median(worker):.2f} s of {worker}")
-        print(f"ratio: {statistics.median(worker) / statistics.median(bare):.2f}")
+    yield Row("first deploy of a release: a new process for its code", first, "s")
+    spread = f"median of {rounds}: {', '.join(f'{seconds:.1f}' for seconds in worker)}"
+    yield Row(
+        "deploy, from publishing to SUCCEEDED",
+        statistics.median(worker),
+        "s",
+        "bare serve.run",
+        statistics.median(bare),
+        at_most(1.1),
+        spread,
+    )
+
+
+def main() -> None:
+    """Measure and report."""
+    arguments = argument_parser(__doc__, quick="one round: half a minute").parse_args()
+    report(measure(QUICK_ROUNDS if arguments.quick else ROUNDS), arguments, __file__)
 
 
 def deploy(sandbox: Sandbox) -> float:
