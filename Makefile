@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: help setup demo test test-all chaos unit lint house bench bench-quick scale foreign foreign-quick sdk docs lock clean
+.PHONY: help setup demo test test-all chaos unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
 # Tests share the machine's cores and its Ray: one target at a time, also with -j.
 .NOTPARALLEL:
 
@@ -55,6 +55,9 @@ bench-quick: $(STAMP)  ## What has a goal, with small counts: under three minute
 bench-quick: OPTIONS = --quick
 bench bench-quick:
 	@$(BIN)/python benchmarks/bench.py $(OPTIONS)
+
+bench-ratio: $(STAMP)  ## One of them, for the log of CI: annotating by file against a bare loop; seconds
+	@$(BIN)/python benchmarks/annotate.py --only file-20
 
 scale: $(STAMP)  ## Measure the costs that docs/scale.md derives from, and write its tables
 	@$(BIN)/python benchmarks/scale_costs.py --write

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-import httpx
 import psutil
 from common.results import Row, argument_parser, at_least, at_most, report
 from common.stub_backend import PLUGIN, SPECIFICATION
@@ -70,40 +69,33 @@ class Figures:
 class Annotation:
     """Runs over all tasks of a project, by the worker and by the bare loop."""
 
-    def __init__(self, bench: Bench, worker: Process) -> None:
+    def __init__(self, bench: Bench, *workers: Process, first_job: int = 1) -> None:
         self._bench = bench
-        self._worker = psutil.Process(worker.pid)  # without the plugin's processes
-        self._jobs = itertools.count(1)
+        self._workers = [psutil.Process(worker.pid) for worker in workers]  # without the plugin's processes
+        self._jobs = itertools.count(first_job)
 
     def measure_worker(self, method: str, latency_ms: int, tasks: int) -> Figures:
         """Publish one run and wait until all of its tasks are written."""
-        self._run(method, latency_ms, WARM_UP)
-        before = _cpu_seconds(self._worker)
+        self._run(method, latency_ms, WARM_UP * len(self._workers))
+        before = _cpu_seconds(*self._workers)
         published = self._run(method, latency_ms, tasks)
-        return self._figures(published, tasks, _cpu_seconds(self._worker) - before)
+        return self._figures(published, tasks, _cpu_seconds(*self._workers) - before)
 
     def measure_bare(self, method: str, latency_ms: int, tasks: int) -> Figures:
         """The same requests in a bare loop of this process."""
         own = psutil.Process()
-        self._set_latency(latency_ms)
+        self._bench.set_latency(latency_ms)
         asyncio.run(bare_loop(self._bench.backend, method, WARM_UP))
-        self._set_latency(latency_ms)
+        self._bench.set_latency(latency_ms)
         before, began = _cpu_seconds(own), time.time()
         asyncio.run(bare_loop(self._bench.backend, method, tasks))
         return self._figures(began, tasks, _cpu_seconds(own) - before)
 
     def _run(self, method: str, latency_ms: int, tasks: int) -> float:
-        self._set_latency(latency_ms)
-        job = str(next(self._jobs))
-        params: dict[str, Any] = {"name": "bench", "project": tasks + 1, "agent": 1, "method": method}
-        if method == "file":
-            params |= {"target_specification_name": SPECIFICATION}
-        else:
-            params |= {"pre_processor": 1, "model": 1, "batch_size": IN_FLIGHT}
+        self._bench.set_latency(latency_ms)
         with Publisher(self._bench.redis_url) as publisher:
             published = time.time()
-            fields = {"job": job, "plugin": PLUGIN, "params": params}
-            publisher.publish(ToTaskMessage.model_validate(fields))
+            publisher.publish(message_of(next(self._jobs), tasks, method))
         wait_for(lambda: self._writes()["tasks"] == tasks, MAX_WAIT_SECONDS, "all writes")
         return published
 
@@ -114,15 +106,22 @@ class Annotation:
             print(f"({found['writes']} writes for {tasks} tasks)")
         return Figures(tasks / (last - began), tasks / (last - first), cpu_seconds / tasks * 1e3)
 
-    def _set_latency(self, milliseconds: int) -> None:
-        httpx.post(f"{self._bench.backend}/latency/{milliseconds}/", trust_env=False).raise_for_status()
-
     def _writes(self) -> Any:
-        return httpx.get(f"{self._bench.backend}/writes/", trust_env=False).json()
+        return self._bench.writes()
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
-    return float(sum(process.cpu_times()[:2]))
+def message_of(job: int, tasks: int, method: str = "file") -> ToTaskMessage:
+    """A run over all tasks of a project that has so many."""
+    params: dict[str, Any] = {"name": "bench", "project": tasks + 1, "agent": 1, "method": method}
+    if method == "file":
+        params |= {"target_specification_name": SPECIFICATION}
+    else:
+        params |= {"pre_processor": 1, "model": 1, "batch_size": IN_FLIGHT}
+    return ToTaskMessage.model_validate({"job": job, "plugin": PLUGIN, "params": params})
+
+
+def _cpu_seconds(*processes: psutil.Process) -> float:
+    return float(sum(sum(process.cpu_times()[:2]) for process in processes))
 
 
 def rows_of(method: str, latency_ms: int, bare: Figures, ours: Figures) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from common.results import RESULTS, Row, argument_parser, circumstances, draw, show
 
-GOALS = ("annotate", "deploy", "log_relay")
+GOALS = ("annotate", "workers", "large_runs", "deploy", "log_relay", "start")
 """Each has rows with a goal; `--quick` measures these."""
 OTHERS = ("broker", "engine", "idle_consumers", "idle_workers", "many_runs", "waiting_list")
 HERE = Path(__file__).parent

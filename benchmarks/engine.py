@@ -211,6 +211,8 @@ class Bench:
     def __init__(self, folder: Path, redis_url: str, backend: str) -> None:
         self._folder, self.redis_url, self.backend = folder, redis_url, backend
         self.redis = Redis.from_url(redis_url, decode_responses=True)
+        self.start_seconds = 0.0
+        """Until the newest worker was ready."""
 
     @contextmanager
     def worker(self, app: str, *options: str, number: int = 0, **settings: str) -> Iterator[Process]:
@@ -236,9 +238,11 @@ class Bench:
         celery += ["-c", str(THREADS), "-l", "INFO", "-n", f"{app}{number}@bench", *options]
         log = self._folder / f"{app}{number}.log"
         begun = log.stat().st_size if log.exists() else 0
+        started = time.monotonic()
         process = start_process("worker", celery, log=log, env=env, cwd=HERE)
         try:
             process.wait_until(lambda: "ready" in log.read_text()[begun:], MAX_WAIT_SECONDS)
+            self.start_seconds = time.monotonic() - started
             # A worker sends task events for a while after its start.
             with Celery("control", broker=self.redis_url, set_as_current=False) as control:
                 control.control.disable_events()
@@ -288,6 +292,14 @@ class Bench:
     def let_pre_processors_run(self) -> None:
         """From now on the backend says that they do."""
         httpx.post(f"{self.backend}/ready/", trust_env=False).raise_for_status()
+
+    def set_latency(self, milliseconds: int) -> None:
+        """From now on each answer of the backend takes so long, and writes are counted anew."""
+        httpx.post(f"{self.backend}/latency/{milliseconds}/", trust_env=False).raise_for_status()
+
+    def writes(self) -> Any:
+        """What was written since the last `set_latency`: `tasks`, `writes`, and their `span`, two times."""
+        return httpx.get(f"{self.backend}/writes/", trust_env=False).json()
 
     def await_quiet(self) -> None:
         """Wait until the jobs are updated no more."""

@@ -48,10 +48,11 @@ class Size:
     late_seconds: float
     """A line that does not arrive by then counts as slower than all others."""
     takeovers: int
+    protocols: tuple[str, ...] = ("stream", "websocket")
 
 
 FULL = Size(50_000, (100, 1_000), settle_seconds=10, seconds=15, late_seconds=5, takeovers=3)
-QUICK = Size(10_000, (100,), settle_seconds=3, seconds=4, late_seconds=2, takeovers=1)
+QUICK = Size(10_000, (100,), 3, seconds=4, late_seconds=2, takeovers=0, protocols=("stream",))
 
 
 def measure_fast_log(harness: LogRelayHarness, lines: int) -> Iterator[Row]:
@@ -271,13 +272,14 @@ def measure_all(size: Size) -> Iterator[Row]:
     ):
         yield from measure_fast_log(harness, size.fast_lines)
         for count in size.log_counts:
-            yield from measure_many_logs(harness, count, "stream", size)
-            yield from measure_many_logs(harness, count, "websocket", size)
-        yield from measure_takeover(harness, size.takeovers)
+            for protocol in size.protocols:
+                yield from measure_many_logs(harness, count, protocol, size)
+        if size.takeovers:
+            yield from measure_takeover(harness, size.takeovers)
 
 
 if __name__ == "__main__":
-    parser = argument_parser(__doc__, quick="fewer lines and logs: about a minute")
+    parser = argument_parser(__doc__, quick="fewer lines and logs: half a minute")
     # The process of the baseline, which the benchmark itself starts.
     parser.add_argument("--baseline", nargs=4, metavar=("PROTOCOL", "COUNT", "PORT", "REDIS_URL"))
     arguments = parser.parse_args()
