@@ -19,7 +19,7 @@ from worker.redis_needs import RedisClusterError, reject_cluster
 from worker.services import services
 from worker.settings import Settings, SettingsError, settings
 from worker.task_events import TaskEventsStep
-from worker.workflow.dead_letters import reject_undelivered, seconds_unknown
+from worker.workflow.rejected_jobs import reject_undelivered, seconds_unknown
 from worker.workflow.revocations import RevocationsStep
 
 log = structlog.get_logger(__name__)

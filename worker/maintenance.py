@@ -18,7 +18,8 @@ from worker.runs.locks import LEASE_SECONDS, Election
 from worker.runs.runs import Runs, recover_run
 from worker.services import services
 from worker.settings import MB
-from worker.workflow.dead_letters import REJECTED_JOB_PREFIX, DeadLetters, recover_rejected_job
+from worker.workflow.dead_letters import DeadLetters
+from worker.workflow.rejected_jobs import REJECTED_JOB_PREFIX, recover_rejected_job
 
 log = structlog.get_logger(__name__)
 

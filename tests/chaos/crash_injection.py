@@ -141,6 +141,13 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
         constant("waitlist remove"),
         lambda waitlist, *jobs: (waitlist.name.code, *jobs),
     )
+    add_points(
+        crashes,
+        Waitlist,
+        "resume",
+        constant("waitlist resume"),
+        lambda waitlist, jobs, _messages: (waitlist.name.code, *jobs),
+    )
     for method in ("record", "complete_chunk", "next_chunks", "mark_published"):
         add_points(crashes, RedisLedger, method, constant(f"ledger {method}"), job_of_ledger)
     add_points(crashes, TaskIndex, "commit", constant("task_index commit"), job_of_ledger)

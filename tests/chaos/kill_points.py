@@ -144,7 +144,7 @@ WAITLIST = """
 <>   waitlist claim_poll
 <>   waitlist end_poll
 <>   retry pre_processor.await_ready
-<>   waitlist remove
+<>   waitlist resume
 """
 
 FAILED_PRE_PROCESSOR = """

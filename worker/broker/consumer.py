@@ -29,7 +29,7 @@ from worker.broker.rejections import (
     rejected_message,
 )
 from worker.broker.transport import Channel
-from worker.broker.validation import EMBED_KEYS, limit_decompression
+from worker.broker.validation import EMBED_KEYS, HONOURED_ETA, limit_decompression
 from worker.redis_needs import RedisClusterError, reject_cluster
 from worker.runs.publisher import STEP_HEADER
 
@@ -41,11 +41,15 @@ Trace = Callable[..., Any]
 def guarded_tracer(name: str, trace: Trace) -> Trace:
     """Wrap the tracer of task `name`: a message that makes it raise is kept with the reason.
 
+    The task reads the ETA that its message was published with, also where Redis has delayed it until then.
+
     What the tracer itself raises, as opposed to the task, is lost in a pool of threads: nobody acknowledges
     the message and its slot is never freed. As many such messages as there are slots stop a worker.
     """
 
     def trace_or_keep(uuid: str, args: Any, kwargs: Any, request: Any = None) -> Any:
+        if request and request.get(HONOURED_ETA) is not None:
+            request = {**request, "eta": request[HONOURED_ETA]}
         try:
             return trace(uuid, args, kwargs, request)
         except Exception as error:
@@ -173,7 +177,7 @@ class Consumer(consumer.Consumer):
         if message.channel.delay_until(tag, validation.timestamp_of(fields["eta"])):
             message.channel.qos.release(tag)
             return True
-        fields["eta"] = None
+        fields[HONOURED_ETA], fields["eta"] = fields["eta"], None
         return False
 
     def update_strategies(self) -> None:

@@ -10,7 +10,7 @@ from redis import Redis
 from shared import redis_broker
 from shared.messages import JsonObject
 from worker.broker.delivery import Unacked
-from worker.broker.validation import timestamp_of
+from worker.broker.validation import HONOURED_ETA, timestamp_of
 from worker.lua import source_of
 from worker.runs.publisher import NEXT_STEP, STEP_HEADER, collected_messages
 from worker.runs.store import CollectedMessage
@@ -21,7 +21,7 @@ DELAY_SCRIPT = source_of("worker.broker", "delay")
 class PublishingChannel(redis_broker.Channel):
     """Puts the next step of a run before all that is in its queue: runs are completed before others begin.
 
-    A message with a countdown or an ETA is delayed by Redis, and has neither when it is in its queue.
+    A message with a countdown or an ETA is delayed by Redis. In its queue it has them as `HONOURED_ETA`.
     One without, published within `CeleryPublisher.collecting`, is given to the publisher instead.
     """
 
@@ -39,7 +39,7 @@ class PublishingChannel(redis_broker.Channel):
         batch = kwargs.get("_publish_batch")
         if headers.get("eta") is not None:
             seconds = timestamp_of(headers["eta"]) - time()
-            message = {**message, "headers": {**headers, "eta": None}}
+            message = {**message, "headers": {**headers, "eta": None, HONOURED_ETA: headers["eta"]}}
             if seconds > 0:
                 self._delay(queue, message, seconds, batch)
                 return

@@ -18,6 +18,10 @@ from shared.messages import JsonObject
 from worker.broker.delivery import DELIVERIES, delivery_count
 from worker.platform.requests import too_deep
 
+HONOURED_ETA: Final = "honoured_eta"
+"""Header with the ETA of a message that Redis has delayed until then. Celery would keep one with `eta`
+in memory."""
+
 
 class MalformedError(ValueError):
     """The element is no message; the text says why without showing what it holds."""
@@ -96,6 +100,7 @@ def check_task_message(message: Any) -> None:
     _check_time_limits(fields.get("timelimit"))
     _check_stamps(fields.get("stamped_headers"), fields.get("stamps"))
     _check_time("eta", fields.get("eta"))
+    _check_time(HONOURED_ETA, fields.get(HONOURED_ETA))
     _check_time("expires", fields.get("expires"))
     _check_arguments(body, version_1="task" not in message.headers)
     for holder in (fields, body if isinstance(body, dict) else body[2]):

@@ -20,19 +20,18 @@ from worker.platform.backend_requests import (
     plugin_run_request,
     task_request,
 )
+from worker.platform.deadlines import KEEPALIVE_SECONDS, tls_context
 from worker.platform.errors import ClientError
 from worker.platform.requests import BaseUrl, Json, Request, encode_body
 from worker.platform.responses import HttpResponse, decode_response
 from worker.platform.retries import RetryPolicy
 from worker.platform.transport import (
     CLIENT_CLOSED,
-    KEEPALIVE_SECONDS,
     ResponseReader,
     Timeouts,
     Unpacker,
     default_headers,
     recover_response,
-    tls_context,
 )
 
 _JSON_BODY = {"Content-Type": "application/json"}

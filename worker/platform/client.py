@@ -7,16 +7,15 @@ from typing import Self
 import httpx
 
 from shared.messages import JsonObject
+from worker.platform.deadlines import DeadlineTransport, deadline
 from worker.platform.errors import ClientError, NotFoundError
 from worker.platform.requests import BaseUrl, Json, Pagination, Request, encode_body
 from worker.platform.responses import HttpResponse, decode_response
 from worker.platform.retries import RetryPolicy
 from worker.platform.transport import (
     CLIENT_CLOSED,
-    DeadlineTransport,
     ResponseReader,
     Timeouts,
-    deadline,
     default_headers,
     recover_response,
     rejecting_cookie_jar,

@@ -154,17 +154,21 @@ def poll_backoff(attempt: int, ceiling: float) -> float:
 def resume(waitlist: Waitlist, runs: Runs, ends_at: float) -> None:
     """Publish the next step of the runs that wait, batch by batch until `ends_at`.
 
-    A run leaves the list after its message is out, so a crash only repeats messages of one batch.
+    Where the queues are in the Redis of the runs, a batch leaves the list with its messages. Elsewhere it
+    leaves after them, so a crash only repeats messages of one batch.
     """
     while waiting := _next_batch(waitlist, runs):
         runs.heartbeats.schedule_all([run_member(waiter.job) for waiter in waiting])
         published = []
-        try:
-            for waiter in waiting:
-                _send(FETCH_TASKS, waiter, {}, runs)
-                published.append(waiter.job)
-        finally:
-            waitlist.remove(*published)
+        with runs.publisher.collecting() as messages:
+            try:
+                # The message that is published last is fetched first.
+                for waiter in reversed(waiting):
+                    _send(FETCH_TASKS, waiter, {}, runs)
+                    published.append(waiter.job)
+            finally:
+                if published:
+                    waitlist.resume(published, messages)
         if time.monotonic() > ends_at:
             return
 

@@ -1,7 +1,7 @@
 """The waiting list of a pre-processor in Redis: the runs and their deadlines, the poll, the dispatch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 from urllib.parse import quote, unquote
@@ -27,6 +27,7 @@ from worker.runs.model import ClaimStatus, Run, RunFailedError, Step, Workflow
 from worker.runs.runs import Runs
 from worker.runs.scripts import run_scripts
 from worker.runs.state import stored_field
+from worker.runs.store import CollectedMessage
 from worker.workflow.intake import WorkflowState
 
 
@@ -187,6 +188,12 @@ class Waitlist:
         """Take runs off the list."""
         if jobs:
             self._redis.zrem(self._waiters, *jobs)
+
+    def resume(self, jobs: Sequence[str], messages: Sequence[CollectedMessage]) -> None:
+        """Publish these messages and take the runs off the list, at once."""
+        pairs = [part for message in messages for part in (message.command, message.text)]
+        keys = [self._waiters, *(message.queue_key for message in messages)]
+        self._scripts.run("resume", keys, len(jobs), *jobs, *pairs)
 
     def now(self) -> float:
         """Redis's clock."""

@@ -15,9 +15,9 @@ from worker.runs.model import End
 from worker.runs.reports import reporter
 from worker.runs.reports.outbox import REPORT
 from worker.services import services
-from worker.workflow import dead_letters
-from worker.workflow.dead_letters import END_REJECTED_JOB, rejected_job_member
+from worker.workflow import rejected_jobs
 from worker.workflow.delivery import Retry
+from worker.workflow.rejected_jobs import END_REJECTED_JOB, rejected_job_member
 from worker.workflow.task import StepTask
 from worker.workflow.validation import status_of
 
@@ -52,13 +52,13 @@ def end_rejected_job(
     def end() -> Retry | None:
         runs = services().runs
         try:
-            dead_letters.end_rejected_job(job, job_end, runs, services().backend(tenant))
+            rejected_jobs.end_rejected_job(job, job_end, runs, services().backend(tenant))
         except ClientError as error:
             asked = retry_after_seconds(error) or 0.0
             countdown = max(backoff(attempt, runs.timing.max_countdown), asked)
             runs.heartbeats.schedule(rejected_job_member(job), countdown)
             return Retry(countdown, {"attempt": attempt + 1}, is_asked_for=asked > 0)
-        dead_letters.forget_unended_job(job, runs)
+        rejected_jobs.forget_unended_job(job, runs)
         return None
 
     # One at a time, because a late copy must not end a job that was opened again meanwhile.

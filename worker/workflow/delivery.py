@@ -11,6 +11,7 @@ from worker import blame
 from worker.blame import Retries
 from worker.platform import clean
 from worker.runs.bulkhead import ALL_STEPS, bulkhead
+from worker.runs.publisher import NEXT_STEP, STEP_HEADER
 from worker.runs.runs import Runs
 
 log = structlog.get_logger(__name__)
@@ -80,6 +81,8 @@ class DeliveredTask(Task):
     ) -> NoReturn:
         """Deliver this message again after `countdown` seconds, with the arguments in `changes`.
 
+        Without a countdown it goes before the others, as the next step of a run does.
+
         `max_countdown`: seconds, in place of the longest countdown that the worker itself chooses.
         `waited_seconds`, `newer_seconds`, `separated`: new values of the headers of this module; else as
         before.
@@ -89,6 +92,8 @@ class DeliveredTask(Task):
             max_countdown = self.runs.timing.max_countdown
         waited = self.waited_seconds() if waited_seconds is None else waited_seconds
         headers = {**(self.request.headers or {}), WAITED_HEADER: waited}
+        if countdown <= 0:
+            headers[STEP_HEADER] = NEXT_STEP
         if newer_seconds is not None:
             headers[NEWER_HEADER] = newer_seconds
         if separated is not None:

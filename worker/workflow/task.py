@@ -40,7 +40,7 @@ from worker.runs.runs import MAX_UNREADABLE_SECONDS, Runs
 from worker.runs.store import DamagedRunError, StepClaim, UnreadableRunError, step_lease
 from worker.services import services
 from worker.workflow import intake
-from worker.workflow.dead_letters import body_text, reject_message
+from worker.workflow.dead_letters import body_text
 from worker.workflow.deaths import DEATHS_ADVICE, MAX_DEATHS, DeathCountingTask
 from worker.workflow.delivery import (
     INFRASTRUCTURE_RETRY_SECONDS,
@@ -49,13 +49,8 @@ from worker.workflow.delivery import (
     REJECTED_TEXT,
     Retry,
 )
-from worker.workflow.validation import (
-    Arguments,
-    arguments_of,
-    parse,
-    parse_message,
-    readable_job,
-)
+from worker.workflow.rejected_jobs import reject_message
+from worker.workflow.validation import Arguments, arguments_of, parse, parse_message, readable_job
 
 log = structlog.get_logger(__name__)
 

@@ -49,6 +49,7 @@ def add_dead_letter(rejected: RejectedMessage, **_: Any) -> None:
 @app.task(name="record", bind=True)
 def record(self: Any, value: Any, seconds: float = 0) -> None:
     redis.rpush("started", f"{value} {self.request.delivery_info['redelivered']} {time.time()}")
+    redis.rpush("etas", self.request.eta or "none")
     redis.rpush("deliveries", self.request.properties["deliveries"])
     time.sleep(seconds)
     redis.rpush("ended", value)

@@ -3,9 +3,11 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from celery import Celery
 from kombu import Consumer, Queue
 from kombu.asynchronous import Hub
 from redis import Redis
@@ -165,6 +167,23 @@ def test_earlier_message_is_moved_before_a_later_one(broker: BrokerHarness) -> N
     broker.send("early", countdown=0.5)
     broker.wait_for(lambda: len(broker.ended()) == 2, 6, "both")
     assert broker.ended() == ["early", "late"]
+
+
+@pytest.mark.parametrize("amqp", ["celery.app.amqp:AMQP", "worker.broker:AMQP"])
+def test_task_reads_the_eta_of_its_message(broker: BrokerHarness, amqp: str) -> None:
+    # Given a worker, and a publisher on kombu's transport or on the worker's own
+    broker.start_worker()
+    publisher = Celery("publisher", broker=broker.url, amqp=amqp, set_as_current=False)
+    publisher.conf.update(task_ignore_result=True)
+    due = datetime.now(UTC) + timedelta(seconds=0.5)
+
+    # When it publishes a task with an ETA
+    with publisher:
+        publisher.send_task("record", ["x"], queue="first", eta=due)
+
+    # Then the task reads it, as on kombu's transport, although Redis has honoured it
+    broker.wait_for(lambda: broker.ended() == ["x"], 5, "its end")
+    assert broker.redis.lrange("etas", 0, -1) == [due.isoformat()]
 
 
 def test_countdown_of_a_bare_publisher_survives_its_worker(broker: BrokerHarness) -> None:

@@ -1,6 +1,7 @@
 """Messages of steps in a real Redis: before or behind others, or published by the script that ends a step."""
 
 import json
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,9 @@ from redis import Redis
 from shared.messages import DeployMessage
 from tests.integration.broker.broker_harness import BrokerHarness
 from worker.broker.transport import Channel
+from worker.lua import Scripts
+from worker.pre_processor.poll import resume
+from worker.pre_processor.waitlist import Waitlist, WaitlistName
 from worker.runs.keys import heartbeats_key
 from worker.runs.model import Continue, Step, StoredRun
 from worker.runs.publisher import CeleryPublisher
@@ -99,6 +103,33 @@ def test_a_step_without_its_lock_publishes_the_next_one(runs: Runs, run: StoredR
 
     assert names(redis, "first") == ["second"]
     assert redis.get(run.lease.key) == "another"
+
+
+def test_runs_leave_their_list_with_their_messages(
+    runs: Runs, redis: "Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given runs that wait, one after the other
+    waitlist = Waitlist(redis, WaitlistName("", 1, "digits", "1.0.0"))
+    messages = [DeployMessage.model_validate({"job": job, "plugin": "p@1", "agent": 1}) for job in (1, 2, 3)]
+    for message in messages:
+        runs.store.accept(message, "first")
+        waitlist.join(message.job, 60.0)
+    redis.delete(heartbeats_key())
+    scripts: list[str] = []
+    run_script = Scripts.run
+    monkeypatch.setattr(
+        Scripts, "run", lambda self, name, *args: (scripts.append(name), run_script(self, name, *args))[1]
+    )
+
+    # When their pre-processor runs
+    resume(waitlist, runs, math.inf)
+
+    # Then one script has published the next step of all, in their order, and has emptied the list
+    fetched = [json.loads(each) for each in reversed(redis.lrange("first", 0, -1))]
+    assert {each["headers"]["task"] for each in fetched} == {"to_task.fetch_tasks"}
+    assert [each["headers"]["kwargsrepr"] for each in fetched] == [f"{{'job': '{job}'}}" for job in (1, 2, 3)]
+    assert (waitlist.waiters(), scripts) == ([], ["resume"])
+    assert redis.zcard(heartbeats_key()) == 3
 
 
 def test_a_separate_broker_has_the_message_before_the_release(

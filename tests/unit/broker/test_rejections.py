@@ -23,7 +23,7 @@ from worker.broker.rejections import (
     step_unknown,
 )
 from worker.runs.runs import Runs, Timing
-from worker.workflow import dead_letters
+from worker.workflow import rejected_jobs
 
 
 def test_message_is_kept_with_its_arguments() -> None:
@@ -81,10 +81,10 @@ def sender(redis: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingPub
     runs = Runs(redis, sender, Timing(60.0))
     known = {"job": "known", "plugin": "digits@1.0.0", "agent": 1}
     runs.store.accept(DeployMessage.model_validate(known), "deploy")
-    monkeypatch.setattr(dead_letters, "services", lambda: SimpleNamespace(redis=redis, runs=runs))
-    message_rejected.connect(dead_letters.reject_undelivered)
+    monkeypatch.setattr(rejected_jobs, "services", lambda: SimpleNamespace(redis=redis, runs=runs))
+    message_rejected.connect(rejected_jobs.reject_undelivered)
     yield sender
-    message_rejected.disconnect(dead_letters.reject_undelivered)
+    message_rejected.disconnect(rejected_jobs.reject_undelivered)
 
 
 def rejected(task: str = "deploy", **kwargs: Any) -> RejectedMessage:
@@ -97,7 +97,7 @@ def test_job_of_a_rejected_message_fails_with_the_reason(redis: Any, sender: Rec
     ((_, letter),) = redis.xrange(dead_letters_key())
     assert (letter["task"], letter["body"], letter["reason"]) == ("deploy", message.body, message.reason)
     (sent,) = sender.published
-    assert sent.name == dead_letters.END_REJECTED_JOB.name
+    assert sent.name == rejected_jobs.END_REJECTED_JOB.name
     assert sent.kwargs == {"job": "7", "reason": "embed is not a dict", "tenant": "t"}
 
 

@@ -10,7 +10,7 @@ import trustme
 
 from tests.unit.platform.stream_server import Wire, log_server
 from worker.platform import AgentClient, ClientConnectionError
-from worker.platform.transport import tls_context
+from worker.platform.deadlines import tls_context
 
 both = pytest.mark.parametrize("protocol", ["stream", "websocket"])
 

@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.harness.in_process_worker import celery_request
 from tests.unit.pre_processor.waitlist_harness import NAME, WaitlistHarness
 from worker.pre_processor import tasks
+from worker.runs.publisher import NEXT_STEP, STEP_HEADER
 from worker.testing import FakeBackend
 
 
@@ -19,6 +20,7 @@ class Delivery:
 
     def __init__(self) -> None:
         self.retries: list[tuple[dict[str, Any], float]] = []
+        self.headers: list[dict[str, Any]] = []
 
     def poll(self, *, redelivered: bool = False, **kwargs: Any) -> None:
         task = tasks.await_ready
@@ -39,6 +41,7 @@ def delivery(harness: WaitlistHarness, monkeypatch: pytest.MonkeyPatch) -> Itera
 
     def publish(args: object = None, kwargs: Any = None, **options: Any) -> None:
         delivery.retries.append((kwargs, options["countdown"]))
+        delivery.headers.append(options["headers"])
 
     monkeypatch.setattr(tasks.await_ready.__class__, "apply_async", staticmethod(publish))
     return delivery
@@ -59,6 +62,22 @@ def test_the_last_poll_is_not_retried(
     backend.add_application()
     delivery.poll(room=NAME.key, generation=1)
     assert delivery.retries == []
+
+
+def test_a_poll_that_resumes_more_runs_goes_before_them(
+    harness: WaitlistHarness, delivery: Delivery, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a poll that waits, and then one that resumes less than all runs within its time
+    harness.wait("1", "2")
+    delivery.poll(room=NAME.key, generation=1)
+    backend.add_application()
+    monkeypatch.setattr("worker.pre_processor.poll.BATCH_WAITERS", 1)
+    monkeypatch.setattr("worker.pre_processor.poll.MAX_POLL_SECONDS", 0)
+    delivery.poll(room=NAME.key, generation=2)
+
+    # Then that goes on at once, before the steps of the runs that it has resumed
+    assert [countdown for _, countdown in delivery.retries] == [0.5, 0]
+    assert [headers.get(STEP_HEADER) for headers in delivery.headers] == [None, NEXT_STEP]
 
 
 def test_a_poll_without_redis_is_retried_as_redelivered(

@@ -22,7 +22,7 @@ from worker.platform import (
 )
 from worker.platform import register_settings as register
 from worker.platform.responses import HttpResponse, response_error
-from worker.platform.streams.parser import truncate_line
+from worker.platform.streams.lines import truncate_line
 from worker.plugins.runner import MAX_MESSAGE_CHARS, describe_error
 from worker.pre_processor.serve_application import counts_as_failed, find_pre_processor, snapshot_of
 from worker.runs.publisher import RedactedRequest

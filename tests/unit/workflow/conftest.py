@@ -19,7 +19,7 @@ def services(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> FakeServices:
     monkeypatch.setattr("worker.workflow.task.services", lambda: services)
     monkeypatch.setattr(control, "services", lambda: services)
     # The tested task_runner is the contract's `deploy`, without the workflow behind it.
-    monkeypatch.setattr("worker.workflow.dead_letters.RUN_TASKS", ("test.deploy",))
+    monkeypatch.setattr("worker.workflow.rejected_jobs.RUN_TASKS", ("test.deploy",))
     return services
 
 

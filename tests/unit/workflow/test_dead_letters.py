@@ -17,8 +17,9 @@ from worker.broker import UNKNOWN_STEP, RejectedMessage
 from worker.deploy.plan import DEPLOY
 from worker.platform import ServerError
 from worker.runs.keys import lock_key
-from worker.workflow.dead_letters import DeadLetters, reject_undelivered, seconds_unknown
+from worker.workflow.dead_letters import DeadLetters
 from worker.workflow.intake import begin_run
+from worker.workflow.rejected_jobs import reject_undelivered, seconds_unknown
 
 MESSAGE: dict[str, Any] = {"job": 42, "plugin": "digits@1.0.0", "agent": 1}
 
@@ -294,7 +295,7 @@ def test_a_job_that_ended_before_the_rejection_is_not_opened(
 @pytest.fixture
 def lost(services: FakeServices, monkeypatch: pytest.MonkeyPatch) -> RejectedMessage:
     """A message of a step that no worker knew."""
-    monkeypatch.setattr("worker.workflow.dead_letters.services", lambda: services)
+    monkeypatch.setattr("worker.workflow.rejected_jobs.services", lambda: services)
     kwargs = {"job": "42"}
     return RejectedMessage("deploy.newer", json.dumps([[], kwargs, {}]), UNKNOWN_STEP, "m1", kwargs)
 

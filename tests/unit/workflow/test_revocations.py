@@ -20,8 +20,7 @@ from tests.unit.broker.task_messages import message
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner, dead_letters
 from worker.broker.rejections import message_rejected
 from worker.lua import redis_time
-from worker.workflow import dead_letters as letters
-from worker.workflow import revocations
+from worker.workflow import rejected_jobs, revocations
 from worker.workflow.dead_letters import DeadLetters
 from worker.workflow.revocations import (
     CANNOT_TERMINATE,
@@ -75,12 +74,12 @@ PAST = (datetime.now(UTC) - timedelta(seconds=3)).isoformat()
 @pytest.fixture
 def connected(services: FakeServices, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingPublisher]:
     """What is published while the app has connected the rejections of the broker."""
-    monkeypatch.setattr(letters, "services", lambda: services)
-    monkeypatch.setattr(letters, "RUN_TASKS", ("deploy", "test.deploy"))
+    monkeypatch.setattr(rejected_jobs, "services", lambda: services)
+    monkeypatch.setattr(rejected_jobs, "RUN_TASKS", ("deploy", "test.deploy"))
     monkeypatch.setattr(message_rejected, "receivers", [])
-    message_rejected.connect(letters.reject_undelivered)
+    message_rejected.connect(rejected_jobs.reject_undelivered)
     yield services.sender
-    message_rejected.disconnect(letters.reject_undelivered)
+    message_rejected.disconnect(rejected_jobs.reject_undelivered)
 
 
 def receive(kwargs: dict[str, Any], task: str = "deploy", **headers: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
+from worker.platform.deadlines import tls_context
 from worker.platform.errors import ClientError, StreamError, StreamLimitExceededError, WebSocketError
 from worker.platform.responses import response_error
 from worker.platform.streams.connection import (
@@ -17,7 +18,7 @@ from worker.platform.streams.connection import (
     enable_keepalive,
 )
 from worker.platform.streams.parser import LogDecoder, StreamProtocol, Transport, transports_for
-from worker.platform.transport import ResponseReader, tls_context, transport_error
+from worker.platform.transport import ResponseReader, transport_error
 
 READ_AHEAD_BYTES: Final = 32 * 1024
 """aiohttp stops reading while twice as many bytes are unread; then the agent has to wait."""

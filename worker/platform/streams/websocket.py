@@ -12,6 +12,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
+from worker.platform.deadlines import tls_context
 from worker.platform.errors import (
     ClientConnectionError,
     ClientError,
@@ -25,7 +26,7 @@ from worker.platform.streams.connection import (
     enable_keepalive,
 )
 from worker.platform.streams.parser import LogDecoder
-from worker.platform.transport import tls_context, transport_error
+from worker.platform.transport import transport_error
 
 READ_AHEAD_BYTES: Final = 64 * 1024
 """Unread bytes at which reading stops; then the kernel's buffers fill and the agent has to wait."""

@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from worker.platform.streams.parser import EVENT_PREFIX, LineSplitter
+from worker.platform.streams.lines import EVENT_PREFIX, LineSplitter
 from worker.sandbox.agent.cluster import Dashboard, job_path
 from worker.sandbox.api import Api, ApiError, api_error, json_response
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.platform import StreamError, StreamLimitExceededError, StreamLimits, ValidationError
+from worker.platform.streams.lines import LineSplitter
 from worker.platform.streams.parser import (
-    LineSplitter,
     LogDecoder,
     StreamEvent,
     parse_event,
