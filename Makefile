@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: help setup demo test test-all chaos unit lint house bench bench-quick scale foreign foreign-quick sdk docs lock clean
+.PHONY: help setup demo test test-all chaos unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
 # Tests share the machine's cores and its Ray: one target at a time, also with -j.
 .NOTPARALLEL:
 
@@ -50,11 +50,14 @@ chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=
 
 test-all: test chaos sdk  ## Everything: test, chaos and sdk, each part where what it needs is found
 
-bench: $(STAMP)  ## Measure, as ratios against bare loops and libraries
-bench-quick: $(STAMP)  ## The same measurements with smaller counts: about a minute each
+bench: $(STAMP)  ## Measure, as ratios against bare loops and libraries; a table, JSON and a picture
+bench-quick: $(STAMP)  ## What has a goal, with small counts: under three minutes
 bench-quick: OPTIONS = --quick
 bench bench-quick:
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(OPTIONS) || exit 1; done
+	@$(BIN)/python benchmarks/bench.py $(OPTIONS)
+
+bench-ratio: $(STAMP)  ## One of them, for the log of CI: annotating by file against a bare loop; seconds
+	@$(BIN)/python benchmarks/annotate.py --only file-20
 
 scale: $(STAMP)  ## Measure the costs that docs/scale.md derives from, and write its tables
 	@$(BIN)/python benchmarks/scale_costs.py --write

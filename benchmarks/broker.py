@@ -4,7 +4,6 @@ A delay is the time from publishing to the task's first line, on an idle worker 
 tasks by countdown all the time. The file is also the Celery app of the workers that it starts.
 """
 
-import argparse
 import os
 import random
 import statistics
@@ -19,6 +18,7 @@ from typing import Any
 
 import psutil
 from celery import Celery
+from common.results import Row, argument_parser, report
 from redis import Redis
 
 from worker.sandbox import wait_for
@@ -145,15 +145,19 @@ def measure(transport: str, size: Size, folder: Path) -> dict[str, float]:
     return figures
 
 
-def main() -> None:
+def compare(size: Size) -> Iterator[Row]:
     """Measure kombu's transport and the worker's, one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer messages: a minute at most")
-    size = QUICK if parser.parse_args().quick else FULL
     with TemporaryDirectory() as folder:
         kombu, worker = (measure(transport, size, Path(folder)) for transport in ("kombu", "worker"))
     for name, value in worker.items():
-        print(f"{name}: kombu {kombu[name]:.2f}, worker {value:.2f}, ratio {value / kombu[name]:.2f}")
+        what, _, unit = name.rpartition(", ")
+        yield Row(f"broker: {what}", value, unit, "stock kombu", kombu[name])
+
+
+def main() -> None:
+    """Measure and report."""
+    arguments = argument_parser(__doc__, quick="fewer messages: a minute at most").parse_args()
+    report(compare(QUICK if arguments.quick else FULL), arguments, __file__)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Bare Celery has the stock transport and makes the same calls. The file is also t
 worker, and the module with the steps of the engine's worker.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import httpx
 import psutil
 from celery import Celery, chain, shared_task
+from common.results import Row, argument_parser, report
 from common.stub_backend import PLUGIN, stub_backend
 from redis import Redis
 
@@ -26,6 +26,7 @@ from shared import Publisher, ToTaskMessage
 from shared.channels import job_key
 from worker.sandbox import wait_for
 from worker.sandbox.processes import Process, clean_environment, start_process
+from worker.sandbox.sandbox import ALL_QUEUES
 from worker.sandbox.servers import RedisServer
 
 MAX_WAIT_SECONDS = 600
@@ -210,6 +211,8 @@ class Bench:
     def __init__(self, folder: Path, redis_url: str, backend: str) -> None:
         self._folder, self.redis_url, self.backend = folder, redis_url, backend
         self.redis = Redis.from_url(redis_url, decode_responses=True)
+        self.start_seconds = 0.0
+        """Until the newest worker was ready."""
 
     @contextmanager
     def worker(self, app: str, *options: str, number: int = 0, **settings: str) -> Iterator[Process]:
@@ -230,15 +233,16 @@ class Bench:
             **settings,
         }
         if app == "worker":
-            env["BENCH_STEPS"] = "1"
-            options = ("-Q", "deploy,to_task,annotate,logs,control", "-I", "engine", *options)
+            options = ("-Q", ALL_QUEUES, *options)
         celery = [str(Path(sys.executable).with_name("celery")), "-A", app, "worker", "--pool", "threads"]
         celery += ["-c", str(THREADS), "-l", "INFO", "-n", f"{app}{number}@bench", *options]
         log = self._folder / f"{app}{number}.log"
         begun = log.stat().st_size if log.exists() else 0
+        started = time.monotonic()
         process = start_process("worker", celery, log=log, env=env, cwd=HERE)
         try:
             process.wait_until(lambda: "ready" in log.read_text()[begun:], MAX_WAIT_SECONDS)
+            self.start_seconds = time.monotonic() - started
             # A worker sends task events for a while after its start.
             with Celery("control", broker=self.redis_url, set_as_current=False) as control:
                 control.control.disable_events()
@@ -289,6 +293,14 @@ class Bench:
         """From now on the backend says that they do."""
         httpx.post(f"{self.backend}/ready/", trust_env=False).raise_for_status()
 
+    def set_latency(self, milliseconds: int) -> None:
+        """From now on each answer of the backend takes so long, and writes are counted anew."""
+        httpx.post(f"{self.backend}/latency/{milliseconds}/", trust_env=False).raise_for_status()
+
+    def writes(self) -> Any:
+        """What was written since the last `set_latency`: `tasks`, `writes`, and their `span`, two times."""
+        return httpx.get(f"{self.backend}/writes/", trust_env=False).json()
+
     def await_quiet(self) -> None:
         """Wait until the jobs are updated no more."""
         known, since = -1, time.monotonic()
@@ -309,17 +321,15 @@ def count_walked(redis: "Redis", _first: int, _count: int) -> int:
     return int(redis.get("walked") or 0)
 
 
-def compare(what: str, bare: Cost, engine: Cost) -> None:
-    """Print the figures and the ratios."""
-    print(
-        f"{what}: CPU bare {bare.cpu_ms:.1f} ms, engine {engine.cpu_ms:.1f} ms,"
-        f" ratio {engine.cpu_ms / bare.cpu_ms:.2f}"
-    )
-    print(f"  rate: bare {bare.rate:.1f}/s, engine {engine.rate:.1f}/s, ratio {engine.rate / bare.rate:.2f}")
-    print(f"  Redis commands: bare {bare.commands:.0f}, engine {engine.commands:.0f}")
-    for name, cost in (("bare", bare), ("engine", engine)):
-        if cost.calls:
-            print(f"  calls, {name}: " + ", ".join(f"{kind} {each:.2f}" for kind, each in cost.calls.items()))
+def compare(what: str, bare: Cost, engine: Cost) -> Iterator[Row]:
+    """A row a figure."""
+    against = "bare Celery, the same calls"
+    yield Row(f"{what}: CPU", engine.cpu_ms, "ms", against, bare.cpu_ms)
+    yield Row(f"{what}: rate", engine.rate, "a second", against, bare.rate)
+    yield Row(f"{what}: commands of Redis", engine.commands, "", against, bare.commands)
+    for kind in sorted(engine.calls | bare.calls):
+        called, theirs = engine.calls.get(kind, 0.0), bare.calls.get(kind)
+        yield Row(f"{what}: requests {kind}", called, "", against, theirs)
 
 
 @contextmanager
@@ -338,22 +348,25 @@ def start_bench() -> Iterator[Bench]:
             server.stop()
 
 
-def main() -> None:
+def measure(size: Size) -> Iterator[Row]:
     """Measure bare Celery and the engine, one after the other, in both walks."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer runs: about a minute")
-    size = QUICK if parser.parse_args().quick else FULL
     with start_bench() as bench:
         with bench.worker("engine") as worker:
             bare_walk = bench.measure(worker, publish_walks, count_walked, size.runs)
         with bench.worker("worker") as worker:
             engine_walk = bench.measure(worker, publish_runs, count_waiting, size.runs)
-        compare("a run until it waits", bare_walk, engine_walk)
+        yield from compare("a run until it waits", bare_walk, engine_walk)
         with bench.worker("engine") as worker:
             bare_chain = bench.measure(worker, publish_chains, count_walked, size.chains)
-        with bench.worker("worker") as worker:
+        with bench.worker("worker", "-I", "engine", BENCH_STEPS="1") as worker:
             engine_chain = bench.measure(worker, publish_steps, count_walked, size.chains)
-        compare(f"a chain of {STEPS} steps that do nothing", bare_chain, engine_chain)
+        yield from compare(f"a chain of {STEPS} steps that do nothing", bare_chain, engine_chain)
+
+
+def main() -> None:
+    """Measure and report."""
+    arguments = argument_parser(__doc__, quick="fewer runs: about a minute").parse_args()
+    report(measure(QUICK if arguments.quick else FULL), arguments, __file__)
 
 
 if __name__ == "__main__":

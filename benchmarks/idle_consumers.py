@@ -4,7 +4,6 @@ Connections in a few processes stand for workers. Messages come one by one, each
 the same consumers cost without messages is subtracted, and is a figure of its own.
 """
 
-import argparse
 import multiprocessing
 import random
 import statistics
@@ -16,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import kombu
+from common.results import Row, argument_parser, report
 from kombu.asynchronous import Hub
 from redis import Redis
 
@@ -86,8 +86,8 @@ def _difference(redis: "Redis", before: tuple[float, ...]) -> list[float]:
     return [now - then for now, then in zip(_used(redis), before, strict=True)]
 
 
-def measure(transport: str, count: int, messages: int, folder: Path) -> dict[str, float]:
-    """All figures for so many idle consumers, by their descriptions."""
+def measure(transport: str, count: int, messages: int, folder: Path) -> dict[tuple[str, str], float]:
+    """All figures for so many idle consumers, by their descriptions and units."""
     server = RedisServer(folder / f"redis-{transport}-{count}")
     server.start()
     try:
@@ -118,35 +118,37 @@ def measure(transport: str, count: int, messages: int, folder: Path) -> dict[str
             )
             wait_for(lambda: not any(redis.llen(name) for name in QUEUES), 10, "empty queues")
             return {
-                "Redis CPU a message, µs": cpu,
-                "Redis CPU a message with what idling costs, µs": used[0] / messages,
-                "commands a message, those of scripts included": commands,
-                "scripts a message": scripts,
-                "delay p50, ms": statistics.median(found),
-                "delay p99, ms": found[int(0.99 * messages)],
-                "Redis CPU a second without messages, µs": idle[0],
+                ("Redis CPU a message", "µs"): cpu,
+                ("Redis CPU a message with what idling costs", "µs"): used[0] / messages,
+                ("commands a message, those of scripts included", ""): commands,
+                ("scripts a message", ""): scripts,
+                ("delay p50", "ms"): statistics.median(found),
+                ("delay p99", "ms"): found[int(0.99 * messages)],
+                ("Redis CPU a second without messages", "µs"): idle[0],
             }
     finally:
         server.stop()
 
 
-def main() -> None:
+def compare(messages: int) -> Iterator[Row]:
     """Measure both transports with each number of consumers."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer messages: a minute at most")
-    messages = QUICK if parser.parse_args().quick else FULL
-    figures: dict[tuple[str, int], dict[str, float]] = {}
+    figures: dict[tuple[str, int], dict[tuple[str, str], float]] = {}
     with TemporaryDirectory() as folder:
         for count in IDLE_CONSUMERS:
             for transport in CONNECTIONS:
                 figures[transport, count] = measure(transport, count, messages, Path(folder))
     for count in IDLE_CONSUMERS:
-        print(f"-- {count} consumers")
-        for name, value in figures["worker", count].items():
-            stock, alone = figures["kombu", count][name], figures["worker", 1][name]
-            of_stock = f"{value / stock:.2f} of kombu's" if stock > 0.05 else "kombu has none"
-            of_alone = f"{value / alone:.2f} of one consumer's" if alone > 0.05 else "one consumer has none"
-            print(f"{name}: kombu {stock:.2f}, worker {value:.2f}: {of_stock}, {of_alone}")
+        for (name, unit), value in figures["worker", count].items():
+            stock, alone = figures["kombu", count][name, unit], figures["worker", 1][name, unit]
+            note = f"{value / alone:.2f} of one consumer's" if count > 1 and alone > 0.05 else ""
+            what = f"{count} idle consumers: {name}"
+            yield Row(what, value, unit, "stock kombu", stock if stock > 0.05 else None, note=note)
+
+
+def main() -> None:
+    """Measure and report."""
+    arguments = argument_parser(__doc__, quick="fewer messages: a minute at most").parse_args()
+    report(compare(QUICK if arguments.quick else FULL), arguments, __file__)
 
 
 if __name__ == "__main__":

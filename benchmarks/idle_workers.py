@@ -4,15 +4,16 @@ Each worker's works (`worker.maintenance`) run in threads of this process, with 
 transport of an idle worker costs is measured by `benchmarks/broker.py`.
 """
 
-import argparse
 import logging
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import structlog
+from common.results import Row, argument_parser, report
 from redis import Redis
 
 from worker.sandbox.servers import RedisServer
@@ -52,11 +53,8 @@ def cost_of(redis: Redis, workers: int, warm_up_seconds: float, seconds: float) 
     return Cost(sum(stat["calls"] for stat in found) / seconds, sum(stat["usec"] for stat in top) / seconds)
 
 
-def main() -> None:
-    """Print the costs and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a shorter measurement")
-    seconds = 30.0 if parser.parse_args().quick else 120.0
+def compare(seconds: float) -> Iterator[Row]:
+    """The costs of ten workers against those of one."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with TemporaryDirectory() as folder:
         server = RedisServer(Path(folder) / "redis")
@@ -74,13 +72,16 @@ def main() -> None:
             costs = [cost_of(redis, workers, 40.0, seconds) for workers in WORKERS]
         finally:
             server.stop()
-    for workers, cost in zip(WORKERS, costs, strict=True):
-        print(f"{workers} idle: {cost.commands:.2f} commands/s, {cost.microseconds:.0f} us of Redis a second")
     one, ten = costs
-    print(
-        f"ten against one: {ten.commands / one.commands:.2f} of the commands,"
-        f" {ten.microseconds / one.microseconds:.2f} of the time"
-    )
+    yield Row("sweeps of ten idle workers: commands", ten.commands, "a second", "one worker", one.commands)
+    time_of = "sweeps of ten idle workers: time of Redis"
+    yield Row(time_of, ten.microseconds, "µs a second", "one worker", one.microseconds)
+
+
+def main() -> None:
+    """Measure and report."""
+    arguments = argument_parser(__doc__, quick="a shorter measurement").parse_args()
+    report(compare(30.0 if arguments.quick else 120.0), arguments, __file__)
 
 
 if __name__ == "__main__":

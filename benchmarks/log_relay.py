@@ -1,10 +1,10 @@
 """The log relay against a baseline: speed of one fast log, delay of many slow logs, takeover after a kill."""
 
-import argparse
 import asyncio
 import json
 import math
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -17,6 +17,7 @@ import httpx
 import psutil
 import uvloop
 import websockets
+from common.results import Row, argument_parser, at_most, report
 from redis import Redis
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import Redis as AsyncRedis
@@ -47,13 +48,14 @@ class Size:
     late_seconds: float
     """A line that does not arrive by then counts as slower than all others."""
     takeovers: int
+    protocols: tuple[str, ...] = ("stream", "websocket")
 
 
 FULL = Size(50_000, (100, 1_000), settle_seconds=10, seconds=15, late_seconds=5, takeovers=3)
-QUICK = Size(10_000, (100,), settle_seconds=3, seconds=4, late_seconds=2, takeovers=1)
+QUICK = Size(10_000, (100,), 3, seconds=4, late_seconds=2, takeovers=0, protocols=("stream",))
 
 
-def measure_fast_log(harness: LogRelayHarness, lines: int) -> None:
+def measure_fast_log(harness: LogRelayHarness, lines: int) -> Iterator[Row]:
     """Lines a second, from the agent to the channel."""
     ray_job = f"{lines}-0-0-succeeded-fast"
     started = time.perf_counter()
@@ -68,10 +70,9 @@ def measure_fast_log(harness: LogRelayHarness, lines: int) -> None:
         seconds = time.perf_counter() - started
         cpu = sum(process.cpu_times()[:2]) - cpu
         memory = process.memory_info().rss / 2**20
-    relayed = lines / seconds
-    print(f"one fast log of {lines:,} lines: baseline (httpx, PUBLISH a line) {baseline:,.0f} lines/s")
-    print(f"  relay (numbered, masked, kept, published) {relayed:,.0f} lines/s:")
-    print(f"  {relayed / baseline:.2f} times the baseline; {cpu:.1f} s of CPU, {memory:.0f} MB")
+    what = f"log relay: one fast log of {lines:,} lines, numbered, masked, kept, published"
+    note = f"{cpu:.1f} s of CPU, {memory:.0f} MB"
+    yield Row(what, lines / seconds, "lines/s", "httpx, PUBLISH a line", baseline, note=note)
 
 
 async def baseline_loop(harness: LogRelayHarness, ray_job: str) -> None:
@@ -85,11 +86,10 @@ async def baseline_loop(harness: LogRelayHarness, ray_job: str) -> None:
     await redis.aclose()
 
 
-def measure_many_logs(harness: LogRelayHarness, count: int, protocol: str, size: Size) -> None:
+def measure_many_logs(harness: LogRelayHarness, count: int, protocol: str, size: Size) -> Iterator[Row]:
     """Delay from the time at which a line is due to its arrival, through the relay and the baseline."""
     jobs = {f"{protocol}{n}": f"{RATE * 600}-{RATE}-0-succeeded-{protocol}{n}" for n in range(count)}
     channels = [logs_channel(job) for job in list(jobs)[:: count // MEASURED_LOGS]]
-    print(f"{count:,} logs at {RATE} lines/s over {protocol}, from due to listener:")
     with baseline_process(harness, protocol, count) as process:
         baseline = measure(harness, process, channels, size)
     with relay_process(harness) as process:
@@ -98,10 +98,19 @@ def measure_many_logs(harness: LogRelayHarness, count: int, protocol: str, size:
         wait_for(lambda: harness.redis.hlen(log_owners_key()) == count, MAX_WAIT_SECONDS, "start of all")
         relayed = measure(harness, process, channels, size)
     harness.redis.flushdb()
-    print(f"  baseline {baseline}")
-    print(f"  relay    {relayed}")
-    per_line = (relayed.cpu / relayed.arrived) / (baseline.cpu / baseline.arrived) if baseline.arrived else 0
-    print(f"  CPU of the relay for a line: {per_line:.2f} times the baseline's")
+    what, against = f"log relay: {count:,} logs at {RATE} lines/s over {protocol}", "bare loop"
+    for name, ours, theirs, goal in (
+        ("delay p50", relayed.p50, baseline.p50, None),
+        ("delay p99", relayed.p99, baseline.p99, at_most(50, of_figure=True)),
+    ):
+        note = f"{relayed.arrived:.0%} of the lines arrived; {relayed}" if goal else ""
+        yield Row(f"{what}: {name}", ours * 1e3, "ms", against, theirs * 1e3, goal, note)
+    lines_a_second = count * RATE
+    cpu, theirs = (
+        found.cpu / (found.arrived * lines_a_second) * 1e6 if found.arrived else math.inf
+        for found in (relayed, baseline)
+    )
+    yield Row(f"{what}: CPU a line", cpu, "µs", against, theirs, at_most(0.5))
 
 
 @dataclass(frozen=True)
@@ -120,9 +129,8 @@ class Measurement:
     def __str__(self) -> str:
         other_processes = ", ".join(f"{name} {cpu:.0%}" for name, cpu in self.other_processes.items())
         return (
-            f"p50 {self.p50 * 1000:.0f} ms, p99 {self.p99 * 1000:.0f} ms, {self.arrived:.0%} of lines;\n"
-            f"    {self.cpu:.0%} of a core, waited for {self.waited:.0%} of the time; {self.memory:.0f} MB\n"
-            f"    ({other_processes}; load of the machine {self.load:.1f} on {psutil.cpu_count()} cores)"
+            f"{self.cpu:.0%} of a core, waited for one {self.waited:.0%} of the time, {self.memory:.0f} MB;"
+            f" {other_processes}; load of the machine {self.load:.1f}"
         )
 
 
@@ -182,7 +190,7 @@ def line_delays(pubsub: PubSub, started: float, size: Size) -> Iterator[float]:
                 yield time.time() - due
 
 
-def measure_takeover(harness: LogRelayHarness, count: int) -> None:
+def measure_takeover(harness: LogRelayHarness, count: int) -> Iterator[Row]:
     """Seconds without a line after the relay is killed."""
     waits = []
     for number in range(count):
@@ -203,7 +211,8 @@ def measure_takeover(harness: LogRelayHarness, count: int) -> None:
         waits.append(time.perf_counter() - killed)
         second.kill()
         listener.close()
-    print(f"takeover after kill -9: {', '.join(f'{wait:.1f}' for wait in waits)} s until the next line")
+    spread = ", ".join(f"{wait:.1f}" for wait in waits)
+    yield Row("log relay: from kill -9 to the next line", statistics.median(waits), "s", note=f"of {spread}")
 
 
 @contextmanager
@@ -255,22 +264,22 @@ async def run_baseline(protocol: str, count: int, port: int, redis_url: str) -> 
     await asyncio.gather(*(follow(number) for number in range(count)))
 
 
-def main(size: Size) -> None:
+def measure_all(size: Size) -> Iterator[Row]:
     """Run all measurements."""
     with (
         tempfile.TemporaryDirectory(prefix="log-relay-") as folder,
         closing(LogRelayHarness(Path(folder))) as harness,
     ):
-        measure_fast_log(harness, size.fast_lines)
+        yield from measure_fast_log(harness, size.fast_lines)
         for count in size.log_counts:
-            measure_many_logs(harness, count, "stream", size)
-            measure_many_logs(harness, count, "websocket", size)
-        measure_takeover(harness, size.takeovers)
+            for protocol in size.protocols:
+                yield from measure_many_logs(harness, count, protocol, size)
+        if size.takeovers:
+            yield from measure_takeover(harness, size.takeovers)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer lines and logs: about a minute")
+    parser = argument_parser(__doc__, quick="fewer lines and logs: half a minute")
     # The process of the baseline, which the benchmark itself starts.
     parser.add_argument("--baseline", nargs=4, metavar=("PROTOCOL", "COUNT", "PORT", "REDIS_URL"))
     arguments = parser.parse_args()
@@ -278,4 +287,4 @@ if __name__ == "__main__":
         protocol, count, port, redis_url = arguments.baseline
         uvloop.run(run_baseline(protocol, int(count), int(port), redis_url))
     else:
-        main(QUICK if arguments.quick else FULL)
+        report(measure_all(QUICK if arguments.quick else FULL), arguments, __file__)

@@ -4,13 +4,13 @@ The rates of bare Celery are those of `engine.py`: the same calls in six chained
 nothing.
 """
 
-import argparse
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, replace
 
 import psutil
+from common.results import Row, argument_parser, at_most, report
 from engine import (
     MAX_WAIT_SECONDS,
     WARM_UP,
@@ -185,38 +185,44 @@ class ManyRuns:
         )
 
 
-def print_figures(pre_processors: int, found: Figures, rates: Bare) -> None:
-    """One line a goal."""
-    runs = found.runs
-    of_one_core = (found.waiting.cpu - found.idle.cpu) / IDLE_SECONDS
-    polls = (found.waiting.requests - found.idle.requests) / IDLE_SECONDS
-    of_redis = (found.waiting.redis_cpu - found.idle.redis_cpu) / IDLE_SECONDS
+def rows_of(pre_processors: int, found: Figures, rates: Bare) -> Iterator[Row]:
+    """One row a goal."""
+    runs, what = found.runs, f"{found.runs:,} runs, {pre_processors} pre-processors"
     bare_walk, bare_messages = runs / rates.walks, runs / rates.messages
-    print(
-        f"{runs} runs, {pre_processors} pre-processors:\n"
-        f"  accepted: {found.accepted.seconds:.1f} s, {found.accepted.seconds / bare_walk:.2f} of bare"
-        f" Celery's {bare_walk:.1f} s; {found.accepted.cpu / runs * 1e3:.1f} ms of CPU a run,"
-        f" {found.accepted.redis_cpu / runs * 1e6:.0f} µs of Redis\n"
-        f"  the first waits after {found.first_waits:.2f} s; 20 runs take"
-        f" {20 * found.accepted.seconds / runs:.2f} s, and bare Celery {20 / rates.walks:.2f} s\n"
-        f"  while they wait: {of_one_core:.2%} of a core and {found.waiting_mb - found.idle_mb:.0f} MB over"
-        f" an idle worker's {found.idle.cpu / IDLE_SECONDS:.2%} and {found.idle_mb:.0f} MB;"
-        f" {of_redis:.2%} of Redis, {polls:.1f} requests a second\n"
-        f"  left: {found.left.seconds:.1f} s, {found.left.seconds / bare_messages:.2f} of bare Celery's"
-        f" {bare_messages:.1f} s for as many messages; {found.left.cpu / runs * 1e3:.1f} ms of CPU a run"
-        f" to its end",
-        flush=True,
+    per_run = f"{found.accepted.cpu / runs * 1e3:.1f} ms of CPU a run"
+    per_run += f", {found.accepted.redis_cpu / runs * 1e6:.0f} µs of Redis"
+    walks = "bare Celery, the same calls"
+    yield Row(f"{what}: accepted", found.accepted.seconds, "s", walks, bare_walk, at_most(1.5), per_run)
+    yield Row(
+        f"{what}: the first waits",
+        found.first_waits,
+        "s",
+        note=f"20 runs of bare Celery: {20 / rates.walks:.2f} s",
+    )
+    idle, waiting = found.idle, found.waiting
+    for name, used, before in (
+        ("a worker's CPU while they wait", waiting.cpu, idle.cpu),
+        ("Redis's CPU while they wait", waiting.redis_cpu, idle.redis_cpu),
+    ):
+        yield Row(
+            f"{what}: {name}",
+            used / IDLE_SECONDS * 100,
+            "% of a core",
+            "idle worker",
+            before / IDLE_SECONDS * 100,
+        )
+    yield Row(f"{what}: memory while they wait", found.waiting_mb, "MB", "idle worker", found.idle_mb)
+    yield Row(f"{what}: memory of Redis", found.waiting_bytes, "bytes a run")
+    polls = (waiting.requests - idle.requests) / IDLE_SECONDS
+    yield Row(f"{what}: requests while they wait", polls, "a second")
+    left = f"{found.left.cpu / runs * 1e3:.1f} ms of CPU a run to its end"
+    yield Row(
+        f"{what}: left", found.left.seconds, "s", "as many bare messages", bare_messages, at_most(2), left
     )
 
 
-def main() -> None:
+def measure(size: Size, runs: int) -> Iterator[Row]:
     """Measure bare Celery, and the worker with each number of pre-processors."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer runs: about two minutes")
-    parser.add_argument("--runs", type=int, help="so many runs, in place of 10,000")
-    arguments = parser.parse_args()
-    size = QUICK if arguments.quick else FULL
-    runs = arguments.runs or size.runs
     with start_bench() as bench:
         with bench.worker("engine") as worker:
             walks = bench.measure(worker, publish_walks, count_walked, size.walks).rate
@@ -227,15 +233,24 @@ def main() -> None:
         # A bench each, because in one whose pre-processors run nothing waits any more.
         with start_bench() as bench, bench.worker("worker", **SETTINGS) as worker:
             found[count] = ManyRuns(bench, worker).measure(runs, count)
-        print_figures(count, found[count], Bare(walks, messages))
+        yield from rows_of(count, found[count], Bare(walks, messages))
     few, many = min(found), max(found)
-    for what, ratio in (
-        ("in all", found[many].cpu / found[few].cpu),
-        ("accepting", found[many].accepted.cpu / found[few].accepted.cpu),
-        ("waiting", found[many].waiting.cpu / found[few].waiting.cpu),
-        ("leaving", found[many].left.cpu / found[few].left.cpu),
+    for what, used, theirs in (
+        ("in all", found[many].cpu, found[few].cpu),
+        ("accepting", found[many].accepted.cpu, found[few].accepted.cpu),
+        ("waiting", found[many].waiting.cpu, found[few].waiting.cpu),
+        ("leaving", found[many].left.cpu, found[few].left.cpu),
     ):
-        print(f"CPU with {many} pre-processors against {few}, {what}: {ratio:.2f}")
+        yield Row(f"{runs:,} runs: CPU with {many} pre-processors, {what}", used, "s", f"with {few}", theirs)
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argument_parser(__doc__, quick="fewer runs: about two minutes")
+    parser.add_argument("--runs", type=int, help="so many runs, in place of 10,000")
+    arguments = parser.parse_args()
+    size = QUICK if arguments.quick else FULL
+    report(measure(size, arguments.runs or size.runs), arguments, __file__)
 
 
 if __name__ == "__main__":

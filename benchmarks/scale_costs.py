@@ -20,13 +20,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import kombu
-from common.stub_backend import PLUGIN, SPECIFICATION
+from annotate import message_of
 from engine import HERE, MAX_WAIT_SECONDS, Bench, start_bench
 from idle_consumers import QUEUES, consumers
 from many_runs import FIRST_JOB, SETTINGS, ManyRuns, Usage
 from redis import Redis
 
-from shared import Publisher, ToTaskMessage
+from shared import Publisher
 from shared.channels import job_key
 from worker.sandbox import wait_for
 from worker.sandbox.servers import RedisServer
@@ -248,12 +248,9 @@ def _bytes_of(redis: "Redis", job: int) -> int:
 
 def _run_by_file(bench: Bench, first: int, count: int, tasks: int) -> None:
     """Publish runs one after the other, each when the one before it has ended."""
-    params = {"name": "bench", "project": tasks + 1, "agent": 1, "method": "file"}
-    params |= {"target_specification_name": SPECIFICATION}
     with Publisher(bench.redis_url) as publisher:
         for job in range(first, first + count):
-            fields = {"job": job, "plugin": PLUGIN, "params": params}
-            publisher.publish(ToTaskMessage.model_validate(fields))
+            publisher.publish(message_of(job, tasks))
             key = job_key(str(job))
             wait_for(lambda key=key: bench.redis.hget(key, "status") in ENDED, MAX_WAIT_SECONDS, f"job {job}")
             if bench.redis.hget(key, "status") != "SUCCEEDED":

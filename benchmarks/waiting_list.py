@@ -5,11 +5,10 @@ time of a poll, of resuming all runs and of failing all, against publishing as m
 and the memory of a run that waits.
 """
 
-import argparse
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import structlog
 import yaml
 from celery import Celery
+from common.results import Row, argument_parser, at_most, report
 from redis import Redis
 
 from shared import JobStatus, Publisher, ToTaskMessage
@@ -201,34 +201,47 @@ class WaitingRuns:
         return polls
 
 
-def measure_costs(sizes: tuple[int, ...]) -> None:
-    """Print the cost of lists of these sizes, as ratios to the smallest and to bare Celery."""
+def measure_costs(sizes: tuple[int, ...]) -> Iterator[Row]:
+    """The cost of lists of these sizes, as ratios to the smallest and to bare Celery."""
     with TemporaryDirectory() as folder:
         server = RedisServer(Path(folder) / "redis")
         server.start()
         try:
             runs = WaitingRuns(server, Path(folder))
-            print_memory(runs)
+            yield from measure_memory(runs)
             first: Cost | None = None
             for size in sizes:
-                first = print_costs(runs, size, first)
+                found = measure_list(runs, size)
+                first = first or found.poll
+                yield from cost_rows(size, found, first)
         finally:
             server.stop()
 
 
-def print_memory(runs: WaitingRuns) -> None:
+def measure_memory(runs: WaitingRuns) -> Iterator[Row]:
     """What one run costs until it waits, and while it does."""
     runs.accept("1")  # dispatches
     accepted = cost_of(runs.redis, lambda: runs.accept("2"))
     sizes = {key: int(runs.redis.memory_usage(key, samples=0) or 0) for key in runs.keys_of("2")}
-    for key, size in sizes.items():
-        print(f"  {key}: {size} bytes ({runs.redis.object('encoding', key)})")
-    total = sum(sizes.values())
-    print(f"a run that waits: {len(sizes)} keys, {total} bytes, {accepted.commands} commands until then")
+    note = ", ".join(f"{key} {size} ({runs.redis.object('encoding', key)})" for key, size in sizes.items())
+    yield Row("a run that waits: memory of Redis", sum(sizes.values()), "bytes", note=note)
+    yield Row("a run until it waits: commands of Redis", accepted.commands, "")
 
 
-def print_costs(runs: WaitingRuns, size: int, first: Cost | None) -> Cost:
-    """One list; returns the cost of a poll of it."""
+@dataclass(frozen=True)
+class ListCosts:
+    """What one list costs, and publishing as many messages with bare Celery."""
+
+    poll: Cost
+    resume: Cost
+    resumed: int
+    fail: Cost
+    overdue_a_poll: int
+    published: Cost
+
+
+def measure_list(runs: WaitingRuns, size: int) -> ListCosts:
+    """Poll a list, resume all of its runs, and fail all."""
     backend, binary = runs.services.backend(), Redis.from_url(runs.services.settings.redis_url)
 
     def fill() -> None:
@@ -262,41 +275,25 @@ def print_costs(runs: WaitingRuns, size: int, first: Cost | None) -> Cost:
         bare.send_task, "to_task.fetch_tasks", kwargs={"job": "1"}, queue="bare", ignore_result=True
     )
     published = cost_of(runs.redis, lambda: [publish() for _ in range(size)])
-    first = first or poll
-    print(
-        f"{size} runs wait: a poll {poll.commands} commands, {poll.seconds * 1000:.1f} ms"
-        f" ({poll.commands / first.commands:.2f}, {poll.seconds / first.seconds:.2f} of the smallest)\n"
-        f"  all resumed ({resumed}): {resume.seconds:.2f} s, {resume.commands / size:.1f} commands a run,"
-        f" {resume.seconds / published.seconds:.2f} of publishing as many with bare Celery\n"
-        f"  all failed: {fail.seconds:.2f} s, {fail.commands / size:.1f} commands a run,"
-        f" {fail.seconds / published.seconds:.2f} of that; of as many overdue one poll sees to {size - left}"
-    )
     binary.close()
-    return first
+    return ListCosts(poll, resume, resumed, fail, size - left, published)
 
 
-def main() -> None:
+def cost_rows(size: int, found: ListCosts, first: Cost) -> Iterator[Row]:
+    """A list's costs, against those of the smallest one and of bare Celery."""
+    what, smallest, celery = f"{size:,} runs wait", "the smallest list", "publishing with bare Celery"
+    yield Row(f"{what}: commands of a poll", found.poll.commands, "", smallest, first.commands)
+    yield Row(f"{what}: a poll", found.poll.seconds * 1e3, "ms", smallest, first.seconds * 1e3)
+    for name, cost, note in (
+        ("all resumed", found.resume, f"{found.resumed} messages"),
+        ("all failed", found.fail, f"of as many overdue one poll sees to {found.overdue_a_poll}"),
+    ):
+        note = f"{cost.commands / size:.1f} commands a run; {note}"
+        yield Row(f"{what}: {name}", cost.seconds, "s", celery, found.published.seconds, note=note)
+
+
+def measure(sandbox: Sandbox, runs: int) -> Iterator[Row]:
     """Publish all runs at once; the figures come from the requests that the backend recorded."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer runs and a faster start: about a minute")
-    parser.add_argument("--costs", action="store_true", help="only what the waiting list itself costs")
-    arguments = parser.parse_args()
-    size = QUICK if arguments.quick else FULL
-    measure_costs(size.waiting)
-    if arguments.costs:
-        return
-    with TemporaryDirectory() as folder:
-        release = Path(folder) / "slow@1.0.0"
-        release.mkdir()
-        (release / "config.yaml").write_text(CONFIG)
-        (release / "plugin.py").write_text(f"START_SECONDS = {size.start_seconds}\n{CODE}")
-        with Sandbox(plugins_dir=Path(folder)) as sandbox:
-            sandbox.start_worker()
-            measure(sandbox, size.runs)
-
-
-def measure(sandbox: Sandbox, runs: int) -> None:
-    """Run them and print what the backend recorded."""
     state = sandbox.state
     release = state.value("SELECT id FROM plugin_releases WHERE code = 'slow'")
     projects = [seed_numbered_project(state, 4) for _ in range(runs)]
@@ -341,14 +338,38 @@ def measure(sandbox: Sandbox, runs: int) -> None:
     dispatches = state.value("SELECT count(*) FROM jobs WHERE action = 'deployment'")
     first_annotations.sort()
     after = deployment_ended - registered
-    print(f"runs: {runs}, not succeeded: {len(failed)}, dispatches: {dispatches}")
-    print(f"waited for the pre-processor: {registered - begun:.1f} s (its job ended {after:+.1f} s later)")
-    print(f"backend polls while waiting (the first request of each of the {runs} runs included): {polls}")
-    print(
-        "seconds from the application's record to a run's first annotation: "
-        f"first {first_annotations[0]:.2f}, median {first_annotations[runs // 2]:.2f}, "
-        f"last {first_annotations[-1]:.2f}"
-    )
+    what = f"{runs} runs wait for one pre-processor"
+    waited = f"after {registered - begun:.1f} s; its job ended {after:+.1f} s later"
+    spread = f"first {first_annotations[0]:.2f}, median {first_annotations[runs // 2]:.2f}"
+    yield Row(f"{what}: not succeeded", len(failed), "runs")
+    yield Row(f"{what}: dispatches", dispatches, "")
+    yield Row(f"{what}: polls of the backend, the first of each run included", polls, "", note=waited)
+    last = f"{what}: from its record to the last run's first annotation"
+    yield Row(last, first_annotations[-1], "s", goal=at_most(0.5, of_figure=True), note=spread)
+
+
+def measure_all(size: Size, *, only_costs: bool) -> Iterator[Row]:
+    """Costs of lists, then many runs at once on a whole platform."""
+    yield from measure_costs(size.waiting)
+    if only_costs:
+        return
+    with TemporaryDirectory() as folder:
+        release = Path(folder) / "slow@1.0.0"
+        release.mkdir()
+        (release / "config.yaml").write_text(CONFIG)
+        (release / "plugin.py").write_text(f"START_SECONDS = {size.start_seconds}\n{CODE}")
+        with Sandbox(plugins_dir=Path(folder)) as sandbox:
+            sandbox.start_worker()
+            yield from measure(sandbox, size.runs)
+
+
+def main() -> None:
+    """Measure and report."""
+    parser = argument_parser(__doc__, quick="fewer runs and a faster start: about a minute")
+    parser.add_argument("--costs", action="store_true", help="only what the waiting list itself costs")
+    arguments = parser.parse_args()
+    size = QUICK if arguments.quick else FULL
+    report(measure_all(size, only_costs=arguments.costs), arguments, __file__)
 
 
 if __name__ == "__main__":
