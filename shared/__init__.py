@@ -4,6 +4,8 @@ Needs neither Ray nor the worker. A service that does not want this dependency p
 ``send_task``: the README shows how.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from shared.messages import (
     DeployMessage,
     DeployParams,
@@ -15,8 +17,20 @@ from shared.messages import (
     ToTaskMethod,
     ToTaskParams,
 )
-from shared.publisher import Publisher
 from shared.statuses import JobStatus, ServeApplicationStatus, TaskFailure, ToTaskResult
+
+if TYPE_CHECKING:
+    from shared.publisher import Publisher
+else:
+
+    def __getattr__(name: str) -> Any:
+        # On its use, for it brings Celery and Redis with it, which the processes of Ray do not need.
+        if name == "Publisher":
+            from shared.publisher import Publisher
+
+            return Publisher
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [  # noqa: RUF022 - grouped by topic
     # publish

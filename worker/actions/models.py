@@ -13,11 +13,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import httpx
-
 from shared.messages import JsonObject
-from worker.platform import BackendClient, clean
-from worker.platform.transport import transport_error
+from worker.platform import clean
 
 CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS = 10.0, 60.0
 """To connect, and without data from the backend or the file's store while a model is downloaded."""
@@ -130,6 +127,8 @@ def _encode_base64(content: bytes) -> str:
 
 
 def _fetch(claims: JsonObject, backend_url: str, folder: Path) -> JsonObject:
+    from worker.platform import BackendClient
+
     timeout = {"connect": CONNECT_TIMEOUT_SECONDS, "read": READ_TIMEOUT_SECONDS}
     # The client follows no redirect, which would send the user's token to another host.
     with BackendClient(
@@ -146,6 +145,10 @@ def _fetch(claims: JsonObject, backend_url: str, folder: Path) -> JsonObject:
 
 def _download(url: str, archive: Path) -> None:
     """Download the file; its store may redirect, because no token is sent to it."""
+    import httpx
+
+    from worker.platform.transport import transport_error
+
     try:
         with (
             httpx.stream("GET", url, timeout=READ_TIMEOUT_SECONDS, follow_redirects=True) as answer,

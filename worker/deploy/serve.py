@@ -117,8 +117,11 @@ def await_running(run: DeployRun, services: Services, cluster: Cluster) -> Outco
 
 
 def poll_countdown(elapsed: float) -> float:
-    """Seconds until the next look: a quarter of the wait so far, within bounds."""
-    return max(FIRST_POLL_SECONDS, min(elapsed / 4, MAX_POLL_SECONDS))
+    """Seconds until the next look: a tenth of the wait so far, within bounds.
+
+    So long at most a deployment ends later than it could. All looks of a second share one answer of Serve's.
+    """
+    return max(FIRST_POLL_SECONDS, min(elapsed / 10, MAX_POLL_SECONDS))
 
 
 def remove_if_never_ran(run: DeployRun, services: Services, cluster: Cluster) -> None:

@@ -1,10 +1,9 @@
 """Clients of the platform's HTTP services, the backend and the agents; their errors; redaction of secrets."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from shared.messages import JsonObject
-from worker.platform.agent import AgentClient
-from worker.platform.async_backend import AsyncBackendClient
-from worker.platform.backend import BackendClient
-from worker.platform.client import BaseClient
 from worker.platform.errors import (
     AuthenticationError,
     AuthorizationError,
@@ -25,7 +24,6 @@ from worker.platform.errors import (
     error_type,
     shorten,
 )
-from worker.platform.ray_client import RayClientMixin
 from worker.platform.redaction import (
     clean,
     clean_value,
@@ -38,9 +36,36 @@ from worker.platform.redaction import (
     register_secrets,
     register_settings,
 )
-from worker.platform.requests import Json
-from worker.platform.retries import RetryPolicy
-from worker.platform.streams import AsyncLogTail, StreamLimits, StreamProtocol
+
+if TYPE_CHECKING:
+    from worker.platform.agent import AgentClient
+    from worker.platform.async_backend import AsyncBackendClient
+    from worker.platform.backend import BackendClient
+    from worker.platform.client import BaseClient
+    from worker.platform.ray_client import RayClientMixin
+    from worker.platform.requests import Json
+    from worker.platform.retries import RetryPolicy
+    from worker.platform.streams import AsyncLogTail, StreamLimits, StreamProtocol
+else:
+    _LOADED_ON_USE = {
+        "AgentClient": "worker.platform.agent",
+        "AsyncBackendClient": "worker.platform.async_backend",
+        "BackendClient": "worker.platform.backend",
+        "BaseClient": "worker.platform.client",
+        "RayClientMixin": "worker.platform.ray_client",
+        "Json": "worker.platform.requests",
+        "RetryPolicy": "worker.platform.retries",
+        "AsyncLogTail": "worker.platform.streams",
+        "StreamLimits": "worker.platform.streams",
+        "StreamProtocol": "worker.platform.streams",
+    }
+    """They bring httpx and aiohttp with them, which most processes of Ray never need."""
+
+    def __getattr__(name: str) -> Any:
+        if name not in _LOADED_ON_USE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_LOADED_ON_USE[name]), name)
+
 
 __all__ = [  # noqa: RUF022 - grouped by topic
     # clients

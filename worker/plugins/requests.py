@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from shared.messages import JsonObject
-from worker.plugins.store import Release
+
+if TYPE_CHECKING:
+    from worker.plugins.store import Release
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class ActionRequest:
 
 
 def request_for(
-    release: Release,
+    release: "Release",
     action: str,
     params: JsonObject,
     clients: ClientAccess,
@@ -74,7 +76,7 @@ def request_for(
     )
 
 
-def run_settings(release: Release, host: str) -> dict[str, str]:
+def run_settings(release: "Release", host: str) -> dict[str, str]:
     """The variables that every run of the release sees. They are the same for all runs."""
     return {
         "SYNAPSE_PLUGIN_RELEASE_CODE": release.name,
@@ -91,16 +93,19 @@ class PluginHost(Protocol):
     for which they are made (`worker.plugins.run_end`). Safe for threads.
     """
 
-    def call(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
+    def call(self, release: "Release", request: ActionRequest, operation: str, payload: Any) -> Any:
         """Run a one-off operation: plan a deployment, submit it, check parameters."""
 
-    def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
+    def call_batch(self, release: "Release", request: ActionRequest, operation: str, payload: Any) -> Any:
         """Run a frequent operation: the release stays loaded between calls."""
+
+    def warm_up(self, release: "Release", request: ActionRequest) -> None:
+        """Load the release for `call_batch`, without waiting for it. Failures are left to the calls."""
 
     def pin(self, package: str) -> bool:
         """Keep this package from expiring, by its URI; false when it is gone. Called every few minutes."""
 
-    def restore(self, package: str, release: Release) -> bool:
+    def restore(self, package: str, release: "Release") -> bool:
         """Store a package that is gone again; false when the release has other content by now."""
 
     def close(self) -> None:

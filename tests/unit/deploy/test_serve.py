@@ -454,6 +454,7 @@ def test_the_wait_starts_below_a_second_and_grows_to_five() -> None:
     assert waits[0] == 0.3
     assert waits == sorted(waits)
     assert waits[-1] == 5
+    assert poll_countdown(20) == 2, "a deployment ends at most a tenth later than it could"
 
 
 def test_a_late_second_submission_leaves_what_has_run(harness: DeployHarness) -> None:

@@ -64,7 +64,11 @@ def test_malformed_address_is_rejected(address: str) -> None:
 def test_both_forms_of_an_address_connect(head: list[str], driver: FakeRayDriver, address: str) -> None:
     made = connected(driver, address)
 
-    assert (driver.calls, made.generation, made.versions) == (["load_ray", "connect"], 1, VERSIONS)
+    assert (driver.calls, made.generation, made.versions) == (
+        ["load_ray", "connect", "load_serve"],
+        1,
+        VERSIONS,
+    )
 
 
 def test_a_connection_that_lives_is_kept(head: list[str], driver: FakeRayDriver) -> None:

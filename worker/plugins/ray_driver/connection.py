@@ -141,6 +141,8 @@ class RayConnection:
         try:
             self.driver.call(operations.load_ray, timeout=LOAD_TIMEOUT_SECONDS)
             self.versions = self.driver.call(operations.connect, address, timeout=timeout)
+            # While the cluster starts the process of the first call.
+            self.driver.send(operations.load_serve)
         except RayDriverError as error:
             self.driver.kill()
             logger.warning("ray connection failed", extra={"error_type": error.error_type})

@@ -46,7 +46,12 @@ class NoRayNodeError(Exception):
 
 
 def load_ray() -> None:
-    """Import Ray, which takes seconds."""
+    """Import Ray, which takes a second of computing."""
+    import ray  # noqa: F401
+
+
+def load_serve() -> None:
+    """Import Serve, which takes as long as Ray, and is needed only after a first call of plugin code."""
     from ray import serve  # noqa: F401
 
 
