@@ -229,7 +229,7 @@ class Settings(BaseSettings):
     def _is_folder(cls, value: Path) -> Path:
         if not value.is_dir():
             raise ValueError("must be a folder")
-        return value.resolve()
+        return value.absolute()  # a link may be swapped to another tree while the worker runs
 
     @model_validator(mode="after")
     def _token_needs_url(self) -> "Settings":

@@ -179,22 +179,42 @@ class PluginStore:
 
     def names(self) -> list[str]:
         """The names of all releases, sorted, including the invalid ones."""
-        found = {path.name.removesuffix(".zip") for path in self.directory.iterdir()}
-        return sorted(name for name in found if _NAME.fullmatch(name) and self._find(name) is not None)
+        root = self._root()
+        found = {path.name.removesuffix(".zip") for path in root.iterdir()}
+        return sorted(name for name in found if _NAME.fullmatch(name) and _find(root, name) is not None)
 
     def get(self, name: str) -> Release:
         """The release `code@version`; raises `ReleaseNotFoundError` or `ReleaseInvalidError`.
 
-        An `OSError` says nothing about the release: the store is away, or the disk with the cache is full.
+        An `OSError` says nothing about the release: the store is away or empty, or the cache's disk is full.
         """
         if (recent := self._recently_found(name)) is not None:
             return recent
         if not _NAME.fullmatch(name) or ".." in name:
             raise ReleaseNotFoundError(f"{name[:300]!r} is not a release's name: it must be code@version")
-        source = self._find(name)
+        root = self._root()
+        while True:
+            try:
+                return self._get_in(root, name)
+            except PluginError:
+                # The link may have been swapped meanwhile, and its old tree be half removed.
+                if (now := self._root()) == root:
+                    raise
+                root = now
+
+    def _root(self) -> Path:
+        """The folder that `directory`, which may be a link that is swapped, leads to now; raises `OSError`."""
+        root = Path(os.path.realpath(self.directory, strict=True))
+        if not stat.S_ISDIR(root.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.directory))
+        return root
+
+    def _get_in(self, root: Path, name: str) -> Release:
+        source = _find(root, name)
         if source is None:
-            if not stat.S_ISDIR(self.directory.stat().st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.directory))
+            if not any(root.iterdir()):
+                # Such as the folder on which nothing is mounted at the moment.
+                raise FileNotFoundError(errno.ENOENT, "the plugin store is empty", str(self.directory))
             raise ReleaseNotFoundError(f"the plugin store has no release {name!r}")
         with self._lock:
             # Of the threads that waited for the lock one has looked.
@@ -202,7 +222,8 @@ class PluginStore:
                 return recent
             looked_at = time.monotonic()
             try:
-                stamp = _release_stamp(source)
+                # Two trees may hold files of the same times and sizes.
+                stamp = f"{source}:{_release_stamp(source)}"
                 known = self._known.get(name)
                 if known is None or known.stamp != stamp or not known.release.path.is_dir():
                     release = self._load(name, source)
@@ -223,14 +244,6 @@ class PluginStore:
         if known is None or time.monotonic() - known.looked_at >= self._stamp_seconds:
             return None
         return known.release if known.release.path.is_dir() else None
-
-    def _find(self, name: str) -> Path | None:
-        folder, archive = self.directory / name, self.directory / f"{name}.zip"
-        root = self.directory.resolve()
-        for path, is_kind in ((folder, stat.S_ISDIR), (archive, stat.S_ISREG)):
-            if is_kind(_mode(path)) and path.resolve().is_relative_to(root):
-                return path
-        return None
 
     def _load(self, name: str, source: Path) -> Release:
         folder = source if source.is_dir() else self._unpacked(name, source)
@@ -257,6 +270,13 @@ class PluginStore:
         folder = _private_folder(self._cache_dir) / f"{name}-{digest[:16]}"
         unpack_release(archive, folder, self._max_bytes)
         return folder
+
+
+def _find(root: Path, name: str) -> Path | None:
+    for path, is_kind in ((root / name, stat.S_ISDIR), (root / f"{name}.zip", stat.S_ISREG)):
+        if is_kind(_mode(path)) and path.resolve().is_relative_to(root):
+            return path
+    return None
 
 
 def _release_stamp(source: Path) -> str:
