@@ -15,6 +15,7 @@ from worker.platform.errors import (
     MalformedResponseError,
     NotFoundError,
     RateLimitError,
+    ResponseTooLargeError,
     ServerError,
     StreamError,
     StreamLimitExceededError,
@@ -41,6 +42,7 @@ from worker.platform.redaction import (
 from worker.platform.requests import Json
 from worker.platform.retries import RetryPolicy
 from worker.platform.streams import AsyncLogTail, StreamLimits, StreamProtocol
+from worker.platform.transport import limit_responses
 
 __all__ = [  # noqa: RUF022 - grouped by topic
     # clients
@@ -50,6 +52,7 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "AgentClient",
     "RayClientMixin",
     "RetryPolicy",
+    "limit_responses",
     "Json",
     "JsonObject",
     # logs
@@ -68,6 +71,7 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "RateLimitError",
     "ServerError",
     "MalformedResponseError",
+    "ResponseTooLargeError",
     "UntrustedLinkError",
     "StreamError",
     "StreamLimitExceededError",

@@ -203,7 +203,7 @@ class PluginStore:
                 root = now
 
     def _root(self) -> Path:
-        """The folder that `directory`, which may be a link that is swapped, leads to now; raises `OSError`."""
+        """Where `directory`, which may be a link that is swapped, leads to now; raises `OSError`."""
         root = Path(os.path.realpath(self.directory, strict=True))
         if not stat.S_ISDIR(root.stat().st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.directory))

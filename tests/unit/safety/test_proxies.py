@@ -73,7 +73,7 @@ async def test_a_model_and_its_file_come_straight(service: Service, proxy: list[
     assert proxy == []
 
 
-def test_rays_library_sees_no_proxy_unless_its_own_setting_says_so() -> None:
+def test_rays_library_sees_proxies_by_its_own_setting_alone() -> None:
     environ = dict.fromkeys(PROXY_VARIABLES, "http://proxy") | {"HOME": "/"}
     wanted = environ | {RAY_USES_PROXY: "1"}
 
