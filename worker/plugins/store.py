@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from worker.plugins import config
-from worker.plugins.archive import unpack_release
+from worker.plugins.archive import is_ignored, unpack_release
 from worker.plugins.config import ActionConfig, ReleaseConfig
 from worker.plugins.errors import PluginError, ReleaseInvalidError, ReleaseNotFoundError
 from worker.settings import MB
 
-IGNORED_NAMES = frozenset({"__pycache__", ".git"})
-"""Not part of a release: they change although the release does not."""
 CHUNK_BYTES = 1024 * 1024
 
 
@@ -35,9 +33,9 @@ def release_files(root: Path) -> Iterator[tuple[str, Path]]:
 
 def _walk(root: Path, real_root: Path) -> Iterator[tuple[str, Path]]:
     for folder, folders, names in os.walk(root, onerror=_raise):
-        folders[:] = [name for name in folders if name not in IGNORED_NAMES]
+        folders[:] = [name for name in folders if not is_ignored(name)]
         here = Path(folder)
-        for name in [*folders, *(name for name in names if name not in IGNORED_NAMES)]:
+        for name in [*folders, *(name for name in names if not is_ignored(name))]:
             path = here / name
             relative = path.relative_to(root).as_posix()
             if path.is_symlink():

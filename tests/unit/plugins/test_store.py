@@ -78,6 +78,17 @@ def test_checksum_ignores_files_made_by_running(store: PluginStore, write_releas
     assert zip_release(folder) == package
 
 
+def test_checksum_and_package_ignore_files_of_desktops(store: PluginStore, write_release: Write) -> None:
+    folder = write_release("cat@1.0", words="WORD = 1")
+    before, package = store.get("cat@1.0").checksum, zip_release(folder)
+    for name in (".DS_Store", "plugin/Thumbs.db", "plugin/._words.py", "__MACOSX/x", "plugin/desktop.ini"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("junk")
+
+    assert store.get("cat@1.0").checksum == before
+    assert zip_release(folder) == package
+
+
 def test_name_that_differs_from_the_config_is_rejected(store: PluginStore, write_release: Write) -> None:
     write_release("cat@1.0").rename(store.directory / "cat@2.0")
     with pytest.raises(ReleaseInvalidError, match=r"cat@2\.0: config\.yaml says cat@1\.0"):
