@@ -32,7 +32,7 @@ def runtime_env(release: Release, package: str, env: dict[str, str]) -> JsonObje
     declared = dict(release.config.runtime_env)
     if "working_dir" in declared or "py_modules" in declared:
         raise ReleaseInvalidError(f"{release.name}: runtime_env must not set working_dir or py_modules")
-    variables = {str(key): str(value) for key, value in (declared.pop("env_vars", None) or {}).items()}
+    variables = declared.pop("env_vars", None) or {}
     installs = {} if {"pip", "uv", "conda"} & declared.keys() else requirements(release)
     return {**declared, **installs, "working_dir": package, "env_vars": {**variables, **env}}
 
