@@ -17,6 +17,7 @@ from worker.plugins import config
 from worker.plugins.archive import is_ignored, unpack_release
 from worker.plugins.config import ActionConfig, ReleaseConfig
 from worker.plugins.errors import PluginError, ReleaseInvalidError, ReleaseNotFoundError
+from worker.plugins.module_names import check_module_names
 from worker.settings import MB
 
 CHUNK_BYTES = 1024 * 1024
@@ -117,8 +118,6 @@ MAX_BYTES = 512 * MB
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}"
 _NAME = re.compile(rf"{_PART}@{_PART}")
-RESERVED_NAMES = ("worker", "shared", "ray")
-"""Packages that the host itself imports; a release's package of the same name would hide them."""
 
 
 @dataclass(frozen=True)
@@ -253,9 +252,7 @@ class PluginStore:
         code, _, version = name.partition("@")
         if (declared.code, declared.version) != (code, version):
             raise ReleaseInvalidError(f"config.yaml says {declared.code}@{declared.version}")
-        for taken in RESERVED_NAMES:
-            if (folder / taken / "__init__.py").exists() or (folder / f"{taken}.py").exists():
-                raise ReleaseInvalidError(f"its top-level name {taken!r} is taken by the host; rename it")
+        check_module_names(folder)
         digest = release_checksum(folder, self._max_bytes)
         return Release(code, version, name, folder.resolve(), declared, digest)
 

@@ -128,10 +128,51 @@ def test_release_that_is_too_large_is_rejected(store: PluginStore, write_release
         store.get("cat@1.0")
 
 
-def test_package_that_hides_the_hosts_own_is_rejected(store: PluginStore, write_release: Write) -> None:
-    (write_release("cat@1.0") / "shared.py").touch()
-    with pytest.raises(ReleaseInvalidError, match="'shared' is taken"):
+@pytest.mark.parametrize(
+    ("file", "owner"),
+    [
+        ("shared.py", "the worker's"),
+        ("ray/__init__.py", "the worker's"),
+        ("types.py", "Python's standard library"),
+        ("queue.py", "Python's standard library"),
+        ("logging/__init__.py", "Python's standard library"),
+        ("typing_extensions.py", "the package typing_extensions"),
+        ("yaml.py", "the package PyYAML"),
+        ("google/__init__.py", "the package "),
+    ],
+)
+def test_module_that_hides_the_hosts_own_is_named(
+    store: PluginStore, write_release: Write, file: str, owner: str
+) -> None:
+    path = write_release("cat@1.0") / file
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+
+    name = file.removesuffix("/__init__.py").removesuffix(".py")
+    with pytest.raises(ReleaseInvalidError) as caught:
         store.get("cat@1.0")
+    assert f"its top-level name is taken by the host: '{name}' ({owner}" in str(caught.value)
+
+
+def test_all_modules_that_hide_others_are_named_at_once(store: PluginStore, write_release: Write) -> None:
+    folder = write_release("cat@1.0")
+    for name in ("types.py", "queue.py"):
+        (folder / name).touch()
+
+    with pytest.raises(ReleaseInvalidError, match=r"'queue' \(.*\), 'types' \("):
+        store.get("cat@1.0")
+
+
+@pytest.mark.parametrize(
+    "file", ["test.py", "tests/__init__.py", "plugin/types.py", "google/x.py", "main.py", "pytest.py"]
+)
+def test_module_that_hides_nothing_is_accepted(store: PluginStore, write_release: Write, file: str) -> None:
+    # Given a module deeper in the release, in a namespace, or of a name that nothing of the host's imports
+    path = write_release("cat@1.0") / file
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+
+    assert store.get("cat@1.0").name == "cat@1.0"
 
 
 def test_folder_without_config_is_rejected(store: PluginStore, plugins_dir: Path) -> None:
