@@ -1,7 +1,7 @@
 """Names of modules that a release must not have at its top, where they would hide the host's own.
 
-The folder of a release comes first on the path of its process. With a `types.py` or a `typing_extensions.py` there
-the process of plugin code does not even start.
+The folder of a release comes first on the path of its process. With a `types.py` or a `typing_extensions.py`
+there the process of plugin code does not even start.
 """
 
 import re
