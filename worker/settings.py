@@ -167,7 +167,7 @@ class Settings(BaseSettings):
         64, description="Annotation requests in flight in each process."
     )
     worker_annotate_chunk: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        100, description="Tasks in a chunk."
+        100, description="Tasks in a chunk, at least; a chunk by inference has up to 1,000."
     )
     worker_max_answer_mb: Annotated[int, Field(ge=1, le=1024)] = Field(
         16, description="Largest answer of a service, unpacked, in MB; a task with a larger one fails alone."
