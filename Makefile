@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
+# Two processes, for these tests mostly wait; which tests stay together says tests/conftest.py.
+IN_GROUPS = -n 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: help setup demo test test-all chaos unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
 # Tests share the machine's cores and its Ray: one target at a time, also with -j.
 .NOTPARALLEL:
@@ -42,11 +45,12 @@ unit: $(STAMP)  ## Unit tests alone: no network, no processes
 # Ray library reads once whether clusters ask for a token. `coverage report` shows what they leave out.
 test: lint  ## Lint, unit tests with coverage and integration tests (real Redis, Celery and Ray); SEED=… as for chaos
 	@$(BIN)/pytest tests/unit -n auto --cov --cov-report=
-	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration --durations 10
+	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration $(IN_GROUPS) --durations 10
 
 chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=… repeats a run
 	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration/broker tests/integration/logs \
-		tests/integration/plugins/test_bad_plugins.py tests/integration/safety/test_deadly_plugin.py -m "chaos or not chaos" -rA
+		tests/integration/plugins/test_bad_plugins.py tests/integration/safety/test_deadly_plugin.py \
+		tests/integration/cli/test_demo.py::test_ctrl_c_ends_every_process_of_the_demo -m "chaos or not chaos" -rA
 
 test-all: test chaos sdk  ## Everything: test, chaos and sdk, each part where what it needs is found
 

@@ -38,6 +38,13 @@ _SENTINEL_OPTION_PREFIX: Final = "sentinel_"
 class _AsyncBlockingSentinelPool(AsyncSentinelConnectionPool, AsyncBlockingConnectionPool):
     """Lets callers wait for one of a limited number of connections to the master."""
 
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        await super().disconnect(inuse_connections)
+        if inuse_connections:
+            # redis-py leaves those to the Sentinels open, which asked for the master.
+            for sentinel in self.sentinel_manager.sentinels:
+                await sentinel.aclose()
+
 
 @dataclass(frozen=True)
 class RedisUrl:

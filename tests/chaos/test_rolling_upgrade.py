@@ -205,19 +205,19 @@ def wait_for_writes(proxy: FaultyProxy, count: int) -> None:
 
 
 @pytest.mark.timeout(420)
-def test_fifty_runs_survive_an_upgrade_and_its_rollback(harness: PlatformHarness, tmp_path: Path) -> None:
-    violations, repeated = violations_after_upgrade_and_rollback(harness, tmp_path, "HEAD~1", runs=50)
+def test_runs_survive_an_upgrade_and_its_rollback(harness: PlatformHarness, tmp_path: Path) -> None:
+    violations, repeated = violations_after_upgrade_and_rollback(harness, tmp_path, "HEAD~1", runs=20)
     assert violations == []
     assert repeated <= MAX_REPEATED
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(420)
-@pytest.mark.parametrize("commits", [40, 150])
+@pytest.mark.parametrize(("commits", "runs"), [(1, 50), (40, 20), (150, 20)])
 def test_runs_survive_an_upgrade_over_many_commits(
-    harness: PlatformHarness, tmp_path: Path, commits: int
+    harness: PlatformHarness, tmp_path: Path, commits: int, runs: int
 ) -> None:
     revision = f"HEAD~{commits}"
-    violations, repeated = violations_after_upgrade_and_rollback(harness, tmp_path, revision, runs=20)
+    violations, repeated = violations_after_upgrade_and_rollback(harness, tmp_path, revision, runs=runs)
     assert violations == []
     assert repeated <= MAX_REPEATED

@@ -151,10 +151,7 @@ def _download(url: str, archive: Path) -> None:
 
     try:
         with (
-            # trust_env: the address is signed, and neither a proxy nor `.netrc` has to do with it.
-            httpx.stream(
-                "GET", url, timeout=READ_TIMEOUT_SECONDS, follow_redirects=True, trust_env=False
-            ) as answer,
+            httpx.stream("GET", url, timeout=READ_TIMEOUT_SECONDS, follow_redirects=True) as answer,
             archive.open("wb") as sink,
         ):
             if answer.is_success:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -42,19 +43,42 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 _used_ports: set[int] = set()
+_claims: Final[deque[int]] = deque()
+MAX_CLAIMS: Final = 64
+"""More ports than servers of one process are starting at once."""
 
 
 def free_port() -> int:
-    """A loopback port on which no process listens, and which this function has not returned before."""
+    """A loopback port on which no process listens, and which this function has not returned before.
+
+    On Linux it is claimed meanwhile, because seconds pass until a server listens: no other process of this
+    machine gets it before this one has asked for 64 more, or has ended.
+    """
     while True:
         port = random.choice(PORT_RANGE)
-        if port in _used_ports:
+        if port in _used_ports or not _claim(port):
             continue
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))
             _used_ports.add(port)
             return port
+
+
+def _claim(port: int) -> bool:
+    """Whether the port is claimed by no other process; from now on it is by this one."""
+    if sys.platform != "linux":
+        return True
+    with socket.socket(socket.AF_UNIX) as claim:
+        try:
+            # An abstract address: no file, and free again when the last process that holds it has ended.
+            claim.bind(f"\0synapse-worker-port-{port}")
+        except OSError:
+            return False
+        _claims.append(claim.detach())
+    if len(_claims) > MAX_CLAIMS:
+        os.close(_claims.popleft())
+    return True
 
 
 def clean_environment() -> dict[str, str]:

@@ -16,7 +16,7 @@ from kombu.asynchronous import Hub
 from worker.broker import Connection
 from worker.sandbox.servers import RedisServer
 
-OPTIONS = {"health_check_interval": 4, "socket_timeout": 3}
+OPTIONS = {"health_check_interval": 2, "socket_timeout": 2}
 MAX_SECONDS = 30.0
 IDLE_SECONDS = 2.0
 """So long the consumer has been idle when its connections go dead: it has settled to wait."""

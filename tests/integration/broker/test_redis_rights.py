@@ -96,7 +96,7 @@ def test_worker_runs_as_the_documented_user(broker: BrokerHarness, executable: s
     # Given a worker whose user has the documented rights, and those of this test's queues and lists
     server = Server(executable, tmp_path)
     try:
-        ours = ("~first*", "~second*", "~started", "~ended", "~deliveries")
+        ours = ("~first*", "~second*", "~started", "~ended", "~deliveries", "~etas")
         server.user(*documented_rules(), *ours).close()
         broker.url = f"redis://{USER}:{PASSWORD}@127.0.0.1:{server.port}/0"
         broker.redis = server.admin

@@ -14,6 +14,7 @@ from shared.redis_url import read_redis_url
 from tests.harness.sentinel import SentinelGroup
 from tests.integration.broker.broker_harness import BrokerHarness
 from worker.broker import Connection
+from worker.sandbox.processes import wait_for
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -41,7 +42,7 @@ def test_keyprefix_keeps_the_queues_of_two_apart(broker: BrokerHarness) -> None:
     # Then each message runs once, and every key of the broker has a prefix
     broker.wait_for(lambda: len(broker.ended()) == 6, 30, "six tasks")
     assert sorted(broker.ended()) == [*(f"one-{number}" for number in range(5)), "two"]
-    of_tasks = {"started", "ended", "deliveries"}
+    of_tasks = {"started", "ended", "deliveries", "etas"}
     broker.wait_for(lambda: not broker.redis.hlen("one:synapse:broker:held"), 10, "the acknowledgements")
     assert all(key.startswith(("one:", "two:")) for key in broker.redis.scan_iter() if key not in of_tasks)
     kombu_app.close()
@@ -136,4 +137,18 @@ async def test_client_of_an_event_loop_leaves_a_replica(broker: BrokerHarness) -
 async def test_client_of_an_event_loop_follows_the_sentinels(group: SentinelGroup) -> None:
     async with AsyncRedis.from_pool(read_redis_url(group.url).async_pool(max_connections=2)) as client:
         await client.set("key", 1)
-        assert group.master().get("key") == "1"
+        with group.master() as master:
+            assert master.get("key") == "1"
+
+
+async def test_client_of_an_event_loop_closes_its_connections(group: SentinelGroup) -> None:
+    # Given a client that has asked the Sentinels for the master
+    with Redis(port=group.sentinel_port, decode_responses=True) as observer:
+        before = {client["id"] for client in observer.client_list()}
+        async with AsyncRedis.from_pool(read_redis_url(group.url).async_pool()) as client:
+            await client.set("key", 1)
+            opened = {client["id"] for client in observer.client_list()} - before
+            assert opened
+
+        # When it is closed, then so is its connection to the Sentinel
+        wait_for(lambda: not opened & {client["id"] for client in observer.client_list()}, 10, "the end")

@@ -1,17 +1,14 @@
 """The demo, as a new user runs it."""
 
-import contextlib
-import os
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from uuid import uuid4
 
-import psutil
 import pytest
 
+from tests.harness.marked_processes import marked_environment, marked_processes
 from worker.sandbox import wait_for
 
 # Processes started by tests that run in the background ignore Ctrl-C.
@@ -24,7 +21,7 @@ pytestmark = pytest.mark.timeout(420)
 
 def test_demo_annotates_its_images_and_leaves_no_process() -> None:
     # When the demo runs
-    mark, environ = _marked_environment()
+    mark, environ = marked_environment()
     done = subprocess.run(COMMAND, capture_output=True, text=True, timeout=400, env=environ)
 
     # Then both methods succeed on every image with an accuracy above 90 %
@@ -33,12 +30,13 @@ def test_demo_annotates_its_images_and_leaves_no_process() -> None:
     assert [method for method, _ in rows] == ["inference", "file"], done.stdout
     assert all(float(accuracy) > 90 for _, accuracy in rows)
     # And every process that it started has ended
-    wait_for(lambda: not _processes(mark), 20, "end of the demo's processes")
+    wait_for(lambda: not marked_processes(mark), 20, "end of the demo's processes")
 
 
+@pytest.mark.chaos  # In `make test`: the sandbox's, below which the demo runs.
 def test_ctrl_c_ends_every_process_of_the_demo(tmp_path: Path) -> None:
     # Given a demo whose Ray and worker are running
-    mark, environ = _marked_environment()
+    mark, environ = marked_environment()
     log = tmp_path / "demo.log"
     with log.open("wb") as sink:
         demo = subprocess.Popen(COMMAND, stdout=sink, stderr=sink, env=environ, start_new_session=True)
@@ -46,7 +44,7 @@ def test_ctrl_c_ends_every_process_of_the_demo(tmp_path: Path) -> None:
         wait_for(
             lambda: "worker 1 on" in log.read_text() or demo.poll() is not None, 180, "the demo's worker"
         )
-        assert len(_processes(mark)) > 5
+        assert len(marked_processes(mark)) > 5
 
         # When it is interrupted
         demo.send_signal(signal.SIGINT)
@@ -56,19 +54,4 @@ def test_ctrl_c_ends_every_process_of_the_demo(tmp_path: Path) -> None:
     finally:
         demo.kill()
         demo.wait()
-    wait_for(lambda: not _processes(mark), 20, "end of the demo's processes")
-
-
-def _marked_environment() -> tuple[str, dict[str, str]]:
-    """An environment that marks every descendant process, including detached daemons."""
-    mark = uuid4().hex
-    return mark, {**os.environ, "COLUMNS": "200", "DEMO_TEST_MARK": mark}
-
-
-def _processes(mark: str) -> list[str]:
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("DEMO_TEST_MARK") == mark:
-                found.append(" ".join(process.info["cmdline"] or []))
-    return found
+    wait_for(lambda: not marked_processes(mark), 20, "end of the demo's processes")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.marked_processes import marked_environment, marked_processes
 from worker.cli import sandbox
 from worker.sandbox.processes import Process, start_process, wait_for
 
@@ -18,11 +19,14 @@ COMMAND = [sys.executable, "-c", f"{HANDLE_CTRL_C}; from worker.cli import main;
 
 def test_ctrl_c_ends_a_sandbox_that_is_starting(tmp_path: Path) -> None:
     # Given a sandbox whose Ray is starting
-    log = tmp_path / "sandbox.log"
+    log, (mark, environ) = tmp_path / "sandbox.log", marked_environment()
     with log.open("wb") as sink:
-        sandbox = subprocess.Popen(COMMAND, stdout=sink, stderr=sink, cwd=tmp_path, start_new_session=True)
+        sandbox = subprocess.Popen(
+            COMMAND, stdout=sink, stderr=sink, cwd=tmp_path, env=environ, start_new_session=True
+        )
     try:
         wait_for(lambda: "backend on" in log.read_text() or sandbox.poll() is not None, 60, "its backend")
+        assert len(marked_processes(mark)) > 5
 
         # When it is interrupted
         sandbox.send_signal(signal.SIGINT)
@@ -35,6 +39,8 @@ def test_ctrl_c_ends_a_sandbox_that_is_starting(tmp_path: Path) -> None:
         sandbox.wait()
     assert time.monotonic() - interrupted < 10
     assert "Traceback" not in log.read_text()
+    # And every process that it started has ended
+    wait_for(lambda: not marked_processes(mark), 20, "end of the sandbox's processes")
 
 
 def test_ended_worker_is_reported_with_exit_code_and_log(

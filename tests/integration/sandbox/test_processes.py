@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from worker.sandbox import Process, SandboxError, wait_for
-from worker.sandbox.processes import start_process
+from worker.sandbox.processes import PORT_RANGE, free_port, start_process
 from worker.sandbox.servers import RedisServer
 
 # A shell whose daemons have a session and a parent of their own, like Ray's.
@@ -120,3 +120,21 @@ def test_redis_keeps_its_data_after_restart_and_kill(tmp_path: Path) -> None:
             assert client.mget("a", "b") == ["1", "2"]
     finally:
         server.stop()
+
+
+def test_a_port_is_given_to_one_process_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given another process that has got all but one of some ports, on which no server listens yet
+    ports = range(PORT_RANGE[0] - 20, PORT_RANGE[0])
+    script = (
+        "import sys; from worker.sandbox import processes;"
+        f"processes.PORT_RANGE = {ports!r};"
+        f"print(*(processes.free_port() for _ in range({len(ports) - 1})), flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        taken = {int(port) for port in other.stdout.readline().split()}
+
+        # When this one asks for a port, then it gets the one that is left
+        monkeypatch.setattr("worker.sandbox.processes.PORT_RANGE", ports)
+        assert {free_port()} == set(ports) - taken
