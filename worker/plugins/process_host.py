@@ -47,6 +47,9 @@ class ProcessHost:
         """See `PluginHost.call_batch`; imported modules always stay loaded here."""
         return self.call(release, request, operation, payload)
 
+    def warm_up(self, release: Release, request: ActionRequest) -> None:
+        """See `PluginHost.warm_up`; the first call imports the release here."""
+
     def pin(self, package: str) -> bool:
         """See `PluginHost.pin`; only deployed releases have a package."""
         return self._ray is None or self._ray.pin(package)

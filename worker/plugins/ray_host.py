@@ -13,6 +13,7 @@ from shared.messages import JsonObject
 from worker.platform import clean
 from worker.plugins.errors import (
     PluginCallError,
+    PluginError,
     PluginHostBusyError,
     PluginHostUnavailableError,
     PluginProcessDiedError,
@@ -27,6 +28,7 @@ from worker.plugins.ray_driver import RayConnection, operations
 from worker.plugins.ray_driver.operations import CallEnd, CallResult
 from worker.plugins.requests import ActionRequest
 from worker.plugins.run_end import check_run, wait_for
+from worker.plugins.runner import LOAD
 from worker.plugins.store import Release
 
 MAX_IDLE_SECONDS = 600.0
@@ -50,6 +52,8 @@ class _Actor:
     last_used: float = field(default_factory=time.monotonic)
     calls: int = 0
     has_started: bool = False
+    is_loading: bool = False
+    """Whether the call in the slot is that of a warm-up."""
 
 
 class RayHost:
@@ -71,6 +75,7 @@ class RayHost:
         self._on_output = on_output
         self._generation = 0
         self._actors: dict[tuple[str, str], _Actor] = {}
+        self._warming: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 
     def call(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
@@ -93,7 +98,7 @@ class RayHost:
         A process that died is started again, once a call: it may have died before the call, or with its node.
         """
         request = self._prepared(release, request)
-        text, key = json.dumps(payload), (release.checksum, request.entrypoint)
+        text, key = json.dumps(payload), _key(release, request)
         for is_retry in (False, True):
             actor = self._actor(key)
             try:
@@ -108,6 +113,25 @@ class RayHost:
                     actor.last_used = time.monotonic()
         raise AssertionError("unreachable")
 
+    def warm_up(self, release: Release, request: ActionRequest) -> None:
+        """See `PluginHost.warm_up`: its package is uploaded, its process started, its entrypoint imported."""
+        key = _key(release, request)
+        with self._lock:
+            if key in self._warming or key in self._actors:
+                return
+            self._warming.add(key)
+        arguments = key, release, request
+        threading.Thread(target=self._warm_up, args=arguments, name="plugin-warm-up", daemon=True).start()
+
+    def _warm_up(self, key: tuple[str, str], release: Release, request: ActionRequest) -> None:
+        try:
+            # Also an error of the author's module: the first call meets it again, and its run shows it.
+            with suppress(PluginError):
+                self.call_batch(release, request, LOAD, None)
+        finally:
+            with self._lock:
+                self._warming.discard(key)
+
     def _call_in_slot(
         self,
         key: tuple[str, str],
@@ -120,10 +144,13 @@ class RayHost:
         """Run one call at a time, so that the timeout covers the call but no wait for others or its process.
 
         A wait occupies one of the worker's slots, so it is short; the step retries later without a failure.
+        But what a warm-up does, the call would have to do itself.
         """
-        if not wait_for(lambda seconds: actor.slot.acquire(timeout=seconds), MAX_SLOT_WAIT_SECONDS):
-            raise PluginHostBusyError(f"{release.name}: its process is busy")
+        while not wait_for(lambda seconds: actor.slot.acquire(timeout=seconds), MAX_SLOT_WAIT_SECONDS):
+            if not actor.is_loading:
+                raise PluginHostBusyError(f"{release.name}: its process is busy")
         call = None
+        actor.is_loading = operation == LOAD
         try:
             if not self._is_current(key, actor):
                 # It is no fault of this call's items that the one before them hung or ended the process.
@@ -146,6 +173,7 @@ class RayHost:
             self._send(operations.kill_actor, actor.id, call)
             raise
         finally:
+            actor.is_loading = False
             actor.slot.release()
 
     def _await_start(self, key: tuple[str, str], actor: _Actor, release: Release) -> None:
@@ -293,6 +321,10 @@ class RayHost:
         if result.end in (CallEnd.ACTOR_DIED, CallEnd.PROCESS_DIED):
             raise PluginProcessDiedError(result.error_type, f"the process of {release.name} died")
         raise PluginCallError(result.error_type, _tail(result.text))
+
+
+def _key(release: Release, request: ActionRequest) -> tuple[str, str]:
+    return release.checksum, request.entrypoint
 
 
 def _tail(text: str) -> str:

@@ -99,6 +99,9 @@ class PluginHost(Protocol):
     def call_batch(self, release: "Release", request: ActionRequest, operation: str, payload: Any) -> Any:
         """Run a frequent operation: the release stays loaded between calls."""
 
+    def warm_up(self, release: "Release", request: ActionRequest) -> None:
+        """Load the release for `call_batch`, without waiting for it. Failures are left to the calls."""
+
     def pin(self, package: str) -> bool:
         """Keep this package from expiring, by its URI; false when it is gone. Called every few minutes."""
 

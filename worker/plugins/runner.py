@@ -18,6 +18,8 @@ from worker.plugins.requests import ActionRequest
 
 ADAPTER = "worker.actions.sdk:action_for"
 """Turns an entrypoint that is no action of ours into one: an action of the SDK, or what Serve can run."""
+LOAD = "load"
+"""The operation of every entrypoint that does nothing more than import it."""
 MB = 1024 * 1024
 MAX_REPLY_BYTES = 64 * MB
 """Of the JSON that a call returns, measured here, before it takes memory of Ray's store and of a worker."""
@@ -51,7 +53,8 @@ def call_operation(folder: Path, request: ActionRequest, operation: str, payload
         target = load_entrypoint(folder, request.entrypoint)
         if not hasattr(target, "run_operation"):
             target = _adapt(target)
-        value = target.run_operation(request, operation, json.loads(payload), output)
+        loaded = operation == LOAD
+        value = None if loaded else target.run_operation(request, operation, json.loads(payload), output)
         reply = _reply(value)
     # All that the author's code raises is caught, KeyboardInterrupt too: it would end Celery's thread or
     # Ray's process, the call would be lost, and the message would be redelivered forever.

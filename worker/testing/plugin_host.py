@@ -58,6 +58,7 @@ class FakePluginHost:
         calls: Operations of `call`, in their order.
         batches: Operation and length of every batch.
         items: All items of all batches.
+        warm_ups: How often the release was to be loaded for batches.
         failing: Ids of tasks to which the author's code answers with an error.
         crashing: Ids of tasks with which the author's code ends its process.
         crash: What the host raises for a batch with such a task.
@@ -71,6 +72,7 @@ class FakePluginHost:
         self.calls: list[str] = []
         self.batches: list[tuple[str, int]] = []
         self.items: list[Row] = []
+        self.warm_ups = 0
         self.failing: set[int] = set()
         self.crashing: set[int] = set()
         self.crash: Exception = PluginProcessDiedError("ActorDiedError", "the plugin's process died")
@@ -116,6 +118,15 @@ class FakePluginHost:
             if any(item["task_data"]["id"] in self.crashing for item in payload):
                 raise self.crash
             return [self._answer(_CONVERSIONS[operation], item) for item in payload]
+
+    def warm_up(self, release: object, request: object) -> None:
+        """Load the release for batches; counted.
+
+        Args:
+            release: The release; not looked at.
+            request: The request; not looked at.
+        """
+        self.warm_ups += 1
 
     def _answer(self, convert: Callable[[Row], Row], item: Row) -> Row:
         if item["task_data"]["id"] in self.failing:

@@ -19,6 +19,7 @@ from worker.runs.model import Continue, Finish, Lease, Outcome, Reschedule, RunF
 from worker.runs.scripts import run_scripts
 from worker.services import Services
 from worker.to_task import ledger
+from worker.to_task.prepare import warm_up
 from worker.to_task.steps import SPREAD, ToTaskRun
 
 NO_TASKS = "No tasks found to annotate"
@@ -274,6 +275,7 @@ def fetch_tasks(run: ToTaskRun, services: Services, clock: Callable[[], float] =
     """
     message = run.message
     runs, settings = services.runs, services.settings
+    warm_up(run, services)  # the worker that prepared the run may be another one, or it may be long ago
     runs.store.expire_with_run(run.job, *(key(run.job) for key in ledger.ALL))
     index = TaskIndex(services.redis, run.job, settings.worker_annotate_chunk, run.lease)
     until = clock() + min(settings.worker_visibility_timeout_seconds / 4, MAX_STEP_SECONDS)

@@ -24,12 +24,18 @@ def prepare(run: ToTaskRun, services: Services) -> Outcome:
     """Check the parameters; a run by inference goes on to its pre-processor, one by file to its tasks."""
     message = run.message
     check_params(run, services)
+    warm_up(run, services)
     check_project(services.backend(message.tenant), message.params)
     if message.params.method is ToTaskMethod.INFERENCE:
         services.runs.set_progress(run, PROGRESS_STEP, 10)
         return Continue(DETECT)
     services.runs.set_progress(run, PROGRESS_STEP, 100)
     return Continue(FETCH_TASKS)
+
+
+def warm_up(run: ToTaskRun, services: Services) -> None:
+    """Let the plugin's process for conversions start now, so that the first chunk does not wait for it."""
+    services.host.warm_up(*services.action_of(run))
 
 
 def check_params(run: ToTaskRun, services: Services) -> None:

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,74 @@ def test_call_without_a_slot_is_busy_and_not_a_timeout(
     actor = ray_host._Actor("actor")
     with actor.slot, pytest.raises(PluginHostBusyError, match="busy"):
         host._call_in_slot(("a", "b"), actor, release, REQUEST, "convert_from_files", "[]")
+
+
+def test_a_warm_up_loads_the_release_once(host: RayHost, release: Release, driver: FakeRayDriver) -> None:
+    # Given a process whose import takes a while
+    requests: list[tuple[str, ...]] = []
+    loading, is_loaded = threading.Event(), threading.Event()
+
+    def call_actor(*arguments: str) -> str:
+        requests.append(arguments)
+        return "call"
+
+    def wait_for_end(call: str, _: float) -> Any:
+        if call == "call" and len(requests) == 1:
+            loading.set()
+            assert is_loaded.wait(10)
+        return STARTED if call == "start" else ended(CallEnd.REPLY, reply=json.dumps({"ok": 7}))
+
+    driver.answers |= {"call_actor": call_actor, "wait_for_end": wait_for_end}
+    # When it is warmed up, twice, and then called
+    host.warm_up(release, REQUEST)
+    host.warm_up(release, REQUEST)
+    assert loading.wait(10)
+    called = Future[Any]()
+    threading.Thread(target=lambda: called.set_result(batch(host, release)), daemon=True).start()
+    is_loaded.set()
+    # Then the process was started and loaded once
+    assert called.result(10) == 7
+    assert [operation for _, _, operation, _ in requests] == ["load", "convert_from_files"]
+    assert driver.calls.count("start_actor") == 1
+
+
+def test_a_call_waits_for_a_warm_up_and_is_not_busy(
+    host: RayHost, release: Release, driver: FakeRayDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a process that imports its release for longer than a call waits for another call
+    monkeypatch.setattr(ray_host, "MAX_SLOT_WAIT_SECONDS", 0.01)
+    waits: list[float] = []
+    loading, is_loaded = threading.Event(), threading.Event()
+    answer = ended(CallEnd.REPLY, reply=json.dumps({"ok": 7}))
+
+    def wait_for_end(call: str, _: float) -> Any:
+        if call == "call" and not is_loaded.is_set():
+            loading.set()
+            assert is_loaded.wait(10)
+        return STARTED if call == "start" else answer
+
+    def counted(try_once: Callable[[float], bool], seconds: float) -> bool:
+        waits.append(seconds)
+        if len(waits) == 3:
+            is_loaded.set()
+        return run_end.wait_for(try_once, seconds)
+
+    driver.answers["wait_for_end"] = wait_for_end
+    host.warm_up(release, REQUEST)
+    assert loading.wait(10)
+    monkeypatch.setattr(ray_host, "wait_for", counted)
+    # When a call comes, then it is answered
+    assert batch(host, release) == 7
+    assert len(waits) >= 3
+
+
+def test_a_warm_up_that_fails_leaves_the_error_to_the_call(
+    host: RayHost, release: Release, driver: FakeRayDriver
+) -> None:
+    set_end(driver, ended(CallEnd.TASK_FAILED, "RayTaskError", "no module"))
+    host.warm_up(release, REQUEST)
+    with pytest.raises(PluginCallError, match="no module"):
+        batch(host, release)
 
 
 @pytest.mark.parametrize("end", [None, ended(CallEnd.ACTOR_DIED, "ActorDiedError")], ids=["hangs", "dies"])

@@ -1,9 +1,14 @@
 """What runs in the processes of Ray."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from worker.plugins.requests import ActionRequest
+from worker.plugins.runner import LOAD, call_operation
 
 HEAVY = ("httpx", "aiohttp", "redis", "celery", "pydantic_settings")
 
@@ -11,10 +16,31 @@ HEAVY = ("httpx", "aiohttp", "redis", "celery", "pydantic_settings")
 @pytest.mark.parametrize(
     "module", ["worker.plugins.runner", "worker.actions", "worker.plugins.ray_driver.operations"]
 )
-def test_a_process_of_ray_starts_without_the_libraries_of_the_worker(module: str) -> None:
+def test_a_process_of_ray_imports_no_client_of_the_worker(module: str) -> None:
     code = f"import sys, {module}; print(*(name for name in {HEAVY} if name in sys.modules))"
 
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert found.stdout.split() == []
 
+
+def test_loading_an_entrypoint_imports_it_and_calls_nothing(tmp_path: Path) -> None:
+    # Given an entrypoint that notes its import, and knows no operation
+    (tmp_path / "loaded_plugin.py").write_text(
+        "from pathlib import Path\n"
+        "Path(__file__).with_name('imported').touch()\n"
+        "class Action:\n"
+        "    def run_operation(*_):\n"
+        "        raise AssertionError\n"
+    )
+    request = ActionRequest("cat@1.0", "to_task", "loaded_plugin.Action")
+    # When it is loaded
+    path = list(sys.path)
+    try:
+        reply = call_operation(tmp_path, request, LOAD, "null")
+    finally:
+        sys.path[:] = path
+        sys.modules.pop("loaded_plugin", None)
+    # Then it is imported
+    assert json.loads(reply) == {"ok": None}
+    assert (tmp_path / "imported").exists()

@@ -31,6 +31,14 @@ def test_a_run_by_inference_goes_on_to_its_pre_processor(by_inference: Make) -> 
     assert world.backend.faults.calls["get_data_collection"] == 0
 
 
+def test_the_plugin_is_loaded_before_the_first_chunk(by_inference: Make) -> None:
+    world = by_inference(1)
+
+    prepare(world.run, world.services)
+
+    assert (world.host.warm_ups, world.host.batches) == (1, [])
+
+
 def test_parameters_rejected_by_the_plugin_end_the_run(make_world: Make) -> None:
     world = make_world(1)
     world.host.faults.fail("check_params", PluginCallError("ParamsError", "unknown parameter 'colour'"))
