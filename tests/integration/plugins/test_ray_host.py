@@ -176,6 +176,28 @@ def test_dead_actor_of_conversions_is_replaced(ray_host: RayHost, store: PluginS
     assert convert("apple", {"value": 4})[0]["ok"]["value"] == 4
 
 
+def test_a_call_finds_the_process_of_a_warm_up(ray_host: RayHost, store: PluginStore) -> None:
+    # Given a release without a process
+    ray_host.close()
+    release = store.get("pear@1.0.0")
+    request = request_for(release, "to_task", {"name": "n", "project": 1, "agent": 1}, ACCESS)
+    request = replace(request, params={**request.params, "target_specification_name": "x"})
+
+    def processes() -> list[str]:
+        return [actor.id for actor in ray_host._actors.values() if actor.has_started and not actor.calls]
+
+    # When it is warmed up
+    ray_host.warm_up(release, request)
+    wait_for(lambda: bool(processes()), 60, "the process of the warm-up")
+    [process] = processes()
+
+    # Then the first call is answered by its process
+    items = [{"inference_data": {"value": 1}}]
+    [answer] = ray_host.call_batch(release, request, "convert_from_inference", items)
+    assert answer["ok"]["word"] == "pear"
+    assert processes() == [process]
+
+
 def test_a_new_start_of_serve_is_noticed(
     ray_host: RayHost, store: PluginStore, cluster: RayCluster, ray_cluster: LocalRay
 ) -> None:
