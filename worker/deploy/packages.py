@@ -7,7 +7,7 @@ import structlog
 from shared.channels import redis_prefix
 from shared.messages import JsonObject
 from worker.deploy.cluster import RayCluster, packages_of
-from worker.plugins import PluginError, PluginHostUnavailableError
+from worker.plugins import PluginHostUnavailableError
 from worker.services import Services
 
 log = structlog.get_logger(__name__)
@@ -45,21 +45,23 @@ class DeployedPackages:
             services.ray.connect()
             # Before Serve is asked, which may not show yet what is added after that.
             added = redis.hgetall(self._key)
-            for package, release in self._in_use(added, self._live_applications()).items():
-                self._pin(package, release)
+            used = self._in_use(added, self._live_applications())
+            # All are pinned first: one that cannot be stored again must not cost the others theirs.
+            lost = {package: release for package, release in used.items() if not services.host.pin(package)}
+            for package, release in lost.items():
+                self._restore(package, release)
         except PluginHostUnavailableError as error:
             redis.delete(f"{self._key}:pinned")
             log.warning("packages not pinned", error_type=type(error).__name__)
 
-    def _pin(self, package: str, release: str) -> None:
-        """Pin one package; one that is gone and cannot be built again leaves the others alone."""
-        host = self._services.host
+    def _restore(self, package: str, release: str) -> None:
+        """Store a package again; one whose release cannot be read leaves the others alone."""
         try:
-            if not host.pin(package) and not host.restore(package, self._services.store.get(release)):
+            if not self._services.host.restore(package, self._services.store.get(release)):
                 log.warning("package lost, deploy the release again", plugin=release)
         except PluginHostUnavailableError:
             raise
-        except (PluginError, OSError) as error:
+        except Exception as error:  # whatever the release's files make of the reading
             log.warning("package not pinned", plugin=release, error_type=type(error).__name__)
 
     def _in_use(self, added: dict[str, str], live: dict[str, JsonObject] | None) -> dict[str, str]:

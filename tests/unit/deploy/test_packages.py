@@ -33,6 +33,7 @@ class Packages:
         self.pinned: list[str] = []
         self.restored: list[str] = []
         self.error: Exception | None = None
+        self.restore_error: Exception | None = None
         self.contents = {"digits@1.0.0": A}
         """The package of each release as it is now; others cannot be read."""
 
@@ -43,6 +44,8 @@ class Packages:
         return package in self.there
 
     def restore(self, package: str, release: str) -> bool:
+        if self.restore_error is not None:
+            raise self.restore_error
         if self.contents[release] != package:
             return False
         self.restored.append(package)
@@ -195,6 +198,24 @@ def test_one_unusable_release_leaves_the_others_pinned(
     deployed.pin()
 
     # Then the other one's is
+    assert packages.pinned == [B, A]
+
+
+@pytest.mark.parametrize(
+    "error", [PluginHostUnavailableError("no answer within 30 s"), OSError("stale"), RecursionError()]
+)
+def test_a_package_that_cannot_be_restored_costs_no_other(
+    harness: DeployHarness, packages: Packages, driver: FakeRayDriver, error: Exception
+) -> None:
+    # Given two applications, and a package that is gone and cannot be stored again
+    driver.answers["live_applications"] = {"large@1.0.0": running(B), APP: running(A)}
+    packages.there, packages.contents["large@1.0.0"], packages.restore_error = {A}, B, error
+    deployed = DeployedPackages(harness.services)
+    deployed.add("large@1.0.0", "large@1.0.0")
+    deployed.add(APP, "digits@1.0.0")
+
+    # When packages are pinned, then the other one's is
+    deployed.pin()
     assert packages.pinned == [B, A]
 
 
