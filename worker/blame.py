@@ -31,6 +31,7 @@ from worker.platform import (
     HTTPError,
     MalformedResponseError,
     NotFoundError,
+    ResponseTooLargeError,
     ServerError,
     UntrustedLinkError,
 )
@@ -216,6 +217,14 @@ TABLE: tuple[Row, ...] = (
         in_task=_TASK_FAILS,
         in_step=_RUN_FAILS,
         in_message=_MESSAGE_FAILS,
+    ),
+    Row(
+        # A task's own answer stays as large as it is; what a step asks for may be another the next time.
+        "an answer is larger than the limit",
+        _is(ResponseTooLargeError),
+        in_task=_TASK_FAILS,
+        in_step=_HOUR_OF_DEPENDENCY,
+        in_message=_HOUR_OF_DEPENDENCY,
     ),
     Row(
         # A page of HTML may come from whatever stands before the service, and then for every task.

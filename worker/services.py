@@ -18,6 +18,7 @@ from worker.platform import (
     MalformedResponseError,
     NotFoundError,
     RetryPolicy,
+    limit_responses,
     register_secrets,
     register_settings,
 )
@@ -57,6 +58,7 @@ class Services:
         self.settings = settings
         self._app = app
         register_secrets(settings.secrets(), forever=True)
+        limit_responses(settings.worker_max_answer_mb)
 
     @once_per_instance
     def redis(self) -> "Redis":

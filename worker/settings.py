@@ -167,7 +167,10 @@ class Settings(BaseSettings):
         64, description="Annotation requests in flight in each process."
     )
     worker_annotate_chunk: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        100, description="Tasks in a chunk."
+        100, description="Tasks in a chunk, at least; a chunk by inference has up to 1,000."
+    )
+    worker_max_answer_mb: Annotated[int, Field(ge=1, le=1024)] = Field(
+        16, description="Largest answer of a service, unpacked, in MB; a task with a larger one fails alone."
     )
     worker_visibility_timeout_seconds: Annotated[float, Field(ge=10, allow_inf_nan=False)] = Field(
         60, description="Seconds after which a message that a dead worker held is redelivered; at least 10."
@@ -229,7 +232,7 @@ class Settings(BaseSettings):
     def _is_folder(cls, value: Path) -> Path:
         if not value.is_dir():
             raise ValueError("must be a folder")
-        return value.resolve()
+        return value.absolute()  # a link may be swapped to another tree while the worker runs
 
     @model_validator(mode="after")
     def _token_needs_url(self) -> "Settings":

@@ -33,6 +33,7 @@ from worker.platform import (
     MalformedResponseError,
     NotFoundError,
     RateLimitError,
+    ResponseTooLargeError,
     ServerError,
     UntrustedLinkError,
     ValidationError,
@@ -108,6 +109,10 @@ ROWS = {
     "a list leads out of its service": Expected(
         (UntrustedLinkError(),),
         "task none", "run none", "message none",
+    ),
+    "an answer is larger than the limit": Expected(
+        (ResponseTooLargeError(),),
+        "task none", "dependency hour", "dependency hour",
     ),
     "an answer is malformed": Expected(
         (MalformedResponseError(),),

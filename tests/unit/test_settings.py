@@ -316,3 +316,13 @@ def test_what_is_once_per_instance_is_made_once_by_threads() -> None:
 
     assert (len(parts), Owner.made) == (1, 1)
     assert Owner().part not in parts
+
+
+def test_a_store_that_is_a_link_stays_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Given a link that will be swapped while the worker runs
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "tree")
+    monkeypatch.setenv("PLUGINS_DIR", str(tmp_path / "link"))
+
+    # Then the worker keeps the link and not where it leads
+    assert load_settings().plugins_dir == tmp_path / "link"

@@ -151,7 +151,10 @@ def _download(url: str, archive: Path) -> None:
 
     try:
         with (
-            httpx.stream("GET", url, timeout=READ_TIMEOUT_SECONDS, follow_redirects=True) as answer,
+            # trust_env: the address is signed, and neither a proxy nor `.netrc` has to do with it.
+            httpx.stream(
+                "GET", url, timeout=READ_TIMEOUT_SECONDS, follow_redirects=True, trust_env=False
+            ) as answer,
             archive.open("wb") as sink,
         ):
             if answer.is_success:

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from shared.messages import JsonObject
 from worker.logs.subscriptions import Claim, ResumePoint, Subscription
 from worker.logs.writer import LIMIT, LineBuffer
 from worker.platform import (
@@ -19,6 +20,7 @@ from worker.platform import (
     ClientError,
     ClientTimeoutError,
     NotFoundError,
+    clean,
     redact,
 )
 from worker.platform.errors import StreamLimitExceededError
@@ -75,8 +77,8 @@ class LogSource(Protocol):
         """Open the log at its first line."""
         ...
 
-    async def job_status(self, subscription: Subscription, resume_point: ResumePoint) -> str:
-        """Ray's status of the job."""
+    async def job(self, subscription: Subscription, resume_point: ResumePoint) -> JsonObject:
+        """Ray's record of the job, with its `status` and `message`."""
         ...
 
 
@@ -92,11 +94,10 @@ class AgentLogSource:
         client = await self._client(resume_point)
         return client.log_tail(subscription.ray_job, IDLE_TIMEOUT_SECONDS, resume_point.protocol)
 
-    async def job_status(self, subscription: Subscription, resume_point: ResumePoint) -> str:
+    async def job(self, subscription: Subscription, resume_point: ResumePoint) -> JsonObject:
         client = await self._client(resume_point)
         loop = asyncio.get_running_loop()
-        job = await loop.run_in_executor(self._threads, client.get_job, subscription.ray_job)
-        return str(job.get("status"))
+        return await loop.run_in_executor(self._threads, client.get_job, subscription.ray_job)
 
     def close(self) -> None:
         """Shut the threads down."""
@@ -123,6 +124,10 @@ ENDED, STOPPED, UNREACHABLE = "ended", "stopped", "unreachable"
 """Why a log has no more lines, beside `LIMIT`."""
 
 FINAL_JOB_STATUSES: Final = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+
+DRIVER_LOG: Final = ", last available logs"
+"""Behind it Ray repeats the log of a driver that has failed."""
+MAX_RAY_MESSAGE_CHARS: Final = 2_000
 
 UNKNOWN_JOB_SECONDS: Final = 30.0
 """How long an agent may not know the job: a log may be subscribed to shortly before its job is submitted."""
@@ -162,6 +167,7 @@ class LogTailer:
         # The job's final status, else empty. When it is known before a connection is opened, that connection
         # reads the whole log.
         self._final_status = ""
+        self._ray_message = ""
 
     async def tail_to_end(self) -> LogClosure | None:
         """Read until the log has no more lines; None when another relay has claimed it."""
@@ -201,7 +207,7 @@ class LogTailer:
         if not await self._buffer.flush():
             return None
         if self._final_status or tail.completed:
-            return LogClosure(STOPPED if await self._was_stopped() else ENDED)
+            return LogClosure(STOPPED if await self._was_stopped() else ENDED, self._failure_line())
         # The agent closed the connection without marking the end of the log. If the job has ended, the next
         # connection reads the lines that were written in between.
         await self._refresh_final_status()
@@ -209,8 +215,10 @@ class LogTailer:
         return None
 
     async def _refresh_final_status(self) -> None:
-        status = await self._source.job_status(self._subscription, self._resume_point)
+        job = await self._source.job(self._subscription, self._resume_point)
+        status = str(job.get("status"))
         self._final_status = status if status in FINAL_JOB_STATUSES else ""
+        self._ray_message = str(job.get("message") or "")
 
     async def _read_batches(self, tail: AsyncLogTail) -> None:
         self._lines_to_skip = self._buffer.read_position
@@ -246,6 +254,17 @@ class LogTailer:
                     return True
         log.info("log unreachable", error_type=type(error).__name__, error=str(error))
         return self._backoff.record_failure(UNKNOWN_JOB_SECONDS if isinstance(error, NotFoundError) else None)
+
+    def _failure_line(self) -> str:
+        """Ray's word on a job that failed: one that failed before its driver started has no other."""
+        if self._final_status != "FAILED":
+            return ""
+        why = " ".join(clean(self._ray_message.partition(DRIVER_LOG)[0]).split())
+        if len(why) > MAX_RAY_MESSAGE_CHARS:
+            # What the installer says stands at the end.
+            half = MAX_RAY_MESSAGE_CHARS // 2
+            why = f"{why[:half]} … {why[-half:]}"
+        return f"The Ray job {self._subscription.ray_job} FAILED{f': {why}' if why else '.'}"
 
     def _limit_closure(self, why: str) -> LogClosure:
         return LogClosure(LIMIT, self._final_line(f"its limit is reached ({why})"))

@@ -14,6 +14,7 @@ from worker.platform.errors import (
     MalformedResponseError,
     NotFoundError,
     RateLimitError,
+    ResponseTooLargeError,
     ServerError,
     StreamError,
     StreamLimitExceededError,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from worker.platform.requests import Json
     from worker.platform.retries import RetryPolicy
     from worker.platform.streams import AsyncLogTail, StreamLimits, StreamProtocol
+    from worker.platform.transport import limit_responses
 else:
     _LOADED_ON_USE = {
         "AgentClient": "worker.platform.agent",
@@ -58,6 +60,7 @@ else:
         "AsyncLogTail": "worker.platform.streams",
         "StreamLimits": "worker.platform.streams",
         "StreamProtocol": "worker.platform.streams",
+        "limit_responses": "worker.platform.transport",
     }
     """They bring httpx and aiohttp with them, which most processes of Ray never need."""
 
@@ -75,6 +78,7 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "AgentClient",
     "RayClientMixin",
     "RetryPolicy",
+    "limit_responses",
     "Json",
     "JsonObject",
     # logs
@@ -93,6 +97,7 @@ __all__ = [  # noqa: RUF022 - grouped by topic
     "RateLimitError",
     "ServerError",
     "MalformedResponseError",
+    "ResponseTooLargeError",
     "UntrustedLinkError",
     "StreamError",
     "StreamLimitExceededError",

@@ -7,6 +7,7 @@ and retries are those of the synchronous client.
 import asyncio
 import time
 from collections.abc import Mapping
+from io import BytesIO
 from typing import Self
 
 import aiohttp
@@ -35,6 +36,7 @@ from worker.platform.transport import (
 )
 
 _JSON_BODY = {"Content-Type": "application/json"}
+_LARGE_BYTES = 256 * 1024
 
 
 class AsyncBackendClient:
@@ -121,7 +123,8 @@ class AsyncBackendClient:
         while True:
             try:
                 async with self._slots:
-                    return decode_response(await self._exchange(request, content), request.expect)
+                    response = await self._exchange(request, content)
+                    return decode_response(response, request.expect, len(content or b""))
             except ClientError as error:
                 elapsed = time.monotonic() - began
                 seconds = self._retries.seconds_until_retry(error, request, attempt, elapsed)
@@ -142,7 +145,7 @@ class AsyncBackendClient:
         reader: ResponseReader | None = None
         try:
             async with self._session.request(
-                request.method, url, data=content, headers=headers, allow_redirects=False
+                request.method, url, data=_body(content), headers=headers, allow_redirects=False
             ) as response:
                 reader = ResponseReader(response.status, response.headers)
                 unpacked = Unpacker(response.headers.get("content-encoding", ""))
@@ -153,3 +156,8 @@ class AsyncBackendClient:
         except (aiohttp.ClientError, OSError) as error:
             failure = error
         return recover_response(failure, reader)
+
+
+def _body(content: bytes | None) -> bytes | BytesIO | None:
+    """A large body is written piece by piece, so that the event loop does other things meanwhile."""
+    return BytesIO(content) if content is not None and len(content) > _LARGE_BYTES else content

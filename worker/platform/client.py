@@ -123,7 +123,8 @@ class BaseClient:
 
     def _attempt(self, request: Request, content: bytes | None) -> Json:
         with deadline(self._timeouts.total):
-            return decode_response(self._exchange(request, content), request.expect)
+            response = self._exchange(request, content)
+            return decode_response(response, request.expect, len(content or b""))
 
     def _exchange(self, request: Request, content: bytes | None) -> HttpResponse:
         if self._http.is_closed:

@@ -73,6 +73,10 @@ class MalformedResponseError(ClientError):
         self.cut_off = cut_off
 
 
+class ResponseTooLargeError(MalformedResponseError):
+    """The service's answer is larger than WORKER_MAX_ANSWER_MB."""
+
+
 class UntrustedLinkError(MalformedResponseError):
     """A list's link to its next page leads out of the service's base URL; asking again does not help."""
 

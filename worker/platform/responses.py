@@ -78,12 +78,13 @@ class HttpResponse:
     body: bytes = field(repr=False)
 
 
-def decode_response(response: HttpResponse, expect: Expect) -> Json:
+def decode_response(response: HttpResponse, expect: Expect, sent_bytes: int = 0) -> Json:
     """Make the caller's value of a response.
 
     Args:
         response: The whole response.
         expect: What the request expects.
+        sent_bytes: Size of the request's body.
 
     Returns:
         A JSON value; None for "none" and, with "any", for 204; a string for "text". A list is a page as
@@ -94,7 +95,7 @@ def decode_response(response: HttpResponse, expect: Expect) -> Json:
         MalformedResponseError: The body is not what the request expects.
     """
     if not 200 <= response.status < 300:
-        raise response_error(response)
+        raise response_error(response, sent_bytes)
     if expect == "none":
         return None
     if expect == "text":
@@ -133,11 +134,12 @@ def parse_page(value: Json) -> JsonObject:
     return {"count": None if page.get("next") else len(results), "next": None, "previous": None} | page
 
 
-def response_error(response: HttpResponse) -> ClientError:
+def response_error(response: HttpResponse, sent_bytes: int = 0) -> ClientError:
     """Make the error for a response that is no success.
 
     Args:
         response: One whose status is not 2xx.
+        sent_bytes: Size of the request's body, which is named where the service finds it too large.
 
     Returns:
         The error, not raised, with the service's reason as its `detail`.
@@ -148,6 +150,8 @@ def response_error(response: HttpResponse) -> ClientError:
     else:
         detail = _detail(response)
     title = f"{response.status} {_phrase(response.status)}".strip()
+    if response.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and sent_bytes:
+        title = f"{title} (the request has {sent_bytes / 1024 / 1024:.2f} MB)"
     message = f"{title}: {detail}" if detail else title
     if response.status == 408:
         return ClientTimeoutError(message, 408, detail)

@@ -18,13 +18,26 @@ from worker.platform.errors import (
     ClientError,
     ClientTimeoutError,
     MalformedResponseError,
+    ResponseTooLargeError,
 )
 from worker.platform.responses import HttpResponse
 
 MB = 1024 * 1024
-MAX_RESPONSE_BYTES = 16 * MB
+DEFAULT_MAX_RESPONSE_MB = 16
+_max_response_bytes = DEFAULT_MAX_RESPONSE_MB * MB
 MAX_ERROR_BYTES = 64 * 1024
 """Bytes of an error's body that are read."""
+
+
+def limit_responses(megabytes: int) -> None:
+    """Set how large a body of all clients of this process may be.
+
+    Args:
+        megabytes: The largest body, unpacked.
+    """
+    global _max_response_bytes
+    _max_response_bytes = megabytes * MB
+
 
 CLIENT_CLOSED = "the client was closed: make a new one"
 _ENCODINGS = frozenset({"", "identity", "gzip", "deflate"})
@@ -135,7 +148,7 @@ class Unpacker:
             chunk: As it was received.
 
         Returns:
-            What it holds, at most `MAX_RESPONSE_BYTES` and one.
+            What it holds, at most one byte more than a body may have.
 
         Raises:
             MalformedResponseError: It cannot be decompressed.
@@ -152,7 +165,7 @@ class Unpacker:
         raise MalformedResponseError("malformed answer: it cannot be unpacked")
 
     def _decompress(self, chunk: bytes) -> bytes:
-        unpacked: bytes = self._stream.decompress(chunk, MAX_RESPONSE_BYTES + 1)
+        unpacked: bytes = self._stream.decompress(chunk, _max_response_bytes + 1)
         self._is_first = False
         return unpacked
 
@@ -168,7 +181,8 @@ class ResponseReader:
             headers: A mapping that ignores case.
 
         Raises:
-            MalformedResponseError: The compression was not asked for, or the body is declared too large.
+            MalformedResponseError: The compression was not asked for.
+            ResponseTooLargeError: The body is declared to be larger than the limit.
         """
         self._status, self._headers = status, headers
         self._body = bytearray()
@@ -177,7 +191,7 @@ class ResponseReader:
         if headers.get("content-encoding", "").strip().lower() not in _ENCODINGS:
             raise MalformedResponseError("malformed answer: packed in a way that was not asked for")
         if declared.isdecimal() and len(declared) < 20 and not self._is_error:
-            self._check_size(int(declared))
+            self._check_size(int(declared), is_whole=True)
 
     def feed(self, chunk: bytes) -> bool:
         """Add a part of the body.
@@ -189,7 +203,7 @@ class ResponseReader:
             False if the rest is not needed.
 
         Raises:
-            MalformedResponseError: The body is larger than the limit.
+            ResponseTooLargeError: The body is larger than the limit.
         """
         self._body += chunk
         if self._is_error:
@@ -225,9 +239,11 @@ class ResponseReader:
         headers = {name.lower(): value for name, value in self._headers.items()}
         return HttpResponse(self._status, headers, bytes(self._body))
 
-    def _check_size(self, size: int) -> None:
-        if size > MAX_RESPONSE_BYTES:
-            raise MalformedResponseError(f"malformed answer: larger than {MAX_RESPONSE_BYTES // MB} MB")
+    def _check_size(self, size: int, is_whole: bool = False) -> None:
+        if size > _max_response_bytes:
+            limit = f"larger than {_max_response_bytes // MB} MB (WORKER_MAX_ANSWER_MB)"
+            what = f"its {size / MB:.1f} MB are {limit}" if is_whole else limit
+            raise ResponseTooLargeError(f"malformed answer: {what}")
 
 
 def recover_response(error: Exception, reader: ResponseReader | None) -> HttpResponse:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from worker.plugins.errors import ReleaseInvalidError
 
+_IGNORED_NAMES = frozenset({"__pycache__", ".git", "__macosx", ".ds_store", "desktop.ini", "thumbs.db"})
 MAX_ENTRIES = 100_000
 CHUNK_BYTES = 1024 * 1024
 STALE_SECONDS = 3600
@@ -46,6 +47,14 @@ _ARCHIVE_ERRNOS = frozenset(
 )
 """Of the errors that follow from an archive's names and offsets; others are this machine's: a full disk."""
 _DRIVE = re.compile(r"[A-Za-z]:")
+
+
+def is_ignored(name: str) -> bool:
+    """Whether a file or folder of this name is no part of a release.
+
+    Running the code and desktops make such files: they change although the release does not.
+    """
+    return name.lower() in _IGNORED_NAMES or name.startswith("._")
 
 
 def unpack_release(archive: Path, destination: Path, max_bytes: int) -> None:
@@ -95,6 +104,8 @@ def _write_entries(archive: Path, folder: Path, max_bytes: int) -> None:
         left = max_bytes
         for entry in entries:
             path = _checked_path(entry)
+            if any(is_ignored(part) for part in path.parts):
+                continue
             if path in seen:
                 raise ReleaseInvalidError(f"{archive.name} has {entry.filename!r} twice")
             seen.add(path)
@@ -139,7 +150,7 @@ def _release_root(folder: Path) -> Path:
     """The folder of config.yaml: the archive's top, or the only folder there."""
     if (folder / "config.yaml").is_file():
         return folder
-    inside = [path for path in folder.iterdir() if path.name != "__MACOSX"]
+    inside = list(folder.iterdir())
     if len(inside) == 1 and (inside[0] / "config.yaml").is_file():
         return inside[0]
     raise ReleaseInvalidError("the archive has no config.yaml at its top or in its one top folder")

@@ -22,6 +22,7 @@ MAX_CONFIG_BYTES = 256 * 1024
 MAX_NODES = 50_000
 """Nodes after aliases are expanded: a few lines of aliases of aliases can expand to billions."""
 
+_TEXT_TAG, _NULL_TAG, _MERGE_TAG = (f"tag:yaml.org,2002:{name}" for name in ("str", "null", "merge"))
 _ENTRYPOINT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*", re.ASCII)
 
 
@@ -31,11 +32,14 @@ def _text_only(value: object) -> object:
     return value
 
 
-def _env_value(value: object) -> object:
-    """The text of a number or a truth value: YAML parses it, but an environment holds only text."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if isinstance(value, int | float) else value
+def _check_env_vars(value: object) -> object:
+    variables = value.get("env_vars") if isinstance(value, dict) else None
+    if not isinstance(variables, dict | None):
+        raise ValueError("env_vars must be a mapping")
+    for name, text in (variables or {}).items():
+        if not isinstance(text, str):
+            raise ValueError(f"env_vars.{name} must be text: write it in quotes")
+    return value
 
 
 def _is_entrypoint(value: str) -> str:
@@ -45,7 +49,8 @@ def _is_entrypoint(value: str) -> str:
 
 
 Text = Annotated[str, BeforeValidator(_text_only), StringConstraints(min_length=1)]
-EnvValue = Annotated[str, BeforeValidator(_env_value)]
+EnvValue = Annotated[str, BeforeValidator(_text_only)]
+RuntimeEnv = Annotated[JsonObject, BeforeValidator(_check_env_vars)]
 
 
 class _Declared(BaseModel):
@@ -72,15 +77,13 @@ class ReleaseConfig(_Declared):
     description: str | None = None
     package_manager: Literal["pip", "uv"] = "pip"
     env: dict[str, EnvValue] = Field(default_factory=dict)
-    runtime_env: JsonObject = Field(default_factory=dict)
+    runtime_env: RuntimeEnv = Field(default_factory=dict)
     wheels_dir: str | None = None
 
     @property
     def settings(self) -> dict[str, str]:
         """The variables in the environment of the release's code; some may be secret."""
-        variables = self.runtime_env.get("env_vars")
-        declared = variables if isinstance(variables, dict) else {}
-        return {**{str(name): str(value) for name, value in declared.items()}, **self.env}
+        return {**(self.runtime_env.get("env_vars") or {}), **self.env}
 
 
 def parse_release_config(text: bytes) -> ReleaseConfig:
@@ -88,10 +91,12 @@ def parse_release_config(text: bytes) -> ReleaseConfig:
     if len(text) > MAX_CONFIG_BYTES:
         raise ReleaseInvalidError(f"config.yaml is larger than {MAX_CONFIG_BYTES} bytes")
     try:
-        decoded = text.decode("utf-8-sig")
-        root = yaml.compose(decoded, Loader=yaml.SafeLoader)
+        loader = yaml.SafeLoader(text.decode("utf-8-sig"))
+        root = loader.get_single_node()
         _reject_alias_bomb(root)
-        content = yaml.safe_load(decoded)
+        for path in (("env",), ("runtime_env", "env_vars")):
+            _keep_as_written(_node_at(root, path))
+        content = None if root is None else loader.construct_document(root)
         if isinstance(content, dict):
             content = _without_nulls(content)
     except RecursionError:
@@ -108,6 +113,31 @@ def parse_release_config(text: bytes) -> ReleaseConfig:
     except ValidationError as error:
         mistakes = describe_validation_error(error, as_sentences=True)
         raise ReleaseInvalidError(f"config.yaml: {mistakes}") from None
+
+
+def _node_at(root: yaml.Node | None, path: tuple[str, ...]) -> yaml.Node | None:
+    node = root
+    for name in path:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        node = next((value for key, value in reversed(pairs) if key.value == name), None)
+    return node
+
+
+def _keep_as_written(variables: yaml.Node | None) -> None:
+    """Let the names and values of an environment be the text that was written.
+
+    YAML makes false of NO, 83 of 0123 and 750 of 12:30, but an environment holds only text.
+    """
+    if not isinstance(variables, yaml.MappingNode):
+        return
+    for key, value in variables.value:
+        if key.tag == _MERGE_TAG:
+            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                _keep_as_written(merged)
+            continue
+        for node in (key, value):
+            if isinstance(node, yaml.ScalarNode) and node.tag != _NULL_TAG:
+                node.tag = _TEXT_TAG
 
 
 def _without_nulls(content: dict[object, object]) -> dict[str, object]:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import shlex
 import threading
 import time
 import zipfile
@@ -20,11 +19,9 @@ from worker.plugins.errors import (
     ReleaseInvalidError,
 )
 from worker.plugins.ray_driver import RayConnection, operations
+from worker.plugins.requirements import installation
 from worker.plugins.run_end import held
 from worker.plugins.store import Release
-
-WORKING_DIR = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
-"""Ray replaces this with the folder of the unpacked package."""
 
 
 def runtime_env(release: Release, package: str, env: dict[str, str]) -> JsonObject:
@@ -32,31 +29,9 @@ def runtime_env(release: Release, package: str, env: dict[str, str]) -> JsonObje
     declared = dict(release.config.runtime_env)
     if "working_dir" in declared or "py_modules" in declared:
         raise ReleaseInvalidError(f"{release.name}: runtime_env must not set working_dir or py_modules")
-    variables = {str(key): str(value) for key, value in (declared.pop("env_vars", None) or {}).items()}
-    installs = {} if {"pip", "uv", "conda"} & declared.keys() else requirements(release)
+    variables = declared.pop("env_vars", None) or {}
+    installs = {} if {"pip", "uv", "conda"} & declared.keys() else installation(release.path, release.config)
     return {**declared, **installs, "working_dir": package, "env_vars": {**variables, **env}}
-
-
-def requirements(release: Release) -> JsonObject:
-    """The part of a runtime environment that installs requirements.txt; empty when there is none."""
-    file = release.path / "requirements.txt"
-    if not file.is_file():
-        return {}
-    packages: list[str] = []
-    options: list[str] = []
-    for line in file.read_text().replace("\\\n", " ").splitlines():
-        text = line.split(" #")[0].strip()
-        if text.startswith("-"):
-            options += shlex.split(text)
-        elif text and not text.startswith("#"):
-            packages.append(text)
-    if not packages:
-        return {}
-    if release.config.wheels_dir:
-        options += ["--find-links", f"{WORKING_DIR}/{release.config.wheels_dir}"]
-    manager = release.config.package_manager
-    key = "pip_install_options" if manager == "pip" else "uv_pip_install_options"
-    return {manager: {"packages": packages, **({key: options} if options else {})}}
 
 
 SCHEME = "gcs://"

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from worker.plugins import config
-from worker.plugins.archive import unpack_release
+from worker.plugins.archive import is_ignored, unpack_release
 from worker.plugins.config import ActionConfig, ReleaseConfig
 from worker.plugins.errors import PluginError, ReleaseInvalidError, ReleaseNotFoundError
+from worker.plugins.module_names import check_module_names
+from worker.plugins.requirements import read_requirements
 from worker.settings import MB
 
-IGNORED_NAMES = frozenset({"__pycache__", ".git"})
-"""Not part of a release: they change although the release does not."""
 CHUNK_BYTES = 1024 * 1024
 
 
@@ -35,9 +35,9 @@ def release_files(root: Path) -> Iterator[tuple[str, Path]]:
 
 def _walk(root: Path, real_root: Path) -> Iterator[tuple[str, Path]]:
     for folder, folders, names in os.walk(root, onerror=_raise):
-        folders[:] = [name for name in folders if name not in IGNORED_NAMES]
+        folders[:] = [name for name in folders if not is_ignored(name)]
         here = Path(folder)
-        for name in [*folders, *(name for name in names if name not in IGNORED_NAMES)]:
+        for name in [*folders, *(name for name in names if not is_ignored(name))]:
             path = here / name
             relative = path.relative_to(root).as_posix()
             if path.is_symlink():
@@ -119,8 +119,6 @@ MAX_BYTES = 512 * MB
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}"
 _NAME = re.compile(rf"{_PART}@{_PART}")
-RESERVED_NAMES = ("worker", "shared", "ray")
-"""Packages that the host itself imports; a release's package of the same name would hide them."""
 
 
 @dataclass(frozen=True)
@@ -179,22 +177,42 @@ class PluginStore:
 
     def names(self) -> list[str]:
         """The names of all releases, sorted, including the invalid ones."""
-        found = {path.name.removesuffix(".zip") for path in self.directory.iterdir()}
-        return sorted(name for name in found if _NAME.fullmatch(name) and self._find(name) is not None)
+        root = self._root()
+        found = {path.name.removesuffix(".zip") for path in root.iterdir()}
+        return sorted(name for name in found if _NAME.fullmatch(name) and _find(root, name) is not None)
 
     def get(self, name: str) -> Release:
         """The release `code@version`; raises `ReleaseNotFoundError` or `ReleaseInvalidError`.
 
-        An `OSError` says nothing about the release: the store is away, or the disk with the cache is full.
+        An `OSError` says nothing about the release: the store is away or empty, or the cache's disk is full.
         """
         if (recent := self._recently_found(name)) is not None:
             return recent
         if not _NAME.fullmatch(name) or ".." in name:
             raise ReleaseNotFoundError(f"{name[:300]!r} is not a release's name: it must be code@version")
-        source = self._find(name)
+        root = self._root()
+        while True:
+            try:
+                return self._get_in(root, name)
+            except PluginError:
+                # The link may have been swapped meanwhile, and its old tree be half removed.
+                if (now := self._root()) == root:
+                    raise
+                root = now
+
+    def _root(self) -> Path:
+        """Where `directory`, which may be a link that is swapped, leads to now; raises `OSError`."""
+        root = Path(os.path.realpath(self.directory, strict=True))
+        if not stat.S_ISDIR(root.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.directory))
+        return root
+
+    def _get_in(self, root: Path, name: str) -> Release:
+        source = _find(root, name)
         if source is None:
-            if not stat.S_ISDIR(self.directory.stat().st_mode):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.directory))
+            if not any(root.iterdir()):
+                # Such as the folder on which nothing is mounted at the moment.
+                raise FileNotFoundError(errno.ENOENT, "the plugin store is empty", str(self.directory))
             raise ReleaseNotFoundError(f"the plugin store has no release {name!r}")
         with self._lock:
             # Of the threads that waited for the lock one has looked.
@@ -202,7 +220,8 @@ class PluginStore:
                 return recent
             looked_at = time.monotonic()
             try:
-                stamp = _release_stamp(source)
+                # Two trees may hold files of the same times and sizes.
+                stamp = f"{source}:{_release_stamp(source)}"
                 known = self._known.get(name)
                 if known is None or known.stamp != stamp or not known.release.path.is_dir():
                     release = self._load(name, source)
@@ -224,14 +243,6 @@ class PluginStore:
             return None
         return known.release if known.release.path.is_dir() else None
 
-    def _find(self, name: str) -> Path | None:
-        folder, archive = self.directory / name, self.directory / f"{name}.zip"
-        root = self.directory.resolve()
-        for path, is_kind in ((folder, stat.S_ISDIR), (archive, stat.S_ISREG)):
-            if is_kind(_mode(path)) and path.resolve().is_relative_to(root):
-                return path
-        return None
-
     def _load(self, name: str, source: Path) -> Release:
         folder = source if source.is_dir() else self._unpacked(name, source)
         config_file = folder / "config.yaml"
@@ -242,9 +253,8 @@ class PluginStore:
         code, _, version = name.partition("@")
         if (declared.code, declared.version) != (code, version):
             raise ReleaseInvalidError(f"config.yaml says {declared.code}@{declared.version}")
-        for taken in RESERVED_NAMES:
-            if (folder / taken / "__init__.py").exists() or (folder / f"{taken}.py").exists():
-                raise ReleaseInvalidError(f"its top-level name {taken!r} is taken by the host; rename it")
+        check_module_names(folder)
+        read_requirements(folder)
         digest = release_checksum(folder, self._max_bytes)
         return Release(code, version, name, folder.resolve(), declared, digest)
 
@@ -257,6 +267,13 @@ class PluginStore:
         folder = _private_folder(self._cache_dir) / f"{name}-{digest[:16]}"
         unpack_release(archive, folder, self._max_bytes)
         return folder
+
+
+def _find(root: Path, name: str) -> Path | None:
+    for path, is_kind in ((root / name, stat.S_ISDIR), (root / f"{name}.zip", stat.S_ISREG)):
+        if is_kind(_mode(path)) and path.resolve().is_relative_to(root):
+            return path
+    return None
 
 
 def _release_stamp(source: Path) -> str:

@@ -133,7 +133,7 @@ class LocalRay:
 
     def _serve_answers(self) -> bool:
         try:
-            httpx.get(f"{self.serve_url}/-/healthz", timeout=2)
+            httpx.get(f"{self.serve_url}/-/healthz", timeout=2, trust_env=False)
         except httpx.TransportError:
             return False
         return True
@@ -141,7 +141,8 @@ class LocalRay:
     def _resources_are_known(self) -> bool:
         headers = {"Authorization": f"Bearer {self.token}"}
         try:
-            answer = httpx.get(f"{self.dashboard_url}/api/cluster_status", headers=headers, timeout=2)
+            url = f"{self.dashboard_url}/api/cluster_status"
+            answer = httpx.get(url, headers=headers, timeout=2, trust_env=False)
             status = answer.raise_for_status().json()["data"]["clusterStatus"]
         except httpx.HTTPError:
             return False

@@ -10,10 +10,11 @@ from typing import Any, Protocol
 from redis import Redis
 
 from shared.channels import job_key
-from shared.messages import ToTaskMessage, ToTaskParams
+from shared.messages import ToTaskMessage, ToTaskMethod, ToTaskParams
 from shared.statuses import JobStatus
 from worker.platform import NotFoundError, UntrustedLinkError, contains_secret
 from worker.platform.requests import MAX_PAGES
+from worker.pre_processor.waitlist import pre_processor_of
 from worker.runs.keys import run_key
 from worker.runs.model import Continue, Finish, Lease, Outcome, Reschedule, RunFailedError, Suspend
 from worker.runs.scripts import run_scripts
@@ -24,10 +25,23 @@ from worker.to_task.steps import SPREAD, ToTaskRun
 
 NO_TASKS = "No tasks found to annotate"
 MAX_PAGE_SIZE = 1_000
+ROUNDS_IN_CHUNK = 16
+"""A chunk by inference has at least so many tasks for each inference that the pre-processor takes at once: it
+is the only one of its run in flight, and towards its end the pre-processor has less and less to do."""
+MAX_CHUNK_BY_INFERENCE = 1_000
 MAX_TASK_COUNT = 10**12
 MAX_REPEATED_PAGES = 200
 """Pages in a row without a new id: tasks that are created meanwhile shift some onto known ones, and a backend
 that filters after paging has empty ones."""
+
+
+def chunk_size(run: ToTaskRun, setting: int) -> int:
+    """Tasks in a chunk of the run, where WORKER_ANNOTATE_CHUNK is `setting`."""
+    params = run.message.params
+    if params.method is not ToTaskMethod.INFERENCE:
+        return setting
+    slots = pre_processor_of(run).batch_size(params)
+    return max(setting, min(ROUNDS_IN_CHUNK * slots, MAX_CHUNK_BY_INFERENCE))
 
 
 class TaskListApi(Protocol):
@@ -277,7 +291,8 @@ def fetch_tasks(run: ToTaskRun, services: Services, clock: Callable[[], float] =
     runs, settings = services.runs, services.settings
     warm_up(run, services)  # the worker that prepared the run may be another one, or it may be long ago
     runs.store.expire_with_run(run.job, *(key(run.job) for key in ledger.ALL))
-    index = TaskIndex(services.redis, run.job, settings.worker_annotate_chunk, run.lease)
+    size = chunk_size(run, settings.worker_annotate_chunk)
+    index = TaskIndex(services.redis, run.job, size, run.lease)
     until = clock() + min(settings.worker_visibility_timeout_seconds / 4, MAX_STEP_SECONDS)
     first = True
     cursor = index.cursor()

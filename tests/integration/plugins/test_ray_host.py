@@ -11,6 +11,7 @@ import httpx
 import pytest
 from fakeredis import FakeRedis
 
+from tests.harness.proxy_trap import proxy_trap
 from worker.deploy.cluster import RayCluster
 from worker.deploy.packages import DeployedPackages
 from worker.plugins import (
@@ -272,3 +273,18 @@ def test_what_runs_is_pinned_though_its_release_is_another(
     submit(ray_host, store, "apple@1.0.0")
     wait_for(lambda: pinned() == [], 60, "no pin")
     remove(cluster, "apple@1.0.0")
+
+
+def test_nothing_goes_through_a_proxy_of_the_environment(
+    connection: RayConnection, store: PluginStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a worker in whose environment all proxies are set
+    with proxy_trap(monkeypatch) as sent:
+        made = RayConnection(connection.address)
+        made.connect()
+
+        # When it uploads a package with Ray's token, then the proxy sees nothing
+        assert RayPackages(made).ensure(store.get("plum@1.0.0"))
+        assert not RayCluster(made).state("nobody@1.0.0").exists
+        made.close()
+    assert sent == []

@@ -110,6 +110,7 @@ class ScriptedLogSource:
 
     tails: dict[str, list[ScriptedTail]] = field(default_factory=dict)
     statuses: dict[str, list[str | ClientError]] = field(default_factory=dict)
+    message: str | None = None
     opened: list[str] = field(default_factory=list)
 
     async def tail(self, subscription: Subscription, resume_point: ResumePoint) -> Any:
@@ -117,12 +118,12 @@ class ScriptedLogSource:
         tails = self.tails[subscription.ray_job]
         return tails.pop(0) if len(tails) > 1 else tails[0]
 
-    async def job_status(self, subscription: Subscription, resume_point: ResumePoint) -> str:
+    async def job(self, subscription: Subscription, resume_point: ResumePoint) -> dict[str, Any]:
         statuses = self.statuses.get(subscription.ray_job, ["SUCCEEDED"])
         status = statuses.pop(0) if len(statuses) > 1 else statuses[0]
         if isinstance(status, ClientError):
             raise status
-        return status
+        return {"status": status, "message": self.message}
 
 
 class RelayHarness:

@@ -43,6 +43,41 @@ async def test_log_of_a_stopped_job_ends_with_that_reason(harness: RelayHarness,
     assert job_log.end_marker()["reason"] == "stopped"
 
 
+@pytest.mark.parametrize("completed", [True, False])
+async def test_a_job_that_failed_before_its_driver_says_why(
+    harness: RelayHarness, job_log: LogOfJob, completed: bool
+) -> None:
+    # Given a job whose log stays empty, because what it needs cannot be installed
+    register_secrets(["a-known-secret"])
+    harness.source.tails[RAY] = [ScriptedTail([], completed=completed)]
+    harness.source.statuses[RAY] = ["PENDING", "FAILED"] if not completed else ["FAILED"]
+    harness.source.message = f"runtime_env setup failed:\n{'pip ' * 2_000}\n No match: a-known-secret\n"
+    job_log.subscribe(RAY)
+
+    harness.start_relay()
+    await until(job_log.is_closed)
+
+    # Then the last word is Ray's, with both of its ends and without secrets
+    (line,) = job_log.lines()
+    assert line.startswith(f"The Ray job {RAY} FAILED: runtime_env setup failed: pip pip")
+    assert line.endswith("pip No match: ***")
+    assert len(line) < 2_100
+    assert job_log.end_marker()["reason"] == "ended"
+
+
+async def test_a_driver_that_failed_is_named_after_its_log(harness: RelayHarness, job_log: LogOfJob) -> None:
+    harness.source.tails[RAY] = [ScriptedTail([["one"]], completed=True)]
+    harness.source.statuses[RAY] = ["FAILED"]
+    harness.source.message = "Job entrypoint command failed with exit code -9, last available logs (x):\none"
+    job_log.subscribe(RAY)
+
+    harness.start_relay()
+    await until(job_log.is_closed)
+
+    failure = f"The Ray job {RAY} FAILED: Job entrypoint command failed with exit code -9"
+    assert job_log.lines() == ["one", failure]
+
+
 async def test_lost_connection_is_resumed_after_the_last_line(
     harness: RelayHarness, job_log: LogOfJob
 ) -> None:

@@ -39,6 +39,33 @@ def test_config_may_be_at_the_top_or_in_the_only_folder(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one", "top"]
 
 
+JUNK = [
+    ".DS_Store",
+    "Thumbs.db",
+    "desktop.ini",
+    "Desktop.ini",
+    "__MACOSX/._config.yaml",
+    "._x",
+    "plugin/.DS_Store",
+    "plugin/__pycache__/x.pyc",
+]
+
+
+def test_files_of_desktops_are_left_out(tmp_path: Path) -> None:
+    # Given an archive made of one folder by a desktop, with its own files beside the folder and within
+    with zipfile.ZipFile(tmp_path / "cat.zip", "w") as archive:
+        for name in ("cat@1.0/config.yaml", "cat@1.0/plugin/x.py"):
+            archive.writestr(name, "code: x")
+        for name in JUNK:
+            archive.writestr(name, "junk")
+            archive.writestr(f"cat@1.0/{name}", "junk")
+
+    # Then the release has only its own
+    unpack_release(tmp_path / "cat.zip", tmp_path / "out", MB)
+    files = [path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert sorted(map(str, files)) == ["config.yaml", "plugin/x.py"]
+
+
 @pytest.mark.parametrize(
     "name",
     [

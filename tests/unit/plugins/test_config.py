@@ -29,16 +29,55 @@ def test_config_is_parsed() -> None:
 
 @pytest.mark.parametrize(
     ("runtime_env", "variables"),
-    [("{env_vars: {KEY: 1, SIZE: 4}}", {"KEY": "1"}), ("{env_vars: [1]}", {}), ("{pip: [x]}", {})],
+    [("{env_vars: {KEY: 1, SIZE: 4}}", {"KEY": "1"}), ("{env_vars: }", {}), ("{pip: [x]}", {})],
 )
 def test_settings_include_env_vars_of_the_runtime_env(runtime_env: str, variables: dict[str, str]) -> None:
     config = parse_release_config(f"{GOOD}\nenv: {{SIZE: 3}}\nruntime_env: {runtime_env}".encode())
     assert config.settings == {**variables, "SIZE": "3"}
 
 
+WRITTEN = {
+    "REGION": "NO",
+    "PIN": "0123",
+    "AT": "12:30",
+    "V": "1.10",
+    "N": "1_000",
+    "DAY": "2026-01-02",
+    "HEX": "0x1F",
+    "ON": "True",
+    "E": "1e3",
+    "OFF": ".inf",
+    "FORCED": "!!int 7",
+}
+
+
+@pytest.mark.parametrize("place", ["env: {{{}}}", "runtime_env: {{env_vars: {{{}}}}}"])
+def test_variables_are_the_text_that_was_written(place: str) -> None:
+    written = ", ".join(f"{name}: {value}" for name, value in WRITTEN.items())
+    config = parse_release_config(f"{GOOD}\n{place.format(written)}".encode())
+
+    assert config.settings == {**WRITTEN, "FORCED": "7"}
+    assert (config.runtime_env.get("env_vars") or config.env) == config.settings
+
+
+def test_variables_from_an_anchor_are_as_written_too() -> None:
+    config = parse_release_config(f"common: &c {{A: NO, NO: 1}}\n{GOOD}\nenv: {{<<: *c, B: 010}}".encode())
+
+    assert config.env == {"A": "NO", "NO": "1", "B": "010"}
+
+
+@pytest.mark.parametrize("value", ["[1]", "{a: b}", "null", ""])
+@pytest.mark.parametrize("place", ["env: {{X: {}}}", "runtime_env: {{env_vars: {{X: {}}}}}"])
+def test_a_variable_that_is_no_text_is_rejected(place: str, value: str) -> None:
+    with pytest.raises(ReleaseInvalidError, match=r"X must be text: write it in quotes"):
+        parse_release_config(f"{GOOD}\n{place.format(value)}".encode())
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("code: c\nversion: '1'\nactions: {}\nruntime_env: {env_vars: [1]}", "env_vars must be a mapping"),
+        ("a: 1\n---\nb: 2", "not valid YAML"),
         ("", "must be a mapping"),
         ("[1, 2]", "must be a mapping"),
         ("code: [", "not valid YAML"),

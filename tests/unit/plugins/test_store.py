@@ -50,7 +50,8 @@ def test_names_lists_each_release_once(store: PluginStore, write_release: Write,
 @pytest.mark.parametrize(
     "name", ["cat@1.0", "cat", "../cat@1.0", "a@../b", "a@..", "/etc@1", "a@b/c", "a@1\n", ""]
 )
-def test_missing_release_is_not_found(store: PluginStore, name: str) -> None:
+def test_missing_release_is_not_found(store: PluginStore, write_release: Write, name: str) -> None:
+    write_release("cat@2.0")
     with pytest.raises(ReleaseNotFoundError) as caught:
         store.get(name)
     assert "\n" not in str(caught.value)
@@ -74,6 +75,17 @@ def test_checksum_ignores_files_made_by_running(store: PluginStore, write_releas
         (folder / "plugin" / ignored / "x").touch()
     os.utime(folder / "plugin" / "words.py", (1, 1))
     assert store.get("cat@1.0").checksum == first.checksum
+    assert zip_release(folder) == package
+
+
+def test_checksum_and_package_ignore_files_of_desktops(store: PluginStore, write_release: Write) -> None:
+    folder = write_release("cat@1.0", words="WORD = 1")
+    before, package = store.get("cat@1.0").checksum, zip_release(folder)
+    for name in (".DS_Store", "plugin/Thumbs.db", "plugin/._words.py", "__MACOSX/x", "plugin/desktop.ini"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("junk")
+
+    assert store.get("cat@1.0").checksum == before
     assert zip_release(folder) == package
 
 
@@ -116,10 +128,51 @@ def test_release_that_is_too_large_is_rejected(store: PluginStore, write_release
         store.get("cat@1.0")
 
 
-def test_package_that_hides_the_hosts_own_is_rejected(store: PluginStore, write_release: Write) -> None:
-    (write_release("cat@1.0") / "shared.py").touch()
-    with pytest.raises(ReleaseInvalidError, match="'shared' is taken"):
+@pytest.mark.parametrize(
+    ("file", "owner"),
+    [
+        ("shared.py", "the worker's"),
+        ("ray/__init__.py", "the worker's"),
+        ("types.py", "Python's standard library"),
+        ("queue.py", "Python's standard library"),
+        ("logging/__init__.py", "Python's standard library"),
+        ("typing_extensions.py", "the package typing_extensions"),
+        ("yaml.py", "the package PyYAML"),
+        ("google/__init__.py", "the package "),
+    ],
+)
+def test_module_that_hides_the_hosts_own_is_named(
+    store: PluginStore, write_release: Write, file: str, owner: str
+) -> None:
+    path = write_release("cat@1.0") / file
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+
+    name = file.removesuffix("/__init__.py").removesuffix(".py")
+    with pytest.raises(ReleaseInvalidError) as caught:
         store.get("cat@1.0")
+    assert f"its top-level name is taken by the host: '{name}' ({owner}" in str(caught.value)
+
+
+def test_all_modules_that_hide_others_are_named_at_once(store: PluginStore, write_release: Write) -> None:
+    folder = write_release("cat@1.0")
+    for name in ("types.py", "queue.py"):
+        (folder / name).touch()
+
+    with pytest.raises(ReleaseInvalidError, match=r"'queue' \(.*\), 'types' \("):
+        store.get("cat@1.0")
+
+
+@pytest.mark.parametrize(
+    "file", ["test.py", "tests/__init__.py", "plugin/types.py", "google/x.py", "main.py", "pytest.py"]
+)
+def test_module_that_hides_nothing_is_accepted(store: PluginStore, write_release: Write, file: str) -> None:
+    # Given a module deeper in the release, in a namespace, or of a name that nothing of the host's imports
+    path = write_release("cat@1.0") / file
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+
+    assert store.get("cat@1.0").name == "cat@1.0"
 
 
 def test_folder_without_config_is_rejected(store: PluginStore, plugins_dir: Path) -> None:
@@ -207,7 +260,95 @@ def test_store_that_is_away_lacks_no_release(tmp_path: Path) -> None:
         PluginStore(tmp_path / "file", tmp_path / "cache").get("cat@1.0")
 
 
-def test_name_that_is_too_long_for_the_disk_is_not_found(store: PluginStore) -> None:
+def test_store_on_which_nothing_is_mounted_is_away(store: PluginStore) -> None:
+    with pytest.raises(FileNotFoundError, match="the plugin store is empty") as caught:
+        store.get("cat@1.0")
+
+    assert blame.in_message(caught.value) == blame.Blame(blame.Owner.HOST, blame.Retries.HOUR)
+
+
+class Trees:
+    """A store that is a link, which is swapped from one whole tree to another."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.link = folder / "link"
+
+    def write(self, tree: str, word: str) -> Path:
+        release = self._folder / tree / "cat@1.0"
+        release.mkdir(parents=True)
+        (release / "config.yaml").write_text(
+            'code: cat\nversion: "1.0"\nactions: {to_task: {entrypoint: p.T}}\n'
+        )
+        (release / "p.py").write_text(word)
+        for path in release.iterdir():
+            os.utime(path, ns=(0, 0))  # as a deployment by rsync may leave them
+        return release.parent
+
+    def swap(self, tree: str) -> None:
+        new = self._folder / "new"
+        new.symlink_to(self._folder / tree)
+        new.replace(self.link)
+
+
+@pytest.fixture
+def trees(tmp_path: Path) -> Trees:
+    made = Trees(tmp_path / "trees")
+    made.write("a", "WORD = 1")
+    made.write("b", "WORD = 2")
+    made.swap("a")
+    return made
+
+
+def test_a_swapped_link_is_followed_anew(trees: Trees, tmp_path: Path) -> None:
+    # Given a store that is a link to a tree, which is swapped for one with other content of the same size
+    store = PluginStore(trees.link, tmp_path / "cache", stamp_seconds=0)
+    old = store.get("cat@1.0")
+    trees.swap("b")
+
+    # Then the release is the new one, also when the old tree is gone
+    new = store.get("cat@1.0")
+    assert new.checksum != old.checksum
+    shutil.rmtree(tmp_path / "trees" / "a")
+    assert store.get("cat@1.0") == new
+    assert store.names() == ["cat@1.0"]
+
+
+def test_a_link_that_leads_nowhere_is_a_store_that_is_away(trees: Trees, tmp_path: Path) -> None:
+    store = PluginStore(trees.link, tmp_path / "cache", stamp_seconds=0)
+    store.get("cat@1.0")
+    trees.swap("none")
+    with pytest.raises(FileNotFoundError):
+        store.get("cat@1.0")
+
+    trees.swap("b")
+    assert store.get("cat@1.0").name == "cat@1.0"
+
+
+@pytest.mark.parametrize("missing", ["cat@1.0", "cat@1.0/config.yaml"])
+def test_a_tree_that_is_removed_while_it_is_read_is_no_end(
+    trees: Trees, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    # Given an old tree that is removed between the look at the link and that at the release
+    store = PluginStore(trees.link, tmp_path / "cache", stamp_seconds=0)
+    find = store_module._find
+
+    def swap_first(root: Path, name: str) -> Path | None:
+        if root.name == "a":
+            path = root / missing
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            (root / "dog@1.0").mkdir()
+            trees.swap("b")
+        return find(root, name)
+
+    monkeypatch.setattr(store_module, "_find", swap_first)
+
+    # Then the release is that of the new tree
+    assert store.get("cat@1.0").path == tmp_path / "trees" / "b" / "cat@1.0"
+
+
+def test_name_that_is_too_long_for_the_disk_is_not_found(store: PluginStore, write_release: Write) -> None:
+    write_release("cat@1.0")
     with pytest.raises(ReleaseNotFoundError):
         store.get(f"{'c' * 128}@{'1' * 128}")
 
@@ -265,6 +406,7 @@ def test_files_are_looked_at_once_in_some_seconds(
 def test_a_release_that_is_removed_is_not_found_at_once(
     plugins_dir: Path, write_release: Write, looks: Looks
 ) -> None:
+    write_release("cat@2.0")
     folder = write_release("cat@1.0")
     store = PluginStore(plugins_dir)
     store.get("cat@1.0")

@@ -52,6 +52,25 @@ def test_ids_are_cut_into_chunks_across_pages(make_world: Make) -> None:
     assert world.record()["total"] == "7"
 
 
+def test_a_pre_processor_that_takes_many_gets_larger_chunks(by_inference: Make) -> None:
+    # Given 70 tasks, chunks of 3, and a pre-processor that takes two inferences at once
+    world = by_inference(70, chunk=3, batch=2)
+
+    # When they are collected
+    world.fetch()
+
+    # Then a chunk has 16 tasks for each of the two
+    assert [len(ids.split(",")) for _, ids in sorted(chunks(world).items())] == [32, 32, 6]
+
+
+def test_chunks_by_inference_have_a_limit(by_inference: Make) -> None:
+    world = by_inference(1_500, chunk=3, batch=900)
+
+    world.fetch()
+
+    assert [len(ids.split(",")) for _, ids in sorted(chunks(world).items())] == [1_000, 500]
+
+
 def test_a_project_without_tasks_fails(make_world: Make) -> None:
     end = make_world(0).fetch()
 

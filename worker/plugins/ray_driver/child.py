@@ -10,6 +10,7 @@ import pickle
 import signal
 import sys
 import threading
+from collections.abc import MutableMapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, Final
@@ -28,6 +29,18 @@ ENVIRONMENT: Final = {
     "RAY_CLIENT_RECONNECT_GRACE_PERIOD": "5",
 }
 """Read by Ray when it is loaded; what the operator has set takes precedence."""
+
+RAY_USES_PROXY: Final = "RAY_grpc_enable_http_proxy"
+"""Ray's own setting, by which its connections go through the environment's proxies."""
+PROXIES: Final = frozenset({"http_proxy", "https_proxy", "grpc_proxy", "all_proxy"})
+
+
+def drop_proxies(environ: MutableMapping[str, str]) -> None:
+    """Let no connection of Ray's go through a proxy: some of them do not heed Ray's setting."""
+    if environ.get(RAY_USES_PROXY, "0").lower() in ("1", "true"):
+        return
+    for name in [name for name in environ if name.lower() in PROXIES]:
+        del environ[name]
 
 
 class Child:
@@ -82,6 +95,7 @@ def main(descriptor: int, parent: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    drop_proxies(os.environ)
     # What matters is sent to the worker as an error, and logged there without secrets.
     logging.disable()
     Child(Connection(descriptor), parent).run()
