@@ -43,7 +43,7 @@ def test_unparsable_code_is_a_problem_of_its_release(tmp_path: Path, source: str
     assert "error: a@1: p.py" in run_failing("plugin", "check", "a@1", "--plugins-dir", folder)
 
 
-def test_module_that_hides_the_standard_librarys_fails_the_check(tmp_path: Path) -> None:
+def test_a_hidden_module_of_python_fails_the_check(tmp_path: Path) -> None:
     folder = given_release(tmp_path, 'code: a\nversion: "1"\nactions: {x: {entrypoint: p.B}}')
     (tmp_path / "a@1" / "p.py").write_text("class B: pass")
     (tmp_path / "a@1" / "types.py").touch()

@@ -1,4 +1,4 @@
-"""What is too large: an answer beyond the limit of the settings, a request that is refused with 413."""
+"""What is too large: an answer beyond the limit of the settings, a request that gets a 413."""
 
 from collections.abc import Iterator
 from socket import SHUT_WR
@@ -33,7 +33,7 @@ def limit() -> Iterator[None]:
     limit_responses(DEFAULT_MAX_RESPONSE_MB)
 
 
-class Refusal(StreamRequestHandler):
+class Rejection(StreamRequestHandler):
     """As nginx does: it answers before it has read the body, and reads on, so that the answer is not lost."""
 
     def handle(self) -> None:
@@ -47,7 +47,7 @@ class Refusal(StreamRequestHandler):
 
 @pytest.fixture
 def proxy() -> Iterator[str]:
-    with ThreadingTCPServer(("127.0.0.1", 0), Refusal) as server:
+    with ThreadingTCPServer(("127.0.0.1", 0), Rejection) as server:
         Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
