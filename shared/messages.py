@@ -185,6 +185,11 @@ class ToTaskParams(BaseModel):
     # An alias, because `schema` is a method of pydantic's models.
     data_schema: Literal["dm_schema_v1", "any"] = Field(default="dm_schema_v1", alias="schema")
 
+    @property
+    def schema(self) -> str:  # type: ignore[override]
+        """The same as `data_schema`, under its name in the message and in the published SDK."""
+        return self.data_schema
+
     @model_validator(mode="after")
     def _method_has_what_it_needs(self) -> "ToTaskParams":
         if self.method is ToTaskMethod.FILE:

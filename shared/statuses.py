@@ -1,6 +1,7 @@
 """Statuses of the platform, and the result of a run of `to_task`."""
 
 from enum import StrEnum
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -79,6 +80,10 @@ class TaskFailure(BaseModel):
 
     task_id: int
     error: str
+
+    def __getitem__(self, name: str) -> Any:
+        """Look a field up as in the job's result, where a failure is an object: `failures[0]["task_id"]`."""
+        return self.model_dump()[name]
 
 
 class ToTaskResult(BaseModel):

@@ -162,7 +162,7 @@ def try_out(params: ShoutParams, ctx: RuntimeContext) -> None:
     assert_type(deployment.execute(), dict[str, Any])
     assert_type(deployment.plan(), dict[str, Any])
     assert_type(deployment.submit(deployment.plan()), dict[str, Any])
-    assert_type(deployment.register_serve_application(), int | None)
+    assert_type(deployment.register_serve_application(), int | str | None)
     assert_type(deployment.progress, DeploymentProgressCategories)
     assert_type(deployment.progress.DEPLOY, str)
     Deployment({"num_cpus": 1, "volume": 3})
@@ -289,5 +289,5 @@ def mistakes(client: BackendClient, agent: AgentClient, model: BaseModel) -> Non
     agent.tail_job_logs("raysubmit_1", protocol="ftp")  # type: ignore[arg-type]
     agent.get_job(17)  # type: ignore[arg-type]  # a Ray job's id is text
     agent.logs("raysubmit_1")  # type: ignore[attr-defined]
-    ClientError("x", status_code="500")  # type: ignore[arg-type]
+    ClientError("x", status_code=[500])  # type: ignore[arg-type]
     RateLimitError("x", 429, "", 3.0)  # type: ignore[call-arg]

@@ -325,11 +325,11 @@ class BaseDeploymentAction(BaseAction[P]):
             logger=self.ctx.logger,
         )
 
-    def register_serve_application(self) -> int | None:
+    def register_serve_application(self) -> int | str | None:
         """Register the application in the backend (platform-api: `POST serve_applications/`).
 
         Returns:
-            The id of the backend's record; None for a run without a job.
+            The id of the backend's record, an integer or a text; None for a run without a job.
 
         Raises:
             ClientError: The backend does not answer or rejects the record.
@@ -345,7 +345,7 @@ class BaseDeploymentAction(BaseAction[P]):
             job=self.ctx.job_id, status=state.get("status"), data=data
         )
         identifier = made.get("id") if isinstance(made, dict) else None
-        return identifier if isinstance(identifier, int) else None
+        return identifier if isinstance(identifier, int | str) else None
 
     def _entrypoint(self) -> Any:
         target = self._target()

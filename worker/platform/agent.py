@@ -103,6 +103,8 @@ class AgentClient(RayClientMixin, BaseClient):
         }
         response = self._send_for_object(Request("POST", "resources/feasibility/", json=body))
         verdict: JsonObject = {"reasons": [], **response}
+        if verdict["reasons"] is None:
+            verdict["reasons"] = []
         # Only a boolean may open the gate, and only a list can be shown as the reasons of a closed one.
         if not isinstance(verdict.get("allowed"), bool) or not isinstance(verdict["reasons"], list):
             raise MalformedResponseError("malformed answer: not a verdict on feasibility")

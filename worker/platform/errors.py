@@ -16,17 +16,23 @@ class ClientError(Exception):
 
     default_status: ClassVar[int] = 500
 
-    def __init__(self, message: str = "", status_code: int | None = None, detail: str = "") -> None:
+    def __init__(
+        self, message: str | int = "", status_code: int | str | None = None, detail: str = ""
+    ) -> None:
         """Clean and shorten the texts.
 
         Args:
-            message: What `str` returns; by default the first line of the class's docstring.
+            message: What `str` returns; by default the first line of the class's docstring. As in the
+                published SDK, it may be the status, followed by the detail: `ClientError(503, "away")`.
             status_code: HTTP status, the service's own or the nearest one; by default the class's.
             detail: What the service says about the error.
         """
+        if isinstance(message, int):
+            detail = detail or str("" if status_code is None else status_code)
+            message, status_code = f"{message}: {detail}" if detail else str(message), message
         text = shorten(clean(message or (type(self).__doc__ or "").partition("\n")[0]), MAX_MESSAGE_CHARS)
         super().__init__(text)
-        self.status_code = self.default_status if status_code is None else status_code
+        self.status_code = self.default_status if status_code is None else int(status_code)
         self.detail = shorten(clean(detail), MAX_DETAIL_CHARS)
 
     @property
@@ -54,8 +60,8 @@ class MalformedResponseError(ClientError):
 
     def __init__(
         self,
-        message: str = "",
-        status_code: int | None = None,
+        message: str | int = "",
+        status_code: int | str | None = None,
         detail: str = "",
         *,
         cut_off: bool = False,
@@ -86,8 +92,8 @@ class HTTPError(ClientError):
 
     def __init__(
         self,
-        message: str = "",
-        status_code: int | None = None,
+        message: str | int = "",
+        status_code: int | str | None = None,
         detail: str = "",
         *,
         retry_after: float | None = None,

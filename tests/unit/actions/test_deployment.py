@@ -152,6 +152,18 @@ def test_missing_entrypoint_or_client_is_named() -> None:
     assert action.progress.DEPLOY == DeploymentProgressCategories.DEPLOY == "deploy"
 
 
+@pytest.mark.parametrize("identifier", [7, "b2a7"])
+def test_a_registration_says_the_records_id(monkeypatch: pytest.MonkeyPatch, identifier: int | str) -> None:
+    class Backend:
+        def create_serve_application(self, **_: Any) -> dict[str, Any]:
+            return {"id": identifier}
+
+    monkeypatch.setattr("worker.actions.serve_state.serve_application_state", lambda _: {"status": "RUNNING"})
+    context = RuntimeContext(ENV, job_id="42", client=Backend())
+
+    assert Deploy({}, context).register_serve_application() == identifier
+
+
 def test_ray_init_never_starts_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(RuntimeError, match="set RAY_ADDRESS"):

@@ -98,7 +98,6 @@ def test_a_no_comes_with_its_reasons(service: "Service", hasty: RetryPolicy) -> 
         {"allowed": 1},
         {"allowed": None},
         {"allowed": True, "reasons": "none"},
-        {"allowed": True, "reasons": None},
         [],
         None,
     ],
@@ -108,6 +107,13 @@ def test_what_is_no_verdict_is_malformed(service: "Service", hasty: RetryPolicy,
 
     with client_of(service, hasty) as client, pytest.raises(MalformedResponseError):
         client.check_feasibility("serve")
+
+
+def test_reasons_that_are_null_are_none(service: "Service", hasty: RetryPolicy) -> None:
+    service.answers({"allowed": False, "reasons": None})
+
+    with client_of(service, hasty) as client:
+        assert client.check_feasibility("serve") == {"allowed": False, "reasons": []}
 
 
 def test_the_gate_asks_once(service: "Service", hasty: RetryPolicy) -> None:

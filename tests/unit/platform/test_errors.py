@@ -57,6 +57,14 @@ def test_an_error_without_a_message_says_what_happened() -> None:
     assert str(ClientTimeoutError()) == "The service did not answer in time."
 
 
+def test_an_error_is_made_of_a_status_and_a_detail() -> None:
+    error = ClientError(503, "away")
+
+    assert (str(error), error.status_code, error.detail) == ("503: away", 503, "away")
+    assert str(ClientError(503)) == "503"
+    assert HTTPError(429, "slow", retry_after=2).retry_after == 2
+
+
 def test_message_and_detail_are_cleaned_and_cut() -> None:
     error = NotFoundError("no http://h/x?token=abc", 404, "Authorization: Token abc " + "x" * 1000)
 

@@ -1,4 +1,4 @@
-"""What is too large: an answer beyond the limit of the settings, a request that is rejected with 413."""
+"""What is too large: an answer beyond the limit of the settings, a request that gets a 413."""
 
 from collections.abc import Iterator
 from socket import SHUT_WR

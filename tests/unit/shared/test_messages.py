@@ -10,6 +10,7 @@ from kombu.utils.json import dumps, loads
 from pydantic import ValidationError
 
 from shared import DeployMessage, Message, StopMessage, TailLogsMessage, ToTaskMessage
+from shared.messages import ToTaskParams
 
 DEPLOY: dict[str, Any] = {"job": 1, "plugin": "digits@1.0.0", "agent": 1}
 PARAMS: dict[str, Any] = {"name": "n", "project": 1, "agent": 1, "target_specification_name": "s"}
@@ -316,3 +317,11 @@ def test_values_that_kombu_revives_are_those_of_json() -> None:
 def test_decimal_that_is_no_number_is_rejected() -> None:
     with pytest.raises(ValidationError):
         DeployMessage.model_validate(revived({**DEPLOY, "params": {"num_cpus": Decimal("NaN")}}))
+
+
+def test_the_schema_has_its_name_of_the_message() -> None:
+    params = ToTaskParams.model_validate(
+        {"name": "n", "project": 1, "agent": 1, "target_specification_name": "l", "schema": "any"}
+    )
+
+    assert params.schema == params.data_schema == "any"

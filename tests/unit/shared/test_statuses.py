@@ -3,7 +3,7 @@
 import pytest
 
 from shared import JobStatus, ServeApplicationStatus, ToTaskResult
-from shared.statuses import is_failed_status, is_final_status
+from shared.statuses import TaskFailure, is_failed_status, is_final_status
 
 
 @pytest.mark.parametrize("status", ["STOPPED", "SUCCEEDED", "FAILED"])
@@ -53,3 +53,11 @@ def test_result_has_the_contracts_fields() -> None:
         "failed_count": 0,
         "failures": [],
     }
+
+
+def test_a_failure_is_also_read_as_in_the_jobs_result() -> None:
+    failure = TaskFailure(task_id=7, error="no file")
+
+    assert (failure["task_id"], failure["error"]) == (7, "no file")
+    with pytest.raises(KeyError):
+        failure["model_dump"]

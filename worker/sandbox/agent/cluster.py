@@ -157,11 +157,12 @@ class Cluster:
 
     async def nodes(self, _request: Request, _body: object) -> object:
         """`GET nodes/`"""
-        return _results([_with_id(node, "node_id") for node in await self._dashboard.list_state("nodes")])
+        nodes = [_with_id(node, "node_id") for node in await self._dashboard.list_state("nodes")]
+        return _results([_with_life(node) for node in nodes])
 
     async def node(self, request: Request, _body: object) -> object:
         """`GET nodes/{id}/`"""
-        return await self._find(request, "nodes", "node_id")
+        return _with_life(await self._find(request, "nodes", "node_id"))
 
     async def tasks(self, _request: Request, _body: object) -> object:
         """`GET tasks/`"""
@@ -210,6 +211,10 @@ class Cluster:
 
 def _job_with_id(job: dict[str, Any]) -> dict[str, Any]:
     return {"id": job.get("submission_id") or job.get("job_id"), **job}
+
+
+def _with_life(node: dict[str, Any]) -> dict[str, Any]:
+    return {**node, "alive": node.get("state") == "ALIVE"}
 
 
 def _with_id(item: dict[str, Any], key: str) -> dict[str, Any]:
