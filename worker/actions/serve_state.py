@@ -30,6 +30,14 @@ _LIBRARY_FILE = re.compile(
 )
 
 
+def load_serve() -> None:
+    """Import Serve; in the driver process other threads may be importing it, too."""
+    # Not above, because the processes of plugin code have no driver.
+    from worker.plugins.ray_driver import operations
+
+    operations.load_serve()
+
+
 def serve_application_state(name: str) -> JsonObject:
     """Ask Serve for the state of an application.
 
@@ -39,6 +47,7 @@ def serve_application_state(name: str) -> JsonObject:
     Returns:
         Its `status` and `message`, and those of its `deployments`; empty when Serve does not know it.
     """
+    load_serve()
     from ray import serve
 
     forget_lost_controller()
@@ -67,6 +76,7 @@ def serve_details() -> dict[str, JsonObject]:
     Returns:
         The details by application name; empty when Serve does not run.
     """
+    load_serve()
     from ray.serve.context import _get_global_client
 
     forget_lost_controller()
@@ -81,6 +91,7 @@ def live_applications() -> dict[str, JsonObject] | None:
         As `serve_details`. None when Serve does not run, and when it shows no application while its proxies
         are not healthy: then it may be starting, and has not shown yet what it will run.
     """
+    load_serve()
     from ray.serve.context import _get_global_client
 
     forget_lost_controller()
@@ -98,6 +109,7 @@ def forget_lost_controller() -> None:
 
     After a `serve shutdown` and a new start, Serve would ask the old controller until the process ends.
     """
+    load_serve()
     from ray.serve.context import _check_cached_client_alive
 
     _check_cached_client_alive()

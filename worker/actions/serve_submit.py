@@ -14,6 +14,7 @@ from worker.actions.serve_state import (
     deployment_digest,
     forget_lost_controller,
     interpret_serve_status,
+    load_serve,
     serve_application_state,
     serve_details,
 )
@@ -130,6 +131,7 @@ def submit(target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any],
     Raises:
         TypeError: The target cannot be served.
     """
+    load_serve()
     from ray import serve
 
     name = plan["app_name"]
@@ -187,6 +189,7 @@ def remove_application(name: str, wait: bool = True) -> None:
         wait: Whether to wait until its replicas are gone; a replica that is still starting ends only after
             Serve's grace period of 20 seconds.
     """
+    load_serve()
     from ray import serve
 
     forget_lost_controller()

@@ -165,16 +165,17 @@ class Consumer(consumer.Consumer):
     def _is_delayed(message: Any) -> bool:
         """Whether a message with a countdown or ETA went to Redis's delayed messages.
 
-        When its time has come by Redis's clock, it has no ETA any more: Celery would keep it in memory, by
-        this machine's clock.
+        When its time has come by Redis's clock, its ETA is hidden from Celery, which would keep it in memory,
+        by this machine's clock.
         """
         if not isinstance(message.channel, Channel):
             return False
         fields = message.headers if "task" in message.headers else message.payload
         if fields.get("eta") is None:
             return False
-        tag = message.delivery_tag
-        if message.channel.delay_until(tag, validation.timestamp_of(fields["eta"])):
+        tag, is_honoured = message.delivery_tag, fields.get(HONOURED_ETA) is not None
+        # A publisher on kombu's transport has left it to the consumer.
+        if not is_honoured and message.channel.delay_until(tag, validation.timestamp_of(fields["eta"])):
             message.channel.qos.release(tag)
             return True
         fields[HONOURED_ETA], fields["eta"] = fields["eta"], None

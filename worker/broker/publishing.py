@@ -21,7 +21,7 @@ DELAY_SCRIPT = source_of("worker.broker", "delay")
 class PublishingChannel(redis_broker.Channel):
     """Puts the next step of a run before all that is in its queue: runs are completed before others begin.
 
-    A message with a countdown or an ETA is delayed by Redis. In its queue it has them as `HONOURED_ETA`.
+    A message with a countdown or an ETA is delayed by Redis, and says so by `HONOURED_ETA`.
     One without, published within `CeleryPublisher.collecting`, is given to the publisher instead.
     """
 
@@ -37,9 +37,11 @@ class PublishingChannel(redis_broker.Channel):
     def _put(self, queue: str, message: JsonObject, **kwargs: Any) -> None:
         headers = message.get("headers") or {}
         batch = kwargs.get("_publish_batch")
+        # A task that is retried publishes the headers that its message came with.
+        headers.pop(HONOURED_ETA, None)
         if headers.get("eta") is not None:
+            headers[HONOURED_ETA] = headers["eta"]
             seconds = timestamp_of(headers["eta"]) - time()
-            message = {**message, "headers": {**headers, "eta": None, HONOURED_ETA: headers["eta"]}}
             if seconds > 0:
                 self._delay(queue, message, seconds, batch)
                 return

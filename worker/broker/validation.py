@@ -19,8 +19,8 @@ from worker.broker.delivery import DELIVERIES, delivery_count
 from worker.platform.requests import too_deep
 
 HONOURED_ETA: Final = "honoured_eta"
-"""Header with the ETA of a message that Redis has delayed until then. Celery would keep one with `eta`
-in memory."""
+"""Header with the ETA of a message that Redis has delayed until then. Celery would keep one whose header is
+`eta` in memory for a moment, so the worker's consumer leaves it this one alone."""
 
 
 class MalformedError(ValueError):

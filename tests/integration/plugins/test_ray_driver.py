@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from worker.actions.serve_state import forget_lost_controller
 from worker.plugins import RayDriverError, RunEndedError, waits_for_run
-from worker.plugins.ray_driver import RayDriver
+from worker.plugins.ray_driver import RayDriver, operations
 from worker.sandbox.processes import wait_for
 
 STARTS_SECONDS = 60.0
@@ -58,6 +59,20 @@ def test_calls_run_side_by_side(driver: RayDriver) -> None:
 
     assert slow.is_alive()
     slow.join(STARTS_SECONDS)
+
+
+def test_calls_that_import_serve_at_once_find_it_whole(driver: RayDriver) -> None:
+    # Given a driver that imports Serve already
+    driver.call(operations.load_ray, timeout=STARTS_SECONDS)
+    driver.send(operations.load_serve)
+
+    # When calls need it, then none finds it half made
+    with ThreadPoolExecutor(8) as threads:
+        calls = [
+            threads.submit(driver.call, forget_lost_controller, timeout=STARTS_SECONDS) for _ in range(8)
+        ]
+        for call in calls:
+            call.result()
 
 
 def test_a_call_that_hangs_is_ended_with_its_process(driver: RayDriver) -> None:

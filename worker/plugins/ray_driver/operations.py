@@ -5,6 +5,7 @@ An id is unique across processes: a call of one must not be taken for a call of 
 """
 
 import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -17,6 +18,7 @@ from shared.messages import JsonObject
 NAMESPACE: Final = "synapse"
 CLIENT_SCHEME: Final = "ray://"
 
+_loading_serve = threading.Lock()
 _calls: dict[str, Any] = {}
 _actors: dict[str, Any] = {}
 
@@ -51,8 +53,12 @@ def load_ray() -> None:
 
 
 def load_serve() -> None:
-    """Import Serve, which takes as long as Ray, and is needed only after a first call of plugin code."""
-    from ray import serve  # noqa: F401
+    """Import Serve, which takes as long as Ray, and is needed only after a first call of plugin code.
+
+    One thread at a time: of two that import it at once, one may find it half made (ImportError).
+    """
+    with _loading_serve:
+        from ray import serve  # noqa: F401
 
 
 def connect(address: str) -> JsonObject:
