@@ -73,7 +73,11 @@ def _remember(instance: Any = None, **_: Any) -> None:
 @signals.worker_ready.connect(weak=False)
 @signals.worker_process_init.connect(weak=False)
 def _spare_garbage_collector(**_: Any) -> None:
-    """Leave what the process has loaded out of all later collections, and collect less often."""
+    """Leave what the process has loaded out of all later collections, and collect less often.
+
+    A worker is ready again after each loss of its broker: what was left out before and has gone is collected.
+    """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE_COLLECTION_THRESHOLDS)
