@@ -61,6 +61,10 @@ class Pool:
         found = getattr(worker, "max_concurrency", None) or getattr(worker, "concurrency", None)
         return found if isinstance(found, int) else 1
 
+    def consumes(self, queue: str) -> bool:
+        """Whether the worker gets messages of this queue; without a worker, this process does everything."""
+        return self.worker is None or queue in self.worker.app.amqp.queues.consume_from
+
 
 pool = Pool()
 
