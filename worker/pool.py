@@ -61,6 +61,10 @@ class Pool:
         found = getattr(worker, "max_concurrency", None) or getattr(worker, "concurrency", None)
         return found if isinstance(found, int) else 1
 
+    def consumes(self, queue: str) -> bool:
+        """Whether the worker gets messages of this queue; without a worker, this process does everything."""
+        return self.worker is None or queue in self.worker.app.amqp.queues.consume_from
+
 
 pool = Pool()
 
@@ -73,7 +77,11 @@ def _remember(instance: Any = None, **_: Any) -> None:
 @signals.worker_ready.connect(weak=False)
 @signals.worker_process_init.connect(weak=False)
 def _spare_garbage_collector(**_: Any) -> None:
-    """Leave what the process has loaded out of all later collections, and collect less often."""
+    """Leave what the process has loaded out of all later collections, and collect less often.
+
+    A worker is ready again after each loss of its broker: what was left out before and has gone is collected.
+    """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE_COLLECTION_THRESHOLDS)

@@ -147,13 +147,20 @@ def _download(url: str, archive: Path) -> None:
     """Download the file; its store may redirect, because no token is sent to it."""
     import httpx
 
+    from worker.platform.deadlines import tls_context
     from worker.platform.transport import transport_error
 
     try:
         with (
-            # trust_env: the address is signed, and neither a proxy nor `.netrc` has to do with it.
+            # trust_env: the address is signed, and neither a proxy nor `.netrc` has to do with it. The
+            # certificates are those of all clients, which heed SSL_CERT_FILE.
             httpx.stream(
-                "GET", url, timeout=READ_TIMEOUT_SECONDS, follow_redirects=True, trust_env=False
+                "GET",
+                url,
+                timeout=READ_TIMEOUT_SECONDS,
+                follow_redirects=True,
+                trust_env=False,
+                verify=tls_context(),
             ) as answer,
             archive.open("wb") as sink,
         ):

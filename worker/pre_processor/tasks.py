@@ -45,6 +45,6 @@ def await_ready(self: StepTask, room: WaitlistKey, attempt: int = 0, **_: Any) -
         if following is None:
             return None
         changes = {"generation": following.generation, "attempt": following.attempt, "redelivered": False}
-        return Retry(following.countdown, changes)
+        return Retry(following.countdown, changes, goes_first=True)
 
     self.run_poll(waitlist.claim_poll, poll, lock=waitlist.lock, locked_seconds=LOCKED_RETRY_SECONDS)

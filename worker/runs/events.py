@@ -112,7 +112,8 @@ class Events:
     def entry(self, job: str, output: OutputEntry) -> None:
         """The same for what plugin code says, of which the backend gets an entry of the author's kind."""
         data = redact_value(output.data)
-        self._add(job, output.event, data, redact(output.text), output.step, output.level)
+        kind, step = redact(output.event), redact(output.step)
+        self._add(job, kind, data, redact(output.text), step, output.level)
 
     def _add(
         self, job: str, kind: str, data: JsonObject, content: str, step: str, level: str, in_log: bool = True

@@ -9,6 +9,7 @@ from redis import Redis, RedisError
 
 from shared.channels import RETENTION_SECONDS
 from shared.statuses import JobStatus
+from worker.platform import redact
 from worker.plugins.output import PluginOutput
 from worker.runs.events import Events, OnReportDue
 from worker.runs.generations import Generations
@@ -118,9 +119,13 @@ class Runs:
         """Take over what the run's plugin code has said: log, progress, metrics. After the end, nothing."""
         for entry in output.entries:
             self.events.entry(job, entry)
-        if (output.progress or output.metrics) and self.progress.set_plugin_values(
-            job, output.progress, output.metrics
-        ):
+        # The author's names may show secrets as any text may.
+        progress = {redact(step): percent for step, percent in output.progress.items()}
+        metrics = {
+            redact(step): {redact(name): value for name, value in values.items()}
+            for step, values in output.metrics.items()
+        }
+        if (progress or metrics) and self.progress.set_plugin_values(job, progress, metrics):
             self.on_report_due(job, SECONDS_BETWEEN_PATCHES)
 
     def continue_with(self, run: AnyRun, outcome: Continue) -> bool:

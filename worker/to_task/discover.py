@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -80,10 +80,12 @@ class Listing:
 
     @classmethod
     def from_json(cls, text: str | None) -> "Listing":
-        """The listing as `to_json` wrote it; the first one for none, also of an older worker."""
+        """The listing as `to_json` wrote it, also of another release; the first one for none."""
         stored = json.loads(text or "{}")
-        before = stored.pop("before", None)
-        return cls(**stored, before=tuple(before) if before else None)
+        known = {each.name: stored[each.name] for each in fields(cls) if each.name in stored}
+        if known.get("before"):
+            known["before"] = tuple(known["before"])
+        return cls(**known)
 
     @property
     def max_repeated_pages(self) -> int:
@@ -246,8 +248,8 @@ class TaskIndex:
 
     def cursor(self) -> Cursor:
         """Where reading continues."""
-        fields = ["page", "link", "total", "complete", "listing"]
-        page, link, total, complete, listing = self._redis.hmget(ledger.task_index_key(self._job), fields)
+        names = ["page", "link", "total", "complete", "listing"]
+        page, link, total, complete, listing = self._redis.hmget(ledger.task_index_key(self._job), names)
         return Cursor(
             int(page or 0), link or None, int(total or 0), bool(complete), Listing.from_json(listing)
         )

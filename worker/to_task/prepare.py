@@ -5,10 +5,11 @@ from typing import Any, Protocol
 from shared.messages import ToTaskMethod, ToTaskParams
 from worker.platform import NotFoundError
 from worker.plugins import PluginCallError
+from worker.pool import pool
 from worker.pre_processor.waitlist import DETECT
 from worker.runs.model import Continue, Outcome, RunFailedError
 from worker.services import Services
-from worker.to_task.steps import FETCH_TASKS, ToTaskRun
+from worker.to_task.steps import ANNOTATE, FETCH_TASKS, ToTaskRun
 
 PROGRESS_STEP = "prepare"
 
@@ -34,8 +35,12 @@ def prepare(run: ToTaskRun, services: Services) -> Outcome:
 
 
 def warm_up(run: ToTaskRun, services: Services) -> None:
-    """Let the plugin's process for conversions start now, so that the first chunk does not wait for it."""
-    services.host.warm_up(*services.action_of(run))
+    """Let the plugin's process for conversions start now, so that the first chunk does not wait for it.
+
+    Each worker has its own: one that gets no chunks would start one that it never calls and never ends.
+    """
+    if pool.consumes(ANNOTATE.queue or run.queue):
+        services.host.warm_up(*services.action_of(run))
 
 
 def check_params(run: ToTaskRun, services: Services) -> None:

@@ -43,6 +43,9 @@ class Retry:
     """A service asked for this countdown, so it may be longer than those that the worker itself chooses."""
     waited_seconds: float | None = None
     """The new value of `WAITED_HEADER`; None leaves it."""
+    goes_first: bool = False
+    """Whether it goes before the others in its queue when it has no countdown, as a run's next step does.
+    A chunk does not: those of large runs would keep those of small ones waiting."""
 
     def limited_to(self, max_countdown: float) -> float:
         """The countdown, at most the longest that the worker itself chooses unless it is asked for."""
@@ -77,22 +80,21 @@ class DeliveredTask(Task):
         waited_seconds: float | None = None,
         newer_seconds: float | None = None,
         separated: int | None = None,
+        goes_first: bool = False,
         **changes: Any,
     ) -> NoReturn:
         """Deliver this message again after `countdown` seconds, with the arguments in `changes`.
 
-        Without a countdown it goes before the others, as the next step of a run does.
-
         `max_countdown`: seconds, in place of the longest countdown that the worker itself chooses.
         `waited_seconds`, `newer_seconds`, `separated`: new values of the headers of this module; else as
-        before.
+        before. `goes_first`: see `Retry`.
         """
         kwargs = {**self.request.kwargs, **changes}
         if max_countdown is None:
             max_countdown = self.runs.timing.max_countdown
         waited = self.waited_seconds() if waited_seconds is None else waited_seconds
         headers = {**(self.request.headers or {}), WAITED_HEADER: waited}
-        if countdown <= 0:
+        if goes_first and countdown <= 0:
             headers[STEP_HEADER] = NEXT_STEP
         if newer_seconds is not None:
             headers[NEWER_HEADER] = newer_seconds
@@ -112,8 +114,13 @@ class DeliveredTask(Task):
         """Deliver this message again if `retry` is a `Retry`."""
         if isinstance(retry, Retry):
             countdown = retry.limited_to(self.runs.timing.max_countdown)
-            waited = retry.waited_seconds
-            self.retry_later(countdown, max_countdown=countdown, waited_seconds=waited, **retry.changes)
+            self.retry_later(
+                countdown,
+                max_countdown=countdown,
+                waited_seconds=retry.waited_seconds,
+                goes_first=retry.goes_first,
+                **retry.changes,
+            )
 
     def retry_for_infrastructure(self, error: Exception, **changes: Any) -> None:
         """Deliver this message again because of an error of Redis or the broker.

@@ -50,7 +50,11 @@ def reject_message(services: Services, rejected: RejectedMessage) -> None:
         rejected.task, rejected.body, rejected.reason, message_id=rejected.message_id, job=job
     )
     if job is not None:
-        about = {"job": job, "reason": rejected.reason, "tenant": readable_tenant(rejected.kwargs)}
+        about = {
+            "job": job,
+            "reason": rejected.reason,
+            "tenant": readable_tenant(rejected.kwargs, rejected.args),
+        }
         if rejected.job_status is not JobStatus.FAILED:
             # Older workers do not know this argument, and set the job FAILED with the reason.
             about["status"] = rejected.job_status.value

@@ -82,10 +82,12 @@ def readable_job(kwargs: Any, args: Sequence[Any] = ()) -> str | None:
         return None
 
 
-def readable_tenant(kwargs: Any) -> str | None:
-    """The tenant of a message that is otherwise wrong."""
+def readable_tenant(kwargs: Any, args: Sequence[Any] = ()) -> str | None:
+    """The tenant of a message that is otherwise wrong, in the same forms except by position."""
+    if args and not kwargs:
+        kwargs = args[0]
     try:
-        return _TENANT.validate_python(kwargs.get("tenant"))
+        return _TENANT.validate_python(kwargs.get("tenant") if isinstance(kwargs, dict) else None)
     except ValidationError:
         return None
 

@@ -4,11 +4,17 @@ import base64
 import hmac
 import io
 import json
+import ssl
+import threading
 import traceback
 import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from tests.unit.platform.conftest import Service, service
 from worker.actions.models import (
@@ -20,6 +26,7 @@ from worker.actions.models import (
     read_model_token,
 )
 from worker.platform import AuthenticationError, HTTPError
+from worker.platform.deadlines import tls_context
 
 __all__ = ["service"]  # a fixture
 
@@ -144,3 +151,35 @@ def test_a_token_that_is_made_here_is_the_platforms() -> None:
 async def test_plain_model_id_gives_a_record_without_a_folder() -> None:
     async with open_model("7", "http://b") as model_info:
         assert model_info == {"id": 7}
+
+
+class Store(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(archive())
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def private_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """URL of a store whose certificate is of an authority that only SSL_CERT_FILE names."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    tls_context.cache_clear()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"https://127.0.0.1:{server.server_port}"
+        server.shutdown()
+    tls_context.cache_clear()
+
+
+async def test_a_file_behind_a_private_certificate_is_fetched(service: Service, private_store: str) -> None:
+    service.answers({"id": 7, "file": f"{private_store}/model.zip"})
+
+    assert (await fetched(service))["weights"] == "1 2 3"

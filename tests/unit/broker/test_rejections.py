@@ -141,3 +141,20 @@ def test_unknown_step_is_left_to_newer_workers_for_a_day(
 
 def test_unknown_step_without_an_id_is_left_to_nobody() -> None:
     assert not may_be_of_newer_worker(None, None)
+
+
+@pytest.mark.parametrize("kwargs", [None, [], "x"])
+def test_message_whose_arguments_by_name_are_none_is_kept(
+    redis: Any, sender: RecordingPublisher, kwargs: object
+) -> None:
+    kept = keep_rejected(None, rejected_message(message([[42], kwargs, {}]), "kwargs is not a dict"))
+
+    assert kept
+    assert len(redis.xrange(dead_letters_key())) == 1
+    assert [each.kwargs["job"] for each in sender.published] == ["42"]
+
+
+def test_job_of_a_message_sent_as_one_object_has_its_tenant(sender: RecordingPublisher) -> None:
+    keep_rejected(None, rejected_message(message([[{"job": 7, "tenant": "t"}], {}, {}]), "why"))
+
+    assert [each.kwargs["tenant"] for each in sender.published] == ["t"]

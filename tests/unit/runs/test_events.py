@@ -3,7 +3,7 @@
 import pytest
 from fakeredis import FakeRedis
 
-from shared.channels import logs_history
+from shared.channels import events_channel, logs_history
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher, RecordingReports
@@ -14,7 +14,7 @@ from worker.platform import (
     register_secrets,
 )
 from worker.plugins.output import OutputEntry, PluginOutput
-from worker.runs.keys import messages_key
+from worker.runs.keys import messages_key, progress_key
 from worker.runs.model import End, Run
 from worker.runs.runs import Runs
 from worker.testing import FakeBackend
@@ -143,3 +143,27 @@ def test_plugin_entries_are_lines_of_the_log_and_reported(
     ]
     assert backend.logs[1]["data"]["key"] == "HALF"
     assert "hush-hush" not in f"{lines}{backend.logs}"
+
+
+def test_names_that_a_plugin_gives_show_no_secret(
+    runs: Runs, run: Run, backend: FakeBackend, redis: FakeRedis
+) -> None:
+    # Given a plugin that names things by a secret
+    register_secrets(["hush-hush-hush"])
+    secret = "a hush-hush-hush"
+    entry = OutputEntry(event=secret, data={}, step=secret)
+    listener = redis.pubsub(ignore_subscribe_messages=True)
+    listener.subscribe(events_channel("42"))
+    listener.get_message()
+
+    # When it is taken over
+    runs.add_plugin_output(
+        "42", PluginOutput(entries=[entry], progress={secret: 1.0}, metrics={secret: {secret: 2.0}})
+    )
+
+    # Then neither listeners, nor Redis, nor the backend get to know it
+    heard = [message["data"] for message in iter(listener.get_message, None)]
+    stored = [redis.hgetall(progress_key("42")), redis.lrange(messages_key("42"), 0, -1)]
+    report("42", runs, backend)
+    assert len(heard) == 3
+    assert "hush" not in f"{heard}{stored}{backend.logs}"

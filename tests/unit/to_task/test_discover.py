@@ -391,3 +391,10 @@ def test_a_listing_whose_count_changed_may_miss_some() -> None:
     assert listing.warning(3) == "3 of 4 tasks were listed"
     assert listing.warning(4) == "4 tasks were listed while others came or went: some may be missing"
     assert Listing.from_json(listing.to_json()) == listing
+
+
+def test_a_listing_of_a_newer_release_is_read() -> None:
+    listing = Listing(number=2, before=(3, 4))
+    newer = json.dumps({**json.loads(listing.to_json()), "slower": True})
+
+    assert Listing.from_json(newer) == listing

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery
 
 from shared.messages import ToTaskMethod
 from tests.unit.to_task.world import World
 from worker.platform import NotFoundError, ServerError
 from worker.plugins import PluginCallError
+from worker.pool import pool
 from worker.pre_processor.waitlist import DETECT
 from worker.runs.model import Continue, RunFailedError
 from worker.to_task.prepare import check_project, prepare
@@ -37,6 +39,20 @@ def test_the_plugin_is_loaded_before_the_first_chunk(by_inference: Make) -> None
     prepare(world.run, world.services)
 
     assert (world.host.warm_ups, world.host.batches) == (1, [])
+
+
+@pytest.mark.parametrize(("queues", "warm_ups"), [("to_task,annotate", 1), ("to_task,control", 0)])
+def test_only_a_worker_that_gets_chunks_loads_the_plugin(
+    make_world: Make, monkeypatch: pytest.MonkeyPatch, queues: str, warm_ups: int
+) -> None:
+    app = Celery(set_as_current=False)
+    app.amqp.queues.select(queues.split(","))
+    monkeypatch.setattr(pool, "worker", SimpleNamespace(app=app))
+    world = make_world(1)
+
+    prepare(world.run, world.services)
+
+    assert world.host.warm_ups == warm_ups
 
 
 def test_parameters_rejected_by_the_plugin_end_the_run(make_world: Make) -> None:

@@ -10,7 +10,15 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
 from tests.unit.conftest import Clock
-from tests.unit.runs.example_workflow import FIRST, SECOND, VISIBILITY_TIMEOUT, StepCalls, advance, deliver
+from tests.unit.runs.example_workflow import (
+    CHUNK,
+    FIRST,
+    SECOND,
+    VISIBILITY_TIMEOUT,
+    StepCalls,
+    advance,
+    deliver,
+)
 from worker.platform import ClientConnectionError, RateLimitError, ServerError, register_secrets
 from worker.runs.model import (
     Continue,
@@ -21,6 +29,7 @@ from worker.runs.model import (
     RunFailedError,
     Suspend,
 )
+from worker.runs.publisher import STEP_HEADER
 from worker.runs.runs import Runs, Timing
 from worker.workflow.task import MAX_USER_MESSAGE_CHARS, user_message
 
@@ -307,3 +316,12 @@ def test_a_step_that_is_rescheduled_costs_two_calls_of_redis(
     # Then one call claims it, and one announces the next generation and releases the lock
     assert delivery.ended == "retried"
     assert calls == ["EVALSHA", "EVALSHA"]
+
+
+def test_chunk_that_goes_on_at_once_does_so_behind_the_others(worker: InProcessWorker, run: Run) -> None:
+    # Else large runs would keep small ones waiting.
+    calls = StepCalls(Reschedule(0))
+    delivery = deliver(worker, CHUNK, calls, part="7", headers={STEP_HEADER: True})
+
+    assert (delivery.ended, delivery.countdown) == ("retried", 0)
+    assert delivery.headers[STEP_HEADER] is True
