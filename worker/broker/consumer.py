@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 from billiard.einfo import ExceptionInfo
-from celery import bootsteps, signals
+from celery import Celery, bootsteps, current_app, signals
 from celery.app.trace import TraceInfo, trace_ok_t
 from celery.exceptions import Reject, WorkerShutdown
 from celery.states import FAILURE
@@ -59,6 +59,17 @@ def guarded_tracer(name: str, trace: Trace) -> Trace:
         return _failure(RuntimeError(reason) if kept else Reject(reason, requeue=True))
 
     return trace_or_keep
+
+
+def _guard_tracers(app: Celery) -> None:
+    for name, task in app.tasks.items():
+        task.__trace__ = guarded_tracer(name, task.__trace__)
+
+
+@signals.worker_process_init.connect(weak=False)
+def _guard_tracers_of_child(**_: Any) -> None:
+    """A process of a prefork pool has made its tracers anew."""
+    _guard_tracers(current_app._get_current_object())
 
 
 def _failure(error: Exception) -> Any:
@@ -184,8 +195,7 @@ class Consumer(consumer.Consumer):
     def update_strategies(self) -> None:
         """Make the tracers of all tasks and guard them."""
         super().update_strategies()
-        for name, task in self.app.tasks.items():
-            task.__trace__ = guarded_tracer(name, task.__trace__)
+        _guard_tracers(self.app)
 
     def _reject(self, message: Any, reason: str, exc: Exception | None = None) -> None:
         if message.acknowledged:

@@ -1,6 +1,7 @@
 """Runs plugin code in Ray: one-off calls in a task, frequent calls in an actor that stays loaded."""
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from shared.messages import JsonObject
 from worker.platform import clean
 from worker.plugins.errors import (
     PluginCallError,
-    PluginError,
     PluginHostBusyError,
     PluginHostUnavailableError,
     PluginProcessDiedError,
@@ -30,6 +30,8 @@ from worker.plugins.requests import ActionRequest
 from worker.plugins.run_end import check_run, wait_for
 from worker.plugins.runner import LOAD
 from worker.plugins.store import Release
+
+logger = logging.getLogger(__name__)
 
 MAX_IDLE_SECONDS = 600.0
 """An actor that was not called for this long is ended."""
@@ -125,9 +127,10 @@ class RayHost:
 
     def _warm_up(self, key: tuple[str, str], release: Release, request: ActionRequest) -> None:
         try:
-            # Also an error of the author's module: the first call meets it again, and its run shows it.
-            with suppress(PluginError):
-                self.call_batch(release, request, LOAD, None)
+            self.call_batch(release, request, LOAD, None)
+        except Exception as error:
+            # Also one of the author's module: the first call meets it again, and its run shows it.
+            logger.info("plugin not warmed up", extra={"error_type": type(error).__name__})
         finally:
             with self._lock:
                 self._warming.discard(key)

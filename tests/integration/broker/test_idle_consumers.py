@@ -169,10 +169,11 @@ def test_earlier_message_is_moved_before_a_later_one(broker: BrokerHarness) -> N
     assert broker.ended() == ["early", "late"]
 
 
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
 @pytest.mark.parametrize("amqp", ["celery.app.amqp:AMQP", "worker.broker:AMQP"])
-def test_task_reads_the_eta_of_its_message(broker: BrokerHarness, amqp: str) -> None:
+def test_task_reads_the_eta_of_its_message(broker: BrokerHarness, amqp: str, pool: str) -> None:
     # Given a worker, and a publisher on kombu's transport or on the worker's own
-    broker.start_worker()
+    broker.start_worker(pool=pool)
     publisher = Celery("publisher", broker=broker.url, amqp=amqp, set_as_current=False)
     publisher.conf.update(task_ignore_result=True)
     due = datetime.now(UTC) + timedelta(seconds=0.5)
