@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -33,15 +34,38 @@ READY = re.compile(r"@\S+ ready")
 
 
 def export_product(revision: str, folder: Path) -> Path:
-    """Write the product's packages of `revision` of this repository to `folder`."""
-    command = ["git", "-C", str(ROOT), "archive", revision, "worker", "shared"]
+    """Write the product's packages of `revision` of this repository to `folder`, and what is missing here."""
+    command = ["git", "-C", str(ROOT), "archive", revision, "worker", "shared", "requirements*"]
     try:
         archive = subprocess.run(command, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         pytest.skip(f"this checkout has no commit {revision}")
     with tarfile.open(fileobj=io.BytesIO(archive)) as tree:
         tree.extractall(folder, filter="data")
+    [requirements] = [*folder.glob("requirements.txt"), *folder.glob("requirements/worker.txt")]
+    install_missing(requirements, folder)
     return folder
+
+
+def install_missing(requirements: Path, folder: Path) -> None:
+    """Install into `folder` what a release needs and this one does not any more."""
+    pinned = re.findall(r"^([\w.-]+)==([^\s;]+)([^\\\n]*)", requirements.read_text(), flags=re.MULTILINE)
+    missing = [
+        f"{name}=={version}{marker}".strip() for name, version, marker in pinned if not is_installed(name)
+    ]
+    if not missing:
+        return
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *missing]
+    if subprocess.run(pip, check=False).returncode != 0:
+        pytest.skip(f"cannot install what the earlier release needs: {', '.join(missing)}")
+
+
+def is_installed(name: str) -> bool:
+    """Whether this environment has the package."""
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 @dataclass
