@@ -165,7 +165,7 @@ def test_a_plugin_that_only_hangs_ends_the_run_in_time(platform: BadPlugins) -> 
         f"The plugin hung or died on {MAX_FAILURES} tasks in a row, the last of them task {last}"
     )
     assert f"took longer than {TIMEOUT} s and was stopped" in error
-    assert platform.calls(project) == [list(range(32)), [0], [1], [2]]
+    assert platform.calls(project)[1:] == [[0], [1], [2]]
     assert sum(platform.write_counts(project)) == 0
 
 
@@ -177,7 +177,8 @@ def test_a_plugin_that_only_dies_ends_the_run(platform: BadPlugins) -> None:
 
     assert end["status"] == "FAILED"
     assert f"the process of {PLUGIN} died" in end["result"]["error"]
-    assert platform.calls(project)[2:] == [[0], [0], [1], [1], [2], [2]]
+    single = [call for call in platform.calls(project) if len(call) == 1]
+    assert single == [[0], [0], [1], [1], [2], [2]]
 
 
 @pytest.mark.chaos
