@@ -12,13 +12,15 @@ import structlog
 from redis import RedisError
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.client import PubSub
+from redis.exceptions import NoPermissionError
 
 from shared.channels import events_channel
 from shared.statuses import is_final_status
 
 log = structlog.get_logger(__name__)
 
-RECONNECT_SECONDS = 1.0
+RECONNECT_SECONDS, REJECTED_SECONDS = 1.0, 60.0
+"""Until the next attempt when the connection was lost, and when Redis's user may not subscribe."""
 
 
 class RunEnd:
@@ -55,6 +57,7 @@ class RunEnds:
         self._redis: AsyncRedis | None = None
         self._pubsub: PubSub | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._reconnecting: asyncio.TimerHandle | None = None
         self._subscribed: set[str] = set()
         self._confirmed: set[str] = set()
         """Channels of which Redis has confirmed the subscription."""
@@ -131,7 +134,8 @@ class RunEnds:
                 message = await pubsub.get_message(timeout=None)
                 if message is not None:
                     self._hear(message)
-        except (RedisError, OSError) as error:
+        except Exception as error:
+            # Of any kind, such as a text that is no UTF-8: without a reader nothing must count as heard.
             async with self._changing:
                 if pubsub is self._pubsub:
                     await self._lose(error)
@@ -139,8 +143,11 @@ class RunEnds:
     def _hear(self, message: dict[str, Any]) -> None:
         channel = message["channel"]
         if message["type"] == "subscribe" and channel in self._subscribed:
+            # Again when the client has connected anew by itself: what happened before was not heard.
             self._confirmed.add(channel)
-            self._note_confirmed()
+            with self._lock:
+                if channel in self._ends:
+                    self._ends[channel].heard_since = time.monotonic()
         elif message["type"] == "message" and _is_end(message["data"]):
             with self._lock:
                 end = self._ends.get(channel)
@@ -151,7 +158,11 @@ class RunEnds:
         """Nothing is heard any more; subscribe anew after a while."""
         log.warning("ends of runs not heard", error_type=type(error).__name__)
         await self._disconnect()
-        asyncio.get_running_loop().call_later(RECONNECT_SECONDS, self._update)
+        if self._reconnecting is not None:
+            self._reconnecting.cancel()
+        # A user without the right to subscribe does not get it within a second.
+        seconds = REJECTED_SECONDS if isinstance(error, NoPermissionError) else RECONNECT_SECONDS
+        self._reconnecting = asyncio.get_running_loop().call_later(seconds, self._update)
 
     async def _disconnect(self) -> None:
         with self._lock:
@@ -172,6 +183,6 @@ class RunEnds:
 def _is_end(data: str) -> bool:
     try:
         event = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(event, dict) and event.get("type") == "state" and is_final_status(event.get("status"))

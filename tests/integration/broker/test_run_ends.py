@@ -73,9 +73,21 @@ def test_what_is_said_before_the_end_is_no_end(broker: BrokerHarness, ends: RunE
     began = '{"type": "state", "status": "RUNNING"}'
     with ends.watching("1") as end:
         broker.wait_for(lambda: end.heard_since is not None, 5, "a subscription")
-        for event in (began, '{"type": "log", "line": "x"}', "[]", "no JSON"):
+        for event in (began, '{"type": "log", "line": "x"}', "[]", "<html>", "[" * 100_000):
             broker.redis.publish(events_channel("1"), event)
         store.finish("1", End(JobStatus.SUCCEEDED, {}))
+        broker.wait_for(lambda: end.heard, 5, "the end")
+
+
+def test_an_event_that_is_no_text_costs_no_later_end(
+    broker: BrokerHarness, ends: RunEnds, store: RunStore
+) -> None:
+    with ends.watching("1") as end:
+        broker.wait_for(lambda: end.heard_since is not None, 5, "a subscription")
+        before = end.heard_since
+        broker.redis.publish(events_channel("1"), b"\xff\xfe")
+        broker.wait_for(lambda: end.heard_since not in (None, before), 10, "a new subscription")
+        store.finish("1", End(JobStatus.STOPPED, {"error": "stopped"}))
         broker.wait_for(lambda: end.heard, 5, "the end")
 
 
