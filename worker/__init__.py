@@ -4,12 +4,29 @@
 `worker.actions` in processes of Ray, needs neither the broker nor its settings.
 """
 
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 
-def __getattr__(name: str) -> Any:
-    if name == "celery":
-        from worker.app import app
+def load_on_use(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """Make a package's `__getattr__` for names whose modules take long to import.
 
-        return app
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    Args:
+        package: The package's own `__name__`.
+        modules: By name the module that defines it, or `module:name` where it has another name there.
+
+    Returns:
+        A function that imports the module when its name is used; it raises `AttributeError` for other names.
+    """
+
+    def load(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module, _, other_name = modules[name].partition(":")
+        return getattr(import_module(module), other_name or name)
+
+    return load
+
+
+__getattr__ = load_on_use(__name__, {"celery": "worker.app:app"})

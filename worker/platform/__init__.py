@@ -1,9 +1,9 @@
 """Clients of the platform's HTTP services, the backend and the agents; their errors; redaction of secrets."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shared.messages import JsonObject
+from worker import load_on_use
 from worker.platform.errors import (
     AuthenticationError,
     AuthorizationError,
@@ -49,25 +49,23 @@ if TYPE_CHECKING:
     from worker.platform.streams import AsyncLogTail, StreamLimits, StreamProtocol
     from worker.platform.transport import limit_responses
 else:
-    _LOADED_ON_USE = {
-        "AgentClient": "worker.platform.agent",
-        "AsyncBackendClient": "worker.platform.async_backend",
-        "BackendClient": "worker.platform.backend",
-        "BaseClient": "worker.platform.client",
-        "RayClientMixin": "worker.platform.ray_client",
-        "Json": "worker.platform.requests",
-        "RetryPolicy": "worker.platform.retries",
-        "AsyncLogTail": "worker.platform.streams",
-        "StreamLimits": "worker.platform.streams",
-        "StreamProtocol": "worker.platform.streams",
-        "limit_responses": "worker.platform.transport",
-    }
-    """They bring httpx and aiohttp with them, which most processes of Ray never need."""
-
-    def __getattr__(name: str) -> Any:
-        if name not in _LOADED_ON_USE:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(_LOADED_ON_USE[name]), name)
+    # They bring httpx and aiohttp with them, which most processes of Ray never need.
+    __getattr__ = load_on_use(
+        __name__,
+        {
+            "AgentClient": "worker.platform.agent",
+            "AsyncBackendClient": "worker.platform.async_backend",
+            "BackendClient": "worker.platform.backend",
+            "BaseClient": "worker.platform.client",
+            "RayClientMixin": "worker.platform.ray_client",
+            "Json": "worker.platform.requests",
+            "RetryPolicy": "worker.platform.retries",
+            "AsyncLogTail": "worker.platform.streams",
+            "StreamLimits": "worker.platform.streams",
+            "StreamProtocol": "worker.platform.streams",
+            "limit_responses": "worker.platform.transport",
+        },
+    )
 
 
 __all__ = [  # noqa: RUF022 - grouped by topic

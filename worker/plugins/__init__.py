@@ -1,8 +1,8 @@
 """Plugin releases: find, verify and unpack them, and run their code apart from the worker's own."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from worker import load_on_use
 from worker.plugins.errors import (
     HUNG_OR_DIED,
     PluginCallError,
@@ -25,24 +25,22 @@ if TYPE_CHECKING:
     from worker.plugins.requests import ActionRequest, ClientAccess, PluginHost, request_for
     from worker.plugins.store import PluginStore, Release
 else:
-    _LOADED_ON_USE = {
-        "ActionConfig": "worker.plugins.config",
-        "ReleaseConfig": "worker.plugins.config",
-        "ProcessHost": "worker.plugins.process_host",
-        "RayHost": "worker.plugins.ray_host",
-        "ActionRequest": "worker.plugins.requests",
-        "ClientAccess": "worker.plugins.requests",
-        "PluginHost": "worker.plugins.requests",
-        "request_for": "worker.plugins.requests",
-        "PluginStore": "worker.plugins.store",
-        "Release": "worker.plugins.store",
-    }
-    """The worker's side, without which the processes of Ray start faster."""
-
-    def __getattr__(name: str) -> Any:
-        if name not in _LOADED_ON_USE:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(_LOADED_ON_USE[name]), name)
+    # The worker's side, without which the processes of Ray start faster.
+    __getattr__ = load_on_use(
+        __name__,
+        {
+            "ActionConfig": "worker.plugins.config",
+            "ReleaseConfig": "worker.plugins.config",
+            "ProcessHost": "worker.plugins.process_host",
+            "RayHost": "worker.plugins.ray_host",
+            "ActionRequest": "worker.plugins.requests",
+            "ClientAccess": "worker.plugins.requests",
+            "PluginHost": "worker.plugins.requests",
+            "request_for": "worker.plugins.requests",
+            "PluginStore": "worker.plugins.store",
+            "Release": "worker.plugins.store",
+        },
+    )
 
 
 __all__ = [  # noqa: RUF022 - grouped by topic
