@@ -65,6 +65,8 @@ class Services:
     def __init__(self, settings: Settings, app: Celery) -> None:
         self.settings = settings
         self._app = app
+        self.declared_params: dict[tuple[str, str], frozenset[str]] = {}
+        """By checksum and entrypoint, the keys of releases without parameters of their own."""
         self._agent_urls: dict[tuple[int, str | None], tuple[float, str | None]] = {}
         register_secrets(settings.secrets(), forever=True)
         limit_responses(settings.worker_max_answer_mb)
