@@ -63,7 +63,7 @@ def test_releases_with_the_same_package_name_are_isolated(
         assert convert(f"{code}@1.0", {}) == [{"ok": expected}]
 
 
-def test_a_module_that_the_worker_has_loaded_as_another_is_named(
+def test_a_module_that_the_worker_has_loaded_is_named(
     write_release: Write, convert: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a release whose own module would never be imported, because the worker has one of that name
