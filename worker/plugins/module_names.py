@@ -16,16 +16,15 @@ _OWN: Final = frozenset({"worker", "shared", "ray"})
 _HARMLESS: Final = frozenset({"antigravity", "idlelib", "test", "this", "turtle", "turtledemo"})
 """Of the standard library; no program imports them."""
 
-_IMPORTED: Final = frozenset(
-    """
-    aiohappyeyeballs aiohttp aiosignal annotated_doc annotated_types anyio attr attrs certifi charset_normalizer
-    click colorama fastapi filelock frozenlist google grpc grpc_reflection h11 httpcore httpx idna jsonschema
-    jsonschema_specifications msgpack multidict numpy opentelemetry packaging propcache psutil pydantic
-    pydantic_core pygments referencing requests rich rpds starlette structlog typing_extensions typing_inspection
-    urllib3 uvicorn uvloop watchfiles wcwidth yaml yarl
-    """.split()
-)
-"""What the processes of plugin code import before the author's modules: Ray's worker, a Serve replica, ours."""
+_NAMES: Final = """
+aiohappyeyeballs aiohttp aiosignal annotated_doc annotated_types anyio attr attrs certifi
+charset_normalizer click colorama fastapi filelock frozenlist google grpc grpc_reflection h11
+httpcore httpx idna jsonschema jsonschema_specifications msgpack multidict numpy opentelemetry
+packaging propcache psutil pydantic pydantic_core pygments referencing requests rich rpds starlette
+structlog typing_extensions typing_inspection urllib3 uvicorn uvloop watchfiles wcwidth yaml yarl
+"""
+_IMPORTED: Final = frozenset(_NAMES.split())
+"""What processes of plugin code import before the author's modules: Ray's workers, Serve's replicas, ours."""
 
 
 def check_module_names(folder: Path) -> None:

@@ -120,8 +120,8 @@ class ModuleIsolation:
         taken = [name for name in names if name in sys.modules]
         if taken:
             raise ReleaseInvalidError(
-                f"its top-level modules are loaded by the worker as others: {', '.join(taken)}; rename them, or let"
-                " its code run in Ray (WORKER_PLUGIN_HOST)"
+                f"its top-level modules are loaded by the worker as others: {', '.join(taken)}; rename them,"
+                " or let its code run in Ray (WORKER_PLUGIN_HOST)"
             )
         sys.modules.update(self._inactive.pop(folder, {}))
         self._current = folder

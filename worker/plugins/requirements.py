@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from shared.messages import JsonObject
-from worker.plugins.config import ReleaseConfig
+from worker.plugins.config import INSTALLERS, ReleaseConfig
 from worker.plugins.errors import ReleaseInvalidError
 
 FILE: Final = "requirements.txt"
@@ -37,7 +37,7 @@ class Requirements:
     packages: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
     paths: list[tuple[str, str]] = field(default_factory=list)
-    """Options that name a path on the node: of the release's unpacked package, or an absolute one as it was written."""
+    """Options that name a path on the node: of the release's unpacked package, or an absolute one."""
 
 
 def read_requirements(folder: Path) -> Requirements:
@@ -52,13 +52,22 @@ def read_requirements(folder: Path) -> Requirements:
 
 
 def installation(folder: Path, config: ReleaseConfig) -> JsonObject:
-    """The part of a runtime environment that installs the release's requirements; empty without any."""
+    """The part of a runtime environment that installs the release's requirements; empty without any.
+
+    Raises `ReleaseInvalidError` for what cannot be installed, or would not be.
+    """
     found = read_requirements(folder)
     if not found.packages:
         return {}
+    if installers := sorted(INSTALLERS & config.runtime_env.keys()):
+        raise ReleaseInvalidError(
+            f"{FILE} and runtime_env.{installers[0]} both say what to install, and Ray takes one: keep one"
+        )
     paths = list(found.paths)
     if config.wheels_dir:
-        paths.append(("--find-links", f"{WORKING_DIR}/{config.wheels_dir}"))
+        declared = f"wheels_dir: {config.wheels_dir}"
+        wheels = _included(folder.resolve(), "config.yaml", declared, config.wheels_dir, is_file=False)
+        paths.append(("--find-links", f"{WORKING_DIR}/{wheels}"))
     if config.package_manager == "pip":
         # Of pip's options Ray expands no variable, but pip does within the file that Ray makes of `packages`.
         lines = [f"{option} {path}" for option, path in paths]

@@ -143,6 +143,24 @@ def test_what_cannot_be_installed_is_named(tmp_path: Path, content: str | bytes,
     assert said in str(caught.value)
 
 
+def test_two_places_that_say_what_to_install_are_named(tmp_path: Path) -> None:
+    write(tmp_path, "numpy")
+    config = CONFIG.model_copy(update={"runtime_env": {"pip": ["rich"]}})
+
+    with pytest.raises(ReleaseInvalidError, match=r"requirements.txt and runtime_env.pip both say"):
+        installation(tmp_path, config)
+
+
+@pytest.mark.parametrize("wheels_dir", ["missing", "../wheels", "/opt"])
+def test_a_folder_of_wheels_is_one_of_the_release(tmp_path: Path, wheels_dir: str) -> None:
+    write(tmp_path / "release", "numpy")
+    write(tmp_path, "", "wheels/x.whl")
+    config = CONFIG.model_copy(update={"wheels_dir": wheels_dir})
+
+    with pytest.raises(ReleaseInvalidError, match=rf"'wheels_dir: {wheels_dir}' names nothing within"):
+        installation(tmp_path / "release", config)
+
+
 def test_without_packages_nothing_is_installed(tmp_path: Path) -> None:
     assert installation(tmp_path, CONFIG) == {}
     write(tmp_path, "# nothing\n--pre\n")
