@@ -12,7 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from worker.plugins import runner
-from worker.plugins.errors import parse_reply
+from worker.plugins.errors import ReleaseInvalidError, parse_reply
+from worker.plugins.module_names import modules_at_top
 from worker.plugins.output import OnOutput, ignore_output
 from worker.plugins.ray_host import RayHost
 from worker.plugins.requests import ActionRequest
@@ -114,6 +115,14 @@ class ModuleIsolation:
                 del sys.modules[name]
             self._inactive[self._current] = old
             sys.path[:] = [entry for entry in sys.path if entry != str(self._current)]
+            self._current = None
+        names = modules_at_top(folder) if folder.is_dir() else ()
+        taken = [name for name in names if name in sys.modules]
+        if taken:
+            raise ReleaseInvalidError(
+                f"its top-level modules are loaded by the worker as others: {', '.join(taken)}; rename them,"
+                " or let its code run in Ray (WORKER_PLUGIN_HOST)"
+            )
         sys.modules.update(self._inactive.pop(folder, {}))
         self._current = folder
 

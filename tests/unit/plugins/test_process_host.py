@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from worker.plugins import (
     PluginCallError,
     PluginStore,
     ProcessHost,
+    ReleaseInvalidError,
     RunEndedError,
     request_for,
     run_end,
@@ -59,6 +61,20 @@ def test_releases_with_the_same_package_name_are_isolated(
     for code in ("cat", "dog", "cat", "dog"):
         expected = {"word": code, "late": code, "env": f"{code}@1.0"}
         assert convert(f"{code}@1.0", {}) == [{"ok": expected}]
+
+
+def test_a_module_that_the_worker_has_loaded_is_named(
+    write_release: Write, convert: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a release whose own module would never be imported, because the worker has one of that name
+    monkeypatch.setitem(sys.modules, "six", ModuleType("six"))
+    (write_release("cat@1.0", to_task=TO_TASK, words="WORD = 'cat'") / "six.py").touch()
+    write_release("dog@1.0", to_task=TO_TASK, words="WORD = 'dog'")
+
+    with pytest.raises(ReleaseInvalidError, match=r"loaded by the worker as others: six; rename"):
+        convert("cat@1.0", {})
+
+    assert convert("dog@1.0", {})[0]["ok"]["word"] == "dog"
 
 
 def test_releases_are_isolated_in_threads(write_release: Write, convert: Callable[..., Any]) -> None:
