@@ -13,7 +13,7 @@ from typing_extensions import TypeVar
 from shared.messages import RESOURCE_KEYS, DeployParams, JsonObject
 from worker.actions import serve_submit
 from worker.actions.base import BaseAction
-from worker.actions.overrides import ActionKind, check_overrides
+from worker.actions.overrides import ActionKind
 from worker.platform import (
     ClientError,
     MalformedResponseError,
@@ -396,9 +396,7 @@ class BaseDeploymentAction(BaseAction[P]):
         return self.submit({**plan, "ray_actor_options": actor_options})
 
     def _check_params_operation(self, _: Any) -> JsonObject:
-        # The constructor has checked the parameters.
-        check_overrides(ActionKind.DEPLOYMENT, type(self))
-        return {"ok": True}
+        return self._check_overrides_operation(ActionKind.DEPLOYMENT)
 
 
 def action_for(target: Any) -> type[BaseDeploymentAction[Any]]:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.integration.workflows.ray_harness import (
     CONCURRENCY,
+    EXAMPLES,
     RayHarness,
     write_decorated_release,
     write_hanging_release,
@@ -23,6 +24,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHarness]:
     calls, plugins = folder / "calls", folder / "plugins"
     calls.mkdir()
     shutil.copytree(PLUGINS, plugins)
+    shutil.copytree(EXAMPLES, plugins, dirs_exist_ok=True)
     write_decorated_release(plugins)
     write_hanging_release(plugins, calls, "hangs")
     write_hanging_release(plugins, calls, "hangs_at_load", 'hang("load")')
