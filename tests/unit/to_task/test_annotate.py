@@ -88,6 +88,45 @@ def test_files_that_are_missing_in_the_task_are_fetched(make_world: Make) -> Non
     assert world.backend.faults.calls["get_data_unit"] == 3
 
 
+@pytest.mark.parametrize("empty", [{}, [], None])
+def test_files_that_are_empty_in_the_task_are_fetched(
+    make_world: Make, empty: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(3)
+    get_task = world.backend.get_task
+
+    def without_files(task: int) -> dict[str, Any]:
+        found = get_task(task)
+        found["data_unit"]["files"] = empty
+        return found
+
+    monkeypatch.setattr(world.backend, "get_task", without_files)
+
+    assert world.work().result["success_count"] == 3
+    assert world.backend.faults.calls["get_data_unit"] == 3
+
+
+def test_an_odd_file_that_a_task_does_not_need_fails_nothing(make_world: Make) -> None:
+    world = make_world(2)
+    files = world.backend.files
+    odd = {"depth": None, "mask": {"url": None}, "notes": 7}
+    world.backend.files = lambda task: {**files(task), **odd}
+
+    assert world.work().result["success_count"] == 2
+
+
+@pytest.mark.parametrize("answers", [["text"], [None], {"ok": {}}, None])
+def test_a_hook_that_answers_something_else_fails_its_tasks(make_world: Make, answers: Any) -> None:
+    # Given a batch hook of the author's own, whose answers are no results
+    world = make_world(1)
+    world.host.call_batch = lambda *_: answers  # type: ignore[method-assign]
+
+    world.work()
+
+    [failure] = world.ledger.failures()
+    assert failure.error == "the plugin did not answer with one result for each task"
+
+
 def test_the_plugin_converts_many_tasks_in_one_call(make_world: Make) -> None:
     world = make_world(70, chunk=100)
     world.work()
@@ -106,7 +145,7 @@ def test_many_requests_are_in_flight(make_world: Make) -> None:
 @pytest.mark.parametrize(
     ("files", "error"),
     [
-        ({}, "the task has no primary file"),
+        ({}, "the task's data unit has no files"),
         ([{"url": "u", "is_primary": True}], "the task has no file of the specification 'label'"),
         ("nonsense", "the task's data unit has no files"),
     ],
