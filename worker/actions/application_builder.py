@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from worker.actions.replica_needs import ReplicaNeeds, surge_percent
 from worker.platform import clean
 
 
@@ -47,6 +48,68 @@ def build_application(
     raise TypeError(
         f"cannot serve {type(target).__name__}: expected a class, function, deployment or application"
     )
+
+
+def allow_surge(app: Any) -> int:
+    """Let replicas of an application start beside those that they replace, where there is room for both.
+
+    Args:
+        app: A `serve.Application`. A deployment whose author has chosen its surge keeps that.
+
+    Returns:
+        The percentage of the other deployments' replicas; 0 when no more fit.
+    """
+    bound = bound_deployments(app)
+    chosen = [each for each in bound if _has_own_surge(each._bound_deployment)]
+    ours = [each for each in bound if each not in chosen]
+    surge = surge_percent([needs_of(each._bound_deployment) for each in ours])
+    for each in ours:
+        # As an option of Serve's own, for it must not look like one that the author has chosen.
+        each._bound_deployment = each._bound_deployment.options(max_surge_percent=surge, _internal=True)
+    return surge
+
+
+def bound_deployments(app: Any) -> list[Any]:
+    """List an application and those that are bound into it, each once.
+
+    Args:
+        app: A `serve.Application`.
+
+    Returns:
+        Applications, of which each has one deployment; the ingress is the first.
+    """
+    # There is no public way to look into an application; the exact version of Ray is pinned.
+    from ray.dag.py_obj_scanner import _PyObjScanner
+
+    found = [app]
+    for each in found:  # which grows meanwhile
+        scanner: Any = _PyObjScanner(source_type=type(app))
+        try:
+            deployment = each._bound_deployment
+            inner = scanner.find_nodes((deployment.init_args, deployment.init_kwargs))
+            found += [item for item in inner if all(item is not known for known in found)]
+        finally:
+            scanner.clear()
+    return found
+
+
+def needs_of(deployment: Any) -> ReplicaNeeds:
+    """Read what a deployment's replicas need, when they start.
+
+    Args:
+        deployment: A `serve.Deployment`.
+
+    Returns:
+        The resources of its replicas, and their number.
+    """
+    config = deployment._deployment_config
+    scaling = config.autoscaling_config
+    count = (scaling.initial_replicas or scaling.min_replicas) if scaling else config.num_replicas
+    return ReplicaNeeds.of(deployment.ray_actor_options or {}, int(count or 1))
+
+
+def _has_own_surge(deployment: Any) -> bool:
+    return "max_surge_percent" in deployment._deployment_config.user_configured_option_names
 
 
 def _is_builder(function: Any) -> bool:

@@ -297,7 +297,8 @@ class BaseDeploymentAction(BaseAction[P]):
         outcome = self.submit(plan)
         for message in outcome["messages"]:
             self.ctx.log_message(message)
-        wait_until_running(plan["app_name"], DIRECT_TIMEOUT_SECONDS, remove_failed=not outcome["replaced"])
+        remove_failed = not outcome["replaced"]
+        wait_until_running(plan["app_name"], DIRECT_TIMEOUT_SECONDS, plan["digest"], remove_failed)
 
     def execute(self) -> JsonObject:
         """Run the whole action in this process, blocking: deploy and register.
@@ -336,11 +337,11 @@ class BaseDeploymentAction(BaseAction[P]):
         """
         if not self.ctx.job_id:
             return None
-        from worker.actions.serve_state import serve_application_state
+        from worker.actions.serve_state import route_in_force, serve_details
 
         name = self.get_serve_app_name()
-        state = serve_application_state(name)
-        data = {"name": name, "route_prefix": self.get_route_prefix()}
+        state = serve_details().get(name) or {}
+        data = {"name": name, "route_prefix": route_in_force(state) or self.get_route_prefix()}
         made = self.client.create_serve_application(
             job=self.ctx.job_id, status=state.get("status"), data=data
         )

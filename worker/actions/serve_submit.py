@@ -1,6 +1,5 @@
 """Submit an application to Ray Serve: in place, and without downtime where capacity allows."""
 
-import math
 import threading
 import time
 from collections.abc import Mapping
@@ -8,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from shared.messages import JsonObject
-from worker.actions.application_builder import build_application
+from worker.actions.application_builder import allow_surge, build_application
+from worker.actions.serve_contents import keep_content, put_back
 from worker.actions.serve_state import (
     DIGEST_VARIABLE,
     deployment_digest,
     forget_lost_controller,
     interpret_serve_status,
     load_serve,
+    route_in_force,
     serve_application_state,
     serve_details,
 )
@@ -126,7 +127,7 @@ def submit(target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any],
         url: The backend's URL for the entrypoint's constructor.
 
     Returns:
-        `{"submitted", "reason", "replaced", "messages"}`.
+        `{"submitted", "reason", "replaced", "messages"}`. An application that is there keeps its route.
 
     Raises:
         TypeError: The target cannot be served.
@@ -142,28 +143,29 @@ def submit(target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any],
         known = dict(plan["serve_options"])
         batch = known.pop("batch", {})
         actor_options = _actor_options(plan, runtime_env)
+        made = build_application(target, {**known, "ray_actor_options": actor_options}, batch, url)
         messages = []
         replaced = running is not None and _has_replicas(running)
-        if replaced:
-            surge = _surge_percent(plan, actor_options)
-            known["max_surge_percent"] = surge
-            messages.append(_replacement_message(name, surge))
-        made = build_application(target, {**known, "ray_actor_options": actor_options}, batch, url)
+        if running is not None and replaced:
+            keep_content(name, running, plan["digest"])
+            messages.append(_replacement_message(name, allow_surge(made)))
+        route = route_in_force(running) or plan["route_prefix"]
         serve.run_many(
-            [serve.RunTarget(made, name=name, route_prefix=plan["route_prefix"])],
+            [serve.RunTarget(made, name=name, route_prefix=route)],
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )
     return {"submitted": True, "reason": None, "replaced": replaced, "messages": messages}
 
 
-def wait_until_running(name: str, timeout: float, remove_failed: bool) -> None:
-    """Block until an application runs.
+def wait_until_running(name: str, timeout: float, digest: str, remove_failed: bool) -> None:
+    """Block until an application runs. One that does not is removed, or runs again what it ran before.
 
     Args:
         name: The application's name.
         timeout: Seconds to wait.
-        remove_failed: Whether to delete an application that fails or does not run in time.
+        digest: Of the plan that was submitted.
+        remove_failed: Whether to delete an application that has nothing else to run.
 
     Raises:
         RuntimeError: It failed, or did not run in time; the message has Serve's reason.
@@ -174,7 +176,7 @@ def wait_until_running(name: str, timeout: float, remove_failed: bool) -> None:
         if bucket == "running":
             return
         if bucket == "failed" or time.monotonic() > deadline:
-            if remove_failed:
+            if not put_back(name, serve_details().get(name), digest) and remove_failed:
                 remove_application(name)
             what = f"reached {status}" if bucket == "failed" else f"did not run within {timeout:g} s"
             raise RuntimeError(f"Serve application {name} {what}{': ' if reason else ''}{reason}")
@@ -217,18 +219,6 @@ def _actor_options(plan: Mapping[str, Any], runtime_env: Mapping[str, Any]) -> J
     variables = {**(runtime_env.get("env_vars") or {}), **(own.pop("env_vars", None) or {})}
     environment = {**own, **runtime_env, "env_vars": {**variables, DIGEST_VARIABLE: plan["digest"]}}
     return {**asked, "runtime_env": environment}
-
-
-def _surge_percent(plan: Mapping[str, Any], actor_options: Mapping[str, Any]) -> int:
-    """Percentage of replicas that may start beside the old ones, by the free resources; 0 when none fits."""
-    import ray
-
-    needs = {"CPU": actor_options.get("num_cpus", 1), "GPU": actor_options.get("num_gpus", 0)}
-    needs["memory"] = actor_options.get("memory", 0)
-    free = ray.available_resources()
-    count = initial_replicas(plan["serve_options"])
-    fits = [math.floor(free.get(name, 0) / need + 1e-9) for name, need in needs.items() if need]
-    return int(min([count, *fits]) * 100 // count)
 
 
 def _replacement_message(name: str, surge: int) -> str:

@@ -5,7 +5,12 @@ from fastapi import FastAPI
 from ray import serve
 
 from worker.actions import BaseServeDeployment
-from worker.actions.application_builder import _constructor_arguments, _is_builder
+from worker.actions.application_builder import (
+    _constructor_arguments,
+    _is_builder,
+    allow_surge,
+    bound_deployments,
+)
 
 
 class Derived(BaseServeDeployment):
@@ -65,3 +70,27 @@ def test_function_without_arguments_is_a_builder() -> None:
 
     assert _is_builder(builds)
     assert not _is_builder(answers)
+
+
+class Composed:
+    def __init__(self, models: list[object], other: object) -> None: ...
+
+
+def test_all_deployments_of_an_application_get_a_surge(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given an application of three deployments, of which one stands at two places and one has a surge chosen
+    shared = serve.deployment(Nothing, name="shared").bind()
+    chosen = serve.deployment(Optional, name="chosen", max_surge_percent=20).bind()
+    app = serve.deployment(Composed).bind([shared, chosen], shared)
+    monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 8.0})
+
+    # When it may surge, twice as in a process that deploys it again
+    surges = [allow_surge(app) for _ in range(2)]
+
+    # Then each has one, but for the author's choice
+    found = {each._bound_deployment.name: each._bound_deployment for each in bound_deployments(app)}
+    assert surges == [100, 100]
+    assert {name: each._deployment_config.max_surge_percent for name, each in found.items()} == {
+        "Composed": 100,
+        "shared": 100,
+        "chosen": 20,
+    }

@@ -155,10 +155,12 @@ def test_missing_entrypoint_or_client_is_named() -> None:
 @pytest.mark.parametrize("identifier", [7, "b2a7"])
 def test_a_registration_says_the_records_id(monkeypatch: pytest.MonkeyPatch, identifier: int | str) -> None:
     class Backend:
-        def create_serve_application(self, **_: Any) -> dict[str, Any]:
+        def create_serve_application(self, **record: Any) -> dict[str, Any]:
+            assert record["data"] == {"name": "cat@1.0", "route_prefix": "/before"}
             return {"id": identifier}
 
-    monkeypatch.setattr("worker.actions.serve_state.serve_application_state", lambda _: {"status": "RUNNING"})
+    details = {"cat@1.0": {"status": "RUNNING", "route_prefix": "/before"}}
+    monkeypatch.setattr("worker.actions.serve_state.serve_details", lambda: details)
     context = RuntimeContext(ENV, job_id="42", client=Backend())
 
     assert Deploy({}, context).register_serve_application() == identifier
