@@ -19,7 +19,8 @@ class ReplicaNeeds:
         """Read them from the options of Ray's actor.
 
         Args:
-            actor_options: `num_cpus` (1 by default), `num_gpus`, `memory` and `resources` of one replica.
+            actor_options: `num_cpus` (1 by default), `num_gpus`, `memory` and `resources` of one replica; or
+                `bundles`, the sum of its placement group by resource.
             replicas: Their number; at least one is meant.
 
         Returns:
@@ -31,6 +32,7 @@ class ReplicaNeeds:
             "memory": actor_options.get("memory", 0),
             **(actor_options.get("resources") or {}),
         }
+        named = actor_options.get("bundles") or named
         return cls({name: float(amount) for name, amount in named.items() if amount}, max(replicas, 1))
 
 
@@ -56,3 +58,27 @@ def _fits(deployments: Sequence[ReplicaNeeds], percent: int, free: Mapping[str, 
         for name, amount in each.resources.items():
             needed[name] = needed.get(name, 0) + amount * extra
     return all(amount <= free.get(name, 0) + 1e-9 for name, amount in needed.items())
+
+
+def gate_request(deployments: Sequence[ReplicaNeeds]) -> dict[str, Any]:
+    """Sum the needs up as the capacity gate asks for them: so many equal replicas.
+
+    Args:
+        deployments: The needs of all deployments of an application.
+
+    Returns:
+        `num_cpus`, `num_gpus` and `memory_bytes` of the largest replica (memory None when none is declared),
+        and as `replicas` the smallest number that, times these, covers every sum.
+    """
+    names = {"num_cpus": "CPU", "num_gpus": "GPU", "memory_bytes": "memory"}
+    largest: dict[str, Any] = {}
+    counts: list[int] = []
+    for key, name in names.items():
+        amounts = [(each.resources.get(name, 0.0), each.replicas) for each in deployments]
+        largest[key] = max(amount for amount, _ in amounts)
+        if largest[key]:
+            counts.append(math.ceil(sum(amount * count for amount, count in amounts) / largest[key] - 1e-9))
+    # Replicas that need nothing are counted, too.
+    replicas = max(counts, default=sum(each.replicas for each in deployments))
+    memory = int(largest["memory_bytes"]) or None
+    return {**largest, "memory_bytes": memory, "replicas": replicas}

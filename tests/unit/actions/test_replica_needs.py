@@ -1,8 +1,8 @@
-"""How many replicas may start beside those that they replace."""
+"""What the gate is asked for, and how many replicas may start beside those that they replace."""
 
 import pytest
 
-from worker.actions.replica_needs import ReplicaNeeds, surge_percent
+from worker.actions.replica_needs import ReplicaNeeds, gate_request, surge_percent
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,20 @@ def test_all_deployments_must_fit_beside_the_old_ones(
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": cpus, "GPU": 1.0})
     needs = [ReplicaNeeds.of({}, 1), ReplicaNeeds.of({"num_cpus": 2, "num_gpus": 0.5}, 1)]
     assert surge_percent(needs) == percent
+
+
+@pytest.mark.parametrize(
+    ("deployments", "asked"),
+    [
+        ([({"num_cpus": 2, "memory": 8}, 3)], (2, 0, 8, 3)),
+        ([({}, 1), ({"num_cpus": 4}, 1)], (4, 0, None, 2)),
+        ([({}, 8), ({"num_cpus": 4}, 1)], (4, 0, None, 3)),
+        ([({"num_gpus": 1}, 2), ({"num_cpus": 4, "num_gpus": 0.5}, 1)], (4, 1, None, 3)),
+        ([({"num_cpus": 0}, 2)], (0, 0, None, 2)),
+    ],
+)
+def test_the_gate_is_asked_for_replicas_of_the_largest_kind(
+    deployments: list[tuple[dict[str, float], int]], asked: tuple[float | None, ...]
+) -> None:
+    request = gate_request([ReplicaNeeds.of(options, replicas) for options, replicas in deployments])
+    assert tuple(request[key] for key in ("num_cpus", "num_gpus", "memory_bytes", "replicas")) == asked
