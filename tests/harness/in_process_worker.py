@@ -48,8 +48,8 @@ class RecordingPublisher:
         self.published.append(Published(step.name, queue, kwargs, countdown))
 
     @contextmanager
-    def collecting(self) -> Iterator[list[CollectedMessage]]:
-        yield []
+    def collecting(self) -> Iterator[list[CollectedMessage] | None]:
+        yield None
 
     def queue_length(self, queue: str) -> int:
         if self.broken:

@@ -178,7 +178,14 @@ def _has_own_surge(deployment: Any) -> bool:
 
 
 def is_builder(function: Any) -> bool:
-    """Whether a function builds an application: it takes no argument, or is annotated to return one."""
+    """Say whether a function builds an application, or answers requests.
+
+    Args:
+        function: The function.
+
+    Returns:
+        True for one that takes no argument, or is annotated to return an application.
+    """
     signature = inspect.signature(function)
     required = [item for item in signature.parameters.values() if item.default is item.empty]
     returns = signature.return_annotation

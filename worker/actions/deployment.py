@@ -13,7 +13,8 @@ from typing_extensions import TypeVar
 from shared.messages import DISPATCH_DEFAULTS, RESOURCE_KEYS, DeployParams, JsonObject
 from worker.actions import serve_submit
 from worker.actions.base import BaseAction
-from worker.actions.overrides import ActionKind, check_overrides
+from worker.actions.overrides import ActionKind
+from worker.actions.replica_needs import gate_options
 from worker.platform import (
     ClientError,
     MalformedResponseError,
@@ -429,25 +430,7 @@ class BaseDeploymentAction(BaseAction[P]):
         return self.submit({**plan, "ray_actor_options": actor_options})
 
     def _check_params_operation(self, _: Any) -> JsonObject:
-        # The constructor has checked the parameters.
-        check_overrides(ActionKind.DEPLOYMENT, type(self))
-        return {"ok": True}
-
-
-def gate_options(plan: Mapping[str, Any]) -> tuple[JsonObject, JsonObject]:
-    """Read from a plan what the capacity gate asks for.
-
-    Args:
-        plan: The value of `BaseDeploymentAction.plan`.
-
-    Returns:
-        `ray_actor_options` and `serve_options` for `check_serve_capacity`.
-    """
-    capacity = plan.get("capacity")
-    if not capacity:
-        return dict(plan["ray_actor_options"]), dict(plan["serve_options"])
-    resources = {**capacity, "memory": capacity["memory_bytes"]}
-    return resources, {"num_replicas": capacity["replicas"]}
+        return self._check_overrides_operation(ActionKind.DEPLOYMENT)
 
 
 def action_for(target: Any) -> type[BaseDeploymentAction[Any]]:

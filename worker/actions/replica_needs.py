@@ -82,3 +82,19 @@ def gate_request(deployments: Sequence[ReplicaNeeds]) -> dict[str, Any]:
     replicas = max(counts, default=sum(each.replicas for each in deployments))
     memory = int(largest["memory_bytes"]) or None
     return {**largest, "memory_bytes": memory, "replicas": replicas}
+
+
+def gate_options(plan: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read from a plan what the capacity gate asks for.
+
+    Args:
+        plan: The value of `BaseDeploymentAction.plan`.
+
+    Returns:
+        `ray_actor_options` and `serve_options` for `check_serve_capacity`.
+    """
+    capacity = plan.get("capacity")
+    if not capacity:
+        return dict(plan["ray_actor_options"]), dict(plan["serve_options"])
+    resources = {**capacity, "memory": capacity["memory_bytes"]}
+    return resources, {"num_replicas": capacity["replicas"]}

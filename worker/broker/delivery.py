@@ -88,9 +88,9 @@ class Unacked:
         keys = [*self.delayed_keys(self._queue_of(entry.partition(b"\n")[0].decode())), *self._keys]
         return bool(self._scripts.run("delay", keys, *when, tag))
 
-    def delayed_keys(self, queue: str) -> list[str]:
-        """The keys of a queue's delayed messages for the script `delay`."""
-        return [self._keyprefix + delayed_key(queue), self._keyprefix + earlier_key()]
+    def delayed_keys(self, queue: str) -> tuple[str, str]:
+        """The keys of a queue's delayed messages for a script that adds one."""
+        return self._keyprefix + delayed_key(queue), self._keyprefix + earlier_key()
 
     def drop_delayed(self, queue: str) -> int:
         """Delete the delayed messages of a queue; returns how many."""

@@ -5,7 +5,8 @@ from typing import Literal
 
 import structlog
 
-from worker.actions.deployment import capacity_unreachable_error, check_serve_capacity, gate_options
+from worker.actions.deployment import capacity_unreachable_error, check_serve_capacity
+from worker.actions.replica_needs import gate_options
 from worker.deploy.plan import (
     CAPACITY_GATE,
     PROGRESS_STEP,

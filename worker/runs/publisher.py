@@ -113,14 +113,14 @@ class CeleryPublisher:
         send_task(self._app, step.name, queue, kwargs, **options)
 
     @contextmanager
-    def collecting(self) -> Iterator[list[CollectedMessage]]:
+    def collecting(self) -> Iterator[list[CollectedMessage] | None]:
         """Collect what this thread publishes within the block, for a script that writes more than that.
 
-        Celery's signals are sent as usual. Where the queues are not in the Redis of the runs, everything is
-        published as usual, as a message with a countdown always is: nothing is collected.
+        Celery's signals are sent as usual. None where the queues are not in the Redis of the runs:
+        everything is published as usual, and nothing collected.
         """
-        messages: list[CollectedMessage] = []
-        token = _collecting.set(messages if self._shares_redis else None)
+        messages: list[CollectedMessage] | None = [] if self._shares_redis else None
+        token = _collecting.set(messages)
         try:
             yield messages
         finally:

@@ -31,6 +31,7 @@ class FakePluginHost:
         messages: Messages of the answer to `submit`.
         calls: Operations of `call`, in their order.
         batches: Operation and length of every batch.
+        checked: The answer of `check_params`.
         items: All items of all batches.
         warm_ups: How often the release was to be loaded for batches.
         failing: Ids of tasks to which the author's code answers with an error.
@@ -42,6 +43,7 @@ class FakePluginHost:
         self.faults = Faults()
         self.serve = serve or FakeServe()
         self.plan: Row = dict(PLAN)
+        self.checked: Row = {"ok": True}
         self.messages: list[str] = []
         self.calls: list[str] = []
         self.batches: list[tuple[str, int]] = []
@@ -71,7 +73,7 @@ class FakePluginHost:
                 assert payload == self.plan, "submit gets the plan that was made"
                 self.serve.submit(str(self.plan["digest"]), self.plan["route_prefix"])
                 return {"submitted": True, "reason": None, "replaced": False, "messages": self.messages}
-            return {"ok": True}
+            return dict(self.checked)
 
     def call_batch(self, release: object, request: object, operation: str, payload: list[Row]) -> list[Row]:
         """A batch of a hook of `to_task`; one answer per item.

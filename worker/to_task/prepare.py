@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 from shared.messages import ToTaskMethod, ToTaskParams
+from shared.validation import unknown_parameters
 from worker.platform import NotFoundError
 from worker.plugins import PluginCallError
 from worker.pool import pool
@@ -44,11 +45,22 @@ def warm_up(run: ToTaskRun, services: Services) -> None:
 
 
 def check_params(run: ToTaskRun, services: Services) -> None:
-    """Validate the parameters with the plugin's own model, in the plugin's host."""
+    """Validate the parameters with the plugin's own model, in the plugin's host.
+
+    A release that declares none of its own is asked once: its keys are kept by the checksum of its content.
+    """
     release, request = services.action_of(run)
-    failure = ""
+    key, failure = (release.checksum, request.entrypoint), ""
+    if key in services.declared_params:
+        unknown = unknown_parameters(request.params, services.declared_params[key])
+        if unknown:
+            raise RunFailedError(f"The plugin refuses the parameters: {unknown}")
+        return
     try:
-        services.host.call(release, request, "check_params", {})
+        answer = services.host.call(release, request, "check_params", {})
+        keys = answer.get("keys") if isinstance(answer, dict) else None
+        if isinstance(keys, list):
+            services.declared_params[key] = frozenset(map(str, keys))
     except PluginCallError as error:
         is_rejection = error.error_type == "ParamsError"
         said = error.message if is_rejection else str(error)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.integration.workflows.ray_harness import (
     CONCURRENCY,
+    EXAMPLES,
     RayHarness,
     write_decorated_release,
     write_hanging_release,
@@ -22,6 +23,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plugin store of the sandbox, whose releases a test may change."""
     plugins = tmp_path_factory.mktemp("store") / "plugins"
     shutil.copytree(PLUGINS, plugins)
+    shutil.copytree(EXAMPLES, plugins, dirs_exist_ok=True)
     return plugins
 
 

@@ -13,6 +13,7 @@ from worker.sandbox import Process, Sandbox
 from worker.sandbox.sandbox import AGENT_ID
 from worker.sandbox.seed import SeededProject
 
+EXAMPLES = Path(__file__).parents[3] / "examples" / "plugins"
 CONCURRENCY = 8
 """Threads of the worker of the session."""
 HANG_SECONDS = 120
@@ -135,7 +136,7 @@ class RayHarness(SandboxHarness):
 
     def delete_application(self, name: str) -> None:
         headers = {"Authorization": self.sandbox.agent_token}
-        httpx.delete(f"{self.sandbox.agent_url}/serve_applications/{name}/", headers=headers, timeout=30)
+        httpx.delete(f"{self.sandbox.agent_url}/serve_applications/{name}/", headers=headers, timeout=120)
         self.wait_for(lambda: name not in self.serve_applications(), f"end of {name}")
 
     # then
@@ -169,10 +170,13 @@ class RayHarness(SandboxHarness):
         body = httpx.get(f"{self.sandbox.agent_url}/serve_applications/", headers=headers).json()
         return {app["name"]: app for app in (body["results"] if isinstance(body, dict) else body)}
 
+    def application_url(self, name: str) -> str:
+        """Where Serve's proxy has an application."""
+        return f"{self.serve_url}{self.serve_applications()[name]['route_prefix']}"
+
     def call_application(self, name: str, body: Row) -> Any:
         """POST `body` to an application on Ray Serve; returns its JSON response."""
-        route = self.serve_applications()[name]["route_prefix"]
-        return httpx.post(f"{self.serve_url}{route}/", json=body, timeout=30).json()
+        return httpx.post(f"{self.application_url(name)}/", json=body, timeout=30).json()
 
 
 def replicas(harness: RayHarness, name: str) -> set[str]:

@@ -20,6 +20,7 @@ from worker.actions import (
 from worker.actions.base import ParamsError
 from worker.actions.deployment import action_for, check_serve_capacity
 from worker.actions.overrides import UncalledMethodError
+from worker.actions.replica_needs import gate_options
 from worker.actions.serve_submit import ServeOptionsError
 from worker.platform import (
     AuthenticationError,
@@ -410,8 +411,8 @@ def test_the_gate_is_asked_for_what_a_composition_needs(
     )
     plan = action.run_operation(request, "plan", None)
 
-    # Then the gate asks for the larger kind, so often that both find room
-    actor_options, serve_options = deployment.gate_options(plan)
+    # Then the gate asks for the larger kind, so often that both fit
+    actor_options, serve_options = gate_options(plan)
     found = (actor_options["num_cpus"], actor_options["num_gpus"], serve_options["num_replicas"])
     assert found == asked
 
@@ -419,7 +420,7 @@ def test_the_gate_is_asked_for_what_a_composition_needs(
 def test_a_plain_class_is_asked_for_as_planned() -> None:
     plan = run("plan", params={"num_cpus": 2, "num_replicas": 3})
     assert "capacity" not in plan
-    assert deployment.gate_options(plan) == ({"num_cpus": 2.0}, {"num_replicas": 3})
+    assert gate_options(plan) == ({"num_cpus": 2.0}, {"num_replicas": 3})
 
 
 def test_options_of_the_installed_serve_are_known() -> None:
