@@ -79,6 +79,9 @@ class FakeServe:
     def remove(self, app_name: str) -> None:
         self.rows("DELETE FROM applications WHERE name = ?", app_name)
 
+    def put_back(self, app_name: str, failed: str) -> bool:
+        return False
+
     def _crash_if_requested(self, point: str) -> None:
         if self._crashes is not None:
             self._crashes.crash_if_requested(point)
