@@ -157,7 +157,7 @@ class Services:
         return release, request
 
     def _agent_url_for_plugins(self, agent: int, tenant: str | None) -> str | None:
-        """Where the backend says that an agent is. The token that it gives is the worker's, never the plugin's.
+        """Where the backend says that an agent is. The token that it gives is never the plugin's.
 
         Plugin code may do without the agent, so a look-up that fails costs no run.
         """

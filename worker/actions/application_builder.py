@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from worker.platform import clean
@@ -64,7 +64,7 @@ def _with_serve_methods(cls: Any, batch: Mapping[str, Any]) -> Any:
 
     extra: dict[str, object] = {}
     if batch and hasattr(cls, "infer_batch"):
-        extra["infer_batch"] = serve.batch(**batch)(cls.infer_batch)
+        extra |= batching_members(cls.infer_batch, serve.batch(**batch))
         extra["batched"] = True
     if not _has_routes(cls) and "__call__" not in _members(cls) and hasattr(cls, "handle_inference"):
         extra["__call__"] = _call_handle_inference
@@ -72,6 +72,45 @@ def _with_serve_methods(cls: Any, batch: Mapping[str, Any]) -> Any:
         return cls
     name = f"{cls.__name__}Served"
     return type(name, (cls,), {**extra, "__module__": cls.__module__, "__qualname__": name})
+
+
+def batching_members(infer_batch: Any, batch: Callable[[Any], Any]) -> dict[str, Any]:
+    """The methods by which single requests meet in a batch, and one that fails does not fail the others.
+
+    Serve answers all requests of a batch with the error that the author's code raises for one of them.
+
+    Args:
+        infer_batch: The class's own, from a list of inputs to a list of results.
+        batch: The decorator of `serve.batch` with the declared options.
+
+    Returns:
+        `infer_batch`, which takes one input, and the method that Serve calls with those of several requests.
+    """
+
+    if not inspect.iscoroutinefunction(infer_batch):
+        return {"infer_batch": batch(infer_batch)}  # a stream of results, or what Serve rejects
+
+    async def infer_together(self: Any, requests: list[Any]) -> list[Any]:
+        try:
+            return [(result, None) for result in _each_of(await infer_batch(self, requests), len(requests))]
+        except Exception as error:  # the author's code
+            if len(requests) == 1:
+                return [(None, error)]
+        return [(await infer_together(self, [request]))[0] for request in requests]
+
+    async def infer_single(self: Any, request: Any) -> Any:
+        result, error = await self.infer_together(request)
+        if error is not None:
+            raise error
+        return result
+
+    return {"infer_together": batch(infer_together), "infer_batch": infer_single}
+
+
+def _each_of(results: Any, count: int) -> list[Any]:
+    if not hasattr(results, "__len__") or isinstance(results, str | bytes | dict) or len(results) != count:
+        raise ValueError(f"infer_batch must return one result for each of its {count} inputs, in a list")
+    return list(results)
 
 
 async def _call_handle_inference(self: Any, request: Any) -> Any:

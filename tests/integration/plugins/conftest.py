@@ -41,6 +41,8 @@ PLAIN = """
             return {"got": body, "batched": self.batched}
 
         async def infer_batch(self, bodies):
+            if any(body["n"] == 13 for body in bodies):
+                raise ValueError("13 is unlucky")
             return [{"got": body, "of": len(bodies), "batched": self.batched} for body in bodies]
 
     class Broken:

@@ -1,6 +1,7 @@
 """Releases on a real Ray: served side by side, replaced, converted, killed."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,8 +112,14 @@ def test_class_without_routes_answers_with_infer_batch(
 ) -> None:
     plan = submit(ray_host, store, "pear@1.0.0", "plain")
     await_bucket(cluster, "pear@1.0.0", "running")
-    answer = httpx.post(f"{ray_cluster.serve_url}{plan['route_prefix']}/", json={"n": 1}).json()
+    url = f"{ray_cluster.serve_url}{plan['route_prefix']}/"
+    answer = httpx.post(url, json={"n": 1}).json()
     assert answer == {"got": {"n": 1}, "of": 1, "batched": True}
+    # One of several inputs that fails does not fail the others, with which it may be in a batch
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda n: httpx.post(url, json={"n": n}, timeout=30), (1, 13, 2, 3)))
+    assert [each.status_code for each in answers] == [200, 500, 200, 200]
+    assert answers[1].json() == {"detail": "ValueError: 13 is unlucky"}
     remove(cluster, "pear@1.0.0")
 
 
