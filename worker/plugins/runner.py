@@ -53,9 +53,7 @@ def call_operation(folder: Path, request: ActionRequest, operation: str, payload
     """
     output = OutputCollector()
     try:
-        target = load_entrypoint(folder, request.entrypoint)
-        if not hasattr(target, "run_operation"):
-            target = _adapt(target)
+        target = load_action(folder, request.entrypoint)
         loaded = operation == LOAD
         value = None if loaded else target.run_operation(request, operation, json.loads(payload), output)
         reply = _reply(value)
@@ -101,6 +99,15 @@ def run_in_ray(request: str, operation: str, payload: str) -> str:
     """
     os.environ.pop(CLUSTER_TOKEN, None)
     return call_operation(Path.cwd(), ActionRequest.from_json(request), operation, payload)
+
+
+def load_action(folder: Path, entrypoint: str) -> Any:
+    """The class of ours that the entrypoint is, or the one that stands for it."""
+    target = load_entrypoint(folder, entrypoint)
+    if hasattr(target, "run_operation"):
+        return target
+    module_name, _, name = ADAPTER.partition(":")
+    return getattr(importlib.import_module(module_name), name)(target)
 
 
 def load_entrypoint(folder: Path, entrypoint: str) -> Any:
@@ -155,11 +162,6 @@ def _cut(text: str, max_chars: int) -> str:
         return text
     # Never cut in the middle of a word: the worker could not recognise half a secret.
     return f"{_WORD.sub('', text[:max_chars])}…"
-
-
-def _adapt(target: Any) -> Any:
-    module_name, _, name = ADAPTER.partition(":")
-    return getattr(importlib.import_module(module_name), name)(target)
 
 
 class BatchActor:
