@@ -243,6 +243,8 @@ class ChunkPass:
 
     async def _handle(self, error: ClientError, work: TaskWork, found: Blame) -> None:
         self.token_rejected = self.token_rejected or isinstance(error, AuthenticationError)
+        if found.owner is Owner.RUN:
+            raise error
         if found.owner is not Owner.TASK:
             self.postponed[work.open.position] = error
             return
