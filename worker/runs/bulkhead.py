@@ -50,9 +50,12 @@ QUEUES_OF_OTHER_CALLS = ("to_task", "deploy")
 """The queues of the steps that call code of a release and are no chunks."""
 
 
+RELEASE = "release:"
+
+
 def release_share(plugin: str) -> str:
     """The share of the calls of one release's code, `code@version`."""
-    return f"release:{plugin}"
+    return f"{RELEASE}{plugin}"
 
 
 def half(threads: int) -> int:
@@ -152,6 +155,15 @@ class Bulkhead:
             if acquired:
                 return function()
         return Reschedule(self.retry_countdown(dependency, tries))
+
+    def may_have_chunk_slot(self, held: int) -> bool:
+        """Whether another chunk finds a slot of its release when `held` messages of chunks are in this worker.
+
+        Which releases those are of that have not begun is not known; they may all be of one.
+        """
+        with self._lock:
+            counts = [len(taken) for name, taken in self._taken.items() if name.startswith(RELEASE)]
+        return max(counts, default=0) + max(0, held - sum(counts)) < chunk_share(self._threads())
 
     def _acquire(self, dependency: str, limit: int, limit_of_all: int, waits: bool) -> int | None:
         taken: list[int] = []

@@ -7,6 +7,7 @@ from celery import shared_task
 import worker.to_task.annotate
 import worker.to_task.prepare
 from shared.messages import Job, ToTaskMessage
+from worker.pool import pool
 from worker.runs.bulkhead import all_but_three, bulkhead, chunk_share, release_share
 from worker.runs.model import Continue, Outcome, Suspend
 from worker.services import services
@@ -82,7 +83,10 @@ def annotate(self: StepTask, job: Job, chunk: Count, **_: Any) -> None:
     # A chunk without a slot is not even claimed, which is cheap; its release is known only after the claim.
     with bulkhead.acquire(ANNOTATE.name, all_but_three) as acquired:
         if acquired:
-            self.run_step(ANNOTATE, job, work_in_share, part=str(chunk))
+            try:
+                self.run_step(ANNOTATE, job, work_in_share, part=str(chunk))
+            finally:
+                pool.chunk_requests.end()
     if not acquired:
         self.retry_unclaimed(job, bulkhead.retry_countdown(ANNOTATE.name, self.request.retries))
 

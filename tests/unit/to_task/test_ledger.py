@@ -7,7 +7,8 @@ from fakeredis import FakeRedis
 
 from tests.unit.conftest import Clock
 from tests.unit.to_task.world import JOB, World
-from worker.to_task.ledger import Counts, Ledger, MemoryLedger, OpenTask, TaskOutcome, Ticket
+from worker.to_task.direct import MemoryLedger
+from worker.to_task.ledger import Counts, Ledger, OpenTask, TaskOutcome, Ticket
 
 Make = Callable[..., World]
 
