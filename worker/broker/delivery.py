@@ -22,8 +22,8 @@ WAKE_SECONDS = 10
 """A token or a wake-up that nobody has taken by then is deleted."""
 
 STUCK_SECONDS = 5.0
-"""After so long without an end of any, chunks count as stuck, and further ones are fetched beside them: those of
-other releases find a slot."""
+"""After so long without an end of any, chunks count as stuck, and further ones are fetched beside them: those
+of other releases find a slot."""
 
 BATCH_SIZE = 100
 """Messages that one script moves, so that Redis serves other clients in between."""
@@ -223,7 +223,7 @@ class QoS(redis.QoS):
             since = self._full_since.setdefault(queue, monotonic())
             return limit - held if monotonic() - since >= STUCK_SECONDS else 0
         self._full_since.pop(queue, None)
-        return limit - held if pool.chunk_requests.has_room(held, self._fetch_soon) else 0
+        return limit - held if pool.chunk_requests.have_free(held, self._fetch_soon) else 0
 
     def _fetch_soon(self) -> None:
         """Fetch again. From any thread."""
@@ -239,7 +239,8 @@ class QoS(redis.QoS):
         for queue, tags in self._tags_of_queue.items():
             was_full = self.is_full(queue)
             tags.difference_update(delivery_tags)
-            if was_full and not self.is_full(queue):
+            is_full = self.is_full(queue)  # which also sees that the queue is no longer stuck
+            if was_full and not is_full:
                 self.channel.fetch_soon()
 
     def append(self, message: Any, delivery_tag: str) -> None:

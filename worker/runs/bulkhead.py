@@ -157,7 +157,7 @@ class Bulkhead:
         return Reschedule(self.retry_countdown(dependency, tries))
 
     def may_have_chunk_slot(self, held: int) -> bool:
-        """Whether another chunk finds a slot of its release when `held` messages of chunks are in this worker.
+        """Whether another chunk finds a slot of its release; `held`: messages of chunks that this worker has.
 
         Which releases those are of that have not begun is not known; they may all be of one.
         """

@@ -91,6 +91,19 @@ def test_a_pool_of_chunks_alone_keeps_no_slot_for_steps(monkeypatch: pytest.Monk
     assert [chunk_share(threads) for threads in (4, 6, 8)] == [half(threads) for threads in (4, 6, 8)]
 
 
+def test_chunks_are_fetched_until_one_release_has_its_share(new_thread: NewThread) -> None:
+    bulkhead = Bulkhead(lambda: 8)
+    # Given three slots for the chunks of a release: messages that have not begun may all be of one
+    assert [bulkhead.may_have_chunk_slot(held) for held in (0, 2, 3)] == [True, True, False]
+
+    # When it is known of two of them that they are of two releases
+    for release in ("release:cat@1.0", "release:dog@1.0"):
+        assert new_thread(bulkhead).acquire(release, chunk_share)
+
+    # Then another one may be taken
+    assert [bulkhead.may_have_chunk_slot(held) for held in (3, 4)] == [True, False]
+
+
 def test_a_thread_with_two_slots_counts_once(new_thread: NewThread) -> None:
     # Given threads that each hold a slot of annotation and one of a release
     bulkhead = Bulkhead(lambda: 5)
