@@ -14,8 +14,8 @@ from redis import Redis
 from shared.messages import JsonObject
 from worker.broker.config import queue_limit
 from worker.broker.keys import delayed_key, earlier_key, redelivery_key, unacked_key
+from worker.chunk_requests import chunk_requests
 from worker.lua import Scripts
-from worker.pool import pool
 from worker.runs.bulkhead import bulkhead
 
 WAKE_SECONDS = 10
@@ -223,7 +223,7 @@ class QoS(redis.QoS):
             since = self._full_since.setdefault(queue, monotonic())
             return limit - held if monotonic() - since >= STUCK_SECONDS else 0
         self._full_since.pop(queue, None)
-        return limit - held if pool.chunk_requests.have_free(held, self._fetch_soon) else 0
+        return limit - held if chunk_requests.have_free(held, self._fetch_soon) else 0
 
     def _fetch_soon(self) -> None:
         """Fetch again. From any thread."""

@@ -6,10 +6,10 @@ from dataclasses import replace
 from shared.channels import RETENTION_SECONDS
 from shared.messages import ToTaskMethod
 from worker.blame import asks_for_later, retry_after_seconds
+from worker.chunk_requests import chunk_requests
 from worker.lua import redis_time
 from worker.platform import ClientError, error_type
 from worker.plugins import PluginHostBusyError
-from worker.pool import pool
 from worker.pre_processor import classify_serve_app
 from worker.pre_processor.decision import application_failed, timed_out
 from worker.pre_processor.serve_application import list_records
@@ -185,7 +185,7 @@ def _annotate(
             services.settings.worker_plugin_max_failures_in_row,
             publish_progress=lambda: _publish_progress_throttled(run, services, ledger, runtime),
             run_end=end,
-            chunk_requests=pool.chunk_requests,
+            chunk_requests=chunk_requests,
         )
         budget = min(services.settings.worker_visibility_timeout_seconds / 3, MAX_PASS_SECONDS)
         try:

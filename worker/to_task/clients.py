@@ -15,9 +15,9 @@ from redis.asyncio import Redis as AsyncRedis
 
 from shared.redis_url import read_redis_url
 from worker.blame import asks_for_later
+from worker.chunk_requests import chunk_requests
 from worker.platform import AsyncBackendClient, ClientError, RetryPolicy
 from worker.plugins import RunEndedError
-from worker.pool import pool
 from worker.runs.ends import RunEnds
 from worker.settings import Settings, once_per_process, settings
 from worker.to_task.window import RequestWindow, RequestWindows
@@ -273,7 +273,7 @@ def _event_redis() -> "AsyncRedis":
 def annotation_runtime() -> AnnotationRuntime:
     """The annotation runtime of this process."""
     loop = EventLoopThread()
-    pool.chunk_requests.most = settings().worker_annotate_concurrency
+    chunk_requests.most = settings().worker_annotate_concurrency
     made = AnnotationRuntime(loop, TenantBackends(settings()), RunEnds(loop.call, _event_redis), Throttle())
     atexit.register(made.close)
     return made

@@ -1,4 +1,4 @@
-"""What is done of a run: one bit a task, one member a chunk. In Redis, or in memory for a direct call."""
+"""What is done of a run: one bit a task, one member a chunk. In Redis; a direct call has it in memory."""
 
 import json
 from collections.abc import Sequence

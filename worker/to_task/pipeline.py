@@ -9,7 +9,7 @@ from typing import Any
 
 from worker import blame
 from worker.blame import Blame
-from worker.pool import ChunkRequests
+from worker.chunk_requests import ChunkRequests
 from worker.runs.ends import RunEnd
 from worker.to_task.attempt import ChunkPass, TaskWork
 from worker.to_task.clients import AsyncBackend, EventLoopThread

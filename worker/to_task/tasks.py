@@ -7,7 +7,7 @@ from celery import shared_task
 import worker.to_task.annotate
 import worker.to_task.prepare
 from shared.messages import Job, ToTaskMessage
-from worker.pool import pool
+from worker.chunk_requests import chunk_requests
 from worker.runs.bulkhead import all_but_three, bulkhead, chunk_share, release_share
 from worker.runs.model import Continue, Outcome, Suspend
 from worker.services import services
@@ -86,7 +86,7 @@ def annotate(self: StepTask, job: Job, chunk: Count, **_: Any) -> None:
             try:
                 self.run_step(ANNOTATE, job, work_in_share, part=str(chunk))
             finally:
-                pool.chunk_requests.end()
+                chunk_requests.end()
     if not acquired:
         self.retry_unclaimed(job, bulkhead.retry_countdown(ANNOTATE.name, self.request.retries))
 

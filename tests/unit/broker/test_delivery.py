@@ -9,6 +9,7 @@ from typing import Any, cast
 import fakeredis
 import pytest
 
+from worker.broker import delivery
 from worker.broker.delivery import (
     STUCK_SECONDS,
     PendingAcks,
@@ -27,7 +28,8 @@ from worker.broker.keys import (
 )
 from worker.broker.transport import FETCH_SCRIPT, Channel
 from worker.broker.validation import parse_element
-from worker.pool import ChunkRequests, pool
+from worker.chunk_requests import ChunkRequests
+from worker.pool import pool
 
 MESSAGE = json.dumps({"headers": {}, "properties": {"delivery_info": {}}, "body": "é"}).encode()
 
@@ -317,8 +319,8 @@ def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
     found = Worker(QoS(channel, prefetch_count=8), fetches)
     monkeypatch.setattr(pool, "worker", SimpleNamespace(max_concurrency=8))
     monkeypatch.setattr(pool, "consumes", lambda queue: True)
-    monkeypatch.setattr(pool, "chunk_requests", ChunkRequests())
-    monkeypatch.setattr("worker.broker.delivery.monotonic", lambda: found.moment)
+    monkeypatch.setattr(delivery, "chunk_requests", ChunkRequests())
+    monkeypatch.setattr(delivery, "monotonic", lambda: found.moment)
     return found
 
 
@@ -363,7 +365,7 @@ def test_chunks_that_are_stuck_leave_the_other_slots_to_others(worker: Worker) -
 
 def test_chunks_whose_requests_would_only_wait_are_not_fetched(worker: Worker) -> None:
     # Given a chunk that uses all requests of the process
-    requests, count = pool.chunk_requests, [64]
+    requests, count = delivery.chunk_requests, [64]
     requests.most = 64
     requests.begin(lambda: count[0])
     worker.hold("a")
