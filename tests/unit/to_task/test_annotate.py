@@ -21,6 +21,7 @@ from worker.platform import (
 )
 from worker.plugins import PluginHostBusyError, PluginHostUnavailableError
 from worker.runs.model import Continue, Reschedule, Suspend
+from worker.testing import image_and_label
 from worker.to_task.annotate import annotate
 from worker.to_task.ledger import RedisLedger
 from worker.to_task.pipeline import Pipeline, _Requests
@@ -237,15 +238,47 @@ def test_all_failed_is_a_failed_run_with_its_counts(make_world: Make) -> None:
     assert len(end.result["failures"]) == 12
 
 
-def test_a_finished_chunk_publishes_the_next_of_the_window(make_world: Make) -> None:
+def test_a_chunk_that_begins_publishes_the_next_one(make_world: Make) -> None:
     world = make_world(100, chunk=10)
     world.collect()
-    assert world.sender.chunks() == [0, 1, 2, 3]
+    assert world.sender.chunks() == [0, 1]
     assert {sent.queue for sent in world.sender.published if sent.name == "to_task.annotate"} == {"annotate"}
+    published: list[list[int]] = []
 
-    assert world.annotate(2) == Suspend()
+    def files(data_unit: int) -> Any:
+        published.append(world.sender.chunks())
+        return image_and_label(data_unit)
 
-    assert world.sender.chunks() == [0, 1, 2, 3, 4]
+    world.backend.files = files
+
+    # When one begins, then another waits in its place before its own tasks are fetched
+    assert world.annotate(1) == Suspend()
+    assert published[0] == [0, 1, 2]
+
+    # And none follows when it has ended
+    assert world.sender.chunks() == [0, 1, 2]
+
+
+def test_a_run_by_inference_has_one_chunk_in_flight(by_inference: Make) -> None:
+    world = by_inference(40, batch=1)
+    world.collect()
+    assert world.sender.chunks() == [0]
+
+    assert world.annotate_fully(0)[1] == Suspend()
+
+    assert world.sender.chunks() == [0, 1]
+
+
+def test_other_brokers_have_as_many_chunks_as_one_process(make_world: Make) -> None:
+    # Given a broker from which a worker also takes the messages that it cannot begin
+    world = make_world(100, chunk=10)
+    world.sender.is_redis = False
+    world.collect()
+    assert world.sender.chunks() == [0, 1, 2]
+
+    assert world.annotate(1) == Suspend()
+
+    assert world.sender.chunks() == [0, 1, 2, 3]
 
 
 def test_a_redelivered_chunk_skips_what_is_done(make_world: Make) -> None:
@@ -277,7 +310,7 @@ def test_a_redelivered_chunk_publishes_the_next_chunk(make_world: Make, clock: A
 
     world.annotate(0)
 
-    assert world.sender.chunks() == [0, 1, 2, 3, 4]
+    assert world.sender.chunks() == [0, 1, 2]
 
 
 def test_the_sweep_resends_open_chunks_in_their_generation(make_world: Make) -> None:
@@ -293,7 +326,7 @@ def test_the_sweep_resends_open_chunks_in_their_generation(make_world: Make) -> 
 
     # Then the open ones are published, none that is done
     sent = {each.kwargs["chunk"]: each.kwargs["generation"] for each in world.sender.published}
-    assert sent == {0: 0, 2: 1, 3: 0, 4: 0}
+    assert sent == {0: 0, 2: 1}
 
 
 def test_spread_finalizes_when_all_is_done(make_world: Make) -> None:
