@@ -46,7 +46,8 @@ def test_a_new_release_is_deployed_and_annotates(platform: NewPlugins, code: str
             {"job": deployed, "plugin": plugin, "agent": AGENT_ID, "params": {"num_cpus": 0.5}}
         )
     )
-    assert platform.wait_for_end(deployed)["status"] == "SUCCEEDED"
+    end = platform.wait_for_end(deployed)
+    assert end["status"] == "SUCCEEDED", end
 
     # When tasks are annotated by inference with it
     project = platform.new_project(3)
