@@ -11,6 +11,7 @@ from tests.harness.sandbox_harness import SandboxHarness
 from worker.cli.main import app
 from worker.sandbox import Sandbox
 from worker.sandbox.sandbox import AGENT_ID
+from worker.sandbox.seed import seed_model
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -23,6 +24,7 @@ class NewPlugins(SandboxHarness):
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self.connect()
+        seed_model(self.state, sandbox.files_dir, sandbox.files_url, {"model.txt": b"no weights"})
         self.worker = sandbox.start_worker()
 
 
