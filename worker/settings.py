@@ -132,7 +132,9 @@ class Settings(BaseSettings):
     )
 
     worker_plugin_host: Literal["ray", "process"] = Field(
-        "ray", description="Where plugin code runs: `ray`, or `process`, which needs no Ray for `to_task`."
+        "ray",
+        description="Where plugin code runs: `ray`, or `process`, in child processes of the worker,"
+        " which needs no Ray for `to_task`.",
     )
     worker_plugin_access_token: Token | None = Field(
         None,

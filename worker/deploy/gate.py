@@ -6,6 +6,7 @@ from typing import Literal
 import structlog
 
 from worker.actions.deployment import capacity_unreachable_error, check_serve_capacity
+from worker.actions.replica_needs import gate_options
 from worker.deploy.plan import (
     CAPACITY_GATE,
     PROGRESS_STEP,
@@ -44,12 +45,13 @@ def capacity_gate(run: DeployRun, services: Services) -> Outcome:
     plan = DeployPlan.from_json(call_plugin(run, services, "plan", None))
     services.runs.store.update_state(run, replace(run.state, plan=plan))
     agent_client = _agent_client(message.agent, message.tenant, services)
+    actor_options, serve_options = gate_options(plan.to_json())
     check_serve_capacity(
         agent_client,
         app_name=plan.app_name,
         agent=message.agent,
-        ray_actor_options=plan.ray_actor_options,
-        serve_options=plan.serve_options,
+        ray_actor_options=actor_options,
+        serve_options=serve_options,
         logger=log,
     )
     capacity: Literal["allowed", "skipped"] = "allowed" if agent_client else "skipped"

@@ -85,7 +85,7 @@ class DeployTask(StepTask):
         with bulkhead.acquire(CLUSTER) as acquired:
             if not acquired:
                 raise PluginHostUnavailableError("other deployments hold the slots of this worker's bulkhead")
-            serve.remove_after_stop(job, services(), _cluster())
+            serve.undo_after_stop(job, services(), _cluster())
 
     def _other_agent(self, job: str) -> int | None:
         """The run's agent, if this worker serves another one; else None."""

@@ -60,8 +60,14 @@ def request_for(
     job: str | None = None,
     language: str = "en",
 ) -> ActionRequest:
-    """A request to an action; raises `ReleaseInvalidError` when the release does not declare it."""
+    """A request to an action; raises `ReleaseInvalidError` when the release does not declare it.
+
+    Options and resources that the action does not declare are those of `inference`, as for a dispatch.
+    """
     declared = release.action(action)
+    inference = release.config.actions.get("inference", declared)
+    # A number of replicas there must not replace autoscaling that the action declares.
+    resources = {key: value for key, value in inference.required_resources.items() if key != "num_replicas"}
     return ActionRequest(
         release=release.name,
         action=action,
@@ -70,8 +76,8 @@ def request_for(
         env={**release.config.env, **run_settings(release, clients.host)},
         job=job,
         language=language,
-        serve_options=declared.serve_options,
-        required_resources=declared.required_resources,
+        serve_options={**inference.serve_options, **declared.serve_options},
+        required_resources={**resources, **declared.required_resources},
         clients=clients,
     )
 

@@ -18,8 +18,7 @@ from worker.runs.scripts import run_scripts
 LOG_SCRIPT: Final = "log"
 
 OnReportDue = Callable[[str, float], None]
-"""Called with a job that this process is to report, and the seconds until then. When it does not, because it
-ends, another worker does."""
+"""Called with a job to report, and the seconds until then. If this process ends first, another reports it."""
 
 MESSAGE_HEADROOM_ENTRIES: Final = 10_000
 """Space in the history for the run's own messages, beyond the limit of relayed lines."""

@@ -1,11 +1,11 @@
-"""A plugin host and a Ray Serve in memory: what the author's code would answer, and what would run."""
+"""A plugin host in memory: what the author's code would answer."""
 
 from collections.abc import Callable
 from typing import Any
 
-from worker.deploy.cluster import ServeState
 from worker.plugins import PluginProcessDiedError
 from worker.testing.faults import Faults
+from worker.testing.serve import FakeServe
 
 Row = dict[str, Any]
 
@@ -16,32 +16,6 @@ PLAN: Row = {
     "serve_options": {"num_replicas": 3},
     "digest": "d1",
 }
-
-
-class FakeServe:
-    """One application on Ray Serve.
-
-    Attributes:
-        faults: Errors to raise on demand.
-        application: What Serve shows of it.
-        removed: Names of the applications that were removed.
-    """
-
-    def __init__(self) -> None:
-        self.faults = Faults()
-        self.application = ServeState()
-        self.removed: list[str] = []
-
-    def state(self, app_name: str, max_age: float = 0.0) -> ServeState:
-        """What Serve shows of the application."""
-        with self.faults.of("state", app_name):
-            return self.application
-
-    def remove(self, app_name: str) -> None:
-        """Remove the application."""
-        with self.faults.of("remove", app_name):
-            self.removed.append(app_name)
-            self.application = ServeState()
 
 
 class FakePluginHost:
@@ -97,8 +71,7 @@ class FakePluginHost:
                 return dict(self.plan)
             if operation == "submit":
                 assert payload == self.plan, "submit gets the plan that was made"
-                digest = str(self.plan["digest"])
-                self.serve.application = ServeState(True, "pending", "DEPLOYING", "", frozenset({digest}))
+                self.serve.submit(str(self.plan["digest"]), self.plan["route_prefix"])
                 return {"submitted": True, "reason": None, "replaced": False, "messages": self.messages}
             return dict(self.checked)
 

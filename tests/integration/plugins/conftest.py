@@ -83,8 +83,14 @@ TO_TASK = """
     from plugin.words import WORD
     from worker.actions import ToTaskAction
 
+    AT_IMPORT = "RAY_AUTH_TOKEN" in os.environ
+
     class ToTask(ToTaskAction):
         def convert_data_from_inference(self, inference_data, task_data=None):
+            if inference_data == "use ray":
+                import ray
+                seven = ray.get(ray.remote(num_cpus=0)(lambda: 7).remote(), timeout=60)
+                return {"seven": seven, "token": AT_IMPORT or "RAY_AUTH_TOKEN" in os.environ}
             if inference_data == "die":
                 os._exit(1)
             if inference_data == "sleep":

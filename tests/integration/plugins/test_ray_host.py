@@ -184,6 +184,23 @@ def test_dead_actor_of_conversions_is_replaced(ray_host: RayHost, store: PluginS
     assert convert("apple", {"value": 4})[0]["ok"]["value"] == 4
 
 
+def test_plugin_code_uses_ray_without_the_token_of_the_cluster(
+    ray_host: RayHost, store: PluginStore, ray_cluster: LocalRay
+) -> None:
+    # Given a cluster whose processes inherit its token
+    assert ray_cluster.environment()["RAY_AUTH_TOKEN"]
+    release = store.get("apple@1.0.0")
+    params = {"name": "n", "project": 1, "agent": 1, "target_specification_name": "x"}
+    request = request_for(release, "to_task", params, ACCESS)
+    items = [{"inference_data": "use ray"}]
+
+    # When plugin code looks for it, then Ray works there, and it is not in its environment
+    for call in (ray_host.call, ray_host.call_batch):
+        assert call(release, request, "convert_from_inference", items) == [
+            {"ok": {"seven": 7, "token": False}}
+        ]
+
+
 def test_a_call_finds_the_process_of_a_warm_up(ray_host: RayHost, store: PluginStore) -> None:
     # Given a release without a process
     ray_host.close()
