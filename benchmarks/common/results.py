@@ -29,7 +29,7 @@ BAR = 24
 BAR_RANGE = 4.0
 """At the ends of a bar a figure is so many times better or worse than its goal."""
 MAX_TIMES = 1e6
-"""Beyond it nothing is told apart: a figure may be 0, or infinite, such as the delay of a line that never came."""
+"""Beyond it nothing is told apart: a figure may be 0, or infinite, as the delay of lines that never came."""
 SVG_FORMAT = re.sub(r"@font-face {{.*?}}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
 
