@@ -157,7 +157,7 @@ class Services:
         return release, request
 
     def _agent_url_for_plugins(self, agent: int, tenant: str | None) -> str | None:
-        """Where the backend says that an agent is. The token that it gives is the worker's, never the plugin's.
+        """Where the backend says that an agent is. The token that it gives is never the plugin's.
 
         Plugin code may do without the agent, so a look-up that fails costs no run.
         """
@@ -254,5 +254,6 @@ def make_host(settings: Settings, ray: RayConnection, on_output: OnOutput) -> Pl
     """WORKER_PLUGIN_HOST's host; `on_output` gets what plugin code says."""
     folder = settings.worker_package_store
     packages = FolderPackages(Path(folder)) if folder else RayPackages(ray)
-    ray_host = RayHost(ray, packages, settings.worker_plugin_timeout_seconds, on_output)
-    return ray_host if settings.worker_plugin_host == "ray" else ProcessHost(ray_host, on_output)
+    timeout = settings.worker_plugin_timeout_seconds
+    ray_host = RayHost(ray, packages, timeout, on_output)
+    return ray_host if settings.worker_plugin_host == "ray" else ProcessHost(ray_host, timeout, on_output)

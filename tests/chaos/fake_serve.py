@@ -88,7 +88,7 @@ class FakeServe:
 
 
 class FakeServeHost(ProcessHost):
-    """Runs plugin code in this process, and submits to the fake."""
+    """Runs plugin code in processes of its own, and submits to the fake."""
 
     def __init__(self, serve: FakeServe) -> None:
         super().__init__()

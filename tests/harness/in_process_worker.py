@@ -37,6 +37,7 @@ class RecordingPublisher:
 
     def __init__(self) -> None:
         self.published: list[Published] = []
+        self.is_redis = True
         self.broken = False
         self.queue_lengths: dict[str, int] = {}
         self.before_publish: Callable[[], None] = lambda: None

@@ -4,7 +4,7 @@ import copy
 import importlib
 import inspect
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,7 +227,9 @@ def _with_serve_methods(cls: Any, batch: Mapping[str, Any]) -> Any:
 def _batching(cls: Any, batch: Mapping[str, Any]) -> dict[str, object]:
     from ray import serve
 
-    return {"infer_batch": serve.batch(**batch)(cls.infer_batch), "batched": True} if batch else {}
+    if not batch:
+        return {}
+    return batching_members(cls.infer_batch, serve.batch(**batch)) | {"batched": True}
 
 
 def _subclass(cls: Any, extra: Mapping[str, object]) -> Any:
@@ -235,6 +237,45 @@ def _subclass(cls: Any, extra: Mapping[str, object]) -> Any:
         return cls
     name = f"{cls.__name__}Served"
     return type(name, (cls,), {**extra, "__module__": cls.__module__, "__qualname__": name})
+
+
+def batching_members(infer_batch: Any, batch: Callable[[Any], Any]) -> dict[str, Any]:
+    """The methods by which single requests meet in a batch, and one that fails does not fail the others.
+
+    Serve answers all requests of a batch with the error that the author's code raises for one of them.
+
+    Args:
+        infer_batch: The class's own, from a list of inputs to a list of results.
+        batch: The decorator of `serve.batch` with the declared options.
+
+    Returns:
+        `infer_batch`, which takes one input, and the method that Serve calls with those of several requests.
+    """
+
+    if not inspect.iscoroutinefunction(infer_batch):
+        return {"infer_batch": batch(infer_batch)}  # a stream of results, or what Serve rejects
+
+    async def infer_together(self: Any, requests: list[Any]) -> list[Any]:
+        try:
+            return [(result, None) for result in _each_of(await infer_batch(self, requests), len(requests))]
+        except Exception as error:  # the author's code
+            if len(requests) == 1:
+                return [(None, error)]
+        return [(await infer_together(self, [request]))[0] for request in requests]
+
+    async def infer_single(self: Any, request: Any) -> Any:
+        result, error = await self.infer_together(request)
+        if error is not None:
+            raise error
+        return result
+
+    return {"infer_together": batch(infer_together), "infer_batch": infer_single}
+
+
+def _each_of(results: Any, count: int) -> list[Any]:
+    if not hasattr(results, "__len__") or isinstance(results, str | bytes | dict) or len(results) != count:
+        raise ValueError(f"infer_batch must return one result for each of its {count} inputs, in a list")
+    return list(results)
 
 
 def _reject_batch(target: Any, batch: Mapping[str, Any]) -> None:

@@ -187,8 +187,8 @@ class BaseAction(Generic[P]):
     def _check_overrides_operation(cls, kind: ActionKind) -> JsonObject:
         """What `check_params` answers, once the constructor has checked the parameters.
 
-        `keys` are there when the author adds none to the message's own, which the worker checks by itself. They are
-        the same for all runs of the release, so that the host is asked once.
+        `keys` are there when the author adds none to the message's own, which the worker checks by itself.
+        They are the same for all runs of the release, so that the host is asked once.
         """
         check_overrides(kind, cls)
         own = cls._params_model() is not cls.base_params

@@ -1,4 +1,4 @@
-"""The commands `plugin …`: list the releases in the plugin store, and check one for mistakes."""
+"""The commands `plugin …`: list the releases in the plugin store, check one, write and run one."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,11 +8,15 @@ import typer
 from rich.table import Table
 
 from worker.actions.action_check import check_action
+from worker.cli.authoring.commands import new, run
 from worker.cli.console import PluginsDir, fail, out, table_cell
 from worker.plugins import PluginError, PluginStore
 from worker.settings import MB
 
 app = typer.Typer(add_completion=False, help="Releases in the plugin store.", no_args_is_help=True)
+
+app.command()(new)
+app.command()(run)
 
 MAX_RELEASE_BYTES = 512 * MB
 

@@ -32,6 +32,11 @@ def last_log_claim_key() -> str:
     return f"{redis_prefix()}:{{logs}}:last_claim"
 
 
+def relay_token_key() -> str:
+    """List: a token while there is something to claim, which wakes the relay that has waited longest."""
+    return f"{redis_prefix()}:{{logs}}:token"
+
+
 @dataclass(frozen=True, slots=True)
 class Subscription:
     """The log of one Ray job, to be relayed to the log channel of one job."""
@@ -80,6 +85,7 @@ def subscribe(redis: "Redis", message: TailLogsMessage, history_entries: int) ->
         return False
     # After the script: a worker that dies in between has not acknowledged its message, and both are repeated.
     redis.zadd(open_logs_key(), {subscription.name: 0}, nx=True)
+    Scripts(redis, "worker.logs").run("wake_relay", [relay_token_key()])
     return True
 
 
@@ -98,6 +104,17 @@ class ClaimStore:
         keys = [open_logs_key(), log_owners_key(), last_log_claim_key()]
         acquired = await self._claim_scripts.run("acquire_claims", keys, self._ttl_seconds, limit)
         return [Claim(Subscription.parse(name), fencing_token) for name, fencing_token in acquired]
+
+    async def wait_for_subscriptions(self, seconds: float) -> None:
+        """Return when there may be something to claim, or after `seconds`.
+
+        Claims that expire leave no token, nor does a worker that dies while it subscribes.
+        """
+        await self._redis.blpop([relay_token_key()], timeout=seconds)
+
+    async def wake_relay(self) -> None:
+        """Let one of the relays that wait look for something to claim."""
+        await self._claim_scripts.run("wake_relay", [relay_token_key()])
 
     async def renew(self, claims: Mapping[str, Claim]) -> list[str]:
         """Renew claims, given by subscription name; returns the names that other relays hold now."""

@@ -133,8 +133,8 @@ UNKNOWN_JOB_SECONDS: Final = 30.0
 """How long an agent may not know the job: a log may be subscribed to shortly before its job is submitted."""
 
 FINAL_STATUS_SECONDS: Final = 60.0
-"""How long the end of a log that is complete waits for the final status of its job. A cluster that has just tried to
-install what a job needs may answer late."""
+"""How long the end of a log that is complete waits for the final status of its job. A cluster that has just
+tried to install what a job needs may answer late."""
 STILL_RUNNING_SECONDS: Final = 5.0
 """The same while the agent says that the job still runs, although it has marked the end of the log."""
 

@@ -139,9 +139,9 @@ class RayClientMixin(BaseClient):
 
         Raises:
             ValidationError: 400, an argument is wrong.
-            ClientError: In the call when it connects, and while iterating, after the lines before the failure:
-                404 for an unknown job, 408 for a timeout, 429 for a limit, 500 for an error of the stream or a
-                closed client, 503 for a lost connection.
+            ClientError: In the call when it connects, and while iterating, after the lines before the
+                failure: 404 for an unknown job, 408 for a timeout, 429 for a limit, 500 for an error of the
+                stream or a closed client, 503 for a lost connection.
         """
         tail = self.log_tail(pk, stream_timeout, protocol)
         if protocol == "auto":

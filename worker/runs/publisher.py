@@ -98,7 +98,8 @@ class CeleryPublisher:
         """`shares_redis`: the queues are in the Redis database of the runs; `is_redis`: in some Redis."""
         self._app = app
         self._shares_redis = shares_redis
-        self._is_redis = is_redis
+        self.is_redis = is_redis
+        """Whether a worker leaves in the queue what it cannot begin."""
 
     def publish(self, step: Step, queue: str, kwargs: Mapping[str, object], countdown: float = 0.0) -> None:
         """Publish to `queue`, to be delivered after `countdown` seconds.
@@ -108,7 +109,7 @@ class CeleryPublisher:
         is_next = not countdown and step.queue is None
         options: dict[str, object] = {"countdown": countdown or None}
         options["headers"] = {STEP_HEADER: NEXT_STEP if is_next else True}
-        if is_next and not self._is_redis:
+        if is_next and not self.is_redis:
             options["priority"] = NEXT_STEP_PRIORITY
         send_task(self._app, step.name, queue, kwargs, **options)
 

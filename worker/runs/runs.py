@@ -41,6 +41,8 @@ MAX_UNREADABLE_SECONDS = RETENTION_SECONDS
 class StepPublisher(Protocol):
     """Publishes messages of steps and counts the messages of queues. See `CeleryPublisher`."""
 
+    is_redis: bool
+
     def publish(self, step: Step, queue: str, kwargs: Mapping[str, object], countdown: float = 0.0) -> None:
         """Raises kombu's `OperationalError` when the broker does not accept it."""
 

@@ -1,5 +1,7 @@
 """How an entrypoint's constructor or function is called, and which options its deployments get."""
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from worker.actions.application_builder import (
     ServeOptionsError,
     _constructor_arguments,
     allow_surge,
+    batching_members,
     bound_deployments,
     build_application,
     is_builder,
@@ -75,6 +78,63 @@ def test_function_without_arguments_is_a_builder() -> None:
 
     assert is_builder(builds)
     assert not is_builder(answers)
+
+
+def together(count: int) -> Callable[[Any], Any]:
+    """A decorator as `serve.batch`: waits for `count` requests, and calls the method with all of them."""
+
+    def decorate(function: Any) -> Any:
+        waiting: list[tuple[Any, asyncio.Future[Any]]] = []
+
+        async def call(self: Any, request: Any) -> Any:
+            waiting.append((request, asyncio.get_running_loop().create_future()))
+            future = waiting[-1][1]
+            if len(waiting) == count:
+                batch = waiting.copy()
+                waiting.clear()
+                results = await function(self, [given for given, _ in batch])
+                for (_, each), result in zip(batch, results, strict=True):
+                    each.set_result(result)
+            return await future
+
+        return call
+
+    return decorate
+
+
+class Shouts(BaseServeDeployment):
+    calls: list[list[str]]
+
+    async def infer_batch(self, requests: list[str]) -> list[str]:
+        self.calls.append(requests)
+        return [each.upper() for each in requests]
+
+
+async def test_a_request_that_fails_does_not_fail_its_batch() -> None:
+    # Given a class whose inference of a batch fails for one of its inputs
+    members = batching_members(Shouts.infer_batch, together(3))
+    served = type("Served", (Shouts,), members)("http://backend")
+    served.calls = []
+
+    # When three requests meet in a batch
+    inputs: list[Any] = ["a", 7, "b"]
+    answers = await asyncio.gather(*(served.infer_batch(each) for each in inputs), return_exceptions=True)
+
+    # Then only that one gets the error, and a batch in which none fails is one call
+    assert (answers[0], answers[2]) == ("A", "B")
+    assert isinstance(answers[1], AttributeError)
+    assert await asyncio.gather(*(served.infer_batch(each) for each in "xyz")) == ["X", "Y", "Z"]
+    assert [len(call) for call in served.calls] == [3, 1, 1, 1, 3]
+
+
+async def test_a_batch_without_a_result_for_each_input_says_so() -> None:
+    async def infer_batch(_self: Any, _requests: list[str]) -> list[str]:
+        return ["ONE", "TWO"]
+
+    served = type("Served", (Shouts,), batching_members(infer_batch, together(1)))("http://backend")
+
+    with pytest.raises(ValueError, match="one result for each of its 1 inputs"):
+        await served.infer_batch("one")
 
 
 class Composed:

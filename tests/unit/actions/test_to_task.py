@@ -126,7 +126,7 @@ class WithoutParams(ToTaskAction):
     pass
 
 
-def test_every_name_of_a_parameter_is_known() -> None:
+def test_every_alias_of_a_parameter_is_known() -> None:
     checked = TakesAliases.check_params({**PARAMS, "min_score": 0.1, "color": "blue"})
 
     assert (checked.threshold, checked.colour) == (0.1, "blue")  # type: ignore[attr-defined]

@@ -101,10 +101,10 @@ async def _check(response: aiohttp.ClientResponse) -> None:
 class AsyncLogTail:
     """One job's log, line by line, from its beginning. It can be read once.
 
-    Nothing is sent before `open` is called or the first line is asked for. After the iteration `completed` tells whether the
-    agent said that the log is complete. If not, the connection was merely closed and the job may still be
-    running; `partial_line` is then the text behind the last line end. It is not among the lines, because the
-    next connection may bring the whole line.
+    Nothing is sent before `open` is called or the first line is asked for. After the iteration `completed`
+    tells whether the agent said that the log is complete. If not, the connection was merely closed and the
+    job may still be running; `partial_line` is then the text behind the last line end. It is not among the
+    lines, because the next connection may bring the whole line.
     """
 
     def __init__(self, target: StreamTarget, protocol: StreamProtocol = "auto") -> None:

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.harness.in_process_host import InProcessHost
 from tests.harness.sdk_modules import write_sdk_modules
 from worker.actions.sdk import action_for
-from worker.plugins import ClientAccess, PluginCallError, PluginStore, ProcessHost, request_for
+from worker.plugins import ClientAccess, PluginCallError, PluginStore, request_for
 from worker.plugins.output import PluginOutput
 
 PARAMS = {"name": "n", "project": 7, "nobody declares": 1}
@@ -42,7 +43,7 @@ class Host:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.output: list[PluginOutput] = []
-        self._host = ProcessHost(on_output=lambda _, output: self.output.append(output))
+        self._host = InProcessHost(on_output=lambda _, output: self.output.append(output))
 
     def write(self, head: str, body: str) -> None:
         release = self._folder / "store" / "cat@1.0"
