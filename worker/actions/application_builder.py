@@ -12,7 +12,6 @@ from shared.validation import describe_validation_error
 from worker.actions.replica_needs import ReplicaNeeds, surge_percent
 from worker.platform import clean
 
-
 INSTALLERS = frozenset({"pip", "uv", "conda", "image_uri", "container"})
 """Keys of a runtime environment of which Ray takes one."""
 
@@ -63,8 +62,8 @@ def merged_runtime_env(release: Mapping[str, Any], author: Mapping[str, Any]) ->
 
     Args:
         release: The release's own environment, with the package of its code.
-        author: What the code adds. Its packages are installed in place of the release's own, for Ray takes one
-            installer; the folder of the code stays the release's.
+        author: What the code adds. Its packages are installed in place of the release's own, because Ray
+            takes one installer; the folder of the code stays the release's.
 
     Returns:
         The environment, with all variables of both.

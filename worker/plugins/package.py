@@ -16,6 +16,7 @@ from worker.plugins.errors import (
     PluginHostUnavailableError,
     RayDriverError,
     ReleaseChangedError,
+    ReleaseInvalidError,
 )
 from worker.plugins.ray_driver import RayConnection, operations
 from worker.plugins.requirements import installation
