@@ -12,6 +12,9 @@ from shared.validation import describe_validation_error
 from worker.actions.replica_needs import ReplicaNeeds, surge_percent
 from worker.platform import clean
 
+INSTALLERS = frozenset({"pip", "uv", "conda", "image_uri", "container"})
+"""Keys of a runtime environment of which Ray takes one."""
+
 
 class ServeOptionsError(ValueError):
     """`serve_options` has an option that is unknown, of a wrong value, or does not fit the entrypoint."""
@@ -52,6 +55,24 @@ def build_application(
     except ValidationError as error:
         # Its own text has links to pages of pydantic, and the values.
         raise ServeOptionsError(f"serve_options: {describe_validation_error(error)}") from None
+
+
+def merged_runtime_env(release: Mapping[str, Any], author: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge what the author's code adds to a release's runtime environment, of which it wins.
+
+    Args:
+        release: The release's own environment, with the package of its code.
+        author: What the code adds. Its packages are installed in place of the release's own, because Ray
+            takes one installer; the folder of the code stays the release's.
+
+    Returns:
+        The environment, with all variables of both.
+    """
+    chosen = {name: value for name, value in author.items() if name != "working_dir" or name not in release}
+    replaced = INSTALLERS if INSTALLERS & chosen.keys() else frozenset()
+    kept = {name: value for name, value in release.items() if name not in replaced}
+    variables = {**(release.get("env_vars") or {}), **(author.get("env_vars") or {})}
+    return {**kept, **chosen, "env_vars": variables}
 
 
 @dataclass(frozen=True)
@@ -352,9 +373,10 @@ def _with_options(deployment: Any, options: _Options) -> Any:
 def _merged_actor_options(deployment: Any, options: _Options) -> dict[str, Any]:
     own = dict(deployment.ray_actor_options or {})
     ours = dict(options.of_deployment.get("ray_actor_options") or {})
-    environment = {**(own.get("runtime_env") or {}), **(ours.get("runtime_env") or {})}
-    variables = [(options_.get("runtime_env") or {}).get("env_vars") or {} for options_ in (own, ours)]
-    environment["env_vars"] = {**variables[0], **variables[1]}
+    given = ours.get("runtime_env") or {}
+    environment = merged_runtime_env(given, own.get("runtime_env") or {})
+    # A variable that the run or the release sets is that of all replicas.
+    environment["env_vars"] = {**environment["env_vars"], **(given.get("env_vars") or {})}
     if "ray_actor_options" in deployment._deployment_config.user_configured_option_names:
         ours = {
             name: value for name, value in ours.items() if name not in options.defaults or name not in own

@@ -14,6 +14,7 @@ from worker.actions.application_builder import (
     bound_deployments,
     build_application,
     is_builder,
+    merged_runtime_env,
     needs_of,
 )
 from worker.actions.replica_needs import gate_request
@@ -301,9 +302,8 @@ def _has_replicas(running: Mapping[str, Any]) -> bool:
 
 def _actor_options(plan: Mapping[str, Any], runtime_env: Mapping[str, Any]) -> JsonObject:
     asked = dict(plan["ray_actor_options"])
-    own = dict(asked.pop("runtime_env", None) or {})
-    variables = {**(runtime_env.get("env_vars") or {}), **(own.pop("env_vars", None) or {})}
-    environment = {**own, **runtime_env, "env_vars": {**variables, DIGEST_VARIABLE: plan["digest"]}}
+    environment = merged_runtime_env(runtime_env, asked.pop("runtime_env", None) or {})
+    environment["env_vars"][DIGEST_VARIABLE] = plan["digest"]
     return {**asked, "runtime_env": environment}
 
 

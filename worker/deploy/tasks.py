@@ -19,6 +19,7 @@ from worker.deploy.plan import (
     DeployState,
     extend_dispatch_deadline,
 )
+from worker.deploy.undo import undo_after_stop
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.bulkhead import bulkhead, release_share
 from worker.runs.model import Outcome, WorkflowStep
@@ -85,7 +86,7 @@ class DeployTask(StepTask):
         with bulkhead.acquire(CLUSTER) as acquired:
             if not acquired:
                 raise PluginHostUnavailableError("other deployments hold the slots of this worker's bulkhead")
-            serve.undo_after_stop(job, services(), _cluster())
+            undo_after_stop(job, services(), _cluster())
 
     def _other_agent(self, job: str) -> int | None:
         """The run's agent, if this worker serves another one; else None."""

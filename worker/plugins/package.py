@@ -16,6 +16,7 @@ from worker.plugins.errors import (
     PluginHostUnavailableError,
     RayDriverError,
     ReleaseChangedError,
+    ReleaseInvalidError,
 )
 from worker.plugins.ray_driver import RayConnection, operations
 from worker.plugins.requirements import installation
@@ -39,6 +40,9 @@ KEEP_TIMEOUT_SECONDS = 30.0
 HANG_MARGIN_SECONDS = 15.0
 MIN_UPLOAD_TIMEOUT_SECONDS = 30.0
 MIN_UPLOAD_BYTES_PER_SECOND = 4_000_000
+
+TOO_LARGE = "exceeds the maximum size"
+"""In Ray's error for a package over its limit, which is the cluster's `RAY_max_grpc_message_size`."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _MARKER = ".synapse-worker-package"
@@ -138,7 +142,15 @@ class RayPackages:
             content = package_of(release)
             uri = _uri_of(content)
         if not self._keep(uri):
-            self._upload(uri, content or package_of(release))
+            try:
+                self._upload(uri, content or package_of(release))
+            except RayDriverError as error:
+                if TOO_LARGE not in error.text:
+                    raise
+                raise ReleaseInvalidError(
+                    f"the package of {release.name} is larger than Ray's own store takes: set"
+                    " WORKER_PACKAGE_STORE to a folder that all nodes can read, or leave large files out"
+                ) from None
         return uri
 
     def _upload(self, uri: str, content: bytes) -> None:

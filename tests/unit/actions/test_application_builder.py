@@ -257,3 +257,17 @@ def with_dict(arguments: dict[str, str]) -> serve.Application:
 def test_a_builder_gets_the_actions_parameters() -> None:
     assert build(with_model).init_args == (3,)
     assert build(with_dict).init_args == ("3",)
+
+
+def test_a_decorators_packages_replace_those_of_the_release() -> None:
+    decorated = serve.deployment(
+        Nothing, ray_actor_options={"runtime_env": {"pip": ["mine"], "env_vars": {"A": "mine", "B": "mine"}}}
+    )
+    release = {"uv": ["theirs"], "working_dir": "gcs://p", "env_vars": {"A": "of the run"}}
+    built = build(decorated, ray_actor_options={"runtime_env": release})
+    environment = built.ray_actor_options["runtime_env"]
+    assert environment == {
+        "pip": ["mine"],
+        "working_dir": "gcs://p",
+        "env_vars": {"A": "of the run", "B": "mine"},
+    }

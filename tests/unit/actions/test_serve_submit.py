@@ -18,3 +18,18 @@ def test_identical_application_is_found_by_its_digest() -> None:
     assert _is_identical(running, plan["digest"])
     assert not _is_identical(running, "other")
     assert not _is_identical(running | {"status": "UNHEALTHY"}, plan["digest"])
+
+
+def test_the_authors_environment_wins_with_its_own_installer() -> None:
+    # Given a release with requirements, whose author's code asks for another package and a variable
+    plan = run("plan") | {
+        "ray_actor_options": {
+            "runtime_env": {"uv": ["mine"], "env_vars": {"A": "mine"}, "working_dir": "elsewhere"}
+        }
+    }
+    release = {"pip": ["theirs"], "working_dir": "gcs://p", "env_vars": {"A": "theirs", "B": "2"}}
+
+    # When it is deployed, then Ray gets one installer, the author's, and the code is the release's
+    made = _actor_options(plan, release)["runtime_env"]
+    variables = {"A": "mine", "B": "2", DIGEST_VARIABLE: plan["digest"]}
+    assert made == {"uv": ["mine"], "working_dir": "gcs://p", "env_vars": variables}

@@ -11,12 +11,11 @@ from worker.deploy.cluster import ServeState
 from worker.deploy.deployments import Ownership
 from worker.deploy.plan import AWAIT_RUNNING, REGISTER, SERVE_RUN, Submission
 from worker.deploy.serve import (
-    LATE_SUBMISSION_SECONDS,
     await_running,
     poll_countdown,
     serve_run,
-    undo_after_stop,
 )
+from worker.deploy.undo import LATE_SUBMISSION_SECONDS, undo_after_stop
 from worker.plugins import PluginCallError, PluginHostUnavailableError
 from worker.runs.keys import run_key
 from worker.runs.model import Continue, End, Outcome, Reschedule, Step, Suspend
@@ -324,10 +323,16 @@ def test_a_submission_at_a_stop_is_waited_for_only_so_long(harness: DeployHarnes
     assert harness.serve.removed == []
 
 
-def test_a_stop_amid_an_update_in_place_waits_for_nothing(harness: DeployHarness) -> None:
+def test_an_update_that_arrives_after_a_stop_is_undone(harness: DeployHarness) -> None:
+    # Given a run that was stopped while it updated a running application, which Serve does not show yet
     stop_amid_submission(harness, OTHER)
+    with pytest.raises(PluginHostUnavailableError, match="may still arrive"):
+        clean_up(harness)
+
+    # When the update arrives, then the application runs again what it ran before
+    harness.serve.submit("d1", "/abc")
     clean_up(harness)
-    assert harness.serve.removed == []
+    assert (harness.serve.removed, harness.serve.application) == ([], OTHER)
 
 
 @pytest.mark.parametrize("before", [OTHER, RUNNING])

@@ -145,6 +145,19 @@ def test_upload_that_fails_says_why(
         RayPackages(connection).ensure(store.get("cat@1.0"))
 
 
+def test_a_package_that_ray_never_takes_ends_the_run(
+    store: PluginStore, write_release: Write, driver: FakeRayDriver, connection: RayConnection
+) -> None:
+    # Given a cluster that answers as Ray does to a package over its limit
+    write_release("cat@1.0")
+    text = "Package size (612.00MiB) exceeds the maximum size of 512.00MiB. To exclude large files, …"
+    driver.answers["upload_package"] = RayDriverError("ValueError", "ValueError", text)
+
+    # Then the error is the release's, so that nothing is tried again, and it says what to set
+    with pytest.raises(ReleaseInvalidError, match=r"the package of cat@1\.0 is .* set WORKER_PACKAGE_STORE"):
+        RayPackages(connection).ensure(store.get("cat@1.0"))
+
+
 def test_package_has_two_entries_at_its_top(store: PluginStore, write_release: Write) -> None:
     write_release("cat@1.0")
     with zipfile.ZipFile(io.BytesIO(package_of(store.get("cat@1.0")))) as archive:
