@@ -1,7 +1,5 @@
 """What a process has one of: settings, Redis, clients, the plugin store and host, the runs."""
 
-import time
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from tempfile import gettempdir
@@ -14,12 +12,10 @@ from redis.retry import Retry
 
 from shared.messages import DeployMessage
 from shared.redis_url import is_redis_url, read_redis_url
+from worker.agents import DEPENDENCY_TIMEOUT, Agents
 from worker.platform import (
     AgentClient,
     BackendClient,
-    ClientError,
-    MalformedResponseError,
-    NotFoundError,
     RetryPolicy,
     limit_responses,
     register_secrets,
@@ -50,14 +46,6 @@ log = structlog.get_logger(__name__)
 STEP_RETRIES = RetryPolicy(max_retry_after=1.0)
 """A service that asks for a longer wait is called by a later delivery: no step waits for it."""
 
-DEPENDENCY_TIMEOUT = {"connect": 3.0, "read": 10.0}
-"""Seconds. A step holds one of the worker's slots, so no dependency may hold it for long."""
-
-AGENT_CACHE_SECONDS, AGENT_RETRY_SECONDS = 60.0, 10.0
-"""How long an agent's address is kept for plugin code, and when it is looked up again after a failure."""
-
-UNUSABLE_AGENT = "malformed answer: the agent's address or token cannot be used"
-
 
 class Services:
     """Made on first use, so that a forked pool process has its own connections."""
@@ -67,7 +55,6 @@ class Services:
         self._app = app
         self.declared_params: dict[tuple[str, str], frozenset[str]] = {}
         """By checksum and entrypoint, the keys of releases without parameters of their own."""
-        self._agent_urls: dict[tuple[int, str | None], tuple[float, str | None]] = {}
         register_secrets(settings.secrets(), forever=True)
         limit_responses(settings.worker_max_answer_mb)
 
@@ -142,7 +129,7 @@ class Services:
         agent_url = settings.synapse_agent_url
         if token is not None and agent_url is None:
             agent = message.agent if isinstance(message, DeployMessage) else message.params.agent
-            agent_url = self._agent_url_for_plugins(agent, tenant)
+            agent_url = self.agents.url_for_plugins(agent, tenant)
         access = ClientAccess(
             host=settings.synapse_host,
             token=token.get_secret_value() if token else None,
@@ -155,31 +142,6 @@ class Services:
         params = message.params.model_dump(mode="json", exclude_unset=True, by_alias=True)
         request = request_for(release, message.action, params, access, job=run.job, language=message.language)
         return release, request
-
-    def _agent_url_for_plugins(self, agent: int, tenant: str | None) -> str | None:
-        """Where the backend says that an agent is. The token that it gives is never the plugin's.
-
-        Plugin code may do without the agent, so a look-up that fails costs no run.
-        """
-        key, now = (agent, tenant), time.monotonic()
-        known = self._agent_urls.get(key)
-        if known is not None and now < known[0]:
-            return known[1]
-        url = known[1] if known is not None else None
-        try:
-            found = self._look_up_agent(agent, tenant)
-        except (ClientError, OSError) as error:
-            log.warning("agent not looked up for plugin code", agent=agent, error_type=type(error).__name__)
-            self._agent_urls[key] = now + AGENT_RETRY_SECONDS, url
-            return url
-        url = None
-        if found is not None:
-            # An address that no client can use is none for plugin code.
-            with suppress(ValueError):
-                self._agent_of(*found, tenant)
-                url = found[0]
-        self._agent_urls[key] = now + AGENT_CACHE_SECONDS, url
-        return url
 
     def checksum_of(self, plugin: str) -> str:
         """The checksum of a release in the plugin store, `code@version`; raises `PluginError`."""
@@ -200,48 +162,14 @@ class Services:
             retries=STEP_RETRIES,
         )
 
+    @once_per_instance
+    def agents(self) -> Agents:
+        """The agents of Ray clusters."""
+        return Agents(self.settings, lambda tenant: self.backend(tenant), self.stream_limits)
+
     def agent(self, agent: int, tenant: str | None = None) -> AgentClient | None:
-        """The client of a Ray cluster's agent: the configured one, else the one that the backend knows.
-
-        None when no agent is known or it has no URL. Raises `ClientError` when the look-up fails.
-        """
-        settings = self.settings
-        tenant = tenant or settings.synapse_tenant
-        if settings.synapse_agent_url is not None:
-            token = settings.synapse_agent_token
-            return self._agent_of(settings.synapse_agent_url, token and token.get_secret_value(), tenant)
-        found = self._look_up_agent(agent, tenant)
-        if found is None:
-            return None
-        # The text of the error may show the address or the token, so it is dropped.
-        with suppress(ValueError):
-            return self._agent_of(*found, tenant)
-        raise MalformedResponseError(UNUSABLE_AGENT)
-
-    def _look_up_agent(self, agent: int, tenant: str | None) -> tuple[str, str] | None:
-        """The address and the token that the backend has for an agent; raises `ClientError`."""
-        try:
-            found = self.backend(tenant).get_agent(agent)
-        except NotFoundError:
-            return None
-        if not found.get("url"):
-            return None
-        url, token = found["url"], found.get("token") or ""
-        if not isinstance(url, str) or not isinstance(token, str):
-            raise MalformedResponseError(UNUSABLE_AGENT)
-        register_secrets([token])
-        return url, token
-
-    @lru_cache(maxsize=64)  # noqa: B019 - the services live as long as the process
-    def _agent_of(self, url: str, token: str | None, tenant: str | None) -> AgentClient:
-        return AgentClient(
-            url,
-            token or "",
-            user_token=self.settings.synapse_access_token.get_secret_value(),
-            tenant=tenant,
-            timeout=DEPENDENCY_TIMEOUT,
-            stream_limits=self.stream_limits,
-        )
+        """The worker's own client of a cluster's agent, see `Agents.client`."""
+        return self.agents.client(agent, tenant or self.settings.synapse_tenant)
 
 
 @once_per_process

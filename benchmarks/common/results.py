@@ -28,6 +28,8 @@ BAR = 24
 """Characters of a bar; the goal stands in its middle."""
 BAR_RANGE = 4.0
 """At the ends of a bar a figure is so many times better or worse than its goal."""
+MAX_TIMES = 1e6
+"""Beyond it nothing is told apart: a figure may be 0, or infinite, as the delay of lines that never came."""
 SVG_FORMAT = re.sub(r"@font-face {{.*?}}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
 
 
@@ -44,9 +46,9 @@ class Goal:
 
     def times_better(self, found: float) -> float:
         """How many times better than the goal: 1 at the goal, less when it is missed."""
-        if found <= 0:
-            return BAR_RANGE if self.at_most else 1 / BAR_RANGE
-        return self.limit / found if self.at_most else found / self.limit
+        found = max(found, self.limit / MAX_TIMES)
+        better = self.limit / found if self.at_most else found / self.limit
+        return min(max(better, 1 / MAX_TIMES), MAX_TIMES)
 
 
 def at_least(limit: float) -> Goal:
@@ -88,14 +90,20 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         """All of it, with what follows from it."""
         better = self.times_better
-        return asdict(self) | {"ratio": self.ratio, "goal_met": None if better is None else better >= 1}
+        found = asdict(self) | {"ratio": self.ratio, "goal_met": None if better is None else better >= 1}
+        # JSON has no infinity.
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in found.items()
+        }
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> "Row":
         """What `as_json` made."""
         goal = Goal(**found["goal"]) if found["goal"] else None
         fields = {name: found[name] for name in cls.__dataclass_fields__ if name != "goal"}
-        return cls(**fields, goal=goal)
+        figure = math.inf if found["figure"] is None else found["figure"]
+        return cls(**{**fields, "figure": figure}, goal=goal)
 
 
 def circumstances() -> dict[str, Any]:

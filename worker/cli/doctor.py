@@ -44,7 +44,14 @@ def active_queues() -> Answers:
     # Imported here because the app reads the settings, which must have been checked before.
     from worker.app import app
 
-    return app.control.inspect(timeout=INSPECT_TIMEOUT_SECONDS).active_queues() or {}
+    answers = app.control.inspect(timeout=INSPECT_TIMEOUT_SECONDS).active_queues() or {}
+    return {worker: named_queues(answer) for worker, answer in answers.items()}
+
+
+def named_queues(answer: object) -> list[dict[str, Any]]:
+    """The queues in a worker's answer; none in that of a worker that answers with an error."""
+    queues = answer if isinstance(answer, list) else []
+    return [queue for queue in queues if isinstance(queue, dict) and isinstance(queue.get("name"), str)]
 
 
 Check = Callable[[Settings], str]

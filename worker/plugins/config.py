@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
 import yaml
@@ -26,6 +27,12 @@ MAX_NODES = 50_000
 INSTALLERS = frozenset({"pip", "uv", "conda"})
 """Of a runtime environment: what installs packages; Ray takes one of them."""
 
+RUNTIME_ENV_KEYS = INSTALLERS | {
+    "config", "container", "env_vars", "excludes", "image_uri", "java_jars", "nsight", "py_executable",
+    "py_modules", "rocprof_sys", "worker_process_setup_hook", "working_dir",
+}  # fmt: skip
+"""What Ray's own runtime environments know."""
+
 _TEXT_TAG, _NULL_TAG, _MERGE_TAG = (f"tag:yaml.org,2002:{name}" for name in ("str", "null", "merge"))
 _ENTRYPOINT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*", re.ASCII)
 
@@ -39,6 +46,10 @@ def _text_only(value: object) -> object:
 def _check_runtime_env(value: object) -> object:
     """What Ray would reject, or would not take together with a release's package, when it is deployed."""
     declared = {str(name) for name, held in value.items() if held} if isinstance(value, dict) else set()
+    for name in sorted(declared - RUNTIME_ENV_KEYS):
+        # Ray says nothing of it; a key that resembles none may be that of a plugin of the cluster.
+        if meant := get_close_matches(name, RUNTIME_ENV_KEYS, n=1, cutoff=0.55):
+            raise ValueError(f"has {name}, which Ray does not know: {meant[0]} is probably meant")
     if own := sorted(declared & {"working_dir", "py_modules"}):
         raise ValueError(f"must not set {' or '.join(own)}: the release itself is the working directory")
     if alone := sorted(declared & {"container", "image_uri"}):

@@ -11,6 +11,7 @@ from tests.harness.sandbox_harness import SandboxHarness
 from worker.cli.main import app
 from worker.sandbox import Sandbox
 from worker.sandbox.sandbox import AGENT_ID
+from worker.sandbox.seed import seed_model
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -23,6 +24,7 @@ class NewPlugins(SandboxHarness):
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self.connect()
+        seed_model(self.state, sandbox.files_dir, sandbox.files_url, {"model.txt": b"no weights"})
         self.worker = sandbox.start_worker()
 
 
@@ -46,7 +48,8 @@ def test_a_new_release_is_deployed_and_annotates(platform: NewPlugins, code: str
             {"job": deployed, "plugin": plugin, "agent": AGENT_ID, "params": {"num_cpus": 0.5}}
         )
     )
-    assert platform.wait_for_end(deployed)["status"] == "SUCCEEDED"
+    end = platform.wait_for_end(deployed)
+    assert end["status"] == "SUCCEEDED", end
 
     # When tasks are annotated by inference with it
     project = platform.new_project(3)

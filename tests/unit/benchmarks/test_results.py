@@ -1,10 +1,11 @@
 """Rows of benchmarks: what counts as met, and that a kept row is the same when it is read."""
 
 import json
+import math
 
 import pytest
 
-from benchmarks.common.results import Goal, Row, at_least, at_most, draw
+from benchmarks.common.results import Goal, Row, at_least, at_most, draw, show
 
 
 def row(figure: float, reference: float | None, goal: Goal | None) -> Row:
@@ -40,6 +41,18 @@ def test_a_kept_row_is_read_as_it_was() -> None:
     found = Row.from_json(json.loads(json.dumps(kept.as_json())))
     # then
     assert found == kept
+
+
+@pytest.mark.parametrize("figure", [math.inf, 0.0])
+@pytest.mark.parametrize("goal", [at_most(50, of_figure=True), at_least(0.9)])
+def test_a_figure_without_a_ratio_is_shown_and_kept(figure: float, goal: Goal) -> None:
+    # given the delay of lines that never came, or nothing at all
+    kept = row(figure, 100, goal)
+    # when
+    text = json.dumps(kept.as_json(), allow_nan=False)
+    show([kept], "bench")
+    # then
+    assert Row.from_json(json.loads(text)) == kept
 
 
 def test_the_picture_loads_nothing_from_elsewhere(tmp_path) -> None:

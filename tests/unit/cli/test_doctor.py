@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from worker.cli.doctor import consumed_queues, named_queues
 from worker.cli.main import app
 from worker.plugins import PluginHostUnavailableError
 
@@ -51,6 +52,13 @@ def test_queues_without_a_consumer_are_a_warning(
     given_workers(monkeypatch, *queues)
 
     assert line in doctor(environ)
+
+
+@pytest.mark.parametrize("answer", [{"error": "no such command"}, None, ["deploy"], [{"routing_key": "x"}]])
+def test_an_odd_answer_of_a_worker_hides_no_other(answer: object) -> None:
+    answers = {"odd@a": named_queues(answer), "good@b": named_queues([{"name": "deploy"}])}
+
+    assert consumed_queues(answers) == {"deploy"}
 
 
 def test_workers_that_cannot_be_asked_are_a_warning(

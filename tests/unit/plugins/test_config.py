@@ -91,6 +91,8 @@ def test_a_variable_that_is_no_text_is_rejected(place: str, value: str) -> None:
         ),
         (f"{GOOD}\nenv: {{A: 1, A: 2}}", "has 'A' twice"),
         (f"{GOOD}\nruntime_env: {{working_dir: ./x}}", "runtime_env must not set working_dir"),
+        (f"{GOOD}\nruntime_env: {{pypi: [x]}}", "has pypi, which Ray does not know: pip is probably meant"),
+        (f"{GOOD}\nruntime_env: {{envvars: {{A: b}}}}", "env_vars is probably meant"),
         (f"{GOOD}\nruntime_env: {{py_modules: [./x]}}", "must not set py_modules"),
         (f"{GOOD}\nruntime_env: {{pip: [x], conda: {{dependencies: [x]}}}}", "must set one of conda, pip"),
         (f"{GOOD}\nruntime_env: {{image_uri: x/y}}", "must not set image_uri"),

@@ -4,19 +4,14 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import httpx
 import typer
 
+from worker.cli.authoring.local_files import served_files
 from worker.cli.authoring.templates import Kind, files_of, write_release
 from worker.cli.console import PluginsDir, err, fail, out, table_cell, terminal_json
 from worker.plugins import ActionRequest, ClientAccess, PluginError, PluginStore, Release, request_for
@@ -164,36 +159,6 @@ class _Hooks:
             ).returncode
         except subprocess.TimeoutExpired:
             fail(f"{hook} took longer than {self._timeout:g} s and was stopped")
-
-
-@contextmanager
-def served_files() -> Iterator[Any]:
-    """Serve local files while the block runs, as the platform does; yields what makes a URL of a path."""
-    servers: list[ThreadingHTTPServer] = []
-
-    def url_of(place: str) -> str:
-        if "://" in place:
-            return place
-        path = Path(place).resolve()
-        if not path.is_file():
-            fail(f"there is no file {place}")
-        handler = partial(_QuietHandler, directory=str(path.parent))
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{server.server_port}/{quote(path.name)}"
-
-    try:
-        yield url_of
-    finally:
-        for server in servers:
-            server.shutdown()
-            server.server_close()
-
-
-class _QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        """A request is no matter of the terminal."""
 
 
 def _release(name: str, plugins_dir: Path) -> Release:

@@ -60,14 +60,15 @@ from worker.actions import BaseServeDeployment
 class Model(BaseServeDeployment):
     """Answers `{"text": ...}`, the name of a task's primary file, with a label."""
 
-    def __init__(self, backend_url: str) -> None:
-        super().__init__(backend_url)
-        # Once a replica: load weights here; those of a platform's model in `_get_model`.
-        self._labels = {"cat": "animal", "car": "vehicle"}
+    async def _get_model(self, model_info: dict[str, Any]) -> dict[str, str]:
+        # Once a replica and model. model_info["path"] is the folder of the platform's model that a request
+        # names, to load weights from; it is missing where a request names none.
+        return {"cat": "animal", "car": "vehicle"}
 
     async def infer(self, data: dict[str, Any]) -> dict[str, Any]:
+        model = await self.get_model()
         text = data["text"].lower()
-        return {"label": next((label for word, label in self._labels.items() if word in text), "unknown")}
+        return {"label": next((label for word, label in model.items() if word in text), "unknown")}
 '''
 FASTAPI_MODEL: Final = '''\
 """The model behind routes of its own, as one replica of Ray Serve has it."""
