@@ -11,6 +11,7 @@ from worker.pre_processor.serve_application import (
     Backend,
     PreProcessor,
     classify_serve_app,
+    explained,
     find_pre_processor,
     job_status,
     list_recent_records_or_empty,
@@ -75,7 +76,7 @@ class PrepareStep:
                 if decision.kind is DecisionKind.READY:
                     return
                 if decision.kind is DecisionKind.FAILED:
-                    raise RuntimeError(decision.message)
+                    raise RuntimeError(explained(decision.message, self._client, self._dispatch.job))
             left = deadline - time.monotonic()
             if left <= 0:
                 raise timed_out() from (clean_exception(last_error) if last_error else None)

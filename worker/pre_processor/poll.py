@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -23,7 +23,12 @@ from worker.pre_processor.decision import (
     evaluate,
     lost_at,
 )
-from worker.pre_processor.serve_application import job_status, list_recent_records, list_records
+from worker.pre_processor.serve_application import (
+    explained,
+    job_status,
+    list_recent_records,
+    list_records,
+)
 from worker.pre_processor.waitlist import DISPATCH, FETCH_TASKS, FIRST_POLL_SECONDS, Waitlist
 from worker.runs.bulkhead import exponential
 from worker.runs.heartbeat import run_member
@@ -118,7 +123,11 @@ def _decide(
 ) -> Decision:
     """Observe and evaluate. After an unreadable answer the runs wait on: it must not end the polling."""
     try:
-        return evaluate(dispatch, _observe(waitlist, dispatch, services, attempt), timeouts)
+        decision = evaluate(dispatch, _observe(waitlist, dispatch, services, attempt), timeouts)
+        if decision.kind is DecisionKind.FAILED and dispatch is not None:
+            backend = services.backend(waitlist.name.tenant or None)
+            return replace(decision, message=explained(decision.message, backend, dispatch.job))
+        return decision
     except INFRASTRUCTURE_ERRORS:
         raise
     except Exception as error:

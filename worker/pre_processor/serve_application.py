@@ -7,13 +7,15 @@ from typing import Any, Final, Literal, Protocol
 
 from shared.messages import JsonObject, ToTaskParams
 from shared.statuses import JobStatus, ServeApplicationStatus, is_failed_status
-from worker.platform import ClientError, MalformedResponseError, NotFoundError, redact, shorten
+from worker.platform import ClientError, MalformedResponseError, NotFoundError, clean, redact, shorten
 from worker.platform.redaction import redact_value
 from worker.runs.model import RunFailedError, backend_job_id
 
 Bucket = Literal["running", "failed", "pending"]
 Record = Mapping[str, Any]
 
+MAX_REASON_CHARS = 2_000
+"""Of another job's error in the error of a run that has waited for it."""
 MAX_STORED_CHARS = 100
 """A longer status or id of a record is cut."""
 _RELEASE_KEYS = ("name", "app_name", "release", "plugin")
@@ -220,3 +222,18 @@ def job_status(backend: Backend, job: str | None) -> JobState | None:
         return GONE
     except (ClientError, OSError, ValueError):
         return None
+
+
+def explained(failure: str, backend: Backend, job: str | None) -> str:
+    """The failure of a dispatched deployment, with the error of its job where that is FAILED."""
+    if job is None:
+        return failure
+    try:
+        found = backend.get_job(job)
+    except (ClientError, OSError, ValueError):
+        return failure
+    result = found.get("result")
+    error = result.get("error") if isinstance(result, Mapping) else None
+    if found.get("status") != JobStatus.FAILED or not isinstance(error, str) or not error:
+        return failure
+    return f"{failure}: {shorten(clean(error), MAX_REASON_CHARS)}"

@@ -47,6 +47,7 @@ class FakeBackend:
         release: The pre-processor's release; every id finds it.
         serve_applications: Records of applications, as the list answers them.
         jobs: Status of jobs by id; `default_status` for those that are not in it.
+        results: Result of jobs by id.
         patches: The fields of every PATCH of a job, in their order.
         logs: Entries of logs that were posted.
         tenants: The tenant of every client that was asked for.
@@ -72,6 +73,7 @@ class FakeBackend:
         self.release: Any = {"id": 7, "version": "1.0.0", "config": {"code": "digits", "actions": {}}}
         self.serve_applications: list[Row] = []
         self.jobs: dict[str, str] = {}
+        self.results: dict[str, Row] = {}
         self.default_status = "RUNNING"
         self.patches: list[Row] = []
         self.logs: list[Row] = []
@@ -204,7 +206,8 @@ class FakeBackend:
     def get_job(self, job: int | str) -> Row:
         """`GET jobs/{id}/`."""
         with self.faults.of("get_job", str(job)):
-            return {"id": job, "status": self.jobs.get(str(job), self.default_status)}
+            status = self.jobs.get(str(job), self.default_status)
+            return {"id": job, "status": status, "result": self.results.get(str(job))}
 
     def update_job(self, job: int | str, **fields: Any) -> Row:
         """`PATCH jobs/{id}/`."""

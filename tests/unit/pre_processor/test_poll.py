@@ -105,6 +105,25 @@ def test_a_failed_job_fails_all_runs(harness: WaitlistHarness, backend: FakeBack
     assert len(backend.dispatches) == 2
 
 
+@pytest.mark.parametrize("is_shown", [False, True])
+def test_the_reason_of_a_failed_job_follows_the_failure(
+    harness: WaitlistHarness, backend: FakeBackend, is_shown: bool
+) -> None:
+    # Given a dispatched job that failed, with its reason, and the record of its application or none yet
+    harness.wait("1")
+    backend.jobs["101"] = "FAILED"
+    backend.results["101"] = {"error": "ValueError: no weights at http://u:pw@h/x?token=abc123"}
+    if is_shown:
+        backend.serve_applications = [{"id": 1, "status": "DEPLOY_FAILED", "job": 101}]
+
+    # When it is polled, then the run that waited says both
+    harness.poll()
+    what = "serve application reached terminal state (DEPLOY_FAILED)"
+    what = what if is_shown else "job reached terminal state (FAILED)"
+    expected = f"Pre-processor deployment failed: {what}: ValueError: no weights at <url>"
+    assert harness.error("1") == expected
+
+
 def test_an_old_failure_does_not_fail_a_new_start(harness: WaitlistHarness, backend: FakeBackend) -> None:
     backend.serve_applications = [{"id": 1, "status": "DEPLOY_FAILED", "job": 5}]
     harness.wait("1")
