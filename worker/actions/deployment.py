@@ -13,7 +13,7 @@ from typing_extensions import TypeVar
 from shared.messages import RESOURCE_KEYS, DeployParams, JsonObject
 from worker.actions import serve_submit
 from worker.actions.base import BaseAction
-from worker.actions.overrides import ActionKind, check_overrides
+from worker.actions.overrides import ActionKind, whole_run_of
 from worker.platform import (
     ClientError,
     MalformedResponseError,
@@ -316,6 +316,9 @@ class BaseDeploymentAction(BaseAction[P]):
         return {"serve_application": application}
 
     def _check_serve_capacity(self, ray_actor_options: JsonObject, serve_options: JsonObject) -> None:
+        if self._request is not None:
+            # A whole run: the worker has asked, whose token the agent accepts.
+            return
         check_serve_capacity(
             self.ctx.agent_client,
             app_name=self.get_serve_app_name(),
@@ -383,10 +386,10 @@ class BaseDeploymentAction(BaseAction[P]):
     def _own_runtime_env(self, actor_options: Mapping[str, Any]) -> JsonObject:
         return {**(actor_options.get("runtime_env") or {}), **self.get_runtime_env()}
 
-    def _plan_operation(self, _: Any) -> JsonObject:
-        self._check_params_operation(None)
+    def _plan_operation(self, payload: Any) -> JsonObject:
+        whole_run = self._whole_run(payload)
         # A plan is stored in Redis until it is submitted, and an environment may hold the release's secrets.
-        return self._without_runtime_env(self.plan())
+        return {**self._without_runtime_env(self.plan()), **whole_run}
 
     def _submit_operation(self, plan: Mapping[str, Any]) -> JsonObject:
         actor_options = {**plan["ray_actor_options"]}
@@ -395,10 +398,12 @@ class BaseDeploymentAction(BaseAction[P]):
             actor_options["runtime_env"] = runtime_env
         return self.submit({**plan, "ray_actor_options": actor_options})
 
-    def _check_params_operation(self, _: Any) -> JsonObject:
+    def _check_params_operation(self, payload: Any) -> JsonObject:
         # The constructor has checked the parameters.
-        check_overrides(ActionKind.DEPLOYMENT, type(self))
-        return {"ok": True}
+        return {"ok": True, **self._whole_run(payload)}
+
+    def _whole_run(self, payload: Any) -> JsonObject:
+        return whole_run_of(ActionKind.DEPLOYMENT, type(self), payload)
 
 
 def action_for(target: Any) -> type[BaseDeploymentAction[Any]]:

@@ -1,6 +1,7 @@
 """Submit an application to Ray Serve: in place, and without downtime where capacity allows."""
 
 import math
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -32,6 +33,8 @@ SERVE_OPTIONS = frozenset(
         "graceful_shutdown_wait_loop_s",
     }
 )
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""In the environment of a Ray job; Ray's own name for it."""
 BATCH_OPTIONS = frozenset({"max_batch_size", "batch_wait_timeout_s"})
 
 
@@ -97,6 +100,8 @@ _submitting = threading.Lock()
 def connect(address: str | None, kwargs: Mapping[str, Any]) -> None:
     """Connect this process to a Ray cluster, with the current folder as the code to run.
 
+    A Ray job has its environment already, and Ray rejects another one.
+
     Args:
         address: `host:port`; `kwargs["address"]` takes precedence.
         kwargs: Further arguments of `ray.init`.
@@ -111,8 +116,10 @@ def connect(address: str | None, kwargs: Mapping[str, Any]) -> None:
     address = kwargs.get("address") or address
     if not address:
         raise RuntimeError("no Ray cluster is configured: set RAY_ADDRESS (host:port)")
-    code = {"working_dir": str(Path.cwd())}
-    settings = {"namespace": "synapse", "runtime_env": code, "log_to_driver": False, **kwargs}
+    settings: JsonObject = {"namespace": "synapse", "log_to_driver": False}
+    if JOB_VARIABLE not in os.environ:
+        settings["runtime_env"] = {"working_dir": str(Path.cwd())}
+    settings |= kwargs
     ray.init(**{**settings, "address": address})
 
 

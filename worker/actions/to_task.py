@@ -13,7 +13,7 @@ from typing_extensions import TypeVar
 from shared.messages import JsonObject, ToTaskMethod, ToTaskParams
 from shared.statuses import ToTaskResult
 from worker.actions.base import BaseAction
-from worker.actions.overrides import ActionKind, check_overrides
+from worker.actions.overrides import ActionKind, whole_run_of
 from worker.platform import clean
 
 __all__ = ["ToTaskAction", "ToTaskMethod", "ToTaskParams", "ToTaskResult"]
@@ -179,10 +179,9 @@ class ToTaskAction(BaseAction[P]):
         with ThreadPoolExecutor(min(self.concurrency, len(items))) as pool:
             return list(pool.map(lambda item: _outcome(hook, positional, item), items))
 
-    def _check_params_operation(self, _: Any) -> JsonObject:
+    def _check_params_operation(self, payload: Any) -> JsonObject:
         # The constructor has checked the parameters.
-        check_overrides(ActionKind.TO_TASK, type(self))
-        return {"ok": True}
+        return {"ok": True, **whole_run_of(ActionKind.TO_TASK, type(self), payload)}
 
 
 def _outcome(hook: Callable[..., Any], positional: Sequence[str], item: Item) -> JsonObject:

@@ -5,21 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from shared.channels import redis_prefix
-from shared.messages import TailLogsMessage
 from worker.lua import Scripts
 from worker.platform.streams import StreamProtocol
 from worker.runs.events import LOG_SCRIPT, line_time, log_args, log_keys
-from worker.runs.keys import ended_logs_key
+from worker.runs.keys import ended_logs_key, log_subscription, open_logs_key
 from worker.runs.scripts import run_scripts
-
-
-def open_logs_key() -> str:
-    """Sorted set: every subscription, scored by the time (Redis's clock) at which its claim expires."""
-    return f"{redis_prefix()}:{{logs}}:open"
 
 
 def log_owners_key() -> str:
@@ -46,8 +39,8 @@ class Subscription:
 
     @property
     def name(self) -> str:
-        """The member of the sorted set; neither id can contain the separator."""
-        return f"{self.job}/{self.ray_job}"
+        """The member of the sorted set."""
+        return log_subscription(self.job, self.ray_job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +58,6 @@ class ResumePoint:
     position: int
     agent: int | None
     protocol: StreamProtocol
-
-
-def subscribe(redis: "Redis", message: TailLogsMessage, history_entries: int) -> bool:
-    """Add a subscription; False when the log is closed already. Repeating it changes nothing.
-
-    `history_entries` is how many entries the history of the job keeps at least.
-    """
-    subscription = Subscription(message.job, message.ray_job)
-    connection_options = json.dumps({"agent": message.agent, "protocol": message.protocol})
-    operands = (subscription.ray_job, connection_options)
-    arguments = log_args("subscribe", subscription.job, *operands, history_entries=history_entries)
-    if not run_scripts(redis).run(LOG_SCRIPT, log_keys(subscription.job), *arguments):
-        return False
-    # After the script: a worker that dies in between has not acknowledged its message, and both are repeated.
-    redis.zadd(open_logs_key(), {subscription.name: 0}, nx=True)
-    return True
 
 
 class ClaimStore:

@@ -5,7 +5,9 @@ from typing import Any
 
 from worker.deploy.cluster import ServeState
 from worker.plugins import PluginProcessDiedError
+from worker.plugins.requests import WHOLE_RUN
 from worker.testing.faults import Faults
+from worker.whole_run.ray_jobs import JobOutput, JobState
 
 Row = dict[str, Any]
 
@@ -44,6 +46,76 @@ class FakeServe:
             self.application = ServeState()
 
 
+class FakeJobs:
+    """The jobs of a Ray cluster.
+
+    Attributes:
+        faults: Errors to raise on demand.
+        submitted: Ids of the jobs that were submitted, each as often as it was.
+        jobs: What Ray says of each job.
+        left: What the jobs leave when they have ended.
+    """
+
+    def __init__(self) -> None:
+        self.faults = Faults()
+        self.submitted: list[str] = []
+        self.jobs: dict[str, JobState] = {}
+        self.left = JobOutput(result={"did": "it"})
+
+    def submit(self, id: str, release: object, request: object, *, by_sdk: bool) -> None:
+        """Submit a job, unless it is there.
+
+        Args:
+            id: Its id.
+            release: The release; not looked at.
+            request: The request; not looked at.
+            by_sdk: Whose program it is; not looked at.
+        """
+        with self.faults.of("submit", id):
+            if id not in self.jobs:
+                self.submitted.append(id)
+                self.jobs[id] = JobState("RUNNING")
+
+    def state(self, id: str) -> JobState | None:
+        """What Ray says of a job.
+
+        Args:
+            id: Its id.
+
+        Returns:
+            Its state, or None for a job that is not there.
+        """
+        with self.faults.of("state", id):
+            return self.jobs.get(id)
+
+    def stop(self, id: str) -> bool:
+        """Stop a job.
+
+        Args:
+            id: Its id.
+
+        Returns:
+            Whether it was running.
+        """
+        with self.faults.of("stop", id):
+            if self.jobs[id].status not in ("PENDING", "RUNNING"):
+                return False
+            self.jobs[id] = JobState("STOPPED")
+            return True
+
+    def output(self, id: str) -> JobOutput:
+        """What a job has left.
+
+        Args:
+            id: Its id.
+
+        Returns:
+            `left`.
+        """
+        with self.faults.of("output", id):
+            return self.left
+
+
 class FakePluginHost:
     """The code of one release, without an author.
 
@@ -58,6 +130,7 @@ class FakePluginHost:
         calls: Operations of `call`, in their order.
         batches: Operation and length of every batch.
         items: All items of all batches.
+        whole_run: How the action runs whole; None for one that goes by the worker's steps.
         warm_ups: How often the release was to be loaded for batches.
         failing: Ids of tasks to which the author's code answers with an error.
         crashing: Ids of tasks with which the author's code ends its process.
@@ -72,6 +145,7 @@ class FakePluginHost:
         self.calls: list[str] = []
         self.batches: list[tuple[str, int]] = []
         self.items: list[Row] = []
+        self.whole_run: Row | None = None
         self.warm_ups = 0
         self.failing: set[int] = set()
         self.crashing: set[int] = set()
@@ -91,14 +165,15 @@ class FakePluginHost:
         """
         self.calls.append(operation)
         with self.faults.of(operation):
+            whole_run = {} if self.whole_run is None else {WHOLE_RUN: self.whole_run}
             if operation == "plan":
-                return dict(self.plan)
+                return {**self.plan, **whole_run}
             if operation == "submit":
                 assert payload == self.plan, "submit gets the plan that was made"
                 digest = str(self.plan["digest"])
                 self.serve.application = ServeState(True, "pending", "DEPLOYING", "", frozenset({digest}))
                 return {"submitted": True, "reason": None, "replaced": False, "messages": self.messages}
-            return {"ok": True}
+            return {"ok": True, **whole_run}
 
     def call_batch(self, release: object, request: object, operation: str, payload: list[Row]) -> list[Row]:
         """A batch of a hook of `to_task`; one answer per item.

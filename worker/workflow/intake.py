@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from shared.messages import DeployMessage, ToTaskMessage
+from shared.messages import DeployMessage, JsonObject, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.platform import NotFoundError
 from worker.runs.heartbeat import run_member
@@ -26,6 +26,8 @@ class WorkflowState(RunState):
 
     reopened: bool = False
     """The backend's FAILED came from the rejection of an earlier message of this job."""
+    whole_run: JsonObject | None = None
+    """How the action runs whole: whose program runs it (`runner`), for which `methods` of the author."""
 
 
 def accept_message(

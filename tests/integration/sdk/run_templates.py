@@ -76,6 +76,7 @@ def on_ray() -> dict[str, Any]:
         templates.write_neural_net(store)
         templates.write_decorated(store)
         templates.write_custom_execute(store)
+        templates.write_steps(store)
         with Sandbox(plugins_dir=store, num_cpus=4) as sandbox:
             runs = TemplateRuns(sandbox)
             greeting = {"greeting.txt": b"Hello"}
@@ -87,6 +88,8 @@ def on_ray() -> dict[str, Any]:
                 "deployment": runs.deploy("sdk-net@0.1.0"),
                 "execute": runs.deploy("sdk-execute@0.1.0"),
             }
+            for what in ("succeed", "fail"):
+                done[what] = runs.annotate("sdk-steps@0.1.0", **params, description=what)
             for code in ("sdk-net", "sdk-decorated"):
                 release = runs.release_id(code, "0.1.0")
                 params = {"method": "inference", "pre_processor": release, "model": model}

@@ -11,6 +11,7 @@ from tests.integration.workflows.ray_harness import (
     RayHarness,
     write_decorated_release,
     write_hanging_release,
+    write_whole_release,
 )
 from worker.sandbox import Sandbox
 
@@ -24,6 +25,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHarness]:
     calls.mkdir()
     shutil.copytree(PLUGINS, plugins)
     write_decorated_release(plugins)
+    write_whole_release(plugins)
     write_hanging_release(plugins, calls, "hangs")
     write_hanging_release(plugins, calls, "hangs_at_load", 'hang("load")')
     with Sandbox(plugins_dir=plugins, num_cpus=4) as sandbox:

@@ -80,6 +80,43 @@ DECORATED_ACTIONS = """
 """
 
 
+WHOLE_ACTIONS = """
+    import os, time
+    from worker.actions import BaseDeploymentAction, BaseServeDeployment, ToTaskAction
+
+    class Served(BaseServeDeployment):
+        async def infer(self, data):
+            return {"heard": data["text"]}
+
+    class Deployment(BaseDeploymentAction):
+        entrypoint = Served
+
+        def execute(self):
+            self.deploy()
+            return {"deployed": self.get_serve_app_name(), "by": self.ctx.job_id}
+
+    class ToTask(ToTaskAction):
+        def execute(self):
+            what = self.params.description
+            self.log_message("does {what} its own way", what=what)
+            self.set_progress(1, 2, "own")
+            self.set_metrics({"files": 3}, "own")
+            if what == "fail":
+                raise ValueError("this cannot be done")
+            if what == "sleep":
+                time.sleep(600)
+            if what == "exit":
+                os._exit(0)
+            secrets = [value for name, value in os.environ.items() if "TOKEN" in name and "RAY" not in name]
+            return {"did": what, "greeting": self.ctx.env["GREETING"], "secrets": secrets}
+"""
+
+
+def write_whole_release(store: Path) -> None:
+    """`whole@1.0.0`: actions with an `execute` of their own; `description` says what `to_task` does."""
+    _write_release(store, "whole", textwrap.dedent(WHOLE_ACTIONS), env={"GREETING": "hello"})
+
+
 def write_decorated_release(store: Path) -> None:
     """`decorated@1.0.0`: FastAPI in the form of Ray's documentation, and actions that say what they do."""
     _write_release(store, "decorated", textwrap.dedent(DECORATED_ACTIONS))
@@ -91,14 +128,14 @@ def write_hanging_release(store: Path, calls: Path, code: str, at_load: str = ""
     _write_release(store, code, text.format(calls=str(calls), seconds=HANG_SECONDS, at_load=at_load))
 
 
-def _write_release(store: Path, code: str, text: str) -> None:
+def _write_release(store: Path, code: str, text: str, **config: Any) -> None:
     package = store / f"{code}@1.0.0" / "plugin"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "actions.py").write_text(text)
     entrypoints = {"to_task": "ToTask", "deployment": "Deployment", "inference": "Served"}
     actions = {name: {"entrypoint": f"plugin.actions.{entry}"} for name, entry in entrypoints.items()}
-    config = {"code": code, "version": "1.0.0", "actions": actions}
+    config |= {"code": code, "version": "1.0.0", "actions": actions}
     (package.parent / "config.yaml").write_text(json.dumps(config))
 
 

@@ -1,6 +1,7 @@
 """Actions of the published SDK, called as a host calls them."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent, indent
 from typing import Any
@@ -11,6 +12,7 @@ from tests.harness.sdk_modules import write_sdk_modules
 from worker.actions.sdk import action_for
 from worker.plugins import ClientAccess, PluginCallError, PluginStore, ProcessHost, request_for
 from worker.plugins.output import PluginOutput
+from worker.sandbox import wait_for
 
 PARAMS = {"name": "n", "project": 7, "nobody declares": 1}
 ACCESS = ClientAccess("http://backend", "plugin-token", "acme", "http://agent")
@@ -18,7 +20,11 @@ CONFIG = """
     code: cat
     version: "1.0"
     env: {GREETING: hello}
-    actions: {to_task: {entrypoint: plugin.ToTask}, deployment: {entrypoint: plugin.Deploy}}
+    actions:
+        to_task: {entrypoint: plugin.ToTask}
+        quick: {entrypoint: plugin.Quick}
+        deployment: {entrypoint: plugin.Deploy}
+        train: {entrypoint: plugin.Train}
 """
 FILES = {"primary_file_url": "u", "primary_file_name": "n", "data_file_url": "d", "data_file_name": "f"}
 
@@ -54,7 +60,7 @@ class Host:
     def call(self, operation: str, payload: Any = None, action: str = "to_task", **params: Any) -> Any:
         store = PluginStore(self._folder / "store", self._folder / "cache", 10**6)
         release = store.get("cat@1.0")
-        given = {**(PARAMS if action == "to_task" else {}), **params}
+        given = {**(PARAMS if action in ("to_task", "quick") else {}), **params}
         request = request_for(release, action, given, ACCESS, job="42", language="ko")
         return self._host.call(release, request, operation, payload)
 
@@ -248,20 +254,81 @@ def test_the_templates_execute_is_the_workers_steps(deploy: Callable[[str], Host
         ("setup_steps", "registry.register(object())"),
     ],
 )
-def test_a_method_that_would_be_ignored_is_rejected(
+def test_a_method_of_the_authors_makes_the_action_run_whole(
     deploy: Callable[[str], Host], method: str, body: str
 ) -> None:
     host = deploy(f"        def {method}(self, *registry):\n            {body}\n")
 
-    with pytest.raises(PluginCallError, match=rf"Deploy overrides {method}\(\), which the worker does not"):
+    # Then the plan says so to a worker that can do that, beside what the capacity gate needs
+    plan = host.call("plan", {"whole_run": True}, action="deployment")
+    assert plan["whole_run"] == {"methods": [method], "runner": "sdk"}
+    assert plan["app_name"] == "cat@1.0"
+    # And an older worker, which would ignore the method, is told no
+    with pytest.raises(PluginCallError, match=rf"Deploy overrides {method}\(\)"):
         host.plan()
 
 
-def test_a_to_task_with_an_execute_of_its_own_is_rejected(to_task: Callable[[str], Host]) -> None:
+def test_a_to_task_with_an_execute_of_its_own_runs_whole(to_task: Callable[[str], Host]) -> None:
     host = to_task("        def execute(self):\n            return {'all': 'done'}\n")
 
-    with pytest.raises(PluginCallError, match=r"ToTask overrides execute\(\), which the worker does not"):
-        host.call("check_params", {})
+    checked = host.call("check_params", {"whole_run": True})
+
+    assert checked == {"ok": True, "whole_run": {"methods": ["execute"], "runner": "sdk"}}
+
+
+TRAIN = """
+    from synapse_sdk.plugins.action import BaseAction
+    class Train(BaseAction):
+"""
+
+
+@pytest.mark.parametrize("operation", ["plan", "check_params"])
+def test_an_action_of_another_kind_always_runs_whole(host: Host, operation: str) -> None:
+    host.write(TRAIN, "        params_model = None\n        def execute(self): return {}\n")
+
+    answer = host.call(operation, {"whole_run": True}, action="train")
+
+    assert answer["whole_run"] == {"methods": ["execute"], "runner": "sdk"}
+
+
+def test_an_action_of_another_kind_is_no_deployment(host: Host) -> None:
+    host.write(TRAIN, "        params_model = None\n    Deploy = Train\n")
+
+    with pytest.raises(PluginCallError, match="of another kind than the action 'deployment' needs"):
+        host.call("plan", {"whole_run": True}, action="deployment")
+
+
+SLOW = """
+    from pathlib import Path
+    from synapse_sdk.plugins.actions.to_task.action import ToTaskAction
+    class Quick(ToTaskAction): ...
+    class ToTask(ToTaskAction):
+"""
+
+
+def test_a_slow_constructor_delays_no_other_action(host: Host, tmp_path: Path) -> None:
+    # Given an action whose constructor does not return until a file is there
+    begun, go_on = tmp_path / "begun", tmp_path / "go on"
+    host.write(
+        SLOW,
+        f"""
+        def __init__(self, *args):
+            super().__init__(*args)
+            Path({str(begun)!r}).touch()
+            while not Path({str(go_on)!r}).exists(): pass
+""",
+    )
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(host.call, "check_params", {})
+        try:
+            wait_for(begun.exists, 10, "the slow constructor")
+
+            # When another action is made meanwhile, then it is made at once
+            assert host.call("check_params", {}, action="quick") == {"ok": True}
+            assert not slow.done()
+        finally:
+            go_on.touch()
+        assert slow.result(10) == {"ok": True}
 
 
 def test_anything_else_is_what_serve_can_run() -> None:

@@ -50,7 +50,7 @@ def ray() -> FakeRay:
 @pytest.fixture
 async def agent(ray: FakeRay) -> AsyncIterator[httpx.AsyncClient]:
     dashboard = httpx.AsyncClient(transport=httpx.MockTransport(ray.answer), base_url="http://dashboard")
-    transport = httpx.ASGITransport(app=create_app("agent-token", dashboard))
+    transport = httpx.ASGITransport(app=create_app("agent-token", dashboard, "plugin-token"))
     async with (
         dashboard,
         httpx.AsyncClient(transport=transport, base_url="http://a", headers=HEADERS) as client,
