@@ -7,7 +7,8 @@ from worker.deploy.cluster import ServeState
 from worker.plugins import PluginProcessDiedError
 from worker.plugins.requests import WHOLE_RUN
 from worker.testing.faults import Faults
-from worker.whole_run.ray_jobs import JobOutput, JobState
+from worker.whole_run.job_output import JobOutput
+from worker.whole_run.ray_jobs import JobState
 
 Row = dict[str, Any]
 

@@ -1,21 +1,18 @@
-"""The Ray jobs of actions that run whole, each under its release's environment, and what they leave."""
+"""The Ray jobs of actions that run whole, each under its release's environment."""
 
 import json
-import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from shared.messages import RESOURCE_KEYS, JsonObject
-from worker.platform import clean, mask_secrets, shorten
+from worker.platform import clean
 from worker.plugins.errors import PluginCallError, PluginHostUnavailableError, RayDriverError
-from worker.plugins.output import PluginOutput, read_output
 from worker.plugins.package import Packages, runtime_env
 from worker.plugins.ray_driver import RayConnection, jobs
 from worker.plugins.requests import ActionRequest
-from worker.plugins.runner import OUTPUT_END, OUTPUT_START, RESULT_END, RESULT_START
 from worker.plugins.store import Release
+from worker.whole_run.job_output import LOG_WINDOW_BYTES, JobOutput, read_job_output
 
 SDK_PROGRAM: Final = "synapse_sdk.plugins.entrypoint"
 PROGRAM: Final = "worker.actions.entrypoint"
@@ -24,20 +21,7 @@ REQUEST_VARIABLE: Final = "SYNAPSE_ACTION_REQUEST"
 
 MAX_VARIABLE_BYTES: Final = 120_000
 """Of an environment variable, of which Linux takes no more than 128 KB."""
-MAX_RESULT_BYTES: Final = 1024 * 1024
-LOG_WINDOW_BYTES: Final = 12 * MAX_RESULT_BYTES
-"""Of the end of a job's log, in which its result is looked for. Quotes and backslashes take several times
-their length there."""
-CALL_SECONDS: Final = 30.0
-HANG_MARGIN_SECONDS: Final = 15.0
-
-TRACEBACK: Final = "Traceback (most recent call last):"
-LAST_LINES: Final = 6
-MAX_TRACEBACK_CHARS: Final = 100_000
-MAX_ESCAPE_CHARS: Final = 12
-"""Of one escaped character in JSON."""
-MAX_ERROR_CHARS: Final = 2_000
-_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+CALL_SECONDS, HUNG_SECONDS = 30.0, 45.0
 
 
 @dataclass(frozen=True)
@@ -46,16 +30,6 @@ class JobState:
 
     status: str
     message: str = ""
-
-
-@dataclass(frozen=True)
-class JobOutput:
-    """What a job has left in its log: its result, or why there is none, its error, and what its action said."""
-
-    result: JsonObject | None = None
-    problem: str = ""
-    error: str = ""
-    said: PluginOutput | None = None
 
 
 class Jobs(Protocol):
@@ -124,9 +98,9 @@ class RayJobs:
     def _call(
         self, function: Callable[..., Any], *arguments: Any, undo: Callable[[Any], Any] | None = None
     ) -> Any:
-        timeout = CALL_SECONDS + HANG_MARGIN_SECONDS
+        arguments = *arguments, CALL_SECONDS
         try:
-            return self._connection.call(function, *arguments, CALL_SECONDS, timeout=timeout, undo=undo)
+            return self._connection.call(function, *arguments, timeout=HUNG_SECONDS, undo=undo)
         except RayDriverError as error:
             raise PluginHostUnavailableError(f"Ray's jobs cannot be reached ({error})") from None
 
@@ -166,87 +140,7 @@ def _variable(text: str) -> str:
 
 def _resources(request: ActionRequest) -> JsonObject:
     """What the job's own process needs; what a deployment declares is for its replicas."""
-    if request.action != "to_task":
-        return {}
-    declared = request.required_resources
-    found = {}
-    for name in ("num_cpus", "num_gpus", "memory"):
-        value = next((declared[key] for key in RESOURCE_KEYS[name] if declared.get(key) is not None), None)
-        if value is not None:
-            found[f"entrypoint_{name}"] = value
-    return found
-
-
-def read_job_output(log: str) -> JobOutput:
-    """Read the end of a log, which is escaped as in JSON, with the end of that JSON."""
-    said = _between(log, OUTPUT_START, OUTPUT_END)
-    output = JobOutput(error=error_in(_last_text(log)), said=read_output(_parse(said)) if said else None)
-    text = _between(log, RESULT_START, RESULT_END)
-    if text is None:
-        left = "more than can be read" if RESULT_END in log else "no result"
-        return replace(output, problem=f"its job has left {left}")
-    if len(text) > MAX_RESULT_BYTES:
-        problem = f"its result has {len(text) / MAX_RESULT_BYTES:.1f} MB, and 1 MB is allowed"
-        return replace(output, problem=problem)
-    result = _parse(text)
-    if not isinstance(result, dict):
-        return replace(output, problem="its result is no JSON object")
-    return replace(output, result=mask_secrets(result))
-
-
-def _last_text(log: str) -> str:
-    """The last lines; the first of them may be cut, also amid an escaped character."""
-    content = log.rstrip().removesuffix("}").rstrip().removesuffix('"')[-MAX_TRACEBACK_CHARS:]
-    for start in range(MAX_ESCAPE_CHARS):
-        try:
-            return str(json.loads(f'"{content[start:]}"'))
-        except ValueError:
-            continue
-    return ""
-
-
-def _between(log: str, start: str, end: str) -> str | None:
-    """The lines between the last two markers; None without them."""
-    last = log.rfind(end)
-    first = log.rfind(start, 0, last) if last >= 0 else -1
-    if first < 0:
-        return None
-    try:
-        text = json.loads(f'"{log[first + len(start) : last]}"')
-    except ValueError:
-        return None
-    return str(text).strip()
-
-
-def _parse(text: str) -> Any:
-    """The JSON; None for what is none, also for NaN and infinities, which Python writes and JSON lacks."""
-
-    def reject(name: str) -> float:
-        raise ValueError(name)
-
-    try:
-        return json.loads(text, parse_constant=reject, parse_float=_finite)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
-
-
-def error_in(text: str) -> str:
-    """The author's error in the end of a log: what follows the frames of the last traceback, cleaned.
-
-    Without a traceback the last lines are what there is.
-    """
-    lines = _ANSI.sub("", text).rstrip().splitlines()
-    begins = [number for number, line in enumerate(lines) if TRACEBACK in line]
-    shown = lines[-LAST_LINES:]
-    if begins:
-        after = lines[begins[-1] + 1 :]
-        first = next((number for number, line in enumerate(after) if line and line[0] not in " \t"), None)
-        shown = shown if first is None else after[first:]
-    return shorten(clean("\n".join(shown).strip()), MAX_ERROR_CHARS)
+    declared = request.required_resources if request.action == "to_task" else {}
+    keys = {name: RESOURCE_KEYS[name] for name in ("num_cpus", "num_gpus", "memory")}
+    found = {name: [declared[key] for key in keys[name] if declared.get(key) is not None] for name in keys}
+    return {f"entrypoint_{name}": values[0] for name, values in found.items() if values}

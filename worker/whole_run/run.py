@@ -17,7 +17,8 @@ from worker.runs.events import MESSAGE_HEADROOM_ENTRIES, subscribe_log
 from worker.runs.model import Continue, Finish, Outcome, Reschedule, Run, RunFailedError, RunMessage, Workflow
 from worker.runs.store import UnknownRunError
 from worker.services import Services
-from worker.whole_run.ray_jobs import Jobs, JobState, error_in
+from worker.whole_run.job_output import error_in
+from worker.whole_run.ray_jobs import Jobs, JobState
 from worker.workflow.intake import WorkflowState
 
 log = structlog.get_logger(__name__)

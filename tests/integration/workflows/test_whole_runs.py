@@ -13,7 +13,7 @@ MAX_STOP_SECONDS = 5.0
 
 
 def to_task(harness: RayHarness, what: str) -> str:
-    """A run whose action does `what` it is told."""
+    """A run whose action does `what` its description says."""
     project = harness.new_project(1)
     params = {"method": "file", "target_specification_name": "label_1", "description": what}
     return harness.to_task(project, WHOLE, **params)

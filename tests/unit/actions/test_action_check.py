@@ -128,7 +128,7 @@ def test_bases_are_found_through_imports(verdict: Check) -> None:
         ),
         (
             "deployment",
-            f"{OURS}class X(BaseDeploymentAction):\n    entrypoint = int\n    def setup_steps(self, r): 1 / 0",
+            f"{OURS}class X(BaseDeploymentAction):\n    entrypoint = int\n    def setup_steps(s, r): 1 / 0",
             "X overrides setup_steps(), which nobody calls: the worker's own steps call the get_ methods,"
             " entrypoint, and the class that is served, and an action that runs whole begins with execute()",
         ),

@@ -15,7 +15,8 @@ from worker.runs.keys import messages_key, open_logs_key
 from worker.runs.model import Continue, Finish, Reschedule, RunFailedError
 from worker.runs.reports.reporter import stop
 from worker.testing import FakeJobs
-from worker.whole_run.ray_jobs import JobOutput, JobState
+from worker.whole_run.job_output import JobOutput
+from worker.whole_run.ray_jobs import JobState
 from worker.whole_run.run import (
     AWAIT_END,
     SUBMIT,

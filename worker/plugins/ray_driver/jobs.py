@@ -1,7 +1,6 @@
-"""Ray's jobs, called in the driver process through the dashboard of the cluster's head.
+"""Ray's jobs, called in the driver process through the dashboard, in a task on the head unless it runs there.
 
-The dashboard often listens on the head's loopback address alone, and a worker need not be on the head; so
-unless this process is there, a task on the head makes the call.
+The dashboard often listens on the head's loopback address alone.
 """
 
 import json
@@ -19,10 +18,6 @@ UNDO_TIMEOUT_SECONDS: Final = 30.0
 MAX_MESSAGE_CHARS: Final = 50_000
 """Of Ray's message about a job, at the end of which stands what went wrong."""
 MAX_ERROR_CHARS: Final = 2_000
-
-
-class JobApiError(Exception):
-    """The dashboard answered with an error."""
 
 
 def submit_job(submission: JsonObject, seconds: float) -> JsonObject:
@@ -72,7 +67,7 @@ def _path(id: str) -> str:
 
 def _object(status: int, text: str) -> JsonObject:
     if status != OK:
-        raise JobApiError(f"{status}: {text[-MAX_ERROR_CHARS:]}")
+        raise OSError(f"Ray's dashboard answered {status}: {text[-MAX_ERROR_CHARS:]}")
     answer: JsonObject = json.loads(text)
     return answer
 

@@ -123,10 +123,7 @@ def dashboard_client(url: str, token: str) -> httpx.AsyncClient:
 
 
 def create_app(token: str, client: httpx.AsyncClient, plugin_token: str) -> Starlette:
-    """The application; `client` calls Ray's dashboard, `token` is what clients must send.
-
-    With `plugin_token` plugin code may read, and ask whether the cluster has room.
-    """
+    """The application; `client` calls Ray's dashboard. `plugin_token`: plugin code's, which may read."""
 
     def authorise(connection: HTTPConnection) -> None:
         sent = connection.headers.get("Authorization", "").encode()
@@ -134,8 +131,8 @@ def create_app(token: str, client: httpx.AsyncClient, plugin_token: str) -> Star
             return
         if not hmac.compare_digest(sent, plugin_token.encode()):
             raise api_error(401, "Invalid agent token.")
-        is_question = connection.url.path == "/resources/feasibility/"
-        if connection.scope.get("method", "GET") != "GET" and not is_question:
+        asks = connection.url.path == "/resources/feasibility/"
+        if connection.scope.get("method", "GET") != "GET" and not asks:
             raise api_error(403, "You do not have permission to perform this action.")
 
     @contextlib.asynccontextmanager

@@ -263,7 +263,7 @@ def test_a_method_of_the_authors_makes_the_action_run_whole(
     plan = host.call("plan", {"whole_run": True}, action="deployment")
     assert plan["whole_run"] == {"methods": [method], "runner": "sdk"}
     assert plan["app_name"] == "cat@1.0"
-    # And an older worker, which would ignore the method, is told no
+    # And an older worker, which would ignore the method, gets an error
     with pytest.raises(PluginCallError, match=rf"Deploy overrides {method}\(\)"):
         host.plan()
 
@@ -292,7 +292,7 @@ def test_an_action_of_another_kind_always_runs_whole(host: Host, operation: str)
 
 
 def test_an_action_of_another_kind_is_no_deployment(host: Host) -> None:
-    host.write(TRAIN, "        params_model = None\n    Deploy = Train\n")
+    host.write(TRAIN.replace("Train", "Deploy"), "        params_model = None\n")
 
     with pytest.raises(PluginCallError, match="of another kind than the action 'deployment' needs"):
         host.call("plan", {"whole_run": True}, action="deployment")

@@ -63,6 +63,15 @@ async def feasible(agent: httpx.AsyncClient, **wanted: object) -> int:
     return int(answer.json()["feasible_replicas"])
 
 
+async def test_plugin_code_may_only_read(agent: httpx.AsyncClient, ray: FakeRay) -> None:
+    headers = {"Authorization": "plugin-token"}
+    ask = await agent.post("/resources/feasibility/", json={"kind": "serve"}, headers=headers)
+    stop = await agent.post("/jobs/a/stop/", headers=headers)
+    read = await agent.get("/serve_applications/", headers=headers)
+
+    assert [each.status_code for each in (ask, stop, read)] == [200, 403, 200]
+
+
 async def test_every_path_needs_the_token(agent: httpx.AsyncClient) -> None:
     assert (await agent.get("/health/")).json() == {"status": "ok"}
     for path in ("/health/", "/nowhere/"):
