@@ -280,7 +280,7 @@ class BaseDeploymentAction(BaseAction[P]):
         from worker.actions.serve_submit import submit
 
         runtime_env = self._request.runtime_env if self._request else {}
-        return submit(self._entrypoint(), plan, runtime_env, self._backend_url())
+        return submit(self._entrypoint(), plan, runtime_env, self._backend_url(), self.ctx.language)
 
     def deploy(self) -> None:
         """Pass the capacity gate, submit the application and wait until it runs, at most ten minutes.

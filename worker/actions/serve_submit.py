@@ -19,6 +19,7 @@ from worker.actions.serve_state import (
     serve_application_state,
     serve_details,
 )
+from worker.workflow.texts import Text, in_language
 
 SERVE_OPTIONS = frozenset(
     {
@@ -123,7 +124,9 @@ def connect(address: str | None, kwargs: Mapping[str, Any]) -> None:
     ray.init(**{**settings, "address": address})
 
 
-def submit(target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any], url: str) -> JsonObject:
+def submit(
+    target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any], url: str, language: str = "en"
+) -> JsonObject:
     """Submit an application and return at once; see `BaseDeploymentAction.submit`.
 
     Args:
@@ -131,6 +134,7 @@ def submit(target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any],
         plan: The value of `BaseDeploymentAction.plan`.
         runtime_env: The release's runtime environment, as the host made it.
         url: The backend's URL for the entrypoint's constructor.
+        language: That of the messages for users.
 
     Returns:
         `{"submitted", "reason", "replaced", "messages"}`.
@@ -154,7 +158,8 @@ def submit(target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any],
         if replaced:
             surge = _surge_percent(plan, actor_options)
             known["max_surge_percent"] = surge
-            messages.append(_replacement_message(name, surge))
+            kind = Text.REPLACED if surge else Text.REPLACED_WITH_WAIT
+            messages.append(in_language(language, kind, app=name))
         made = build_application(target, {**known, "ray_actor_options": actor_options}, batch, url)
         serve.run_many(
             [serve.RunTarget(made, name=name, route_prefix=plan["route_prefix"])],
@@ -236,9 +241,3 @@ def _surge_percent(plan: Mapping[str, Any], actor_options: Mapping[str, Any]) ->
     count = initial_replicas(plan["serve_options"])
     fits = [math.floor(free.get(name, 0) / need + 1e-9) for name, need in needs.items() if need]
     return int(min([count, *fits]) * 100 // count)
-
-
-def _replacement_message(name: str, surge: int) -> str:
-    if surge:
-        return f"{name} is replaced in place: the running version serves until the new one is ready"
-    return f"{name} is replaced in place: no room for both versions, requests wait while the new one starts"

@@ -23,6 +23,7 @@ from worker.runs.model import Continue, Outcome, RunFailedError, Suspend
 from worker.services import Services
 from worker.whole_run.run import SUBMIT
 from worker.workflow.intake import begin_run
+from worker.workflow.texts import Text, in_language
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +64,7 @@ def capacity_gate(run: DeployRun, services: Services) -> Outcome:
     )
     capacity: Literal["allowed", "skipped"] = "allowed" if agent_client else "skipped"
     services.runs.store.update_state(run, replace(run.state, capacity=capacity))
-    text = "The cluster has room." if agent_client else "Capacity was not checked: there is no agent to ask."
+    text = in_language(message.language, Text.FITS if agent_client else Text.NOT_CHECKED)
     services.runs.events.message(run.job, text, step=PROGRESS_STEP)
     services.runs.set_progress(run, PROGRESS_STEP, 15)
     if whole_run is not None:

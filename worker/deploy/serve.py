@@ -26,6 +26,7 @@ from worker.plugins import PluginHostUnavailableError
 from worker.runs.model import Continue, Outcome, Reschedule, RunFailedError
 from worker.runs.store import UnknownRunError
 from worker.services import Services
+from worker.workflow.texts import Text, in_language
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +69,8 @@ def _submit(run: DeployRun, services: Services, cluster: Cluster, ownership: Own
     ownership.acquire(run.job, submission.existed or existed)
     ownership.note_content(plan.digest, services.checksum_of(run.message.plugin))
     if is_healthy and not is_submitted:
-        runs.events.message(run.job, f"{name} is there already: nothing to submit.", step=PROGRESS_STEP)
+        text = in_language(run.message.language, Text.IDENTICAL, app=name)
+        runs.events.message(run.job, text, step=PROGRESS_STEP)
     elif not is_submitted:
         try:
             answer = call_plugin(run, services, "submit", plan.to_json())
@@ -135,7 +137,7 @@ def remove_if_never_ran(run: DeployRun, services: Services, cluster: Cluster) ->
         log.warning("application not removed", error=str(error))
         return
     if removed:
-        text = f"{plan_of(run).app_name} never ran; it was removed."
+        text = in_language(run.message.language, Text.NEVER_RAN, app=plan_of(run).app_name)
         services.runs.events.message(run.job, text, step=PROGRESS_STEP)
 
 

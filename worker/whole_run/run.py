@@ -20,6 +20,7 @@ from worker.services import Services
 from worker.whole_run.job_output import error_in
 from worker.whole_run.ray_jobs import Jobs, JobState
 from worker.workflow.intake import WorkflowState
+from worker.workflow.texts import Text, in_language
 
 log = structlog.get_logger(__name__)
 
@@ -89,8 +90,8 @@ def submit(run: WholeRun, services: Services, jobs: Jobs) -> Outcome:
         raise RunFailedError(failure)
     if not run.state.ray_job_submitted:
         methods = ", ".join(f"{name}()" for name in whole_run.get("methods") or [])
-        why = f" for its own {methods}" if methods else ""
-        runs.events.message(run.job, f"The action runs whole{why}, as Ray job {id}.")
+        kind = Text.RUNS_WHOLE_FOR if methods else Text.RUNS_WHOLE
+        runs.events.message(run.job, in_language(run.message.language, kind, methods=methods, id=id))
         runs.store.update_state(replace(run, state=state), replace(state, ray_job_submitted=True))
     history_entries = services.settings.worker_stream_max_lines + MESSAGE_HEADROOM_ENTRIES
     agent = services.settings.worker_agent or _agent_of(run.message)

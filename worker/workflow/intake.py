@@ -15,6 +15,7 @@ from worker.runs.runs import Runs
 from worker.runs.state import RunState
 from worker.services import Services
 from worker.workflow.dead_letters import DeadLetters
+from worker.workflow.texts import Text, in_language
 from worker.workflow.validation import status_of
 
 log = structlog.get_logger(__name__)
@@ -66,7 +67,8 @@ def begin_run(run: Run[RunMessage, WorkflowState], services: Services) -> bool:
     try:
         status = status_of(services.backend(run.message.tenant).get_job(run.job))
     except NotFoundError:
-        runs.events.message(run.job, "The backend does not know this job.", level="warning")
+        text = in_language(run.message.language, Text.UNKNOWN_JOB)
+        runs.events.message(run.job, text, level="warning")
         status = None
     if status is not None and status.is_final and not _may_reopen(run, status, services):
         log.info("job has ended already", status=status)

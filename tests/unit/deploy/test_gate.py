@@ -1,5 +1,6 @@
 """The capacity gate as a step."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -149,3 +150,15 @@ def test_an_action_that_plans_no_deployment_needs_no_gate(harness: DeployHarness
 
     assert pass_gate(harness) == Continue(SUBMIT)
     assert harness.agent.asked == []
+
+
+def test_what_users_read_is_in_their_language(harness: DeployHarness) -> None:
+    # Given a run in Korean
+    harness.accept("43", language="ko")
+
+    # When it passes the gate
+    harness.step(CAPACITY_GATE, lambda run: capacity_gate(run, harness.services), "43")
+
+    # Then its message is Korean
+    said = [json.loads(each)["data"]["content"] for each in harness.messages("43").splitlines()]
+    assert said == ["클러스터에 여유가 있습니다."]

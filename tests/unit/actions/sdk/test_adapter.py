@@ -216,7 +216,7 @@ def test_the_authors_params_decide_resources(deploy: Callable[[str], Host]) -> N
 def test_entrypoint_may_be_a_property(deploy: Callable[[str], Host], monkeypatch: pytest.MonkeyPatch) -> None:
     submitted: list[Any] = []
 
-    def submit(target: Any, plan: Any, runtime_env: Any, url: str) -> dict[str, Any]:
+    def submit(target: Any, plan: Any, runtime_env: Any, url: str, language: str) -> dict[str, Any]:
         submitted.append((target, url))
         return {}
 
