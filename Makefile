@@ -49,6 +49,7 @@ test: lint  ## Lint, unit tests with coverage and integration tests (real Redis,
 
 chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=… repeats a run
 	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration/broker tests/integration/logs \
+		tests/integration/workflows/test_updates.py \
 		tests/integration/plugins/test_bad_plugins.py tests/integration/safety/test_deadly_plugin.py \
 		tests/integration/cli/test_demo.py::test_ctrl_c_ends_every_process_of_the_demo -m "chaos or not chaos" -rA
 

@@ -119,6 +119,9 @@ RESOURCE_KEYS: Mapping[str, tuple[str, ...]] = {
 """By parameter of `deploy`, the keys of config.yaml's `required_resources`; the first declared one counts
 (seeds: "Required Resources Payload")."""
 
+DISPATCH_DEFAULTS: Mapping[str, float] = {"num_cpus": 1, "num_gpus": 0.1}
+"""What a deployment is dispatched with for a release that declares no such resource (seeds: the same)."""
+
 
 class DeployParams(BaseModel):
     """`params` of `deploy`: the resources of one replica and the number of replicas.

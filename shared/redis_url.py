@@ -5,7 +5,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from redis import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio import BlockingConnectionPool as AsyncBlockingConnectionPool
@@ -31,6 +31,8 @@ _OBJECTS: Final = frozenset(
 _POSITIVE: Final = ("socket_timeout", "socket_connect_timeout", "socket_read_size", "max_connections")
 
 _UNREADABLE: Final = "is not a URL that the Redis client can read"
+
+_ESCAPES: Final = ": in a user or password, characters such as # / ? [ are written as %23 %2F %3F %5B"
 
 _SENTINEL_OPTION_PREFIX: Final = "sentinel_"
 
@@ -252,7 +254,8 @@ def _options(url: str) -> dict[str, Any]:
         name = re.search("Invalid value for '([a-z_]+)'", str(error))
         if name:
             raise ValueError(f"has an option whose value cannot be read: {name[1]!r}") from None
-        raise ValueError(_UNREADABLE) from None
+        raise ValueError(f"{_UNREADABLE}{_ESCAPES if '@' in url else ''}") from None
+    _check_database(url)
     _check_values(found)
     found.pop("connection_class", None)
     # Whether answers are text is decided by the code that reads them.
@@ -261,6 +264,17 @@ def _options(url: str) -> dict[str, Any]:
         # Celery's spelling is CERT_REQUIRED.
         found["ssl_cert_reqs"] = found["ssl_cert_reqs"].lower().removeprefix("cert_")
     return dict(found)
+
+
+def _check_database(url: str) -> None:
+    """Reject a path that redis-py takes for database 0, or passes over for the option `db`."""
+    parts = urlsplit(url)
+    in_path = "" if parts.scheme == "unix" else unquote(parts.path).strip("/")
+    in_query = parse_qs(parts.query).get("db", [in_path])[-1]
+    if in_path and not (in_path.isascii() and in_path.isdigit()):
+        raise ValueError("names a database that is no number")
+    if in_path and in_query.isdigit() and int(in_query) != int(in_path):
+        raise ValueError("names two databases")
 
 
 def _check_values(options: Mapping[str, Any]) -> None:

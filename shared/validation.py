@@ -53,6 +53,21 @@ def describe_validation_error(error: ValidationError, *, as_sentences: bool = Fa
     return "; ".join(lines)
 
 
+def unknown_parameters(given: Iterable[str], known: Iterable[str]) -> str:
+    """Name the keys that nobody declares.
+
+    Args:
+        given: The parameters' names.
+        known: The declared ones.
+
+    Returns:
+        For example `unknown parameter 'thresh' (known: name, threshold)`, or an empty text.
+    """
+    known = sorted(known)
+    unknown = [repr(key[:MAX_NAME_CHARS]) for key in sorted(set(given).difference(known))]
+    return f"unknown parameter {', '.join(unknown)} (known: {', '.join(known)})" if unknown else ""
+
+
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _MAX_DEPTH = 100
 _NUMBERS = {math.inf: "Infinity", -math.inf: "-Infinity"}

@@ -35,6 +35,7 @@ from worker.platform import (
     ServerError,
     UntrustedLinkError,
 )
+from worker.platform.retries import LATER_STATUSES
 from worker.plugins import (
     PluginError,
     PluginHostBusyError,
@@ -42,9 +43,6 @@ from worker.plugins import (
     ReleaseInvalidError,
     ReleaseNotFoundError,
 )
-
-LATER_STATUSES = frozenset({429, 502, 503, 504})
-"""A service, or the gateway before it, asks to be called again later."""
 
 MAX_RETRY_AFTER_SECONDS = 300.0
 """A service that asks for a longer wait is called after this one."""
@@ -133,6 +131,14 @@ def _asks_for_later(error: BaseException) -> bool:
     return isinstance(error, HTTPError) and error.status_code in LATER_STATUSES
 
 
+def _redirects(error: BaseException) -> bool:
+    return isinstance(error, HTTPError) and 300 <= error.status_code < 400
+
+
+def _redirects_for_good(error: BaseException) -> bool:
+    return isinstance(error, HTTPError) and error.status_code in (301, 308)
+
+
 def _is_rejected_by_redis(error: BaseException) -> bool:
     if isinstance(error, ResponseError):
         return not isinstance(error, _PASSING_ERRORS) and _PASSING_CODES.search(str(error)) is None
@@ -168,7 +174,7 @@ TABLE: tuple[Row, ...] = (
         in_message=_UNLIMITED_HOST,
     ),
     Row(
-        "a service answers 429, 502, 503 or 504",
+        "a service or its gateway answers 429, 502, 503, 504, 520 to 524 or 529",
         _asks_for_later,
         in_task=_UNLIMITED_DEPENDENCY,
         in_step=_UNLIMITED_DEPENDENCY,
@@ -231,6 +237,22 @@ TABLE: tuple[Row, ...] = (
         "an answer is malformed",
         _is(MalformedResponseError),
         in_task=Blame(Owner.TASK, Retries.FEW),
+        in_step=_HOUR_OF_DEPENDENCY,
+        in_message=_HOUR_OF_DEPENDENCY,
+    ),
+    Row(
+        # Such as to https, because the base URL is wrong: it concerns all tasks.
+        "a service redirects for good (301, 308)",
+        _redirects_for_good,
+        in_task=_RUN_FAILS,
+        in_step=_RUN_FAILS,
+        in_message=_HOUR_OF_DEPENDENCY,
+    ),
+    Row(
+        # Such as to a page about its maintenance, or to a login.
+        "a service redirects for now (another 3xx)",
+        _redirects,
+        in_task=_UNLIMITED_DEPENDENCY,
         in_step=_HOUR_OF_DEPENDENCY,
         in_message=_HOUR_OF_DEPENDENCY,
     ),

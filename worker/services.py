@@ -1,5 +1,6 @@
 """What a process has one of: settings, Redis, clients, the plugin store and host, the runs."""
 
+import time
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -11,10 +12,12 @@ from redis import Redis, RedisError
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from shared.messages import DeployMessage
 from shared.redis_url import is_redis_url, read_redis_url
 from worker.platform import (
     AgentClient,
     BackendClient,
+    ClientError,
     MalformedResponseError,
     NotFoundError,
     RetryPolicy,
@@ -50,6 +53,11 @@ STEP_RETRIES = RetryPolicy(max_retry_after=1.0)
 DEPENDENCY_TIMEOUT = {"connect": 3.0, "read": 10.0}
 """Seconds. A step holds one of the worker's slots, so no dependency may hold it for long."""
 
+AGENT_CACHE_SECONDS, AGENT_RETRY_SECONDS = 60.0, 10.0
+"""How long an agent's address is kept for plugin code, and when it is looked up again after a failure."""
+
+UNUSABLE_AGENT = "malformed answer: the agent's address or token cannot be used"
+
 
 class Services:
     """Made on first use, so that a forked pool process has its own connections."""
@@ -57,6 +65,9 @@ class Services:
     def __init__(self, settings: Settings, app: Celery) -> None:
         self.settings = settings
         self._app = app
+        self.declared_params: dict[tuple[str, str], frozenset[str]] = {}
+        """By checksum and entrypoint, the keys of releases without parameters of their own."""
+        self._agent_urls: dict[tuple[int, str | None], tuple[float, str | None]] = {}
         register_secrets(settings.secrets(), forever=True)
         limit_responses(settings.worker_max_answer_mb)
 
@@ -133,11 +144,16 @@ class Services:
         """The release that a run names, and the request for its action; plugin code gets the lesser token."""
         message, settings = run.message, self.settings
         token = settings.worker_plugin_access_token
+        tenant = message.tenant or settings.synapse_tenant
+        agent_url = settings.synapse_agent_url
+        if token is not None and agent_url is None:
+            agent = message.agent if isinstance(message, DeployMessage) else message.params.agent
+            agent_url = self._agent_url_for_plugins(agent, tenant)
         access = ClientAccess(
             host=settings.synapse_host,
             token=token.get_secret_value() if token else None,
-            tenant=message.tenant or settings.synapse_tenant,
-            agent_url=settings.synapse_agent_url,
+            tenant=tenant,
+            agent_url=agent_url,
         )
         release = self.store.get(message.plugin)
         # The author's code may say them.
@@ -145,6 +161,31 @@ class Services:
         params = message.params.model_dump(mode="json", exclude_unset=True, by_alias=True)
         request = request_for(release, message.action, params, access, job=run.job, language=message.language)
         return release, request
+
+    def _agent_url_for_plugins(self, agent: int, tenant: str | None) -> str | None:
+        """Where the backend says that an agent is. The token that it gives is never the plugin's.
+
+        Plugin code may do without the agent, so a look-up that fails costs no run.
+        """
+        key, now = (agent, tenant), time.monotonic()
+        known = self._agent_urls.get(key)
+        if known is not None and now < known[0]:
+            return known[1]
+        url = known[1] if known is not None else None
+        try:
+            found = self._look_up_agent(agent, tenant)
+        except (ClientError, OSError) as error:
+            log.warning("agent not looked up for plugin code", agent=agent, error_type=type(error).__name__)
+            self._agent_urls[key] = now + AGENT_RETRY_SECONDS, url
+            return url
+        url = None
+        if found is not None:
+            # An address that no client can use is none for plugin code.
+            with suppress(ValueError):
+                self._agent_of(*found, tenant)
+                url = found[0]
+        self._agent_urls[key] = now + AGENT_CACHE_SECONDS, url
+        return url
 
     def checksum_of(self, plugin: str) -> str:
         """The checksum of a release in the plugin store, `code@version`; raises `PluginError`."""
@@ -175,19 +216,27 @@ class Services:
         if settings.synapse_agent_url is not None:
             token = settings.synapse_agent_token
             return self._agent_of(settings.synapse_agent_url, token and token.get_secret_value(), tenant)
+        found = self._look_up_agent(agent, tenant)
+        if found is None:
+            return None
+        # The text of the error may show the address or the token, so it is dropped.
+        with suppress(ValueError):
+            return self._agent_of(*found, tenant)
+        raise MalformedResponseError(UNUSABLE_AGENT)
+
+    def _look_up_agent(self, agent: int, tenant: str | None) -> tuple[str, str] | None:
+        """The address and the token that the backend has for an agent; raises `ClientError`."""
         try:
             found = self.backend(tenant).get_agent(agent)
         except NotFoundError:
             return None
         if not found.get("url"):
             return None
-        url, agent_token = found["url"], found.get("token") or ""
-        if isinstance(url, str) and isinstance(agent_token, str):
-            register_secrets([agent_token])
-            # The text of the error may show the address or the token, so it is dropped.
-            with suppress(ValueError):
-                return self._agent_of(url, agent_token, tenant)
-        raise MalformedResponseError("malformed answer: the agent's address or token cannot be used")
+        url, token = found["url"], found.get("token") or ""
+        if not isinstance(url, str) or not isinstance(token, str):
+            raise MalformedResponseError(UNUSABLE_AGENT)
+        register_secrets([token])
+        return url, token
 
     @lru_cache(maxsize=64)  # noqa: B019 - the services live as long as the process
     def _agent_of(self, url: str, token: str | None, tenant: str | None) -> AgentClient:
@@ -209,5 +258,6 @@ def services() -> Services:
 
 def make_host(settings: Settings, ray: RayConnection, packages: Packages, on_output: OnOutput) -> PluginHost:
     """WORKER_PLUGIN_HOST's host; `on_output` gets what plugin code says."""
-    ray_host = RayHost(ray, packages, settings.worker_plugin_timeout_seconds, on_output)
-    return ray_host if settings.worker_plugin_host == "ray" else ProcessHost(ray_host, on_output)
+    timeout = settings.worker_plugin_timeout_seconds
+    ray_host = RayHost(ray, packages, timeout, on_output)
+    return ray_host if settings.worker_plugin_host == "ray" else ProcessHost(ray_host, timeout, on_output)

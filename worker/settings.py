@@ -114,12 +114,12 @@ class Settings(BaseSettings):
         description="Base URL of the agent; without it the agent is looked up in the backend by its id.",
     )
     synapse_agent_token: Token | None = Field(None, description="Token for the agent.")
-    redis_url: str = Field(
+    redis_url: Annotated[str, BeforeValidator(_stripped)] = Field(
         "redis://127.0.0.1:6379/0",
         repr=False,
         description="Redis: runs, waiting lists, pub/sub; `redis://`, `rediss://`, `unix://` or `sentinel://`.",
     )
-    celery_broker_url: str | None = Field(
+    celery_broker_url: Annotated[str | None, BeforeValidator(_stripped)] = Field(
         None, repr=False, description="The message queue; default `REDIS_URL`. RabbitMQ works too."
     )
     plugins_dir: Path = Field(
@@ -132,7 +132,9 @@ class Settings(BaseSettings):
     )
 
     worker_plugin_host: Literal["ray", "process"] = Field(
-        "ray", description="Where plugin code runs: `ray`, or `process`, which needs no Ray for `to_task`."
+        "ray",
+        description="Where plugin code runs: `ray`, or `process`, in child processes of the worker,"
+        " which needs no Ray for `to_task`.",
     )
     worker_plugin_access_token: Token | None = Field(
         None,
@@ -209,6 +211,15 @@ class Settings(BaseSettings):
     worker_dead_letters_max_age_seconds: Seconds = Field(
         30 * 24 * 60 * 60, description="Dead letter: removed after so many seconds, by default 30 days."
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_not_in_quotes(cls, value: object) -> object:
+        # Docker's --env-file, unlike a shell, takes the quotes for a part of the value.
+        text = value.strip() if isinstance(value, str) else ""
+        if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'":
+            raise ValueError("begins and ends with a quotation mark, a part of its value: write it without")
+        return value
 
     @field_validator("redis_url")
     @classmethod

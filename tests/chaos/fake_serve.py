@@ -89,6 +89,9 @@ class FakeServe:
     def remove(self, app_name: str) -> None:
         self.rows("DELETE FROM applications WHERE name = ?", app_name)
 
+    def put_back(self, app_name: str, failed: str) -> bool:
+        return False
+
     def _crash_if_requested(self, point: str) -> None:
         if self._crashes is not None:
             self._crashes.crash_if_requested(point)
@@ -136,7 +139,7 @@ class FakeRayJobs:
 
 
 class FakeServeHost(ProcessHost):
-    """Runs plugin code in this process, and submits to the fake."""
+    """Runs plugin code in processes of its own, and submits to the fake."""
 
     def __init__(self, serve: FakeServe) -> None:
         super().__init__()

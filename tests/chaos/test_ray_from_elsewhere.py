@@ -17,9 +17,9 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 MAX_WAIT_SECONDS = 300
 CHECK = """
 import sys
-from worker.cli import ray_check
-ray_check.CONNECT_TIMEOUT_SECONDS = 120  # a busy machine
-print(ray_check.check_cluster(sys.argv[1]))
+from worker.cli import cluster
+cluster.CONNECT_TIMEOUT_SECONDS = 120  # a busy machine
+print(cluster.check_cluster(sys.argv[1]))
 """
 
 

@@ -37,6 +37,7 @@ class RecordingPublisher:
 
     def __init__(self) -> None:
         self.published: list[Published] = []
+        self.is_redis = True
         self.broken = False
         self.queue_lengths: dict[str, int] = {}
         self.before_publish: Callable[[], None] = lambda: None
@@ -48,8 +49,8 @@ class RecordingPublisher:
         self.published.append(Published(step.name, queue, kwargs, countdown))
 
     @contextmanager
-    def collecting(self) -> Iterator[list[CollectedMessage]]:
-        yield []
+    def collecting(self) -> Iterator[list[CollectedMessage] | None]:
+        yield None
 
     def queue_length(self, queue: str) -> int:
         if self.broken:

@@ -16,8 +16,8 @@ class PoolThread:
         self._executor = ThreadPoolExecutor(1)
         self._slots = ExitStack()
 
-    def acquire(self, dependency: str, most: Callable[[int], int] = half) -> bool:
-        slot = self._bulkhead.acquire(dependency, most)
+    def acquire(self, dependency: str, most: Callable[[int], int] = half, *, waits: bool = False) -> bool:
+        slot = self._bulkhead.acquire(dependency, most, waits=waits)
         return self._executor.submit(self._slots.enter_context, slot).result()
 
     def begin_step(self) -> bool:

@@ -38,6 +38,7 @@ from worker.platform import (
     UntrustedLinkError,
     ValidationError,
 )
+from worker.platform.retries import LATER_STATUSES
 from worker.plugins import (
     PluginCallError,
     PluginHostBusyError,
@@ -82,8 +83,8 @@ ROWS = {
         ),
         "host unlimited", "host unlimited", "host unlimited",
     ),
-    "a service answers 429, 502, 503 or 504": Expected(
-        (RateLimitError(), ServerError("", 502), ServerError("", 503), ServerError("", 504)),
+    "a service or its gateway answers 429, 502, 503, 504, 520 to 524 or 529": Expected(
+        (RateLimitError(), *(ServerError("", code) for code in LATER_STATUSES - {429})),
         "dependency unlimited", "dependency unlimited", "dependency unlimited",
     ),
     "the plugin's process is busy": Expected(
@@ -117,6 +118,14 @@ ROWS = {
     "an answer is malformed": Expected(
         (MalformedResponseError(),),
         "task few", "dependency hour", "dependency hour",
+    ),
+    "a service redirects for good (301, 308)": Expected(
+        (HTTPError("", 301), HTTPError("", 308)),
+        "run none", "run none", "dependency hour",
+    ),
+    "a service redirects for now (another 3xx)": Expected(
+        (HTTPError("", 302), HTTPError("", 303), HTTPError("", 307)),
+        "dependency unlimited", "dependency hour", "dependency hour",
     ),
     "there is no such thing (404)": Expected(
         (NotFoundError(),),

@@ -194,6 +194,22 @@ def test_mistake_does_not_show_the_value(monkeypatch: pytest.MonkeyPatch, name: 
     assert SECRET not in "\n".join(mistakes())
 
 
+@pytest.mark.parametrize("name", ["SYNAPSE_ACCESS_TOKEN", "SYNAPSE_HOST", "PLUGINS_DIR", "REDIS_URL"])
+def test_quotes_of_an_environment_file_are_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, '"http://hush"')
+
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+
+    assert f"{name} begins and ends with a quotation mark, a part of its value" in str(caught.value)
+
+
+def test_white_space_around_a_url_of_redis_is_not_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_URL", " redis://redis:6379/1\n")
+
+    assert load_settings().redis_url == "redis://redis:6379/1"
+
+
 def test_visibility_timeout_of_ten_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORKER_VISIBILITY_TIMEOUT_SECONDS", "10")
 

@@ -45,6 +45,7 @@ def check_action(release: Release, name: str) -> Verdict:
         tree = source.tree(module)
         if tree is None:
             return Verdict(name, problem=f"action {name!r}: there is no module {module!r}")
+        source.check_syntax(module)
         names = set(bound_names(tree))
         if attribute not in names and "*" not in names:
             return Verdict(name, problem=f"action {name!r}: module {module!r} has no {attribute!r}")

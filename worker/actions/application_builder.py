@@ -1,16 +1,29 @@
 """Builds the Serve application of an entrypoint, whatever form the entrypoint has."""
 
+import copy
 import importlib
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from shared.validation import describe_validation_error
+from worker.actions.replica_needs import ReplicaNeeds, surge_percent
 from worker.platform import clean
 
 
+class ServeOptionsError(ValueError):
+    """`serve_options` has an option that is unknown, of a wrong value, or does not fit the entrypoint."""
+
+
 def build_application(
-    target: Any, deployment_options: Mapping[str, Any], batch: Mapping[str, Any], url: str
+    target: Any,
+    deployment_options: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    url: str,
+    arguments: Mapping[str, Any],
+    defaults: Collection[str] = (),
 ) -> Any:
     """Bind an entrypoint.
 
@@ -18,39 +31,161 @@ def build_application(
         target: An application, a deployment, a function that builds an application, a class, or a function
             that answers requests.
         deployment_options: Keyword arguments of `serve.deployment`.
-        batch: Keyword arguments of `serve.batch` for the class's `infer_batch`; empty for none.
+        batch: Keyword arguments of `serve.batch` for `infer_batch` of the ingress's class; empty for none.
         url: The backend's URL, for a constructor that takes it.
+        arguments: What a function that builds an application gets, if it takes an argument.
+        defaults: Names of actor options that give way to those of a decorator.
 
     Returns:
         A `serve.Application`.
 
     Raises:
         TypeError: The target cannot be served, or its constructor needs other arguments than the URL.
+        ServeOptionsError: Serve rejects an option, or the target cannot have it.
     """
+    from pydantic import ValidationError
+
+    try:
+        if inspect.isfunction(target) and is_builder(target):
+            target = _call_builder(target, arguments)
+        return _bind(target, _Options(deployment_options, batch, defaults), url)
+    except ValidationError as error:
+        # Its own text has links to pages of pydantic, and the values.
+        raise ServeOptionsError(f"serve_options: {describe_validation_error(error)}") from None
+
+
+@dataclass(frozen=True)
+class _Options:
+    of_deployment: Mapping[str, Any]
+    batch: Mapping[str, Any]
+    defaults: Collection[str]
+
+
+def _bind(target: Any, options: _Options, url: str) -> Any:
     from ray import serve
 
-    if inspect.isfunction(target) and _is_builder(target):
-        target = target()
-        if not isinstance(target, serve.Application | serve.Deployment):
-            raise TypeError("the entrypoint's function takes nothing, so it must return a serve.Application")
     if isinstance(target, serve.Application):
-        return _with_options(target, deployment_options)
+        # Not the author's own object, which the next call in this process finds again.
+        app = copy.copy(target)
+        app._bound_deployment = _with_options(target._bound_deployment, options)
+        return app
     if isinstance(target, serve.Deployment):
-        arguments = _constructor_arguments(target.func_or_class, url)
-        return target.options(**_merged_options(target, deployment_options)).bind(**arguments)
+        return _with_options(target, options).bind(**_constructor_arguments(target.func_or_class, url))
     if inspect.isclass(target):
         arguments = _constructor_arguments(target, url)
-        served = _with_ingress(_with_serve_methods(target, batch))
-        return serve.deployment(served, name=target.__name__, **deployment_options).bind(**arguments)
+        served = _with_ingress(_with_serve_methods(target, options.batch))
+        return serve.deployment(served, **{"name": target.__name__, **options.of_deployment}).bind(
+            **arguments
+        )
     if callable(target):
-        return serve.deployment(target, **deployment_options).bind()
+        _reject_batch(target, options.batch)
+        return serve.deployment(target, **options.of_deployment).bind()
     raise TypeError(
         f"cannot serve {type(target).__name__}: expected a class, function, deployment or application"
     )
 
 
-def _is_builder(function: Any) -> bool:
-    """Whether a function builds an application: it takes no argument, or is annotated to return one."""
+def _call_builder(function: Any, arguments: Mapping[str, Any]) -> Any:
+    """The application of a builder; one with a parameter gets the arguments as a dict or as its model."""
+    from pydantic import BaseModel, ValidationError
+    from ray import serve
+
+    parameters = list(inspect.signature(function, eval_str=True).parameters.values())
+    given: list[Any] = []
+    if parameters:
+        model = parameters[0].annotation
+        given = [dict(arguments)]
+        if inspect.isclass(model) and issubclass(model, BaseModel):
+            try:
+                given = [model.model_validate(dict(arguments))]
+            except ValidationError as error:
+                what = describe_validation_error(error)
+                raise ServeOptionsError(f"the arguments of {function.__name__}: {what}") from None
+    made = function(*given)
+    if not isinstance(made, serve.Application | serve.Deployment):
+        raise TypeError(
+            "the entrypoint's function builds an application, so it must return a serve.Application"
+        )
+    return made
+
+
+def allow_surge(app: Any) -> int:
+    """Let replicas of an application start beside those that they replace, where there is room for both.
+
+    Args:
+        app: A `serve.Application`. A deployment whose author has chosen its surge keeps that.
+
+    Returns:
+        The percentage of the other deployments' replicas; 0 when no more fit.
+    """
+    bound = bound_deployments(app)
+    chosen = [each for each in bound if _has_own_surge(each._bound_deployment)]
+    ours = [each for each in bound if each not in chosen]
+    surge = surge_percent([needs_of(each._bound_deployment) for each in ours])
+    for each in ours:
+        # As an option of Serve's own, for it must not look like one that the author has chosen.
+        each._bound_deployment = each._bound_deployment.options(max_surge_percent=surge, _internal=True)
+    return surge
+
+
+def bound_deployments(app: Any) -> list[Any]:
+    """List an application and those that are bound into it, each once.
+
+    Args:
+        app: A `serve.Application`.
+
+    Returns:
+        Applications, of which each has one deployment; the ingress is the first.
+    """
+    # There is no public way to look into an application; the exact version of Ray is pinned.
+    from ray.dag.py_obj_scanner import _PyObjScanner
+
+    found = [app]
+    for each in found:  # which grows meanwhile
+        scanner: Any = _PyObjScanner(source_type=type(app))
+        try:
+            deployment = each._bound_deployment
+            inner = scanner.find_nodes((deployment.init_args, deployment.init_kwargs))
+            found += [item for item in inner if all(item is not known for known in found)]
+        finally:
+            scanner.clear()
+    return found
+
+
+def needs_of(deployment: Any) -> ReplicaNeeds:
+    """Read what a deployment's replicas need, when they start.
+
+    Args:
+        deployment: A `serve.Deployment`.
+
+    Returns:
+        The resources of its replicas, and their number.
+    """
+    config = deployment._deployment_config
+    scaling = config.autoscaling_config
+    count = (scaling.initial_replicas or scaling.min_replicas) if scaling else config.num_replicas
+    options = dict(deployment.ray_actor_options or {})
+    for bundle in deployment._replica_config.placement_group_bundles or []:
+        # They hold what the replica's own options ask for as well.
+        bundles = options.setdefault("bundles", {})
+        for name, amount in bundle.items():
+            bundles[name] = bundles.get(name, 0) + amount
+    return ReplicaNeeds.of(options, int(count or 1))
+
+
+def _has_own_surge(deployment: Any) -> bool:
+    return "max_surge_percent" in deployment._deployment_config.user_configured_option_names
+
+
+def is_builder(function: Any) -> bool:
+    """Say whether a function builds an application, or answers requests.
+
+    Args:
+        function: The function.
+
+    Returns:
+        True for one that takes no argument, or is annotated to return an application.
+    """
     signature = inspect.signature(function)
     required = [item for item in signature.parameters.values() if item.default is item.empty]
     returns = signature.return_annotation
@@ -60,18 +195,70 @@ def _is_builder(function: Any) -> bool:
 
 def _with_serve_methods(cls: Any, batch: Mapping[str, Any]) -> Any:
     """A subclass with batching and `__call__` where the class needs them; Ray pickles it by value."""
-    from ray import serve
-
-    extra: dict[str, object] = {}
-    if batch and hasattr(cls, "infer_batch"):
-        extra["infer_batch"] = serve.batch(**batch)(cls.infer_batch)
-        extra["batched"] = True
+    _reject_batch(cls, batch)
+    extra = _batching(cls, batch)
     if not _has_routes(cls) and "__call__" not in _members(cls) and hasattr(cls, "handle_inference"):
         extra["__call__"] = _call_handle_inference
+    return _subclass(cls, extra)
+
+
+def _batching(cls: Any, batch: Mapping[str, Any]) -> dict[str, object]:
+    from ray import serve
+
+    if not batch:
+        return {}
+    return batching_members(cls.infer_batch, serve.batch(**batch)) | {"batched": True}
+
+
+def _subclass(cls: Any, extra: Mapping[str, object]) -> Any:
     if not extra:
         return cls
     name = f"{cls.__name__}Served"
     return type(name, (cls,), {**extra, "__module__": cls.__module__, "__qualname__": name})
+
+
+def batching_members(infer_batch: Any, batch: Callable[[Any], Any]) -> dict[str, Any]:
+    """The methods by which single requests meet in a batch, and one that fails does not fail the others.
+
+    Serve answers all requests of a batch with the error that the author's code raises for one of them.
+
+    Args:
+        infer_batch: The class's own, from a list of inputs to a list of results.
+        batch: The decorator of `serve.batch` with the declared options.
+
+    Returns:
+        `infer_batch`, which takes one input, and the method that Serve calls with those of several requests.
+    """
+
+    if not inspect.iscoroutinefunction(infer_batch):
+        return {"infer_batch": batch(infer_batch)}  # a stream of results, or what Serve rejects
+
+    async def infer_together(self: Any, requests: list[Any]) -> list[Any]:
+        try:
+            return [(result, None) for result in _each_of(await infer_batch(self, requests), len(requests))]
+        except Exception as error:  # the author's code
+            if len(requests) == 1:
+                return [(None, error)]
+        return [(await infer_together(self, [request]))[0] for request in requests]
+
+    async def infer_single(self: Any, request: Any) -> Any:
+        result, error = await self.infer_together(request)
+        if error is not None:
+            raise error
+        return result
+
+    return {"infer_together": batch(infer_together), "infer_batch": infer_single}
+
+
+def _each_of(results: Any, count: int) -> list[Any]:
+    if not hasattr(results, "__len__") or isinstance(results, str | bytes | dict) or len(results) != count:
+        raise ValueError(f"infer_batch must return one result for each of its {count} inputs, in a list")
+    return list(results)
+
+
+def _reject_batch(target: Any, batch: Mapping[str, Any]) -> None:
+    if batch and not hasattr(target, "infer_batch"):
+        raise ServeOptionsError(f"serve_options: batch needs infer_batch(), which {target.__name__} has not")
 
 
 async def _call_handle_inference(self: Any, request: Any) -> Any:
@@ -145,17 +332,31 @@ def _constructor_arguments(callable_: Any, url: str) -> dict[str, str]:
     return {needed[0].name: url} if needed else {}
 
 
-def _with_options(app: Any, options: Mapping[str, Any]) -> Any:
-    """The bound application with `options` added to its ingress; its other deployments keep their own."""
-    bound = app._bound_deployment  # there is no public attribute; the exact version of Ray is pinned
-    app._bound_deployment = bound.options(**_merged_options(bound, options))
-    return app
+def _with_options(deployment: Any, options: _Options) -> Any:
+    """The deployment with the run's options in place of its own, and with batching."""
+    known = inspect.signature(deployment.options).parameters
+    if unknown := sorted(set(options.of_deployment) - set(known)):
+        raise ServeOptionsError(
+            f"serve_options: {', '.join(unknown)} must stand in the decorator of {deployment.name}"
+        )
+    changes = {**options.of_deployment, "ray_actor_options": _merged_actor_options(deployment, options)}
+    if options.batch:
+        served = deployment.func_or_class
+        _reject_batch(served, options.batch)
+        changes["func_or_class"] = _subclass(served, _batching(served, options.batch))
+    if changes.get("num_replicas", "auto") != "auto":
+        changes["autoscaling_config"] = None  # that of the decorator would count more than the number
+    return deployment.options(**changes)
 
 
-def _merged_options(deployment: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def _merged_actor_options(deployment: Any, options: _Options) -> dict[str, Any]:
     own = dict(deployment.ray_actor_options or {})
-    ours = dict(options.get("ray_actor_options") or {})
+    ours = dict(options.of_deployment.get("ray_actor_options") or {})
     environment = {**(own.get("runtime_env") or {}), **(ours.get("runtime_env") or {})}
     variables = [(options_.get("runtime_env") or {}).get("env_vars") or {} for options_ in (own, ours)]
     environment["env_vars"] = {**variables[0], **variables[1]}
-    return {**options, "ray_actor_options": {**own, **ours, "runtime_env": environment}}
+    if "ray_actor_options" in deployment._deployment_config.user_configured_option_names:
+        ours = {
+            name: value for name, value in ours.items() if name not in options.defaults or name not in own
+        }
+    return {**own, **ours, "runtime_env": environment}

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, AliasPath, BaseModel, ValidationError
 from typing_extensions import TypeVar
 
 from shared.messages import JsonObject
-from shared.validation import describe_validation_error
+from shared.validation import describe_validation_error, unknown_parameters
 from worker.actions.context import RuntimeContext
+from worker.actions.overrides import ActionKind, whole_run_of
 
 if TYPE_CHECKING:
     from worker.plugins.output import OutputCollector
@@ -160,12 +161,9 @@ class BaseAction(Generic[P]):
         Raises:
             ParamsError: A key is unknown to both models, or a value is wrong.
         """
-        model = getattr(cls, "params_model", None) or cls.base_params
-        if model is None:
-            raise ParamsError(f"{cls.__name__} declares no params_model")
-        known = _keys(model) | (_keys(cls.base_params) if cls.base_params else set())
-        unknown = ", ".join(repr(key) for key in sorted(set(params) - known))
-        mistakes = [f"unknown parameter {unknown} (known: {', '.join(sorted(known))})"] if unknown else []
+        model, known = cls._params_model(), cls._known_params()
+        unknown = unknown_parameters(params, known)
+        mistakes = [unknown] if unknown else []
         try:
             checked = model.model_validate({key: params[key] for key in params if key in _keys(model)})
         except ValidationError as error:
@@ -173,6 +171,34 @@ class BaseAction(Generic[P]):
         if mistakes:
             raise ParamsError("; ".join(mistakes))
         return checked
+
+    @classmethod
+    def _params_model(cls) -> type[BaseModel]:
+        model = getattr(cls, "params_model", None) or cls.base_params
+        if model is None:
+            raise ParamsError(f"{cls.__name__} declares no params_model")
+        return model
+
+    @classmethod
+    def _known_params(cls) -> set[str]:
+        return _keys(cls._params_model()) | (_keys(cls.base_params) if cls.base_params else set())
+
+    def _whole_run(self, payload: Any, kind: ActionKind) -> JsonObject:
+        return whole_run_of(kind, type(self), payload)
+
+    @classmethod
+    def _answer_params(cls, kind: ActionKind, payload: Any) -> JsonObject:
+        """What `check_params` answers, once the constructor has checked the parameters.
+
+        `keys` are there when the author adds none to the message's own, which the worker checks by itself.
+        They are the same for all runs of the release, so that the host is asked once; how one runs whole
+        is asked each time.
+        """
+        whole_run = whole_run_of(kind, cls, payload)
+        if whole_run:
+            return {"ok": True, **whole_run}
+        own = cls._params_model() is not cls.base_params
+        return {"ok": True} if own else {"ok": True, "keys": sorted(cls._known_params())}
 
     @classmethod
     def run_operation(
@@ -222,4 +248,15 @@ class BaseAction(Generic[P]):
 
 
 def _keys(model: type[BaseModel]) -> set[str]:
-    return {str(field.alias or name) for name, field in model.model_fields.items()}
+    """All names by which the model takes its fields from a message."""
+    by_name = model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name")
+    keys = set()
+    for name, field in model.model_fields.items():
+        aliases = _alias_names(field.validation_alias or field.alias)
+        keys |= aliases | ({name} if by_name or not aliases else set())
+    return keys
+
+
+def _alias_names(alias: str | AliasPath | AliasChoices | None) -> set[str]:
+    choices = alias.choices if isinstance(alias, AliasChoices) else [alias] if alias else []
+    return {each if isinstance(each, str) else str(each.path[0]) for each in choices}

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 from pydantic import BaseModel
 from typing_extensions import TypeVar
 
-from shared.messages import RESOURCE_KEYS, DeployParams, JsonObject
+from shared.messages import DISPATCH_DEFAULTS, RESOURCE_KEYS, DeployParams, JsonObject
 from worker.actions import serve_submit
 from worker.actions.base import BaseAction
-from worker.actions.overrides import ActionKind, whole_run_of
+from worker.actions.overrides import ActionKind
+from worker.actions.replica_needs import gate_options
 from worker.platform import (
     ClientError,
     MalformedResponseError,
@@ -234,22 +235,23 @@ class BaseDeploymentAction(BaseAction[P]):
         """Plan the deployment without doing anything.
 
         Returns:
-            What `submit` needs, as JSON: `app_name`, `route_prefix`, `ray_actor_options`, `serve_options`
-            and `digest`, a hash over everything that makes one deployment differ from another.
+            What `submit` needs, as JSON: `app_name`, `route_prefix`, `ray_actor_options`, `serve_options`,
+            `digest`, a hash over everything that makes one deployment differ from another, and of an
+            entrypoint whose own code chooses options `defaults`, the names of those options of the run that
+            give way to it, and `capacity`, what the gate has to ask for.
 
         Raises:
-            ServeOptionsError: The serve options have an unknown key.
+            ServeOptionsError: The serve options have an unknown key, or the entrypoint cannot have them.
+            TypeError: The entrypoint cannot be served.
         """
         declared = self._param("num_replicas", self._request.required_resources if self._request else {})
-        actor_options = self.get_ray_actor_options()
-        runtime_env = self._own_runtime_env(actor_options)
-        if runtime_env:
-            actor_options = {**actor_options, "runtime_env": runtime_env}
+        serve_options = serve_submit.check_serve_options(self.get_serve_options(), declared)
+        actor_options = self._actor_options(serve_options.pop("ray_actor_options", {}))
         plan: JsonObject = {
             "app_name": self.get_serve_app_name(),
             "route_prefix": self.get_route_prefix(),
             "ray_actor_options": actor_options,
-            "serve_options": serve_submit.check_serve_options(self.get_serve_options(), declared),
+            "serve_options": serve_options,
         }
         entrypoint = (
             self._request.entrypoint if self._request else f"{type(self).__module__}.{type(self).__name__}"
@@ -261,6 +263,11 @@ class BaseDeploymentAction(BaseAction[P]):
             self.ctx.env.get("SYNAPSE_PLUGIN_RELEASE_CHECKSUM", ""),
         ]
         plan["digest"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        target = self._target()
+        if target is not None and serve_submit.has_own_options(target):
+            plan["defaults"] = self._defaults(actor_options)
+            url, arguments = self._backend_url(), self._builder_arguments()
+            plan["capacity"] = serve_submit.needed_capacity(target, plan, url, arguments)
         return plan
 
     def submit(self, plan: Mapping[str, Any]) -> JsonObject:
@@ -280,7 +287,8 @@ class BaseDeploymentAction(BaseAction[P]):
         from worker.actions.serve_submit import submit
 
         runtime_env = self._request.runtime_env if self._request else {}
-        return submit(self._entrypoint(), plan, runtime_env, self._backend_url(), self.ctx.language)
+        url, arguments = self._backend_url(), self._builder_arguments()
+        return submit(self._entrypoint(), plan, runtime_env, url, arguments, self.ctx.language)
 
     def deploy(self) -> None:
         """Pass the capacity gate, submit the application and wait until it runs, at most ten minutes.
@@ -293,11 +301,12 @@ class BaseDeploymentAction(BaseAction[P]):
         self._entrypoint()
         plan = self.plan()
         self.ray_init()
-        self._check_serve_capacity(plan["ray_actor_options"], plan["serve_options"])
+        self._check_serve_capacity(*gate_options(plan))
         outcome = self.submit(plan)
         for message in outcome["messages"]:
             self.ctx.log_message(message)
-        wait_until_running(plan["app_name"], DIRECT_TIMEOUT_SECONDS, remove_failed=not outcome["replaced"])
+        remove_failed = not outcome["replaced"]
+        wait_until_running(plan["app_name"], DIRECT_TIMEOUT_SECONDS, plan["digest"], remove_failed)
 
     def execute(self) -> JsonObject:
         """Run the whole action in this process, blocking: deploy and register.
@@ -317,8 +326,7 @@ class BaseDeploymentAction(BaseAction[P]):
 
     def _check_serve_capacity(self, ray_actor_options: JsonObject, serve_options: JsonObject) -> None:
         if self._request is not None:
-            # A whole run: the worker has asked, whose token the agent accepts.
-            return
+            return  # a whole run, for which the worker has asked
         check_serve_capacity(
             self.ctx.agent_client,
             app_name=self.get_serve_app_name(),
@@ -339,11 +347,11 @@ class BaseDeploymentAction(BaseAction[P]):
         """
         if not self.ctx.job_id:
             return None
-        from worker.actions.serve_state import serve_application_state
+        from worker.actions.serve_state import route_in_force, serve_details
 
         name = self.get_serve_app_name()
-        state = serve_application_state(name)
-        data = {"name": name, "route_prefix": self.get_route_prefix()}
+        state = serve_details().get(name) or {}
+        data = {"name": name, "route_prefix": route_in_force(state) or self.get_route_prefix()}
         made = self.client.create_serve_application(
             job=self.ctx.job_id, status=state.get("status"), data=data
         )
@@ -383,11 +391,37 @@ class BaseDeploymentAction(BaseAction[P]):
         }
         return {**plan, "ray_actor_options": actor_options}
 
+    def _actor_options(self, declared: Mapping[str, Any]) -> JsonObject:
+        """The options of one replica: those of `serve_options`, but for what the run asks for."""
+        chosen = self.get_ray_actor_options()
+        given_way = set(self._defaults(chosen)) & set(declared)
+        chosen = {name: value for name, value in chosen.items() if name not in given_way}
+        options: JsonObject = {**declared, **chosen}
+        runtime_env = self._own_runtime_env(options)
+        return {**options, "runtime_env": runtime_env} if runtime_env else options
+
+    def _defaults(self, actor_options: Mapping[str, Any]) -> list[str]:
+        """Which of the options nobody has chosen: a dispatch has them for a release that declares none."""
+        if type(self).get_ray_actor_options is not BaseDeploymentAction.get_ray_actor_options:
+            return []
+        declared = self._request.required_resources if self._request else {}
+        return [
+            name
+            for name, default in DISPATCH_DEFAULTS.items()
+            if actor_options.get(name) == default and not declared.keys() & set(RESOURCE_KEYS[name])
+        ]
+
+    def _builder_arguments(self) -> JsonObject:
+        """What a function that builds an application gets: the action's own parameters."""
+        given: Any = self.params
+        values = given.model_dump(exclude_none=True) if isinstance(given, BaseModel) else self.given
+        return {name: value for name, value in values.items() if name not in RESOURCE_KEYS}
+
     def _own_runtime_env(self, actor_options: Mapping[str, Any]) -> JsonObject:
         return {**(actor_options.get("runtime_env") or {}), **self.get_runtime_env()}
 
     def _plan_operation(self, payload: Any) -> JsonObject:
-        whole_run = self._whole_run(payload)
+        whole_run = self._whole_run(payload, ActionKind.DEPLOYMENT)
         # A plan is stored in Redis until it is submitted, and an environment may hold the release's secrets.
         return {**self._without_runtime_env(self.plan()), **whole_run}
 
@@ -399,11 +433,7 @@ class BaseDeploymentAction(BaseAction[P]):
         return self.submit({**plan, "ray_actor_options": actor_options})
 
     def _check_params_operation(self, payload: Any) -> JsonObject:
-        # The constructor has checked the parameters.
-        return {"ok": True, **self._whole_run(payload)}
-
-    def _whole_run(self, payload: Any) -> JsonObject:
-        return whole_run_of(ActionKind.DEPLOYMENT, type(self), payload)
+        return self._answer_params(ActionKind.DEPLOYMENT, payload)
 
 
 def action_for(target: Any) -> type[BaseDeploymentAction[Any]]:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from shared.messages import JsonObject
-from worker.plugins.requests import WHOLE_RUN, Runner
+from worker.plugins.requests import ENTRIES, WHOLE_RUN, Runner
 
 SDK_MODULES: Final = "synapse_sdk."
 OUR_MODULES: Final = (SDK_MODULES, "worker.actions.")
@@ -39,8 +39,6 @@ class ActionKind(StrEnum):
     """Of the published SDK, such as training: none of the worker's steps are for it."""
 
 
-ENTRIES: Final = ("dispatch", "run", "execute")
-"""With which a whole run begins: the first of them that there is."""
 _WHOLE = frozenset({*ENTRIES, "setup_steps", "create_context"})
 UNCALLED: Final[Mapping[ActionKind, frozenset[str]]] = {
     ActionKind.TO_TASK: _WHOLE,

@@ -130,6 +130,20 @@ def deployment_digest(deployment: Mapping[str, Any]) -> str | None:
     return str(digest) if digest else None
 
 
+def route_in_force(application: Mapping[str, Any] | None) -> str | None:
+    """Read the route of an application that is there, which an update must keep.
+
+    Args:
+        application: An application's part of `serve_details`; None when Serve does not know it.
+
+    Returns:
+        Its route prefix; None when it has none, or is being deleted.
+    """
+    if application is None or application.get("status") == "DELETING":
+        return None
+    return application.get("route_prefix") or None
+
+
 def interpret_serve_status(state: Mapping[str, Any] | None) -> tuple[str, str | None, str]:
     """Interpret the state of an application (seeds: the classification of an application's status).
 

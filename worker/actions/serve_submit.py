@@ -1,6 +1,6 @@
 """Submit an application to Ray Serve: in place, and without downtime where capacity allows."""
 
-import math
+import inspect
 import os
 import threading
 import time
@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from shared.messages import JsonObject
-from worker.actions.application_builder import build_application
+from worker.actions.application_builder import (
+    ServeOptionsError,
+    allow_surge,
+    bound_deployments,
+    build_application,
+    is_builder,
+    needs_of,
+)
+from worker.actions.replica_needs import gate_request
+from worker.actions.serve_contents import keep_content, put_back
 from worker.actions.serve_state import (
     DIGEST_VARIABLE,
     deployment_digest,
     forget_lost_controller,
     interpret_serve_status,
     load_serve,
+    route_in_force,
     serve_application_state,
     serve_details,
 )
@@ -34,13 +44,11 @@ SERVE_OPTIONS = frozenset(
         "graceful_shutdown_wait_loop_s",
     }
 )
+"""Those that are known without importing Serve, which knows more."""
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """In the environment of a Ray job; Ray's own name for it."""
+REMOVED_OPTIONS = frozenset({"_func_or_class", "version"})
 BATCH_OPTIONS = frozenset({"max_batch_size", "batch_wait_timeout_s"})
-
-
-class ServeOptionsError(ValueError):
-    """`serve_options` has an unknown key or options that exclude each other."""
 
 
 def check_serve_options(options: Mapping[str, Any], num_replicas: int | None) -> JsonObject:
@@ -56,12 +64,15 @@ def check_serve_options(options: Mapping[str, Any], num_replicas: int | None) ->
     Raises:
         ServeOptionsError: A key is unknown, or `num_replicas` and `autoscaling_config` are both given.
     """
-    unknown = sorted(set(options) - SERVE_OPTIONS)
-    if unknown:
+    known = SERVE_OPTIONS if set(options) <= SERVE_OPTIONS else _all_options()
+    if unknown := sorted(set(options) - known):
         raise ServeOptionsError(
-            f"serve_options: unknown {', '.join(unknown)} (known: {', '.join(sorted(SERVE_OPTIONS))})"
+            f"serve_options: unknown {', '.join(unknown)} (known: {', '.join(sorted(known))})"
         )
     result = {name: value for name, value in options.items() if value is not None}
+    if result.get("autoscaling_config") == "auto":
+        del result["autoscaling_config"]
+        result["num_replicas"] = "auto"
     batch = result.get("batch")
     if batch is not None and (not isinstance(batch, dict) or set(batch) - BATCH_OPTIONS):
         raise ServeOptionsError(
@@ -70,9 +81,18 @@ def check_serve_options(options: Mapping[str, Any], num_replicas: int | None) ->
     if num_replicas is not None:
         result.pop("autoscaling_config", None)
         result["num_replicas"] = num_replicas
-    if "num_replicas" in result and isinstance(result.get("autoscaling_config"), dict):
+    if result.get("num_replicas", "auto") != "auto" and "autoscaling_config" in result:
         raise ServeOptionsError("serve_options: give num_replicas or autoscaling_config, not both")
     return result
+
+
+def _all_options() -> frozenset[str]:
+    """`batch`, and whatever `serve.deployment` of the installed Ray takes."""
+    load_serve()
+    from ray import serve
+
+    taken = inspect.signature(serve.deployment).parameters
+    return (SERVE_OPTIONS | taken.keys()) - REMOVED_OPTIONS
 
 
 def initial_replicas(options: Mapping[str, Any]) -> int:
@@ -124,8 +144,65 @@ def connect(address: str | None, kwargs: Mapping[str, Any]) -> None:
     ray.init(**{**settings, "address": address})
 
 
+def has_own_options(target: Any) -> bool:
+    """Say whether an entrypoint's own code can choose options, as a decorator does.
+
+    Args:
+        target: The entrypoint.
+
+    Returns:
+        False for a class and a function that answers requests, which have the options of the run alone.
+    """
+    if inspect.isfunction(target):
+        return is_builder(target)
+    # Not by their classes, for that would import Serve.
+    return hasattr(target, "_bound_deployment") or hasattr(target, "_deployment_config")
+
+
+def needed_capacity(
+    target: Any, plan: Mapping[str, Any], url: str, arguments: Mapping[str, Any]
+) -> JsonObject:
+    """Find what the capacity gate has to ask for, from what would be deployed.
+
+    Args:
+        target: The entrypoint.
+        plan: `ray_actor_options` and `serve_options` of the plan.
+        url: The backend's URL for the entrypoint's constructor.
+        arguments: What a function that builds an application gets.
+
+    Returns:
+        `num_cpus`, `num_gpus`, `memory_bytes` and `replicas`.
+
+    Raises:
+        TypeError: The target cannot be served.
+        ServeOptionsError: The target cannot have the options.
+    """
+    load_serve()
+    with _submitting:
+        made = _build(target, plan, plan["ray_actor_options"], url, arguments)
+        return gate_request([needs_of(each._bound_deployment) for each in bound_deployments(made)])
+
+
+def _build(
+    target: Any,
+    plan: Mapping[str, Any],
+    actor_options: Mapping[str, Any],
+    url: str,
+    arguments: Mapping[str, Any],
+) -> Any:
+    options = dict(plan["serve_options"])
+    batch = options.pop("batch", {})
+    options["ray_actor_options"] = dict(actor_options)
+    return build_application(target, options, batch, url, arguments, plan.get("defaults") or ())
+
+
 def submit(
-    target: Any, plan: Mapping[str, Any], runtime_env: Mapping[str, Any], url: str, language: str = "en"
+    target: Any,
+    plan: Mapping[str, Any],
+    runtime_env: Mapping[str, Any],
+    url: str,
+    arguments: Mapping[str, Any],
+    language: str = "en",
 ) -> JsonObject:
     """Submit an application and return at once; see `BaseDeploymentAction.submit`.
 
@@ -134,48 +211,58 @@ def submit(
         plan: The value of `BaseDeploymentAction.plan`.
         runtime_env: The release's runtime environment, as the host made it.
         url: The backend's URL for the entrypoint's constructor.
+        arguments: What a function that builds an application gets.
         language: That of the messages for users.
 
     Returns:
-        `{"submitted", "reason", "replaced", "messages"}`.
+        `{"submitted", "reason", "replaced", "messages"}`. An application that is there keeps its route.
 
     Raises:
         TypeError: The target cannot be served.
+        ServeOptionsError: The target cannot have the options, or another application has the route.
     """
     load_serve()
     from ray import serve
 
     name = plan["app_name"]
     with _submitting:
-        running = serve_details().get(name)
+        applications = serve_details()
+        running = applications.get(name)
         if running is not None and _is_identical(running, plan["digest"]):
             return {"submitted": False, "reason": "identical", "replaced": True, "messages": []}
-        known = dict(plan["serve_options"])
-        batch = known.pop("batch", {})
-        actor_options = _actor_options(plan, runtime_env)
+        route = route_in_force(running) or plan["route_prefix"]
+        _check_route(name, route, applications)
+        made = _build(target, plan, _actor_options(plan, runtime_env), url, arguments)
         messages = []
         replaced = running is not None and _has_replicas(running)
-        if replaced:
-            surge = _surge_percent(plan, actor_options)
-            known["max_surge_percent"] = surge
-            kind = Text.REPLACED if surge else Text.REPLACED_WITH_WAIT
+        if running is not None and replaced:
+            keep_content(name, running, plan["digest"])
+            kind = Text.REPLACED if allow_surge(made) else Text.REPLACED_WITH_WAIT
             messages.append(in_language(language, kind, app=name))
-        made = build_application(target, {**known, "ray_actor_options": actor_options}, batch, url)
         serve.run_many(
-            [serve.RunTarget(made, name=name, route_prefix=plan["route_prefix"])],
+            [serve.RunTarget(made, name=name, route_prefix=route)],
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )
     return {"submitted": True, "reason": None, "replaced": replaced, "messages": messages}
 
 
-def wait_until_running(name: str, timeout: float, remove_failed: bool) -> None:
-    """Block until an application runs.
+def _check_route(name: str, route: str | None, applications: Mapping[str, JsonObject]) -> None:
+    for other, its in applications.items():
+        if other != name and route and route_in_force(its) == route:
+            raise ServeOptionsError(
+                f"the route {route} is that of {other}: choose another get_route_prefix()"
+            )
+
+
+def wait_until_running(name: str, timeout: float, digest: str, remove_failed: bool) -> None:
+    """Block until an application runs. One that does not is removed, or runs again what it ran before.
 
     Args:
         name: The application's name.
         timeout: Seconds to wait.
-        remove_failed: Whether to delete an application that fails or does not run in time.
+        digest: Of the plan that was submitted.
+        remove_failed: Whether to delete an application that has nothing else to run.
 
     Raises:
         RuntimeError: It failed, or did not run in time; the message has Serve's reason.
@@ -186,7 +273,7 @@ def wait_until_running(name: str, timeout: float, remove_failed: bool) -> None:
         if bucket == "running":
             return
         if bucket == "failed" or time.monotonic() > deadline:
-            if remove_failed:
+            if not put_back(name, serve_details().get(name), digest) and remove_failed:
                 remove_application(name)
             what = f"reached {status}" if bucket == "failed" else f"did not run within {timeout:g} s"
             raise RuntimeError(f"Serve application {name} {what}{': ' if reason else ''}{reason}")
@@ -229,15 +316,3 @@ def _actor_options(plan: Mapping[str, Any], runtime_env: Mapping[str, Any]) -> J
     variables = {**(runtime_env.get("env_vars") or {}), **(own.pop("env_vars", None) or {})}
     environment = {**own, **runtime_env, "env_vars": {**variables, DIGEST_VARIABLE: plan["digest"]}}
     return {**asked, "runtime_env": environment}
-
-
-def _surge_percent(plan: Mapping[str, Any], actor_options: Mapping[str, Any]) -> int:
-    """Percentage of replicas that may start beside the old ones, by the free resources; 0 when none fits."""
-    import ray
-
-    needs = {"CPU": actor_options.get("num_cpus", 1), "GPU": actor_options.get("num_gpus", 0)}
-    needs["memory"] = actor_options.get("memory", 0)
-    free = ray.available_resources()
-    count = initial_replicas(plan["serve_options"])
-    fits = [math.floor(free.get(name, 0) / need + 1e-9) for name, need in needs.items() if need]
-    return int(min([count, *fits]) * 100 // count)

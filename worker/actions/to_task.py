@@ -13,7 +13,7 @@ from typing_extensions import TypeVar
 from shared.messages import JsonObject, ToTaskMethod, ToTaskParams
 from shared.statuses import ToTaskResult
 from worker.actions.base import BaseAction
-from worker.actions.overrides import ActionKind, whole_run_of
+from worker.actions.overrides import ActionKind
 from worker.platform import clean
 
 __all__ = ["ToTaskAction", "ToTaskMethod", "ToTaskParams", "ToTaskResult"]
@@ -180,8 +180,7 @@ class ToTaskAction(BaseAction[P]):
             return list(pool.map(lambda item: _outcome(hook, positional, item), items))
 
     def _check_params_operation(self, payload: Any) -> JsonObject:
-        # The constructor has checked the parameters.
-        return {"ok": True, **whole_run_of(ActionKind.TO_TASK, type(self), payload)}
+        return self._answer_params(ActionKind.TO_TASK, payload)
 
 
 def _outcome(hook: Callable[..., Any], positional: Sequence[str], item: Item) -> JsonObject:

@@ -5,6 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from math import inf
+from time import monotonic
 from typing import Any, Final
 
 from kombu.transport import redis, virtual
@@ -13,10 +14,16 @@ from redis import Redis
 from shared.messages import JsonObject
 from worker.broker.config import queue_limit
 from worker.broker.keys import delayed_key, earlier_key, redelivery_key, unacked_key
+from worker.chunk_requests import chunk_requests
 from worker.lua import Scripts
+from worker.runs.bulkhead import bulkhead
 
 WAKE_SECONDS = 10
 """A token or a wake-up that nobody has taken by then is deleted."""
+
+STUCK_SECONDS = 5.0
+"""After so long without an end of any, chunks count as stuck, and further ones are fetched beside them: those
+of other releases find a slot."""
 
 BATCH_SIZE = 100
 """Messages that one script moves, so that Redis serves other clients in between."""
@@ -88,9 +95,9 @@ class Unacked:
         keys = [*self.delayed_keys(self._queue_of(entry.partition(b"\n")[0].decode())), *self._keys]
         return bool(self._scripts.run("delay", keys, *when, tag))
 
-    def delayed_keys(self, queue: str) -> list[str]:
-        """The keys of a queue's delayed messages for the script `delay`."""
-        return [self._keyprefix + delayed_key(queue), self._keyprefix + earlier_key()]
+    def delayed_keys(self, queue: str) -> tuple[str, str]:
+        """The keys of a queue's delayed messages for a script that adds one."""
+        return self._keyprefix + delayed_key(queue), self._keyprefix + earlier_key()
 
     def drop_delayed(self, queue: str) -> int:
         """Delete the delayed messages of a queue; returns how many."""
@@ -188,6 +195,8 @@ class QoS(redis.QoS):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._tags_of_queue: dict[str, set[str]] = {}
+        self._full_since: dict[str, float] = {}
+        """Since when another message of the queue would find no slot of its release."""
 
     def is_full(self, queue: str) -> bool:
         """Whether as many messages of this queue are held as the worker works on at a time."""
@@ -207,7 +216,20 @@ class QoS(redis.QoS):
 
     def _remaining(self, queue: str) -> float:
         limit = queue_limit(queue)
-        return inf if limit is None else limit - len(self._tags_of_queue.get(queue, ()))
+        if limit is None:
+            return inf
+        held = len(self._tags_of_queue.get(queue, ()))
+        if not bulkhead.may_have_chunk_slot(held):
+            since = self._full_since.setdefault(queue, monotonic())
+            return limit - held if monotonic() - since >= STUCK_SECONDS else 0
+        self._full_since.pop(queue, None)
+        return limit - held if chunk_requests.have_free(held, self._fetch_soon) else 0
+
+    def _fetch_soon(self) -> None:
+        """Fetch again. From any thread."""
+        loop = self.channel.connection.cycle.loop
+        if loop is not None:
+            loop.call_soon(self.channel.fetch_soon)
 
     def _settle(self, delivery_tag: str) -> None:
         virtual.QoS.ack(self, delivery_tag)
@@ -217,7 +239,8 @@ class QoS(redis.QoS):
         for queue, tags in self._tags_of_queue.items():
             was_full = self.is_full(queue)
             tags.difference_update(delivery_tags)
-            if was_full and not self.is_full(queue):
+            is_full = self.is_full(queue)  # which also sees that the queue is no longer stuck
+            if was_full and not is_full:
                 self.channel.fetch_soon()
 
     def append(self, message: Any, delivery_tag: str) -> None:

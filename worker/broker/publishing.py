@@ -22,7 +22,7 @@ class PublishingChannel(redis_broker.Channel):
     """Puts the next step of a run before all that is in its queue: runs are completed before others begin.
 
     A message with a countdown or an ETA is delayed by Redis, and says so by `HONOURED_ETA`.
-    One without, published within `CeleryPublisher.collecting`, is given to the publisher instead.
+    One that is published within `CeleryPublisher.collecting` is given to the publisher instead.
     """
 
     @cached_property
@@ -53,19 +53,23 @@ class PublishingChannel(redis_broker.Channel):
         key = self._q_for_pri(queue, self._get_message_priority(message, reverse=False))
         command: Literal["LPUSH", "RPUSH"] = "RPUSH" if is_next else "LPUSH"
         if collected is not None:
-            collected.append(CollectedMessage(f"{self.global_keyprefix}{key}", command, dumps(message)))
+            keys = (f"{self.global_keyprefix}{key}", self.unacked.delayed_keys(queue)[1])
+            collected.append(CollectedMessage(keys, command, dumps(message)))
             return
         with self.conn_or_acquire() as client:
             (client.rpush if is_next else client.lpush)(key, dumps(message))
 
     def _delay(self, queue: str, message: JsonObject, seconds: float, batch: Any = None) -> None:
-        """Keep a message in Redis for so long; with a `batch` of kombu's, from when that is executed."""
+        """Keep a message in Redis for so long, from when a `batch` of kombu's or a script publishes it."""
         name = self._list_key(queue, self._get_message_priority(message, reverse=False))
         text = f"{name}\n{dumps(message)}"
-        if batch is None:
-            self.unacked.delay(queue, text, seconds)
+        keys = self.unacked.delayed_keys(queue)
+        if batch is not None:
+            batch.add("eval", DELAY_SCRIPT, 2, *keys, seconds, "", text)
+        elif (collected := collected_messages()) is not None:
+            collected.append(CollectedMessage(keys, "ZADD", text, seconds))
         else:
-            batch.add("eval", DELAY_SCRIPT, 2, *self.unacked.delayed_keys(queue), seconds, "", text)
+            self.unacked.delay(queue, text, seconds)
 
     def _purge(self, queue: str) -> int:
         return int(super()._purge(queue)) + self.unacked.drop_delayed(queue)

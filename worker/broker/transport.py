@@ -36,10 +36,10 @@ log = structlog.get_logger(__name__)
 UNTRACKED_POLL_SECONDS = 0.05
 """Time between two reads of empty queues on a Redis that rejects key tracking."""
 
-WATCH_MILLISECONDS = 1500
+WATCH_MILLISECONDS = 2000
 """A watcher that has not fetched for so long is dead, and its queues are watched by another one."""
 
-RENEW_SECONDS = 0.5
+RENEW_SECONDS = 0.75
 """Time between two fetches of a watcher without news."""
 
 WAIT_SECONDS = (1.5, 2.5)

@@ -15,7 +15,7 @@ from shared.redis_url import is_redis_url, read_redis_url
 from worker.broker import Connection
 from worker.broker.config import QUEUES
 from worker.broker.queues import DEFAULT_QUEUE, waiting_messages
-from worker.cli import ray_check, redis_check
+from worker.cli import cluster, redis_check
 from worker.cli.console import BAD_ADDRESS_ERRORS, out
 from worker.platform import AgentClient, BackendClient, ClientError, NotFoundError, clean
 from worker.plugins import PluginError, PluginStore
@@ -191,7 +191,7 @@ def _check_ray(settings: Settings) -> str:
     if settings.ray_address is None:
         raise _CheckWarning("RAY_ADDRESS is not set: a deploy would end FAILED")
     _line("[dim]· checking ray …[/]")
-    return ray_check.check_cluster(settings.ray_address)
+    return cluster.check_cluster(settings.ray_address)
 
 
 def _check_workers(settings: Settings) -> str:

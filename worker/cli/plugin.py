@@ -1,4 +1,4 @@
-"""The commands `plugin …`: list the releases in the plugin store, and check one for mistakes."""
+"""The commands `plugin …`: list the releases in the plugin store, check one, write and run one."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,7 @@ from rich.table import Table
 
 from shared.messages import RESOURCE_KEYS, JsonObject
 from worker.actions.action_check import check_action
+from worker.cli.authoring.commands import new, run
 from worker.cli.console import PluginsDir, fail, out, table_cell
 from worker.platform import AgentClient, ClientError
 from worker.plugins import PluginError, PluginStore, Release, ReleaseConfig
@@ -18,6 +19,9 @@ from worker.plugins.store import release_files
 from worker.settings import MB
 
 app = typer.Typer(add_completion=False, help="Releases in the plugin store.", no_args_is_help=True)
+
+app.command()(new)
+app.command()(run)
 
 MAX_RELEASE_BYTES = 512 * MB
 MAX_RAY_PACKAGE_BYTES = 512 * MB

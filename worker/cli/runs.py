@@ -59,7 +59,13 @@ def watch(job: Job, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
     follow_to_end(job, redis_url)
 
 
+_COUNTS = ("total", "success", "failed", "overall", "started", "updated")
+_TEXTS = ("action", "plugin", "status", "step", "error")
+
+
 def _status_fields(job: str, record: dict[str, str]) -> dict[str, str]:
+    # A record that another program has written may lack fields, and must not hide the others.
+    record = dict.fromkeys(_COUNTS, "0") | dict.fromkeys(_TEXTS, "") | record
     until = time.time() if record["status"] in {"PENDING", "RUNNING"} else float(record["updated"])
     tasks = f"{record['success']} of {record['total']}" if record["total"] != "0" else ""
     return {

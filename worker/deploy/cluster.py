@@ -9,10 +9,14 @@ from typing import Any, Protocol
 
 from shared.messages import JsonObject
 from shared.statuses import ServeApplicationStatus
+from worker.actions import serve_contents
+from worker.actions.serve_contents import RollBack
 from worker.actions.serve_state import (
     deployment_digest,
     interpret_serve_status,
     live_applications,
+    route_in_force,
+    serve_details,
 )
 from worker.actions.serve_submit import remove_application
 from worker.plugins import PluginHostUnavailableError, RayDriverError
@@ -34,6 +38,8 @@ class ServeState:
     """Serve's explanation of a failure, without secrets."""
     digests: frozenset[str] = frozenset()
     """The digests of the plans with which its deployments were submitted."""
+    route_prefix: str | None = None
+    """The route under which Serve's proxy knows it."""
     is_serve_up: bool = True
     """False while Serve does not run or is starting: what it does not show may be there."""
 
@@ -47,6 +53,7 @@ class Cluster(Protocol):
 
     def state(self, app_name: str, max_age: float = 0.0) -> ServeState: ...
     def remove(self, app_name: str) -> None: ...
+    def put_back(self, app_name: str, failed: str) -> bool: ...
 
 
 SNAPSHOT_SECONDS = 1.0
@@ -105,12 +112,37 @@ class RayCluster:
         """Remove the application, without waiting until its replicas have stopped; safe to repeat."""
         self._ask_serve(remove_application, app_name, False)
 
+    def put_back(self, app_name: str, failed: str) -> bool:
+        """Let the application run again what the failed plan has replaced; false when nothing is kept."""
+        return bool(self._ask_serve(_put_back, app_name, failed))
+
+    def kept_packages(self) -> dict[str, list[str]]:
+        """The packages of what the applications ran before, by application."""
+        return dict(self._ask_serve(serve_contents.kept_packages))
+
+    def roll_back(self, app_name: str) -> RollBack:
+        """Let the application run again what it ran before its last update."""
+        return RollBack(self._ask_serve(_roll_back, app_name))
+
+    def undeploy(self, app_name: str) -> None:
+        """Remove the application and what is kept of it, and wait until its replicas have stopped."""
+        self._ask_serve(remove_application, app_name)
+        self._ask_serve(serve_contents.forget_contents, app_name)
+
     def _ask_serve(self, function: Callable[..., Any], *arguments: Any) -> Any:
         self._connection.connect()
         try:
             return self._connection.call(function, *arguments, timeout=ANSWER_TIMEOUT_SECONDS)
         except RayDriverError as error:
             raise PluginHostUnavailableError(f"Ray Serve did not answer: {error}") from None
+
+
+def _put_back(app_name: str, failed: str) -> bool:
+    return serve_contents.put_back(app_name, serve_details().get(app_name), failed)
+
+
+def _roll_back(app_name: str) -> str:
+    return serve_contents.roll_back(app_name, serve_details().get(app_name)).value
 
 
 def read_state(details: JsonObject) -> ServeState:
@@ -121,7 +153,8 @@ def read_state(details: JsonObject) -> ServeState:
     if name == ServeApplicationStatus.DELETING:
         # Treated as absent: it is not waited for or removed again, and submitting it revives it.
         return ServeState()
-    return ServeState(True, bucket, name, reason, frozenset(digest for digest in digests if digest))
+    shown = frozenset(digest for digest in digests if digest)
+    return ServeState(True, bucket, name, reason, shown, route_in_force(details))
 
 
 def packages_of(details: JsonObject) -> list[str]:

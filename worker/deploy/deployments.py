@@ -1,11 +1,12 @@
 """The runs that own a deployed application, and whether it must be kept."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from redis import Redis
 
 from shared.channels import RETENTION_SECONDS, redis_prefix
+from worker.runs.locks import Locks
 from worker.runs.model import Lease
 from worker.services import Services
 
@@ -13,6 +14,22 @@ EXISTED_FIELD = "existed"
 JOB_FIELD_PREFIX = "job:"
 CONTENT_FIELD_PREFIX = "content:"
 OWNED, RELEASED = "1", "0"
+
+
+def application_key(agent: int | None, app_name: str) -> str:
+    """The key of an application of the cluster of `WORKER_AGENT`, or of the only one."""
+    return f"{redis_prefix()}:deployments:{{{agent or 'any'}:{app_name}}}"
+
+
+@contextmanager
+def application_lock(locks: Locks, key: str) -> Iterator[bool]:
+    """Whether the caller has the application's lock, which is released after the block."""
+    lease = Lease(f"{key}:lock", locks.new_token())
+    if not locks.acquire(lease.key, lease.token):
+        yield False
+        return
+    with locks.hold(lease):
+        yield True
 
 
 class Ownership:
@@ -25,18 +42,11 @@ class Ownership:
     def __init__(self, services: Services, app_name: str) -> None:
         self._redis: Redis = services.redis
         self._store, self._locks = services.runs.store, services.runs.locks
-        cluster = services.settings.worker_agent or "any"
-        self._key = f"{redis_prefix()}:deployments:{{{cluster}:{app_name}}}"
+        self._key = application_key(services.settings.worker_agent, app_name)
 
-    @contextmanager
-    def locked(self) -> Iterator[bool]:
+    def locked(self) -> AbstractContextManager[bool]:
         """Whether this delivery has the application's lock, which is released after the block."""
-        lease = Lease(f"{self._key}:lock", self._locks.new_token())
-        if not self._locks.acquire(lease.key, lease.token):
-            yield False
-            return
-        with self._locks.hold(lease):
-            yield True
+        return application_lock(self._locks, self._key)
 
     def note_content(self, digest: str, checksum: str) -> None:
         """A plan with this digest deploys the release with this checksum."""

@@ -7,6 +7,7 @@ import structlog
 
 from shared.messages import JsonObject
 from worker.actions.deployment import capacity_unreachable_error, check_serve_capacity
+from worker.actions.replica_needs import gate_options
 from worker.deploy.packages import DeployedPackages
 from worker.deploy.plan import (
     CAPACITY_GATE,
@@ -54,12 +55,13 @@ def capacity_gate(run: DeployRun, services: Services) -> Outcome:
     if plan is None:
         return _after_gate(whole_run)
     agent_client = _agent_client(message.agent, message.tenant, services)
+    actor_options, serve_options = gate_options(plan.to_json())
     check_serve_capacity(
         agent_client,
         app_name=plan.app_name,
         agent=message.agent,
-        ray_actor_options=plan.ray_actor_options,
-        serve_options=plan.serve_options,
+        ray_actor_options=actor_options,
+        serve_options=serve_options,
         logger=log,
     )
     capacity: Literal["allowed", "skipped"] = "allowed" if agent_client else "skipped"

@@ -45,7 +45,9 @@ class DeployedPackages:
             services.ray.connect()
             # Before Serve is asked, which may not show yet what is added after that.
             added = redis.hgetall(self._key)
-            used = self._in_use(added, self._live_applications())
+            live = self._live_applications()
+            # First those of older contents: of a package in both, the release is the one that runs.
+            used = self._kept(added, live) | self._in_use(added, live)
             # All are pinned first: one that cannot be stored again must not cost the others theirs.
             lost = {package: release for package, release in used.items() if not services.host.pin(package)}
             for package, release in lost.items():
@@ -83,6 +85,15 @@ class DeployedPackages:
             packages = shown or json.loads(known.get(app_name, "[]"))
             used |= dict.fromkeys(packages, release)
         return used
+
+    def _kept(self, added: dict[str, str], live: dict[str, JsonObject] | None) -> dict[str, str]:
+        """The URIs of the packages of what the applications ran before; see `_in_use`."""
+        try:
+            kept = RayCluster(self._services.ray).kept_packages()
+        except PluginHostUnavailableError:
+            return {}
+        names = [name for name in kept if name in added and (live is None or name in live)]
+        return {package: added[name] for name in names for package in kept[name]}
 
     def _live_applications(self) -> dict[str, JsonObject] | None:
         """What Serve runs; None when it does not answer or is starting: then nothing is taken to be gone."""

@@ -27,7 +27,7 @@ class DeployPlan:
     digest: str
     """Over everything that makes a difference between two deployments."""
     other: JsonObject = field(default_factory=dict)
-    """Keys that an author's own `plan()` adds for its own `submit()`."""
+    """Keys that `plan()` adds for the gate and for `submit()`, an author's own as well."""
 
     @classmethod
     def from_json(cls, given: JsonObject) -> "DeployPlan":

@@ -1,4 +1,4 @@
-"""Submit the application to Ray Serve, wait until it runs, and remove what never ran."""
+"""Submit the application to Ray Serve, wait until it runs, and undo the deployment if it does not."""
 
 import hashlib
 from dataclasses import replace
@@ -75,7 +75,7 @@ def _submit(run: DeployRun, services: Services, cluster: Cluster, ownership: Own
         try:
             answer = call_plugin(run, services, "submit", plan.to_json())
         except RunFailedError:
-            remove_if_never_ran(run, services, cluster)
+            undo_deployment(run, services, cluster)
             raise
         for message in answer.get("messages") or []:
             runs.events.message(run.job, str(message), step=PROGRESS_STEP)
@@ -109,6 +109,7 @@ def await_running(run: DeployRun, services: Services, cluster: Cluster) -> Outco
             return _fail(run, services, cluster, failure)
         if state.bucket == "running" and _is_own(run, services, state):
             Ownership(services, name).mark_ran()
+            _store_route(run, services, state)
             runs.set_progress(run, PROGRESS_STEP, 100)
             return Continue(REGISTER)
     if elapsed > timeout:
@@ -126,23 +127,30 @@ def poll_countdown(elapsed: float) -> float:
     return max(FIRST_POLL_SECONDS, min(elapsed / 10, MAX_POLL_SECONDS))
 
 
-def remove_if_never_ran(run: DeployRun, services: Services, cluster: Cluster) -> None:
-    """Remove the application of a run that fails, under the application's lock.
+def _store_route(run: DeployRun, services: Services, state: ServeState) -> None:
+    """The plan has the route in force: an application that was there before has kept its own."""
+    plan = plan_of(run)
+    if state.route_prefix not in (None, plan.route_prefix):
+        plan = replace(plan, route_prefix=state.route_prefix)
+        services.runs.store.update_state(run, replace(run.state, plan=plan))
+
+
+def undo_deployment(run: DeployRun, services: Services, cluster: Cluster) -> None:
+    """Leave the application of a run that fails as it was before, under the application's lock.
 
     The run ends FAILED even if the cluster does not answer.
     """
     try:
-        removed = _remove(run, services, cluster)
+        undone = _undo(run, services, cluster)
     except PluginHostUnavailableError as error:
-        log.warning("application not removed", error=str(error))
+        log.warning("deployment not undone", error=str(error))
         return
-    if removed:
-        text = in_language(run.message.language, Text.NEVER_RAN, app=plan_of(run).app_name)
-        services.runs.events.message(run.job, text, step=PROGRESS_STEP)
+    if undone:
+        services.runs.events.message(run.job, undone, step=PROGRESS_STEP)
 
 
-def remove_after_stop(job: str, services: Services, cluster: Cluster) -> None:
-    """Remove the application of a run that was stopped before it ran.
+def undo_after_stop(job: str, services: Services, cluster: Cluster) -> None:
+    """Leave the application of a run that was stopped before it ran as it was before.
 
     Called for a step's message that arrives after the run's end. Raises `PluginHostUnavailableError`, for
     which the message is retried.
@@ -161,7 +169,7 @@ def remove_after_stop(job: str, services: Services, cluster: Cluster) -> None:
                 raise PluginHostUnavailableError("another run deploys or removes the same application")
             if _may_still_arrive(stopped, stopped.state.plan, services, cluster):
                 raise PluginHostUnavailableError("what was being submitted at the stop may still arrive")
-            _remove(stopped, services, cluster)
+            _undo(stopped, services, cluster)
 
 
 def _may_still_arrive(run: DeployRun, plan: DeployPlan, services: Services, cluster: Cluster) -> bool:
@@ -177,23 +185,29 @@ def _may_still_arrive(run: DeployRun, plan: DeployPlan, services: Services, clus
     return is_recent and not cluster.state(plan.app_name).exists
 
 
-def _remove(run: DeployRun, services: Services, cluster: Cluster) -> bool:
-    """Remove the run's application, unless it existed before, has run, or another run waits for it as well.
+def _undo(run: DeployRun, services: Services, cluster: Cluster) -> str:
+    """Remove the run's application if it never ran, else let it run again what the run has replaced.
 
-    Called under the application's lock; safe to repeat.
+    Called under the application's lock; safe to repeat. Nothing happens when the application runs, or another
+    run waits for it as well. Returns what happened, as a message to the user.
     """
     plan = run.state.plan
     if plan is None:
-        return False
+        return ""
     ownership = Ownership(services, plan.app_name)
-    if not ownership.release(run.job) or ownership.existed_before():
-        return False
+    if not ownership.release(run.job):
+        return ""
     state = cluster.state(plan.app_name)
     if state.bucket == "running" or not state.has_digest(plan.digest):
-        return False
+        return ""
+    if ownership.existed_before():
+        if not cluster.put_back(plan.app_name, plan.digest):
+            return ""
+        log.info("application put back", app=plan.app_name)
+        return f"{plan.app_name} runs again what it ran before."
     cluster.remove(plan.app_name)
     log.info("application removed that never ran", app=plan.app_name)
-    return True
+    return f"{plan.app_name} never ran; it was removed."
 
 
 def _is_own(run: DeployRun, services: Services, state: ServeState) -> bool:
@@ -243,7 +257,7 @@ def _fail(run: DeployRun, services: Services, cluster: Cluster, failure: str) ->
     with Ownership(services, plan_of(run).app_name).locked() as is_locked:
         if not is_locked:
             return Reschedule(LOCKED_SECONDS)
-        remove_if_never_ran(run, services, cluster)
+        undo_deployment(run, services, cluster)
     raise RunFailedError(failure)
 
 

@@ -75,7 +75,7 @@ class DeployTask(AgentTask):
         with bulkhead.acquire(CLUSTER) as acquired:
             if not acquired:
                 raise PluginHostUnavailableError("other deployments hold the slots of this worker's bulkhead")
-            serve.remove_after_stop(job, services(), _cluster())
+            serve.undo_after_stop(job, services(), _cluster())
 
 
 @once_per_process

@@ -27,7 +27,11 @@ CLAIM_TTL_SECONDS: Final = 6.0
 """A claim that is not renewed for so long expires, and other relays acquire its log."""
 
 RENEW_INTERVAL_SECONDS: Final = 1.5
-POLL_INTERVAL_SECONDS: Final = 0.5
+POLL_INTERVAL_SECONDS: Final = 2.0
+"""A relay that nobody wakes looks so often whether claims have expired."""
+BACKLOG_SECONDS: Final = 0.05
+"""Between two looks while there is more than a look claims, so that other relays get a part of it."""
+RETRY_SECONDS: Final = 0.5
 MAX_LOGS: Final = 2_000
 MAX_CLAIMS_PER_POLL: Final = 50
 """Few, so that several relays share logs that are subscribed to together."""
@@ -68,16 +72,20 @@ class LogRelay:
 
     async def _acquire_claims(self) -> None:
         while True:
-            acquired: list[Claim] = []
             limit = min(MAX_CLAIMS_PER_POLL, MAX_LOGS - len(self._claims))
             try:
                 acquired = await self._claim_store.acquire(limit) if limit > 0 else []
+                for claim in acquired:
+                    self._start_tail(claim)
+                if len(self._claims) >= MAX_LOGS:  # tokens are for other relays
+                    await asyncio.sleep(POLL_INTERVAL_SECONDS)
+                elif len(acquired) == MAX_CLAIMS_PER_POLL:
+                    await asyncio.sleep(BACKLOG_SECONDS)
+                else:
+                    await self._claim_store.wait_for_subscriptions(POLL_INTERVAL_SECONDS)
             except (RedisError, OSError) as error:
                 log.warning("log subscriptions not read", error_type=type(error).__name__)
-            for claim in acquired:
-                self._start_tail(claim)
-            is_backlog = len(acquired) == MAX_CLAIMS_PER_POLL
-            await asyncio.sleep(POLL_INTERVAL_SECONDS / 10 if is_backlog else POLL_INTERVAL_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)
 
     def _start_tail(self, claim: Claim) -> None:
         name = claim.subscription.name
@@ -140,6 +148,8 @@ class LogRelay:
             async with asyncio.timeout(RELEASE_TIMEOUT_SECONDS):
                 for claim in claims:
                     await self._claim_store.release(claim, log_closed=False)
+                if claims:
+                    await self._claim_store.wake_relay()
 
 
 async def _cancel_all(tasks: Iterable["asyncio.Task[None]"]) -> None:
@@ -154,7 +164,8 @@ async def _cancel_all(tasks: Iterable["asyncio.Task[None]"]) -> None:
 
 STOP_TIMEOUT_SECONDS: Final = 5.0
 RESTART_DELAY_SECONDS: Final = 1.0
-MAX_REDIS_CONNECTIONS: Final = 4
+MAX_REDIS_CONNECTIONS: Final = 5
+"""One of them waits for subscriptions."""
 
 
 class LogRelayStep(bootsteps.StartStopStep):

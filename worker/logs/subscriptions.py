@@ -11,7 +11,7 @@ from shared.channels import redis_prefix
 from worker.lua import Scripts
 from worker.platform.streams import StreamProtocol
 from worker.runs.events import LOG_SCRIPT, line_time, log_args, log_keys
-from worker.runs.keys import ended_logs_key, log_subscription, open_logs_key
+from worker.runs.keys import ended_logs_key, log_subscription, open_logs_key, relay_token_key
 from worker.runs.scripts import run_scripts
 
 
@@ -75,6 +75,17 @@ class ClaimStore:
         keys = [open_logs_key(), log_owners_key(), last_log_claim_key()]
         acquired = await self._claim_scripts.run("acquire_claims", keys, self._ttl_seconds, limit)
         return [Claim(Subscription.parse(name), fencing_token) for name, fencing_token in acquired]
+
+    async def wait_for_subscriptions(self, seconds: float) -> None:
+        """Return when there may be something to claim, or after `seconds`.
+
+        Claims that expire leave no token, nor does a worker that dies while it subscribes.
+        """
+        await self._redis.blpop([relay_token_key()], timeout=seconds)
+
+    async def wake_relay(self) -> None:
+        """Let one of the relays that wait look for something to claim."""
+        await self._log_scripts.run("wake_relay", [relay_token_key()])
 
     async def renew(self, claims: Mapping[str, Claim]) -> list[str]:
         """Renew claims, given by subscription name; returns the names that other relays hold now."""

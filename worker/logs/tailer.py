@@ -132,6 +132,12 @@ MAX_RAY_MESSAGE_CHARS: Final = 2_000
 UNKNOWN_JOB_SECONDS: Final = 30.0
 """How long an agent may not know the job: a log may be subscribed to shortly before its job is submitted."""
 
+FINAL_STATUS_SECONDS: Final = 60.0
+"""How long the end of a log that is complete waits for the final status of its job. A cluster that has just
+tried to install what a job needs may answer late."""
+STILL_RUNNING_SECONDS: Final = 5.0
+"""The same while the agent says that the job still runs, although it has marked the end of the log."""
+
 STABLE_CONNECTION_SECONDS: Final = 10.0
 """A connection that lasted so long counts as a success, even if no line came over it."""
 
@@ -183,7 +189,8 @@ class LogTailer:
                     self._backoff.reset()
                 if not await self._may_retry(error):
                     await self._buffer.flush()
-                    return LogClosure(UNREACHABLE, self._final_line(f"it cannot be reached ({error})"))
+                    why = self._final_line(f"it cannot be reached ({error})")
+                    return LogClosure(UNREACHABLE, f"{why} {self._failure_line()}".rstrip())
             else:
                 if self._buffer.rejection:
                     is_limit = self._buffer.rejection == LIMIT
@@ -207,7 +214,8 @@ class LogTailer:
         if not await self._buffer.flush():
             return None
         if self._final_status or tail.completed:
-            return LogClosure(STOPPED if await self._was_stopped() else ENDED, self._failure_line())
+            await self._await_final_status()
+            return LogClosure(STOPPED if self._final_status == "STOPPED" else ENDED, self._failure_line())
         # The agent closed the connection without marking the end of the log. If the job has ended, the next
         # connection reads the lines that were written in between.
         await self._refresh_final_status()
@@ -236,12 +244,19 @@ class LogTailer:
         self._backoff.reset()
         return await self._buffer.put([redact(line) for line in lines[skipped:]])
 
-    async def _was_stopped(self) -> bool:
-        if not self._final_status:
-            # The log is complete even when the agent cannot say how the job ended.
-            with contextlib.suppress(ClientError):
+    async def _await_final_status(self) -> None:
+        """Ask how the job of a complete log ended, which may be all that there is to say about it."""
+        attempts = Backoff(FINAL_STATUS_SECONDS, time.monotonic)
+        while not self._final_status:
+            budget_seconds = STILL_RUNNING_SECONDS
+            try:
                 await self._refresh_final_status()
-        return self._final_status == "STOPPED"
+            except ClientError:
+                budget_seconds = FINAL_STATUS_SECONDS
+            # The log is complete even when the agent cannot say how the job ended.
+            if self._final_status or not attempts.record_failure(budget_seconds):
+                return
+            await asyncio.sleep(attempts.next_delay())
 
     async def _may_retry(self, error: ClientError) -> bool:
         if isinstance(error, ClientTimeoutError):

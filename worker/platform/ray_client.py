@@ -124,8 +124,9 @@ class RayClientMixin(BaseClient):
     ) -> Generator[str]:
         """Follow a job's log from its beginning until it ends.
 
-        The arguments are checked at once; nothing is sent before the first line is asked for. Closing the
-        generator, or leaving it early, closes the connection.
+        "stream" and "websocket" connect in this call, so that a caller can try one and fall back to the
+        other; "auto" connects when the first line is asked for. Closing the generator, leaving it early, or
+        forgetting it closes the connection.
 
         Args:
             pk: The job's id.
@@ -138,11 +139,17 @@ class RayClientMixin(BaseClient):
 
         Raises:
             ValidationError: 400, an argument is wrong.
-            ClientError: While iterating, after the lines before the failure: 404 for an unknown job, 408 for
-                a timeout, 429 for a limit, 500 for an error of the stream or a closed client, 503 for a lost
-                connection.
+            ClientError: In the call when it connects, and while iterating, after the lines before the
+                failure: 404 for an unknown job, 408 for a timeout, 429 for a limit, 500 for an error of the
+                stream or a closed client, 503 for a lost connection.
         """
-        return self._follow(self.log_tail(pk, stream_timeout, protocol))
+        tail = self.log_tail(pk, stream_timeout, protocol)
+        if protocol == "auto":
+            return self._follow(tail, announce=False)
+        lines = self._follow(tail, announce=True)
+        # It has begun, so that forgetting it closes the connection.
+        next(lines)
+        return lines
 
     def websocket_tail_job_logs(self, pk: str, stream_timeout: float = LOG_TIMEOUT_SECONDS) -> Generator[str]:
         """Follow a job's log over a websocket, which has the least delay.
@@ -177,7 +184,7 @@ class RayClientMixin(BaseClient):
     def log_tail(
         self, pk: str, stream_timeout: float = LOG_TIMEOUT_SECONDS, protocol: StreamProtocol = "auto"
     ) -> AsyncLogTail:
-        """Follow a job's log on the caller's event loop.
+        """Follow a job's log on the caller's event loop. `await tail.open()` connects before the first line.
 
         Args:
             pk: The job's id.
@@ -290,8 +297,8 @@ class RayClientMixin(BaseClient):
         )
 
     # A generator of its own: the caller's arguments are checked at once, and it keeps the client alive.
-    def _follow(self, tail: AsyncLogTail) -> Generator[str]:
-        yield from self._streams.follow(tail)
+    def _follow(self, tail: AsyncLogTail, *, announce: bool) -> Generator[str]:
+        yield from self._streams.follow(tail, announce=announce)
 
 
 def _get(path: str) -> Request:

@@ -12,7 +12,9 @@ from worker.platform.errors import (
 )
 from worker.platform.requests import Request
 
-_TRANSIENT_STATUSES = frozenset({429, 502, 503, 504})
+LATER_STATUSES = frozenset({429, 502, 503, 504, 520, 521, 522, 523, 524, 529})
+"""A service, or the gateway before it, asks to be called again later: those from 520 on are of CDNs, which
+could not reach the service, and of services that are overloaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,4 +89,4 @@ def is_retryable(error: BaseException, request: Request) -> bool:
     if not isinstance(error, HTTPError):
         return False
     # A backend that fails with 500 may have written before it failed, so only reads are sent again.
-    return error.status_code in _TRANSIENT_STATUSES or (error.status_code == 500 and request.method == "GET")
+    return error.status_code in LATER_STATUSES or (error.status_code == 500 and request.method == "GET")

@@ -1,6 +1,7 @@
 """A release's config.yaml, parsed and checked (contract: "Plugins")."""
 
 import re
+from collections import Counter
 from typing import Annotated, Literal
 
 import yaml
@@ -22,6 +23,9 @@ MAX_CONFIG_BYTES = 256 * 1024
 MAX_NODES = 50_000
 """Nodes after aliases are expanded: a few lines of aliases of aliases can expand to billions."""
 
+INSTALLERS = frozenset({"pip", "uv", "conda"})
+"""Of a runtime environment: what installs packages; Ray takes one of them."""
+
 _TEXT_TAG, _NULL_TAG, _MERGE_TAG = (f"tag:yaml.org,2002:{name}" for name in ("str", "null", "merge"))
 _ENTRYPOINT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*", re.ASCII)
 
@@ -32,7 +36,20 @@ def _text_only(value: object) -> object:
     return value
 
 
-def _check_env_vars(value: object) -> object:
+def _check_runtime_env(value: object) -> object:
+    """What Ray would reject, or would not take together with a release's package, when it is deployed."""
+    declared = {str(name) for name, held in value.items() if held} if isinstance(value, dict) else set()
+    if own := sorted(declared & {"working_dir", "py_modules"}):
+        raise ValueError(f"must not set {' or '.join(own)}: the release itself is the working directory")
+    if alone := sorted(declared & {"container", "image_uri"}):
+        raise ValueError(
+            f"must not set {' or '.join(alone)}, which Ray does not take with a working directory"
+        )
+    if len(installers := sorted(declared & INSTALLERS)) > 1:
+        raise ValueError(f"must set one of {', '.join(installers)}, for Ray takes no two of them")
+    for name in sorted(declared & {"pip", "uv"}):
+        if isinstance(value, dict) and isinstance(value[name], str):
+            raise ValueError(f"{name} must be a list or a mapping: for a file, requirements.txt is read")
     variables = value.get("env_vars") if isinstance(value, dict) else None
     if not isinstance(variables, dict | None):
         raise ValueError("env_vars must be a mapping")
@@ -50,7 +67,7 @@ def _is_entrypoint(value: str) -> str:
 
 Text = Annotated[str, BeforeValidator(_text_only), StringConstraints(min_length=1)]
 EnvValue = Annotated[str, BeforeValidator(_text_only)]
-RuntimeEnv = Annotated[JsonObject, BeforeValidator(_check_env_vars)]
+RuntimeEnv = Annotated[JsonObject, BeforeValidator(_check_runtime_env)]
 
 
 class _Declared(BaseModel):
@@ -94,6 +111,7 @@ def parse_release_config(text: bytes) -> ReleaseConfig:
         loader = yaml.SafeLoader(text.decode("utf-8-sig"))
         root = loader.get_single_node()
         _reject_alias_bomb(root)
+        _reject_repeated_keys(root)
         for path in (("env",), ("runtime_env", "env_vars")):
             _keep_as_written(_node_at(root, path))
         content = None if root is None else loader.construct_document(root)
@@ -177,6 +195,25 @@ def _reject_alias_bomb(root: yaml.Node | None) -> None:
         raise ReleaseInvalidError(
             f"config.yaml has more than {MAX_NODES} values once its aliases are expanded"
         )
+
+
+def _reject_repeated_keys(root: yaml.Node | None) -> None:
+    """Reject a mapping that has a key twice: PyYAML takes the last one, and other readers the first."""
+    open_nodes, seen = [root] if root is not None else [], set()
+    while open_nodes:
+        node = open_nodes.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        open_nodes += _children(node)
+        if isinstance(node, yaml.MappingNode):
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            repeated = [name for name, count in Counter(names).items() if count > 1 and name != "<<"]
+            if repeated:
+                line = node.start_mark.line + 1
+                raise ReleaseInvalidError(
+                    f"config.yaml has {repeated[0]!r} twice in the mapping of line {line}"
+                )
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:

@@ -34,8 +34,22 @@ class PluginProcessDiedError(PluginCallError):
     """The process of the author's code ended in the middle of a call."""
 
 
+def died_by_itself(answered: int, payload: Any) -> bool:
+    """Whether the call with `payload`, amid which its process died, is to blame for that.
+
+    A process that has `answered` other calls may have been ended by what these left running, such as a
+    timer, so an item is called once more, in a process of its own. Several items are not: which of them it
+    is the caller finds out one a call.
+    """
+    return answered == 0 or (isinstance(payload, list) and len(payload) > 1)
+
+
 class PluginHostUnavailableError(PluginError):
     """The host that runs plugin code is unavailable. A retry later may succeed."""
+
+
+class PluginLoadError(PluginHostUnavailableError):
+    """The release's modules hung or ended their process while they were imported, before any call."""
 
 
 class ReleaseChangedError(PluginHostUnavailableError):

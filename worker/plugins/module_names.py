@@ -4,35 +4,41 @@ The folder of a release comes first on the path of its process. With a `types.py
 there the process of plugin code does not even start.
 """
 
-import re
 import sys
 from collections.abc import Iterator
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from packaging.requirements import InvalidRequirement, Requirement
-
 from worker.plugins.errors import ReleaseInvalidError
 
-_DISTRIBUTION: Final = "synapse-worker[worker]"
 _OWN: Final = frozenset({"worker", "shared", "ray"})
 _HARMLESS: Final = frozenset({"antigravity", "idlelib", "test", "this", "turtle", "turtledemo"})
 """Of the standard library; no program imports them."""
+
+_NAMES: Final = """
+aiohappyeyeballs aiohttp aiosignal annotated_doc annotated_types anyio attr attrs certifi
+charset_normalizer click colorama fastapi filelock frozenlist google grpc grpc_reflection h11
+httpcore httpx idna jsonschema jsonschema_specifications msgpack multidict numpy opentelemetry
+packaging propcache psutil pydantic pydantic_core pygments referencing requests rich rpds starlette
+structlog typing_extensions typing_inspection urllib3 uvicorn uvloop watchfiles wcwidth yaml yarl
+"""
+_IMPORTED: Final = frozenset(_NAMES.split())
+"""What processes of plugin code import before the author's modules: Ray's workers, Serve's replicas, ours."""
 
 
 def check_module_names(folder: Path) -> None:
     """Raise `ReleaseInvalidError` that names every module at the top of a release whose name is taken."""
     taken = [
-        f"{name!r} ({owner})" for name in _modules_at_top(folder) if (owner := _owner_of(name)) is not None
+        f"{name!r} ({owner})" for name in modules_at_top(folder) if (owner := _owner_of(name)) is not None
     ]
     if taken:
         kind = "name is" if len(taken) == 1 else "names are"
         raise ReleaseInvalidError(f"its top-level {kind} taken by the host: {', '.join(taken)}; rename")
 
 
-def _modules_at_top(folder: Path) -> Iterator[str]:
+def modules_at_top(folder: Path) -> Iterator[str]:
+    """Names of the modules and packages that can be imported from a release's folder."""
     for path in sorted(folder.iterdir()):
         if path.suffix == ".py" or (path / "__init__.py").is_file():
             yield path.name.removesuffix(".py")
@@ -43,50 +49,6 @@ def _owner_of(name: str) -> str | None:
         return "the worker's"
     if name in sys.stdlib_module_names and name not in _HARMLESS:
         return "Python's standard library"
-    distribution = _modules_of_requirements().get(name)
-    return f"the package {distribution}" if distribution else None
-
-
-@lru_cache(maxsize=1)
-def _modules_of_requirements() -> dict[str, str]:
-    """Modules of the packages that the worker and Ray need, and of nothing else that is installed here."""
-    needed = _requirements()
-    return {
-        module: owners[0]
-        for module, distributions in metadata.packages_distributions().items()
-        if (owners := [each for each in distributions if _normalized(each) in needed])
-    }
-
-
-def _requirements() -> set[str]:
-    found: set[str] = set()
-    open_requirements = [Requirement(_DISTRIBUTION)]
-    seen: set[str] = set()
-    while open_requirements:
-        requirement = open_requirements.pop()
-        if str(requirement) in seen:
-            continue
-        seen.add(str(requirement))
-        try:
-            declared = metadata.requires(requirement.name) or []
-        except metadata.PackageNotFoundError:
-            continue
-        found.add(_normalized(requirement.name))
-        for text in declared:
-            try:
-                child = Requirement(text)
-            except InvalidRequirement:
-                continue
-            if _applies(child, requirement.extras):
-                child.marker = None
-                open_requirements.append(child)
-    return found
-
-
-def _applies(requirement: Requirement, extras: set[str]) -> bool:
-    marker = requirement.marker
-    return marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *extras))
-
-
-def _normalized(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+    if name in _IMPORTED:
+        return f"the package {next(iter(metadata.packages_distributions().get(name, [])), name)}"
+    return None

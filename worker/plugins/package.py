@@ -16,7 +16,6 @@ from worker.plugins.errors import (
     PluginHostUnavailableError,
     RayDriverError,
     ReleaseChangedError,
-    ReleaseInvalidError,
 )
 from worker.plugins.ray_driver import RayConnection, operations
 from worker.plugins.requirements import installation
@@ -27,10 +26,8 @@ from worker.plugins.store import Release
 def runtime_env(release: Release, package: str, env: dict[str, str]) -> JsonObject:
     """The `runtime_env` of config.yaml with the release's package, requirements and environment added."""
     declared = dict(release.config.runtime_env)
-    if "working_dir" in declared or "py_modules" in declared:
-        raise ReleaseInvalidError(f"{release.name}: runtime_env must not set working_dir or py_modules")
     variables = declared.pop("env_vars", None) or {}
-    installs = {} if {"pip", "uv", "conda"} & declared.keys() else installation(release.path, release.config)
+    installs = installation(release.path, release.config)
     return {**declared, **installs, "working_dir": package, "env_vars": {**variables, **env}}
 
 

@@ -1,54 +1,111 @@
-"""Runs plugin code in this process, for unit tests and for installations that trust their plugins."""
+"""Runs plugin code in child processes of this one, which need no Ray."""
 
 import json
-import sys
+import os
 import threading
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from worker.plugins import runner
-from worker.plugins.errors import parse_reply
+from worker.plugins.child_process import PluginProcess
+from worker.plugins.errors import (
+    PluginCallError,
+    PluginError,
+    PluginHostBusyError,
+    PluginLoadError,
+    PluginProcessDiedError,
+    RunEndedError,
+    died_by_itself,
+    parse_reply,
+)
 from worker.plugins.output import OnOutput, ignore_output
 from worker.plugins.ray_host import RayHost
 from worker.plugins.requests import ActionRequest
 from worker.plugins.run_end import check_run, wait_for
+from worker.plugins.runner import LOAD
 from worker.plugins.store import Release
+
+MAX_PROCESSES = 4
+"""Of one release, each with one call at a time; as many as a run has chunks in flight."""
+MAX_RELEASES = 16
+"""Whose idle processes are kept."""
+MAX_IDLE_SECONDS = 600.0
+"""A process that was not called for this long is ended."""
+SHARE_SECONDS = 0.1
+"""So long a call waits for a free process before another is started, which imports everything again."""
+MAX_SLOT_WAIT_SECONDS = 5.0
+"""Longest wait for a process when there are as many as may be."""
+
+_Key = tuple[str, str]
+
+
+@dataclass
+class _Processes:
+    """Those of one release: `count` of them, of which `idle` are not called now."""
+
+    idle: list[PluginProcess] = field(default_factory=list)
+    count: int = 0
+    last_used: float = field(default_factory=time.monotonic)
 
 
 class ProcessHost:
-    """Runs calls in the calling thread, without a timeout, because a thread cannot be stopped.
+    """Runs each call in a child process with the release's modules alone; `timeout` is in seconds a call.
 
-    A call that hangs therefore outlasts a stop of its run; no further call of that run is begun.
-
-    Nearly all releases call their package `plugin`, so only one release's modules are in `sys.modules` at a
-    time: calls of one release run concurrently, those of another release wait for them.
-    The one operation that deploys runs on `ray`, because this process never loads Ray.
+    A process that hangs is killed, and one that dies takes nothing with it. When the run ends for which a
+    call is made, its process is killed, too. The one operation that deploys runs on `ray`.
     """
 
-    def __init__(self, ray: RayHost | None = None, on_output: OnOutput = ignore_output) -> None:
+    def __init__(
+        self, ray: RayHost | None = None, timeout: float = 300.0, on_output: OnOutput = ignore_output
+    ) -> None:
         self._ray = ray
+        self._timeout = timeout
         self._on_output = on_output
+        self._condition = threading.Condition()
+        self._releases: dict[_Key, _Processes] = {}
+        self._owner = os.getpid()
 
     def call(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
         """See `PluginHost.call`."""
-        check_run()
         if operation == "submit" and self._ray is not None:
             return self._ray.call(release, request, operation, payload)
-        with _isolation.activated(release.path):
-            reply = runner.call_operation(release.path, request, operation, json.dumps(payload))
-        return parse_reply(reply, partial(self._on_output, request))
+        try:
+            return self.call_batch(release, request, operation, payload)
+        except PluginLoadError as error:  # a one-off call is the one that loads, and answers for it
+            raise PluginCallError("PluginLoadError", str(error)) from None
 
     def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
-        """See `PluginHost.call_batch`; imported modules always stay loaded here."""
-        return self.call(release, request, operation, payload)
+        """See `PluginHost.call_batch`; a process stays loaded between calls of both kinds."""
+        check_run()
+        text, is_retry = json.dumps(payload), False
+        while True:
+            processes, process = self._acquire(release, request)
+            answered = process.answered
+            try:
+                reply = process.call(request.to_json(), operation, text, self._timeout)
+            except PluginProcessDiedError:
+                if is_retry or died_by_itself(answered, payload):
+                    raise
+                is_retry = True
+                continue
+            finally:
+                self._give_back(release, processes, process)
+            return parse_reply(reply, partial(self._on_output, request))
 
     def warm_up(self, release: Release, request: ActionRequest) -> None:
-        """See `PluginHost.warm_up`; the first call imports the release here."""
+        """See `PluginHost.warm_up`."""
+        with self._condition:
+            self._forget_parent()
+            if _key(release) in self._releases:
+                return
+        arguments = release, request
+        threading.Thread(target=self._warm_up, args=arguments, name="plugin-warm-up", daemon=True).start()
+
+    def _warm_up(self, release: Release, request: ActionRequest) -> None:
+        with suppress(PluginError, RunEndedError, OSError):
+            self.call_batch(release, request, LOAD, None)
 
     def pin(self, package: str) -> bool:
         """See `PluginHost.pin`; only deployed releases have a package."""
@@ -60,75 +117,88 @@ class ProcessHost:
 
     def close(self) -> None:
         """See `PluginHost.close`."""
+        with self._condition:
+            self._forget_parent()
+            idle = [process for found in self._releases.values() for process in found.idle]
+            self._releases.clear()
+        for process in idle:
+            process.kill()
         if self._ray is not None:
             self._ray.close()
 
-
-class ModuleIsolation:
-    """Makes the modules of one release at a time importable. There is one a process, like `sys.modules`."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._queue: deque[object] = deque()
-        self._current: Path | None = None
-        self._calls = 0
-        self._inactive: dict[Path, dict[str, ModuleType]] = {}
-
-    @contextmanager
-    def activated(self, folder: Path) -> Iterator[None]:
-        """Run a block with the release in `folder` active; in order of arrival, so that no call starves."""
-        ticket = object()
-
-        def is_next() -> bool:
-            return self._queue[0] is ticket and (self._calls == 0 or self._current == folder)
-
-        with self._condition:
-            self._queue.append(ticket)
-            try:
-                wait_for(lambda seconds: self._condition.wait_for(is_next, seconds))
-            finally:
-                self._queue.remove(ticket)
-                self._condition.notify_all()
-            try:
-                if self._current != folder:
-                    self._switch(folder)
-                self._calls += 1
-            finally:
-                self._condition.notify_all()
+    def _acquire(self, release: Release, request: ActionRequest) -> tuple[_Processes, PluginProcess]:
+        """A process of the release that nobody calls; raises `PluginHostBusyError`, `RunEndedError`."""
+        dropped: list[PluginProcess] = []
         try:
-            yield
-        finally:
             with self._condition:
-                self._calls -= 1
-                self._condition.notify_all()
+                self._forget_parent()
+                dropped += self._drop_idle(_key(release))
+                processes = self._releases.setdefault(_key(release), _Processes())
+                waits = (1, SHARE_SECONDS), (MAX_PROCESSES, MAX_SLOT_WAIT_SECONDS)
+                if not any(self._may_begin(processes, dropped, most, seconds) for most, seconds in waits):
+                    raise PluginHostBusyError(f"{release.name}: its processes are busy")
+                if processes.idle:
+                    return processes, processes.idle.pop()
+                processes.count += 1
+        finally:
+            for process in dropped:
+                process.kill()
+        try:
+            return processes, PluginProcess(release, request.env)
+        except BaseException:
+            with self._condition:
+                processes.count -= 1
+            raise
 
-    def _switch(self, folder: Path) -> None:
-        """Take the active release's modules out of `sys.modules` and put the other release's back."""
-        if self._current is not None:
-            old = {
-                name: module
-                for name, module in list(sys.modules.items())
-                if _is_module_of(module, self._current)
-            }
-            for name in old:
-                del sys.modules[name]
-            self._inactive[self._current] = old
-            sys.path[:] = [entry for entry in sys.path if entry != str(self._current)]
-        sys.modules.update(self._inactive.pop(folder, {}))
-        self._current = folder
+    def _may_begin(
+        self, processes: _Processes, dropped: list[PluginProcess], most: int, seconds: float
+    ) -> bool:
+        """Whether within `seconds` a process is idle, or there are fewer than `most`."""
+
+        def is_free() -> bool:
+            while processes.idle and not processes.idle[-1].is_running:
+                # It died between two calls, which is the failure of neither.
+                dropped.append(processes.idle.pop())
+                processes.count -= 1
+            return bool(processes.idle) or processes.count < most
+
+        return wait_for(lambda left: self._condition.wait_for(is_free, left), seconds)
+
+    def _give_back(self, release: Release, processes: _Processes, process: PluginProcess) -> None:
+        with self._condition:
+            is_kept = process.is_running and self._releases.get(_key(release)) is processes
+            if is_kept:
+                processes.idle.append(process)
+            else:
+                processes.count -= 1
+            processes.last_used = time.monotonic()
+            self._condition.notify()
+        if not is_kept:
+            process.kill()
+
+    def _drop_idle(self, key: _Key) -> list[PluginProcess]:
+        """Forget processes that were idle for long, and those of the release that was called longest ago."""
+        now, dropped = time.monotonic(), []
+        for processes in self._releases.values():
+            idle = [each for each in processes.idle if now - each.last_used > MAX_IDLE_SECONDS]
+            processes.idle = [each for each in processes.idle if each not in idle]
+            processes.count -= len(idle)
+            dropped += idle
+        unused = {
+            each: found
+            for each, found in self._releases.items()
+            if found.count == len(found.idle) and each != key
+        }
+        oldest = sorted(unused, key=lambda each: unused[each].last_used)
+        for each in oldest[: max(0, len(self._releases) - MAX_RELEASES)]:
+            dropped += self._releases.pop(each).idle
+        return dropped
+
+    def _forget_parent(self) -> None:
+        """A forked process has its parent's object, but the processes belong to the parent."""
+        if self._owner != os.getpid():
+            self._releases, self._owner = {}, os.getpid()
 
 
-def _is_module_of(module: ModuleType, folder: Path) -> bool:
-    """Whether the module's file, or a namespace package's folder, is in the release's folder."""
-    places = [getattr(module, "__file__", None), *_paths(module)]
-    return any(isinstance(place, str) and Path(place).is_relative_to(folder) for place in places)
-
-
-def _paths(module: ModuleType) -> list[Any]:
-    try:
-        return list(getattr(module, "__path__", []))
-    except Exception:  # some modules return an object of their own for every attribute
-        return []
-
-
-_isolation = ModuleIsolation()
+def _key(release: Release) -> _Key:
+    return str(release.path), release.checksum

@@ -16,10 +16,12 @@ from worker.plugins.errors import (
     PluginCallError,
     PluginHostBusyError,
     PluginHostUnavailableError,
+    PluginLoadError,
     PluginProcessDiedError,
     PluginTimeoutError,
     RayDriverError,
     RunEndedError,
+    died_by_itself,
     parse_reply,
 )
 from worker.plugins.output import OnOutput, ignore_output
@@ -53,7 +55,10 @@ class _Actor:
     slot: threading.Lock = field(default_factory=threading.Lock)
     last_used: float = field(default_factory=time.monotonic)
     calls: int = 0
+    """Which run or wait for the slot."""
+    answered: int = 0
     has_started: bool = False
+    has_loaded: bool = False
     is_loading: bool = False
     """Whether the call in the slot is that of a warm-up."""
 
@@ -97,23 +102,26 @@ class RayHost:
     def call_batch(self, release: Release, request: ActionRequest, operation: str, payload: Any) -> Any:
         """See `PluginHost.call_batch`.
 
-        A process that died is started again, once a call: it may have died before the call, or with its node.
+        A call amid which its process dies is made again, in a new process, unless `died_by_itself`.
         """
-        request = self._prepared(release, request)
-        text, key = json.dumps(payload), _key(release, request)
-        for is_retry in (False, True):
+        text, key, is_retry = json.dumps(payload), _key(release, request), False
+        while True:
+            request = self._prepared(release, request)  # each time, as the cluster may be another one
             actor = self._actor(key)
             try:
                 reply = self._call_in_slot(key, actor, release, request, operation, text)
-                return parse_reply(reply, partial(self._on_output, request))
             except PluginProcessDiedError:
-                if is_retry:
+                if is_retry or died_by_itself(actor.answered, payload):
                     raise
+                is_retry = True
+                continue
             finally:
                 with self._lock:
                     actor.calls -= 1
                     actor.last_used = time.monotonic()
-        raise AssertionError("unreachable")
+            # None: the call before this one hung or ended the process, which is no fault of this one.
+            if reply is not None:
+                return parse_reply(reply, partial(self._on_output, request))
 
     def warm_up(self, release: Release, request: ActionRequest) -> None:
         """See `PluginHost.warm_up`: its package is uploaded, its process started, its entrypoint imported."""
@@ -143,11 +151,12 @@ class RayHost:
         request: ActionRequest,
         operation: str,
         payload: str,
-    ) -> str:
+    ) -> str | None:
         """Run one call at a time, so that the timeout covers the call but no wait for others or its process.
 
-        A wait occupies one of the worker's slots, so it is short; the step retries later without a failure.
-        But what a warm-up does, the call would have to do itself.
+        None when the process is gone by the time that it is free. A wait occupies one of the worker's slots,
+        so it is short; the step retries later without a failure. But what a warm-up does, the call would have
+        to do itself.
         """
         while not wait_for(lambda seconds: actor.slot.acquire(timeout=seconds), MAX_SLOT_WAIT_SECONDS):
             if not actor.is_loading:
@@ -156,17 +165,19 @@ class RayHost:
         actor.is_loading = operation == LOAD
         try:
             if not self._is_current(key, actor):
-                # It is no fault of this call's items that the one before them hung or ended the process.
-                raise PluginHostBusyError(f"{release.name}: its process was ended by another call")
+                return None
             if not actor.id:
                 start = operations.start_actor
                 actor.id = self._submit(start, request.runtime_env, undo=operations.kill_actor)
             if not actor.has_started:
                 self._await_start(key, actor, release)
-            arguments = actor.id, request.to_json(), operation, payload
-            undo = partial(operations.kill_actor, actor.id)
-            call = self._submit(operations.call_actor, *arguments, undo=undo)
-            return self._reply(call, release, operation)
+            if not actor.has_loaded and operation != LOAD:
+                self._load(key, actor, release, request)
+            call = self._call_actor(actor, request, operation, payload)
+            reply = self._reply(call, release, operation)
+            actor.has_loaded = True
+            actor.answered += operation != LOAD
+            return reply
         except (PluginTimeoutError, PluginProcessDiedError):
             # Before the slot is free, so that a call that waits for it does not find a dead process.
             self._kill(key, actor, call)
@@ -201,6 +212,27 @@ class RayHost:
                 f"the process of {release.name} died at its start ({result.error_type})"
             )
         raise PluginCallError(result.error_type, _tail(result.text))
+
+    def _call_actor(self, actor: _Actor, request: ActionRequest, operation: str, payload: str) -> str:
+        arguments = actor.id, request.to_json(), operation, payload
+        undo = partial(operations.kill_actor, actor.id)
+        return self._submit(operations.call_actor, *arguments, undo=undo)
+
+    def _load(self, key: tuple[str, str], actor: _Actor, release: Release, request: ActionRequest) -> None:
+        """Import the author's modules apart from the first call, so that no item is to blame for that.
+
+        An error that they raise is met again by the call.
+        """
+        call = self._call_actor(actor, request, LOAD, "null")
+        try:
+            self._reply(call, release, LOAD, MAX_START_SECONDS)
+        except (PluginTimeoutError, PluginProcessDiedError) as error:
+            self._kill(key, actor, call)
+            raise PluginLoadError(f"{release.name} cannot be imported: {error}") from None
+        except RunEndedError:
+            self._send(operations.kill_actor, actor.id, call)
+            raise
+        actor.has_loaded = True
 
     def _is_current(self, key: tuple[str, str], actor: _Actor) -> bool:
         with self._lock:
@@ -313,11 +345,12 @@ class RayHost:
                 raise PluginHostUnavailableError("the Ray cluster was lost during the call")
         return None
 
-    def _reply(self, call: str, release: Release, operation: str) -> str:
-        result = self._wait_until_done(call, self._timeout)
+    def _reply(self, call: str, release: Release, operation: str, seconds: float | None = None) -> str:
+        seconds = self._timeout if seconds is None else seconds
+        result = self._wait_until_done(call, seconds)
         if result is None:
             raise PluginTimeoutError(
-                f"{release.name}: {operation} took longer than {self._timeout:g} s and was stopped"
+                f"{release.name}: {operation} took longer than {seconds:g} s and was stopped"
             )
         if result.end == CallEnd.REPLY:
             return result.reply

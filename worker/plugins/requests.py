@@ -16,6 +16,10 @@ WHOLE_RUN: Final = "whole_run"
 which a worker says that it can do that: older ones would go on with their own steps."""
 
 
+ENTRIES: Final = ("dispatch", "run", "execute")
+"""The methods with which a whole run begins: the first of them that there is."""
+
+
 class Runner(StrEnum):
     """Whose program runs an action whole in its Ray job."""
 
@@ -73,8 +77,14 @@ def request_for(
     job: str | None = None,
     language: str = "en",
 ) -> ActionRequest:
-    """A request to an action; raises `ReleaseInvalidError` when the release does not declare it."""
+    """A request to an action; raises `ReleaseInvalidError` when the release does not declare it.
+
+    Options and resources that the action does not declare are those of `inference`, as for a dispatch.
+    """
     declared = release.action(action)
+    inference = release.config.actions.get("inference", declared)
+    # A number of replicas there must not replace autoscaling that the action declares.
+    resources = {key: value for key, value in inference.required_resources.items() if key != "num_replicas"}
     return ActionRequest(
         release=release.name,
         action=action,
@@ -83,8 +93,8 @@ def request_for(
         env={**release.config.env, **run_settings(release, clients.host)},
         job=job,
         language=language,
-        serve_options=declared.serve_options,
-        required_resources=declared.required_resources,
+        serve_options={**inference.serve_options, **declared.serve_options},
+        required_resources={**resources, **declared.required_resources},
         clients=clients,
     )
 

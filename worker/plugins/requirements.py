@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from shared.messages import JsonObject
-from worker.plugins.config import ReleaseConfig
+from worker.plugins.config import INSTALLERS, ReleaseConfig
 from worker.plugins.errors import ReleaseInvalidError
 
 FILE: Final = "requirements.txt"
@@ -37,7 +37,7 @@ class Requirements:
     packages: list[str] = field(default_factory=list)
     options: list[str] = field(default_factory=list)
     paths: list[tuple[str, str]] = field(default_factory=list)
-    """Options that name a path on the node."""
+    """Options that name a path on the node: of the release's unpacked package, or an absolute one."""
 
 
 def read_requirements(folder: Path) -> Requirements:
@@ -52,13 +52,22 @@ def read_requirements(folder: Path) -> Requirements:
 
 
 def installation(folder: Path, config: ReleaseConfig) -> JsonObject:
-    """The part of a runtime environment that installs the release's requirements; empty without any."""
+    """The part of a runtime environment that installs the release's requirements; empty without any.
+
+    Raises `ReleaseInvalidError` for what cannot be installed, or would not be.
+    """
     found = read_requirements(folder)
     if not found.packages:
         return {}
+    if installers := sorted(INSTALLERS & config.runtime_env.keys()):
+        raise ReleaseInvalidError(
+            f"{FILE} and runtime_env.{installers[0]} both say what to install, and Ray takes one: keep one"
+        )
     paths = list(found.paths)
     if config.wheels_dir:
-        paths.append(("--find-links", f"{WORKING_DIR}/{config.wheels_dir}"))
+        declared = f"wheels_dir: {config.wheels_dir}"
+        wheels = _included(folder.resolve(), "config.yaml", declared, config.wheels_dir, is_file=False)
+        paths.append(("--find-links", f"{WORKING_DIR}/{wheels}"))
     if config.package_manager == "pip":
         # Of pip's options Ray expands no variable, but pip does within the file that Ray makes of `packages`.
         lines = [f"{option} {path}" for option, path in paths]
@@ -73,7 +82,7 @@ def _read(folder: Path, name: str, found: Requirements, including: tuple[str, ..
         raise ReleaseInvalidError(f"{name} includes itself")
     for line in _lines(name, (folder / name).read_bytes()):
         if not line.startswith("-"):
-            found.packages.append(line)
+            found.packages.append(_package(folder, name, line))
             continue
         option = _OPTION.fullmatch(line)
         key, value = (option["name"], option["value"].strip("\"' ")) if option else (line, "")
@@ -81,11 +90,24 @@ def _read(folder: Path, name: str, found: Requirements, including: tuple[str, ..
             raise ReleaseInvalidError(f"{name}: {line!r} cannot be installed from a package on Ray's nodes")
         if key in _INCLUDES:
             _read(folder, _included(folder, name, line, value), found, (*including, name))
+        elif key in _PATHS and Path(value).is_absolute():
+            # Of the node: whether it is there is seen where it is installed, and pip names it.
+            found.paths.append((key, value))
         elif key in _PATHS and "://" not in value:
             path = _included(folder, name, line, value, is_file=False)
             found.paths.append((key, f"{WORKING_DIR}/{path}"))
         else:
             found.options += _words(name, line)
+
+
+def _package(folder: Path, name: str, line: str) -> str:
+    """A package as the node installs it: one of the release's own files is in the unpacked package there."""
+    path = re.split(r"[\s;\[@]", line, maxsplit=1)[0]
+    is_path = "/" in path or path.endswith((".whl", ".tar.gz", ".zip"))
+    if not is_path or ":" in path or Path(path).is_absolute():
+        return line
+    inside = _included(folder, name, line, path, is_file=False)
+    return f"{WORKING_DIR}/{inside}{line[len(path) :]}"
 
 
 def _included(folder: Path, name: str, line: str, value: str, *, is_file: bool = True) -> str:

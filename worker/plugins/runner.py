@@ -6,6 +6,7 @@ and should not trust it.
 
 import importlib
 import json
+import os
 import re
 import sys
 import traceback
@@ -24,6 +25,8 @@ RESULT_START, RESULT_END = "__SYNAPSE_RESULT_START__", "__SYNAPSE_RESULT_END__"
 """In the log of a Ray job that runs an action whole: lines before and after its result's JSON."""
 OUTPUT_START, OUTPUT_END = "__SYNAPSE_OUTPUT_START__", "__SYNAPSE_OUTPUT_END__"
 """The same for what an action of ours has said (`worker.plugins.output`)."""
+CLUSTER_TOKEN = "RAY_AUTH_TOKEN"  # noqa: S105 - the variable's name
+"""Ray's own: every process of a cluster that asks for a token inherits it from the node's."""
 MB = 1024 * 1024
 MAX_REPLY_BYTES = 64 * MB
 """Of the JSON that a call returns, measured here, before it takes memory of Ray's store and of a worker."""
@@ -54,9 +57,7 @@ def call_operation(folder: Path, request: ActionRequest, operation: str, payload
     """
     output = OutputCollector()
     try:
-        target = load_entrypoint(folder, request.entrypoint)
-        if not hasattr(target, "run_operation"):
-            target = _adapt(target)
+        target = load_action(folder, request.entrypoint)
         loaded = operation == LOAD
         value = None if loaded else target.run_operation(request, operation, json.loads(payload), output)
         reply = _reply(value)
@@ -96,8 +97,21 @@ def check_size(size: int) -> None:
 
 
 def run_in_ray(request: str, operation: str, payload: str) -> str:
-    """`call_operation` as Ray calls it: the release's package is the working directory."""
+    """`call_operation` as Ray calls it: the release's package is the working directory.
+
+    Ray has read the cluster's token when the process started, and needs the variable no more.
+    """
+    os.environ.pop(CLUSTER_TOKEN, None)
     return call_operation(Path.cwd(), ActionRequest.from_json(request), operation, payload)
+
+
+def load_action(folder: Path, entrypoint: str) -> Any:
+    """The class of ours that the entrypoint is, or the one that stands for it."""
+    target = load_entrypoint(folder, entrypoint)
+    if hasattr(target, "run_operation"):
+        return target
+    module_name, _, name = ADAPTER.partition(":")
+    return getattr(importlib.import_module(module_name), name)(target)
 
 
 def load_entrypoint(folder: Path, entrypoint: str) -> Any:
@@ -152,11 +166,6 @@ def _cut(text: str, max_chars: int) -> str:
         return text
     # Never cut in the middle of a word: the worker could not recognise half a secret.
     return f"{_WORD.sub('', text[:max_chars])}…"
-
-
-def _adapt(target: Any) -> Any:
-    module_name, _, name = ADAPTER.partition(":")
-    return getattr(importlib.import_module(module_name), name)(target)
 
 
 class BatchActor:

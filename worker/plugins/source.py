@@ -48,6 +48,30 @@ class ReleaseSource:
             self._trees[module] = self._parse(module)
         return self._trees[module]
 
+    def check_syntax(self, module: str) -> None:
+        """Read a module and all of the release's that it imports, directly or not. Raises `SourceError`."""
+        open_modules, seen = [module], {module}
+        while open_modules:
+            current = open_modules.pop()
+            for node in ast.walk(self.tree(current) or ast.Module([], [])):
+                for name in self._imported_names(current, node):
+                    if name not in seen:
+                        seen.add(name)
+                        open_modules.append(name)
+
+    def _imported_names(self, module: str, node: ast.AST) -> Iterator[str]:
+        """The modules that an import may load: packages with what is in them, for a name may be a module."""
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            owner = self._imported_module(module, node)
+            names = [owner, *(f"{owner}.{alias.name}" for alias in node.names if alias.name != "*")]
+        else:
+            return
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[: end + 1]) for end in range(len(parts)))
+
     def definition(self, module: str, name: str) -> ClassSource | ast.AST | None:
         """What `name` is in a module: a class, another definition, or None when it is not the release's."""
         key = module, name

@@ -18,7 +18,7 @@ from worker.plugins.archive import is_ignored, unpack_release
 from worker.plugins.config import ActionConfig, ReleaseConfig
 from worker.plugins.errors import PluginError, ReleaseInvalidError, ReleaseNotFoundError
 from worker.plugins.module_names import check_module_names
-from worker.plugins.requirements import read_requirements
+from worker.plugins.requirements import installation
 from worker.settings import MB
 
 CHUNK_BYTES = 1024 * 1024
@@ -254,7 +254,7 @@ class PluginStore:
         if (declared.code, declared.version) != (code, version):
             raise ReleaseInvalidError(f"config.yaml says {declared.code}@{declared.version}")
         check_module_names(folder)
-        read_requirements(folder)
+        installation(folder, declared)
         digest = release_checksum(folder, self._max_bytes)
         return Release(code, version, name, folder.resolve(), declared, digest)
 

@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from shared.messages import RESOURCE_KEYS, Job
+from shared.messages import DISPATCH_DEFAULTS, RESOURCE_KEYS, Job
 from worker.platform import (
     ClientConnectionError,
     ClientError,
@@ -48,8 +48,6 @@ PROGRESS = "prepare"
 """The progress step that these steps belong to."""
 
 DISPATCH_FAILED = "Pre-processor deployment dispatch failed ({error_type})"
-DEFAULT_CPUS = 1
-DEFAULT_GPUS = 0.1
 
 GATEWAY_STATUSES = frozenset({502, 504})
 """Errors of a gateway before the backend, which may have passed the request on all the same."""
@@ -175,8 +173,8 @@ def dispatch_params(config: Mapping[str, Any]) -> dict[str, int | float]:
     cpus = _number(declared, *RESOURCE_KEYS["num_cpus"])
     gpus = _number(declared, *RESOURCE_KEYS["num_gpus"])
     params: dict[str, int | float] = {
-        "num_cpus": DEFAULT_CPUS if cpus is None else cpus,
-        "num_gpus": DEFAULT_GPUS if gpus is None else gpus,
+        "num_cpus": DISPATCH_DEFAULTS["num_cpus"] if cpus is None else cpus,
+        "num_gpus": DISPATCH_DEFAULTS["num_gpus"] if gpus is None else gpus,
     }
     if replicas is not None:
         params["num_replicas"] = replicas

@@ -122,11 +122,17 @@ class PreProcessor:
         return cls(stored["code"], stored["version"], stored.get("config") or {}, stored["agent"])
 
     def batch_size(self, params: ToTaskParams) -> int:
-        """Requests sent at once: `max_batch_size` of the release's inference, else the run's `batch_size`."""
-        declared: object = self.config
-        for name in ("actions", "inference", "serve_options", "batch", "max_batch_size"):
-            declared = declared.get(name) if isinstance(declared, Mapping) else None
-        return declared if type(declared) is int and declared >= 1 else params.batch_size
+        """Requests sent at once: what the release's replicas batch, else the run's `batch_size`.
+
+        The options of its `deployment` count, else those of its `inference`, as for what is deployed.
+        """
+        for action in ("deployment", "inference"):
+            declared: object = self.config
+            for name in ("actions", action, "serve_options", "batch", "max_batch_size"):
+                declared = declared.get(name) if isinstance(declared, Mapping) else None
+            if type(declared) is int and declared >= 1:
+                return declared
+        return params.batch_size
 
 
 def find_pre_processor(backend: Backend, release: int | str, agent: int) -> PreProcessor:

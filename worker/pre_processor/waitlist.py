@@ -27,7 +27,7 @@ from worker.runs.model import ClaimStatus, Run, RunFailedError, Step, Workflow
 from worker.runs.runs import Runs
 from worker.runs.scripts import run_scripts
 from worker.runs.state import stored_field
-from worker.runs.store import CollectedMessage
+from worker.runs.store import CollectedMessage, publishing_arguments
 from worker.workflow.intake import WorkflowState
 
 
@@ -189,11 +189,10 @@ class Waitlist:
         if jobs:
             self._redis.zrem(self._waiters, *jobs)
 
-    def resume(self, jobs: Sequence[str], messages: Sequence[CollectedMessage]) -> None:
+    def resume(self, jobs: Sequence[str], messages: Sequence[CollectedMessage] | None) -> None:
         """Publish these messages and take the runs off the list, at once."""
-        pairs = [part for message in messages for part in (message.command, message.text)]
-        keys = [self._waiters, *(message.queue_key for message in messages)]
-        self._scripts.run("resume", keys, len(jobs), *jobs, *pairs)
+        queues, texts = publishing_arguments(messages)
+        self._scripts.run("resume", [self._waiters, *queues], len(jobs), *jobs, *texts)
 
     def now(self) -> float:
         """Redis's clock."""

@@ -46,15 +46,31 @@ def backoff(attempt: int, ceiling: float, *, first: float = 0.5, factor: float =
 
 ALL_DEPENDENCIES, ALL_STEPS = "all", "steps"
 
+QUEUES_OF_OTHER_CALLS = ("to_task", "deploy")
+"""The queues of the steps that call code of a release and are no chunks."""
+
+
+RELEASE = "release:"
+
 
 def release_share(plugin: str) -> str:
     """The share of the calls of one release's code, `code@version`."""
-    return f"release:{plugin}"
+    return f"{RELEASE}{plugin}"
 
 
 def half(threads: int) -> int:
     """The slots of most dependencies, never all that there are."""
     return min(max(1, threads // 2), all_but_three(threads))
+
+
+def chunk_share(threads: int) -> int:
+    """The slots of the chunks of one release: one less than its share where other steps call its code, too.
+
+    The chunks of a large run come one after the other, and would leave no slot to the steps of small runs.
+    """
+    share = half(threads)
+    has_others = any(pool.consumes(queue) for queue in QUEUES_OF_OTHER_CALLS)
+    return max(1, share - 1) if has_others else share
 
 
 def all_but_three(threads: int) -> int:
@@ -67,7 +83,7 @@ def all_but_three(threads: int) -> int:
 
 
 class Bulkhead:
-    """Lets at most half of the threads work with one dependency at a time; no thread waits for such a slot.
+    """Lets at most half of the threads work with one dependency at a time.
 
     All slots together leave two threads: one to steps that need none, and all steps together leave the last
     one, to stops and entry tasks. A thread that holds several slots counts once.
@@ -80,21 +96,24 @@ class Bulkhead:
         self._shared = shared
         self._lock = threading.Lock()
         self._released = threading.Condition(self._lock)
-        self._is_stuck = False
-        """A step has waited in vain, and none of this process has ended since."""
+        self._stuck: set[str] = set()
+        """For these a thread has waited in vain, and none of this process has given a slot back since."""
         self._taken: dict[str, set[int]] = {}
         self._entered: Counter[tuple[str, int]] = Counter()
         self._total_slots: dict[tuple[str, int], int] = {}
         self._last_try: dict[str, float] = {}
 
     @contextmanager
-    def acquire(self, dependency: str, most: Callable[[int], int] = half) -> Iterator[bool]:
+    def acquire(
+        self, dependency: str, most: Callable[[int], int] = half, *, waits: bool = False
+    ) -> Iterator[bool]:
         """Whether there is a slot, released after the block.
 
-        `most`: by the number of threads; half of them if it is not given.
+        `most`: by the number of threads; half of them if it is not given. With `waits` the thread waits a
+        moment for a slot, but not while the dependency is stuck.
         """
         threads = self._threads()
-        slot = self._acquire(dependency, most(threads), max(1, threads - 2))
+        slot = self._acquire(dependency, most(threads), max(1, threads - 2), waits)
         try:
             yield slot is not None
         finally:
@@ -115,43 +134,72 @@ class Bulkhead:
             if acquired:
                 with self._lock:
                     self._leave(ALL_STEPS)
-                    self._is_stuck = False
-                    self._released.notify()
+                    self._have_released(ALL_STEPS)
 
     def _enter_step(self) -> bool:
-        deadline = time.monotonic() + MAX_WAIT_SECONDS
         threads = self._threads()
         # A pool that cannot keep a thread free, or no pool at all, needs no limit.
         limit = threads - 1 if threads > 1 else SlotFile.MAX_SLOTS
         with self._lock:
-            while not self._enter(ALL_STEPS, limit):
-                if self._is_stuck or time.monotonic() >= deadline:
-                    self._is_stuck = True
-                    return False
-                self._released.wait(WAIT_INTERVAL_SECONDS)
-        return True
+            return self._wait_until(lambda: self._enter(ALL_STEPS, limit), ALL_STEPS)
 
-    def run(self, dependency: str, tries: int, function: Callable[[], Outcome]) -> Outcome:
-        """The outcome of a step's function, called in a slot; the step is rescheduled when there is none."""
-        with self.acquire(dependency) as acquired:
+    def run(
+        self, dependency: str, tries: int, function: Callable[[], Outcome], most: Callable[[int], int] = half
+    ) -> Outcome:
+        """The outcome of a step's function, called in a slot.
+
+        The step waits a moment for a slot, and is rescheduled when there is none: one that was only
+        rescheduled would find it taken again by a message that came meanwhile.
+        """
+        with self.acquire(dependency, most, waits=True) as acquired:
             if acquired:
                 return function()
         return Reschedule(self.retry_countdown(dependency, tries))
 
-    def _acquire(self, dependency: str, limit: int, limit_of_all: int) -> int | None:
+    def may_have_chunk_slot(self, held: int) -> bool:
+        """Whether another chunk finds a slot of its release; `held`: messages of chunks that this worker has.
+
+        Which releases those are of that have not begun is not known; they may all be of one.
+        """
         with self._lock:
+            counts = [len(taken) for name, taken in self._taken.items() if name.startswith(RELEASE)]
+        return max(counts, default=0) + max(0, held - sum(counts)) < chunk_share(self._threads())
+
+    def _acquire(self, dependency: str, limit: int, limit_of_all: int, waits: bool) -> int | None:
+        taken: list[int] = []
+
+        def take() -> bool:
             slot = self._take(dependency, limit)
-            if slot is None:
-                return None
+            taken.extend([] if slot is None else [slot])
+            return bool(taken)
+
+        with self._lock:
+            # A thread that waits for a slot counts as one that holds one.
             if not self._enter(ALL_DEPENDENCIES, limit_of_all):
-                self._give_back(dependency, slot)
                 return None
-            return slot
+            if self._wait_until(take, dependency) if waits else take():
+                return taken[0]
+            self._leave(ALL_DEPENDENCIES)
+            return None
+
+    def _wait_until(self, is_done: Callable[[], bool], dependency: str) -> bool:
+        deadline = time.monotonic() + MAX_WAIT_SECONDS
+        while not is_done():
+            if dependency in self._stuck or time.monotonic() >= deadline:
+                self._stuck.add(dependency)
+                return False
+            self._released.wait(WAIT_INTERVAL_SECONDS)
+        return True
+
+    def _have_released(self, dependency: str) -> None:
+        self._stuck.discard(dependency)
+        self._released.notify_all()
 
     def _release(self, dependency: str, slot: int) -> None:
         with self._lock:
             self._give_back(dependency, slot)
             self._leave(ALL_DEPENDENCIES)
+            self._have_released(dependency)
 
     def _enter(self, total: str, limit: int) -> bool:
         """Count this thread among those of `total`, if it is not one of them yet."""
@@ -173,7 +221,8 @@ class Bulkhead:
 
     def _take(self, name: str, limit: int) -> int | None:
         shared, taken = self._shared(), self._taken.setdefault(name, set())
-        for slot in range(limit):
+        # From the last one, which chunks may not have, so that the others are left to them.
+        for slot in reversed(range(limit)):
             # A process's own locks do not keep it from taking them again, so both are asked.
             if slot not in taken and (shared is None or shared.acquire(name, slot)):
                 taken.add(slot)

@@ -11,15 +11,21 @@ from shared.channels import RETENTION_SECONDS, events_channel, job_key, logs_cha
 from shared.messages import JsonObject, TailLogsMessage
 from worker.platform import redact, redact_value
 from worker.plugins.output import OutputEntry
-from worker.runs.keys import log_subscription, messages_key, open_logs_key, outbox_key, run_key
+from worker.runs.keys import (
+    log_subscription,
+    messages_key,
+    open_logs_key,
+    outbox_key,
+    relay_token_key,
+    run_key,
+)
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES
 from worker.runs.scripts import run_scripts
 
 LOG_SCRIPT: Final = "log"
 
 OnReportDue = Callable[[str, float], None]
-"""Called with a job that this process is to report, and the seconds until then. When it does not, because it
-ends, another worker does."""
+"""Called with a job to report, and the seconds until then. If this process ends first, another reports it."""
 
 MESSAGE_HEADROOM_ENTRIES: Final = 10_000
 """Space in the history for the run's own messages, beyond the limit of relayed lines."""
@@ -86,6 +92,7 @@ def subscribe_log(redis: "Redis", message: TailLogsMessage, history_entries: int
         return False
     # After the script: a worker that dies in between has not acknowledged its message, and both are repeated.
     redis.zadd(open_logs_key(), {log_subscription(message.job, message.ray_job): 0}, nx=True)
+    run_scripts(redis).run("wake_relay", [relay_token_key()])
     return True
 
 

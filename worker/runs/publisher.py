@@ -98,7 +98,8 @@ class CeleryPublisher:
         """`shares_redis`: the queues are in the Redis database of the runs; `is_redis`: in some Redis."""
         self._app = app
         self._shares_redis = shares_redis
-        self._is_redis = is_redis
+        self.is_redis = is_redis
+        """Whether a worker leaves in the queue what it cannot begin."""
 
     def publish(self, step: Step, queue: str, kwargs: Mapping[str, object], countdown: float = 0.0) -> None:
         """Publish to `queue`, to be delivered after `countdown` seconds.
@@ -108,19 +109,19 @@ class CeleryPublisher:
         is_next = not countdown and step.queue is None
         options: dict[str, object] = {"countdown": countdown or None}
         options["headers"] = {STEP_HEADER: NEXT_STEP if is_next else True}
-        if is_next and not self._is_redis:
+        if is_next and not self.is_redis:
             options["priority"] = NEXT_STEP_PRIORITY
         send_task(self._app, step.name, queue, kwargs, **options)
 
     @contextmanager
-    def collecting(self) -> Iterator[list[CollectedMessage]]:
+    def collecting(self) -> Iterator[list[CollectedMessage] | None]:
         """Collect what this thread publishes within the block, for a script that writes more than that.
 
-        Celery's signals are sent as usual. Where the queues are not in the Redis of the runs, everything is
-        published as usual, as a message with a countdown always is: nothing is collected.
+        Celery's signals are sent as usual. None where the queues are not in the Redis of the runs:
+        everything is published as usual, and nothing collected.
         """
-        messages: list[CollectedMessage] = []
-        token = _collecting.set(messages if self._shares_redis else None)
+        messages: list[CollectedMessage] | None = [] if self._shares_redis else None
+        token = _collecting.set(messages)
         try:
             yield messages
         finally:

@@ -41,11 +41,13 @@ MAX_UNREADABLE_SECONDS = RETENTION_SECONDS
 class StepPublisher(Protocol):
     """Publishes messages of steps and counts the messages of queues. See `CeleryPublisher`."""
 
+    is_redis: bool
+
     def publish(self, step: Step, queue: str, kwargs: Mapping[str, object], countdown: float = 0.0) -> None:
         """Raises kombu's `OperationalError` when the broker does not accept it."""
 
-    def collecting(self) -> AbstractContextManager[list[CollectedMessage]]:
-        """Collect what is published within the block, where the queues are in the Redis of the runs."""
+    def collecting(self) -> AbstractContextManager[list[CollectedMessage] | None]:
+        """Collect what is published within the block; None where the queues are in no Redis of the runs."""
 
     def queue_length(self, queue: str) -> int:
         """Messages of `queue` that no worker has fetched; raises `OperationalError` without an answer."""

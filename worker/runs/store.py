@@ -79,12 +79,15 @@ class Standing:
 
 @dataclass(frozen=True)
 class CollectedMessage:
-    """A message that a script is to publish to a queue in Redis."""
+    """A message that a script is to publish to a queue in Redis, by `publish_messages` of `prelude.lua`."""
 
-    queue_key: str
-    command: Literal["LPUSH", "RPUSH"]
-    """RPUSH: the message is fetched before all that are in the queue."""
+    keys: tuple[str, str]
+    """The queue's list, or its delayed messages; and what says that an earlier one was added to those."""
+    command: Literal["LPUSH", "RPUSH", "ZADD"]
+    """RPUSH: the message is fetched before all that are in the queue. ZADD: it is delayed."""
     text: str
+    countdown: float = 0.0
+    """Seconds."""
 
 
 class RunStore:
@@ -212,7 +215,7 @@ class RunStore:
         return StepClaim(ClaimStatus(status), int(newest), run, int(died))
 
     def end_step(
-        self, job: str, lease: Lease, countdown: float, messages: Sequence[CollectedMessage]
+        self, job: str, lease: Lease, countdown: float, messages: Sequence[CollectedMessage] | None
     ) -> bool:
         """Record a heartbeat, publish `messages` to the queues of this Redis, and release the step's lock.
 
@@ -220,29 +223,34 @@ class RunStore:
         """
         polls, field = lease.deliveries or ("", "")
         names = [lease.key, polls, keys.heartbeats_key(), keys.overdue_counts_key()]
-        names += [message.queue_key for message in messages]
-        pushed = [part for message in messages for part in (message.command, message.text)]
+        queues, texts = publishing_arguments(messages)
         due = countdown + self._heartbeat_grace_seconds
-        return bool(self._scripts.run("end_step", names, lease.token, field, run_member(job), due, *pushed))
+        args = [lease.token, field, run_member(job), due, *texts]
+        return bool(self._scripts.run("end_step", names + queues, *args))
 
-    def reschedule_step(self, run: AnyRun, name: str, countdown: float) -> int:
+    def reschedule_step(
+        self, run: AnyRun, name: str, countdown: float, messages: Sequence[CollectedMessage] | None = None
+    ) -> int:
         """Announce the next generation of a step, record a heartbeat, and release the step's lock.
 
-        The next heartbeat is due `countdown` seconds from now. Returns the generation, which is to be
-        published.
+        Publish `messages`, of the generation after `run`'s, unless a newer one was announced with its own.
+        The next heartbeat is due `countdown` seconds from now. Returns the generation, which the caller
+        publishes when it has collected no messages.
         """
         lease = step_lease(run.job, name, run.lease.token if run.lease else "")
         heartbeats = [keys.heartbeats_key(), keys.overdue_counts_key()]
+        queues, texts = publishing_arguments(messages)
         return int(
             self._scripts.run(
                 "reschedule_step",
-                [run_key(run.job), lease.key, keys.polls_key(run.job), *heartbeats],
+                [run_key(run.job), lease.key, keys.polls_key(run.job), *heartbeats, *queues],
                 lease.token,
                 keys.deliveries_field(name),
                 keys.newest_field(name),
                 run.generation,
                 run_member(run.job),
                 countdown + self._heartbeat_grace_seconds,
+                *texts,
             )
         )
 
@@ -347,6 +355,15 @@ class RunStore:
     def is_reported(self, job: str) -> bool:
         """Whether the backend has the end (or the run is gone)."""
         return bool(self.redis.hexists(run_key(job), RunField.REPORTED)) or not self.exists(job)
+
+
+def publishing_arguments(
+    messages: Sequence[CollectedMessage] | None,
+) -> tuple[list[str], list[str | float]]:
+    """The last keys and the last arguments of a script that publishes these messages."""
+    messages = messages or ()
+    queues = [key for message in messages for key in message.keys]
+    return queues, [part for each in messages for part in (each.command, each.countdown, each.text)]
 
 
 def step_lease(job: str, name: str, token: str) -> Lease:

@@ -6,6 +6,8 @@ They hold their state in memory, answer as the platform's API does, and fail on 
 from worker.testing.agent import FakeAgent
 from worker.testing.backend import FakeBackend, image_and_label
 from worker.testing.faults import Faults
-from worker.testing.plugin_host import FakeJobs, FakePluginHost, FakeServe
+from worker.testing.plugin_host import FakePluginHost
+from worker.testing.ray_jobs import FakeJobs
+from worker.testing.serve import FakeServe
 
 __all__ = ["FakeAgent", "FakeBackend", "FakeJobs", "FakePluginHost", "FakeServe", "Faults", "image_and_label"]

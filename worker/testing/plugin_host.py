@@ -1,14 +1,12 @@
-"""A plugin host and a Ray Serve in memory: what the author's code would answer, and what would run."""
+"""A plugin host in memory: what the author's code would answer."""
 
 from collections.abc import Callable
 from typing import Any
 
-from worker.deploy.cluster import ServeState
 from worker.plugins import PluginProcessDiedError
 from worker.plugins.requests import WHOLE_RUN
 from worker.testing.faults import Faults
-from worker.whole_run.job_output import JobOutput
-from worker.whole_run.ray_jobs import JobState
+from worker.testing.serve import FakeServe
 
 Row = dict[str, Any]
 
@@ -19,102 +17,6 @@ PLAN: Row = {
     "serve_options": {"num_replicas": 3},
     "digest": "d1",
 }
-
-
-class FakeServe:
-    """One application on Ray Serve.
-
-    Attributes:
-        faults: Errors to raise on demand.
-        application: What Serve shows of it.
-        removed: Names of the applications that were removed.
-    """
-
-    def __init__(self) -> None:
-        self.faults = Faults()
-        self.application = ServeState()
-        self.removed: list[str] = []
-
-    def state(self, app_name: str, max_age: float = 0.0) -> ServeState:
-        """What Serve shows of the application."""
-        with self.faults.of("state", app_name):
-            return self.application
-
-    def remove(self, app_name: str) -> None:
-        """Remove the application."""
-        with self.faults.of("remove", app_name):
-            self.removed.append(app_name)
-            self.application = ServeState()
-
-
-class FakeJobs:
-    """The jobs of a Ray cluster.
-
-    Attributes:
-        faults: Errors to raise on demand.
-        submitted: Ids of the jobs that were submitted, each as often as it was.
-        jobs: What Ray says of each job.
-        left: What the jobs leave when they have ended.
-    """
-
-    def __init__(self) -> None:
-        self.faults = Faults()
-        self.submitted: list[str] = []
-        self.jobs: dict[str, JobState] = {}
-        self.left = JobOutput(result={"did": "it"})
-
-    def submit(self, id: str, release: object, request: object, *, by_sdk: bool) -> None:
-        """Submit a job, unless it is there.
-
-        Args:
-            id: Its id.
-            release: The release; not looked at.
-            request: The request; not looked at.
-            by_sdk: Whose program it is; not looked at.
-        """
-        with self.faults.of("submit", id):
-            if id not in self.jobs:
-                self.submitted.append(id)
-                self.jobs[id] = JobState("RUNNING")
-
-    def state(self, id: str) -> JobState | None:
-        """What Ray says of a job.
-
-        Args:
-            id: Its id.
-
-        Returns:
-            Its state, or None for a job that is not there.
-        """
-        with self.faults.of("state", id):
-            return self.jobs.get(id)
-
-    def stop(self, id: str) -> bool:
-        """Stop a job.
-
-        Args:
-            id: Its id.
-
-        Returns:
-            Whether it was running.
-        """
-        with self.faults.of("stop", id):
-            if self.jobs[id].status not in ("PENDING", "RUNNING"):
-                return False
-            self.jobs[id] = JobState("STOPPED")
-            return True
-
-    def output(self, id: str) -> JobOutput:
-        """What a job has left.
-
-        Args:
-            id: Its id.
-
-        Returns:
-            `left`.
-        """
-        with self.faults.of("output", id):
-            return self.left
 
 
 class FakePluginHost:
@@ -130,6 +32,7 @@ class FakePluginHost:
         messages: Messages of the answer to `submit`.
         calls: Operations of `call`, in their order.
         batches: Operation and length of every batch.
+        checked: The answer of `check_params`.
         items: All items of all batches.
         whole_run: How the action runs whole; None for one that goes by the worker's steps.
         warm_ups: How often the release was to be loaded for batches.
@@ -142,6 +45,7 @@ class FakePluginHost:
         self.faults = Faults()
         self.serve = serve or FakeServe()
         self.plan: Row = dict(PLAN)
+        self.checked: Row = {"ok": True}
         self.messages: list[str] = []
         self.calls: list[str] = []
         self.batches: list[tuple[str, int]] = []
@@ -171,10 +75,9 @@ class FakePluginHost:
                 return {**self.plan, **whole_run}
             if operation == "submit":
                 assert payload == self.plan, "submit gets the plan that was made"
-                digest = str(self.plan["digest"])
-                self.serve.application = ServeState(True, "pending", "DEPLOYING", "", frozenset({digest}))
+                self.serve.submit(str(self.plan["digest"]), self.plan["route_prefix"])
                 return {"submitted": True, "reason": None, "replaced": False, "messages": self.messages}
-            return {"ok": True, **whole_run}
+            return {"ok": True, **whole_run} if whole_run else dict(self.checked)
 
     def call_batch(self, release: object, request: object, operation: str, payload: list[Row]) -> list[Row]:
         """A batch of a hook of `to_task`; one answer per item.

@@ -6,6 +6,7 @@ from dataclasses import replace
 from shared.channels import RETENTION_SECONDS
 from shared.messages import ToTaskMethod
 from worker.blame import asks_for_later, retry_after_seconds
+from worker.chunk_requests import chunk_requests
 from worker.lua import redis_time
 from worker.platform import ClientError, error_type
 from worker.plugins import PluginHostBusyError
@@ -112,28 +113,39 @@ def _count(attempts: Sequence[FailedAttempt], ledger: Ledger) -> None:
         ledger.record(spent)
 
 
-MAX_CHUNKS_IN_FLIGHT = 4
-"""For a run by file. A run by inference has one, because its concurrent requests are those of one chunk."""
+WAITING_CHUNKS = 2
+"""Chunks of a run by file that wait in the queue for whichever process can begin one."""
+MAX_CHUNKS_IN_FLIGHT = 1_000
+"""Begun and waiting ones, whatever the number of processes."""
+MAX_CHUNKS_ON_OTHER_BROKERS = 3
+"""In flight where a worker also takes the messages that it cannot begin: as many as one process begins."""
 
 
 def spread(run: ToTaskRun, services: Services) -> Outcome:
     """Publish the first chunks. When the sweep repeats this step, publish every open chunk again."""
     ledger = RedisLedger(services.redis, run.job)
-    return dispatch_chunks(run, services.runs, ledger, resend=True)
-
-
-def dispatch_chunks(run: ToTaskRun, runs: Runs, ledger: RedisLedger, *, resend: bool = False) -> Outcome:
-    """Go on to finalize when every chunk is done; else publish as many chunks as may be in flight."""
     if ledger.is_complete():
         return Continue(FINALIZE)
+    publish_chunks(run, services.runs, ledger, resend=True)
+    return Suspend()
+
+
+def publish_chunks(
+    run: ToTaskRun, runs: Runs, ledger: RedisLedger, *, begun: int | None = None, resend: bool = False
+) -> None:
+    """Publish as many chunks as are to wait for a process; `begun`: one of them does not wait any more.
+
+    A run by inference has one chunk in flight, because its concurrent requests are those of one chunk.
+    """
     by_inference = run.message.params.method is ToTaskMethod.INFERENCE
-    for chunk in ledger.next_chunks(1 if by_inference else MAX_CHUNKS_IN_FLIGHT, resend=resend):
+    most = MAX_CHUNKS_IN_FLIGHT if runs.publisher.is_redis else MAX_CHUNKS_ON_OTHER_BROKERS
+    waiting = WAITING_CHUNKS if runs.publisher.is_redis else most
+    for chunk in ledger.next_chunks(waiting, 1 if by_inference else most, begun=begun, resend=resend):
         # A message of an older generation would be dropped.
         generation = runs.generations.newest(run.job, f"{ANNOTATE.name}:{chunk}")
         kwargs = {"job": run.job, "chunk": chunk, "generation": generation}
         runs.publisher.publish(ANNOTATE, ANNOTATE.queue or run.queue, kwargs)
         ledger.mark_published(chunk)
-    return Suspend()
 
 
 MAX_PASS_SECONDS = 15.0
@@ -162,6 +174,8 @@ def _annotate(
     ledger = RedisLedger(services.redis, run.job, run.lease)
     tasks = ledger.open_tasks(chunk)
     if tasks:
+        # Before the chunk's own work, so that another process can begin the next one meanwhile.
+        publish_chunks(run, services.runs, ledger, begun=chunk)
         backend = runtime.backends.of(message.tenant)
         pipeline = Pipeline(
             runtime.loop,
@@ -172,6 +186,7 @@ def _annotate(
             services.settings.worker_plugin_max_failures_in_row,
             publish_progress=lambda: _publish_progress_throttled(run, services, ledger, runtime),
             run_end=end,
+            chunk_requests=chunk_requests,
         )
         budget = min(services.settings.worker_visibility_timeout_seconds / 3, MAX_PASS_SECONDS)
         try:
@@ -190,8 +205,10 @@ def _annotate(
             next_pass = _later([error])
         if next_pass is not None:
             return next_pass
-    ledger.complete_chunk(chunk)
-    return dispatch_chunks(run, services.runs, ledger)
+    if ledger.complete_chunk(chunk):
+        return Continue(FINALIZE)
+    publish_chunks(run, services.runs, ledger)
+    return Suspend()
 
 
 def _next_pass(

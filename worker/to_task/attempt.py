@@ -22,47 +22,59 @@ _SPECIFICATIONS = ("specification", "specification_name", "name")
 
 @dataclass(frozen=True)
 class File:
-    """One file of a data unit; `specification` is its name in the data collection."""
+    """One file of a data unit; `specification` is its name in the data collection.
+
+    `mistake`: why it cannot be used, which fails only a task that needs it.
+    """
 
     url: str
     name: str | None
     specification: str | None
     is_primary: bool
+    mistake: str = ""
 
 
 def parse_files(found: Any) -> list[File]:
     """The files in `found`: a mapping from specification to file, or a list of files (platform-api)."""
-    if isinstance(found, Mapping):
+    if found and isinstance(found, Mapping):
         return [_file(each, str(specification)) for specification, each in found.items()]
-    if isinstance(found, list):
+    if found and isinstance(found, list):
         return [_file(each, None) for each in found]
     raise TaskFailedError("the task's data unit has no files")
 
 
 def primary_file(files: list[File]) -> File:
     """The primary file."""
-    for file in files:
-        if file.is_primary:
-            return file
-    raise TaskFailedError("the task has no primary file")
+    return _sound([file for file in files if file.is_primary], "the task has no primary file")
 
 
 def file_of_specification(files: list[File], specification: str) -> File:
     """The file of the target specification."""
+    named = [file for file in files if file.specification == specification]
+    return _sound(named, f"the task has no file of the specification {specification!r}")
+
+
+def _sound(files: list[File], missing: str) -> File:
     for file in files:
-        if file.specification == specification:
+        if not file.mistake:
             return file
-    raise TaskFailedError(f"the task has no file of the specification {specification!r}")
+    raise TaskFailedError(files[0].mistake if files else missing)
 
 
 def _file(found: Any, specification: str | None) -> File:
     if not isinstance(found, Mapping):
-        raise TaskFailedError("the files of the task's data unit are malformed")
+        return File(
+            "",
+            None,
+            specification,
+            False,
+            f"the task's file of the specification {specification!r} is no object",
+        )
     specification = specification or _first(found, _SPECIFICATIONS)
-    url = found.get("url")
+    url, mistake = found.get("url"), ""
     if not isinstance(url, str) or not url:
-        raise TaskFailedError(f"the task's file of the specification {specification!r} has no url")
-    return File(url, _first(found, _NAMES), specification, found.get("is_primary") is True)
+        url, mistake = "", f"the task's file of the specification {specification!r} has no url"
+    return File(url, _first(found, _NAMES), specification, found.get("is_primary") is True, mistake)
 
 
 def _first(found: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
@@ -231,6 +243,8 @@ class ChunkPass:
 
     async def _handle(self, error: ClientError, work: TaskWork, found: Blame) -> None:
         self.token_rejected = self.token_rejected or isinstance(error, AuthenticationError)
+        if found.owner is Owner.RUN:
+            raise error
         if found.owner is not Owner.TASK:
             self.postponed[work.open.position] = error
             return

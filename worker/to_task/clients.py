@@ -15,6 +15,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from shared.redis_url import read_redis_url
 from worker.blame import asks_for_later
+from worker.chunk_requests import chunk_requests
 from worker.platform import AsyncBackendClient, ClientError, RetryPolicy
 from worker.plugins import RunEndedError
 from worker.runs.ends import RunEnds
@@ -272,6 +273,7 @@ def _event_redis() -> "AsyncRedis":
 def annotation_runtime() -> AnnotationRuntime:
     """The annotation runtime of this process."""
     loop = EventLoopThread()
+    chunk_requests.most = settings().worker_annotate_concurrency
     made = AnnotationRuntime(loop, TenantBackends(settings()), RunEnds(loop.call, _event_redis), Throttle())
     atexit.register(made.close)
     return made

@@ -60,6 +60,8 @@ class Page:
     ids: list[int]
     link: str | None
     count: int | None
+    unusable: int = 0
+    """Its records without an id that a task can have."""
 
 
 MAX_LISTINGS = 3
@@ -76,6 +78,8 @@ class Listing:
     fewest: int | None = None
     """The smallest count that a page said; None when none did."""
     most: int | None = None
+    unusable: int = 0
+    """Of these, the records that are no task, because their id is none."""
     before: tuple[int, int] | None = None
     """How many tasks the listing before had read, and the largest count that its pages said."""
 
@@ -103,7 +107,8 @@ class Listing:
         return replace(
             self,
             pages=self.pages + 1,
-            read=self.read + len(page.ids),
+            read=self.read + len(page.ids) + page.unusable,
+            unusable=self.unusable + page.unusable,
             fewest=min(counts, default=None),
             most=max(counts, default=None),
         )
@@ -125,7 +130,8 @@ class Listing:
     def warning(self, total: int, language: str = "en") -> str | None:
         """What users are to know of the last listing, after `total` tasks were listed in all."""
         if self.fits:
-            return None
+            left_out = in_language(language, Text.LEFT_OUT, count=self.unusable)
+            return left_out if self.unusable else None
         is_fewer = self.most is not None and total < self.most
         kind = Text.FEWER_LISTED if is_fewer else Text.CHANGED_LISTED
         return in_language(language, kind, total=total, most=self.most)
@@ -137,7 +143,7 @@ def page_size(chunk: int) -> int:
 
 
 def read_page(backend: TaskListApi, params: ToTaskParams, size: int, link: str | None) -> Page:
-    """The page at `link`, or the first; `RunFailedError` when it is no list of integer ids."""
+    """The page at `link`, or the first; `RunFailedError` when it is no list, or no id in it is an integer."""
     try:
         answer = backend.list_tasks(params.task_filters, params.project, page_size=size, url=link)
     except NotFoundError:
@@ -152,7 +158,8 @@ def read_page(backend: TaskListApi, params: ToTaskParams, size: int, link: str |
     if not isinstance(results, list):
         raise RunFailedError("The backend's list of tasks is malformed: it has no results")
     ids = [each.get("id") if isinstance(each, dict) else None for each in results]
-    if not all(type(each) is int and each > 0 for each in ids):
+    usable = [each for each in ids if type(each) is int and each > 0]
+    if ids and not usable:
         raise RunFailedError(
             "The backend's list of tasks is malformed: the id of a task is no positive integer"
         )
@@ -165,7 +172,7 @@ def read_page(backend: TaskListApi, params: ToTaskParams, size: int, link: str |
     count = answer.get("count")
     # An absurd count cannot be used to compute a percentage.
     known = count if type(count) is int and 0 <= count <= MAX_TASK_COUNT else None
-    return Page([int(each) for each in ids if each], following or None, known)
+    return Page(usable, following or None, known, len(ids) - len(usable))
 
 
 def iter_task_ids(

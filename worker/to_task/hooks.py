@@ -174,6 +174,7 @@ class PluginCalls:
 
 
 def _one_for_each(answers: Any, count: int) -> list[Answer]:
-    if not isinstance(answers, list) or len(answers) != count:
+    found = answers if isinstance(answers, list) else []
+    if len(found) != count or not all(isinstance(answer, dict) for answer in found):
         return [{"error": "the plugin did not answer with one result for each task"}] * count
-    return answers
+    return found

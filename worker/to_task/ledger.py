@@ -1,8 +1,6 @@
-"""What is done of a run: one bit a task, one member a chunk. In Redis, or in memory for a direct call."""
+"""What is done of a run: one bit a task, one member a chunk. In Redis; a direct call has it in memory."""
 
 import json
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Protocol
@@ -44,7 +42,7 @@ def done_chunks_key(job: str) -> str:
 
 
 def open_key(job: str) -> str:
-    """Sorted set: chunks in flight, by the time of the claim, or infinity once published."""
+    """Sorted set: chunks in flight, by the time of the claim, `PUBLISHED`, or infinity once begun."""
     return f"{job_key(job)}:to_task:open"
 
 
@@ -199,6 +197,10 @@ class Ledger(Protocol):
 
 PUBLISH_GRACE_SECONDS = 5.0
 """A chunk that was claimed and not published for so long is handed out again."""
+PUBLISHED = 1e15
+"""In place of the time of the claim. Workers of older releases write infinity, which is for a begun chunk."""
+BEGUN_A_WAITING_CHUNK = 4
+"""For so many chunks that have begun one waits in the queue, so that many workers find one at once."""
 
 
 class RedisLedger:
@@ -313,11 +315,18 @@ class RedisLedger:
         chunks = self._redis.hget(task_index_key(self._job), "chunks")
         return int(self._redis.scard(done_chunks_key(self._job))) == int(chunks or 0)
 
-    def next_chunks(self, window: int, *, resend: bool = False) -> list[int]:
-        """Chunks to publish now so that `window` are in flight; `resend`: all in flight, published or not."""
+    def next_chunks(
+        self, waiting: int, in_flight: int, *, begun: int | None = None, resend: bool = False
+    ) -> list[int]:
+        """Chunks to publish now so that `waiting` are in the queue, or more once many have begun.
+
+        At most `in_flight` are begun or waiting. `begun`: this chunk has begun. `resend`: all in flight,
+        published or not.
+        """
         names = [self._run, task_index_key(self._job), open_key(self._job)]
-        numbers = self._scripts.run("next_chunks", names, window, PUBLISH_GRACE_SECONDS, int(resend))
-        return [int(number) for number in numbers]
+        window = waiting, BEGUN_A_WAITING_CHUNK, in_flight
+        arguments = *window, PUBLISH_GRACE_SECONDS, int(resend), "" if begun is None else begun
+        return [int(number) for number in self._scripts.run("next_chunks", names, *arguments)]
 
     def begin_slow_spell(self, seconds: float) -> bool:
         """A service asks for later calls; whether it did not do so within the last `seconds` before this."""
@@ -328,8 +337,8 @@ class RedisLedger:
         return False
 
     def mark_published(self, chunk: int) -> None:
-        """The chunk's message is published."""
-        self._redis.zadd(open_key(self._job), {str(chunk): float("inf")}, xx=True)
+        """The chunk's message is published; it may have begun already."""
+        self._redis.zadd(open_key(self._job), {str(chunk): PUBLISHED}, xx=True, gt=True)
 
 
 def _ticket(stored: str) -> Ticket | None:
@@ -342,109 +351,3 @@ def _polls(stored: str) -> InferencePolls | None:
 
 def _failure(task_id: int, error: str) -> str:
     return TaskFailure(task_id=task_id, error=error).model_dump_json()
-
-
-class MemoryLedger:
-    """The ledger of a direct call: these tasks, in chunks of `size`."""
-
-    def __init__(self, task_ids: Sequence[int], size: int) -> None:
-        self._ids = list(task_ids)
-        self._size = size
-        self._done: set[int] = set()
-        self._failed = 0
-        self._failures: list[TaskFailure] = []
-        self._attempts: dict[int, int] = {}
-        self._tickets: dict[int, Ticket | None] = {}
-        self._polls: dict[int, InferencePolls | None] = {}
-        self._single: set[int] = set()
-        self._failures_in_row: dict[str, int] = {}
-        self._lock = threading.Lock()
-
-    @property
-    def chunks(self) -> range:
-        """The numbers of the chunks."""
-        return range(-(-len(self._ids) // self._size))
-
-    def has_ended(self) -> bool:
-        """Never: nobody stops a direct call."""
-        return False
-
-    def open_tasks(self, chunk: int) -> list[OpenTask]:
-        """See `Ledger`."""
-        with self._lock:
-            first = chunk * self._size
-            return [
-                OpenTask(
-                    position,
-                    task_id,
-                    self._attempts.get(position, 0),
-                    self._tickets.get(position),
-                    self._polls.get(position),
-                )
-                for position, task_id in enumerate(self._ids[first : first + self._size], start=first)
-                if position not in self._done
-            ]
-
-    def record(self, outcomes: Sequence[TaskOutcome]) -> bool:
-        """See `Ledger`."""
-        with self._lock:
-            for mark in outcomes:
-                if mark.position in self._done:
-                    continue
-                self._done.add(mark.position)
-                self._tickets.pop(mark.position, None)
-                if mark.error is not None:
-                    self._failed += 1
-                    self._failures.append(TaskFailure(task_id=mark.task_id, error=mark.error))
-            del self._failures[MAX_FAILURE_RECORDS:]
-        return True
-
-    def set_ticket(self, position: int, ticket: Ticket | None) -> None:
-        """See `Ledger`."""
-        with self._lock:
-            self._tickets[position] = ticket
-
-    def set_polls(self, position: int, polls: InferencePolls | None) -> None:
-        """See `Ledger`."""
-        with self._lock:
-            self._polls[position] = polls
-
-    def now(self) -> float:
-        """See `Ledger`."""
-        return time.time()
-
-    def increment_attempts(self, positions: Sequence[int]) -> list[int]:
-        """See `Ledger`."""
-        with self._lock:
-            for position in positions:
-                self._attempts[position] = self._attempts.get(position, 0) + 1
-            return [self._attempts[position] for position in positions]
-
-    def has_single_calls(self, chunk: int) -> bool:
-        """See `Ledger`."""
-        return chunk in self._single
-
-    def begin_single_calls(self, chunk: int) -> None:
-        """See `Ledger`."""
-        self._single.add(chunk)
-
-    def count_plugin_failure(self, operation: str) -> int:
-        """See `Ledger`."""
-        with self._lock:
-            self._failures_in_row[operation] = self._failures_in_row.get(operation, 0) + 1
-            return self._failures_in_row[operation]
-
-    def reset_plugin_failures(self, operation: str) -> None:
-        """See `Ledger`."""
-        with self._lock:
-            self._failures_in_row.pop(operation, None)
-
-    def counts(self) -> Counts:
-        """See `Ledger`."""
-        with self._lock:
-            return Counts(len(self._done) - self._failed, self._failed, len(self._ids))
-
-    def failures(self) -> list[TaskFailure]:
-        """See `Ledger`."""
-        with self._lock:
-            return list(self._failures)

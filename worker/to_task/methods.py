@@ -55,8 +55,8 @@ async def fetch(backend: AsyncBackend, work: TaskWork) -> None:
         unit = {"id": unit}
     if not isinstance(unit, dict):
         raise TaskFailedError("the task has no data unit")
-    if unit.get("files") is None:
-        unit = await backend.get_data_unit(unit.get("id", ""))
+    if not unit.get("files") and unit.get("id") is not None:
+        unit = await backend.get_data_unit(unit["id"])
     work.files = parse_files(unit.get("files"))
 
 
@@ -198,6 +198,7 @@ class InferenceMethod:
         if ticket is None:
             work.answer = await request_inference(self._backend, self._target, work.call)
             if not isinstance(work.answer, Ticket):
+                _check_answer(work.answer)
                 return
             ticket, delays = work.answer, POLL_DELAYS
             polls = await asyncio.to_thread(self._begin_polls, work, ticket)
@@ -217,6 +218,7 @@ class InferenceMethod:
             else:
                 # The ticket is used up; if the task cannot be written, its inference is repeated.
                 await asyncio.to_thread(self._end_polls, work)
+                _check_answer(work.answer)
                 return
         polls = replace(polls, passes=polls.passes + 1)
         await asyncio.to_thread(self._ledger.set_polls, work.open.position, polls)
@@ -247,7 +249,7 @@ class InferenceMethod:
 
     def _preparation(self, work: TaskWork) -> Item:
         primary = primary_file(work.files)
-        others = [file for file in work.files if file is not primary]
+        others = [file for file in work.files if file is not primary and not file.mistake]
         return {
             "primary_file_url": primary.url,
             "primary_file_name": primary.name,
@@ -260,6 +262,12 @@ class InferenceMethod:
             "pre_processor_config": dict(self._target.config),
             "task_data": work.task,
         }
+
+
+def _check_answer(answer: Any) -> None:
+    """As the published SDK has it: data made of nothing would replace what the task has."""
+    if answer is None or (isinstance(answer, str | list | dict) and not answer):
+        raise TaskFailedError("the pre-processor's inference failed: empty response")
 
 
 def _answer_item(work: TaskWork) -> Item:

@@ -9,6 +9,7 @@ from typing import Any
 
 from worker import blame
 from worker.blame import Blame
+from worker.chunk_requests import ChunkRequests
 from worker.runs.ends import RunEnd
 from worker.to_task.attempt import ChunkPass, TaskWork
 from worker.to_task.clients import AsyncBackend, EventLoopThread
@@ -34,6 +35,7 @@ class Pipeline:
     """Works the tasks of one chunk. `publish_progress` is called from the step's thread, at each check.
 
     `run_end`: what is heard of the run; without one the ledger alone says whether it has ended.
+    `chunk_requests`: where the process counts its requests.
     """
 
     def __init__(
@@ -46,24 +48,28 @@ class Pipeline:
         max_failures_in_row: int,
         publish_progress: Callable[[], None] = lambda: None,
         run_end: RunEnd | None = None,
+        chunk_requests: ChunkRequests | None = None,
     ) -> None:
         self._loop, self._backend, self._ledger, self._method = loop, backend, ledger, method
         self._schema = schema
         self._max_failures_in_row = max_failures_in_row
         self._publish_progress = publish_progress
         self._run_end = run_end or RunEnd()
+        self._chunk_requests = chunk_requests or ChunkRequests()
 
     def run(self, chunk: int, tasks: Sequence[OpenTask], budget: float) -> ChunkPass:
         """Work `tasks` of the chunk for about `budget` seconds, at least one call of the plugin."""
         attempt = ChunkPass(self._ledger, chunk, self._max_failures_in_row, self._run_end)
         if tasks and not attempt.check_ended():
             requests = _Requests(self._backend, self._method, self._schema, attempt, tasks, budget)
+            requests.on_change = self._chunk_requests.have_changed
             self._run(requests, attempt)
         return attempt
 
     def _run(self, requests: "_Requests", attempt: ChunkPass) -> None:
         """Call the plugin with what has arrived, until nothing of the pass is running."""
         self._loop.run(requests.begin(), LOOP_TIMEOUT_SECONDS)
+        self._chunk_requests.begin(lambda: requests.count)
         stalled_at = time.monotonic() + LOOP_TIMEOUT_SECONDS
         try:
             while not requests.have_ended:
@@ -157,6 +163,9 @@ class _Requests:
         self.error: BaseException | None = None
         """The first error that is not a task's."""
         self.is_cancelled = False
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when there are fewer requests than before."""
+        self._is_limited = False
 
     # -- in the step's thread ------------------------------------------------------------------------------
 
@@ -164,6 +173,11 @@ class _Requests:
     def are_running(self) -> bool:
         """Whether a request is under way."""
         return bool(self._running)
+
+    @property
+    def count(self) -> int:
+        """Requests in flight or waiting for a slot; 0 while a service is sent fewer than there are slots."""
+        return 0 if self._is_limited else len(self._running)
 
     @property
     def may_begin(self) -> bool:
@@ -242,7 +256,9 @@ class _Requests:
         return size + (BATCH_SIZE if slots is None else 2 * BATCH_SIZE)
 
     def _capacity(self) -> int | None:
-        return self._backend.capacity(self._method.application, self._budget / BATCHES_PER_PASS)
+        capacity = self._backend.capacity(self._method.application, self._budget / BATCHES_PER_PASS)
+        self._is_limited = capacity is not None
+        return capacity
 
     def _infer_more(self) -> None:
         slots = (self._method.slots or 0) - len(self._attempt.pending_inferences)
@@ -260,7 +276,11 @@ class _Requests:
     def _start(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._running.add(task)  # the loop itself keeps weak references alone
-        task.add_done_callback(self._running.discard)
+        task.add_done_callback(self._have_answered)
+
+    def _have_answered(self, task: "asyncio.Task[None]") -> None:
+        self._running.discard(task)
+        self.on_change()
 
     async def _request(
         self,

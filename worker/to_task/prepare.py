@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from shared.messages import JsonObject, ToTaskMethod, ToTaskParams
+from shared.validation import unknown_parameters
 from worker.platform import NotFoundError
 from worker.plugins import PluginCallError
 from worker.plugins.requests import WHOLE_RUN
@@ -52,13 +53,23 @@ def warm_up(run: ToTaskRun, services: Services) -> None:
 def check_params(run: ToTaskRun, services: Services) -> JsonObject | None:
     """Validate the parameters with the plugin's own model, in the plugin's host.
 
+    A release that declares none of its own is asked once: its keys are kept by the checksum of its content.
     Returns how the action runs whole, if it does.
     """
     release, request = services.action_of(run)
-    failure = ""
+    key, failure = (release.checksum, request.entrypoint), ""
+    if key in services.declared_params:
+        unknown = unknown_parameters(request.params, services.declared_params[key])
+        if unknown:
+            raise RunFailedError(f"The plugin refuses the parameters: {unknown}")
+        return None
     try:
-        checked: JsonObject = services.host.call(release, request, "check_params", {WHOLE_RUN: True})
-        return checked.get(WHOLE_RUN)
+        answer = services.host.call(release, request, "check_params", {WHOLE_RUN: True})
+        keys = answer.get("keys") if isinstance(answer, dict) else None
+        if isinstance(keys, list):
+            services.declared_params[key] = frozenset(map(str, keys))
+        whole_run: JsonObject | None = answer.get(WHOLE_RUN) if isinstance(answer, dict) else None
+        return whole_run
     except PluginCallError as error:
         is_rejection = error.error_type == "ParamsError"
         said = error.message if is_rejection else str(error)

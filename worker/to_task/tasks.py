@@ -7,7 +7,8 @@ from celery import shared_task
 import worker.to_task.annotate
 import worker.to_task.prepare
 from shared.messages import Job, ToTaskMessage
-from worker.runs.bulkhead import all_but_three, bulkhead, release_share
+from worker.chunk_requests import chunk_requests
+from worker.runs.bulkhead import all_but_three, bulkhead, chunk_share, release_share
 from worker.runs.model import Continue, Outcome, Suspend
 from worker.services import services
 from worker.to_task import discover, results
@@ -20,10 +21,9 @@ from worker.to_task.steps import (
     PREPARE,
     SPREAD,
     ToTaskRun,
-    ToTaskState,
 )
 from worker.workflow.intake import begin_run
-from worker.workflow.task import StepFunction, StepTask
+from worker.workflow.task import StepTask
 from worker.workflow.validation import Count
 
 
@@ -50,7 +50,11 @@ def prepare(self: StepTask, job: Job, **_: Any) -> None:
     def check(run: ToTaskRun) -> Outcome:
         return worker.to_task.prepare.prepare(run, services())
 
-    self.run_step(PREPARE, job, lambda run: _in_release_share(self, run, check))
+    def check_in_share(run: ToTaskRun) -> Outcome:
+        share = release_share(run.message.plugin)
+        return bulkhead.run(share, self.request.retries, lambda: check(run))
+
+    self.run_step(PREPARE, job, check_in_share)
 
 
 @shared_task(base=StepTask, bind=True, name=FETCH_TASKS.name)
@@ -72,18 +76,19 @@ def annotate(self: StepTask, job: Job, chunk: Count, **_: Any) -> None:
     def work(run: ToTaskRun) -> Outcome:
         return worker.to_task.annotate.annotate(run, chunk, services(), annotation_runtime())
 
+    def work_in_share(run: ToTaskRun) -> Outcome:
+        share = release_share(run.message.plugin)
+        return bulkhead.run(share, self.request.retries, lambda: work(run), chunk_share)
+
     # A chunk without a slot is not even claimed, which is cheap; its release is known only after the claim.
     with bulkhead.acquire(ANNOTATE.name, all_but_three) as acquired:
         if acquired:
-            self.run_step(ANNOTATE, job, lambda run: _in_release_share(self, run, work), part=str(chunk))
+            try:
+                self.run_step(ANNOTATE, job, work_in_share, part=str(chunk))
+            finally:
+                chunk_requests.end()
     if not acquired:
         self.retry_unclaimed(job, bulkhead.retry_countdown(ANNOTATE.name, self.request.retries))
-
-
-def _in_release_share(
-    task: StepTask, run: ToTaskRun, function: StepFunction[ToTaskMessage, ToTaskState]
-) -> Outcome:
-    return bulkhead.run(release_share(run.message.plugin), task.request.retries, lambda: function(run))
 
 
 @shared_task(base=StepTask, bind=True, name=FINALIZE.name)

@@ -15,7 +15,7 @@ from worker.plugins.store import Release
 from worker.whole_run.job_output import LOG_WINDOW_BYTES, JobOutput, read_job_output
 
 SDK_PROGRAM: Final = "synapse_sdk.plugins.entrypoint"
-PROGRAM: Final = "worker.actions.entrypoint"
+PROGRAM: Final = "worker.whole_run.entrypoint"
 REQUEST_VARIABLE: Final = "SYNAPSE_ACTION_REQUEST"
 """Of our program, which reads nothing else."""
 

@@ -1,7 +1,7 @@
 """A task whose message can be delivered again: what is known of its deliveries, and its next one."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import structlog
@@ -11,6 +11,7 @@ from worker import blame
 from worker.blame import Retries
 from worker.platform import clean
 from worker.runs.bulkhead import ALL_STEPS, bulkhead
+from worker.runs.model import AnyRun
 from worker.runs.publisher import NEXT_STEP, STEP_HEADER
 from worker.runs.runs import Runs
 
@@ -110,8 +111,33 @@ class DeliveredTask(Task):
             raise exceptions.Reject(reject.reason, requeue=True) from None
         raise AssertionError("retry always raises")
 
+    def reschedule(self, run: AnyRun, name: str, retry: Retry) -> Retry | exceptions.Retry:
+        """Announce the next generation of the step `name`, publish its message and release its lock.
+
+        A dependency that hangs holds a step for longer than the visibility timeout. The copies that were
+        delivered meanwhile are superseded, or there would be one more of them each time.
+
+        Returns what `retry_as` is to do. Where the queues are in the Redis of the runs, one script does all
+        of it, and only Celery is to hear of the retry. Elsewhere the message is published after the script.
+        """
+        countdown = retry.limited_to(self.runs.timing.max_countdown)
+        published = None
+        with self.runs.publisher.collecting() as messages:
+            if messages is not None:
+                changes = {**retry.changes, "generation": run.generation + 1, "redelivered": False}
+                try:
+                    self.retry_as(replace(retry, changes=changes))
+                except exceptions.Retry as signal:
+                    published = signal
+        generation = self.runs.store.reschedule_step(run, name, countdown, messages)
+        return published or replace(
+            retry, changes={**retry.changes, "generation": generation, "redelivered": False}
+        )
+
     def retry_as(self, retry: object) -> None:
-        """Deliver this message again if `retry` is a `Retry`."""
+        """Deliver this message again if `retry` is a `Retry`; raise it if it is Celery's, and published."""
+        if isinstance(retry, exceptions.Retry):
+            raise retry
         if isinstance(retry, Retry):
             countdown = retry.limited_to(self.runs.timing.max_countdown)
             self.retry_later(

@@ -1,11 +1,11 @@
 """The base class of all Celery tasks: claims, locks, retries, and what follows from the outcome of a step."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import structlog
+from celery import exceptions
 from pydantic import BaseModel
 from structlog.contextvars import bound_contextvars
 
@@ -257,32 +257,22 @@ class StepTask(DeathCountingTask):
 
     def _apply(
         self, step: Step, name: str, run: AnyRun, outcome: Outcome | Retry
-    ) -> tuple[bool, Retry | None]:
+    ) -> tuple[bool, Retry | exceptions.Retry | None]:
         """Whether the step's lock is released by that, and how its message is delivered again, if it is."""
         match outcome:
             case Continue():
                 return self.runs.continue_with(run, outcome), None
             case Reschedule():
                 retry = Retry(outcome.countdown, {"attempt": 0}, outcome.is_asked_for, waited_seconds=0.0)
-                return True, self._announce(run, name, retry)
+                return True, self.reschedule(run, name, retry)
             case Retry():
-                return True, self._announce(run, name, outcome)
+                return True, self.reschedule(run, name, outcome)
             case Finish():
                 if self.runs.finish(run.job, End(outcome.status, outcome.result), step):
                     log.info("run ended", status=outcome.status, at=step.name)
             case Suspend():
                 pass
         return False, None
-
-    def _announce(self, run: AnyRun, name: str, retry: Retry) -> Retry:
-        """Announce the next generation of a step before its message is published, and release its lock.
-
-        A dependency that hangs holds the step for longer than the visibility timeout. The copies that were
-        delivered meanwhile are superseded, or there would be one more of them each time.
-        """
-        countdown = retry.limited_to(self.runs.timing.max_countdown)
-        generation = self.runs.store.reschedule_step(run, name, countdown)
-        return replace(retry, changes={**retry.changes, "generation": generation, "redelivered": False})
 
     def _clean_up(self, job: str) -> None:
         try:

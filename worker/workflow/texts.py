@@ -26,6 +26,7 @@ class Text(StrEnum):
     FAILED_TASKS = "{failed} of {total} tasks failed; task {task}: {error}"
     FEWER_LISTED = "{total} of {most} tasks were listed"
     CHANGED_LISTED = "{total} tasks were listed while others came or went: some may be missing"
+    LEFT_OUT = "{count} records of the list were left out: their id is no positive integer"
     RUNS_WHOLE = "The action runs whole, as Ray job {id}."
     RUNS_WHOLE_FOR = "The action runs whole for its own {methods}, as Ray job {id}."
 
@@ -51,6 +52,7 @@ KOREAN: Final[Mapping[Text, str]] = {
     Text.CHANGED_LISTED: (
         "작업 항목 {total}개가 나열되는 동안 다른 항목이 추가되거나 삭제되었습니다. 일부가 빠졌을 수 있습니다"
     ),
+    Text.LEFT_OUT: "목록의 기록 {count}개를 제외했습니다: 식별자가 양의 정수가 아닙니다",
     Text.RUNS_WHOLE: "액션 전체가 Ray 작업 {id}(으)로 실행됩니다.",
     Text.RUNS_WHOLE_FOR: "액션이 {methods}을(를) 직접 정의하므로 전체가 Ray 작업 {id}(으)로 실행됩니다.",
 }

@@ -1,26 +1,34 @@
-"""Messages of steps in a real Redis: before or behind others, or published by the script that ends a step."""
+"""Messages of steps in a real Redis: before or behind others, later, or published by the script of a step."""
 
 import json
 import math
+from base64 import b64decode
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from celery import Celery, signals
+from celery.exceptions import Retry
 from redis import Redis
 
 from shared.messages import DeployMessage
+from tests.harness.in_process_worker import celery_request
 from tests.integration.broker.broker_harness import BrokerHarness
+from worker.broker.keys import delayed_key, earlier_key
 from worker.broker.transport import Channel
-from worker.lua import Scripts
+from worker.lua import Scripts, redis_time
 from worker.pre_processor.poll import resume
 from worker.pre_processor.waitlist import Waitlist, WaitlistName
 from worker.runs.keys import heartbeats_key
-from worker.runs.model import Continue, Step, StoredRun
+from worker.runs.model import Continue, Reschedule, Step, StoredRun, Workflow
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.runs import Runs, Timing
+from worker.runs.state import StoredState
+from worker.runs.store import CollectedMessage
+from worker.workflow.task import StepTask
 
 FIRST, SECOND, CHUNK = (
-    Step("first", 10),
+    Workflow(DeployMessage, StoredState).step("first", 10),
     Step("second", 20),
     Step("chunk", 30, queue="second", has_parts=True),
 )
@@ -103,6 +111,106 @@ def test_a_step_without_its_lock_publishes_the_next_one(runs: Runs, run: StoredR
 
     assert names(redis, "first") == ["second"]
     assert redis.get(run.lease.key) == "another"
+
+
+@pytest.fixture
+def task(app: Celery, runs: Runs) -> StepTask:
+    """The task of the first step, for messages that are delivered by hand."""
+    of_test = runs
+
+    class TaskOfTest(StepTask):
+        abstract = True
+
+        @property
+        def runs(self) -> Runs:
+            return of_test
+
+    @app.task(base=TaskOfTest, bind=True, name=FIRST.name)
+    def first(self: StepTask, job: str, **_: Any) -> None: ...
+
+    return first
+
+
+def reschedule(task: StepTask, countdown: float, **arguments: Any) -> None:
+    """Deliver a message of the first step, which is then to be delivered again after `countdown`."""
+    kwargs = {"job": "42", **arguments}
+    with celery_request(task, kwargs, headers={}), pytest.raises(Retry):
+        task.run_step(FIRST, "42", lambda _: Reschedule(countdown))
+
+
+def delayed(redis: "Redis", queue: str) -> list[dict[str, Any]]:
+    """The arguments of the delayed messages of a queue, the earliest first."""
+    texts = redis.zrange(delayed_key(queue), 0, -1)
+    bodies = [json.loads(text.partition("\n")[2])["body"] for text in texts]
+    return [json.loads(b64decode(body))[1] for body in bodies]
+
+
+def test_a_rescheduled_step_costs_two_round_trips(
+    runs: Runs, task: StepTask, redis: "Redis", broker: BrokerHarness
+) -> None:
+    # Given a run, and a Redis that has the scripts
+    runs.store.accept(DeployMessage.model_validate({"job": 42, "plugin": "p@1", "agent": 1}), "first")
+    reschedule(task, 5.0)
+
+    # When its step is rescheduled
+    with Redis.from_url(broker.url) as observer, observer.monitor() as monitor:
+        reschedule(task, 5.0, generation=1)
+        redis.echo("end")
+        commands = []
+        while not (command := monitor.next_command())["command"].startswith("ECHO"):
+            if command["client_type"] != "lua":
+                commands.append(command["command"].split()[0])
+
+    # Then one script claims and loads, and one announces, publishes, records and releases
+    assert commands == ["EVALSHA", "EVALSHA"]
+    assert [each["generation"] for each in delayed(redis, "deploy")] == [1, 2]
+    assert redis.keys("*:lock:*") == []
+
+
+def test_a_rescheduled_step_is_due_after_its_countdown(runs: Runs, task: StepTask, redis: "Redis") -> None:
+    runs.store.accept(DeployMessage.model_validate({"job": 42, "plugin": "p@1", "agent": 1}), "first")
+
+    before = redis_time(redis)
+    reschedule(task, 5.0)
+    after = redis_time(redis)
+
+    [(_, due)] = redis.zrange(delayed_key("deploy"), 0, -1, withscores=True)
+    # Celery's ETA is a time of the publisher's clock, cut to microseconds.
+    assert before + 4.9 < due <= after + 5.0
+    assert redis.exists(earlier_key())
+
+
+def test_a_step_rescheduled_at_once_is_in_its_queue(runs: Runs, task: StepTask, redis: "Redis") -> None:
+    runs.store.accept(DeployMessage.model_validate({"job": 42, "plugin": "p@1", "agent": 1}), "first")
+
+    reschedule(task, 0.0)
+
+    assert (names(redis, "deploy"), delayed(redis, "deploy")) == (["first"], [])
+
+
+def test_a_lost_answer_publishes_no_poll_twice(runs: Runs, run: StoredRun, redis: "Redis") -> None:
+    message = CollectedMessage((delayed_key("first"), earlier_key()), "ZADD", "first\n{}", 5.0)
+
+    generations = [runs.store.reschedule_step(run, FIRST.name, 5.0, [message])]
+    redis.delete(delayed_key("first"))
+    generations.append(runs.store.reschedule_step(run, FIRST.name, 5.0, [message]))
+
+    assert generations == [1, 1]
+    assert redis.zcard(delayed_key("first")) == 0
+
+
+def test_a_later_next_step_is_published_by_the_script(
+    runs: Runs, run: StoredRun, redis: "Redis", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripts: list[str] = []
+    run_script = Scripts.run
+    monkeypatch.setattr(
+        Scripts, "run", lambda self, name, *args: (scripts.append(name), run_script(self, name, *args))[1]
+    )
+
+    assert runs.continue_with(run, Continue(SECOND, countdown=5.0))
+
+    assert (scripts, [each["job"] for each in delayed(redis, "first")]) == (["end_step"], ["42"])
 
 
 def test_runs_leave_their_list_with_their_messages(

@@ -32,6 +32,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         cluster = Cluster(sandbox, tmp_path_factory.mktemp("scripts"))
         for name in (*PRINTED, "colours"):
             cluster.submit(name, JOBS[name])
+        # Its log is subscribed to while Ray still tries to install what it needs.
+        cluster.submit("homeless", JOBS["silent"], runtime_env={"pip": ["no-such-package-of-ours==1.0"]})
         sandbox.start_worker(queues="logs", concurrency=2)
         with Publisher(sandbox.redis_url) as publisher:
             for name, ray_job in cluster.jobs.items():
@@ -62,6 +64,18 @@ def test_log_of_a_real_job_is_relayed_to_its_end(name: str, cluster: Cluster, re
     assert own == expected
     assert name == "endless" or len(printed(lines)) == len(expected)
     assert follower.reason == reason
+
+
+@pytest.mark.timeout(400)  # Ray tries three times, and copies this environment each time
+def test_a_job_that_fails_before_its_driver_starts_says_why(cluster: Cluster, redis: Redis) -> None:
+    # When the log of a job is followed whose requirements cannot be installed
+    follower = LogFollower(redis, "homeless")
+    lines = [line.line for line in follower]
+
+    # Then its last word is Ray's reason
+    assert lines[-1].startswith(f"The Ray job {cluster.jobs['homeless']} FAILED: ")
+    assert "no-such-package-of-ours" in lines[-1]
+    assert follower.reason == "ended"
 
 
 def test_logs_command_follows_a_real_job_without_changes(cluster: Cluster, redis: Redis) -> None:

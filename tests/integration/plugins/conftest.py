@@ -41,6 +41,8 @@ PLAIN = """
             return {"got": body, "batched": self.batched}
 
         async def infer_batch(self, bodies):
+            if any(body["n"] == 13 for body in bodies):
+                raise ValueError("13 is unlucky")
             return [{"got": body, "of": len(bodies), "batched": self.batched} for body in bodies]
 
     class Broken:
@@ -81,8 +83,14 @@ TO_TASK = """
     from plugin.words import WORD
     from worker.actions import ToTaskAction
 
+    AT_IMPORT = "RAY_AUTH_TOKEN" in os.environ
+
     class ToTask(ToTaskAction):
         def convert_data_from_inference(self, inference_data, task_data=None):
+            if inference_data == "use ray":
+                import ray
+                seven = ray.get(ray.remote(num_cpus=0)(lambda: 7).remote(), timeout=60)
+                return {"seven": seven, "token": AT_IMPORT or "RAY_AUTH_TOKEN" in os.environ}
             if inference_data == "die":
                 os._exit(1)
             if inference_data == "sleep":

@@ -131,9 +131,9 @@ def test_only_a_task_that_ends_the_process_fails(platform: BadPlugins) -> None:
     assert (end["status"], list(failed)) == ("SUCCEEDED", [2])
     assert failed[2].endswith(f"the process of {PLUGIN} died")
     assert platform.write_counts(project) == [1, 1, 0, 1, 1, 1]
-    # The process may have died for another reason, so each call that ends it is made twice.
-    [batch, again, *alone] = platform.calls_with(2, project)
-    assert (again, alone) == (batch, [[2], [2]])
+    # It was called once in a batch, and again alone where the process had answered the tasks before it.
+    [_, *alone] = platform.calls_with(2, project)
+    assert alone in ([[2]], [[2], [2]])
 
 
 def test_only_a_task_with_too_large_an_answer_fails(platform: BadPlugins) -> None:
@@ -177,8 +177,9 @@ def test_a_plugin_that_only_dies_ends_the_run(platform: BadPlugins) -> None:
 
     assert end["status"] == "FAILED"
     assert f"the process of {PLUGIN} died" in end["result"]["error"]
+    # Each had a process of its own, so it was called once.
     single = [call for call in platform.calls(project) if len(call) == 1]
-    assert single == [[0], [0], [1], [1], [2], [2]]
+    assert single == [[0], [1], [2]]
 
 
 @pytest.mark.chaos

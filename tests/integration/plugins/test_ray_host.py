@@ -1,6 +1,7 @@
 """Releases on a real Ray: served side by side, replaced, converted, killed."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,8 +112,14 @@ def test_class_without_routes_answers_with_infer_batch(
 ) -> None:
     plan = submit(ray_host, store, "pear@1.0.0", "plain")
     await_bucket(cluster, "pear@1.0.0", "running")
-    answer = httpx.post(f"{ray_cluster.serve_url}{plan['route_prefix']}/", json={"n": 1}).json()
+    url = f"{ray_cluster.serve_url}{plan['route_prefix']}/"
+    answer = httpx.post(url, json={"n": 1}).json()
     assert answer == {"got": {"n": 1}, "of": 1, "batched": True}
+    # One of several inputs that fails does not fail the others, with which it may be in a batch
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda n: httpx.post(url, json={"n": n}, timeout=30), (1, 13, 2, 3)))
+    assert [each.status_code for each in answers] == [200, 500, 200, 200]
+    assert answers[1].json() == {"detail": "ValueError: 13 is unlucky"}
     remove(cluster, "pear@1.0.0")
 
 
@@ -175,6 +182,23 @@ def test_dead_actor_of_conversions_is_replaced(ray_host: RayHost, store: PluginS
     finally:
         ray_host._timeout = before
     assert convert("apple", {"value": 4})[0]["ok"]["value"] == 4
+
+
+def test_plugin_code_uses_ray_without_the_token_of_the_cluster(
+    ray_host: RayHost, store: PluginStore, ray_cluster: LocalRay
+) -> None:
+    # Given a cluster whose processes inherit its token
+    assert ray_cluster.environment()["RAY_AUTH_TOKEN"]
+    release = store.get("apple@1.0.0")
+    params = {"name": "n", "project": 1, "agent": 1, "target_specification_name": "x"}
+    request = request_for(release, "to_task", params, ACCESS)
+    items = [{"inference_data": "use ray"}]
+
+    # When plugin code looks for it, then Ray works there, and it is not in its environment
+    for call in (ray_host.call, ray_host.call_batch):
+        assert call(release, request, "convert_from_inference", items) == [
+            {"ok": {"seven": 7, "token": False}}
+        ]
 
 
 def test_a_call_finds_the_process_of_a_warm_up(ray_host: RayHost, store: PluginStore) -> None:

@@ -61,14 +61,14 @@ class Cluster:
     def client(self, **options: Any) -> AgentClient:
         return AgentClient(self.sandbox.agent_url or "", self.sandbox.agent_token, **options)
 
-    def submit(self, name: str, program: str | None = None) -> str:
+    def submit(self, name: str, program: str | None = None, **options: Any) -> str:
         script = self.scripts / f"{name}.py"
         script.write_text(DELAY_OUTPUT + dedent(program or JOBS[name]))
         ray = self.sandbox.ray
         assert ray is not None
         answer = httpx.post(
             f"{ray.dashboard_url}/api/jobs/",
-            json={"entrypoint": shlex.join([sys.executable, str(script)])},
+            json={"entrypoint": shlex.join([sys.executable, str(script)]), **options},
             headers={"Authorization": f"Bearer {ray.token}"},
             timeout=60,
         )

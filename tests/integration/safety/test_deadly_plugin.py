@@ -17,7 +17,7 @@ actions:
 """
 
 PLUGIN = """
-import os
+import os, signal
 from worker.actions import ToTaskAction
 
 class ToTask(ToTaskAction):
@@ -27,13 +27,13 @@ class ToTask(ToTaskAction):
         if "bad" in data_file_name:
             with open(DEATHS, "a") as deaths:
                 deaths.write("x")
-            os._exit(1)
+            os.kill(os.getppid(), signal.SIGKILL)
         return {"label": data_file_name}
 """
 
 
 class Harness(SandboxHarness):
-    """A sandbox whose workers run plugin code in their own process, and are started again when they died."""
+    """A sandbox whose workers run plugin code in child processes, and are started again when they died."""
 
     def __init__(self, sandbox: Sandbox, deaths: Path) -> None:
         self.sandbox, self._deaths = sandbox, deaths

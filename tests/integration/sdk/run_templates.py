@@ -77,6 +77,7 @@ def on_ray() -> dict[str, Any]:
         templates.write_decorated(store)
         templates.write_custom_execute(store)
         templates.write_steps(store)
+        templates.copy_example(store)
         with Sandbox(plugins_dir=store, num_cpus=4) as sandbox:
             runs = TemplateRuns(sandbox)
             greeting = {"greeting.txt": b"Hello"}
@@ -90,6 +91,8 @@ def on_ray() -> dict[str, Any]:
             }
             for what in ("succeed", "fail"):
                 done[what] = runs.annotate("sdk-steps@0.1.0", **params, description=what)
+            params = {"method": "inference", "pre_processor": runs.release_id("sdk", "1.0.0"), "model": model}
+            done["example"] = runs.annotate("sdk@1.0.0", **params)
             for code in ("sdk-net", "sdk-decorated"):
                 release = runs.release_id(code, "0.1.0")
                 params = {"method": "inference", "pre_processor": release, "model": model}

@@ -3,6 +3,7 @@
 Runs in the SDK's Python. `synapse plugin create` asks questions for some templates; its function does not.
 """
 
+import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from synapse_sdk.cli.plugin.create import (  # type: ignore[import-not-found]
 from synapse_sdk.plugins.enums import PluginCategory  # type: ignore[import-not-found]
 
 VERSION = "0.1.0"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "plugins" / "sdk@1.0.0"
 
 FROM_FILE = """
         self.log_message('reads {name}', name=data_file_name)
@@ -127,6 +129,12 @@ def write_decorated(store: Path) -> None:
     release = generate(store, "neural_net", "sdk-decorated")
     (release / "plugin" / "inference.py").write_text(DECORATED)
     fill_in(release, "deployment", DEPLOYMENT)
+
+
+def copy_example(store: Path) -> None:
+    """The example release of this repository that is written for the SDK."""
+    release = shutil.copytree(EXAMPLE, store / EXAMPLE.name)
+    (release / "requirements.txt").write_text("")  # see `generate`
 
 
 def write_custom_execute(store: Path) -> None:

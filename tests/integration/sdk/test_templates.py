@@ -57,6 +57,8 @@ def test_generated_releases_run_on_ray() -> None:
     for code in ("sdk-net", "sdk-decorated"):
         said = [{"said": f"Hello {n}.png", "backend": done["backend_url"]} for n in range(5)]
         assert done[code]["data"] == said, done[code]["result"]
+    # And the example of this repository annotates by its own pre-processor
+    assert done["example"]["data"] == [{"label": "neutral"}] * 5, done["example"]["result"]
     # And an `execute` of the author's own runs whole: it deploys and registers
     assert done["execute"]["status"] == "SUCCEEDED", done["execute"]
     assert isinstance(done["execute"]["result"]["serve_application"], int)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.integration.workflows.ray_harness import (
     CONCURRENCY,
+    EXAMPLES,
     RayHarness,
     write_decorated_release,
     write_hanging_release,
@@ -19,11 +20,17 @@ PLUGINS = Path(__file__).parents[2] / "plugins"
 
 
 @pytest.fixture(scope="session")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHarness]:
-    folder = tmp_path_factory.mktemp("workflows")
-    calls, plugins = folder / "calls", folder / "plugins"
-    calls.mkdir()
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The plugin store of the sandbox, whose releases a test may change."""
+    plugins = tmp_path_factory.mktemp("store") / "plugins"
     shutil.copytree(PLUGINS, plugins)
+    shutil.copytree(EXAMPLES, plugins, dirs_exist_ok=True)
+    return plugins
+
+
+@pytest.fixture(scope="session")
+def harness(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[RayHarness]:
+    calls, plugins = tmp_path_factory.mktemp("calls"), store
     write_decorated_release(plugins)
     write_whole_release(plugins)
     write_hanging_release(plugins, calls, "hangs")

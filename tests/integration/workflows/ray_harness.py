@@ -13,6 +13,7 @@ from worker.sandbox import Process, Sandbox
 from worker.sandbox.sandbox import AGENT_ID
 from worker.sandbox.seed import SeededProject
 
+EXAMPLES = Path(__file__).parents[3] / "examples" / "plugins"
 CONCURRENCY = 8
 """Threads of the worker of the session."""
 HANG_SECONDS = 120
@@ -114,26 +115,29 @@ WHOLE_ACTIONS = """
 
 def write_whole_release(store: Path) -> None:
     """`whole@1.0.0`: actions with an `execute` of their own; `description` says what `to_task` does."""
-    _write_release(store, "whole", textwrap.dedent(WHOLE_ACTIONS), env={"GREETING": "hello"})
+    write_release(store, "whole", textwrap.dedent(WHOLE_ACTIONS), env={"GREETING": "hello"})
 
 
 def write_decorated_release(store: Path) -> None:
     """`decorated@1.0.0`: FastAPI in the form of Ray's documentation, and actions that say what they do."""
-    _write_release(store, "decorated", textwrap.dedent(DECORATED_ACTIONS))
+    write_release(store, "decorated", textwrap.dedent(DECORATED_ACTIONS))
 
 
 def write_hanging_release(store: Path, calls: Path, code: str, at_load: str = "") -> None:
     """A release that hangs in every call; each that begins leaves a file in `calls`."""
     text = textwrap.dedent(HANGING_ACTIONS)
-    _write_release(store, code, text.format(calls=str(calls), seconds=HANG_SECONDS, at_load=at_load))
+    write_release(store, code, text.format(calls=str(calls), seconds=HANG_SECONDS, at_load=at_load))
 
 
-def _write_release(store: Path, code: str, text: str, **config: Any) -> None:
+def write_release(store: Path, code: str, text: str, **config: Any) -> None:
+    """`{code}@1.0.0`, with all actions, or a deployment of the class Served alone."""
     package = store / f"{code}@1.0.0" / "plugin"
-    package.mkdir(parents=True)
+    package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").touch()
     (package / "actions.py").write_text(text)
     entrypoints = {"to_task": "ToTask", "deployment": "Deployment", "inference": "Served"}
+    if "class Deployment" not in text:
+        entrypoints = {"deployment": "Served"}
     actions = {name: {"entrypoint": f"plugin.actions.{entry}"} for name, entry in entrypoints.items()}
     config |= {"code": code, "version": "1.0.0", "actions": actions}
     (package.parent / "config.yaml").write_text(json.dumps(config))
@@ -169,7 +173,7 @@ class RayHarness(SandboxHarness):
 
     def delete_application(self, name: str) -> None:
         headers = {"Authorization": self.sandbox.agent_token}
-        httpx.delete(f"{self.sandbox.agent_url}/serve_applications/{name}/", headers=headers, timeout=30)
+        httpx.delete(f"{self.sandbox.agent_url}/serve_applications/{name}/", headers=headers, timeout=120)
         self.wait_for(lambda: name not in self.serve_applications(), f"end of {name}")
 
     # then
@@ -203,7 +207,20 @@ class RayHarness(SandboxHarness):
         body = httpx.get(f"{self.sandbox.agent_url}/serve_applications/", headers=headers).json()
         return {app["name"]: app for app in (body["results"] if isinstance(body, dict) else body)}
 
+    def application_url(self, name: str) -> str:
+        """Where Serve's proxy has an application."""
+        return f"{self.serve_url}{self.serve_applications()[name]['route_prefix']}"
+
     def call_application(self, name: str, body: Row) -> Any:
         """POST `body` to an application on Ray Serve; returns its JSON response."""
-        route = self.serve_applications()[name]["route_prefix"]
-        return httpx.post(f"{self.serve_url}{route}/", json=body, timeout=30).json()
+        return httpx.post(f"{self.application_url(name)}/", json=body, timeout=30).json()
+
+
+def replicas(harness: RayHarness, name: str) -> set[str]:
+    """The ids of an application's replicas."""
+    ray = harness.sandbox.ray
+    assert ray is not None
+    headers = {"Authorization": f"Bearer {ray.environment()['RAY_AUTH_TOKEN']}"}
+    answer = httpx.get(f"{ray.dashboard_url}/api/serve/applications/", headers=headers, timeout=10)
+    deployments = answer.json()["applications"][name]["deployments"].values()
+    return {replica["replica_id"] for deployment in deployments for replica in deployment["replicas"]}

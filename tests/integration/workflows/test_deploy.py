@@ -1,9 +1,7 @@
 """`deploy` on a real Ray, from the message to the backend's record."""
 
-import httpx
-
 from shared.channels import logs_history
-from tests.integration.workflows.ray_harness import RayHarness
+from tests.integration.workflows.ray_harness import RayHarness, replicas
 
 
 def test_deploy_puts_the_application_online_and_registers_it(harness: RayHarness) -> None:
@@ -23,20 +21,20 @@ def test_deploy_puts_the_application_online_and_registers_it(harness: RayHarness
 def test_deploying_the_same_again_does_not_restart_it(harness: RayHarness) -> None:
     # Given a running application
     assert harness.wait_for_end(harness.deploy("echo@1.0.0", num_cpus=1))["status"] == "SUCCEEDED"
-    before = _replicas(harness, "echo@1.0.0")
+    before = replicas(harness, "echo@1.0.0")
 
     # When an identical message for another job is published
     job = harness.deploy("echo@1.0.0", num_cpus=1)
 
     # Then the job succeeds, and the replicas are the same
     assert harness.wait_for_end(job)["status"] == "SUCCEEDED"
-    assert _replicas(harness, "echo@1.0.0") == before
+    assert replicas(harness, "echo@1.0.0") == before
 
 
 def test_a_denied_redeploy_leaves_the_running_application_alone(harness: RayHarness) -> None:
     # Given a running application
     assert harness.wait_for_end(harness.deploy("echo@1.0.0", num_cpus=1))["status"] == "SUCCEEDED"
-    before = _replicas(harness, "echo@1.0.0")
+    before = replicas(harness, "echo@1.0.0")
 
     # When a message for the same release requires a GPU, which the cluster does not have
     end = harness.wait_for_end(harness.deploy("echo@1.0.0", num_cpus=1, num_gpus=1))
@@ -45,7 +43,7 @@ def test_a_denied_redeploy_leaves_the_running_application_alone(harness: RayHarn
     expected = "Serve deploy denied: insufficient cluster capacity (['insufficient_gpu'])"
     assert (end["status"], end["result"]) == ("FAILED", {"error": expected})
     # And the running application is unchanged
-    assert _replicas(harness, "echo@1.0.0") == before
+    assert replicas(harness, "echo@1.0.0") == before
     assert harness.call_application("echo@1.0.0", {"text": "still"})["said"] == "still"
 
 
@@ -102,12 +100,3 @@ def test_a_decorated_class_serves_and_its_action_is_heard(harness: RayHarness) -
     ]
     assert end["progress_record"]["record"]["steps"]["choose"]["percent"] == 25
     assert end["metrics_record"]["record"]["steps"]["choose"] == {"routes": 1}
-
-
-def _replicas(harness: RayHarness, name: str) -> set[str]:
-    ray = harness.sandbox.ray
-    assert ray is not None
-    headers = {"Authorization": f"Bearer {ray.environment()['RAY_AUTH_TOKEN']}"}
-    answer = httpx.get(f"{ray.dashboard_url}/api/serve/applications/", headers=headers, timeout=10)
-    deployments = answer.json()["applications"][name]["deployments"].values()
-    return {replica["replica_id"] for deployment in deployments for replica in deployment["replicas"]}

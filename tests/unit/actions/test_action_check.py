@@ -70,6 +70,20 @@ def test_a_to_task_goes_by_its_hooks(verdict: Check, source: str, said: str) -> 
     assert verdict("to_task", "p.T", p=SDK_TO_TASK + source) == expected
 
 
+def test_a_mistake_in_a_module_that_is_imported_is_named(verdict: Check) -> None:
+    source = OURS + "from words import WORD\nclass T(ToTaskAction):\n    pass\n"
+
+    said = verdict("to_task", "p.T", p=source, words="import deeper\nWORD = 1\n", deeper="def f(:\n")
+
+    assert said == "deeper.py, line 1: invalid syntax"
+
+
+def test_modules_that_nobody_imports_are_not_read(verdict: Check) -> None:
+    source = OURS + "import p, numpy\nclass T(ToTaskAction):\n    pass\n"
+
+    assert verdict("to_task", "p.T", p=source, old="print 1\n").startswith("annotates by its hooks")
+
+
 def test_bases_are_found_through_imports(verdict: Check) -> None:
     # Given a class whose base is another module's, under another name, which has it from the SDK's module
     said = verdict(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from ray import serve
 
 from shared.messages import DeployParams
 from tests.unit.actions.deployment_action import ENV, Deploy, run
@@ -19,6 +20,7 @@ from worker.actions import (
 from worker.actions.base import ParamsError
 from worker.actions.deployment import action_for, check_serve_capacity
 from worker.actions.overrides import UncalledMethodError
+from worker.actions.replica_needs import gate_options
 from worker.actions.serve_submit import ServeOptionsError
 from worker.platform import (
     AuthenticationError,
@@ -155,10 +157,12 @@ def test_missing_entrypoint_or_client_is_named() -> None:
 @pytest.mark.parametrize("identifier", [7, "b2a7"])
 def test_a_registration_says_the_records_id(monkeypatch: pytest.MonkeyPatch, identifier: int | str) -> None:
     class Backend:
-        def create_serve_application(self, **_: Any) -> dict[str, Any]:
+        def create_serve_application(self, **record: Any) -> dict[str, Any]:
+            assert record["data"] == {"name": "cat@1.0", "route_prefix": "/before"}
             return {"id": identifier}
 
-    monkeypatch.setattr("worker.actions.serve_state.serve_application_state", lambda _: {"status": "RUNNING"})
+    details = {"cat@1.0": {"status": "RUNNING", "route_prefix": "/before"}}
+    monkeypatch.setattr("worker.actions.serve_state.serve_details", lambda: details)
     context = RuntimeContext(ENV, job_id="42", client=Backend())
 
     assert Deploy({}, context).register_serve_application() == identifier
@@ -393,3 +397,68 @@ def test_the_documents_execute_is_the_workers_steps() -> None:
 
     request = ActionRequest("cat@1.0", "deployment", "plugin.d.Mine", env=ENV)
     assert Mine.run_operation(request, "plan", None)["app_name"] == "cat@1.0"
+
+
+@pytest.mark.parametrize(
+    ("params", "resources", "asked"),
+    [
+        # A dispatch for a release that declares nothing, or the CPU; and a run with its own replicas
+        ({"num_cpus": 1, "num_gpus": 0.1}, {}, (3, 0.1, 3)),
+        ({"num_cpus": 1, "num_gpus": 0.1}, {"required_cpu_count": 1}, (3, 0.1, 2)),
+        ({"num_cpus": 6, "num_gpus": 0, "num_replicas": 5}, {}, (6, 0, 6)),
+    ],
+)
+def test_the_gate_is_asked_for_what_a_composition_needs(
+    params: dict[str, Any], resources: dict[str, Any], asked: tuple[float, ...]
+) -> None:
+    # Given an application of a model of three CPUs and an ingress that scales
+    scaled = {"min_replicas": 2, "max_replicas": 3}
+    model = serve.deployment(BaseServeDeployment, ray_actor_options={"num_cpus": 3}).bind("u")
+    ingress = serve.deployment(
+        BaseServeDeployment, name="ingress", autoscaling_config=scaled, ray_actor_options={"num_cpus": 2}
+    )
+    action = action_for(ingress.bind(model))
+
+    # When it is planned
+    request = ActionRequest(
+        "cat@1.0", "deployment", "plugin.app", env=ENV, params=params, required_resources=resources
+    )
+    plan = action.run_operation(request, "plan", None)
+
+    # Then the gate asks for the larger kind, so often that both fit
+    actor_options, serve_options = gate_options(plan)
+    found = (actor_options["num_cpus"], actor_options["num_gpus"], serve_options["num_replicas"])
+    assert found == asked
+
+
+def test_a_plain_class_is_asked_for_as_planned() -> None:
+    plan = run("plan", params={"num_cpus": 2, "num_replicas": 3})
+    assert "capacity" not in plan
+    assert gate_options(plan) == ({"num_cpus": 2.0}, {"num_replicas": 3})
+
+
+def test_options_of_the_installed_serve_are_known() -> None:
+    plan = run(
+        "plan",
+        params={"num_cpus": 1, "num_gpus": 0.1},
+        serve_options={
+            "user_config": {"a": 1},
+            "ray_actor_options": {"num_cpus": 2, "accelerator_type": "L4"},
+        },
+    )
+    assert plan["serve_options"] == {"user_config": {"a": 1}}
+    assert plan["ray_actor_options"] == {"num_cpus": 2, "accelerator_type": "L4", "num_gpus": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("options", "planned"),
+    [
+        ({"autoscaling_config": "auto"}, {"num_replicas": "auto"}),
+        (
+            {"num_replicas": "auto", "autoscaling_config": {"max_replicas": 3}},
+            {"num_replicas": "auto", "autoscaling_config": {"max_replicas": 3}},
+        ),
+    ],
+)
+def test_autoscaling_can_be_auto(options: dict[str, Any], planned: dict[str, Any]) -> None:
+    assert run("plan", serve_options=options)["serve_options"] == planned

@@ -1,14 +1,7 @@
-"""Which application runs already, and how many replicas may start beside it."""
-
-import pytest
+"""Which application runs already."""
 
 from tests.unit.actions.deployment_action import run
-from worker.actions.serve_submit import (
-    DIGEST_VARIABLE,
-    _actor_options,
-    _is_identical,
-    _surge_percent,
-)
+from worker.actions.serve_submit import DIGEST_VARIABLE, _actor_options, _is_identical
 
 
 def test_identical_application_is_found_by_its_digest() -> None:
@@ -25,14 +18,3 @@ def test_identical_application_is_found_by_its_digest() -> None:
     assert _is_identical(running, plan["digest"])
     assert not _is_identical(running, "other")
     assert not _is_identical(running | {"status": "UNHEALTHY"}, plan["digest"])
-
-
-@pytest.mark.parametrize(
-    ("free", "replicas", "percent"),
-    [({"CPU": 8.0}, 2, 100), ({"CPU": 2.0}, 2, 50), ({"CPU": 1.0}, 1, 0), ({"CPU": 3.0}, 3, 33), ({}, 1, 0)],
-)
-def test_surge_is_limited_by_free_resources(
-    monkeypatch: pytest.MonkeyPatch, free: dict[str, float], replicas: int, percent: int
-) -> None:
-    monkeypatch.setattr("ray.available_resources", lambda: free)
-    assert _surge_percent({"serve_options": {"num_replicas": replicas}}, {"num_cpus": 2}) == percent

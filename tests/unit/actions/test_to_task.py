@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from pydantic import AliasChoices, BaseModel, Field
 
 from worker.actions import RuntimeContext, ToTaskAction, ToTaskMethod, ToTaskParams
 from worker.actions.base import ParamsError
@@ -110,6 +111,37 @@ def test_wrong_params_are_named(params: dict[str, Any], message: str) -> None:
     request = ActionRequest("c@1", "to_task", "plugin.to_task.Convert", params)
     with pytest.raises(ParamsError, match=message):
         Convert.run_operation(request, "check_params", None)
+
+
+class Aliased(BaseModel):
+    threshold: float = Field(0.5, validation_alias=AliasChoices("limit", "min_score"))
+    colour: str = Field("red", alias="color")
+
+
+class TakesAliases(ToTaskAction[Aliased]):
+    pass
+
+
+class WithoutParams(ToTaskAction):
+    pass
+
+
+def test_every_alias_of_a_parameter_is_known() -> None:
+    checked = TakesAliases.check_params({**PARAMS, "min_score": 0.1, "color": "blue"})
+
+    assert (checked.threshold, checked.colour) == (0.1, "blue")  # type: ignore[attr-defined]
+    with pytest.raises(ParamsError, match=r"unknown parameter 'colour' \(known"):
+        TakesAliases.check_params({**PARAMS, "colour": "blue"})
+
+
+def test_a_release_without_own_parameters_names_the_messages() -> None:
+    request = ActionRequest("c@1", "to_task", "plugin.to_task.Convert", PARAMS)
+
+    keys = WithoutParams.run_operation(request, "check_params", None)["keys"]
+
+    assert {*PARAMS, "schema", "batch_size"} <= set(keys)
+    assert "data_schema" not in keys
+    assert "keys" not in Convert.run_operation(request, "check_params", None)
 
 
 def test_params_are_an_instance_of_the_authors_model(action: Convert) -> None:

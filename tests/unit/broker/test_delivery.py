@@ -2,13 +2,22 @@
 
 import json
 import time
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
 
 import fakeredis
 import pytest
 
-from worker.broker.delivery import PendingAcks, Unacked, mark_redelivered, pending_acks_of
+from worker.broker import delivery
+from worker.broker.delivery import (
+    STUCK_SECONDS,
+    PendingAcks,
+    QoS,
+    Unacked,
+    mark_redelivered,
+    pending_acks_of,
+)
 from worker.broker.keys import (
     delayed_key,
     redelivering_key,
@@ -19,6 +28,8 @@ from worker.broker.keys import (
 )
 from worker.broker.transport import FETCH_SCRIPT, Channel
 from worker.broker.validation import parse_element
+from worker.chunk_requests import ChunkRequests
+from worker.pool import pool
 
 MESSAGE = json.dumps({"headers": {}, "properties": {"delivery_info": {}}, "body": "é"}).encode()
 
@@ -279,3 +290,91 @@ def test_ack_amid_which_its_connection_is_closed_is_deferred(unacked: Unacked, e
     # Then the acknowledgement is not lost
     pending.flush(unacked)
     assert run == [1, 1]
+
+
+@dataclass
+class Worker:
+    """A worker of eight threads and of all queues, that consumes chunks."""
+
+    qos: QoS
+    fetches: list[None]
+    moment: float = 0.0
+
+    def is_full(self) -> bool:
+        return self.qos.is_full("annotate")
+
+    def hold(self, tag: str) -> None:
+        self.qos.hold(tag, "annotate")
+
+    def release(self, tag: str) -> None:
+        self.qos._free([tag])
+
+
+@pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
+    fetches: list[None] = []
+    loop = SimpleNamespace(call_soon=lambda function: function())
+    cycle = SimpleNamespace(cycle=SimpleNamespace(loop=loop))
+    channel = SimpleNamespace(connection=cycle, fetch_soon=lambda: fetches.append(None), do_restore=False)
+    found = Worker(QoS(channel, prefetch_count=8), fetches)
+    monkeypatch.setattr(pool, "worker", SimpleNamespace(max_concurrency=8))
+    monkeypatch.setattr(pool, "consumes", lambda queue: True)
+    monkeypatch.setattr(delivery, "chunk_requests", ChunkRequests())
+    monkeypatch.setattr(delivery, "monotonic", lambda: found.moment)
+    return found
+
+
+def test_chunks_are_left_in_the_queue_that_may_find_no_slot(worker: Worker) -> None:
+    # Given the chunks that one release may have at work
+    full = []
+    for tag in "abc":
+        full.append(worker.is_full())
+        worker.hold(tag)
+    assert full == [False] * 3
+    assert worker.is_full()
+    assert not worker.qos.is_full("to_task"), "other queues are fetched from"
+
+    # When one has ended, then the next is fetched
+    worker.release("b")
+    assert not worker.is_full()
+    assert len(worker.fetches) == 1
+
+
+def test_chunks_that_are_stuck_leave_the_other_slots_to_others(worker: Worker) -> None:
+    for tag in "abc":
+        worker.hold(tag)
+    assert worker.is_full()
+
+    # When none of them has ended for a while
+    worker.moment += STUCK_SECONDS
+    assert not worker.is_full()
+
+    # Then as many are fetched as have threads, also after one of these went back
+    worker.hold("d")
+    worker.hold("e")
+    assert worker.is_full()
+    worker.release("e")
+    assert not worker.is_full()
+
+    # And with the end of one that is at work this is over
+    for tag in "da":
+        worker.release(tag)
+    worker.hold("f")
+    assert worker.is_full()
+
+
+def test_chunks_whose_requests_would_only_wait_are_not_fetched(worker: Worker) -> None:
+    # Given a chunk that uses all requests of the process
+    requests, count = delivery.chunk_requests, [64]
+    requests.most = 64
+    requests.begin(lambda: count[0])
+    worker.hold("a")
+    assert worker.is_full()
+
+    # When it has answers to some
+    count[0] = 63
+    requests.have_changed()
+
+    # Then the worker fetches
+    assert len(worker.fetches) == 1
+    assert not worker.is_full()

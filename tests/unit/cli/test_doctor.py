@@ -72,7 +72,7 @@ def test_unavailable_ray_is_shown_with_its_settings(
         raise PluginHostUnavailableError("no answer within 10 s")
 
     given_workers(monkeypatch, EVERYTHING)
-    monkeypatch.setattr("worker.cli.ray_check.check_cluster", rejects)
+    monkeypatch.setattr("worker.cli.cluster.check_cluster", rejects)
 
     # When it is checked, then the doctor announces the check, and shows the error with its settings
     output = doctor({**environ, "RAY_ADDRESS": "127.0.0.1:9"})

@@ -7,6 +7,8 @@ from typer.testing import CliRunner
 from shared.channels import job_key
 from tests.unit.cli.command_line import RAY_JOB
 from worker.cli.main import app
+from worker.runs.heartbeat import RUN_PREFIX
+from worker.runs.keys import heartbeats_key
 from worker.runs.runs import Runs
 
 
@@ -62,3 +64,14 @@ def test_status_says_what_a_run_waits_for(live_runs: Runs, redis: FakeRedis) -> 
     done = CliRunner().invoke(app, ["status", "42"])
     assert "waiting for" in done.output
     assert "pre-processor digits@1.0.0" in done.output
+
+
+def test_status_shows_other_runs_beside_a_damaged_record(live_runs: Runs, redis: FakeRedis) -> None:
+    # Given a live run whose record has lost most of its fields
+    redis.hdel(job_key("42"), "total", "started", "error", "overall")
+    redis.zadd(heartbeats_key(), {f"{RUN_PREFIX}42": 1})
+
+    done = CliRunner().invoke(app, ["status"])
+
+    assert done.exit_code == 0, done.output
+    assert "42" in done.output

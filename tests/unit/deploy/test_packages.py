@@ -60,7 +60,7 @@ class Packages:
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeRayDriver:
     monkeypatch.setattr("worker.plugins.ray_driver.connection._probe", lambda *_: None)
-    return FakeRayDriver(live_applications={APP: running(A)})
+    return FakeRayDriver(live_applications={APP: running(A)}, kept_packages={})
 
 
 @pytest.fixture
@@ -227,3 +227,18 @@ def test_pinning_is_tried_again_after_an_error(harness: DeployHarness, packages:
     packages.error = None
     deployed.pin()
     assert packages.pinned == [A]
+
+
+def test_what_an_application_ran_before_stays_pinned(
+    harness: DeployHarness, packages: Packages, driver: FakeRayDriver
+) -> None:
+    # Given an application that was updated, and one that is gone
+    driver.answers["kept_packages"] = {APP: [B], "gone@1.0.0": ["gcs://_ray_pkg_c.zip"]}
+    deployed = DeployedPackages(harness.services)
+    deployed.add(APP, APP)
+
+    # When packages are pinned
+    deployed.pin()
+
+    # Then it is both what it runs and what it could be rolled back to
+    assert sorted(packages.pinned) == [A, B]

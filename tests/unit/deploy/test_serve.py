@@ -14,8 +14,8 @@ from worker.deploy.serve import (
     LATE_SUBMISSION_SECONDS,
     await_running,
     poll_countdown,
-    remove_after_stop,
     serve_run,
+    undo_after_stop,
 )
 from worker.plugins import PluginCallError, PluginHostUnavailableError
 from worker.runs.keys import run_key
@@ -35,7 +35,7 @@ def look(harness: DeployHarness, job: str = "42") -> Outcome:
 
 
 def clean_up(harness: DeployHarness, job: str = "42") -> None:
-    remove_after_stop(job, harness.services, harness.serve)
+    undo_after_stop(job, harness.services, harness.serve)
 
 
 def test_the_application_is_submitted_once_and_waited_for(harness: DeployHarness) -> None:
@@ -102,12 +102,41 @@ def test_a_deployment_that_never_ran_is_removed(harness: DeployHarness) -> None:
 
 
 def test_an_application_that_was_there_before_stays(harness: DeployHarness) -> None:
+    # Given an update of a running application
     harness.serve.application = OTHER
     submit(harness)
+
+    # When the update fails
     harness.serve.application = FAILED
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="reached DEPLOY_FAILED"):
         look(harness)
-    assert harness.serve.removed == []
+
+    # Then the application runs again what it ran before, and its user reads that
+    assert (harness.serve.removed, harness.serve.application) == ([], OTHER)
+    assert f"{APP} runs again what it ran before." in harness.messages()
+
+
+def test_an_update_that_is_stopped_is_undone(harness: DeployHarness) -> None:
+    harness.serve.application = OTHER
+    submit(harness)
+    stop("42", harness.runs)
+    clean_up(harness)
+    assert (harness.serve.removed, harness.serve.application) == ([], OTHER)
+
+
+def test_the_plan_has_the_route_in_force(harness: DeployHarness) -> None:
+    # Given an application under a route of its own
+    harness.serve.application = replace(OTHER, route_prefix="/before")
+
+    # When it is updated by a plan with another route, and runs
+    submit(harness)
+    harness.serve.application = replace(RUNNING, route_prefix=harness.serve.application.route_prefix)
+    assert look(harness) == Continue(REGISTER)
+
+    # Then what is registered is the route that it has
+    plan = harness.run().state.plan
+    assert plan is not None
+    assert (PLAN.route_prefix, plan.route_prefix) == ("/abc", "/before")
 
 
 def test_a_failed_submission_leaves_the_application_before_it(harness: DeployHarness) -> None:

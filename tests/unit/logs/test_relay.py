@@ -2,11 +2,12 @@
 
 import asyncio
 
+import pytest
 from fakeredis import FakeRedis
 
 from tests.unit.logs.relay_harness import LogOfJob, RelayHarness, ScriptedTail, until
 from worker.logs import relay
-from worker.logs.subscriptions import log_owners_key
+from worker.logs.subscriptions import ClaimStore, log_owners_key
 from worker.runs.keys import open_logs_key
 
 RAY = "raysubmit_1"
@@ -68,6 +69,64 @@ async def test_stopped_relay_releases_its_logs_at_once(harness: RelayHarness, jo
     async with asyncio.timeout(relay.CLAIM_TTL_SECONDS / 2):
         await until(job_log.is_closed)
     assert job_log.lines() == ["one", "two"]
+
+
+@pytest.fixture
+def no_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relays look for something to claim once at their start, and later only when they are woken."""
+    monkeypatch.setattr(relay, "POLL_INTERVAL_SECONDS", 3600)
+
+
+@pytest.mark.usefixtures("no_polls")
+async def test_idle_relay_is_woken_by_a_subscription(harness: RelayHarness, job_log: LogOfJob) -> None:
+    # Given a relay that has tailed a log to its end, and waits
+    for ray_job in ("first", "second"):
+        harness.source.tails[ray_job] = [ScriptedTail([[ray_job]], completed=True)]
+    job_log.subscribe("first")
+    harness.start_relay()
+    await until(lambda: job_log.lines() == ["first"])
+
+    # When another log is subscribed to
+    job_log.subscribe("second")
+
+    # Then it is tailed at once
+    async with asyncio.timeout(10):
+        await until(lambda: job_log.lines() == ["first", "second"])
+
+
+@pytest.mark.usefixtures("no_polls")
+async def test_stopped_relay_wakes_another_one(
+    harness: RelayHarness, job_log: LogOfJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a relay that tails as many logs as it may, and one that waits
+    waiting = asyncio.Event()
+    wait_for_subscriptions = ClaimStore.wait_for_subscriptions
+
+    async def wait(store: ClaimStore, seconds: float) -> None:
+        waiting.set()
+        await wait_for_subscriptions(store, seconds)
+
+    async def forever() -> None:
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(relay, "MAX_LOGS", 1)
+    monkeypatch.setattr(ClaimStore, "wait_for_subscriptions", wait)
+    tails = [ScriptedTail([["one"], forever]), ScriptedTail([["one", "two"]], completed=True)]
+    harness.source.tails[RAY] = tails
+    first = harness.start_relay()
+    await waiting.wait()
+    job_log.subscribe(RAY)
+    await until(lambda: job_log.lines() == ["one"])
+    waiting.clear()
+    harness.start_relay()
+    await waiting.wait()
+
+    # When the first one stops
+    first.cancel()
+
+    # Then the log is continued at once
+    async with asyncio.timeout(10):
+        await until(lambda: job_log.lines() == ["one", "two"])
 
 
 async def test_relay_that_lost_its_claim_stops_the_tail(

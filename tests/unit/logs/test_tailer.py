@@ -66,6 +66,37 @@ async def test_a_job_that_failed_before_its_driver_says_why(
     assert job_log.end_marker()["reason"] == "ended"
 
 
+@pytest.mark.parametrize("first", [[BROKEN, BROKEN], ["RUNNING"]], ids=["unavailable", "late"])
+async def test_a_complete_log_waits_for_the_status_of_its_job(
+    harness: RelayHarness, job_log: LogOfJob, first: list[str | ClientConnectionError]
+) -> None:
+    # Given an agent that cannot say yet how the job of the log ended that it has just sent to its end
+    harness.source.tails[RAY] = [ScriptedTail([], completed=True)]
+    harness.source.statuses[RAY] = [*first, "FAILED"]
+    harness.source.message = "runtime_env setup failed"
+    job_log.subscribe(RAY)
+
+    harness.start_relay()
+    await until(job_log.is_closed)
+
+    assert job_log.lines() == [f"The Ray job {RAY} FAILED: runtime_env setup failed"]
+
+
+async def test_a_complete_log_ends_without_the_status_of_its_job(
+    harness: RelayHarness, job_log: LogOfJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tailer, "FINAL_STATUS_SECONDS", 0.5)
+    harness.source.tails[RAY] = [ScriptedTail([["one"]], completed=True)]
+    harness.source.statuses[RAY] = [BROKEN]
+    job_log.subscribe(RAY)
+
+    harness.start_relay()
+    await until(job_log.is_closed)
+
+    assert job_log.lines() == ["one"]
+    assert job_log.end_marker()["reason"] == "ended"
+
+
 async def test_a_driver_that_failed_is_named_after_its_log(harness: RelayHarness, job_log: LogOfJob) -> None:
     harness.source.tails[RAY] = [ScriptedTail([["one"]], completed=True)]
     harness.source.statuses[RAY] = ["FAILED"]
@@ -119,7 +150,7 @@ async def test_job_that_prints_nothing_is_not_unreachable(harness: RelayHarness,
     harness.source.tails[RAY] = [ScriptedTail([ClientTimeoutError()])] * 5 + [
         ScriptedTail([["one"]], completed=True)
     ]
-    harness.source.statuses[RAY] = ["RUNNING"]
+    harness.source.statuses[RAY] = ["RUNNING"] * 5 + ["SUCCEEDED"]
     job_log.subscribe(RAY)
 
     harness.start_relay(retry_budget_seconds=0.01)
@@ -153,6 +184,19 @@ async def test_log_of_an_ended_job_without_lines_is_unreachable(
     await until(job_log.is_closed)
 
     assert job_log.end_marker()["reason"] == "unreachable"
+
+
+async def test_an_unreachable_log_of_a_failed_job_says_why(harness: RelayHarness, job_log: LogOfJob) -> None:
+    # Given an agent that leaves the connection open, although the job failed before it could print
+    harness.source.tails[RAY] = [ScriptedTail([ClientTimeoutError()])]
+    harness.source.statuses[RAY] = ["FAILED"]
+    harness.source.message = "runtime_env setup failed"
+    job_log.subscribe(RAY)
+
+    harness.start_relay(retry_budget_seconds=0.2)
+    await until(job_log.is_closed)
+
+    assert job_log.lines()[-1].endswith(f" The Ray job {RAY} FAILED: runtime_env setup failed")
 
 
 async def test_log_unreachable_for_too_long_ends_and_says_so(

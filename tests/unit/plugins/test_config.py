@@ -66,6 +66,13 @@ def test_variables_from_an_anchor_are_as_written_too() -> None:
     assert config.env == {"A": "NO", "NO": "1", "B": "010"}
 
 
+def test_two_merged_anchors_are_no_repeated_key() -> None:
+    merged = "a: &a {A: x}\nb: &b {B: y}"
+    config = parse_release_config(f"{merged}\n{GOOD}\nenv:\n  <<: *a\n  <<: *b\n".encode())
+
+    assert config.env == {"A": "x", "B": "y"}
+
+
 @pytest.mark.parametrize("value", ["[1]", "{a: b}", "null", ""])
 @pytest.mark.parametrize("place", ["env: {{X: {}}}", "runtime_env: {{env_vars: {{X: {}}}}}"])
 def test_a_variable_that_is_no_text_is_rejected(place: str, value: str) -> None:
@@ -77,6 +84,17 @@ def test_a_variable_that_is_no_text_is_rejected(place: str, value: str) -> None:
     ("text", "message"),
     [
         ("code: c\nversion: '1'\nactions: {}\nruntime_env: {env_vars: [1]}", "env_vars must be a mapping"),
+        (f"{GOOD}\ncode: dog", "config.yaml has 'code' twice in the mapping"),
+        (
+            "code: c\nactions:\n  a: {entrypoint: x.A, entrypoint: x.B}",
+            "has 'entrypoint' twice in",
+        ),
+        (f"{GOOD}\nenv: {{A: 1, A: 2}}", "has 'A' twice"),
+        (f"{GOOD}\nruntime_env: {{working_dir: ./x}}", "runtime_env must not set working_dir"),
+        (f"{GOOD}\nruntime_env: {{py_modules: [./x]}}", "must not set py_modules"),
+        (f"{GOOD}\nruntime_env: {{pip: [x], conda: {{dependencies: [x]}}}}", "must set one of conda, pip"),
+        (f"{GOOD}\nruntime_env: {{image_uri: x/y}}", "must not set image_uri"),
+        (f"{GOOD}\nruntime_env: {{pip: requirements.txt}}", "pip must be a list or a mapping"),
         ("a: 1\n---\nb: 2", "not valid YAML"),
         ("", "must be a mapping"),
         ("[1, 2]", "must be a mapping"),

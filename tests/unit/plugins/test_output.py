@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from worker.plugins import ClientAccess, PluginCallError, PluginStore, ProcessHost, request_for
+from tests.harness.in_process_host import InProcessHost
+from worker.plugins import ClientAccess, PluginCallError, PluginStore, request_for
 from worker.plugins import output as output_module
 from worker.plugins.output import OutputCollector, PluginOutput, read_output
 
@@ -44,7 +45,7 @@ FAILS = """
 def call(store: PluginStore, access: ClientAccess) -> Callable[..., list[PluginOutput]]:
     def call(*items: Any) -> list[PluginOutput]:
         got: list[PluginOutput] = []
-        host = ProcessHost(on_output=lambda request, output: got.append(output))
+        host = InProcessHost(on_output=lambda request, output: got.append(output))
         release = store.get("cat@1.0")
         request = request_for(release, "to_task", PARAMS, access, job="42", language="ko")
         try:

@@ -167,6 +167,7 @@ def test_runtime_env_has_package_requirements_and_env(store: PluginStore, write_
         + "package_manager: uv\nwheels_dir: wheels\nruntime_env: {{env_vars: {{A: 1}}, eager_install: true}}"
     )
     folder = write_release("cat@1.0", config=config)
+    (folder / "wheels").mkdir()
     (folder / "requirements.txt").write_text(
         "# what\nnumpy==2.0 # why\n--extra-index-url https://x.test/simple\n\n"
     )
@@ -182,7 +183,7 @@ def test_runtime_env_has_package_requirements_and_env(store: PluginStore, write_
 def test_release_cannot_choose_its_working_dir(store: PluginStore, write_release: Write) -> None:
     write_release("cat@1.0", config=CONFIG + "runtime_env: {{working_dir: s3://elsewhere}}")
     with pytest.raises(ReleaseInvalidError, match="must not set working_dir"):
-        runtime_env(store.get("cat@1.0"), "gcs://p.zip", {})
+        store.get("cat@1.0")
 
 
 @pytest.mark.parametrize("kind", ["ray", "folder"])

@@ -13,7 +13,6 @@ from tests.harness.fake_ray_driver import FakeRayDriver
 from worker.plugins import (
     ActionRequest,
     PluginCallError,
-    PluginError,
     PluginHostBusyError,
     PluginHostUnavailableError,
     PluginProcessDiedError,
@@ -50,9 +49,13 @@ def ended(end: CallEnd, error_type: str = "", text: str = "", reply: str = "") -
 STARTED = ended(CallEnd.REPLY, reply="True")
 
 
-def set_end(driver: FakeRayDriver, end: Any, start: Any = STARTED) -> None:
-    """Let every call end so, and every start of a process like `start`; None is a call that does not end."""
-    driver.answers["wait_for_end"] = lambda call, _: start if call == "start" else end
+LOADED = ended(CallEnd.REPLY, reply=json.dumps({"ok": None}))
+
+
+def set_end(driver: FakeRayDriver, end: Any, start: Any = STARTED, load: Any = LOADED) -> None:
+    """Let every call end so, and each start of a process and import; None is a call that does not end."""
+    ends = {"start": start, "load": load}
+    driver.answers["wait_for_end"] = lambda call, _: ends.get(call, end)
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ def driver() -> FakeRayDriver:
         start_task=lambda *_: "task",
         start_actor=lambda *_: f"actor {next(ids)}",
         await_actor=lambda *_: "start",
-        call_actor=lambda *_: "call",
+        call_actor=lambda actor, request, operation, payload: "load" if operation == "load" else "call",
         cancel_call=None,
         kill_actor=None,
         drop_actors=None,
@@ -140,7 +143,7 @@ def test_a_call_waits_for_a_warm_up_and_is_not_busy(
     answer = ended(CallEnd.REPLY, reply=json.dumps({"ok": 7}))
 
     def wait_for_end(call: str, _: float) -> Any:
-        if call == "call" and not is_loaded.is_set():
+        if call == "load" and not is_loaded.is_set():
             loading.set()
             assert is_loaded.wait(10)
         return STARTED if call == "start" else answer
@@ -170,21 +173,14 @@ def test_a_warm_up_that_fails_leaves_the_error_to_the_call(
 
 
 @pytest.mark.parametrize("end", [None, ended(CallEnd.ACTOR_DIED, "ActorDiedError")], ids=["hangs", "dies"])
-def test_a_call_behind_one_that_ends_the_process_is_busy(
+def test_a_call_behind_one_that_ends_the_process_gets_another(
     connection: RayConnection, release: Release, driver: FakeRayDriver, end: dict[str, str] | None
 ) -> None:
     # Given a call that waits for its slot while another one is under way
     host = RayHost(connection, Packages(), 0.01)
     waiting = threading.Event()
-    raised: list[Exception] = []
-
-    def wait_behind() -> None:
-        try:
-            batch(host, release)
-        except PluginError as error:
-            raised.append(error)
-
-    behind = threading.Thread(target=wait_behind)
+    answers: list[Any] = []
+    behind = threading.Thread(target=lambda: answers.append(batch(host, release)))
 
     class Slot:
         """Of the actor that both use; says when a call waits for it."""
@@ -202,23 +198,24 @@ def test_a_call_behind_one_that_ends_the_process_is_busy(
 
     def fail(call: str, _: float) -> Any:
         # When the first call hangs, or ends the process
-        if call == "start":
-            return STARTED
-        if not behind.is_alive() and not raised:
-            behind.start()
-            assert waiting.wait(30)
-        return end
+        if threading.current_thread() is not behind:
+            if not waiting.is_set():
+                behind.start()
+                assert waiting.wait(30)
+            return end
+        return {"start": STARTED, "load": LOADED}.get(call, answer)
 
+    answer = ended(CallEnd.REPLY, reply=json.dumps({"ok": 7}))
     batch(host, release)
     [actor] = host._actors.values()
     actor.slot = Slot()  # type: ignore[assignment]
     driver.answers["wait_for_end"] = fail
     with pytest.raises((PluginTimeoutError, PluginProcessDiedError)):
-        batch(host, release)
+        host.call_batch(release, REQUEST, "convert_from_files", [{}, {}])
     behind.join(30)
 
-    # Then the other one is to come again, though no process of its own has answered
-    assert [type(error) for error in raised] == [PluginHostBusyError]
+    # Then the other one is answered by a process that is started for it
+    assert (answers, driver.calls.count("start_actor")) == ([7], 2)
 
 
 def test_a_one_off_call_returns_its_value(host: RayHost, release: Release) -> None:
@@ -230,13 +227,63 @@ def test_frequent_calls_share_an_actor(host: RayHost, release: Release, driver: 
     assert driver.calls.count("start_actor") == 1
 
 
-def test_a_dead_actor_is_replaced_once(host: RayHost, release: Release, driver: FakeRayDriver) -> None:
+@pytest.mark.parametrize(
+    ("answered", "items", "starts"),
+    [(0, 1, 1), (1, 1, 2), (1, 2, 1)],
+    ids=["the process's own first call", "after another call", "several items"],
+)
+def test_an_item_that_ends_a_used_process_is_called_again(
+    host: RayHost, release: Release, driver: FakeRayDriver, answered: int, items: int, starts: int
+) -> None:
+    for _ in range(answered):
+        batch(host, release)
     set_end(driver, ended(CallEnd.ACTOR_DIED, "ActorDiedError"))
 
     with pytest.raises(PluginCallError, match=r"ActorDiedError: the process of cat@1\.0 died"):
+        host.call_batch(release, REQUEST, "convert_from_files", [{}] * items)
+
+    assert (driver.calls.count("start_actor"), driver.calls.count("kill_actor")) == (starts, starts)
+
+
+@pytest.mark.parametrize(
+    ("load", "why"),
+    [
+        (None, r"PluginTimeoutError|load took longer than 0\.01 s"),
+        (ended(CallEnd.ACTOR_DIED, "ActorDiedError"), "ActorDiedError: the process of cat@1.0 died"),
+    ],
+    ids=["hangs", "dies"],
+)
+def test_an_import_that_hangs_or_dies_is_no_fault_of_items(
+    host: RayHost, release: Release, driver: FakeRayDriver, monkeypatch: pytest.MonkeyPatch,
+    load: dict[str, str] | None, why: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(ray_host, "MAX_START_SECONDS", 0.01)
+    set_end(driver, None, load=load)
+
+    with pytest.raises(PluginHostUnavailableError, match=f"cat@1.0 cannot be imported: .*{why}"):
         batch(host, release)
 
-    assert (driver.calls.count("start_actor"), driver.calls.count("kill_actor")) == (2, 2)
+    assert driver.calls[-1] == "kill_actor"
+
+
+def test_the_import_is_not_in_the_time_of_the_call(
+    connection: RayConnection, release: Release, driver: FakeRayDriver
+) -> None:
+    # Given a release whose import takes longer than a call may
+    host = RayHost(connection, Packages(), 0.01)
+    loads = iter([None, LOADED])
+    reply = ended(CallEnd.REPLY, reply=json.dumps({"ok": 7}))
+
+    def end(call: str, _: float) -> Any:
+        if call == "load":
+            return threading.Event().wait(0.02) or next(loads)
+        return STARTED if call == "start" else reply
+
+    driver.answers["wait_for_end"] = end
+
+    # Then its first call is answered, and it is imported once
+    assert [batch(host, release), batch(host, release)] == [7, 7]
+    assert driver.calls.count("call_actor") == 3
 
 
 @pytest.mark.parametrize(
@@ -374,7 +421,7 @@ def test_a_batch_of_a_run_that_ends_kills_its_process(
     with waits_for_run(has_ended):
         with pytest.raises(RunEndedError):
             batch(host, release)
-        assert driver.calls[-2:] == ["wait_for_end", "kill_actor"]
+        assert driver.calls[-1] == "kill_actor"
 
         # Then no further call is begun for it
         calls = len(driver.calls)

@@ -1,11 +1,33 @@
 """What is sent to a plugin's host."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+from celery import Celery
+from pydantic import SecretStr
+
+from shared.messages import DeployMessage, ToTaskMessage
+from worker.platform import ServerError
 from worker.plugins import (
     ActionRequest,
     ClientAccess,
 )
+from worker.services import Services
+from worker.settings import Settings
+
+MESSAGES = [
+    DeployMessage(job="1", plugin="p@1.0.0", agent=3),
+    ToTaskMessage.model_validate(
+        {
+            "job": "1",
+            "plugin": "p@1.0.0",
+            "params": {"name": "n", "project": 1, "agent": 3, "target_specification_name": "label"},
+        }
+    ),
+]
 
 
 def test_request_is_the_same_after_json() -> None:
@@ -18,3 +40,62 @@ def test_request_is_the_same_after_json() -> None:
 
 def test_token_is_not_in_the_repr(access: ClientAccess) -> None:
     assert "hush" not in repr(ClientAccess(host="http://b", token="hush"))
+
+
+class Process:
+    """A worker's services, and a backend that knows one agent or fails."""
+
+    def __init__(self, folder: Path, agent: Any, **settings: Any) -> None:
+        release = folder / "p@1.0.0"
+        release.mkdir()
+        actions = "actions: {deployment: {entrypoint: p.A}, to_task: {entrypoint: p.A}}"
+        (release / "config.yaml").write_text(f"code: p\nversion: 1.0.0\n{actions}\n")
+        given = {"synapse_host": "http://backend", "synapse_access_token": SecretStr("hush-worker")}
+        self.services = Services(
+            Settings(**given, plugins_dir=folder, **settings), Celery(set_as_current=False)
+        )
+        self.agent, self.looked_up = agent, 0
+        self.services.backend = lambda tenant=None: self  # type: ignore[method-assign, assignment, return-value]
+
+    def get_agent(self, agent: int) -> Any:
+        self.looked_up += 1
+        if isinstance(self.agent, Exception):
+            raise self.agent
+        return {"id": agent, **self.agent}
+
+    def access(self, message: Any) -> ClientAccess:
+        _, request = self.services.action_of(SimpleNamespace(message=message, job=message.job))  # type: ignore[arg-type]
+        assert request.clients is not None
+        return request.clients
+
+
+AGENT = {"url": "http://agent", "token": "hush-agent"}
+WITH_TOKEN = {"worker_plugin_access_token": SecretStr("hush-plugin")}
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=["deploy", "to_task"])
+def test_plugin_code_gets_the_agent_that_the_backend_knows(message: Any, tmp_path: Path) -> None:
+    # Given a token for plugin code, and an agent that is looked up by its id
+    process = Process(tmp_path, AGENT, **WITH_TOKEN)
+
+    accesses = [process.access(message) for _ in range(5)]
+
+    # Then plugin code has its address with the lesser token, and it is looked up once for many calls
+    assert accesses == [ClientAccess("http://backend", "hush-plugin", None, "http://agent")] * 5
+    assert process.looked_up == 1
+
+
+def test_without_a_plugin_token_no_agent_is_looked_up(tmp_path: Path) -> None:
+    process = Process(tmp_path, AGENT)
+
+    assert process.access(MESSAGES[0]).agent_url is None
+    assert process.looked_up == 0
+
+
+@pytest.mark.parametrize(
+    "agent", [ServerError("500"), {"url": ""}, {"url": "ftp://agent", "token": "t"}, {"url": 7}]
+)
+def test_an_agent_that_cannot_be_looked_up_costs_no_run(agent: Any, tmp_path: Path) -> None:
+    process = Process(tmp_path, agent, **WITH_TOKEN)
+
+    assert process.access(MESSAGES[0]).agent_url is None

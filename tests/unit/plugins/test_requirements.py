@@ -82,6 +82,39 @@ def test_paths_of_the_release_are_those_on_the_node(tmp_path: Path) -> None:
     }
 
 
+def test_absolute_paths_are_those_of_the_node(tmp_path: Path) -> None:
+    # They are on Ray's nodes and not necessarily here, so that only pip can say that one is missing
+    write(tmp_path, "numpy\n-f /opt/wheels\n-c /etc/constraints.txt\n/opt/wheels/x-1-py3-none-any.whl")
+
+    assert installation(tmp_path, CONFIG) == {
+        "pip": {
+            "packages": [
+                "-f /opt/wheels",
+                "-c /etc/constraints.txt",
+                "numpy",
+                "/opt/wheels/x-1-py3-none-any.whl",
+            ]
+        }
+    }
+
+
+@pytest.mark.parametrize("path", ["./wheels/x-1-py3-none-any.whl", "wheels/x-1-py3-none-any.whl"])
+@pytest.mark.parametrize("rest", ["", "[extra]", " ; python_version > '3'", " --hash=sha256:1"])
+def test_a_wheel_of_the_release_is_the_one_on_the_node(tmp_path: Path, path: str, rest: str) -> None:
+    write(tmp_path, f"{path}{rest}")
+    write(tmp_path, "", "wheels/x-1-py3-none-any.whl")
+
+    expected = f"{WORKING_DIR}/wheels/x-1-py3-none-any.whl{rest}"
+    assert read_requirements(tmp_path).packages == [expected]
+
+
+@pytest.mark.parametrize("line", ["x@https://host/a/x.whl", "x @ file:///a/x.whl", "https://host/a.whl"])
+def test_addresses_are_installed_as_written(tmp_path: Path, line: str) -> None:
+    write(tmp_path, line)
+
+    assert read_requirements(tmp_path).packages == [line]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -90,6 +123,8 @@ def test_paths_of_the_release_are_those_on_the_node(tmp_path: Path) -> None:
         ("-r ../outside.txt", "names nothing within the release"),
         ("-r /etc/hostname", "names nothing within the release"),
         ("-r https://host/x.txt", "names nothing within the release"),
+        ("./wheels/missing.whl", "requirements.txt: './wheels/missing.whl' names nothing within the release"),
+        ("../outside.txt", "names nothing within the release"),
         ("-c missing.txt", "names nothing within the release"),
         ("-r requirements.txt", "requirements.txt includes itself"),
         ("-e .", "'-e .' cannot be installed"),
@@ -106,6 +141,24 @@ def test_what_cannot_be_installed_is_named(tmp_path: Path, content: str | bytes,
     with pytest.raises(ReleaseInvalidError) as caught:
         read_requirements(tmp_path / "release")
     assert said in str(caught.value)
+
+
+def test_two_places_that_say_what_to_install_are_named(tmp_path: Path) -> None:
+    write(tmp_path, "numpy")
+    config = CONFIG.model_copy(update={"runtime_env": {"pip": ["rich"]}})
+
+    with pytest.raises(ReleaseInvalidError, match=r"requirements.txt and runtime_env.pip both say"):
+        installation(tmp_path, config)
+
+
+@pytest.mark.parametrize("wheels_dir", ["missing", "../wheels", "/opt"])
+def test_a_folder_of_wheels_is_one_of_the_release(tmp_path: Path, wheels_dir: str) -> None:
+    write(tmp_path / "release", "numpy")
+    write(tmp_path, "", "wheels/x.whl")
+    config = CONFIG.model_copy(update={"wheels_dir": wheels_dir})
+
+    with pytest.raises(ReleaseInvalidError, match=rf"'wheels_dir: {wheels_dir}' names nothing within"):
+        installation(tmp_path / "release", config)
 
 
 def test_without_packages_nothing_is_installed(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 import errno
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -152,6 +155,37 @@ def test_module_that_hides_the_hosts_own_is_named(
     with pytest.raises(ReleaseInvalidError) as caught:
         store.get("cat@1.0")
     assert f"its top-level name is taken by the host: '{name}' ({owner}" in str(caught.value)
+
+
+IMPORT_AS_PLUGIN_PROCESSES = """
+import sys
+from importlib import metadata
+import ray, ray._private.workers.setup_worker
+import worker.plugins.runner, worker.actions.serve_submit, worker.actions.sdk.adapter
+import worker.actions, worker.platform
+worker.platform.BackendClient("http://h", "t"), worker.platform.AgentClient("http://h", "t")
+worker.actions.BaseServeDeployment, worker.actions.ToTaskAction, worker.actions.BaseDeploymentAction
+import ray.serve._private.replica
+print(*{name.partition(".")[0] for name in sys.modules} & set(metadata.packages_distributions()))
+"""
+
+
+def test_exactly_what_plugin_processes_import_is_taken(store: PluginStore, write_release: Write) -> None:
+    # Given what Ray's worker processes, Serve's replicas and our own code in them import at start
+    run = [sys.executable, "-c", IMPORT_AS_PLUGIN_PROCESSES]
+    imported = set(subprocess.run(run, check=True, capture_output=True, text=True).stdout.split())
+
+    # When a release has a module of the name of each package that is installed here
+    release = write_release("cat@1.0")
+    names = {name for name in metadata.packages_distributions() if name.isidentifier()}
+    for name in names:
+        (release / f"{name}.py").touch()
+    with pytest.raises(ReleaseInvalidError) as caught:
+        store.get("cat@1.0")
+
+    # Then those that are imported are taken, and no other one, such as `six` or `proto`
+    taken = {name for name in names if f"'{name}' (" in str(caught.value)}
+    assert taken == {name for name in imported & names if not name.startswith("_")}
 
 
 def test_all_modules_that_hide_others_are_named_at_once(store: PluginStore, write_release: Write) -> None:

@@ -11,8 +11,9 @@ from celery.concurrency.solo import TaskPool as SoloPool
 from celery.concurrency.thread import TaskPool as ThreadPool
 
 from tests.harness.pool_threads import NewThread
-from worker.pool import MIN_THREADS, MinThreadsStep, SlotFile
+from worker.pool import MIN_THREADS, MinThreadsStep, SlotFile, pool
 from worker.runs.bulkhead import (
+    ALL_DEPENDENCIES,
     MAX_RETRY_SECONDS,
     MAX_WAIT_SECONDS,
     MIN_RETRY_SECONDS,
@@ -20,9 +21,11 @@ from worker.runs.bulkhead import (
     Bulkhead,
     all_but_three,
     backoff,
+    chunk_share,
     half,
 )
 from worker.runs.model import Outcome, Reschedule, Suspend
+from worker.sandbox import wait_for
 
 
 def test_a_dependency_gets_half_of_the_threads(new_thread: NewThread) -> None:
@@ -65,6 +68,40 @@ def test_annotation_leaves_a_slot_to_others(new_thread: NewThread) -> None:
         assert sum(acquired) == threads - 3
         assert new_thread(bulkhead).acquire("cluster")
         assert not new_thread(bulkhead).acquire("backend")
+
+
+def test_chunks_leave_a_slot_of_their_release_to_other_steps(new_thread: NewThread) -> None:
+    for threads, chunks in ((6, 2), (8, 3), (16, 7)):
+        bulkhead = Bulkhead(lambda: threads)  # noqa: B023 - called in this turn
+        # Given another step of the release, and after it as many chunks as there are slots for
+        short = new_thread(bulkhead)
+        assert short.acquire("release")
+        acquired = [new_thread(bulkhead).acquire("release", chunk_share) for _ in range(threads // 2)]
+        assert sum(acquired) == chunks
+        short.release_all()
+
+        # Then no further chunk gets the slot of the other step, and a step does
+        assert not new_thread(bulkhead).acquire("release", chunk_share)
+        assert new_thread(bulkhead).acquire("release")
+
+
+def test_a_pool_of_chunks_alone_keeps_no_slot_for_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "consumes", lambda queue: queue == "annotate")
+
+    assert [chunk_share(threads) for threads in (4, 6, 8)] == [half(threads) for threads in (4, 6, 8)]
+
+
+def test_chunks_are_fetched_until_one_release_has_its_share(new_thread: NewThread) -> None:
+    bulkhead = Bulkhead(lambda: 8)
+    # Given three slots for the chunks of a release: messages that have not begun may all be of one
+    assert [bulkhead.may_have_chunk_slot(held) for held in (0, 2, 3)] == [True, True, False]
+
+    # When it is known of two of them that they are of two releases
+    for release in ("release:cat@1.0", "release:dog@1.0"):
+        assert new_thread(bulkhead).acquire(release, chunk_share)
+
+    # Then another one may be taken
+    assert [bulkhead.may_have_chunk_slot(held) for held in (3, 4)] == [True, False]
 
 
 def test_a_thread_with_two_slots_counts_once(new_thread: NewThread) -> None:
@@ -121,6 +158,46 @@ def test_a_step_without_a_slot_is_rescheduled(new_thread: NewThread) -> None:
     new_thread(bulkhead).acquire("cluster")
     assert isinstance(bulkhead.run("cluster", 0, step), Reschedule)
     assert calls == ["called"]
+
+
+def test_a_step_waits_for_a_slot_that_is_given_back(new_thread: NewThread) -> None:
+    # Given a release of which all slots are taken
+    bulkhead = Bulkhead(lambda: 6)
+    working = [new_thread(bulkhead) for _ in range(2)]
+    assert all(thread.acquire("release", chunk_share) for thread in working)
+    with ThreadPoolExecutor() as threads:
+        # When a slot is given back while another step waits
+        waiting = threads.submit(new_thread(bulkhead).acquire, "release", chunk_share, waits=True)
+        wait_for(lambda: is_waiting(bulkhead, 3), 5, "a thread that waits")
+        assert not waiting.done()
+        working[0].release_all()
+
+        # Then that has it
+        assert waiting.result()
+
+
+def test_no_step_waits_for_a_dependency_that_is_stuck(new_thread: NewThread) -> None:
+    # Given a dependency whose slots were all taken for as long as a step waits
+    bulkhead = Bulkhead(lambda: 6)
+    hanging = [new_thread(bulkhead) for _ in range(2)]
+    assert all(thread.acquire("release", chunk_share) for thread in hanging)
+    begun = time.monotonic()
+    assert not new_thread(bulkhead).acquire("release", chunk_share, waits=True)
+    assert time.monotonic() - begun >= MAX_WAIT_SECONDS
+
+    # Then none waits after it
+    begun = time.monotonic()
+    assert not any(new_thread(bulkhead).acquire("release", chunk_share, waits=True) for _ in range(20))
+    assert time.monotonic() - begun < MAX_WAIT_SECONDS
+
+    # And each that is given back ends that
+    hanging[0].release_all()
+    assert new_thread(bulkhead).acquire("release", chunk_share, waits=True)
+
+
+def is_waiting(bulkhead: Bulkhead, threads: int) -> bool:
+    """Whether so many threads hold a slot, or wait for one."""
+    return sum(name == ALL_DEPENDENCIES for name, _ in list(bulkhead._entered)) == threads
 
 
 def test_processes_of_a_pool_share_the_slots() -> None:

@@ -161,6 +161,11 @@ def test_certificates_are_checked_by_default(spelling: str, needed: int) -> None
     [
         ("http://h", "cannot read|can read"),
         ("redis://h?socket_timeout=soon", "cannot be read: 'socket_timeout'"),
+        ("redis://:p#w@h/0", "characters such as # / .* are written as %23"),
+        ("redis://:a/b@h/0", "are written as %23 %2F"),
+        ("redis://u:a[b@h/0", "%5B"),
+        ("redis://h/abc", "names a database that is no number"),
+        ("redis://h/0?db=3", "names two databases"),
         ("redis://h?retry=3", "does not work in a URL: 'retry'"),
         ("redis://h?retry_on_error=[TimeoutError]", "does not work in a URL: 'retry_on_error'"),
         ("redis://h?socket_timeout=0", "does not work in a URL: 'socket_timeout'"),

@@ -21,6 +21,7 @@ from worker.platform import (
 )
 from worker.plugins import PluginHostBusyError, PluginHostUnavailableError
 from worker.runs.model import Continue, Reschedule, Suspend
+from worker.testing import image_and_label
 from worker.to_task.annotate import annotate
 from worker.to_task.ledger import RedisLedger
 from worker.to_task.pipeline import Pipeline, _Requests
@@ -88,6 +89,45 @@ def test_files_that_are_missing_in_the_task_are_fetched(make_world: Make) -> Non
     assert world.backend.faults.calls["get_data_unit"] == 3
 
 
+@pytest.mark.parametrize("empty", [{}, [], None])
+def test_files_that_are_empty_in_the_task_are_fetched(
+    make_world: Make, empty: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(3)
+    get_task = world.backend.get_task
+
+    def without_files(task: int) -> dict[str, Any]:
+        found = get_task(task)
+        found["data_unit"]["files"] = empty
+        return found
+
+    monkeypatch.setattr(world.backend, "get_task", without_files)
+
+    assert world.work().result["success_count"] == 3
+    assert world.backend.faults.calls["get_data_unit"] == 3
+
+
+def test_an_odd_file_that_a_task_does_not_need_fails_nothing(make_world: Make) -> None:
+    world = make_world(2)
+    files = world.backend.files
+    odd = {"depth": None, "mask": {"url": None}, "notes": 7}
+    world.backend.files = lambda task: {**files(task), **odd}
+
+    assert world.work().result["success_count"] == 2
+
+
+@pytest.mark.parametrize("answers", [["text"], [None], {"ok": {}}, None])
+def test_a_hook_that_answers_something_else_fails_its_tasks(make_world: Make, answers: Any) -> None:
+    # Given a batch hook of the author's own, whose answers are no results
+    world = make_world(1)
+    world.host.call_batch = lambda *_: answers  # type: ignore[method-assign]
+
+    world.work()
+
+    [failure] = world.ledger.failures()
+    assert failure.error == "the plugin did not answer with one result for each task"
+
+
 def test_the_plugin_converts_many_tasks_in_one_call(make_world: Make) -> None:
     world = make_world(70, chunk=100)
     world.work()
@@ -106,7 +146,7 @@ def test_many_requests_are_in_flight(make_world: Make) -> None:
 @pytest.mark.parametrize(
     ("files", "error"),
     [
-        ({}, "the task has no primary file"),
+        ({}, "the task's data unit has no files"),
         ([{"url": "u", "is_primary": True}], "the task has no file of the specification 'label'"),
         ("nonsense", "the task's data unit has no files"),
     ],
@@ -198,15 +238,47 @@ def test_all_failed_is_a_failed_run_with_its_counts(make_world: Make) -> None:
     assert len(end.result["failures"]) == 12
 
 
-def test_a_finished_chunk_publishes_the_next_of_the_window(make_world: Make) -> None:
+def test_a_chunk_that_begins_publishes_the_next_one(make_world: Make) -> None:
     world = make_world(100, chunk=10)
     world.collect()
-    assert world.sender.chunks() == [0, 1, 2, 3]
+    assert world.sender.chunks() == [0, 1]
     assert {sent.queue for sent in world.sender.published if sent.name == "to_task.annotate"} == {"annotate"}
+    published: list[list[int]] = []
 
-    assert world.annotate(2) == Suspend()
+    def files(data_unit: int) -> Any:
+        published.append(world.sender.chunks())
+        return image_and_label(data_unit)
 
-    assert world.sender.chunks() == [0, 1, 2, 3, 4]
+    world.backend.files = files
+
+    # When one begins, then another waits in its place before its own tasks are fetched
+    assert world.annotate(1) == Suspend()
+    assert published[0] == [0, 1, 2]
+
+    # And none follows when it has ended
+    assert world.sender.chunks() == [0, 1, 2]
+
+
+def test_a_run_by_inference_has_one_chunk_in_flight(by_inference: Make) -> None:
+    world = by_inference(40, batch=1)
+    world.collect()
+    assert world.sender.chunks() == [0]
+
+    assert world.annotate_fully(0)[1] == Suspend()
+
+    assert world.sender.chunks() == [0, 1]
+
+
+def test_other_brokers_have_as_many_chunks_as_one_process(make_world: Make) -> None:
+    # Given a broker from which a worker also takes the messages that it cannot begin
+    world = make_world(100, chunk=10)
+    world.sender.is_redis = False
+    world.collect()
+    assert world.sender.chunks() == [0, 1, 2]
+
+    assert world.annotate(1) == Suspend()
+
+    assert world.sender.chunks() == [0, 1, 2, 3]
 
 
 def test_a_redelivered_chunk_skips_what_is_done(make_world: Make) -> None:
@@ -238,7 +310,7 @@ def test_a_redelivered_chunk_publishes_the_next_chunk(make_world: Make, clock: A
 
     world.annotate(0)
 
-    assert world.sender.chunks() == [0, 1, 2, 3, 4]
+    assert world.sender.chunks() == [0, 1, 2]
 
 
 def test_the_sweep_resends_open_chunks_in_their_generation(make_world: Make) -> None:
@@ -254,7 +326,7 @@ def test_the_sweep_resends_open_chunks_in_their_generation(make_world: Make) -> 
 
     # Then the open ones are published, none that is done
     sent = {each.kwargs["chunk"]: each.kwargs["generation"] for each in world.sender.published}
-    assert sent == {0: 0, 2: 1, 3: 0, 4: 0}
+    assert sent == {0: 0, 2: 1}
 
 
 def test_spread_finalizes_when_all_is_done(make_world: Make) -> None:

@@ -36,22 +36,33 @@ def test_a_listed_file_may_name_its_specification_by_name() -> None:
     assert (file.specification, file.name, file.is_primary) == ("label", "label", False)
 
 
-@pytest.mark.parametrize(
-    ("found", "message"),
-    [
-        (None, "the task's data unit has no files"),
-        (7, "the task's data unit has no files"),
-        ([7], "the files of the task's data unit are malformed"),
-        ({"label": None}, "the files of the task's data unit are malformed"),
-        ({"label": {}}, "the task's file of the specification 'label' has no url"),
-        ({"label": {"url": None}}, "the task's file of the specification 'label' has no url"),
-    ],
-)
-def test_what_is_not_a_file_fails_with_the_reason(found: Any, message: str) -> None:
-    with pytest.raises(TaskFailedError) as caught:
+@pytest.mark.parametrize("found", [None, 7, [], {}])
+def test_a_data_unit_without_files_fails_with_the_reason(found: Any) -> None:
+    with pytest.raises(TaskFailedError, match="the task's data unit has no files"):
         parse_files(found)
 
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (None, "the task's file of the specification 'label' is no object"),
+        ({}, "the task's file of the specification 'label' has no url"),
+        ({"url": None}, "the task's file of the specification 'label' has no url"),
+    ],
+)
+def test_an_odd_file_fails_a_task_that_needs_it(odd: Any, message: str) -> None:
+    files = parse_files({**MAPPING, "label": odd})
+
+    assert primary_file(files) == IMAGE
+    with pytest.raises(TaskFailedError) as caught:
+        file_of_specification(files, "label")
     assert str(caught.value) == message
+
+
+def test_an_odd_file_in_a_list_hides_no_other() -> None:
+    files = parse_files([7, None, {"is_primary": True}, *LIST])
+
+    assert (primary_file(files), file_of_specification(files, "label")) == (IMAGE, LABEL)
 
 
 def test_a_missing_file_is_named() -> None:

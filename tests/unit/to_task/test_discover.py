@@ -160,14 +160,27 @@ def test_nothing_is_written_after_the_end_of_the_run(make_world: Make) -> None:
 
 
 @pytest.mark.parametrize("bad", ["7", None, 1.5, True, -1, 0])
-def test_an_id_that_is_no_positive_integer_ends_the_run(make_world: Make, bad: object) -> None:
+def test_a_list_without_any_usable_id_ends_the_run(make_world: Make, bad: object) -> None:
     world = make_world()
-    world.backend.pages = [page(1, bad)]
+    world.backend.pages = [page(bad)]
 
     with pytest.raises(
         RunFailedError, match="list of tasks is malformed: the id of a task is no positive integer"
     ):
         world.fetch()
+
+
+def test_a_record_without_an_id_does_not_fail_the_others(make_world: Make) -> None:
+    # Given a list of five records, two of which have no id that a task can have
+    world = make_world()
+    world.backend.pages = [page(1, None, 3, following=1) | {"count": 5}, page("x", 5) | {"count": 5}]
+
+    world.fetch()
+
+    # Then the others are annotated, the pages are read once, and the run says what was left out
+    assert chunks(world) == {"0": "1,3,5"}
+    assert world.backend.faults.calls["list_tasks"] == 2
+    assert messages(world) == ["2 records of the list were left out: their id is no positive integer"]
 
 
 @pytest.mark.parametrize("answer", [{"results": None}, {"results": [7]}, {"results": [], "next": 7}])

@@ -7,7 +7,8 @@ from fakeredis import FakeRedis
 
 from tests.unit.conftest import Clock
 from tests.unit.to_task.world import JOB, World
-from worker.to_task.ledger import Counts, Ledger, MemoryLedger, OpenTask, TaskOutcome, Ticket
+from worker.to_task.direct import MemoryLedger
+from worker.to_task.ledger import Counts, Ledger, OpenTask, RedisLedger, TaskOutcome, Ticket, open_key
 
 Make = Callable[..., World]
 
@@ -102,52 +103,109 @@ def test_nothing_is_recorded_after_the_end(make_world: Make) -> None:
     assert world.ledger.increment_attempts([0]) == []
     assert world.ledger.count_plugin_failure("convert") == 0
     assert world.ledger.complete_chunk(0) is False
-    assert world.ledger.next_chunks(4) == []
+    assert world.ledger.next_chunks(4, 10) == []
 
     assert world.ledger.counts().success == 0
     assert set(world.redis.keys("*")) == keys_before
 
 
-def test_a_finished_chunk_lets_the_window_take_another(make_world: Make) -> None:
+def publish(ledger: RedisLedger, numbers: list[int]) -> list[int]:
+    """Mark what was handed out as published."""
+    for number in numbers:
+        ledger.mark_published(number)
+    return numbers
+
+
+def test_a_chunk_that_begins_lets_another_wait(make_world: Make) -> None:
     world = make_world(60, chunk=10)
     world.fetch()
     ledger = world.ledger
 
-    assert ledger.next_chunks(4) == [0, 1, 2, 3]
-    for chunk in range(4):
-        ledger.mark_published(chunk)
-    assert ledger.next_chunks(4) == []
-    ledger.complete_chunk(2)
-    assert ledger.next_chunks(4) == [4]
-    ledger.mark_published(4)
+    assert publish(ledger, ledger.next_chunks(2, 10)) == [0, 1]
+    assert ledger.next_chunks(2, 10) == []
+    assert publish(ledger, ledger.next_chunks(2, 10, begun=1)) == [2]
+    assert ledger.next_chunks(2, 10, begun=1) == [], "it begins once"
+    assert publish(ledger, ledger.next_chunks(2, 10, begun=0)) == [3]
     ledger.complete_chunk(0)
+    assert ledger.next_chunks(2, 10) == [], "two are still waiting"
+
+
+def test_a_chunk_that_begins_before_its_mark_has_begun(make_world: Make) -> None:
+    world = make_world(60, chunk=10)
+    world.fetch()
+    ledger = world.ledger
+    assert ledger.next_chunks(1, 10) == [0]
+
+    assert ledger.next_chunks(1, 10, begun=0) == [1]
+    ledger.mark_published(0)
+
+    assert ledger.next_chunks(1, 10) == []
+
+
+def test_no_more_chunks_are_in_flight_than_allowed(make_world: Make) -> None:
+    world = make_world(60, chunk=10)
+    world.fetch()
+    ledger = world.ledger
+
+    assert ledger.next_chunks(2, 3) == [0, 1]
+    assert ledger.next_chunks(2, 3, begun=0) == [2]
+    assert ledger.next_chunks(2, 3, begun=1) == []
     ledger.complete_chunk(1)
-    assert ledger.next_chunks(4) == [5]
+    assert ledger.next_chunks(2, 3) == [3]
+
+
+def test_more_chunks_wait_the_more_have_begun(make_world: Make) -> None:
+    # Given a run on which many processes work
+    world = make_world(200, chunk=10)
+    world.fetch()
+    ledger = world.ledger
+    published = ledger.next_chunks(1, 100)
+    for begun in range(11):
+        published += ledger.next_chunks(1, 100, begun=begun)
+
+    # Then one waits for each four that have begun
+    assert published == list(range(11 + 2))
+
+
+def test_a_window_of_an_older_release_is_gone_on_with(make_world: Make) -> None:
+    # Given chunks in flight as a worker of an older release marks them
+    world = make_world(60, chunk=10)
+    world.fetch()
+    ledger = world.ledger
+    for chunk in ledger.next_chunks(4, 4):
+        world.redis.zadd(open_key(JOB), {str(chunk): float("inf")})
+
+    # When one of them begins, and when it is done
+    assert ledger.next_chunks(2, 10, begun=0) == [4, 5]
+    ledger.complete_chunk(0)
+
+    # Then the others are not handed out again
+    assert ledger.next_chunks(2, 10) == []
 
 
 def test_a_claimed_unpublished_chunk_is_claimed_again(clock: Clock, make_world: Make) -> None:
     # Given chunks that were handed out to somebody who died after sending one of them
     world = make_world(60, chunk=10)
     world.fetch()
-    assert world.ledger.next_chunks(2) == [0, 1]
+    assert world.ledger.next_chunks(2, 10) == [0, 1]
     world.ledger.mark_published(0)
 
     # When somebody asks later
-    assert world.ledger.next_chunks(2) == []
+    assert world.ledger.next_chunks(2, 10) == []
     clock.forward(6)
 
     # Then the other is handed out again
-    assert world.ledger.next_chunks(2) == [1]
+    assert world.ledger.next_chunks(2, 10) == [1]
 
 
 def test_all_open_chunks_can_be_asked_for(make_world: Make) -> None:
     world = make_world(60, chunk=10)
     world.fetch()
-    for chunk in world.ledger.next_chunks(3):
-        world.ledger.mark_published(chunk)
+    publish(world.ledger, world.ledger.next_chunks(3, 10))
+    world.ledger.next_chunks(2, 10, begun=0)
     world.ledger.complete_chunk(1)
 
-    assert sorted(world.ledger.next_chunks(3, resend=True)) == [0, 2, 3]
+    assert sorted(world.ledger.next_chunks(3, 10, resend=True)) == [0, 2, 3]
 
 
 def test_all_are_done_with_the_last_chunk_and_afterwards(make_world: Make) -> None:

@@ -255,6 +255,48 @@ def test_a_deferred_inference_that_fails_is_a_failure_record(
     assert len(failures(world)) == 2
 
 
+EMPTY = [None, {}, [], ""]
+
+
+@pytest.mark.parametrize("answer", EMPTY)
+@pytest.mark.parametrize("is_deferred", [False, True], ids=["at once", "deferred"])
+def test_an_empty_answer_fails_its_task(by_inference: Make, answer: Any, is_deferred: bool) -> None:
+    # Given a pre-processor with nothing to say of one of two tasks
+    world = by_inference(2)
+    if is_deferred:
+        deferring(world, answer, {"digit": 7})
+    else:
+        answers = iter([answer, {"digit": 7}])
+        world.backend.inference_answer = lambda _: next(answers)
+
+    world.work()
+
+    # Then that one fails, after one request, and nothing is written to it
+    assert failures(world) == {1: "the pre-processor's inference failed: empty response"}
+    assert (requests(world), world.backend.annotated) == (2, [2])
+
+
+@pytest.mark.parametrize("answer", [0, False, [[]], {"boxes": []}])
+def test_an_answer_that_only_says_little_is_converted(by_inference: Make, answer: Any) -> None:
+    world = by_inference(1)
+    world.backend.inference_answer = lambda _: answer
+
+    world.work()
+
+    assert world.backend.annotations[0][1] == {"said": answer}
+
+
+def test_an_odd_file_is_not_among_those_of_an_inference(by_inference: Make) -> None:
+    world = by_inference(1)
+    files = world.backend.files
+    world.backend.files = lambda task: {**files(task), "depth": None, "mask": {"url": None}}
+
+    world.work()
+
+    item = next(item for item in world.host.items if "model_id" in item)
+    assert [file["specification_name"] for file in item["data_files"]] == ["label"]
+
+
 def test_a_failed_envelope_keeps_no_secret(by_inference: Make) -> None:
     world = by_inference(1)
     envelope = {"__synapse_deferred__": True, "status": "failed"}

@@ -77,6 +77,23 @@ def test_parameters_rejected_by_the_plugin_end_the_run(make_world: Make) -> None
         prepare(world.run, world.services)
 
 
+def test_a_release_without_own_parameters_is_asked_once(make_world: Make) -> None:
+    # Given a release that declares no parameters beside the message's own
+    world = make_world(1)
+    keys = ["agent", "name", "project", "target_specification_name"]
+    world.host.checked = {"ok": True, "keys": keys}
+
+    prepare(world.run, world.services)
+    assert prepare(world.run, world.services) == Continue(FETCH_TASKS)
+
+    # Then its answer counts for all runs of this content, and a key that nobody declares is named
+    assert world.host.calls == ["check_params"]
+    declared = world.services.declared_params
+    declared.update(dict.fromkeys(declared, frozenset(keys) - {"agent"}))
+    with pytest.raises(RunFailedError, match=r"refuses the parameters: unknown parameter 'agent' \(known: n"):
+        prepare(world.run, world.services)
+
+
 def test_a_plugin_that_cannot_be_imported_says_so(make_world: Make) -> None:
     world = make_world(1)
     world.host.faults.fail("check_params", PluginCallError("ModuleNotFoundError", "No module named 'torch'"))

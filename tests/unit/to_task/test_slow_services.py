@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.conftest import Clock
 from tests.unit.to_task.world import JOB, World
-from worker.platform import ClientConnectionError, RateLimitError
+from worker.platform import ClientConnectionError, HTTPError, RateLimitError, ServerError
 from worker.runs.model import Continue, Reschedule
 from worker.testing.faults import RateLimiter, failing_share
 from worker.to_task.annotate import MAX_STUCK_SECONDS
@@ -43,6 +43,31 @@ def test_503_to_two_of_five_requests_fails_no_task(make_world: Make) -> None:
 
     assert world.annotate_in_time(0) == Continue(FINALIZE)
     assert (world.record()["success"], world.record()["failed"]) == ("12", "0")
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("status", [302, 522, 529])
+def test_what_stands_before_the_backend_fails_no_task(make_world: Make, status: int) -> None:
+    # Given a gateway that answers a few requests itself, such as with a redirect to a page about maintenance
+    world = make_world(6, chunk=100)
+    world.collect()
+    world.limit_requests()
+    errors = [ServerError("", status) if status >= 500 else HTTPError("", status) for _ in range(4)]
+    world.backend.faults.rule = lambda call: errors.pop() if errors and call == "get_task" else None
+
+    assert world.annotate_in_time(0) == Continue(FINALIZE)
+    assert (world.record()["success"], world.record()["failed"]) == ("6", "0")
+    assert errors == []
+
+
+def test_a_permanent_redirect_is_the_runs_failure(make_world: Make) -> None:
+    world = make_world(3, chunk=100)
+    world.collect()
+    world.backend.faults.rule = lambda call: HTTPError("301", 301) if call == "get_task" else None
+
+    with pytest.raises(HTTPError):
+        world.annotate_in_time(0)
+    assert world.record()["failed"] == "0"
 
 
 @pytest.mark.timeout(90)

@@ -86,7 +86,14 @@ class World:
                 settings=settings,
                 host=self.host,
                 backend=lambda tenant=None: self.backend,
-                action_of=lambda run: (None, None),
+                declared_params={},
+                action_of=lambda run: (
+                    SimpleNamespace(checksum="c1"),
+                    SimpleNamespace(
+                        entrypoint="plugin.ToTask",
+                        params=run.message.params.model_dump(exclude_unset=True, by_alias=True),
+                    ),
+                ),
             ),
         )
         backends = cast(Any, SimpleNamespace(of=lambda tenant: self.backend.on_loop))

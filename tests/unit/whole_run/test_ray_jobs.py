@@ -199,7 +199,7 @@ def test_an_action_of_ours_runs_by_our_program(submit: Callable[..., dict[str, A
     sent = submit(by_sdk=False)
 
     variables = sent["runtime_env"]["env_vars"]
-    assert sent["entrypoint"] == "python -m worker.actions.entrypoint"
+    assert sent["entrypoint"] == "python -m worker.whole_run.entrypoint"
     assert set(variables) == {"GREETING", "SYNAPSE_ACTION_REQUEST"}
     assert ActionRequest.from_json(variables["SYNAPSE_ACTION_REQUEST"]).params == {"name": "n"}
 

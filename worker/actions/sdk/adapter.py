@@ -135,8 +135,8 @@ class SdkOtherAction(SdkAction):
         "check_params": "_check_params_operation",
     }
 
-    def _whole_run(self, payload: Any) -> JsonObject:
+    def _whole_run(self, payload: Any, kind: ActionKind) -> JsonObject:
         action = self._request.action if self._request else ""
         if action in (ActionKind.TO_TASK, ActionKind.DEPLOYMENT):
             raise TypeError(f"{self.author.__name__} is of another kind than the action {action!r} needs")
-        return super()._whole_run(payload)
+        return super()._whole_run(payload, kind)

@@ -90,7 +90,7 @@ class SdkAction(BaseAction[Any]):
             raise ParamsError(describe_validation_error(error)) from None
 
     def _check_params_operation(self, payload: Any) -> JsonObject:
-        return {"ok": True, **self._whole_run(payload)}
+        return {"ok": True, **self._whole_run(payload, self.kind)}
 
-    def _whole_run(self, payload: Any) -> JsonObject:
-        return whole_run_of(self.kind, self.author, payload)
+    def _whole_run(self, payload: Any, kind: ActionKind) -> JsonObject:
+        return whole_run_of(kind, self.author, payload)

@@ -83,16 +83,24 @@ class _SyncLogTail:
         self._changed = threading.Condition(threading.RLock())
         self._has_space = asyncio.Event()
         self._waiting_for_space: asyncio.AbstractEventLoop | None = None
-        self._ended = self._closed = False
+        self._opened = self._ended = self._closed = False
         self._failure: Exception | None = None
         self._reader: Future[None] | None = None
         self._pid = os.getpid()
 
-    def __iter__(self) -> Iterator[str]:
+    def open(self) -> None:
+        """Connect and begin to read ahead; raises what the tail raises."""
+        self._start()
         with self._changed:
+            self._changed.wait_for(lambda: self._opened or self._ended or self._closed)
             if self._closed:
                 raise _closed_error()
-            self._reader = _background.submit(self._read_ahead())
+            if not self._opened and self._failure is not None:
+                raise self._failure
+
+    def __iter__(self) -> Iterator[str]:
+        if self._reader is None:
+            self._start()
         while lines := self._take():
             yield from lines
         if self._failure is not None:
@@ -106,6 +114,12 @@ class _SyncLogTail:
             self._changed.notify_all()
         if self._reader is not None:
             self._reader.cancel()
+
+    def _start(self) -> None:
+        with self._changed:
+            if self._closed:
+                raise _closed_error()
+            self._reader = _background.submit(self._read_ahead())
 
     def _take(self) -> list[str]:
         """The next lines, an empty list at the end of the log."""
@@ -125,6 +139,10 @@ class _SyncLogTail:
     async def _read_ahead(self) -> None:
         failure: Exception | None = None
         try:
+            await self._tail.open()
+            with self._changed:
+                self._opened = True
+                self._changed.notify_all()
             async with contextlib.aclosing(self._tail.batches(include_partial=True)) as batches:
                 async for batch in batches:
                     await self._put(batch)
@@ -175,13 +193,14 @@ class LogStreams:
         self._open: weakref.WeakSet[_SyncLogTail] = weakref.WeakSet()
         self._closed = False
 
-    def follow(self, tail: AsyncLogTail) -> Generator[str]:
+    def follow(self, tail: AsyncLogTail, *, announce: bool) -> Generator[str]:
         """Iterate over the lines of a log; a last line without an end is one of them.
 
-        Nothing is sent before the first line is asked for. Leaving the iteration early closes the connection.
+        Nothing is sent before the first item is asked for. Leaving the iteration early closes the connection.
 
         Args:
             tail: The log, not read yet.
+            announce: Whether the first item is an empty text, which says that the agent has accepted.
 
         Yields:
             The lines, without their ends.
@@ -193,6 +212,9 @@ class LogStreams:
         log = _SyncLogTail(tail, self._queue_size)
         self._track(log)
         try:
+            if announce:
+                log.open()
+                yield ""
             yield from log
         finally:
             log.close()

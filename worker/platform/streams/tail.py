@@ -36,13 +36,14 @@ async def http_batches(target: StreamTarget, decoder: LogDecoder) -> Batches:
         decoder: Is fed with the stream.
 
     Yields:
-        The lines that each chunk completes, sometimes none.
+        The lines that each chunk completes, sometimes none; first of all none, once the agent has accepted.
 
     Raises:
         ClientError: The connection fails or the agent responds with an error.
     """
     try:
         async with _session(target) as session, _opened(session, target) as stream:
+            yield []
             with contextlib.closing(IdleTimeout(target.idle_timeout, stream.set_exception)) as idle_timeout:
                 while not decoder.ended:
                     with idle_timeout:
@@ -100,10 +101,10 @@ async def _check(response: aiohttp.ClientResponse) -> None:
 class AsyncLogTail:
     """One job's log, line by line, from its beginning. It can be read once.
 
-    Nothing is sent before the first line is asked for. After the iteration `completed` tells whether the
-    agent said that the log is complete. If not, the connection was merely closed and the job may still be
-    running; `partial_line` is then the text behind the last line end. It is not among the lines, because the
-    next connection may bring the whole line.
+    Nothing is sent before `open` is called or the first line is asked for. After the iteration `completed`
+    tells whether the agent said that the log is complete. If not, the connection was merely closed and the
+    job may still be running; `partial_line` is then the text behind the last line end. It is not among the
+    lines, because the next connection may bring the whole line.
     """
 
     def __init__(self, target: StreamTarget, protocol: StreamProtocol = "auto") -> None:
@@ -120,7 +121,30 @@ class AsyncLogTail:
         self._target = target
         self._transports = transports_for(protocol)
         self._decoder = LogDecoder(target.limits)
+        self._connection: Batches | None = None
         self._rest: list[str] = []
+
+    async def open(self) -> None:
+        """Connect now, so that what fails is raised here and not where the first line is asked for.
+
+        Iterate afterwards, also if only to close the connection.
+
+        Raises:
+            ClientError: The connection fails or the agent responds with an error, over all of the protocol's
+                transports.
+        """
+        while True:
+            self._decoder = LogDecoder(self._target.limits)
+            try:
+                connection = self._read(self._transports[0])
+                await anext(connection, None)
+            except ClientError as error:
+                if len(self._transports) == 1 or not _may_fall_back(error):
+                    raise
+                self._transports = self._transports[1:]
+            else:
+                self._connection = connection
+                return
 
     @property
     def completed(self) -> bool:
@@ -153,9 +177,11 @@ class AsyncLogTail:
         """
         for left, transport in enumerate(self._transports, 1 - len(self._transports)):
             failure, has_lines = None, False
-            self._decoder = LogDecoder(self._target.limits)
+            connection, self._connection = self._connection, None
+            if connection is None:
+                self._decoder = LogDecoder(self._target.limits)
             try:
-                async with contextlib.aclosing(self._read(transport)) as batches:
+                async with contextlib.aclosing(connection or self._read(transport)) as batches:
                     async for batch in batches:
                         if batch:
                             has_lines = True

@@ -46,13 +46,15 @@ async def websocket_batches(target: StreamTarget, decoder: LogDecoder) -> AsyncG
         decoder: Is fed with the messages.
 
     Yields:
-        The lines that the messages received together complete, sometimes none.
+        The lines that the messages received together complete, sometimes none; first of all none, once the
+        agent has accepted.
 
     Raises:
         ClientError: The connection fails or the agent responds with an error.
     """
     try:
         async with _opened(target) as websocket:
+            yield []
             with contextlib.closing(IdleTimeout(target.idle_timeout, websocket.fail)) as idle_timeout:
                 while not decoder.ended:
                     yield _lines(decoder, await websocket.receive(idle_timeout))

@@ -26,6 +26,25 @@ local function record_heartbeat(heartbeats, overdue_counts, member, seconds)
   redis.call('HDEL', overdue_counts, member)
 end
 
+-- Publish collected messages. KEYS from `key` on: for each message the queue's list or, for one with a countdown, its
+-- delayed messages, and the time at which an earlier one was last added to those of any queue. ARGV from `argument` on:
+-- for each message RPUSH, LPUSH or ZADD, the countdown in seconds, and the message.
+local function publish_messages(key, argument)
+  for index = key, #KEYS, 2 do
+    local command, seconds, message = ARGV[argument], ARGV[argument + 1], ARGV[argument + 2]
+    argument = argument + 3
+    if command == 'ZADD' then
+      local time = now()
+      redis.call('ZADD', KEYS[index], time + seconds, message)
+      if redis.call('ZRANGE', KEYS[index], 0, 0)[1] == message then
+        redis.call('SET', KEYS[index + 1], time, 'EX', 3600)
+      end
+    else
+      redis.call(command, KEYS[index], message)
+    end
+  end
+end
+
 -- The outbox has the jobs of which something is to be reported, by the time at which any worker may send the report:
 -- until then it is the matter of the one that entered the job. Both return 1 to a caller that is to send it, `delay`
 -- seconds from now; what changes while a job is in the outbox goes with the report that is under way.

@@ -1,18 +1,21 @@
 """Actions of the published SDK, called as a host calls them."""
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent, indent
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.harness.in_process_host import InProcessHost
 from tests.harness.sdk_modules import write_sdk_modules
 from worker.actions.sdk import action_for
-from worker.plugins import ClientAccess, PluginCallError, PluginStore, ProcessHost, request_for
+from worker.actions.sdk.adapter import SdkOtherAction
+from worker.plugins import ActionRequest, ClientAccess, PluginCallError, PluginStore, request_for
 from worker.plugins.output import PluginOutput
-from worker.sandbox import wait_for
 
 PARAMS = {"name": "n", "project": 7, "nobody declares": 1}
 ACCESS = ClientAccess("http://backend", "plugin-token", "acme", "http://agent")
@@ -22,7 +25,6 @@ CONFIG = """
     env: {GREETING: hello}
     actions:
         to_task: {entrypoint: plugin.ToTask}
-        quick: {entrypoint: plugin.Quick}
         deployment: {entrypoint: plugin.Deploy}
         train: {entrypoint: plugin.Train}
 """
@@ -48,7 +50,7 @@ class Host:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.output: list[PluginOutput] = []
-        self._host = ProcessHost(on_output=lambda _, output: self.output.append(output))
+        self._host = InProcessHost(on_output=lambda _, output: self.output.append(output))
 
     def write(self, head: str, body: str) -> None:
         release = self._folder / "store" / "cat@1.0"
@@ -60,7 +62,7 @@ class Host:
     def call(self, operation: str, payload: Any = None, action: str = "to_task", **params: Any) -> Any:
         store = PluginStore(self._folder / "store", self._folder / "cache", 10**6)
         release = store.get("cat@1.0")
-        given = {**(PARAMS if action in ("to_task", "quick") else {}), **params}
+        given = {**(PARAMS if action == "to_task" else {}), **params}
         request = request_for(release, action, given, ACCESS, job="42", language="ko")
         return self._host.call(release, request, operation, payload)
 
@@ -216,7 +218,7 @@ def test_the_authors_params_decide_resources(deploy: Callable[[str], Host]) -> N
 def test_entrypoint_may_be_a_property(deploy: Callable[[str], Host], monkeypatch: pytest.MonkeyPatch) -> None:
     submitted: list[Any] = []
 
-    def submit(target: Any, plan: Any, runtime_env: Any, url: str, language: str) -> dict[str, Any]:
+    def submit(target: Any, plan: Any, runtime_env: Any, url: str, *_: Any) -> dict[str, Any]:
         submitted.append((target, url))
         return {}
 
@@ -298,37 +300,33 @@ def test_an_action_of_another_kind_is_no_deployment(host: Host) -> None:
         host.call("plan", {"whole_run": True}, action="deployment")
 
 
-SLOW = """
-    from pathlib import Path
-    from synapse_sdk.plugins.actions.to_task.action import ToTaskAction
-    class Quick(ToTaskAction): ...
-    class ToTask(ToTaskAction):
-"""
+def test_a_slow_constructor_delays_no_other_action(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given an action whose constructor does not return until it may
+    begun, may_go_on = threading.Event(), threading.Event()
 
+    class Author:
+        def __init__(self, *_: Any) -> None:
+            begun.set()
+            may_go_on.wait(30)
 
-def test_a_slow_constructor_delays_no_other_action(host: Host, tmp_path: Path) -> None:
-    # Given an action whose constructor does not return until a file is there
-    begun, go_on = tmp_path / "begun", tmp_path / "go on"
-    host.write(
-        SLOW,
-        f"""
-        def __init__(self, *args):
-            super().__init__(*args)
-            Path({str(begun)!r}).touch()
-            while not Path({str(go_on)!r}).exists(): pass
-""",
-    )
-    with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(host.call, "check_params", {})
+    class Other:
+        def __init__(self, *_: Any) -> None: ...
+
+    context = SimpleNamespace(logger=SimpleNamespace(), client=None)
+    monkeypatch.setattr("worker.actions.sdk.author.make_context", lambda request: context)
+    slow = type("Slow", (SdkOtherAction,), {"author": Author})
+    quick = type("Quick", (SdkOtherAction,), {"author": Other})
+    request = ActionRequest("cat@1.0", "train", "plugin.Train")
+    with ThreadPoolExecutor(2) as pool:
+        made = pool.submit(slow.from_request, request)
         try:
-            wait_for(begun.exists, 10, "the slow constructor")
+            assert begun.wait(10)
 
             # When another action is made meanwhile, then it is made at once
-            assert host.call("check_params", {}, action="quick") == {"ok": True}
-            assert not slow.done()
+            assert pool.submit(quick.from_request, request).result(10).action is not None
+            assert not made.done()
         finally:
-            go_on.touch()
-        assert slow.result(10) == {"ok": True}
+            may_go_on.set()
 
 
 def test_anything_else_is_what_serve_can_run() -> None:

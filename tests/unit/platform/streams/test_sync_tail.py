@@ -10,7 +10,7 @@ import time
 import traceback
 import tracemalloc
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -335,18 +335,15 @@ def test_closing_the_client_wakes_whoever_waits(protocol: Any, after: str, event
 
     outcome: list[object] = []
 
-    def follow(log: Generator[str]) -> None:
+    def follow() -> None:
         try:
-            outcome.extend(log)
+            outcome.extend(client.tail_job_logs("job-1", 60, protocol))
         except ClientError as error:
             outcome.append(error)
 
     with log_server(script) as server:
         client = client_of(server)
-        threads = [
-            threading.Thread(target=follow, args=(client.tail_job_logs("job-1", 60, protocol),))
-            for _ in range(3)
-        ]
+        threads = [threading.Thread(target=follow) for _ in range(3)]
         for thread in threads:
             thread.start()
         eventually(lambda: len(server.paths) == 3 and len(outcome) == (0 if after == "opening" else 3))
@@ -357,7 +354,7 @@ def test_closing_the_client_wakes_whoever_waits(protocol: Any, after: str, event
     errors = [each for each in outcome if each != "a"]
     assert [type(each) for each in errors] == [StreamError] * 3
     with pytest.raises(StreamError, match="closed on this side"):
-        next(client.tail_job_logs("job-1", 60, protocol))
+        client.tail_job_logs("job-1", 60, protocol)
 
 
 @both
@@ -463,6 +460,45 @@ print(*inherited)
 
     assert ended.stderr == ""
     assert ended.stdout.split() == [str(number) for number in range(1, 2000)]
+
+
+@both
+@pytest.mark.parametrize("fail", [lambda wire: wire.reject(404), lambda wire: None], ids=["404", "hangs up"])
+def test_an_explicit_protocol_fails_in_the_call(protocol: Any, fail: Script) -> None:
+    with (
+        log_server(fail) as server,
+        client_of(server) as client,
+        pytest.raises(ClientError) as caught,
+    ):
+        client.tail_job_logs("job-1", 5, protocol)
+
+    assert caught.value.status in (404, 503)
+    assert caught.value.__context__ is None
+
+
+def test_a_caller_falls_back_as_the_document_says() -> None:
+    def script(wire: Wire) -> None:
+        only_http(wire, lambda websocket: websocket.reject(404))
+
+    with log_server(script) as server, client_of(server) as client:
+        try:
+            logs = client.tail_job_logs("job-1", protocol="websocket")
+        except ClientError:
+            logs = client.tail_job_logs("job-1", protocol="stream")
+        assert list(logs) == ["over http"]
+
+
+@both
+def test_a_log_that_is_never_read_is_closed_when_forgotten(protocol: Any) -> None:
+    with (
+        log_server(lambda wire: wire.accept().line("a").wait_until_left()) as server,
+        client_of(server) as client,
+    ):
+        log = client.tail_job_logs("job-1", 30, protocol)
+        assert not server.one_has_left(0.1)
+        del log
+        gc.collect()
+        assert server.one_has_left()
 
 
 def only_http(wire: Wire, fail: Script) -> None:

@@ -38,6 +38,21 @@ async def test_a_log_that_is_complete(protocol: Any) -> None:
 
 
 @both
+async def test_opening_fails_before_the_first_line(protocol: Any) -> None:
+    with log_server(lambda wire: wire.reject(404)) as server, pytest.raises(NotFoundError):
+        await tail_of(server, protocol).open()
+
+
+@both
+async def test_an_opened_log_has_all_of_its_lines(protocol: Any) -> None:
+    with log_server(lambda wire: wire.accept().line("a").line("b").complete()) as server:
+        tail = tail_of(server, protocol)
+        await tail.open()
+        assert [line async for line in tail] == ["a", "b"]
+        assert len(server.paths) == 1
+
+
+@both
 async def test_a_closed_line_proves_nothing_and_half_a_line_is_none(protocol: Any) -> None:
     with log_server(lambda wire: wire.accept().piece("a\n").piece("hal").finish()) as server:
         tail = tail_of(server, protocol)

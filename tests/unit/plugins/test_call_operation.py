@@ -1,26 +1,21 @@
-"""Plugin code in this process: isolation between releases, errors as data, and how large an answer may be."""
+"""One operation of a release: errors as data, and how large an answer may be."""
 
 import json
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.harness.in_process_host import InProcessHost
 from worker.plugins import (
     ClientAccess,
     PluginCallError,
     PluginStore,
-    ProcessHost,
-    RunEndedError,
     request_for,
-    run_end,
     runner,
-    waits_for_run,
 )
-from worker.plugins.process_host import ModuleIsolation
 
 Write = Callable[..., Path]
 
@@ -41,7 +36,7 @@ TO_TASK = """
 
 @pytest.fixture
 def convert(store: PluginStore, access: ClientAccess) -> Callable[..., Any]:
-    host = ProcessHost()
+    host = InProcessHost()
 
     def call(name: str, *items: Any, operation: str = "convert_from_inference", **params: Any) -> Any:
         release = store.get(name)
@@ -49,52 +44,6 @@ def convert(store: PluginStore, access: ClientAccess) -> Callable[..., Any]:
         return host.call_batch(release, request, operation, [{"inference_data": item} for item in items])
 
     return call
-
-
-def test_releases_with_the_same_package_name_are_isolated(
-    write_release: Write, convert: Callable[..., Any]
-) -> None:
-    for code in ("cat", "dog"):
-        write_release(f"{code}@1.0", to_task=TO_TASK, words=f"WORD = {code!r}")
-    for code in ("cat", "dog", "cat", "dog"):
-        expected = {"word": code, "late": code, "env": f"{code}@1.0"}
-        assert convert(f"{code}@1.0", {}) == [{"ok": expected}]
-
-
-def test_releases_are_isolated_in_threads(write_release: Write, convert: Callable[..., Any]) -> None:
-    codes = ("cat", "dog", "ant")
-    for code in codes:
-        write_release(f"{code}@1.0", to_task=TO_TASK, words=f"WORD = {code!r}")
-    wrong: list[Any] = []
-
-    def work(code: str) -> None:
-        for _ in range(5):
-            answer = convert(f"{code}@1.0", {})[0]["ok"]
-            if (answer["word"], answer["late"]) != (code, code):
-                wrong.append(answer)
-
-    threads = [threading.Thread(target=work, args=(code,)) for code in codes * 3]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-
-
-def test_release_keeps_its_loaded_modules(write_release: Write, convert: Callable[..., Any]) -> None:
-    counting = """
-        from worker.actions import ToTaskAction
-        calls = []
-        class ToTask(ToTaskAction):
-            def convert_data_from_inference(self, inference_data, task_data=None):
-                calls.append(1)
-                return {"calls": len(calls)}
-    """
-    write_release("cat@1.0", to_task=counting)
-    write_release("dog@1.0", to_task=counting)
-    assert convert("cat@1.0", {}) == [{"ok": {"calls": 1}}]
-    assert convert("dog@1.0", {}) == [{"ok": {"calls": 1}}]
-    assert convert("cat@1.0", {}) == [{"ok": {"calls": 2}}]
 
 
 @pytest.mark.parametrize(
@@ -232,33 +181,3 @@ def test_the_frames_of_an_error_are_cut(write_release: Write, convert: Callable[
 
     assert "plugin/to_task.py" in caught.value.trace
     assert len(caught.value.trace) + len(str(caught.value)) < 10_000
-
-
-def test_no_call_is_begun_for_a_run_that_has_ended(
-    write_release: Write, convert: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_end, "CHECK_INTERVAL_SECONDS", 0.0)
-    write_release("cat@1.0", to_task=TO_TASK, words="WORD = 'cat'")
-
-    with waits_for_run(lambda: True), pytest.raises(RunEndedError):
-        convert("cat@1.0", {})
-
-
-def test_a_wait_for_another_release_ends_with_its_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Given a release whose call hangs, and a call of another that waits for it
-    monkeypatch.setattr(run_end, "CHECK_INTERVAL_SECONDS", 0.02)
-    isolation = ModuleIsolation()
-    with isolation.activated(tmp_path / "hangs"):
-        # When its run ends, then the wait ends
-        with (
-            waits_for_run(lambda: True),
-            pytest.raises(RunEndedError),
-            isolation.activated(tmp_path / "waits"),
-        ):
-            raise AssertionError("two releases are active")
-
-        # And nobody queues behind it
-        with isolation.activated(tmp_path / "hangs"):
-            pass

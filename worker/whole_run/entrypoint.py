@@ -1,4 +1,4 @@
-"""The program of a Ray job that runs an action of ours whole: `python -m worker.actions.entrypoint`.
+"""The program of a Ray job that runs an action of ours whole: `python -m worker.whole_run.entrypoint`.
 
 Its working directory is the release. It prints the result between two lines, as the program of the published
 SDK does for the SDK's actions; an error of the author's ends it with the traceback.
@@ -12,9 +12,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from worker.actions.overrides import ENTRIES
 from worker.plugins.output import OutputCollector, OutputEntry
-from worker.plugins.requests import ActionRequest
+from worker.plugins.requests import ENTRIES, ActionRequest
 from worker.plugins.runner import (
     OUTPUT_END,
     OUTPUT_START,

@@ -8,8 +8,8 @@ from textwrap import dedent, indent
 
 import pytest
 
-from worker.actions import entrypoint
 from worker.plugins import ActionRequest
+from worker.whole_run import entrypoint
 from worker.whole_run.job_output import JobOutput, read_job_output
 
 HEAD = "from worker.actions import BaseDeploymentAction, ToTaskAction\n"

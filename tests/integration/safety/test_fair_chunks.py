@@ -1,0 +1,67 @@
+"""Chunks of a run by file go to all processes that can begin one, and keep no small run waiting."""
+
+import re
+
+from tests.integration.safety.proxied_harness import ProxiedHarness
+from tests.integration.safety.recording_proxy import RecordingProxy
+
+WRITE = r"/tasks/\d+/annotate"
+CHUNK = 50
+"""The harness's worker has chunks of so many tasks, and four requests in flight."""
+
+
+def test_processes_share_the_chunks_of_a_run(harness: ProxiedHarness) -> None:
+    # Given a second worker process
+    log_before = len(harness.worker_log())
+    second = RecordingProxy(harness.sandbox.backend_url)
+    worker = harness.sandbox.start_worker(
+        concurrency=8,
+        env={
+            "SYNAPSE_HOST": second.url,
+            "WORKER_PLUGIN_HOST": "process",
+            "WORKER_ANNOTATE_CONCURRENCY": "4",
+            "WORKER_ANNOTATE_CHUNK": str(CHUNK),
+        },
+    )
+    try:
+        project = harness.new_project(16 * CHUNK)
+        before = len(harness.proxy.requests("PUT", WRITE))
+
+        # When both annotate a run whose backend is slow
+        with harness.proxy.delay("PUT", WRITE, 0.05), second.delay("PUT", WRITE, 0.05):
+            job = harness.to_task(project)
+            # Then some chunks wait in the queue for whoever can begin one
+            harness.wait_for(lambda: harness.redis.llen("annotate") == 2, "chunks that wait")
+            assert harness.wait_for_end(job)["status"] == "SUCCEEDED"
+
+        # And each writes its part, each task once
+        parts = [len(harness.proxy.requests("PUT", WRITE)) - before, len(second.requests("PUT", WRITE))]
+        assert sum(parts) == 16 * CHUNK
+        assert min(parts) >= 5 * CHUNK, parts
+        assert max(harness.write_counts(project)) == 1
+
+        # And no chunk was sent back for want of a slot
+        logs = harness.worker_log()[log_before:] + worker.log.read_text()
+        assert len(re.findall(r"to_task\.annotate\S* succeeded", logs)) == 16
+        assert not re.search(r"to_task\.annotate\S* retry", logs)
+    finally:
+        worker.stop()
+        second.close()
+
+
+def test_small_runs_end_beside_a_large_one(harness: ProxiedHarness) -> None:
+    # Given a large run that uses all requests of the worker
+    large, small = harness.new_project(80 * CHUNK), [harness.new_project(5) for _ in range(5)]
+    before = len(harness.proxy.requests("PUT", WRITE))
+    with harness.proxy.delay("PUT", WRITE, 0.05):
+        large_job = harness.to_task(large)
+        harness.wait_for(lambda: len(harness.proxy.requests("PUT", WRITE)) > before + CHUNK, "some writes")
+
+        # When small ones of the same release follow
+        jobs = [harness.to_task(project) for project in small]
+
+        # Then they end while it is under way
+        assert [harness.wait_for_end(job)["status"] for job in jobs] == ["SUCCEEDED"] * 5
+        assert harness.job(large_job)["status"] == "RUNNING"
+        harness.stop(large_job)
+        harness.wait_for_end(large_job)
