@@ -76,6 +76,7 @@ def make_app(settings: Settings) -> Celery:
             "worker.logs.tasks",
             "worker.pre_processor.tasks",
             "worker.to_task.tasks",
+            "worker.whole_run.tasks",
         ),
     )
     # A message that the broker's code cannot read reaches no task; it is rejected all the same.

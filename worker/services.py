@@ -31,7 +31,7 @@ from worker.plugins import (
     request_for,
 )
 from worker.plugins.output import OnOutput, PluginOutput
-from worker.plugins.package import FolderPackages, RayPackages
+from worker.plugins.package import FolderPackages, Packages, RayPackages
 from worker.plugins.process_host import ProcessHost
 from worker.plugins.ray_driver import RayConnection
 from worker.plugins.ray_host import RayHost
@@ -110,7 +110,13 @@ class Services:
     @once_per_instance
     def host(self) -> PluginHost:
         """Where releases' code runs."""
-        return make_host(self.settings, self.ray, self._add_plugin_output)
+        return make_host(self.settings, self.ray, self.packages, self._add_plugin_output)
+
+    @once_per_instance
+    def packages(self) -> Packages:
+        """Where releases' packages are stored."""
+        folder = self.settings.worker_package_store
+        return FolderPackages(Path(folder)) if folder else RayPackages(self.ray)
 
     def _add_plugin_output(self, request: ActionRequest, output: PluginOutput) -> None:
         """What plugin code says is not worth a call of it again: it is lost while Redis is away."""
@@ -178,10 +184,8 @@ def services() -> Services:
     return Services(settings(), current_app._get_current_object())
 
 
-def make_host(settings: Settings, ray: RayConnection, on_output: OnOutput) -> PluginHost:
+def make_host(settings: Settings, ray: RayConnection, packages: Packages, on_output: OnOutput) -> PluginHost:
     """WORKER_PLUGIN_HOST's host; `on_output` gets what plugin code says."""
-    folder = settings.worker_package_store
-    packages = FolderPackages(Path(folder)) if folder else RayPackages(ray)
     timeout = settings.worker_plugin_timeout_seconds
     ray_host = RayHost(ray, packages, timeout, on_output)
     return ray_host if settings.worker_plugin_host == "ray" else ProcessHost(ray_host, timeout, on_output)

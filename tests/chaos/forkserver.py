@@ -141,7 +141,7 @@ def _prepare_for_chaos() -> None:
     log_effects(EffectLog(Path(os.environ["CHAOS_EFFECT_LOG"])))
     # Crashes are added last, around the log: a worker that crashes after a call has logged its effect.
     crashes = inject_crashes(Path(os.environ["CHAOS_CRASHES"])) if os.environ.get("CHAOS_CRASHES") else None
-    install_fake_serve(FakeServe(Path(os.environ["CHAOS_SERVE"]), crashes))
+    install_fake_serve(FakeServe(Path(os.environ["CHAOS_SERVE"]), crashes), crashes)
 
 
 def main(path: str, *modules: str) -> None:

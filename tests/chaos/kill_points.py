@@ -16,6 +16,8 @@ class Kind(StrEnum):
     INFERENCE = "to_task by inference, its pre-processor absent"
     FAILED_PRE_PROCESSOR = "to_task by inference, its pre-processor's deployment fails"
     STOP = "to_task that is stopped while it waits for its pre-processor"
+    WHOLE = "to_task that runs whole, as a Ray job"
+    WHOLE_STOP = "to_task that is stopped while its Ray job runs"
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,25 @@ STOP = """
 <>   update_job end
 """
 
+WHOLE = """
+<>   publish whole_run.submit
+>    claim_step whole_run.submit
+<>   update_state ray_job+ray_job_at
+<>*  submit_job
+<>   update_state ray_job_submitted
+<>   publish whole_run.await_end
+>    claim_step whole_run.await_end
+<>   reschedule_step whole_run.await_end
+<>   retry whole_run.await_end
+<>*  finish
+<>   update_job end
+"""
+
+WHOLE_STOP = """
+<>*  finish
+<>   stop_job
+"""
+
 DEPLOY_MESSAGES_LOST = """
 >    publish deploy.initialize
 >*   end_step deploy.capacity_gate
@@ -196,6 +217,9 @@ def all_points() -> list[KillPoint]:
         *_points(Kind.FAILED_PRE_PROCESSOR, FAILED_PRE_PROCESSOR),
         *_points(Kind.FAILED_PRE_PROCESSOR, "<> waitlist remove", of_pre_processor=True),
         *_points(Kind.STOP, STOP),
+        *_points(Kind.WHOLE, WHOLE),
+        *_points(Kind.WHOLE_STOP, WHOLE_STOP),
+        *_points(Kind.WHOLE, "> submit_job", messages_lost=True),
         *_points(Kind.DEPLOY, DEPLOY_MESSAGES_LOST, messages_lost=True),
         *_points(Kind.FILE, FILE_MESSAGES_LOST, messages_lost=True),
         *_points(Kind.INFERENCE, "> publish to_task.fetch_tasks", messages_lost=True),

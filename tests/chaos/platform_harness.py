@@ -42,6 +42,12 @@ FAILING_PLAN = """
     def plan(self):
         raise ValueError("no plan")
 """
+RUNS_WHOLE = """
+
+    def execute(self):
+        return open("never opened here")
+"""
+"""Of its `to_task`, which stands at the end of the module."""
 Row = dict[str, Any]
 
 
@@ -78,10 +84,12 @@ class PlatformHarness:
         """End all processes."""
         self._stack.close()
 
-    def new_plugin(self, code: str = "", *, broken: bool = False, prepended: str = "") -> str:
+    def new_plugin(
+        self, code: str = "", *, broken: bool = False, prepended: str = "", appended: str = ""
+    ) -> str:
         """Add a release that no other run uses; returns `code@version`.
 
-        `broken`: its deployment fails. `prepended`: code at the begin of its module.
+        `broken`: its deployment fails. `prepended`, `appended`: code at the begin or end of its module.
         """
         code = code or self.new_code()
         folder = self.plugins / f"{code}@1.0.0"
@@ -95,9 +103,8 @@ class PlatformHarness:
             actions.write_text(
                 text.replace("    entrypoint = Echo\n", "    entrypoint = Echo\n" + FAILING_PLAN)
             )
-        if prepended:
-            actions = temporary / "plugin" / "actions.py"
-            actions.write_text(prepended + actions.read_text())
+        actions = temporary / "plugin" / "actions.py"
+        actions.write_text(prepended + actions.read_text() + appended)
         temporary.rename(folder)
         return f"{code}@1.0.0"
 

@@ -8,9 +8,17 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.chaos.effect_log import Faults
+from tests.chaos.fake_serve import ENDLESS, RESULT
 from tests.chaos.forkserver import Worker
 from tests.chaos.kill_points import KillPoint, Kind, all_points
-from tests.chaos.platform_harness import DATABASES, RECOVERY_SECONDS, Fleet, PlatformHarness, Row
+from tests.chaos.platform_harness import (
+    DATABASES,
+    RECOVERY_SECONDS,
+    RUNS_WHOLE,
+    Fleet,
+    PlatformHarness,
+    Row,
+)
 from worker.sandbox import SandboxError, wait_for
 from worker.sandbox.seed import SeededProject
 
@@ -26,6 +34,8 @@ UNDISTURBED_SECONDS = 4.0
 SECOND_REPORT_SECONDS = 12.0
 """Within this time a repeated report would arrive, if there were one."""
 TASKS = 12
+WHOLE_KINDS = frozenset({Kind.WHOLE, Kind.WHOLE_STOP})
+STOPPED_KINDS = frozenset({Kind.STOP, Kind.WHOLE_STOP})
 
 
 def _batches(points: list[KillPoint]) -> Iterator[list[KillPoint]]:
@@ -68,6 +78,9 @@ class Scenario:
             fleet.start_worker()
             fleet.deploy(self.job, plugin)
             return
+        if kind in WHOLE_KINDS:
+            self._start_whole()
+            return
         self.job = fleet.new_job("echo@1.0.0", "to_task")
         self.project = fleet.new_project(TASKS)
         if kind is not Kind.FILE:
@@ -83,12 +96,28 @@ class Scenario:
         else:
             fleet.to_task_by_inference(self.job, self.project, self.code)
 
+    def _start_whole(self) -> None:
+        fleet, stops = self.fleet, self.point.kind is Kind.WHOLE_STOP
+        plugin = fleet.harness.new_plugin(appended=RUNS_WHOLE)
+        self.job = fleet.new_job(plugin, "to_task")
+        if not stops:
+            fleet.request_crash(self.point.point, self.subject)
+        fleet.start_worker()
+        params = {"target_specification_name": "label_1", "description": ENDLESS if stops else None}
+        fleet.to_task(self.job, fleet.new_project(1), plugin, **params)
+
+    def _waits(self) -> bool:
+        """Whether a run that is to be stopped has come so far."""
+        if self.point.kind is Kind.WHOLE_STOP:
+            return bool(self.fleet.harness.serve.ray_jobs(self.job))
+        return bool(self.fleet.dispatch_count(self.code))
+
     def poll_crash(self) -> bool:
         """Whether the worker has crashed. Stops a STOP run first; starts the successor after the crash."""
         if self.crash is not None:
             return True
-        if self.point.kind is Kind.STOP and not self.stopped:
-            if self.fleet.dispatch_count(self.code):
+        if self.point.kind in STOPPED_KINDS and not self.stopped:
+            if self._waits():
                 self.stopped = True
                 self.fleet.request_crash(self.point.point, self.subject)
                 self.fleet.stop(self.job)
@@ -125,15 +154,20 @@ class Scenario:
         assert self.crash is not None
         auditor = self.fleet.auditor(Faults(kills=[(self.crash["pid"], self.crash["time"])]))
         kind = self.point.kind
-        expected = {Kind.FAILED_PRE_PROCESSOR: "FAILED", Kind.STOP: "STOPPED"}.get(kind, "SUCCEEDED")
+        failed, stopped = {Kind.FAILED_PRE_PROCESSOR: "FAILED"}, dict.fromkeys(STOPPED_KINDS, "STOPPED")
+        expected = {**failed, **stopped}.get(kind, "SUCCEEDED")
         row = auditor.check_job(self.job)
         check = auditor.result.check
         check(row["status"] == expected, f"{row['status']}: {row['result']}")
-        if kind is Kind.DEPLOY:
+        if kind in WHOLE_KINDS:
+            stopped_jobs = [is_stopped for _, is_stopped in self.fleet.harness.serve.ray_jobs(self.job)]
+            check(stopped_jobs == [kind is Kind.WHOLE_STOP], f"Ray jobs, whether stopped: {stopped_jobs}")
+            check(kind is Kind.WHOLE_STOP or row["result"] == RESULT, f"result {row['result']}")
+        elif kind is Kind.DEPLOY:
             auditor.check_deployment(self.job)
         elif kind is not Kind.FILE:
             auditor.check_dispatched_once(self.code)
-        if kind is not Kind.FILE:
+        if kind is not Kind.FILE and kind not in WHOLE_KINDS:
             submissions = self.fleet.harness.serve.submission_count(f"{self.code}@1.0.0")
             check(submissions == (expected == "SUCCEEDED"), f"submitted {submissions} times")
         if self.project is not None and expected == "SUCCEEDED":
@@ -181,7 +215,15 @@ def violations_after_crashes(points: list[KillPoint], harness: PlatformHarness) 
 
 @pytest.mark.timeout(180)
 def test_a_kill_at_these_points_costs_no_run_and_no_effect(harness: PlatformHarness) -> None:
-    assert violations_after_crashes(SHORT_TEST[: len(DATABASES)], harness) == []
+    points = [point for point in SHORT_TEST if point.kind not in WHOLE_KINDS]
+    assert len(points) <= len(DATABASES)
+    assert violations_after_crashes(points, harness) == []
+
+
+@pytest.mark.timeout(180)
+def test_a_kill_amid_a_whole_run_leaves_one_ray_job(harness: PlatformHarness) -> None:
+    points = [point for point in SHORT_TEST if point.kind in WHOLE_KINDS]
+    assert violations_after_crashes(points, harness) == []
 
 
 @pytest.mark.chaos

@@ -3,12 +3,20 @@
 import ast
 from dataclasses import dataclass
 
-from worker.actions.overrides import GETTERS, ActionKind, UncalledMethodError, uncalled_methods
+from worker.actions.overrides import (
+    GETTERS,
+    SDK_MODULES,
+    ActionKind,
+    UncalledMethodError,
+    check_whole_run,
+    uncalled_methods,
+)
 from worker.plugins import Release
+from worker.plugins.requests import Runner
 from worker.plugins.source import ClassSource, ReleaseSource, SourceError, bound_names
 
 TO_TASK, DEPLOYMENT, SERVED = "ToTaskAction", "BaseDeploymentAction", "BaseServeDeployment"
-_SDK = "synapse_sdk."
+MAX_ACTION_PARAMETERS = 2
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,13 @@ def _way(name: str, entrypoint: str, found: object, source: ReleaseSource) -> st
         return _to_task_way(entrypoint, cls, found)
     if cls is not None and cls.descends_from(DEPLOYMENT):
         return _deployment_way(entrypoint, cls, source)
+    if cls is not None and any(_is_sdk_action(base) for base in cls.outside):
+        return f"runs whole, as a Ray job{_origin(cls)}"
     return "is no deployment and no to_task, so nothing runs it here"
+
+
+def _is_sdk_action(base: str) -> bool:
+    return base.startswith(SDK_MODULES) and base.endswith("Action")
 
 
 def _to_task_way(entrypoint: str, cls: ClassSource | None, found: object) -> str:
@@ -75,7 +89,9 @@ def _to_task_way(entrypoint: str, cls: ClassSource | None, found: object) -> str
         if not cls.is_known:
             return f"annotates by {entrypoint}, whose bases its source does not show"
         raise TypeError(f"{entrypoint} is no {TO_TASK}, so it cannot annotate")
-    _check_overrides(ActionKind.TO_TASK, cls)
+    _check_action_constructor(cls)
+    if way := _whole_way(ActionKind.TO_TASK, cls):
+        return way
     methods = []
     if "convert_data_from_file" in cls.methods:
         methods.append("by file")
@@ -90,13 +106,15 @@ def _deployment_way(entrypoint: str, cls: ClassSource | None, source: ReleaseSou
     if cls.descends_from(TO_TASK):
         raise TypeError(f"{entrypoint} is a {TO_TASK}, which cannot be deployed")
     if not cls.descends_from(DEPLOYMENT):
-        if not cls.descends_from(SERVED) and any(base.startswith(_SDK) for base in cls.outside):
+        if not cls.descends_from(SERVED) and any(base.startswith(SDK_MODULES) for base in cls.outside):
             raise TypeError(
                 f"{entrypoint} is neither a {DEPLOYMENT} nor a {SERVED}, so it cannot be deployed"
             )
         _check_constructor(cls)
         return f"deploys {cls.name} on Ray Serve{_origin(cls)}"
-    _check_overrides(ActionKind.DEPLOYMENT, cls)
+    _check_action_constructor(cls)
+    if way := _whole_way(ActionKind.DEPLOYMENT, cls):
+        return way
     getters = [each for each in GETTERS if each in cls.methods]
     own = f", with its own {', '.join(getters)}" if getters else ""
     return f"deploys {_target(cls, source)} on Ray Serve by the worker's steps{own}{_origin(cls)}"
@@ -120,26 +138,50 @@ def _target(cls: ClassSource, source: ReleaseSource) -> str:
     return value.id
 
 
-def _check_overrides(kind: ActionKind, cls: ClassSource) -> None:
-    if found := uncalled_methods(kind, cls.methods):
-        raise UncalledMethodError(cls.name, kind, found)
+def _whole_way(kind: ActionKind, cls: ClassSource) -> str:
+    """The way of an action that runs whole; empty for one that goes by the worker's steps."""
+    found = uncalled_methods(kind, cls.methods)
+    if not found:
+        return ""
+    check_whole_run(cls.name, kind, found, Runner.SDK if _origin(cls) else Runner.WORKER)
+    own = ", ".join(f"{method}()" for method in found)
+    return f"runs whole, as a Ray job, for its own {own}{_origin(cls)}"
+
+
+def _check_action_constructor(cls: ClassSource) -> None:
+    """An action is made with its parameters and its context."""
+    if len(needed := _required_parameters(cls)) > MAX_ACTION_PARAMETERS:
+        raise TypeError(f"{cls.name}.__init__ needs {', '.join(needed)}; an action is given params and ctx")
 
 
 def _check_constructor(cls: ClassSource) -> None:
     """As `worker.actions.application_builder` calls it."""
-    constructor = cls.methods.get("__init__")
-    if not isinstance(constructor, ast.FunctionDef | ast.AsyncFunctionDef):
-        return
-    arguments = constructor.args
-    positional = [*arguments.posonlyargs, *arguments.args][1:]
-    names = [each.arg for each in positional[: len(positional) - len(arguments.defaults)]]
-    with_defaults = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
-    names += [each.arg for each, default in with_defaults if default is None]
-    every = {each.arg for each in (*positional, *arguments.kwonlyargs)}
-    if len(names) > 1 or ("backend_url" in every and set(names) - {"backend_url"}):
+    names = _required_parameters(cls)
+    if len(names) > 1 or (_takes_backend_url(cls) and set(names) - {"backend_url"}):
         needed = ", ".join(names)
         raise TypeError(f"{cls.name}.__init__ needs {needed}; only the backend's URL can be given")
 
 
+def _required_parameters(cls: ClassSource) -> list[str]:
+    """Those of the author's own constructor that have no default."""
+    constructor = cls.methods.get("__init__")
+    if not isinstance(constructor, ast.FunctionDef | ast.AsyncFunctionDef):
+        return []
+    arguments = constructor.args
+    positional = [*arguments.posonlyargs, *arguments.args][1:]
+    names = [each.arg for each in positional[: len(positional) - len(arguments.defaults)]]
+    with_defaults = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return names + [each.arg for each, default in with_defaults if default is None]
+
+
+def _takes_backend_url(cls: ClassSource) -> bool:
+    constructor = cls.methods.get("__init__")
+    if not isinstance(constructor, ast.FunctionDef | ast.AsyncFunctionDef):
+        return False
+    arguments = constructor.args
+    every = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+    return "backend_url" in {each.arg for each in every}
+
+
 def _origin(cls: ClassSource) -> str:
-    return " (published SDK)" if any(base.startswith(_SDK) for base in cls.outside) else ""
+    return " (published SDK)" if any(base.startswith(SDK_MODULES) for base in cls.outside) else ""

@@ -9,7 +9,7 @@ from typing_extensions import TypeVar
 from shared.messages import JsonObject
 from shared.validation import describe_validation_error, unknown_parameters
 from worker.actions.context import RuntimeContext
-from worker.actions.overrides import ActionKind, check_overrides
+from worker.actions.overrides import ActionKind, whole_run_of
 
 if TYPE_CHECKING:
     from worker.plugins.output import OutputCollector
@@ -183,14 +183,20 @@ class BaseAction(Generic[P]):
     def _known_params(cls) -> set[str]:
         return _keys(cls._params_model()) | (_keys(cls.base_params) if cls.base_params else set())
 
+    def _whole_run(self, payload: Any, kind: ActionKind) -> JsonObject:
+        return whole_run_of(kind, type(self), payload)
+
     @classmethod
-    def _check_overrides_operation(cls, kind: ActionKind) -> JsonObject:
+    def _answer_params(cls, kind: ActionKind, payload: Any) -> JsonObject:
         """What `check_params` answers, once the constructor has checked the parameters.
 
         `keys` are there when the author adds none to the message's own, which the worker checks by itself.
-        They are the same for all runs of the release, so that the host is asked once.
+        They are the same for all runs of the release, so that the host is asked once; how one runs whole
+        is asked each time.
         """
-        check_overrides(kind, cls)
+        whole_run = whole_run_of(kind, cls, payload)
+        if whole_run:
+            return {"ok": True, **whole_run}
         own = cls._params_model() is not cls.base_params
         return {"ok": True} if own else {"ok": True, "keys": sorted(cls._known_params())}
 

@@ -287,7 +287,8 @@ class BaseDeploymentAction(BaseAction[P]):
         from worker.actions.serve_submit import submit
 
         runtime_env = self._request.runtime_env if self._request else {}
-        return submit(self._entrypoint(), plan, runtime_env, self._backend_url(), self._builder_arguments())
+        url, arguments = self._backend_url(), self._builder_arguments()
+        return submit(self._entrypoint(), plan, runtime_env, url, arguments, self.ctx.language)
 
     def deploy(self) -> None:
         """Pass the capacity gate, submit the application and wait until it runs, at most ten minutes.
@@ -324,6 +325,8 @@ class BaseDeploymentAction(BaseAction[P]):
         return {"serve_application": application}
 
     def _check_serve_capacity(self, ray_actor_options: JsonObject, serve_options: JsonObject) -> None:
+        if self._request is not None:
+            return  # a whole run, for which the worker has asked
         check_serve_capacity(
             self.ctx.agent_client,
             app_name=self.get_serve_app_name(),
@@ -417,10 +420,10 @@ class BaseDeploymentAction(BaseAction[P]):
     def _own_runtime_env(self, actor_options: Mapping[str, Any]) -> JsonObject:
         return {**(actor_options.get("runtime_env") or {}), **self.get_runtime_env()}
 
-    def _plan_operation(self, _: Any) -> JsonObject:
-        self._check_params_operation(None)
+    def _plan_operation(self, payload: Any) -> JsonObject:
+        whole_run = self._whole_run(payload, ActionKind.DEPLOYMENT)
         # A plan is stored in Redis until it is submitted, and an environment may hold the release's secrets.
-        return self._without_runtime_env(self.plan())
+        return {**self._without_runtime_env(self.plan()), **whole_run}
 
     def _submit_operation(self, plan: Mapping[str, Any]) -> JsonObject:
         actor_options = {**plan["ray_actor_options"]}
@@ -429,8 +432,8 @@ class BaseDeploymentAction(BaseAction[P]):
             actor_options["runtime_env"] = runtime_env
         return self.submit({**plan, "ray_actor_options": actor_options})
 
-    def _check_params_operation(self, _: Any) -> JsonObject:
-        return self._check_overrides_operation(ActionKind.DEPLOYMENT)
+    def _check_params_operation(self, payload: Any) -> JsonObject:
+        return self._answer_params(ActionKind.DEPLOYMENT, payload)
 
 
 def action_for(target: Any) -> type[BaseDeploymentAction[Any]]:

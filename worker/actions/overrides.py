@@ -1,6 +1,7 @@
 """Which methods of an author the worker's own steps would not call, so that none is ignored in silence.
 
-The same rule reads a class that is loaded and the source of one that is not (`worker.cli.plugin`).
+An action that has such methods runs whole, as a Ray job (`worker.whole_run`). The same rule reads a class
+that is loaded and the source of one that is not (`worker.cli.plugin`).
 """
 
 import ast
@@ -10,7 +11,11 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
 
-OUR_MODULES: Final = ("synapse_sdk.", "worker.actions.")
+from shared.messages import JsonObject
+from worker.plugins.requests import ENTRIES, WHOLE_RUN, Runner
+
+SDK_MODULES: Final = "synapse_sdk."
+OUR_MODULES: Final = (SDK_MODULES, "worker.actions.")
 """The modules of the base classes: what they define is no override."""
 
 STEPS_OF_DEPLOYMENT = frozenset({"ray_init", "deploy", "register_serve_application"})
@@ -30,23 +35,27 @@ class ActionKind(StrEnum):
 
     TO_TASK = "to_task"
     DEPLOYMENT = "deployment"
+    OTHER = "other"
+    """Of the published SDK, such as training: none of the worker's steps are for it."""
 
 
-_WHOLE = frozenset({"execute", "run", "dispatch", "setup_steps", "create_context"})
+_WHOLE = frozenset({*ENTRIES, "setup_steps", "create_context"})
 UNCALLED: Final[Mapping[ActionKind, frozenset[str]]] = {
     ActionKind.TO_TASK: _WHOLE,
     ActionKind.DEPLOYMENT: _WHOLE | STEPS_OF_DEPLOYMENT | {"_check_serve_capacity"},
+    ActionKind.OTHER: _WHOLE,
 }
 """The methods of the base classes that the worker's steps stand for."""
 
 INSTEAD: Final[Mapping[ActionKind, str]] = {
     ActionKind.TO_TASK: "convert_data_from_file, convert_data_from_inference and setup_inference_params",
     ActionKind.DEPLOYMENT: "the get_ methods, entrypoint, and the class that is served",
+    ActionKind.OTHER: "nothing of it",
 }
 
 
 class UncalledMethodError(TypeError):
-    """The author overrides methods that the worker's steps do not call."""
+    """The author overrides methods that nobody would call, not even in a whole run."""
 
     def __init__(self, name: str, kind: ActionKind, methods: list[str]) -> None:
         """Say what is wrong and what to do.
@@ -54,16 +63,17 @@ class UncalledMethodError(TypeError):
         Args:
             name: The name of the author's class.
             kind: What the action is for.
-            methods: The value of `uncalled_methods`.
+            methods: Those that nobody would call.
         """
         listed = ", ".join(f"{method}()" for method in methods)
         super().__init__(
-            f"{name} overrides {listed}, which the worker does not call: its own steps call {INSTEAD[kind]}"
+            f"{name} overrides {listed}, which nobody calls: the worker's own steps call {INSTEAD[kind]},"
+            " and an action that runs whole begins with execute()"
         )
 
 
 def uncalled_methods(kind: ActionKind, methods: Mapping[str, ast.AST | None]) -> list[str]:
-    """Name the methods that would be ignored.
+    """Name the methods for which the action has to run whole.
 
     Args:
         kind: What the action is for.
@@ -77,19 +87,60 @@ def uncalled_methods(kind: ActionKind, methods: Mapping[str, ast.AST | None]) ->
     ]
 
 
-def check_overrides(kind: ActionKind, cls: type[Any]) -> None:
-    """Reject a class of which a method would be ignored.
+def check_whole_run(name: str, kind: ActionKind, methods: list[str], runner: Runner) -> None:
+    """Reject methods that a whole run would not call either.
+
+    Args:
+        name: The name of the author's class.
+        kind: What the action is for.
+        methods: The value of `uncalled_methods`.
+        runner: Whose program would run it.
+
+    Raises:
+        UncalledMethodError: The base classes of this project know no such methods, and the author's own
+            `execute` or `run`, which could call them, is not there.
+    """
+    known = {*ENTRIES, *STEPS_OF_DEPLOYMENT, "_check_serve_capacity"}
+    unknown = [method for method in methods if method not in known]
+    if runner is Runner.WORKER and unknown and not set(ENTRIES) & set(methods):
+        raise UncalledMethodError(name, kind, unknown)
+
+
+def whole_run_of(kind: ActionKind, cls: type[Any], payload: Any) -> JsonObject:
+    """Decide whether a class runs whole, by the methods that it overrides.
 
     Args:
         kind: What the action is for.
         cls: The author's class.
+        payload: That of the operation, in which the worker says that it can run actions whole.
+
+    Returns:
+        Nothing, or by the key `WHOLE_RUN` the names of the methods and whose program runs it.
 
     Raises:
-        UncalledMethodError: It overrides methods that the worker's steps do not call.
+        UncalledMethodError: It overrides methods that nobody would call, or the worker is an older one.
     """
     defined = {name: _syntax(found) for name, found in overrides(cls).items() if name in UNCALLED[kind]}
-    if found := uncalled_methods(kind, defined):
-        raise UncalledMethodError(cls.__name__, kind, found)
+    methods = uncalled_methods(kind, defined)
+    if not methods and kind is not ActionKind.OTHER:
+        return {}
+    runner = Runner.SDK if is_of_sdk(cls) else Runner.WORKER
+    check_whole_run(cls.__name__, kind, methods, runner)
+    if not isinstance(payload, Mapping) or not payload.get(WHOLE_RUN):
+        raise UncalledMethodError(cls.__name__, kind, methods)
+    return {WHOLE_RUN: {"methods": methods, "runner": runner}}
+
+
+def is_of_sdk(cls: type[Any]) -> bool:
+    """Say whether a class has a base of the published SDK.
+
+    Args:
+        cls: The author's class.
+
+    Returns:
+        Whether one of its bases is defined in a module of the SDK.
+    """
+    return any(f"{base.__module__}.".startswith(SDK_MODULES) for base in cls.__mro__)
 
 
 def overrides(cls: type[Any]) -> dict[str, Any]:

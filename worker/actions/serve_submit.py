@@ -1,6 +1,7 @@
 """Submit an application to Ray Serve: in place, and without downtime where capacity allows."""
 
 import inspect
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from worker.actions.serve_state import (
     serve_application_state,
     serve_details,
 )
+from worker.workflow.texts import Text, in_language
 
 SERVE_OPTIONS = frozenset(
     {
@@ -44,6 +46,8 @@ SERVE_OPTIONS = frozenset(
     }
 )
 """Those that are known without importing Serve, which knows more."""
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""In the environment of a Ray job; Ray's own name for it."""
 REMOVED_OPTIONS = frozenset({"_func_or_class", "version"})
 BATCH_OPTIONS = frozenset({"max_batch_size", "batch_wait_timeout_s"})
 
@@ -118,6 +122,8 @@ _submitting = threading.Lock()
 def connect(address: str | None, kwargs: Mapping[str, Any]) -> None:
     """Connect this process to a Ray cluster, with the current folder as the code to run.
 
+    A Ray job has its environment already, and Ray rejects another one.
+
     Args:
         address: `host:port`; `kwargs["address"]` takes precedence.
         kwargs: Further arguments of `ray.init`.
@@ -132,8 +138,10 @@ def connect(address: str | None, kwargs: Mapping[str, Any]) -> None:
     address = kwargs.get("address") or address
     if not address:
         raise RuntimeError("no Ray cluster is configured: set RAY_ADDRESS (host:port)")
-    code = {"working_dir": str(Path.cwd())}
-    settings = {"namespace": "synapse", "runtime_env": code, "log_to_driver": False, **kwargs}
+    settings: JsonObject = {"namespace": "synapse", "log_to_driver": False}
+    if JOB_VARIABLE not in os.environ:
+        settings["runtime_env"] = {"working_dir": str(Path.cwd())}
+    settings |= kwargs
     ray.init(**{**settings, "address": address})
 
 
@@ -195,6 +203,7 @@ def submit(
     runtime_env: Mapping[str, Any],
     url: str,
     arguments: Mapping[str, Any],
+    language: str = "en",
 ) -> JsonObject:
     """Submit an application and return at once; see `BaseDeploymentAction.submit`.
 
@@ -204,6 +213,7 @@ def submit(
         runtime_env: The release's runtime environment, as the host made it.
         url: The backend's URL for the entrypoint's constructor.
         arguments: What a function that builds an application gets.
+        language: That of the messages for users.
 
     Returns:
         `{"submitted", "reason", "replaced", "messages"}`. An application that is there keeps its route.
@@ -228,7 +238,8 @@ def submit(
         replaced = running is not None and _has_replicas(running)
         if running is not None and replaced:
             keep_content(name, running, plan["digest"])
-            messages.append(_replacement_message(name, allow_surge(made)))
+            kind = Text.REPLACED if allow_surge(made) else Text.REPLACED_WITH_WAIT
+            messages.append(in_language(language, kind, app=name))
         serve.run_many(
             [serve.RunTarget(made, name=name, route_prefix=route)],
             wait_for_ingress_deployment_creation=False,
@@ -305,9 +316,3 @@ def _actor_options(plan: Mapping[str, Any], runtime_env: Mapping[str, Any]) -> J
     environment = merged_runtime_env(runtime_env, asked.pop("runtime_env", None) or {})
     environment["env_vars"][DIGEST_VARIABLE] = plan["digest"]
     return {**asked, "runtime_env": environment}
-
-
-def _replacement_message(name: str, surge: int) -> str:
-    if surge:
-        return f"{name} is replaced in place: the running version serves until the new one is ready"
-    return f"{name} is replaced in place: no room for both versions, requests wait while the new one starts"

@@ -179,8 +179,8 @@ class ToTaskAction(BaseAction[P]):
         with ThreadPoolExecutor(min(self.concurrency, len(items))) as pool:
             return list(pool.map(lambda item: _outcome(hook, positional, item), items))
 
-    def _check_params_operation(self, _: Any) -> JsonObject:
-        return self._check_overrides_operation(ActionKind.TO_TASK)
+    def _check_params_operation(self, payload: Any) -> JsonObject:
+        return self._answer_params(ActionKind.TO_TASK, payload)
 
 
 def _outcome(hook: Callable[..., Any], positional: Sequence[str], item: Item) -> JsonObject:

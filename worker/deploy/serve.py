@@ -22,6 +22,7 @@ from worker.lua import redis_time
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.model import Continue, Outcome, Reschedule, RunFailedError
 from worker.services import Services
+from worker.workflow.texts import Text, in_language
 
 log = structlog.get_logger(__name__)
 
@@ -61,7 +62,8 @@ def _submit(run: DeployRun, services: Services, cluster: Cluster, ownership: Own
     ownership.acquire(run.job, submission.existed or existed)
     ownership.note_content(plan.digest, services.checksum_of(run.message.plugin))
     if is_healthy and not is_submitted:
-        runs.events.message(run.job, f"{name} is there already: nothing to submit.", step=PROGRESS_STEP)
+        text = in_language(run.message.language, Text.IDENTICAL, app=name)
+        runs.events.message(run.job, text, step=PROGRESS_STEP)
     elif not is_submitted:
         try:
             answer = call_plugin(run, services, "submit", plan.to_json())

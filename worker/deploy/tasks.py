@@ -26,19 +26,18 @@ from worker.runs.model import Outcome, WorkflowStep
 from worker.runs.publisher import send_task
 from worker.services import services
 from worker.settings import once_per_process
+from worker.workflow.agent_task import CLUSTER, AgentTask
 from worker.workflow.delivery import INFRASTRUCTURE_RETRY_SECONDS
-from worker.workflow.task import StepFunction, StepTask
+from worker.workflow.task import StepFunction
 
 DeployStep: TypeAlias = WorkflowStep[DeployMessage, DeployState]
 
-CLUSTER = "cluster"
-"""The bulkhead around the agent and Ray: a cluster that hangs holds no more threads than its slots."""
 CLUSTER_STEPS = (CAPACITY_GATE, SERVE_RUN, AWAIT_RUNNING)
 PLUGIN_STEPS = (CAPACITY_GATE, SERVE_RUN)
 """Those that call code of the release, and also need a slot of its share."""
 
 
-class DeployTask(StepTask):
+class DeployTask(AgentTask):
     """A step of a deployment, which runs on a worker of the message's agent."""
 
     abstract = True
@@ -57,17 +56,8 @@ class DeployTask(StepTask):
             share = release_share(run.message.plugin)
             return bulkhead.run(share, self.request.retries, lambda: function(run))
 
-        try:
-            agent = self._other_agent(job)
-            if agent is not None:
-                kwargs = self.request.kwargs
-                if self.is_redelivered():  # the new message's own delivery does not say it
-                    kwargs = {**kwargs, "redelivered": True}
-                self.runs.publisher.publish(step, DeployMessage.agent_queue(agent), kwargs)
-                return
-        except INFRASTRUCTURE_ERRORS as error:
-            self.retry_for_infrastructure(error, redelivered=self.is_redelivered())
-        self.run_step(step, job, in_bulkhead if step in CLUSTER_STEPS else function)
+        if not self.sent_to_other_worker(step, job):
+            self.run_step(step, job, in_bulkhead if step in CLUSTER_STEPS else function)
 
     def forward(self, args: tuple[Any, ...], kwargs: JsonObject, agent: int) -> None:
         """Send the deployment's message to the workers of its agent, unchanged."""
@@ -87,14 +77,6 @@ class DeployTask(StepTask):
             if not acquired:
                 raise PluginHostUnavailableError("other deployments hold the slots of this worker's bulkhead")
             undo_after_stop(job, services(), _cluster())
-
-    def _other_agent(self, job: str) -> int | None:
-        """The run's agent, if this worker serves another one; else None."""
-        own = services().settings.worker_agent
-        if own is None or not self.runs.store.exists(job):
-            return None
-        message = self.runs.store.load(job).message
-        return message.agent if isinstance(message, DeployMessage) and message.agent != own else None
 
 
 @once_per_process

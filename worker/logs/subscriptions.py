@@ -5,21 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from shared.channels import redis_prefix
-from shared.messages import TailLogsMessage
 from worker.lua import Scripts
 from worker.platform.streams import StreamProtocol
 from worker.runs.events import LOG_SCRIPT, line_time, log_args, log_keys
-from worker.runs.keys import ended_logs_key
+from worker.runs.keys import ended_logs_key, log_subscription, open_logs_key, relay_token_key
 from worker.runs.scripts import run_scripts
-
-
-def open_logs_key() -> str:
-    """Sorted set: every subscription, scored by the time (Redis's clock) at which its claim expires."""
-    return f"{redis_prefix()}:{{logs}}:open"
 
 
 def log_owners_key() -> str:
@@ -30,11 +23,6 @@ def log_owners_key() -> str:
 def last_log_claim_key() -> str:
     """Counter from which the fencing tokens are taken."""
     return f"{redis_prefix()}:{{logs}}:last_claim"
-
-
-def relay_token_key() -> str:
-    """List: a token while there is something to claim, which wakes the relay that has waited longest."""
-    return f"{redis_prefix()}:{{logs}}:token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +39,8 @@ class Subscription:
 
     @property
     def name(self) -> str:
-        """The member of the sorted set; neither id can contain the separator."""
-        return f"{self.job}/{self.ray_job}"
+        """The member of the sorted set."""
+        return log_subscription(self.job, self.ray_job)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,23 +58,6 @@ class ResumePoint:
     position: int
     agent: int | None
     protocol: StreamProtocol
-
-
-def subscribe(redis: "Redis", message: TailLogsMessage, history_entries: int) -> bool:
-    """Add a subscription; False when the log is closed already. Repeating it changes nothing.
-
-    `history_entries` is how many entries the history of the job keeps at least.
-    """
-    subscription = Subscription(message.job, message.ray_job)
-    connection_options = json.dumps({"agent": message.agent, "protocol": message.protocol})
-    operands = (subscription.ray_job, connection_options)
-    arguments = log_args("subscribe", subscription.job, *operands, history_entries=history_entries)
-    if not run_scripts(redis).run(LOG_SCRIPT, log_keys(subscription.job), *arguments):
-        return False
-    # After the script: a worker that dies in between has not acknowledged its message, and both are repeated.
-    redis.zadd(open_logs_key(), {subscription.name: 0}, nx=True)
-    Scripts(redis, "worker.logs").run("wake_relay", [relay_token_key()])
-    return True
 
 
 class ClaimStore:
@@ -114,7 +85,7 @@ class ClaimStore:
 
     async def wake_relay(self) -> None:
         """Let one of the relays that wait look for something to claim."""
-        await self._claim_scripts.run("wake_relay", [relay_token_key()])
+        await self._log_scripts.run("wake_relay", [relay_token_key()])
 
     async def renew(self, claims: Mapping[str, Claim]) -> list[str]:
         """Renew claims, given by subscription name; returns the names that other relays hold now."""

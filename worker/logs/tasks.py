@@ -6,8 +6,7 @@ import structlog
 from celery import shared_task
 
 from shared.messages import TailLogsMessage
-from worker.logs.subscriptions import subscribe
-from worker.runs.events import MESSAGE_HEADROOM_ENTRIES
+from worker.runs.events import MESSAGE_HEADROOM_ENTRIES, subscribe_log
 from worker.services import services
 from worker.workflow.task import StepTask
 
@@ -24,5 +23,5 @@ def tail_logs(self: StepTask, /, *args: Any, **kwargs: Any) -> None:
 
 def _tail_logs(message: TailLogsMessage) -> None:
     history_entries = services().settings.worker_stream_max_lines + MESSAGE_HEADROOM_ENTRIES
-    is_open = subscribe(services().redis, message, history_entries)
+    is_open = subscribe_log(services().redis, message, history_entries)
     log.info("log subscribed" if is_open else "log already closed", job=message.job, ray_job=message.ray_job)

@@ -2,12 +2,29 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from shared.messages import JsonObject
 
 if TYPE_CHECKING:
     from worker.plugins.store import Release
+
+
+WHOLE_RUN: Final = "whole_run"
+"""The key of the answer to `plan` or `check_params` of an action that runs whole, and of the payload with
+which a worker says that it can do that: older ones would go on with their own steps."""
+
+
+ENTRIES: Final = ("dispatch", "run", "execute")
+"""The methods with which a whole run begins: the first of them that there is."""
+
+
+class Runner(StrEnum):
+    """Whose program runs an action whole in its Ray job."""
+
+    SDK = "sdk"
+    WORKER = "worker"
 
 
 @dataclass(frozen=True)

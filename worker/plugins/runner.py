@@ -21,6 +21,10 @@ ADAPTER = "worker.actions.sdk:action_for"
 """Turns an entrypoint that is no action of ours into one: an action of the SDK, or what Serve can run."""
 LOAD = "load"
 """The operation of every entrypoint that does nothing more than import it."""
+RESULT_START, RESULT_END = "__SYNAPSE_RESULT_START__", "__SYNAPSE_RESULT_END__"
+"""In the log of a Ray job that runs an action whole: lines before and after its result's JSON."""
+OUTPUT_START, OUTPUT_END = "__SYNAPSE_OUTPUT_START__", "__SYNAPSE_OUTPUT_END__"
+"""The same for what an action of ours has said (`worker.plugins.output`)."""
 CLUSTER_TOKEN = "RAY_AUTH_TOKEN"  # noqa: S105 - the variable's name
 """Ray's own: every process of a cluster that asks for a token inherits it from the node's."""
 MB = 1024 * 1024

@@ -40,6 +40,7 @@ from worker.pre_processor.waitlist import (
 from worker.runs.heartbeat import run_member
 from worker.runs.model import Continue, Outcome, Reschedule, Suspend
 from worker.services import Services
+from worker.workflow.texts import Text, in_language
 
 log = structlog.get_logger(__name__)
 
@@ -74,7 +75,7 @@ def detect(run: PreProcessorRun, services: Services) -> Outcome:
 def dispatch(run: PreProcessorRun, services: Services) -> Outcome:
     """Join the waiting list. The run that gets the claim dispatches, once; the poll resumes all runs."""
     target = pre_processor_of(run)
-    body = dispatch_body(target)
+    body = dispatch_body(target, run.message.language)
     runs, timeout = services.runs, services.settings.worker_pre_processor_timeout_seconds
     name = WaitlistName.of(run.message.tenant or services.settings.synapse_tenant, target)
     waitlist = Waitlist(runs.redis, name)
@@ -90,10 +91,9 @@ def dispatch(run: PreProcessorRun, services: Services) -> Outcome:
     if joined.claim is not None:
         return _send_dispatch(run, services, waitlist, joined.claim, target, body)
     if joined.is_new:
-        known = f" (job {joined.job})" if joined.job else ""
-        runs.events.message(
-            run.job, f"Waiting for pre-processor {target.release}{known}.", step=PROGRESS, in_log=False
-        )
+        kind = Text.WAITS_FOR_JOB if joined.job else Text.WAITS_FOR
+        text = in_language(run.message.language, kind, release=target.release, job=joined.job)
+        runs.events.message(run.job, text, step=PROGRESS, in_log=False)
     return Suspend()
 
 
@@ -123,7 +123,7 @@ def _send_dispatch(
     else:
         waitlist.mark_known(token, job)
         log.info("pre-processor dispatched", release=target.release, dispatched=job)
-        text = f"Waiting for pre-processor {target.release} (dispatched as job {job})."
+        text = in_language(run.message.language, Text.DISPATCHED, release=target.release, job=job)
         runs.events.message(run.job, text, step=PROGRESS, in_log=False)
         return Suspend()
     failed = dispatch_failed(failure)
@@ -148,14 +148,18 @@ def dispatch_failed(cause: BaseException) -> RuntimeError:
     return error
 
 
-def dispatch_body(target: PreProcessor) -> dict[str, object]:
-    """The body of `POST plugins/{code}/run/` that deploys `target`, without undeclared or null keys."""
-    return {
+def dispatch_body(target: PreProcessor, language: str | None = None) -> dict[str, object]:
+    """The body of `POST plugins/{code}/run/` that deploys `target`, without undeclared or null keys.
+
+    `language`: that of the run that dispatches it.
+    """
+    body: dict[str, object] = {
         "agent": target.agent,
         "action": "deployment",
         "params": dispatch_params(target.config),
         "version": target.version,
     }
+    return body if language is None else {**body, "language": language}
 
 
 def dispatch_params(config: Mapping[str, Any]) -> dict[str, int | float]:

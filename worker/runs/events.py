@@ -8,10 +8,17 @@ from typing import Final, NotRequired, TypedDict
 from redis import Redis
 
 from shared.channels import RETENTION_SECONDS, events_channel, job_key, logs_channel, logs_history
-from shared.messages import JsonObject
+from shared.messages import JsonObject, TailLogsMessage
 from worker.platform import redact, redact_value
 from worker.plugins.output import OutputEntry
-from worker.runs.keys import messages_key, outbox_key, run_key
+from worker.runs.keys import (
+    log_subscription,
+    messages_key,
+    open_logs_key,
+    outbox_key,
+    relay_token_key,
+    run_key,
+)
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES
 from worker.runs.scripts import run_scripts
 
@@ -73,6 +80,22 @@ def text_lines(text: str) -> list[str]:
     return text.encode(errors="replace").decode().split("\n")
 
 
+def subscribe_log(redis: "Redis", message: TailLogsMessage, history_entries: int) -> bool:
+    """Let a relay add the log of a Ray job to that of a job; false when that is closed already.
+
+    Repeating it changes nothing. `history_entries` is how many entries the job's history keeps at least.
+    """
+    connection_options = json.dumps({"agent": message.agent, "protocol": message.protocol})
+    operands = (message.ray_job, connection_options)
+    arguments = log_args("subscribe", message.job, *operands, history_entries=history_entries)
+    if not run_scripts(redis).run(LOG_SCRIPT, log_keys(message.job), *arguments):
+        return False
+    # After the script: a worker that dies in between has not acknowledged its message, and both are repeated.
+    redis.zadd(open_logs_key(), {log_subscription(message.job, message.ray_job): 0}, nx=True)
+    run_scripts(redis).run("wake_relay", [relay_token_key()])
+    return True
+
+
 class MessageEntry(TypedDict):
     """A message as the backend's log API takes it, except for the job."""
 
@@ -108,11 +131,14 @@ class Events:
         content = redact(text)
         self._add(job, "message", {"content": content}, content, step, level, in_log)
 
-    def entry(self, job: str, output: OutputEntry) -> None:
-        """The same for what plugin code says, of which the backend gets an entry of the author's kind."""
+    def entry(self, job: str, output: OutputEntry, *, in_log: bool = True) -> None:
+        """The same for what plugin code says, of which the backend gets an entry of the author's kind.
+
+        `in_log`: what a Ray job has printed is in the log already.
+        """
         data = redact_value(output.data)
         kind, step = redact(output.event), redact(output.step)
-        self._add(job, kind, data, redact(output.text), step, output.level)
+        self._add(job, kind, data, redact(output.text), step, output.level, in_log)
 
     def _add(
         self, job: str, kind: str, data: JsonObject, content: str, step: str, level: str, in_log: bool = True

@@ -23,6 +23,21 @@ def outbox_key() -> str:
     return f"{redis_prefix()}:outbox"
 
 
+def open_logs_key() -> str:
+    """Sorted set: every relayed log, scored by the time (Redis's clock) at which its claim expires."""
+    return f"{redis_prefix()}:{{logs}}:open"
+
+
+def relay_token_key() -> str:
+    """List: a token while there is something to claim, which wakes the relay that has waited longest."""
+    return f"{redis_prefix()}:{{logs}}:token"
+
+
+def log_subscription(job: str, ray_job: str) -> str:
+    """The member of `open_logs_key` for a Ray job's log; neither id can contain the separator."""
+    return f"{job}/{ray_job}"
+
+
 def ended_logs_key() -> str:
     """Sorted set: the jobs whose logs may have ended and are not measured yet."""
     return f"{redis_prefix()}:{{logs}}:ended"

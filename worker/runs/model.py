@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import UnionType
 from typing import Generic, TypeAlias, TypeVar
 
 from shared.messages import DeployMessage, JsonObject, ToTaskMessage
@@ -137,9 +138,9 @@ StoredRun: TypeAlias = Run[RunMessage, StoredState]
 
 @dataclass(frozen=True)
 class Workflow(Generic[MessageT, StateT]):
-    """The runs of one kind of message, and the state that their steps leave for each other."""
+    """The runs of one kind of message, or of several, and the state that their steps leave for each other."""
 
-    message: type[MessageT]
+    message: type[MessageT] | UnionType
     state: type[StateT]
 
     def step(

@@ -117,10 +117,13 @@ class Runs:
         if self.progress.set_metrics(run.job, step, metrics):
             self.on_report_due(run.job, SECONDS_BETWEEN_PATCHES)
 
-    def add_plugin_output(self, job: str, output: PluginOutput) -> None:
-        """Take over what the run's plugin code has said: log, progress, metrics. After the end, nothing."""
+    def add_plugin_output(self, job: str, output: PluginOutput, *, in_log: bool = True) -> None:
+        """Take over what the run's plugin code has said: log, progress, metrics. After the end, nothing.
+
+        `in_log`: see `Events.entry`.
+        """
         for entry in output.entries:
-            self.events.entry(job, entry)
+            self.events.entry(job, entry, in_log=in_log)
         # The author's names may show secrets as any text may.
         progress = {redact(step): percent for step, percent in output.progress.items()}
         metrics = {
@@ -189,6 +192,15 @@ class Runs:
             self.on_report_due(job, 0.0)
 
 
+def publish_current_step(run: AnyRun, runs: Runs) -> None:
+    """Publish the message of the step at which a run stands."""
+    name = run.step or f"{run.message.task}.initialize"
+    generation = runs.generations.newest(run.job, name)
+    step = Step(name, run.position)
+    queue = runs.store.step_queue(run.job) or run.queue
+    runs.publisher.publish(step, queue, {"job": run.job, "generation": generation})
+
+
 def recover_run(job: str, runs: Runs) -> None:
     """Publish the message of the step at which an overdue run stands, or have its end reported."""
     try:
@@ -202,11 +214,7 @@ def recover_run(job: str, runs: Runs) -> None:
     if run.end is not None:
         runs.ensure_end_reported(job)
         return
-    name = run.step or f"{run.message.task}.initialize"
-    generation = runs.generations.newest(job, name)
-    step = Step(name, run.position)
-    queue = runs.store.step_queue(job) or run.queue
-    runs.publisher.publish(step, queue, {"job": job, "generation": generation})
+    publish_current_step(run, runs)
 
 
 def recover_unreadable_run(job: str, runs: Runs, error: UnreadableRunError) -> None:

@@ -180,6 +180,7 @@ class Sandbox:
             self.agent.configure(
                 {
                     "SANDBOX_AGENT_TOKEN": self.agent_token,
+                    "SANDBOX_PLUGIN_TOKEN": self.plugin_token,
                     "SANDBOX_DASHBOARD_URL": self.ray.dashboard_url,
                     **self.ray.environment(),
                 }

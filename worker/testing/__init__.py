@@ -7,6 +7,7 @@ from worker.testing.agent import FakeAgent
 from worker.testing.backend import FakeBackend, image_and_label
 from worker.testing.faults import Faults
 from worker.testing.plugin_host import FakePluginHost
+from worker.testing.ray_jobs import FakeJobs
 from worker.testing.serve import FakeServe
 
-__all__ = ["FakeAgent", "FakeBackend", "FakePluginHost", "FakeServe", "Faults", "image_and_label"]
+__all__ = ["FakeAgent", "FakeBackend", "FakeJobs", "FakePluginHost", "FakeServe", "Faults", "image_and_label"]

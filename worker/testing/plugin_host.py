@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from worker.plugins import PluginProcessDiedError
+from worker.plugins.requests import WHOLE_RUN
 from worker.testing.faults import Faults
 from worker.testing.serve import FakeServe
 
@@ -33,6 +34,7 @@ class FakePluginHost:
         batches: Operation and length of every batch.
         checked: The answer of `check_params`.
         items: All items of all batches.
+        whole_run: How the action runs whole; None for one that goes by the worker's steps.
         warm_ups: How often the release was to be loaded for batches.
         failing: Ids of tasks to which the author's code answers with an error.
         crashing: Ids of tasks with which the author's code ends its process.
@@ -48,6 +50,7 @@ class FakePluginHost:
         self.calls: list[str] = []
         self.batches: list[tuple[str, int]] = []
         self.items: list[Row] = []
+        self.whole_run: Row | None = None
         self.warm_ups = 0
         self.failing: set[int] = set()
         self.crashing: set[int] = set()
@@ -67,13 +70,14 @@ class FakePluginHost:
         """
         self.calls.append(operation)
         with self.faults.of(operation):
+            whole_run = {} if self.whole_run is None else {WHOLE_RUN: self.whole_run}
             if operation == "plan":
-                return dict(self.plan)
+                return {**self.plan, **whole_run}
             if operation == "submit":
                 assert payload == self.plan, "submit gets the plan that was made"
                 self.serve.submit(str(self.plan["digest"]), self.plan["route_prefix"])
                 return {"submitted": True, "reason": None, "replaced": False, "messages": self.messages}
-            return dict(self.checked)
+            return {"ok": True, **whole_run} if whole_run else dict(self.checked)
 
     def call_batch(self, release: object, request: object, operation: str, payload: list[Row]) -> list[Row]:
         """A batch of a hook of `to_task`; one answer per item.

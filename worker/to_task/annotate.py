@@ -27,6 +27,7 @@ from worker.to_task.methods import AnnotationMethod, FileMethod, InferenceMethod
 from worker.to_task.pipeline import Pipeline
 from worker.to_task.results import publish_progress
 from worker.to_task.steps import ANNOTATE, FINALIZE, ToTaskRun
+from worker.workflow.texts import Text, in_language
 
 
 def is_unavailable(run: ToTaskRun, services: Services) -> bool:
@@ -44,7 +45,7 @@ def is_unavailable(run: ToTaskRun, services: Services) -> bool:
     now = redis_time(services.redis)
     if since is None:
         store.update_state(run, replace(run.state, unavailable_since=now))
-        text = f"Pre-processor {target.release} does not run any more: waiting for it."
+        text = in_language(run.message.language, Text.GONE, release=target.release)
         services.runs.events.message(run.job, text, step="annotate_task_data", level="warning")
     elif now - since > services.settings.worker_pre_processor_timeout_seconds:
         raise application_failed(str(status)) if bucket == "failed" else timed_out()
@@ -231,7 +232,7 @@ def _next_pass(
 def _report_slowness(run: ToTaskRun, services: Services, ledger: RedisLedger, attempt: ChunkPass) -> None:
     error = next(iter(attempt.postponed.values()))
     if ledger.begin_slow_spell(SLOW_SPELL_SECONDS + (retry_after_seconds(error) or 0.0)):
-        text = f"The backend is slow ({error}): annotating goes on more slowly."
+        text = in_language(run.message.language, Text.SLOW, error=error)
         services.runs.events.message(run.job, text, step="annotate_task_data", level="warning")
 
 

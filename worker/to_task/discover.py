@@ -22,6 +22,7 @@ from worker.services import Services
 from worker.to_task import ledger
 from worker.to_task.prepare import warm_up
 from worker.to_task.steps import SPREAD, ToTaskRun
+from worker.workflow.texts import Text, in_language
 
 NO_TASKS = "No tasks found to annotate"
 MAX_PAGE_SIZE = 1_000
@@ -126,14 +127,14 @@ class Listing:
     def _counted(self) -> tuple[int, int]:
         return self.read, self.most or 0
 
-    def warning(self, total: int) -> str | None:
+    def warning(self, total: int, language: str = "en") -> str | None:
         """What users are to know of the last listing, after `total` tasks were listed in all."""
         if self.fits:
-            left_out = f"{self.unusable} records of the list were left out: their id is no positive integer"
+            left_out = in_language(language, Text.LEFT_OUT, count=self.unusable)
             return left_out if self.unusable else None
-        if self.most is not None and total < self.most:
-            return f"{total} of {self.most} tasks were listed"
-        return f"{total} tasks were listed while others came or went: some may be missing"
+        is_fewer = self.most is not None and total < self.most
+        kind = Text.FEWER_LISTED if is_fewer else Text.CHANGED_LISTED
+        return in_language(language, kind, total=total, most=self.most)
 
 
 def page_size(chunk: int) -> int:
@@ -322,7 +323,7 @@ def fetch_tasks(run: ToTaskRun, services: Services, clock: Callable[[], float] =
             runs.set_progress(run, PROGRESS_STEP, min(99.0, 100.0 * cursor.total / page.count))
     if cursor.total == 0:
         return Finish(JobStatus.FAILED, {"error": NO_TASKS})
-    if text := cursor.listing.warning(cursor.total):
+    if text := cursor.listing.warning(cursor.total, message.language):
         runs.events.message(run.job, text, step=PROGRESS_STEP, level="warning")
     runs.set_progress(run, PROGRESS_STEP, 100)
     return Continue(SPREAD)

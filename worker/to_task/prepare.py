@@ -1,16 +1,19 @@
 """The step that checks a run's parameters against the plugin and the project before anything is written."""
 
+from dataclasses import replace
 from typing import Any, Protocol
 
-from shared.messages import ToTaskMethod, ToTaskParams
+from shared.messages import JsonObject, ToTaskMethod, ToTaskParams
 from shared.validation import unknown_parameters
 from worker.platform import NotFoundError
 from worker.plugins import PluginCallError
+from worker.plugins.requests import WHOLE_RUN
 from worker.pool import pool
 from worker.pre_processor.waitlist import DETECT
 from worker.runs.model import Continue, Outcome, RunFailedError
 from worker.services import Services
 from worker.to_task.steps import ANNOTATE, FETCH_TASKS, ToTaskRun
+from worker.whole_run.run import SUBMIT
 
 PROGRESS_STEP = "prepare"
 
@@ -25,7 +28,10 @@ class ProjectApi(Protocol):
 def prepare(run: ToTaskRun, services: Services) -> Outcome:
     """Check the parameters; a run by inference goes on to its pre-processor, one by file to its tasks."""
     message = run.message
-    check_params(run, services)
+    whole_run = check_params(run, services)
+    if whole_run is not None:
+        services.runs.store.update_state(run, replace(run.state, whole_run=whole_run))
+        return Continue(SUBMIT)
     warm_up(run, services)
     check_project(services.backend(message.tenant), message.params)
     if message.params.method is ToTaskMethod.INFERENCE:
@@ -44,10 +50,11 @@ def warm_up(run: ToTaskRun, services: Services) -> None:
         services.host.warm_up(*services.action_of(run))
 
 
-def check_params(run: ToTaskRun, services: Services) -> None:
+def check_params(run: ToTaskRun, services: Services) -> JsonObject | None:
     """Validate the parameters with the plugin's own model, in the plugin's host.
 
     A release that declares none of its own is asked once: its keys are kept by the checksum of its content.
+    Returns how the action runs whole, if it does.
     """
     release, request = services.action_of(run)
     key, failure = (release.checksum, request.entrypoint), ""
@@ -55,18 +62,19 @@ def check_params(run: ToTaskRun, services: Services) -> None:
         unknown = unknown_parameters(request.params, services.declared_params[key])
         if unknown:
             raise RunFailedError(f"The plugin refuses the parameters: {unknown}")
-        return
+        return None
     try:
-        answer = services.host.call(release, request, "check_params", {})
+        answer = services.host.call(release, request, "check_params", {WHOLE_RUN: True})
         keys = answer.get("keys") if isinstance(answer, dict) else None
         if isinstance(keys, list):
             services.declared_params[key] = frozenset(map(str, keys))
+        whole_run: JsonObject | None = answer.get(WHOLE_RUN) if isinstance(answer, dict) else None
+        return whole_run
     except PluginCallError as error:
         is_rejection = error.error_type == "ParamsError"
         said = error.message if is_rejection else str(error)
         failure = f"The plugin {'refuses the parameters' if is_rejection else 'cannot be used'}: {said}"
-    if failure:
-        raise RunFailedError(failure)
+    raise RunFailedError(failure)
 
 
 def check_project(backend: ProjectApi, params: ToTaskParams) -> None:

@@ -6,6 +6,7 @@ from worker.runs.runs import Runs
 from worker.services import Services
 from worker.to_task.discover import TaskIndex
 from worker.to_task.ledger import Ledger, RedisLedger
+from worker.workflow.texts import Text, in_language
 
 PROGRESS_STEP = "annotate_task_data"
 
@@ -40,9 +41,9 @@ def finalize(run: AnyRun, services: Services) -> Outcome:
     content = result.model_dump(mode="json")
     if result.failures:
         first = result.failures[0]
-        why = (
-            f"{result.failed_count} of {result.total_tasks} tasks failed; task {first.task_id}: {first.error}"
-        )
+        failed, total = result.failed_count, result.total_tasks
+        values = {"failed": failed, "total": total, "task": first.task_id, "error": first.error}
+        why = in_language(run.message.language, Text.FAILED_TASKS, **values)
         services.runs.events.message(run.job, why, step="finalize", level="warning")
     if result.status is JobStatus.FAILED:
         content["error"] = result.message

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from shared.messages import DeployMessage, ToTaskMessage
+from shared.messages import DeployMessage, JsonObject, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.platform import NotFoundError
 from worker.runs.heartbeat import run_member
@@ -15,6 +15,7 @@ from worker.runs.runs import Runs
 from worker.runs.state import RunState
 from worker.services import Services
 from worker.workflow.dead_letters import DeadLetters
+from worker.workflow.texts import Text, in_language
 from worker.workflow.validation import status_of
 
 log = structlog.get_logger(__name__)
@@ -26,6 +27,8 @@ class WorkflowState(RunState):
 
     reopened: bool = False
     """The backend's FAILED came from the rejection of an earlier message of this job."""
+    whole_run: JsonObject | None = None
+    """How the action runs whole: whose program runs it (`runner`), for which `methods` of the author."""
 
 
 def accept_message(
@@ -64,7 +67,8 @@ def begin_run(run: Run[RunMessage, WorkflowState], services: Services) -> bool:
     try:
         status = status_of(services.backend(run.message.tenant).get_job(run.job))
     except NotFoundError:
-        runs.events.message(run.job, "The backend does not know this job.", level="warning")
+        text = in_language(run.message.language, Text.UNKNOWN_JOB)
+        runs.events.message(run.job, text, level="warning")
         status = None
     if status is not None and status.is_final and not _may_reopen(run, status, services):
         log.info("job has ended already", status=status)

@@ -50,6 +50,7 @@ from worker.workflow.delivery import (
     Retry,
 )
 from worker.workflow.rejected_jobs import reject_message
+from worker.workflow.texts import Text, in_language
 from worker.workflow.validation import Arguments, arguments_of, parse, parse_message, readable_job
 
 log = structlog.get_logger(__name__)
@@ -249,7 +250,7 @@ class StepTask(DeathCountingTask):
             attempt=attempt,
         )
         if run is not None and attempt == 1:
-            text = f"{name} waits: {user_message(error)}"
+            text = in_language(run.message.language, Text.STEP_WAITS, step=name, error=user_message(error))
             self.runs.events.message(run.job, text, level="warning")
         waited += countdown if is_limited else 0.0
         return Retry(countdown, {"attempt": attempt}, is_asked_for=True, waited_seconds=waited)

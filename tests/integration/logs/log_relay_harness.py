@@ -12,7 +12,8 @@ from redis import Redis
 
 from shared.channels import logs_channel, logs_history
 from shared.messages import TailLogsMessage
-from worker.logs.subscriptions import log_owners_key, subscribe
+from worker.logs.subscriptions import log_owners_key
+from worker.runs.events import subscribe_log
 from worker.sandbox.processes import Process, free_port, is_listening, start_process
 from worker.sandbox.servers import RedisServer
 
@@ -85,7 +86,7 @@ class LogRelayHarness:
 
     def subscribe(self, job: str, ray_job: str, protocol: str = "stream") -> None:
         message = TailLogsMessage.model_validate({"job": job, "ray_job": ray_job, "protocol": protocol})
-        subscribe(self.redis, message, 60_000)
+        subscribe_log(self.redis, message, 60_000)
 
     def is_claimed(self, job: str, ray_job: str) -> bool:
         return bool(self.redis.hexists(log_owners_key(), f"{job}/{ray_job}"))

@@ -76,6 +76,7 @@ def on_ray() -> dict[str, Any]:
         templates.write_neural_net(store)
         templates.write_decorated(store)
         templates.write_custom_execute(store)
+        templates.write_steps(store)
         templates.copy_example(store)
         with Sandbox(plugins_dir=store, num_cpus=4) as sandbox:
             runs = TemplateRuns(sandbox)
@@ -88,6 +89,8 @@ def on_ray() -> dict[str, Any]:
                 "deployment": runs.deploy("sdk-net@0.1.0"),
                 "execute": runs.deploy("sdk-execute@0.1.0"),
             }
+            for what in ("succeed", "fail"):
+                done[what] = runs.annotate("sdk-steps@0.1.0", **params, description=what)
             params = {"method": "inference", "pre_processor": runs.release_id("sdk", "1.0.0"), "model": model}
             done["example"] = runs.annotate("sdk@1.0.0", **params)
             for code in ("sdk-net", "sdk-decorated"):

@@ -141,5 +141,45 @@ def write_custom_execute(store: Path) -> None:
     """`neural_net` whose deployment does something of its own in `execute`."""
     release = generate(store, "neural_net", "sdk-execute")
     fill_in(release, "inference", INFERENCE)
-    own = {"        self.deploy()\n": "        self.deploy()\n        open('/tmp/never', 'w').close()\n"}
+    own = {"        self.deploy()\n": "        print('deploys in its own way')\n        self.deploy()\n"}
     fill_in(release, "deployment", {**DEPLOYMENT, **own})
+
+
+STEPS = """
+    def setup_steps(self, registry):
+        \"\"\"Two steps, of which the second fails when it is told to.\"\"\"
+        registry.register(Write())
+        registry.register(Check())
+
+
+from synapse_sdk.plugins.steps import BaseStep, StepResult
+
+
+class Write(BaseStep):
+    name = 'write'
+    progress_weight = 0.5
+
+    def execute(self, context):
+        print('writes', flush=True)
+        return StepResult(success=True, rollback_data={'wrote': 1})
+
+    def rollback(self, context, result):
+        print('takes back', result.rollback_data, flush=True)
+
+
+class Check(BaseStep):
+    name = 'check'
+    progress_weight = 0.5
+
+    def execute(self, context):
+        context.success_count = 7
+        failed = context.params['description'] == 'fail'
+        return StepResult(success=not failed, error='it does not fit' if failed else None)
+"""
+
+
+def write_steps(store: Path) -> None:
+    """`pre_annotation` whose steps are its own, with a rollback."""
+    release = generate(store, "pre_annotation", "sdk-steps")
+    path = release / "plugin" / "to_task.py"
+    path.write_text(path.read_text() + STEPS)

@@ -59,6 +59,14 @@ def test_generated_releases_run_on_ray() -> None:
         assert done[code]["data"] == said, done[code]["result"]
     # And the example of this repository annotates by its own pre-processor
     assert done["example"]["data"] == [{"label": "neutral"}] * 5, done["example"]["result"]
-    # And an `execute` of the author's own is named, and not ignored
-    assert done["execute"]["status"] == "FAILED"
-    assert "InferenceDeployment overrides execute()" in done["execute"]["result"]["error"]
+    # And an `execute` of the author's own runs whole: it deploys and registers
+    assert done["execute"]["status"] == "SUCCEEDED", done["execute"]
+    assert isinstance(done["execute"]["result"]["serve_application"], int)
+    assert done["execute"]["log"].count("deploys in its own way") == 1
+    # And so do steps of the author's own, whose result is the run's
+    assert done["succeed"]["result"]["success_count"] == 7, done["succeed"]
+    assert "takes back {'wrote': 1}" not in done["succeed"]["log"]
+    # And which are taken back when one fails
+    error = "Plugin sdk-steps@0.1.0 failed: ValueError: Step 'check' failed: it does not fit"
+    assert (done["fail"]["status"], done["fail"]["result"]) == ("FAILED", {"error": error})
+    assert "takes back {'wrote': 1}" in done["fail"]["log"]

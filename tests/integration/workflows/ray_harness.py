@@ -81,6 +81,43 @@ DECORATED_ACTIONS = """
 """
 
 
+WHOLE_ACTIONS = """
+    import os, time
+    from worker.actions import BaseDeploymentAction, BaseServeDeployment, ToTaskAction
+
+    class Served(BaseServeDeployment):
+        async def infer(self, data):
+            return {"heard": data["text"]}
+
+    class Deployment(BaseDeploymentAction):
+        entrypoint = Served
+
+        def execute(self):
+            self.deploy()
+            return {"deployed": self.get_serve_app_name(), "by": self.ctx.job_id}
+
+    class ToTask(ToTaskAction):
+        def execute(self):
+            what = self.params.description
+            self.log_message("does {what} its own way", what=what)
+            self.set_progress(1, 2, "own")
+            self.set_metrics({"files": 3}, "own")
+            if what == "fail":
+                raise ValueError("this cannot be done")
+            if what == "sleep":
+                time.sleep(600)
+            if what == "exit":
+                os._exit(0)
+            secrets = [value for name, value in os.environ.items() if "TOKEN" in name and "RAY" not in name]
+            return {"did": what, "greeting": self.ctx.env["GREETING"], "secrets": secrets}
+"""
+
+
+def write_whole_release(store: Path) -> None:
+    """`whole@1.0.0`: actions with an `execute` of their own; `description` says what `to_task` does."""
+    write_release(store, "whole", textwrap.dedent(WHOLE_ACTIONS), env={"GREETING": "hello"})
+
+
 def write_decorated_release(store: Path) -> None:
     """`decorated@1.0.0`: FastAPI in the form of Ray's documentation, and actions that say what they do."""
     write_release(store, "decorated", textwrap.dedent(DECORATED_ACTIONS))
@@ -92,7 +129,7 @@ def write_hanging_release(store: Path, calls: Path, code: str, at_load: str = ""
     write_release(store, code, text.format(calls=str(calls), seconds=HANG_SECONDS, at_load=at_load))
 
 
-def write_release(store: Path, code: str, text: str) -> None:
+def write_release(store: Path, code: str, text: str, **config: Any) -> None:
     """`{code}@1.0.0`, with all actions, or a deployment of the class Served alone."""
     package = store / f"{code}@1.0.0" / "plugin"
     package.mkdir(parents=True, exist_ok=True)
@@ -102,7 +139,7 @@ def write_release(store: Path, code: str, text: str) -> None:
     if "class Deployment" not in text:
         entrypoints = {"deployment": "Served"}
     actions = {name: {"entrypoint": f"plugin.actions.{entry}"} for name, entry in entrypoints.items()}
-    config = {"code": code, "version": "1.0.0", "actions": actions}
+    config |= {"code": code, "version": "1.0.0", "actions": actions}
     (package.parent / "config.yaml").write_text(json.dumps(config))
 
 

@@ -142,14 +142,43 @@ def test_bases_are_found_through_imports(verdict: Check) -> None:
         ),
         (
             "deployment",
-            f"{SDK_DEPLOY}class X(BaseDeploymentAction):\n    entrypoint = int\n    def deploy(self): 1 / 0",
-            "X overrides deploy(), which the worker does not call: its own steps call the get_ methods,"
-            " entrypoint, and the class that is served",
+            f"{OURS}class X(BaseDeploymentAction):\n    entrypoint = int\n    def setup_steps(s, r): 1 / 0",
+            "X overrides setup_steps(), which nobody calls: the worker's own steps call the get_ methods,"
+            " entrypoint, and the class that is served, and an action that runs whole begins with execute()",
+        ),
+        (
+            "to_task",
+            f"{OURS}class X(ToTaskAction):\n    def __init__(self, params, ctx, model): ...",
+            "X.__init__ needs params, ctx, model; an action is given params and ctx",
         ),
     ],
 )
 def test_what_cannot_work_is_named(verdict: Check, action: str, source: str, problem: str) -> None:
     assert verdict(action, "p.X", p=source) == f"action {action!r}: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("action", "head", "method", "way"),
+    [
+        ("to_task", f"{SDK_TO_TASK}class X(ToTaskAction):", "execute", "execute() (published SDK)"),
+        ("to_task", f"{SDK_TO_TASK}class X(ToTaskAction):", "setup_steps", "setup_steps() (published SDK)"),
+        ("to_task", f"{OURS}class X(ToTaskAction):", "run", "run()"),
+        ("deployment", f"{SDK_DEPLOY}class X(BaseDeploymentAction):", "deploy", "deploy() (published SDK)"),
+        ("deployment", f"{OURS}class X(BaseDeploymentAction):", "execute", "execute()"),
+    ],
+)
+def test_an_action_with_steps_of_its_own_runs_whole(
+    verdict: Check, action: str, head: str, method: str, way: str
+) -> None:
+    said = verdict(action, "p.X", p=f"{head}\n    def {method}(self, *more):\n        open('x', 'w')")
+
+    assert said == f"runs whole, as a Ray job, for its own {way}"
+
+
+def test_an_action_that_the_worker_has_no_steps_for_runs_whole(verdict: Check) -> None:
+    source = "from synapse_sdk.plugins.actions.train import BaseTrainAction\nclass X(BaseTrainAction): ..."
+
+    assert verdict("train", "p.X", p=source) == "runs whole, as a Ray job (published SDK)"
 
 
 @pytest.mark.parametrize(

@@ -360,17 +360,31 @@ def test_entrypoint_may_be_a_property(monkeypatch: pytest.MonkeyPatch) -> None:
     assert submitted == ["for 2.0"]
 
 
-def test_a_method_that_would_be_ignored_is_rejected() -> None:
+def test_a_method_of_the_authors_makes_the_action_run_whole() -> None:
     class Mine(Deploy):
         def deploy(self) -> None:
             self.logger.info("in its own way")
             raise RuntimeError("never called by the worker")
 
     request = ActionRequest("cat@1.0", "deployment", "plugin.d.Mine", env=ENV)
-    with pytest.raises(
-        UncalledMethodError, match=r"Mine overrides deploy\(\), which the worker does not call"
-    ):
+
+    plan = Mine.run_operation(request, "plan", {"whole_run": True})
+
+    assert plan["whole_run"] == {"methods": ["deploy"], "runner": "worker"}
+    # And a worker that cannot run it whole would ignore the method
+    with pytest.raises(UncalledMethodError, match=r"Mine overrides deploy\(\)"):
         Mine.run_operation(request, "plan", None)
+
+
+def test_a_method_that_nobody_calls_is_rejected() -> None:
+    class Mine(Deploy):
+        def setup_steps(self, registry: Any) -> None:
+            registry.register(self)
+
+    request = ActionRequest("cat@1.0", "deployment", "plugin.d.Mine", env=ENV)
+
+    with pytest.raises(UncalledMethodError, match=r"Mine overrides setup_steps\(\), which nobody calls"):
+        Mine.run_operation(request, "plan", {"whole_run": True})
 
 
 def test_the_documents_execute_is_the_workers_steps() -> None:

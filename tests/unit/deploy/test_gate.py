@@ -1,5 +1,6 @@
 """The capacity gate as a step."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from worker.deploy.plan import CAPACITY_GATE, SERVE_RUN
 from worker.platform import ClientConnectionError, ClientTimeoutError, MalformedResponseError, ServerError
 from worker.plugins import PluginCallError, PluginHostUnavailableError
 from worker.runs.model import Continue, Outcome
+from worker.whole_run.run import SUBMIT
 
 
 def pass_gate(harness: DeployHarness) -> Outcome:
@@ -121,3 +123,42 @@ def test_an_unavailable_plugin_host_does_not_end_the_run(harness: DeployHarness)
     with pytest.raises(PluginHostUnavailableError):
         pass_gate(harness)
     assert harness.run().end is None
+
+
+def test_an_action_that_runs_whole_passes_the_gate_first(harness: DeployHarness) -> None:
+    # Given an action with an execute of its own
+    harness.host.whole_run = {"methods": ["execute"], "runner": "sdk"}
+
+    # When the agent allows it, then it runs whole
+    assert pass_gate(harness) == Continue(SUBMIT)
+    assert len(harness.agent.asked) == 1
+    assert harness.run().state.whole_run == harness.host.whole_run
+    # And after a kill still does
+    assert pass_gate(harness) == Continue(SUBMIT)
+
+
+def test_a_denied_action_does_not_run_whole_either(harness: DeployHarness) -> None:
+    harness.host.whole_run = {"methods": ["execute"], "runner": "sdk"}
+    harness.agent.answer = {"allowed": False, "reasons": ["cpu"]}
+
+    with pytest.raises(RuntimeError, match="Serve deploy denied"):
+        pass_gate(harness)
+
+
+def test_an_action_that_plans_no_deployment_needs_no_gate(harness: DeployHarness) -> None:
+    harness.host.plan, harness.host.whole_run = {"ok": True}, {"methods": [], "runner": "sdk"}
+
+    assert pass_gate(harness) == Continue(SUBMIT)
+    assert harness.agent.asked == []
+
+
+def test_what_users_read_is_in_their_language(harness: DeployHarness) -> None:
+    # Given a run in Korean
+    harness.accept("43", language="ko")
+
+    # When it passes the gate
+    harness.step(CAPACITY_GATE, lambda run: capacity_gate(run, harness.services), "43")
+
+    # Then its message is Korean
+    said = [json.loads(each)["data"]["content"] for each in harness.messages("43").splitlines()]
+    assert said == ["클러스터에 여유가 있습니다."]

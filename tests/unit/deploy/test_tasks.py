@@ -54,7 +54,8 @@ def worker_of(
     def of(agent: int | None) -> DeployHarness:
         harness = DeployHarness(redis, sender, tmp_path, worker_agent=agent)
         monkeypatch.setattr(tasks, "services", lambda: harness.services)
-        monkeypatch.setattr("worker.workflow.task.services", lambda: harness.services)
+        for module in ("task", "agent_task"):
+            monkeypatch.setattr(f"worker.workflow.{module}.services", lambda: harness.services)
         monkeypatch.setattr(tasks, "_cluster", lambda: harness.serve)
         return harness
 

@@ -11,10 +11,10 @@ from fakeredis import FakeAsyncRedis, FakeRedis
 from shared.channels import logs_channel, logs_history
 from shared.messages import TailLogsMessage
 from worker.logs.relay import LogRelay
-from worker.logs.subscriptions import ResumePoint, Subscription, subscribe
+from worker.logs.subscriptions import ResumePoint, Subscription
 from worker.platform import ClientError
 from worker.platform.streams import StreamLimits
-from worker.runs.events import LOG_SCRIPT, log_args, log_keys
+from worker.runs.events import LOG_SCRIPT, log_args, log_keys, subscribe_log
 from worker.runs.scripts import run_scripts
 
 Entry = dict[str, Any]
@@ -32,7 +32,7 @@ class LogOfJob:
 
     def subscribe(self, ray_job: str, protocol: str = "stream") -> bool:
         fields = {"job": self.job, "ray_job": ray_job, "protocol": protocol}
-        return subscribe(self._redis, TailLogsMessage.model_validate(fields), 1000)
+        return subscribe_log(self._redis, TailLogsMessage.model_validate(fields), 1000)
 
     def call_script(self, operation: str, *operands: str | int) -> Any:
         return self._scripts.run(LOG_SCRIPT, log_keys(self.job), *log_args(operation, self.job, *operands))

@@ -7,7 +7,8 @@ from fakeredis import FakeRedis
 
 from tests.unit.logs.relay_harness import LogOfJob, RelayHarness, ScriptedTail, until
 from worker.logs import relay
-from worker.logs.subscriptions import ClaimStore, log_owners_key, open_logs_key
+from worker.logs.subscriptions import ClaimStore, log_owners_key
+from worker.runs.keys import open_logs_key
 
 RAY = "raysubmit_1"
 

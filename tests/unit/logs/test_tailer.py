@@ -5,7 +5,7 @@ from fakeredis import FakeRedis
 
 from tests.unit.logs.relay_harness import LogOfJob, RelayHarness, ScriptedTail, until
 from worker.logs import tailer
-from worker.logs.subscriptions import log_owners_key, open_logs_key
+from worker.logs.subscriptions import log_owners_key
 from worker.platform import (
     ClientConnectionError,
     ClientTimeoutError,
@@ -13,6 +13,7 @@ from worker.platform import (
     register_secrets,
 )
 from worker.platform.errors import StreamLimitExceededError
+from worker.runs.keys import open_logs_key
 
 RAY = "raysubmit_1"
 

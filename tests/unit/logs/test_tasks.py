@@ -10,8 +10,8 @@ from fakeredis import FakeRedis
 from shared.channels import dead_letters_key
 from tests.unit.workflow.harness import FakeServices, TaskRunner
 from worker.logs import tasks
-from worker.logs.subscriptions import open_logs_key
 from worker.runs.events import log_state_key
+from worker.runs.keys import open_logs_key
 
 
 @pytest.fixture

@@ -232,6 +232,7 @@ def test_the_body_names_agent_action_and_version() -> None:
         "params": {"num_cpus": 2, "num_gpus": 0.1},
         "version": "1.0.0",
     }
+    assert dispatch_body(target, "ko")["language"] == "ko"
 
 
 @pytest.mark.parametrize("answer", [{"id": 5}, {"job_id": 5}, {"id": None, "job_id": "5"}, {"id": "5"}])

@@ -43,6 +43,7 @@ def test_from_dispatch_to_ready(
         "action": "deployment",
         "params": {"num_cpus": 1, "num_gpus": 0.1},
         "version": "1.0.0",
+        "language": "en",
     }
     assert backend.dispatches == [("digits", body)]
     first = sender.of(AWAIT_READY.name)

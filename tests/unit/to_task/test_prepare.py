@@ -16,6 +16,7 @@ from worker.pre_processor.waitlist import DETECT
 from worker.runs.model import Continue, RunFailedError
 from worker.to_task.prepare import check_project, prepare
 from worker.to_task.steps import FETCH_TASKS
+from worker.whole_run.run import SUBMIT
 
 Make = Callable[..., World]
 
@@ -53,6 +54,17 @@ def test_only_a_worker_that_gets_chunks_loads_the_plugin(
     prepare(world.run, world.services)
 
     assert world.host.warm_ups == warm_ups
+
+
+def test_an_action_with_steps_of_its_own_runs_whole(make_world: Make) -> None:
+    # Given an action that the worker's steps would not do justice
+    world = make_world(1)
+    world.host.whole_run = {"methods": ["setup_steps"], "runner": "sdk"}
+
+    # Then it runs whole, and nothing else is done
+    assert prepare(world.run, world.services) == Continue(SUBMIT)
+    assert world.run.state.whole_run == world.host.whole_run
+    assert world.backend.faults.calls["get_project"] == 0
 
 
 def test_parameters_rejected_by_the_plugin_end_the_run(make_world: Make) -> None:

@@ -5,7 +5,7 @@ The SDK's classes are known by their names in the class's ancestry, so the worke
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from shared.messages import JsonObject
 from worker.actions import deployment
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TO_TASK: Final = "synapse_sdk.plugins.actions.to_task.action.ToTaskAction"
 DEPLOYMENT: Final = "synapse_sdk.plugins.actions.inference.deployment.BaseDeploymentAction"
+ANY_ACTION: Final = "synapse_sdk.plugins.action.BaseAction"
 
 
 def action_for(target: Any) -> type[BaseAction[Any]]:
@@ -43,6 +44,8 @@ def _sdk_action_for(author: type[Any]) -> "type[SdkAction] | None":
         own = overrides(author)
         getters: dict[str, Any] = {name: _author_getter(name) for name in GETTERS if name in own}
         return type(author.__name__, (SdkDeploymentAction,), {"author": author, **getters})
+    if ANY_ACTION in names:
+        return type(author.__name__, (SdkOtherAction,), {"author": author})
     return None
 
 
@@ -121,3 +124,19 @@ class SdkDeploymentAction(SdkAction, BaseDeploymentAction[Any]):
 
     def _backend_url(self) -> str:
         return self.ctx.env.get("SYNAPSE_PLUGIN_RUN_HOST") or super()._backend_url()
+
+
+class SdkOtherAction(SdkAction):
+    """An author's action for which the worker has no steps, such as training: it always runs whole."""
+
+    kind = ActionKind.OTHER
+    operations: ClassVar[Mapping[str, str]] = {
+        "plan": "_check_params_operation",
+        "check_params": "_check_params_operation",
+    }
+
+    def _whole_run(self, payload: Any, kind: ActionKind) -> JsonObject:
+        action = self._request.action if self._request else ""
+        if action in (ActionKind.TO_TASK, ActionKind.DEPLOYMENT):
+            raise TypeError(f"{self.author.__name__} is of another kind than the action {action!r} needs")
+        return super()._whole_run(payload, kind)

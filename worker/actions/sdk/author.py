@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel, ValidationError
 
@@ -10,7 +11,7 @@ from shared.messages import JsonObject
 from shared.validation import describe_validation_error
 from worker.actions.base import BaseAction, ParamsError
 from worker.actions.context import RuntimeContext
-from worker.actions.overrides import ActionKind, check_overrides
+from worker.actions.overrides import ActionKind, whole_run_of
 from worker.actions.sdk.context import make_context
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ MAX_ACTIONS = 8
 """Author's objects that are kept in a process, one for a run, as the SDK has it."""
 
 _actions: "OrderedDict[tuple[type[Any], str], SdkAction]" = OrderedDict()
+_making: WeakKeyDictionary[type[Any], threading.Lock] = WeakKeyDictionary()
+"""By the author's class: a constructor that takes its time delays the runs of that class alone."""
 _lock = threading.Lock()
 
 
@@ -64,10 +67,15 @@ class SdkAction(BaseAction[Any]):
         """
         key = cls.author, request.to_json()
         with _lock:
-            action = _actions.pop(key, None) or cls(request)
-            _actions[key] = action
-            while len(_actions) > MAX_ACTIONS:
-                _actions.popitem(last=False)
+            making = _making.setdefault(cls.author, threading.Lock())
+        with making:
+            with _lock:
+                action = _actions.pop(key, None)
+            action = action or cls(request)
+            with _lock:
+                _actions[key] = action
+                while len(_actions) > MAX_ACTIONS:
+                    _actions.popitem(last=False)
         action.sdk_ctx.logger.output = action.ctx.output = output
         return cast(Self, action)
 
@@ -81,6 +89,8 @@ class SdkAction(BaseAction[Any]):
         except ValidationError as error:
             raise ParamsError(describe_validation_error(error)) from None
 
-    def _check_params_operation(self, _: Any) -> JsonObject:
-        check_overrides(self.kind, self.author)
-        return {"ok": True}
+    def _check_params_operation(self, payload: Any) -> JsonObject:
+        return {"ok": True, **self._whole_run(payload, self.kind)}
+
+    def _whole_run(self, payload: Any, kind: ActionKind) -> JsonObject:
+        return whole_run_of(kind, self.author, payload)

@@ -23,7 +23,7 @@ from worker.runs.events import MessageEntry
 from worker.runs.model import STOPPED, AnyRun, End, backend_job_id, stopped_job_result
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES, Progress, Snapshot, proportions_of
 from worker.runs.reports.outbox import MAX_MESSAGES, ReportClaim, ReportStatus
-from worker.runs.runs import Runs
+from worker.runs.runs import Runs, publish_current_step
 
 log = structlog.get_logger(__name__)
 
@@ -212,4 +212,8 @@ def stop(job: str, runs: Runs) -> bool:
     """End the run STOPPED; false when it had ended already (or is unknown)."""
     if not runs.store.exists(job):
         return False
-    return runs.finish(job, STOPPED)
+    if not runs.finish(job, STOPPED):
+        return False
+    # A step that waits by countdown cleans up at once, and not at its next delivery.
+    publish_current_step(runs.store.load(job), runs)
+    return True

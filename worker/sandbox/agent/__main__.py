@@ -11,7 +11,7 @@ def main() -> None:
     """Serve until SIGTERM."""
     client = dashboard_client(os.environ["SANDBOX_DASHBOARD_URL"], os.environ["RAY_AUTH_TOKEN"])
     uvicorn.run(
-        create_app(os.environ["SANDBOX_AGENT_TOKEN"], client),
+        create_app(os.environ["SANDBOX_AGENT_TOKEN"], client, os.environ["SANDBOX_PLUGIN_TOKEN"]),
         host="127.0.0.1",
         port=int(os.environ["SANDBOX_PORT"]),
         access_log=False,

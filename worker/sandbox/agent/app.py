@@ -122,13 +122,18 @@ def dashboard_client(url: str, token: str) -> httpx.AsyncClient:
     )
 
 
-def create_app(token: str, client: httpx.AsyncClient) -> Starlette:
-    """The application; `client` calls Ray's dashboard, `token` is what clients must send."""
-    expected = token.encode()
+def create_app(token: str, client: httpx.AsyncClient, plugin_token: str) -> Starlette:
+    """The application; `client` calls Ray's dashboard. `plugin_token`: plugin code's, which may read."""
 
     def authorise(connection: HTTPConnection) -> None:
-        if not hmac.compare_digest(connection.headers.get("Authorization", "").encode(), expected):
+        sent = connection.headers.get("Authorization", "").encode()
+        if hmac.compare_digest(sent, token.encode()):
+            return
+        if not hmac.compare_digest(sent, plugin_token.encode()):
             raise api_error(401, "Invalid agent token.")
+        asks = connection.url.path == "/resources/feasibility/"
+        if connection.scope.get("method", "GET") != "GET" and not asks:
+            raise api_error(403, "You do not have permission to perform this action.")
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:

@@ -1,8 +1,11 @@
 """Actions of the published SDK, called as a host calls them."""
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent, indent
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +13,8 @@ import pytest
 from tests.harness.in_process_host import InProcessHost
 from tests.harness.sdk_modules import write_sdk_modules
 from worker.actions.sdk import action_for
-from worker.plugins import ClientAccess, PluginCallError, PluginStore, request_for
+from worker.actions.sdk.adapter import SdkOtherAction
+from worker.plugins import ActionRequest, ClientAccess, PluginCallError, PluginStore, request_for
 from worker.plugins.output import PluginOutput
 
 PARAMS = {"name": "n", "project": 7, "nobody declares": 1}
@@ -19,7 +23,10 @@ CONFIG = """
     code: cat
     version: "1.0"
     env: {GREETING: hello}
-    actions: {to_task: {entrypoint: plugin.ToTask}, deployment: {entrypoint: plugin.Deploy}}
+    actions:
+        to_task: {entrypoint: plugin.ToTask}
+        deployment: {entrypoint: plugin.Deploy}
+        train: {entrypoint: plugin.Train}
 """
 FILES = {"primary_file_url": "u", "primary_file_name": "n", "data_file_url": "d", "data_file_name": "f"}
 
@@ -249,20 +256,77 @@ def test_the_templates_execute_is_the_workers_steps(deploy: Callable[[str], Host
         ("setup_steps", "registry.register(object())"),
     ],
 )
-def test_a_method_that_would_be_ignored_is_rejected(
+def test_a_method_of_the_authors_makes_the_action_run_whole(
     deploy: Callable[[str], Host], method: str, body: str
 ) -> None:
     host = deploy(f"        def {method}(self, *registry):\n            {body}\n")
 
-    with pytest.raises(PluginCallError, match=rf"Deploy overrides {method}\(\), which the worker does not"):
+    # Then the plan says so to a worker that can do that, beside what the capacity gate needs
+    plan = host.call("plan", {"whole_run": True}, action="deployment")
+    assert plan["whole_run"] == {"methods": [method], "runner": "sdk"}
+    assert plan["app_name"] == "cat@1.0"
+    # And an older worker, which would ignore the method, gets an error
+    with pytest.raises(PluginCallError, match=rf"Deploy overrides {method}\(\)"):
         host.plan()
 
 
-def test_a_to_task_with_an_execute_of_its_own_is_rejected(to_task: Callable[[str], Host]) -> None:
+def test_a_to_task_with_an_execute_of_its_own_runs_whole(to_task: Callable[[str], Host]) -> None:
     host = to_task("        def execute(self):\n            return {'all': 'done'}\n")
 
-    with pytest.raises(PluginCallError, match=r"ToTask overrides execute\(\), which the worker does not"):
-        host.call("check_params", {})
+    checked = host.call("check_params", {"whole_run": True})
+
+    assert checked == {"ok": True, "whole_run": {"methods": ["execute"], "runner": "sdk"}}
+
+
+TRAIN = """
+    from synapse_sdk.plugins.action import BaseAction
+    class Train(BaseAction):
+"""
+
+
+@pytest.mark.parametrize("operation", ["plan", "check_params"])
+def test_an_action_of_another_kind_always_runs_whole(host: Host, operation: str) -> None:
+    host.write(TRAIN, "        params_model = None\n        def execute(self): return {}\n")
+
+    answer = host.call(operation, {"whole_run": True}, action="train")
+
+    assert answer["whole_run"] == {"methods": ["execute"], "runner": "sdk"}
+
+
+def test_an_action_of_another_kind_is_no_deployment(host: Host) -> None:
+    host.write(TRAIN.replace("Train", "Deploy"), "        params_model = None\n")
+
+    with pytest.raises(PluginCallError, match="of another kind than the action 'deployment' needs"):
+        host.call("plan", {"whole_run": True}, action="deployment")
+
+
+def test_a_slow_constructor_delays_no_other_action(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given an action whose constructor does not return until it may
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    class Author:
+        def __init__(self, *_: Any) -> None:
+            begun.set()
+            may_go_on.wait(30)
+
+    class Other:
+        def __init__(self, *_: Any) -> None: ...
+
+    context = SimpleNamespace(logger=SimpleNamespace(), client=None)
+    monkeypatch.setattr("worker.actions.sdk.author.make_context", lambda request: context)
+    slow = type("Slow", (SdkOtherAction,), {"author": Author})
+    quick = type("Quick", (SdkOtherAction,), {"author": Other})
+    request = ActionRequest("cat@1.0", "train", "plugin.Train")
+    with ThreadPoolExecutor(2) as pool:
+        made = pool.submit(slow.from_request, request)
+        try:
+            assert begun.wait(10)
+
+            # When another action is made meanwhile, then it is made at once
+            assert pool.submit(quick.from_request, request).result(10).action is not None
+            assert not made.done()
+        finally:
+            may_go_on.set()
 
 
 def test_anything_else_is_what_serve_can_run() -> None:

@@ -50,7 +50,7 @@ def ray() -> FakeRay:
 @pytest.fixture
 async def agent(ray: FakeRay) -> AsyncIterator[httpx.AsyncClient]:
     dashboard = httpx.AsyncClient(transport=httpx.MockTransport(ray.answer), base_url="http://dashboard")
-    transport = httpx.ASGITransport(app=create_app("agent-token", dashboard))
+    transport = httpx.ASGITransport(app=create_app("agent-token", dashboard, "plugin-token"))
     async with (
         dashboard,
         httpx.AsyncClient(transport=transport, base_url="http://a", headers=HEADERS) as client,
@@ -61,6 +61,15 @@ async def agent(ray: FakeRay) -> AsyncIterator[httpx.AsyncClient]:
 async def feasible(agent: httpx.AsyncClient, **wanted: object) -> int:
     answer = await agent.post("/resources/feasibility/", json={"kind": "serve", **wanted})
     return int(answer.json()["feasible_replicas"])
+
+
+async def test_plugin_code_may_only_read(agent: httpx.AsyncClient, ray: FakeRay) -> None:
+    headers = {"Authorization": "plugin-token"}
+    ask = await agent.post("/resources/feasibility/", json={"kind": "serve"}, headers=headers)
+    stop = await agent.post("/jobs/a/stop/", headers=headers)
+    read = await agent.get("/serve_applications/", headers=headers)
+
+    assert [each.status_code for each in (ask, stop, read)] == [200, 403, 200]
 
 
 async def test_every_path_needs_the_token(agent: httpx.AsyncClient) -> None:

@@ -128,7 +128,7 @@ def ray() -> FakeRay:
 def agent(ray: FakeRay) -> Iterator[str]:
     with (
         serving(ray.app) as dashboard,
-        serving(lambda: create_app(TOKEN, dashboard_client(dashboard, "ray-token"))) as url,
+        serving(lambda: create_app(TOKEN, dashboard_client(dashboard, "ray-token"), "plugin-token")) as url,
     ):
         yield url
 
