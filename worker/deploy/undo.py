@@ -10,6 +10,7 @@ from worker.deploy.plan import DEPLOY, PROGRESS_STEP, REGISTER, DeployPlan, Depl
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.store import UnknownRunError
 from worker.services import Services
+from worker.workflow.texts import Text, in_language
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +87,7 @@ def _undo(run: DeployRun, services: Services, cluster: Cluster) -> str:
         if not cluster.put_back(plan.app_name, plan.digest):
             return ""
         log.info("application put back", app=plan.app_name)
-        return f"{plan.app_name} runs again what it ran before."
+        return in_language(run.message.language, Text.RUNS_AGAIN, app=plan.app_name)
     cluster.remove(plan.app_name)
     log.info("application removed that never ran", app=plan.app_name)
-    return f"{plan.app_name} never ran; it was removed."
+    return in_language(run.message.language, Text.NEVER_RAN, app=plan.app_name)

@@ -18,6 +18,7 @@ class Text(StrEnum):
         "{app} is replaced in place: no room for both versions, requests wait while the new one starts"
     )
     NEVER_RAN = "{app} never ran; it was removed."
+    RUNS_AGAIN = "{app} runs again what it ran before."
     WAITS_FOR = "Waiting for pre-processor {release}."
     WAITS_FOR_JOB = "Waiting for pre-processor {release} (job {job})."
     DISPATCHED = "Waiting for pre-processor {release} (dispatched as job {job})."
@@ -42,6 +43,7 @@ KOREAN: Final[Mapping[Text, str]] = {
         "{app}을(를) 교체합니다: 두 버전을 둘 여유가 없어 새 버전이 시작될 때까지 요청이 대기합니다"
     ),
     Text.NEVER_RAN: "{app}이(가) 한 번도 실행되지 않아 제거했습니다.",
+    Text.RUNS_AGAIN: "{app}이(가) 이전에 실행하던 버전을 다시 실행합니다.",
     Text.WAITS_FOR: "전처리기 {release}을(를) 기다립니다.",
     Text.WAITS_FOR_JOB: "전처리기 {release}을(를) 기다립니다 (작업 {job}).",
     Text.DISPATCHED: "전처리기 {release}을(를) 기다립니다 (작업 {job}(으)로 배포를 요청했습니다).",
