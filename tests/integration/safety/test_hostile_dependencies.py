@@ -53,15 +53,20 @@ def test_a_next_link_is_followed_on_the_same_server_only(
     assert end["status"] == "FAILED"
     assert error in end["result"]["error"]
     assert other_server.received == []
-    assert not [each for each in harness.proxy.received[before:] if each.path.startswith("/agents")]
+    assert not [each for each in harness.proxy.received[before:] if each.path.startswith("/agents/?page")]
 
 
-@pytest.mark.parametrize("status", [302, 307])
-@pytest.mark.parametrize(("method", "path"), [("GET", "/projects/{}/"), ("PUT", "/tasks/{}/annotate")])
-def test_a_redirect_is_not_followed(
+REDIRECTED = pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/projects/{}/"), ("PUT", "/tasks/{}/annotate")]
+)
+
+
+@pytest.mark.parametrize("status", [301, 308])
+@REDIRECTED
+def test_a_permanent_redirect_is_not_followed(
     harness: ProxiedHarness, other_server: RecordingProxy, status: int, method: str, path: str
 ) -> None:
-    # Given a backend that redirects to another server
+    # Given a backend that redirects to another server for good
     project = harness.new_project(1)
     redirected_path = path.format(project.id if "projects" in path else project.tasks[0])
     redirect = Response(status, b"", {"Location": f"{other_server.url}/x/"})
@@ -71,6 +76,26 @@ def test_a_redirect_is_not_followed(
     # Then the run fails, and the other server receives no request
     assert end["status"] == "FAILED"
     assert "redirects are not followed" in json.dumps(end["result"])
+    assert other_server.received == []
+
+
+@pytest.mark.parametrize("status", [302, 307])
+@REDIRECTED
+def test_a_temporary_redirect_is_not_followed(
+    harness: ProxiedHarness, other_server: RecordingProxy, status: int, method: str, path: str
+) -> None:
+    # Given a backend that redirects to another server for now, such as to a login or a page about maintenance
+    project = harness.new_project(1)
+    redirected_path = path.format(project.id if "projects" in path else project.tasks[0])
+    redirect = Response(status, b"", {"Location": f"{other_server.url}/x/"})
+    with harness.proxy.intercept(method, redirected_path, redirect):
+        job = harness.to_task(project)
+        harness.wait_for(lambda: len(harness.proxy.requests(method, redirected_path)) > 1, "a second attempt")
+        assert not harness.job(job)["result"]
+
+    # Then the other server receives no request, and the run succeeds when the backend answers itself
+    end = harness.wait_for_end(job)
+    assert (end["status"], end["result"]["success_count"]) == ("SUCCEEDED", 1)
     assert other_server.received == []
 
 

@@ -20,7 +20,7 @@ HANG_SECONDS = 120
 
 HANGING_ACTIONS = """
     import pathlib, time, uuid
-    from worker.actions import BaseDeploymentAction, BaseServeDeployment, ToTaskAction
+    from worker.actions import BaseDeploymentAction, BaseServeDeployment, ToTaskAction, ToTaskParams
 
     def hang(what):
         pathlib.Path({calls!r}, what + "-" + uuid.uuid4().hex).touch()
@@ -38,7 +38,12 @@ HANGING_ACTIONS = """
         def plan(self):
             hang("plan")
 
+    class Params(ToTaskParams):
+        threshold: float = 0.5  # with parameters of its own the release is asked by each run
+
     class ToTask(ToTaskAction):
+        params_model = Params
+
         def convert_data_from_file(self, *args, **kwargs):
             hang("convert")
 """

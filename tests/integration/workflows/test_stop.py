@@ -98,7 +98,7 @@ def test_a_stop_is_heard_while_ray_hangs(harness: RayHarness) -> None:
     warm = harness.to_task_by_file(project)
     assert harness.wait_for_end(warm)["status"] == "SUCCEEDED"
     with frozen_driver(harness) as driver:
-        jobs = [harness.to_task_by_file(project) for _ in range(CONCURRENCY)]
+        jobs = [harness.to_task_by_file(project, "hangs@1.0.0") for _ in range(CONCURRENCY)]
         jobs.append(harness.deploy("hangs@1.0.0", num_cpus=0.1))
         harness.wait_for(lambda: all(has_begun(harness, job) for job in jobs), "all runs have begun", 30)
 
