@@ -44,6 +44,8 @@ def sandbox(
     from worker.sandbox import Sandbox, SandboxError
     from worker.sandbox.seed import seed_digits, seed_model
 
+    # Shells elsewhere source the settings, too.
+    plugins_dir = plugins_dir.absolute()
     try:
         with (
             interrupt_once(),

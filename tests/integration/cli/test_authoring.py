@@ -97,6 +97,17 @@ def test_a_hook_that_raises_is_shown_with_its_own_lines(plugin: Plugin, tmp_path
     assert "once.py" not in done.stderr
 
 
+def test_an_action_that_runs_whole_is_said_to(plugin: Plugin, tmp_path: Path) -> None:
+    file = given_to_task(tmp_path, "return {}")
+    with (tmp_path / "own@1" / "p.py").open("a") as module:
+        module.write("\n    def execute(self):\n        return {}\n")
+
+    done = plugin("run", "own@1", "to_task", "--file", file)
+
+    assert done.exit_code == 0, done.output
+    assert "runs whole, as a Ray job, for its own execute(); plugin run calls its hooks alone" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("body", "error"),
     [

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 
+from worker.actions.action_check import check_action
 from worker.cli.authoring.local_files import served_files
 from worker.cli.authoring.templates import Kind, files_of, write_release
 from worker.cli.console import PluginsDir, err, fail, out, table_cell, terminal_json
@@ -93,6 +94,11 @@ def run(
         request = request_for(found, action, given, access, job=None)
     except PluginError as error:
         fail(str(error))
+    way = check_action(found, action).way
+    if way.startswith("runs whole"):
+        err.print(
+            table_cell(f"{action} {way}; plugin run calls its hooks alone"), style="dim", soft_wrap=True
+        )
     hooks = _Hooks(found, request, timeout)
     with served_files() as url_of:
         data_url = url_of(file) if file else ""
