@@ -119,7 +119,11 @@ class ProcessHost:
         """See `PluginHost.close`."""
         with self._condition:
             self._forget_parent()
-            idle = [process for found in self._releases.values() for process in found.idle]
+            idle = []
+            for found in self._releases.values():
+                found.idle, those = [], found.idle
+                found.count -= len(those)
+                idle += those
             self._releases.clear()
         for process in idle:
             process.kill()
@@ -191,7 +195,11 @@ class ProcessHost:
         }
         oldest = sorted(unused, key=lambda each: unused[each].last_used)
         for each in oldest[: max(0, len(self._releases) - MAX_RELEASES)]:
-            dropped += self._releases.pop(each).idle
+            # A thread may wait for one of these.
+            processes = self._releases.pop(each)
+            processes.idle, idle = [], processes.idle
+            processes.count -= len(idle)
+            dropped += idle
         return dropped
 
     def _forget_parent(self) -> None:

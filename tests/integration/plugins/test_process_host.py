@@ -38,7 +38,7 @@ env: {{OWN: of the release}}
 actions: {{to_task: {{entrypoint: plugin.ToTask}}}}
 """
 CODE = """
-    import os, sys, threading, time
+    import os, subprocess, sys, threading, time
     from pathlib import Path
     from worker.actions import ToTaskAction
 
@@ -53,6 +53,9 @@ CODE = """
                 case "hang":
                     time.sleep(3600)
                 case "die":
+                    os._exit(3)
+                case ["start and die", path]:
+                    Path(path).write_text(str(subprocess.Popen(["sleep", "600"]).pid))
                     os._exit(3)
                 case "die later":
                     threading.Timer(0.05, os._exit, [1]).start()
@@ -121,11 +124,12 @@ def test_a_process_is_that_of_its_release_and_stays(releases: Releases) -> None:
 def test_the_environment_has_no_setting_or_secret(
     releases: Releases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a worker's settings, Ray's token, a secret under a name of the operator's own, and something else
+    # Given a worker's settings, Ray's token, secrets under other names, and what GPUs need
     register_secrets(["s3cr3t-of-the-worker"], forever=True)
     settings = {
         "SYNAPSE_ACCESS_TOKEN": "a", "WORKER_X": "b", "REDIS_URL": "c", "CELERY_BROKER_URL": "d",
-        "RAY_AUTH_TOKEN": "e", "MY_NAME": "Bearer s3cr3t-of-the-worker",
+        "RAY_AUTH_TOKEN": "e", "MY_NAME": "Bearer s3cr3t-of-the-worker", "AWS_SECRET_ACCESS_KEY": "f",
+        "HTTPS_PROXY": "http://u:p@proxy.test", "CUDA_SECRET": "s3cr3t-of-the-worker",
     }  # fmt: skip
     for name, value in {**settings, "CUDA_VISIBLE_DEVICES": "0"}.items():
         monkeypatch.setenv(name, value)
@@ -152,6 +156,15 @@ def test_a_call_that_ends_its_process_says_how(releases: Releases) -> None:
         releases.call("die")
 
     assert releases.call(1)[0]["calls"] == 1
+
+
+def test_what_a_dead_process_has_started_ends_with_it(releases: Releases, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+
+    with pytest.raises(PluginProcessDiedError):
+        releases.call(["start and die", str(started)])
+
+    wait_for(lambda: not is_alive(int(started.read_text())), 10, "the end of what it has started")
 
 
 def test_an_item_is_blamed_for_the_end_of_its_own_process_alone(releases: Releases) -> None:

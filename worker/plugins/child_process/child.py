@@ -24,12 +24,16 @@ PARENT_POLL_SECONDS: Final = 1.0
 def _read_calls(
     connection: "Connection[bytes, bytes]", parent: int, calls: "queue.SimpleQueue[bytes]"
 ) -> None:
-    """End this process with the worker, also amid a call. A fork may hold a copy of the pipe's end."""
+    """End this process and what it has started with the worker, also amid a call.
+
+    A fork may hold a copy of the pipe's end.
+    """
     with suppress(EOFError, OSError):
         while os.getppid() == parent:
             if connection.poll(PARENT_POLL_SECONDS):
                 calls.put(connection.recv_bytes())
-    os._exit(0)
+    # It leads the group of its session.
+    os.killpg(0, signal.SIGKILL)
 
 
 def main(descriptor: int, parent: int, folder: Path) -> None:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 CHILD_MODULE: Final = "worker.plugins.child_process.child"
 MAX_START_SECONDS: Final = 60.0
 """Longest wait for the process itself; no code of the author runs meanwhile."""
+MAX_END_SECONDS: Final = 1.0
+"""Longest wait for the end of a process that has closed its pipe."""
 MAX_LOAD_SECONDS: Final = 300.0
 """Longest wait for the import of the author's modules."""
 
@@ -61,8 +63,14 @@ class PluginProcess:
 
     @property
     def is_running(self) -> bool:
-        """Whether it can be called."""
-        return self._process.poll() is None
+        """Whether it can be called.
+
+        It is not reaped here: its number is that of its group, which `kill` ends, and must stay its own.
+        """
+        try:
+            return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
 
     def call(self, request: str, operation: str, payload: str, seconds: float) -> str:
         """The reply of `runner.call_operation`, within `seconds` once the author's modules are imported.
@@ -117,14 +125,17 @@ class PluginProcess:
                 return self._connection.recv_bytes().decode()
         except (EOFError, OSError):
             pass
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(1.0)
-        why = _end_of(self._process.returncode)
+        deadline = time.monotonic() + MAX_END_SECONDS
+        while self.is_running and time.monotonic() < deadline:
+            time.sleep(0.01)
+        has_ended = not self.is_running
+        self.kill()
+        why = _end_of(self._process.returncode if has_ended else None)
         raise PluginProcessDiedError("ProcessDied", f"the process of {self._release.name} died ({why})")
 
     def kill(self) -> None:
-        """End the process, and what it has started."""
-        if self._process.poll() is None:
+        """End the process, and what it has started, also when it has ended before that; safe to repeat."""
+        if self._process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
