@@ -12,6 +12,7 @@ from tests.integration.workflows.ray_harness import (
     RayHarness,
     write_decorated_release,
     write_hanging_release,
+    write_new_releases,
     write_whole_release,
 )
 from worker.sandbox import Sandbox
@@ -32,6 +33,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def harness(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[RayHarness]:
     calls, plugins = tmp_path_factory.mktemp("calls"), store
     write_decorated_release(plugins)
+    write_new_releases(plugins)
     write_whole_release(plugins)
     write_hanging_release(plugins, calls, "hangs")
     write_hanging_release(plugins, calls, "hangs_at_load", 'hang("load")')

@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from typer.testing import CliRunner
 
 from shared import DeployMessage
 from tests.harness.sandbox_harness import Row, SandboxHarness
+from worker.cli.main import app
 from worker.sandbox import Process, Sandbox
 from worker.sandbox.sandbox import AGENT_ID
 from worker.sandbox.seed import SeededProject
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "plugins"
+NEW_RELEASES: dict[str, list[str]] = {"plain": [], "routed": ["--fastapi"]}
+"""Codes of releases of `plugin new`, with its options."""
 CONCURRENCY = 8
 """Threads of the worker of the session."""
 HANG_SECONDS = 120
@@ -126,6 +130,13 @@ def write_whole_release(store: Path) -> None:
 def write_decorated_release(store: Path) -> None:
     """`decorated@1.0.0`: FastAPI in the form of Ray's documentation, and actions that say what they do."""
     write_release(store, "decorated", textwrap.dedent(DECORATED_ACTIONS))
+
+
+def write_new_releases(store: Path) -> None:
+    """What `plugin new` makes of each template."""
+    for code, options in NEW_RELEASES.items():
+        made = CliRunner().invoke(app, ["plugin", "new", code, *options, "--plugins-dir", str(store)])
+        assert made.exit_code == 0, made.output
 
 
 def write_hanging_release(store: Path, calls: Path, code: str, at_load: str = "") -> None:
