@@ -105,7 +105,7 @@ def is_alive(pid: int) -> bool:
 
 
 def has_ended(child: int) -> bool:
-    """Whether a child of this process has ended with all of its threads, of which the first may end earlier."""
+    """Whether a child of this process has ended with all of its threads; the first may end earlier."""
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
