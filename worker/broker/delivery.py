@@ -226,8 +226,9 @@ class QoS(redis.QoS):
         return limit - held if chunk_requests.have_free(held, self._fetch_soon) else 0
 
     def _fetch_soon(self) -> None:
-        """Fetch again. From any thread."""
-        loop = self.channel.connection.cycle.loop
+        """Fetch again. From any thread, also while the channel is closed: then its successor fetches anyway."""
+        connection = self.channel.connection
+        loop = None if connection is None else connection.cycle.loop
         if loop is not None:
             loop.call_soon(self.channel.fetch_soon)
 

@@ -378,3 +378,19 @@ def test_chunks_whose_requests_would_only_wait_are_not_fetched(worker: Worker) -
     # Then the worker fetches
     assert len(worker.fetches) == 1
     assert not worker.is_full()
+
+
+def test_a_chunk_goes_on_while_its_workers_channel_is_closed(worker: Worker) -> None:
+    # Given a worker that waits for free requests, and then loses its connection to the broker
+    requests, count = delivery.chunk_requests, [64]
+    requests.most = 64
+    requests.begin(lambda: count[0])
+    worker.hold("a")
+    assert worker.is_full()
+    worker.qos.channel.connection = None
+
+    # When the chunk has answers, then it is not disturbed
+    count[0] = 0
+    requests.have_changed()
+
+    assert worker.fetches == []
