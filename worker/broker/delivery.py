@@ -226,7 +226,7 @@ class QoS(redis.QoS):
         return limit - held if chunk_requests.have_free(held, self._fetch_soon) else 0
 
     def _fetch_soon(self) -> None:
-        """Fetch again. From any thread, also while the channel is closed: then its successor fetches anyway."""
+        """Fetch again. From any thread, also while the channel is closed: its successor fetches anyway."""
         connection = self.channel.connection
         loop = None if connection is None else connection.cycle.loop
         if loop is not None:
