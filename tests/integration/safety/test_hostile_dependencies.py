@@ -9,6 +9,7 @@ import pytest
 
 from tests.integration.safety.proxied_harness import ProxiedHarness
 from tests.integration.safety.recording_proxy import RecordingProxy, Request, Response
+from worker.sandbox.seed import SeededProject
 
 MB = 1024 * 1024
 
@@ -56,6 +57,14 @@ def test_a_next_link_is_followed_on_the_same_server_only(
     assert not [each for each in harness.proxy.received[before:] if each.path.startswith("/agents/?page")]
 
 
+def redirection(
+    project: SeededProject, path: str, status: int, other_server: RecordingProxy
+) -> tuple[str, Response]:
+    """The path for this project or its task, and the response that redirects from there."""
+    redirect = Response(status, b"", {"Location": f"{other_server.url}/x/"})
+    return path.format(project.id if "projects" in path else project.tasks[0]), redirect
+
+
 REDIRECTED = pytest.mark.parametrize(
     ("method", "path"), [("GET", "/projects/{}/"), ("PUT", "/tasks/{}/annotate")]
 )
@@ -68,8 +77,7 @@ def test_a_permanent_redirect_is_not_followed(
 ) -> None:
     # Given a backend that redirects to another server for good
     project = harness.new_project(1)
-    redirected_path = path.format(project.id if "projects" in path else project.tasks[0])
-    redirect = Response(status, b"", {"Location": f"{other_server.url}/x/"})
+    redirected_path, redirect = redirection(project, path, status, other_server)
     with harness.proxy.intercept(method, redirected_path, redirect):
         end = harness.wait_for_end(harness.to_task(project))
 
@@ -86,8 +94,7 @@ def test_a_temporary_redirect_is_not_followed(
 ) -> None:
     # Given a backend that redirects to another server for now, such as to a login or a page about maintenance
     project = harness.new_project(1)
-    redirected_path = path.format(project.id if "projects" in path else project.tasks[0])
-    redirect = Response(status, b"", {"Location": f"{other_server.url}/x/"})
+    redirected_path, redirect = redirection(project, path, status, other_server)
     with harness.proxy.intercept(method, redirected_path, redirect):
         job = harness.to_task(project)
         harness.wait_for(lambda: len(harness.proxy.requests(method, redirected_path)) > 1, "a second attempt")

@@ -91,7 +91,8 @@ async def test_idle_relay_is_woken_by_a_subscription(harness: RelayHarness, job_
 
     # Then it is tailed at once
     async with asyncio.timeout(10):
-        await until(lambda: job_log.lines() == ["first", "second"])
+        await until(lambda: len(job_log.lines()) == 2)
+    assert job_log.lines() == ["first", "second"]
 
 
 @pytest.mark.usefixtures("no_polls")
