@@ -26,6 +26,7 @@ from tests.chaos.fake_serve import FakeServe
 from tests.chaos.faulty_services import CapacityAgent, FaultyProxy, start_echo_application
 from tests.chaos.forkserver import QUEUES as ALL_QUEUES
 from tests.chaos.forkserver import ForkServer, Worker
+from worker.broker.keys import delayed_key
 from worker.runs.keys import heartbeats_key
 from worker.sandbox import Sandbox, wait_for
 from worker.sandbox.sandbox import AGENT_ID
@@ -264,8 +265,9 @@ class Fleet:
         self.send_task("stop", "control", job=job)
 
     def delete_messages(self) -> None:
-        """Delete all messages, also those that a worker has not acknowledged."""
-        self.redis.delete(*QUEUES, "synapse:broker:held", "synapse:broker:due")
+        """Delete all messages, also delayed ones and those that a worker has not acknowledged."""
+        delayed = map(delayed_key, QUEUES)
+        self.redis.delete(*QUEUES, *delayed, "synapse:broker:held", "synapse:broker:due")
 
     # then
 
