@@ -1,6 +1,8 @@
 """The agents of Ray clusters: the configured one, or those that the backend knows by their ids."""
 
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
@@ -25,6 +27,8 @@ DEPENDENCY_TIMEOUT = {"connect": 3.0, "read": 10.0}
 
 CACHE_SECONDS, RETRY_SECONDS = 60.0, 10.0
 """How long an agent's address is kept for plugin code, and when it is looked up again after a failure."""
+MAX_ADDRESSES = 1_000
+"""Which agents are looked up is said by messages, so the addresses kept have a limit."""
 
 UNUSABLE = "malformed answer: the agent's address or token cannot be used"
 
@@ -39,7 +43,9 @@ class Agents:
         self._settings = settings
         self._backend = backend
         self._stream_limits = stream_limits
-        self._urls: dict[tuple[int, str | None], tuple[float, str | None]] = {}
+        self._lock = threading.Lock()
+        self._urls: OrderedDict[tuple[int, str | None], tuple[float, str | None]] = OrderedDict()
+        """By agent and tenant until when it is kept, and the address; the one looked up last at the end."""
 
     def client(self, agent: int, tenant: str | None) -> AgentClient | None:
         """The client of a Ray cluster's agent: the configured one, else the one that the backend knows.
@@ -72,15 +78,21 @@ class Agents:
             found = self._look_up(agent, tenant)
         except (ClientError, OSError) as error:
             log.warning("agent not looked up for plugin code", agent=agent, error_type=type(error).__name__)
-            self._urls[key] = now + RETRY_SECONDS, url
-            return url
+            return self._keep(key, now + RETRY_SECONDS, url)
         url = None
         if found is not None:
             # An address that no client can use is none for plugin code.
             with suppress(ValueError):
                 self._client_at(*found, tenant)
                 url = found[0]
-        self._urls[key] = now + CACHE_SECONDS, url
+        return self._keep(key, now + CACHE_SECONDS, url)
+
+    def _keep(self, key: tuple[int, str | None], until: float, url: str | None) -> str | None:
+        with self._lock:
+            self._urls.pop(key, None)
+            self._urls[key] = until, url
+            while len(self._urls) > MAX_ADDRESSES:
+                self._urls.popitem(last=False)
         return url
 
     def _look_up(self, agent: int, tenant: str | None) -> tuple[str, str] | None:

@@ -10,6 +10,7 @@ from celery import Celery
 from pydantic import SecretStr
 
 from shared.messages import DeployMessage, ToTaskMessage
+from worker import agents
 from worker.platform import ServerError
 from worker.plugins import (
     ActionRequest,
@@ -83,6 +84,19 @@ def test_plugin_code_gets_the_agent_that_the_backend_knows(message: Any, tmp_pat
     # Then plugin code has its address with the lesser token, and it is looked up once for many calls
     assert accesses == [ClientAccess("http://backend", "hush-plugin", None, "http://agent")] * 5
     assert process.looked_up == 1
+
+
+def test_a_limited_number_of_agents_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given messages that name more agents than are kept
+    monkeypatch.setattr(agents, "MAX_ADDRESSES", 2)
+    process = Process(tmp_path, AGENT, **WITH_TOKEN)
+    for agent in (1, 2, 3):
+        process.services.agents.url_for_plugins(agent, None)
+
+    # When they are named again, then the one that was looked up first is looked up once more
+    for agent in (3, 2, 1):
+        assert process.services.agents.url_for_plugins(agent, None) == "http://agent"
+    assert process.looked_up == 4
 
 
 def test_without_a_plugin_token_no_agent_is_looked_up(tmp_path: Path) -> None:
