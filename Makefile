@@ -8,7 +8,7 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 # Two processes, for these tests mostly wait; which tests stay together says tests/conftest.py.
 IN_GROUPS = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test test-all chaos unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
+.PHONY: help setup demo test test-all chaos examples unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
 # Tests share the machine's cores and its Ray: one target at a time, also with -j.
 .NOTPARALLEL:
 
@@ -53,7 +53,10 @@ chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=
 		tests/integration/plugins/test_bad_plugins.py tests/integration/safety/test_deadly_plugin.py \
 		tests/integration/cli/test_demo.py::test_ctrl_c_ends_every_process_of_the_demo -m "chaos or not chaos" -rA
 
-test-all: test chaos sdk  ## Everything: test, chaos and sdk, each part where what it needs is found
+examples: $(STAMP)  ## Deploy every release under examples/plugins on a real Ray, and call it
+	@$(BIN)/pytest tests/integration/workflows/test_examples.py -m examples
+
+test-all: test chaos examples sdk  ## Everything: test, chaos, examples, sdk, each part where what it needs is found
 
 bench: $(STAMP)  ## Measure, as ratios against bare loops and libraries; a table, JSON and a picture
 bench-quick: $(STAMP)  ## What has a goal, with small counts: under three minutes

@@ -10,6 +10,7 @@ from shared.deferred import PENDING, POLL_KEY
 from tests.integration.workflows.ray_harness import EXAMPLES, RayHarness
 
 # The demo's test runs `digits`, and the tests of the SDK run `sdk`.
+pytestmark = pytest.mark.examples
 RELEASES = sorted(folder.name for folder in EXAMPLES.glob("serve-*"))
 
 
