@@ -17,6 +17,8 @@ from worker.platform.streams import StreamLimits
 class AgentClient(RayClientMixin, BaseClient):
     """The agent of one Ray cluster; its calls and headers are those of platform-api."""
 
+    service = "agent"
+
     def __init__(
         self,
         base_url: str,
