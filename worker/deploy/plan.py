@@ -65,7 +65,7 @@ class DeployState(WorkflowState):
     capacity: Literal["allowed", "skipped"] | None = None
     """The answer of the capacity gate; `skipped` where there is no agent to ask."""
     submission: Submission | None = stored_field(
-        "submission", None, decode=lambda stored: Submission(**stored), encode=asdict
+        "submission", None, decode=lambda stored: Submission(stored["existed"], stored["at"]), encode=asdict
     )
     submitted: bool = False
     submitted_at: float | None = None
