@@ -98,7 +98,7 @@ class Listing:
         return MAX_REPEATED_PAGES if self.number == 1 else MAX_PAGES
 
     def to_json(self) -> str:
-        """The listing as text. Workers of older releases read it, and end the run at a name they do not know."""
+        """The listing as text. Workers of older releases read it, which fail the run at an unknown name."""
         stored = asdict(self)
         if not self.unusable:
             del stored["unusable"]

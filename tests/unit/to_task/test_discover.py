@@ -406,7 +406,7 @@ def test_a_listing_whose_count_changed_may_miss_some() -> None:
     assert Listing.from_json(listing.to_json()) == listing
 
 
-def test_a_listing_without_bad_records_is_what_older_workers_read() -> None:
+def test_a_listing_without_bad_records_is_readable_by_older() -> None:
     # Given the names that the first release with listings knows, all others of which end a run there
     known = {"number", "pages", "read", "fewest", "most", "before"}
 
