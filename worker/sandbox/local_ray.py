@@ -37,7 +37,7 @@ def check_paths() -> None:
 
 def _short_temp_dir() -> Path:
     temp_dir = temp_root()
-    return temp_dir if len(str(temp_dir)) <= MAX_TEMP_PATH_CHARS else Path("/tmp")
+    return temp_dir if len(str(temp_dir)) <= MAX_TEMP_PATH_CHARS else Path("/tmp")  # noqa: S108 - as short
 
 
 class LocalRay:

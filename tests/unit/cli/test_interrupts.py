@@ -26,14 +26,17 @@ def test_a_signal_ends_the_block_as_ctrl_c_does(number: signal.Signals) -> None:
 
 
 def test_a_second_signal_does_not_interrupt_the_clean_up() -> None:
-    cleaned_up = False
+    cleaned_up = []
 
-    with pytest.raises(KeyboardInterrupt), interrupt_once():
+    def work_and_clean_up() -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         finally:
             os.kill(os.getpid(), signal.SIGHUP)
-            cleaned_up = True
+            cleaned_up.append(True)
+
+    with pytest.raises(KeyboardInterrupt), interrupt_once():
+        work_and_clean_up()
 
     assert cleaned_up
 
