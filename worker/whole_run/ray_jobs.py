@@ -9,7 +9,7 @@ from shared.messages import RESOURCE_KEYS, JsonObject
 from worker.platform import clean
 from worker.plugins.errors import PluginCallError, PluginHostUnavailableError, RayDriverError
 from worker.plugins.package import Packages, runtime_env
-from worker.plugins.ray_driver import RayConnection, jobs
+from worker.plugins.ray_driver import RayConnection, job_logs, jobs
 from worker.plugins.requests import ActionRequest
 from worker.plugins.store import Release
 from worker.whole_run.job_output import LOG_WINDOW_BYTES, JobOutput, read_job_output
@@ -93,7 +93,7 @@ class RayJobs:
     def output(self, id: str) -> JobOutput:
         """See `Jobs.output`."""
         self._connection.connect()
-        return read_job_output(str(self._call(jobs.end_of_log, id, LOG_WINDOW_BYTES)))
+        return read_job_output(str(self._call(job_logs.end_of_log, id, LOG_WINDOW_BYTES)))
 
     def _call(
         self, function: Callable[..., Any], *arguments: Any, undo: Callable[[Any], Any] | None = None

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from worker.plugins.ray_driver import jobs
+from worker.plugins.ray_driver import job_logs, jobs
 
 GB = 1024**3
 MB = 1024**2
@@ -89,14 +89,14 @@ def test_of_a_log_of_gigabytes_only_the_end_is_sent(log: Path) -> None:
         file.write(END)
 
     # When its end is read, then no more than that has travelled
-    assert jobs.end_of_log("job-1", MB, 10).endswith(END.decode())
+    assert job_logs.end_of_log("job-1", MB, 10).endswith(END.decode())
     assert Head.sent == MB
 
 
 def test_a_log_shorter_than_its_window_is_read_whole(log: Path) -> None:
     log.write_bytes("한글".encode() + END)
 
-    assert jobs.end_of_log("job-1", MB, 10) == "한글\nresult\n"
+    assert job_logs.end_of_log("job-1", MB, 10) == "한글\nresult\n"
 
 
 @pytest.mark.parametrize("content", [None, b""])
@@ -104,10 +104,10 @@ def test_a_job_that_has_printed_nothing_has_no_log(log: Path, content: bytes | N
     if content is not None:
         log.write_bytes(content)
 
-    assert jobs.end_of_log("job-1", MB, 10) == ""
+    assert job_logs.end_of_log("job-1", MB, 10) == ""
 
 
 def test_a_job_that_never_began_has_no_log(log: Path) -> None:
     log.with_name("began").unlink()
 
-    assert jobs.end_of_log("job-1", MB, 10) == ""
+    assert job_logs.end_of_log("job-1", MB, 10) == ""

@@ -13,9 +13,7 @@ from shared.messages import JsonObject
 
 HEAD_RESOURCE: Final = "node:__internal_head__"
 PATH: Final = "/api/jobs/"
-LOG_PATH: Final = "/logs/job-driver-{}.log"
-"""On the agent of the node that has run the job, which answers with the range that is asked for."""
-OK, PARTIAL, NOT_FOUND, EMPTY_RANGE = 200, 206, 404, 416
+OK, NOT_FOUND = 200, 404
 UNDO_TIMEOUT_SECONDS: Final = 30.0
 MAX_MESSAGE_CHARS: Final = 50_000
 """Of Ray's message about a job, at the end of which stands what went wrong."""
@@ -28,7 +26,7 @@ def submit_job(submission: JsonObject, seconds: float) -> JsonObject:
     The job's programs are those beside the Python of the cluster: Ray starts a job by a shell, whose `python`
     may be any. A virtual environment that Ray makes for the job goes before that.
     """
-    status, text = _call(seconds, "POST", PATH, submission, in_clusters_python=True)
+    status, text = call_dashboard(seconds, "POST", PATH, submission, in_clusters_python=True)
     return {"id": submission["submission_id"], "status": status, "text": text[-MAX_ERROR_CHARS:]}
 
 
@@ -39,49 +37,31 @@ def undo_submission(answer: JsonObject) -> None:
 
 def job_state(id: str, seconds: float) -> JsonObject | None:
     """The job's `status`, and Ray's `message` about it; None when the cluster does not know it."""
-    status, text = _call(seconds, "GET", _path(id))
+    status, text = call_dashboard(seconds, "GET", job_path(id))
     if status == NOT_FOUND:
         return None
-    job = _object(status, text)
+    job = object_of(status, text)
     return {"status": job.get("status"), "message": str(job.get("message") or "")[-MAX_MESSAGE_CHARS:]}
 
 
 def stop_job(id: str, seconds: float) -> bool:
     """Ask Ray to stop the job: SIGTERM, and SIGKILL three seconds later. False when it has ended."""
-    status, text = _call(seconds, "POST", f"{_path(id)}/stop", {})
-    return status != NOT_FOUND and bool(_object(status, text).get("stopped"))
+    status, text = call_dashboard(seconds, "POST", f"{job_path(id)}/stop", {})
+    return status != NOT_FOUND and bool(object_of(status, text).get("stopped"))
 
 
-def end_of_log(id: str, max_bytes: int, seconds: float) -> str:
-    """The last bytes of the job's log, read where it lies, by the agent of the node that has run the job.
-
-    Ray's own answer is the whole log as one JSON text: of several GB it takes minutes and the node's memory.
-    A job that never began has no log.
-    """
-    status, text = _call(seconds, "GET", _path(id))
-    address = None if status == NOT_FOUND else _object(status, text).get("driver_agent_http_address")
-    if not address:
-        return ""
-    status, text = _call(
-        seconds, "GET", f"{address}{LOG_PATH.format(quote(id, safe=''))}", max_bytes=max_bytes
-    )
-    if status not in (OK, PARTIAL, NOT_FOUND, EMPTY_RANGE):
-        raise OSError(f"the agent of the job's node answered {status}: {text[-MAX_ERROR_CHARS:]}")
-    return text if status in (OK, PARTIAL) else ""
-
-
-def _path(id: str) -> str:
+def job_path(id: str) -> str:
     return f"{PATH}{quote(id, safe='')}"
 
 
-def _object(status: int, text: str) -> JsonObject:
+def object_of(status: int, text: str) -> JsonObject:
     if status != OK:
         raise OSError(f"Ray's dashboard answered {status}: {text[-MAX_ERROR_CHARS:]}")
     answer: JsonObject = json.loads(text)
     return answer
 
 
-def _call(
+def call_dashboard(
     seconds: float,
     method: str,
     path: str,

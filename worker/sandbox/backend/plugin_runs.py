@@ -12,8 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from shared import DeployMessage, Message
-from shared.statuses import ServeApplicationStatus
+from shared import DeployMessage, Message, ServeApplicationStatus
 from worker.actions import create_serve_multiplexed_model_id
 from worker.sandbox.api import Api, ApiError, api_error, json_response, validated
 from worker.sandbox.backend.entities import Releases
@@ -111,8 +110,7 @@ class PluginRuns:
         except httpx.TransportError:
             raise api_error(503, "The application cannot be reached.") from None
         if upstream.status_code == httpx.codes.NOT_FOUND:
-            # Serve's proxy answers so for a route that is gone, of which the record may not know yet.
-            await self._sync.refresh()
+            await self._sync.refresh()  # Serve's proxy answers so for a route that is gone
             self._application(code, version, agent)
         if not upstream.is_success:
             raise api_error(upstream.status_code, upstream.text[:1000])
@@ -125,25 +123,20 @@ class PluginRuns:
         return create_serve_multiplexed_model_id(str(model), self._plugin_token, backend_url)
 
     def _application(self, code: str, version: str | None, agent: int) -> Row:
+        values = code, version, version, code, agent
         records = self._state.rows(
             "SELECT serve_applications.* FROM serve_applications JOIN jobs ON jobs.id = job"  # noqa: S608
             f" WHERE ({RELEASE_SQL} = ? || '@' || ? OR (? IS NULL AND {RELEASE_SQL} LIKE ? || '@%')) AND"
             " agent = ?"
             " ORDER BY serve_applications.status = 'RUNNING' DESC, serve_applications.id DESC LIMIT 1",
-            code,
-            version,
-            version,
-            code,
-            agent,
+            *values,
         )
         if not records:
             release = f"{code}@{version}" if version else code
             raise api_error(404, f"{release} is not deployed on agent {agent}: it has no serve application.")
         name, status = records[0]["application"], records[0]["status"]
         if status == ServeApplicationStatus.UNAVAILABLE:
-            raise api_error(
-                503, f"{name} is not deployed on agent {agent}: Ray Serve does not have it any more."
-            )
+            raise api_error(503, f"{name} is not deployed on agent {agent}: Ray Serve has it no more.")
         if status != ServeApplicationStatus.RUNNING:
             raise api_error(503, f"The application {name} on agent {agent} is not running: {status}.")
         return records[0]

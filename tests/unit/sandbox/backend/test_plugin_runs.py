@@ -185,7 +185,7 @@ async def test_an_application_that_was_removed_is_named(
     answer = await backend.post("/plugins/digits/run/", json=body)
 
     # Then the answer names it
-    text = f"{NAME} is not deployed on agent 1: Ray Serve does not have it any more."
+    text = f"{NAME} is not deployed on agent 1: Ray Serve has it no more."
     assert (answer.status_code, answer.json()) == (503, {"detail": text})
 
 
