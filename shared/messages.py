@@ -168,7 +168,8 @@ class ToTaskParams(BaseModel):
         model: Id of the model; required by `inference`.
         pre_processor_params: Additional parameters of the inference call.
         batch_size: Requests that a pre-processor is sent at once, unless its release declares
-            `serve_options.batch.max_batch_size`.
+            `serve_options.batch.max_batch_size`. Where it is not given, a pre-processor is sent as many as
+            its `serve_options.max_ongoing_requests`, by default 5.
         data_schema: `schema` in the message. With `any` the backend does not check the data's schema.
     """
 
