@@ -1,5 +1,6 @@
 """The settings from the environment, checked once at start (contract: "Settings")."""
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -13,6 +14,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     SecretStr,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -290,6 +292,19 @@ def load_settings() -> Settings:
         raise SettingsError(
             "\n".join(_mistake_line(mistake) for mistake in error.errors(include_url=False))
         ) from None
+
+
+def environment_setting(name: str) -> Any:
+    """One setting, for a process that is no worker and has not all of them; raises `SettingsError`."""
+    field, text = Settings.model_fields[name], os.environ.get(name.upper(), "").strip()
+    if not text:
+        return field.get_default(call_default_factory=True)
+    adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])
+    try:
+        return adapter.validate_python(text)
+    except ValidationError as error:
+        [(_, what)] = [mistake_parts(mistake) for mistake in error.errors(include_url=False)][:1]
+    raise SettingsError(f"{name.upper()} {what}")
 
 
 _MAY_BE_SHOWN = ("plugins_dir", "worker_plugin_host")

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
@@ -32,9 +33,6 @@ _CAPACITY_SKIP_LOG = "serve capacity gate skipped: agent_client not provided"
 
 MAX_REASONS_CHARS = 2_000
 """Of an agent's reasons in the error that users read."""
-
-DIRECT_TIMEOUT_SECONDS = 600.0
-"""How long a direct `deploy()` waits for the application to run."""
 
 
 def check_serve_capacity(
@@ -137,6 +135,7 @@ class BaseDeploymentAction(BaseAction[P]):
     entrypoint: Any = None
     base_params = DeployParams
     params_model = DeployParams
+    _is_direct = False
     operations: ClassVar[Mapping[str, str]] = {
         "plan": "_plan_operation",
         "submit": "_submit_operation",
@@ -291,14 +290,24 @@ class BaseDeploymentAction(BaseAction[P]):
         return submit(self._entrypoint(), plan, runtime_env, url, arguments, self.ctx.language)
 
     def deploy(self) -> None:
-        """Pass the capacity gate, submit the application and wait until it runs, at most ten minutes.
+        """Pass the capacity gate, submit the application and wait until it runs.
+
+        A direct call reads the config.yaml of the current folder, if there is one, and waits for
+        WORKER_DEPLOY_TIMEOUT_SECONDS (contract: "Settings").
 
         Raises:
             RuntimeError: The gate denies it, or Serve cannot run it; the message has the reason.
+            ReleaseInvalidError: config.yaml has mistakes.
         """
+        from worker.actions.direct_deploy import folder_request
         from worker.actions.serve_submit import wait_until_running
+        from worker.settings import environment_setting
 
         self._entrypoint()
+        seconds = environment_setting("worker_deploy_timeout_seconds")
+        if self._request is None:
+            self._request, self._is_direct = folder_request(self, Path.cwd()), True
+            self.ctx.env.update(self._request.env if self._request else {})
         plan = self.plan()
         self.ray_init()
         self._check_serve_capacity(*gate_options(plan))
@@ -306,7 +315,7 @@ class BaseDeploymentAction(BaseAction[P]):
         for message in outcome["messages"]:
             self.ctx.log_message(message)
         remove_failed = not outcome["replaced"]
-        wait_until_running(plan["app_name"], DIRECT_TIMEOUT_SECONDS, plan["digest"], remove_failed)
+        wait_until_running(plan["app_name"], seconds, plan["digest"], remove_failed)
 
     def execute(self) -> JsonObject:
         """Run the whole action in this process, blocking: deploy and register.
@@ -325,7 +334,7 @@ class BaseDeploymentAction(BaseAction[P]):
         return {"serve_application": application}
 
     def _check_serve_capacity(self, ray_actor_options: JsonObject, serve_options: JsonObject) -> None:
-        if self._request is not None:
+        if self._request is not None and not self._is_direct:
             return  # a whole run, for which the worker has asked
         check_serve_capacity(
             self.ctx.agent_client,

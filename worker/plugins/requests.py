@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from shared.messages import JsonObject
 
 if TYPE_CHECKING:
+    from worker.plugins.config import ReleaseConfig
     from worker.plugins.store import Release
 
 
@@ -77,14 +78,9 @@ def request_for(
     job: str | None = None,
     language: str = "en",
 ) -> ActionRequest:
-    """A request to an action; raises `ReleaseInvalidError` when the release does not declare it.
-
-    Options and resources that the action does not declare are those of `inference`, as for a dispatch.
-    """
+    """A request to an action; raises `ReleaseInvalidError` when the release does not declare it."""
     declared = release.action(action)
-    inference = release.config.actions.get("inference", declared)
-    # A number of replicas there must not replace autoscaling that the action declares.
-    resources = {key: value for key, value in inference.required_resources.items() if key != "num_replicas"}
+    serve_options, required_resources = action_options(release.config, action)
     return ActionRequest(
         release=release.name,
         action=action,
@@ -93,9 +89,21 @@ def request_for(
         env={**release.config.env, **run_settings(release, clients.host)},
         job=job,
         language=language,
-        serve_options={**inference.serve_options, **declared.serve_options},
-        required_resources={**resources, **declared.required_resources},
+        serve_options=serve_options,
+        required_resources=required_resources,
         clients=clients,
+    )
+
+
+def action_options(config: "ReleaseConfig", action: str) -> tuple[JsonObject, JsonObject]:
+    """The `serve_options` and `required_resources` of an action; those it lacks are `inference`'s."""
+    declared = config.actions[action]
+    inference = config.actions.get("inference", declared)
+    # A number of replicas there must not replace autoscaling that the action declares.
+    resources = {key: value for key, value in inference.required_resources.items() if key != "num_replicas"}
+    return (
+        {**inference.serve_options, **declared.serve_options},
+        {**resources, **declared.required_resources},
     )
 
 
