@@ -16,6 +16,7 @@ from typing import Any
 from celery.exceptions import Retry
 from structlog.contextvars import get_contextvars
 
+from worker.deploy.capacity import CapacityWaitlist
 from worker.platform import AsyncBackendClient, BackendClient
 from worker.pre_processor.waitlist import Waitlist
 from worker.runs.model import Lease
@@ -148,6 +149,8 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
         constant("waitlist resume"),
         lambda waitlist, jobs, _messages: (waitlist.name.code, *jobs),
     )
+    for method in ("look", "leave"):
+        add_points(crashes, CapacityWaitlist, method, constant(f"capacity {method}"), first_argument)
     for method in ("record", "complete_chunk", "next_chunks", "mark_published"):
         add_points(crashes, RedisLedger, method, constant(f"ledger {method}"), job_of_ledger)
     add_points(crashes, TaskIndex, "commit", constant("task_index commit"), job_of_ledger)

@@ -189,9 +189,10 @@ class FaultyProxy:
 
 
 class CapacityAgent:
-    """An agent whose cluster has capacity for everything; it can hang, and restart."""
+    """An agent whose cluster has capacity for everything; it can deny, hang, and restart."""
 
     def __init__(self) -> None:
+        self._denied: set[str] = set()
         self._hangs = threading.Event()
         self._hang_ended = threading.Event()
         self.server = Server(self._respond)
@@ -208,6 +209,10 @@ class CapacityAgent:
             self._hang_ended.set()
             self._hang_ended = threading.Event()
 
+    def deny_once(self, app_name: str) -> None:
+        """Have no room for this application when asked the next time."""
+        self._denied.add(app_name)
+
     def restart(self, seconds_down: float) -> None:
         """Reject connections for `seconds_down`, then listen on the same port again."""
         port = self.server.port
@@ -219,10 +224,14 @@ class CapacityAgent:
         self._hang_ended.set()
         self.server.close()
 
-    def _respond(self, _request: Handler, _body: bytes) -> Response:
+    def _respond(self, _request: Handler, body: bytes) -> Response:
         if self._hangs.is_set():
             self._hang_ended.wait(MAX_HANG_SECONDS)
             raise ConnectionClosed
+        asked = json.loads(body or b"{}").get("metadata", {}).get("plugin_code")
+        if asked in self._denied:
+            self._denied.remove(asked)
+            return json_response({"allowed": False, "reasons": ["insufficient_cpu"]})
         return json_response({"allowed": True, "reasons": []})
 
 

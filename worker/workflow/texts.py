@@ -12,6 +12,8 @@ class Text(StrEnum):
     STEP_WAITS = "{step} waits: {error}"
     FITS = "The cluster has room."
     NOT_CHECKED = "Capacity was not checked: there is no agent to ask."
+    NO_CAPACITY = "The cluster has no room ({reasons}): waiting at position {position}, {left} s at most."
+    WAITS_FOR_CAPACITY = "Waiting for room on the cluster at position {position}, {left} s at most."
     IDENTICAL = "{app} is there already: nothing to submit."
     REPLACED = "{app} is replaced in place: the running version serves until the new one is ready"
     REPLACED_WITH_WAIT = (
@@ -37,6 +39,10 @@ KOREAN: Final[Mapping[Text, str]] = {
     Text.STEP_WAITS: "{step} 단계가 대기합니다: {error}",
     Text.FITS: "클러스터에 여유가 있습니다.",
     Text.NOT_CHECKED: "물어볼 에이전트가 없어 용량을 확인하지 않았습니다.",
+    Text.NO_CAPACITY: (
+        "클러스터에 여유가 없습니다 ({reasons}). 대기 순서 {position}번째로 최대 {left}초 동안 기다립니다."
+    ),
+    Text.WAITS_FOR_CAPACITY: "클러스터의 여유를 대기 순서 {position}번째로 최대 {left}초 동안 기다립니다.",
     Text.IDENTICAL: "{app}이(가) 이미 배포되어 있어 제출할 것이 없습니다.",
     Text.REPLACED: "{app}을(를) 교체합니다: 새 버전이 준비될 때까지 실행 중인 버전이 응답합니다",
     Text.REPLACED_WITH_WAIT: (
