@@ -17,7 +17,7 @@ from celery.exceptions import Retry
 from structlog.contextvars import get_contextvars
 
 from worker.deploy.capacity import CapacityWaitlist
-from worker.platform import AsyncBackendClient, BackendClient
+from worker.platform import AgentClient, AsyncBackendClient, BackendClient
 from worker.pre_processor.waitlist import Waitlist
 from worker.runs.model import Lease
 from worker.runs.publisher import CeleryPublisher
@@ -148,6 +148,13 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
         "resume",
         constant("waitlist resume"),
         lambda waitlist, jobs, _messages: (waitlist.name.code, *jobs),
+    )
+    add_points(
+        crashes,
+        AgentClient,
+        "check_feasibility",
+        constant("check_feasibility"),
+        lambda _self, **asked: (asked["metadata"]["plugin_code"].partition("@")[0],),
     )
     for method in ("look", "leave"):
         add_points(crashes, CapacityWaitlist, method, constant(f"capacity {method}"), first_argument)

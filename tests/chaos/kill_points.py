@@ -150,6 +150,7 @@ INFERENCE = """
 WAITLIST = """
 <>   waitlist join
 <>   publish pre_processor.await_ready
+<>   check_feasibility
 <>*  waitlist mark_sent
 <*>* run_plugin
 <>   waitlist mark_known

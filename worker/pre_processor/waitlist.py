@@ -226,9 +226,13 @@ class Waitlist:
         """The backend has answered the request with `job`."""
         self._update(token, {"job": job})
 
-    def mark_failed(self, token: str, message: str, *, maybe_accepted: bool) -> None:
-        """The request has failed; a deployment that may come of it has its time from now on."""
-        self._update(token, {"failure": message, "maybe_accepted": maybe_accepted, "sent_at": self.now()})
+    def mark_failed(self, token: str, message: str, *, maybe_accepted: bool) -> bool:
+        """The request has failed; a deployment that may come of it has its time from now on.
+
+        False when the claim is no longer the caller's own.
+        """
+        values = {"failure": message, "maybe_accepted": maybe_accepted, "sent_at": self.now()}
+        return self._update(token, values)
 
     def save_dispatch(self, before: Dispatch, after: Dispatch | None) -> None:
         """Write what a poll changed, None to clear, unless another run has claimed the dispatch since."""
