@@ -111,8 +111,8 @@ class Settings(BaseSettings):
     synapse_agent_url: HttpUrl | None = Field(
         None,
         repr=False,
-        description="Base URL of the agent, with `WORKER_AGENT` of that one alone; without it the agent is looked "
-        "up in the backend by its id.",
+        description="Base URL of the agent, with `WORKER_AGENT` of that one alone; "
+        "without it the agent is looked up in the backend by its id.",
     )
     synapse_agent_token: Token | None = Field(None, description="Token for the agent.")
     redis_url: Annotated[str, BeforeValidator(_stripped)] = Field(

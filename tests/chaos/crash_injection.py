@@ -16,7 +16,6 @@ from typing import Any
 from celery.exceptions import Retry
 from structlog.contextvars import get_contextvars
 
-from worker.deploy.capacity import CapacityWaitlist
 from worker.platform import AgentClient, AsyncBackendClient, BackendClient
 from worker.pre_processor.waitlist import Waitlist
 from worker.runs.model import Lease
@@ -26,6 +25,7 @@ from worker.runs.runs import Runs
 from worker.runs.store import RunStore
 from worker.to_task.discover import TaskIndex
 from worker.to_task.ledger import RedisLedger
+from worker.workflow.capacity import CapacityWaitlist
 from worker.workflow.task import StepTask
 
 Subjects = Callable[..., tuple[Any, ...]]

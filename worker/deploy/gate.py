@@ -14,7 +14,6 @@ from worker.actions.deployment import (
     check_serve_capacity,
 )
 from worker.actions.replica_needs import gate_options
-from worker.deploy.capacity import CapacityWaitlist, Place
 from worker.deploy.packages import DeployedPackages
 from worker.deploy.plan import (
     CAPACITY_GATE,
@@ -31,6 +30,7 @@ from worker.plugins.requests import WHOLE_RUN
 from worker.runs.model import Continue, Outcome, Reschedule, RunFailedError, Suspend
 from worker.services import Services
 from worker.whole_run.run import SUBMIT
+from worker.workflow.capacity import CapacityWaitlist, Place
 from worker.workflow.intake import begin_run
 from worker.workflow.texts import Text, in_language
 

@@ -19,6 +19,7 @@ from worker.platform import (
     error_type,
 )
 from worker.platform.agent import denial_reasons
+from worker.pre_processor.diagnosis import PROGRESS
 from worker.pre_processor.serve_application import (
     PreProcessor,
     classify_serve_app,
@@ -47,9 +48,6 @@ from worker.workflow.agent_task import CLUSTER
 from worker.workflow.texts import Text, in_language
 
 log = structlog.get_logger(__name__)
-
-PROGRESS = "prepare"
-"""The progress step that these steps belong to."""
 
 BLOCKED = "Pre-processor deployment blocked by capacity gate ({reasons})"
 DISPATCH_FAILED = "Pre-processor deployment dispatch failed ({error_type})"

@@ -184,6 +184,28 @@ class Waitlist:
         found = self._redis.zrange(self._waiters, 0, 0, withscores=True)
         return float(found[0][1]) if found else None
 
+    def without_diagnosis(self, timeout: float, limit: int) -> dict[str, float]:
+        """The next runs that have seen a poll and got no diagnosis, with their deadlines.
+
+        The order of the deadlines is that in which they joined, `timeout` seconds before.
+        """
+        last, polled_at = self._redis.hmget(self._hash, "diagnosed_to", "polled_at")
+        if polled_at is None:
+            return {}
+        joined = float(polled_at) + timeout
+        found = self._redis.zrangebyscore(
+            self._waiters, f"({last or 0}", joined, start=0, num=limit, withscores=True
+        )
+        return {str(job): float(deadline) for job, deadline in found}
+
+    def mark_diagnosed(self, deadline: float) -> None:
+        """The runs whose deadline is not later have got their diagnosis."""
+        self._redis.hset(self._hash, "diagnosed_to", repr(deadline))
+
+    def mark_polled(self, now: float) -> None:
+        """The runs that have joined before `now` have seen a poll."""
+        self._redis.hset(self._hash, "polled_at", repr(now))
+
     def remove(self, *jobs: str) -> None:
         """Take runs off the list."""
         if jobs:

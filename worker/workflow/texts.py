@@ -25,6 +25,12 @@ class Text(StrEnum):
     WAITS_FOR = "Waiting for pre-processor {release}."
     WAITS_FOR_JOB = "Waiting for pre-processor {release} (job {job})."
     DISPATCHED = "Waiting for pre-processor {release} (dispatched as job {job})."
+    DIAGNOSIS = "Pre-processor {release} does not run yet: {details}."
+    NOT_DISPATCHED = "its deployment is about to be dispatched"
+    DEPLOYED_BY = "its deployment is job {job}"
+    FREE_GPUS = "{free:g} of {total:g} GPUs are free"
+    REPLICAS = "{count} replicas run on the cluster"
+    QUEUE_POSITION = "queue position {position}"
     GONE = "Pre-processor {release} does not run any more: waiting for it."
     SLOW = "The backend is slow ({error}): annotating goes on more slowly."
     FAILED_TASKS = "{failed} of {total} tasks failed; task {task}: {error}"
@@ -55,6 +61,12 @@ KOREAN: Final[Mapping[Text, str]] = {
     Text.WAITS_FOR: "전처리기 {release}을(를) 기다립니다.",
     Text.WAITS_FOR_JOB: "전처리기 {release}을(를) 기다립니다 (작업 {job}).",
     Text.DISPATCHED: "전처리기 {release}을(를) 기다립니다 (작업 {job}(으)로 배포를 요청했습니다).",
+    Text.DIAGNOSIS: "전처리기 {release}이(가) 아직 실행되지 않습니다: {details}.",
+    Text.NOT_DISPATCHED: "곧 배포를 요청합니다",
+    Text.DEPLOYED_BY: "작업 {job}이(가) 배포합니다",
+    Text.FREE_GPUS: "GPU {total:g}개 중 {free:g}개가 비어 있습니다",
+    Text.REPLICAS: "클러스터에서 레플리카 {count}개가 실행 중입니다",
+    Text.QUEUE_POSITION: "대기 순서 {position}번째",
     Text.GONE: "전처리기 {release}이(가) 더 이상 실행되지 않아 기다립니다.",
     Text.SLOW: "백엔드가 느립니다 ({error}): 더 천천히 계속합니다.",
     Text.FAILED_TASKS: "작업 항목 {total}개 중 {failed}개가 실패했습니다. 항목 {task}: {error}",

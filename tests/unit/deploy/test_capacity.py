@@ -6,7 +6,6 @@ import pytest
 
 from shared.channels import job_key
 from tests.unit.deploy.deploy_harness import DeployHarness
-from worker.deploy.capacity import MAX_POLL_SECONDS, POLL_SECONDS
 from worker.deploy.gate import capacity_gate
 from worker.deploy.plan import CAPACITY_GATE, SERVE_RUN
 from worker.platform import ClientTimeoutError
@@ -15,6 +14,7 @@ from worker.runs.keys import heartbeats_key
 from worker.runs.model import Continue, Outcome, Reschedule
 from worker.runs.reports.reporter import stop
 from worker.whole_run.run import SUBMIT
+from worker.workflow.capacity import MAX_POLL_SECONDS, POLL_SECONDS
 
 DENIED = {"allowed": False, "reasons": ["insufficient_gpu"]}
 ALLOWED = {"allowed": True, "reasons": []}

@@ -42,7 +42,8 @@ class CapacityWaitlist:
 
     def __init__(self, redis: "Redis", agent: int) -> None:
         self._agent = agent
-        self._scripts = run_scripts(redis, "worker.deploy")
+        self._redis = redis
+        self._scripts = run_scripts(redis, "worker.workflow")
         key = f"{redis_prefix()}:capacity:{{{agent}}}"
         self._keys = [f"{key}:waiters", f"{key}:admitted"]
 
@@ -61,6 +62,11 @@ class CapacityWaitlist:
             RETENTION_SECONDS,
         )
         return Place(float(came), int(position), int(position) == 1 and not is_paused)
+
+    def position(self, job: str) -> int | None:
+        """From 1; None for a run that does not wait."""
+        rank = self._redis.zrank(self._keys[0], job)
+        return None if rank is None else int(rank) + 1
 
     def leave(self, job: str) -> None:
         """The run is admitted. A run that ends leaves by itself."""
