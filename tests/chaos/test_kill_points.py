@@ -79,7 +79,7 @@ class Scenario:
             fleet.request_crash(self.point.point, self.subject)
             fleet.start_worker()
             if waits:
-                fleet.harness.agent.deny_once(plugin)
+                fleet.harness.agent.deny(plugin, times=1)
             fleet.deploy(self.job, plugin, **({"wait_for_capacity": 60} if waits else {}))
             return
         if kind in WHOLE_KINDS:
