@@ -12,6 +12,9 @@ from worker.runs.scripts import run_scripts
 POLL_SECONDS = 5.0
 MAX_POLL_SECONDS = 60.0
 
+MAX_POSITION = 100
+"""Those further behind are at this position, too, so that a look costs the same however many wait."""
+
 ADMISSION_SECONDS = 10
 """Within this time after it was admitted a deployment has started its replicas. Until then the cluster still
 shows their capacity as free, and the next one that waits is not admitted."""
@@ -24,7 +27,7 @@ class Place:
     came_at: float
     """By Redis's clock."""
     position: int
-    """From 1; 0 for a run that has ended."""
+    """From 1 to `MAX_POSITION`; 0 for a run that has ended."""
     is_next: bool
     """Whether the agent may be asked for this run."""
 
@@ -60,13 +63,18 @@ class CapacityWaitlist:
             RUN_PREFIX,
             f"capacity of agent {self._agent}",
             RETENTION_SECONDS,
+            MAX_POSITION - 1,
         )
         return Place(float(came), int(position), int(position) == 1 and not is_paused)
 
     def position(self, job: str) -> int | None:
-        """From 1; None for a run that does not wait."""
-        rank = self._redis.zrank(self._keys[0], job)
-        return None if rank is None else int(rank) + 1
+        """From 1 to `MAX_POSITION`; None for a run that does not wait."""
+        waiters = self._keys[0]
+        came = self._redis.zscore(waiters, job)
+        if came is None:
+            return None
+        before = self._redis.zrangebyscore(waiters, "-inf", f"({came!r}", start=0, num=MAX_POSITION - 1)
+        return len(before) + 1
 
     def leave(self, job: str) -> None:
         """The run is admitted. A run that ends leaves by itself."""

@@ -14,7 +14,7 @@ from worker.runs.keys import heartbeats_key
 from worker.runs.model import Continue, Outcome, Reschedule
 from worker.runs.reports.reporter import stop
 from worker.whole_run.run import SUBMIT
-from worker.workflow.capacity import MAX_POLL_SECONDS, POLL_SECONDS
+from worker.workflow.capacity import MAX_POLL_SECONDS, POLL_SECONDS, CapacityWaitlist
 
 DENIED = {"allowed": False, "reasons": ["insufficient_gpu"]}
 ALLOWED = {"allowed": True, "reasons": []}
@@ -270,3 +270,16 @@ def test_one_that_does_not_wait_is_asked_for_at_once(full: DeployHarness) -> Non
     full.accept("2")
     assert look(full, "2") == Continue(SERVE_RUN)
     assert waiting(full) == ["1"]
+
+
+def test_a_position_is_counted_up_to_a_hundred(full: DeployHarness) -> None:
+    # Given more runs that wait than are counted
+    full.services.redis.zadd(WAITERS, {f"before-{number}": number for number in range(150)})
+    for number in range(150):
+        full.runs.heartbeats.schedule(run_member(f"before-{number}"))
+    wait(full, "1")
+
+    # Then the last one reads the last position that there is
+    assert "at position 100" in said(full, "1")[0]
+    assert CapacityWaitlist(full.services.redis, 1).position("1") == 100
+    assert CapacityWaitlist(full.services.redis, 1).position("before-4") == 5

@@ -2,7 +2,7 @@
 -- off whose runs are lost: they have no heartbeat (an ended run leaves the list by itself), or an overdue one.
 -- KEYS: list, time of the last admission, run, public record of the run, heartbeats
 -- ARGV: job, when it came or '', begins the heartbeat member of a run, what listeners read about the wait, expiry in
---   seconds
+--   seconds, most that are counted before it
 -- Returns when it came, its position from 1, 1 while the one admitted last may not have started yet.
 if not run_open(KEYS[3]) then return {'0', 0, 0} end
 local now = now()
@@ -16,5 +16,7 @@ while first ~= ARGV[1] do
 end
 join_waitlist(KEYS[3], KEYS[1], KEYS[4], ARGV[4])
 redis.call('EXPIRE', KEYS[1], ARGV[5])
-local position = redis.call('ZRANK', KEYS[1], ARGV[1]) + 1
-return {redis.call('ZSCORE', KEYS[1], ARGV[1]), position, redis.call('EXISTS', KEYS[2])}
+local came = redis.call('ZSCORE', KEYS[1], ARGV[1])
+-- Not ZRANK, which users of Redis with least rights do not have: so many are counted at most.
+local before = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. came, 'LIMIT', 0, ARGV[6])
+return {came, #before + 1, redis.call('EXISTS', KEYS[2])}
