@@ -10,4 +10,6 @@ RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 RUN useradd --create-home worker
 USER worker
 STOPSIGNAL SIGTERM
+# A worker that has lost its broker is healthy: it connects again by itself.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=60s CMD ["synapse-worker", "live"]
 CMD ["celery", "-A", "worker", "worker", "-Q", "deploy,to_task,annotate,logs,control", "--pool", "threads"]

@@ -14,6 +14,8 @@ from worker.broker import broker_settings, broker_url, message_rejected, step_un
 from worker.broker.config import EX_CONFIG, QUEUES
 from worker.logs.relay import LogRelayStep
 from worker.maintenance import Maintenance
+from worker.monitoring.http_server import HttpServerStep
+from worker.monitoring.probes import ConnectedStep, StateStep
 from worker.pool import MinThreadsStep
 from worker.redis_needs import RedisClusterError, reject_cluster
 from worker.services import services
@@ -86,6 +88,9 @@ def make_app(settings: Settings) -> Celery:
     app.steps["worker"].add(MinThreadsStep)
     app.steps["worker"].add(MaintenanceStep)
     app.steps["worker"].add(LogRelayStep)
+    app.steps["worker"].add(StateStep)
+    app.steps["worker"].add(HttpServerStep)
+    app.steps["consumer"].add(ConnectedStep)
     app.steps["consumer"].add(TaskEventsStep)
     app.steps["consumer"].add(RevocationsStep)
     return app

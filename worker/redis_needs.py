@@ -16,13 +16,22 @@ CLUSTER_ERROR: Final = (
 )
 
 COMMANDS_ON_A_KEY: Final = (
-    *("hset f v", "hsetnx f v", "hincrby f 0", "hget f", "hmget f", "hgetall", "hexists f", "hdel g"),
+    *("hset f v", "hsetnx f v", "hincrby f 0", "hget f", "hmget f", "hgetall", "hexists f", "hdel g", "hlen"),
     *("persist", "pexpire 10000", "pttl", "expire 10", "exists"),
     *("set v NX EX 10", "get", "incr", "setbit 0 0", "getbit 0"),
     *("sadd m", "srem m", "smembers", "scard"),
-    *("zadd 1 m", "zrem m", "zremrangebyscore 0 0", "zrange 0 0", "zrangebyscore 0 0", "zscore m", "zcard"),
+    *(
+        "zadd 1 m",
+        "zrem m",
+        "zremrangebyscore 0 0",
+        "zrange 0 0",
+        "zrangebyscore 0 0",
+        "zscore m",
+        "zcard",
+        "zcount 0 0",
+    ),
     *("lpush v", "rpush v", "lpop", "rpop", "blpop 1", "brpop 1", "lrange 0 0", "llen"),
-    *("xadd * f v", "xdel 0-1", "xrange - +", "unlink", "dump", "restore 0 x", "del"),
+    *("xadd * f v", "xlen", "xdel 0-1", "xrange - +", "unlink", "dump", "restore 0 x", "del"),
 )
 """What the worker and its transport call, with arguments that do no harm to a hash; the last deletes it."""
 

@@ -213,6 +213,14 @@ class Settings(BaseSettings):
         30 * 24 * 60 * 60, description="Dead letter: removed after so many seconds, by default 30 days."
     )
 
+    worker_http_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        None,
+        description="Port of `/metrics`, `/live` and `/ready`, for all workers of a host; without it none.",
+    )
+    worker_http_host: str = Field(
+        "127.0.0.1", description="Address on which that port is opened; `0.0.0.0` for all."
+    )
+
     @field_validator("*", mode="before")
     @classmethod
     def _is_not_in_quotes(cls, value: object) -> object:

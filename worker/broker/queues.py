@@ -1,6 +1,6 @@
 """What waits in the queues of a Redis, also in those on which no worker listens."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from kombu.transport.redis import Channel, Transport
@@ -9,7 +9,7 @@ from redis.exceptions import NoPermissionError
 
 from shared.messages import DeployMessage
 from worker.broker.config import QUEUES
-from worker.broker.keys import delayed_key
+from worker.broker.keys import delayed_key, unacked_key
 
 DEFAULT_QUEUE: Final = "celery"
 """Where Celery puts a message that is sent without `queue=`."""
@@ -43,13 +43,25 @@ def _queues(redis: "Redis", keyprefix: str) -> set[str]:
 
 
 def _count(redis: "Redis", queue: str, keyprefix: str) -> int:
-    steps = Transport.Channel.priority_steps
-    lists = [f"{queue}{Channel.sep}{step}" if step else queue for step in steps]
     try:
-        with redis.pipeline(transaction=False) as pipeline:
-            for name in lists:
-                pipeline.llen(f"{keyprefix}{name}")
-            pipeline.zcard(f"{keyprefix}{delayed_key(queue)}")
-            return sum(pipeline.execute())
+        waiting, delayed = queue_lengths(redis, [queue], keyprefix)[queue]
     except NoPermissionError:
         return 0
+    return waiting + delayed
+
+
+def queue_lengths(redis: "Redis", queues: Sequence[str], keyprefix: str = "") -> dict[str, tuple[int, int]]:
+    """How many messages of each queue wait, of all priorities, and how many are delayed."""
+    steps = Transport.Channel.priority_steps
+    with redis.pipeline(transaction=False) as pipeline:
+        for queue in queues:
+            for step in steps:
+                pipeline.llen(f"{keyprefix}{queue}{Channel.sep}{step}" if step else f"{keyprefix}{queue}")
+            pipeline.zcard(f"{keyprefix}{delayed_key(queue)}")
+        found = iter(pipeline.execute())
+    return {queue: (sum(next(found) for _ in steps), next(found)) for queue in queues}
+
+
+def held_messages(redis: "Redis", keyprefix: str = "") -> int:
+    """How many messages the workers hold, which are those that are not acknowledged."""
+    return int(redis.hlen(f"{keyprefix}{unacked_key()}"))

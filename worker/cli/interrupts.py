@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: for commands that clean up before they end, and while modules are imported."""
+"""Ctrl-C, SIGTERM and SIGHUP: for commands that clean up before they end, and while modules are imported."""
 
 import os
 import signal
@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, NoReturn
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""SIGHUP comes when the terminal is closed."""
 
 
 @contextmanager
 def interrupt_once() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does; later signals are ignored, to not interrupt the clean-up."""
+    """SIGTERM ends the block as Ctrl-C does; later signals are ignored, to not interrupt the clean-up.
+
+    So does SIGHUP, unless it is ignored already, as `nohup` has it.
+    """
 
     def interrupt(*_: object) -> NoReturn:
         for number in SIGNALS:
@@ -22,12 +26,17 @@ def interrupt_once() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    heard = [number for number in SIGNALS if number is not signal.SIGHUP or not _is_ignored(number)]
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 @contextmanager

@@ -30,8 +30,16 @@ COMMANDS: Final = {
     "rollback": ("cluster:rollback", "Let an application run again what it ran before its last update."),
     "undeploy": ("cluster:undeploy", "Remove an application from Ray Serve, and what is kept of it."),
     "doctor": (
-        "doctor:doctor",
+        "checks.doctor:doctor",
         "Check the environment that a worker would start in; exit code 1 when something is wrong.",
+    ),
+    "live": (
+        "checks.probes:live",
+        "Whether the workers of this host live; exit code 1 when one is to be started anew.",
+    ),
+    "ready": (
+        "checks.probes:ready",
+        "Whether the workers of this host fetch messages; exit code 1 when one does not.",
     ),
     "dead-letters": ("dead_letters:app", "Messages that could not be accepted."),
     "plugin": ("plugin:app", "Releases in the plugin store."),

@@ -95,6 +95,10 @@ def _print_contents(running: "Sandbox", project: int) -> None:
     from worker.sandbox.sandbox import AGENT_ID
 
     print_progress(f"logs in {running.directory / 'logs'}")
+    if running.ray is not None:
+        print_progress(
+            f"Ray's dashboard: {running.ray.dashboard_url}, which asks for RAY_AUTH_TOKEN of the settings"
+        )
     print_progress(f"agent {AGENT_ID}; jobs 1 to {JOB_COUNT}; project {project} holds the digits")
     for release in running.state.rows("SELECT id, code, version FROM plugin_releases ORDER BY id"):
         print_progress(f"pre-processor {release['id']} is {release['code']}@{release['version']}")

@@ -69,7 +69,7 @@ class DeployState(WorkflowState):
     reported_wait: tuple[int, bool] | None = stored_field("reported_wait", None, decode=tuple, encode=list)
     """What its last message said of that: the position, and whether with the agent's reasons."""
     submission: Submission | None = stored_field(
-        "submission", None, decode=lambda stored: Submission(**stored), encode=asdict
+        "submission", None, decode=lambda stored: Submission(stored["existed"], stored["at"]), encode=asdict
     )
     submitted: bool = False
     submitted_at: float | None = None

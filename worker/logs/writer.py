@@ -1,6 +1,7 @@
 """The path of all relayed lines into Redis: a bounded buffer per log, many lines in one script call."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
@@ -11,6 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from shared.channels import RETENTION_SECONDS, logs_channel
+from worker import metrics
 from worker.logs.subscriptions import Claim
 from worker.platform.streams import StreamLimits
 from worker.runs.events import LOG_SCRIPT, MESSAGE_HEADROOM_ENTRIES, line_time, log_keys
@@ -100,6 +102,7 @@ class LineBuffer:
         self._pending: deque[str] = deque()
         self._in_flight = 0
         self._acknowledged = asyncio.Event()
+        self._oldest_at = 0.0
 
     @property
     def read_position(self) -> int:
@@ -117,6 +120,8 @@ class LineBuffer:
 
     async def put(self, lines: Sequence[str]) -> bool:
         """Add lines and wait until there is capacity for more; False when Redis takes no more of them."""
+        if not self._pending:
+            self._oldest_at = time.monotonic()
         self._pending.extend(lines)
         self._capacity.acquire(lines)
         self._notify_writer(self)
@@ -148,6 +153,9 @@ class LineBuffer:
             self.rejection = LIMIT if count >= 0 else CLAIM_LOST
         self._capacity.release([self._pending.popleft() for _ in range(count)])
         self.position += max(count, 0)
+        if count > 0:
+            metrics.observe_relay(self._oldest_at)
+            self._oldest_at = time.monotonic()
         self._acknowledged.set()
 
     def close(self) -> None:

@@ -21,6 +21,8 @@ MAX_REASONS_CHARS = 2_000
 class AgentClient(RayClientMixin, BaseClient):
     """The agent of one Ray cluster; its calls and headers are those of platform-api."""
 
+    service = "agent"
+
     def __init__(
         self,
         base_url: str,

@@ -14,6 +14,8 @@ import aiohttp
 from yarl import URL
 
 from shared.messages import JsonObject
+from worker import metrics
+from worker.platform.backend import BackendClient
 from worker.platform.backend_requests import (
     annotation_request,
     backend_headers,
@@ -143,6 +145,7 @@ class AsyncBackendClient:
         url = URL(self._base.join(request.path, request.query), encoded=True)
         headers = _JSON_BODY if content is not None else None
         reader: ResponseReader | None = None
+        began = time.monotonic()
         try:
             async with self._session.request(
                 request.method, url, data=_body(content), headers=headers, allow_redirects=False
@@ -152,9 +155,11 @@ class AsyncBackendClient:
                 async for chunk in response.content.iter_any():
                     if not reader.feed(unpacked.feed(chunk)):
                         break
+                metrics.observe_request(BackendClient.service, request.method, response.status, began)
                 return reader.response()
         except (aiohttp.ClientError, OSError) as error:
             failure = error
+        metrics.observe_request(BackendClient.service, request.method, 0, began)
         return recover_response(failure, reader)
 
 

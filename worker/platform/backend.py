@@ -36,6 +36,8 @@ class BackendClient(BaseClient):
     Every method raises `ValidationError` for an id that there cannot be, before anything is sent.
     """
 
+    service = "backend"
+
     def __init__(
         self,
         base_url: str,

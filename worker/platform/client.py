@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Self
+from typing import ClassVar, Self
 
 import httpx
 
 from shared.messages import JsonObject
+from worker import metrics
 from worker.platform.deadlines import DeadlineTransport, deadline
 from worker.platform.errors import ClientError, NotFoundError
 from worker.platform.requests import BaseUrl, Json, Pagination, Request, encode_body
@@ -28,6 +29,9 @@ class BaseClient:
     It ignores the environment's proxies and `.netrc`, follows no redirect and keeps no cookie: the tokens in
     its headers reach the service itself only.
     """
+
+    service: ClassVar[str] = "other"
+    """What the service is called in metrics."""
 
     def __init__(
         self,
@@ -132,13 +136,16 @@ class BaseClient:
         url = self._base.join(request.path, request.query)
         headers = {"Content-Type": "application/json"} if content is not None else None
         reader: ResponseReader | None = None
+        began = time.monotonic()
         try:
             with self._http.stream(request.method, url, content=content, headers=headers) as response:
                 reader = ResponseReader(response.status_code, response.headers)
                 for chunk in response.iter_bytes():
                     if not reader.feed(chunk):
                         break
+                metrics.observe_request(self.service, request.method, response.status_code, began)
                 return reader.response()
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             failure = error
+        metrics.observe_request(self.service, request.method, 0, began)
         return recover_response(failure, reader)

@@ -110,6 +110,24 @@ class WaitlistName:
         return f"{WAITLIST_PREFIX}{self.key}"
 
 
+def waitlists_key() -> str:
+    """Set: the `WaitlistName.key` of each list in which runs wait."""
+    return f"{redis_prefix()}:rooms"
+
+
+def waiting_runs(redis: "Redis") -> dict[WaitlistName, int]:
+    """How many runs wait in each list. It costs by the pre-processors, and not by the runs."""
+    names = [WaitlistName.parse(str(name)) for name in redis.smembers(waitlists_key())]
+    with redis.pipeline(transaction=False) as pipe:
+        for name in names:
+            pipe.zcard(_waiters_key(name))
+        return dict(zip(names, pipe.execute(), strict=True))
+
+
+def _waiters_key(name: WaitlistName) -> str:
+    return f"{redis_prefix()}:rooms:{{{name.key}}}:waiters"
+
+
 def _quoted(part: str) -> str:
     return quote(part, safe="")
 
@@ -146,7 +164,7 @@ class Waitlist:
         self._scripts = run_scripts(redis, "worker.pre_processor")
         key = f"{redis_prefix()}:rooms:{{{name.key}}}"
         self._hash = f"{key}:room"
-        self._waiters = f"{key}:waiters"
+        self._waiters = _waiters_key(name)
         self.lock = f"{key}:lock"
 
     def join(self, job: str, timeout: float, *, is_retry: bool = False) -> JoinResult:
@@ -154,7 +172,7 @@ class Waitlist:
         token = uuid4().hex
         started, claimed, first, dispatched = self._scripts.run(
             "join",
-            [self._hash, self._waiters, run_key(job), job_key(job)],
+            [self._hash, self._waiters, run_key(job), job_key(job), waitlists_key()],
             job,
             timeout,
             int(is_retry),
@@ -163,6 +181,7 @@ class Waitlist:
             RETENTION_SECONDS,
             DISPATCH_FIELD_NAMES,
             shorten(f"pre-processor {self.name.target.release}", MAX_WAITING_FOR_CHARS),
+            self.name.key,
         )
         return JoinResult(int(started), token if claimed else None, bool(first), dispatched or None)
 
@@ -228,7 +247,11 @@ class Waitlist:
     def end_poll(self, generation: int) -> tuple[str, int]:
         """`again` with the next generation, `ended` when nobody waits, `superseded` by a newer poll."""
         said, following = self._scripts.run(
-            "end_poll", [self._hash, self._waiters], generation, RETENTION_SECONDS
+            "end_poll",
+            [self._hash, self._waiters, waitlists_key()],
+            generation,
+            RETENTION_SECONDS,
+            self.name.key,
         )
         return str(said), int(following)
 

@@ -12,6 +12,7 @@ from redis import Redis
 from shared.channels import RETENTION_SECONDS, events_channel, job_key, logs_channel
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
+from worker import metrics
 from worker.lua import redis_time
 from worker.platform import mask_secrets
 from worker.runs import keys
@@ -325,7 +326,10 @@ class RunStore:
             *lines,
             *runs,
         )
-        return [job for job, is_ended in zip(jobs, ended, strict=True) if is_ended]
+        actions = {job: action for job, action in zip(jobs, ended, strict=True) if action}
+        for action in actions.values():
+            metrics.count_ended(action, end.status)
+        return list(actions)
 
     def seconds_since_end(self, job: str) -> float | None:
         """Seconds since the end was written; None for a run without an end."""

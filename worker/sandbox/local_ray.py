@@ -3,7 +3,6 @@
 import secrets
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -15,12 +14,30 @@ from worker.sandbox.processes import (
     SandboxError,
     clean_environment,
     free_port,
+    make_temp_dir,
     start_process,
+    temp_root,
 )
 
 # Ray replaces 127.0.0.1 by the machine's external address, and keeps other loopback addresses.
 NODE_ADDRESS: Final = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 OBJECT_STORE_BYTES: Final = 200 * 1024 * 1024
+MAX_TEMP_PATH_CHARS: Final = 25
+"""Ray keeps Unix sockets some 80 characters below its temporary directory, and their paths may have 107."""
+
+
+def check_paths() -> None:
+    """Raise `SandboxError` where Ray would not start: it cuts its commands at a space."""
+    for path in (sys.executable, sys.prefix, str(_short_temp_dir())):
+        if " " in path:
+            raise SandboxError(
+                f"Ray does not start from a path with a space: {path}\nMove the project elsewhere"
+            )
+
+
+def _short_temp_dir() -> Path:
+    temp_dir = temp_root()
+    return temp_dir if len(str(temp_dir)) <= MAX_TEMP_PATH_CHARS else Path("/tmp")  # noqa: S108 - as short
 
 
 class LocalRay:
@@ -49,8 +66,7 @@ class LocalRay:
     def launch(self) -> None:
         """Start the processes without waiting for them."""
         self._directory.mkdir(parents=True, exist_ok=True)
-        # A short path: Ray keeps Unix sockets in this folder, whose paths may have at most 107 characters.
-        self.temp_dir = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+        self.temp_dir = make_temp_dir("ray-", dir=_short_temp_dir())
         environ = clean_environment() | self.environment()
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
         self.process = start_process(

@@ -7,10 +7,12 @@ it is stopped, and also when the process that started it is killed. Processes ar
 import contextlib
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +42,38 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
         if time.monotonic() > deadline:
             raise SandboxError(f"{what} (waited {seconds:g} s)")
         time.sleep(POLL_SECONDS)
+
+
+MIN_FREE_BYTES: Final = 300 * 1024 * 1024
+"""In the temporary directory: logs, Redis's file, and Ray's objects where they find no shared memory."""
+
+
+TEMP_DIR_ADVICE: Final = "Free some space, or set TMPDIR to another folder"
+
+
+def make_temp_dir(prefix: str, dir: Path | None = None) -> Path:
+    """A new folder in `dir`, by default the temporary directory; raises `SandboxError` where it is full."""
+    parent = dir or temp_root()
+    try:
+        free = shutil.disk_usage(parent).free
+        if free >= MIN_FREE_BYTES:
+            return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    except OSError as error:
+        raise _no_temp_dir(error) from None
+    needed = MIN_FREE_BYTES // 1024**2
+    raise SandboxError(f"{parent} has {free // 1024**2} MB left, and {needed} are needed\n{TEMP_DIR_ADVICE}")
+
+
+def temp_root() -> Path:
+    """The temporary directory; raises `SandboxError` where none can be written."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as error:
+        raise _no_temp_dir(error) from None
+
+
+def _no_temp_dir(error: OSError) -> SandboxError:
+    return SandboxError(f"no temporary folder can be made: {error.strerror or error}\n{TEMP_DIR_ADVICE}")
 
 
 _used_ports: set[int] = set()

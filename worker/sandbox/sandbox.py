@@ -4,14 +4,19 @@ import re
 import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
 from worker.sandbox.backend.state import State
-from worker.sandbox.local_ray import NODE_ADDRESS, LocalRay
-from worker.sandbox.processes import MAX_START_SECONDS, Process, clean_environment, start_process
+from worker.sandbox.local_ray import NODE_ADDRESS, LocalRay, check_paths
+from worker.sandbox.processes import (
+    MAX_START_SECONDS,
+    Process,
+    clean_environment,
+    make_temp_dir,
+    start_process,
+)
 from worker.sandbox.seed import seed_agent
 from worker.sandbox.servers import HttpService, RedisServer
 
@@ -41,8 +46,10 @@ class Sandbox:
         ray_node_address: str = NODE_ADDRESS,
         on_progress: Callable[[str], None] = _ignore,
     ) -> None:
+        if with_ray:
+            check_paths()
         self._is_temporary = directory is None
-        self.directory = directory or Path(tempfile.mkdtemp(prefix="synapse-sandbox-"))
+        self.directory = directory or make_temp_dir("synapse-sandbox-")
         self.plugins_dir = plugins_dir
         self.files_dir = self.directory / "files"
         self._logs = self.directory / "logs"
@@ -114,6 +121,7 @@ class Sandbox:
             self._on_progress(f"backend on {self.backend.url}")
             if self.ray is not None and self.agent is not None:
                 self.agent.launch()
+                self._on_progress("waiting for Ray and Ray Serve: 15 seconds, or minutes on a busy machine")
                 self.ray.await_ready()
                 self._on_progress(f"Ray on {self.ray.address}, dashboard on {self.ray.dashboard_url}")
                 self.agent.await_ready()
@@ -154,6 +162,7 @@ class Sandbox:
         `prefix` is a command that runs the worker's, such as `nice`.
         """
         number = len(self._workers) + 1
+        self._on_progress(f"starting worker {number}")
         command = [*prefix, sys.executable, "-m", "celery", "-A", "worker", "worker"]
         command += ["-Q", queues, "--pool", "threads", "-c", str(concurrency), "-l", "INFO"]
         command += ["-n", f"worker{number}@%h"]
@@ -162,7 +171,7 @@ class Sandbox:
         worker = start_process(f"worker{number}", command, log=log, env=environ, grace_seconds=15)
         self._workers.append(worker)
         worker.wait_until(lambda: WORKER_READY.search(log.read_text(errors="replace")) is not None, seconds)
-        self._on_progress(f"worker {number} on {queues}")
+        self._on_progress(f"worker {number} is ready, on {queues}")
         return worker
 
     def _configure(self) -> None:

@@ -98,8 +98,11 @@ class Listing:
         return MAX_REPEATED_PAGES if self.number == 1 else MAX_PAGES
 
     def to_json(self) -> str:
-        """The listing as text."""
-        return json.dumps(asdict(self))
+        """The listing as text. Workers of older releases read it, which fail the run at an unknown name."""
+        stored = asdict(self)
+        if not self.unusable:
+            del stored["unusable"]
+        return json.dumps(stored)
 
     def after(self, page: Page) -> "Listing":
         """The same after another page was read."""

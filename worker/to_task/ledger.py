@@ -9,6 +9,7 @@ from redis import Redis
 
 from shared.channels import job_key
 from shared.statuses import TaskFailure
+from worker import metrics
 from worker.lua import redis_time
 from worker.runs.keys import RunField, run_key
 from worker.runs.model import Lease
@@ -244,7 +245,11 @@ class RedisLedger:
         arguments: list[str | int] = [MAX_FAILURE_RECORDS, field]
         for mark in outcomes:
             arguments += [mark.position, "" if mark.error is None else _failure(mark.task_id, mark.error)]
-        return bool(self._scripts.run("record", [*names, polls], *arguments))
+        is_recorded = bool(self._scripts.run("record", [*names, polls], *arguments))
+        if is_recorded:
+            failed = sum(outcome.error is not None for outcome in outcomes)
+            metrics.count_annotations(len(outcomes) - failed, failed)
+        return is_recorded
 
     def set_ticket(self, position: int, ticket: Ticket | None) -> None:
         """See `Ledger`."""

@@ -8,6 +8,7 @@ import structlog
 
 from shared.messages import DeployMessage, JsonObject, ToTaskMessage
 from shared.statuses import JobStatus
+from worker import metrics
 from worker.platform import NotFoundError
 from worker.runs.heartbeat import run_member
 from worker.runs.model import Acceptance, End, Run, RunMessage, Step
@@ -43,6 +44,8 @@ def accept_message(
     `routing_key` is where the message came in; `on_accepted` is called before the first step is published.
     """
     acceptance = runs.store.accept(message, _run_queue(message, routing_key))
+    if acceptance is not Acceptance.KNOWN:
+        metrics.count_accepted(message.action)
     if acceptance is Acceptance.STOPPED:
         runs.ensure_end_reported(message.job)
         return

@@ -9,6 +9,7 @@ import structlog
 from shared.channels import RETENTION_SECONDS, dead_letters_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
+from worker import metrics
 from worker.broker import UNKNOWN_STEP, RejectedMessage
 from worker.lua import redis_time
 from worker.platform import NotFoundError, ValidationError
@@ -49,6 +50,7 @@ def reject_message(services: Services, rejected: RejectedMessage) -> None:
     DeadLetters(services.redis).add(
         rejected.task, rejected.body, rejected.reason, message_id=rejected.message_id, job=job
     )
+    metrics.count_rejected(rejected.task)
     if job is not None:
         about = {
             "job": job,

@@ -11,7 +11,7 @@ from structlog.contextvars import bound_contextvars
 
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
-from worker import blame
+from worker import blame, metrics
 from worker.blame import INFRASTRUCTURE_ERRORS, RejectedMessageError, Retries
 from worker.broker import RejectedMessage
 from worker.platform import clean, shorten
@@ -149,6 +149,7 @@ class StepTask(DeathCountingTask):
         name = f"{step.name}:{part}" if part else step.name
         lease = step_lease(job, name, self.runs.locks.new_token())
         redelivered = self.is_redelivered()
+        timer = metrics.StepTimer(step.name)
         with bound_contextvars(job=job, step=name), bulkhead.step() as may_begin:
             if not may_begin:
                 self.retry_unclaimed(job, bulkhead.retry_countdown(ALL_STEPS, self.request.retries))
@@ -179,6 +180,7 @@ class StepTask(DeathCountingTask):
                             name, claim.run, lambda run: function(step.workflow.typed(run))
                         )
                         is_released, retry = self._apply(step, name, claim.run, call)
+                        timer.observe(call)
                 finally:
                     if not is_released:
                         self.runs.locks.release(lease)
@@ -226,7 +228,9 @@ class StepTask(DeathCountingTask):
             # The next delivery reports the end and cleans up.
             return self.retry_later(ABANDONED_SECONDS)
         except Exception as error:
-            if blame.in_step(error).retries is not Retries.NONE:
+            retries = blame.in_step(error).retries
+            metrics.count_failure(name.partition(":")[0], type(error).__name__, retries)
+            if retries is not Retries.NONE:
                 return self._wait_for_dependency(error, name, run)
             message = user_message(error)
             log.error("step failed", error=message, error_type=type(error).__name__, exc_info=True)
@@ -263,6 +267,7 @@ class StepTask(DeathCountingTask):
             case Continue():
                 return self.runs.continue_with(run, outcome), None
             case Reschedule():
+                metrics.count_poll(step.name)
                 retry = Retry(outcome.countdown, {"attempt": 0}, outcome.is_asked_for, waited_seconds=0.0)
                 return True, self.reschedule(run, name, retry)
             case Retry():
@@ -334,6 +339,7 @@ class StepTask(DeathCountingTask):
                     return None
                 case ClaimStatus.REPUBLISH:
                     return Retry(locked_seconds, {"generation": claimed.generation, "redelivered": False})
+            metrics.count_poll(self.name)
             locked = Retry(locked_seconds, {"generation": claimed.generation, "redelivered": redelivered})
             return self._run_locked(lambda lease: function(claimed.generation, lease), lock, locked)
 

@@ -42,7 +42,9 @@ def test_ctrl_c_ends_every_process_of_the_demo(tmp_path: Path) -> None:
         demo = subprocess.Popen(COMMAND, stdout=sink, stderr=sink, env=environ, start_new_session=True)
     try:
         wait_for(
-            lambda: "worker 1 on" in log.read_text() or demo.poll() is not None, 180, "the demo's worker"
+            lambda: "worker 1 is ready" in log.read_text() or demo.poll() is not None,
+            180,
+            "the demo's worker",
         )
         assert len(marked_processes(mark)) > 5
 

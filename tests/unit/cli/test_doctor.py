@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from worker.cli.doctor import consumed_queues, named_queues
+from worker.cli.checks.doctor import consumed_queues, named_queues
 from worker.cli.main import app
 from worker.plugins import PluginHostUnavailableError
 
@@ -16,7 +16,7 @@ EVERYTHING = ["deploy", "to_task", "annotate", "logs", "control"]
 @pytest.fixture
 def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A worker's settings; of its dependencies only the queue is available."""
-    monkeypatch.setattr("worker.cli.doctor._check_queue", lambda _settings: "connected")
+    monkeypatch.setattr("worker.cli.checks.doctor._check_queue", lambda _settings: "connected")
     return {
         "SYNAPSE_HOST": "http://127.0.0.1:9",
         "SYNAPSE_ACCESS_TOKEN": "token-of-the-worker",
@@ -35,7 +35,7 @@ def doctor(environ: dict[str, str]) -> list[str]:
 
 def given_workers(monkeypatch: pytest.MonkeyPatch, *queues: list[str]) -> None:
     answers: Any = {f"worker{n}": [{"name": name} for name in names] for n, names in enumerate(queues)}
-    monkeypatch.setattr("worker.cli.doctor.active_queues", lambda: answers)
+    monkeypatch.setattr("worker.cli.checks.doctor.active_queues", lambda: answers)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_workers_that_cannot_be_asked_are_a_warning(
     def rejects() -> None:
         raise RuntimeError("no reply queue")
 
-    monkeypatch.setattr("worker.cli.doctor.active_queues", rejects)
+    monkeypatch.setattr("worker.cli.checks.doctor.active_queues", rejects)
 
     assert "! workers: could not be asked (RuntimeError)" in doctor(environ)
 
@@ -132,7 +132,9 @@ def test_messages_that_nobody_reads_are_a_warning(
     monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], queue: str, count: int, lies: str, advice: str
 ) -> None:
     given_workers(monkeypatch, ["deploy", "to_task", "annotate", "control"])
-    monkeypatch.setattr("worker.cli.doctor._waiting_messages", lambda _url: {queue: count, "deploy": 100})
+    monkeypatch.setattr(
+        "worker.cli.checks.doctor._waiting_messages", lambda _url: {queue: count, "deploy": 100}
+    )
 
     output = doctor({**environ, "COLUMNS": "300"})
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from redis.exceptions import NoPermissionError
 
-from worker.cli import redis_check
-from worker.cli.redis_check import Finding, check_redis
+from worker.cli.checks import redis_check
+from worker.cli.checks.redis_check import Finding, check_redis
 from worker.redis_needs import CLUSTER_ERROR
 
 HEALTHY = {

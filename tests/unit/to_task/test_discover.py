@@ -406,6 +406,14 @@ def test_a_listing_whose_count_changed_may_miss_some() -> None:
     assert Listing.from_json(listing.to_json()) == listing
 
 
+def test_a_listing_without_bad_records_is_readable_by_older() -> None:
+    # Given the names that the first release with listings knows, all others of which end a run there
+    known = {"number", "pages", "read", "fewest", "most", "before"}
+
+    assert json.loads(Listing().to_json()).keys() == known
+    assert json.loads(Listing(unusable=1).to_json()).keys() == known | {"unusable"}
+
+
 def test_a_listing_of_a_newer_release_is_read() -> None:
     listing = Listing(number=2, before=(3, 4))
     newer = json.dumps({**json.loads(listing.to_json()), "slower": True})

@@ -1,10 +1,11 @@
 -- A run joins: the first starts the poll, and one of all claims the dispatch. One that has ended does not join.
--- KEYS: waiting list, waiters, run, public record of the run
+-- KEYS: waiting list, waiters, run, public record of the run, names of the lists in which runs wait
 -- ARGV: job, timeout in seconds, is a retry, token of a claim, seconds an unsent claim holds, expiry in seconds,
---   stored fields of a dispatch as JSON, what listeners read about the wait
+--   stored fields of a dispatch as JSON, what listeners read about the wait, name of the list
 if run_ended(KEYS[3]) then return {0, 0, 0, ''} end
 local now = now()
 local first = redis.call('ZADD', KEYS[2], 'NX', now + tonumber(ARGV[2]), ARGV[1])
+redis.call('SADD', KEYS[5], ARGV[9])
 join_waitlist(KEYS[3], KEYS[2], KEYS[4], ARGV[8])
 local fields = cjson.decode(ARGV[7])
 local job = redis.call('HGET', KEYS[1], fields.job)

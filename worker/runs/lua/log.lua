@@ -15,7 +15,7 @@
 --                      the end is overdue, event, number of lines, lines, then of each run: job, channel of its log,
 --                      channel of its events, member of the heartbeats; with the keys: heartbeats, overdue counts,
 --                      outbox, then state, history, run, record of each run
---                      -> for each run 1 when this is its end; 0 when it had ended, is gone, or has passed the step
+--                      -> for each run its action when this is its end; 0 when it had ended, is gone, or has passed the step
 --   subscribe          source, connection options -> 1 when the log is to be tailed, 0 when it is closed already
 --   claim              source, claim
 --                      -> {position, connection options}; {} when the log is closed or a newer claim exists
@@ -162,7 +162,7 @@ if operation == 'finish' then
     answers[number] = 0
     local passed = limit and position and tonumber(position) > limit
     if not run_end and not passed and (position or run_exists(ended_run)) then
-      answers[number] = 1
+      answers[number] = redis.call('HGET', record, 'action') or 'unknown'
       redis.call('HSET', ended_run, RUN.ended, ARGV[7], RUN.end_sent, 1)
       redis.call('HSET', record, 'status', ARGV[8], 'error', ARGV[9], 'updated', now_seconds())
       redis.call('HDEL', record, 'waiting_for')

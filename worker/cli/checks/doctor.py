@@ -15,7 +15,8 @@ from shared.redis_url import is_redis_url, read_redis_url
 from worker.broker import Connection
 from worker.broker.config import QUEUES
 from worker.broker.queues import DEFAULT_QUEUE, waiting_messages
-from worker.cli import cluster, redis_check
+from worker.cli import cluster
+from worker.cli.checks import redis_check
 from worker.cli.console import BAD_ADDRESS_ERRORS, out
 from worker.platform import AgentClient, BackendClient, ClientError, NotFoundError, clean
 from worker.plugins import PluginError, PluginStore

@@ -1,0 +1,176 @@
+"""Metrics and probes of real workers, and a real Prometheus that scrapes and queries them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.harness.monitoring_files import RULES, expressions
+from tests.integration.safety.proxied_harness import ProxiedHarness
+from worker.sandbox.processes import free_port
+
+TASKS = 30
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def harness(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[ProxiedHarness]:
+    """A worker that has annotated a project, with metrics."""
+    harness = ProxiedHarness(tmp_path_factory.mktemp("monitoring"))
+    try:
+        harness.start(WORKER_HTTP_PORT=str(port))
+        job = harness.to_task(harness.new_project(TASKS))
+        assert harness.wait_for_end(job)["status"] == "SUCCEEDED"
+        harness.send_task("deploy", "deploy", {"nothing": "right"})
+        harness.wait_for(harness.dead_letters, "the dead letter")
+        yield harness
+    finally:
+        harness.close()
+
+
+def probe(harness: ProxiedHarness, command: str) -> tuple[int, str]:
+    """Exit code and output of `synapse-worker live` or `ready`, in the environment of the worker."""
+    environ = {**os.environ, **harness.sandbox.environment()}
+    run = [str(Path(sys.executable).with_name("synapse-worker")), command]
+    done = subprocess.run(run, capture_output=True, text=True, env=environ, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[str]:
+    """The address of a Prometheus that scrapes the port."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("needs Prometheus: apt-get install prometheus")
+    folder = tmp_path_factory.mktemp("prometheus")
+    targets = [{"targets": [f"127.0.0.1:{port}"]}]
+    config = {"scrape_configs": [{"job_name": "w", "scrape_interval": "1s", "static_configs": targets}]}
+    (folder / "prometheus.yml").write_text(json.dumps(config))
+    address = f"127.0.0.1:{free_port()}"
+    process = subprocess.Popen(
+        [
+            program,
+            f"--config.file={folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address={address}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield f"http://{address}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def query(prometheus: str, expression: str) -> float | None:
+    """The first value of a query; None while there is none."""
+    try:
+        answer = httpx.get(f"{prometheus}/api/v1/query", params={"query": expression}, trust_env=False)
+    except httpx.TransportError:
+        return None
+    result = answer.json().get("data", {}).get("result", [])
+    return float(result[0]["value"][1]) if result else None
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ('sum(synapse_worker_annotations_total{result="success"})', TASKS),
+        ('sum(synapse_worker_runs_accepted_total{action="to_task"})', 1),
+        ('sum(synapse_worker_runs_ended_total{action="to_task",status="SUCCEEDED"})', 1),
+        ('sum(synapse_worker_step_seconds_count{step="to_task.finalize",outcome="ended"})', 1),
+        ('sum(synapse_worker_dead_letters_total{task="deploy"})', 1),
+        ("max(synapse_worker_dead_letters)", 1),
+        ("max(synapse_worker_runs_live)", 0),
+        ('max(synapse_worker_queue_messages{queue="annotate",state="waiting"})', 0),
+        ('sum(synapse_worker_request_seconds_count{service="backend",status="200"}) >= bool 60', 1),
+        ("max(synapse_worker_redis_up)", 1),
+    ],
+)
+def test_prometheus_has_what_the_worker_did(
+    harness: ProxiedHarness, prometheus: str, expression: str, expected: float
+) -> None:
+    harness.wait_for(lambda: query(prometheus, expression) == expected, f"{expression} = {expected}")
+
+
+@pytest.mark.parametrize("expression", expressions())
+def test_prometheus_evaluates_rules_and_panels(
+    harness: ProxiedHarness, prometheus: str, expression: str
+) -> None:
+    harness.wait_for(lambda: query(prometheus, "max(synapse_worker_redis_up)") == 1, "the first scrape")
+
+    answer = httpx.get(f"{prometheus}/api/v1/query", params={"query": expression}, trust_env=False)
+
+    assert answer.json()["status"] == "success", answer.text
+
+
+def test_prometheus_loads_the_rules() -> None:
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("needs promtool: apt-get install prometheus")
+    done = subprocess.run(
+        [program, "check", "rules", str(RULES)], capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, "9 rules found" in done.stdout) == (0, True), done.stdout + done.stderr
+
+
+def test_probes_of_a_running_worker_succeed(harness: ProxiedHarness, port: int) -> None:
+    assert probe(harness, "live")[0] == 0
+    assert probe(harness, "ready")[0] == 0
+    assert httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False).text == "ok\n"
+
+
+def test_two_workers_of_a_host_share_the_port(harness: ProxiedHarness, port: int) -> None:
+    # Given a second worker with the same port
+    other = harness.sandbox.start_worker(
+        queues="logs", env={"WORKER_HTTP_PORT": str(port), "WORKER_PLUGIN_HOST": "process"}
+    )
+    url = f"http://127.0.0.1:{port}/metrics"
+
+    # When the first one, which has the port, is killed
+    harness.worker.kill()
+    harness.wait_for(lambda: "process is gone" in probe(harness, "live")[1], "the probe that fails")
+
+    # Then the second serves the page, without the series of the first
+    def served() -> bool:
+        try:
+            return 'worker="worker2@' in httpx.get(url, trust_env=False).text
+        except httpx.TransportError:
+            return False
+
+    harness.wait_for(served, "the port taken over")
+    other.stop()
+    harness.start_worker(WORKER_HTTP_PORT=str(port))
+    harness.wait_for(lambda: probe(harness, "ready")[0] == 0, "a worker that is ready again")
+
+
+def test_a_worker_that_lost_redis_lives_and_is_not_ready(harness: ProxiedHarness) -> None:
+    redis = harness.sandbox.redis
+    redis.kill()
+    try:
+        harness.wait_for(lambda: probe(harness, "ready")[0] == 1, "a worker that is not ready")
+
+        assert "not connected to its broker" in probe(harness, "ready")[1]
+        assert probe(harness, "live")[0] == 0
+    finally:
+        redis.start()
+    harness.wait_for(lambda: probe(harness, "ready")[0] == 0, "a worker that is ready again")
+
+
+def test_a_worker_that_ended_is_not_live(harness: ProxiedHarness) -> None:
+    harness.worker.stop()
+
+    assert probe(harness, "live") == (1, "no worker with these settings runs on this host\n")

@@ -1,0 +1,218 @@
+"""The pages of the HTTP server, and what is recorded for them."""
+
+import os
+import time
+from pathlib import Path
+
+import fakeredis
+import prometheus_client.values
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from redis import ConnectionError as RedisConnectionError
+
+from shared.channels import dead_letters_key
+from worker import metrics
+from worker.broker.keys import delayed_key, unacked_key
+from worker.monitoring import worker_states
+from worker.monitoring.exposition import Exposition, Queues, metrics_folder, remove_metrics_of_ended
+from worker.monitoring.http_server import Pages
+from worker.monitoring.worker_states import StateFile, WorkerState, make_private, states_folder
+from worker.pre_processor.serve_application import PreProcessor
+from worker.pre_processor.waitlist import Waitlist, WaitlistName
+from worker.runs.keys import heartbeats_key
+from worker.runs.model import Outcome, Reschedule, Suspend
+
+NAME = "all@host"
+
+
+@pytest.fixture(autouse=True)
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is a worker that is ready and records, in a host's temporary directory of its own."""
+    monkeypatch.setattr(worker_states.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.MutexValue)
+    monkeypatch.setattr(metrics, "_metrics", None)
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
+    now = time.monotonic()
+    StateFile(states_folder(), NAME).write(WorkerState(NAME, os.getpid(), now, True, now))
+    folder = metrics_folder(NAME, os.getpid())
+    make_private(folder)
+    metrics.start_recording(folder)
+
+
+@pytest.fixture
+def pages(redis: fakeredis.FakeRedis) -> Pages:
+    return Pages(Exposition(redis, Queues(redis, ["deploy", "annotate"])))
+
+
+def get(pages: Pages, path: str, method: str = "GET") -> tuple[int, str]:
+    """Status and body."""
+    statuses: list[str] = []
+    body = pages({"REQUEST_METHOD": method, "PATH_INFO": path}, lambda status, _: statuses.append(status))
+    return int(statuses[0].split()[0]), b"".join(body).decode()
+
+
+def value(pages: Pages, name: str, **labels: str) -> float | None:
+    """The value of one sample; None when there is none with exactly these labels."""
+    _, text = get(pages, "/metrics")
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == f"synapse_worker_{name}" and sample.labels == labels:
+                return float(sample.value)
+    return None
+
+
+# What the workers of this host have recorded
+
+
+def test_runs_are_counted_by_action_and_status(pages: Pages) -> None:
+    metrics.count_accepted("to_task")
+    metrics.count_ended("to_task", "FAILED")
+
+    assert value(pages, "runs_accepted_total", action="to_task", worker=NAME) == 1
+    assert value(pages, "runs_ended_total", action="to_task", status="FAILED", worker=NAME) == 1
+
+
+@pytest.mark.parametrize(("outcome", "name"), [(Suspend(), "suspended"), (Reschedule(1.0), "rescheduled")])
+def test_a_step_is_measured_by_what_followed(pages: Pages, outcome: Outcome, name: str) -> None:
+    metrics.StepTimer("to_task.prepare").observe(outcome)
+
+    labels = {"step": "to_task.prepare", "outcome": name, "worker": NAME}
+    assert value(pages, "step_seconds_count", **labels) == 1
+    assert value(pages, "step_seconds_bucket", le="+Inf", **labels) == 1
+
+
+def test_annotations_are_counted_by_result(pages: Pages) -> None:
+    metrics.count_annotations(success=7, failed=2)
+
+    assert value(pages, "annotations_total", result="success", worker=NAME) == 7
+    assert value(pages, "annotations_total", result="failed", worker=NAME) == 2
+
+
+def test_a_request_is_measured_by_service_and_status(pages: Pages) -> None:
+    metrics.observe_request("backend", "PATCH", 503, time.monotonic() - 0.2)
+
+    labels = {"service": "backend", "method": "PATCH", "status": "503", "worker": NAME}
+    assert value(pages, "request_seconds_bucket", le="0.1", **labels) == 0
+    assert value(pages, "request_seconds_bucket", le="30.0", **labels) == 1
+
+
+def test_a_dead_letter_of_an_unknown_task_counts_as_other(pages: Pages) -> None:
+    # Given names that anybody may send, each of which would be a series of its own
+    for task in ("deploy", "x" * 10_000, "y"):
+        metrics.count_rejected(task)
+
+    assert value(pages, "dead_letters_total", task="deploy", worker=NAME) == 1
+    assert value(pages, "dead_letters_total", task="other", worker=NAME) == 2
+
+
+def test_nothing_is_recorded_without_a_port(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_metrics", None)
+
+    metrics.count_accepted("deploy")
+
+    assert value(pages, "runs_accepted_total", action="deploy", worker=NAME) is None
+
+
+def test_each_worker_of_the_host_has_its_own_series(pages: Pages) -> None:
+    # Given two workers that have counted
+    metrics.count_accepted("deploy")
+    now = time.monotonic()
+    StateFile(states_folder(), "two@host").write(WorkerState("two@host", os.getppid(), now, True, now))
+    other = metrics_folder("two@host", os.getppid())
+    make_private(other)
+    metrics.start_recording(other)
+    metrics.count_accepted("deploy")
+    metrics.count_accepted("deploy")
+
+    assert value(pages, "runs_accepted_total", action="deploy", worker=NAME) == 1
+    assert value(pages, "runs_accepted_total", action="deploy", worker="two@host") == 2
+
+
+def test_what_ended_workers_have_recorded_is_removed() -> None:
+    ended = metrics_folder("old@host", 2**22 + 1)
+    make_private(ended)
+
+    remove_metrics_of_ended()
+
+    assert not ended.exists()
+    assert metrics_folder(NAME, os.getpid()).exists()
+
+
+# What Redis says of all workers
+
+
+def test_queues_show_what_waits_and_what_is_delayed(pages: Pages, redis: fakeredis.FakeRedis) -> None:
+    redis.lpush("annotate", "{}", "{}")
+    redis.lpush("annotate\x06\x163", "{}")  # of a lower priority
+    redis.zadd(delayed_key("annotate"), {"{}": 1.0})
+    redis.hset(unacked_key(), "tag", "{}")
+
+    assert value(pages, "queue_messages", queue="annotate", state="waiting") == 3
+    assert value(pages, "queue_messages", queue="annotate", state="delayed") == 1
+    assert value(pages, "queue_messages", queue="deploy", state="waiting") == 0
+    assert value(pages, "messages_held") == 1
+
+
+def test_runs_that_wait_are_shown_by_pre_processor(pages: Pages, redis: fakeredis.FakeRedis) -> None:
+    name = WaitlistName.of(None, PreProcessor("digits", "1.0.0", {}, 3))
+    waitlist = Waitlist(redis, name)
+    for job in ("1", "2"):
+        redis.hset(f"synapse:jobs:{{{job}}}:run", "message", "{}")
+        waitlist.join(job, 60)
+        redis.zadd(heartbeats_key(), {f"run:{job}": 1.0})
+    redis.zadd(heartbeats_key(), {name.member: 1.0})
+
+    assert value(pages, "runs_waiting", agent="3", pre_processor="digits@1.0.0") == 2
+    assert value(pages, "runs_live") == 2
+
+
+def test_a_list_that_all_have_left_is_shown_no_more(pages: Pages, redis: fakeredis.FakeRedis) -> None:
+    waitlist = Waitlist(redis, WaitlistName.of(None, PreProcessor("digits", "1.0.0", {}, 3)))
+    redis.hset("synapse:jobs:{1}:run", "message", "{}")
+    poll = waitlist.join("1", 60).poll
+
+    waitlist.remove("1")
+    waitlist.end_poll(poll)
+
+    assert value(pages, "runs_waiting", agent="3", pre_processor="digits@1.0.0") is None
+
+
+def test_dead_letters_are_counted(pages: Pages, redis: fakeredis.FakeRedis) -> None:
+    redis.xadd(dead_letters_key(), {"task": "deploy"})
+
+    assert value(pages, "dead_letters") == 1
+
+
+def test_without_redis_the_page_says_so(
+    pages: Pages, redis: fakeredis.FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RedisConnectionError("connection refused")
+
+    metrics.count_accepted("deploy")
+    monkeypatch.setattr(redis, "ping", fail)
+
+    assert value(pages, "redis_up") == 0
+    assert value(pages, "dead_letters") is None
+    assert value(pages, "runs_accepted_total", action="deploy", worker=NAME) == 1
+
+
+# Probes and others
+
+
+@pytest.mark.parametrize("path", ["/live", "/ready"])
+def test_a_ready_worker_answers_ok(pages: Pages, path: str) -> None:
+    assert get(pages, path) == (200, "ok\n")
+
+
+def test_a_worker_without_broker_is_not_ready(pages: Pages) -> None:
+    state = WorkerState(NAME, os.getpid(), time.monotonic(), is_connected=False, turned_at=None)
+    StateFile(states_folder(), NAME).write(state)
+
+    assert get(pages, "/live") == (200, "ok\n")
+    assert get(pages, "/ready") == (503, f"{NAME}: it is not connected to its broker\n")
+
+
+def test_other_paths_and_methods_are_rejected(pages: Pages) -> None:
+    assert get(pages, "/") == (404, "/metrics, /live or /ready\n")
+    assert get(pages, "/metrics", "POST")[0] == 405

@@ -1,0 +1,143 @@
+"""What a worker counts and measures for Prometheus. Nothing is recorded before `start_recording`.
+
+Every process of the worker, also those of a prefork pool, writes into memory-mapped files of the worker's
+folder, which `worker.monitoring.exposition` reads. The page `docs/metrics.md` says what each metric means.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Final
+
+STEP_BUCKETS: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300)
+REQUEST_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+RELAY_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
+"""Upper limits, in seconds."""
+
+
+class _Metrics:
+    """The metrics of this process. `prometheus_client` is imported only where something is recorded."""
+
+    def __init__(self, folder: Path) -> None:
+        import prometheus_client
+        from prometheus_client import values
+
+        # The library reads the variable when it is imported, which others may have done before.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+        values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
+        no_registry: Any = None
+
+        def counter(name: str, help_: str, *labels: str) -> Any:
+            return prometheus_client.Counter(name, help_, labels, namespace=NAMESPACE, registry=no_registry)
+
+        def histogram(name: str, help_: str, *labels: str, buckets: tuple[float, ...]) -> Any:
+            return prometheus_client.Histogram(
+                name, help_, labels, namespace=NAMESPACE, registry=no_registry, buckets=buckets
+            )
+
+        self.accepted = counter("runs_accepted_total", "Runs accepted, by action.", "action")
+        self.ended = counter("runs_ended_total", "Runs ended, by action and status.", "action", "status")
+        self.steps = histogram(
+            "step_seconds", "Seconds of a step, by what followed.", "step", "outcome", buckets=STEP_BUCKETS
+        )
+        self.failures = counter(
+            "step_failures_total", "Errors in steps, by class and retry.", "step", "error_type", "retries"
+        )
+        self.polls = counter("polls_total", "Polls, by what is waited for.", "of")
+        self.annotations = counter("annotations_total", "Tasks annotated or failed.", "result")
+        self.rejected = counter("dead_letters_total", "Messages kept as dead letters, by task.", "task")
+        self.requests = histogram(
+            "request_seconds",
+            "Seconds of an HTTP request, by service and status; 0 where there was no answer.",
+            *("service", "method", "status"),
+            buckets=REQUEST_BUCKETS,
+        )
+        self.relay = histogram(
+            "log_relay_seconds", "Seconds from a line's arrival to Redis.", buckets=RELAY_BUCKETS
+        )
+
+
+OUTCOMES: Final = {
+    "Continue": "continued",
+    "Reschedule": "rescheduled",
+    "Retry": "retried",
+    "Finish": "ended",
+    "Suspend": "suspended",
+}
+"""What follows a step, by the name of its outcome's class."""
+
+KNOWN_TASKS: Final = ("deploy", "to_task", "stop", "tail_logs")
+"""Tasks of the contract; a dead letter of any other task counts as `other`, as anybody may name one."""
+
+NAMESPACE: Final = "synapse_worker"
+_metrics: _Metrics | None = None
+
+
+def start_recording(folder: Path) -> None:
+    """Record from now on, in this process and those forked from it, into files of this folder."""
+    global _metrics
+    _metrics = _Metrics(folder)
+
+
+def count_accepted(action: str) -> None:
+    """A run was created."""
+    if _metrics is not None:
+        _metrics.accepted.labels(action).inc()
+
+
+def count_ended(action: str, status: str) -> None:
+    """This process has ended a run."""
+    if _metrics is not None:
+        _metrics.ended.labels(action, status).inc()
+
+
+def count_poll(of: str) -> None:
+    """Something was polled: a pre-processor, a deployment, a Ray job."""
+    if _metrics is not None:
+        _metrics.polls.labels(of).inc()
+
+
+def count_failure(step: str, error_type: str, retries: str) -> None:
+    """A step has raised an error, which is retried as `retries` says."""
+    if _metrics is not None:
+        _metrics.failures.labels(step, error_type, retries).inc()
+
+
+def count_annotations(success: int, failed: int) -> None:
+    """So many tasks were recorded as annotated, and as failed."""
+    if _metrics is not None:
+        for result, number in (("success", success), ("failed", failed)):
+            if number:
+                _metrics.annotations.labels(result).inc(number)
+
+
+def count_rejected(task: str) -> None:
+    """A message was kept as a dead letter."""
+    if _metrics is not None:
+        _metrics.rejected.labels(task if task in KNOWN_TASKS else "other").inc()
+
+
+def observe_request(service: str, method: str, status: int, began: float) -> None:
+    """An HTTP request that began at `began` (monotonic seconds) has ended; status 0 where nothing came."""
+    if _metrics is not None:
+        _metrics.requests.labels(service, method, status).observe(time.monotonic() - began)
+
+
+def observe_relay(oldest_at: float) -> None:
+    """Redis has lines of a log, the oldest of which was read at `oldest_at` (monotonic seconds)."""
+    if _metrics is not None:
+        _metrics.relay.observe(time.monotonic() - oldest_at)
+
+
+class StepTimer:
+    """Measures a delivery of a step from its beginning to what followed from it."""
+
+    def __init__(self, step: str) -> None:
+        self._step = step
+        self._began = time.monotonic()
+
+    def observe(self, outcome: object) -> None:
+        """It has ended; the class of `outcome` names what follows."""
+        if _metrics is not None:
+            name = OUTCOMES.get(type(outcome).__name__, "other")
+            _metrics.steps.labels(self._step, name).observe(time.monotonic() - self._began)

@@ -1,0 +1,148 @@
+"""The HTTP server of `/metrics`, `/live` and `/ready`, in the parent process of a worker."""
+
+import errno
+import os
+import shutil
+import socketserver
+import threading
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+from typing import Any, Final
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+import structlog
+from celery import bootsteps, signals
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from worker import metrics
+from worker.monitoring.exposition import Exposition, metrics_folder, queues_of, remove_metrics_of_ended
+from worker.monitoring.probes import StateStep
+from worker.monitoring.worker_states import make_private, problems, read_states, states_folder
+from worker.services import services
+from worker.settings import settings
+
+log = structlog.get_logger(__name__)
+
+SECONDS_BETWEEN_ATTEMPTS: Final = 5.0
+REQUEST_TIMEOUT_SECONDS: Final = 10
+TEXT: Final = "text/plain; charset=utf-8"
+
+StartResponse = Callable[[str, list[tuple[str, str]]], object]
+
+
+class _Server(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def server_bind(self) -> None:
+        """Without the stock look-up of the host's name, which takes long where no DNS answers."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = REQUEST_TIMEOUT_SECONDS  # a client that sends nothing holds no thread for ever
+
+    def log_message(self, *_: Any) -> None:
+        """Probes and scrapes are not worth a line each."""
+
+
+class Pages:
+    """The WSGI application."""
+
+    def __init__(self, exposition: Exposition) -> None:
+        self._exposition = exposition
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """Answer a request."""
+        status, content_type, body = self._answer(environ["REQUEST_METHOD"], environ["PATH_INFO"])
+        start_response(
+            f"{status.value} {status.phrase}",
+            [("Content-Type", content_type), ("Content-Length", str(len(body)))],
+        )
+        return [body]
+
+    def _answer(self, method: str, path: str) -> tuple[HTTPStatus, str, bytes]:
+        if method not in ("GET", "HEAD"):
+            return HTTPStatus.METHOD_NOT_ALLOWED, TEXT, b"GET only\n"
+        match path:
+            case "/metrics":
+                return HTTPStatus.OK, CONTENT_TYPE_LATEST, self._exposition.text()
+            case "/live" | "/ready":
+                found = problems(list(read_states(states_folder())), ready=path == "/ready")
+                status = HTTPStatus.SERVICE_UNAVAILABLE if found else HTTPStatus.OK
+                return status, TEXT, "".join(f"{line}\n" for line in found or ["ok"]).encode()
+        return HTTPStatus.NOT_FOUND, TEXT, b"/metrics, /live or /ready\n"
+
+
+class HttpServerStep(bootsteps.StartStopStep):
+    """Serves on WORKER_HTTP_PORT, for all workers of this host.
+
+    The first of them gets the port, and another takes it over within seconds when that one ends.
+    """
+
+    requires = (StateStep,)
+
+    def __init__(self, parent: Any, **options: Any) -> None:
+        super().__init__(parent, **options)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def include_if(self, parent: Any) -> bool:  # noqa: ARG002 - the bootstep's signature
+        """Only where the setting asks for it."""
+        return settings().worker_http_port is not None
+
+    def start(self, parent: Any) -> None:  # noqa: ARG002 - the bootstep's signature
+        """The worker starts."""
+        remove_metrics_of_ended()
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._serve_when_free, name="http-server", daemon=True)
+        self._thread.start()
+
+    def stop(self, parent: Any) -> None:
+        """The worker has ended."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(SECONDS_BETWEEN_ATTEMPTS)
+            self._thread = None
+        shutil.rmtree(metrics_folder(parent.hostname, os.getpid()), ignore_errors=True)
+
+    terminate = stop
+
+    def _serve_when_free(self) -> None:
+        host, port = settings().worker_http_host, settings().worker_http_port or 0
+        pages, is_known = Pages(Exposition(services().redis, queues_of(settings()))), False
+        while not self._stop.is_set():
+            try:
+                server = _Server((host, port), _Handler)
+            except OSError as error:
+                if not is_known:
+                    is_taken = error.errno == errno.EADDRINUSE
+                    who = "another worker of this host, or another program, has it" if is_taken else None
+                    log.warning("HTTP port not opened", host=host, port=port, reason=who or error.strerror)
+                is_known = True
+                self._stop.wait(SECONDS_BETWEEN_ATTEMPTS)
+                continue
+            server.set_app(pages)
+            log.info("metrics and probes served", host=host, port=server.server_port)
+            stopper = threading.Thread(target=self._shut_down, args=(server,), daemon=True)
+            stopper.start()
+            with server:
+                server.serve_forever()
+
+    def _shut_down(self, server: _Server) -> None:
+        self._stop.wait()
+        server.shutdown()
+
+
+@signals.celeryd_init.connect(weak=False)
+def _record(sender: str = "", **_: Any) -> None:
+    """Before the pool: processes that are forked from this one record into the same folder."""
+    if settings().worker_http_port is not None:
+        folder = metrics_folder(sender, os.getpid())
+        try:
+            make_private(folder)
+            metrics.start_recording(folder)
+        except OSError as error:
+            log.error("nothing is recorded for /metrics", error=error.strerror, folder=str(folder))
