@@ -104,7 +104,7 @@ DEPLOY = """
 WAITING_DEPLOY = """
 <>   capacity look
 <>   update_state waits_since+reported_wait
-<>*  reschedule_step deploy.capacity_gate
+<>   reschedule_step deploy.capacity_gate
 <>   retry deploy.capacity_gate
 <>   update_state capacity
 <>   capacity leave
