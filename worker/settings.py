@@ -113,7 +113,8 @@ class Settings(BaseSettings):
     synapse_agent_url: HttpUrl | None = Field(
         None,
         repr=False,
-        description="Base URL of the agent; without it the agent is looked up in the backend by its id.",
+        description="Base URL of the agent, with `WORKER_AGENT` of that one alone; "
+        "without it the agent is looked up in the backend by its id.",
     )
     synapse_agent_token: Token | None = Field(None, description="Token for the agent.")
     redis_url: Annotated[str, BeforeValidator(_stripped)] = Field(
@@ -299,7 +300,8 @@ def environment_setting(name: str) -> Any:
     field, text = Settings.model_fields[name], os.environ.get(name.upper(), "").strip()
     if not text:
         return field.get_default(call_default_factory=True)
-    adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])
+    type_: Any = Annotated[field.annotation, field]
+    adapter: TypeAdapter[Any] = TypeAdapter(type_)
     try:
         return adapter.validate_python(text)
     except ValidationError as error:

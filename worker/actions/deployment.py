@@ -1,4 +1,4 @@
-"""Deploy a model on Ray Serve: the class that authors subclass, and the capacity gate before it."""
+"""Deploy a model on Ray Serve: the class that authors subclass."""
 
 import hashlib
 import inspect
@@ -14,104 +14,10 @@ from typing_extensions import TypeVar
 from shared.messages import DISPATCH_DEFAULTS, RESOURCE_KEYS, DeployParams, JsonObject
 from worker.actions import serve_submit
 from worker.actions.base import BaseAction
+from worker.actions.capacity_gate import check_serve_capacity, gate_options
 from worker.actions.overrides import ActionKind
-from worker.actions.replica_needs import gate_options
-from worker.platform import (
-    ClientError,
-    MalformedResponseError,
-    clean_exception,
-    clean_value,
-    error_type,
-    shorten,
-)
 
 P = TypeVar("P", bound=BaseModel, default=DeployParams)
-
-_CAPACITY_DENIED_MSG = "Serve deploy denied: insufficient cluster capacity ({reasons})"
-_CAPACITY_UNREACHABLE_MSG = "Serve deploy capacity check failed: agent unreachable ({error_type})"
-_CAPACITY_SKIP_LOG = "serve capacity gate skipped: agent_client not provided"
-
-MAX_REASONS_CHARS = 2_000
-"""Of an agent's reasons in the error that users read."""
-
-
-def check_serve_capacity(
-    agent_client: Any,
-    *,
-    app_name: str,
-    agent: int | str | None,
-    ray_actor_options: Mapping[str, Any],
-    serve_options: Mapping[str, Any],
-    logger: Any,
-) -> None:
-    """Ask the agent once whether the cluster has capacity (contract: "Errors that users read"; seeds).
-
-    Args:
-        agent_client: The `AgentClient` of the cluster; with None a warning is logged and the gate is passed.
-        app_name: Name of the Serve application.
-        agent: Id of the agent.
-        ray_actor_options: `num_cpus`, `num_gpus` and `memory` (bytes) of one replica.
-        serve_options: `num_replicas` or `autoscaling_config`.
-        logger: Where the warning goes.
-
-    Raises:
-        RuntimeError: The agent denies the deployment, or it cannot be reached or answers something malformed.
-            Its `__cause__` is then the original error without secrets.
-    """
-    if agent_client is None:
-        logger.warning(_CAPACITY_SKIP_LOG)
-        return
-    memory = ray_actor_options.get("memory")
-    asked = {
-        "kind": "serve",
-        "num_cpus": _number(ray_actor_options.get("num_cpus"), 1.0),
-        "num_gpus": _number(ray_actor_options.get("num_gpus"), 0.0),
-        "memory_bytes": None if memory is None else int(memory),
-        "replicas": serve_submit.initial_replicas(serve_options),
-        "metadata": {"plugin_code": app_name, "agent": agent},
-    }
-    try:
-        answer = _checked_answer(agent_client.check_feasibility(**asked))
-    except (ClientError, TimeoutError, ConnectionError, OSError) as error:
-        raise capacity_unreachable_error(error) from clean_exception(error)
-    if not answer["allowed"]:
-        reasons = answer.get("reasons") or []
-        listed = reasons if isinstance(reasons, list) else [reasons]
-        raise RuntimeError(_CAPACITY_DENIED_MSG.format(reasons=_shortened_reasons(listed)))
-
-
-def _checked_answer(answer: object) -> JsonObject:
-    if not isinstance(answer, dict) or not isinstance(answer.get("allowed"), bool):
-        raise MalformedResponseError("the agent's answer has no allowed: true or false")
-    return answer
-
-
-def capacity_unreachable_error(error: BaseException) -> RuntimeError:
-    """Make the gate's error for an agent that cannot be reached or looked up (contract: the table of errors).
-
-    Args:
-        error: What the client or the look-up raised.
-
-    Returns:
-        The error to raise.
-    """
-    return RuntimeError(_CAPACITY_UNREACHABLE_MSG.format(error_type=error_type(error)))
-
-
-def _shortened_reasons(reasons: list[Any]) -> list[Any]:
-    """The reasons without secrets; the one that makes the list too long is cut, later ones are omitted."""
-    shown: list[Any] = []
-    for reason in map(clean_value, reasons):
-        left = MAX_REASONS_CHARS - len(str(shown))
-        if len(repr(reason)) > left:
-            text = reason if isinstance(reason, str) else repr(reason)
-            return [*shown, shorten(text, max(left, 1))]
-        shown.append(reason)
-    return shown
-
-
-def _number(value: Any, default: float) -> float:
-    return default if value is None else float(value)
 
 
 class DeploymentProgressCategories:
@@ -299,14 +205,15 @@ class BaseDeploymentAction(BaseAction[P]):
             RuntimeError: The gate denies it, or Serve cannot run it; the message has the reason.
             ReleaseInvalidError: config.yaml has mistakes.
         """
-        from worker.actions.direct_deploy import folder_request
         from worker.actions.serve_submit import wait_until_running
+        from worker.plugins.requests import folder_request
         from worker.settings import environment_setting
 
         self._entrypoint()
         seconds = environment_setting("worker_deploy_timeout_seconds")
         if self._request is None:
-            self._request, self._is_direct = folder_request(self, Path.cwd()), True
+            entrypoint = f"{type(self).__module__}.{type(self).__name__}"
+            self._request, self._is_direct = folder_request(entrypoint, self.ctx.env, Path.cwd()), True
             self.ctx.env.update(self._request.env if self._request else {})
         plan = self.plan()
         self.ray_init()
@@ -424,7 +331,7 @@ class BaseDeploymentAction(BaseAction[P]):
         """What a function that builds an application gets: the action's own parameters."""
         given: Any = self.params
         values = given.model_dump(exclude_none=True) if isinstance(given, BaseModel) else self.given
-        return {name: value for name, value in values.items() if name not in RESOURCE_KEYS}
+        return {name: value for name, value in values.items() if name not in DeployParams.model_fields}
 
     def _own_runtime_env(self, actor_options: Mapping[str, Any]) -> JsonObject:
         return {**(actor_options.get("runtime_env") or {}), **self.get_runtime_env()}

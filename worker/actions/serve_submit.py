@@ -18,7 +18,7 @@ from worker.actions.application_builder import (
     merged_runtime_env,
     needs_of,
 )
-from worker.actions.replica_needs import gate_request
+from worker.actions.capacity_gate import gate_request
 from worker.actions.serve_contents import keep_content, put_back
 from worker.actions.serve_state import (
     DIGEST_VARIABLE,
@@ -94,23 +94,6 @@ def _all_options() -> frozenset[str]:
 
     taken = inspect.signature(serve.deployment).parameters
     return (SERVE_OPTIONS | taken.keys()) - REMOVED_OPTIONS
-
-
-def initial_replicas(options: Mapping[str, Any]) -> int:
-    """Count the replicas that Serve starts (contract: the capacity gate's `replicas`).
-
-    Args:
-        options: The checked serve options.
-
-    Returns:
-        `num_replicas`, or with autoscaling its initial or minimum number; at least 1, which is the default.
-    """
-    scaling = options.get("autoscaling_config")
-    if isinstance(scaling, Mapping):
-        wanted = scaling.get("initial_replicas") or scaling.get("min_replicas") or 1
-    else:
-        wanted = options.get("num_replicas") or 1
-    return max(1, int(wanted)) if wanted != "auto" else 1
 
 
 POLL_SECONDS = 0.5

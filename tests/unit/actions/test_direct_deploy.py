@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from worker.actions import BaseDeploymentAction, BaseServeDeployment, RuntimeContext, serve_submit
-from worker.actions.direct_deploy import folder_request
 from worker.plugins import ReleaseInvalidError
+from worker.plugins.requests import folder_request
 from worker.settings import SettingsError
 
 
@@ -138,7 +138,7 @@ def test_a_folder_without_config_yaml_deploys_as_the_class_says(
 
     action.deploy()
 
-    assert folder_request(action, tmp_path) is None
+    assert folder_request("plugin.actions.Deploy", {}, tmp_path) is None
     assert submissions.plans[0]["serve_options"] == {}
 
 
