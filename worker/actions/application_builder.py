@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.validation import describe_validation_error
-from worker.actions.capacity_gate import ReplicaNeeds, surge_percent
+from worker.actions.replica_needs import ReplicaNeeds, surge_percent
 from worker.platform import clean
 
 INSTALLERS = frozenset({"pip", "uv", "conda", "image_uri", "container"})

@@ -1,4 +1,4 @@
-"""Deploy a model on Ray Serve: the class that authors subclass."""
+"""Deploy a model on Ray Serve: the class that authors subclass, and the capacity gate before it."""
 
 import hashlib
 import inspect
@@ -14,10 +14,90 @@ from typing_extensions import TypeVar
 from shared.messages import DISPATCH_DEFAULTS, RESOURCE_KEYS, DeployParams, JsonObject
 from worker.actions import serve_submit
 from worker.actions.base import BaseAction
-from worker.actions.capacity_gate import check_serve_capacity, gate_options
 from worker.actions.overrides import ActionKind
+from worker.actions.replica_needs import gate_options, initial_replicas
+from worker.platform import ClientError, clean_exception, error_type
 
 P = TypeVar("P", bound=BaseModel, default=DeployParams)
+
+
+_CAPACITY_DENIED_MSG = "Serve deploy denied: insufficient cluster capacity ({reasons})"
+_CAPACITY_UNREACHABLE_MSG = "Serve deploy capacity check failed: agent unreachable ({error_type})"
+_CAPACITY_SKIP_LOG = "serve capacity gate skipped: agent_client not provided"
+
+
+def check_serve_capacity(
+    agent_client: Any,
+    *,
+    app_name: str,
+    agent: int | str | None,
+    ray_actor_options: Mapping[str, Any],
+    serve_options: Mapping[str, Any],
+    logger: Any,
+) -> None:
+    """Ask the agent once whether the cluster has capacity (contract: "Errors that users read"; seeds).
+
+    Args:
+        agent_client: The `AgentClient` of the cluster; with None a warning is logged and the gate is passed.
+        app_name: Name of the Serve application.
+        agent: Id of the agent.
+        ray_actor_options: `num_cpus`, `num_gpus` and `memory` (bytes) of one replica.
+        serve_options: `num_replicas` or `autoscaling_config`.
+        logger: Where the warning goes.
+
+    Raises:
+        CapacityDeniedError: The agent denies the deployment.
+        CapacityUnknownError: The agent cannot be reached or answers something malformed; its `__cause__` is
+            the original error without secrets.
+    """
+    if agent_client is None:
+        logger.warning(_CAPACITY_SKIP_LOG)
+        return
+    from worker.platform.agent import denial_reasons
+
+    try:
+        reasons = denial_reasons(
+            agent_client,
+            app_name=app_name,
+            agent=agent,
+            resources=ray_actor_options,
+            replicas=initial_replicas(serve_options),
+        )
+    except (ClientError, TimeoutError, ConnectionError, OSError) as error:
+        raise capacity_unreachable_error(error) from clean_exception(error)
+    if reasons is not None:
+        raise CapacityDeniedError(reasons)
+
+
+class CapacityDeniedError(RuntimeError):
+    """The agent says that the cluster has no room (contract: the table of errors)."""
+
+    def __init__(self, reasons: list[Any], explanation: str = "") -> None:
+        """Say it with the reasons.
+
+        Args:
+            reasons: The agent's, fit to be shown.
+            explanation: What follows the contract's sentence.
+        """
+        denied = _CAPACITY_DENIED_MSG.format(reasons=reasons)
+        super().__init__(f"{denied}: {explanation}" if explanation else denied)
+        self.reasons = reasons
+
+
+class CapacityUnknownError(RuntimeError):
+    """The agent cannot say whether the cluster has room (contract: the table of errors)."""
+
+
+def capacity_unreachable_error(error: BaseException) -> CapacityUnknownError:
+    """Make the gate's error for an agent that cannot be reached or looked up (contract: the table of errors).
+
+    Args:
+        error: What the client or the look-up raised.
+
+    Returns:
+        The error to raise.
+    """
+    return CapacityUnknownError(_CAPACITY_UNREACHABLE_MSG.format(error_type=error_type(error)))
 
 
 class DeploymentProgressCategories:

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from shared.messages import JsonObject
-from worker.actions.capacity_gate import ReplicaNeeds, surge_percent
+from worker.actions.replica_needs import ReplicaNeeds, surge_percent
 from worker.actions.serve_state import forget_lost_controller, load_serve
 
 NAMESPACE = b"synapse"

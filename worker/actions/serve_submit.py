@@ -18,7 +18,7 @@ from worker.actions.application_builder import (
     merged_runtime_env,
     needs_of,
 )
-from worker.actions.capacity_gate import gate_request
+from worker.actions.replica_needs import gate_request
 from worker.actions.serve_contents import keep_content, put_back
 from worker.actions.serve_state import (
     DIGEST_VARIABLE,

@@ -7,13 +7,13 @@ from typing import Any, Literal, TypeAlias
 import structlog
 
 from shared.messages import JsonObject
-from worker.actions.capacity_gate import (
+from worker.actions.deployment import (
     CapacityDeniedError,
     CapacityUnknownError,
     capacity_unreachable_error,
     check_serve_capacity,
-    gate_options,
 )
+from worker.actions.replica_needs import gate_options
 from worker.deploy.packages import DeployedPackages
 from worker.deploy.plan import (
     CAPACITY_GATE,

@@ -18,9 +18,9 @@ from worker.actions import (
     deployment,
 )
 from worker.actions.base import ParamsError
-from worker.actions.capacity_gate import check_serve_capacity, gate_options
-from worker.actions.deployment import action_for
+from worker.actions.deployment import action_for, check_serve_capacity
 from worker.actions.overrides import UncalledMethodError
+from worker.actions.replica_needs import gate_options
 from worker.actions.serve_submit import ServeOptionsError
 from worker.platform import (
     AuthenticationError,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.actions.capacity_gate import ReplicaNeeds, gate_request, surge_percent
+from worker.actions.replica_needs import ReplicaNeeds, gate_request, surge_percent
 
 
 @pytest.mark.parametrize(
