@@ -68,7 +68,8 @@ def rollback(
         if found is RollBack.NOTHING_KEPT:
             fail(
                 f"of {application} nothing is kept that ran before",
-                hint="It was not updated since it was first deployed, or not by this version of the worker.",
+                hint="It was not updated since it was first deployed, or not by this version of the worker."
+                " Deploy the release that it shall run.",
             )
         if found is RollBack.IS_THERE:
             out.print(f"{application} has already what it ran before its last update", highlight=False)
@@ -114,7 +115,7 @@ def _fail_unknown(application: str, cluster: RayCluster) -> None:
     names = ", ".join(sorted(cluster.live_applications() or {}))
     fail(
         f"there is no application {application} on Ray Serve",
-        hint=f"There are: {names}" if names else "There is none.",
+        hint=(f"There are: {names}." if names else "There is none.") + " Deploy the release that shall run.",
     )
 
 

@@ -13,13 +13,10 @@ from worker.plugins.runner import OUTPUT_END, OUTPUT_START, RESULT_END, RESULT_S
 
 MAX_RESULT_BYTES: Final = 1024 * 1024
 LOG_WINDOW_BYTES: Final = 12 * MAX_RESULT_BYTES
-"""Of the end of a job's log, in which its result is looked for. Quotes and backslashes take several times
-their length there."""
+"""Of the end of a job's log, in which its result is looked for: what is printed after it may be more."""
 TRACEBACK: Final = "Traceback (most recent call last):"
 LAST_LINES: Final = 6
 MAX_TRACEBACK_CHARS: Final = 100_000
-MAX_ESCAPE_CHARS: Final = 12
-"""Of one escaped character in JSON."""
 MAX_ERROR_CHARS: Final = 2_000
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -35,9 +32,11 @@ class JobOutput:
 
 
 def read_job_output(log: str) -> JobOutput:
-    """Read the end of a log, which is escaped as in JSON, with the end of that JSON."""
+    """Read the end of a log; its first character may be cut."""
     said = _between(log, OUTPUT_START, OUTPUT_END)
-    output = JobOutput(error=error_in(_last_text(log)), said=read_output(_parse(said)) if said else None)
+    output = JobOutput(
+        error=error_in(log[-MAX_TRACEBACK_CHARS:]), said=read_output(_parse(said)) if said else None
+    )
     text = _between(log, RESULT_START, RESULT_END)
     if text is None:
         left = "more than can be read" if RESULT_END in log else "no result"
@@ -51,28 +50,11 @@ def read_job_output(log: str) -> JobOutput:
     return replace(output, result=mask_secrets(result))
 
 
-def _last_text(log: str) -> str:
-    """The last lines; the first of them may be cut, also amid an escaped character."""
-    content = log.rstrip().removesuffix("}").rstrip().removesuffix('"')[-MAX_TRACEBACK_CHARS:]
-    for start in range(MAX_ESCAPE_CHARS):
-        try:
-            return str(json.loads(f'"{content[start:]}"'))
-        except ValueError:
-            continue
-    return ""
-
-
 def _between(log: str, start: str, end: str) -> str | None:
     """The lines between the last two markers; None without them."""
     last = log.rfind(end)
     first = log.rfind(start, 0, last) if last >= 0 else -1
-    if first < 0:
-        return None
-    try:
-        text = json.loads(f'"{log[first + len(start) : last]}"')
-    except ValueError:
-        return None
-    return str(text).strip()
+    return None if first < 0 else log[first + len(start) : last].strip()
 
 
 def _parse(text: str) -> Any:

@@ -55,7 +55,7 @@ def test_a_rollback_waits_until_the_application_runs(cli: CommandLine, cluster: 
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        (RollBack.NO_APPLICATION, f"there is no application {APP} on Ray Serve There are: other@1.0.0"),
+        (RollBack.NO_APPLICATION, f"there is no application {APP} on Ray Serve There are: other@1.0.0."),
         (RollBack.NOTHING_KEPT, f"of {APP} nothing is kept that ran before"),
     ],
 )
@@ -63,7 +63,9 @@ def test_what_cannot_be_rolled_back_is_an_error(
     cli: CommandLine, cluster: Cluster, found: RollBack, said: str
 ) -> None:
     cluster.found = found
-    assert said in cli.run("rollback", APP, code=1)
+    answer = cli.run("rollback", APP, code=1)
+    assert said in answer
+    assert "Deploy the release that" in answer
 
 
 def test_a_rollback_that_fails_keeps_what_runs(cli: CommandLine, cluster: Cluster) -> None:

@@ -1,6 +1,5 @@
 """The program of a Ray job that runs an action of ours whole."""
 
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         request = ActionRequest("cat@1.0", "to_task", f"{module}.ToTask", PARAMS, {"GREETING": "hi"}, "42")
         monkeypatch.setenv("SYNAPSE_ACTION_REQUEST", request.to_json())
         entrypoint.main()
-        return read_job_output(json.dumps({"logs": capsys.readouterr().out}))
+        return read_job_output(capsys.readouterr().out)
 
     return run
 
@@ -95,7 +94,7 @@ def test_an_error_is_raised_after_what_was_said(program: Program, capsys: pytest
             """
         )
 
-    said = read_job_output(json.dumps({"logs": capsys.readouterr().out})).said
+    said = read_job_output(capsys.readouterr().out).said
     assert said is not None
     assert [entry.text for entry in said.entries] == ["hello"]
 

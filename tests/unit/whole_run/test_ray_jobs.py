@@ -51,29 +51,24 @@ second
 """
 
 
-def log_of(text: str) -> str:
-    """The log as Ray's dashboard answers with it."""
-    return json.dumps({"logs": text})
-
-
 @pytest.mark.parametrize("result", [{"a": 'with "quotes" \\ and 한글'}, {"nested": {"list": [1, None]}}, {}])
 def test_the_result_stands_between_the_markers(result: dict[str, Any]) -> None:
-    log = log_of(f"before\n{RESULT.format(json.dumps(result))}after\n")
+    log = f"before\n{RESULT.format(json.dumps(result))}after\n"
 
     assert read_job_output(log).result == result
 
 
 def test_the_last_result_counts() -> None:
-    log = log_of(RESULT.format('{"n": 1}') + RESULT.format('{"n": 2}'))
+    log = RESULT.format('{"n": 1}') + RESULT.format('{"n": 2}')
 
     assert read_job_output(log).result == {"n": 2}
 
 
 def test_a_log_that_is_cut_amid_a_character_is_read() -> None:
-    whole = log_of("한" * 100 + "\nnoise\nValueError: 한글\n" + RESULT.format('{"n": 1}'))
+    whole = ("한" * 100 + "\nnoise\nValueError: 한글\n" + RESULT.format('{"n": 1}')).encode()
 
     for cut in range(30):
-        output = read_job_output(whole[cut:])
+        output = read_job_output(whole[cut:].decode(errors="replace"))
         assert output.result == {"n": 1}
         assert "ValueError: 한글" in output.error
 
@@ -91,7 +86,7 @@ def test_a_log_that_is_cut_amid_a_character_is_read() -> None:
     ],
 )
 def test_what_is_no_result_is_a_problem(text: str, problem: str) -> None:
-    output = read_job_output(log_of(text))
+    output = read_job_output(text)
 
     assert (output.result, output.problem) == (None, problem)
 
@@ -99,7 +94,7 @@ def test_what_is_no_result_is_a_problem(text: str, problem: str) -> None:
 def test_known_secrets_are_masked_in_a_result() -> None:
     register_secrets(["a-secret-of-the-worker"])
 
-    output = read_job_output(log_of(RESULT.format('{"said": "a-secret-of-the-worker"}')))
+    output = read_job_output(RESULT.format('{"said": "a-secret-of-the-worker"}'))
 
     assert output.result is not None
     assert "a-secret" not in output.result["said"]
@@ -108,7 +103,7 @@ def test_known_secrets_are_masked_in_a_result() -> None:
 def test_what_the_action_said_is_read() -> None:
     said = {"progress": {"own": 50}, "metrics": {"own": {"files": 3}}}
 
-    output = read_job_output(log_of(OUTPUT.format(json.dumps(said)))).said
+    output = read_job_output(OUTPUT.format(json.dumps(said))).said
 
     assert output is not None
     assert (output.progress, output.metrics) == (said["progress"], said["metrics"])

@@ -13,7 +13,9 @@ from shared.messages import JsonObject
 
 HEAD_RESOURCE: Final = "node:__internal_head__"
 PATH: Final = "/api/jobs/"
-OK, NOT_FOUND = 200, 404
+LOG_PATH: Final = "/logs/job-driver-{}.log"
+"""On the agent of the node that has run the job, which answers with the range that is asked for."""
+OK, PARTIAL, NOT_FOUND, EMPTY_RANGE = 200, 206, 404, 416
 UNDO_TIMEOUT_SECONDS: Final = 30.0
 MAX_MESSAGE_CHARS: Final = 50_000
 """Of Ray's message about a job, at the end of which stands what went wrong."""
@@ -51,14 +53,21 @@ def stop_job(id: str, seconds: float) -> bool:
 
 
 def end_of_log(id: str, max_bytes: int, seconds: float) -> str:
-    """The last bytes of the job's log, escaped as in JSON, and the end of that JSON.
+    """The last bytes of the job's log, read where it lies, by the agent of the node that has run the job.
 
-    Ray answers with the whole log as one JSON text, however long it is; no more of it is kept than asked for.
+    Ray's own answer is the whole log as one JSON text: of several GB it takes minutes and the node's memory.
+    A job that never began has no log.
     """
-    status, text = _call(seconds, "GET", f"{_path(id)}/logs", max_bytes=max_bytes)
-    if status != OK:
-        _object(status, text)
-    return text
+    status, text = _call(seconds, "GET", _path(id))
+    address = None if status == NOT_FOUND else _object(status, text).get("driver_agent_http_address")
+    if not address:
+        return ""
+    status, text = _call(
+        seconds, "GET", f"{address}{LOG_PATH.format(quote(id, safe=''))}", max_bytes=max_bytes
+    )
+    if status not in (OK, PARTIAL, NOT_FOUND, EMPTY_RANGE):
+        raise OSError(f"the agent of the job's node answered {status}: {text[-MAX_ERROR_CHARS:]}")
+    return text if status in (OK, PARTIAL) else ""
 
 
 def _path(id: str) -> str:
@@ -81,8 +90,9 @@ def _call(
     max_bytes: int = 0,
     in_clusters_python: bool = False,
 ) -> tuple[int, str]:
-    """Status and text of the dashboard's answer.
+    """Status and text of the dashboard's answer, or of that of a node's agent where `path` is a whole URL.
 
+    `max_bytes`: no more than the end of the answer's content is asked for, or kept.
     `in_clusters_python`: in a task in any case, whose Python is the cluster's and not this worker's.
     """
     import ray
@@ -135,7 +145,10 @@ def _dashboard_call() -> Callable[..., list[Any]]:
             body = {**body, "runtime_env": {**environment, "env_vars": variables}}
         headers = {"Content-Type": "application/json", **get_auth_headers_if_auth_enabled({})}
         content = None if body is None else json.dumps(body).encode()
-        request = Request(f"http://{address.decode()}{path}", content, headers, method=method)
+        if max_bytes:
+            headers["Range"] = f"bytes=-{max_bytes}"
+        url = path if path.startswith("http") else f"http://{address.decode()}{path}"
+        request = Request(url, content, headers, method=method)  # noqa: S310 - of the cluster alone
         try:
             with build_opener(ProxyHandler({})).open(request, timeout=seconds) as answer:
                 kept = b""

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from shared import DeployMessage, Message
+from shared.statuses import ServeApplicationStatus
 from worker.actions import create_serve_multiplexed_model_id
 from worker.sandbox.api import Api, ApiError, api_error, json_response, validated
 from worker.sandbox.backend.entities import Releases
@@ -109,6 +110,10 @@ class PluginRuns:
             raise api_error(504, "The application did not answer in time.") from None
         except httpx.TransportError:
             raise api_error(503, "The application cannot be reached.") from None
+        if upstream.status_code == httpx.codes.NOT_FOUND:
+            # Serve's proxy answers so for a route that is gone, of which the record may not know yet.
+            await self._sync.refresh()
+            self._application(code, version, agent)
         if not upstream.is_success:
             raise api_error(upstream.status_code, upstream.text[:1000])
         return Response(upstream.content, media_type="application/json")
@@ -132,9 +137,15 @@ class PluginRuns:
             agent,
         )
         if not records:
-            raise api_error(404, "The plugin has no serve application on this agent.")
-        if records[0]["status"] != "RUNNING":
-            raise api_error(503, f"The serve application is not running: {records[0]['status']}.")
+            release = f"{code}@{version}" if version else code
+            raise api_error(404, f"{release} is not deployed on agent {agent}: it has no serve application.")
+        name, status = records[0]["application"], records[0]["status"]
+        if status == ServeApplicationStatus.UNAVAILABLE:
+            raise api_error(
+                503, f"{name} is not deployed on agent {agent}: Ray Serve does not have it any more."
+            )
+        if status != ServeApplicationStatus.RUNNING:
+            raise api_error(503, f"The application {name} on agent {agent} is not running: {status}.")
         return records[0]
 
     def _route_prefix(self, record: Row) -> str:

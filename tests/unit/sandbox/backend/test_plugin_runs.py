@@ -1,5 +1,6 @@
 """Deployments are published, and inferences are forwarded to their application."""
 
+import asyncio
 import hashlib
 import json
 from pathlib import Path
@@ -153,3 +154,49 @@ async def test_failed_inference_is_an_error(backend: httpx.AsyncClient, services
     answer = await backend.post("/plugins/digits/run/", json=body)
     assert (answer.status_code, answer.json()) == (422, {"detail": "no image"})
     assert (await backend.post("/plugins/digits/run/", json={**body, "version": "1.9.0"})).status_code == 404
+
+
+async def test_an_application_that_is_not_deployed_is_named(
+    backend: httpx.AsyncClient, services: Any, job: int
+) -> None:
+    body = {"agent": 1, "action": "inference", "params": {}, "version": "1.10.0"}
+    # Given a plugin of which nothing was deployed, then it is named
+    answer = await backend.post("/plugins/digits/run/", json=body)
+    assert answer.json() == {"detail": f"{NAME} is not deployed on agent 1: it has no serve application."}
+    # And so is one that is being deployed
+    await backend.post("/serve_applications/", json={"job": job})
+    answer = await backend.post("/plugins/digits/run/", json=body)
+    assert answer.json() == {"detail": f"The application {NAME} on agent 1 is not running: DEPLOYING."}
+
+
+async def test_an_application_that_was_removed_is_named(
+    backend: httpx.AsyncClient, services: Any, job: int
+) -> None:
+    # Given an application that ran, and has been removed behind the backend's back
+    services.applications = [listed()]
+    await backend.post("/serve_applications/", json={"job": job})
+    assert await statuses(backend) == ["RUNNING"]
+    services.applications = []
+    services.inference = httpx.Response(404, text="Path '/abc/' not found.")
+    await asyncio.sleep(0.06)  # The backend does not ask the agent again within 50 ms.
+
+    # When an inference finds its route gone
+    body = {"agent": 1, "action": "inference", "params": {}, "version": "1.10.0"}
+    answer = await backend.post("/plugins/digits/run/", json=body)
+
+    # Then the answer names it
+    text = f"{NAME} is not deployed on agent 1: Ray Serve does not have it any more."
+    assert (answer.status_code, answer.json()) == (503, {"detail": text})
+
+
+async def test_a_404_of_a_running_application_is_its_own(
+    backend: httpx.AsyncClient, services: Any, job: int
+) -> None:
+    services.applications = [listed()]
+    await backend.post("/serve_applications/", json={"job": job})
+    services.inference = httpx.Response(404, text="no such image")
+
+    body = {"agent": 1, "action": "inference", "params": {}}
+    answer = await backend.post("/plugins/digits/run/", json=body)
+
+    assert (answer.status_code, answer.json()) == (404, {"detail": "no such image"})
