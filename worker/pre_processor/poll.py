@@ -25,6 +25,7 @@ from worker.pre_processor.decision import (
 )
 from worker.pre_processor.diagnosis import PROGRESS, Diagnosis, diagnose
 from worker.pre_processor.serve_application import (
+    classify_serve_app,
     explained,
     job_status,
     list_recent_records,
@@ -52,6 +53,10 @@ BATCH_WAITERS = 100
 
 BACKOFF_FACTOR = 1.5
 
+MAX_RUNNING_AGE_SECONDS = 10.0
+"""So long a poll believes the deployment that woke it. A message that was delayed may concern an application
+that has been removed since."""
+
 
 @dataclass(frozen=True)
 class NextPoll:
@@ -70,11 +75,16 @@ class Waiter:
     queue: str
 
 
-def await_ready(waitlist: Waitlist, generation: int, attempt: int, services: Services) -> NextPoll | None:
-    """Poll once, of a generation that is claimed and under the list's lock; None when the polling is over."""
+def await_ready(
+    waitlist: Waitlist, generation: int, attempt: int, services: Services, running_at: float = 0.0
+) -> NextPoll | None:
+    """Poll once, of a generation that is claimed and under the list's lock; None when the polling is over.
+
+    `running_at`: when, by Redis's clock, a deployment registered the application that the runs wait for.
+    """
     runs, member = services.runs, waitlist.name.member
     runs.heartbeats.schedule(member)
-    countdown = _poll_once(waitlist, services, attempt)
+    countdown = _poll_once(waitlist, services, attempt, running_at)
     # Removed before the end is written, because a run that joins after the end registers it anew.
     runs.heartbeats.remove(member)
     said, following = waitlist.end_poll(generation)
@@ -84,7 +94,7 @@ def await_ready(waitlist: Waitlist, generation: int, attempt: int, services: Ser
     return NextPoll(countdown, following, attempt + 1) if said == "again" else None
 
 
-def _poll_once(waitlist: Waitlist, services: Services, attempt: int) -> float:
+def _poll_once(waitlist: Waitlist, services: Services, attempt: int, running_at: float) -> float:
     """Decide about the runs that wait and act on it; returns the seconds until the next poll.
 
     It reads the earliest deadline and the runs that it acts on, never the whole list. What it does not finish
@@ -97,7 +107,9 @@ def _poll_once(waitlist: Waitlist, services: Services, attempt: int) -> float:
             waitlist.save_dispatch(dispatch, after_failure(dispatch))
         return 0.0
     timeouts = Timeouts.of(settings.worker_pre_processor_timeout_seconds, runs.timing.visibility_timeout)
-    decision, seen = _decide(waitlist, dispatch, services, timeouts, attempt)
+    decision, seen = Decision(DecisionKind.READY, dispatch), None
+    if not (running_at and abs(waitlist.now() - running_at) <= MAX_RUNNING_AGE_SECONDS):
+        decision, seen = _decide(waitlist, dispatch, services, timeouts, attempt)
     if dispatch is not None:
         waitlist.save_dispatch(dispatch, decision.dispatch)
     ends_at = time.monotonic() + min(MAX_POLL_SECONDS, runs.timing.visibility_timeout / 4)
@@ -153,7 +165,8 @@ def _observe(waitlist: Waitlist, dispatch: Dispatch | None, services: Services, 
         if job is None
         else list_recent_records(backend, name.target, job, attempt)
     )
-    status = job_status(backend, job)
+    # What becomes of the job does not matter any more once its application runs.
+    status = None if classify_serve_app(records)[0] == "running" else job_status(backend, job)
     is_alive, unread = True, 0
     if dispatch is not None and dispatch.lacks_job:
         is_alive = bool(services.redis.exists(lock_key(dispatch.claimed_by, DISPATCH.name)))

@@ -303,18 +303,33 @@ class Waitlist:
         return bool(self._scripts.run("update_dispatch", [self._hash], DISPATCH_FIELD_NAMES, token, *pairs))
 
 
-def schedule_poll(runs: Runs, name: WaitlistName, generation: int, countdown: float = 0.0) -> None:
-    """Publish the poll of `generation` and expect its heartbeat."""
+def schedule_poll(
+    runs: Runs,
+    name: WaitlistName,
+    generation: int,
+    countdown: float = 0.0,
+    running_at: float | None = None,
+) -> None:
+    """Publish the poll of `generation` and expect its heartbeat.
+
+    `running_at`: when, by Redis's clock, the publisher knew that the pre-processor runs.
+    """
     runs.heartbeats.schedule(name.member, countdown)
-    kwargs = {"room": name.key, "generation": generation}
+    kwargs: dict[str, object] = {"room": name.key, "generation": generation}
+    if running_at is not None:
+        kwargs["running_at"] = running_at
     runs.publisher.publish(AWAIT_READY, AWAIT_READY.queue or "to_task", kwargs, countdown)
 
 
-def wake(runs: Runs, name: WaitlistName) -> bool:
-    """Poll now, because the pre-processor may run or its dispatch has failed. False when no run waits."""
-    generation = Waitlist(runs.redis, name).wake()
+def wake(runs: Runs, name: WaitlistName, *, is_running: bool = False) -> bool:
+    """Poll now, because the pre-processor may run or its dispatch has failed. False when no run waits.
+
+    `is_running`: the caller knows that it runs, so that the poll need not ask the backend.
+    """
+    waitlist = Waitlist(runs.redis, name)
+    generation = waitlist.wake()
     if generation:
-        schedule_poll(runs, name, generation)
+        schedule_poll(runs, name, generation, running_at=waitlist.now() if is_running else None)
     return bool(generation)
 
 

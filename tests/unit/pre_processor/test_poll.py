@@ -59,6 +59,20 @@ def test_from_dispatch_to_ready(
     assert harness.services.redis.zscore(heartbeats_key(), NAME.member) is None
 
 
+def test_a_poll_that_sees_it_run_asks_for_no_job(
+    harness: WaitlistHarness, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a run that waits for an application which runs by now
+    harness.wait("1")
+    backend.add_application()
+    asked: list[object] = []
+    monkeypatch.setattr(backend, "get_job", asked.append)
+
+    # When it is polled, then it goes on, and nothing is asked about the job
+    harness.poll()
+    assert (harness.resumed(), asked) == (["1"], [])
+
+
 def test_a_poll_resumes_a_batch_and_the_next_one_the_rest(
     harness: WaitlistHarness, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
