@@ -51,7 +51,8 @@ chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=
 	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration/broker tests/integration/logs \
 		tests/integration/workflows/test_updates.py \
 		tests/integration/plugins/test_bad_plugins.py tests/integration/safety/test_deadly_plugin.py \
-		tests/integration/cli/test_demo.py::test_ctrl_c_ends_every_process_of_the_demo -m "chaos or not chaos" -rA
+		tests/integration/cli/test_demo.py::test_ctrl_c_ends_every_process_of_the_demo $(IN_GROUPS) \
+		-m "chaos or not chaos" -rA --durations 20
 
 examples: $(STAMP)  ## Deploy every release under examples/plugins on a real Ray, and call it
 	@$(BIN)/pytest tests/integration/workflows/test_examples.py -m examples

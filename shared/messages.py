@@ -94,6 +94,9 @@ PluginName = Annotated[
 ResourceAmount = Annotated[float, Field(ge=0, strict=True, allow_inf_nan=False)]
 """How many CPUs or GPUs: a number, fractions included, but neither a text nor true or false."""
 
+CapacityWait = Annotated[float, Field(ge=0, le=86_400, strict=True, allow_inf_nan=False)]
+"""Seconds, at most a day, after which a deployment is hardly wanted any more."""
+
 Tenant = Annotated[
     str,
     StringConstraints(strict=True, max_length=200),
@@ -124,7 +127,7 @@ DISPATCH_DEFAULTS: Mapping[str, float] = {"num_cpus": 1, "num_gpus": 0.1}
 
 
 class DeployParams(BaseModel):
-    """`params` of `deploy`: the resources of one replica and the number of replicas.
+    """`params` of `deploy`: the resources of one replica, the number of replicas, the wait for capacity.
 
     Other keys are kept: a plugin's own params model may declare them. A value that is None is taken from the
     release's `required_resources`, else from Ray Serve's defaults.
@@ -134,6 +137,8 @@ class DeployParams(BaseModel):
         num_gpus: GPUs of one replica.
         memory: Memory of one replica in bytes.
         num_replicas: Replicas; it takes precedence over the release's `serve_options`.
+        wait_for_capacity: Seconds, at most a day, to wait where the capacity gate says no; None for
+            no wait.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
@@ -142,6 +147,7 @@ class DeployParams(BaseModel):
     num_gpus: ResourceAmount | None = None
     memory: Annotated[StrictInt, Field(ge=0)] | None = Field(default=None, description="bytes")
     num_replicas: Annotated[StrictInt, Field(ge=1)] | None = None
+    wait_for_capacity: CapacityWait | None = None
 
 
 class ToTaskMethod(StrEnum):
@@ -168,7 +174,8 @@ class ToTaskParams(BaseModel):
         model: Id of the model; required by `inference`.
         pre_processor_params: Additional parameters of the inference call.
         batch_size: Requests that a pre-processor is sent at once, unless its release declares
-            `serve_options.batch.max_batch_size`.
+            `serve_options.batch.max_batch_size`. Where it is not given, a pre-processor is sent as many as
+            its `serve_options.max_ongoing_requests`, by default 5.
         data_schema: `schema` in the message. With `any` the backend does not check the data's schema.
     """
 

@@ -50,10 +50,12 @@ class Agents:
     def client(self, agent: int, tenant: str | None) -> AgentClient | None:
         """The client of a Ray cluster's agent: the configured one, else the one that the backend knows.
 
+        What is configured beside WORKER_AGENT is that agent, and no other.
+
         None when no agent is known or it has no URL. Raises `ClientError` when the look-up fails.
         """
         settings = self._settings
-        if settings.synapse_agent_url is not None:
+        if settings.synapse_agent_url is not None and settings.worker_agent in (None, agent):
             token = settings.synapse_agent_token
             return self._client_at(settings.synapse_agent_url, token and token.get_secret_value(), tenant)
         found = self._look_up(agent, tenant)

@@ -145,7 +145,9 @@ class Services:
         release = self.store.get(message.plugin)
         # The author's code may say them.
         register_settings(release.config.settings)
-        params = message.params.model_dump(mode="json", exclude_unset=True, by_alias=True)
+        # How long a deployment waits for capacity is the worker's matter, and no plugin's model knows it.
+        own = {"wait_for_capacity"} if isinstance(message, DeployMessage) else None
+        params = message.params.model_dump(mode="json", exclude_unset=True, by_alias=True, exclude=own)
         request = request_for(release, message.action, params, access, job=run.job, language=message.language)
         return release, request
 

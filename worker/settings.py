@@ -1,5 +1,6 @@
 """The settings from the environment, checked once at start (contract: "Settings")."""
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -13,6 +14,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     SecretStr,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -111,7 +113,8 @@ class Settings(BaseSettings):
     synapse_agent_url: HttpUrl | None = Field(
         None,
         repr=False,
-        description="Base URL of the agent; without it the agent is looked up in the backend by its id.",
+        description="Base URL of the agent, with `WORKER_AGENT` of that one alone; "
+        "without it the agent is looked up in the backend by its id.",
     )
     synapse_agent_token: Token | None = Field(None, description="Token for the agent.")
     redis_url: Annotated[str, BeforeValidator(_stripped)] = Field(
@@ -290,6 +293,20 @@ def load_settings() -> Settings:
         raise SettingsError(
             "\n".join(_mistake_line(mistake) for mistake in error.errors(include_url=False))
         ) from None
+
+
+def environment_setting(name: str) -> Any:
+    """One setting, for a process that is no worker and has not all of them; raises `SettingsError`."""
+    field, text = Settings.model_fields[name], os.environ.get(name.upper(), "").strip()
+    if not text:
+        return field.get_default(call_default_factory=True)
+    type_: Any = Annotated[field.annotation, field]
+    adapter: TypeAdapter[Any] = TypeAdapter(type_)
+    try:
+        return adapter.validate_python(text)
+    except ValidationError as error:
+        [(_, what)] = [mistake_parts(mistake) for mistake in error.errors(include_url=False)][:1]
+    raise SettingsError(f"{name.upper()} {what}")
 
 
 _MAY_BE_SHOWN = ("plugins_dir", "worker_plugin_host")

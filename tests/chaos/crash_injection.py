@@ -16,7 +16,7 @@ from typing import Any
 from celery.exceptions import Retry
 from structlog.contextvars import get_contextvars
 
-from worker.platform import AsyncBackendClient, BackendClient
+from worker.platform import AgentClient, AsyncBackendClient, BackendClient
 from worker.pre_processor.waitlist import Waitlist
 from worker.runs.model import Lease
 from worker.runs.publisher import CeleryPublisher
@@ -25,6 +25,7 @@ from worker.runs.runs import Runs
 from worker.runs.store import RunStore
 from worker.to_task.discover import TaskIndex
 from worker.to_task.ledger import RedisLedger
+from worker.workflow.capacity import CapacityWaitlist
 from worker.workflow.task import StepTask
 
 Subjects = Callable[..., tuple[Any, ...]]
@@ -148,6 +149,15 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
         constant("waitlist resume"),
         lambda waitlist, jobs, _messages: (waitlist.name.code, *jobs),
     )
+    add_points(
+        crashes,
+        AgentClient,
+        "check_feasibility",
+        constant("check_feasibility"),
+        lambda _self, **asked: (asked["metadata"]["plugin_code"].partition("@")[0],),
+    )
+    for method in ("look", "leave"):
+        add_points(crashes, CapacityWaitlist, method, constant(f"capacity {method}"), first_argument)
     for method in ("record", "complete_chunk", "next_chunks", "mark_published"):
         add_points(crashes, RedisLedger, method, constant(f"ledger {method}"), job_of_ledger)
     add_points(crashes, TaskIndex, "commit", constant("task_index commit"), job_of_ledger)

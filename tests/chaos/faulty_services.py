@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -189,9 +190,10 @@ class FaultyProxy:
 
 
 class CapacityAgent:
-    """An agent whose cluster has capacity for everything; it can hang, and restart."""
+    """An agent whose cluster has capacity for everything; it can deny, hang, and restart."""
 
     def __init__(self) -> None:
+        self._denials: dict[str, float] = {}
         self._hangs = threading.Event()
         self._hang_ended = threading.Event()
         self.server = Server(self._respond)
@@ -208,6 +210,10 @@ class CapacityAgent:
             self._hang_ended.set()
             self._hang_ended = threading.Event()
 
+    def deny(self, app_name: str, times: float = math.inf) -> None:
+        """Have no capacity for this application when asked the next `times`; 0 ends that."""
+        self._denials[app_name] = times
+
     def restart(self, seconds_down: float) -> None:
         """Reject connections for `seconds_down`, then listen on the same port again."""
         port = self.server.port
@@ -219,10 +225,14 @@ class CapacityAgent:
         self._hang_ended.set()
         self.server.close()
 
-    def _respond(self, _request: Handler, _body: bytes) -> Response:
+    def _respond(self, _request: Handler, body: bytes) -> Response:
         if self._hangs.is_set():
             self._hang_ended.wait(MAX_HANG_SECONDS)
             raise ConnectionClosed
+        asked = json.loads(body or b"{}").get("metadata", {}).get("plugin_code")
+        if self._denials.get(asked, 0) > 0:
+            self._denials[asked] -= 1
+            return json_response({"allowed": False, "reasons": ["insufficient_cpu"]})
         return json_response({"allowed": True, "reasons": []})
 
 

@@ -12,6 +12,7 @@ class Kind(StrEnum):
     """The run that is under way when the worker is killed."""
 
     DEPLOY = "deploy"
+    WAITING_DEPLOY = "deploy that waits for capacity"
     FILE = "to_task by file"
     INFERENCE = "to_task by inference, its pre-processor absent"
     FAILED_PRE_PROCESSOR = "to_task by inference, its pre-processor's deployment fails"
@@ -100,6 +101,15 @@ DEPLOY = """
 <>   mark_reported
 """
 
+WAITING_DEPLOY = """
+<>   capacity look
+<>   update_state waits_since+reported_wait
+<>   reschedule_step deploy.capacity_gate
+<>   retry deploy.capacity_gate
+<>   update_state capacity
+<>   capacity leave
+"""
+
 FILE = """
 <>   accept
 <>   publish to_task.initialize
@@ -140,6 +150,7 @@ INFERENCE = """
 WAITLIST = """
 <>   waitlist join
 <>   publish pre_processor.await_ready
+<>   check_feasibility
 <>*  waitlist mark_sent
 <*>* run_plugin
 <>   waitlist mark_known
@@ -211,6 +222,7 @@ def all_points() -> list[KillPoint]:
     """The whole table."""
     return [
         *_points(Kind.DEPLOY, DEPLOY),
+        *_points(Kind.WAITING_DEPLOY, WAITING_DEPLOY),
         *_points(Kind.FILE, FILE),
         *_points(Kind.INFERENCE, INFERENCE),
         *_points(Kind.INFERENCE, WAITLIST, of_pre_processor=True),
@@ -221,6 +233,7 @@ def all_points() -> list[KillPoint]:
         *_points(Kind.WHOLE_STOP, WHOLE_STOP),
         *_points(Kind.WHOLE, "> submit_job", messages_lost=True),
         *_points(Kind.DEPLOY, DEPLOY_MESSAGES_LOST, messages_lost=True),
+        *_points(Kind.WAITING_DEPLOY, "> retry deploy.capacity_gate", messages_lost=True),
         *_points(Kind.FILE, FILE_MESSAGES_LOST, messages_lost=True),
         *_points(Kind.INFERENCE, "> publish to_task.fetch_tasks", messages_lost=True),
         *_points(Kind.INFERENCE, WAITLIST_MESSAGES_LOST, of_pre_processor=True, messages_lost=True),

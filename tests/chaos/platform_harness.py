@@ -248,8 +248,9 @@ class Fleet:
     def send_task(self, task: str, queue: str, **kwargs: Any) -> None:
         self.publisher.send_task(task, kwargs=kwargs, queue=queue)
 
-    def deploy(self, job: str, plugin: str) -> None:
-        self.send_task("deploy", "deploy", job=job, plugin=plugin, agent=AGENT_ID, params={"num_cpus": 1})
+    def deploy(self, job: str, plugin: str, **params: Any) -> None:
+        fields = {"num_cpus": 1, **params}
+        self.send_task("deploy", "deploy", job=job, plugin=plugin, agent=AGENT_ID, params=fields)
 
     def to_task(self, job: str, project: SeededProject, plugin: str = "echo@1.0.0", **params: Any) -> None:
         fields = {"name": "chaos", "project": project.id, "agent": AGENT_ID, **params}

@@ -34,6 +34,7 @@ UNDISTURBED_SECONDS = 4.0
 SECOND_REPORT_SECONDS = 12.0
 """Within this time a repeated report would arrive, if there were one."""
 TASKS = 12
+DEPLOY_KINDS = frozenset({Kind.DEPLOY, Kind.WAITING_DEPLOY})
 WHOLE_KINDS = frozenset({Kind.WHOLE, Kind.WHOLE_STOP})
 STOPPED_KINDS = frozenset({Kind.STOP, Kind.WHOLE_STOP})
 
@@ -70,13 +71,16 @@ class Scenario:
     def start(self) -> None:
         """Start the worker that will crash, and publish the run's message."""
         fleet, kind = self.fleet, self.point.kind
-        if kind is Kind.DEPLOY:
+        if kind in DEPLOY_KINDS:
+            waits = kind is Kind.WAITING_DEPLOY
             self.code = fleet.harness.new_code()
             plugin = fleet.harness.new_plugin(self.code)
             self.job = fleet.new_job(plugin, "deployment")
             fleet.request_crash(self.point.point, self.subject)
             fleet.start_worker()
-            fleet.deploy(self.job, plugin)
+            if waits:
+                fleet.harness.agent.deny(plugin, times=1)
+            fleet.deploy(self.job, plugin, **({"wait_for_capacity": 60} if waits else {}))
             return
         if kind in WHOLE_KINDS:
             self._start_whole()
@@ -163,7 +167,7 @@ class Scenario:
             stopped_jobs = [is_stopped for _, is_stopped in self.fleet.harness.serve.ray_jobs(self.job)]
             check(stopped_jobs == [kind is Kind.WHOLE_STOP], f"Ray jobs, whether stopped: {stopped_jobs}")
             check(kind is Kind.WHOLE_STOP or row["result"] == RESULT, f"result {row['result']}")
-        elif kind is Kind.DEPLOY:
+        elif kind in DEPLOY_KINDS:
             auditor.check_deployment(self.job)
         elif kind is not Kind.FILE:
             auditor.check_dispatched_once(self.code)

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
@@ -14,27 +15,15 @@ from shared.messages import DISPATCH_DEFAULTS, RESOURCE_KEYS, DeployParams, Json
 from worker.actions import serve_submit
 from worker.actions.base import BaseAction
 from worker.actions.overrides import ActionKind
-from worker.actions.replica_needs import gate_options
-from worker.platform import (
-    ClientError,
-    MalformedResponseError,
-    clean_exception,
-    clean_value,
-    error_type,
-    shorten,
-)
+from worker.actions.replica_needs import gate_options, initial_replicas
+from worker.platform import ClientError, clean_exception, error_type
 
 P = TypeVar("P", bound=BaseModel, default=DeployParams)
+
 
 _CAPACITY_DENIED_MSG = "Serve deploy denied: insufficient cluster capacity ({reasons})"
 _CAPACITY_UNREACHABLE_MSG = "Serve deploy capacity check failed: agent unreachable ({error_type})"
 _CAPACITY_SKIP_LOG = "serve capacity gate skipped: agent_client not provided"
-
-MAX_REASONS_CHARS = 2_000
-"""Of an agent's reasons in the error that users read."""
-
-DIRECT_TIMEOUT_SECONDS = 600.0
-"""How long a direct `deploy()` waits for the application to run."""
 
 
 def check_serve_capacity(
@@ -57,38 +46,49 @@ def check_serve_capacity(
         logger: Where the warning goes.
 
     Raises:
-        RuntimeError: The agent denies the deployment, or it cannot be reached or answers something malformed.
-            Its `__cause__` is then the original error without secrets.
+        CapacityDeniedError: The agent denies the deployment.
+        CapacityUnknownError: The agent cannot be reached or answers something malformed; its `__cause__` is
+            the original error without secrets.
     """
     if agent_client is None:
         logger.warning(_CAPACITY_SKIP_LOG)
         return
-    memory = ray_actor_options.get("memory")
-    asked = {
-        "kind": "serve",
-        "num_cpus": _number(ray_actor_options.get("num_cpus"), 1.0),
-        "num_gpus": _number(ray_actor_options.get("num_gpus"), 0.0),
-        "memory_bytes": None if memory is None else int(memory),
-        "replicas": serve_submit.initial_replicas(serve_options),
-        "metadata": {"plugin_code": app_name, "agent": agent},
-    }
+    from worker.platform.agent import denial_reasons
+
     try:
-        answer = _checked_answer(agent_client.check_feasibility(**asked))
+        reasons = denial_reasons(
+            agent_client,
+            app_name=app_name,
+            agent=agent,
+            resources=ray_actor_options,
+            replicas=initial_replicas(serve_options),
+        )
     except (ClientError, TimeoutError, ConnectionError, OSError) as error:
         raise capacity_unreachable_error(error) from clean_exception(error)
-    if not answer["allowed"]:
-        reasons = answer.get("reasons") or []
-        listed = reasons if isinstance(reasons, list) else [reasons]
-        raise RuntimeError(_CAPACITY_DENIED_MSG.format(reasons=_shortened_reasons(listed)))
+    if reasons is not None:
+        raise CapacityDeniedError(reasons)
 
 
-def _checked_answer(answer: object) -> JsonObject:
-    if not isinstance(answer, dict) or not isinstance(answer.get("allowed"), bool):
-        raise MalformedResponseError("the agent's answer has no allowed: true or false")
-    return answer
+class CapacityDeniedError(RuntimeError):
+    """The agent says that the cluster has no room (contract: the table of errors)."""
+
+    def __init__(self, reasons: list[Any], explanation: str = "") -> None:
+        """Say it with the reasons.
+
+        Args:
+            reasons: The agent's, fit to be shown.
+            explanation: What follows the contract's sentence.
+        """
+        denied = _CAPACITY_DENIED_MSG.format(reasons=reasons)
+        super().__init__(f"{denied}: {explanation}" if explanation else denied)
+        self.reasons = reasons
 
 
-def capacity_unreachable_error(error: BaseException) -> RuntimeError:
+class CapacityUnknownError(RuntimeError):
+    """The agent cannot say whether the cluster has room (contract: the table of errors)."""
+
+
+def capacity_unreachable_error(error: BaseException) -> CapacityUnknownError:
     """Make the gate's error for an agent that cannot be reached or looked up (contract: the table of errors).
 
     Args:
@@ -97,23 +97,7 @@ def capacity_unreachable_error(error: BaseException) -> RuntimeError:
     Returns:
         The error to raise.
     """
-    return RuntimeError(_CAPACITY_UNREACHABLE_MSG.format(error_type=error_type(error)))
-
-
-def _shortened_reasons(reasons: list[Any]) -> list[Any]:
-    """The reasons without secrets; the one that makes the list too long is cut, later ones are omitted."""
-    shown: list[Any] = []
-    for reason in map(clean_value, reasons):
-        left = MAX_REASONS_CHARS - len(str(shown))
-        if len(repr(reason)) > left:
-            text = reason if isinstance(reason, str) else repr(reason)
-            return [*shown, shorten(text, max(left, 1))]
-        shown.append(reason)
-    return shown
-
-
-def _number(value: Any, default: float) -> float:
-    return default if value is None else float(value)
+    return CapacityUnknownError(_CAPACITY_UNREACHABLE_MSG.format(error_type=error_type(error)))
 
 
 class DeploymentProgressCategories:
@@ -137,6 +121,7 @@ class BaseDeploymentAction(BaseAction[P]):
     entrypoint: Any = None
     base_params = DeployParams
     params_model = DeployParams
+    _is_direct = False
     operations: ClassVar[Mapping[str, str]] = {
         "plan": "_plan_operation",
         "submit": "_submit_operation",
@@ -291,14 +276,25 @@ class BaseDeploymentAction(BaseAction[P]):
         return submit(self._entrypoint(), plan, runtime_env, url, arguments, self.ctx.language)
 
     def deploy(self) -> None:
-        """Pass the capacity gate, submit the application and wait until it runs, at most ten minutes.
+        """Pass the capacity gate, submit the application and wait until it runs.
+
+        A direct call reads the config.yaml of the current folder, if there is one, and waits for
+        WORKER_DEPLOY_TIMEOUT_SECONDS (contract: "Settings").
 
         Raises:
             RuntimeError: The gate denies it, or Serve cannot run it; the message has the reason.
+            ReleaseInvalidError: config.yaml has mistakes.
         """
         from worker.actions.serve_submit import wait_until_running
+        from worker.plugins.requests import folder_request
+        from worker.settings import environment_setting
 
         self._entrypoint()
+        seconds = environment_setting("worker_deploy_timeout_seconds")
+        if self._request is None:
+            entrypoint = f"{type(self).__module__}.{type(self).__name__}"
+            self._request, self._is_direct = folder_request(entrypoint, self.ctx.env, Path.cwd()), True
+            self.ctx.env.update(self._request.env if self._request else {})
         plan = self.plan()
         self.ray_init()
         self._check_serve_capacity(*gate_options(plan))
@@ -306,7 +302,7 @@ class BaseDeploymentAction(BaseAction[P]):
         for message in outcome["messages"]:
             self.ctx.log_message(message)
         remove_failed = not outcome["replaced"]
-        wait_until_running(plan["app_name"], DIRECT_TIMEOUT_SECONDS, plan["digest"], remove_failed)
+        wait_until_running(plan["app_name"], seconds, plan["digest"], remove_failed)
 
     def execute(self) -> JsonObject:
         """Run the whole action in this process, blocking: deploy and register.
@@ -325,7 +321,7 @@ class BaseDeploymentAction(BaseAction[P]):
         return {"serve_application": application}
 
     def _check_serve_capacity(self, ray_actor_options: JsonObject, serve_options: JsonObject) -> None:
-        if self._request is not None:
+        if self._request is not None and not self._is_direct:
             return  # a whole run, for which the worker has asked
         check_serve_capacity(
             self.ctx.agent_client,
@@ -415,7 +411,7 @@ class BaseDeploymentAction(BaseAction[P]):
         """What a function that builds an application gets: the action's own parameters."""
         given: Any = self.params
         values = given.model_dump(exclude_none=True) if isinstance(given, BaseModel) else self.given
-        return {name: value for name, value in values.items() if name not in RESOURCE_KEYS}
+        return {name: value for name, value in values.items() if name not in DeployParams.model_fields}
 
     def _own_runtime_env(self, actor_options: Mapping[str, Any]) -> JsonObject:
         return {**(actor_options.get("runtime_env") or {}), **self.get_runtime_env()}

@@ -98,3 +98,20 @@ def gate_options(plan: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
         return dict(plan["ray_actor_options"]), dict(plan["serve_options"])
     resources = {**capacity, "memory": capacity["memory_bytes"]}
     return resources, {"num_replicas": capacity["replicas"]}
+
+
+def initial_replicas(options: Mapping[str, Any]) -> int:
+    """Count the replicas that Serve starts (contract: the capacity gate's `replicas`).
+
+    Args:
+        options: The checked serve options.
+
+    Returns:
+        `num_replicas`, or with autoscaling its initial or minimum number; at least 1, which is the default.
+    """
+    scaling = options.get("autoscaling_config")
+    if isinstance(scaling, Mapping):
+        wanted = scaling.get("initial_replicas") or scaling.get("min_replicas") or 1
+    else:
+        wanted = options.get("num_replicas") or 1
+    return max(1, int(wanted)) if wanted != "auto" else 1

@@ -1,12 +1,18 @@
-"""The first steps of a deployment: the job runs, and the agent is asked once whether the cluster has room."""
+"""The first steps of a deployment: the job runs, and the agent is asked whether the cluster has room."""
 
+import math
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import structlog
 
 from shared.messages import JsonObject
-from worker.actions.deployment import capacity_unreachable_error, check_serve_capacity
+from worker.actions.deployment import (
+    CapacityDeniedError,
+    CapacityUnknownError,
+    capacity_unreachable_error,
+    check_serve_capacity,
+)
 from worker.actions.replica_needs import gate_options
 from worker.deploy.packages import DeployedPackages
 from worker.deploy.plan import (
@@ -18,15 +24,20 @@ from worker.deploy.plan import (
     call_plugin,
     set_dispatched_job,
 )
-from worker.platform import AgentClient, ClientError, clean_exception
+from worker.lua import redis_time
+from worker.platform import AgentClient, ClientError, clean_exception, error_type
 from worker.plugins.requests import WHOLE_RUN
-from worker.runs.model import Continue, Outcome, RunFailedError, Suspend
+from worker.runs.model import Continue, Outcome, Reschedule, RunFailedError, Suspend
 from worker.services import Services
 from worker.whole_run.run import SUBMIT
+from worker.workflow.capacity import CapacityWaitlist, Place
 from worker.workflow.intake import begin_run
 from worker.workflow.texts import Text, in_language
 
 log = structlog.get_logger(__name__)
+
+Answer: TypeAlias = Literal["allowed", "skipped"]
+"""What the gate says of a run that may go on; `skipped` where there is no agent to ask."""
 
 
 def initialize(run: DeployRun, services: Services) -> Outcome:
@@ -38,40 +49,101 @@ def initialize(run: DeployRun, services: Services) -> Outcome:
 
 
 def capacity_gate(run: DeployRun, services: Services) -> Outcome:
-    """Store the plan and ask the agent. A no, or an agent that cannot be asked, ends the run FAILED."""
+    """Store the plan and ask the agent. A no, or an agent that cannot be asked, ends the run FAILED.
+
+    A run with `wait_for_capacity` plans once, and waits where the agent says no.
+    """
     if services.settings.ray_address is None:
         raise RunFailedError(
             "This worker has no Ray cluster to deploy on: set RAY_ADDRESS to the cluster's head, host:port"
         )
     set_dispatched_job(run, services)
-    if run.state.capacity is not None:
-        return _after_gate(run.state.whole_run)
-    message = run.message
-    planned = call_plugin(run, services, "plan", {WHOLE_RUN: True})
-    whole_run = planned.pop(WHOLE_RUN, None)
-    plans_nothing = whole_run is not None and "app_name" not in planned
-    plan = None if plans_nothing else DeployPlan.from_json(planned)
-    services.runs.store.update_state(run, replace(run.state, plan=plan, whole_run=whole_run))
-    if plan is None:
-        return _after_gate(whole_run)
-    agent_client = _agent_client(message.agent, message.tenant, services)
+    state = run.state
+    if state.capacity is not None:
+        _leave_waitlist(run, services)
+        return _after_gate(state.whole_run)
+    if state.waits_since is None:
+        planned = call_plugin(run, services, "plan", {WHOLE_RUN: True})
+        whole_run = planned.pop(WHOLE_RUN, None)
+        plans_nothing = whole_run is not None and "app_name" not in planned
+        plan = None if plans_nothing else DeployPlan.from_json(planned)
+        state = replace(state, plan=plan, whole_run=whole_run)
+        services.runs.store.update_state(run, state)
+    if state.plan is None:
+        return _after_gate(state.whole_run)
+    answer = (_ask_in_order if run.message.params.wait_for_capacity else _ask)(run, services, state.plan)
+    if isinstance(answer, Reschedule):
+        return answer
+    services.runs.store.update_state(run, replace(run.state, capacity=answer))
+    _leave_waitlist(run, services)
+    text = in_language(run.message.language, Text.FITS if answer == "allowed" else Text.NOT_CHECKED)
+    services.runs.events.message(run.job, text, step=PROGRESS_STEP)
+    services.runs.set_progress(run, PROGRESS_STEP, 15)
+    if state.whole_run is not None:
+        DeployedPackages(services).add(state.plan.app_name, run.message.plugin)
+    return _after_gate(state.whole_run)
+
+
+def _ask(run: DeployRun, services: Services, plan: DeployPlan) -> Answer:
+    """Ask the agent once; raises `CapacityDeniedError` or `CapacityUnknownError`."""
+    agent_client = _agent_client(run.message.agent, run.message.tenant, services)
     actor_options, serve_options = gate_options(plan.to_json())
     check_serve_capacity(
         agent_client,
         app_name=plan.app_name,
-        agent=message.agent,
+        agent=run.message.agent,
         ray_actor_options=actor_options,
         serve_options=serve_options,
         logger=log,
     )
-    capacity: Literal["allowed", "skipped"] = "allowed" if agent_client else "skipped"
-    services.runs.store.update_state(run, replace(run.state, capacity=capacity))
-    text = in_language(message.language, Text.FITS if agent_client else Text.NOT_CHECKED)
-    services.runs.events.message(run.job, text, step=PROGRESS_STEP)
-    services.runs.set_progress(run, PROGRESS_STEP, 15)
-    if whole_run is not None:
-        DeployedPackages(services).add(plan.app_name, message.plugin)
-    return _after_gate(whole_run)
+    return "allowed" if agent_client else "skipped"
+
+
+def _ask_in_order(run: DeployRun, services: Services, plan: DeployPlan) -> Answer | Reschedule:
+    """Ask the agent for the run that has waited longest, and once more for one whose time is over.
+
+    A run that has begun to wait goes on while the agent cannot be asked.
+    """
+    waitlist = CapacityWaitlist(services.redis, run.message.agent)
+    place = waitlist.look(run.job, run.state.waits_since)
+    wait_seconds = run.message.params.wait_for_capacity or 0.0
+    left = wait_seconds - (redis_time(services.redis) - place.came_at)
+    reasons: list[Any] = []
+    if place.is_next or left <= 0:
+        try:
+            answer = _ask(run, services, plan)
+        except CapacityDeniedError as denied:
+            reasons = denied.reasons
+        except CapacityUnknownError as unknown:
+            if run.state.waits_since is None or left <= 0:
+                raise
+            reasons = [error_type(unknown.__cause__ or unknown)]
+        else:
+            if place.is_next:
+                return answer
+            reasons = [f"queue_position_{place.position}"]
+    if left <= 0:
+        raise CapacityDeniedError(reasons, f"waited {wait_seconds - left:.0f} s for it")
+    _report_wait(run, services, place, reasons, left)
+    # The last look is at the end of the time.
+    return Reschedule(min(place.countdown, left + 0.01, services.runs.timing.max_countdown))
+
+
+def _report_wait(run: DeployRun, services: Services, place: Place, reasons: list[Any], left: float) -> None:
+    """A message to the user when the wait begins, its position changes, or the agent's reasons are known."""
+    reported = place.position, bool(reasons)
+    if run.state.reported_wait not in (reported, (place.position, True)):
+        kind = Text.NO_CAPACITY if reasons else Text.WAITS_FOR_CAPACITY
+        values = {"position": place.position, "left": math.ceil(left), "reasons": reasons}
+        text = in_language(run.message.language, kind, **values)
+        services.runs.events.message(run.job, text, step=PROGRESS_STEP)
+        state = replace(run.state, waits_since=place.came_at, reported_wait=reported)
+        services.runs.store.update_state(run, state)
+
+
+def _leave_waitlist(run: DeployRun, services: Services) -> None:
+    if run.message.params.wait_for_capacity:
+        CapacityWaitlist(services.redis, run.message.agent).leave(run.job)
 
 
 def _after_gate(whole_run: JsonObject | None) -> Continue:

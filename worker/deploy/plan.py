@@ -64,6 +64,10 @@ class DeployState(WorkflowState):
     )
     capacity: Literal["allowed", "skipped"] | None = None
     """The answer of the capacity gate; `skipped` where there is no agent to ask."""
+    waits_since: float | None = None
+    """Redis's time at which it came to wait for capacity."""
+    reported_wait: tuple[int, bool] | None = stored_field("reported_wait", None, decode=tuple, encode=list)
+    """What its last message said of that: the position, and whether with the agent's reasons."""
     submission: Submission | None = stored_field(
         "submission", None, decode=lambda stored: Submission(stored["existed"], stored["at"]), encode=asdict
     )

@@ -21,43 +21,44 @@ MAX_ID_CHARS = 100
 def register(run: DeployRun, services: Services) -> Outcome:
     """Post the application record, unless an earlier delivery did; the run ends SUCCEEDED."""
     runs = services.runs
-    identifier = _record_id(run, services)
+    known = run.state.registered
+    identifier, is_new = (known, False) if known is not None else _record_id(run, services)
     if identifier is None:
         return Reschedule(RETRY_SECONDS)
     runs.store.update_state(run, replace(run.state, registered=identifier))
-    wake(runs, waitlist_name(run.message, services))
+    # The application may have been removed since an earlier delivery registered it.
+    wake(runs, waitlist_name(run.message, services), is_running=is_new)
     runs.set_progress(run, "register", 100)
     return Finish(JobStatus.SUCCEEDED, {"serve_application": identifier})
 
 
-def _record_id(run: DeployRun, services: Services) -> int | str | None:
-    """The id of the application record; None when the step has to look again.
+def _record_id(run: DeployRun, services: Services) -> tuple[int | str | None, bool]:
+    """The id of the application record, and whether it was posted now; None when the step has to look again.
 
     Errors of the look itself are raised: the step is retried for them as for any unavailable dependency.
     """
-    if run.state.registered is not None:
-        return run.state.registered
     backend = services.backend(run.message.tenant)
     # Looked for even if no post is noted: a Redis that was restored after a crash lacks its last second.
     found = _find_registered(backend, run.job)
     if found is not None:
-        return found
+        return found, False
     posted = run.state.post_attempts
     services.runs.store.update_state(run, replace(run.state, post_attempts=posted + 1))
     if not services.runs.holds_lease(run):
-        return None  # this process was suspended since the look, and another worker has the step: look again
+        # This process was suspended since the look, and another worker has the step: look again.
+        return None, False
     try:
         answer = backend.create_serve_application(
             job=backend_job_id(run.job),
             status=ServeApplicationStatus.RUNNING.value,
             data=_application_data(run),
         )
-        return _id_of(answer)
+        return _id_of(answer), True
     except MalformedResponseError:
         # The backend may have stored the record all the same: look before posting another one.
         if posted >= MAX_POST_ATTEMPTS:
             raise
-        return None
+        return None, False
 
 
 def _find_registered(backend: BackendClient, job: str) -> int | str | None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -54,6 +55,7 @@ class LogRelay:
         self._retry_budget_seconds = retry_budget_seconds
         self._capacity = BufferCapacity()
         self._claims: dict[str, Claim] = {}
+        self._renewed_at = time.monotonic()
         self._tail_tasks: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -74,6 +76,10 @@ class LogRelay:
         while True:
             limit = min(MAX_CLAIMS_PER_POLL, MAX_LOGS - len(self._claims))
             try:
+                if time.monotonic() - self._renewed_at > CLAIM_TTL_SECONDS / 2:
+                    # The loop is held up, such as by hundreds of connections at once. The relay must not take
+                    # its own expired claims for those of another one: each log would be read from its start.
+                    await self._renew()
                 acquired = await self._claim_store.acquire(limit) if limit > 0 else []
                 for claim in acquired:
                     self._start_tail(claim)
@@ -98,13 +104,16 @@ class LogRelay:
         while True:
             await asyncio.sleep(RENEW_INTERVAL_SECONDS)
             try:
-                lost = await self._claim_store.renew(dict(self._claims))
+                await self._renew()
             except (RedisError, OSError) as error:
                 log.warning("log claims not renewed", error_type=type(error).__name__)
-                continue
-            for name in lost:
-                log.warning("log claim lost", subscription=name)
-                self._stop_tail(name)
+
+    async def _renew(self) -> None:
+        started = time.monotonic()
+        for name in await self._claim_store.renew(dict(self._claims)):
+            log.warning("log claim lost", subscription=name)
+            self._stop_tail(name)
+        self._renewed_at = started
 
     def _stop_tail(self, name: str) -> None:
         self._claims.pop(name, None)

@@ -1,32 +1,18 @@
 """The text of `/metrics`: what the workers of this host have recorded, and what Redis says of all workers."""
 
 import shutil
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import structlog
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
-from redis import Redis, RedisError
+from redis import Redis
 
-from shared.channels import dead_letters_key
-from shared.messages import DeployMessage
-from shared.redis_url import is_redis_url, read_redis_url
-from worker.broker.config import QUEUES
-from worker.broker.queues import DEFAULT_QUEUE, held_messages, queue_lengths
-from worker.metrics import NAMESPACE
+from worker.monitoring.redis_metrics import Queues, RedisMetrics
 from worker.monitoring.worker_states import is_running, read_states, states_folder
-from worker.pre_processor.waitlist import waiting_runs
-from worker.runs.keys import heartbeats_key, outbox_key
-from worker.settings import Settings
-
-log = structlog.get_logger(__name__)
-
-TIMEOUT_SECONDS = 3.0
 
 
 def metrics_folder(name: str, pid: int) -> Path:
@@ -61,88 +47,6 @@ class RecordedMetrics:
                         for sample in metric.samples
                     ]
         yield from merged.values()
-
-
-class RedisMetrics:
-    """What Redis says of all workers together: every worker shows the same, so take `max`, never `sum`.
-
-    Each look costs a few commands, whose number grows with the pre-processors for which runs wait.
-    """
-
-    def __init__(self, redis: "Redis", queues: "Queues | None") -> None:
-        """`queues`: those of a broker that is a Redis; None for RabbitMQ, which shows its queues itself."""
-        self._redis = redis
-        self._queues = queues
-
-    def collect(self) -> Iterable[Metric]:
-        """The gauges; `redis_up` alone is 0 while Redis is away."""
-        up = _gauge("redis_up", "1 while Redis answers.")
-        ping = _gauge("redis_ping_seconds", "Seconds that Redis took to answer a PING.")
-        found: list[Metric] = []
-        began = time.monotonic()
-        try:
-            self._redis.ping()
-            ping.add_metric([], time.monotonic() - began)
-            found = [ping, *self._runs(), *(self._queues.collect() if self._queues else ())]
-        except RedisError as error:
-            log.warning("metrics of Redis not read", error_type=type(error).__name__)
-        up.add_metric([], 1.0 if found else 0.0)
-        return [up, *found]
-
-    def _runs(self) -> Iterator[Metric]:
-        with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zcard(heartbeats_key()).zcard(outbox_key()).xlen(dead_letters_key())
-            live, reports, dead_letters = pipe.execute()
-        waiting = _gauge("runs_waiting", "Runs that wait for a pre-processor.", "agent", "pre_processor")
-        lists = waiting_runs(self._redis)
-        for name, count in lists.items():
-            waiting.add_metric([str(name.agent), name.target.release], count)
-        yield waiting
-        yield _value("runs_live", "Runs that have not ended.", live - len(lists))
-        yield _value("reports_due", "Jobs whose state or end the backend does not have yet.", reports)
-        yield _value("dead_letters", "Messages that could not be accepted, and are kept.", dead_letters)
-
-
-class Queues:
-    """The queues in a Redis."""
-
-    def __init__(self, redis: "Redis", names: Sequence[str], keyprefix: str = "") -> None:
-        """`keyprefix` is the transport's `global_keyprefix`."""
-        self._redis = redis
-        self._names = names
-        self._keyprefix = keyprefix
-
-    def collect(self) -> Iterator[Metric]:
-        """Their lengths."""
-        messages = _gauge(
-            "queue_messages", "Messages by queue; delayed ones are not due yet.", "queue", "state"
-        )
-        lengths = queue_lengths(self._redis, self._names, self._keyprefix)
-        for queue, (waiting, delayed) in lengths.items():
-            messages.add_metric([queue, "waiting"], waiting)
-            messages.add_metric([queue, "delayed"], delayed)
-        yield messages
-        held = held_messages(self._redis, self._keyprefix)
-        yield _value("messages_held", "Messages that workers hold, of all queues.", held)
-
-
-def queues_of(settings: Settings) -> Queues | None:
-    """The queues that the workers with these settings consume, and the one that none does."""
-    if not is_redis_url(settings.broker_url):
-        return None
-    agent = settings.worker_agent
-    names = [*QUEUES, *([f"{DeployMessage.queue}.{agent}"] if agent else []), DEFAULT_QUEUE]
-    address = read_redis_url(settings.broker_url)
-    redis = address.client(socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS)
-    return Queues(redis, names, address.global_keyprefix)
-
-
-def _gauge(name: str, help_: str, *labels: str) -> Any:
-    return GaugeMetricFamily(f"{NAMESPACE}_{name}", help_, labels=labels)
-
-
-def _value(name: str, help_: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"{NAMESPACE}_{name}", help_, value=value)
 
 
 class Exposition:

@@ -15,8 +15,9 @@ from celery import bootsteps, signals
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from worker import metrics
-from worker.monitoring.exposition import Exposition, metrics_folder, queues_of, remove_metrics_of_ended
+from worker.monitoring.exposition import Exposition, metrics_folder, remove_metrics_of_ended
 from worker.monitoring.probes import StateStep
+from worker.monitoring.redis_metrics import queues_of
 from worker.monitoring.worker_states import make_private, problems, read_states, states_folder
 from worker.services import services
 from worker.settings import settings

@@ -1,17 +1,21 @@
 """The client of an agent, the platform's HTTP service in front of a Ray cluster."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import httpx
 
 from shared.messages import JsonObject
 from worker.platform.client import BaseClient
-from worker.platform.errors import MalformedResponseError
+from worker.platform.errors import MalformedResponseError, shorten
 from worker.platform.ray_client import RayClientMixin
-from worker.platform.redaction import register_secrets
+from worker.platform.redaction import clean_value, register_secrets
 from worker.platform.requests import Json, Request, encode_query
 from worker.platform.retries import RetryPolicy
 from worker.platform.streams import StreamLimits
+
+MAX_REASONS_CHARS = 2_000
+"""Of an agent's reasons in what users read."""
 
 
 class AgentClient(RayClientMixin, BaseClient):
@@ -162,3 +166,56 @@ class AgentClient(RayClientMixin, BaseClient):
             ClientError: The call failed.
         """
         return self._send_for_object(Request("GET", "gpu_status/", retryable=True))
+
+
+def denial_reasons(
+    agent_client: Any,
+    *,
+    app_name: str,
+    agent: int | str | None,
+    resources: Mapping[str, Any],
+    replicas: int,
+) -> list[Any] | None:
+    """Ask the agent once whether the cluster has room for an application (contract: the gate's request).
+
+    Args:
+        agent_client: The client of the cluster's agent.
+        app_name: Name of the Serve application.
+        agent: Id of the agent.
+        resources: `num_cpus` (1 by default), `num_gpus` (0) and `memory` (bytes) of one replica.
+        replicas: Their number.
+
+    Returns:
+        None where the agent allows it, else its reasons, shortened and without secrets.
+
+    Raises:
+        ClientError: The agent cannot be asked.
+        MalformedResponseError: Its answer says neither yes nor no.
+    """
+    cpus, gpus, memory = (resources.get(name) for name in ("num_cpus", "num_gpus", "memory"))
+    answer: object = agent_client.check_feasibility(
+        kind="serve",
+        num_cpus=1.0 if cpus is None else float(cpus),
+        num_gpus=0.0 if gpus is None else float(gpus),
+        memory_bytes=None if memory is None else int(memory),
+        replicas=replicas,
+        metadata={"plugin_code": app_name, "agent": agent},
+    )
+    if not isinstance(answer, dict) or not isinstance(answer.get("allowed"), bool):
+        raise MalformedResponseError("the agent's answer has no allowed: true or false")
+    if answer["allowed"]:
+        return None
+    reasons = answer.get("reasons") or []
+    return _shortened(reasons if isinstance(reasons, list) else [reasons])
+
+
+def _shortened(reasons: list[Any]) -> list[Any]:
+    """The reasons without secrets; the one that makes the list too long is cut, later ones are omitted."""
+    shown: list[Any] = []
+    for reason in map(clean_value, reasons):
+        left = MAX_REASONS_CHARS - len(str(shown))
+        if len(repr(reason)) > left:
+            text = reason if isinstance(reason, str) else repr(reason)
+            return [*shown, shorten(text, max(left, 1))]
+        shown.append(reason)
+    return shown

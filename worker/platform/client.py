@@ -30,8 +30,7 @@ class BaseClient:
     its headers reach the service itself only.
     """
 
-    service: ClassVar[str] = "other"
-    """What the service is called in metrics."""
+    service: ClassVar[str] = "other"  # as metrics name it
 
     def __init__(
         self,

@@ -1,13 +1,16 @@
 """What is sent from the worker to a plugin's host as JSON, and the host's interface."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from shared.messages import JsonObject
 
 if TYPE_CHECKING:
+    from worker.plugins.config import ReleaseConfig
     from worker.plugins.store import Release
 
 
@@ -77,14 +80,9 @@ def request_for(
     job: str | None = None,
     language: str = "en",
 ) -> ActionRequest:
-    """A request to an action; raises `ReleaseInvalidError` when the release does not declare it.
-
-    Options and resources that the action does not declare are those of `inference`, as for a dispatch.
-    """
+    """A request to an action; raises `ReleaseInvalidError` when the release does not declare it."""
     declared = release.action(action)
-    inference = release.config.actions.get("inference", declared)
-    # A number of replicas there must not replace autoscaling that the action declares.
-    resources = {key: value for key, value in inference.required_resources.items() if key != "num_replicas"}
+    serve_options, required_resources = action_options(release.config, action)
     return ActionRequest(
         release=release.name,
         action=action,
@@ -93,9 +91,54 @@ def request_for(
         env={**release.config.env, **run_settings(release, clients.host)},
         job=job,
         language=language,
-        serve_options={**inference.serve_options, **declared.serve_options},
-        required_resources={**resources, **declared.required_resources},
+        serve_options=serve_options,
+        required_resources=required_resources,
         clients=clients,
+    )
+
+
+def action_options(config: "ReleaseConfig", action: str) -> tuple[JsonObject, JsonObject]:
+    """The `serve_options` and `required_resources` of an action; those it lacks are `inference`'s."""
+    declared = config.actions[action]
+    inference = config.actions.get("inference", declared)
+    # A number of replicas there must not replace autoscaling that the action declares.
+    resources = {key: value for key, value in inference.required_resources.items() if key != "num_replicas"}
+    return (
+        {**inference.serve_options, **declared.serve_options},
+        {**resources, **declared.required_resources},
+    )
+
+
+DEPLOYED_ACTIONS: Final = ("deployment", "inference")
+"""The actions of config.yaml that are deployments, the first of which counts."""
+
+
+def folder_request(entrypoint: str, env: Mapping[str, str], folder: Path) -> ActionRequest | None:
+    """The request that a worker would make of the release in this folder, for a direct `deploy()`.
+
+    Its action is the one with this entrypoint, else the release's deployment. Settings in `env` win. The
+    runtime environment lacks the release's package, for the folder itself is the Ray job's working directory.
+    None without a config.yaml; raises `ReleaseInvalidError` when that or requirements.txt has mistakes.
+    """
+    from worker.plugins.config import parse_release_config
+    from worker.plugins.requirements import installation
+
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return None
+    config = parse_release_config(path.read_bytes())
+    release = f"{config.code}@{config.version}"
+    named = [name for name, declared in config.actions.items() if declared.entrypoint == entrypoint]
+    action = next((name for name in [*named, *DEPLOYED_ACTIONS] if name in config.actions), None)
+    serve_options, required_resources = action_options(config, action) if action else ({}, {})
+    return ActionRequest(
+        release=release,
+        action=action or DEPLOYED_ACTIONS[0],
+        entrypoint=entrypoint,
+        env={**config.env, "SYNAPSE_PLUGIN_RELEASE_CODE": release, **env},
+        serve_options=serve_options,
+        required_resources=required_resources,
+        runtime_env={**config.runtime_env, **installation(folder, config), "env_vars": config.settings},
     )
 
 

@@ -19,8 +19,10 @@ from worker.plugins.requests import ActionRequest
 
 ADAPTER = "worker.actions.sdk:action_for"
 """Turns an entrypoint that is no action of ours into one: an action of the SDK, or what Serve can run."""
+CONTEXT = "worker.actions.context:RuntimeContext"
+"""What an action gets of its run, with clients where the worker has a token for them."""
 LOAD = "load"
-"""The operation of every entrypoint that does nothing more than import it."""
+"""The operation of every entrypoint that imports it, and what its calls need, and calls nothing of it."""
 RESULT_START, RESULT_END = "__SYNAPSE_RESULT_START__", "__SYNAPSE_RESULT_END__"
 """In the log of a Ray job that runs an action whole: lines before and after its result's JSON."""
 OUTPUT_START, OUTPUT_END = "__SYNAPSE_OUTPUT_START__", "__SYNAPSE_OUTPUT_END__"
@@ -58,8 +60,11 @@ def call_operation(folder: Path, request: ActionRequest, operation: str, payload
     output = OutputCollector()
     try:
         target = load_action(folder, request.entrypoint)
-        loaded = operation == LOAD
-        value = None if loaded else target.run_operation(request, operation, json.loads(payload), output)
+        value = None
+        if operation == LOAD:
+            _import_context(request)
+        else:
+            value = target.run_operation(request, operation, json.loads(payload), output)
         reply = _reply(value)
     # All that the author's code raises is caught, KeyboardInterrupt too: it would end Celery's thread or
     # Ray's process, the call would be lost, and the message would be redelivered forever.
@@ -67,6 +72,12 @@ def call_operation(folder: Path, request: ActionRequest, operation: str, payload
         reply = json.dumps({"error": describe_error(error, folder)})
     said = output.to_json()
     return f'{reply[:-1]}, "output": {json.dumps(said)}}}' if said else reply
+
+
+def _import_context(request: ActionRequest) -> None:
+    """Import what every call of an action makes: importing the context's clients takes most of a second."""
+    module_name, _, name = CONTEXT.partition(":")
+    getattr(importlib.import_module(module_name), name).from_request(request)
 
 
 def _reply(value: Any) -> str:

@@ -18,15 +18,17 @@ from worker.pre_processor.serve_application import (
     list_records,
     snapshot_of,
 )
+from worker.settings import environment_setting
 
-TIMEOUT_SECONDS = 180.0
-POLL_SECONDS = 10.0
 NEVER_LOST = Timeouts(ended_seconds=math.inf, reply_seconds=math.inf)
 """This process knows the job of its dispatch, and ends at its own timeout."""
 
 
 class PrepareStep:
-    """Ensures that a pre-processor runs: detects, dispatches its deployment, waits."""
+    """Ensures that a pre-processor runs: detects, dispatches its deployment, waits.
+
+    Seconds that are not given are those of WORKER_PRE_PROCESSOR_TIMEOUT_SECONDS and _POLL_SECONDS.
+    """
 
     def __init__(
         self,
@@ -34,12 +36,12 @@ class PrepareStep:
         *,
         pre_processor: int | str,
         agent: int,
-        timeout_seconds: float = TIMEOUT_SECONDS,
-        poll_seconds: float = POLL_SECONDS,
+        timeout_seconds: float | None = None,
+        poll_seconds: float | None = None,
     ) -> None:
         self._client = client
-        self._timeout = timeout_seconds
-        self._poll = poll_seconds
+        self._timeout = timeout_seconds or environment_setting("worker_pre_processor_timeout_seconds")
+        self._poll = poll_seconds or environment_setting("worker_pre_processor_poll_seconds")
         self.target = find_pre_processor(client, pre_processor, agent)
         self._dispatch = Dispatch(token="", claimed_at=0.0, sent_at=0.0)
 
@@ -59,9 +61,9 @@ class PrepareStep:
         self._dispatch = replace(self._dispatch, job=job, snapshot=snapshot_of(records))
         self._wait_for_pre_processor(self._timeout)
 
-    def _wait_for_pre_processor(self, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    def _wait_for_pre_processor(self, timeout_seconds: float | None = None) -> None:
         """Poll until it runs, has failed, or the time is up. Answers that are errors are polled again."""
-        deadline = time.monotonic() + timeout_seconds
+        deadline = time.monotonic() + (timeout_seconds or self._timeout)
         last_error: Exception | None = None
         while True:
             try:
@@ -88,8 +90,8 @@ def ensure_running(
     *,
     pre_processor: int | str,
     agent: int,
-    timeout_seconds: float = TIMEOUT_SECONDS,
-    poll_seconds: float = POLL_SECONDS,
+    timeout_seconds: float | None = None,
+    poll_seconds: float | None = None,
 ) -> PreProcessor:
     """Block until the pre-processor runs; return it."""
     step = PrepareStep(

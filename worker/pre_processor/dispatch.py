@@ -18,6 +18,8 @@ from worker.platform import (
     contains_secret,
     error_type,
 )
+from worker.platform.agent import denial_reasons
+from worker.pre_processor.diagnosis import PROGRESS
 from worker.pre_processor.serve_application import (
     PreProcessor,
     classify_serve_app,
@@ -37,16 +39,17 @@ from worker.pre_processor.waitlist import (
     schedule_poll,
     wake,
 )
+from worker.runs.bulkhead import bulkhead
 from worker.runs.heartbeat import run_member
 from worker.runs.model import Continue, Outcome, Reschedule, Suspend
+from worker.runs.runs import Runs
 from worker.services import Services
+from worker.workflow.agent_task import CLUSTER
 from worker.workflow.texts import Text, in_language
 
 log = structlog.get_logger(__name__)
 
-PROGRESS = "prepare"
-"""The progress step that these steps belong to."""
-
+BLOCKED = "Pre-processor deployment blocked by capacity gate ({reasons})"
 DISPATCH_FAILED = "Pre-processor deployment dispatch failed ({error_type})"
 
 GATEWAY_STATUSES = frozenset({502, 504})
@@ -114,6 +117,13 @@ def _send_dispatch(
     if classify_serve_app(records)[0] == "running":
         waitlist.clear_dispatch(token)  # it has started since `detect`: the poll resumes all runs
         return Suspend()
+    # The claim is the run's: however many wait, one of them asks.
+    with bulkhead.acquire(CLUSTER) as acquired:
+        if not acquired:
+            return Reschedule(min(1.0, runs.timing.max_countdown))
+        reasons = _denial_reasons(run, services, target)
+    if reasons is not None:
+        return _block(waitlist, token, BLOCKED.format(reasons=reasons), runs)
     if not waitlist.mark_sent(token, snapshot_of(records)):
         return Suspend()  # the claim expired while this process was suspended, and another run has it
     try:
@@ -130,6 +140,39 @@ def _send_dispatch(
     waitlist.mark_failed(token, str(failed), maybe_accepted=is_maybe_accepted(failure))
     wake(runs, waitlist.name)
     raise failed
+
+
+def _denial_reasons(run: PreProcessorRun, services: Services, target: PreProcessor) -> list[Any] | None:
+    """The agent's reasons against the deployment, None where it has none.
+
+    An agent that cannot be asked is no reason: the deployment's own gate asks it again.
+    """
+    resources = declared_resources(target.config)
+    try:
+        agent_client = services.agent(target.agent, run.message.tenant)
+        if agent_client is not None:
+            return denial_reasons(
+                agent_client,
+                app_name=target.release,
+                agent=target.agent,
+                # What a dispatch has by default gives way to the code that is deployed, so it blocks nothing.
+                resources={"num_cpus": 0.0, **resources},
+                replicas=int(resources.get("num_replicas", 1)),
+            )
+        text = in_language(run.message.language, Text.NOT_CHECKED)
+    except (ClientError, OSError) as error:
+        log.warning("capacity not checked before dispatch", error_type=error_type(error))
+        text = in_language(run.message.language, Text.CHECK_FAILED, error=error_type(error))
+    services.runs.events.message(run.job, text, step=PROGRESS, level="warning")
+    return None
+
+
+def _block(waitlist: Waitlist, token: str, message: str, runs: Runs) -> Outcome:
+    """Fail all runs that wait: each would be denied the same."""
+    if not waitlist.mark_failed(token, message, maybe_accepted=False):
+        return Suspend()  # the claim expired while the agent was asked, and another run has it
+    wake(runs, waitlist.name)
+    raise RuntimeError(message)
 
 
 def is_maybe_accepted(error: Exception) -> bool:
@@ -167,20 +210,19 @@ def dispatch_params(config: Mapping[str, Any]) -> dict[str, int | float]:
 
     Raises `RuntimeError` for values that no cluster could provide.
     """
+    return {**DISPATCH_DEFAULTS, **declared_resources(config)}
+
+
+def declared_resources(config: Mapping[str, Any]) -> dict[str, int | float]:
+    """Those of `dispatch_params` that the release declares; raises as it does."""
     declared = _required_resources(config)
-    memory = _whole_number(declared, 0, *RESOURCE_KEYS["memory"])
-    replicas = _whole_number(declared, 1, *RESOURCE_KEYS["num_replicas"])
-    cpus = _number(declared, *RESOURCE_KEYS["num_cpus"])
-    gpus = _number(declared, *RESOURCE_KEYS["num_gpus"])
-    params: dict[str, int | float] = {
-        "num_cpus": DISPATCH_DEFAULTS["num_cpus"] if cpus is None else cpus,
-        "num_gpus": DISPATCH_DEFAULTS["num_gpus"] if gpus is None else gpus,
+    found = {
+        "num_cpus": _number(declared, *RESOURCE_KEYS["num_cpus"]),
+        "num_gpus": _number(declared, *RESOURCE_KEYS["num_gpus"]),
+        "num_replicas": _whole_number(declared, 1, *RESOURCE_KEYS["num_replicas"]),
+        "memory": _whole_number(declared, 0, *RESOURCE_KEYS["memory"]),
     }
-    if replicas is not None:
-        params["num_replicas"] = replicas
-    if memory is not None:
-        params["memory"] = memory
-    return params
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def dispatched_job(answer: object) -> str:

@@ -23,7 +23,9 @@ from worker.pre_processor.decision import (
     evaluate,
     lost_at,
 )
+from worker.pre_processor.diagnosis import PROGRESS, Diagnosis, diagnose
 from worker.pre_processor.serve_application import (
+    classify_serve_app,
     explained,
     job_status,
     list_recent_records,
@@ -43,10 +45,17 @@ MAX_POLL_SECONDS = 5.0
 """For how long a poll resumes or fails runs; it must end well before its message is delivered again. The next
 poll follows at once and goes on with the rest."""
 
+MAX_DIAGNOSES_SECONDS = 1.0
+"""For how long a poll sends diagnoses: that the pre-processor runs must not be seen late for it."""
+
 BATCH_WAITERS = 100
 """Runs that are read, acted on and taken off the list at once. After a crash, so many are acted on again."""
 
 BACKOFF_FACTOR = 1.5
+
+MAX_RUNNING_AGE_SECONDS = 10.0
+"""So long a poll believes the deployment that woke it. A message that was delayed may concern an application
+that has been removed since."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +75,16 @@ class Waiter:
     queue: str
 
 
-def await_ready(waitlist: Waitlist, generation: int, attempt: int, services: Services) -> NextPoll | None:
-    """Poll once, of a generation that is claimed and under the list's lock; None when the polling is over."""
+def await_ready(
+    waitlist: Waitlist, generation: int, attempt: int, services: Services, running_at: float = 0.0
+) -> NextPoll | None:
+    """Poll once, of a generation that is claimed and under the list's lock; None when the polling is over.
+
+    `running_at`: when, by Redis's clock, a deployment registered the application that the runs wait for.
+    """
     runs, member = services.runs, waitlist.name.member
     runs.heartbeats.schedule(member)
-    countdown = _poll_once(waitlist, services, attempt)
+    countdown = _poll_once(waitlist, services, attempt, running_at)
     # Removed before the end is written, because a run that joins after the end registers it anew.
     runs.heartbeats.remove(member)
     said, following = waitlist.end_poll(generation)
@@ -80,7 +94,7 @@ def await_ready(waitlist: Waitlist, generation: int, attempt: int, services: Ser
     return NextPoll(countdown, following, attempt + 1) if said == "again" else None
 
 
-def _poll_once(waitlist: Waitlist, services: Services, attempt: int) -> float:
+def _poll_once(waitlist: Waitlist, services: Services, attempt: int, running_at: float) -> float:
     """Decide about the runs that wait and act on it; returns the seconds until the next poll.
 
     It reads the earliest deadline and the runs that it acts on, never the whole list. What it does not finish
@@ -93,7 +107,9 @@ def _poll_once(waitlist: Waitlist, services: Services, attempt: int) -> float:
             waitlist.save_dispatch(dispatch, after_failure(dispatch))
         return 0.0
     timeouts = Timeouts.of(settings.worker_pre_processor_timeout_seconds, runs.timing.visibility_timeout)
-    decision = _decide(waitlist, dispatch, services, timeouts, attempt)
+    decision, seen = Decision(DecisionKind.READY, dispatch), None
+    if not (running_at and abs(waitlist.now() - running_at) <= MAX_RUNNING_AGE_SECONDS):
+        decision, seen = _decide(waitlist, dispatch, services, timeouts, attempt)
     if dispatch is not None:
         waitlist.save_dispatch(dispatch, decision.dispatch)
     ends_at = time.monotonic() + min(MAX_POLL_SECONDS, runs.timing.visibility_timeout / 4)
@@ -109,6 +125,9 @@ def _poll_once(waitlist: Waitlist, services: Services, attempt: int) -> float:
     fail(waitlist, TIMED_OUT, runs, ends_at, overdue_at=now)
     if decision.kind is DecisionKind.LOST:
         redispatch(waitlist, runs)
+    if decision.dispatch is not None and seen is not None and decision.kind is DecisionKind.PENDING:
+        send_diagnoses(waitlist, decision.dispatch, seen, services)
+    waitlist.mark_polled(now)
     earliest = waitlist.earliest_deadline()
     moments = [earliest] if earliest is not None else []
     if decision.kind is DecisionKind.PENDING:
@@ -120,19 +139,20 @@ def _poll_once(waitlist: Waitlist, services: Services, attempt: int) -> float:
 
 def _decide(
     waitlist: Waitlist, dispatch: Dispatch | None, services: Services, timeouts: Timeouts, attempt: int
-) -> Decision:
+) -> tuple[Decision, Observation | None]:
     """Observe and evaluate. After an unreadable answer the runs wait on: it must not end the polling."""
     try:
-        decision = evaluate(dispatch, _observe(waitlist, dispatch, services, attempt), timeouts)
+        seen = _observe(waitlist, dispatch, services, attempt)
+        decision = evaluate(dispatch, seen, timeouts)
         if decision.kind is DecisionKind.FAILED and dispatch is not None:
             backend = services.backend(waitlist.name.tenant or None)
-            return replace(decision, message=explained(decision.message, backend, dispatch.job))
-        return decision
+            decision = replace(decision, message=explained(decision.message, backend, dispatch.job))
+        return decision, seen
     except INFRASTRUCTURE_ERRORS:
         raise
     except Exception as error:
         log.warning("poll failed", error_type=type(error).__name__, error=clean(str(error)))
-        return Decision(DecisionKind.PENDING, dispatch)
+        return Decision(DecisionKind.PENDING, dispatch), None
 
 
 def _observe(waitlist: Waitlist, dispatch: Dispatch | None, services: Services, attempt: int) -> Observation:
@@ -145,7 +165,8 @@ def _observe(waitlist: Waitlist, dispatch: Dispatch | None, services: Services, 
         if job is None
         else list_recent_records(backend, name.target, job, attempt)
     )
-    status = job_status(backend, job)
+    # What becomes of the job does not matter any more once its application runs.
+    status = None if classify_serve_app(records)[0] == "running" else job_status(backend, job)
     is_alive, unread = True, 0
     if dispatch is not None and dispatch.lacks_job:
         is_alive = bool(services.redis.exists(lock_key(dispatch.claimed_by, DISPATCH.name)))
@@ -191,6 +212,24 @@ def fail(waitlist: Waitlist, message: str, runs: Runs, ends_at: float, overdue_a
         jobs = [waiter.job for waiter in waiting]
         runs.finish_all(jobs, End(JobStatus.FAILED, {"error": message}))
         waitlist.remove(*jobs)
+        if time.monotonic() > ends_at:
+            return
+
+
+def send_diagnoses(waitlist: Waitlist, dispatch: Dispatch, seen: Observation, services: Services) -> None:
+    """Send each run that waits for its second poll why its pre-processor does not run yet, once.
+
+    The look for that is one for all of them, and there is none in a poll without such runs.
+    """
+    runs, timeout = services.runs, services.settings.worker_pre_processor_timeout_seconds
+    diagnosis: Diagnosis | None = None
+    ends_at = time.monotonic() + MAX_DIAGNOSES_SECONDS
+    while due := waitlist.without_diagnosis(timeout, BATCH_WAITERS):
+        diagnosis = diagnosis or diagnose(waitlist.name, dispatch, seen, services)
+        waiting = [waiter.job for waiter in _waiting(list(due), waitlist, runs)]
+        for job, language in runs.store.languages(waiting).items():
+            runs.events.message(job, diagnosis.text(language), step=PROGRESS, in_log=False)
+        waitlist.mark_diagnosed(max(due.values()))
         if time.monotonic() > ends_at:
             return
 

@@ -86,6 +86,9 @@ def _stored_text(value: object) -> str:
 GONE: Final = "GONE"
 """The status of a job that the backend does not know, or no longer knows."""
 
+DEFAULT_MAX_ONGOING_REQUESTS: Final = 5
+"""Ray Serve's own default (`ray.serve._private.constants`), of a replica."""
+
 JobState = JobStatus | Literal["GONE"]
 
 
@@ -123,18 +126,30 @@ class PreProcessor:
         """The inverse of `to_json`."""
         return cls(stored["code"], stored["version"], stored.get("config") or {}, stored["agent"])
 
-    def batch_size(self, params: ToTaskParams) -> int:
+    def concurrent_requests(self, params: ToTaskParams) -> int:
         """Requests sent at once: what the release's replicas batch, else the run's `batch_size`.
 
-        The options of its `deployment` count, else those of its `inference`, as for what is deployed.
+        A run that does not say it gets what one replica takes at once, its `max_ongoing_requests`.
+        """
+        declared = self._serve_option("batch", "max_batch_size")
+        if declared is not None:
+            return declared
+        if "batch_size" in params.model_fields_set:
+            return params.batch_size
+        return self._serve_option("max_ongoing_requests") or DEFAULT_MAX_ONGOING_REQUESTS
+
+    def _serve_option(self, *path: str) -> int | None:
+        """The positive integer at this place of the `deployment`'s options, else of the `inference`'s.
+
+        They count in this order for what is deployed, too.
         """
         for action in ("deployment", "inference"):
             declared: object = self.config
-            for name in ("actions", action, "serve_options", "batch", "max_batch_size"):
+            for name in ("actions", action, "serve_options", *path):
                 declared = declared.get(name) if isinstance(declared, Mapping) else None
             if type(declared) is int and declared >= 1:
                 return declared
-        return params.batch_size
+        return None
 
 
 def find_pre_processor(backend: Backend, release: int | str, agent: int) -> PreProcessor:

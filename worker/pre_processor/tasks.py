@@ -36,12 +36,14 @@ def dispatch(self: StepTask, job: Job, **_: Any) -> None:
 
 
 @shared_task(base=StepTask, bind=True, name=AWAIT_READY.name)
-def await_ready(self: StepTask, room: WaitlistKey, attempt: int = 0, **_: Any) -> None:
+def await_ready(
+    self: StepTask, room: WaitlistKey, attempt: int = 0, running_at: float = 0.0, **_: Any
+) -> None:
     """The one poll of a waiting list, on behalf of all its runs. Older workers name its argument `room`."""
     waitlist = Waitlist(services().redis, WaitlistName.parse(room))
 
     def poll(claimed: int, _: Lease) -> Retry | None:
-        following = worker.pre_processor.poll.await_ready(waitlist, claimed, attempt, services())
+        following = worker.pre_processor.poll.await_ready(waitlist, claimed, attempt, services(), running_at)
         if following is None:
             return None
         changes = {"generation": following.generation, "attempt": following.attempt, "redelivered": False}

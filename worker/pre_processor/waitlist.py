@@ -203,6 +203,28 @@ class Waitlist:
         found = self._redis.zrange(self._waiters, 0, 0, withscores=True)
         return float(found[0][1]) if found else None
 
+    def without_diagnosis(self, timeout: float, limit: int) -> dict[str, float]:
+        """The next runs that have seen a poll and got no diagnosis, with their deadlines.
+
+        The order of the deadlines is that in which they joined, `timeout` seconds before.
+        """
+        last, polled_at = self._redis.hmget(self._hash, "diagnosed_to", "polled_at")
+        if polled_at is None:
+            return {}
+        joined = float(polled_at) + timeout
+        found = self._redis.zrangebyscore(
+            self._waiters, f"({last or 0}", joined, start=0, num=limit, withscores=True
+        )
+        return {str(job): float(deadline) for job, deadline in found}
+
+    def mark_diagnosed(self, deadline: float) -> None:
+        """The runs whose deadline is not later have got their diagnosis."""
+        self._redis.hset(self._hash, "diagnosed_to", repr(deadline))
+
+    def mark_polled(self, now: float) -> None:
+        """The runs that have joined before `now` have seen a poll."""
+        self._redis.hset(self._hash, "polled_at", repr(now))
+
     def remove(self, *jobs: str) -> None:
         """Take runs off the list."""
         if jobs:
@@ -249,9 +271,13 @@ class Waitlist:
         """The backend has answered the request with `job`."""
         self._update(token, {"job": job})
 
-    def mark_failed(self, token: str, message: str, *, maybe_accepted: bool) -> None:
-        """The request has failed; a deployment that may come of it has its time from now on."""
-        self._update(token, {"failure": message, "maybe_accepted": maybe_accepted, "sent_at": self.now()})
+    def mark_failed(self, token: str, message: str, *, maybe_accepted: bool) -> bool:
+        """The request has failed; a deployment that may come of it has its time from now on.
+
+        False when the claim is no longer the caller's own.
+        """
+        values = {"failure": message, "maybe_accepted": maybe_accepted, "sent_at": self.now()}
+        return self._update(token, values)
 
     def save_dispatch(self, before: Dispatch, after: Dispatch | None) -> None:
         """Write what a poll changed, None to clear, unless another run has claimed the dispatch since."""
@@ -277,18 +303,33 @@ class Waitlist:
         return bool(self._scripts.run("update_dispatch", [self._hash], DISPATCH_FIELD_NAMES, token, *pairs))
 
 
-def schedule_poll(runs: Runs, name: WaitlistName, generation: int, countdown: float = 0.0) -> None:
-    """Publish the poll of `generation` and expect its heartbeat."""
+def schedule_poll(
+    runs: Runs,
+    name: WaitlistName,
+    generation: int,
+    countdown: float = 0.0,
+    running_at: float | None = None,
+) -> None:
+    """Publish the poll of `generation` and expect its heartbeat.
+
+    `running_at`: when, by Redis's clock, the publisher knew that the pre-processor runs.
+    """
     runs.heartbeats.schedule(name.member, countdown)
-    kwargs = {"room": name.key, "generation": generation}
+    kwargs: dict[str, object] = {"room": name.key, "generation": generation}
+    if running_at is not None:
+        kwargs["running_at"] = running_at
     runs.publisher.publish(AWAIT_READY, AWAIT_READY.queue or "to_task", kwargs, countdown)
 
 
-def wake(runs: Runs, name: WaitlistName) -> bool:
-    """Poll now, because the pre-processor may run or its dispatch has failed. False when no run waits."""
-    generation = Waitlist(runs.redis, name).wake()
+def wake(runs: Runs, name: WaitlistName, *, is_running: bool = False) -> bool:
+    """Poll now, because the pre-processor may run or its dispatch has failed. False when no run waits.
+
+    `is_running`: the caller knows that it runs, so that the poll need not ask the backend.
+    """
+    waitlist = Waitlist(runs.redis, name)
+    generation = waitlist.wake()
     if generation:
-        schedule_poll(runs, name, generation)
+        schedule_poll(runs, name, generation, running_at=waitlist.now() if is_running else None)
     return bool(generation)
 
 

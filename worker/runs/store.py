@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -168,6 +169,19 @@ class RunStore:
             None if queue is None else Standing(str(queue), int(position), end is not None)
             for queue, position, end in found
         ]
+
+    def languages(self, jobs: Iterable[str]) -> dict[str, str]:
+        """The languages of these runs' messages, read in one go, without those that are gone."""
+        jobs = list(jobs)
+        with self.redis.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                pipe.hget(run_key(job), RunField.MESSAGE)
+            found = pipe.execute()
+        languages: dict[str, str] = {}
+        for job, message in zip(jobs, found, strict=True):
+            with suppress(KeyError, TypeError, ValueError):
+                languages[job] = str(json.loads(message)["kwargs"].get("language", "en"))
+        return languages
 
     def claim_step(
         self,

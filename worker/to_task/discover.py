@@ -41,7 +41,7 @@ def chunk_size(run: ToTaskRun, setting: int) -> int:
     params = run.message.params
     if params.method is not ToTaskMethod.INFERENCE:
         return setting
-    slots = pre_processor_of(run).batch_size(params)
+    slots = pre_processor_of(run).concurrent_requests(params)
     return max(setting, min(ROUNDS_IN_CHUNK * slots, MAX_CHUNK_BY_INFERENCE))
 
 

@@ -169,7 +169,7 @@ class InferenceMethod:
     ) -> None:
         self._params, self._hooks, self._backend = params, hooks, backend
         self._ledger, self._target = ledger, target
-        self.slots = target.batch_size(params)
+        self.slots = target.concurrent_requests(params)
         self.application = target.code
 
     def prepare(self, works: list[TaskWork], attempt: ChunkPass, until: float) -> list[TaskWork]:

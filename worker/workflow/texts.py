@@ -12,6 +12,9 @@ class Text(StrEnum):
     STEP_WAITS = "{step} waits: {error}"
     FITS = "The cluster has room."
     NOT_CHECKED = "Capacity was not checked: there is no agent to ask."
+    NO_CAPACITY = "The cluster has no room ({reasons}): waiting at position {position}, {left} s at most."
+    WAITS_FOR_CAPACITY = "Waiting for room on the cluster at position {position}, {left} s at most."
+    CHECK_FAILED = "Capacity was not checked before the dispatch: the agent cannot be asked ({error})."
     IDENTICAL = "{app} is there already: nothing to submit."
     REPLACED = "{app} is replaced in place: the running version serves until the new one is ready"
     REPLACED_WITH_WAIT = (
@@ -22,6 +25,12 @@ class Text(StrEnum):
     WAITS_FOR = "Waiting for pre-processor {release}."
     WAITS_FOR_JOB = "Waiting for pre-processor {release} (job {job})."
     DISPATCHED = "Waiting for pre-processor {release} (dispatched as job {job})."
+    DIAGNOSIS = "Pre-processor {release} does not run yet: {details}."
+    NOT_DISPATCHED = "its deployment is about to be dispatched"
+    DEPLOYED_BY = "its deployment is job {job}"
+    FREE_GPUS = "{free:g} of {total:g} GPUs are free"
+    REPLICAS = "{count} replicas run on the cluster"
+    QUEUE_POSITION = "queue position {position}"
     GONE = "Pre-processor {release} does not run any more: waiting for it."
     SLOW = "The backend is slow ({error}): annotating goes on more slowly."
     FAILED_TASKS = "{failed} of {total} tasks failed; task {task}: {error}"
@@ -37,6 +46,11 @@ KOREAN: Final[Mapping[Text, str]] = {
     Text.STEP_WAITS: "{step} 단계가 대기합니다: {error}",
     Text.FITS: "클러스터에 여유가 있습니다.",
     Text.NOT_CHECKED: "물어볼 에이전트가 없어 용량을 확인하지 않았습니다.",
+    Text.NO_CAPACITY: (
+        "클러스터에 여유가 없습니다 ({reasons}). 대기 순서 {position}번째로 최대 {left}초 동안 기다립니다."
+    ),
+    Text.WAITS_FOR_CAPACITY: "클러스터의 여유를 대기 순서 {position}번째로 최대 {left}초 동안 기다립니다.",
+    Text.CHECK_FAILED: "에이전트에 물어볼 수 없어 ({error}) 배포를 요청하기 전에 용량을 확인하지 않았습니다.",
     Text.IDENTICAL: "{app}이(가) 이미 배포되어 있어 제출할 것이 없습니다.",
     Text.REPLACED: "{app}을(를) 교체합니다: 새 버전이 준비될 때까지 실행 중인 버전이 응답합니다",
     Text.REPLACED_WITH_WAIT: (
@@ -47,6 +61,12 @@ KOREAN: Final[Mapping[Text, str]] = {
     Text.WAITS_FOR: "전처리기 {release}을(를) 기다립니다.",
     Text.WAITS_FOR_JOB: "전처리기 {release}을(를) 기다립니다 (작업 {job}).",
     Text.DISPATCHED: "전처리기 {release}을(를) 기다립니다 (작업 {job}(으)로 배포를 요청했습니다).",
+    Text.DIAGNOSIS: "전처리기 {release}이(가) 아직 실행되지 않습니다: {details}.",
+    Text.NOT_DISPATCHED: "곧 배포를 요청합니다",
+    Text.DEPLOYED_BY: "작업 {job}이(가) 배포합니다",
+    Text.FREE_GPUS: "GPU {total:g}개 중 {free:g}개가 비어 있습니다",
+    Text.REPLICAS: "클러스터에서 레플리카 {count}개가 실행 중입니다",
+    Text.QUEUE_POSITION: "대기 순서 {position}번째",
     Text.GONE: "전처리기 {release}이(가) 더 이상 실행되지 않아 기다립니다.",
     Text.SLOW: "백엔드가 느립니다 ({error}): 더 천천히 계속합니다.",
     Text.FAILED_TASKS: "작업 항목 {total}개 중 {failed}개가 실패했습니다. 항목 {task}: {error}",

@@ -160,4 +160,19 @@ def test_the_waiting_list_of_the_pre_processor_is_woken(
     Waitlist(harness.runs.redis, name).join("7", 60)
     post(harness)
     woken = sender.of(AWAIT_READY.name)
-    assert [sent.kwargs for sent in woken] == [{"room": name.key, "generation": 2}]
+    assert [(sent.kwargs["room"], sent.kwargs["generation"]) for sent in woken] == [(name.key, 2)]
+    assert "running_at" in woken[0].kwargs
+
+
+def test_only_the_delivery_that_posts_says_it_runs(
+    harness: DeployHarness, sender: RecordingPublisher
+) -> None:
+    # Given a run that waits, and a worker that died after it had registered what the run waits for
+    Waitlist(harness.runs.redis, WaitlistName("", 1, "digits", "1.0.0")).join("7", 60)
+    post_and_die(harness)
+
+    # When the step is delivered again, after however long
+    post(harness)
+
+    # Then the second poll asks the backend
+    assert ["running_at" in sent.kwargs for sent in sender.of(AWAIT_READY.name)] == [True, False]

@@ -150,3 +150,26 @@ async def test_relay_that_lost_its_claim_stops_the_tail(
 
     await until(cancelled.is_set)
     assert redis.hget(log_owners_key(), f"42/{RAY}") == "another"
+
+
+async def test_a_relay_that_was_held_up_keeps_its_own_claims(
+    harness: RelayHarness, job_log: LogOfJob, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a relay that tails a log, and that has not come to renew its claims
+    async def wait() -> None:
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(relay, "RENEW_INTERVAL_SECONDS", 3600)
+    harness.source.tails[RAY] = [ScriptedTail([["one"], wait])]
+    job_log.subscribe(RAY)
+    harness.start_relay()
+    await until(lambda: job_log.lines() == ["one"])
+    token = redis.hget(log_owners_key(), f"42/{RAY}")
+    monkeypatch.setattr(relay, "CLAIM_TTL_SECONDS", 0)
+
+    # When they have expired, and it looks for logs that nobody tails
+    redis.zadd(open_logs_key(), {f"42/{RAY}": 0})
+    await until(lambda: redis.zscore(open_logs_key(), f"42/{RAY}"))
+
+    # Then it has renewed them, and reads no log anew
+    assert redis.hget(log_owners_key(), f"42/{RAY}") == token

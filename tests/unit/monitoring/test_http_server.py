@@ -14,8 +14,9 @@ from shared.channels import dead_letters_key
 from worker import metrics
 from worker.broker.keys import delayed_key, unacked_key
 from worker.monitoring import worker_states
-from worker.monitoring.exposition import Exposition, Queues, metrics_folder, remove_metrics_of_ended
+from worker.monitoring.exposition import Exposition, metrics_folder, remove_metrics_of_ended
 from worker.monitoring.http_server import Pages
+from worker.monitoring.redis_metrics import Queues
 from worker.monitoring.worker_states import StateFile, WorkerState, make_private, states_folder
 from worker.pre_processor.serve_application import PreProcessor
 from worker.pre_processor.waitlist import Waitlist, WaitlistName

@@ -9,7 +9,7 @@ import pytest
 
 from tests.harness.monitoring_files import ROOT, alerts, expressions
 from worker import metrics
-from worker.monitoring.exposition import Queues, RedisMetrics
+from worker.monitoring.redis_metrics import Queues, RedisMetrics
 
 PAGE = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
 

@@ -113,3 +113,17 @@ def test_an_agent_that_cannot_be_looked_up_costs_no_run(agent: Any, tmp_path: Pa
     process = Process(tmp_path, agent, **WITH_TOKEN)
 
     assert process.access(MESSAGES[0]).agent_url is None
+
+
+def test_the_wait_for_capacity_is_not_the_plugins_matter(tmp_path: Path) -> None:
+    # Given a deployment that may wait for capacity
+    params = {"wait_for_capacity": 600, "num_cpus": 1}
+    message = DeployMessage.model_validate({"job": 1, "plugin": "p@1.0.0", "agent": 1, "params": params})
+    process = Process(tmp_path, AGENT)
+
+    # When plugin code is called for it
+    run = SimpleNamespace(message=message, job=message.job)
+    _, request = process.services.action_of(run)  # type: ignore[arg-type]
+
+    # Then it gets the other parameters alone
+    assert request.params == {"num_cpus": 1.0}

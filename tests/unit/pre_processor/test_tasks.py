@@ -80,6 +80,20 @@ def test_a_poll_that_resumes_more_runs_goes_before_them(
     assert [headers.get(STEP_HEADER) for headers in delivery.headers] == [None, NEXT_STEP]
 
 
+@pytest.mark.parametrize(("age", "resumed"), [(1, ["1"]), (60, [])], ids=["woken", "delayed"])
+def test_a_poll_believes_a_deployment_for_seconds(
+    harness: WaitlistHarness, delivery: Delivery, age: float, resumed: list[str]
+) -> None:
+    # Given a run that waits, and a backend that shows no running application
+    harness.wait("1")
+
+    # When a poll is read so long after a deployment has said that it runs
+    delivery.poll(room=NAME.key, generation=1, running_at=harness.waitlist.now() - age)
+
+    # Then only one that was not delayed resumes the run without asking
+    assert harness.resumed() == resumed
+
+
 def test_a_poll_without_redis_is_retried_as_redelivered(
     harness: WaitlistHarness, delivery: Delivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:

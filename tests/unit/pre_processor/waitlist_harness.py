@@ -24,7 +24,7 @@ from worker.pre_processor.waitlist import (
 from worker.runs.model import Finish, Lease, Outcome, WorkflowStep
 from worker.runs.runs import Runs, Timing
 from worker.settings import Settings
-from worker.testing import FakeBackend
+from worker.testing import FakeAgent, FakeBackend
 from worker.workflow.task import Retry
 
 NAME = WaitlistName("", 1, "digits", "1.0.0")
@@ -37,6 +37,12 @@ class FakeServices:
     runs: Runs
     settings: Settings
     backend_client: FakeBackend = field(default_factory=FakeBackend)
+    agent_client: FakeAgent | Exception | None = field(default_factory=FakeAgent)
+
+    def agent(self, agent: int, tenant: str | None = None) -> FakeAgent | None:
+        if isinstance(self.agent_client, Exception):
+            raise self.agent_client
+        return self.agent_client
 
     def backend(self, tenant: str | None = None) -> FakeBackend:
         return self.backend_client
@@ -66,6 +72,11 @@ class WaitlistHarness:
         self.runs, self.backend = services.runs, services.backend_client
         self.waitlist = Waitlist(services.redis, NAME)
         self.worker = InProcessWorker(self.runs)
+
+    @property
+    def agent(self) -> FakeAgent:
+        assert isinstance(self.services.agent_client, FakeAgent)
+        return self.services.agent_client
 
     def accept(self, job: str, **fields: Any) -> None:
         """A run's message is accepted."""

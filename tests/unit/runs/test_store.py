@@ -175,3 +175,11 @@ def test_run_key_is_private_and_the_record_public(
         "error",
     }  # fmt: skip
     assert redis.exists(run_key("42"))
+
+
+def test_languages_are_those_of_the_runs_that_are_there(runs: Runs) -> None:
+    for job, language in (("1", "ko"), ("2", None)):
+        fields = {} if language is None else {"language": language}
+        message = DeployMessage.model_validate({"job": job, "plugin": "p@1.0.0", "agent": 1, **fields})
+        runs.store.accept(message, "deploy")
+    assert runs.store.languages(["1", "2", "gone"]) == {"1": "ko", "2": "en"}

@@ -235,6 +235,11 @@ def test_wrong_params_of_to_task_are_rejected(wrong: dict[str, Any]) -> None:
         {"num_cpus": "1"},
         {"num_cpus": float("nan")},
         {"num_gpus": float("inf")},
+        {"wait_for_capacity": -1},
+        {"wait_for_capacity": 86_401},
+        {"wait_for_capacity": "60"},
+        {"wait_for_capacity": True},
+        {"wait_for_capacity": float("inf")},
     ],
 )
 def test_wrong_params_of_deploy_are_rejected(wrong: dict[str, Any]) -> None:
@@ -242,7 +247,10 @@ def test_wrong_params_of_deploy_are_rejected(wrong: dict[str, Any]) -> None:
         DeployMessage.model_validate({**DEPLOY, "params": wrong})
 
 
-@pytest.mark.parametrize("right", [{"num_cpus": 1}, {"num_cpus": 0.5}, {"num_gpus": 0}, {"memory": 1024}])
+@pytest.mark.parametrize(
+    "right",
+    [{"num_cpus": 1}, {"num_cpus": 0.5}, {"num_gpus": 0}, {"memory": 1024}, {"wait_for_capacity": 600}],
+)
 def test_numbers_of_deploy_are_numbers(right: dict[str, Any]) -> None:
     message = DeployMessage.model_validate({**DEPLOY, "params": right})
 

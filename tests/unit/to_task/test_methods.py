@@ -75,7 +75,15 @@ def test_the_plugin_prepares_with_all_that_is_known(by_inference: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "at_once"), [({}, 1), ({"batch_size": 3}, 3), ({"batch_size": 3, "batch": 7}, 7)]
+    ("options", "at_once"),
+    [
+        ({}, 5),  # Serve's own default of `max_ongoing_requests`
+        ({"max_ongoing_requests": 2}, 2),
+        ({"batch_size": 1}, 1),
+        ({"batch_size": 3, "max_ongoing_requests": 2}, 3),
+        ({"batch_size": 3, "batch": 7}, 7),
+        ({"batch": 7, "max_ongoing_requests": 2}, 7),
+    ],
 )
 def test_so_many_requests_are_sent_at_once(by_inference: Make, options: dict[str, int], at_once: int) -> None:
     world = by_inference(40, **options)
@@ -262,7 +270,7 @@ EMPTY = [None, {}, [], ""]
 @pytest.mark.parametrize("is_deferred", [False, True], ids=["at once", "deferred"])
 def test_an_empty_answer_fails_its_task(by_inference: Make, answer: Any, is_deferred: bool) -> None:
     # Given a pre-processor with nothing to say of one of two tasks
-    world = by_inference(2)
+    world = by_inference(2, batch_size=1)
     if is_deferred:
         deferring(world, answer, {"digit": 7})
     else:
@@ -336,7 +344,7 @@ def test_an_inference_is_repeated_after_a_failed_write(by_inference: Make) -> No
 
 
 def test_a_pass_out_of_time_begins_no_more_inferences(by_inference: Make) -> None:
-    world = by_inference(5)
+    world = by_inference(5, batch_size=1)
     world.collect()
     world.settings.worker_visibility_timeout_seconds = 0.0
 
@@ -417,7 +425,7 @@ def test_a_pre_processor_that_stays_away_ends_the_run(
 
 def test_each_absence_of_a_pre_processor_is_timed_anew(by_inference: Make, clock: Clock) -> None:
     # Given a pre-processor that was away for a while
-    world = by_inference(25)
+    world = by_inference(25, batch_size=1)
     world.collect()
     application = world.backend.serve_applications[0]
     world.backend.faults.fail("run_plugin", NotFoundError(), times=1)

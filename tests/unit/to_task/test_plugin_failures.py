@@ -267,7 +267,7 @@ def test_answers_of_inferences_are_kept_when_a_conversion_hangs(
 
 
 def test_few_inferences_are_repeated_when_all_conversions_hang(by_inference: Make) -> None:
-    world = by_inference(100)
+    world = by_inference(100, batch_size=1)
     world.collect()
     world.host.faults.fail("convert_from_inference", HUNG)
 

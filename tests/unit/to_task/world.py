@@ -114,9 +114,12 @@ class World:
         message = ToTaskMessage.model_validate({"job": JOB, "plugin": "digits@1.0.0", "params": given})
         self.runs.store.accept(message, "to_task")
         if given.get("method") == "inference":
-            batch = given.get("batch")
-            options = {} if batch is None else {"serve_options": {"batch": {"max_batch_size": batch}}}
-            config = {"code": "pre", "actions": {"inference": options}}
+            options: dict[str, Any] = {}
+            if "batch" in given:
+                options["batch"] = {"max_batch_size": given["batch"]}
+            if "max_ongoing_requests" in given:
+                options["max_ongoing_requests"] = given["max_ongoing_requests"]
+            config = {"code": "pre", "actions": {"inference": {"serve_options": options}}}
             pre_processor = PreProcessor("pre", "2.0.0", config, 3)
             self.runs.store.update_state(self.run, replace(self.run.state, pre_processor=pre_processor))
 

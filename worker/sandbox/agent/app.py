@@ -18,11 +18,9 @@ from worker.sandbox.agent.logs import JobLogs
 from worker.sandbox.api import NUMBER_TYPES, Api, ApiError, api_error, validated
 
 WORKLOAD_KINDS: Final = ("serve", "job", "task")
-POLICY_FIELDS: Final[dict[str, type | tuple[type, ...]]] = {
-    REPLICA_LIMIT: (int, type(None)),
-    GPU_LIMIT: NUMBER_TYPES,
-}
-FEASIBILITY_FIELDS: Final[dict[str, type | tuple[type, ...]]] = {
+Fields = dict[str, type | tuple[type, ...]]
+POLICY_FIELDS: Final[Fields] = {REPLICA_LIMIT: (int, type(None)), GPU_LIMIT: NUMBER_TYPES}
+FEASIBILITY_FIELDS: Final[Fields] = {
     "kind": str,
     "num_cpus": NUMBER_TYPES,
     "num_gpus": NUMBER_TYPES,
