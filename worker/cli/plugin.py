@@ -14,7 +14,7 @@ from worker.cli.authoring.commands import new, run
 from worker.cli.console import PluginsDir, fail, out, table_cell
 from worker.platform import AgentClient, ClientError
 from worker.plugins import PluginError, PluginStore, Release, ReleaseConfig
-from worker.plugins.package import zip_release
+from worker.plugins.package import zipped
 from worker.plugins.store import release_files
 from worker.settings import MB
 
@@ -83,7 +83,8 @@ def package_problems(release: Release, max_bytes: int = MAX_RAY_PACKAGE_BYTES) -
     """What Ray's own store would not take of a release."""
     if sum(path.stat().st_size for _, path in release_files(release.path)) < max_bytes:
         return []
-    size = len(zip_release(release.path)[0])
+    with zipped(release.path) as package:
+        size = package.size
     if size < max_bytes:
         return []
     return [

@@ -1,12 +1,15 @@
 """A release as a package that Ray's workers can download, where it is stored, and its runtime environment."""
 
 import hashlib
-import io
 import os
+import shutil
+import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,33 +52,62 @@ _MARKER = ".synapse-worker-package"
 """Two such entries at the top of a package: Ray drops the top folder of a `file://` package with only one."""
 
 
-def zip_release(root: Path) -> tuple[bytes, str]:
-    """The release's files as a zip, whose bytes depend only on names and contents, and their checksum."""
-    buffer, digest = io.BytesIO(), store.ReleaseDigest()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        for name in (_MARKER, f"{_MARKER}-2"):
-            archive.writestr(zipfile.ZipInfo(name, _EPOCH), b"")
-        for relative, path in store.release_files(root):
-            entry = zipfile.ZipInfo(relative, _EPOCH)
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.external_attr = (0o755 if os.access(path, os.X_OK) else 0o644) << 16
-            content = path.read_bytes()
-            digest.begin_file(relative, len(content))
-            digest.update(content)
-            archive.writestr(entry, content)
-    return buffer.getvalue(), digest.hexdigest()
+@dataclass(frozen=True)
+class Package:
+    """A release's files as a zip, whose bytes depend only on names and contents, and their checksum."""
+
+    path: Path
+    checksum: str
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return self.path.stat().st_size
+
+    def hexdigest(self, algorithm: str) -> str:
+        """The digest of the zip."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def package_of(release: Release) -> bytes:
-    """The release as a zip of the very files of its checksum.
+@contextmanager
+def zipped(root: Path) -> Iterator[Package]:
+    """A package of the files in `root`, in a temporary file, as it may be larger than the free memory."""
+    digest = store.ReleaseDigest()
+    with tempfile.NamedTemporaryFile(prefix="synapse-package-", suffix=".zip") as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for name in (_MARKER, f"{_MARKER}-2"):
+                archive.writestr(zipfile.ZipInfo(name, _EPOCH), b"")
+            for relative, path in store.release_files(root):
+                _add_file(archive, relative, path, digest)
+        file.flush()
+        yield Package(Path(file.name), digest.hexdigest())
+
+
+def _add_file(archive: zipfile.ZipFile, relative: str, path: Path, digest: store.ReleaseDigest) -> None:
+    entry = zipfile.ZipInfo(relative, _EPOCH)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.external_attr = (0o755 if os.access(path, os.X_OK) else 0o644) << 16
+    with path.open("rb") as source:
+        entry.file_size = os.fstat(source.fileno()).st_size
+        digest.begin_file(relative, entry.file_size)
+        with archive.open(entry, "w") as target:
+            while chunk := source.read(store.CHUNK_BYTES):
+                digest.update(chunk)
+                target.write(chunk)
+
+
+@contextmanager
+def package_of(release: Release) -> Iterator[Package]:
+    """A package of the very files of the release's checksum.
 
     Raises `ReleaseChangedError` when there are others by now, which would be deployed under the checksum of
     those that the store has seen.
     """
-    content, checksum = zip_release(release.path)
-    if checksum != release.checksum:
-        raise ReleaseChangedError(f"the files of {release.name} are being changed")
-    return content
+    with zipped(release.path) as package:
+        if package.checksum != release.checksum:
+            raise ReleaseChangedError(f"the files of {release.name} are being changed")
+        yield package
 
 
 class Packages(Protocol):
@@ -127,23 +159,24 @@ class RayPackages:
 
     def restore(self, uri: str, release: Release) -> bool:
         """See `Packages.restore`."""
-        content, _ = zip_release(release.path)
-        if _uri_of(content) != uri:
-            return False
-        try:
-            self._upload(uri, content)
-        except RayDriverError as error:
-            raise PluginHostUnavailableError(f"Ray did not take a package ({error})") from None
+        with zipped(release.path) as package:
+            if _uri_of(package) != uri:
+                return False
+            try:
+                self._upload(uri, package)
+            except RayDriverError as error:
+                raise PluginHostUnavailableError(f"Ray did not take a package ({error})") from None
         return True
 
     def _ensure_uploaded(self, release: Release, uri: str) -> str:
-        content = b""
-        if not uri:
-            content = package_of(release)
-            uri = _uri_of(content)
-        if not self._keep(uri):
+        if uri and self._keep(uri):
+            return uri
+        with package_of(release) as package:
+            expired, uri = uri, _uri_of(package)
+            if uri != expired and self._keep(uri):
+                return uri
             try:
-                self._upload(uri, content or package_of(release))
+                self._upload(uri, package)
             except RayDriverError as error:
                 if TOO_LARGE not in error.text:
                     raise
@@ -153,9 +186,9 @@ class RayPackages:
                 ) from None
         return uri
 
-    def _upload(self, uri: str, content: bytes) -> None:
-        seconds = MIN_UPLOAD_TIMEOUT_SECONDS + len(content) / MIN_UPLOAD_BYTES_PER_SECOND
-        self._call(operations.upload_package, uri, content, seconds=seconds)
+    def _upload(self, uri: str, package: Package) -> None:
+        seconds = MIN_UPLOAD_TIMEOUT_SECONDS + package.size / MIN_UPLOAD_BYTES_PER_SECOND
+        self._call(operations.upload_package, uri, str(package.path), seconds=seconds)
 
     def _keep(self, uri: str) -> bool:
         return bool(self._call(operations.keep_package, uri, seconds=KEEP_TIMEOUT_SECONDS))
@@ -166,8 +199,8 @@ class RayPackages:
         return self._connection.call(function, *arguments, seconds, timeout=timeout)
 
 
-def _uri_of(content: bytes) -> str:
-    return f"{SCHEME}_ray_pkg_{hashlib.sha1(content, usedforsecurity=False).hexdigest()}.zip"
+def _uri_of(package: Package) -> str:
+    return f"{SCHEME}_ray_pkg_{package.hexdigest('sha1')}.zip"
 
 
 class FolderPackages:
@@ -181,10 +214,10 @@ class FolderPackages:
         """See `Packages.ensure`; a package is written once, whole or not at all."""
         known = self._known.get(release.checksum)
         if known is None or not known.is_file():
-            data = package_of(release)
-            known = self._folder.resolve() / f"{hashlib.sha256(data).hexdigest()[:40]}.zip"
-            if not known.is_file():
-                self._write(known, data)
+            with package_of(release) as package:
+                known = self._folder.resolve() / f"{package.hexdigest('sha256')[:40]}.zip"
+                if not known.is_file():
+                    self._write(known, package)
             self._known[release.checksum] = known
         return f"file://{known}"  # not percent-encoded, because Ray does not decode it
 
@@ -197,11 +230,11 @@ class FolderPackages:
         """See `Packages.restore`."""
         return self.ensure(release) == uri
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: Path, package: Package) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
+            shutil.copyfile(package.path, temporary)
             temporary.replace(path)
         except OSError as error:
             why = error.strerror or error

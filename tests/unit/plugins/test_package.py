@@ -1,7 +1,8 @@
 """A release's package, where it is stored, and its runtime environment."""
 
-import io
+import os
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from worker.plugins.package import (
     RayPackages,
     package_of,
     runtime_env,
-    zip_release,
+    zipped,
 )
 from worker.plugins.ray_driver import RayConnection
 
@@ -47,7 +48,7 @@ def kept() -> dict[str, bytes]:
 def driver(kept: dict[str, bytes]) -> FakeRayDriver:
     return FakeRayDriver(
         keep_package=lambda uri, _seconds: uri in kept,
-        upload_package=lambda uri, content, _seconds: kept.update({uri: content}),
+        upload_package=lambda uri, path, _seconds: kept.update({uri: Path(path).read_bytes()}),
     )
 
 
@@ -74,7 +75,8 @@ def test_package_is_uploaded_once_and_checked_again(
     kept.clear()  # Ray forgot it
     packages._checked[release.checksum] = (uri, time.monotonic() - RECHECK_SECONDS - 1)
     assert packages.ensure(release) == uri
-    assert list(kept.values()) == [package_of(release)]
+    with package_of(release) as package:
+        assert list(kept.values()) == [package.path.read_bytes()]
 
 
 def test_package_is_checked_again_on_a_new_connection(
@@ -160,7 +162,7 @@ def test_a_package_that_ray_never_takes_ends_the_run(
 
 def test_package_has_two_entries_at_its_top(store: PluginStore, write_release: Write) -> None:
     write_release("cat@1.0")
-    with zipfile.ZipFile(io.BytesIO(package_of(store.get("cat@1.0")))) as archive:
+    with package_of(store.get("cat@1.0")) as package, zipfile.ZipFile(package.path) as archive:
         tops = {name.partition("/")[0] for name in archive.namelist()}
     assert {"plugin", "config.yaml"} < tops
 
@@ -170,7 +172,8 @@ def test_folder_stores_packages(store: PluginStore, write_release: Write, tmp_pa
     release = store.get("cat@1.0")
     uri = FolderPackages(tmp_path / "shared").ensure(release)
     file = Path(uri.removeprefix("file://"))
-    assert file.read_bytes() == package_of(release)
+    with package_of(release) as package:
+        assert file.read_bytes() == package.path.read_bytes()
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
@@ -227,4 +230,23 @@ def test_a_package_has_only_the_files_of_its_checksum(
 def test_the_checksum_of_a_package_is_that_of_the_store(store: PluginStore, write_release: Write) -> None:
     folder = write_release("cat@1.0", words="WORD = 1")
     (folder / "plugin" / "empty.txt").touch()
-    assert zip_release(folder)[1] == store.get("cat@1.0").checksum
+    with zipped(folder) as package:
+        assert package.checksum == store.get("cat@1.0").checksum
+
+
+def test_a_package_is_not_held_in_memory(write_release: Write, tmp_path: Path) -> None:
+    # Given a release with a file that does not get smaller
+    folder = write_release("cat@1.0")
+    (folder / "model.bin").write_bytes(os.urandom(24 * 1024 * 1024))
+    release = PluginStore(folder.parent, tmp_path / "cache", 64 * 1024 * 1024).get("cat@1.0")
+
+    # When it is stored
+    tracemalloc.start()
+    try:
+        FolderPackages(tmp_path / "shared").ensure(release)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    # Then no more than some pieces of it were in memory at once
+    assert peak < 6 * 1024 * 1024

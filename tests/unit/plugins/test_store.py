@@ -17,7 +17,7 @@ import pytest
 from worker import blame
 from worker.plugins import PluginStore, ReleaseInvalidError, ReleaseNotFoundError
 from worker.plugins import store as store_module
-from worker.plugins.package import zip_release
+from worker.plugins.package import zipped
 from worker.plugins.store import STAMP_SECONDS
 
 Write = Callable[..., Path]
@@ -29,6 +29,11 @@ def zip_folder(folder: Path) -> Path:
         for path in sorted(folder.rglob("*")):
             opened.write(path, path.relative_to(folder))
     return archive
+
+
+def digest_of_package(folder: Path) -> str:
+    with zipped(folder) as package:
+        return package.hexdigest("sha256")
 
 
 def test_folder_and_zip_are_the_same_release(store: PluginStore, write_release: Write) -> None:
@@ -72,24 +77,24 @@ def test_release_is_read_once_until_it_changes(store: PluginStore, write_release
 def test_checksum_ignores_files_made_by_running(store: PluginStore, write_release: Write) -> None:
     folder = write_release("cat@1.0", words="WORD = 1")
     first = store.get("cat@1.0")
-    package = zip_release(folder)
+    package = digest_of_package(folder)
     for ignored in ("__pycache__", ".git"):
         (folder / "plugin" / ignored).mkdir()
         (folder / "plugin" / ignored / "x").touch()
     os.utime(folder / "plugin" / "words.py", (1, 1))
     assert store.get("cat@1.0").checksum == first.checksum
-    assert zip_release(folder) == package
+    assert digest_of_package(folder) == package
 
 
 def test_checksum_and_package_ignore_files_of_desktops(store: PluginStore, write_release: Write) -> None:
     folder = write_release("cat@1.0", words="WORD = 1")
-    before, package = store.get("cat@1.0").checksum, zip_release(folder)
+    before, package = store.get("cat@1.0").checksum, digest_of_package(folder)
     for name in (".DS_Store", "plugin/Thumbs.db", "plugin/._words.py", "__MACOSX/x", "plugin/desktop.ini"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("junk")
 
     assert store.get("cat@1.0").checksum == before
-    assert zip_release(folder) == package
+    assert digest_of_package(folder) == package
 
 
 def test_name_that_differs_from_the_config_is_rejected(store: PluginStore, write_release: Write) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
@@ -124,8 +125,11 @@ def keep_package(uri: str, seconds: float) -> bool:
     return bool(_run_beside_control_store(seconds, keep))
 
 
-def upload_package(uri: str, content: bytes, seconds: float) -> None:
-    """Store the package in the cluster's control store, and keep it for ten minutes; see `keep_package`."""
+def upload_package(uri: str, path: str, seconds: float) -> None:
+    """Store the package in the cluster's control store, and keep it for ten minutes; see `keep_package`.
+
+    Ray takes it whole: this process alone has it in memory, for as long as that takes.
+    """
 
     def upload(content: bytes) -> None:
         from ray._private.runtime_env import packaging
@@ -133,7 +137,7 @@ def upload_package(uri: str, content: bytes, seconds: float) -> None:
         packaging.upload_package_to_gcs(uri, content)
         packaging.pin_runtime_env_uri(uri)
 
-    _run_beside_control_store(seconds, upload, content)
+    _run_beside_control_store(seconds, upload, Path(path).read_bytes())
 
 
 def _run_beside_control_store(seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
