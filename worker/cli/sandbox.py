@@ -3,7 +3,7 @@
 import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -16,6 +16,7 @@ from worker.cli.interrupts import interrupt_once
 from worker.cli.progress import Ticker
 
 if TYPE_CHECKING:
+    from worker.cli.reload import Reloader
     from worker.sandbox import Process, Sandbox
 
 JOB_COUNT: Final = 100
@@ -38,6 +39,10 @@ def sandbox(
     env_file: Annotated[
         Path, typer.Option(help="The settings are written here, for a shell to source.")
     ] = Path(".sandbox.env"),
+    reload: Annotated[
+        bool,
+        typer.Option("--reload", help="Check releases that change, and deploy those again that run."),
+    ] = False,
 ) -> None:
     """Start a Redis, a Ray, an agent, a backend and a worker on this machine, and wait for Ctrl-C."""
     # Imported here: the other commands work without the sandbox's packages.
@@ -62,8 +67,9 @@ def sandbox(
             _print_contents(running, project.id)
             with _written_settings(env_file, running.environment()):
                 print_progress(f"settings, in another shell: source {env_file}; Ctrl-C ends all")
+                look = _reloader(running).look if reload else _nothing
                 try:
-                    _report_ended_workers(running.workers)
+                    _report_ended_workers(running.workers, look)
                 except KeyboardInterrupt:
                     print_progress("stopping")
     except KeyboardInterrupt:
@@ -104,10 +110,24 @@ def _print_contents(running: "Sandbox", project: int) -> None:
         print_progress(f"pre-processor {release['id']} is {release['code']}@{release['version']}")
 
 
-def _report_ended_workers(workers: "list[Process]") -> None:
-    """Report workers that end, until Ctrl-C. They are not restarted."""
+def _nothing() -> None:
+    """Without `--reload`."""
+
+
+def _reloader(running: "Sandbox") -> "Reloader":
+    from worker.cli.reload import Reloader
+
+    print_progress(
+        f"releases that change in {running.plugins_dir} are checked; those that run are deployed again"
+    )
+    return Reloader(running, print_progress)
+
+
+def _report_ended_workers(workers: "list[Process]", look: Callable[[], None] = _nothing) -> None:
+    """Report workers that end, and `look` for something else, until Ctrl-C. They are not restarted."""
     running = list(workers)
     while True:
+        look()
         for worker in [process for process in running if not process.alive]:
             running.remove(worker)
             out.print(
