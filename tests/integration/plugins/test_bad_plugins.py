@@ -159,13 +159,14 @@ def test_a_plugin_that_only_hangs_ends_the_run_in_time(platform: BadPlugins) -> 
 
     # Then the run ends FAILED with the reason, after one batch and as many tasks as may fail in a row
     error = end["result"]["error"]
-    last = project.tasks.start + MAX_FAILURES - 1
+    single = [call[0] for call in platform.calls(project) if len(call) == 1]
     assert end["status"] == "FAILED"
     assert error.startswith(
-        f"The plugin hung or died on {MAX_FAILURES} tasks in a row, the last of them task {last}"
+        f"The plugin hung or died on {MAX_FAILURES} tasks in a row,"
+        f" the last of them task {project.tasks.start + single[-1]}"
     )
     assert f"took longer than {TIMEOUT} s and was stopped" in error
-    assert platform.calls(project)[1:] == [[0], [1], [2]]
+    assert len(set(single)) == MAX_FAILURES
     assert sum(platform.write_counts(project)) == 0
 
 
@@ -178,8 +179,8 @@ def test_a_plugin_that_only_dies_ends_the_run(platform: BadPlugins) -> None:
     assert end["status"] == "FAILED"
     assert f"the process of {PLUGIN} died" in end["result"]["error"]
     # Each had a process of its own, so it was called once.
-    single = [call for call in platform.calls(project) if len(call) == 1]
-    assert single == [[0], [1], [2]]
+    single = [call[0] for call in platform.calls(project) if len(call) == 1]
+    assert len(set(single)) == MAX_FAILURES
 
 
 @pytest.mark.chaos
@@ -189,12 +190,16 @@ def test_a_killed_worker_leaves_no_task_to_hang_again(platform: BadPlugins) -> N
     job = platform.annotate(project)
     platform.wait_for(lambda: [2] in platform.calls(project), "the call with the second bad task")
     platform.worker.kill()
+    before = len(platform.calls(project))
 
     # When another one goes on
     platform.worker = platform.start_worker()
     end = platform.wait_for_end(job)
 
-    # Then only the call that was under way is made again
+    # Then the task that has hung is not called again, and the one that was under way is
     assert (end["status"], sorted(platform.failed(end, project))) == ("SUCCEEDED", [1, 2])
-    assert platform.calls(project) == [list(range(5)), [0], [1], [2], [2], [3], [4]]
+    # (In which order the tasks come, and which of them are there at the same time, depends on their files.)
+    called = [task for call in platform.calls(project)[before:] for task in call]
+    assert (called.count(1), called.count(2)) == (0, 1)
+    assert len(called) == len(set(called))
     assert platform.write_counts(project)[3:] == [1, 1]
