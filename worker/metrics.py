@@ -6,8 +6,13 @@ folder, which `worker.monitoring.exposition` reads. The page `docs/metrics.md` s
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
+
+import structlog
+
+log = structlog.get_logger(__name__)
 
 STEP_BUCKETS: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300)
 REQUEST_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -24,6 +29,7 @@ class _Metrics:
 
         # The library reads the variable when it is imported, which others may have done before.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+        vars(values)["MmapedDict"] = _reserving(vars(values)["MmapedDict"])
         values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
         no_registry: Any = None
 
@@ -69,6 +75,36 @@ OUTCOMES: Final = {
 KNOWN_TASKS: Final = ("deploy", "to_task", "stop", "tail_logs")
 """Tasks of the contract; a dead letter of any other task counts as `other`, as anybody may name one."""
 
+MAX_KEY_BYTES: Final = 8 * 1024
+"""More than the name, help and labels of a series take."""
+
+
+def _reserving(mapped_dict: Any) -> Any:
+    """The library's files, but with their space reserved before it is mapped.
+
+    A write to a mapped page for which the disk has no space ends the process with SIGBUS; to reserve it is
+    an `OSError`.
+    """
+
+    class ReservingDict(mapped_dict):
+        def __init__(self, filename: str, read_mode: bool = False) -> None:
+            if not read_mode:
+                with Path(filename).open("a+b") as file:
+                    size = os.fstat(file.fileno()).st_size
+                    os.posix_fallocate(file.fileno(), 0, size or INITIAL_BYTES)
+            super().__init__(filename, read_mode)
+
+        def _init_value(self, key: str) -> None:
+            if self._capacity - self._used < MAX_KEY_BYTES:
+                os.posix_fallocate(self._f.fileno(), 0, 2 * self._capacity)
+            super()._init_value(key)
+
+    return mapped_dict if mapped_dict.__name__ == ReservingDict.__name__ else ReservingDict
+
+
+INITIAL_BYTES: Final = 64 * 1024
+"""As the library has it."""
+
 NAMESPACE: Final = "synapse_worker"
 _metrics: _Metrics | None = None
 
@@ -79,54 +115,59 @@ def start_recording(folder: Path) -> None:
     _metrics = _Metrics(folder)
 
 
+def _record(record: Callable[[_Metrics], object]) -> None:
+    """Record, unless nothing is recorded. Where its files cannot be written, nothing is recorded any more."""
+    global _metrics
+    if _metrics is None:
+        return
+    try:
+        record(_metrics)
+    except OSError as error:
+        _metrics = None
+        log.error("nothing is recorded for /metrics any more", error=error.strerror)
+
+
 def count_accepted(action: str) -> None:
     """A run was created."""
-    if _metrics is not None:
-        _metrics.accepted.labels(action).inc()
+    _record(lambda to: to.accepted.labels(action).inc())
 
 
 def count_ended(action: str, status: str) -> None:
     """This process has ended a run."""
-    if _metrics is not None:
-        _metrics.ended.labels(action, status).inc()
+    _record(lambda to: to.ended.labels(action, status).inc())
 
 
 def count_poll(of: str) -> None:
     """Something was polled: a pre-processor, a deployment, a Ray job."""
-    if _metrics is not None:
-        _metrics.polls.labels(of).inc()
+    _record(lambda to: to.polls.labels(of).inc())
 
 
 def count_failure(step: str, error_type: str, retries: str) -> None:
     """A step has raised an error, which is retried as `retries` says."""
-    if _metrics is not None:
-        _metrics.failures.labels(step, error_type, retries).inc()
+    _record(lambda to: to.failures.labels(step, error_type, retries).inc())
 
 
 def count_annotations(success: int, failed: int) -> None:
     """So many tasks were recorded as annotated, and as failed."""
-    if _metrics is not None:
-        for result, number in (("success", success), ("failed", failed)):
-            if number:
-                _metrics.annotations.labels(result).inc(number)
+    if success:
+        _record(lambda to: to.annotations.labels("success").inc(success))
+    if failed:
+        _record(lambda to: to.annotations.labels("failed").inc(failed))
 
 
 def count_rejected(task: str) -> None:
     """A message was kept as a dead letter."""
-    if _metrics is not None:
-        _metrics.rejected.labels(task if task in KNOWN_TASKS else "other").inc()
+    _record(lambda to: to.rejected.labels(task if task in KNOWN_TASKS else "other").inc())
 
 
 def observe_request(service: str, method: str, status: int, began: float) -> None:
     """An HTTP request that began at `began` (monotonic seconds) has ended; status 0 where nothing came."""
-    if _metrics is not None:
-        _metrics.requests.labels(service, method, status).observe(time.monotonic() - began)
+    _record(lambda to: to.requests.labels(service, method, status).observe(time.monotonic() - began))
 
 
 def observe_relay(oldest_at: float) -> None:
     """Redis has lines of a log, the oldest of which was read at `oldest_at` (monotonic seconds)."""
-    if _metrics is not None:
-        _metrics.relay.observe(time.monotonic() - oldest_at)
+    _record(lambda to: to.relay.observe(time.monotonic() - oldest_at))
 
 
 class StepTimer:
@@ -138,6 +179,6 @@ class StepTimer:
 
     def observe(self, outcome: object) -> None:
         """It has ended; the class of `outcome` names what follows."""
-        if _metrics is not None:
-            name = OUTCOMES.get(type(outcome).__name__, "other")
-            _metrics.steps.labels(self._step, name).observe(time.monotonic() - self._began)
+        name = OUTCOMES.get(type(outcome).__name__, "other")
+        seconds = time.monotonic() - self._began
+        _record(lambda to: to.steps.labels(self._step, name).observe(seconds))

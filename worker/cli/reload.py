@@ -45,7 +45,11 @@ class ReleaseWatch:
         return dict(self._look_at_each())
 
     def _look_at_each(self) -> Iterator[tuple[str, str]]:
-        for path in sorted(self._plugins_dir.iterdir()):
+        try:
+            paths = sorted(self._plugins_dir.iterdir())
+        except OSError:  # a checkout may remove the folder for a moment
+            return
+        for path in paths:
             name = path.name.removesuffix(".zip")
             if "@" not in name or name.startswith("."):
                 continue

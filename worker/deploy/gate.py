@@ -104,7 +104,7 @@ def _ask_in_order(run: DeployRun, services: Services, plan: DeployPlan) -> Answe
 
     A run that has begun to wait goes on while the agent cannot be asked.
     """
-    waitlist = CapacityWaitlist(services.redis, run.message.agent)
+    waitlist = _capacity_waitlist(run, services)
     place = waitlist.look(run.job, run.state.waits_since)
     wait_seconds = run.message.params.wait_for_capacity or 0.0
     left = wait_seconds - (redis_time(services.redis) - place.came_at)
@@ -143,7 +143,7 @@ def _report_wait(run: DeployRun, services: Services, place: Place, reasons: list
 
 def _leave_waitlist(run: DeployRun, services: Services) -> None:
     if run.message.params.wait_for_capacity:
-        CapacityWaitlist(services.redis, run.message.agent).leave(run.job)
+        _capacity_waitlist(run, services).leave(run.job)
 
 
 def _after_gate(whole_run: JsonObject | None) -> Continue:
@@ -158,3 +158,8 @@ def _agent_client(agent: int, tenant: str | None, services: Services) -> AgentCl
         failure = capacity_unreachable_error(error)
         failure.__cause__ = clean_exception(error)
     raise failure
+
+
+def _capacity_waitlist(run: DeployRun, services: Services) -> CapacityWaitlist:
+    tenant = run.message.tenant or services.settings.synapse_tenant
+    return CapacityWaitlist(services.redis, tenant, run.message.agent)

@@ -11,8 +11,9 @@ from prometheus_client.core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from redis import Redis
 
+from worker.monitoring.host import is_running, make_private
 from worker.monitoring.redis_metrics import Queues, RedisMetrics
-from worker.monitoring.worker_states import is_running, read_states, states_folder
+from worker.monitoring.worker_states import read_states, states_folder
 
 
 def metrics_folder(name: str, pid: int) -> Path:
@@ -22,9 +23,11 @@ def metrics_folder(name: str, pid: int) -> Path:
 
 def remove_metrics_of_ended() -> None:
     """Remove what ended workers have recorded; the counters of a worker begin at 0 when it starts anew."""
-    with suppress(FileNotFoundError):
+    with suppress(OSError):
+        make_private(states_folder() / "metrics")
         for folder in (states_folder() / "metrics").iterdir():
-            if not is_running(int(folder.suffix.removeprefix("."))):
+            pid = folder.suffix.removeprefix(".")
+            if pid.isascii() and pid.isdigit() and not is_running(int(pid[:10])):
                 shutil.rmtree(folder, ignore_errors=True)
 
 

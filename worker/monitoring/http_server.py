@@ -5,20 +5,19 @@ import os
 import shutil
 import socketserver
 import threading
-from collections.abc import Callable, Iterable
-from http import HTTPStatus
+from contextlib import suppress
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import structlog
 from celery import bootsteps, signals
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from worker import metrics
 from worker.monitoring.exposition import Exposition, metrics_folder, remove_metrics_of_ended
+from worker.monitoring.host import make_private
+from worker.monitoring.pages import Pages
 from worker.monitoring.probes import StateStep
 from worker.monitoring.redis_metrics import queues_of
-from worker.monitoring.worker_states import make_private, problems, read_states, states_folder
 from worker.services import services
 from worker.settings import settings
 
@@ -26,14 +25,38 @@ log = structlog.get_logger(__name__)
 
 SECONDS_BETWEEN_ATTEMPTS: Final = 5.0
 REQUEST_TIMEOUT_SECONDS: Final = 10
-TEXT: Final = "text/plain; charset=utf-8"
-
-StartResponse = Callable[[str, list[tuple[str, str]]], object]
+MAX_REQUESTS: Final = 16
+"""At once: a client that keeps its connection open has a thread and a file descriptor of the worker."""
 
 
 class _Server(socketserver.ThreadingMixIn, WSGIServer):
     daemon_threads = True
     block_on_close = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._slots = threading.BoundedSemaphore(MAX_REQUESTS)
+        super().__init__(*args, **kwargs)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread, or close the connection where so many clients are answered already."""
+        if self._slots.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """One request, within its time also where the client sends a byte now and then."""
+        timer = threading.Timer(REQUEST_TIMEOUT_SECONDS, self.shutdown_request, (request,))
+        timer.daemon = True
+        timer.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            timer.cancel()
+            self._slots.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away in the middle is not worth a traceback."""
 
     def server_bind(self) -> None:
         """Without the stock look-up of the host's name, which takes long where no DNS answers."""
@@ -47,34 +70,6 @@ class _Handler(WSGIRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         """Probes and scrapes are not worth a line each."""
-
-
-class Pages:
-    """The WSGI application."""
-
-    def __init__(self, exposition: Exposition) -> None:
-        self._exposition = exposition
-
-    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        """Answer a request."""
-        status, content_type, body = self._answer(environ["REQUEST_METHOD"], environ["PATH_INFO"])
-        start_response(
-            f"{status.value} {status.phrase}",
-            [("Content-Type", content_type), ("Content-Length", str(len(body)))],
-        )
-        return [body]
-
-    def _answer(self, method: str, path: str) -> tuple[HTTPStatus, str, bytes]:
-        if method not in ("GET", "HEAD"):
-            return HTTPStatus.METHOD_NOT_ALLOWED, TEXT, b"GET only\n"
-        match path:
-            case "/metrics":
-                return HTTPStatus.OK, CONTENT_TYPE_LATEST, self._exposition.text()
-            case "/live" | "/ready":
-                found = problems(list(read_states(states_folder())), ready=path == "/ready")
-                status = HTTPStatus.SERVICE_UNAVAILABLE if found else HTTPStatus.OK
-                return status, TEXT, "".join(f"{line}\n" for line in found or ["ok"]).encode()
-        return HTTPStatus.NOT_FOUND, TEXT, b"/metrics, /live or /ready\n"
 
 
 class HttpServerStep(bootsteps.StartStopStep):
@@ -107,7 +102,8 @@ class HttpServerStep(bootsteps.StartStopStep):
         if self._thread is not None:
             self._thread.join(SECONDS_BETWEEN_ATTEMPTS)
             self._thread = None
-        shutil.rmtree(metrics_folder(parent.hostname, os.getpid()), ignore_errors=True)
+        with suppress(OSError):
+            shutil.rmtree(metrics_folder(parent.hostname, os.getpid()))
 
     terminate = stop
 
@@ -141,9 +137,9 @@ class HttpServerStep(bootsteps.StartStopStep):
 def _record(sender: str = "", **_: Any) -> None:
     """Before the pool: processes that are forked from this one record into the same folder."""
     if settings().worker_http_port is not None:
-        folder = metrics_folder(sender, os.getpid())
         try:
+            folder = metrics_folder(sender, os.getpid())
             make_private(folder)
             metrics.start_recording(folder)
         except OSError as error:
-            log.error("nothing is recorded for /metrics", error=error.strerror, folder=str(folder))
+            log.error("nothing is recorded for /metrics", error=error.strerror, path=error.filename)

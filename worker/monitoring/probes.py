@@ -9,6 +9,7 @@ import structlog
 from celery import bootsteps
 from celery.concurrency import solo
 
+from worker.monitoring.host import make_private, process_start
 from worker.monitoring.worker_states import (
     SECONDS_BETWEEN_WRITES,
     StateFile,
@@ -43,8 +44,13 @@ class StateStep(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:
         """The worker starts; it is not ready yet."""
-        remove_states_of_ended(states_folder())
-        file = StateFile(states_folder(), parent.hostname)
+        try:
+            make_private(states_folder())
+            remove_states_of_ended(states_folder())
+            file = StateFile(states_folder(), parent.hostname)
+        except OSError as error:
+            log.error("worker state not written, so probes fail", error=error.strerror)
+            return
         self._stop.clear()
         self._thread = threading.Thread(
             target=self._write_repeatedly, args=(file, parent.hostname), name="worker-state", daemon=True
@@ -63,8 +69,9 @@ class StateStep(bootsteps.StartStopStep):
 
     def _write_repeatedly(self, file: StateFile, name: str) -> None:
         was_written = True
+        pid, started = os.getpid(), process_start(os.getpid())
         while True:
-            state = WorkerState(name, os.getpid(), time.monotonic(), _loop.is_connected, _loop.turned_at)
+            state = WorkerState(name, pid, time.monotonic(), _loop.is_connected, _loop.turned_at, started)
             try:
                 file.write(state)
                 was_written = True

@@ -58,7 +58,11 @@ class RedisMetrics:
         for name, count in lists.items():
             waiting.add_metric([str(name.agent), name.target.release], count)
         yield waiting
-        yield _value("runs_live", "Runs that have not ended.", live - len(lists))
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in lists:
+                pipe.zscore(heartbeats_key(), name.member)
+            polled = sum(score is not None for score in pipe.execute())
+        yield _value("runs_live", "Runs that have not ended.", live - polled)
         yield _value("reports_due", "Jobs whose state or end the backend does not have yet.", reports)
         yield _value("dead_letters", "Messages that could not be accepted, and are kept.", dead_letters)
 

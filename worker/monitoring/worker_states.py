@@ -4,18 +4,18 @@ Each worker keeps one small JSON file in a folder of the temporary directory. A 
 neither the broker nor Redis, so it ends within a second whatever is away, and imports next to nothing.
 """
 
-import errno
 import hashlib
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Self
+
+from worker.monitoring.host import is_running, make_private, states_root
 
 SECONDS_BETWEEN_WRITES: Final = 2.5
 MAX_SILENT_SECONDS: Final = 20.0
@@ -36,10 +36,13 @@ class WorkerState:
     """Whether it consumes from its broker, and does not stop."""
     turned_at: float | None
     """When its event loop last turned; None where the loop is not watched."""
+    started: int | None = None
+    """When its process started, in ticks since the boot: another process may get its number."""
 
     def why_not_live(self, now: float) -> str | None:
         """Why it should be started anew; None for a worker that lives. A lost broker is no reason."""
-        if not is_running(self.pid):
+        # A time to come was written before this host was started anew.
+        if self.written_at > now or not is_running(self.pid, self.started):
             return "its process is gone"
         if now - self.written_at > MAX_SILENT_SECONDS:
             return f"its process has not run for {now - self.written_at:.0f} s"
@@ -55,23 +58,22 @@ class WorkerState:
     def from_json(cls, text: str) -> Self:
         """Read a state; raises `ValueError` for anything else."""
         try:
-            return cls(**json.loads(text))
+            state = cls(**json.loads(text))
+            is_valid = 0 < state.pid < 2**31 and isinstance(state.name, str) and state.written_at >= 0
         except TypeError:
-            raise ValueError("not the state of a worker") from None
+            is_valid = False
+        if not is_valid:
+            raise ValueError("not the state of a worker")
+        return state
 
 
 def states_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """The folder of the states of this user's workers with these settings; it need not exist."""
+    """The folder of the states of this user's workers with these settings; it need not exist.
+
+    Raises `OSError` where there is no temporary directory at all.
+    """
     identity = "\n".join(environ.get(name, "") for name in _IDENTITY)
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"synapse-worker-states-{os.getuid()}" / digest
-
-
-def make_private(folder: Path) -> None:
-    """Make this folder below `states_folder`; raises `OSError` where another user has made it before."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise PermissionError(errno.EPERM, "the folder belongs to another user", str(folder))
+    return states_root() / hashlib.sha256(identity.encode()).hexdigest()[:12]
 
 
 class StateFile:
@@ -102,9 +104,12 @@ def read_states(folder: Path) -> Iterator[WorkerState]:
 
 
 def remove_states_of_ended(folder: Path) -> None:
-    """Remove the states that killed workers have left, which might have had other names."""
+    """Remove the states that killed workers have left, which might have had other names.
+
+    What has the number of this process is of one before it: in a container each worker has the same.
+    """
     for state in read_states(folder):
-        if not is_running(state.pid):
+        if state.pid == os.getpid() or not is_running(state.pid, state.started):
             StateFile(folder, state.name).remove()
 
 
@@ -117,14 +122,3 @@ def problems(states: list[WorkerState], *, ready: bool) -> list[str]:
         if why is not None:
             found.append(f"{state.name}: {why}")
     return found if states else ["no worker with these settings runs on this host"]
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is a process of this number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

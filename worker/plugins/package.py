@@ -8,7 +8,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +48,8 @@ TOO_LARGE = "exceeds the maximum size"
 """In Ray's error for a package over its limit, which is the cluster's `RAY_max_grpc_message_size`."""
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_TEMPORARY = "synapse-package-"
+"""Begins the names of packages that are being stored, before the number of the process."""
 _MARKER = ".synapse-worker-package"
 """Two such entries at the top of a package: Ray drops the top folder of a `file://` package with only one."""
 
@@ -74,7 +76,8 @@ class Package:
 def zipped(root: Path) -> Iterator[Package]:
     """A package of the files in `root`, in a temporary file, as it may be larger than the free memory."""
     digest = store.ReleaseDigest()
-    with tempfile.NamedTemporaryFile(prefix="synapse-package-", suffix=".zip") as file:
+    _remove_packages_of_ended()
+    with tempfile.NamedTemporaryFile(prefix=f"{_TEMPORARY}{os.getpid()}-", suffix=".zip") as file:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for name in (_MARKER, f"{_MARKER}-2"):
                 archive.writestr(zipfile.ZipInfo(name, _EPOCH), b"")
@@ -82,6 +85,15 @@ def zipped(root: Path) -> Iterator[Package]:
                 _add_file(archive, relative, path, digest)
         file.flush()
         yield Package(Path(file.name), digest.hexdigest())
+
+
+def _remove_packages_of_ended() -> None:
+    """Remove what processes have left that were killed while they zipped a release."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*.zip"):
+        pid = path.name.removeprefix(_TEMPORARY).partition("-")[0]
+        if pid.isascii() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            with suppress(OSError):
+                path.unlink()
 
 
 def _add_file(archive: zipfile.ZipFile, relative: str, path: Path, digest: store.ReleaseDigest) -> None:

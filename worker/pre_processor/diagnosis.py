@@ -79,7 +79,7 @@ def diagnose(name: WaitlistName, dispatch: Dispatch, seen: Observation, services
     if job is not None:
         step, waits_for = services.redis.hmget(job_key(job), "step", "waiting_for")
         states = [str(state) for state in (seen.job_status, step, waits_for) if state]
-        position = CapacityWaitlist(services.redis, name.agent).position(job)
+        position = CapacityWaitlist(services.redis, name.tenant, name.agent).position(job)
         if position is None and seen.job_status is JobStatus.PENDING:
             queues = (DeployMessage.queue, DeployMessage.agent_queue(name.agent))
             position = sum(services.runs.publisher.queue_length(queue) for queue in queues) or None

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, TypeAlias
 from urllib.parse import quote, unquote
@@ -117,7 +118,10 @@ def waitlists_key() -> str:
 
 def waiting_runs(redis: "Redis") -> dict[WaitlistName, int]:
     """How many runs wait in each list. It costs by the pre-processors, and not by the runs."""
-    names = [WaitlistName.parse(str(name)) for name in redis.smembers(waitlists_key())]
+    names = []
+    for name in redis.smembers(waitlists_key()):
+        with suppress(ValueError):
+            names.append(WaitlistName.parse(str(name)))
     with redis.pipeline(transaction=False) as pipe:
         for name in names:
             pipe.zcard(_waiters_key(name))
@@ -257,7 +261,7 @@ class Waitlist:
 
     def wake(self) -> int:
         """The generation of a poll to publish now; 0 when nobody waits."""
-        return int(self._scripts.run("wake", [self._hash, self._waiters]))
+        return int(self._scripts.run("wake", [self._hash, self._waiters, waitlists_key()], self.name.key))
 
     def dispatch(self) -> Dispatch | None:
         """The dispatch that a run has claimed, or None."""

@@ -1,6 +1,7 @@
 """Deployments that wait for capacity of an agent's cluster: first come, first served."""
 
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from redis import Redis
 
@@ -43,11 +44,12 @@ class CapacityWaitlist:
     A look costs the same however many wait: only the first one is looked at.
     """
 
-    def __init__(self, redis: "Redis", agent: int) -> None:
+    def __init__(self, redis: "Redis", tenant: str | None, agent: int) -> None:
+        """Tenants may have agents of the same number."""
         self._agent = agent
         self._redis = redis
         self._scripts = run_scripts(redis, "worker.workflow")
-        key = f"{redis_prefix()}:capacity:{{{agent}}}"
+        key = f"{redis_prefix()}:capacity:{{{quote(tenant or '', safe='')}:{agent}}}"
         self._keys = [f"{key}:waiters", f"{key}:admitted"]
 
     def look(self, job: str, came_at: float | None) -> Place:

@@ -86,6 +86,16 @@ def test_a_removed_release_is_no_change(release: Path, clock: Clock) -> None:
     assert changes(watch, clock, looks=3) == []
 
 
+def test_a_store_that_is_gone_for_a_moment_is_waited_for(release: Path, clock: Clock) -> None:
+    watch = ReleaseWatch(release.parent)
+    release.parent.rename(release.parent.parent / "away")
+    assert changes(watch, clock) == []
+
+    (release.parent.parent / "away").rename(release.parent)
+
+    assert changes(watch, clock) == ["cat@1.0.0"]
+
+
 class Sandboxed:
     """A sandbox with its state alone, and what was said and published."""
 

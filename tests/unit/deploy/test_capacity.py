@@ -18,7 +18,7 @@ from worker.workflow.capacity import MAX_POLL_SECONDS, POLL_SECONDS, CapacityWai
 
 DENIED = {"allowed": False, "reasons": ["insufficient_gpu"]}
 ALLOWED = {"allowed": True, "reasons": []}
-WAITERS, ADMITTED = "synapse:capacity:{1}:waiters", "synapse:capacity:{1}:admitted"
+WAITERS, ADMITTED = "synapse:capacity:{:1}:waiters", "synapse:capacity:{:1}:admitted"
 
 
 @pytest.fixture
@@ -281,5 +281,13 @@ def test_a_position_is_counted_up_to_a_hundred(full: DeployHarness) -> None:
 
     # Then the last one reads the last position that there is
     assert "at position 100" in said(full, "1")[0]
-    assert CapacityWaitlist(full.services.redis, 1).position("1") == 100
-    assert CapacityWaitlist(full.services.redis, 1).position("before-4") == 5
+    assert CapacityWaitlist(full.services.redis, None, 1).position("1") == 100
+    assert CapacityWaitlist(full.services.redis, None, 1).position("before-4") == 5
+
+
+def test_tenants_with_agents_of_one_number_wait_apart(full: DeployHarness) -> None:
+    one, other = (CapacityWaitlist(full.services.redis, tenant, 1) for tenant in ("a", "b"))
+    wait(full, "1", "2")
+
+    assert one.look("1", None).is_next
+    assert other.look("2", None).is_next

@@ -1,6 +1,9 @@
 """The pages of the HTTP server, and what is recorded for them."""
 
 import os
+import socket
+import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -13,13 +16,14 @@ from redis import ConnectionError as RedisConnectionError
 from shared.channels import dead_letters_key
 from worker import metrics
 from worker.broker.keys import delayed_key, unacked_key
-from worker.monitoring import worker_states
+from worker.monitoring import http_server
 from worker.monitoring.exposition import Exposition, metrics_folder, remove_metrics_of_ended
-from worker.monitoring.http_server import Pages
+from worker.monitoring.host import make_private
+from worker.monitoring.pages import Pages
 from worker.monitoring.redis_metrics import Queues
-from worker.monitoring.worker_states import StateFile, WorkerState, make_private, states_folder
+from worker.monitoring.worker_states import StateFile, WorkerState, states_folder
 from worker.pre_processor.serve_application import PreProcessor
-from worker.pre_processor.waitlist import Waitlist, WaitlistName
+from worker.pre_processor.waitlist import Waitlist, WaitlistName, waitlists_key
 from worker.runs.keys import heartbeats_key
 from worker.runs.model import Outcome, Reschedule, Suspend
 
@@ -29,7 +33,7 @@ NAME = "all@host"
 @pytest.fixture(autouse=True)
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This process is a worker that is ready and records, in a host's temporary directory of its own."""
-    monkeypatch.setattr(worker_states.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.MutexValue)
     monkeypatch.setattr(metrics, "_metrics", None)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
@@ -139,6 +143,36 @@ def test_what_ended_workers_have_recorded_is_removed() -> None:
     assert metrics_folder(NAME, os.getpid()).exists()
 
 
+def test_files_that_cannot_be_written_end_the_recording_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a disk that is full, where the library would end the process with SIGBUS
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+
+    metrics.count_accepted("deploy")
+    metrics.count_ended("deploy", "FAILED")
+
+    assert metrics._metrics is None
+
+
+def test_space_is_reserved_before_it_is_mapped() -> None:
+    for number in range(2_000):
+        metrics.count_failure("step", f"Error{number}", "none")
+
+    [file] = metrics_folder(NAME, os.getpid()).glob("counter_*.db")
+    assert file.stat().st_blocks * 512 >= file.stat().st_size > 64 * 1024
+
+
+def test_what_is_no_worker_s_folder_stays() -> None:
+    for name in ("stray", "x.y", "z."):
+        make_private(states_folder() / "metrics" / name)
+
+    remove_metrics_of_ended()
+
+    assert len(list((states_folder() / "metrics").iterdir())) == 4
+
+
 # What Redis says of all workers
 
 
@@ -176,6 +210,27 @@ def test_a_list_that_all_have_left_is_shown_no_more(pages: Pages, redis: fakered
     waitlist.end_poll(poll)
 
     assert value(pages, "runs_waiting", agent="3", pre_processor="digits@1.0.0") is None
+
+
+def test_a_list_left_by_a_killed_worker_goes_with_the_sweep(pages: Pages, redis: fakeredis.FakeRedis) -> None:
+    # Given a worker that died between the last run's leaving and the end of the poll
+    waitlist = Waitlist(redis, WaitlistName.of(None, PreProcessor("digits", "1.0.0", {}, 3)))
+    redis.hset("synapse:jobs:{1}:run", "message", "{}")
+    waitlist.join("1", 60)
+    waitlist.remove("1")
+
+    # When the sweep polls again
+    assert waitlist.wake() == 0
+
+    # Then there is no such list
+    assert value(pages, "runs_waiting", agent="3", pre_processor="digits@1.0.0") is None
+    assert value(pages, "runs_live") == 0
+
+
+def test_a_strange_name_of_a_list_hides_nothing(pages: Pages, redis: fakeredis.FakeRedis) -> None:
+    redis.sadd(waitlists_key(), "garbage")
+
+    assert value(pages, "runs_live") == 0
 
 
 def test_dead_letters_are_counted(pages: Pages, redis: fakeredis.FakeRedis) -> None:
@@ -217,3 +272,22 @@ def test_a_worker_without_broker_is_not_ready(pages: Pages) -> None:
 def test_other_paths_and_methods_are_rejected(pages: Pages) -> None:
     assert get(pages, "/") == (404, "/metrics, /live or /ready\n")
     assert get(pages, "/metrics", "POST")[0] == 405
+
+
+def test_clients_beyond_the_limit_are_sent_away(pages: Pages) -> None:
+    # Given as many clients that say nothing as there are places
+    server = http_server._Server(("127.0.0.1", 0), http_server._Handler)
+    server.set_app(pages)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = ("127.0.0.1", server.server_port)
+    clients = [socket.create_connection(address) for _ in range(http_server.MAX_REQUESTS)]
+
+    # When one more comes
+    with server, socket.create_connection(address, timeout=30) as last:
+        answered = last.recv(1)
+        for client in clients:
+            client.close()
+        server.shutdown()
+
+    # Then its connection is closed
+    assert answered == b""

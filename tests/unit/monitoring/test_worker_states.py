@@ -2,12 +2,14 @@
 
 import json
 import os
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from worker.monitoring.host import make_private, process_start
 from worker.monitoring.worker_states import (
     MAX_SILENT_SECONDS,
     StateFile,
@@ -90,6 +92,7 @@ def test_a_file_that_is_no_state_is_left_out(tmp_path: Path, state: WorkerState,
 
 
 def test_states_of_killed_workers_are_removed(tmp_path: Path, state: WorkerState) -> None:
+    state = replace(state, pid=os.getppid())
     StateFile(tmp_path, "deploy@host").write(state)
     StateFile(tmp_path, "old@host").write(replace(state, name="old@host", pid=ENDED_PID))
 
@@ -119,3 +122,58 @@ def test_a_folder_of_another_user_is_not_used(
 
     with pytest.raises(PermissionError, match="belongs to another user"):
         StateFile(tmp_path, "deploy@host").write(state)
+
+
+def test_a_process_with_the_number_of_a_killed_one_is_none(state: WorkerState) -> None:
+    started = process_start(os.getpid())
+    assert started is not None
+
+    assert problems([replace(state, started=started)], ready=False) == []
+    assert problems([replace(state, started=started - 1)], ready=False) == [
+        "deploy@host: its process is gone"
+    ]
+
+
+def test_a_state_from_before_a_reboot_is_of_no_worker(state: WorkerState) -> None:
+    before = replace(state, written_at=state.written_at + 10_000)
+
+    assert problems([before], ready=False) == ["deploy@host: its process is gone"]
+
+
+def test_a_state_with_this_process_s_number_is_removed(tmp_path: Path, state: WorkerState) -> None:
+    # Given a container that was started anew with its temporary directory, and another name
+    StateFile(tmp_path, "deploy@old").write(replace(state, name="deploy@old"))
+
+    remove_states_of_ended(tmp_path)
+
+    assert list(read_states(tmp_path)) == []
+
+
+@pytest.mark.parametrize("pid", [2**70, 0, -1, "x"])
+def test_a_state_with_an_impossible_number_is_left_out(tmp_path: Path, pid: object) -> None:
+    text = {"name": "x", "pid": pid, "written_at": 1.0, "is_connected": True, "turned_at": None}
+    (tmp_path / "x.json").write_text(json.dumps(text))
+
+    assert list(read_states(tmp_path)) == []
+
+
+def test_a_folder_that_another_user_has_linked_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a link where the folder of all states would be
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    states_folder().parent.symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(PermissionError):
+        make_private(states_folder())
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_folders_are_this_user_s_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    make_private(states_folder() / "metrics")
+
+    for folder in (states_folder().parent, states_folder(), states_folder() / "metrics"):
+        assert folder.stat().st_mode & 0o777 == 0o700

@@ -1,6 +1,7 @@
 """A release's package, where it is stored, and its runtime environment."""
 
 import os
+import tempfile
 import time
 import tracemalloc
 import zipfile
@@ -250,3 +251,18 @@ def test_a_package_is_not_held_in_memory(write_release: Write, tmp_path: Path) -
 
     # Then no more than some pieces of it were in memory at once
     assert peak < 6 * 1024 * 1024
+
+
+def test_packages_of_killed_processes_are_removed(
+    store: PluginStore, write_release: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given what a process has left that was killed while it zipped a release, and one that still does
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left, other = (tmp_path / f"synapse-package-{pid}-x.zip" for pid in (2**22 + 1, os.getppid()))
+    for path in (left, other):
+        path.touch()
+
+    with zipped(write_release("cat@1.0")):
+        pass
+
+    assert [path.name for path in tmp_path.glob("synapse-package-*")] == [other.name]

@@ -140,7 +140,7 @@ def test_the_position_of_an_unread_deployment_is_said(
 def test_the_position_of_one_that_waits_for_capacity_is_said(harness: WaitlistHarness) -> None:
     # Given a deployment that waits for capacity, behind another
     harness.wait("1")
-    capacity = CapacityWaitlist(harness.services.redis, 1)
+    capacity = CapacityWaitlist(harness.services.redis, None, 1)
     for job in ("100", "101"):
         message = {"job": job, "plugin": "digits@1.0.0", "agent": 1, "params": {"wait_for_capacity": 600}}
         harness.runs.store.accept(DeployMessage.model_validate(message), "deploy")
