@@ -305,7 +305,8 @@ def test_nothing_goes_through_a_proxy_of_the_environment(
     # Given a worker in whose environment all proxies are set
     with proxy_trap(monkeypatch) as sent:
         made = RayConnection(connection.address)
-        made.connect()
+        # Ray Client's server may take longer to start a driver's process than a worker waits at a time.
+        made.connect(timeout=150)
 
         # When it uploads a package with Ray's token, then the proxy sees nothing
         assert RayPackages(made).ensure(store.get("plum@1.0.0"))
