@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager
 from typing import Any
 
+from worker.platform import NotFoundError
 from worker.testing.faults import Faults
 
 Row = dict[str, Any]
@@ -71,6 +72,7 @@ class FakeBackend:
         self.page_size = 1000
         self.pages: list[Row] | None = None
         self.release: Any = {"id": 7, "version": "1.0.0", "config": {"code": "digits", "actions": {}}}
+        self.agents: dict[int, Row] = {}
         self.serve_applications: list[Row] = []
         self.jobs: dict[str, str] = {}
         self.results: dict[str, Row] = {}
@@ -166,6 +168,13 @@ class FakeBackend:
         """`GET plugin_releases/{id}/`."""
         with self.faults.of("get_plugin_release", release):
             return self.release
+
+    def get_agent(self, agent: int) -> Row:
+        """`GET agents/{id}/`; raises `NotFoundError` for one that is not in `agents`."""
+        with self.faults.of("get_agent", agent):
+            if agent not in self.agents:
+                raise NotFoundError()
+            return dict(self.agents[agent])
 
     def list_serve_applications(self, **query: Any) -> Row:
         """`GET serve_applications/`: all records, whatever the filters, as an older backend answers."""
