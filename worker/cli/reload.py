@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from worker.actions.action_check import check_action
 from worker.plugins import PluginError, PluginStore, Release
-from worker.plugins.store import folder_stamp
+from worker.plugins.store import release_stamp
 from worker.settings import MB
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ class ReleaseWatch:
             if "@" not in name or name.startswith("."):
                 continue
             try:
-                found = path.stat()
-                yield name, folder_stamp(path) if path.is_dir() else f"{found.st_mtime_ns} {found.st_size}"
+                yield name, release_stamp(path)
             except (PluginError, OSError) as error:  # it is being written, or is no release
                 yield name, str(error)
 

@@ -27,7 +27,7 @@ def remove_metrics_of_ended() -> None:
         make_private(states_folder() / "metrics")
         for folder in (states_folder() / "metrics").iterdir():
             pid = folder.suffix.removeprefix(".")
-            if pid.isascii() and pid.isdigit() and not is_running(int(pid[:10])):
+            if pid.isascii() and pid.isdigit() and not is_running(int(pid)):
                 shutil.rmtree(folder, ignore_errors=True)
 
 

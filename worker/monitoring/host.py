@@ -32,7 +32,7 @@ def is_running(pid: int, started: int | None = None) -> bool:
     """Whether there is a process of this number, and, where it is known, with this start."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

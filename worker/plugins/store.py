@@ -221,7 +221,7 @@ class PluginStore:
             looked_at = time.monotonic()
             try:
                 # Two trees may hold files of the same times and sizes.
-                stamp = f"{source}:{_release_stamp(source)}"
+                stamp = f"{source}:{release_stamp(source)}"
                 known = self._known.get(name)
                 if known is None or known.stamp != stamp or not known.release.path.is_dir():
                     release = self._load(name, source)
@@ -276,7 +276,8 @@ def _find(root: Path, name: str) -> Path | None:
     return None
 
 
-def _release_stamp(source: Path) -> str:
+def release_stamp(source: Path) -> str:
+    """What changes with a release, a folder or a zip; cheap enough for every look-up."""
     if source.is_dir():
         return folder_stamp(source)
     found = source.stat()

@@ -128,8 +128,12 @@ def waiting_runs(redis: "Redis") -> dict[WaitlistName, int]:
         return dict(zip(names, pipe.execute(), strict=True))
 
 
+def _key_of(name: WaitlistName) -> str:
+    return f"{waitlists_key()}:{{{name.key}}}"
+
+
 def _waiters_key(name: WaitlistName) -> str:
-    return f"{redis_prefix()}:rooms:{{{name.key}}}:waiters"
+    return f"{_key_of(name)}:waiters"
 
 
 def _quoted(part: str) -> str:
@@ -166,7 +170,7 @@ class Waitlist:
         self.name = name
         self._redis = redis
         self._scripts = run_scripts(redis, "worker.pre_processor")
-        key = f"{redis_prefix()}:rooms:{{{name.key}}}"
+        key = _key_of(name)
         self._hash = f"{key}:room"
         self._waiters = _waiters_key(name)
         self.lock = f"{key}:lock"
