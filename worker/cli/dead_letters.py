@@ -5,11 +5,9 @@ from datetime import datetime
 from typing import Annotated, NoReturn
 
 import typer
-from pydantic import ValidationError
-from redis.exceptions import RedisError
 from rich.table import Table
 
-from shared import DeployMessage, Message, StopMessage, TailLogsMessage, ToTaskMessage
+from shared import DeployMessage, ToTaskMessage
 from worker.cli.console import (
     DEFAULT_REDIS_URL,
     BrokerUrl,
@@ -21,16 +19,11 @@ from worker.cli.console import (
     table_cell,
     terminal_json,
 )
-from worker.runs.store import RunStore
-from worker.workflow.dead_letters import DeadLetter, DeadLetters
+from worker.workflow.dead_letters import DeadLetter, DeadLetters, ReplayError, publish_again
 
 app = typer.Typer(add_completion=False, help="Messages that could not be accepted.", no_args_is_help=True)
 
 DeadLetterId = Annotated[str, typer.Argument(help="The dead letter's id, as `list` shows it.", metavar="ID")]
-
-MESSAGE_TYPES: dict[str, type[Message]] = {
-    model.task: model for model in (DeployMessage, ToTaskMessage, TailLogsMessage, StopMessage)
-}
 
 
 @app.command("list")
@@ -64,27 +57,14 @@ def show(id_: DeadLetterId, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
 def replay(id_: DeadLetterId, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerUrl = None) -> None:
     """Send a dead letter's message again; the job that it had failed is opened again."""
     redis = connect(redis_url)
-    letters = DeadLetters(redis)
-    letter = _find(letters, id_)
-    message = _replayable_message(letter)
-    opens_job = isinstance(message, DeployMessage | ToTaskMessage)
-    if opens_job and RunStore(redis).exists(message.job):
-        fail(f"job {message.job} has a run already: a replay would start nothing")
-    if opens_job and not letters.replay(message.job):
-        fail(
-            f"job {message.job} was not set FAILED because of this message: a replay would not open it",
-            hint="Either the job had ended before, or the backend does not have its end yet.",
-        )
+    letter = _find(DeadLetters(redis), id_)
     try:
-        publish(message, broker_url, redis_url)
-    except (typer.Exit, RedisError):
-        if opens_job:
-            letters.mark_rejected(message.job)
-        raise
-    letters.drop(letter.id)
+        message = publish_again(redis, letter, lambda message: publish(message, broker_url, redis_url))
+    except ReplayError as error:
+        fail(str(error), hint=error.hint)
     # Published does not mean accepted: a worker may reject the message again.
     out.print(f"published again: {letter.task}, job {message.job}", markup=False)
-    if opens_job:
+    if isinstance(message, DeployMessage | ToTaskMessage):
         out.print(f"`synapse-worker watch {message.job}` shows what becomes of it", markup=False)
 
 
@@ -123,19 +103,3 @@ def _find(letters: DeadLetters, id_: str) -> DeadLetter:
 
 def _fail_unknown(id_: str) -> NoReturn:
     fail(f"there is no dead letter {id_}", hint="`synapse-worker dead-letters list` shows the ids.")
-
-
-def _replayable_message(letter: DeadLetter) -> Message:
-    """The validated message of a dead letter; ends the command when a worker would reject it again."""
-    model = MESSAGE_TYPES.get(letter.task)
-    if model is None:
-        known = ", ".join(MESSAGE_TYPES)
-        fail(f"dead letter {letter.id} cannot be replayed: its task is none of {known}")
-    kwargs = letter.arguments()
-    if kwargs is None:
-        fail(f"dead letter {letter.id} cannot be replayed: its body is no task message with named arguments")
-    try:
-        return model.model_validate(kwargs)
-    except ValidationError as error:
-        wrong = ", ".join(sorted({".".join(str(part) for part in each["loc"]) for each in error.errors()}))
-        fail(f"dead letter {letter.id} cannot be replayed: it would be rejected again ({wrong})")
