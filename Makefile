@@ -34,8 +34,8 @@ lint: $(STAMP) house  ## Style, types, import rules and the rules of the house
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
 
-house: $(STAMP)  ## Layout, public docstrings, words, and modules that pages name
-	@failed=0; for check in layout docstrings words pages; do \
+house: $(STAMP)  ## Layout, public docstrings, words, modules that pages name, and commands in pages
+	@failed=0; for check in layout docstrings words pages commands; do \
 		$(BIN)/python -m tools.check_$$check || failed=1; done; exit $$failed
 
 unit: $(STAMP)  ## Unit tests alone: no network, no processes
@@ -43,7 +43,7 @@ unit: $(STAMP)  ## Unit tests alone: no network, no processes
 
 # Unit tests first: quick, before any Ray takes its share of the machine, and in a process of their own, for the
 # Ray library reads once whether clusters ask for a token. `coverage report` shows what they leave out.
-test: lint  ## Lint, unit tests with coverage and integration tests (real Redis, Celery and Ray); SEED=… as for chaos
+test: lint docs  ## Lint, pages, unit tests with coverage and integration tests (real Redis, Celery and Ray); SEED=… as for chaos
 	@$(BIN)/pytest tests/unit -n auto --cov --cov-report=
 	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration $(IN_GROUPS) --durations 10
 
@@ -52,7 +52,7 @@ chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=
 		tests/integration/workflows/test_updates.py \
 		tests/integration/plugins/test_bad_plugins.py tests/integration/safety/test_deadly_plugin.py \
 		tests/integration/cli/test_demo.py::test_ctrl_c_ends_every_process_of_the_demo $(IN_GROUPS) \
-		-m "chaos or not chaos" -rA --durations 20
+		-m "chaos or not chaos" -v -rA --durations 20
 
 examples: $(STAMP)  ## Deploy every release under examples/plugins on a real Ray, and call it
 	@$(BIN)/pytest tests/integration/workflows/test_examples.py -m examples
@@ -81,8 +81,9 @@ foreign-quick: OPTIONS = --quick
 foreign foreign-quick:
 	@$(BIN)/python -m tests.foreign $(OPTIONS)
 
-docs: $(STAMP)  ## Reference pages of what others import, in site/
-	@$(BIN)/pdoc --docformat markdown --output-directory site shared worker.actions worker.platform
+# By `python -m`, so that its hook finds `tools`. A broken link fails.
+docs: $(STAMP)  ## The pages of docs/ and the reference, which is made from the code, in site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --clean
 	@echo "site/index.html"
 
 # Versions stay as they are compiled already, unless FLAGS has --upgrade or --upgrade-package NAME.
