@@ -8,7 +8,7 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 # Two processes, for these tests mostly wait; which tests stay together says tests/conftest.py.
 IN_GROUPS = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test test-all chaos examples unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
+.PHONY: help setup demo test integration pythons test-all chaos examples unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
 # Tests share the machine's cores and its Ray: one target at a time, also with -j.
 .NOTPARALLEL:
 
@@ -45,6 +45,9 @@ unit: $(STAMP)  ## Unit tests alone: no network, no processes
 # Ray library reads once whether clusters ask for a token. `coverage report` shows what they leave out.
 test: lint docs  ## Lint, pages, unit tests with coverage and integration tests (real Redis, Celery and Ray); SEED=… as for chaos
 	@$(BIN)/pytest tests/unit -n auto --cov --cov-report=
+	@$(MAKE) --no-print-directory integration
+
+integration: $(STAMP)  ## Integration tests alone: real Redis, Celery and Ray
 	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration $(IN_GROUPS) --durations 10
 
 chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=… repeats a run
@@ -57,7 +60,10 @@ chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=
 examples: $(STAMP)  ## Deploy every release under examples/plugins on a real Ray, and call it
 	@$(BIN)/pytest tests/integration/workflows/test_examples.py -m examples
 
-test-all: test chaos examples sdk  ## Everything: test, chaos, examples, sdk, each part where what it needs is found
+pythons: $(STAMP)  ## Unit tests on each newer Python that is found, integration tests on the newest
+	@$(BIN)/python -m tools.pythons
+
+test-all: test chaos examples sdk pythons  ## Everything: these five, each part where what it needs is found
 
 bench: $(STAMP)  ## Measure, as ratios against bare loops and libraries; a table, JSON and a picture
 bench-quick: $(STAMP)  ## What has a goal, with small counts: under three minutes
@@ -97,5 +103,5 @@ lock: $(STAMP)  ## Compile requirements/ anew from pyproject.toml; FLAGS=--upgra
 	@$(LOCK) --group bootstrap --constraint requirements/development.txt --output-file requirements/bootstrap.txt
 
 clean:  ## Remove the environment and what tools leave behind
-	@rm -rf $(VENV) site .foreign .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info \
+	@rm -rf $(VENV) .venv-* site .foreign .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info \
 		.lint-imports.log .coverage .coverage.*
