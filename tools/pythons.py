@@ -2,8 +2,8 @@
 
     python -m tools.pythons
 
-Each has an environment of its own (`.venv-3.12`), which `make setup` makes. One that is not found is named, and is
-no failure; `make test` runs on the Python of `.venv`, the oldest that is supported.
+Each has an environment of its own (`.venv-3.12`), which `make setup` makes. One that is not found is named, and
+is no failure; `make test` runs on the Python of `.venv`, the oldest that is supported.
 """
 
 import argparse
@@ -19,7 +19,7 @@ NEWER_MINORS = (12, 13, 14)
 
 
 def find_python(minor: int) -> str | None:
-    """An interpreter of this version that can make environments: on PATH, or one of pyenv that is not active."""
+    """An interpreter of this version that can make environments: on PATH, or in a pyenv."""
     versions = Path.home() / ".pyenv" / "versions"
     on_path = shutil.which(f"python3.{minor}")
     in_pyenv = sorted(versions.glob(f"3.{minor}.*/bin/python"), reverse=True)
