@@ -1,6 +1,7 @@
 """The command `console`: the live page of all runs, in a browser."""
 
 import ipaddress
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -19,6 +20,10 @@ def console(
     host_name: Annotated[
         list[str] | None,
         typer.Option(help="A name under which the page is reached, such as a proxy's; may be repeated."),
+    ] = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(help="A folder of images to show, with their labels in `samples.json`.", hidden=True),
     ] = None,
     redis_url: RedisUrl = DEFAULT_REDIS_URL,
     broker_url: BrokerUrl = None,
@@ -59,6 +64,7 @@ def console(
         broker,
         token=token and token.get_secret_value(),
         hosts=host_name or (),
+        samples=samples,
     )
     address = f"[{host}]" if ":" in host else host
     out.print(f"console on http://{address}:{port}", highlight=False, soft_wrap=True)

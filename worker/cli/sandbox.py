@@ -63,9 +63,11 @@ def sandbox(
             for _ in range(workers):
                 running.start_worker()
             _add_jobs(running)
+            url = running.start_console()
             ticker.stop()
             _print_contents(running, project.id)
             with _written_settings(env_file, running.environment()):
+                print_progress(f"the live page is on {url}")
                 print_progress(f"settings, in another shell: source {env_file}; Ctrl-C ends all")
                 look = _reloader(running).look if reload else _nothing
                 try:

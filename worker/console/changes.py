@@ -111,12 +111,15 @@ class ChangeListener:
 
     def _take(self, data: str) -> None:
         """Accept one message of the channel; what cannot be read is of another release or program."""
-        with suppress(ValueError, AttributeError):
+        with suppress(ValueError):
             change = json.loads(data)
+            if not isinstance(change, dict):
+                return
+            job = change.pop("job", None)
             if "dead_letter" in change:
                 self._dead_letters += 1
-            elif job := change.pop("job", None):
-                self.runs.apply(str(job), change, self.now())
+            elif isinstance(job, str):
+                self.runs.apply(job, change, self.now())
 
     async def _look(self) -> None:
         """Look at all live runs; those that are not any more have ended, or are gone."""

@@ -1,10 +1,12 @@
 """The HTTP server of the page: its files, the events for browsers, answers to questions, and actions."""
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from importlib import resources
+from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -32,6 +34,7 @@ from worker.workflow.dead_letters import DeadLetters, ReplayError, publish_again
 MAX_FORM_BYTES: Final = 4_096
 FAILED_LOGIN_SECONDS: Final = 1.0
 MEDIA_TYPES: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+SAMPLE_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,100}\.png")
 FILE_NAME: Final = re.compile(r"[a-z0-9_]+\.(html|css|js|svg)")
 LANGUAGES: Final = ("en", "ko")
 LANGUAGE_COOKIE: Final = "synapse_console_language"
@@ -53,15 +56,18 @@ class Console:
         *,
         token: str | None = None,
         hosts: Collection[str] = (),
+        samples: Path | None = None,
     ) -> None:
         """`redis` is for threads, `subscriber` for the event loop.
 
         `token` is asked for; None for a page that everybody may use who reaches it. `hosts` as for `Guard`.
+        `samples`: a folder of images, and of their labels in `samples.json`, which a demo leaves.
         """
         self._redis = redis
         self._overview = overview
         self._broker_url = broker_url
         self._sessions = Sessions(token)
+        self._sample_folder = samples
         self.changes = ChangeListener(redis, subscriber)
         self._streams = EventStreams(self.changes, subscriber)
         routes = [
@@ -73,6 +79,8 @@ class Console:
             Route("/ready", self._ready),
             Route("/static/{name}", self._static),
             Route("/api/session", self._session),
+            Route("/api/samples", self._answer(self._samples)),
+            Route("/samples/{name}", self._sample),
             Route("/api/events", self._streams.changes),
             Route("/api/runs/{job}/log", self._streams.log),
             Route("/api/runs/{job}", self._run),
@@ -146,8 +154,22 @@ class Console:
         return answer
 
     async def _session(self, _: Request) -> Response:
-        """Whether there is something to log out of."""
-        return JSONResponse({"token": self._sessions.is_required})
+        """Whether there is something to log out of, and images to be shown."""
+        has_samples = self._sample_folder is not None
+        return JSONResponse({"token": self._sessions.is_required, "samples": has_samples})
+
+    def _samples(self) -> Any:
+        file = self._sample_folder / "samples.json" if self._sample_folder else None
+        return json.loads(file.read_text(encoding="utf-8")) if file and file.exists() else []
+
+    async def _sample(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if self._sample_folder is None or not SAMPLE_NAME.fullmatch(name):
+            raise HTTPException(404)
+        file = self._sample_folder / name
+        if not file.is_file():
+            raise HTTPException(404)
+        return Response(file.read_bytes(), media_type="image/png")
 
     async def _live(self, _: Request) -> Response:
         return PlainTextResponse("ok\n")

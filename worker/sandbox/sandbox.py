@@ -60,7 +60,7 @@ class Sandbox:
             folder.mkdir(parents=True, exist_ok=True)
         self._on_progress = on_progress
         self._workers: list[Process] = []
-        self._consoles: list[Process] = []
+        self.consoles: list[Process] = []
         self.access_token = secrets.token_hex(24)
         self.plugin_token = secrets.token_hex(24)
         self.agent_token = secrets.token_hex(24)
@@ -137,7 +137,7 @@ class Sandbox:
 
     def stop(self) -> None:
         """End everything, workers first, and remove a temporary directory."""
-        for process in (*self._consoles, *self._workers):
+        for process in (*self.consoles, *self._workers):
             process.stop()
         for service in (self.backend, self.agent, self.ray, self.redis):
             if service is not None:
@@ -178,9 +178,12 @@ class Sandbox:
         self._on_progress(f"worker {number} is ready, on {queues}")
         return worker
 
-    def start_console(self, *, port: int | None = None, env: Mapping[str, str] | None = None) -> str:
-        """Start the live page and wait until it shows the runs; returns its URL. It ends with the sandbox."""
-        port = port or free_port()
+    def start_console(self, *, samples: Path | None = None, env: Mapping[str, str] | None = None) -> str:
+        """Start the live page and wait until it shows the runs; returns its URL. It ends with the sandbox.
+
+        `samples`: a folder of images, which it shows with the labels of the file `samples.json` in it.
+        """
+        port = free_port()
         command = [
             sys.executable,
             "-c",
@@ -189,10 +192,11 @@ class Sandbox:
             "--port",
             str(port),
         ]
+        command += ["--samples", str(samples)] if samples else []
         log = self._logs / "console.log"
         environ = {**clean_environment(), **self.environment(), **(env or {})}
         console = start_process("console", command, log=log, env=environ, grace_seconds=10)
-        self._consoles.append(console)
+        self.consoles.append(console)
         url = f"http://127.0.0.1:{port}"
 
         def is_ready() -> bool:

@@ -12,6 +12,8 @@ from tests.integration.safety.proxied_harness import ECHO
 from worker.sandbox import Sandbox
 from worker.sandbox.seed import SeededProject
 
+QUEUES = "to_task,annotate,logs,control"
+
 HOSTILE_TEXT = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
 
 HOSTILE = f"""
@@ -54,7 +56,8 @@ class ConsoleHarness(SandboxHarness):
         self.sandbox.start()
         self.connect()
         environment = {"WORKER_PLUGIN_HOST": "process", "WORKER_PRE_PROCESSOR_TIMEOUT_SECONDS": "600"}
-        self.worker = self.sandbox.start_worker(concurrency=8, env=environment)
+        # Nobody listens on `deploy`, so what waits for a deployment waits as long as a test needs it.
+        self.worker = self.sandbox.start_worker(queues=QUEUES, concurrency=8, env=environment)
         self.url = self.sandbox.start_console()
 
     def close(self) -> None:
@@ -74,9 +77,19 @@ class ConsoleHarness(SandboxHarness):
     def dead_letter(self) -> str:
         """A message that was rejected; returns the id of its dead letter."""
         before = len(self._dead_letters())
-        self.send_task(HOSTILE_TEXT, "deploy", {"job": self.new_job()})
+        self.send_task(HOSTILE_TEXT, "to_task", {"job": self.new_job()})
         self.wait_for(lambda: len(self._dead_letters()) > before, "the dead letter")
         return str(self._dead_letters()[-1][0])
+
+    def rejected_run(self) -> tuple[str, str]:
+        """A run of a release that is not there: its job, once it is FAILED, and the id of its dead letter."""
+        job = self.to_task(self.new_project(2), plugin="late@1.0.0")
+        self.wait_for_end(job)
+        return job, str(self._dead_letters()[-1][0])
+
+    def add_missing_release(self) -> None:
+        """The release of `rejected_run`."""
+        self._add_release("late", ECHO)
 
     def get(self, path: str) -> Any:
         """What the page asks for."""

@@ -7,11 +7,6 @@ from playwright.sync_api import expect
 from tests.integration.console.conftest import Visitor
 from tests.integration.console.console_harness import HOSTILE_TEXT, ConsoleHarness
 
-SECONDS = 60_000
-"""Milliseconds that a busy machine may take."""
-
-expect.set_options(timeout=SECONDS)
-
 
 def test_run_is_followed_from_its_message_to_its_end(visitor: Visitor, harness: ConsoleHarness) -> None:
     # Given a list of runs in a browser

@@ -3,13 +3,14 @@ import { act, h, setText } from "/static/dom.js";
 import { LANGUAGE_COOKIE, language, t } from "/static/i18n.js";
 import { live } from "/static/live.js";
 import { showDeployments } from "/static/deployments.js";
+import { showLabels } from "/static/labels.js";
 import { showLetters } from "/static/letters.js";
 import { showQueues } from "/static/queues.js";
 import { showRun } from "/static/run.js";
 import { showRuns } from "/static/runs.js";
 import { showWaiting } from "/static/waiting.js";
 
-const SECTIONS = { runs: showRuns, waiting: showWaiting, deployments: showDeployments, letters: showLetters, queues: showQueues };
+const SECTIONS = { runs: showRuns, waiting: showWaiting, deployments: showDeployments, letters: showLetters, queues: showQueues, labels: showLabels };
 const main = document.getElementById("main");
 let leave = () => {};
 
@@ -42,7 +43,7 @@ function header() {
   live.addEventListener("connection", showConnection);
   showConnection();
   const links = Object.keys(SECTIONS).map((name) =>
-    h("a", { href: `#/${name}`, "data-section": name }, t(name)));
+    h("a", { href: `#/${name}`, "data-section": name, hidden: name === "labels" }, t(name)));
   const other = language === "ko" ? "en" : "ko";
   const speak = () => {
     document.cookie = `${LANGUAGE_COOKIE}=${other}; path=/; max-age=31536000; samesite=strict`;
@@ -55,6 +56,8 @@ function header() {
     h("button", { type: "button", class: "plain", lang: other, title: t("languageHint"), onclick: speak }, t("language")),
   );
   fetch("/api/session").then((answer) => answer.json()).then((session) => {
+    // A demo has labelled images to show.
+    document.querySelector("nav [data-section=labels]").hidden = !session.samples;
     if (!session.token) return;
     const logOut = () => act("/logout").then(() => location.assign("/login"));
     document.getElementById("header").append(

@@ -24,8 +24,7 @@ const WORDS = {
     dropped: "dropped", lettersShown: "The latest {shown} of {all}.", queue: "Queue", waitingMessages: "Waiting",
     delayed: "Delayed", held: "Workers hold {count} messages.", workers: "Workers", threads: "Threads",
     uptime: "Up for", noWorkers: "No worker answers.", noQueues: "This broker shows its queues itself.",
-    loading: "Loading …", action: "Action", plugin: "Plugin", started: "Started", overall: "Overall", results: "Labels",
-    predicted: "labelled {label}", truth: "is {label}",
+    loading: "Loading …", action: "Action", plugin: "Plugin", started: "Started", overall: "Overall", labels: "Labels", noLabels: "No labels yet.", wrongLabel: "{label}, is {truth}",
     PENDING: "pending", RUNNING: "running", SUCCEEDED: "succeeded", FAILED: "failed", STOPPED: "stopped",
   },
   ko: {
@@ -51,8 +50,7 @@ const WORDS = {
     dropped: "버렸습니다", lettersShown: "전체 {all}개 중 최근 {shown}개.", queue: "큐", waitingMessages: "대기",
     delayed: "지연", held: "워커가 메시지 {count}개를 갖고 있습니다.", workers: "워커", threads: "스레드",
     uptime: "가동 시간", noWorkers: "응답하는 워커가 없습니다.", noQueues: "이 브로커의 큐는 브로커에서 볼 수 있습니다.",
-    loading: "불러오는 중 …", action: "액션", plugin: "플러그인", started: "시작", overall: "전체", results: "라벨",
-    predicted: "라벨 {label}", truth: "정답 {label}",
+    loading: "불러오는 중 …", action: "액션", plugin: "플러그인", started: "시작", overall: "전체", labels: "라벨", noLabels: "아직 라벨이 없습니다.", wrongLabel: "{label}, 정답 {truth}",
     PENDING: "준비", RUNNING: "실행 중", SUCCEEDED: "성공", FAILED: "실패", STOPPED: "중지됨",
   },
 };
