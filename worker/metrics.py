@@ -51,6 +51,7 @@ class _Metrics:
         )
         self.polls = counter("polls_total", "Polls, by what is waited for.", "of")
         self.annotations = counter("annotations_total", "Tasks annotated or failed.", "result")
+        self.webhooks = counter("webhooks_total", "Attempts to send an end to the webhook.", "result")
         self.rejected = counter("dead_letters_total", "Messages kept as dead letters, by task.", "task")
         self.requests = histogram(
             "request_seconds",
@@ -158,6 +159,11 @@ def count_annotations(success: int, failed: int) -> None:
 def count_rejected(task: str) -> None:
     """A message was kept as a dead letter."""
     _record(lambda to: to.rejected.labels(task if task in KNOWN_TASKS else "other").inc())
+
+
+def count_webhook(result: str) -> None:
+    """The end of a run was `delivered` to the webhook, will be `retried`, or was `given_up`."""
+    _record(lambda to: to.webhooks.labels(result).inc())
 
 
 def observe_request(service: str, method: str, status: int, began: float) -> None:

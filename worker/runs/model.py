@@ -87,10 +87,13 @@ STOPPED = End(JobStatus.STOPPED, {"error": "stopped"})
 """The end of a run that a user stopped, as it is stored."""
 
 
-def stopped_job_result(message: RunMessage, counts: Mapping[str, str]) -> JsonObject:
-    """The job's `result` at the backend for `STOPPED`. `counts`: the public record, final after the end."""
+def stopped_job_result(task: str, counts: Mapping[str, str]) -> JsonObject:
+    """The job's `result` at the backend for `STOPPED`, by the message's task.
+
+    `counts`: the public record, final after the end.
+    """
     result: JsonObject = dict(STOPPED.result)
-    if isinstance(message, ToTaskMessage):
+    if task == ToTaskMessage.task:
         names = {"total_tasks": "total", "success_count": "success", "failed_count": "failed"}
         result |= {name: int(counts.get(field, 0)) for name, field in names.items()}
         result |= {"status": JobStatus.STOPPED, "message": "stopped", "failures": []}

@@ -1,6 +1,6 @@
 """What workflows do to runs: status, progress, messages, the end, and the report of it to the backend."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -88,18 +88,26 @@ class Runs:
         publisher: StepPublisher,
         timing: Timing,
         on_report_due: OnReportDue = leave_to_workers,
+        on_webhook_due: Callable[[str], None] | None = None,
     ) -> None:
+        """`on_webhook_due`: this process is to send a job's end to the webhook; None where there is none."""
         self.redis = redis
         self.publisher = publisher
         self.timing = timing
-        self.store = RunStore(redis, timing.heartbeat_grace_seconds)
+        self.store = RunStore(redis, timing.heartbeat_grace_seconds, has_webhook=on_webhook_due is not None)
         self.generations = Generations(redis)
         self.locks = Locks(redis, timing.lock_seconds)
         self.heartbeats = Heartbeats(redis, timing.heartbeat_grace_seconds)
         self.progress = Progress(redis)
-        self.outbox = Outbox(redis, REPORT_LOCK_SECONDS, timing.heartbeat_grace_seconds)
+        self.outbox = Outbox(
+            redis,
+            REPORT_LOCK_SECONDS,
+            timing.heartbeat_grace_seconds,
+            has_webhook=on_webhook_due is not None,
+        )
         self.report_locks = Locks(redis, REPORT_LOCK_SECONDS)
         self.on_report_due = on_report_due
+        self.on_webhook_due = on_webhook_due
         self.events = Events(redis, on_report_due)
 
     def mark_running(self, run: AnyRun) -> None:
@@ -164,7 +172,7 @@ class Runs:
         ended = self.store.finish_all(jobs, end, step)
         for job in jobs:
             if job in ended:
-                self.on_report_due(job, 0.0)
+                self._end_is_due(job)
             elif self.store.has_ended(job):
                 self.ensure_end_reported(job)
         return ended
@@ -189,7 +197,19 @@ class Runs:
         """Close the log and have the end reported, unless that was done."""
         self.events.log.close_if_complete(job)
         if self.outbox.schedule_end(job):
-            self.on_report_due(job, 0.0)
+            self._end_is_due(job)
+
+    def send_rejected_end(self, job: str, end: End, tenant: str | None) -> None:
+        """The backend has the end of a job without a run; the webhook is to hear it, too, if there is one."""
+        if self.on_webhook_due is not None:
+            self.outbox.enter_rejected_end(job, end, tenant)
+            self.on_webhook_due(job)
+
+    def _end_is_due(self, job: str) -> None:
+        """The end is in the outbox, and this process is to send it to backend and webhook."""
+        self.on_report_due(job, 0.0)
+        if self.on_webhook_due is not None:
+            self.on_webhook_due(job)
 
 
 def publish_current_step(run: AnyRun, runs: Runs) -> None:

@@ -95,10 +95,16 @@ class CollectedMessage:
 class RunStore:
     """Reads and writes runs. Every change that two workers could race for is one script."""
 
-    def __init__(self, redis: "Redis", heartbeat_grace_seconds: float = 0.0) -> None:
-        """`heartbeat_grace_seconds`: after them a heartbeat is overdue; for claims and ends."""
+    def __init__(
+        self, redis: "Redis", heartbeat_grace_seconds: float = 0.0, *, has_webhook: bool = False
+    ) -> None:
+        """`heartbeat_grace_seconds`: after them a heartbeat is overdue; for claims and ends.
+
+        `has_webhook`: ends are sent to a webhook as well as to the backend.
+        """
         self.redis = redis
         self._heartbeat_grace_seconds = heartbeat_grace_seconds
+        self._has_webhook = has_webhook
         self._scripts = run_scripts(redis)
 
     # The beginning of a run and of its steps
@@ -305,7 +311,7 @@ class RunStore:
         """The same for many runs at once; returns those that this call has ended."""
         end = End(end.status, mask_secrets(end.result))
         lines = text_lines(f"{end.status} {end.error}".rstrip())
-        names = [keys.heartbeats_key(), keys.overdue_counts_key(), keys.outbox_key()]
+        names = [keys.heartbeats_key(), keys.overdue_counts_key(), keys.outbox_key(), keys.webhooks_key()]
         runs: list[str] = []
         for job in jobs:
             names += [*log_keys(job), job_key(job)]
@@ -322,6 +328,7 @@ class RunStore:
             "" if step is None else step.position,
             self._heartbeat_grace_seconds,
             json.dumps({"type": "state", "status": end.status, "error": end.error}),
+            int(self._has_webhook),
             len(lines),
             *lines,
             *runs,

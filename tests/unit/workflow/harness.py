@@ -73,7 +73,7 @@ class FakeServices:
     platform: Backend = field(default_factory=Backend)
     store: Store = field(default_factory=Store)
     settings: SimpleNamespace = field(
-        default_factory=lambda: SimpleNamespace(ray_address=None, worker_agent=None)
+        default_factory=lambda: SimpleNamespace(ray_address=None, worker_agent=None, worker_webhook_url=None)
     )
 
     def __post_init__(self) -> None:
