@@ -21,6 +21,7 @@ from worker.pre_processor.waitlist import Waitlist
 from worker.runs.model import Lease
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.reports.outbox import Outbox
+from worker.runs.reports.webhook import WebhookClient, Webhooks
 from worker.runs.runs import Runs
 from worker.runs.store import RunStore
 from worker.to_task.discover import TaskIndex
@@ -161,6 +162,15 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
     for method in ("record", "complete_chunk", "next_chunks", "mark_published"):
         add_points(crashes, RedisLedger, method, constant(f"ledger {method}"), job_of_ledger)
     add_points(crashes, TaskIndex, "commit", constant("task_index commit"), job_of_ledger)
+    for method in ("claim", "end_attempt"):
+        add_points(crashes, Webhooks, method, constant(f"webhook {method}"), first_argument)
+    add_points(
+        crashes,
+        WebhookClient,
+        "post",
+        constant("webhook post"),
+        lambda _self, _event_id, body: (json.loads(body)["data"]["job"],),
+    )
     _add_points_to_retry(crashes)
     return crashes
 

@@ -99,6 +99,9 @@ DEPLOY = """
 <>   claim_report
 <>*  update_job end
 <>   mark_reported
+<>   webhook claim
+<>   webhook post
+<>   webhook end_attempt
 """
 
 WAITING_DEPLOY = """
@@ -238,5 +241,6 @@ def all_points() -> list[KillPoint]:
         *_points(Kind.INFERENCE, "> publish to_task.fetch_tasks", messages_lost=True),
         *_points(Kind.INFERENCE, WAITLIST_MESSAGES_LOST, of_pre_processor=True, messages_lost=True),
         *_points(Kind.STOP, "> finish", messages_lost=True),
+        *_points(Kind.STOP, "> webhook claim"),
         *_points(Kind.INFERENCE, WAITLIST_LATE_SUCCESSOR, of_pre_processor=True, late_successor=True),
     ]
