@@ -74,6 +74,8 @@ class RunField(StrEnum):
     STEP = "step"
     """The step at which the run stands, and its own queue, which may be empty."""
     STEP_QUEUE = "step_queue"
+    PRIORITY = "priority"
+    """The Celery priority of the run's message, and of those of its steps; absent where it is 0."""
     WAITS_IN = "waits_in"
     """The key of the sorted set of jobs among which the run waits, which it leaves when it ends."""
     ENDED = "end"

@@ -117,7 +117,7 @@ class Run(Generic[MessageT, StateT]):
     """A run as it was read, for one delivery of a step's message.
 
     `is_retry`: the step has begun before, so it must look before it acts. `generation` is that of the poll.
-    `lease` is the step's lock.
+    `lease` is the step's lock. `priority` is that of the message, and of those of all steps.
     """
 
     job: str
@@ -127,6 +127,7 @@ class Run(Generic[MessageT, StateT]):
     position: int
     step: str
     end: End | None = None
+    priority: int = 0
     is_retry: bool = False
     generation: int = 0
     lease: Lease | None = None
@@ -164,6 +165,7 @@ class Workflow(Generic[MessageT, StateT]):
             position=run.position,
             step=run.step,
             end=run.end,
+            priority=run.priority,
             is_retry=run.is_retry,
             generation=run.generation,
             lease=run.lease,

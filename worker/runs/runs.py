@@ -43,7 +43,14 @@ class StepPublisher(Protocol):
 
     is_redis: bool
 
-    def publish(self, step: Step, queue: str, kwargs: Mapping[str, object], countdown: float = 0.0) -> None:
+    def publish(
+        self,
+        step: Step,
+        queue: str,
+        kwargs: Mapping[str, object],
+        countdown: float = 0.0,
+        priority: int = 0,
+    ) -> None:
         """Raises kombu's `OperationalError` when the broker does not accept it."""
 
     def collecting(self) -> AbstractContextManager[list[CollectedMessage] | None]:
@@ -151,12 +158,12 @@ class Runs:
         queue = outcome.step.queue or run.queue
         countdown = min(outcome.countdown, self.timing.max_countdown)
         with self.publisher.collecting() as messages:
-            self.publisher.publish(outcome.step, queue, kwargs, countdown)
+            self.publisher.publish(outcome.step, queue, kwargs, countdown, run.priority)
         if run.lease is not None and self.store.end_step(run.job, run.lease, countdown, messages):
             return True
         self.heartbeats.schedule(run_member(run.job), countdown)
         if messages:
-            self.publisher.publish(outcome.step, queue, kwargs, countdown)
+            self.publisher.publish(outcome.step, queue, kwargs, countdown, run.priority)
         return False
 
     def finish(self, job: str, end: End, step: Step | None = None) -> bool:
@@ -218,7 +225,8 @@ def publish_current_step(run: AnyRun, runs: Runs) -> None:
     generation = runs.generations.newest(run.job, name)
     step = Step(name, run.position)
     queue = runs.store.step_queue(run.job) or run.queue
-    runs.publisher.publish(step, queue, {"job": run.job, "generation": generation})
+    kwargs = {"job": run.job, "generation": generation}
+    runs.publisher.publish(step, queue, kwargs, priority=run.priority)
 
 
 def recover_run(job: str, runs: Runs) -> None:

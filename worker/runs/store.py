@@ -75,6 +75,7 @@ class Standing:
     """Where a run stands."""
 
     queue: str
+    priority: int
     position: int
     has_ended: bool
 
@@ -109,8 +110,8 @@ class RunStore:
 
     # The beginning of a run and of its steps
 
-    def accept(self, message: RunMessage, queue: str) -> Acceptance:
-        """Create the run of `message`, once a job; `queue` is where its steps will go."""
+    def accept(self, message: RunMessage, queue: str, priority: int = 0) -> Acceptance:
+        """Create the run of `message`, once a job; `queue` is where its steps go, with that priority."""
         content = message.model_dump(mode="json", exclude_unset=True, by_alias=True)
         job = message.job
         answer = self._scripts.run(
@@ -121,6 +122,7 @@ class RunStore:
             message.plugin,
             queue,
             _end_text(STOPPED),
+            priority or "",
         )
         return Acceptance(answer)
 
@@ -143,6 +145,7 @@ class RunStore:
             message = json.loads(stored[RunField.MESSAGE])
             task, kwargs = message["task"], message["kwargs"]
             queue, position = stored[RunField.QUEUE], int(stored[RunField.POSITION])
+            priority = int(stored.get(RunField.PRIORITY, 0))
             end = _end(stored.get(RunField.ENDED))
         except (KeyError, TypeError, ValueError):
             raise DamagedRunError(f"the record of job {job}'s run is damaged") from None
@@ -160,6 +163,7 @@ class RunStore:
             message=validated,
             state=StoredState(state),
             queue=queue,
+            priority=priority,
             position=position,
             step=stored.get(RunField.STEP, ""),
             end=end,
@@ -169,11 +173,14 @@ class RunStore:
         """Where these runs stand, read in one go; None for one that is gone."""
         with self.redis.pipeline(transaction=False) as pipe:
             for job in jobs:
-                pipe.hmget(run_key(job), [RunField.QUEUE, RunField.POSITION, RunField.ENDED])
+                fields = [RunField.QUEUE, RunField.PRIORITY, RunField.POSITION, RunField.ENDED]
+                pipe.hmget(run_key(job), fields)
             found = pipe.execute()
         return [
-            None if queue is None else Standing(str(queue), int(position), end is not None)
-            for queue, position, end in found
+            None
+            if queue is None
+            else Standing(str(queue), int(priority or 0), int(position), end is not None)
+            for queue, priority, position, end in found
         ]
 
     def languages(self, jobs: Iterable[str]) -> dict[str, str]:

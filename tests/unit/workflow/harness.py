@@ -93,6 +93,7 @@ class TaskRunner:
         self._monkeypatch = monkeypatch
         self.broken = False
         self.routing_key: object = "deploy"
+        self.priority: object = None
         self.published: list[dict[str, Any]] = []
 
     def deliver(self, name: str, *args: Any, message_id: str | None = None, **kwargs: Any) -> Delivery:
@@ -124,6 +125,7 @@ class TaskRunner:
             args=args,
             message_id=message_id or "",
             routing_key=self.routing_key,
+            priority=self.priority,
             headers=headers or {},
             retries=retries_before,
             redelivered=redelivered,
