@@ -86,6 +86,11 @@ def take_over_webhooks() -> None:
     services().webhooks.take_over()
 
 
+def hand_out_slots() -> None:
+    """Give the slots of tenants to those that wait which nobody holds any more."""
+    services().runs.shares.hand_out()
+
+
 class Work:
     """One periodic work, done while this worker holds its lease."""
 
@@ -148,6 +153,8 @@ def works() -> list[Work]:
     if settings.worker_webhook_url:
         seconds = SECONDS_BETWEEN_TAKEOVERS
         works.append(Work("webhooks", take_over_webhooks, seconds=seconds, lease_seconds=lease))
+    if services().runs.shares.are_limited:
+        works.append(Work("shares", hand_out_slots))
     if settings.ray_address:
         works.append(Work(f"packages:{settings.worker_agent or 'any'}", pin_packages))
     return works

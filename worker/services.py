@@ -40,6 +40,7 @@ from worker.runs.publisher import CeleryPublisher
 from worker.runs.reports.sender import ReportSender
 from worker.runs.reports.webhook import WebhookClient, Webhooks, WebhookSender
 from worker.runs.runs import Runs, Timing
+from worker.runs.shares.tenants import ShareLimits
 from worker.settings import MB, Settings, once_per_instance, once_per_process, settings
 
 log = structlog.get_logger(__name__)
@@ -84,6 +85,11 @@ class Services:
             timing,
             lambda job, delay: self.reports.add(job, delay),
             (lambda job: self.webhooks.add(job)) if self.settings.worker_webhook_url else None,
+            ShareLimits(
+                self.settings.worker_tenant_chunks,
+                self.settings.worker_tenant_runs,
+                self.settings.synapse_tenant,
+            ),
         )
 
     @once_per_instance

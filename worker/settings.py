@@ -192,6 +192,13 @@ class Settings(BaseSettings):
     worker_annotate_chunk: Annotated[int, Field(ge=1, le=10_000)] = Field(
         100, description="Tasks in a chunk, at least; a chunk by inference has up to 1,000."
     )
+    worker_tenant_chunks: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Chunks of one tenant that all workers work on at once, at most; without it any number.",
+    )
+    worker_tenant_runs: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Runs of `to_task` of one tenant under way at once, at most; further ones wait."
+    )
     worker_max_answer_mb: Annotated[int, Field(ge=1, le=1024)] = Field(
         16, description="Largest answer of a service, unpacked, in MB; a task with a larger one fails alone."
     )

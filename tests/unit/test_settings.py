@@ -89,6 +89,8 @@ def test_defaults_are_the_contracts() -> None:
         "worker_package_store",
         "worker_webhook_url",
         "worker_webhook_secret",
+        "worker_tenant_chunks",
+        "worker_tenant_runs",
     ],
 )
 def test_optional_settings_are_none(name: str) -> None:
@@ -163,6 +165,8 @@ def test_every_mistake_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ("WORKER_REDIS_PREFIX", "two words"),
         ("WORKER_REDIS_PREFIX", "{tag}"),
         ("WORKER_STREAM_MAX_LINES", "1.5"),
+        ("WORKER_TENANT_CHUNKS", "0"),
+        ("WORKER_TENANT_RUNS", "many"),
         ("WORKER_WEBHOOK_URL", "receiver.example/hook"),
         ("WORKER_WEBHOOK_URL", "https://user:password@receiver.example/hook"),
         ("WORKER_WEBHOOK_URL", "https://receiver.example/hook?x=a b"),

@@ -18,6 +18,7 @@ from worker.runs.locks import Locks
 from worker.runs.model import AnyRun, Continue, End, Step
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES, Progress, proportions_of
 from worker.runs.reports.outbox import Outbox
+from worker.runs.shares.tenants import ShareLimits, Shares
 from worker.runs.store import (
     CollectedMessage,
     DamagedRunError,
@@ -96,6 +97,7 @@ class Runs:
         timing: Timing,
         on_report_due: OnReportDue = leave_to_workers,
         on_webhook_due: Callable[[str], None] | None = None,
+        share_limits: ShareLimits = ShareLimits(),  # noqa: B008 - it is frozen
     ) -> None:
         """`on_webhook_due`: this process is to send a job's end to the webhook; None where there is none."""
         self.redis = redis
@@ -105,6 +107,7 @@ class Runs:
         self.generations = Generations(redis)
         self.locks = Locks(redis, timing.lock_seconds)
         self.heartbeats = Heartbeats(redis, timing.heartbeat_grace_seconds)
+        self.shares = Shares(redis, publisher, self.heartbeats, share_limits)
         self.progress = Progress(redis)
         self.outbox = Outbox(
             redis,
@@ -177,6 +180,9 @@ class Runs:
     def finish_all(self, jobs: Sequence[str], end: End, step: Step | None = None) -> list[str]:
         """The same for many runs in one call of Redis; returns those that this call has ended."""
         ended = self.store.finish_all(jobs, end, step)
+        if self.shares.are_limited:
+            for job, tenant in self.store.tenants(ended).items():
+                self.shares.free_run(job, tenant)
         for job in jobs:
             if job in ended:
                 self._end_is_due(job)

@@ -185,16 +185,25 @@ class RunStore:
 
     def languages(self, jobs: Iterable[str]) -> dict[str, str]:
         """The languages of these runs' messages, read in one go, without those that are gone."""
+        found = self._message_fields(jobs, "language")
+        return {job: str(language or "en") for job, language in found.items()}
+
+    def tenants(self, jobs: Iterable[str]) -> dict[str, str | None]:
+        """The tenants of these runs' messages, likewise."""
+        found = self._message_fields(jobs, "tenant")
+        return {job: None if tenant is None else str(tenant) for job, tenant in found.items()}
+
+    def _message_fields(self, jobs: Iterable[str], name: str) -> dict[str, object]:
         jobs = list(jobs)
         with self.redis.pipeline(transaction=False) as pipe:
             for job in jobs:
                 pipe.hget(run_key(job), RunField.MESSAGE)
             found = pipe.execute()
-        languages: dict[str, str] = {}
+        fields: dict[str, object] = {}
         for job, message in zip(jobs, found, strict=True):
             with suppress(KeyError, TypeError, ValueError):
-                languages[job] = str(json.loads(message)["kwargs"].get("language", "en"))
-        return languages
+                fields[job] = json.loads(message)["kwargs"].get(name)
+        return fields
 
     def claim_step(
         self,
