@@ -154,7 +154,8 @@ def works() -> list[Work]:
         seconds = SECONDS_BETWEEN_TAKEOVERS
         works.append(Work("webhooks", take_over_webhooks, seconds=seconds, lease_seconds=lease))
     if services().runs.shares.are_limited:
-        works.append(Work("shares", hand_out_slots))
+        seconds = SECONDS_BETWEEN_TAKEOVERS
+        works.append(Work("shares", hand_out_slots, seconds=seconds, lease_seconds=lease))
     if settings.ray_address:
         works.append(Work(f"packages:{settings.worker_agent or 'any'}", pin_packages))
     return works

@@ -23,6 +23,7 @@ from worker.runs.publisher import CeleryPublisher
 from worker.runs.reports.outbox import Outbox
 from worker.runs.reports.webhook import WebhookClient, Webhooks
 from worker.runs.runs import Runs
+from worker.runs.shares.slots import Slots
 from worker.runs.store import RunStore
 from worker.to_task.discover import TaskIndex
 from worker.to_task.ledger import RedisLedger
@@ -162,6 +163,9 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
     for method in ("record", "complete_chunk", "next_chunks", "mark_published"):
         add_points(crashes, RedisLedger, method, constant(f"ledger {method}"), job_of_ledger)
     add_points(crashes, TaskIndex, "commit", constant("task_index commit"), job_of_ledger)
+    slot_of: Subjects = lambda _self, _tenant, holder, *_: (holder.partition("{")[2].partition("}")[0],)  # noqa: E731
+    for method in ("take", "free"):
+        add_points(crashes, Slots, method, _slot_point(method), slot_of)
     for method in ("claim", "end_attempt"):
         add_points(crashes, Webhooks, method, constant(f"webhook {method}"), first_argument)
     add_points(
@@ -173,6 +177,10 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
     )
     _add_points_to_retry(crashes)
     return crashes
+
+
+def _slot_point(method: str) -> PointName:
+    return lambda _tenant, holder, *_: f"{method} slot of {'chunk' if ':lock:' in holder else 'run'}"
 
 
 def _step_of(lease: Lease) -> str:

@@ -38,6 +38,11 @@ class KillPoint:
     """The next worker starts so late that several timeouts have expired, which it meets in any order."""
 
     @property
+    def limits_tenants(self) -> bool:
+        """Whether tenants have limited shares."""
+        return " slot of " in self.call
+
+    @property
     def point(self) -> str:
         return f"{self.call}:{self.when}"
 
@@ -140,6 +145,14 @@ FILE = """
 <>   mark_reported
 """
 
+SHARES = """
+<>   take slot of run
+<>   take slot of chunk
+<>   free slot of chunk
+<>   free slot of run
+"""
+"""With one chunk and one run of a tenant at a time."""
+
 INFERENCE = """
 <>   publish pre_processor.detect
 >    update_state pre_processor
@@ -227,6 +240,7 @@ def all_points() -> list[KillPoint]:
         *_points(Kind.DEPLOY, DEPLOY),
         *_points(Kind.WAITING_DEPLOY, WAITING_DEPLOY),
         *_points(Kind.FILE, FILE),
+        *_points(Kind.FILE, SHARES),
         *_points(Kind.INFERENCE, INFERENCE),
         *_points(Kind.INFERENCE, WAITLIST, of_pre_processor=True),
         *_points(Kind.FAILED_PRE_PROCESSOR, FAILED_PRE_PROCESSOR),

@@ -188,11 +188,15 @@ class Scenario:
         return seconds, auditor.result.tasks_written_twice
 
 
+def _settings(point: KillPoint, harness: PlatformHarness) -> dict[str, str]:
+    limits = {"WORKER_TENANT_CHUNKS": "1", "WORKER_TENANT_RUNS": "1"} if point.limits_tenants else {}
+    return {**harness.webhook.settings, **limits}
+
+
 def violations_after_crashes(points: list[KillPoint], harness: PlatformHarness) -> list[str]:
     """Crash a worker at each point, all at the same time, on fleets of their own."""
     with contextlib.ExitStack() as stack:
-        settings = harness.webhook.settings
-        fleets = [stack.enter_context(harness.fleet(**settings)) for _ in points]
+        fleets = [stack.enter_context(harness.fleet(**_settings(point, harness))) for point in points]
         scenarios = [Scenario(point, fleet) for point, fleet in zip(points, fleets, strict=True)]
         for scenario in scenarios:
             scenario.start()
