@@ -129,7 +129,7 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
         CeleryPublisher,
         "publish",
         lambda step, *_, **__: f"publish {step.name}",
-        lambda _self, _step, _queue, kwargs, *_: (kwargs.get("job"), _code_of(kwargs.get("room"))),
+        lambda _self, _step, _queue, kwargs, *_, **__: (kwargs.get("job"), _code_of(kwargs.get("room"))),
     )
     for method in ("update_job", "create_serve_application", "run_plugin", "get_project", "list_tasks"):
         add_points(crashes, BackendClient, method, _backend_point(method), _backend_subjects(method))
