@@ -79,7 +79,7 @@ def test_all_messages_of_a_run_have_its_priority(harness: ProxiedHarness, priori
         "to_task.annotate",
         "to_task.finalize",
     }
-    assert {key.partition("\x06\x16")[2] for key, _ in ours} == {str(priority)}
+    assert {key.partition(r"\x06\x16")[2] for key, _ in ours} == {str(priority)}
 
 
 def test_small_runs_end_beside_a_large_one(harness: ProxiedHarness) -> None:
