@@ -52,7 +52,7 @@ def _open(browser: Browser, url: str, size: tuple[int, int], scheme: str, langua
     context = browser.new_context(viewport=viewport, color_scheme=scheme, locale=language)  # type: ignore[arg-type]
     page = context.new_page()
     page.goto(url)
-    page.locator("main li, tbody tr, .note").first.wait_for()
+    page.locator("main li:visible, tbody tr:visible, .note:visible").first.wait_for()
     page.wait_for_timeout(3_000)  # for what is asked of agents and workers
     return page
 

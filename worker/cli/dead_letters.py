@@ -11,6 +11,7 @@ from shared import DeployMessage, ToTaskMessage
 from worker.cli.console import (
     DEFAULT_REDIS_URL,
     BrokerUrl,
+    Priority,
     RedisUrl,
     connect,
     fail,
@@ -54,12 +55,19 @@ def show(id_: DeadLetterId, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
 
 
 @app.command()
-def replay(id_: DeadLetterId, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerUrl = None) -> None:
+def replay(
+    id_: DeadLetterId,
+    priority: Priority = None,
+    redis_url: RedisUrl = DEFAULT_REDIS_URL,
+    broker_url: BrokerUrl = None,
+) -> None:
     """Send a dead letter's message again; the job that it had failed is opened again."""
     redis = connect(redis_url)
     letter = _find(DeadLetters(redis), id_)
     try:
-        message = publish_again(redis, letter, lambda message: publish(message, broker_url, redis_url))
+        message = publish_again(
+            redis, letter, lambda message: publish(message, broker_url, redis_url, priority=priority)
+        )
     except ReplayError as error:
         fail(str(error), hint=error.hint)
     # Published does not mean accepted: a worker may reject the message again.

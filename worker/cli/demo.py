@@ -88,9 +88,8 @@ def _run_demo(runs: list[DemoRun], started: float, *, keep: bool) -> None:
             runs.append(_annotate(sandbox, "file", {"target_specification_name": "label_1"}, samples))
             if keep:
                 _print_results(runs, started)
-                print_progress(
-                    f"the live page stays on {url}, with the images at {url}/#/labels; Ctrl-C ends all"
-                )
+                print_progress(f"the live page stays on {url}, until Ctrl-C ends all")
+                print_progress(f"the images with their labels: {url}/#/labels")
                 signal.pause()
     except SandboxError as error:
         fail(str(error))

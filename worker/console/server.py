@@ -1,11 +1,8 @@
 """The HTTP server of the page: its files, the events for browsers, answers to questions, and actions."""
 
 import asyncio
-import json
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
-from importlib import resources
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -28,18 +25,13 @@ from worker.console.access import Guard
 from worker.console.changes import ChangeListener
 from worker.console.event_streams import EventStreams
 from worker.console.overview import Overview
+from worker.console.page_files import NO_SUCH_PAGE, PageFiles
 from worker.console.sessions import SESSION_COOKIE, SESSION_SECONDS, Sessions
 from worker.workflow.dead_letters import DeadLetters, ReplayError, publish_again
 
 MAX_FORM_BYTES: Final = 4_096
 FAILED_LOGIN_SECONDS: Final = 1.0
-MEDIA_TYPES: Final = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
-SAMPLE_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,100}\.png")
-FILE_NAME: Final = re.compile(r"[a-z0-9_]+\.(html|css|js|svg)")
-LANGUAGES: Final = ("en", "ko")
-LANGUAGE_COOKIE: Final = "synapse_console_language"
 SHUTDOWN_SECONDS: Final = 3
-_UNSUPPORTED: Final = "no such page\n"
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -67,20 +59,20 @@ class Console:
         self._overview = overview
         self._broker_url = broker_url
         self._sessions = Sessions(token)
-        self._sample_folder = samples
+        self._files = files = PageFiles(samples)
         self.changes = ChangeListener(redis, subscriber)
         self._streams = EventStreams(self.changes, subscriber)
         routes = [
-            Route("/", self._page("index.html")),
-            Route("/login", self._page("login.html"), methods=["GET"]),
+            Route("/", files.page("index.html")),
+            Route("/login", files.page("login.html"), methods=["GET"]),
             Route("/login", self._log_in, methods=["POST"]),
             Route("/logout", self._log_out, methods=["POST"]),
             Route("/live", self._live),
             Route("/ready", self._ready),
-            Route("/static/{name}", self._static),
+            Route("/static/{name}", files.static),
             Route("/api/session", self._session),
-            Route("/api/samples", self._answer(self._samples)),
-            Route("/samples/{name}", self._sample),
+            Route("/api/samples", self._answer(files.labels)),
+            Route("/samples/{name}", files.sample),
             Route("/api/events", self._streams.changes),
             Route("/api/runs/{job}/log", self._streams.log),
             Route("/api/runs/{job}", self._run),
@@ -120,17 +112,6 @@ class Console:
 
     # Files and sessions
 
-    def _page(self, name: str) -> Handler:
-        async def page(request: Request) -> Response:
-            answer = _file(name, _language(request))
-            answer.headers["Vary"] = "Accept-Language, Cookie"
-            return answer
-
-        return page
-
-    async def _static(self, request: Request) -> Response:
-        return _file(request.path_params["name"])
-
     async def _log_in(self, request: Request) -> Response:
         body = await _limited_body(request)
         given = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0].strip()
@@ -155,21 +136,7 @@ class Console:
 
     async def _session(self, _: Request) -> Response:
         """Whether there is something to log out of, and images to be shown."""
-        has_samples = self._sample_folder is not None
-        return JSONResponse({"token": self._sessions.is_required, "samples": has_samples})
-
-    def _samples(self) -> Any:
-        file = self._sample_folder / "samples.json" if self._sample_folder else None
-        return json.loads(file.read_text(encoding="utf-8")) if file and file.exists() else []
-
-    async def _sample(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        if self._sample_folder is None or not SAMPLE_NAME.fullmatch(name):
-            raise HTTPException(404)
-        file = self._sample_folder / name
-        if not file.is_file():
-            raise HTTPException(404)
-        return Response(file.read_bytes(), media_type="image/png")
+        return JSONResponse({"token": self._sessions.is_required, "samples": self._files.has_samples})
 
     async def _live(self, _: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -232,25 +199,6 @@ def _job(request: Request) -> str:
         raise HTTPException(404) from None
 
 
-def _language(request: Request) -> str:
-    """What the reader has chosen on the page, else the browser's first language that the page speaks."""
-    wanted = [request.cookies.get(LANGUAGE_COOKIE, "")]
-    wanted += re.split(r"[,;]", request.headers.get("accept-language", ""))
-    known = (part.strip().lower().partition("-")[0] for part in wanted)
-    return next((language for language in known if language in LANGUAGES), LANGUAGES[0])
-
-
-def _file(name: str, language: str = LANGUAGES[0]) -> Response:
-    if not FILE_NAME.fullmatch(name):
-        return PlainTextResponse(_UNSUPPORTED, 404)
-    found = resources.files("worker.console") / "static" / name
-    if not found.is_file():
-        return PlainTextResponse(_UNSUPPORTED, 404)
-    media_type = f"{MEDIA_TYPES[name.rpartition('.')[2]]}; charset=utf-8"
-    content = found.read_bytes().replace(b'lang="en"', f'lang="{language}"'.encode(), 1)
-    return Response(content, media_type=media_type, headers={"Cache-Control": "no-cache"})
-
-
 async def _limited_body(request: Request) -> bytes:
     body = b""
     with suppress(ClientDisconnect):
@@ -274,7 +222,7 @@ async def _broker_is_away(_: Request, error: Exception) -> Response:
 
 
 async def _not_found(_: Request, __: Exception) -> Response:
-    return PlainTextResponse(_UNSUPPORTED, 404)
+    return PlainTextResponse(NO_SUCH_PAGE, 404)
 
 
 class _Server(uvicorn.Server):

@@ -44,7 +44,7 @@ def test_kept_demo_leaves_the_page_open_with_its_images(tmp_path: Path) -> None:
             [*COMMAND, "--keep"], stdout=sink, stderr=sink, env=environ, start_new_session=True
         )
     try:
-        wait_for(lambda: "Ctrl-C ends all" in log.read_text() or demo.poll() is not None, 400, "the page")
+        wait_for(lambda: "/#/labels" in log.read_text() or demo.poll() is not None, 400, "the page")
 
         # Then the page has its images with their labels, and its runs
         text = " ".join(log.read_text().split())
