@@ -53,7 +53,7 @@ def _open(browser: Browser, url: str, size: tuple[int, int], scheme: str, langua
     page = context.new_page()
     page.goto(url)
     page.locator("main li:visible, tbody tr:visible, .note:visible").first.wait_for()
-    page.wait_for_timeout(3_000)  # for what is asked of agents and workers
+    page.wait_for_timeout(7_000)  # for what is asked of agents and workers
     return page
 
 

@@ -108,7 +108,8 @@ def _deployment(agent: int | str, application: Mapping[str, Any]) -> Json:
         if (isinstance(deployments, Mapping))
         else []
     )
-    replicas = [replica for part in parts for replica in part.get("replicas") or []]
+    shown = [part.get("replicas") for part in parts]
+    replicas = [replica for each in shown if isinstance(each, list) for replica in each]
     running = sum(isinstance(each, Mapping) and each.get("state") == "RUNNING" for each in replicas)
     wanted = [part.get("target_num_replicas") for part in parts]
     messages = [part.get("message") for part in (application, *parts)]
