@@ -10,6 +10,7 @@ class Text(StrEnum):
 
     UNKNOWN_JOB = "The backend does not know this job."
     STEP_WAITS = "{step} waits: {error}"
+    STEP_REVOKED = "{step} was dropped ({reason}): the run is stopped."
     FITS = "The cluster has room."
     NOT_CHECKED = "Capacity was not checked: there is no agent to ask."
     NO_CAPACITY = "The cluster has no room ({reasons}): waiting at position {position}, {left} s at most."
@@ -44,6 +45,7 @@ class Text(StrEnum):
 KOREAN: Final[Mapping[Text, str]] = {
     Text.UNKNOWN_JOB: "백엔드가 이 작업을 알지 못합니다.",
     Text.STEP_WAITS: "{step} 단계가 대기합니다: {error}",
+    Text.STEP_REVOKED: "{step} 단계가 취소되어 ({reason}) 실행을 중지합니다.",
     Text.FITS: "클러스터에 여유가 있습니다.",
     Text.NOT_CHECKED: "물어볼 에이전트가 없어 용량을 확인하지 않았습니다.",
     Text.NO_CAPACITY: (
