@@ -67,7 +67,7 @@ class StepRequest(RedactedRequest):
     """
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
-        """End the process of the task. A thread goes on, and is told so by the end of its run."""
+        """End the process of the task. A thread is interrupted by the end of its run."""
         if can_terminate(pool):
             super().terminate(pool, signal)
         elif not self.time_start:

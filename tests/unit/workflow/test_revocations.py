@@ -227,7 +227,7 @@ def test_revoked_step_of_an_ended_run_comes_again_to_clean_up(
 
 
 @pytest.mark.parametrize("lost", ["finish_all", "exists", "load"])
-def test_dropped_step_whose_run_cannot_be_stopped_stays_in_redis(
+def test_dropped_step_stays_in_redis_until_its_run_is_stopped(
     running: Runs, revoked: Any, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     def away(*_: Any) -> None:
