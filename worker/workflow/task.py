@@ -237,7 +237,8 @@ class StepTask(DeathCountingTask):
             if retries is not Retries.NONE:
                 return self._wait_for_dependency(error, name, run)
             message = user_message(error)
-            log.error("step failed", error=message, error_type=type(error).__name__, exc_info=True)
+            is_bug = not isinstance(error, RunFailedError)
+            log.error("step failed", error=message, error_type=type(error).__name__, exc_info=is_bug)
             return Finish(JobStatus.FAILED, {"error": message})
 
     def _wait_for_dependency(
