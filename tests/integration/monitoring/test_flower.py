@@ -181,7 +181,7 @@ def test_delayed_and_held_messages_are_counted(harness: ProxiedHarness, flower: 
     assert "messages_held" in stats()
 
 
-def test_revoke_of_a_waiting_message_tells_its_job(harness: ProxiedHarness, flower: Flower) -> None:
+def test_revoke_of_a_waiting_message_ends_its_job(harness: ProxiedHarness, flower: Flower) -> None:
     # Given a message that waits
     job = harness.new_job()
     message = {
