@@ -13,15 +13,13 @@ from urllib.parse import urlsplit
 import httpx
 
 from worker.cli.checks.redis_check import Finding
+from worker.plugins.ray_driver.child import PROXIES, RAY_USES_PROXY, drop_proxies
 from worker.settings import MB, Settings
 
 MIN_FREE_BYTES: Final = 100 * MB
 """Below that a worker cannot be expected to work: it unpacks releases, and writes its state and its logs."""
 
-PROXY_VARIABLES: Final = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 LOOPBACK_NAMES: Final = ("localhost", "127.0.0.1")
-RAY_USES_PROXY: Final = "RAY_grpc_enable_http_proxy"
-
 PORT_TIMEOUT_SECONDS: Final = 2.0
 
 
@@ -58,10 +56,9 @@ def free_space() -> str:
 
 def check_proxies(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]:
     """The environment's proxies, which the worker does not use and others do."""
-    found = [name for name in PROXY_VARIABLES if environ.get(name) or environ.get(name.upper())]
-    if not found:
+    names = ", ".join(_proxies(environ))
+    if not names:
         return
-    names = ", ".join(name.upper() for name in found)
     direct = _direct_names(environ)
     missing = [name for name in LOOPBACK_NAMES if not _is_direct(name, direct)]
     if missing:
@@ -70,11 +67,17 @@ def check_proxies(settings: Settings, environ: Mapping[str, str]) -> Iterator[Fi
             f" sends to this host goes through the proxy; add {','.join(missing)} (the worker uses no proxy)",
             False,
         )
-    host = _ray_host(settings.ray_address)
-    if environ.get(RAY_USES_PROXY) == "1" and host and not _is_direct(host, direct):
+    host = (settings.ray_address or "").removeprefix("ray://").rpartition(":")[0]
+    of_ray = dict(environ)
+    drop_proxies(of_ray)
+    if _proxies(of_ray) and host and not _is_direct(host, direct):
         yield Finding(
-            f"{RAY_USES_PROXY}=1 leads to Ray through {names}: unset it, or add {host} to NO_PROXY", False
+            f"{RAY_USES_PROXY} leads to Ray through {names}: unset it, or add {host} to NO_PROXY", False
         )
+
+
+def _proxies(environ: Mapping[str, str]) -> list[str]:
+    return sorted({name.upper() for name, value in environ.items() if name.lower() in PROXIES and value})
 
 
 def _direct_names(environ: Mapping[str, str]) -> list[str]:
@@ -87,10 +90,6 @@ def _is_direct(host: str, direct: list[str]) -> bool:
     return any(
         name == "*" or host == name.lstrip(".") or host.endswith(f".{name.lstrip('.')}") for name in direct
     )
-
-
-def _ray_host(address: str | None) -> str | None:
-    return address.removeprefix("ray://").rpartition(":")[0] if address else None
 
 
 def check_port(settings: Settings) -> Iterator[Finding]:
