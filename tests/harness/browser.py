@@ -31,4 +31,4 @@ def chromium_page(width: int = 1280, height: int = 800) -> Iterator[Page]:
 def keep_screenshot(page: Page, name: str) -> None:
     """Write a screenshot for the documentation, if it is asked for."""
     if folder := os.environ.get(IMAGES_VARIABLE):
-        page.screenshot(path=Path(folder) / name)
+        page.screenshot(path=Path(folder) / name, full_page=True, animations="disabled")

@@ -51,7 +51,9 @@ class Flower:
 
     def tasks_of(self, job: str) -> list[dict[str, Any]]:
         """The tasks that show this job as an argument, the first one first."""
-        tasks = [task for task in self.get("/api/tasks").values() if shows_job(str(task.get("kwargs")), job)]
+        tasks = [
+            task for task in self.get("/api/tasks").values() if f"'job': '{job}'" in str(task.get("kwargs"))
+        ]
         return sorted(tasks, key=lambda task: task["received"] or 0)
 
     def task(self, job: str, name: str) -> dict[str, Any]:
@@ -68,10 +70,6 @@ class Flower:
     def wait_for_state(self, job: str, name: str, state: str) -> dict[str, Any]:
         self.harness.wait_for(lambda: self.task(job, name)["state"] == state, f"{name} is {state}")
         return self.task(job, name)
-
-
-def shows_job(kwargs: str, job: str) -> bool:
-    return f"'job': {job}" in kwargs or f"'job': '{job}'" in kwargs
 
 
 @pytest.fixture(scope="module")
@@ -217,21 +215,27 @@ def test_terminate_of_a_step_ends_its_run(harness: ProxiedHarness, flower: Flowe
 
 def test_pages_show_the_story(flower: Flower, succeeded: str, failed: str) -> None:
     failure = flower.wait_for_state(failed, "to_task.prepare", "FAILURE")
-    with chromium_page() as page:
-        # Given the list of tasks, searched by the job
+    with chromium_page(width=1440, height=700) as page:
+        # Given the list of tasks
         page.goto(f"{flower.url}/tasks")
-        page.get_by_role("cell", name="to_task.prepare", exact=True).first.wait_for()
+        page.get_by_role("cell", name="to_task.finalize", exact=True).first.wait_for()
         keep_screenshot(page, "flower-tasks.png")
-        text = page.locator("body").inner_text()
-        assert "FAILURE" in text
-        assert "to_task.finalize" in text
-        assert f"'job': '{failed}'" in text
-        assert SECRET not in text
+        assert SECRET not in page.locator("body").inner_text()
+
+        # When it is searched by the job, then the steps of one run are there, and which one has failed
+        page.get_by_placeholder("state:FAILURE").fill(f"kwargs:\"'job': '{failed}'\"")
+        page.get_by_role("cell", name="to_task.finalize", exact=True).first.wait_for(state="detached")
+        rows = page.locator("table tbody tr").all_inner_texts()
+        assert [row.split()[:2] for row in reversed(rows)] == [
+            ["to_task", "SUCCESS"],
+            ["to_task.initialize", "SUCCESS"],
+            ["to_task.prepare", "FAILURE"],
+        ]
+        assert "label_9" in rows[0]
 
         # When the failure is opened, then its error is read
         page.goto(f"{flower.url}/task/{failure['uuid']}")
         page.get_by_text("RunFailedError").first.wait_for()
-        keep_screenshot(page, "flower-failure.png")
         assert "label_9" in page.locator("body").inner_text()
 
         # And the page of the worker counts what is delayed and held
@@ -239,6 +243,6 @@ def test_pages_show_the_story(flower: Flower, succeeded: str, failed: str) -> No
         [worker] = flower.get("/api/workers")
         page.goto(f"{flower.url}/worker/{worker}")
         page.get_by_role("tab", name="Other").click()
-        page.get_by_text("messages_held").wait_for()
+        page.locator("#tab-other.active.show").get_by_text("messages_held").wait_for()
         keep_screenshot(page, "flower-worker.png")
         assert "messages_delayed" in page.locator("#tab-other").inner_text()
