@@ -11,6 +11,7 @@ from shared.channels import logs_history
 from tests.harness.browser import chromium_page, keep_screenshot
 from tests.integration.safety.proxied_harness import ProxiedHarness
 from worker.sandbox.processes import Process, clean_environment, free_port, start_process
+from worker.sandbox.sandbox import ALL_QUEUES, WORKER_READY
 
 SECRET = "mark-4711"
 
@@ -246,3 +247,41 @@ def test_pages_show_the_story(flower: Flower, succeeded: str, failed: str) -> No
         page.locator("#tab-other.active.show").get_by_text("messages_held").wait_for()
         keep_screenshot(page, "flower-worker.png")
         assert "messages_delayed" in page.locator("#tab-other").inner_text()
+
+
+def test_processes_of_a_pool_fail_and_are_terminated_alike(harness: ProxiedHarness, flower: Flower) -> None:
+    # Given a pool of processes in place of threads
+    harness.worker.stop()
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "worker",
+        "worker",
+        "-Q",
+        ALL_QUEUES,
+        "--pool",
+        "prefork",
+    ]
+    env = {**clean_environment(), **harness.sandbox.environment(), "WORKER_PLUGIN_HOST": "process"}
+    log = harness.worker.log.with_name("prefork.log")
+    command += ["-Q", ALL_QUEUES, "-c", "4", "-l", "INFO", "-n", "prefork@%h"]
+    worker = start_process("prefork", command, log=log, env=env, grace_seconds=15)
+    try:
+        worker.wait_until(lambda: WORKER_READY.search(log.read_text(errors="replace")) is not None, 90)
+
+        # When a run fails, and a step that hangs is terminated in Flower
+        failed = harness.to_task(harness.new_project(1), target_specification_name="label_9")
+        hanging = harness.to_task(harness.new_project(1), plugin="hanging@1.0.0")
+        failure = flower.wait_for_state(failed, "to_task.prepare", "FAILURE")
+        step = flower.wait_for_state(hanging, "to_task.annotate", "STARTED")
+        flower.post(f"/api/task/revoke/{step['uuid']}", terminate="true")
+
+        # Then the failure has its error, and the other run ends
+        assert failure["exception"] == f"RunFailedError({harness.job(failed)['result']['error']!r})"
+        harness.wait_for(lambda: harness.job(hanging)["status"] == "STOPPED", "the run is stopped", 30)
+        flower.wait_for_state(hanging, "to_task.annotate", "REVOKED")
+        harness.wait_for(harness.has_no_messages, "the step has ended")
+    finally:
+        worker.stop()
