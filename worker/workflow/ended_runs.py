@@ -5,10 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
-from pydantic import ValidationError
 from redis import Redis
 
-from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
 from worker.lua import redis_time
 from worker.runs.keys import ended_run_key, ended_runs_key, failed_tasks_key
@@ -34,6 +32,8 @@ class EndedRun:
         try:
             record: dict[str, str] = json.loads(text or "")
             message = json.loads(record.pop("message", "{}"))
+            if not isinstance(message, dict):
+                return None
             return cls(job, JobStatus(record["status"]), record, message)
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
@@ -43,14 +43,22 @@ class EndedRun:
         """How many of its tasks failed."""
         return int(self.record.get("failed", 0))
 
-    def to_task_message(self) -> ToTaskMessage | None:
-        """Its message, if it is one of `to_task` that this release understands."""
-        if self.message.get("task") != ToTaskMessage.task:
-            return None
-        try:
-            return ToTaskMessage.model_validate(self.message.get("kwargs"))
-        except ValidationError:
-            return None
+    @property
+    def task(self) -> str:
+        """The Celery task of its message."""
+        return str(self.message.get("task"))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of its message, as it was sent."""
+        found = self.message.get("kwargs")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def project(self) -> object:
+        """The project of its message, None where it has none."""
+        params = self.arguments.get("params")
+        return params.get("project") if isinstance(params, dict) else None
 
 
 class EndedRuns:

@@ -20,8 +20,8 @@ def loop() -> Iterator[EventLoopThread]:
 
 @pytest.fixture
 def make_world(redis: FakeRedis, loop: EventLoopThread) -> Callable[..., World]:
-    def make(tasks: int = 0, chunk: int = 10, **params: Any) -> World:
-        world = World(redis, loop, chunk=chunk, params=params)
+    def make(tasks: int = 0, chunk: int = 10, options: dict[str, Any] | None = None, **params: Any) -> World:
+        world = World(redis, loop, chunk=chunk, params=params, options=options or {})
         world.backend.tasks = list(range(1, tasks + 1))
         return world
 
