@@ -55,10 +55,10 @@ out = Console()
 err = Console(stderr=True)
 
 
-def print_table(table: Table) -> None:
-    """Print a list: folded to the terminal, and with whole lines for a program or a file."""
-    if out.is_terminal:
-        out.print(table)
+def print_table(table: Table, *, empty: str) -> None:
+    """Print a list, `empty` for one without rows: folded to the terminal, else with whole lines."""
+    if out.is_terminal or not table.row_count:
+        out.print(table if table.row_count else empty)
         return
     options = out.options.update(width=MAX_LINE, max_width=MAX_LINE)
     width = out.measure(table, options=options).maximum

@@ -39,22 +39,18 @@ MESSAGE_TYPES: dict[str, type[Message]] = {
 @app.command("list")
 def list_dead_letters(as_json: AsJson = False, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
     """All dead letters, oldest first."""
-    letters = DeadLetters(connect(redis_url)).all()
+    letters, names = DeadLetters(connect(redis_url)).all(), ("id", "time", "task", "job", "reason")
     if as_json:
-        names = ("id", "time", "task", "job", "reason")
         print_json([{name: getattr(letter, name) for name in names} for letter in letters])
         return
     table = Table(box=None, pad_edge=False)
-    for name in ("id", "time", "task", "job", "reason"):
+    for name in names:
         # The id and the time stay on one line, to be copied; long texts are wrapped and never cut.
         table.add_column(name, no_wrap=name in ("id", "time"), overflow="fold")
     for letter in letters:
         texts = (_local_time(letter.time), letter.task, letter.job or "", letter.reason)
         table.add_row(letter.id, *(table_cell(text) for text in texts))
-    if table.row_count:
-        print_table(table)
-    else:
-        out.print("no dead letters")
+    print_table(table, empty="no dead letters")
 
 
 @app.command()

@@ -48,7 +48,7 @@ def list_releases(plugins_dir: PluginsDir, as_json: AsJson = False) -> None:
     table = Table("release", "actions", "problem")
     for row in rows:
         table.add_row(row["release"], table_cell(", ".join(row["actions"])), table_cell(row["problem"]))
-    print_table(table)
+    print_table(table, empty="no releases")
 
 
 @app.command()

@@ -210,10 +210,8 @@ def _print_runs(found: Iterable[tuple[str, dict[str, str]]], empty: str, *, as_j
     runs = [_run_fields(job, record) for job, record in found]
     if as_json:
         print_json(runs)
-    elif runs:
-        print_table(_overview([_cells(run) for run in runs]))
     else:
-        out.print(empty)
+        print_table(_overview([_cells(run) for run in runs]), empty=empty)
 
 
 def _overview(rows: list[dict[str, str]]) -> Table:
@@ -221,7 +219,7 @@ def _overview(rows: list[dict[str, str]]) -> Table:
     hidden = {"action", "waiting for"} | {
         name for name in ("ended", "error") if not any(row[name] for row in rows)
     }
-    names = [name for name in rows[0] if name not in hidden]
+    names = [name for name in _cells(_run_fields("", {})) if name not in hidden]
     table = Table(box=None, pad_edge=False)
     for name in names:
         # Long texts are wrapped and never cut; a job and a time are copied.

@@ -96,7 +96,7 @@ def given_failed_tasks(cli: CommandLine, job: str, *failed: int, total: int = 9)
     cli.runs.finish(job, End(JobStatus.SUCCEEDED, {}))
 
 
-def test_retry_publishes_the_message_of_the_run_for_its_failed_tasks(cli: CommandLine) -> None:
+def test_retry_publishes_the_message_for_the_failed_tasks(cli: CommandLine) -> None:
     # Given an ended run with failed tasks, whose own keys have expired
     given_failed_tasks(cli, "7", 5, 6)
     cli.redis.delete(*cli.redis.keys("synapse:jobs:{7}*"))
@@ -104,7 +104,7 @@ def test_retry_publishes_the_message_of_the_run_for_its_failed_tasks(cli: Comman
     # When it is retried as another job
     output = cli.run("retry", "7", "--new-job", "8", "--skip-annotated")
 
-    # Then its message goes out again, with the options of this command alone
+    # Then its message is published again, with the options of this command alone
     assert output == "to_task published: job 8"
     [message] = cli.published
     assert message.model_dump(mode="json", exclude_unset=True) == {

@@ -50,7 +50,7 @@ def annotated(world: World) -> list[int]:
     return sorted(task for task, _, _ in world.backend.annotations)
 
 
-def refusal(world: World) -> str:
+def rejection(world: World) -> str:
     with pytest.raises(RunFailedError) as caught:
         prepare(world.run, world.services)
     return str(caught.value)
@@ -104,7 +104,7 @@ def test_a_run_that_is_no_more_kept_is_an_error(make_world: Make, redis: FakeRed
     clock.forward(WEEK + 60)
     EndedRuns(redis).trim(WEEK)
 
-    assert refusal(make_world(1, options=RETRY)) == (
+    assert rejection(make_world(1, options=RETRY)) == (
         "only_failed_of: the run of job 7 is not known: an ended run is kept for 7 days"
     )
     assert redis.keys("synapse:ended*") == []
@@ -113,11 +113,11 @@ def test_a_run_that_is_no_more_kept_is_an_error(make_world: Make, redis: FakeRed
 def test_a_live_run_is_an_error(make_world: Make, redis: FakeRedis) -> None:
     accept_earlier(redis, 1)
 
-    assert refusal(make_world(1, options=RETRY)) == "only_failed_of: the run of job 7 has not ended"
+    assert rejection(make_world(1, options=RETRY)) == "only_failed_of: the run of job 7 has not ended"
 
 
 def test_a_run_that_retries_itself_is_an_error(make_world: Make) -> None:
-    assert refusal(make_world(1, options={"only_failed_of": "42"})).endswith("job 42 has not ended")
+    assert rejection(make_world(1, options={"only_failed_of": "42"})).endswith("job 42 has not ended")
 
 
 @pytest.mark.parametrize(
@@ -135,12 +135,12 @@ def test_a_run_of_another_owner_is_an_error(
 ) -> None:
     ended_run(redis, failed=[5], **other)
 
-    assert refusal(make_world(1, options=RETRY)) == (
+    assert rejection(make_world(1, options=RETRY)) == (
         "only_failed_of: the run of job 7 is none of to_task for the same tenant and project"
     )
 
 
-def test_the_workers_own_tenant_is_that_of_a_message_without_one(make_world: Make, redis: FakeRedis) -> None:
+def test_a_message_without_tenant_is_of_the_workers_own(make_world: Make, redis: FakeRedis) -> None:
     ended_run(redis, failed=[5], tenant="acme")
     world = make_world(1, options=RETRY)
     world.settings.synapse_tenant = "acme"
@@ -155,7 +155,7 @@ def test_a_run_without_failed_tasks_has_nothing_to_retry(make_world: Make, redis
     assert world.fetch() == Finish(JobStatus.FAILED, {"error": "No tasks found to annotate"})
 
 
-def test_failures_that_an_older_release_recorded_are_not_left_out(make_world: Make, redis: FakeRedis) -> None:
+def test_failures_that_an_older_release_recorded_are_missed(make_world: Make, redis: FakeRedis) -> None:
     # Given a run one of whose failures a worker recorded that kept no ids
     runs = accept_earlier(redis, 2)
     RedisLedger(redis, "7").record([TaskOutcome(0, 5, "broken")])
@@ -163,7 +163,7 @@ def test_failures_that_an_older_release_recorded_are_not_left_out(make_world: Ma
     runs.finish("7", End(JobStatus.SUCCEEDED, {}))
 
     # Then a retry does not pretend to annotate all of them
-    assert "has 2 failed tasks, of which 1 are kept" in refusal(make_world(1, options=RETRY))
+    assert "has 2 failed tasks, of which 1 are kept" in rejection(make_world(1, options=RETRY))
 
 
 def test_a_run_that_is_forgotten_between_two_pages_is_an_error(make_world: Make, redis: FakeRedis) -> None:
@@ -177,7 +177,7 @@ def test_a_run_that_is_forgotten_between_two_pages_is_an_error(make_world: Make,
         world.fetch()
 
 
-def test_failed_tasks_expire_with_a_run_that_an_older_worker_ends(redis: FakeRedis) -> None:
+def test_failed_tasks_expire_where_an_older_worker_ends(redis: FakeRedis) -> None:
     # Given a failed task of a run whose end an older worker writes, which keeps nothing of it
     runs = accept_earlier(redis, 1)
     RedisLedger(redis, "7").record([TaskOutcome(0, 5, "broken")])
@@ -267,4 +267,4 @@ def test_an_action_that_runs_whole_has_no_such_options(make_world: Make, options
     world = make_world(1, options=options)
     world.host.whole_run = {"methods": ["execute"], "runner": "sdk"}
 
-    assert refusal(world).endswith(f"without {next(iter(options))}")
+    assert rejection(world).endswith(f"without {next(iter(options))}")
