@@ -140,7 +140,7 @@ FILE = """
 
 RETRY = """
 >    claim_step to_task.prepare
-<>*  task_index commit
+<>   task_index commit
 <>   ledger record
 <>   finish
 <>   mark_reported
