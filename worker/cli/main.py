@@ -20,7 +20,9 @@ COMMANDS: Final = {
     ),
     "deploy": ("publish:deploy", "Put a plugin's model online on Ray Serve."),
     "to-task": ("publish:to_task", "Pre-annotate the tasks of a project."),
+    "retry": ("publish:retry", "Annotate exactly the failed tasks of an ended run, as a new job."),
     "status": ("runs:status", "Show the state of a run, or all live runs."),
+    "runs": ("runs:app", "Runs: those that are live, and those that have ended."),
     "watch": ("runs:watch", "Show a run's progress above its log until it ends."),
     "logs": (
         "runs:logs",
