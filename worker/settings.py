@@ -1,6 +1,5 @@
 """The settings from the environment, checked once at start (contract: "Settings")."""
 
-import os
 import threading
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -20,12 +19,13 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.channels import DEFAULT_PREFIX
 from shared.messages import Tenant
 from shared.redis_url import is_redis_url, read_redis_url
 from shared.validation import mistake_parts
+from worker.setting_files import FILE_SUFFIX, setting_text, texts_in_files
 
 KB = 1024
 MB = 1024 * KB
@@ -223,9 +223,25 @@ class Settings(BaseSettings):
         "127.0.0.1", description="Address on which that port is opened; `0.0.0.0` for all."
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the overridden method's parameters
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment, and the files that it names."""
+        texts = texts_in_files(name.upper() for name in settings_cls.model_fields)
+        files = InitSettingsSource(settings_cls, {name.lower(): text for name, text in texts.items()})
+        return init_settings, files, env_settings
+
     @field_validator("*", mode="before")
     @classmethod
-    def _is_not_in_quotes(cls, value: object) -> object:
+    def _is_readable(cls, value: object) -> object:
+        if isinstance(value, ValueError):  # of a file
+            raise value
         # Docker's --env-file, unlike a shell, takes the quotes for a part of the value.
         text = value.strip() if isinstance(value, str) else ""
         if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'":
@@ -297,7 +313,11 @@ def load_settings() -> Settings:
 
 def environment_setting(name: str) -> Any:
     """One setting, for a process that is no worker and has not all of them; raises `SettingsError`."""
-    field, text = Settings.model_fields[name], os.environ.get(name.upper(), "").strip()
+    field = Settings.model_fields[name]
+    try:
+        text = setting_text(name.upper())
+    except ValueError as error:
+        raise SettingsError(f"{name.upper()} {error}") from None
     if not text:
         return field.get_default(call_default_factory=True)
     type_: Any = Annotated[field.annotation, field]
@@ -318,13 +338,15 @@ def _mistake_line(details: ErrorDetails) -> str:
     name = where.upper()
     if details["type"] == "missing":
         return f"{name} is not set: {Settings.model_fields[where].description}"
-    value = f", not {str(details['input'])[:100]!r}" if where in _MAY_BE_SHOWN else ""
+    shown = where in _MAY_BE_SHOWN and isinstance(details["input"], str)
+    value = f", not {details['input'][:100]!r}" if shown else ""
     return f"{name} {what}{value}" if name else what
 
 
 def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     """Variables named WORKER_* that are no setting, each with the setting that may be meant."""
-    known = [name.upper() for name in Settings.model_fields]
+    names = [name.upper() for name in Settings.model_fields]
+    known = [*names, *(name + FILE_SUFFIX for name in names)]
     strange = sorted(name for name in environ if name.startswith("WORKER_") and name not in known)
     return {name: next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None) for name in strange}
 

@@ -1,5 +1,6 @@
 """The list of commands. `--help` shows it without importing Redis, Celery and Ray, which takes seconds."""
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any, Final
@@ -8,6 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from worker.cli.interrupts import exit_on_interrupt
+from worker.setting_files import read_setting_files
 
 COMMANDS: Final = {
     "demo": (
@@ -58,6 +60,11 @@ class LazyCommandGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Replace the entry of the list by the imported command."""
         name, command, rest = super().resolve_command(ctx, args)
+        # The probes look for workers by the variables as they are.
+        if name not in ("live", "ready") and (mistakes := read_setting_files(os.environ)):
+            from worker.cli.console import fail
+
+            fail("\n".join(mistakes))
         return name, load_command(name) if name in COMMANDS else command, rest
 
     def invoke(self, ctx: Any) -> Any:
