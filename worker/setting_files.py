@@ -9,7 +9,7 @@ FILE_SUFFIX: Final = "_FILE"
 MAX_FILE_BYTES: Final = 64 * 1024
 
 _BEGINNINGS: Final = ("SYNAPSE_", "WORKER_", "REDIS_URL", "CELERY_BROKER_URL", "PLUGINS_DIR", "RAY_ADDRESS")
-"""How the names of settings begin: this module is read by every command, and imports nothing that takes time."""
+"""How settings begin, written here too: every command imports this module, so it imports nothing slow."""
 
 
 def setting_text(name: str, environ: Mapping[str, str] = os.environ) -> str:

@@ -23,7 +23,7 @@ MAX_SILENT_SECONDS: Final = 20.0
 """A worker whose file is older, or whose event loop has not turned for as long, hangs."""
 
 _IDENTITY: Final = ("REDIS_URL", "CELERY_BROKER_URL", "WORKER_REDIS_PREFIX")
-"""Settings in which installations on one host differ; of one in a file the path, since its text may be exchanged."""
+"""Settings in which installations on one host differ; of one in a file the path, as texts are exchanged."""
 
 
 @dataclass(frozen=True)
