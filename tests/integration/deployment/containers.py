@@ -7,6 +7,7 @@ capabilities. What it has not is the image: its programs and libraries are those
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -85,6 +86,11 @@ class Container:
         done = self.execute(health_check(self.service) or ["synapse-worker", "live"])
         return done.returncode == 0
 
+    def terminate(self) -> None:
+        """SIGTERM to its first process, as `docker stop` sends it."""
+        assert self.pid is not None
+        os.kill(self.pid, signal.SIGTERM)
+
     def tail(self) -> str:
         """The end of what it printed."""
         return self.log.read_text(errors="replace")[-3_000:]
@@ -158,11 +164,6 @@ class Containers:
             wait_for(container.is_healthy, seconds, f"{name} is not healthy")
         except Exception as error:
             raise AssertionError(f"{error}\n{container.tail()}") from error
-
-    def run_to_end(self, name: str, seconds: float = 180) -> None:
-        """Start a service that ends by itself, and wait until it has ended without a failure."""
-        container = self.start(name)
-        assert container.process.wait(seconds) == 0, container.tail()
 
     def _mounts(self, name: str, service: Mapping[str, Any]) -> Iterator[str]:
         for folder in READ_ONLY:

@@ -1,4 +1,4 @@
-"""Dockerfile and compose file, without a container engine: by schema and linter, and what we promise of them."""
+"""Dockerfile and compose file, without a container engine: by linter and schema, and what is promised."""
 
 import fnmatch
 import json
@@ -18,7 +18,6 @@ from worker.settings import Settings
 SCHEMAS = Path(__file__).with_name("schemas")
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 EXACT_TAG = re.compile(r"[a-z-]+:\d+\.\d+\.\d+(-[a-z]+)?")
-ENDS_BY_ITSELF = "ray-serve"
 
 
 def dockerfile_steps(name: str) -> list[str]:
@@ -74,6 +73,7 @@ def test_a_service_is_restricted_and_exact(name: str) -> None:
     service = services()[name]
 
     assert service["read_only"] is True
+    assert service["restart"] == "unless-stopped"
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     uid, _, gid = service["user"].partition(":")
@@ -88,9 +88,7 @@ def test_a_service_is_restricted_and_exact(name: str) -> None:
 def test_a_service_is_watched(name: str) -> None:
     service = services()[name]
 
-    if name == ENDS_BY_ITSELF:
-        assert service["restart"] == "on-failure"
-    elif "worker worker" in service["command"]:
+    if "worker worker" in service["command"]:
         assert service["build"]["target"] == "worker"
         assert "healthcheck" not in service
     else:

@@ -30,7 +30,6 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
         made.start_healthy("redis")
         made.start_healthy("ray-head", PATIENCE)
         made.start_healthy("ray-node", PATIENCE)
-        made.run_to_end("ray-serve")
         for name in ("sandbox-backend", "sandbox-agent", *WORKERS, "flower"):
             made.start_healthy(name)
         yield made
@@ -74,19 +73,12 @@ def test_a_run_passes_all_services(platform: Containers) -> None:
 
 def test_nothing_can_be_written_but_volumes_and_tmp(platform: Containers) -> None:
     for name in WORKERS:
-        done = platform.running[name].execute(["touch", "/file", "/home/worker", "/plugins/file", "/tmp/file"])
-        assert done.stderr.count("Read-only file system") + done.stderr.count("No such file") == 3, done.stderr
-
-
-def test_a_worker_ends_in_time_when_it_is_stopped(platform: Containers) -> None:
-    # Given the first process of a worker's container, which SIGTERM is sent to
-    worker = platform.start("logs-again", like="logs")
-    wait_for(worker.is_healthy, 120, "worker")
-
-    worker.terminate()
-
-    assert worker.process.wait(30) is not None
-    assert "Traceback" not in worker.log.read_text()
+        done = platform.running[name].execute(
+            ["touch", "/file", "/home/worker", "/plugins/file", "/tmp/file"]
+        )
+        assert done.stderr.count("Read-only file system") + done.stderr.count("No such file") == 3, (
+            done.stderr
+        )
 
 
 def _pre_processor(platform: Containers, release: str) -> str:
@@ -106,3 +98,14 @@ def test_secrets_stand_in_no_environment(platform: Containers) -> None:
         if container.process.poll() is None:
             environment = Path(f"/proc/{container.pid}/environ").read_text()
             assert not [text for text in texts if text in environment], container.name
+
+
+def test_services_end_in_time_when_they_are_stopped(platform: Containers) -> None:
+    # The last test: nothing works after it
+    names = (*WORKERS, "flower", "sandbox-agent", "sandbox-backend")
+    for name in names:
+        platform.running[name].terminate()
+
+    for name in names:
+        platform.running[name].process.wait(30)
+        assert "Traceback" not in platform.running[name].log.read_text(), platform.running[name].tail()
