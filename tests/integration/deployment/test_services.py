@@ -1,4 +1,4 @@
-"""Every command and health check of the compose file, run as its containers would be, and a run from end to end."""
+"""Every command and health check of the compose file, run as in its containers, and a run from end to end."""
 
 from collections.abc import Iterator
 from pathlib import Path
