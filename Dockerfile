@@ -1,7 +1,7 @@
 # The workers, the nodes of the Ray cluster and the monitor (`worker`, the default), and the sandbox's backend and agent.
 # Packages go into Python's own prefix and not into a virtual environment: for each release with a requirements.txt Ray
 # would copy that one whole, a gigabyte, where it makes a small one on top of the prefix.
-# Whoever needs a digest as well: --build-arg PYTHON_IMAGE=python:3.12.12-slim-bookworm@sha256:…
+# To name a digest as well: --build-arg PYTHON_IMAGE=python:3.12.12-slim-bookworm@sha256:…
 ARG PYTHON_IMAGE=python:3.12.12-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build

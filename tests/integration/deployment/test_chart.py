@@ -8,7 +8,7 @@ import pytest
 import yaml
 from kombu.transport.redis import Channel
 
-from tests.integration.deployment.chart import CHART, NEEDED, Manifest, of_kind, redis_keys, render
+from tests.integration.deployment.chart import CHART, NEEDED, Manifest, metric, of_kind, redis_keys, render
 from tests.integration.deployment.compose import ROOT, arguments, services
 from worker.broker.keys import delayed_key, unacked_key
 from worker.runs.keys import heartbeats_key
@@ -219,6 +219,26 @@ def test_scaled_roles_count_their_messages_and_what_lives(manifests: list[Manife
         ]
         # What has a ScaledObject leaves the number of replicas to it
         assert "replicas" not in of_kind(manifests, "Deployment")[name]["spec"]
+
+
+@pytest.mark.parametrize(
+    ("role", "counted", "expected"),
+    [
+        ("deploy", {}, 0),
+        ("deploy", {"waiting0_0": 20, "waiting0_9": 4, "held": 50}, 24),
+        ("deploy", {"held": 50}, 1),
+        ("deploy", {"delayed0": 3}, 1),
+        ("deploy", {"live": 2}, 1),
+        ("annotate", {"waiting0_3": 4, "held": 18, "live": 1}, 22),
+    ],
+)
+def test_a_role_grows_by_its_work_and_stays_for_the_rest(
+    manifests: list[Manifest], role: str, counted: dict[str, float], expected: float
+) -> None:
+    scaled = of_kind(manifests, "ScaledObject")[role]
+
+    counts = dict.fromkeys(redis_keys(scaled), 0.0) | {name: float(count) for name, count in counted.items()}
+    assert metric(scaled, counts) == expected
 
 
 def test_prefixes_of_an_installation_are_those_of_its_keys() -> None:
