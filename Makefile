@@ -9,7 +9,7 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 # Two processes, for these tests mostly wait; which tests stay together says tests/conftest.py.
 IN_GROUPS = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test test-all chaos deployment examples unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
+.PHONY: help setup demo test integration pythons test-all chaos deployment examples unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
 # Tests share the machine's cores and its Ray: one target at a time, also with -j.
 .NOTPARALLEL:
 
@@ -41,8 +41,8 @@ lint: $(STAMP) house  ## Style, types, import rules and the rules of the house
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
 
-house: $(STAMP)  ## Layout, public docstrings, words, and modules that pages name
-	@failed=0; for check in layout docstrings words pages; do \
+house: $(STAMP)  ## Layout, public docstrings, words, modules that pages name, and commands in pages
+	@failed=0; for check in layout docstrings words pages commands; do \
 		$(BIN)/python -m tools.check_$$check || failed=1; done; exit $$failed
 
 unit: $(STAMP)  ## Unit tests alone: no network, no processes
@@ -50,8 +50,11 @@ unit: $(STAMP)  ## Unit tests alone: no network, no processes
 
 # Unit tests first: quick, before any Ray takes its share of the machine, and in a process of their own, for the
 # Ray library reads once whether clusters ask for a token. `coverage report` shows what they leave out.
-test: lint $(DEPLOYMENT)  ## Lint, unit tests with coverage and integration tests (real Redis, Celery and Ray); SEED=… as for chaos
+test: lint docs  ## Lint, pages, unit tests with coverage and integration tests (real Redis, Celery and Ray); SEED=… as for chaos
 	@$(BIN)/pytest tests/unit -n auto --cov --cov-report=
+	@$(MAKE) --no-print-directory integration
+
+integration: $(DEPLOYMENT)  ## Integration tests alone: real Redis, Celery and Ray
 	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration $(IN_GROUPS) --durations 10
 
 chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=… repeats a run
@@ -59,7 +62,7 @@ chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=
 		tests/integration/workflows/test_updates.py \
 		tests/integration/plugins/test_bad_plugins.py tests/integration/safety/test_deadly_plugin.py \
 		tests/integration/cli/test_demo.py::test_ctrl_c_ends_every_process_of_the_demo $(IN_GROUPS) \
-		-m "chaos or not chaos" -rA --durations 20
+		-m "chaos or not chaos" -v -rA --durations 20
 
 deployment: $(DEPLOYMENT)  ## Check Dockerfile, compose file and chart, and run their commands and health checks
 	@$(BIN)/pytest tests/integration/deployment -rs
@@ -67,7 +70,10 @@ deployment: $(DEPLOYMENT)  ## Check Dockerfile, compose file and chart, and run 
 examples: $(STAMP)  ## Deploy every release under examples/plugins on a real Ray, and call it
 	@$(BIN)/pytest tests/integration/workflows/test_examples.py -m examples
 
-test-all: test chaos examples sdk  ## Everything: test, chaos, examples, sdk, each part where what it needs is found
+pythons: $(STAMP)  ## Unit tests on each newer Python that is found, integration tests on the newest
+	@$(BIN)/python -m tools.pythons
+
+test-all: test chaos examples sdk pythons  ## Everything: these five, each part where what it needs is found
 
 bench: $(STAMP)  ## Measure, as ratios against bare loops and libraries; a table, JSON and a picture
 bench-quick: $(STAMP)  ## What has a goal, with small counts: under three minutes
@@ -91,8 +97,9 @@ foreign-quick: OPTIONS = --quick
 foreign foreign-quick:
 	@$(BIN)/python -m tests.foreign $(OPTIONS)
 
-docs: $(STAMP)  ## Reference pages of what others import, in site/
-	@$(BIN)/pdoc --docformat markdown --output-directory site shared worker.actions worker.platform
+# By `python -m`, so that its hook finds `tools`. A broken link fails.
+docs: $(STAMP)  ## The pages of docs/ and the reference, which is made from the code, in site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --clean
 	@echo "site/index.html"
 
 # Versions stay as they are compiled already, unless FLAGS has --upgrade or --upgrade-package NAME.
@@ -110,5 +117,5 @@ lock: $(STAMP)  ## Compile requirements/ anew from pyproject.toml; FLAGS=--upgra
 	@$(LOCK) --group bootstrap --constraint requirements/development.txt --output-file requirements/bootstrap.txt
 
 clean:  ## Remove the environment and what tools leave behind
-	@rm -rf $(VENV) site .foreign .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info \
+	@rm -rf $(VENV) .venv-* site .foreign .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info \
 		.lint-imports.log .coverage .coverage.*

@@ -1,12 +1,13 @@
 """What a worker counts and measures for Prometheus. Nothing is recorded before `start_recording`.
 
 Every process of the worker, also those of a prefork pool, writes into memory-mapped files of the worker's
-folder, which `worker.monitoring.exposition` reads. The page `docs/metrics.md` says what each metric means.
+folder, which `worker.monitoring.exposition` reads. The page `docs/monitoring.md` says what each metric means.
 """
 
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,53 +15,90 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
+NAMESPACE: Final = "synapse_worker"
 STEP_BUCKETS: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300)
 REQUEST_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 RELAY_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
 """Upper limits, in seconds."""
 
 
+@dataclass(frozen=True)
+class Definition:
+    """A metric: a counter, or a histogram where it has buckets."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+ACCEPTED: Final = Definition("runs_accepted_total", "Runs accepted, by action.", ("action",))
+ENDED: Final = Definition("runs_ended_total", "Runs ended, by action and status.", ("action", "status"))
+STEPS: Final = Definition(
+    "step_seconds", "Seconds of a step, by what followed.", ("step", "outcome"), STEP_BUCKETS
+)
+FAILURES: Final = Definition(
+    "step_failures_total", "Errors in steps, by class and retry.", ("step", "error_type", "retries")
+)
+POLLS: Final = Definition("polls_total", "Polls, by what is waited for.", ("of",))
+ANNOTATIONS: Final = Definition("annotations_total", "Tasks annotated or failed.", ("result",))
+REJECTED: Final = Definition("dead_letters_total", "Messages kept as dead letters, by task.", ("task",))
+REQUESTS: Final = Definition(
+    "request_seconds",
+    "Seconds of an HTTP request, by service and status; 0 where there was no answer.",
+    ("service", "method", "status"),
+    REQUEST_BUCKETS,
+)
+RELAY: Final = Definition(
+    "log_relay_seconds", "Seconds from a line's arrival to Redis.", buckets=RELAY_BUCKETS
+)
+DEFINITIONS: Final = (
+    ACCEPTED,
+    ENDED,
+    STEPS,
+    FAILURES,
+    POLLS,
+    ANNOTATIONS,
+    REJECTED,
+    REQUESTS,
+    RELAY,
+)
+
+
 class _Metrics:
     """The metrics of this process. `prometheus_client` is imported only where something is recorded."""
 
     def __init__(self, folder: Path) -> None:
-        import prometheus_client
         from prometheus_client import values
 
         # The library reads the variable when it is imported, which others may have done before.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
         vars(values)["MmapedDict"] = _reserving(vars(values)["MmapedDict"])
         values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
-        no_registry: Any = None
+        self._made = {definition: self._make(definition) for definition in DEFINITIONS}
 
-        def counter(name: str, help_: str, *labels: str) -> Any:
-            return prometheus_client.Counter(name, help_, labels, namespace=NAMESPACE, registry=no_registry)
+    @staticmethod
+    def _make(definition: Definition) -> Any:
+        from prometheus_client import Counter, Histogram
 
-        def histogram(name: str, help_: str, *labels: str, buckets: tuple[float, ...]) -> Any:
-            return prometheus_client.Histogram(
-                name, help_, labels, namespace=NAMESPACE, registry=no_registry, buckets=buckets
-            )
+        given: Any = {
+            "labelnames": definition.labels,
+            "namespace": NAMESPACE,
+            "registry": None,
+        }
+        if definition.buckets:
+            return Histogram(definition.name, definition.help, buckets=definition.buckets, **given)
+        return Counter(definition.name, definition.help, **given)
 
-        self.accepted = counter("runs_accepted_total", "Runs accepted, by action.", "action")
-        self.ended = counter("runs_ended_total", "Runs ended, by action and status.", "action", "status")
-        self.steps = histogram(
-            "step_seconds", "Seconds of a step, by what followed.", "step", "outcome", buckets=STEP_BUCKETS
-        )
-        self.failures = counter(
-            "step_failures_total", "Errors in steps, by class and retry.", "step", "error_type", "retries"
-        )
-        self.polls = counter("polls_total", "Polls, by what is waited for.", "of")
-        self.annotations = counter("annotations_total", "Tasks annotated or failed.", "result")
-        self.rejected = counter("dead_letters_total", "Messages kept as dead letters, by task.", "task")
-        self.requests = histogram(
-            "request_seconds",
-            "Seconds of an HTTP request, by service and status; 0 where there was no answer.",
-            *("service", "method", "status"),
-            buckets=REQUEST_BUCKETS,
-        )
-        self.relay = histogram(
-            "log_relay_seconds", "Seconds from a line's arrival to Redis.", buckets=RELAY_BUCKETS
-        )
+    def count(self, definition: Definition, *labels: str, by: int = 1) -> None:
+        self._of(definition, labels).inc(by)
+
+    def observe(self, definition: Definition, *labels: str, seconds: float) -> None:
+        self._of(definition, labels).observe(seconds)
+
+    def _of(self, definition: Definition, labels: tuple[str, ...]) -> Any:
+        metric = self._made[definition]
+        return metric.labels(*labels) if labels else metric
 
 
 OUTCOMES: Final = {
@@ -105,7 +143,6 @@ def _reserving(mapped_dict: Any) -> Any:
 INITIAL_BYTES: Final = 64 * 1024
 """As the library has it."""
 
-NAMESPACE: Final = "synapse_worker"
 _metrics: _Metrics | None = None
 
 
@@ -129,45 +166,46 @@ def _record(record: Callable[[_Metrics], object]) -> None:
 
 def count_accepted(action: str) -> None:
     """A run was created."""
-    _record(lambda to: to.accepted.labels(action).inc())
+    _record(lambda to: to.count(ACCEPTED, action))
 
 
 def count_ended(action: str, status: str) -> None:
     """This process has ended a run."""
-    _record(lambda to: to.ended.labels(action, status).inc())
+    _record(lambda to: to.count(ENDED, action, status))
 
 
 def count_poll(of: str) -> None:
     """Something was polled: a pre-processor, a deployment, a Ray job."""
-    _record(lambda to: to.polls.labels(of).inc())
+    _record(lambda to: to.count(POLLS, of))
 
 
 def count_failure(step: str, error_type: str, retries: str) -> None:
     """A step has raised an error, which is retried as `retries` says."""
-    _record(lambda to: to.failures.labels(step, error_type, retries).inc())
+    _record(lambda to: to.count(FAILURES, step, error_type, retries))
 
 
 def count_annotations(success: int, failed: int) -> None:
     """So many tasks were recorded as annotated, and as failed."""
     if success:
-        _record(lambda to: to.annotations.labels("success").inc(success))
+        _record(lambda to: to.count(ANNOTATIONS, "success", by=success))
     if failed:
-        _record(lambda to: to.annotations.labels("failed").inc(failed))
+        _record(lambda to: to.count(ANNOTATIONS, "failed", by=failed))
 
 
 def count_rejected(task: str) -> None:
     """A message was kept as a dead letter."""
-    _record(lambda to: to.rejected.labels(task if task in KNOWN_TASKS else "other").inc())
+    _record(lambda to: to.count(REJECTED, task if task in KNOWN_TASKS else "other"))
 
 
 def observe_request(service: str, method: str, status: int, began: float) -> None:
     """An HTTP request that began at `began` (monotonic seconds) has ended; status 0 where nothing came."""
-    _record(lambda to: to.requests.labels(service, method, status).observe(time.monotonic() - began))
+    seconds = time.monotonic() - began
+    _record(lambda to: to.observe(REQUESTS, service, method, str(status), seconds=seconds))
 
 
 def observe_relay(oldest_at: float) -> None:
     """Redis has lines of a log, the oldest of which was read at `oldest_at` (monotonic seconds)."""
-    _record(lambda to: to.relay.observe(time.monotonic() - oldest_at))
+    _record(lambda to: to.observe(RELAY, seconds=time.monotonic() - oldest_at))
 
 
 class StepTimer:
@@ -181,4 +219,4 @@ class StepTimer:
         """It has ended; the class of `outcome` names what follows."""
         name = OUTCOMES.get(type(outcome).__name__, "other")
         seconds = time.monotonic() - self._began
-        _record(lambda to: to.steps.labels(self._step, name).observe(seconds))
+        _record(lambda to: to.observe(STEPS, self._step, name, seconds=seconds))

@@ -15,7 +15,9 @@ from worker.sandbox.seed import SeededProject
 ALLOWED_ERRORS = re.compile(
     r"Serve deploy capacity check failed: agent unreachable \(\w+\)"
     r"|Pre-processor deployment dispatch failed \(\w+\)"
+    # The job's own error follows.
     r"|Pre-processor deployment failed: job reached terminal state \(FAILED\)"
+    r"(: Serve deploy capacity check failed: agent unreachable \(\w+\))?"
 )
 """Errors of runs that call a dependency only once, and called it during its outage."""
 

@@ -8,6 +8,8 @@ from tests.chaos.platform_harness import Fleet, PlatformHarness
 from worker.sandbox import wait_for
 
 DEPLOYS = 50
+MAX_DELAY_SECONDS = 2.0
+"""Of a to_task beside them. One that waited for a hanging request would wait for ten seconds."""
 
 
 @pytest.mark.chaos
@@ -31,9 +33,9 @@ def test_fifty_deploys_on_a_hanging_agent_delay_no_to_task(harness: PlatformHarn
             wait_for(lambda: not fleet.redis.llen("deploy"), 20, "all deploys are under way")
             meanwhile = sorted(_to_task_seconds(fleet) for _ in range(3))
 
-        # Then a to_task takes at most twice as long
+        # Then a to_task does not wait for one of their requests
         print(f"usual duration {usual:.2f} s, beside hanging deploys {meanwhile}")
-        assert meanwhile[1] <= 2 * usual
+        assert meanwhile[1] <= usual + MAX_DELAY_SECONDS
         assert worker.alive
         # And every deploy ends: with the capacity gate's error, or well when the agent was back in time
         wait_for(lambda: all(fleet.has_ended(job) for job in deploys), 60, "ends of the deploys")

@@ -1,10 +1,8 @@
 """The page of metrics, the rules for alerts and the dashboard name the metrics that there are."""
 
 import re
-from pathlib import Path
 
 import fakeredis
-import prometheus_client.values
 import pytest
 
 from tests.harness.monitoring_files import ROOT, alerts, expressions
@@ -15,22 +13,14 @@ PAGE = (ROOT / "docs/monitoring.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
-def labels(
-    tmp_path: Path, redis: fakeredis.FakeRedis, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, set[str]]:
+def labels(redis: fakeredis.FakeRedis) -> dict[str, set[str]]:
     """The labels of each metric, by its name without the prefix, as the page has it."""
-    monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.MutexValue)
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
-    recorded = vars(metrics._Metrics(tmp_path)).values()
-    found = {metric._name: set(metric._labelnames) for metric in recorded}
-    found = {
-        f"{name}_total" if metric._type == "counter" else name: names
-        for metric, (name, names) in zip(recorded, found.items(), strict=True)
-    }
+    found = {definition.name: set(definition.labels) for definition in metrics.DEFINITIONS}
     redis.sadd("synapse:rooms", ":1:digits@1.0.0")
     for family in RedisMetrics(redis, Queues(redis, ["deploy"])).collect():
-        found[family.name] = {label for sample in family.samples for label in sample.labels}
-    return {name.removeprefix(f"{metrics.NAMESPACE}_"): names for name, names in found.items()}
+        name = family.name.removeprefix(f"{metrics.NAMESPACE}_")
+        found[name] = {label for sample in family.samples for label in sample.labels}
+    return found
 
 
 def test_the_page_has_every_metric_with_its_labels(labels: dict[str, set[str]]) -> None:
