@@ -157,8 +157,11 @@ class Containers:
         run_ip("-n", self._switch, "link", "set", "bridge", "up")
         self.addresses = {name: f"10.214.{number}.{i}" for i, name in enumerate(self.services, start=1)}
         self._hosts = self.folder / "hosts"
-        lines = [f"{address} {name}\n" for name, address in self.addresses.items()]
+        lines = [f"{address} {name} {name.replace('_', '-')}\n" for name, address in self.addresses.items()]
         self._hosts.write_text("".join(["127.0.0.1 localhost\n", *lines]))
+        # Nobody answers there, and that is known at once: gRPC waits for a name server in spite of the hosts.
+        self._resolver = self.folder / "resolv.conf"
+        self._resolver.write_text("nameserver 127.0.0.1\n")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -203,11 +206,13 @@ class Containers:
                 yield f"bind /{folder} /{folder} ro"
         for folder in {sys.base_prefix, str(ROOT)}:
             yield f"bind {folder} {folder} ro"
-        yield f"hostname {name}"
+        yield f"hostname {name.replace('_', '-')}"
         yield "bind /dev /dev rw"
-        yield 'mount -t tmpfs -o mode=1777,size=1g none "$root/dev/shm"'
+        size = service.get("shm_size", "64mb").removesuffix("b")
+        yield f'mount -t tmpfs -o mode=1777,size={size} none "$root/dev/shm"'
         yield 'mkdir "$root/proc"; mount -t proc proc "$root/proc"'
         yield f"bind_file {self._hosts} /etc/hosts"
+        yield f"bind_file {self._resolver} /etc/resolv.conf"
         for secret in service.get("secrets", []):
             yield f"bind_file {self.secrets / secret} /run/secrets/{secret}"
         tmpfs = [path.partition(":")[0] for path in service.get("tmpfs", [])]
