@@ -48,6 +48,21 @@ def test_every_service_of_the_file_is_started(platform: Containers) -> None:
     assert platform.running.keys() == services().keys()
 
 
+def test_probes_and_metrics_are_answered_to_others(platform: Containers) -> None:
+    # Given the address of each worker, as kubelet and Prometheus use it
+    ask = (
+        "import http.client, sys; c = http.client.HTTPConnection(sys.argv[1], 9400, timeout=10);"
+        " c.request('GET', sys.argv[2]); a = c.getresponse(); print(a.status, a.read().decode())"
+    )
+    expected = {"/live": "200", "/ready": "200", "/metrics": "200"}
+
+    for worker in WORKERS:
+        for path, status in expected.items():
+            done = platform.running["flower"].execute(["python", "-c", ask, worker, path])
+            assert done.stdout.startswith(status), (worker, path, done.stdout, done.stderr)
+        assert "synapse_worker_queue_messages" in done.stdout
+
+
 def test_doctor_finds_the_platform_whole(platform: Containers) -> None:
     # Workers report to `doctor` once their pools have started
     wait_for(
