@@ -154,7 +154,9 @@ def test_secrets_are_files_that_are_mounted(manifests: list[Manifest]) -> None:
         ({"settings": {"SYNAPSE_HOST": "https://x", "SYNAPSE_ACCESS_TOKEN": "x"}}, "SYNAPSE_ACCESS_TOKEN"),
         ({**NEEDED, "image": {"tag": "latest"}}, "tag"),
         ({**NEEDED, "roles": {"control": {"replicas": 0}}}, "control"),
+        ({**NEEDED, "roles": {"logs": {"scaling": {"minReplicas": 0}}}}, "logs"),
         ({**NEEDED, "roles": {"deploy": {"concurrency": 1}}}, "concurrency"),
+        ({**NEEDED, "roles": {"deploy": {"replica": 2}}}, "replica"),
         ({**NEEDED, "roles": {"deploy": {"scaling": {"maxReplica": 3}}}}, "maxReplica"),
     ],
 )
