@@ -105,6 +105,20 @@ class Settings(BaseSettings):
         frozen=True, extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the overridden method's parameters
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment, and the files that it names."""
+        texts = texts_in_files(name.upper() for name in settings_cls.model_fields)
+        files = InitSettingsSource(settings_cls, {name.lower(): text for name, text in texts.items()})
+        return init_settings, files, env_settings
+
     synapse_host: HttpUrl = Field(repr=False, description="Base URL of the platform's backend.")
     synapse_access_token: Token = Field(description="The worker's access token at the backend.")
     synapse_tenant: TenantHeader | None = Field(
@@ -222,20 +236,6 @@ class Settings(BaseSettings):
     worker_http_host: str = Field(
         "127.0.0.1", description="Address on which that port is opened; `0.0.0.0` for all."
     )
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the overridden method's parameters
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment, and the files that it names."""
-        texts = texts_in_files(name.upper() for name in settings_cls.model_fields)
-        files = InitSettingsSource(settings_cls, {name.lower(): text for name, text in texts.items()})
-        return init_settings, files, env_settings
 
     @field_validator("*", mode="before")
     @classmethod
