@@ -189,7 +189,7 @@ class Containers:
         return self.running[name]
 
     def start_healthy(
-        self, name: str, variables: Mapping[str, str] | None = None, seconds: float = 120
+        self, name: str, variables: Mapping[str, str] | None = None, seconds: float = 300
     ) -> None:
         """Start a service and wait until its health check passes."""
         container = self.start(name, variables)

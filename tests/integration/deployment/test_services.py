@@ -12,10 +12,10 @@ from tests.integration.deployment.compose import services
 from tests.integration.deployment.containers import Containers, containers, why_not_here
 from worker.sandbox import wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 WORKERS = ("deploy", "to_task", "annotate", "logs", "control")
-MAX_RUN_SECONDS = 300
+MAX_RUN_SECONDS = 400
 # Ray kills what starts slowly.
 SLOW_MACHINE = {
     "RAY_worker_niceness": "0",
