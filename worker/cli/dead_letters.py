@@ -13,6 +13,7 @@ from shared import DeployMessage, Message, StopMessage, TailLogsMessage, ToTaskM
 from worker.cli.console import (
     DEFAULT_REDIS_URL,
     BrokerUrl,
+    Priority,
     RedisUrl,
     connect,
     fail,
@@ -61,7 +62,12 @@ def show(id_: DeadLetterId, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
 
 
 @app.command()
-def replay(id_: DeadLetterId, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerUrl = None) -> None:
+def replay(
+    id_: DeadLetterId,
+    priority: Priority = None,
+    redis_url: RedisUrl = DEFAULT_REDIS_URL,
+    broker_url: BrokerUrl = None,
+) -> None:
     """Send a dead letter's message again; the job that it had failed is opened again."""
     redis = connect(redis_url)
     letters = DeadLetters(redis)
@@ -76,7 +82,7 @@ def replay(id_: DeadLetterId, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_ur
             hint="Either the job had ended before, or the backend does not have its end yet.",
         )
     try:
-        publish(message, broker_url, redis_url)
+        publish(message, broker_url, redis_url, priority=priority)
     except (typer.Exit, RedisError):
         if opens_job:
             letters.mark_rejected(message.job)

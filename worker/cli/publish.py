@@ -9,7 +9,17 @@ from redis.exceptions import RedisError
 
 from shared import DeployMessage, Message, StopMessage, ToTaskMessage
 from shared.validation import describe_validation_error
-from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, Job, RedisUrl, fail, out, publish, try_connect
+from worker.cli.console import (
+    DEFAULT_REDIS_URL,
+    BrokerUrl,
+    Job,
+    Priority,
+    RedisUrl,
+    fail,
+    out,
+    publish,
+    try_connect,
+)
 from worker.cli.follow import RunRecord, fail_if_rejected, follow_to_end
 
 Plugin = Annotated[str, typer.Argument(help="The plugin's release, code@version.", metavar="PLUGIN")]
@@ -24,13 +34,15 @@ def deploy(
     agent: Annotated[int, typer.Option(help="Id of the Ray cluster's agent.")],
     params: Params = "{}",
     tenant: Tenant = None,
+    priority: Priority = None,
     follow: Follow = False,
     redis_url: RedisUrl = DEFAULT_REDIS_URL,
     broker_url: BrokerUrl = None,
 ) -> None:
     """Put a plugin's model online on Ray Serve."""
     fields = _without_unset(job=job, plugin=plugin, agent=agent, params=_parse_params(params), tenant=tenant)
-    _publish_run(_validate(DeployMessage, fields), broker_url, redis_url, follow=follow)
+    message = _validate(DeployMessage, fields)
+    _publish_run(message, broker_url, redis_url, priority=priority, follow=follow)
 
 
 def to_task(
@@ -38,13 +50,15 @@ def to_task(
     plugin: Plugin,
     params: Params,
     tenant: Tenant = None,
+    priority: Priority = None,
     follow: Follow = False,
     redis_url: RedisUrl = DEFAULT_REDIS_URL,
     broker_url: BrokerUrl = None,
 ) -> None:
     """Pre-annotate the tasks of a project."""
     fields = _without_unset(job=job, plugin=plugin, params=_parse_params(params), tenant=tenant)
-    _publish_run(_validate(ToTaskMessage, fields), broker_url, redis_url, follow=follow)
+    message = _validate(ToTaskMessage, fields)
+    _publish_run(message, broker_url, redis_url, priority=priority, follow=follow)
 
 
 def stop(job: Job, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerUrl = None) -> None:
@@ -58,7 +72,9 @@ def stop(job: Job, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerUr
         out.print(f"no run of job {message.job} is known yet; the stop is remembered for a day")
 
 
-def _publish_run(message: Message, broker_url: str | None, redis_url: str, *, follow: bool) -> None:
+def _publish_run(
+    message: Message, broker_url: str | None, redis_url: str, *, priority: int | None, follow: bool
+) -> None:
     """Publish a message that starts a run, unless the job has a run already or its message was rejected."""
     record = _read_record(message.job, redis_url, fail_when_rejected=True)
     if record is not None and record.has_ended:
@@ -71,7 +87,7 @@ def _publish_run(message: Message, broker_url: str | None, redis_url: str, *, fo
             f"job {message.job} runs already: {'following that run' if follow else 'nothing is started'}"
         )
     else:
-        _publish_message(message, broker_url, redis_url)
+        _publish_message(message, broker_url, redis_url, priority)
         if record is not None and record.stop_is_remembered:
             out.print(f"a stop of job {message.job} came before and is remembered: its run ends at once")
     if follow:
@@ -111,6 +127,8 @@ def _validate(model: type[Message], fields: dict[str, object]) -> Message:
         fail(describe_validation_error(error))
 
 
-def _publish_message(message: Message, broker_url: str | None, redis_url: str) -> None:
-    publish(message, broker_url, redis_url)
+def _publish_message(
+    message: Message, broker_url: str | None, redis_url: str, priority: int | None = None
+) -> None:
+    publish(message, broker_url, redis_url, priority=priority)
     out.print(f"{message.task} published: job {message.job}")

@@ -76,3 +76,18 @@ def test_stop_is_always_published(cli: CommandLine, known: str, output: str) -> 
 
     assert cli.run("stop", "7") == output
     assert [message.job for message in cli.published] == ["7"]
+
+
+@pytest.mark.parametrize(("options", "priority"), [(["--priority", "6"], 6), ([], None)])
+def test_a_run_is_published_with_its_priority(
+    cli: CommandLine, options: list[str], priority: int | None
+) -> None:
+    cli.run(*DEPLOY, *options)
+
+    assert cli.priorities == [priority]
+
+
+def test_a_priority_that_redis_does_not_know_is_rejected(cli: CommandLine) -> None:
+    cli.run(*DEPLOY, "--priority", "10", code=2)
+
+    assert cli.published == []

@@ -65,6 +65,7 @@ class World:
     sender: ChunkPublisher = field(default_factory=ChunkPublisher)
     chunk: int = 10
     params: Row = field(default_factory=dict)
+    priority: int = 0
 
     def __post_init__(self) -> None:
         self.host.crash = PluginProcessDiedError("ActorDiedError", "the process of digits@1.0.0 died")
@@ -112,7 +113,7 @@ class World:
     def accept(self, **params: Any) -> None:
         given = {"name": "n", "project": 1, "agent": 3, "target_specification_name": "label", **params}
         message = ToTaskMessage.model_validate({"job": JOB, "plugin": "digits@1.0.0", "params": given})
-        self.runs.store.accept(message, "to_task")
+        self.runs.store.accept(message, "to_task", self.priority)
         if given.get("method") == "inference":
             options: dict[str, Any] = {}
             if "batch" in given:
