@@ -9,7 +9,6 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from worker.cli.interrupts import exit_on_interrupt
-from worker.setting_files import read_setting_files
 
 COMMANDS: Final = {
     "demo": (
@@ -60,11 +59,9 @@ class LazyCommandGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Replace the entry of the list by the imported command."""
         name, command, rest = super().resolve_command(ctx, args)
-        # The probes look for workers by the variables as they are.
-        if name not in ("live", "ready") and (mistakes := read_setting_files(os.environ)):
-            from worker.cli.console import fail
-
-            fail("\n".join(mistakes))
+        # The probes look for workers by the variables as they are, and import little.
+        if name not in ("live", "ready"):
+            _read_setting_files()
         return name, load_command(name) if name in COMMANDS else command, rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -75,6 +72,16 @@ class LazyCommandGroup(TyperGroup):
             from worker.cli.console import fail_on_redis_error
 
             fail_on_redis_error(error)
+
+
+def _read_setting_files() -> None:
+    """Put the settings that stand in files into the environment, which the commands read."""
+    from worker.setting_values import read_setting_files
+
+    if mistakes := read_setting_files(os.environ):
+        from worker.cli.console import fail
+
+        fail("\n".join(mistakes))
 
 
 def load_command(name: str) -> Any:

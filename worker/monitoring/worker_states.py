@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final, Self
 
 from worker.monitoring.host import is_running, make_private, states_root
-from worker.setting_files import FILE_SUFFIX
 
 SECONDS_BETWEEN_WRITES: Final = 2.5
 MAX_SILENT_SECONDS: Final = 20.0
@@ -73,7 +72,7 @@ def states_folder(environ: Mapping[str, str] = os.environ) -> Path:
 
     Raises `OSError` where there is no temporary directory at all.
     """
-    values = [environ.get(name) or environ.get(name + FILE_SUFFIX, "") for name in _IDENTITY]
+    values = [environ.get(name) or environ.get(f"{name}_FILE", "") for name in _IDENTITY]
     identity = "\n".join(values)
     return states_root() / hashlib.sha256(identity.encode()).hexdigest()[:12]
 

@@ -8,7 +8,7 @@ import os
 import uvicorn
 
 from worker.sandbox.agent.app import create_app, dashboard_client
-from worker.setting_files import setting_text
+from worker.setting_values import setting_text
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import uvicorn
 from shared import Publisher
 from worker.sandbox.backend.app import BackendConfig, create_app
 from worker.sandbox.backend.state import State
-from worker.setting_files import setting_text
+from worker.setting_values import setting_text
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from worker.cli.main import app
 from worker.monitoring.worker_states import states_folder
-from worker.setting_files import read_setting_files
+from worker.setting_values import read_setting_files
 from worker.settings import Settings, SettingsError, environment_setting, load_settings, unknown_variables
 
 
