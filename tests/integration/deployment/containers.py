@@ -67,8 +67,11 @@ class Container:
     @property
     def pid(self) -> int | None:
         """Its first process, as this machine numbers it; None until its root is made."""
-        pid = self._child()
-        return pid if pid and Path(f"/proc/{pid}/root").readlink() != Path("/") else None
+        with suppress(FileNotFoundError):
+            pid = self._child()
+            if pid and Path(f"/proc/{pid}/root").readlink() != Path("/"):
+                return pid
+        return None
 
     def execute(self, command: Sequence[str], seconds: float = 30) -> subprocess.CompletedProcess[str]:
         """What `docker exec` does: a command beside the service's own, with its user and environment."""
@@ -87,10 +90,14 @@ class Container:
             [*enter, *_as_user(self.service), *command], capture_output=True, text=True, timeout=seconds
         )
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether its first process has."""
+        return self.process.poll() is not None
+
     def is_healthy(self) -> bool:
         """Whether the check of the compose file, or of the image, passes."""
-        assert self.process.poll() is None, f"{self.name} has ended"
-        if self.pid is None:
+        if self.has_ended or self.pid is None:
             return False
         try:
             done = self.execute(health_check(self.service) or ["synapse-worker", "live"])
@@ -118,8 +125,10 @@ class Container:
 
     def _child(self) -> int | None:
         unshare = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
-        pid = Path(unshare).read_text().partition(" ")[0]
-        return int(pid) if pid else None
+        with suppress(OSError):
+            if pid := Path(unshare).read_text().partition(" ")[0]:
+                return int(pid)
+        return None
 
     def tail(self) -> str:
         """The end of what it printed."""
@@ -173,11 +182,11 @@ class Containers:
         service["environment"] = {**service.get("environment", {}), **(variables or {})}
         namespace = self._attached(name)
         root, log = self.folder / f"{name}.root", self.folder / f"{name}.log"
-        root.mkdir()
+        root.mkdir(exist_ok=True)
         script = _ROOT_SCRIPT + "\n".join(self._mounts(name, service)) + '\nexec chroot "$root" "$@"\n'
         isolate = ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child"]
         command = [*_as_user(service), *arguments(service["command"])]
-        with log.open("wb") as output:
+        with log.open("ab") as output:
             process = subprocess.Popen(
                 ["ip", "netns", "exec", namespace, *isolate, "sh", "-c", script, "sh", str(root), *command],
                 stdin=subprocess.DEVNULL,
@@ -192,11 +201,18 @@ class Containers:
         self, name: str, variables: Mapping[str, str] | None = None, seconds: float = 300
     ) -> None:
         """Start a service and wait until its health check passes."""
-        container = self.start(name, variables)
+        self.start(name, variables)
+
+        def is_healthy() -> bool:
+            # `restart: unless-stopped`: on a busy machine Ray gives up its first start.
+            if self.running[name].has_ended:
+                self.start(name, variables)
+            return self.running[name].is_healthy()
+
         try:
-            wait_for(container.is_healthy, seconds, f"{name} is not healthy")
+            wait_for(is_healthy, seconds, f"{name} is not healthy")
         except Exception as error:
-            raise AssertionError(f"{error}\n{container.tail()}") from error
+            raise AssertionError(f"{error}\n{self.running[name].tail()}") from error
 
     def _mounts(self, name: str, service: Mapping[str, Any]) -> Iterator[str]:
         for folder in READ_ONLY:
@@ -246,6 +262,9 @@ class Containers:
         return namespace
 
     def _attached(self, name: str) -> str:
+        """The namespace of a service in the network; that of its first start where it starts again."""
+        if name in self.running:
+            return f"synd-{self._mark}-{name}"
         namespace = self._namespace(name)
         port = f"p{self.addresses[name].replace('.', '')[-8:]}"
         peer = ["peer", "name", port, "netns", self._switch]
