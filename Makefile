@@ -32,8 +32,8 @@ $(DEPLOYMENT): $(STAMP) requirements/deployment.txt
 	@$(INSTALL) --require-hashes -r requirements/deployment.txt
 	@touch $@
 
-demo: $(STAMP)  ## Deploy a digits classifier on Ray Serve and pre-annotate 899 images with it
-	@$(BIN)/synapse-worker demo
+demo: $(STAMP)  ## Deploy a digits classifier on Ray Serve and pre-annotate 899 images; KEEP=1 leaves the live page open
+	@$(BIN)/synapse-worker demo $(if $(KEEP),--keep)
 
 lint: $(STAMP) house  ## Style, types, import rules and the rules of the house
 	@$(BIN)/ruff check .

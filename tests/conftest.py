@@ -26,6 +26,7 @@ GROUPS = {
     "chaos/test_ray_from_elsewhere.py": RAY,
     "chaos": CHAOS,
     "integration/safety": "safety",
+    "integration/console": "console",
 }
 """By file or folder; the first that fits. Every other file is a group of its own."""
 FIRST = (RAY, CHAOS)

@@ -210,6 +210,11 @@ class Settings(BaseSettings):
         "127.0.0.1", description="Address on which that port is opened; `0.0.0.0` for all."
     )
 
+    worker_console_token: Token | None = Field(
+        None,
+        description="Token for `synapse-worker console`, needed where other machines reach it.",
+    )
+
     @field_validator("*", mode="before")
     @classmethod
     def _is_readable(cls, value: object) -> object:
@@ -270,7 +275,12 @@ class Settings(BaseSettings):
 
     def secrets(self) -> list[str]:
         """Every secret value, to be masked in all text that leaves the process."""
-        held = (self.synapse_access_token, self.synapse_agent_token, self.worker_plugin_access_token)
+        held = (
+            self.synapse_access_token,
+            self.synapse_agent_token,
+            self.worker_plugin_access_token,
+            self.worker_console_token,
+        )
         tokens = [token.get_secret_value() for token in held if token is not None]
         if self.worker_webhook_secret is not None:
             tokens += self.worker_webhook_secret.get_secret_value().split()

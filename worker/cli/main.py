@@ -30,6 +30,10 @@ COMMANDS: Final = {
         "Show the log of a job: the run's own messages, and every log that is relayed for it.",
     ),
     "stop": ("publish:stop", "Stop a run, even while its message is still queued."),
+    "console": (
+        "live_page:console",
+        "Serve the live page: runs, logs, waiting lists, deployments, dead letters and queues.",
+    ),
     "rollback": ("cluster:rollback", "Let an application run again what it ran before its last update."),
     "undeploy": ("cluster:undeploy", "Remove an application from Ray Serve, and what is kept of it."),
     "doctor": (

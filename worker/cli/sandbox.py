@@ -56,9 +56,11 @@ def sandbox(
             project = seed_platform(running.state, running.files_dir, running.files_url, agent=AGENT_ID)
             for _ in range(workers):
                 running.start_worker()
+            url = running.start_console()
             ticker.stop()
             _print_contents(running, project)
             with _written_settings(env_file, running.environment()):
+                print_progress(f"the live page is on {url}")
                 print_progress(f"settings, in another shell: source {env_file}; Ctrl-C ends all")
                 look = _reloader(running).look if reload else _nothing
                 try:

@@ -18,6 +18,14 @@ def overdue_counts_key() -> str:
     return f"{redis_prefix()}:live:overdue"
 
 
+def changes_channel() -> str:
+    """Pub/sub channel: what changes of any run's public record, and the ids of new dead letters.
+
+    Scripts make its name themselves, from the key of the record (`publish_change` of `prelude.lua`).
+    """
+    return f"{redis_prefix()}:changes"
+
+
 def outbox_key() -> str:
     """Sorted set: the jobs with something to report, by the time at which any worker may report it."""
     return f"{redis_prefix()}:outbox"
