@@ -21,9 +21,10 @@ app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{- /* What all pods have in common: no rights, no token of Kubernetes, and no variables of other services. */ -}}
+{{- /* What all pods have in common: no rights, no token of Kubernetes, and no variables of other services; takes (list root component). */ -}}
 {{- define "worker.pod" -}}
-serviceAccountName: {{ include "worker.name" . }}
+{{- $values := (index . 0).Values -}}
+serviceAccountName: {{ include "worker.name" (index . 0) }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 securityContext:
@@ -34,40 +35,47 @@ securityContext:
   fsGroupChangePolicy: OnRootMismatch
   seccompProfile:
     type: RuntimeDefault
-{{- with .Values.image.pullSecrets }}
+{{- with $values.image.pullSecrets }}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.nodeSelector }}
+{{- with $values.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.tolerations }}
+{{- with $values.tolerations }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 volumes:
   - name: tmp
     emptyDir:
-      sizeLimit: {{ .Values.tmpSize }}
+      sizeLimit: {{ $values.tmpSize }}
   - name: plugins
-    {{- toYaml .Values.plugins.volume | nindent 4 }}
+    {{- toYaml $values.plugins.volume | nindent 4 }}
   - name: secrets
     projected:
       defaultMode: 0440
       sources:
         - secret:
-            name: {{ .Values.secret.name }}
+            name: {{ $values.secret.name }}
             items:
-              {{- range $setting, $key := .Values.secret.files }}
+              {{- range $setting, $key := $values.secret.files }}
               - key: {{ $key }}
                 path: {{ $setting }}
               {{- end }}
-        {{- if .Values.ray.tokenSecret }}
+        {{- if eq (index . 1) "console" }}
         - secret:
-            name: {{ .Values.ray.tokenSecret }}
+            name: {{ $values.secret.name }}
             items:
-              - key: {{ .Values.ray.tokenKey }}
+              - key: {{ $values.console.tokenKey }}
+                path: WORKER_CONSOLE_TOKEN
+        {{- end }}
+        {{- if $values.ray.tokenSecret }}
+        - secret:
+            name: {{ $values.ray.tokenSecret }}
+            items:
+              - key: {{ $values.ray.tokenKey }}
                 path: ray-token
         {{- end }}
 {{- end -}}

@@ -17,6 +17,7 @@ from worker.to_task.annotate import MAX_PASS_SECONDS
 
 SCHEMAS = Path(__file__).with_name("schemas")
 OLDEST, NEWEST = "1.27", "1.37"
+PAGES = ("flower", "console")
 ROLES = ("deploy", "to_task", "annotate", "logs", "control")
 EVERYTHING = {
     **NEEDED,
@@ -114,9 +115,9 @@ def test_the_service_account_has_no_token(manifests: list[Manifest]) -> None:
 
 def test_commands_are_those_of_the_compose_file(manifests: list[Manifest]) -> None:
     pods = pod_specs(manifests)
-    assert pods.keys() == {role.replace("_", "-") for role in (*ROLES, "flower")}
+    assert pods.keys() == {role.replace("_", "-") for role in (*ROLES, *PAGES)}
 
-    for service in (*ROLES, "flower"):
+    for service in (*ROLES, *PAGES):
         command = container_of(pods[service.replace("_", "-")])["command"]
         assert command == arguments(services()[service]["command"])
 
@@ -171,7 +172,7 @@ def test_a_worker_has_the_time_that_a_step_may_take(manifests: list[Manifest]) -
     default: float = Settings.model_fields["worker_plugin_timeout_seconds"].default
 
     for name, pod in pod_specs(manifests).items():
-        if name != "flower":
+        if name not in PAGES:
             assert pod["terminationGracePeriodSeconds"] >= default + MAX_PASS_SECONDS
     for role in ROLES:
         assert services()[role]["stop_grace_period"] == "6m"  # the same
@@ -259,6 +260,12 @@ def test_without_keda_replicas_are_those_of_the_values() -> None:
 
     assert not of_kind(manifests, "ScaledObject")
     assert of_kind(manifests, "Deployment")["annotate"]["spec"]["replicas"] == 1
+
+
+def test_the_token_of_the_page_is_in_its_pod_alone(manifests: list[Manifest]) -> None:
+    pods = pod_specs(manifests)
+
+    assert [name for name, pod in pods.items() if "console-token" in str(pod)] == ["console"]
 
 
 def test_nobody_reaches_a_worker_unless_the_values_say_so(manifests: list[Manifest]) -> None:

@@ -33,7 +33,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
         made.start_healthy("redis")
         made.start_healthy("ray-head", SLOW_MACHINE)
         made.start_healthy("ray-node", SLOW_MACHINE)
-        for name in ("sandbox-backend", "sandbox-agent", *WORKERS, "flower"):
+        for name in ("sandbox-backend", "sandbox-agent", *WORKERS, "flower", "console"):
             made.start_healthy(name)
         yield made
 
@@ -150,7 +150,7 @@ def test_secrets_stand_in_no_environment(platform: Containers) -> None:
 
 def test_services_end_in_time_when_they_are_stopped(platform: Containers) -> None:
     # The last test: nothing works after it
-    names = (*WORKERS, "flower", "sandbox-agent", "sandbox-backend")
+    names = (*WORKERS, "flower", "console", "sandbox-agent", "sandbox-backend")
     for name in names:
         platform.running[name].terminate()
 
