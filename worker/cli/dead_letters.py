@@ -11,6 +11,7 @@ from rich.table import Table
 from shared import DeployMessage, ToTaskMessage
 from worker.cli.console import (
     DEFAULT_REDIS_URL,
+    AsJson,
     BrokerUrl,
     Priority,
     RedisUrl,
@@ -18,6 +19,8 @@ from worker.cli.console import (
     err,
     fail,
     out,
+    print_json,
+    print_table,
     publish,
     table_cell,
     terminal_json,
@@ -40,16 +43,20 @@ _KEYS: Final = re.compile(
 
 
 @app.command("list")
-def list_dead_letters(redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
+def list_dead_letters(as_json: AsJson = False, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
     """All dead letters, oldest first."""
+    letters, names = DeadLetters(connect(redis_url)).all(), ("id", "time", "task", "job", "reason")
+    if as_json:
+        print_json([{name: getattr(letter, name) for name in names} for letter in letters])
+        return
     table = Table(box=None, pad_edge=False)
-    for name in ("id", "time", "task", "job", "reason"):
+    for name in names:
         # The id and the time stay on one line, to be copied; long texts are wrapped and never cut.
         table.add_column(name, no_wrap=name in ("id", "time"), overflow="fold")
-    for letter in DeadLetters(connect(redis_url)).all():
+    for letter in letters:
         texts = (_local_time(letter.time), letter.task, letter.job or "", letter.reason)
         table.add_row(letter.id, *(table_cell(text) for text in texts))
-    out.print(table if table.row_count else "no dead letters")
+    print_table(table, empty="no dead letters")
 
 
 @app.command()

@@ -36,6 +36,14 @@ def webhooks_key() -> str:
     return f"{redis_prefix()}:webhooks"
 
 
+def ended_runs_key(status: str = "") -> str:
+    """Sorted set: the jobs whose runs have ended, of all or with one status, by the time of the end.
+
+    Scripts make these names themselves, from the key of the record (`keep_ended_run` of `prelude.lua`).
+    """
+    return f"{redis_prefix()}:ended:{status}" if status else f"{redis_prefix()}:ended"
+
+
 def open_logs_key() -> str:
     """Sorted set: every relayed log, scored by the time (Redis's clock) at which its claim expires."""
     return f"{redis_prefix()}:{{logs}}:open"
@@ -112,6 +120,16 @@ STATE_PREFIX = "finding:"
 def run_key(job: str) -> str:
     """Hash: the message, where the run stands, and its state. `RunStore` and scripts read and write it."""
     return f"{job_key(job)}:run"
+
+
+def ended_run_key(job: str) -> str:
+    """JSON: the public record of a run that has ended, and its `message`; kept beyond the other keys."""
+    return f"{ended_runs_key()}:{{{job}}}"
+
+
+def failed_tasks_key(job: str) -> str:
+    """List: the ids of all tasks that failed; kept beyond the other keys once the run has ended."""
+    return f"{ended_run_key(job)}:failed_tasks"
 
 
 def stop_key(job: str) -> str:

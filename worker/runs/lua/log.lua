@@ -175,7 +175,8 @@ if operation == 'finish' then
         redis.call('ZADD', KEYS[1], due, member)
         redis.call('HDEL', KEYS[2], member)
         redis.call('PUBLISH', events, event)
-        -- The end counts, also where the log cannot be written.
+        -- The end counts, also where it cannot be kept or the log cannot be written.
+        pcall(keep_ended_run, ended_run, record)
         pcall(end_log, key, log_name, 15, 14 + lines)
       end
     end

@@ -133,3 +133,34 @@ local function forget_deliveries(polls, field)
   if field ~= '' then redis.call('HDEL', polls, field) end
 end
 
+-- Ended runs are kept for longer than the keys of their jobs: what is known of each, all its failed tasks, and sorted
+-- sets of their jobs by the time of the end, one of all and one a status. Their names come from that of the record.
+local END_STATUSES = {'SUCCEEDED', 'FAILED', 'STOPPED'}
+local function ended_keys(record)
+  local prefix, job = string.match(record, '^(.*):jobs:{(.*)}$')
+  local all = prefix .. ':ended'
+  local kept = all .. ':{' .. job .. '}'
+  return job, all, kept, kept .. ':failed_tasks'
+end
+local function keep_ended_run(run, record)
+  local job, all, kept, failed_tasks = ended_keys(record)
+  local found, content, time = redis.call('HGETALL', record), {}, now()
+  for index = 1, #found, 2 do content[found[index]] = found[index + 1] end
+  content.message = redis.call('HGET', run, RUN.message) or nil
+  redis.call('SET', kept, cjson.encode(content))
+  -- They do not expire with the run any more.
+  redis.call('SREM', record .. ':keys', failed_tasks)
+  redis.call('PERSIST', failed_tasks)
+  redis.call('ZADD', all, time, job)
+  redis.call('ZADD', all .. ':' .. content.status, time, job)
+end
+local function is_kept(record)
+  local _, _, kept = ended_keys(record)
+  return redis.call('EXISTS', kept) == 1
+end
+local function forget_ended_run(record)
+  local job, all, kept, failed_tasks = ended_keys(record)
+  redis.call('UNLINK', kept, failed_tasks)
+  redis.call('ZREM', all, job)
+  for _, status in ipairs(END_STATUSES) do redis.call('ZREM', all .. ':' .. status, job) end
+end
