@@ -23,7 +23,8 @@ from starlette.routing import Route
 from shared import Message, Publisher, StopMessage
 from worker.console.access import Guard
 from worker.console.changes import ChangeListener
-from worker.console.event_streams import EventStreams
+from worker.console.event_streams import ChangeStreams
+from worker.console.log_streams import LogStreams
 from worker.console.overview import Overview
 from worker.console.page_files import NO_SUCH_PAGE, PageFiles
 from worker.console.sessions import SESSION_COOKIE, SESSION_SECONDS, Sessions
@@ -61,7 +62,9 @@ class Console:
         self._sessions = Sessions(token)
         self._files = files = PageFiles(samples)
         self.changes = ChangeListener(redis, subscriber)
-        self._streams = EventStreams(self.changes, subscriber)
+        self._closing = asyncio.Event()
+        streams = ChangeStreams(self.changes, self._closing)
+        logs = LogStreams(subscriber, self._closing)
         routes = [
             Route("/", files.page("index.html")),
             Route("/login", files.page("login.html"), methods=["GET"]),
@@ -73,8 +76,8 @@ class Console:
             Route("/api/session", self._session),
             Route("/api/samples", self._answer(files.labels)),
             Route("/samples/{name}", files.sample),
-            Route("/api/events", self._streams.changes),
-            Route("/api/runs/{job}/log", self._streams.log),
+            Route("/api/events", streams.changes),
+            Route("/api/runs/{job}/log", logs.log),
             Route("/api/runs/{job}", self._run),
             Route("/api/runs/{job}/stop", self._stop, methods=["POST"]),
             Route("/api/waiting", self._answer(overview.waiting)),
@@ -108,7 +111,7 @@ class Console:
 
     def close_streams(self) -> None:
         """End the event streams, which else keep the server from ending."""
-        self._streams.close()
+        self._closing.set()
 
     # Files and sessions
 

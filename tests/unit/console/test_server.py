@@ -19,7 +19,7 @@ from tests.unit.runs.example_workflow import FIRST, VISIBILITY_TIMEOUT
 from worker.console import changes, server
 from worker.console.access import ACTION_HEADER
 from worker.console.changes import ChangeListener, Version
-from worker.console.event_streams import EventStreams
+from worker.console.event_streams import ChangeStreams
 from worker.console.overview import Overview
 from worker.console.server import Console
 from worker.runs.model import End
@@ -124,7 +124,7 @@ async def test_stream_has_a_snapshot_and_then_changes(
     # Given a browser that listens
     accept(runs, "42")
     listener = ChangeListener(redis, subscriber)
-    streams = EventStreams(listener, subscriber)
+    streams = ChangeStreams(listener, asyncio.Event())
     async with listening(listener):
         await until(listener, lambda version: version.is_connected)
         stream = streams._changes_after(None)
@@ -144,11 +144,12 @@ async def test_stream_has_a_snapshot_and_then_changes(
 
 
 async def test_closed_streams_end(redis: fakeredis.FakeRedis, subscriber: fakeredis.FakeAsyncRedis) -> None:
-    streams = EventStreams(ChangeListener(redis, subscriber), subscriber)
+    closing = asyncio.Event()
+    streams = ChangeStreams(ChangeListener(redis, subscriber), closing)
     stream = streams._changes_after(None)
     await anext(stream)
 
-    streams.close()
+    closing.set()
 
     async with asyncio.timeout(SECONDS):
         assert [event async for event in stream] in ([], [b": nothing has changed\n\n"])

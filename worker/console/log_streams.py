@@ -1,0 +1,85 @@
+"""The log of a run as it comes: server-sent events."""
+
+import asyncio
+from contextlib import suppress
+from typing import Final
+
+from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import RedisError
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from shared.follower import AsyncLogFollower, LogEnd, LogLine
+from worker.console.event_streams import Body, encode_event, next_event, stream
+from worker.runs.events import log_state_key
+
+SECONDS_BETWEEN_LINES: Final = 0.15
+MAX_LINES_AT_ONCE: Final = 1_000
+DEFAULT_TAIL: Final = 5_000
+MAX_LOG_STREAMS: Final = 40
+"""Each has a connection to Redis."""
+
+
+class LogStreams:
+    """The endpoint of logs."""
+
+    def __init__(self, redis: "AsyncRedis", closing: asyncio.Event) -> None:
+        """`closing`: set when all streams are to end."""
+        self._redis = redis
+        self._closing = closing
+        self._logs = 0
+
+    async def log(self, request: Request) -> Response:
+        """The last lines of a run's log, then what comes; `?tail=0` for the whole."""
+        if self._logs >= MAX_LOG_STREAMS:
+            return PlainTextResponse("so many logs are followed already\n", 503, {"Retry-After": "5"})
+        job = request.path_params["job"]
+        after = _number(request.headers.get("last-event-id", ""))
+        if after is None:
+            tail = _number(request.query_params.get("tail", str(DEFAULT_TAIL)))
+            last = _number(str(await self._redis.hget(log_state_key(job), "seq"))) or 0
+            after = max(last - tail, 0) if tail else 0
+        return stream(self._lines(AsyncLogFollower(self._redis, job, after=after)))
+
+    async def _lines(self, follower: AsyncLogFollower) -> Body:
+        lines: asyncio.Queue[LogLine | LogEnd] = asyncio.Queue(MAX_LINES_AT_ONCE)
+        following = asyncio.create_task(_follow(follower, lines))
+        self._logs += 1
+        try:
+            while not self._closing.is_set():
+                first = await next_event(lines.get(), self._closing)
+                if first is None:
+                    yield b": no line\n\n"
+                    continue
+                await asyncio.sleep(SECONDS_BETWEEN_LINES)
+                batch = [first]
+                while not lines.empty():
+                    batch.append(lines.get_nowait())
+                rows = [
+                    [line.seq, line.time, line.source, line.level, line.line]
+                    for line in batch
+                    if isinstance(line, LogLine)
+                ]
+                if rows:
+                    yield encode_event("lines", rows, str(rows[-1][0]))
+                if isinstance(batch[-1], LogEnd):
+                    # Without a reason Redis is away, and the browser asks again for what comes after.
+                    if batch[-1].reason:
+                        yield encode_event("end", {"reason": batch[-1].reason})
+                    break
+        finally:
+            self._logs -= 1
+            following.cancel()
+            with suppress(asyncio.CancelledError):
+                await following
+
+
+async def _follow(follower: AsyncLogFollower, lines: "asyncio.Queue[LogLine | LogEnd]") -> None:
+    with suppress(RedisError, OSError):
+        async for line in follower:
+            await lines.put(line)
+    await lines.put(LogEnd(follower.seq, follower.reason))
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else None
