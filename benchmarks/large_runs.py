@@ -148,6 +148,8 @@ def measure_beside(bench: Bench, case: Beside, jobs: Iterator[int]) -> Iterator[
     with Publisher(bench.redis_url) as publisher:
         for job in large:
             publisher.publish(message_of(job, case.tasks, tenant=LARGE_TENANT))
+        # Tasks are listed before the first is annotated, which no share of chunks limits.
+        wait_for(lambda: _are_at(bench, large, "to_task.spread"), MAX_WAIT_SECONDS, "the tasks listed")
         wait_for(lambda: bench.writes()["tasks"] > UNDER_WAY, MAX_WAIT_SECONDS, "large runs")
         beside = seconds_of_small(bench, others, case.small_tasks)
         statuses = [bench.redis.hget(job_key(str(job)), "status") for job in large]
@@ -163,6 +165,10 @@ def measure_beside(bench: Bench, case: Beside, jobs: Iterator[int]) -> Iterator[
     yield Row(f"{case}: publishing to end", beside[worst], "s", "alone", alone[worst], goal, note)
     middle = case.small // 2
     yield Row(f"{case}: median", beside[middle], "s", "alone", alone[middle])
+
+
+def _are_at(bench: Bench, jobs: Sequence[int], step: str) -> bool:
+    return all(bench.redis.hget(job_key(str(job)), "step") == step for job in jobs)
 
 
 def _have_ended(bench: Bench, jobs: Sequence[int]) -> bool:
