@@ -1,17 +1,15 @@
 """The command `doctor`: checks a worker's settings and the services that it depends on."""
 
 import contextlib
-import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Annotated, Any, Final, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Final
 
 import typer
 from kombu.exceptions import OperationalError
 from pydantic import SecretStr
 from redis.exceptions import RedisError
-from rich.markup import escape
 
 from shared.messages import DeployMessage
 from shared.redis_url import is_redis_url, read_redis_url
@@ -21,8 +19,8 @@ from worker.broker.queues import DEFAULT_QUEUE, waiting_messages
 from worker.cli import cluster
 from worker.cli.checks import redis_check
 from worker.cli.checks.host_check import check_disk, check_port, check_proxies, check_tokens, free_space
-from worker.cli.checks.redis_check import Finding
-from worker.cli.console import BAD_ADDRESS_ERRORS, out
+from worker.cli.checks.report import CheckFailures, CheckWarning, Report
+from worker.cli.console import BAD_ADDRESS_ERRORS
 from worker.platform import (
     AgentClient,
     AuthenticationError,
@@ -91,55 +89,6 @@ RELEVANT_SETTINGS: Final = {
 }
 
 
-class _CheckWarning(Exception):
-    """Nothing is wrong, but the user should know: the check is a warning."""
-
-
-class _CheckFailures(Exception):
-    """What is wrong was reported, each finding with what to do."""
-
-
-class Report:
-    """The findings, each printed on one line when it is found, or all of them as JSON at the end."""
-
-    MARKS: Final = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "error": "[red]✗[/]"}
-
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
-        self.findings: list[dict[str, str]] = []
-
-    def add(self, check: str, status: str, text: str = "", *, see: str = "") -> None:
-        """A finding: `ok`, `warning` or `error`; `see` names the settings that it is about."""
-        finding = {"check": check, "status": status, "text": text, "see": see}
-        self.findings.append({name: value for name, value in finding.items() if value})
-        colon = f": {escape(text)}" if text else ""
-        self._print(f"{self.MARKS[status]} {check}{colon}" + (f" [dim](see {see})[/]" if see else ""))
-
-    def add_all(self, check: str, findings: Iterable[Finding]) -> None:
-        """Report these; raises `_CheckFailures` after an error."""
-        has_errors = False
-        for finding in findings:
-            self.add(check, "error" if finding.is_error else "warning", finding.text)
-            has_errors = has_errors or finding.is_error
-        if has_errors:
-            raise _CheckFailures
-
-    def note(self, text: str) -> None:
-        """What takes a while is about to be checked."""
-        self._print(f"[dim]· {text}[/]")
-
-    def end(self, *, is_healthy: bool) -> NoReturn:
-        """Print what was not printed, and end the command."""
-        if self._as_json:
-            typer.echo(json.dumps({"healthy": is_healthy, "findings": self.findings}, indent=2))
-        raise typer.Exit(0 if is_healthy else 1)
-
-    def _print(self, line: str) -> None:
-        if not self._as_json:
-            # On one line, also in a file that is searched by lines.
-            out.print(line, highlight=False, soft_wrap=True)
-
-
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print all findings as JSON at the end.")] = False,
 ) -> None:
@@ -180,10 +129,10 @@ def _warn_of_unknown_variables(report: Report) -> None:
 def _passes(name: str, check: Check, settings: Settings, report: Report) -> bool:
     try:
         found = check(settings, report)
-    except _CheckWarning as warning:
+    except CheckWarning as warning:
         report.add(name, "warning", str(warning))
         return True
-    except _CheckFailures:
+    except CheckFailures:
         return False
     except (ClientError, OperationalError, PluginError, RedisError, OSError) as error:
         problem = clean(str(error)) or type(error).__name__
@@ -247,7 +196,7 @@ def _check_backend(settings: Settings, report: Report) -> str:
     except AuthenticationError:
         text = "does not know the token of plugin code: create one, or unset it"
         report.add("backend", "error", text, see="WORKER_PLUGIN_ACCESS_TOKEN")
-        raise _CheckFailures from None
+        raise CheckFailures from None
     return "answers and knows both tokens"
 
 
@@ -265,7 +214,7 @@ def _check_agent(settings: Settings, report: Report) -> str:  # noqa: ARG001 - a
     if settings.synapse_agent_url is None and settings.worker_agent is not None:
         return _check_agent_of_backend(settings, settings.worker_agent)
     if settings.synapse_agent_url is None:
-        raise _CheckWarning("SYNAPSE_AGENT_URL is not set: looked up in the backend by its id")
+        raise CheckWarning("SYNAPSE_AGENT_URL is not set: looked up in the backend by its id")
     token = settings.synapse_agent_token
     with AgentClient(settings.synapse_agent_url, token.get_secret_value() if token else "") as agent:
         agent.health()
@@ -281,7 +230,7 @@ def _check_agent_of_backend(settings: Settings, id_: int) -> str:
         except NotFoundError:
             raise NotFoundError(f"the backend has no agent {id_}: see WORKER_AGENT", 404) from None
     if not found.get("url"):
-        raise _CheckWarning(f"agent {id_} has no URL in the backend: the capacity gate asks nobody")
+        raise CheckWarning(f"agent {id_} has no URL in the backend: the capacity gate asks nobody")
     with AgentClient(str(found["url"]), str(found.get("token") or "")) as agent:
         agent.health()
     return f"agent {id_} of the backend is healthy"
@@ -291,7 +240,7 @@ def _check_ray(settings: Settings, report: Report) -> str:
     if settings.ray_address is None:
         what = "deploy and to_task" if settings.worker_plugin_host == "ray" else "deploy"
         hint = " (or WORKER_PLUGIN_HOST=process for to_task alone)" if "to_task" in what else ""
-        raise _CheckWarning(f"RAY_ADDRESS is not set: a {what} would end FAILED{hint}")
+        raise CheckWarning(f"RAY_ADDRESS is not set: a {what} would end FAILED{hint}")
     report.note("checking ray …")
     return cluster.check_cluster(settings.ray_address)
 
@@ -306,12 +255,12 @@ def _check_workers(settings: Settings, report: Report) -> str:
     try:
         answers = active_queues()
     except Exception as error:  # each broker library has its own; the connection was checked before
-        raise _CheckWarning(f"could not be asked ({type(error).__name__})") from None
+        raise CheckWarning(f"could not be asked ({type(error).__name__})") from None
     for line in _unread_messages(settings, answers):
         report.add("queue", "warning", line)
     answered = f"{len(answers)} answer{'s' if len(answers) == 1 else ''}"
     if unconsumed := unconsumed_queues(answers):
-        raise _CheckWarning(f"{answered}; nobody listens on {', '.join(unconsumed)}")
+        raise CheckWarning(f"{answered}; nobody listens on {', '.join(unconsumed)}")
     return f"{answered}; each queue has a listener"
 
 
@@ -353,7 +302,7 @@ def _check_plugins(settings: Settings, report: Report) -> str:
     store = PluginStore(settings.plugins_dir, max_bytes=settings.worker_plugin_max_mb * MB)
     names = store.names()
     if not names:
-        raise _CheckWarning("PLUGINS_DIR holds no release, which is a folder or .zip named code@version")
+        raise CheckWarning("PLUGINS_DIR holds no release, which is a folder or .zip named code@version")
     until, looked_at = time.monotonic() + MAX_PLUGINS_SECONDS, 0
     for name in reversed(names):
         if time.monotonic() > until:

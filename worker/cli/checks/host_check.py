@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from worker.cli.checks.redis_check import Finding
+from worker.cli.checks.report import Finding
 from worker.plugins.ray_driver.child import PROXIES, RAY_USES_PROXY, drop_proxies
 from worker.settings import MB, Settings
 
