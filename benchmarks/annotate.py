@@ -110,14 +110,15 @@ class Annotation:
         return self._bench.writes()
 
 
-def message_of(job: int, tasks: int, method: str = "file") -> ToTaskMessage:
+def message_of(job: int, tasks: int, method: str = "file", tenant: str | None = None) -> ToTaskMessage:
     """A run over all tasks of a project that has so many."""
     params: dict[str, Any] = {"name": "bench", "project": tasks + 1, "agent": 1, "method": method}
     if method == "file":
         params |= {"target_specification_name": SPECIFICATION}
     else:
         params |= {"pre_processor": 1, "model": 1, "batch_size": IN_FLIGHT}
-    return ToTaskMessage.model_validate({"job": job, "plugin": PLUGIN, "params": params})
+    fields = {"job": job, "plugin": PLUGIN, "params": params, "tenant": tenant}
+    return ToTaskMessage.model_validate(fields)
 
 
 def _cpu_seconds(*processes: psutil.Process) -> float:

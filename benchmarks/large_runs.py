@@ -3,6 +3,7 @@
 The memory is looked at over the run, after its first tenth, in which buffers and pools grow to their size.
 """
 
+import itertools
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,27 @@ UNDER_WAY = 1_000
 """Written tasks of the large run, when the small ones are published."""
 MB = 1024**2
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-LARGE_JOB, SMALL_JOBS = 500_000, (600_000, 700_000)
+LARGE_TENANT = "large"
+TENANT_CHUNKS = 1
+"""A process begins about one for each 32 of its requests in flight, so this leaves one to others."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Small runs, and the large ones of another tenant beside which they are measured."""
+
+    small: int
+    large: int
+    tasks: int
+    """Of a large run."""
+    small_tasks: int = 100
+    tenant_chunks: int | None = None
+    """WORKER_TENANT_CHUNKS."""
+
+    def __str__(self) -> str:
+        large = f"one of {self.tasks:,}" if self.large == 1 else f"{self.large} of {self.tasks:,}"
+        share = f", {self.tenant_chunks} chunks a tenant" if self.tenant_chunks else ""
+        return f"{self.small} runs of {self.small_tasks} tasks beside {large}{share}"
 
 
 @dataclass(frozen=True)
@@ -31,13 +52,20 @@ class Size:
     """Tasks of the run whose rate and memory are measured (None: not at all), and the runs side by side."""
 
     large: int | None
-    beside: int
-    small: int
-    small_tasks: int
+    beside: tuple[Beside, ...]
 
 
-FULL = Size(large=100_000, beside=20_000, small=20, small_tasks=100)
-QUICK = Size(large=None, beside=20_000, small=20, small_tasks=100)
+USUAL = Beside(small=20, large=1, tasks=20_000)
+FULL = Size(
+    large=100_000,
+    beside=(
+        USUAL,
+        Beside(small=10, large=1, tasks=100_000),
+        Beside(small=10, large=10, tasks=20_000),
+        Beside(small=10, large=10, tasks=20_000, tenant_chunks=TENANT_CHUNKS),
+    ),
+)
+QUICK = Size(large=None, beside=(USUAL,))
 
 
 @dataclass(frozen=True)
@@ -87,13 +115,12 @@ def _median(found: Sequence[Memory], name: str) -> float:
     return statistics.median(getattr(each, name) for each in found)
 
 
-def seconds_of_small(bench: Bench, first_job: int, size: Size) -> list[float]:
+def seconds_of_small(bench: Bench, jobs: range, tasks: int) -> list[float]:
     """Publish the small runs at once; seconds from there to the end of each, in order of their ends."""
-    jobs = range(first_job, first_job + size.small)
     with Publisher(bench.redis_url) as publisher:
         began = time.monotonic()
         for job in jobs:
-            publisher.publish(message_of(job, size.small_tasks))
+            publisher.publish(message_of(job, tasks))
     ends: dict[int, float] = {}
 
     def have_ended() -> bool:
@@ -104,43 +131,70 @@ def seconds_of_small(bench: Bench, first_job: int, size: Size) -> list[float]:
                 if status in ENDED:
                     assert status == "SUCCEEDED", (job, status)
                     ends.setdefault(job, time.monotonic() - began)
-        return len(ends) == size.small
+        return len(ends) == len(jobs)
 
     wait_for(have_ended, MAX_WAIT_SECONDS, "the small runs")
     return sorted(ends.values())
 
 
-def measure_beside(bench: Bench, size: Size) -> Iterator[Row]:
-    """The small runs alone, and beside a large one that is in full swing and should be when they end."""
+def measure_beside(bench: Bench, case: Beside, jobs: Iterator[int]) -> Iterator[Row]:
+    """The small runs alone, and beside large ones that are in full swing and should be when they end."""
+    first = next(jobs)
+    small, others = range(first, first + case.small), range(first + 1_000, first + 1_000 + case.small)
+    large = [first + 2_000 + number for number in range(case.large)]
     bench.set_latency(LATENCY_MS)
-    alone = seconds_of_small(bench, SMALL_JOBS[0], size)
+    alone = seconds_of_small(bench, small, case.small_tasks)
     bench.set_latency(LATENCY_MS)
     with Publisher(bench.redis_url) as publisher:
-        publisher.publish(message_of(LARGE_JOB, size.beside))
-        wait_for(lambda: bench.writes()["tasks"] > UNDER_WAY, MAX_WAIT_SECONDS, "a large run")
-        beside = seconds_of_small(bench, SMALL_JOBS[1], size)
-        status = bench.redis.hget(job_key(str(LARGE_JOB)), "status")
-        publisher.publish(StopMessage(job=str(LARGE_JOB)))
-    ratios = [mine / others for mine, others in zip(beside, alone, strict=True)]
-    worst = max(range(size.small), key=ratios.__getitem__)
-    note = f"the worst of {size.small} by rank; the last {beside[-1]:.2f} s, alone {alone[-1]:.2f} s"
-    if status != "RUNNING":
-        note += f"; the large one was {status} before they ended"
-    what = f"{size.small} runs of {size.small_tasks} tasks beside one of {size.beside:,}"
-    yield Row(f"{what}: publishing to end", beside[worst], "s", "alone", alone[worst], at_most(3), note)
-    middle = size.small // 2
-    yield Row(f"{what}: median", beside[middle], "s", "alone", alone[middle])
+        for job in large:
+            publisher.publish(message_of(job, case.tasks, tenant=LARGE_TENANT))
+        # Tasks are listed before the first is annotated, which no share of chunks limits.
+        wait_for(lambda: _are_at(bench, large, "to_task.spread"), MAX_WAIT_SECONDS, "the tasks listed")
+        wait_for(lambda: bench.writes()["tasks"] > UNDER_WAY, MAX_WAIT_SECONDS, "large runs")
+        beside = seconds_of_small(bench, others, case.small_tasks)
+        statuses = [bench.redis.hget(job_key(str(job)), "status") for job in large]
+        for job in large:
+            publisher.publish(StopMessage(job=str(job)))
+    wait_for(lambda: _have_ended(bench, large), MAX_WAIT_SECONDS, "the end of the large runs")
+    ratios = [mine / theirs for mine, theirs in zip(beside, alone, strict=True)]
+    worst = max(range(case.small), key=ratios.__getitem__)
+    note = f"the worst of {case.small} by rank; the last {beside[-1]:.2f} s, alone {alone[-1]:.2f} s"
+    if ended := [status for status in statuses if status != "RUNNING"]:
+        note += f"; {len(ended)} large ones were {ended[0]} before they ended"
+    goal = None if case.large > 1 and case.tenant_chunks is None else at_most(3)
+    yield Row(f"{case}: publishing to end", beside[worst], "s", "alone", alone[worst], goal, note)
+    middle = case.small // 2
+    yield Row(f"{case}: median", beside[middle], "s", "alone", alone[middle])
+
+
+def _are_at(bench: Bench, jobs: Sequence[int], step: str) -> bool:
+    return all(bench.redis.hget(job_key(str(job)), "step") == step for job in jobs)
+
+
+def _have_ended(bench: Bench, jobs: Sequence[int]) -> bool:
+    return all(bench.redis.hget(job_key(str(job)), "status") in ENDED for job in jobs)
 
 
 def measure(size: Size) -> Iterator[Row]:
-    """Both, with one worker."""
+    """Both, with one worker, or with another where tenants have shares."""
     settings = {"WORKER_ANNOTATE_CONCURRENCY": str(IN_FLIGHT)}
-    with start_bench() as bench, bench.worker("worker", **settings) as worker:
-        if size.large is not None:
-            yield from measure_large(bench, worker, size.large)
-        else:
-            Annotation(bench, worker).measure_worker("file", LATENCY_MS, TASKS)
-        yield from measure_beside(bench, size)
+    jobs = itertools.count(500_000, 10_000)
+    with start_bench() as bench:
+        with bench.worker("worker", **settings) as worker:
+            if size.large is not None:
+                yield from measure_large(bench, worker, size.large)
+            else:
+                Annotation(bench, worker).measure_worker("file", LATENCY_MS, TASKS)
+            for case in size.beside:
+                if case.tenant_chunks is None:
+                    yield from measure_beside(bench, case, jobs)
+        for case in size.beside:
+            if case.tenant_chunks is not None:
+                limit = {"WORKER_TENANT_CHUNKS": str(case.tenant_chunks)}
+                with bench.worker("worker", **settings, **limit):
+                    first = next(jobs)
+                    seconds_of_small(bench, range(first, first + case.small), case.small_tasks)
+                    yield from measure_beside(bench, case, jobs)
 
 
 def main() -> None:

@@ -38,7 +38,8 @@ from worker.plugins.ray_host import RayHost
 from worker.runs.model import AnyRun
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.reports.sender import ReportSender
-from worker.runs.reports.webhook import WebhookClient, Webhooks, WebhookSender
+from worker.runs.reports.webhook import Webhooks, WebhookSender
+from worker.runs.reports.webhook_client import WebhookClient
 from worker.runs.runs import Runs, Timing
 from worker.runs.shares.tenants import ShareLimits
 from worker.settings import MB, Settings, once_per_instance, once_per_process, settings

@@ -21,7 +21,8 @@ from worker.pre_processor.waitlist import Waitlist
 from worker.runs.model import Lease
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.reports.outbox import Outbox
-from worker.runs.reports.webhook import WebhookClient, Webhooks
+from worker.runs.reports.webhook import Webhooks
+from worker.runs.reports.webhook_client import WebhookClient
 from worker.runs.runs import Runs
 from worker.runs.shares.slots import Slots
 from worker.runs.store import RunStore

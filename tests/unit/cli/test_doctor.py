@@ -20,7 +20,7 @@ from worker.cli.checks.doctor import consumed_queues, named_queues
 from worker.cli.main import app
 from worker.platform import AuthenticationError, AuthorizationError, NotFoundError
 from worker.plugins import PluginHostUnavailableError
-from worker.runs.reports.webhook import WebhookClient
+from worker.runs.reports.webhook_client import WebhookClient
 
 EVERYTHING = ["deploy", "to_task", "annotate", "logs", "control"]
 

@@ -20,7 +20,8 @@ from worker.platform import register_secrets
 from worker.runs.keys import lock_key, rejected_end_key, run_key, webhooks_key
 from worker.runs.model import STOPPED, End
 from worker.runs.reports import webhook
-from worker.runs.reports.webhook import WebhookClient, Webhooks, WebhookSender, send_end
+from worker.runs.reports.webhook import Webhooks, WebhookSender, send_end
+from worker.runs.reports.webhook_client import WebhookClient
 from worker.runs.runs import Runs, Timing
 from worker.testing import FakeBackend
 

@@ -31,7 +31,7 @@ from worker.platform import (
     clean,
 )
 from worker.plugins import PluginError, PluginStore
-from worker.runs.reports.webhook import WebhookClient
+from worker.runs.reports.webhook_client import WebhookClient
 from worker.settings import MB, Settings, SettingsError, load_settings, unknown_variables
 
 INSPECT_TIMEOUT_SECONDS: Final = 2.0
