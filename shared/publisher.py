@@ -51,13 +51,15 @@ class Publisher:
             broker_use_ssl=tls_options,
         )
 
-    def publish(self, message: Message) -> str:
+    def publish(self, message: Message, *, priority: int | None = None) -> str:
         """Send a message to its queue.
 
         Keys that were left at their default are not sent, so that an older worker accepts what it knows.
 
         Args:
             message: A `DeployMessage`, `ToTaskMessage`, `TailLogsMessage` or `StopMessage`.
+            priority: Celery's priority of the message, which all steps of its run have, too. On Redis 0, the
+                default, is the most urgent and 9 the least, with the steps 0, 3, 6 and 9.
 
         Returns:
             The id of the Celery task.
@@ -76,6 +78,7 @@ class Publisher:
             argsrepr="()",
             kwargsrepr=repr(shown),
             confirm_timeout=CONFIRM_TIMEOUT_SECONDS,
+            **({} if priority is None else {"priority": priority}),
         )
         return str(sent.id)
 

@@ -2,7 +2,7 @@
 
     python -m tools.pythons
 
-Each has an environment of its own (`.venv-3.12`), which `make setup` makes. One that is not found is named, and
+Each has an environment of its own (`.venv-3.12`), made by `make setup`. One that is not found is named, and
 is no failure; `make test` runs on the Python of `.venv`, the oldest that is supported.
 """
 

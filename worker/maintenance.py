@@ -83,6 +83,16 @@ def take_over_reports() -> None:
     services().reports.take_over()
 
 
+def take_over_webhooks() -> None:
+    """Send the ends to the webhook that workers that died have left behind."""
+    services().webhooks.take_over()
+
+
+def hand_out_slots() -> None:
+    """Give the slots of tenants to those that wait which nobody holds any more."""
+    services().runs.shares.hand_out()
+
+
 class Work:
     """One periodic work, done while this worker holds its lease."""
 
@@ -142,6 +152,12 @@ def works() -> list[Work]:
     lease = 2 * SECONDS_BETWEEN_TAKEOVERS
     reports = Work("reports", take_over_reports, seconds=SECONDS_BETWEEN_TAKEOVERS, lease_seconds=lease)
     works = [Work("sweep", sweep), Work("retention", remove_old), reports]
+    if settings.worker_webhook_url:
+        seconds = SECONDS_BETWEEN_TAKEOVERS
+        works.append(Work("webhooks", take_over_webhooks, seconds=seconds, lease_seconds=lease))
+    if services().runs.shares.are_limited:
+        seconds = SECONDS_BETWEEN_TAKEOVERS
+        works.append(Work("shares", hand_out_slots, seconds=seconds, lease_seconds=lease))
     if settings.ray_address:
         works.append(Work(f"packages:{settings.worker_agent or 'any'}", pin_packages))
     return works
@@ -172,6 +188,8 @@ class Maintenance:
         self._stop.set()
         try:
             services().reports.hand_over()
+            if services().settings.worker_webhook_url:
+                services().webhooks.hand_over()
         except INFRASTRUCTURE_ERRORS as error:
             log.warning("reports not handed over", error_type=type(error).__name__)
         deadline = time.monotonic() + STOP_TIMEOUT_SECONDS

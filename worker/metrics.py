@@ -42,6 +42,7 @@ FAILURES: Final = Definition(
 )
 POLLS: Final = Definition("polls_total", "Polls, by what is waited for.", ("of",))
 ANNOTATIONS: Final = Definition("annotations_total", "Tasks annotated or failed.", ("result",))
+WEBHOOKS: Final = Definition("webhooks_total", "Attempts to send an end to the webhook.", ("result",))
 REJECTED: Final = Definition("dead_letters_total", "Messages kept as dead letters, by task.", ("task",))
 REQUESTS: Final = Definition(
     "request_seconds",
@@ -59,6 +60,7 @@ DEFINITIONS: Final = (
     FAILURES,
     POLLS,
     ANNOTATIONS,
+    WEBHOOKS,
     REJECTED,
     REQUESTS,
     RELAY,
@@ -195,6 +197,11 @@ def count_annotations(success: int, failed: int) -> None:
 def count_rejected(task: str) -> None:
     """A message was kept as a dead letter."""
     _record(lambda to: to.count(REJECTED, task if task in KNOWN_TASKS else "other"))
+
+
+def count_webhook(result: str) -> None:
+    """The end of a run was `delivered` to the webhook, will be `retried`, or was `given_up`."""
+    _record(lambda to: to.count(WEBHOOKS, result))
 
 
 def observe_request(service: str, method: str, status: int, began: float) -> None:

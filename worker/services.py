@@ -38,7 +38,9 @@ from worker.plugins.ray_host import RayHost
 from worker.runs.model import AnyRun
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.reports.sender import ReportSender
+from worker.runs.reports.webhook import WebhookClient, Webhooks, WebhookSender
 from worker.runs.runs import Runs, Timing
+from worker.runs.shares.tenants import ShareLimits
 from worker.settings import MB, Settings, once_per_instance, once_per_process, settings
 
 log = structlog.get_logger(__name__)
@@ -77,12 +79,30 @@ class Services:
         publisher = CeleryPublisher(
             self._app, shares_redis=broker_url == redis_url, is_redis=is_redis_url(broker_url)
         )
-        return Runs(self.redis, publisher, timing, lambda job, delay: self.reports.add(job, delay))
+        return Runs(
+            self.redis,
+            publisher,
+            timing,
+            lambda job, delay: self.reports.add(job, delay),
+            (lambda job: self.webhooks.add(job)) if self.settings.worker_webhook_url else None,
+            ShareLimits(
+                self.settings.worker_tenant_chunks,
+                self.settings.worker_tenant_runs,
+                self.settings.synapse_tenant,
+            ),
+        )
 
     @once_per_instance
     def reports(self) -> ReportSender:
         """What reports runs to the backend."""
         return ReportSender(self.runs, self.backend)
+
+    @once_per_instance
+    def webhooks(self) -> WebhookSender:
+        """What sends ends to the webhook, which must be set."""
+        settings = self.settings
+        client = WebhookClient(settings.worker_webhook_url or "", settings.webhook_signing_keys)
+        return WebhookSender(self.runs, Webhooks(self.redis), client)
 
     @once_per_instance
     def store(self) -> PluginStore:

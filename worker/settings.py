@@ -26,6 +26,7 @@ from shared.channels import DEFAULT_PREFIX
 from shared.messages import Tenant
 from shared.redis_url import is_redis_url, read_redis_url
 from shared.validation import mistake_parts
+from shared.webhooks import signing_keys
 
 KB = 1024
 MB = 1024 * KB
@@ -66,6 +67,21 @@ def _token(value: SecretStr) -> SecretStr:
     return SecretStr(text)
 
 
+def _webhook_url(value: str) -> str:
+    # It stays as it is: a path with a slash behind it is another one, and a receiver may want a query.
+    base, _, query = value.strip().partition("?")
+    _http_url(base)
+    if query:
+        _http_url(f"{base}/{query}")
+    return value.strip()
+
+
+def _signing_secret(value: SecretStr) -> SecretStr:
+    if not signing_keys(value.get_secret_value()):
+        raise ValueError("is empty")
+    return value
+
+
 def _stripped(value: object) -> object:
     return value.strip() if isinstance(value, str) else value
 
@@ -93,6 +109,8 @@ HttpUrl = Annotated[str, AfterValidator(_http_url)]
 RayAddress = Annotated[str, AfterValidator(_ray_address)]
 TenantHeader = Annotated[Tenant, BeforeValidator(_stripped)]
 Token = Annotated[SecretStr, AfterValidator(_token)]
+WebhookUrl = Annotated[str, AfterValidator(_webhook_url)]
+SigningSecret = Annotated[SecretStr, AfterValidator(_signing_secret)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 BROKER_SCHEMES = ("redis", "rediss", "unix", "redis+socket", "sentinel", "amqp", "amqps", "pyamqp", "memory")
@@ -174,6 +192,13 @@ class Settings(BaseSettings):
     worker_annotate_chunk: Annotated[int, Field(ge=1, le=10_000)] = Field(
         100, description="Tasks in a chunk, at least; a chunk by inference has up to 1,000."
     )
+    worker_tenant_chunks: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="Chunks of one tenant that all workers work on at once, at most; without it any number.",
+    )
+    worker_tenant_runs: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Runs of `to_task` of one tenant under way at once, at most; further ones wait."
+    )
     worker_max_answer_mb: Annotated[int, Field(ge=1, le=1024)] = Field(
         16, description="Largest answer of a service, unpacked, in MB; a task with a larger one fails alone."
     )
@@ -217,6 +242,16 @@ class Settings(BaseSettings):
     )
     worker_dead_letters_max_age_seconds: Seconds = Field(
         30 * 24 * 60 * 60, description="Dead letter: removed after so many seconds, by default 30 days."
+    )
+
+    worker_webhook_url: WebhookUrl | None = Field(
+        None, repr=False, description="Where the end of each run is posted, beside the report to the backend."
+    )
+    worker_webhook_secret: SigningSecret | None = Field(
+        None,
+        repr=False,
+        description="Signs what is posted: `whsec_` and 24 to 64 random bytes in base64; "
+        "while it is exchanged two, separated by a space.",
     )
 
     worker_http_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
@@ -266,15 +301,29 @@ class Settings(BaseSettings):
             raise ValueError("SYNAPSE_AGENT_TOKEN is set but SYNAPSE_AGENT_URL is not")
         return self
 
+    @model_validator(mode="after")
+    def _webhook_is_signed(self) -> "Settings":
+        if (self.worker_webhook_url is None) != (self.worker_webhook_secret is None):
+            raise ValueError("of WORKER_WEBHOOK_URL and WORKER_WEBHOOK_SECRET only one is set")
+        return self
+
     @property
     def broker_url(self) -> str:
         """The URL of the queues' broker."""
         return self.redis_url if self.celery_broker_url is None else self.celery_broker_url
 
+    @property
+    def webhook_signing_keys(self) -> list[bytes]:
+        """What the events for the webhook are signed with."""
+        secret = self.worker_webhook_secret
+        return signing_keys(secret.get_secret_value()) if secret else []
+
     def secrets(self) -> list[str]:
         """Every secret value, to be masked in all text that leaves the process."""
         held = (self.synapse_access_token, self.synapse_agent_token, self.worker_plugin_access_token)
         tokens = [token.get_secret_value() for token in held if token is not None]
+        if self.worker_webhook_secret is not None:
+            tokens += self.worker_webhook_secret.get_secret_value().split()
         urls = [*self.redis_url.split(";"), *self.broker_url.split(";")]
         return tokens + [password for url in urls for password in _passwords(url)]
 

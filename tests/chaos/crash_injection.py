@@ -21,7 +21,9 @@ from worker.pre_processor.waitlist import Waitlist
 from worker.runs.model import Lease
 from worker.runs.publisher import CeleryPublisher
 from worker.runs.reports.outbox import Outbox
+from worker.runs.reports.webhook import WebhookClient, Webhooks
 from worker.runs.runs import Runs
+from worker.runs.shares.slots import Slots
 from worker.runs.store import RunStore
 from worker.to_task.discover import TaskIndex
 from worker.to_task.ledger import RedisLedger
@@ -127,7 +129,7 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
         CeleryPublisher,
         "publish",
         lambda step, *_, **__: f"publish {step.name}",
-        lambda _self, _step, _queue, kwargs, *_: (kwargs.get("job"), _code_of(kwargs.get("room"))),
+        lambda _self, _step, _queue, kwargs, *_, **__: (kwargs.get("job"), _code_of(kwargs.get("room"))),
     )
     for method in ("update_job", "create_serve_application", "run_plugin", "get_project", "list_tasks"):
         add_points(crashes, BackendClient, method, _backend_point(method), _backend_subjects(method))
@@ -161,8 +163,24 @@ def inject_crashes(folder: Path) -> RequestedCrashes:
     for method in ("record", "complete_chunk", "next_chunks", "mark_published"):
         add_points(crashes, RedisLedger, method, constant(f"ledger {method}"), job_of_ledger)
     add_points(crashes, TaskIndex, "commit", constant("task_index commit"), job_of_ledger)
+    slot_of: Subjects = lambda _self, _tenant, holder, *_: (holder.partition("{")[2].partition("}")[0],)  # noqa: E731
+    for method in ("take", "free"):
+        add_points(crashes, Slots, method, _slot_point(method), slot_of)
+    for method in ("claim", "end_attempt"):
+        add_points(crashes, Webhooks, method, constant(f"webhook {method}"), first_argument)
+    add_points(
+        crashes,
+        WebhookClient,
+        "post",
+        constant("webhook post"),
+        lambda _self, _event_id, body: (json.loads(body)["data"]["job"],),
+    )
     _add_points_to_retry(crashes)
     return crashes
+
+
+def _slot_point(method: str) -> PointName:
+    return lambda _tenant, holder, *_: f"{method} slot of {'chunk' if ':lock:' in holder else 'run'}"
 
 
 def _step_of(lease: Lease) -> str:

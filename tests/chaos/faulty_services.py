@@ -6,11 +6,14 @@ import json
 import math
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
+
+from shared.webhooks import verify_event
 
 Response = tuple[int, str, bytes]
 """Status, content type, body."""
@@ -234,6 +237,32 @@ class CapacityAgent:
             self._denials[asked] -= 1
             return json_response({"allowed": False, "reasons": ["insufficient_cpu"]})
         return json_response({"allowed": True, "reasons": []})
+
+
+class WebhookReceiver:
+    """Takes every event and verifies its signature."""
+
+    SECRET = "whsec_" + "c2VjcmV0" * 5
+
+    def __init__(self) -> None:
+        self._events: defaultdict[str, list[tuple[str, dict[str, Any]]]] = defaultdict(list)
+        self.server = Server(self._respond)
+        self.settings = {
+            "WORKER_WEBHOOK_URL": f"{self.server.url}/hook",
+            "WORKER_WEBHOOK_SECRET": self.SECRET,
+        }
+
+    def events(self, job: str) -> list[tuple[str, dict[str, Any]]]:
+        """Id and content of each event of a job, in the order of their arrival."""
+        return list(self._events[job])
+
+    def close(self) -> None:
+        self.server.close()
+
+    def _respond(self, request: Handler, body: bytes) -> Response:
+        event = verify_event(body, dict(request.headers), self.SECRET)
+        self._events[event["data"]["job"]].append((request.headers["webhook-id"], event))
+        return json_response({})
 
 
 def start_echo_application() -> Server:

@@ -39,6 +39,11 @@ class KillPoint:
     """The next worker starts so late that several timeouts have expired, which it meets in any order."""
 
     @property
+    def limits_tenants(self) -> bool:
+        """Whether tenants have limited shares."""
+        return " slot of " in self.call
+
+    @property
     def point(self) -> str:
         return f"{self.call}:{self.when}"
 
@@ -100,6 +105,9 @@ DEPLOY = """
 <>   claim_report
 <>*  update_job end
 <>   mark_reported
+<>   webhook claim
+<>   webhook post
+<>   webhook end_attempt
 """
 
 WAITING_DEPLOY = """
@@ -145,6 +153,14 @@ RETRY = """
 <>   finish
 <>   mark_reported
 """
+
+SHARES = """
+<>   take slot of run
+<>   take slot of chunk
+<>   free slot of chunk
+<>   free slot of run
+"""
+"""With one chunk and one run of a tenant at a time."""
 
 INFERENCE = """
 <>   publish pre_processor.detect
@@ -234,6 +250,7 @@ def all_points() -> list[KillPoint]:
         *_points(Kind.WAITING_DEPLOY, WAITING_DEPLOY),
         *_points(Kind.FILE, FILE),
         *_points(Kind.RETRY, RETRY),
+        *_points(Kind.FILE, SHARES),
         *_points(Kind.INFERENCE, INFERENCE),
         *_points(Kind.INFERENCE, WAITLIST, of_pre_processor=True),
         *_points(Kind.FAILED_PRE_PROCESSOR, FAILED_PRE_PROCESSOR),
@@ -248,5 +265,6 @@ def all_points() -> list[KillPoint]:
         *_points(Kind.INFERENCE, "> publish to_task.fetch_tasks", messages_lost=True),
         *_points(Kind.INFERENCE, WAITLIST_MESSAGES_LOST, of_pre_processor=True, messages_lost=True),
         *_points(Kind.STOP, "> finish", messages_lost=True),
+        *_points(Kind.STOP, "> webhook claim"),
         *_points(Kind.INFERENCE, WAITLIST_LATE_SUCCESSOR, of_pre_processor=True, late_successor=True),
     ]

@@ -24,7 +24,12 @@ from shared.statuses import JobStatus
 from tests.chaos.audit import Auditor
 from tests.chaos.effect_log import EffectLog, Faults
 from tests.chaos.fake_serve import FakeServe
-from tests.chaos.faulty_services import CapacityAgent, FaultyProxy, start_echo_application
+from tests.chaos.faulty_services import (
+    CapacityAgent,
+    FaultyProxy,
+    WebhookReceiver,
+    start_echo_application,
+)
 from tests.chaos.forkserver import QUEUES as ALL_QUEUES
 from tests.chaos.forkserver import ForkServer, Worker
 from worker.broker.keys import delayed_key
@@ -68,6 +73,8 @@ class PlatformHarness:
         with contextlib.ExitStack() as stack:
             self.agent = CapacityAgent()
             stack.callback(self.agent.close)
+            self.webhook = WebhookReceiver()
+            stack.callback(self.webhook.close)
             self.application = start_echo_application()
             stack.callback(self.application.close)
             self.fork_server = ForkServer(folder)

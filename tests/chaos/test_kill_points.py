@@ -19,6 +19,7 @@ from tests.chaos.platform_harness import (
     PlatformHarness,
     Row,
 )
+from worker.runs.reports.webhook import LOCK_SECONDS
 from worker.sandbox import SandboxError, wait_for
 from worker.sandbox.seed import SeededProject
 from worker.workflow.ended_runs import EndedRuns
@@ -34,6 +35,7 @@ UNDISTURBED_SECONDS = 4.0
 """Duration of a run without faults on a busy machine."""
 SECOND_REPORT_SECONDS = 12.0
 """Within this time a repeated report would arrive, if there were one."""
+WEBHOOK_SECONDS = LOCK_SECONDS + 15.0
 TASKS = 12
 DEPLOY_KINDS = frozenset({Kind.DEPLOY, Kind.WAITING_DEPLOY})
 FILE_KINDS = frozenset({Kind.FILE, Kind.RETRY})
@@ -183,15 +185,25 @@ class Scenario:
         kept = EndedRuns(self.fleet.redis).get(self.job)
         check(kept is not None and kept.status == expected, f"kept of the ended run: {kept}")
         seconds = row["updated"] - self.crash["time"]
+        events = self.fleet.harness.webhook.events(self.job)
+        said = {(event_id, event["type"]) for event_id, event in events}
+        is_posted = len(said) == 1 and all(kind == f"run.{expected.lower()}" for _, kind in said)
+        check(is_posted, f"webhook: {said}")
         check(row["updated"] <= self.deadline, f"ended {seconds:.1f} s after the crash")
         self.violations = auditor.result.violations
         return seconds, auditor.result.tasks_written_twice
 
 
+def _settings(point: KillPoint, harness: PlatformHarness) -> dict[str, str]:
+    limits = {"WORKER_TENANT_CHUNKS": "1", "WORKER_TENANT_RUNS": "1"} if point.limits_tenants else {}
+    return {**harness.webhook.settings, **limits}
+
+
 def violations_after_crashes(points: list[KillPoint], harness: PlatformHarness) -> list[str]:
     """Crash a worker at each point, all at the same time, on fleets of their own."""
     with contextlib.ExitStack() as stack:
-        scenarios = [Scenario(point, stack.enter_context(harness.fleet())) for point in points]
+        fleets = [stack.enter_context(harness.fleet(**_settings(point, harness))) for point in points]
+        scenarios = [Scenario(point, fleet) for point, fleet in zip(points, fleets, strict=True)]
         for scenario in scenarios:
             scenario.start()
         # When each worker has crashed at its point, and the next one is started
@@ -211,6 +223,9 @@ def violations_after_crashes(points: list[KillPoint], harness: PlatformHarness) 
                 SECOND_REPORT_SECONDS,
                 "the end of all messages",
             )
+        # And the webhook hears of it, after a kill amid an attempt once that one must have ended
+        with contextlib.suppress(SandboxError):
+            wait_for(lambda: all(harness.webhook.events(s.job) for s in crashed), WEBHOOK_SECONDS, "webhooks")
         numbers = [scenario.audit() for scenario in crashed]
     for scenario, (seconds, twice) in zip(crashed, numbers, strict=True):
         print(f"| {scenario.point} | {seconds:.1f} s | {twice} | {'; '.join(scenario.violations) or 'ok'} |")

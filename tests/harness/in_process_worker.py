@@ -26,6 +26,7 @@ class Published:
     queue: str
     kwargs: dict[str, Any]
     countdown: float
+    priority: int = 0
 
 
 class RecordingPublisher:
@@ -42,11 +43,13 @@ class RecordingPublisher:
         self.queue_lengths: dict[str, int] = {}
         self.before_publish: Callable[[], None] = lambda: None
 
-    def publish(self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0) -> None:
+    def publish(
+        self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0, priority: int = 0
+    ) -> None:
         if self.broken:
             raise OperationalError("the broker is unavailable")
         self.before_publish()
-        self.published.append(Published(step.name, queue, kwargs, countdown))
+        self.published.append(Published(step.name, queue, kwargs, countdown, priority))
 
     @contextmanager
     def collecting(self) -> Iterator[list[CollectedMessage] | None]:
@@ -77,6 +80,7 @@ def celery_request(
     message_id: str = "",
     routing_key: object = "deploy",
     redelivered: bool = False,
+    priority: object = None,
     **more: Any,
 ) -> Iterator[None]:
     """During the block, `task.request` is that of a message with these arguments."""
@@ -85,7 +89,12 @@ def celery_request(
         args=args,
         kwargs=kwargs,
         called_directly=False,
-        delivery_info={"exchange": "", "routing_key": routing_key, "redelivered": redelivered},
+        delivery_info={
+            "exchange": "",
+            "routing_key": routing_key,
+            "redelivered": redelivered,
+            "priority": priority,
+        },
         **more,
     )
     try:

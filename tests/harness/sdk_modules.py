@@ -47,8 +47,11 @@ MODULES = {
             language: Any = None
     """,
     "plugins.action": """
-        class BaseAction:
+        from abc import ABC, abstractmethod
+        class BaseAction(ABC):
             def __init__(self, params, ctx): self.params, self.ctx = params, ctx
+            @abstractmethod
+            def execute(self): ...
             def create_context(self):
                 return type("Context", (), {"params": self.params.model_dump(), "inference": None})()
             def run(self): return self.execute()

@@ -87,6 +87,10 @@ def test_defaults_are_the_contracts() -> None:
         "worker_agent",
         "worker_plugin_access_token",
         "worker_package_store",
+        "worker_webhook_url",
+        "worker_webhook_secret",
+        "worker_tenant_chunks",
+        "worker_tenant_runs",
     ],
 )
 def test_optional_settings_are_none(name: str) -> None:
@@ -161,6 +165,14 @@ def test_every_mistake_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
         ("WORKER_REDIS_PREFIX", "two words"),
         ("WORKER_REDIS_PREFIX", "{tag}"),
         ("WORKER_STREAM_MAX_LINES", "1.5"),
+        ("WORKER_TENANT_CHUNKS", "0"),
+        ("WORKER_TENANT_RUNS", "many"),
+        ("WORKER_WEBHOOK_URL", "receiver.example/hook"),
+        ("WORKER_WEBHOOK_URL", "https://user:password@receiver.example/hook"),
+        ("WORKER_WEBHOOK_URL", "https://receiver.example/hook?x=a b"),
+        ("WORKER_WEBHOOK_URL", "https://receiver.example/#hook"),
+        ("WORKER_WEBHOOK_SECRET", "too-simple"),
+        ("WORKER_WEBHOOK_SECRET", " "),
     ],
 )
 def test_mistake_is_one_line_that_names_the_setting(
@@ -179,6 +191,37 @@ def test_mistake_shows_a_value_that_is_no_secret(
     monkeypatch.setenv(name, value)
 
     assert mistakes()[0].endswith(f", not {value!r}")
+
+
+WEBHOOK_SECRETS = ["whsec_" + "YWFh" * 8, "whsec_" + "YmJi" * 8]
+
+
+def test_the_url_of_a_webhook_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_WEBHOOK_URL", " https://receiver.example/hook/?key=x\n")
+    monkeypatch.setenv("WORKER_WEBHOOK_SECRET", WEBHOOK_SECRETS[0])
+
+    assert load_settings().worker_webhook_url == "https://receiver.example/hook/?key=x"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("WORKER_WEBHOOK_URL", "https://receiver.example"), ("WORKER_WEBHOOK_SECRET", WEBHOOK_SECRETS[0])],
+)
+def test_a_webhook_needs_url_and_secret(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+
+    assert mistakes() == ["of WORKER_WEBHOOK_URL and WORKER_WEBHOOK_SECRET only one is set"]
+
+
+def test_both_secrets_of_a_webhook_sign_and_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORKER_WEBHOOK_URL", "https://receiver.example")
+    monkeypatch.setenv("WORKER_WEBHOOK_SECRET", " ".join(WEBHOOK_SECRETS))
+
+    settings = load_settings()
+
+    assert settings.webhook_signing_keys == [b"a" * 24, b"b" * 24]
+    assert set(WEBHOOK_SECRETS) <= set(settings.secrets())
+    assert WEBHOOK_SECRETS[0] not in repr(settings)
 
 
 def test_unknown_variables_suggest_the_setting_meant() -> None:

@@ -115,6 +115,11 @@ def _deployment_way(entrypoint: str, cls: ClassSource | None, source: ReleaseSou
     _check_action_constructor(cls)
     if way := _whole_way(ActionKind.DEPLOYMENT, cls):
         return way
+    if _origin(cls) and "execute" not in cls.methods:
+        raise TypeError(
+            f"{cls.name} has no execute(), without which the published SDK makes no object of it: "
+            "let it call ray_init(), deploy() and register_serve_application()"
+        )
     getters = [each for each in GETTERS if each in cls.methods]
     own = f", with its own {', '.join(getters)}" if getters else ""
     return f"deploys {_target(cls, source)} on Ray Serve by the worker's steps{own}{_origin(cls)}"

@@ -152,12 +152,20 @@ def fail_on_redis_error(error: RedisError) -> NoReturn:
     fail(f"Redis rejects the command: {clean(str(error))}")
 
 
-def publish(message: Message, broker_url: str | None, redis_url: str) -> None:
+Priority = Annotated[
+    int | None,
+    typer.Option(
+        min=0, max=9, help="Of the run's messages: on Redis 0, the default, is the most urgent, 9 the least."
+    ),
+]
+
+
+def publish(message: Message, broker_url: str | None, redis_url: str, *, priority: int | None = None) -> None:
     """Publish a message; ends the command when the broker does not accept it."""
     url = queue_url(broker_url, redis_url)
     try:
         with Publisher(url) as publisher:
-            publisher.publish(message)
+            publisher.publish(message, priority=priority)
     except (OperationalError, OSError) as error:
         address = address_suffix(broker_url or redis_url)
         fail(

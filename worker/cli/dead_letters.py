@@ -14,6 +14,7 @@ from worker.cli.console import (
     DEFAULT_REDIS_URL,
     AsJson,
     BrokerUrl,
+    Priority,
     RedisUrl,
     connect,
     fail,
@@ -68,7 +69,12 @@ def show(id_: DeadLetterId, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
 
 
 @app.command()
-def replay(id_: DeadLetterId, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerUrl = None) -> None:
+def replay(
+    id_: DeadLetterId,
+    priority: Priority = None,
+    redis_url: RedisUrl = DEFAULT_REDIS_URL,
+    broker_url: BrokerUrl = None,
+) -> None:
     """Send a dead letter's message again; the job that it had failed is opened again."""
     redis = connect(redis_url)
     letters = DeadLetters(redis)
@@ -83,7 +89,7 @@ def replay(id_: DeadLetterId, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_ur
             hint="Either the job had ended before, or the backend does not have its end yet.",
         )
     try:
-        publish(message, broker_url, redis_url)
+        publish(message, broker_url, redis_url, priority=priority)
     except (typer.Exit, RedisError):
         if opens_job:
             letters.mark_rejected(message.job)

@@ -13,6 +13,7 @@ from worker.cli.console import (
     DEFAULT_REDIS_URL,
     BrokerUrl,
     Job,
+    Priority,
     RedisUrl,
     connect,
     fail,
@@ -47,6 +48,7 @@ def deploy(
     force: Annotated[
         bool, typer.Option("--force", help="Submit it also when an identical one is on Serve already.")
     ] = False,
+    priority: Priority = None,
     follow: Follow = False,
     redis_url: RedisUrl = DEFAULT_REDIS_URL,
     broker_url: BrokerUrl = None,
@@ -55,7 +57,8 @@ def deploy(
     fields = _without_unset(
         job=job, plugin=plugin, agent=agent, params=_parse_params(params), tenant=tenant, force=force or None
     )
-    _publish_run(_validate(DeployMessage, fields), broker_url, redis_url, follow=follow)
+    message = _validate(DeployMessage, fields)
+    _publish_run(message, broker_url, redis_url, priority=priority, follow=follow)
 
 
 def to_task(
@@ -65,6 +68,7 @@ def to_task(
     tenant: Tenant = None,
     skip_annotated: SkipAnnotated = False,
     dry_run: DryRun = False,
+    priority: Priority = None,
     follow: Follow = False,
     redis_url: RedisUrl = DEFAULT_REDIS_URL,
     broker_url: BrokerUrl = None,
@@ -78,7 +82,8 @@ def to_task(
         skip_annotated=skip_annotated or None,
         dry_run=dry_run or None,
     )
-    _publish_run(_validate(ToTaskMessage, fields), broker_url, redis_url, follow=follow)
+    message = _validate(ToTaskMessage, fields)
+    _publish_run(message, broker_url, redis_url, priority=priority, follow=follow)
 
 
 def retry(
@@ -89,11 +94,12 @@ def retry(
     ] = None,
     skip_annotated: SkipAnnotated = False,
     dry_run: DryRun = False,
+    priority: Priority = None,
     follow: Follow = False,
     redis_url: RedisUrl = DEFAULT_REDIS_URL,
     broker_url: BrokerUrl = None,
 ) -> None:
-    """Annotate exactly the failed tasks of an ended run, with its message, as a new job."""
+    """Annotate exactly the failed tasks of an ended run, as a new job."""
     redis = connect(redis_url)
     ended = EndedRuns(redis).get(job)
     if ended is None:
@@ -116,7 +122,8 @@ def retry(
         skip_annotated=skip_annotated or None,
         dry_run=dry_run or None,
     )
-    _publish_run(_validate(ToTaskMessage, fields), broker_url, redis_url, follow=follow)
+    message = _validate(ToTaskMessage, fields)
+    _publish_run(message, broker_url, redis_url, priority=priority, follow=follow)
 
 
 _OWN_OPTIONS: Final = ("only_failed_of", "skip_annotated", "dry_run")
@@ -141,7 +148,9 @@ def stop(job: Job, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerUr
         out.print(f"no run of job {message.job} is known yet; the stop is remembered for a day")
 
 
-def _publish_run(message: Message, broker_url: str | None, redis_url: str, *, follow: bool) -> None:
+def _publish_run(
+    message: Message, broker_url: str | None, redis_url: str, *, priority: int | None, follow: bool
+) -> None:
     """Publish a message that starts a run, unless the job has a run already or its message was rejected."""
     record = _read_record(message.job, redis_url, fail_when_rejected=True)
     if record is not None and record.has_ended:
@@ -154,7 +163,7 @@ def _publish_run(message: Message, broker_url: str | None, redis_url: str, *, fo
             f"job {message.job} runs already: {'following that run' if follow else 'nothing is started'}"
         )
     else:
-        _publish_message(message, broker_url, redis_url)
+        _publish_message(message, broker_url, redis_url, priority)
         if record is not None and record.stop_is_remembered:
             out.print(f"a stop of job {message.job} came before and is remembered: its run ends at once")
     if follow:
@@ -194,6 +203,8 @@ def _validate(model: type[Message], fields: dict[str, object]) -> Message:
         fail(describe_validation_error(error))
 
 
-def _publish_message(message: Message, broker_url: str | None, redis_url: str) -> None:
-    publish(message, broker_url, redis_url)
+def _publish_message(
+    message: Message, broker_url: str | None, redis_url: str, priority: int | None = None
+) -> None:
+    publish(message, broker_url, redis_url, priority=priority)
     out.print(f"{message.task} published: job {message.job}")

@@ -15,7 +15,7 @@ from worker.broker.config import QUEUES
 from worker.broker.queues import DEFAULT_QUEUE, held_messages, queue_lengths
 from worker.metrics import NAMESPACE
 from worker.pre_processor.waitlist import waiting_runs
-from worker.runs.keys import heartbeats_key, outbox_key
+from worker.runs.keys import heartbeats_key, outbox_key, webhooks_key
 from worker.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -51,8 +51,8 @@ class RedisMetrics:
 
     def _runs(self) -> Iterator[Metric]:
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.zcard(heartbeats_key()).zcard(outbox_key()).xlen(dead_letters_key())
-            live, reports, dead_letters = pipe.execute()
+            pipe.zcard(heartbeats_key()).zcard(outbox_key()).zcard(webhooks_key()).xlen(dead_letters_key())
+            live, reports, webhooks, dead_letters = pipe.execute()
         waiting = _gauge("runs_waiting", "Runs that wait for a pre-processor.", "agent", "pre_processor")
         lists = waiting_runs(self._redis)
         for name, count in lists.items():
@@ -64,6 +64,7 @@ class RedisMetrics:
             polled = sum(score is not None for score in pipe.execute())
         yield _value("runs_live", "Runs that have not ended.", live - polled)
         yield _value("reports_due", "Jobs whose state or end the backend does not have yet.", reports)
+        yield _value("webhooks_due", "Jobs whose end the webhook does not have yet.", webhooks)
         yield _value("dead_letters", "Messages that could not be accepted, and are kept.", dead_letters)
 
 

@@ -69,10 +69,11 @@ class NextPoll:
 
 @dataclass(frozen=True)
 class Waiter:
-    """A run that waits, and the queue of its steps."""
+    """A run that waits, and the queue and the priority of its steps."""
 
     job: str
     queue: str
+    priority: int
 
 
 def await_ready(
@@ -250,7 +251,7 @@ def _waiting(jobs: Sequence[str], waitlist: Waitlist, runs: Runs) -> list[Waiter
     waiting, gone = [], []
     for job, standing in zip(jobs, runs.store.standings(jobs), strict=True):
         if standing and not standing.has_ended and standing.position <= DISPATCH.position:
-            waiting.append(Waiter(job, standing.queue))
+            waiting.append(Waiter(job, standing.queue, standing.priority))
             continue
         if standing and standing.has_ended:
             runs.ensure_end_reported(job)  # the worker that wrote the end may have died before it sent it
@@ -268,4 +269,5 @@ def redispatch(waitlist: Waitlist, runs: Runs) -> None:
 
 
 def _send(step: Step, waiter: Waiter, kwargs: dict[str, int], runs: Runs) -> None:
-    runs.publisher.publish(step, step.queue or waiter.queue, {"job": waiter.job, **kwargs})
+    queue = step.queue or waiter.queue
+    runs.publisher.publish(step, queue, {"job": waiter.job, **kwargs}, priority=waiter.priority)

@@ -31,6 +31,11 @@ def ended_runs_key(status: str = "") -> str:
     return f"{redis_prefix()}:ended:{status}" if status else f"{redis_prefix()}:ended"
 
 
+def webhooks_key() -> str:
+    """Sorted set: the jobs whose end the webhook has not got, by the time at which any worker may send it."""
+    return f"{redis_prefix()}:webhooks"
+
+
 def open_logs_key() -> str:
     """Sorted set: every relayed log, scored by the time (Redis's clock) at which its claim expires."""
     return f"{redis_prefix()}:{{logs}}:open"
@@ -77,6 +82,8 @@ class RunField(StrEnum):
     STEP = "step"
     """The step at which the run stands, and its own queue, which may be empty."""
     STEP_QUEUE = "step_queue"
+    PRIORITY = "priority"
+    """The Celery priority of the run's message, and of those of its steps; absent where it is 0."""
     WAITS_IN = "waits_in"
     """The key of the sorted set of jobs among which the run waits, which it leaves when it ends."""
     ENDED = "end"
@@ -125,6 +132,11 @@ def stop_key(job: str) -> str:
 def lock_key(job: str, step: str) -> str:
     """The lock of a step; its value is the token of the delivery that holds it."""
     return f"{job_key(job)}:lock:{step}"
+
+
+def rejected_end_key(job: str) -> str:
+    """Hash: fields of `run_key` and of the record for a job that has no run, as its message was rejected."""
+    return f"{job_key(job)}:rejected_end"
 
 
 def progress_key(job: str) -> str:

@@ -87,10 +87,13 @@ STOPPED = End(JobStatus.STOPPED, {"error": "stopped"})
 """The end of a run that a user stopped, as it is stored."""
 
 
-def stopped_job_result(message: RunMessage, counts: Mapping[str, str]) -> JsonObject:
-    """The job's `result` at the backend for `STOPPED`. `counts`: the public record, final after the end."""
+def stopped_job_result(task: str, counts: Mapping[str, str]) -> JsonObject:
+    """The job's `result` at the backend for `STOPPED`, by the message's task.
+
+    `counts`: the public record, final after the end.
+    """
     result: JsonObject = dict(STOPPED.result)
-    if isinstance(message, ToTaskMessage):
+    if task == ToTaskMessage.task:
         names = {"total_tasks": "total", "success_count": "success", "failed_count": "failed"}
         result |= {name: int(counts.get(field, 0)) for name, field in names.items()}
         result |= {"status": JobStatus.STOPPED, "message": "stopped", "failures": []}
@@ -114,7 +117,7 @@ class Run(Generic[MessageT, StateT]):
     """A run as it was read, for one delivery of a step's message.
 
     `is_retry`: the step has begun before, so it must look before it acts. `generation` is that of the poll.
-    `lease` is the step's lock.
+    `lease` is the step's lock. `priority` is that of the message, and of those of all steps.
     """
 
     job: str
@@ -124,6 +127,7 @@ class Run(Generic[MessageT, StateT]):
     position: int
     step: str
     end: End | None = None
+    priority: int = 0
     is_retry: bool = False
     generation: int = 0
     lease: Lease | None = None
@@ -161,6 +165,7 @@ class Workflow(Generic[MessageT, StateT]):
             position=run.position,
             step=run.step,
             end=run.end,
+            priority=run.priority,
             is_retry=run.is_retry,
             generation=run.generation,
             lease=run.lease,

@@ -24,7 +24,8 @@ NEXT_STEP = "next"
 Others, such as chunks, share their queue with steps alone, and stay in their order."""
 
 NEXT_STEP_PRIORITY = 9
-"""Priority of the next step on RabbitMQ, whose queues have priorities where the operator declares them."""
+"""Priority on RabbitMQ, whose queues have priorities where the operator declares them, of the next step of a
+run whose message has none."""
 
 _collecting: ContextVar[list[CollectedMessage] | None] = ContextVar("collecting", default=None)
 
@@ -101,8 +102,15 @@ class CeleryPublisher:
         self.is_redis = is_redis
         """Whether a worker leaves in the queue what it cannot begin."""
 
-    def publish(self, step: Step, queue: str, kwargs: Mapping[str, object], countdown: float = 0.0) -> None:
-        """Publish to `queue`, to be delivered after `countdown` seconds.
+    def publish(
+        self,
+        step: Step,
+        queue: str,
+        kwargs: Mapping[str, object],
+        countdown: float = 0.0,
+        priority: int = 0,
+    ) -> None:
+        """Publish to `queue`, to be delivered after `countdown` seconds; `priority` is the run's.
 
         Raises kombu's `OperationalError` when the broker does not accept it after the app's retries.
         """
@@ -110,7 +118,9 @@ class CeleryPublisher:
         options: dict[str, object] = {"countdown": countdown or None}
         options["headers"] = {STEP_HEADER: NEXT_STEP if is_next else True}
         if is_next and not self.is_redis:
-            options["priority"] = NEXT_STEP_PRIORITY
+            priority = priority or NEXT_STEP_PRIORITY
+        if priority:
+            options["priority"] = priority
         send_task(self._app, step.name, queue, kwargs, **options)
 
     @contextmanager

@@ -1,6 +1,6 @@
 """What workflows do to runs: status, progress, messages, the end, and the report of it to the backend."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +18,7 @@ from worker.runs.locks import Locks
 from worker.runs.model import AnyRun, Continue, End, Step
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES, Progress, proportions_of
 from worker.runs.reports.outbox import Outbox
+from worker.runs.shares.tenants import ShareLimits, Shares
 from worker.runs.store import (
     CollectedMessage,
     DamagedRunError,
@@ -43,7 +44,14 @@ class StepPublisher(Protocol):
 
     is_redis: bool
 
-    def publish(self, step: Step, queue: str, kwargs: Mapping[str, object], countdown: float = 0.0) -> None:
+    def publish(
+        self,
+        step: Step,
+        queue: str,
+        kwargs: Mapping[str, object],
+        countdown: float = 0.0,
+        priority: int = 0,
+    ) -> None:
         """Raises kombu's `OperationalError` when the broker does not accept it."""
 
     def collecting(self) -> AbstractContextManager[list[CollectedMessage] | None]:
@@ -88,18 +96,28 @@ class Runs:
         publisher: StepPublisher,
         timing: Timing,
         on_report_due: OnReportDue = leave_to_workers,
+        on_webhook_due: Callable[[str], None] | None = None,
+        share_limits: ShareLimits = ShareLimits(),  # noqa: B008 - it is frozen
     ) -> None:
+        """`on_webhook_due`: this process is to send a job's end to the webhook; None where there is none."""
         self.redis = redis
         self.publisher = publisher
         self.timing = timing
-        self.store = RunStore(redis, timing.heartbeat_grace_seconds)
+        self.store = RunStore(redis, timing.heartbeat_grace_seconds, has_webhook=on_webhook_due is not None)
         self.generations = Generations(redis)
         self.locks = Locks(redis, timing.lock_seconds)
         self.heartbeats = Heartbeats(redis, timing.heartbeat_grace_seconds)
+        self.shares = Shares(redis, publisher, self.heartbeats, share_limits)
         self.progress = Progress(redis)
-        self.outbox = Outbox(redis, REPORT_LOCK_SECONDS, timing.heartbeat_grace_seconds)
+        self.outbox = Outbox(
+            redis,
+            REPORT_LOCK_SECONDS,
+            timing.heartbeat_grace_seconds,
+            has_webhook=on_webhook_due is not None,
+        )
         self.report_locks = Locks(redis, REPORT_LOCK_SECONDS)
         self.on_report_due = on_report_due
+        self.on_webhook_due = on_webhook_due
         self.events = Events(redis, on_report_due)
 
     def mark_running(self, run: AnyRun) -> None:
@@ -143,12 +161,12 @@ class Runs:
         queue = outcome.step.queue or run.queue
         countdown = min(outcome.countdown, self.timing.max_countdown)
         with self.publisher.collecting() as messages:
-            self.publisher.publish(outcome.step, queue, kwargs, countdown)
+            self.publisher.publish(outcome.step, queue, kwargs, countdown, run.priority)
         if run.lease is not None and self.store.end_step(run.job, run.lease, countdown, messages):
             return True
         self.heartbeats.schedule(run_member(run.job), countdown)
         if messages:
-            self.publisher.publish(outcome.step, queue, kwargs, countdown)
+            self.publisher.publish(outcome.step, queue, kwargs, countdown, run.priority)
         return False
 
     def finish(self, job: str, end: End, step: Step | None = None) -> bool:
@@ -162,9 +180,12 @@ class Runs:
     def finish_all(self, jobs: Sequence[str], end: End, step: Step | None = None) -> list[str]:
         """The same for many runs in one call of Redis; returns those that this call has ended."""
         ended = self.store.finish_all(jobs, end, step)
+        if self.shares.are_limited:
+            for job, tenant in self.store.tenants(ended).items():
+                self.shares.free_run(job, tenant)
         for job in jobs:
             if job in ended:
-                self.on_report_due(job, 0.0)
+                self._end_is_due(job)
             elif self.store.has_ended(job):
                 self.ensure_end_reported(job)
         return ended
@@ -189,7 +210,19 @@ class Runs:
         """Close the log and have the end reported, unless that was done."""
         self.events.log.close_if_complete(job)
         if self.outbox.schedule_end(job):
-            self.on_report_due(job, 0.0)
+            self._end_is_due(job)
+
+    def send_rejected_end(self, job: str, end: End, tenant: str | None) -> None:
+        """The backend has the end of a job without a run; the webhook is to hear it, too, if there is one."""
+        if self.on_webhook_due is not None:
+            self.outbox.enter_rejected_end(job, end, tenant)
+            self.on_webhook_due(job)
+
+    def _end_is_due(self, job: str) -> None:
+        """The end is in the outbox, and this process is to send it to backend and webhook."""
+        self.on_report_due(job, 0.0)
+        if self.on_webhook_due is not None:
+            self.on_webhook_due(job)
 
 
 def publish_current_step(run: AnyRun, runs: Runs) -> None:
@@ -198,7 +231,8 @@ def publish_current_step(run: AnyRun, runs: Runs) -> None:
     generation = runs.generations.newest(run.job, name)
     step = Step(name, run.position)
     queue = runs.store.step_queue(run.job) or run.queue
-    runs.publisher.publish(step, queue, {"job": run.job, "generation": generation})
+    kwargs = {"job": run.job, "generation": generation}
+    runs.publisher.publish(step, queue, kwargs, priority=run.priority)
 
 
 def recover_run(job: str, runs: Runs) -> None:

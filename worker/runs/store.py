@@ -75,6 +75,7 @@ class Standing:
     """Where a run stands."""
 
     queue: str
+    priority: int
     position: int
     has_ended: bool
 
@@ -95,16 +96,22 @@ class CollectedMessage:
 class RunStore:
     """Reads and writes runs. Every change that two workers could race for is one script."""
 
-    def __init__(self, redis: "Redis", heartbeat_grace_seconds: float = 0.0) -> None:
-        """`heartbeat_grace_seconds`: after them a heartbeat is overdue; for claims and ends."""
+    def __init__(
+        self, redis: "Redis", heartbeat_grace_seconds: float = 0.0, *, has_webhook: bool = False
+    ) -> None:
+        """`heartbeat_grace_seconds`: after them a heartbeat is overdue; for claims and ends.
+
+        `has_webhook`: ends are sent to a webhook as well as to the backend.
+        """
         self.redis = redis
         self._heartbeat_grace_seconds = heartbeat_grace_seconds
+        self._has_webhook = has_webhook
         self._scripts = run_scripts(redis)
 
     # The beginning of a run and of its steps
 
-    def accept(self, message: RunMessage, queue: str) -> Acceptance:
-        """Create the run of `message`, once a job; `queue` is where its steps will go."""
+    def accept(self, message: RunMessage, queue: str, priority: int = 0) -> Acceptance:
+        """Create the run of `message`, once a job; `queue` is where its steps go, with that priority."""
         content = message.model_dump(mode="json", exclude_unset=True, by_alias=True)
         job = message.job
         answer = self._scripts.run(
@@ -115,6 +122,7 @@ class RunStore:
             message.plugin,
             queue,
             _end_text(STOPPED),
+            priority or "",
         )
         return Acceptance(answer)
 
@@ -137,6 +145,7 @@ class RunStore:
             message = json.loads(stored[RunField.MESSAGE])
             task, kwargs = message["task"], message["kwargs"]
             queue, position = stored[RunField.QUEUE], int(stored[RunField.POSITION])
+            priority = int(stored.get(RunField.PRIORITY, 0))
             end = _end(stored.get(RunField.ENDED))
         except (KeyError, TypeError, ValueError):
             raise DamagedRunError(f"the record of job {job}'s run is damaged") from None
@@ -154,6 +163,7 @@ class RunStore:
             message=validated,
             state=StoredState(state),
             queue=queue,
+            priority=priority,
             position=position,
             step=stored.get(RunField.STEP, ""),
             end=end,
@@ -163,25 +173,37 @@ class RunStore:
         """Where these runs stand, read in one go; None for one that is gone."""
         with self.redis.pipeline(transaction=False) as pipe:
             for job in jobs:
-                pipe.hmget(run_key(job), [RunField.QUEUE, RunField.POSITION, RunField.ENDED])
+                fields = [RunField.QUEUE, RunField.PRIORITY, RunField.POSITION, RunField.ENDED]
+                pipe.hmget(run_key(job), fields)
             found = pipe.execute()
         return [
-            None if queue is None else Standing(str(queue), int(position), end is not None)
-            for queue, position, end in found
+            None
+            if queue is None
+            else Standing(str(queue), int(priority or 0), int(position), end is not None)
+            for queue, priority, position, end in found
         ]
 
     def languages(self, jobs: Iterable[str]) -> dict[str, str]:
         """The languages of these runs' messages, read in one go, without those that are gone."""
+        found = self._message_fields(jobs, "language")
+        return {job: str(language or "en") for job, language in found.items()}
+
+    def tenants(self, jobs: Iterable[str]) -> dict[str, str | None]:
+        """The tenants of these runs' messages, likewise."""
+        found = self._message_fields(jobs, "tenant")
+        return {job: None if tenant is None else str(tenant) for job, tenant in found.items()}
+
+    def _message_fields(self, jobs: Iterable[str], name: str) -> dict[str, object]:
         jobs = list(jobs)
         with self.redis.pipeline(transaction=False) as pipe:
             for job in jobs:
                 pipe.hget(run_key(job), RunField.MESSAGE)
             found = pipe.execute()
-        languages: dict[str, str] = {}
+        fields: dict[str, object] = {}
         for job, message in zip(jobs, found, strict=True):
             with suppress(KeyError, TypeError, ValueError):
-                languages[job] = str(json.loads(message)["kwargs"].get("language", "en"))
-        return languages
+                fields[job] = json.loads(message)["kwargs"].get(name)
+        return fields
 
     def claim_step(
         self,
@@ -305,7 +327,7 @@ class RunStore:
         """The same for many runs at once; returns those that this call has ended."""
         end = End(end.status, mask_secrets(end.result))
         lines = text_lines(f"{end.status} {end.error}".rstrip())
-        names = [keys.heartbeats_key(), keys.overdue_counts_key(), keys.outbox_key()]
+        names = [keys.heartbeats_key(), keys.overdue_counts_key(), keys.outbox_key(), keys.webhooks_key()]
         runs: list[str] = []
         for job in jobs:
             names += [*log_keys(job), job_key(job)]
@@ -322,6 +344,7 @@ class RunStore:
             "" if step is None else step.position,
             self._heartbeat_grace_seconds,
             json.dumps({"type": "state", "status": end.status, "error": end.error}),
+            int(self._has_webhook),
             len(lines),
             *lines,
             *runs,

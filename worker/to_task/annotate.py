@@ -144,7 +144,7 @@ def publish_chunks(
         # A message of an older generation would be dropped.
         generation = runs.generations.newest(run.job, f"{ANNOTATE.name}:{chunk}")
         kwargs = {"job": run.job, "chunk": chunk, "generation": generation}
-        runs.publisher.publish(ANNOTATE, ANNOTATE.queue or run.queue, kwargs)
+        runs.publisher.publish(ANNOTATE, ANNOTATE.queue or run.queue, kwargs, priority=run.priority)
         ledger.mark_published(chunk)
 
 

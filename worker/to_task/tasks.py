@@ -38,6 +38,8 @@ def initialize(self: StepTask, job: Job, **_: Any) -> None:
     """Set the job RUNNING, unless it has ended."""
 
     def begin(run: ToTaskRun) -> Outcome:
+        if (waits := services().runs.shares.take_run(run, INITIALIZE)) is not None:
+            return waits
         return Continue(PREPARE) if begin_run(run, services()) else Suspend()
 
     self.run_step(INITIALIZE, job, begin)
@@ -77,8 +79,14 @@ def annotate(self: StepTask, job: Job, chunk: Count, **_: Any) -> None:
         return worker.to_task.annotate.annotate(run, chunk, services(), annotation_runtime())
 
     def work_in_share(run: ToTaskRun) -> Outcome:
-        share = release_share(run.message.plugin)
-        return bulkhead.run(share, self.request.retries, lambda: work(run), chunk_share)
+        shares, share = services().runs.shares, release_share(run.message.plugin)
+        waits = shares.take_chunk(run, ANNOTATE, {"chunk": chunk, "generation": run.generation})
+        if waits is not None:
+            return waits
+        try:
+            return bulkhead.run(share, self.request.retries, lambda: work(run), chunk_share)
+        finally:
+            shares.free_chunk(run)
 
     # A chunk without a slot is not even claimed, which is cheap; its release is known only after the claim.
     with bulkhead.acquire(ANNOTATE.name, all_but_three) as acquired:

@@ -26,7 +26,8 @@ class AgentTask(StepTask):
             kwargs = self.request.kwargs
             if self.is_redelivered():  # the new message's own delivery does not say it
                 kwargs = {**kwargs, "redelivered": True}
-            self.runs.publisher.publish(step, DeployMessage.agent_queue(agent), kwargs)
+            queue = DeployMessage.agent_queue(agent)
+            self.runs.publisher.publish(step, queue, kwargs, priority=self.priority)
         except INFRASTRUCTURE_ERRORS as error:
             self.retry_for_infrastructure(error, redelivered=self.is_redelivered())
             return False

@@ -52,7 +52,7 @@ def end_rejected_job(
     def end() -> Retry | None:
         runs = services().runs
         try:
-            rejected_jobs.end_rejected_job(job, job_end, runs, services().backend(tenant))
+            rejected_jobs.end_rejected_job(job, job_end, runs, services().backend(tenant), tenant)
         except ClientError as error:
             asked = retry_after_seconds(error) or 0.0
             countdown = max(backoff(attempt, runs.timing.max_countdown), asked)

@@ -27,6 +27,9 @@ NEWER_HEADER = "synapse_newer_seconds"
 SEPARATED_HEADER = "synapse_separated"
 """Header of a retried message: after how many deaths it was delayed at random."""
 
+MAX_PRIORITY = 255
+"""The highest that AMQP knows; on Redis whatever is above 9 is taken as that."""
+
 INFRASTRUCTURE_RETRY_SECONDS = 1.0
 MAX_DEPENDENCY_WAIT_SECONDS = 3600.0
 """How long a message is retried for a dependency that answers with errors, or for this host: its countdowns
@@ -62,6 +65,12 @@ class DeliveredTask(Task):
     def runs(self) -> Runs:
         """The runs of this process."""
         raise NotImplementedError
+
+    @property
+    def priority(self) -> int:
+        """The Celery priority of the message; 0 where it has none."""
+        found = (self.request.delivery_info or {}).get("priority")
+        return min(max(found, 0), MAX_PRIORITY) if isinstance(found, int) else 0
 
     def is_redelivered(self) -> bool:
         """Whether it is unknown how far an earlier delivery of this message came."""

@@ -37,13 +37,15 @@ def accept_message(
     first: Step,
     routing_key: object,
     runs: Runs,
+    priority: int,
     on_accepted: Callable[[DeployMessage | ToTaskMessage], None],
 ) -> None:
     """Create the run of a message, once, and publish its first step until the run has begun it.
 
-    `routing_key` is where the message came in; `on_accepted` is called before the first step is published.
+    `routing_key` is where the message came in, with its `priority`; `on_accepted` is called before the first
+    step is published.
     """
-    acceptance = runs.store.accept(message, _run_queue(message, routing_key))
+    acceptance = runs.store.accept(message, _run_queue(message, routing_key), priority)
     if acceptance is not Acceptance.KNOWN:
         metrics.count_accepted(message.action)
     if acceptance is Acceptance.STOPPED:
@@ -57,7 +59,7 @@ def accept_message(
     elif run.position < first.position and run.message.task == message.task:
         on_accepted(run.message)
         runs.heartbeats.schedule(run_member(message.job))
-        runs.publisher.publish(first, run.queue, {"job": message.job})
+        runs.publisher.publish(first, run.queue, {"job": message.job}, priority=run.priority)
     log.info("message accepted", job=message.job, plugin=message.plugin, acceptance=acceptance)
 
 

@@ -103,7 +103,7 @@ def seconds_unknown(message_id: str, **_: Any) -> float:
     return now - float(redis.get(key) or now)
 
 
-def end_rejected_job(job: str, end: End, runs: Runs, backend: JobsApi) -> None:
+def end_rejected_job(job: str, end: End, runs: Runs, backend: JobsApi, tenant: str | None = None) -> None:
     """Give the job its end at the backend, unless it has ended or has a run by now. Safe to repeat.
 
     Raises `ClientError` when the backend did not take it and it is to be repeated.
@@ -120,6 +120,7 @@ def end_rejected_job(job: str, end: End, runs: Runs, backend: JobsApi) -> None:
         elif status is not end.status:
             letters.forget(job)  # Somebody else has ended the job first.
             return
+        runs.send_rejected_end(job, end, tenant)
         if end.status is JobStatus.FAILED:
             # A replay may open it from here on. Any earlier, this would take the new run for an older one.
             letters.mark_rejected(job)

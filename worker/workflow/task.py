@@ -394,7 +394,7 @@ class StepTask(DeathCountingTask):
         routing_key = (self.request.delivery_info or {}).get("routing_key")
         try:
             message = parse(model, args, kwargs, services().store)
-            intake.accept_message(message, first, routing_key, self.runs, self.on_accepted)
+            intake.accept_message(message, first, routing_key, self.runs, self.priority, self.on_accepted)
         except RejectedMessageError as rejection:
             self.reject(args, kwargs, str(rejection))
         except INFRASTRUCTURE_ERRORS as error:

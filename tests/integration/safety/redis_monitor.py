@@ -12,6 +12,8 @@ from celery import Celery
 from redis import Redis
 from redis.exceptions import RedisError
 
+from worker.sandbox import wait_for
+
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{24,}={0,2}")
 
 
@@ -42,6 +44,7 @@ class RedisMonitor:
     """Collects every command that Redis receives during the block."""
 
     def __init__(self, url: str) -> None:
+        self._url = url
         self._redis = Redis.from_url(url, encoding_errors="replace")
         self.commands: list[str] = []
         self._thread = threading.Thread(target=self._listen, daemon=True)
@@ -55,6 +58,9 @@ class RedisMonitor:
 
     def __enter__(self) -> "RedisMonitor":
         self._thread.start()
+        # What is sent from now on is heard.
+        with Redis.from_url(self._url) as redis:
+            wait_for(lambda: redis.ping() and self.commands, 30, "the monitor")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,9 +1,13 @@
 """Chunks of a run by file go to all processes that can begin one, and keep no small run waiting."""
 
+import json
 import re
+
+import pytest
 
 from tests.integration.safety.proxied_harness import ProxiedHarness
 from tests.integration.safety.recording_proxy import RecordingProxy
+from tests.integration.safety.redis_monitor import RedisMonitor, with_base64_decoded
 
 WRITE = r"/tasks/\d+/annotate"
 CHUNK = 50
@@ -47,6 +51,35 @@ def test_processes_share_the_chunks_of_a_run(harness: ProxiedHarness) -> None:
     finally:
         worker.stop()
         second.close()
+
+
+@pytest.mark.parametrize("priority", [3, 9])
+def test_all_messages_of_a_run_have_its_priority(harness: ProxiedHarness, priority: int) -> None:
+    # Given a message with a priority
+    job = harness.new_job(plugin="echo@1.0.0", action="to_task")
+    params = harness.to_task_params(harness.new_project(3 * CHUNK))
+    kwargs = {"job": job, "plugin": "echo@1.0.0", "params": params}
+
+    # When its run is carried out
+    with RedisMonitor(harness.redis_url) as monitor:
+        harness.celery.send_task("to_task", kwargs=kwargs, queue="to_task", priority=priority)
+        assert harness.wait_for_end(job)["status"] == "SUCCEEDED"
+        harness.wait_for(harness.has_no_messages, "the end of all messages")
+
+    # Then each of its messages was in the list of that priority
+    pushes = [command.split(" ", 2) for command in monitor.commands if re.match("[LR]PUSH|lpush", command)]
+    ours = [
+        (key, json.loads(body)["headers"]["task"])
+        for _, key, body in pushes
+        if f'"job": "{job}"' in with_base64_decoded(body)
+    ]
+    assert {task for _, task in ours} >= {
+        "to_task",
+        "to_task.prepare",
+        "to_task.annotate",
+        "to_task.finalize",
+    }
+    assert {key.partition(r"\x06\x16")[2] for key, _ in ours} == {str(priority)}
 
 
 def test_small_runs_end_beside_a_large_one(harness: ProxiedHarness) -> None:

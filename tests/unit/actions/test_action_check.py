@@ -70,6 +70,21 @@ def test_a_to_task_goes_by_its_hooks(verdict: Check, source: str, said: str) -> 
     assert verdict("to_task", "p.T", p=SDK_TO_TASK + source) == expected
 
 
+def test_a_deployment_of_the_sdk_needs_its_execute(verdict: Check) -> None:
+    # Given one that the SDK itself could not make an object of
+    said = verdict(
+        "deployment", "p.D", p=SDK_DEPLOY + "class D(BaseDeploymentAction):\n    entrypoint = object"
+    )
+
+    assert "D has no execute()" in said
+
+
+def test_a_deployment_of_ours_needs_no_execute(verdict: Check) -> None:
+    said = verdict("deployment", "p.D", p=OURS + "class D(BaseDeploymentAction):\n    entrypoint = object")
+
+    assert said == "deploys object on Ray Serve by the worker's steps"
+
+
 def test_a_mistake_in_a_module_that_is_imported_is_named(verdict: Check) -> None:
     source = OURS + "from words import WORD\nclass T(ToTaskAction):\n    pass\n"
 

@@ -32,6 +32,12 @@ class CommandLine:
 
     redis: FakeRedis
     published: list[Message] = field(default_factory=list)
+    priorities: list[int | None] = field(default_factory=list)
+
+    def publish(self, message: Message, *, priority: int | None = None) -> None:
+        """In place of `Publisher.publish`."""
+        self.published.append(message)
+        self.priorities.append(priority)
 
     def run(self, *arguments: str, code: int = 0) -> str:
         """Run a command that ends with `code`; returns its output, in one line."""

@@ -17,7 +17,7 @@ from worker.runs.runs import Runs, Timing
 def cli(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
     cli = CommandLine(redis)
     monkeypatch.setattr("shared.redis_url.RedisUrl.client", lambda *_, **__: redis)
-    monkeypatch.setattr("shared.Publisher.publish", lambda _self, message: cli.published.append(message))
+    monkeypatch.setattr("shared.Publisher.publish", cli.publish)
     return cli
 
 

@@ -1,14 +1,19 @@
 """What `doctor` reports beyond the clients' own errors."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
+from shared.webhooks import verify_event
+from tests.unit.shared.test_webhooks import SECRET
 from worker.cli.checks.doctor import consumed_queues, named_queues
 from worker.cli.main import app
 from worker.plugins import PluginHostUnavailableError
+from worker.runs.reports.webhook import WebhookClient
 
 EVERYTHING = ["deploy", "to_task", "annotate", "logs", "control"]
 
@@ -115,6 +120,36 @@ def test_bad_urls_are_shown_with_their_settings(tmp_path: Path) -> None:
     assert "✗ redis: no usable address (see REDIS_URL)" in output
     assert "✗ queue: no usable address (see CELERY_BROKER_URL)" in output
     assert "✗ backend: 503 Service Unavailable" in output
+
+
+@pytest.mark.parametrize(
+    ("status", "line"),
+    [
+        (204, "✓ webhook: takes a signed event (of the type test)"),
+        (401, "✗ webhook: 401 Unauthorized (see WORKER_WEBHOOK_URL, WORKER_WEBHOOK_SECRET)"),
+    ],
+)
+def test_the_webhook_is_sent_a_signed_event(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], status: int, line: str
+) -> None:
+    # Given a receiver that takes the event, or does not
+    received: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        received.append(request)
+        return httpx.Response(status, content=iter([b""]))
+
+    client = partial(WebhookClient, transport=httpx.MockTransport(answer))
+    monkeypatch.setattr("worker.cli.checks.doctor.WebhookClient", client)
+    given_workers(monkeypatch, EVERYTHING)
+    settings = {"WORKER_WEBHOOK_URL": "https://receiver.example/hook", "WORKER_WEBHOOK_SECRET": SECRET}
+
+    # When the worker's environment is checked
+    output = doctor({**environ, **settings})
+
+    # Then the answer is shown, and the event can be verified
+    assert line in output
+    assert verify_event(received[0].content, received[0].headers, SECRET)["type"] == "test"
 
 
 ANY_QUEUE = "publish with queue=, which is one of deploy, to_task, annotate, logs, control"

@@ -59,6 +59,20 @@ def test_from_dispatch_to_ready(
     assert harness.services.redis.zscore(heartbeats_key(), NAME.member) is None
 
 
+def test_a_run_is_resumed_with_its_own_priority(
+    harness: WaitlistHarness, backend: FakeBackend, sender: RecordingPublisher
+) -> None:
+    for job, priority in (("1", 6), ("2", 0)):
+        harness.detect(job, priority=priority)
+        harness.dispatch(job)
+    backend.add_application()
+
+    harness.poll()
+
+    resumed = {sent.kwargs["job"]: sent.priority for sent in sender.of(FETCH_TASKS.name)}
+    assert resumed == {"1": 6, "2": 0}
+
+
 def test_a_poll_that_sees_it_run_asks_for_no_job(
     harness: WaitlistHarness, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

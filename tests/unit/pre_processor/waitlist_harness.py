@@ -78,10 +78,10 @@ class WaitlistHarness:
         assert isinstance(self.services.agent_client, FakeAgent)
         return self.services.agent_client
 
-    def accept(self, job: str, **fields: Any) -> None:
+    def accept(self, job: str, priority: int = 0, **fields: Any) -> None:
         """A run's message is accepted."""
         message = {"job": job, "plugin": "notes@1.0.0", "params": PARAMS, **fields}
-        self.runs.store.accept(ToTaskMessage.model_validate(message), "to_task")
+        self.runs.store.accept(ToTaskMessage.model_validate(message), "to_task", priority)
 
     def detect(self, job: str, **fields: Any) -> Outcome | None:
         """A run is accepted and looks for its pre-processor."""

@@ -27,6 +27,17 @@ def app() -> Celery:
     return app
 
 
+@pytest.mark.parametrize(
+    ("is_redis", "given", "published"), [(True, 0, 0), (True, 6, 6), (False, 0, 9), (False, 3, 3)]
+)
+def test_a_step_has_the_priority_of_its_run(app: Celery, is_redis: bool, given: int, published: int) -> None:
+    publisher = CeleryPublisher(app, is_redis=is_redis)
+
+    publisher.publish(Step("quiet.task", 10), "prioritized", {"job": "42"}, priority=given)
+
+    assert received(app, "prioritized").delivery_info["priority"] == published
+
+
 def received(app: Celery, queue: str) -> Any:
     """The request that a worker makes of the message on the queue."""
     with Connection("memory://") as connection, connection.SimpleQueue(queue) as simple:

@@ -7,12 +7,13 @@ from typing import Any
 from fakeredis import FakeRedis
 
 from shared.channels import events_channel
+from shared.messages import DeployMessage
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher, RecordingReports
 from tests.unit.conftest import Clock
 from tests.unit.runs.example_workflow import DEPLOY, FIRST, advance, end_by_an_older_worker, report
 from worker.runs.keys import heartbeats_key
-from worker.runs.model import End, Run
+from worker.runs.model import Continue, End, Run
 from worker.runs.runs import Runs, recover_run
 from worker.testing import FakeBackend
 
@@ -32,6 +33,20 @@ def test_run_that_never_began_gets_its_first_step(
     recover_run("42", runs)
 
     assert [(sent.name, sent.queue) for sent in publisher.published] == [("deploy.initialize", "deploy")]
+
+
+def test_steps_have_the_priority_of_their_run(
+    runs: Runs, deploy: DeployMessage, publisher: RecordingPublisher
+) -> None:
+    runs.store.accept(deploy, "deploy", 6)
+
+    recover_run("42", runs)
+    runs.continue_with(runs.store.load("42"), Continue(FIRST))
+
+    assert [(sent.name, sent.priority) for sent in publisher.published] == [
+        ("deploy.initialize", 6),
+        ("deploy.first", 6),
+    ]
 
 
 def test_run_gets_the_step_at_which_it_stands(runs: Runs, run: Run, publisher: RecordingPublisher) -> None:

@@ -77,6 +77,13 @@ def test_message_is_the_same_as_a_bare_send_task(message: Any, kwargs: dict[str,
     assert headers["id"] == id_
 
 
+def test_a_priority_is_that_of_the_message() -> None:
+    with Publisher("memory://") as publisher:
+        publisher.publish(StopMessage(job="1"), priority=6)
+    with Connection("memory://") as connection, connection.SimpleQueue("control") as simple:
+        assert simple.get(timeout=1).properties["priority"] == 6
+
+
 def test_arguments_are_not_shown() -> None:
     message = DeployMessage.model_validate(
         {"job": 42, "plugin": "digits@1.0.0", "agent": 1, "params": {"note": "hush-hush"}}

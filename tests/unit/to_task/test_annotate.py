@@ -238,6 +238,14 @@ def test_all_failed_is_a_failed_run_with_its_counts(make_world: Make) -> None:
     assert len(end.result["failures"]) == 12
 
 
+def test_chunks_have_the_priority_of_their_run(make_world: Make) -> None:
+    world = make_world(30, priority=6)
+
+    world.work()
+
+    assert {sent.priority for sent in world.sender.of("to_task.annotate")} == {6}
+
+
 def test_a_chunk_that_begins_publishes_the_next_one(make_world: Make) -> None:
     world = make_world(100, chunk=10)
     world.collect()

@@ -67,6 +67,7 @@ class World:
     params: Row = field(default_factory=dict)
     options: Row = field(default_factory=dict)
     """Of the message, beside its params."""
+    priority: int = 0
 
     def __post_init__(self) -> None:
         self.host.crash = PluginProcessDiedError("ActorDiedError", "the process of digits@1.0.0 died")
@@ -118,7 +119,7 @@ class World:
         message = ToTaskMessage.model_validate(
             {"job": JOB, "plugin": "digits@1.0.0", "params": given, **self.options}
         )
-        self.runs.store.accept(message, "to_task")
+        self.runs.store.accept(message, "to_task", self.priority)
         if given.get("method") == "inference":
             options: dict[str, Any] = {}
             if "batch" in given:

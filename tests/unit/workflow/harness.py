@@ -73,7 +73,7 @@ class FakeServices:
     platform: Backend = field(default_factory=Backend)
     store: Store = field(default_factory=Store)
     settings: SimpleNamespace = field(
-        default_factory=lambda: SimpleNamespace(ray_address=None, worker_agent=None)
+        default_factory=lambda: SimpleNamespace(ray_address=None, worker_agent=None, worker_webhook_url=None)
     )
 
     def __post_init__(self) -> None:
@@ -93,6 +93,7 @@ class TaskRunner:
         self._monkeypatch = monkeypatch
         self.broken = False
         self.routing_key: object = "deploy"
+        self.priority: object = None
         self.published: list[dict[str, Any]] = []
 
     def deliver(self, name: str, *args: Any, message_id: str | None = None, **kwargs: Any) -> Delivery:
@@ -124,6 +125,7 @@ class TaskRunner:
             args=args,
             message_id=message_id or "",
             routing_key=self.routing_key,
+            priority=self.priority,
             headers=headers or {},
             retries=retries_before,
             redelivered=redelivered,

@@ -16,10 +16,10 @@ from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
 from worker.broker import UNKNOWN_STEP, RejectedMessage
 from worker.deploy.plan import DEPLOY
 from worker.platform import ServerError
-from worker.runs.keys import lock_key
+from worker.runs.keys import lock_key, rejected_end_key
 from worker.workflow.dead_letters import DeadLetters
 from worker.workflow.intake import begin_run
-from worker.workflow.rejected_jobs import reject_undelivered, seconds_unknown
+from worker.workflow.rejected_jobs import END_REJECTED_JOB, reject_undelivered, seconds_unknown
 
 MESSAGE: dict[str, Any] = {"job": 42, "plugin": "digits@1.0.0", "agent": 1}
 
@@ -125,6 +125,29 @@ def test_a_rejection_is_retried_while_redis_is_unavailable(
     monkeypatch.setattr("worker.workflow.dead_letters.DeadLetters.add", away)
 
     assert task_runner.deliver("test.deploy", job=42).ended == "retried"
+
+
+def test_the_webhook_hears_of_a_rejected_job_once_it_has_ended(
+    task_runner: TaskRunner, services: FakeServices, backend: Backend
+) -> None:
+    # Given a webhook, and a backend that does not take the end at first
+    due: list[str] = []
+    services.runs.on_webhook_due = due.append
+    backend.patch_error = ServerError()
+    task_runner.deliver("test.deploy", job=42, plugin="digits@1.0.0", tenant="acme")
+    about = services.sender.of(END_REJECTED_JOB.name)[0].kwargs
+    task_runner.deliver(END_REJECTED_JOB.name, **about)
+    assert due == []
+
+    # When it does
+    backend.patch_error = None
+    task_runner.deliver(END_REJECTED_JOB.name, **about)
+
+    # Then the webhook is to hear it, too
+    assert due == ["42"]
+    assert (
+        services.redis.hget(rejected_end_key("42"), "message") == '{"task": "", "kwargs": {"tenant": "acme"}}'
+    )
 
 
 def test_a_rejected_job_ends_failed_with_the_reason(task_runner: TaskRunner, backend: Backend) -> None:

@@ -35,6 +35,34 @@ def test_accepted_message_sends_the_first_step(task_runner: TaskRunner, sender: 
 
 
 @pytest.mark.parametrize(
+    ("priority", "kept"), [(6, 6), (0, 0), (None, 0), (-1, 0), (1_000, 255), ("urgent", 0), (1.5, 0)]
+)
+def test_the_priority_of_a_message_is_that_of_its_run(
+    task_runner: TaskRunner,
+    services: FakeServices,
+    sender: RecordingPublisher,
+    priority: object,
+    kept: int,
+) -> None:
+    task_runner.priority = priority
+
+    task_runner.deliver("test.deploy", **MESSAGE)
+
+    assert [sent.priority for sent in sender.published] == [kept]
+    assert services.runs.store.load("42").priority == kept
+
+
+def test_a_second_message_changes_no_priority(
+    task_runner: TaskRunner, services: FakeServices, sender: RecordingPublisher
+) -> None:
+    for priority in (6, 3):
+        task_runner.priority = priority
+        task_runner.deliver("test.deploy", **MESSAGE)
+
+    assert [sent.priority for sent in sender.published] == [6, 6]
+
+
+@pytest.mark.parametrize(
     ("routing_key", "queue"),
     [
         ("deploy", "deploy"),

@@ -43,6 +43,15 @@ def test_silent_run_gets_its_message_again(
     assert [(sent.name, sent.kwargs["job"]) for sent in sender.published] == [("deploy.initialize", "1")]
 
 
+@pytest.mark.parametrize(("url", "has_work"), [(None, False), ("https://receiver.example", True)])
+def test_ends_for_a_webhook_are_taken_over_where_there_is_one(
+    services: FakeServices, url: str | None, has_work: bool
+) -> None:
+    services.settings.worker_webhook_url = url
+
+    assert ("webhooks" in [work.name for work in maintenance.works()]) is has_work
+
+
 def test_an_unreadable_run_does_not_delay_the_others(
     task_runner: TaskRunner, services: FakeServices, sender: RecordingPublisher, clock: Clock
 ) -> None:

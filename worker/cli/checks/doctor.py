@@ -20,6 +20,7 @@ from worker.cli.checks import redis_check
 from worker.cli.console import BAD_ADDRESS_ERRORS, out
 from worker.platform import AgentClient, BackendClient, ClientError, NotFoundError, clean
 from worker.plugins import PluginError, PluginStore
+from worker.runs.reports.webhook import WebhookClient
 from worker.settings import Settings, SettingsError, load_settings, unknown_variables
 
 INSPECT_TIMEOUT_SECONDS: Final = 2.0
@@ -69,6 +70,7 @@ RELEVANT_SETTINGS: Final = {
     "agent": "SYNAPSE_AGENT_URL, SYNAPSE_AGENT_TOKEN",
     "ray": "RAY_ADDRESS, RAY_AUTH_MODE, RAY_AUTH_TOKEN",
     "plugins": "PLUGINS_DIR",
+    "webhook": "WORKER_WEBHOOK_URL, WORKER_WEBHOOK_SECRET",
 }
 
 
@@ -108,6 +110,8 @@ def doctor() -> None:
         "ray": _check_ray,
         "plugins": _check_plugins,
     }
+    if settings.worker_webhook_url:
+        checks["webhook"] = _check_webhook
     failed = [name for name, check in checks.items() if not _passes(name, check, settings)]
     if "queue" not in failed:
         _passes("workers", _check_workers, settings)
@@ -200,6 +204,12 @@ def _check_ray(settings: Settings) -> str:
         raise _CheckWarning("RAY_ADDRESS is not set: a deploy would end FAILED")
     _line("[dim]· checking ray …[/]")
     return cluster.check_cluster(settings.ray_address)
+
+
+def _check_webhook(settings: Settings) -> str:
+    with WebhookClient(settings.worker_webhook_url or "", settings.webhook_signing_keys) as webhook:
+        webhook.post_test()
+    return "takes a signed event (of the type test)"
 
 
 def _check_workers(settings: Settings) -> str:

@@ -1,4 +1,4 @@
-"""The outbox: which jobs are to be reported to the backend, and by whom."""
+"""The outbox: which jobs are to be reported to the backend, and by whom. The webhook has one, too."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,13 @@ from enum import StrEnum
 
 from redis import Redis
 
-from shared.channels import job_key
+from shared.channels import RETENTION_SECONDS, job_key
 from worker.lua import redis_time
 from worker.runs import keys
 from worker.runs.events import MessageEntry
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import RunField, run_key
-from worker.runs.model import Lease, StoredRun
+from worker.runs.model import End, Lease, StoredRun
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES
 from worker.runs.scripts import run_scripts
 from worker.runs.store import RunStore, hash_of
@@ -70,21 +70,67 @@ class ReportClaim:
         return RunStore.parse(job, self.stored)
 
 
-class Outbox:
-    """The jobs that are to be reported. What changes in a run enters its job; a report takes it out."""
+class DueJobs:
+    """Jobs of which something is to be sent: a sorted set, by the time at which any worker may send it."""
 
-    def __init__(self, redis: "Redis", lock_seconds: float, grace_seconds: float) -> None:
-        """`grace_seconds`: how long after its deadline a heartbeat counts as overdue."""
+    def __init__(self, redis: "Redis", key: str) -> None:
         self._scripts = run_scripts(redis)
         self._redis = redis
+        self._key = key
+
+    def take_over(self) -> list[str]:
+        """Jobs of which nothing was sent in time, because their worker died: the caller sends it."""
+        return list(self._scripts.run("take_over_reports", [self._key], MAX_TAKEN_OVER))
+
+    def enter(self, delays: Mapping[str, float]) -> None:
+        """Let whichever worker looks first send what is due of these jobs, each after so many seconds."""
+        self._enter(delays)
+
+    def hand_over(self, delays: Mapping[str, float]) -> None:
+        """The same, without what another worker has sent meanwhile."""
+        self._enter(delays, only_known=True)
+
+    def _enter(self, delays: Mapping[str, float], *, only_known: bool = False) -> None:
+        if delays:
+            now = redis_time(self._redis)
+            due = {job: now + delay for job, delay in delays.items()}
+            self._redis.zadd(self._key, due, xx=only_known)
+
+
+class Outbox(DueJobs):
+    """The jobs that are to be reported. What changes in a run enters its job; a report takes it out."""
+
+    def __init__(
+        self, redis: "Redis", lock_seconds: float, grace_seconds: float, *, has_webhook: bool = False
+    ) -> None:
+        """`grace_seconds`: how long after its deadline a heartbeat counts as overdue.
+
+        `has_webhook`: see `RunStore`.
+        """
+        super().__init__(redis, keys.outbox_key())
         self._lock_seconds = lock_seconds
+        self._has_webhook = has_webhook
         self._grace_seconds = grace_seconds
 
     def schedule_end(self, job: str) -> bool:
         """Enter the end of a run, once; true when the caller is to report it at once."""
-        names = [run_key(job), keys.outbox_key(), keys.heartbeats_key(), keys.overdue_counts_key()]
-        args = job, run_member(job), self._grace_seconds
+        heartbeats = [keys.heartbeats_key(), keys.overdue_counts_key()]
+        names = [run_key(job), self._key, *heartbeats, keys.webhooks_key()]
+        args = job, run_member(job), self._grace_seconds, int(self._has_webhook)
         return bool(self._scripts.run("schedule_end_report", names, *args))
+
+    def enter_rejected_end(self, job: str, end: End, tenant: str | None) -> None:
+        """Have the end sent to the webhook of a job that has no run, because its message was rejected."""
+        name, (now, _) = keys.rejected_end_key(job), self._redis.time()
+        message = json.dumps({"task": "", "kwargs": {"tenant": tenant}})
+        text = json.dumps({"status": end.status, "result": end.result})
+        with self._redis.pipeline() as pipe:
+            # The first time stays, so that a repetition is the same event with the same id.
+            pipe.hsetnx(name, "updated", now)
+            pipe.hset(name, mapping={RunField.MESSAGE: message, RunField.ENDED: text})
+            pipe.expire(name, RETENTION_SECONDS)
+            pipe.zadd(keys.webhooks_key(), {job: now})
+            pipe.execute()
 
     def claim(self, job: str, token: str) -> ReportClaim:
         """Take the lock of the job's report and read what is to be reported; messages are removed."""
@@ -97,7 +143,7 @@ class Outbox:
                 job_key(job),
                 keys.messages_key(job),
                 lease.key,
-                keys.outbox_key(),
+                self._key,
                 keys.patched_key(job),
             ],
             job,
@@ -123,22 +169,12 @@ class Outbox:
 
     def acknowledge(self, job: str, lease: Lease, version: str | None) -> bool:
         """The backend has a snapshot of that version, or messages alone. True when there is more to send."""
-        names = [run_key(job), keys.messages_key(job), lease.key, keys.outbox_key(), keys.patched_key(job)]
+        names = [run_key(job), keys.messages_key(job), lease.key, self._key, keys.patched_key(job)]
         args = job, lease.token, version or "", SECONDS_BETWEEN_PATCHES
         return bool(self._scripts.run("acknowledge_report", names, *args))
 
     def postpone(self, job: str, seconds: float) -> None:
         """The caller sends the report again after some seconds, and no other worker does before."""
-        names = [run_key(job), keys.outbox_key(), keys.heartbeats_key()]
+        names = [run_key(job), self._key, keys.heartbeats_key()]
         args = job, seconds, run_member(job), self._grace_seconds
         self._scripts.run("postpone_report", names, *args)
-
-    def take_over(self) -> list[str]:
-        """Jobs that were not reported in time, because their worker died: the caller reports them."""
-        return list(self._scripts.run("take_over_reports", [keys.outbox_key()], MAX_TAKEN_OVER))
-
-    def enter(self, delays: Mapping[str, float]) -> None:
-        """Let whichever worker looks first report these jobs, each after so many seconds."""
-        if delays:
-            now = redis_time(self._redis)
-            self._redis.zadd(keys.outbox_key(), {job: now + delay for job, delay in delays.items()})

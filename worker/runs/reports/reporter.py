@@ -164,7 +164,7 @@ def _patch_end(
     snapshot = _snapshot(run, claim, is_complete=complete)
     result = end.result
     if end.status is JobStatus.STOPPED:
-        result = stopped_job_result(run.message, claim.record)
+        result = stopped_job_result(run.message.task, claim.record)
     try:
         update(
             status=end.status,

@@ -1,4 +1,4 @@
-"""Sends the reports of jobs from threads of its own, each when it is due."""
+"""Sends the reports of jobs, and to the webhook their ends, from threads of its own, each when it is due."""
 
 import heapq
 import itertools
@@ -14,6 +14,7 @@ import structlog
 from worker.blame import INFRASTRUCTURE_ERRORS, retry_after_seconds
 from worker.platform import ClientError, clean
 from worker.runs.bulkhead import backoff
+from worker.runs.reports.outbox import DueJobs
 from worker.runs.reports.reporter import (
     JobsApi,
     LeaseLostError,
@@ -41,18 +42,18 @@ class TenantBusyError(Exception):
 
 @dataclass(order=True)
 class PendingReport:
-    """A job that this process is to report at `due`, by the monotonic clock."""
+    """A job of which this process is to send something at `due`, by the monotonic clock."""
 
     due: float
     number: int
     job: str = field(compare=False)
     attempt: int = field(compare=False, default=0)
-    """How often in a row the backend has not taken it."""
+    """How often in a row the receiver has not taken it."""
 
 
 @dataclass(frozen=True)
 class NextAttempt:
-    """The job is to be reported again in `delay` seconds."""
+    """It is to be sent again in `delay` seconds."""
 
     delay: float
     attempt: int = 0
@@ -105,50 +106,52 @@ def _postponed(job: str, attempt: int, runs: Runs, error: Exception) -> NextAtte
     return NextAttempt(countdown, attempt + 1)
 
 
-class ReportSender:
-    """Reports the jobs that are added, with at most `MAX_THREADS` threads, which run while there is work.
+class JobSender:
+    """Sends what is due of the jobs that are added, from threads of its own, which run while there is work.
 
-    A job stays in the outbox until it is reported, so that another worker reports it when this process ends.
+    A job stays in its list in Redis until then, so that another worker does it when this process ends.
     """
 
-    def __init__(self, runs: Runs, backend_of: Callable[[str | None], JobsApi]) -> None:
-        """`backend_of` makes the client for a tenant."""
-        self._runs = runs
-        self._backend_of = backend_of
+    def __init__(self, due_jobs: DueJobs, name: str, max_threads: int) -> None:
+        """`name`: of what is sent, in the plural."""
+        self._due_jobs = due_jobs
+        self._name = name
+        self._max_threads = max_threads
         self._change = threading.Condition()
         self._numbers = itertools.count()
         self._heap: list[PendingReport] = []
         self._pending: dict[str, PendingReport] = {}
         self._sending: dict[str, float | None] = {}
-        """Jobs whose report is under way, with the time of the next one if they were added meanwhile."""
-        self._tenants: dict[str, str | None] = {}
-        """Of the pending jobs of which it is known."""
-        self._sending_of: Counter[str | None] = Counter()
-        self._held: dict[str | None, deque[PendingReport]] = {}
-        """Pending reports that are due, by the tenant to whose backend as many are sent as may be."""
-        self._counted: dict[str, str | None] = {}
-        """The jobs that are counted there, with their tenants."""
+        """Jobs that are being sent, with the time of the next attempt if they were added meanwhile."""
         self._threads = 0
         self._idle = 0
         self._timer_waits = False
 
-    def add(self, job: str, delay: float) -> None:
-        """Report `job` in `delay` seconds, or earlier if that was asked for already."""
+    def add(self, job: str, delay: float = 0.0) -> None:
+        """Send what is due of `job` in `delay` seconds, or earlier if that was asked for already."""
         with self._change:
             self._add(job, time.monotonic() + delay)
 
     def take_over(self) -> None:
-        """Report the jobs at once that another worker has left behind."""
-        for job in self._runs.outbox.take_over():
-            log.info("report taken over", job=job)
+        """Send at once what another worker has left behind."""
+        for job in self._due_jobs.take_over():
+            log.info("taken over from another worker", what=self._name, job=job)
             self.add(job, 0.0)
 
     def hand_over(self) -> None:
-        """This process is about to end: other workers report what is left."""
+        """This process is about to end: other workers send what is left."""
         with self._change:
             now = time.monotonic()
             delays = {job: max(0.0, pending.due - now) for job, pending in self._pending.items()}
-        self._runs.outbox.enter(delays)
+        self._due_jobs.hand_over(delays)
+
+    def _send(self, pending: PendingReport) -> NextAttempt | None:
+        """Send it; what is to follow."""
+        raise NotImplementedError
+
+    def _may_send(self, pending: PendingReport) -> bool:  # noqa: ARG002 - for subclasses
+        """Whether what is due may be sent now; if not, the subclass adds it again. Called under the lock."""
+        return True
 
     def _add(self, job: str, due: float, attempt: int | None = None) -> None:
         if job in self._sending:
@@ -169,15 +172,13 @@ class ReportSender:
         """Have a thread look at the heap, whose first entry has changed."""
         if self._idle:
             self._change.notify_all()
-        elif self._threads < MAX_THREADS:
+        elif self._threads < self._max_threads:
             self._threads += 1
-            threading.Thread(target=self._work, name="reports", daemon=True).start()
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
 
     def _work(self) -> None:
         while (pending := self._next()) is not None:
-            job = pending.job
-            backend_of = partial(self._backend_for, job)
-            self._finished(pending, send_report(job, pending.attempt, self._runs, backend_of))
+            self._finished(pending, self._send(pending))
 
     def _next(self) -> PendingReport | None:
         """Wait for a report that is due; None when the thread is to end."""
@@ -208,13 +209,10 @@ class ReportSender:
             pending = heapq.heappop(self._heap)
             if self._is_stale(pending):
                 continue
-            job = pending.job
-            tenant = self._tenants.get(job)
-            if job in self._tenants and self._sending_of[tenant] >= MAX_THREADS_PER_TENANT:
-                self._held.setdefault(tenant, deque()).append(pending)
+            if not self._may_send(pending):
                 continue
-            del self._pending[job]
-            self._sending[job] = None
+            del self._pending[pending.job]
+            self._sending[pending.job] = None
             return pending
         return None
 
@@ -224,14 +222,47 @@ class ReportSender:
     def _finished(self, sent: PendingReport, following: NextAttempt | None) -> None:
         with self._change:
             due = self._sending.pop(sent.job)
-            if sent.job in self._counted:
-                tenant = self._counted.pop(sent.job)
-                self._sending_of[tenant] -= 1
-                self._release_held(tenant)
             if following is not None:
                 self._add(sent.job, time.monotonic() + following.delay, following.attempt)
             if due is not None:
                 self._add(sent.job, due)
+
+
+class ReportSender(JobSender):
+    """Reports the jobs that are added to the backend."""
+
+    def __init__(self, runs: Runs, backend_of: Callable[[str | None], JobsApi]) -> None:
+        """`backend_of` makes the client for a tenant."""
+        super().__init__(runs.outbox, "reports", MAX_THREADS)
+        self._runs = runs
+        self._backend_of = backend_of
+        self._tenants: dict[str, str | None] = {}
+        """Of the pending jobs of which it is known."""
+        self._sending_of: Counter[str | None] = Counter()
+        self._held: dict[str | None, deque[PendingReport]] = {}
+        """Pending reports that are due, by the tenant to whose backend as many are sent as may be."""
+        self._counted: dict[str, str | None] = {}
+        """The jobs that are counted there, with their tenants."""
+
+    def _send(self, pending: PendingReport) -> NextAttempt | None:
+        backend_of = partial(self._backend_for, pending.job)
+        return send_report(pending.job, pending.attempt, self._runs, backend_of)
+
+    def _may_send(self, pending: PendingReport) -> bool:
+        job = pending.job
+        tenant = self._tenants.get(job)
+        if job in self._tenants and self._sending_of[tenant] >= MAX_THREADS_PER_TENANT:
+            self._held.setdefault(tenant, deque()).append(pending)
+            return False
+        return True
+
+    def _finished(self, sent: PendingReport, following: NextAttempt | None) -> None:
+        with self._change:
+            if sent.job in self._counted:
+                tenant = self._counted.pop(sent.job)
+                self._sending_of[tenant] -= 1
+                self._release_held(tenant)
+            super()._finished(sent, following)
             if sent.job not in self._pending:
                 self._tenants.pop(sent.job, None)
 

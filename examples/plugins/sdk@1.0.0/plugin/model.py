@@ -31,3 +31,12 @@ class Sentiment(BaseServeDeployment):
 
 class Deployment(BaseDeploymentAction):
     entrypoint = Sentiment
+
+    def execute(self) -> dict[str, Any]:
+        self.ray_init()
+        self.set_progress(1, 3, self.progress.INITIALIZE)
+        self.deploy()
+        self.set_progress(2, 3, self.progress.DEPLOY)
+        application = self.register_serve_application()
+        self.set_progress(3, 3, self.progress.REGISTER)
+        return {"serve_application": application}

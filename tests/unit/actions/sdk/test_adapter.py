@@ -41,6 +41,10 @@ DEPLOY = """
         num_cpus: float = 4
     class Deploy(BaseDeploymentAction):
         params_model = Params
+        def execute(self):
+            self.ray_init()
+            self.deploy()
+            return {"serve_application": self.register_serve_application()}
 """
 
 
@@ -294,7 +298,10 @@ def test_an_action_of_another_kind_always_runs_whole(host: Host, operation: str)
 
 
 def test_an_action_of_another_kind_is_no_deployment(host: Host) -> None:
-    host.write(TRAIN.replace("Train", "Deploy"), "        params_model = None\n")
+    host.write(
+        TRAIN.replace("Train", "Deploy"),
+        "        params_model = None\n        def execute(self): return {}\n",
+    )
 
     with pytest.raises(PluginCallError, match="of another kind than the action 'deployment' needs"):
         host.call("plan", {"whole_run": True}, action="deployment")

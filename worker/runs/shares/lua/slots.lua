@@ -1,0 +1,74 @@
+-- The slots of one tenant. A holder is the lock of a chunk, or a run; its slot is free again when it gives it back, or when
+-- it is found to be gone: a lock that has expired, a run that has ended. A delivery that finds none leaves its
+-- message, which is published as soon as there is one.
+-- KEYS: slots (holders by the time from which they are looked at), waiting (holders by when they came), messages (by
+--   holder), tenants for whose slots somebody waits, then for `take` the run, and its record
+-- ARGV: operation, tenant, most slots, '1' when holders are runs, then for
+--   take   holder, and where it is to wait if need be: command and list of its message, the message, what it waits for
+--          -> 'has' a slot, 'full', or 'waits'
+--   free   holder
+--   hand_out
+local slots, waiting, messages, tenants = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local operation, tenant, most, are_runs, holder = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1', ARGV[5]
+local time = now()
+-- Seconds until a holder is looked at: one that has begun, and one whose message has just been published.
+local BEGUN, PUBLISHED = 5, 30
+
+local function is_gone(name)
+  if are_runs then return not run_open(name) end
+  return redis.call('EXISTS', name) == 0
+end
+
+local function are_free() return redis.call('ZCARD', slots) < most end
+
+-- Each holder is looked at once in so many seconds, however often slots are asked for.
+local function drop_gone()
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', slots, '-inf', time)) do
+    if is_gone(name) then redis.call('ZREM', slots, name) else redis.call('ZADD', slots, time + BEGUN, name) end
+  end
+end
+
+local function hand_out()
+  while are_free() do
+    local name = redis.call('ZRANGE', waiting, 0, 0)[1]
+    if not name then
+      redis.call('SREM', tenants, tenant)
+      return
+    end
+    local waits = cjson.decode(redis.call('HGET', messages, name))
+    redis.call('ZREM', waiting, name)
+    redis.call('HDEL', messages, name)
+    if run_open(waits.run) then
+      redis.call('ZADD', slots, time + PUBLISHED, name)
+      redis.call(waits.command, waits.list, waits.message)
+    end
+  end
+end
+
+if operation == 'free' then
+  redis.call('ZREM', slots, holder)
+  hand_out()
+  return
+elseif operation == 'hand_out' then
+  drop_gone()
+  hand_out()
+  return
+end
+
+if not redis.call('ZSCORE', slots, holder) then
+  if not are_free() then drop_gone() end
+  hand_out()
+end
+if redis.call('ZSCORE', slots, holder) or are_free() then
+  redis.call('ZADD', slots, time + BEGUN, holder)
+  redis.call('ZREM', waiting, holder)
+  redis.call('HDEL', messages, holder)
+  return 'has'
+end
+local run, record, command, list, message, waiting_for = KEYS[5], KEYS[6], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+if message == '' then return 'full' end
+redis.call('ZADD', waiting, 'NX', time, holder)
+redis.call('HSET', messages, holder, cjson.encode({run = run, command = command, list = list, message = message}))
+redis.call('SADD', tenants, tenant)
+if waiting_for ~= '' and run_open(run) then redis.call('HSET', record, 'waiting_for', waiting_for) end
+return 'waits'
