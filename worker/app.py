@@ -16,6 +16,7 @@ from worker.logs.relay import LogRelayStep
 from worker.maintenance import Maintenance
 from worker.monitoring.http_server import HttpServerStep
 from worker.monitoring.probes import ConnectedStep, StateStep
+from worker.monitoring.redis_metrics import QueueStatsStep
 from worker.pool import MinThreadsStep
 from worker.redis_needs import RedisClusterError, reject_cluster
 from worker.services import services
@@ -93,6 +94,7 @@ def make_app(settings: Settings) -> Celery:
     app.steps["consumer"].add(ConnectedStep)
     app.steps["consumer"].add(TaskEventsStep)
     app.steps["consumer"].add(RevocationsStep)
+    app.steps["consumer"].add(QueueStatsStep)
     return app
 
 

@@ -146,14 +146,6 @@ FILE = """
 <>   mark_reported
 """
 
-RETRY = """
->    claim_step to_task.prepare
-<>   task_index commit
-<>   ledger record
-<>   finish
-<>   mark_reported
-"""
-
 SHARES = """
 <>   take slot of run
 <>   take slot of chunk
@@ -161,6 +153,14 @@ SHARES = """
 <>   free slot of run
 """
 """With one chunk and one run of a tenant at a time."""
+
+RETRY = """
+>    claim_step to_task.prepare
+<>   task_index commit
+<>   ledger record
+<>   finish
+<>   mark_reported
+"""
 
 INFERENCE = """
 <>   publish pre_processor.detect
@@ -249,8 +249,8 @@ def all_points() -> list[KillPoint]:
         *_points(Kind.DEPLOY, DEPLOY),
         *_points(Kind.WAITING_DEPLOY, WAITING_DEPLOY),
         *_points(Kind.FILE, FILE),
-        *_points(Kind.RETRY, RETRY),
         *_points(Kind.FILE, SHARES),
+        *_points(Kind.RETRY, RETRY),
         *_points(Kind.INFERENCE, INFERENCE),
         *_points(Kind.INFERENCE, WAITLIST, of_pre_processor=True),
         *_points(Kind.FAILED_PRE_PROCESSOR, FAILED_PRE_PROCESSOR),

@@ -117,6 +117,8 @@ class Delivery:
     """Of the retried message, those that are not Celery's."""
     outcome: Outcome | None = None
     error: BaseException | None = None
+    failure: str | None = None
+    """With what the task failed, as monitors show it. Its message is acknowledged all the same."""
 
 
 class InProcessWorker:
@@ -218,6 +220,8 @@ class InProcessWorker:
                 delivery.countdown, delivery.headers = options["countdown"], options["headers"]
             except Reject as reject:
                 delivery.ended = "requeued" if reject.requeue else "dropped"
+            except self.task.throws as failure:
+                delivery.failure = str(failure)
         assert len(retries) == (delivery.ended == "retried"), "a delivery is retried once or not at all"
 
     def outcome_of(self, step: Step, function: Callable[[Any], Outcome], **delivery: Any) -> Outcome:

@@ -15,6 +15,8 @@ DEFAULT_QUEUE: Final = "celery"
 """Where Celery puts a message that is sent without `queue=`."""
 
 _SCAN_COUNT: Final = 1000
+_PIDBOX: Final = ".pidbox"
+_EVENTS: Final = "celeryev"
 
 
 def waiting_messages(redis: "Redis", keyprefix: str = "") -> dict[str, int]:
@@ -27,7 +29,7 @@ def waiting_messages(redis: "Redis", keyprefix: str = "") -> dict[str, int]:
 
 
 def _queues(redis: "Redis", keyprefix: str) -> set[str]:
-    """The contract's, Celery's default, and those of the agents."""
+    """The contract's, Celery's default, those of the agents, and others to which somebody has published."""
     lists = f"{keyprefix}{DeployMessage.queue}."
     delayed = f"{keyprefix}{delayed_key(DeployMessage.queue)}."
     found = {*QUEUES, DEFAULT_QUEUE}
@@ -37,8 +39,21 @@ def _queues(redis: "Redis", keyprefix: str) -> set[str]:
             names = (key.decode() if isinstance(key, bytes) else key for key in keys)
             agents = {name.removeprefix(start).partition(Channel.sep)[0] for name in names}
             found |= {f"{DeployMessage.queue}.{agent}" for agent in agents if agent.isdigit()}
+        found |= _declared_queues(redis, keyprefix)
     except NoPermissionError:
         pass
+    return found
+
+
+def _declared_queues(redis: "Redis", keyprefix: str) -> set[str]:
+    """The queues that publishers have declared, without those of Celery's remote control and events."""
+    found: set[str] = set()
+    start = f"{keyprefix}{Channel.keyprefix_queue % ''}"
+    for key in redis.scan_iter(f"{start}*", count=_SCAN_COUNT, _type="set"):
+        for member in redis.smembers(key):
+            name = (member.decode() if isinstance(member, bytes) else member).rpartition(Channel.sep)[2]
+            if name and not name.endswith(_PIDBOX) and not name.startswith(_EVENTS):
+                found.add(name)
     return found
 
 

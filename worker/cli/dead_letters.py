@@ -1,8 +1,9 @@
 """The commands `dead-letters …`: messages that could not be accepted."""
 
 import json
+import re
 from datetime import datetime
-from typing import Annotated, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from worker.cli.console import (
     Priority,
     RedisUrl,
     connect,
+    err,
     fail,
     out,
     print_json,
@@ -25,6 +27,8 @@ from worker.cli.console import (
     table_cell,
     terminal_json,
 )
+from worker.platform import redact, redact_value
+from worker.platform.secret_registry import MASK
 from worker.runs.store import RunStore
 from worker.workflow.dead_letters import DeadLetter, DeadLetters
 
@@ -35,6 +39,14 @@ DeadLetterId = Annotated[str, typer.Argument(help="The dead letter's id, as `lis
 MESSAGE_TYPES: dict[str, type[Message]] = {
     model.task: model for model in (DeployMessage, ToTaskMessage, TailLogsMessage, StopMessage)
 }
+
+
+_KEYS: Final = re.compile(
+    r"\b(?:sk-[\w-]{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|hf_\w{20,}|AKIA[0-9A-Z]{16}"
+    r"|AIza[\w-]{30,}|xox[abprs]-[\w-]{10,}|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[^-]*(?:-----END [A-Z ]*PRIVATE KEY-----)?"
+)
+"""The forms of keys that services give out, and of JSON web tokens."""
 
 
 @app.command("list")
@@ -55,15 +67,22 @@ def list_dead_letters(as_json: AsJson = False, redis_url: RedisUrl = DEFAULT_RED
 
 
 @app.command()
-def show(id_: DeadLetterId, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
-    """One dead letter whole, as JSON; the body is shown as a string if it is not JSON."""
+def show(
+    id_: DeadLetterId,
+    redis_url: RedisUrl = DEFAULT_REDIS_URL,
+    unmasked: Annotated[bool, typer.Option("--unmasked", help="Show also what looks like a key.")] = False,
+) -> None:
+    """One dead letter, as JSON; the body is shown as a string if it is not JSON.
+
+    What looks like a key is masked on the terminal; the dead letter keeps it.
+    """
     letter = _find(DeadLetters(connect(redis_url)), id_)
-    content = {
-        "task": letter.task,
-        "reason": letter.reason,
-        "time": letter.time,
-        "body": _readable_body(letter.body),
-    }
+    body = _readable_body(letter.body)
+    shown = body if unmasked else _masked(body)
+    if shown != body:
+        err.print("[yellow]![/] what looks like a key is masked: `--unmasked` shows it", highlight=False)
+        err.print("  A message holds no secrets: let its publisher leave the key out, and renew it.")
+    content = {"task": letter.task, "reason": letter.reason, "time": letter.time, "body": shown}
     # Not printed by rich, which would wrap long lines in the middle of a body.
     typer.echo(terminal_json(content))
 
@@ -125,6 +144,29 @@ def _readable_body(body: str) -> object:
     except (ValueError, RecursionError):
         return body
     return parsed if body in spellings else body
+
+
+def _masked(value: object) -> object:
+    """The same without what looks like a key, by its own form or by the name that it has."""
+    try:
+        return _masked_part(value)
+    except RecursionError:
+        return _KEYS.sub(MASK, redact(json.dumps(value)))
+
+
+def _masked_part(value: object) -> object:
+    if isinstance(value, str):
+        return _KEYS.sub(MASK, redact(value))
+    if isinstance(value, list):
+        return [_masked_part(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _masked_part(_masked_by_name(name, each)) for name, each in value.items()}
+    return value
+
+
+def _masked_by_name(name: str, value: object) -> object:
+    is_secret = isinstance(value, str) and redact_value({name: value}) != {name: redact(value)}
+    return MASK if is_secret else value
 
 
 def _find(letters: DeadLetters, id_: str) -> DeadLetter:

@@ -45,10 +45,10 @@ def deploy(
     agent: Annotated[int, typer.Option(help="Id of the Ray cluster's agent.")],
     params: Params = "{}",
     tenant: Tenant = None,
+    priority: Priority = None,
     force: Annotated[
         bool, typer.Option("--force", help="Submit it also when an identical one is on Serve already.")
     ] = False,
-    priority: Priority = None,
     follow: Follow = False,
     redis_url: RedisUrl = DEFAULT_REDIS_URL,
     broker_url: BrokerUrl = None,
@@ -66,9 +66,9 @@ def to_task(
     plugin: Plugin,
     params: Params,
     tenant: Tenant = None,
+    priority: Priority = None,
     skip_annotated: SkipAnnotated = False,
     dry_run: DryRun = False,
-    priority: Priority = None,
     follow: Follow = False,
     redis_url: RedisUrl = DEFAULT_REDIS_URL,
     broker_url: BrokerUrl = None,

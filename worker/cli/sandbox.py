@@ -40,8 +40,7 @@ def sandbox(
         Path, typer.Option(help="The settings are written here, for a shell to source.")
     ] = Path(".sandbox.env"),
     reload: Annotated[
-        bool,
-        typer.Option("--reload", help="Check releases that change, and deploy those again that run."),
+        bool, typer.Option("--reload", help="Check releases that change, and deploy those again that run.")
     ] = False,
 ) -> None:
     """Start a Redis, a Ray, an agent, a backend and a worker on this machine, and wait for Ctrl-C."""

@@ -13,7 +13,7 @@ from worker.actions.deployment import (
     capacity_unreachable_error,
     check_serve_capacity,
 )
-from worker.actions.replica_needs import gate_options
+from worker.actions.replica_needs import gate_options, initial_replicas
 from worker.deploy.packages import DeployedPackages
 from worker.deploy.plan import (
     CAPACITY_GATE,
@@ -30,7 +30,7 @@ from worker.plugins.requests import WHOLE_RUN
 from worker.runs.model import Continue, Outcome, Reschedule, RunFailedError, Suspend
 from worker.services import Services
 from worker.whole_run.run import SUBMIT
-from worker.workflow.capacity import CapacityWaitlist, Place
+from worker.workflow.capacity import CapacityWaitlist, Place, wanted_and_free
 from worker.workflow.intake import begin_run
 from worker.workflow.texts import Text, in_language
 
@@ -90,14 +90,22 @@ def _ask(run: DeployRun, services: Services, plan: DeployPlan) -> Answer:
     """Ask the agent once; raises `CapacityDeniedError` or `CapacityUnknownError`."""
     agent_client = _agent_client(run.message.agent, run.message.tenant, services)
     actor_options, serve_options = gate_options(plan.to_json())
-    check_serve_capacity(
-        agent_client,
-        app_name=plan.app_name,
-        agent=run.message.agent,
-        ray_actor_options=actor_options,
-        serve_options=serve_options,
-        logger=log,
-    )
+    try:
+        check_serve_capacity(
+            agent_client,
+            app_name=plan.app_name,
+            agent=run.message.agent,
+            ray_actor_options=actor_options,
+            serve_options=serve_options,
+            logger=log,
+        )
+    except CapacityDeniedError:
+        # One that waits says so once.
+        if agent_client is not None and not (run.state.reported_wait and run.state.reported_wait[1]):
+            language, replicas = run.message.language, initial_replicas(serve_options)
+            text = wanted_and_free(language, agent_client, actor_options, replicas)
+            services.runs.events.message(run.job, text, step=PROGRESS_STEP, level="warning")
+        raise
     return "allowed" if agent_client else "skipped"
 
 

@@ -17,8 +17,7 @@ log = structlog.get_logger(__name__)
 def tail_logs(self: StepTask, /, *args: Any, **kwargs: Any) -> None:
     """Relay the log of a Ray job to the log channel of a job; the Ray job itself is not touched."""
     message = self.parse(TailLogsMessage, args, kwargs)
-    if message is not None:
-        self.run_task(lambda: _tail_logs(message))
+    self.run_task(lambda: _tail_logs(message))
 
 
 def _tail_logs(message: TailLogsMessage) -> None:

@@ -18,7 +18,7 @@ _HARMLESS: Final = frozenset({"antigravity", "idlelib", "test", "this", "turtle"
 
 _NAMES: Final = """
 aiohappyeyeballs aiohttp aiosignal annotated_doc annotated_types anyio attr attrs certifi
-charset_normalizer click colorama fastapi filelock frozenlist google grpc grpc_reflection h11
+charset_normalizer click colorama fastapi filelock frozenlist google greenlet grpc grpc_reflection h11
 httpcore httpx idna jsonschema jsonschema_specifications msgpack multidict numpy opentelemetry
 packaging propcache psutil pydantic pydantic_core pygments referencing requests rich rpds starlette
 structlog typing_extensions typing_inspection urllib3 uvicorn uvloop watchfiles wcwidth yaml yarl

@@ -1,9 +1,7 @@
 """Why a pre-processor does not run yet, for the users of the runs that wait for it."""
 
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
@@ -18,7 +16,7 @@ from worker.pre_processor.waitlist import WaitlistName
 from worker.runs.bulkhead import bulkhead
 from worker.services import Services
 from worker.workflow.agent_task import CLUSTER
-from worker.workflow.capacity import CapacityWaitlist
+from worker.workflow.capacity import CapacityWaitlist, as_number
 from worker.workflow.texts import Text, in_language
 
 log = structlog.get_logger(__name__)
@@ -103,10 +101,10 @@ def _cluster_view(agent_client: AgentClient, app_name: str) -> ClusterView:
     resources = agent_client.get_cluster_resources()
     gpu = resources.get("gpu")
     gpu = gpu if isinstance(gpu, Mapping) else {}
-    replicas = _number(resources.get("total_serve_replicas"))
+    replicas = as_number(resources.get("total_serve_replicas"))
     return ClusterView(
-        free_gpus=_number(gpu.get("available_gpus")),
-        total_gpus=_number(gpu.get("total_gpus")),
+        free_gpus=as_number(gpu.get("available_gpus")),
+        total_gpus=as_number(gpu.get("total_gpus")),
         replicas=None if replicas is None else int(replicas),
         reason=_application_reason(agent_client, app_name),
     )
@@ -125,9 +123,3 @@ def _application_reason(agent_client: AgentClient, app_name: str) -> str:
     status = application.get("status")
     texts = [*([status] if isinstance(status, str) else []), *said[:1]]
     return shorten(clean(": ".join(texts)), MAX_REASON_CHARS)
-
-
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    # No NaN either, and no whole number that no float holds.
-    return float(value) if is_number and 0 <= value <= sys.float_info.max else None

@@ -45,6 +45,7 @@ from worker.runs.model import Continue, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs
 from worker.services import Services
 from worker.workflow.agent_task import CLUSTER
+from worker.workflow.capacity import wanted_and_free
 from worker.workflow.texts import Text, in_language
 
 log = structlog.get_logger(__name__)
@@ -152,14 +153,20 @@ def _denial_reasons(run: PreProcessorRun, services: Services, target: PreProcess
     try:
         agent_client = services.agent(target.agent, run.message.tenant)
         if agent_client is not None:
-            return denial_reasons(
+            # What a dispatch has by default gives way to the code that is deployed, so it blocks nothing.
+            resources = {"num_cpus": 0.0, **resources}
+            replicas = int(resources.get("num_replicas", 1))
+            reasons = denial_reasons(
                 agent_client,
                 app_name=target.release,
                 agent=target.agent,
-                # What a dispatch has by default gives way to the code that is deployed, so it blocks nothing.
-                resources={"num_cpus": 0.0, **resources},
-                replicas=int(resources.get("num_replicas", 1)),
+                resources=resources,
+                replicas=replicas,
             )
+            if reasons is not None:
+                text = wanted_and_free(run.message.language, agent_client, resources, replicas)
+                services.runs.events.message(run.job, text, step=PROGRESS, level="warning")
+            return reasons
         text = in_language(run.message.language, Text.NOT_CHECKED)
     except (ClientError, OSError) as error:
         log.warning("capacity not checked before dispatch", error_type=error_type(error))

@@ -51,6 +51,9 @@ MAX_DIAGNOSES_SECONDS = 1.0
 BATCH_WAITERS = 100
 """Runs that are read, acted on and taken off the list at once. After a crash, so many are acted on again."""
 
+MAX_NAMED_JOBS = 10
+"""In the text with which monitors show a poll that has failed runs."""
+
 BACKOFF_FACTOR = 1.5
 
 MAX_RUNNING_AGE_SECONDS = 10.0
@@ -68,6 +71,14 @@ class NextPoll:
 
 
 @dataclass(frozen=True)
+class Polled:
+    """What a poll has done: what follows it, if the polling is not over, and which runs it has failed."""
+
+    following: NextPoll | None
+    failure: str
+
+
+@dataclass(frozen=True)
 class Waiter:
     """A run that waits, and the queue and the priority of its steps."""
 
@@ -78,25 +89,27 @@ class Waiter:
 
 def await_ready(
     waitlist: Waitlist, generation: int, attempt: int, services: Services, running_at: float = 0.0
-) -> NextPoll | None:
-    """Poll once, of a generation that is claimed and under the list's lock; None when the polling is over.
+) -> Polled:
+    """Poll once, of a generation that is claimed and under the list's lock.
 
     `running_at`: when, by Redis's clock, a deployment registered the application that the runs wait for.
     """
     runs, member = services.runs, waitlist.name.member
     runs.heartbeats.schedule(member)
-    countdown = _poll_once(waitlist, services, attempt, running_at)
+    countdown, failure = _poll_once(waitlist, services, attempt, running_at)
     # Removed before the end is written, because a run that joins after the end registers it anew.
     runs.heartbeats.remove(member)
     said, following = waitlist.end_poll(generation)
     if said == "ended":
-        return None
+        return Polled(None, failure)
     runs.heartbeats.schedule(member, countdown)
-    return NextPoll(countdown, following, attempt + 1) if said == "again" else None
+    return Polled(NextPoll(countdown, following, attempt + 1) if said == "again" else None, failure)
 
 
-def _poll_once(waitlist: Waitlist, services: Services, attempt: int, running_at: float) -> float:
-    """Decide about the runs that wait and act on it; returns the seconds until the next poll.
+def _poll_once(waitlist: Waitlist, services: Services, attempt: int, running_at: float) -> tuple[float, str]:
+    """Decide about the runs that wait and act on it.
+
+    Returns the seconds until the next poll, and which runs this one has failed.
 
     It reads the earliest deadline and the runs that it acts on, never the whole list. What it does not finish
     within its time is left to the next poll, which follows at once.
@@ -106,7 +119,7 @@ def _poll_once(waitlist: Waitlist, services: Services, attempt: int, running_at:
     if waitlist.earliest_deadline() is None:
         if dispatch is not None and dispatch.state is DispatchState.FAILED:
             waitlist.save_dispatch(dispatch, after_failure(dispatch))
-        return 0.0
+        return 0.0, ""
     timeouts = Timeouts.of(settings.worker_pre_processor_timeout_seconds, runs.timing.visibility_timeout)
     decision, seen = Decision(DecisionKind.READY, dispatch), None
     if not (running_at and abs(waitlist.now() - running_at) <= MAX_RUNNING_AGE_SECONDS):
@@ -116,14 +129,14 @@ def _poll_once(waitlist: Waitlist, services: Services, attempt: int, running_at:
     ends_at = time.monotonic() + min(MAX_POLL_SECONDS, runs.timing.visibility_timeout / 4)
     if decision.kind is DecisionKind.READY:
         resume(waitlist, runs, ends_at)
-        return 0.0
+        return 0.0, ""
     if decision.kind is DecisionKind.FAILED:
-        fail(waitlist, decision.message, runs, ends_at)
+        failure = fail(waitlist, decision.message, runs, ends_at)
         if decision.dispatch is not None and waitlist.earliest_deadline() is None:
             waitlist.save_dispatch(decision.dispatch, after_failure(decision.dispatch))
-        return 0.0
+        return 0.0, failure
     now = waitlist.now()
-    fail(waitlist, TIMED_OUT, runs, ends_at, overdue_at=now)
+    failure = fail(waitlist, TIMED_OUT, runs, ends_at, overdue_at=now)
     if decision.kind is DecisionKind.LOST:
         redispatch(waitlist, runs)
     if decision.dispatch is not None and seen is not None and decision.kind is DecisionKind.PENDING:
@@ -135,7 +148,7 @@ def _poll_once(waitlist: Waitlist, services: Services, attempt: int, running_at:
         due = lost_at(decision.dispatch, timeouts)
         moments += [due] if due is not None and due > now else []
     ceiling = min(settings.worker_pre_processor_poll_seconds, runs.timing.max_countdown)
-    return max(0.0, min(poll_backoff(attempt, ceiling), min(moments, default=now) - now + 0.01))
+    return max(0.0, min(poll_backoff(attempt, ceiling), min(moments, default=now) - now + 0.01)), failure
 
 
 def _decide(
@@ -204,17 +217,20 @@ def resume(waitlist: Waitlist, runs: Runs, ends_at: float) -> None:
             return
 
 
-def fail(waitlist: Waitlist, message: str, runs: Runs, ends_at: float, overdue_at: float = math.inf) -> None:
+def fail(waitlist: Waitlist, message: str, runs: Runs, ends_at: float, overdue_at: float = math.inf) -> str:
     """End the runs that wait FAILED with `message`, batch by batch until `ends_at`.
 
-    `overdue_at`: only those whose deadline is not later.
+    `overdue_at`: only those whose deadline is not later. Returns the message with the jobs that it has ended.
     """
+    ended: list[str] = []
     while waiting := _next_batch(waitlist, runs, overdue_at):
         jobs = [waiter.job for waiter in waiting]
-        runs.finish_all(jobs, End(JobStatus.FAILED, {"error": message}))
+        ended += runs.finish_all(jobs, End(JobStatus.FAILED, {"error": message}))
         waitlist.remove(*jobs)
         if time.monotonic() > ends_at:
-            return
+            break
+    more = f" and {len(ended) - MAX_NAMED_JOBS} more" if len(ended) > MAX_NAMED_JOBS else ""
+    return f"{message} (job {', '.join(ended[:MAX_NAMED_JOBS])}{more})" if ended else ""
 
 
 def send_diagnoses(waitlist: Waitlist, dispatch: Dispatch, seen: Observation, services: Services) -> None:

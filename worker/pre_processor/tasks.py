@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from celery import shared_task
+from celery import exceptions, shared_task
 
 import worker.pre_processor.dispatch
 import worker.pre_processor.poll
@@ -15,7 +15,7 @@ from worker.pre_processor.waitlist import (
     WaitlistKey,
     WaitlistName,
 )
-from worker.runs.model import Lease
+from worker.runs.model import Lease, RunFailedError
 from worker.services import services
 from worker.workflow.delivery import Retry
 from worker.workflow.task import StepTask
@@ -42,11 +42,22 @@ def await_ready(
     """The one poll of a waiting list, on behalf of all its runs. Older workers name its argument `room`."""
     waitlist = Waitlist(services().redis, WaitlistName.parse(room))
 
+    failure = ""
+
     def poll(claimed: int, _: Lease) -> Retry | None:
-        following = worker.pre_processor.poll.await_ready(waitlist, claimed, attempt, services(), running_at)
+        nonlocal failure
+        polled = worker.pre_processor.poll.await_ready(waitlist, claimed, attempt, services(), running_at)
+        failure, following = polled.failure, polled.following
         if following is None:
             return None
         changes = {"generation": following.generation, "attempt": following.attempt, "redelivered": False}
         return Retry(following.countdown, changes, goes_first=True)
 
-    self.run_poll(waitlist.claim_poll, poll, lock=waitlist.lock, locked_seconds=LOCKED_RETRY_SECONDS)
+    try:
+        self.run_poll(waitlist.claim_poll, poll, lock=waitlist.lock, locked_seconds=LOCKED_RETRY_SECONDS)
+    except exceptions.Retry:
+        # The next poll is published.
+        if not failure:
+            raise
+    if failure:
+        raise RunFailedError(failure)

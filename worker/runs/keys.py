@@ -23,17 +23,17 @@ def outbox_key() -> str:
     return f"{redis_prefix()}:outbox"
 
 
+def webhooks_key() -> str:
+    """Sorted set: the jobs whose end the webhook has not got, by the time at which any worker may send it."""
+    return f"{redis_prefix()}:webhooks"
+
+
 def ended_runs_key(status: str = "") -> str:
     """Sorted set: the jobs whose runs have ended, of all or with one status, by the time of the end.
 
     Scripts make these names themselves, from the key of the record (`keep_ended_run` of `prelude.lua`).
     """
     return f"{redis_prefix()}:ended:{status}" if status else f"{redis_prefix()}:ended"
-
-
-def webhooks_key() -> str:
-    """Sorted set: the jobs whose end the webhook has not got, by the time at which any worker may send it."""
-    return f"{redis_prefix()}:webhooks"
 
 
 def open_logs_key() -> str:

@@ -36,10 +36,15 @@ def collected_messages() -> list[CollectedMessage] | None:
 
 
 def visible_arguments(kwargs: object) -> dict[str, str | int]:
-    """The arguments that logs and task events may show."""
+    """The arguments that logs and task events may show.
+
+    A job is a text, as in the messages of steps, so that a monitor's search finds them and the first message.
+    """
     if not isinstance(kwargs, dict):
         return {}
     values = {key: kwargs.get(key) for key in VISIBLE_ARGUMENTS}
+    if isinstance(values["job"], int):
+        values["job"] = str(values["job"])
     return {
         key: value[:100] if isinstance(value, str) else value
         for key, value in values.items()

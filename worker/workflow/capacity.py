@@ -1,14 +1,22 @@
 """Deployments that wait for capacity of an agent's cluster: first come, first served."""
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 from urllib.parse import quote
 
+import structlog
 from redis import Redis
 
 from shared.channels import RETENTION_SECONDS, job_key, redis_prefix
+from worker.platform import AgentClient, ClientError, error_type
 from worker.runs.heartbeat import RUN_PREFIX
 from worker.runs.keys import heartbeats_key, run_key
 from worker.runs.scripts import run_scripts
+from worker.workflow.texts import Text, in_language
+
+log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 5.0
 MAX_POLL_SECONDS = 60.0
@@ -81,3 +89,57 @@ class CapacityWaitlist:
     def leave(self, job: str) -> None:
         """The run is admitted. A run that ends leaves by itself."""
         self._scripts.run("leave_capacity", self._keys, job, ADMISSION_SECONDS)
+
+
+def wanted_and_free(
+    language: str, agent_client: AgentClient, resources: Mapping[str, Any], replicas: int
+) -> str:
+    """What a denied deployment wants and what the cluster has free, for its user.
+
+    `resources`: `num_cpus` (1 by default), `num_gpus` and `memory` (bytes) of one replica.
+    """
+    cpus = resources.get("num_cpus")
+    amounts = {
+        "cpu": 1.0 if cpus is None else cpus,
+        "gpu": resources.get("num_gpus"),
+        "memory": resources.get("memory"),
+    }
+    needed = {name: float(amount) for name, amount in amounts.items() if amount}
+    each = ", ".join(_UNITS[name].format(_amount(name, amount)) for name, amount in needed.items())
+    wanted = f"{replicas} × ({each or '0 CPU'})"
+    try:
+        found = agent_client.get_cluster_resources()
+    except (ClientError, OSError) as error:
+        log.warning("cluster not looked at after a denial", error_type=error_type(error))
+        found = {}
+    free = [part for name in needed if (part := _free(name, found.get(name)))]
+    if not free:
+        return in_language(language, Text.WANTED, wanted=wanted)
+    return in_language(language, Text.WANTED_AND_FREE, wanted=wanted, free=", ".join(free))
+
+
+_UNITS: Final = {"cpu": "{} CPU", "gpu": "{} GPU", "memory": "{} GB"}
+
+
+def _amount(name: str, amount: float) -> str:
+    return f"{amount / 1024**3:.3g}" if name == "memory" else f"{amount:g}"
+
+
+def _free(name: str, resource: object) -> str:
+    """`1 / 4 CPU`: what is free of how much; empty where the agent does not say it."""
+    if not isinstance(resource, Mapping):
+        return ""
+    # Agents name them `available` or `available_gpus`.
+    found = {str(key).partition("_")[0]: as_number(value) for key, value in resource.items()}
+    free, total = found.get("available"), found.get("total")
+    if free is None or total is None:
+        return ""
+    return _UNITS[name].format(f"{_amount(name, free)} / {_amount(name, total)}")
+
+
+def as_number(value: object) -> float | None:
+    """A number that an agent has sent; None for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    # No NaN either, and no whole number that no float holds.
+    return float(value) if 0 <= value <= sys.float_info.max else None

@@ -68,10 +68,7 @@ def end_rejected_job(
 @shared_task(base=StepTask, bind=True, name=StopMessage.task)
 def stop(self: StepTask, /, *args: Any, **kwargs: Any) -> None:
     """End a run; a stop that comes before its job's message is remembered for a day."""
-    message = self.parse(StopMessage, args, kwargs)
-    if message is None:
-        return
-    job = message.job
+    job = self.parse(StopMessage, args, kwargs).job
 
     def stop_run() -> None:
         runs = services().runs

@@ -8,10 +8,10 @@ import structlog
 from celery import Task, exceptions
 
 from worker import blame
-from worker.blame import Retries
-from worker.platform import clean
+from worker.blame import RejectedMessageError, Retries
+from worker.platform import clean, shorten
 from worker.runs.bulkhead import ALL_STEPS, bulkhead
-from worker.runs.model import AnyRun
+from worker.runs.model import AnyRun, RunFailedError
 from worker.runs.publisher import NEXT_STEP, STEP_HEADER
 from worker.runs.runs import Runs
 
@@ -34,7 +34,17 @@ INFRASTRUCTURE_RETRY_SECONDS = 1.0
 MAX_DEPENDENCY_WAIT_SECONDS = 3600.0
 """How long a message is retried for a dependency that answers with errors, or for this host: its countdowns
 in all. Those for a dependency that is unavailable or asks for later calls are not among them."""
+MAX_USER_MESSAGE_CHARS = 5_000
+"""Of a text for users, kept in Redis, events and the job's result. A plugin's error fits in whole."""
 REJECTED_TEXT = "Redis has rejected a command for an hour"
+
+
+def user_message(error: Exception) -> str:
+    """What users read of an exception: a RuntimeError's text, others with their type; redacted and cut."""
+    text = clean(str(error))
+    if not (isinstance(error, RuntimeError) and text):
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    return shorten(text, MAX_USER_MESSAGE_CHARS)
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,9 @@ class DeliveredTask(Task):
     """The base class of `DeathCountingTask`, and so of `StepTask`."""
 
     abstract = True
+    throws = (RunFailedError, RejectedMessageError)
+    """What a task raises last, so that monitors show it as failed: the end of the run is recorded by then, or
+    the message kept. It is acknowledged, and Celery logs one line, for the worker's log has the cause."""
 
     @property
     def runs(self) -> Runs:
@@ -144,8 +157,11 @@ class DeliveredTask(Task):
         )
 
     def retry_as(self, retry: object) -> None:
-        """Deliver this message again if `retry` is a `Retry`; raise it if it is Celery's, and published."""
-        if isinstance(retry, exceptions.Retry):
+        """Deliver this message again if `retry` is a `Retry`.
+
+        Raise it if it is Celery's, and published, or says that the run has failed.
+        """
+        if isinstance(retry, exceptions.Retry | RunFailedError):
             raise retry
         if isinstance(retry, Retry):
             countdown = retry.limited_to(self.runs.timing.max_countdown)

@@ -9,12 +9,13 @@ from celery import exceptions
 from pydantic import BaseModel
 from structlog.contextvars import bound_contextvars
 
+from shared.channels import job_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from worker import blame, metrics
 from worker.blame import INFRASTRUCTURE_ERRORS, RejectedMessageError, Retries
 from worker.broker import RejectedMessage
-from worker.platform import clean, shorten
+from worker.platform import clean
 from worker.plugins import RunEndedError, waits_for_run
 from worker.runs.bulkhead import ALL_STEPS, backoff, bulkhead
 from worker.runs.generations import GenerationClaim
@@ -30,6 +31,7 @@ from worker.runs.model import (
     Outcome,
     Reschedule,
     Run,
+    RunFailedError,
     StateT,
     Step,
     StoredRun,
@@ -48,6 +50,7 @@ from worker.workflow.delivery import (
     NEWER_HEADER,
     REJECTED_TEXT,
     Retry,
+    user_message,
 )
 from worker.workflow.rejected_jobs import reject_message
 from worker.workflow.texts import Text, in_language
@@ -66,9 +69,6 @@ LOCKED_SECONDS = 1.0
 REPUBLISH_SECONDS = 0.5
 ABANDONED_SECONDS = 1.0
 """Delay of a step that its run's end has interrupted; what it called has been cancelled by then."""
-
-MAX_USER_MESSAGE_CHARS = 5_000
-"""Of a text for users, kept in Redis, events and the job's result. A plugin's error fits in whole."""
 
 
 class StepTask(DeathCountingTask):
@@ -98,7 +98,7 @@ class StepTask(DeathCountingTask):
             if self._arguments is not None:
                 parse_message(self._arguments, args, kwargs)
         except RejectedMessageError as rejection:
-            return self.reject(args, kwargs, str(rejection))
+            self.reject(args, kwargs, str(rejection))
         if self.request.called_directly:
             return super().__call__(*args, **kwargs)
         try:
@@ -108,28 +108,31 @@ class StepTask(DeathCountingTask):
             changes = {} if self._arguments is None else {"redelivered": self.is_redelivered()}
             waited = self.waited_seconds(NEWER_HEADER)
             if isinstance(error, DamagedRunError) or waited >= MAX_UNREADABLE_SECONDS:
-                return self._give_up_unreadable(args, kwargs, str(error))
+                self._give_up_unreadable(args, kwargs, str(error))
             log.warning("step of a newer release requeued", job=readable_job(kwargs))
             self.retry_later(NEWER_RUN_SECONDS, newer_seconds=waited + NEWER_RUN_SECONDS, **changes)
 
-    def _give_up_unreadable(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> None:
+    def _give_up_unreadable(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> NoReturn:
         """Keep the message as a dead letter, and end the run if the message is that of a step.
 
         The record does not say whether newer workers go on with the run, as each claim changes it. But of a
         day's thousands of deliveries, one would have been theirs.
         """
-        self.reject(args, kwargs, reason)
+        self._keep_rejected(args, kwargs, reason)
         if self._arguments is not None and (job := readable_job(kwargs)) is not None:
             self._end_unusable_run(job, reason)
+        raise RejectedMessageError(reason) from None
 
     def _end_unusable_run(self, job: str, reason: str) -> None:
         try:
-            self.runs.finish(job, End(JobStatus.FAILED, {"error": reason}))
+            has_failed = self.runs.finish(job, End(JobStatus.FAILED, {"error": reason}))
         except INFRASTRUCTURE_ERRORS as error:
             if blame.in_step(error).retries is Retries.UNLIMITED:
                 self.retry_later(INFRASTRUCTURE_RETRY_SECONDS, redelivered=True)
             # Not even the end can be written. The message says what was to be done.
             self.reject((), self.request.kwargs, reason)
+        if has_failed:
+            raise RunFailedError(reason) from None
 
     # Steps of runs
 
@@ -163,6 +166,7 @@ class StepTask(DeathCountingTask):
                     case ClaimStatus.RUN_ENDED:
                         self.runs.ensure_end_reported(job)
                         self._clean_up(job)
+                        self.retry_as(self._earlier_failure(job, name) if redelivered else None)
                     case ClaimStatus.UNKNOWN:
                         log.warning("step of an unknown run dropped")
                 if claim.run is None:
@@ -233,7 +237,8 @@ class StepTask(DeathCountingTask):
             if retries is not Retries.NONE:
                 return self._wait_for_dependency(error, name, run)
             message = user_message(error)
-            log.error("step failed", error=message, error_type=type(error).__name__, exc_info=True)
+            is_bug = not isinstance(error, RunFailedError)
+            log.error("step failed", error=message, error_type=type(error).__name__, exc_info=is_bug)
             return Finish(JobStatus.FAILED, {"error": message})
 
     def _wait_for_dependency(
@@ -261,8 +266,8 @@ class StepTask(DeathCountingTask):
 
     def _apply(
         self, step: Step, name: str, run: AnyRun, outcome: Outcome | Retry
-    ) -> tuple[bool, Retry | exceptions.Retry | None]:
-        """Whether the step's lock is released by that, and how its message is delivered again, if it is."""
+    ) -> tuple[bool, Retry | exceptions.Retry | RunFailedError | None]:
+        """Whether the step's lock is released by that, and what `retry_as` is to do with its message."""
         match outcome:
             case Continue():
                 return self.runs.continue_with(run, outcome), None
@@ -275,9 +280,16 @@ class StepTask(DeathCountingTask):
             case Finish():
                 if self.runs.finish(run.job, End(outcome.status, outcome.result), step):
                     log.info("run ended", status=outcome.status, at=step.name)
+                    if outcome.status is JobStatus.FAILED:
+                        return False, RunFailedError(outcome.result.get("error", ""))
             case Suspend():
                 pass
         return False, None
+
+    def _earlier_failure(self, job: str, name: str) -> RunFailedError | None:
+        """What to raise where an earlier delivery of this step ended the run FAILED, and died right then."""
+        step, status, error = self.runs.redis.hmget(job_key(job), ["step", "status", "error"])
+        return RunFailedError(error or "") if (step, status) == (name, JobStatus.FAILED) else None
 
     def _clean_up(self, job: str) -> None:
         try:
@@ -371,13 +383,12 @@ class StepTask(DeathCountingTask):
 
     # Entry tasks
 
-    def parse(self, model: type[ModelT], args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModelT | None:
-        """The message of an entry task; None when it was rejected and kept as a dead letter."""
+    def parse(self, model: type[ModelT], args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModelT:
+        """The message of an entry task, which is kept as a dead letter when it is not accepted."""
         try:
             return parse_message(model, args, kwargs)
         except RejectedMessageError as rejection:
             self.reject(args, kwargs, str(rejection))
-            return None
 
     def accept(self, model: EntryModel, first: Step, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Accept a message: create its run, once, and publish its first step; or keep it as a dead letter.
@@ -408,11 +419,9 @@ class StepTask(DeathCountingTask):
             if retries is Retries.NONE:
                 log.error("message not accepted", error_type=name, exc_info=True)
                 self.reject(args, kwargs, f"it could not be taken in ({name})")
-                return
             waited = self.waited_seconds()
             if retries is Retries.HOUR and waited >= MAX_DEPENDENCY_WAIT_SECONDS:
                 self.reject(args, kwargs, f"the plugin store cannot be read ({name})")
-                return
             log.warning("plugin store unavailable", error_type=name)
             countdown = backoff(self.request.retries, self.runs.timing.max_countdown)
             waited += countdown if retries is Retries.HOUR else 0.0
@@ -421,8 +430,12 @@ class StepTask(DeathCountingTask):
     def on_accepted(self, message: DeployMessage | ToTaskMessage) -> None:
         """A run of this message is about to begin; a workflow may have something to do first."""
 
-    def reject(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> None:
-        """Keep the message whole with the reason, and let its job end FAILED if it has no run."""
+    def reject(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> NoReturn:
+        """Keep the message whole, let its job end FAILED if it has no run, and raise the reason."""
+        self._keep_rejected(args, kwargs, reason)
+        raise RejectedMessageError(reason) from None
+
+    def _keep_rejected(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> None:
         log.warning("message rejected", reason=reason, rejected_job=readable_job(kwargs, args))
         body = body_text([list(args), kwargs])
         try:
@@ -432,11 +445,3 @@ class StepTask(DeathCountingTask):
         except INFRASTRUCTURE_ERRORS as error:
             log.warning("rejection retry scheduled", error_type=type(error).__name__)
             self.retry_later(INFRASTRUCTURE_RETRY_SECONDS)
-
-
-def user_message(error: Exception) -> str:
-    """What users read of an exception: a RuntimeError's text, others with their type; redacted and cut."""
-    text = clean(str(error))
-    if not (isinstance(error, RuntimeError) and text):
-        text = f"{type(error).__name__}: {text}".rstrip(": ")
-    return shorten(text, MAX_USER_MESSAGE_CHARS)

@@ -10,9 +10,12 @@ class Text(StrEnum):
 
     UNKNOWN_JOB = "The backend does not know this job."
     STEP_WAITS = "{step} waits: {error}"
+    STEP_REVOKED = "{step} was dropped ({reason}): the run is stopped."
     FITS = "The cluster has room."
     NOT_CHECKED = "Capacity was not checked: there is no agent to ask."
     NO_CAPACITY = "The cluster has no room ({reasons}): waiting at position {position}, {left} s at most."
+    WANTED = "Wanted: {wanted}."
+    WANTED_AND_FREE = "Wanted: {wanted}. Free on the cluster: {free}."
     WAITS_FOR_CAPACITY = "Waiting for room on the cluster at position {position}, {left} s at most."
     CHECK_FAILED = "Capacity was not checked before the dispatch: the agent cannot be asked ({error})."
     IDENTICAL = "{app} is there already: nothing to submit."
@@ -44,11 +47,14 @@ class Text(StrEnum):
 KOREAN: Final[Mapping[Text, str]] = {
     Text.UNKNOWN_JOB: "백엔드가 이 작업을 알지 못합니다.",
     Text.STEP_WAITS: "{step} 단계가 대기합니다: {error}",
+    Text.STEP_REVOKED: "{step} 단계가 취소되어 ({reason}) 실행을 중지합니다.",
     Text.FITS: "클러스터에 여유가 있습니다.",
     Text.NOT_CHECKED: "물어볼 에이전트가 없어 용량을 확인하지 않았습니다.",
     Text.NO_CAPACITY: (
         "클러스터에 여유가 없습니다 ({reasons}). 대기 순서 {position}번째로 최대 {left}초 동안 기다립니다."
     ),
+    Text.WANTED: "필요한 자원: {wanted}.",
+    Text.WANTED_AND_FREE: "필요한 자원: {wanted}. 클러스터의 여유: {free}.",
     Text.WAITS_FOR_CAPACITY: "클러스터의 여유를 대기 순서 {position}번째로 최대 {left}초 동안 기다립니다.",
     Text.CHECK_FAILED: "에이전트에 물어볼 수 없어 ({error}) 배포를 요청하기 전에 용량을 확인하지 않았습니다.",
     Text.IDENTICAL: "{app}이(가) 이미 배포되어 있어 제출할 것이 없습니다.",

@@ -38,10 +38,10 @@ def harness(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[Pro
         harness.close()
 
 
-def probe(harness: ProxiedHarness, command: str) -> tuple[int, str]:
-    """Exit code and output of `synapse-worker live` or `ready`, in the environment of the worker."""
+def probe(harness: ProxiedHarness, *command: str) -> tuple[int, str]:
+    """Exit code and output of a command of `synapse-worker`, in the environment of the worker."""
     environ = {**os.environ, **harness.sandbox.environment()}
-    run = [str(Path(sys.executable).with_name("synapse-worker")), command]
+    run = [str(Path(sys.executable).with_name("synapse-worker")), *command]
     done = subprocess.run(run, capture_output=True, text=True, env=environ, check=False)
     return done.returncode, done.stdout + done.stderr
 
@@ -131,6 +131,25 @@ def test_probes_of_a_running_worker_succeed(harness: ProxiedHarness, port: int) 
     assert probe(harness, "live")[0] == 0
     assert probe(harness, "ready")[0] == 0
     assert httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False).text == "ok\n"
+
+
+def test_doctor_names_a_queue_that_nobody_knows(harness: ProxiedHarness) -> None:
+    # Given a message in a queue that its publisher has misspelt
+    harness.send_task("to_task", "to_tasks", {"job": 1})
+
+    # When the environment is checked
+    code, output = probe(harness, "doctor", "--json")
+
+    # Then that is named with what to do, and nothing is wrong
+    found = json.loads(output)
+    assert (code, found["healthy"]) == (0, True), output
+    texts = [finding["text"] for finding in found["findings"] if finding["status"] == "warning"]
+    advice = "publish with queue=, which is one of deploy, to_task, annotate, logs, control"
+    assert f"1 message lies in to_tasks, on which nobody listens: {advice}" in texts
+    assert {"check": "workers", "status": "ok", "text": "1 answers; each queue has a listener"} in found[
+        "findings"
+    ]
+    harness.redis.delete("to_tasks")
 
 
 def test_two_workers_of_a_host_share_the_port(harness: ProxiedHarness, port: int) -> None:

@@ -1,5 +1,7 @@
 """Releases on a real Ray: served side by side, replaced, converted, killed."""
 
+import os
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -26,7 +28,7 @@ from worker.plugins import (
     request_for,
 )
 from worker.plugins.package import FolderPackages, RayPackages
-from worker.plugins.ray_driver import RayConnection
+from worker.plugins.ray_driver import RayConnection, operations
 from worker.sandbox.local_ray import LocalRay
 from worker.sandbox.processes import wait_for
 from worker.services import Services
@@ -199,6 +201,19 @@ def test_plugin_code_uses_ray_without_the_token_of_the_cluster(
         assert call(release, request, "convert_from_inference", items) == [
             {"ok": {"seven": 7, "token": False}}
         ]
+
+
+def test_signals_for_the_worker_leave_a_connected_driver_alone(connection: RayConnection) -> None:
+    # Given a driver process in which Ray has set handlers of its own, which print a stack and end the process
+    pid = connection.call(os.getpid, timeout=60)
+
+    # When a process manager signals all processes of the worker
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(pid, number)
+
+    # Then it goes on, for the worker's last tasks
+    assert connection.call(operations.has_local_node, timeout=60) is not None
+    assert connection.call(os.getpid, timeout=60) == pid
 
 
 def test_a_call_finds_the_process_of_a_warm_up(ray_host: RayHost, store: PluginStore) -> None:

@@ -31,3 +31,15 @@ def test_user_without_rights_counts_what_it_may_read(redis: Any, monkeypatch: py
     monkeypatch.setattr(redis, "scan_iter", denied)
 
     assert waiting_messages(redis) == {"control": 1}
+
+
+@pytest.mark.parametrize("keyprefix", ["", "staging:"])
+def test_queues_that_nobody_knows_are_counted(redis: Any, keyprefix: str) -> None:
+    # Given messages in a queue that a publisher has misspelt, and what Celery's remote control has left
+    for name in ("to_tasks", "reply.celery.pidbox", "celeryev.1"):
+        redis.sadd(f"{keyprefix}_kombu.binding.{name}", f"{name}\x06\x16\x06\x16{name}")
+        redis.lpush(f"{keyprefix}{name}", "a", "b")
+    redis.zadd(f"{keyprefix}_kombu.binding_deadlines", {"x": 1})
+    redis.set(f"{keyprefix}_kombu.binding.odd", "x")
+
+    assert waiting_messages(redis, keyprefix) == {"to_tasks": 2}

@@ -2,13 +2,16 @@
 
 import json
 import re
+from typing import Any
 
 import fakeredis
 import pytest
 from redis.exceptions import ConnectionError as LostConnectionError
 from redis.exceptions import ResponseError
+from typer.testing import CliRunner
 
 from tests.unit.cli.command_line import UNREACHABLE_REDIS, CommandLine, run_failing
+from worker.cli.main import app
 from worker.workflow.dead_letters import DeadLetters
 
 
@@ -41,6 +44,54 @@ def test_body_that_parsing_would_change_is_shown_as_text(cli: CommandLine) -> No
     (letter,) = DeadLetters(cli.redis).all()
 
     assert json.loads(cli.run("dead-letters", "show", letter.id))["body"] == body
+
+
+KEYS = [
+    "sk-abcdefghijklmnop1234",
+    "ghp_abcdefghijklmnopqrst12",
+    "AKIAABCDEFGHIJKLMNOP",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2ln",
+    "Authorization: Token 0123456789abcdef",
+    "-----BEGIN RSA PRIVATE KEY-----\nMIIEow\n-----END RSA PRIVATE KEY-----",
+]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [*({"note": f"use {key} please"} for key in KEYS), {"api_key": "17abc"}, {"deep": [{"password": "x y"}]}],
+)
+def test_what_looks_like_a_key_is_masked(cli: CommandLine, params: dict[str, Any]) -> None:
+    # Given a message with a key in it
+    body = json.dumps([[], {"job": 7, "params": {**params, "name": "tokens of a task"}}, {}])
+    DeadLetters(cli.redis).add("deploy", body, "no")
+    (letter,) = DeadLetters(cli.redis).all()
+
+    # When it is shown
+    done = CliRunner().invoke(app, ["dead-letters", "show", letter.id])
+
+    # Then the key is masked, which is said, and nothing else is
+    shown = json.loads(done.stdout)["body"][1]
+    assert "what looks like a key is masked" in done.stderr
+    assert "***" in json.dumps(shown)
+    assert not any(part in done.stdout for part in (*KEYS, "MIIEow", "0123456789abcdef", "17abc", "x y"))
+    assert (shown["job"], shown["params"]["name"]) == (7, "tokens of a task")
+    # And on demand it is there
+    assert json.loads(cli.run("dead-letters", "show", letter.id, "--unmasked"))["body"] == json.loads(body)
+
+
+def test_body_without_a_key_is_shown_whole(cli: CommandLine) -> None:
+    body = {"job": 7, "note": "skip-level token count: 17, key=value", "deep": [[[[[[[[[["x"]]]]]]]]]]}
+    DeadLetters(cli.redis).add("deploy", json.dumps(body), "no")
+    (letter,) = DeadLetters(cli.redis).all()
+
+    assert json.loads(cli.run("dead-letters", "show", letter.id))["body"] == body
+
+
+def test_key_in_a_body_that_is_no_json_is_masked(cli: CommandLine) -> None:
+    DeadLetters(cli.redis).add("deploy", f"job=7 token={KEYS[0]}", "no")
+    (letter,) = DeadLetters(cli.redis).all()
+
+    assert KEYS[0] not in cli.run("dead-letters", "show", letter.id)
 
 
 def test_control_codes_of_a_body_stay_escaped(cli: CommandLine) -> None:

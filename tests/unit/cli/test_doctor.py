@@ -1,17 +1,24 @@
 """What `doctor` reports beyond the clients' own errors."""
 
+import contextlib
+import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from shared.webhooks import verify_event
+from tests.harness.proxy_trap import PROXY_VARIABLES
 from tests.unit.shared.test_webhooks import SECRET
+from worker.cli.checks import doctor as doctor_module
 from worker.cli.checks.doctor import consumed_queues, named_queues
 from worker.cli.main import app
+from worker.platform import AuthenticationError, AuthorizationError, NotFoundError
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.reports.webhook import WebhookClient
 
@@ -21,7 +28,7 @@ EVERYTHING = ["deploy", "to_task", "annotate", "logs", "control"]
 @pytest.fixture
 def environ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """A worker's settings; of its dependencies only the queue is available."""
-    monkeypatch.setattr("worker.cli.checks.doctor._check_queue", lambda _settings: "connected")
+    monkeypatch.setattr("worker.cli.checks.doctor._check_queue", lambda *_: "connected")
     return {
         "SYNAPSE_HOST": "http://127.0.0.1:9",
         "SYNAPSE_ACCESS_TOKEN": "token-of-the-worker",
@@ -36,6 +43,12 @@ def doctor(environ: dict[str, str]) -> list[str]:
     done = CliRunner().invoke(app, ["doctor"], env=environ)
     assert done.exit_code == 1, done.output
     return done.stdout.splitlines()
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*PROXY_VARIABLES, "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def given_workers(monkeypatch: pytest.MonkeyPatch, *queues: list[str]) -> None:
@@ -161,6 +174,7 @@ ANY_QUEUE = "publish with queue=, which is one of deploy, to_task, annotate, log
         ("celery", 3, "3 messages lie", ANY_QUEUE),
         ("deploy.7", 1, "1 message lies", "start a worker with WORKER_AGENT=7 and -Q deploy.7"),
         ("logs", 2, "2 messages lie", "start a worker with -Q logs"),
+        ("to_tasks", 2, "2 messages lie", ANY_QUEUE),
     ],
 )
 def test_messages_that_nobody_reads_are_a_warning(
@@ -175,3 +189,116 @@ def test_messages_that_nobody_reads_are_a_warning(
 
     assert f"! queue: {lies} in {queue}, on which nobody listens: {advice}" in output
     assert not [line for line in output if "lie in deploy," in line]
+
+
+def test_findings_are_json_on_demand(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]) -> None:
+    given_workers(monkeypatch, EVERYTHING)
+
+    done = CliRunner().invoke(app, ["doctor", "--json"], env={**environ, "WORKER_TYPO": "[/b]"})
+
+    found = json.loads(done.stdout)
+    assert (done.exit_code, found["healthy"]) == (1, False)
+    assert {"check": "settings", "status": "ok"} in found["findings"]
+    typo = {"check": "settings", "status": "warning", "text": "WORKER_TYPO is not a setting"}
+    assert typo in found["findings"]
+    [redis] = [finding for finding in found["findings"] if finding["check"] == "redis"]
+    assert (redis["status"], redis["see"]) == ("error", "REDIS_URL")
+    assert "workers" in {finding["check"] for finding in found["findings"]}
+
+
+def test_wrong_settings_are_json_too(environ: dict[str, str]) -> None:
+    done = CliRunner().invoke(app, ["doctor", "--json"], env={**environ, "SYNAPSE_HOST": "backend"})
+
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["findings"][0] == {
+        "check": "settings",
+        "status": "error",
+        "text": "SYNAPSE_HOST must start with http:// or https://",
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (None, "✓ backend: answers and knows both tokens"),
+        (AuthorizationError("403", 403), "✓ backend: answers and knows both tokens"),
+        (
+            AuthenticationError("401", 401),
+            "✗ backend: does not know the token of plugin code: create one, or unset it"
+            " (see WORKER_PLUGIN_ACCESS_TOKEN)",
+        ),
+    ],
+)
+def test_token_of_plugin_code_is_checked(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], error: Exception | None, line: str
+) -> None:
+    def ask(_settings: object, token: SecretStr) -> None:
+        if error is not None and token.get_secret_value() == "lesser":
+            raise error
+
+    monkeypatch.setattr(doctor_module, "_ask_backend", ask)
+    given_workers(monkeypatch, EVERYTHING)
+
+    assert line in doctor({**environ, "WORKER_PLUGIN_ACCESS_TOKEN": "lesser"})
+
+
+@pytest.mark.parametrize(
+    ("found", "line"),
+    [
+        ({"url": "http://agent"}, "✓ agent: agent 7 of the backend is healthy"),
+        ({"url": None}, "! agent: agent 7 has no URL in the backend: the capacity gate asks nobody"),
+        (
+            NotFoundError("404", 404),
+            "✗ agent: the backend has no agent 7: see WORKER_AGENT"
+            " (see SYNAPSE_AGENT_URL, SYNAPSE_AGENT_TOKEN)",
+        ),
+    ],
+)
+def test_agent_that_the_backend_knows_is_asked(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], found: Any, line: str
+) -> None:
+    # Given a worker of one agent, whose address only the backend knows
+    def get_agent(_id: int) -> Any:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    agent = SimpleNamespace(health=lambda: None)
+    backend = SimpleNamespace(get_job=lambda _: {}, get_agent=get_agent)
+    monkeypatch.setattr(doctor_module, "BackendClient", lambda *_, **__: contextlib.nullcontext(backend))
+    monkeypatch.setattr(doctor_module, "AgentClient", lambda *_: contextlib.nullcontext(agent))
+    given_workers(monkeypatch, EVERYTHING)
+
+    assert line in doctor({**environ, "WORKER_AGENT": "7"})
+
+
+@pytest.mark.parametrize(
+    ("host", "line"),
+    [
+        ("process", "! ray: RAY_ADDRESS is not set: a deploy would end FAILED"),
+        (
+            "ray",
+            "! ray: RAY_ADDRESS is not set: a deploy and to_task would end FAILED"
+            " (or WORKER_PLUGIN_HOST=process for to_task alone)",
+        ),
+    ],
+)
+def test_missing_ray_says_what_would_fail(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], host: str, line: str
+) -> None:
+    given_workers(monkeypatch, EVERYTHING)
+
+    assert line in doctor({**environ, "WORKER_PLUGIN_HOST": host})
+
+
+def test_unusable_release_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "broken@1.0.0").mkdir()
+    (tmp_path / "broken@1.0.0" / "config.yaml").write_text("actions: 7")
+    given_workers(monkeypatch, EVERYTHING)
+
+    output = doctor(environ)
+
+    assert [line for line in output if line.startswith("! plugins: broken@1.0.0 cannot be used: ")]
+    assert "✓ plugins: 1 release" in output

@@ -83,6 +83,21 @@ def test_stop_is_always_published(cli: CommandLine, known: str, output: str) -> 
     assert [message.job for message in cli.published] == ["7"]
 
 
+@pytest.mark.parametrize(("options", "priority"), [(["--priority", "6"], 6), ([], None)])
+def test_a_run_is_published_with_its_priority(
+    cli: CommandLine, options: list[str], priority: int | None
+) -> None:
+    cli.run(*DEPLOY, *options)
+
+    assert cli.priorities == [priority]
+
+
+def test_a_priority_that_redis_does_not_know_is_rejected(cli: CommandLine) -> None:
+    cli.run(*DEPLOY, "--priority", "10", code=2)
+
+    assert cli.published == []
+
+
 PARAMS = {"name": "n", "project": 1, "agent": 1, "target_specification_name": "s"}
 
 
@@ -155,18 +170,3 @@ def test_options_of_a_message_are_sent_where_they_are_given(cli: CommandLine) ->
 
     sent = [message.model_fields_set - {"job", "plugin", "agent", "params"} for message in cli.published]
     assert sent == [set(), {"force"}, {"dry_run", "skip_annotated"}]
-
-
-@pytest.mark.parametrize(("options", "priority"), [(["--priority", "6"], 6), ([], None)])
-def test_a_run_is_published_with_its_priority(
-    cli: CommandLine, options: list[str], priority: int | None
-) -> None:
-    cli.run(*DEPLOY, *options)
-
-    assert cli.priorities == [priority]
-
-
-def test_a_priority_that_redis_does_not_know_is_rejected(cli: CommandLine) -> None:
-    cli.run(*DEPLOY, "--priority", "10", code=2)
-
-    assert cli.published == []

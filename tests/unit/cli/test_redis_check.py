@@ -6,7 +6,8 @@ import pytest
 from redis.exceptions import NoPermissionError
 
 from worker.cli.checks import redis_check
-from worker.cli.checks.redis_check import Finding, check_redis
+from worker.cli.checks.redis_check import check_redis
+from worker.cli.checks.report import Finding
 from worker.redis_needs import CLUSTER_ERROR
 
 HEALTHY = {

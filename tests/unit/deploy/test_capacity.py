@@ -203,8 +203,10 @@ def test_the_user_reads_the_position_once_until_it_changes(full: DeployHarness) 
     # Given two runs that wait
     wait(full, "1", "2")
     look(full, "2")
+    look(full, "1")
     assert said(full, "1") == [
-        "The cluster has no room (['insufficient_gpu']): waiting at position 1, 600 s at most."
+        "Wanted: 3 × (2 CPU).",
+        "The cluster has no room (['insufficient_gpu']): waiting at position 1, 600 s at most.",
     ]
     assert len(said(full, "2")) == 1
     assert "at position 2" in said(full, "2")[0]
@@ -215,8 +217,8 @@ def test_the_user_reads_the_position_once_until_it_changes(full: DeployHarness) 
     look(full, "2")
 
     # Then the other reads its new position, with the reasons
-    assert len(said(full, "2")) == 2
-    assert "(['insufficient_gpu']): waiting at position 1" in said(full, "2")[1]
+    assert len(said(full, "2")) == 3
+    assert "(['insufficient_gpu']): waiting at position 1" in said(full, "2")[2]
     assert full.services.redis.hget(job_key("2"), "waiting_for") == "capacity of agent 1"
 
 

@@ -51,6 +51,47 @@ def test_a_denied_deployment_ends_the_run_and_touches_nothing(harness: DeployHar
     assert harness.host.calls == ["plan"]
 
 
+CLUSTER = {
+    "cpu": {"total": 8.0, "used": 7.0, "available": 1.0},
+    "gpu": {"total_gpus": 2, "available_gpus": 0, "max_utilization": 100},
+    "memory": {"total": 16 * 1024**3, "available": 3.5 * 1024**3},
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "cluster", "text"),
+    [
+        (
+            {"num_cpus": 2, "num_gpus": 1},
+            CLUSTER,
+            "3 × (2 CPU, 1 GPU). Free on the cluster: 1 / 8 CPU, 0 / 2 GPU.",
+        ),
+        ({"memory": 4 * 1024**3}, CLUSTER, "3 × (1 CPU, 4 GB). Free on the cluster: 1 / 8 CPU, 3.5 / 16 GB."),
+        ({"num_cpus": 0, "num_gpus": 0.5}, {"cpu": 7, "gpu": []}, "3 × (0.5 GPU)."),
+        ({"num_cpus": 2}, {"cpu": {"total": "8", "available": float("nan")}}, "3 × (2 CPU)."),
+        ({"num_cpus": 2}, ClientTimeoutError(), "3 × (2 CPU)."),
+    ],
+)
+def test_a_denial_says_what_was_wanted_and_what_is_free(
+    harness: DeployHarness, options: dict[str, float], cluster: object, text: str
+) -> None:
+    # Given an agent that denies a deployment, and says more or less of its cluster
+    harness.host.plan = {**PLAN.to_json(), "ray_actor_options": options}
+    harness.agent.answer = {"allowed": False, "reasons": ["cpu"]}
+    if isinstance(cluster, Exception):
+        harness.agent.faults.fail("get_cluster_resources", cluster)
+    harness.agent.resources = cluster
+
+    with pytest.raises(RuntimeError):
+        pass_gate(harness)
+
+    # Then the user reads it, beside the error of the contract
+    assert f"Wanted: {text}" in [
+        json.loads(line)["data"]["content"] for line in harness.messages().splitlines()
+    ]
+    assert error_of(harness) == "Serve deploy denied: insufficient cluster capacity (['cpu'])"
+
+
 @pytest.mark.parametrize(
     ("error", "name"),
     [

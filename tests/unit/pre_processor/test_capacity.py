@@ -160,3 +160,13 @@ def test_no_more_threads_ask_than_the_bulkhead_lets(
     # And asks when there is a slot
     assert harness.dispatch("1") == Suspend()
     assert len(backend.dispatches) == 1
+
+
+def test_a_blocked_dispatch_says_what_was_wanted(harness: WaitlistHarness, backend: FakeBackend) -> None:
+    declare(backend, required_gpu_count=3, num_cpus=1)
+    harness.agent.answer = DENIED
+
+    harness.wait("1")
+
+    text = "Wanted: 1 × (1 CPU, 3 GPU). Free on the cluster: 0 / 2 GPU."
+    assert ("warning", text) in said(harness, "1")

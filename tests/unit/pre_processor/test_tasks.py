@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.harness.in_process_worker import celery_request
 from tests.unit.pre_processor.waitlist_harness import NAME, WaitlistHarness
 from worker.pre_processor import tasks
+from worker.runs.model import RunFailedError
 from worker.runs.publisher import NEXT_STEP, STEP_HEADER
 from worker.testing import FakeBackend
 
@@ -21,6 +22,7 @@ class Delivery:
     def __init__(self) -> None:
         self.retries: list[tuple[dict[str, Any], float]] = []
         self.headers: list[dict[str, Any]] = []
+        self.failure = ""
 
     def poll(self, *, redelivered: bool = False, **kwargs: Any) -> None:
         task = tasks.await_ready
@@ -29,6 +31,8 @@ class Delivery:
                 task.run(**kwargs)
             except Retry:
                 assert self.retries
+            except RunFailedError as failure:
+                self.failure = str(failure)
 
 
 @pytest.fixture
@@ -113,3 +117,33 @@ def test_a_redelivered_poll_publishes_the_next_one(harness: WaitlistHarness, del
     delivery.poll(room=NAME.key, generation=1, redelivered=True)
     [(kwargs, _)] = delivery.retries
     assert kwargs["generation"] == 2
+
+
+def test_a_poll_that_fails_runs_fails_itself(
+    harness: WaitlistHarness, delivery: Delivery, backend: FakeBackend
+) -> None:
+    # Given runs whose pre-processor's deployment fails
+    harness.wait("1", "2")
+    backend.jobs["101"] = "FAILED"
+
+    # When that is seen
+    delivery.poll(room=NAME.key, generation=1)
+
+    # Then monitors are shown which runs have failed, and why
+    assert delivery.failure == f"{harness.error('1')} (job 1, 2)"
+    assert delivery.retries == []
+
+
+def test_a_poll_that_fails_one_run_goes_on_for_the_others(
+    harness: WaitlistHarness, delivery: Delivery, redis: Any
+) -> None:
+    # Given two runs that wait, one of them for too long
+    harness.wait("1", "2")
+    redis.zadd(harness.waitlist._waiters, {"1": 1.0})
+
+    delivery.poll(room=NAME.key, generation=1)
+
+    # Then the failure is shown, and the next poll is published
+    assert delivery.failure == "Pre-processor did not become ready within timeout (job 1)"
+    assert [kwargs["generation"] for kwargs, _ in delivery.retries] == [2]
+    assert harness.waiting() == ["2"]

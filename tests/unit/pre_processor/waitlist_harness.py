@@ -126,7 +126,7 @@ class WaitlistHarness:
             generation = self.sender.of(AWAIT_READY.name)[-1].kwargs["generation"]
 
         def function(claimed: int, _: Lease) -> Retry | None:
-            following = await_ready(self.waitlist, claimed, attempt, self.services)
+            following = await_ready(self.waitlist, claimed, attempt, self.services).following
             return following and Retry(following.countdown, {"generation": following.generation})
 
         kwargs = {"room": NAME.key, "generation": generation}

@@ -63,7 +63,7 @@ class BrokenApp:
 
 
 def test_bare_message_shows_job_and_plugin_only(bare: Any) -> None:
-    assert (bare.argsrepr, bare.kwargsrepr) == ("()", "{'job': 42, 'plugin': 'digits@1.0.0'}")
+    assert (bare.argsrepr, bare.kwargsrepr) == ("()", "{'job': '42', 'plugin': 'digits@1.0.0'}")
 
 
 def test_running_task_sees_the_redacted_arguments_too(bare: Any) -> None:

@@ -27,7 +27,7 @@ def make_world(redis: FakeRedis, loop: EventLoopThread) -> Callable[..., World]:
         options: dict[str, Any] | None = None,
         **params: Any,
     ) -> World:
-        world = World(redis, loop, chunk=chunk, params=params, options=options or {}, priority=priority)
+        world = World(redis, loop, chunk=chunk, params=params, priority=priority, options=options or {})
         world.backend.tasks = list(range(1, tasks + 1))
         return world
 

@@ -65,9 +65,9 @@ class World:
     sender: ChunkPublisher = field(default_factory=ChunkPublisher)
     chunk: int = 10
     params: Row = field(default_factory=dict)
+    priority: int = 0
     options: Row = field(default_factory=dict)
     """Of the message, beside its params."""
-    priority: int = 0
 
     def __post_init__(self) -> None:
         self.host.crash = PluginProcessDiedError("ActorDiedError", "the process of digits@1.0.0 died")

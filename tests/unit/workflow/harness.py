@@ -137,6 +137,8 @@ class TaskRunner:
                 return Delivery("retried", options["countdown"], published, options["headers"])
             except Reject as reject:
                 return Delivery("requeued" if reject.requeue else "dropped")
+            except task.throws as failure:
+                return Delivery(failure=str(failure))
         return Delivery("acknowledged")
 
 

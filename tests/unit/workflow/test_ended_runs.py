@@ -195,7 +195,7 @@ def test_an_ended_run_is_read_without_a_message() -> None:
     run = EndedRun.from_json("42", '{"status": "FAILED"}')
 
     assert run is not None
-    assert (run.arguments, run.project, run.failed) == ({}, None, 0)
+    assert (run.arguments, run.project) == ({}, None)
 
 
 def test_the_index_is_written_by_the_script_that_ends_the_run(

@@ -13,13 +13,18 @@ from celery.utils.imports import symbol_by_name
 from celery.worker import state
 from celery.worker.control import Panel
 from fakeredis import FakeRedis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
+from shared.channels import logs_history
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.broker.task_messages import message
+from tests.unit.runs.example_workflow import FIRST
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner, dead_letters
 from worker.broker.rejections import message_rejected
 from worker.lua import redis_time
+from worker.runs.model import STOPPED, Run
+from worker.runs.runs import Runs
 from worker.workflow import rejected_jobs, revocations
 from worker.workflow.dead_letters import DeadLetters
 from worker.workflow.revocations import (
@@ -34,12 +39,12 @@ from worker.workflow.task import StepTask
 
 
 @pytest.fixture(autouse=True)
-def revoked(redis: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def revoked(services: FakeServices, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What this process knows, which is nothing at first."""
-    monkeypatch.setattr(revocations, "services", lambda: SimpleNamespace(redis=redis))
-    state.revoked.clear()
+    monkeypatch.setattr(revocations, "services", lambda: services)
+    state.reset_state()
     yield state.revoked
-    state.revoked.clear()
+    state.reset_state()
 
 
 def test_worker_that_starts_later_knows_what_was_revoked(revoked: Any) -> None:
@@ -176,26 +181,108 @@ def test_dropped_message_that_starts_no_run_is_kept(
     assert connected.published == []
 
 
-def test_dropped_step_is_left_to_the_sweep(connected: RecordingPublisher, redis: FakeRedis) -> None:
-    assert receive({"job": "42"}, task="deploy.register", expires=PAST).revoked()
+@pytest.fixture
+def running(connected: RecordingPublisher, services: FakeServices, run: Run) -> Runs:
+    """The run of job 42, which has begun its first step."""
+    services.runs.store.claim_step("42", FIRST, "", "token", 30, 0, False)
+    return services.runs
 
-    assert dead_letters(redis) == []
+
+def log_of(runs: Runs) -> list[str]:
+    return [entry.get("line", "") for _, entry in runs.redis.xrange(logs_history("42"))]
 
 
-def test_terminate_leaves_threads_and_says_what_ends_a_run() -> None:
-    # Given a pool of threads, and a task at work
+@pytest.mark.parametrize(("headers", "reason"), [({"expires": PAST}, "expired"), ({}, "revoked")])
+def test_run_of_a_dropped_step_ends_stopped_and_says_why(
+    connected: RecordingPublisher, running: Runs, revoked: Any, headers: dict[str, str], reason: str
+) -> None:
+    # Given a step that an operator revokes while it waits
+    revoked.update([] if headers else ["m1"])
+    request = receive({"job": "42"}, task=FIRST.name, **headers)
+
+    # When a worker reads its message
+    assert request.revoked()
+
+    # Then the run is STOPPED, its log says why, and the step comes once more, to clean up
+    assert running.store.load("42").end == STOPPED
+    assert f"{FIRST.name} was dropped ({reason}): the run is stopped." in log_of(running)
+    assert [each.kwargs["job"] for each in connected.of(FIRST.name)] == ["42"]
+    request.message.ack.assert_called_once()
+
+
+def test_revoked_step_of_an_ended_run_comes_again_to_clean_up(
+    connected: RecordingPublisher, running: Runs, revoked: Any
+) -> None:
+    # Given a run that was stopped amid its step, whose next message cleans up
+    running.finish("42", STOPPED)
+    before = log_of(running)
+    revoked.update(["m1"])
+
+    # When that message is revoked
+    assert receive({"job": "42"}, task=FIRST.name).revoked()
+
+    # Then there is another one
+    assert len(connected.of(FIRST.name)) == 1
+    assert log_of(running) == before
+
+
+@pytest.mark.parametrize("lost", ["finish_all", "exists", "load"])
+def test_dropped_step_stays_in_redis_until_its_run_is_stopped(
+    running: Runs, revoked: Any, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    def away(*_: Any) -> None:
+        raise RedisConnectionError("away")
+
+    monkeypatch.setattr(running.store, lost, away)
+    revoked.update(["m1"])
+    request = receive({"job": "42"}, task=FIRST.name)
+
+    assert request.revoked()
+
+    request.message.ack.assert_not_called()
+
+
+@pytest.mark.parametrize(
+    ("task", "kwargs"),
+    [("pre_processor.await_ready", {"room": "x"}), ("runs.refuse_job", {"job": "42", "reason": "x"})],
+)
+def test_dropped_message_that_is_no_step_is_left_to_the_sweep(
+    connected: RecordingPublisher, running: Runs, task: str, kwargs: dict[str, Any]
+) -> None:
+    assert receive(kwargs, task=task, expires=PAST).revoked()
+
+    assert running.store.load("42").end is None
+    assert connected.published == []
+    assert dead_letters(running.redis) == []
+
+
+@pytest.mark.parametrize("has_begun", [True, False], ids=["at work", "about to begin"])
+def test_terminate_on_threads_stops_the_run_and_says_so(running: Runs, has_begun: bool) -> None:
+    # Given a pool of threads, and a step that one of them works on, or has just been given
     assert can_terminate(SimpleNamespace(terminate_job=lambda *_: None))
     assert not can_terminate(ThreadPool(1))
-    request = receive(MESSAGE)
-    request.time_start = 1.0
-    request.terminate(ThreadPool(1))
+    request = receive({"job": "42"}, task=FIRST.name)
+    request.time_start = 1.0 if has_begun else None
+    state.task_reserved(request)
 
     # When it is terminated
     backend = SimpleNamespace(get_state=lambda _: "SUCCESS")
     worker = SimpleNamespace(
         consumer=SimpleNamespace(pool=ThreadPool(1)), app=SimpleNamespace(backend=backend)
     )
-    answer = Panel.data["revoke"](worker, ["one"], terminate=True)
+    answer = Panel.data["revoke"](worker, ["m1"], terminate=True)
+    if not has_begun:
+        assert running.store.load("42").end is None
+        request.on_accepted(1, 0.0)
 
-    # Then it goes on, and the answer says how to end its run
+    # Then its run ends, which its thread hears, and the answer says what was done
     assert answer["ok"].endswith(CANNOT_TERMINATE)
+    assert running.store.load("42").end == STOPPED
+
+
+def test_terminate_of_an_unknown_task_promises_nothing() -> None:
+    worker = SimpleNamespace(
+        consumer=SimpleNamespace(pool=ThreadPool(1)),
+        app=SimpleNamespace(backend=SimpleNamespace(get_state=lambda _: "SUCCESS")),
+    )
+    assert Panel.data["revoke"](worker, ["m1"], terminate=True) == {"ok": "terminate: tasks unknown"}

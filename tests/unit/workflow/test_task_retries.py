@@ -31,7 +31,7 @@ from worker.runs.model import (
 )
 from worker.runs.publisher import STEP_HEADER
 from worker.runs.runs import Runs, Timing
-from worker.workflow.task import MAX_USER_MESSAGE_CHARS, user_message
+from worker.workflow.delivery import MAX_USER_MESSAGE_CHARS, user_message
 
 
 def test_poll_is_retried_with_the_next_generation(worker: InProcessWorker, run: Run) -> None:

@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 from kombu.exceptions import OperationalError
+from pydantic import SecretStr
 from redis.exceptions import RedisError
-from rich.markup import escape
 
 from shared.messages import DeployMessage
 from shared.redis_url import is_redis_url, read_redis_url
@@ -17,11 +18,21 @@ from worker.broker.config import QUEUES
 from worker.broker.queues import DEFAULT_QUEUE, waiting_messages
 from worker.cli import cluster
 from worker.cli.checks import redis_check
-from worker.cli.console import BAD_ADDRESS_ERRORS, out
-from worker.platform import AgentClient, BackendClient, ClientError, NotFoundError, clean
+from worker.cli.checks.host_check import check_disk, check_port, check_proxies, check_tokens, free_space
+from worker.cli.checks.report import CheckFailures, CheckWarning, Report
+from worker.cli.console import BAD_ADDRESS_ERRORS
+from worker.platform import (
+    AgentClient,
+    AuthenticationError,
+    AuthorizationError,
+    BackendClient,
+    ClientError,
+    NotFoundError,
+    clean,
+)
 from worker.plugins import PluginError, PluginStore
 from worker.runs.reports.webhook import WebhookClient
-from worker.settings import Settings, SettingsError, load_settings, unknown_variables
+from worker.settings import MB, Settings, SettingsError, load_settings, unknown_variables
 
 INSPECT_TIMEOUT_SECONDS: Final = 2.0
 """How long to wait for the workers' answers."""
@@ -56,7 +67,10 @@ def named_queues(answer: object) -> list[dict[str, Any]]:
     return [queue for queue in queues if isinstance(queue, dict) and isinstance(queue.get("name"), str)]
 
 
-Check = Callable[[Settings], str]
+Check = Callable[[Settings, "Report"], str]
+
+MAX_PLUGINS_SECONDS: Final = 5.0
+"""For how long releases are read; a store may hold thousands."""
 
 CONNECT_TIMEOUT_SECONDS: Final = 3
 TIMEOUTS: Final = {
@@ -71,38 +85,26 @@ RELEVANT_SETTINGS: Final = {
     "ray": "RAY_ADDRESS, RAY_AUTH_MODE, RAY_AUTH_TOKEN",
     "plugins": "PLUGINS_DIR",
     "webhook": "WORKER_WEBHOOK_URL, WORKER_WEBHOOK_SECRET",
+    "host": "TMPDIR",
 }
 
 
-class _CheckWarning(Exception):
-    """Nothing is wrong, but the user should know: the check is a warning."""
-
-
-class _CheckFailures(Exception):
-    """Each line says what is wrong and what to do."""
-
-    def __init__(self, lines: list[str]) -> None:
-        super().__init__(lines)
-        self.lines = lines
-
-
-def _line(text: str) -> None:
-    """Print one finding on one line, also into a file that is searched by lines."""
-    out.print(text, highlight=False, soft_wrap=True)
-
-
-def doctor() -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print all findings as JSON at the end.")] = False,
+) -> None:
     """Check the environment that a worker would start in; exit code 1 when something is wrong."""
+    report = Report(as_json=as_json)
     try:
         settings = load_settings()
     except SettingsError as error:
         for line in str(error).splitlines():
-            _line(f"[red]✗[/] settings: {escape(line)}")
-        _warn_of_unknown_variables()
-        raise typer.Exit(1) from None
-    _line("[green]✓[/] settings")
-    _warn_of_unknown_variables()
+            report.add("settings", "error", line)
+        _warn_of_unknown_variables(report)
+        report.end(is_healthy=False)
+    report.add("settings", "ok")
+    _warn_of_unknown_variables(report)
     checks: dict[str, Check] = {
+        "host": _check_host,
         "redis": _check_redis,
         "queue": _check_queue,
         "backend": _check_backend,
@@ -112,67 +114,68 @@ def doctor() -> None:
     }
     if settings.worker_webhook_url:
         checks["webhook"] = _check_webhook
-    failed = [name for name, check in checks.items() if not _passes(name, check, settings)]
+    failed = [name for name, check in checks.items() if not _passes(name, check, settings, report)]
     if "queue" not in failed:
-        _passes("workers", _check_workers, settings)
-    if failed:
-        raise typer.Exit(1)
+        _passes("workers", _check_workers, settings, report)
+    report.end(is_healthy=not failed)
 
 
-def _warn_of_unknown_variables() -> None:
+def _warn_of_unknown_variables(report: Report) -> None:
     for name, meant in unknown_variables(os.environ).items():
         hint = f"; is {meant} meant?" if meant else ""
-        _line(f"[yellow]![/] settings: {escape(name)} is not a setting{hint}")
+        report.add("settings", "warning", f"{name} is not a setting{hint}")
 
 
-def _passes(name: str, check: Check, settings: Settings) -> bool:
+def _passes(name: str, check: Check, settings: Settings, report: Report) -> bool:
     try:
-        found = check(settings)
-    except _CheckWarning as warning:
-        _line(f"[yellow]![/] {name}: {warning}")
+        found = check(settings, report)
+    except CheckWarning as warning:
+        report.add(name, "warning", str(warning))
         return True
-    except _CheckFailures as failures:
-        for line in failures.lines:
-            _line(f"[red]✗[/] {name}: {escape(line)}")
+    except CheckFailures:
         return False
     except (ClientError, OperationalError, PluginError, RedisError, OSError) as error:
-        problem = escape(clean(str(error)) or type(error).__name__)
-        _line(f"[red]✗[/] {name}: {problem} [dim](see {RELEVANT_SETTINGS[name]})[/]")
+        problem = clean(str(error)) or type(error).__name__
+        report.add(name, "error", problem, see=RELEVANT_SETTINGS[name])
         return False
     except BAD_ADDRESS_ERRORS:
-        _line(f"[red]✗[/] {name}: no usable address [dim](see {RELEVANT_SETTINGS[name]})[/]")
+        report.add(name, "error", "no usable address", see=RELEVANT_SETTINGS[name])
         return False
-    _line(f"[green]✓[/] {name}: {found}")
+    report.add(name, "ok", found)
     return True
 
 
-def _check_redis(settings: Settings) -> str:
+def _check_host(settings: Settings, report: Report) -> str:
+    report.add_all("settings", check_tokens(settings))
+    report.add_all(
+        "host", [*check_disk(settings), *check_proxies(settings, os.environ), *check_port(settings)]
+    )
+    return free_space()
+
+
+def _check_redis(settings: Settings, report: Report) -> str:
     has_queues = settings.broker_url == settings.redis_url
-    return _check_server("redis", settings.redis_url, QUEUES if has_queues else ())
+    return _check_server("redis", settings.redis_url, QUEUES if has_queues else (), report)
 
 
-def _check_server(name: str, url: str, queues: Sequence[str]) -> str:
+def _check_server(name: str, url: str, queues: Sequence[str], report: Report) -> str:
     address = read_redis_url(url)
     with address.client(decode_responses=True, **TIMEOUTS) as redis:
         version = redis_check.version_of(redis)
         database = int(address.options.get("db", 0))
         prefix = address.global_keyprefix
         findings = redis_check.check_redis(redis, queues, database=database, keyprefix=prefix)
-    for finding in findings:
-        if not finding.is_error:
-            _line(f"[yellow]![/] {name}: {escape(finding.text)}")
-    if errors := [finding.text for finding in findings if finding.is_error]:
-        raise _CheckFailures(errors)
+    report.add_all(name, findings)
     if queues:
         _connect_to_broker(url)  # as a worker does, whose options need not be those of a client
     return f"version {version}"
 
 
-def _check_queue(settings: Settings) -> str:
+def _check_queue(settings: Settings, report: Report) -> str:
     if settings.celery_broker_url is None:
         return "the Redis of REDIS_URL"
     if is_redis_url(settings.broker_url):
-        return _check_server("queue", settings.broker_url, QUEUES)
+        return _check_server("queue", settings.broker_url, QUEUES, report)
     return f"connected over {_connect_to_broker(settings.broker_url)}"
 
 
@@ -182,46 +185,82 @@ def _connect_to_broker(url: str) -> str:
         return str(connection.transport.driver_type)
 
 
-def _check_backend(settings: Settings) -> str:
-    token = settings.synapse_access_token.get_secret_value()
-    backend = BackendClient(settings.synapse_host, token, tenant=settings.synapse_tenant)
-    with backend, contextlib.suppress(NotFoundError):
+def _check_backend(settings: Settings, report: Report) -> str:
+    _ask_backend(settings, settings.synapse_access_token)
+    if settings.worker_plugin_access_token is None:
+        return "answers and knows the token"
+    try:
+        _ask_backend(settings, settings.worker_plugin_access_token)
+    except AuthorizationError:
+        pass  # it is known, and may not read jobs
+    except AuthenticationError:
+        text = "does not know the token of plugin code: create one, or unset it"
+        report.add("backend", "error", text, see="WORKER_PLUGIN_ACCESS_TOKEN")
+        raise CheckFailures from None
+    return "answers and knows both tokens"
+
+
+def _ask_backend(settings: Settings, token: SecretStr) -> None:
+    with (
+        BackendClient(
+            settings.synapse_host, token.get_secret_value(), tenant=settings.synapse_tenant
+        ) as backend,
+        contextlib.suppress(NotFoundError),
+    ):
         backend.get_job("0")
-    return "answers and knows the token"
 
 
-def _check_agent(settings: Settings) -> str:
+def _check_agent(settings: Settings, report: Report) -> str:  # noqa: ARG001 - a check
+    if settings.synapse_agent_url is None and settings.worker_agent is not None:
+        return _check_agent_of_backend(settings, settings.worker_agent)
     if settings.synapse_agent_url is None:
-        raise _CheckWarning("SYNAPSE_AGENT_URL is not set: looked up in the backend by its id")
+        raise CheckWarning("SYNAPSE_AGENT_URL is not set: looked up in the backend by its id")
     token = settings.synapse_agent_token
     with AgentClient(settings.synapse_agent_url, token.get_secret_value() if token else "") as agent:
         agent.health()
     return "healthy"
 
 
-def _check_ray(settings: Settings) -> str:
+def _check_agent_of_backend(settings: Settings, id_: int) -> str:
+    """Ask the one agent of WORKER_AGENT, which a worker looks up in the backend."""
+    token = settings.synapse_access_token.get_secret_value()
+    with BackendClient(settings.synapse_host, token, tenant=settings.synapse_tenant) as backend:
+        try:
+            found = backend.get_agent(id_)
+        except NotFoundError:
+            raise NotFoundError(f"the backend has no agent {id_}: see WORKER_AGENT", 404) from None
+    if not found.get("url"):
+        raise CheckWarning(f"agent {id_} has no URL in the backend: the capacity gate asks nobody")
+    with AgentClient(str(found["url"]), str(found.get("token") or "")) as agent:
+        agent.health()
+    return f"agent {id_} of the backend is healthy"
+
+
+def _check_ray(settings: Settings, report: Report) -> str:
     if settings.ray_address is None:
-        raise _CheckWarning("RAY_ADDRESS is not set: a deploy would end FAILED")
-    _line("[dim]· checking ray …[/]")
+        what = "deploy and to_task" if settings.worker_plugin_host == "ray" else "deploy"
+        hint = " (or WORKER_PLUGIN_HOST=process for to_task alone)" if "to_task" in what else ""
+        raise CheckWarning(f"RAY_ADDRESS is not set: a {what} would end FAILED{hint}")
+    report.note("checking ray …")
     return cluster.check_cluster(settings.ray_address)
 
 
-def _check_webhook(settings: Settings) -> str:
+def _check_webhook(settings: Settings, _: Report) -> str:
     with WebhookClient(settings.worker_webhook_url or "", settings.webhook_signing_keys) as webhook:
         webhook.post_test()
     return "takes a signed event (of the type test)"
 
 
-def _check_workers(settings: Settings) -> str:
+def _check_workers(settings: Settings, report: Report) -> str:
     try:
         answers = active_queues()
     except Exception as error:  # each broker library has its own; the connection was checked before
-        raise _CheckWarning(f"could not be asked ({type(error).__name__})") from None
+        raise CheckWarning(f"could not be asked ({type(error).__name__})") from None
     for line in _unread_messages(settings, answers):
-        _line(f"[yellow]![/] queue: {escape(line)}")
+        report.add("queue", "warning", line)
     answered = f"{len(answers)} answer{'s' if len(answers) == 1 else ''}"
     if unconsumed := unconsumed_queues(answers):
-        raise _CheckWarning(f"{answered}; nobody listens on {', '.join(unconsumed)}")
+        raise CheckWarning(f"{answered}; nobody listens on {', '.join(unconsumed)}")
     return f"{answered}; each queue has a listener"
 
 
@@ -235,7 +274,7 @@ def _unread_messages(settings: Settings, answers: Answers) -> Iterator[str]:
     for queue in sorted(waiting.keys() - consumed_queues(answers)):
         count = waiting[queue]
         agent = queue.removeprefix(f"{DeployMessage.queue}.")
-        if queue == DEFAULT_QUEUE:
+        if queue == DEFAULT_QUEUE or (queue not in QUEUES and not agent.isdigit()):
             advice = f"publish with queue=, which is one of {', '.join(QUEUES)}"
         elif agent != queue:
             advice = f"start a worker with WORKER_AGENT={agent} and -Q {queue}"
@@ -259,8 +298,19 @@ def _waiting_messages(url: str) -> dict[str, int]:
     return {queue: count for queue, count in found.items() if count}
 
 
-def _check_plugins(settings: Settings) -> str:
-    count = len(PluginStore(settings.plugins_dir).names())
-    if not count:
-        raise _CheckWarning("PLUGINS_DIR holds no release, which is a folder or .zip named code@version")
-    return f"{count} release{'s' if count > 1 else ''}"
+def _check_plugins(settings: Settings, report: Report) -> str:
+    store = PluginStore(settings.plugins_dir, max_bytes=settings.worker_plugin_max_mb * MB)
+    names = store.names()
+    if not names:
+        raise CheckWarning("PLUGINS_DIR holds no release, which is a folder or .zip named code@version")
+    until, looked_at = time.monotonic() + MAX_PLUGINS_SECONDS, 0
+    for name in reversed(names):
+        if time.monotonic() > until:
+            break
+        looked_at += 1
+        try:
+            store.get(name)
+        except PluginError as error:
+            report.add("plugins", "warning", f"{name} cannot be used: {clean(str(error))}")
+    seen = "" if looked_at == len(names) else f", {looked_at} of which were looked at"
+    return f"{len(names)} release{'s' if len(names) > 1 else ''}{seen}"

@@ -1,26 +1,18 @@
 """What `doctor` says of a Redis: each finding is a line that says what to do."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from redis import Redis, ResponseError
 from redis.exceptions import NoPermissionError
 
+from worker.cli.checks.report import Finding
 from worker.redis_needs import CLUSTER_ERROR, MIN_VERSION, missing_rights
 
 MIN_FREE_CLIENTS: Final = 100
 """A worker process holds about twenty connections."""
 
 FULL_SHARE: Final = 0.9
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A line of the doctor's: an error, or a warning."""
-
-    text: str
-    is_error: bool = True
 
 
 def version_of(redis: Redis) -> str:

@@ -63,10 +63,7 @@ class PluginProcess:
 
     @property
     def is_running(self) -> bool:
-        """Whether it can be called.
-
-        It is not reaped here: its number is that of its group, which `kill` ends, and must stay its own.
-        """
+        """Whether it can be called. It is not reaped here: its number is its group's, which `kill` ends."""
         try:
             return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
         except ChildProcessError:

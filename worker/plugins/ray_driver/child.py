@@ -91,8 +91,9 @@ def _disconnect() -> None:
 def main(descriptor: int, parent: int) -> None:
     """Serve the worker, then end the process at once: Ray's threads could keep it for ever."""
     # A process manager may signal all processes of a worker; this one serves the worker's last tasks.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    # Blocked, in all threads to come: Ray sets a handler of its own, which prints a stack and ends the
+    # process.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     drop_proxies(os.environ)
