@@ -16,6 +16,7 @@ RAY, CHAOS = "Ray", "chaos"
 GROUPS = {
     "integration/cli/test_demo.py": RAY,
     "integration/cli/test_sandbox.py": RAY,
+    "integration/deployment/test_services.py": RAY,
     "integration/logs/test_log_relay_on_ray.py": RAY,
     "integration/plugins": RAY,
     "integration/ray_client": RAY,

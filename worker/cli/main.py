@@ -1,5 +1,6 @@
 """The list of commands. `--help` shows it without importing Redis, Celery and Ray, which takes seconds."""
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any, Final
@@ -60,6 +61,9 @@ class LazyCommandGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Replace the entry of the list by the imported command."""
         name, command, rest = super().resolve_command(ctx, args)
+        # The probes look for workers by the variables as they are, and import little.
+        if name not in ("live", "ready"):
+            _read_setting_files()
         return name, load_command(name) if name in COMMANDS else command, rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -70,6 +74,16 @@ class LazyCommandGroup(TyperGroup):
             from worker.cli.console import fail_on_redis_error
 
             fail_on_redis_error(error)
+
+
+def _read_setting_files() -> None:
+    """Put the settings that stand in files into the environment, which the commands read."""
+    from worker.setting_values import read_setting_files
+
+    if mistakes := read_setting_files(os.environ):
+        from worker.cli.console import fail
+
+        fail("\n".join(mistakes))
 
 
 def load_command(name: str) -> Any:
