@@ -142,6 +142,18 @@ def test_an_end_counts_where_it_cannot_be_kept(runs: Runs, redis: FakeRedis) -> 
     assert redis.zscore("synapse:outbox", "42") is not None
 
 
+def test_a_message_is_accepted_where_its_end_cannot_be_kept(runs: Runs, redis: FakeRedis) -> None:
+    # Given a key of another type in place of the index, and a stop that came before the message
+    redis.set(ended_runs_key(), "rubbish")
+    runs.store.remember_stop("42")
+
+    # When the message comes
+    accept(runs, "42")
+
+    # Then its run has ended
+    assert runs.store.has_ended("42")
+
+
 def test_maintenance_forgets_what_ended_long_ago(
     services: FakeServices, redis: FakeRedis, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

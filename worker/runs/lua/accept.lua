@@ -14,6 +14,6 @@ publish_change(KEYS[2], {action = ARGV[2], plugin = ARGV[3], status = 'PENDING',
 if redis.call('EXISTS', KEYS[3]) == 0 then return 'accepted' end
 redis.call('HSET', KEYS[1], RUN.ended, ARGV[5])
 redis.call('HSET', KEYS[2], 'status', 'STOPPED', 'error', 'stopped')
-keep_ended_run(KEYS[1], KEYS[2])
 publish_change(KEYS[2], {status = 'STOPPED', error = 'stopped', updated = now})
+pcall(keep_ended_run, KEYS[1], KEYS[2])
 return 'stopped'
