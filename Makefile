@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEPLOYMENT := $(VENV)/.deployment
 INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 # Two processes, for these tests mostly wait; which tests stay together says tests/conftest.py.
 IN_GROUPS = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test integration pythons test-all chaos examples unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
+.PHONY: help setup demo test integration pythons test-all chaos deployment examples unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
 # Tests share the machine's cores and its Ray: one target at a time, also with -j.
 .NOTPARALLEL:
 
@@ -25,8 +26,14 @@ $(STAMP): $(wildcard requirements/*.txt) pyproject.toml
 	@$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: $(STAMP)  ## Deploy a digits classifier on Ray Serve and pre-annotate 899 images with it
-	@$(BIN)/synapse-worker demo
+# Apart, since they are large and nothing else needs them.
+$(DEPLOYMENT): $(STAMP) requirements/deployment.txt
+	@echo "installing the checks of Dockerfile and chart"
+	@$(INSTALL) --require-hashes -r requirements/deployment.txt
+	@touch $@
+
+demo: $(STAMP)  ## Deploy a digits classifier on Ray Serve and pre-annotate 899 images; KEEP=1 leaves the live page open
+	@$(BIN)/synapse-worker demo $(if $(KEEP),--keep)
 
 lint: $(STAMP) house  ## Style, types, import rules and the rules of the house
 	@$(BIN)/ruff check .
@@ -47,7 +54,7 @@ test: lint docs  ## Lint, pages, unit tests with coverage and integration tests 
 	@$(BIN)/pytest tests/unit -n auto --cov --cov-report=
 	@$(MAKE) --no-print-directory integration
 
-integration: $(STAMP)  ## Integration tests alone: real Redis, Celery and Ray
+integration: $(DEPLOYMENT)  ## Integration tests alone: real Redis, Celery and Ray
 	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration $(IN_GROUPS) --durations 10
 
 chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=… repeats a run
@@ -56,6 +63,9 @@ chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=
 		tests/integration/plugins/test_bad_plugins.py tests/integration/safety/test_deadly_plugin.py \
 		tests/integration/cli/test_demo.py::test_ctrl_c_ends_every_process_of_the_demo $(IN_GROUPS) \
 		-m "chaos or not chaos" -v -rA --durations 20
+
+deployment: $(DEPLOYMENT)  ## Check Dockerfile, compose file and chart, and run their commands and health checks
+	@$(BIN)/pytest tests/integration/deployment -rs
 
 examples: $(STAMP)  ## Deploy every release under examples/plugins on a real Ray, and call it
 	@$(BIN)/pytest tests/integration/workflows/test_examples.py -m examples
@@ -100,6 +110,10 @@ lock: $(STAMP)  ## Compile requirements/ anew from pyproject.toml; FLAGS=--upgra
 	@$(LOCK) --all-extras --group build pyproject.toml --output-file requirements/development.txt
 	@$(LOCK) --extra worker --group build pyproject.toml --constraint requirements/development.txt \
 		--output-file requirements/worker.txt
+	@$(LOCK) --extra worker --extra sandbox pyproject.toml --constraint requirements/development.txt \
+		--output-file requirements/sandbox.txt
+	@$(LOCK) --group deployment --constraint requirements/development.txt \
+		--output-file requirements/deployment.txt
 	@$(LOCK) --group bootstrap --constraint requirements/development.txt --output-file requirements/bootstrap.txt
 
 clean:  ## Remove the environment and what tools leave behind

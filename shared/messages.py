@@ -18,6 +18,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
     StrictInt,
     StringConstraints,
     model_validator,
@@ -262,6 +263,7 @@ class DeployMessage(_RunMessage):
         agent: Id of the Ray cluster's agent.
         params: Resources and the plugin's own parameters.
         action: The release's action.
+        force: Whether to submit the application also when an identical one is on Serve already.
     """
 
     task: ClassVar[str] = "deploy"
@@ -270,6 +272,7 @@ class DeployMessage(_RunMessage):
     agent: PositiveId
     params: DeployParams = Field(default_factory=DeployParams)
     action: NonEmpty = "deployment"
+    force: StrictBool = False
 
     @classmethod
     def agent_queue(cls, agent: int) -> str:
@@ -290,6 +293,11 @@ class ToTaskMessage(_RunMessage):
     Attributes:
         params: Which tasks and how.
         action: The release's action.
+        only_failed_of: An ended job of the same tenant and project: exactly its failed tasks are annotated,
+            whatever `task_filters` say. None for the tasks of the filters.
+        skip_annotated: Whether to leave a task alone whose `data` is not empty. It counts as annotated.
+        dry_run: Whether to find out only what there is to do: the result says how many tasks and chunks, and
+            what would be dispatched.
     """
 
     task: ClassVar[str] = "to_task"
@@ -297,6 +305,9 @@ class ToTaskMessage(_RunMessage):
 
     params: ToTaskParams
     action: NonEmpty = "to_task"
+    only_failed_of: Job | None = None
+    skip_annotated: StrictBool = False
+    dry_run: StrictBool = False
 
 
 class TailLogsMessage(Message):

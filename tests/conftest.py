@@ -16,6 +16,7 @@ RAY, CHAOS = "Ray", "chaos"
 GROUPS = {
     "integration/cli/test_demo.py": RAY,
     "integration/cli/test_sandbox.py": RAY,
+    "integration/deployment/test_services.py": RAY,
     "integration/logs/test_log_relay_on_ray.py": RAY,
     "integration/plugins": RAY,
     "integration/ray_client": RAY,
@@ -25,6 +26,7 @@ GROUPS = {
     "chaos/test_ray_from_elsewhere.py": RAY,
     "chaos": CHAOS,
     "integration/safety": "safety",
+    "integration/console": "console",
 }
 """By file or folder; the first that fits. Every other file is a group of its own."""
 FIRST = (RAY, CHAOS)

@@ -19,6 +19,7 @@ from worker.runs.runs import Runs, recover_run
 from worker.services import services
 from worker.settings import MB
 from worker.workflow.dead_letters import DeadLetters
+from worker.workflow.ended_runs import EndedRuns
 from worker.workflow.rejected_jobs import REJECTED_JOB_PREFIX, recover_rejected_job
 
 log = structlog.get_logger(__name__)
@@ -61,7 +62,7 @@ def _recover(member: str, runs: Runs) -> None:
 
 
 def remove_old() -> None:
-    """Remove logs of ended jobs and dead letters that are too old, or too many."""
+    """Remove what is too old or too much: logs of ended jobs, dead letters, ended runs."""
     redis, settings = services().redis, services().settings
     EndedLogs(
         redis, settings.worker_ended_logs_max_mb * MB, settings.worker_ended_logs_max_age_seconds
@@ -69,6 +70,7 @@ def remove_old() -> None:
     DeadLetters(redis).trim(
         settings.worker_dead_letters_max_mb * MB, settings.worker_dead_letters_max_age_seconds
     )
+    EndedRuns(redis).trim(settings.worker_ended_runs_max_age_seconds)
 
 
 def pin_packages() -> None:

@@ -1,32 +1,43 @@
 """The settings from the environment, checked once at start (contract: "Settings")."""
 
-import os
 import threading
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
-    SecretStr,
     TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.channels import DEFAULT_PREFIX
-from shared.messages import Tenant
-from shared.redis_url import is_redis_url, read_redis_url
+from shared.redis_url import is_redis_url
 from shared.validation import mistake_parts
 from shared.webhooks import signing_keys
+from worker.setting_values import (
+    FILE_SUFFIX,
+    HttpUrl,
+    RayAddress,
+    Seconds,
+    SigningSecret,
+    TenantHeader,
+    Token,
+    WebhookUrl,
+    setting_text,
+    split_url,
+    stripped,
+    texts_in_files,
+    usable_redis,
+)
 
 KB = 1024
 MB = 1024 * KB
@@ -35,83 +46,6 @@ MB = 1024 * KB
 class SettingsError(Exception):
     """The environment is wrong; the message has one line for each mistake and names the variable to set."""
 
-
-def _http_url(value: str) -> str:
-    value = value.strip()
-    if not value.startswith(("http://", "https://")):
-        raise ValueError("must start with http:// or https://")
-    parts = _split(value)
-    if not parts.hostname:
-        raise ValueError("names no host")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError("must be a base URL alone: no user, password, query or fragment")
-    if not value.isascii() or not value.isprintable() or " " in value:
-        raise ValueError("holds characters that a URL cannot carry")
-    return value.rstrip("/")
-
-
-def _ray_address(value: str) -> str:
-    host, _, port = value.strip().removeprefix("ray://").rpartition(":")
-    if not host or "/" in host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-        raise ValueError("must be host:port (on a node of the cluster) or ray://host:port (anywhere else)")
-    return value.strip()
-
-
-def _token(value: SecretStr) -> SecretStr:
-    # A secret that is mounted from a file often ends with a line break, which no HTTP header can carry.
-    text = value.get_secret_value().strip()
-    if not text:
-        raise ValueError("is empty")
-    if not text.isascii() or not text.isprintable():
-        raise ValueError("holds characters that an HTTP header cannot carry")
-    return SecretStr(text)
-
-
-def _webhook_url(value: str) -> str:
-    # It stays as it is: a path with a slash behind it is another one, and a receiver may want a query.
-    base, _, query = value.strip().partition("?")
-    _http_url(base)
-    if query:
-        _http_url(f"{base}/{query}")
-    return value.strip()
-
-
-def _signing_secret(value: SecretStr) -> SecretStr:
-    if not signing_keys(value.get_secret_value()):
-        raise ValueError("is empty")
-    return value
-
-
-def _stripped(value: object) -> object:
-    return value.strip() if isinstance(value, str) else value
-
-
-def _split(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        raise ValueError("is not a URL") from None
-    return parts
-
-
-MIN_REDIS_CONNECTIONS = 20
-"""Of `max_connections`: a worker process holds about so many, some of them for as long as it lives."""
-
-
-def _usable_redis(url: str) -> str:
-    if read_redis_url(url).options.get("max_connections", MIN_REDIS_CONNECTIONS) < MIN_REDIS_CONNECTIONS:
-        raise ValueError(f"has max_connections below {MIN_REDIS_CONNECTIONS}, which a worker process needs")
-    return url
-
-
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
-RayAddress = Annotated[str, AfterValidator(_ray_address)]
-TenantHeader = Annotated[Tenant, BeforeValidator(_stripped)]
-Token = Annotated[SecretStr, AfterValidator(_token)]
-WebhookUrl = Annotated[str, AfterValidator(_webhook_url)]
-SigningSecret = Annotated[SecretStr, AfterValidator(_signing_secret)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 BROKER_SCHEMES = ("redis", "rediss", "unix", "redis+socket", "sentinel", "amqp", "amqps", "pyamqp", "memory")
 
@@ -122,6 +56,20 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         frozen=True, extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the overridden method's parameters
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The environment, and the files that it names."""
+        texts = texts_in_files(name.upper() for name in settings_cls.model_fields)
+        files = InitSettingsSource(settings_cls, {name.lower(): text for name, text in texts.items()})
+        return init_settings, files, env_settings
 
     synapse_host: HttpUrl = Field(repr=False, description="Base URL of the platform's backend.")
     synapse_access_token: Token = Field(description="The worker's access token at the backend.")
@@ -135,12 +83,12 @@ class Settings(BaseSettings):
         "without it the agent is looked up in the backend by its id.",
     )
     synapse_agent_token: Token | None = Field(None, description="Token for the agent.")
-    redis_url: Annotated[str, BeforeValidator(_stripped)] = Field(
+    redis_url: Annotated[str, BeforeValidator(stripped)] = Field(
         "redis://127.0.0.1:6379/0",
         repr=False,
         description="Redis: runs, waiting lists, pub/sub; `redis://`, `rediss://`, `unix://` or `sentinel://`.",
     )
-    celery_broker_url: Annotated[str | None, BeforeValidator(_stripped)] = Field(
+    celery_broker_url: Annotated[str | None, BeforeValidator(stripped)] = Field(
         None, repr=False, description="The message queue; default `REDIS_URL`. RabbitMQ works too."
     )
     plugins_dir: Path = Field(
@@ -233,6 +181,10 @@ class Settings(BaseSettings):
     worker_ended_logs_max_age_seconds: Annotated[float, Field(gt=0, le=24 * 60 * 60)] = Field(
         24 * 60 * 60, description="Log of an ended job: removed after so many seconds, a day at most."
     )
+    worker_ended_runs_max_age_seconds: Seconds = Field(
+        7 * 24 * 60 * 60,
+        description="Ended run: may be listed and retried for so many seconds, by default a week.",
+    )
     worker_dead_letters_max_mb: Annotated[int, Field(ge=1)] = Field(
         256, description="Dead letters in Redis: most MB in all; the oldest are removed."
     )
@@ -258,9 +210,16 @@ class Settings(BaseSettings):
         "127.0.0.1", description="Address on which that port is opened; `0.0.0.0` for all."
     )
 
+    worker_console_token: Token | None = Field(
+        None,
+        description="Token for `synapse-worker console`, needed where other machines reach it.",
+    )
+
     @field_validator("*", mode="before")
     @classmethod
-    def _is_not_in_quotes(cls, value: object) -> object:
+    def _is_readable(cls, value: object) -> object:
+        if isinstance(value, ValueError):  # of a file
+            raise value
         # Docker's --env-file, unlike a shell, takes the quotes for a part of the value.
         text = value.strip() if isinstance(value, str) else ""
         if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'":
@@ -272,15 +231,15 @@ class Settings(BaseSettings):
     def _is_redis(cls, value: str) -> str:
         if not is_redis_url(value):
             raise ValueError("must start with redis://, rediss://, unix:// or sentinel://")
-        return _usable_redis(value)
+        return usable_redis(value)
 
     @field_validator("celery_broker_url")
     @classmethod
     def _is_broker(cls, value: str | None) -> str | None:
         if value is not None and is_redis_url(value):
-            return _usable_redis(value)
+            return usable_redis(value)
         for url in (value or "").split(";"):
-            if value is not None and _split(url).scheme not in BROKER_SCHEMES:
+            if value is not None and split_url(url).scheme not in BROKER_SCHEMES:
                 raise ValueError(f"must start with one of {', '.join(BROKER_SCHEMES)} and ://")
         return value
 
@@ -316,7 +275,12 @@ class Settings(BaseSettings):
 
     def secrets(self) -> list[str]:
         """Every secret value, to be masked in all text that leaves the process."""
-        held = (self.synapse_access_token, self.synapse_agent_token, self.worker_plugin_access_token)
+        held = (
+            self.synapse_access_token,
+            self.synapse_agent_token,
+            self.worker_plugin_access_token,
+            self.worker_console_token,
+        )
         tokens = [token.get_secret_value() for token in held if token is not None]
         if self.worker_webhook_secret is not None:
             tokens += self.worker_webhook_secret.get_secret_value().split()
@@ -328,7 +292,7 @@ _PASSWORD_OPTIONS = ("password", "sentinel_password", "ssl_password")
 
 
 def _passwords(url: str) -> list[str]:
-    parts = _split(url)
+    parts = split_url(url)
     query = parse_qs(parts.query)
     in_query = [value for name in _PASSWORD_OPTIONS for value in query.get(name, [])]
     return [*in_query, unquote(parts.password)] if parts.password else in_query
@@ -346,7 +310,11 @@ def load_settings() -> Settings:
 
 def environment_setting(name: str) -> Any:
     """One setting, for a process that is no worker and has not all of them; raises `SettingsError`."""
-    field, text = Settings.model_fields[name], os.environ.get(name.upper(), "").strip()
+    field = Settings.model_fields[name]
+    try:
+        text = setting_text(name.upper())
+    except ValueError as error:
+        raise SettingsError(f"{name.upper()} {error}") from None
     if not text:
         return field.get_default(call_default_factory=True)
     type_: Any = Annotated[field.annotation, field]
@@ -367,13 +335,15 @@ def _mistake_line(details: ErrorDetails) -> str:
     name = where.upper()
     if details["type"] == "missing":
         return f"{name} is not set: {Settings.model_fields[where].description}"
-    value = f", not {str(details['input'])[:100]!r}" if where in _MAY_BE_SHOWN else ""
+    shown = where in _MAY_BE_SHOWN and isinstance(details["input"], str)
+    value = f", not {details['input'][:100]!r}" if shown else ""
     return f"{name} {what}{value}" if name else what
 
 
 def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     """Variables named WORKER_* that are no setting, each with the setting that may be meant."""
-    known = [name.upper() for name in Settings.model_fields]
+    names = [name.upper() for name in Settings.model_fields]
+    known = [*names, *(name + FILE_SUFFIX for name in names)]
     strange = sorted(name for name in environ if name.startswith("WORKER_") and name not in known)
     return {name: next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None) for name in strange}
 

@@ -17,6 +17,7 @@ class Kind(StrEnum):
     INFERENCE = "to_task by inference, its pre-processor absent"
     FAILED_PRE_PROCESSOR = "to_task by inference, its pre-processor's deployment fails"
     STOP = "to_task that is stopped while it waits for its pre-processor"
+    RETRY = "to_task that annotates the failed tasks of an ended run"
     WHOLE = "to_task that runs whole, as a Ray job"
     WHOLE_STOP = "to_task that is stopped while its Ray job runs"
 
@@ -153,6 +154,14 @@ SHARES = """
 """
 """With one chunk and one run of a tenant at a time."""
 
+RETRY = """
+>    claim_step to_task.prepare
+<>   task_index commit
+<>   ledger record
+<>   finish
+<>   mark_reported
+"""
+
 INFERENCE = """
 <>   publish pre_processor.detect
 >    update_state pre_processor
@@ -241,6 +250,7 @@ def all_points() -> list[KillPoint]:
         *_points(Kind.WAITING_DEPLOY, WAITING_DEPLOY),
         *_points(Kind.FILE, FILE),
         *_points(Kind.FILE, SHARES),
+        *_points(Kind.RETRY, RETRY),
         *_points(Kind.INFERENCE, INFERENCE),
         *_points(Kind.INFERENCE, WAITLIST, of_pre_processor=True),
         *_points(Kind.FAILED_PRE_PROCESSOR, FAILED_PRE_PROCESSOR),

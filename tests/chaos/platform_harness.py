@@ -19,6 +19,7 @@ import yaml
 from celery import Celery
 from redis import Redis
 
+from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
 from tests.chaos.audit import Auditor
 from tests.chaos.effect_log import EffectLog, Faults
@@ -33,9 +34,12 @@ from tests.chaos.forkserver import QUEUES as ALL_QUEUES
 from tests.chaos.forkserver import ForkServer, Worker
 from worker.broker.keys import delayed_key
 from worker.runs.keys import heartbeats_key
+from worker.runs.model import End
+from worker.runs.store import RunStore
 from worker.sandbox import Sandbox, wait_for
 from worker.sandbox.sandbox import AGENT_ID
 from worker.sandbox.seed import SeededProject, seed_numbered_project
+from worker.to_task.ledger import RedisLedger, TaskOutcome
 
 VISIBILITY_TIMEOUT_SECONDS = 10.0
 RECOVERY_SECONDS = VISIBILITY_TIMEOUT_SECONDS + 15.0
@@ -265,6 +269,24 @@ class Fleet:
 
     def to_task_by_file(self, job: str, project: SeededProject, plugin: str = "echo@1.0.0") -> None:
         self.to_task(job, project, plugin, method="file", target_specification_name="label_1")
+
+    def retry(self, job: str, project: SeededProject) -> None:
+        """Publish a run of the failed tasks of an ended one, in which all tasks of the project failed."""
+        params = {
+            "name": "chaos",
+            "project": project.id,
+            "agent": AGENT_ID,
+            "target_specification_name": "label_1",
+            "task_filters": {"nobody": "reads them"},
+        }
+        fields: Row = {"plugin": "echo@1.0.0", "params": params}
+        earlier, store = f"before-{job}", RunStore(self.redis)
+        store.accept(ToTaskMessage.model_validate({"job": earlier, **fields}), "to_task")
+        outcomes = [TaskOutcome(index, task, "broken") for index, task in enumerate(project.tasks)]
+        RedisLedger(self.redis, earlier).record(outcomes)
+        store.finish(earlier, End(JobStatus.FAILED, {"error": "broken"}))
+        store.mark_reported(earlier)
+        self.send_task("to_task", "to_task", job=job, only_failed_of=earlier, **fields)
 
     def to_task_by_inference(self, job: str, project: SeededProject, code: str) -> None:
         self.to_task(job, project, method="inference", pre_processor=self.release_id(code), model=1)

@@ -22,6 +22,7 @@ from tests.chaos.platform_harness import (
 from worker.runs.reports.webhook import LOCK_SECONDS
 from worker.sandbox import SandboxError, wait_for
 from worker.sandbox.seed import SeededProject
+from worker.workflow.ended_runs import EndedRuns
 
 MAX_SECONDS_TO_CRASH = 60.0
 """Fifteen workers start at the same time on two cores that other processes use, too."""
@@ -37,6 +38,7 @@ SECOND_REPORT_SECONDS = 12.0
 WEBHOOK_SECONDS = LOCK_SECONDS + 15.0
 TASKS = 12
 DEPLOY_KINDS = frozenset({Kind.DEPLOY, Kind.WAITING_DEPLOY})
+FILE_KINDS = frozenset({Kind.FILE, Kind.RETRY})
 WHOLE_KINDS = frozenset({Kind.WHOLE, Kind.WHOLE_STOP})
 STOPPED_KINDS = frozenset({Kind.STOP, Kind.WHOLE_STOP})
 
@@ -89,7 +91,7 @@ class Scenario:
             return
         self.job = fleet.new_job("echo@1.0.0", "to_task")
         self.project = fleet.new_project(TASKS)
-        if kind is not Kind.FILE:
+        if kind not in FILE_KINDS:
             self.code = fleet.new_pre_processor(
                 broken=kind is Kind.FAILED_PRE_PROCESSOR, deploys=kind is not Kind.STOP
             )
@@ -99,6 +101,8 @@ class Scenario:
         fleet.start_worker()
         if kind is Kind.FILE:
             fleet.to_task_by_file(self.job, self.project)
+        elif kind is Kind.RETRY:
+            fleet.retry(self.job, self.project)
         else:
             fleet.to_task_by_inference(self.job, self.project, self.code)
 
@@ -171,13 +175,15 @@ class Scenario:
             check(kind is Kind.WHOLE_STOP or row["result"] == RESULT, f"result {row['result']}")
         elif kind in DEPLOY_KINDS:
             auditor.check_deployment(self.job)
-        elif kind is not Kind.FILE:
+        elif kind not in FILE_KINDS:
             auditor.check_dispatched_once(self.code)
-        if kind is not Kind.FILE and kind not in WHOLE_KINDS:
+        if kind not in FILE_KINDS | WHOLE_KINDS:
             submissions = self.fleet.harness.serve.submission_count(f"{self.code}@1.0.0")
             check(submissions == (expected == "SUCCEEDED"), f"submitted {submissions} times")
         if self.project is not None and expected == "SUCCEEDED":
             auditor.check_tasks(self.job, self.project)
+        kept = EndedRuns(self.fleet.redis).get(self.job)
+        check(kept is not None and kept.status == expected, f"kept of the ended run: {kept}")
         seconds = row["updated"] - self.crash["time"]
         events = self.fleet.harness.webhook.events(self.job)
         said = {(event_id, event["type"]) for event_id, event in events}

@@ -14,11 +14,15 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from shared import Message, Publisher
 from shared.redis_url import is_redis_url, read_redis_url
 from worker.platform import clean, redact
 from worker.settings import BROKER_SCHEMES
+
+MAX_LINE: Final = 100_000
+"""Of a table that is no terminal's: its longest line."""
 
 NON_COLOUR_CONTROLS: Final = re.compile(
     r"\x1b(?!\[[0-9;:]*m)(?:\[[0-9;:?]*[ -/]*[@-~]?|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)?"
@@ -50,6 +54,22 @@ def terminal_json(value: object) -> str:
 out = Console()
 err = Console(stderr=True)
 
+
+def print_table(table: Table, *, empty: str) -> None:
+    """Print a list, `empty` for one without rows: folded to the terminal, else with whole lines."""
+    if out.is_terminal or not table.row_count:
+        out.print(table if table.row_count else empty)
+        return
+    options = out.options.update(width=MAX_LINE, max_width=MAX_LINE)
+    width = out.measure(table, options=options).maximum
+    Console(file=out.file, width=max(width, 1), no_color=out.no_color).print(table)
+
+
+def print_json(value: object) -> None:
+    """Print JSON. Not by rich, which would fold long texts."""
+    typer.echo(terminal_json(value))
+
+
 RedisUrl = Annotated[
     str,
     typer.Option("--redis-url", envvar="REDIS_URL", help="Redis that the workers use.", show_default=True),
@@ -58,6 +78,7 @@ BrokerUrl = Annotated[
     str | None,
     typer.Option("--broker-url", envvar="CELERY_BROKER_URL", help="Broker URL; default: that of Redis."),
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Job = Annotated[str, typer.Argument(help="The backend's id of the job.", metavar="JOB")]
 PluginsDir = Annotated[
     Path,

@@ -6,13 +6,12 @@ from datetime import datetime
 from typing import Annotated, Final, NoReturn
 
 import typer
-from pydantic import ValidationError
-from redis.exceptions import RedisError
 from rich.table import Table
 
-from shared import DeployMessage, Message, StopMessage, TailLogsMessage, ToTaskMessage
+from shared import DeployMessage, ToTaskMessage
 from worker.cli.console import (
     DEFAULT_REDIS_URL,
+    AsJson,
     BrokerUrl,
     Priority,
     RedisUrl,
@@ -20,22 +19,19 @@ from worker.cli.console import (
     err,
     fail,
     out,
+    print_json,
+    print_table,
     publish,
     table_cell,
     terminal_json,
 )
 from worker.platform import redact, redact_value
 from worker.platform.secret_registry import MASK
-from worker.runs.store import RunStore
-from worker.workflow.dead_letters import DeadLetter, DeadLetters
+from worker.workflow.dead_letters import DeadLetter, DeadLetters, ReplayError, publish_again
 
 app = typer.Typer(add_completion=False, help="Messages that could not be accepted.", no_args_is_help=True)
 
 DeadLetterId = Annotated[str, typer.Argument(help="The dead letter's id, as `list` shows it.", metavar="ID")]
-
-MESSAGE_TYPES: dict[str, type[Message]] = {
-    model.task: model for model in (DeployMessage, ToTaskMessage, TailLogsMessage, StopMessage)
-}
 
 
 _KEYS: Final = re.compile(
@@ -47,16 +43,20 @@ _KEYS: Final = re.compile(
 
 
 @app.command("list")
-def list_dead_letters(redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
+def list_dead_letters(as_json: AsJson = False, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
     """All dead letters, oldest first."""
+    letters, names = DeadLetters(connect(redis_url)).all(), ("id", "time", "task", "job", "reason")
+    if as_json:
+        print_json([{name: getattr(letter, name) for name in names} for letter in letters])
+        return
     table = Table(box=None, pad_edge=False)
-    for name in ("id", "time", "task", "job", "reason"):
+    for name in names:
         # The id and the time stay on one line, to be copied; long texts are wrapped and never cut.
         table.add_column(name, no_wrap=name in ("id", "time"), overflow="fold")
-    for letter in DeadLetters(connect(redis_url)).all():
+    for letter in letters:
         texts = (_local_time(letter.time), letter.task, letter.job or "", letter.reason)
         table.add_row(letter.id, *(table_cell(text) for text in texts))
-    out.print(table if table.row_count else "no dead letters")
+    print_table(table, empty="no dead letters")
 
 
 @app.command()
@@ -89,27 +89,16 @@ def replay(
 ) -> None:
     """Send a dead letter's message again; the job that it had failed is opened again."""
     redis = connect(redis_url)
-    letters = DeadLetters(redis)
-    letter = _find(letters, id_)
-    message = _replayable_message(letter)
-    opens_job = isinstance(message, DeployMessage | ToTaskMessage)
-    if opens_job and RunStore(redis).exists(message.job):
-        fail(f"job {message.job} has a run already: a replay would start nothing")
-    if opens_job and not letters.replay(message.job):
-        fail(
-            f"job {message.job} was not set FAILED because of this message: a replay would not open it",
-            hint="Either the job had ended before, or the backend does not have its end yet.",
-        )
+    letter = _find(DeadLetters(redis), id_)
     try:
-        publish(message, broker_url, redis_url, priority=priority)
-    except (typer.Exit, RedisError):
-        if opens_job:
-            letters.mark_rejected(message.job)
-        raise
-    letters.drop(letter.id)
+        message = publish_again(
+            redis, letter, lambda message: publish(message, broker_url, redis_url, priority=priority)
+        )
+    except ReplayError as error:
+        fail(str(error), hint=error.hint)
     # Published does not mean accepted: a worker may reject the message again.
     out.print(f"published again: {letter.task}, job {message.job}", markup=False)
-    if opens_job:
+    if isinstance(message, DeployMessage | ToTaskMessage):
         out.print(f"`synapse-worker watch {message.job}` shows what becomes of it", markup=False)
 
 
@@ -171,19 +160,3 @@ def _find(letters: DeadLetters, id_: str) -> DeadLetter:
 
 def _fail_unknown(id_: str) -> NoReturn:
     fail(f"there is no dead letter {id_}", hint="`synapse-worker dead-letters list` shows the ids.")
-
-
-def _replayable_message(letter: DeadLetter) -> Message:
-    """The validated message of a dead letter; ends the command when a worker would reject it again."""
-    model = MESSAGE_TYPES.get(letter.task)
-    if model is None:
-        known = ", ".join(MESSAGE_TYPES)
-        fail(f"dead letter {letter.id} cannot be replayed: its task is none of {known}")
-    kwargs = letter.arguments()
-    if kwargs is None:
-        fail(f"dead letter {letter.id} cannot be replayed: its body is no task message with named arguments")
-    try:
-        return model.model_validate(kwargs)
-    except ValidationError as error:
-        wrong = ", ".join(sorted({".".join(str(part) for part in each["loc"]) for each in error.errors()}))
-        fail(f"dead letter {letter.id} cannot be replayed: it would be rejected again ({wrong})")

@@ -1,8 +1,11 @@
 """The command `demo`: the whole product on this machine, with real input."""
 
+import json
+import signal
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from redis import Redis
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 
 PLUGIN = "digits@1.0.0"
 MIN_ACCURACY = 0.9
+METHODS = 2
+SAMPLES = 96
+"""Images of each run that the live page shows."""
 
 
 @dataclass(frozen=True)
@@ -31,27 +37,39 @@ class DemoRun:
     accuracy: float
 
 
-def demo() -> None:
+def demo(
+    keep: Annotated[
+        bool,
+        typer.Option("--keep", help="Leave the live page open afterwards, with the images, until Ctrl-C."),
+    ] = False,
+) -> None:
     """Deploy a digits classifier on Ray Serve and pre-annotate 899 images with it, then from files."""
     started = time.monotonic()
+    runs: list[DemoRun] = []
     try:
         with interrupt_once():
-            runs = _run_demo()
+            _run_demo(runs, started, keep=keep)
     except KeyboardInterrupt:
-        out.print("interrupted; everything that the demo started has ended")
-        raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
-    out.print(_results_table(runs))
-    for run in runs:
-        out.print(_seconds_by_step(run))
-    out.print(
-        f"[dim]{time.monotonic() - started:.0f} s in all; everything that the demo started has ended[/]"
-    )
+        if not (keep and len(runs) == METHODS):
+            out.print("interrupted; everything that the demo started has ended")
+            raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
+    if not keep:
+        _print_results(runs, started)
+    out.print("[dim]everything that the demo started has ended[/]")
     for run in runs:
         if run.watched.status is not JobStatus.SUCCEEDED or run.accuracy < MIN_ACCURACY:
             fail(f"{run.method}: {run.watched.status} {run.watched.error}, accuracy {run.accuracy:.1%}")
 
 
-def _run_demo() -> list[DemoRun]:
+def _print_results(runs: list[DemoRun], started: float) -> None:
+    out.print(_results_table(runs))
+    for run in runs:
+        out.print(_seconds_by_step(run))
+    out.print(f"[dim]{time.monotonic() - started:.0f} s in all[/]")
+
+
+def _run_demo(runs: list[DemoRun], started: float, *, keep: bool) -> None:
+    """Fill `runs`; with `keep` show their results, and wait for Ctrl-C."""
     # Imported here: the other commands work without the sandbox's packages.
     from worker.sandbox import Sandbox, SandboxError
 
@@ -61,17 +79,23 @@ def _run_demo() -> list[DemoRun]:
             Sandbox(plugins_dir=EXAMPLE_PLUGINS_DIR, on_progress=print_progress) as sandbox,
         ):
             sandbox.start_worker()
+            samples = sandbox.files_dir / "digits"
+            url = sandbox.start_console(samples=samples)
             ticker.stop()
+            print_progress(f"the live page is on {url}")
             release = sandbox.state.value("SELECT id FROM plugin_releases WHERE code = 'digits'")
-            return [
-                _annotate(sandbox, "inference", {"pre_processor": release, "model": 1}),
-                _annotate(sandbox, "file", {"target_specification_name": "label_1"}),
-            ]
+            runs.append(_annotate(sandbox, "inference", {"pre_processor": release, "model": 1}, samples))
+            runs.append(_annotate(sandbox, "file", {"target_specification_name": "label_1"}, samples))
+            if keep:
+                _print_results(runs, started)
+                print_progress(f"the live page stays on {url}, until Ctrl-C ends all")
+                print_progress(f"the images with their labels: {url}/#/labels")
+                signal.pause()
     except SandboxError as error:
         fail(str(error))
 
 
-def _annotate(sandbox: "Sandbox", method: str, params: dict[str, object]) -> DemoRun:
+def _annotate(sandbox: "Sandbox", method: str, params: dict[str, object], samples: Path) -> DemoRun:
     from worker.sandbox.sandbox import AGENT_ID
     from worker.sandbox.seed import seed_digits, true_labels
 
@@ -88,8 +112,25 @@ def _annotate(sandbox: "Sandbox", method: str, params: dict[str, object]) -> Dem
     result = _reported_result(sandbox, int(job))
     annotated = sandbox.state.rows("SELECT id, data FROM tasks WHERE project = ?", project.id)
     truth = true_labels(project)
-    correct = sum(1 for task in annotated if _annotated_digit(task["data"]) == truth[task["id"]])
-    return DemoRun(method, watched, result, correct / len(truth))
+    labels = {task["id"]: _annotated_digit(task["data"]) for task in annotated}
+    _write_samples(samples, job, method, project.tasks, labels, truth)
+    return DemoRun(
+        method, watched, result, sum(labels.get(task) == truth[task] for task in truth) / len(truth)
+    )
+
+
+def _write_samples(
+    folder: Path, job: str, method: str, tasks: range, labels: dict[int, int | None], truth: dict[int, int]
+) -> None:
+    """For the live page: the images of the first tasks, each with its label."""
+    images = sorted(folder.glob("*.png"), key=lambda path: int(path.stem))
+    shown = [
+        {"image": image.name, "label": labels.get(task), "truth": truth[task]}
+        for task, image in list(zip(tasks, images, strict=True))[:SAMPLES]
+    ]
+    file = folder / "samples.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    file.write_text(json.dumps([*known, {"job": job, "method": method, "samples": shown}]), encoding="utf-8")
 
 
 def _reported_result(sandbox: "Sandbox", job: int) -> dict[str, Any]:

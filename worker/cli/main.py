@@ -1,5 +1,6 @@
 """The list of commands. `--help` shows it without importing Redis, Celery and Ray, which takes seconds."""
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import Annotated, Any, Final
@@ -20,13 +21,19 @@ COMMANDS: Final = {
     ),
     "deploy": ("publish:deploy", "Put a plugin's model online on Ray Serve."),
     "to-task": ("publish:to_task", "Pre-annotate the tasks of a project."),
+    "retry": ("publish:retry", "Annotate exactly the failed tasks of an ended run, as a new job."),
     "status": ("runs:status", "Show the state of a run, or all live runs."),
+    "runs": ("runs:app", "Runs: those that are live, and those that have ended."),
     "watch": ("runs:watch", "Show a run's progress above its log until it ends."),
     "logs": (
         "runs:logs",
         "Show the log of a job: the run's own messages, and every log that is relayed for it.",
     ),
     "stop": ("publish:stop", "Stop a run, even while its message is still queued."),
+    "console": (
+        "live_page:console",
+        "Serve the live page: runs, logs, waiting lists, deployments, dead letters and queues.",
+    ),
     "rollback": ("cluster:rollback", "Let an application run again what it ran before its last update."),
     "undeploy": ("cluster:undeploy", "Remove an application from Ray Serve, and what is kept of it."),
     "doctor": (
@@ -58,6 +65,9 @@ class LazyCommandGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Replace the entry of the list by the imported command."""
         name, command, rest = super().resolve_command(ctx, args)
+        # The probes look for workers by the variables as they are, and import little.
+        if name not in ("live", "ready"):
+            _read_setting_files()
         return name, load_command(name) if name in COMMANDS else command, rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -68,6 +78,16 @@ class LazyCommandGroup(TyperGroup):
             from worker.cli.console import fail_on_redis_error
 
             fail_on_redis_error(error)
+
+
+def _read_setting_files() -> None:
+    """Put the settings that stand in files into the environment, which the commands read."""
+    from worker.setting_values import read_setting_files
+
+    if mistakes := read_setting_files(os.environ):
+        from worker.cli.console import fail
+
+        fail("\n".join(mistakes))
 
 
 def load_command(name: str) -> Any:

@@ -11,7 +11,7 @@ from rich.table import Table
 from shared.messages import RESOURCE_KEYS, JsonObject
 from worker.actions.action_check import check_action
 from worker.cli.authoring.commands import new, run
-from worker.cli.console import PluginsDir, fail, out, table_cell
+from worker.cli.console import AsJson, PluginsDir, fail, out, print_json, print_table, table_cell
 from worker.platform import AgentClient, ClientError
 from worker.plugins import PluginError, PluginStore, Release, ReleaseConfig
 from worker.plugins.package import zipped
@@ -32,17 +32,23 @@ TOTALS = {"num_cpus": ("cpu", "total"), "num_gpus": ("gpu", "total_gpus"), "memo
 
 
 @app.command("list")
-def list_releases(plugins_dir: PluginsDir) -> None:
+def list_releases(plugins_dir: PluginsDir, as_json: AsJson = False) -> None:
     """Releases and their actions; a broken one says why."""
+    rows: list[JsonObject] = []
     with TemporaryDirectory() as cache:
         store = PluginStore(plugins_dir, Path(cache), MAX_RELEASE_BYTES)
-        table = Table("release", "actions", "problem")
         for name in store.names():
             try:
-                table.add_row(name, table_cell(", ".join(store.get(name).config.actions)), "")
+                rows.append({"release": name, "actions": list(store.get(name).config.actions), "problem": ""})
             except (PluginError, OSError) as error:
-                table.add_row(name, "", table_cell(str(error)))
-        out.print(table)
+                rows.append({"release": name, "actions": [], "problem": str(error)})
+    if as_json:
+        print_json(rows)
+        return
+    table = Table("release", "actions", "problem")
+    for row in rows:
+        table.add_row(row["release"], table_cell(", ".join(row["actions"])), table_cell(row["problem"]))
+    print_table(table, empty="no releases")
 
 
 @app.command()

@@ -1,7 +1,7 @@
-"""The commands that publish a message: deploy, to-task, stop."""
+"""The commands that publish a message: deploy, to-task, retry, stop."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from pydantic import ValidationError
@@ -15,16 +15,27 @@ from worker.cli.console import (
     Job,
     Priority,
     RedisUrl,
+    connect,
     fail,
     out,
     publish,
     try_connect,
 )
 from worker.cli.follow import RunRecord, fail_if_rejected, follow_to_end
+from worker.workflow.ended_runs import EndedRun, EndedRuns
 
 Plugin = Annotated[str, typer.Argument(help="The plugin's release, code@version.", metavar="PLUGIN")]
 Params = Annotated[str, typer.Option("--params", help="The message's params, a JSON object.")]
 Tenant = Annotated[str | None, typer.Option(help="The tenant at the backend.")]
+SkipAnnotated = Annotated[
+    bool, typer.Option("--skip-annotated", help="Leave the tasks alone whose data is not empty.")
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Only say how many tasks and chunks there are, and what would be deployed."
+    ),
+]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Show the run until it ends.")]
 
 
@@ -35,12 +46,17 @@ def deploy(
     params: Params = "{}",
     tenant: Tenant = None,
     priority: Priority = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Submit it also when an identical one is on Serve already.")
+    ] = False,
     follow: Follow = False,
     redis_url: RedisUrl = DEFAULT_REDIS_URL,
     broker_url: BrokerUrl = None,
 ) -> None:
     """Put a plugin's model online on Ray Serve."""
-    fields = _without_unset(job=job, plugin=plugin, agent=agent, params=_parse_params(params), tenant=tenant)
+    fields = _without_unset(
+        job=job, plugin=plugin, agent=agent, params=_parse_params(params), tenant=tenant, force=force or None
+    )
     message = _validate(DeployMessage, fields)
     _publish_run(message, broker_url, redis_url, priority=priority, follow=follow)
 
@@ -51,14 +67,74 @@ def to_task(
     params: Params,
     tenant: Tenant = None,
     priority: Priority = None,
+    skip_annotated: SkipAnnotated = False,
+    dry_run: DryRun = False,
     follow: Follow = False,
     redis_url: RedisUrl = DEFAULT_REDIS_URL,
     broker_url: BrokerUrl = None,
 ) -> None:
     """Pre-annotate the tasks of a project."""
-    fields = _without_unset(job=job, plugin=plugin, params=_parse_params(params), tenant=tenant)
+    fields = _without_unset(
+        job=job,
+        plugin=plugin,
+        params=_parse_params(params),
+        tenant=tenant,
+        skip_annotated=skip_annotated or None,
+        dry_run=dry_run or None,
+    )
     message = _validate(ToTaskMessage, fields)
     _publish_run(message, broker_url, redis_url, priority=priority, follow=follow)
+
+
+def retry(
+    job: Annotated[str, typer.Argument(help="The job whose run has ended.", metavar="JOB")],
+    new_job: Annotated[str, typer.Option("--new-job", help="The backend's id of the job that retries it.")],
+    plugin: Annotated[
+        str | None, typer.Option(help="Another release than that of the run, code@version.")
+    ] = None,
+    skip_annotated: SkipAnnotated = False,
+    dry_run: DryRun = False,
+    priority: Priority = None,
+    follow: Follow = False,
+    redis_url: RedisUrl = DEFAULT_REDIS_URL,
+    broker_url: BrokerUrl = None,
+) -> None:
+    """Annotate exactly the failed tasks of an ended run, as a new job."""
+    redis = connect(redis_url)
+    ended = EndedRuns(redis).get(job)
+    if ended is None:
+        status = RunRecord.read(redis, job).status
+        if status is not None and not status.is_final:
+            fail(f"the run of job {job} has not ended: it is {status}")
+        fail(
+            f"no ended run of job {job} is known",
+            hint="`synapse-worker runs list` shows those that are kept.",
+        )
+    if ended.task != ToTaskMessage.task:
+        fail(f"the run of job {job} is one of {ended.task}, which has no tasks", hint="Publish it anew.")
+    if not ended.failed:
+        fail(f"no task of job {job} has failed; nothing is started", hint=_hint_without_failures(ended))
+    fields = {name: value for name, value in ended.arguments.items() if name not in _OWN_OPTIONS}
+    fields |= _without_unset(
+        job=new_job,
+        plugin=plugin,
+        only_failed_of=job,
+        skip_annotated=skip_annotated or None,
+        dry_run=dry_run or None,
+    )
+    message = _validate(ToTaskMessage, fields)
+    _publish_run(message, broker_url, redis_url, priority=priority, follow=follow)
+
+
+_OWN_OPTIONS: Final = ("only_failed_of", "skip_annotated", "dry_run")
+"""Options of a message that a retry does not take over."""
+
+
+def _hint_without_failures(ended: EndedRun) -> str:
+    total, success = int(ended.record.get("total", 0)), int(ended.record.get("success", 0))
+    if success < total or not total:
+        return "The tasks that it did not come to are annotated by `to-task` with `--skip-annotated`."
+    return ""
 
 
 def stop(job: Job, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerUrl = None) -> None:

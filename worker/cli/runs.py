@@ -1,11 +1,15 @@
-"""The commands that show runs: status, watch, logs."""
+"""The commands that show runs: status, runs list, watch, logs."""
 
+import math
 import os
+import re
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from itertools import chain, islice
+from typing import Annotated, Any, Final
 
 import typer
 from redis import Redis
@@ -14,44 +18,124 @@ from rich.table import Table
 
 from shared.channels import job_key, logs_history
 from shared.follower import LogEnd, LogFollower, LogLine, parse_log_entry
+from shared.statuses import JobStatus, is_final_status
 from worker.cli.console import (
     DEFAULT_REDIS_URL,
     INTERRUPTED_EXIT_CODE,
+    AsJson,
     Job,
     RedisUrl,
     connect,
     err,
     fail,
     out,
+    print_json,
+    print_table,
+    table_cell,
     terminal_line,
 )
 from worker.cli.follow import fail_if_rejected, follow_to_end, wait_for_any_key
+from worker.lua import redis_time
 from worker.runs.heartbeat import RUN_PREFIX
 from worker.runs.keys import heartbeats_key
+from worker.workflow.ended_runs import EndedRuns
+
+RUNS_READ_AT_ONCE: Final = 500
+
+
+app = typer.Typer(add_completion=False, help="Runs: those that are live, and those that have ended.")
+
+LIVE: Final = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
 def status(
     job: str | None = typer.Argument(None, help="A job; without one, all live runs."),
+    as_json: AsJson = False,
     redis_url: RedisUrl = DEFAULT_REDIS_URL,
 ) -> None:
     """Show the state of a run, or all live runs."""
     redis = connect(redis_url)
     if job is None:
-        members = [str(member) for member in redis.zrange(heartbeats_key(), 0, -1)]
-        jobs = sorted(member.removeprefix(RUN_PREFIX) for member in members if member.startswith(RUN_PREFIX))
+        runs = list(_live_runs(redis))
+        _print_runs(runs, "no live runs", as_json=as_json)
+        return
+    record = redis.hgetall(job_key(job))
+    if not record:
+        ended = EndedRuns(redis).get(job)
+        if ended is None:
+            fail_if_rejected(redis, job)
+            fail(
+                f"no run of job {job} is known",
+                hint="An ended run is kept for WORKER_ENDED_RUNS_MAX_AGE_SECONDS, by default a week.",
+            )
+        record = ended.record
+    run = _run_fields(job, record)
+    if as_json:
+        print_json(run)
     else:
-        jobs = [job]
-    records = {name: redis.hgetall(job_key(name)) for name in jobs}
-    if job is not None and not records[job]:
-        fail_if_rejected(redis, job)
-        fail(f"no run of job {job} is known", hint="A run's record expires a day after its end was reported.")
-    fields_by_job = {name: _status_fields(name, record) for name, record in records.items() if record}
-    if job is not None:
-        out.print(_details(fields_by_job[job]))
-    elif fields_by_job:
-        out.print(_overview(list(fields_by_job.values())))
-    else:
-        out.print("no live runs")
+        out.print(_details(run))
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `list` a command of its own while it is the only one."""
+
+
+@app.command("list")
+def list_runs(
+    status: Annotated[
+        JobStatus | None,
+        typer.Option(help="Only those with this status.", case_sensitive=False),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="Of the ended ones only those of the last, for example, 30m, 2h or 7d."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    as_json: AsJson = False,
+    redis_url: RedisUrl = DEFAULT_REDIS_URL,
+) -> None:
+    """Live runs, then those that have ended, the last one first."""
+    seconds = None if since is None else _seconds(since)
+    redis = connect(redis_url)
+    found: Iterator[tuple[str, dict[str, str]]] = iter(())
+    if status is None or status in LIVE:
+        # One whose end is not reported yet is among the ended ones.
+        wanted = LIVE if status is None else (status,)
+        found = ((job, record) for job, record in _live_runs(redis) if record.get("status") in wanted)
+    if status is None or status not in LIVE:
+        start = 0.0 if seconds is None else redis_time(redis) - seconds
+        ended = EndedRuns(redis).newest(status, start)
+        found = chain(found, ((run.job, run.record) for run in ended))
+    runs = list(islice(found, limit + 1))
+    _print_runs(runs[:limit], "no such runs", as_json=as_json)
+    if len(runs) > limit:
+        err.print(f"[dim]there are more than {limit}: --limit shows them[/]", highlight=False)
+
+
+def _live_runs(redis: Redis) -> Iterator[tuple[str, dict[str, str]]]:
+    """Jobs and public records of the runs that have not ended, or whose end is not reported."""
+    members = [str(member) for member in redis.zrange(heartbeats_key(), 0, -1)]
+    jobs = sorted(member.removeprefix(RUN_PREFIX) for member in members if member.startswith(RUN_PREFIX))
+    for start in range(0, len(jobs), RUNS_READ_AT_ONCE):
+        page = jobs[start : start + RUNS_READ_AT_ONCE]
+        with redis.pipeline(transaction=False) as pipe:
+            for job in page:
+                pipe.hgetall(job_key(job))
+            records = pipe.execute()
+        for job, record in zip(page, records, strict=True):
+            if record:
+                yield job, record
+
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 60 * 60, "d": 24 * 60 * 60, "w": 7 * 24 * 60 * 60}
+
+
+def _seconds(text: str) -> float:
+    found = re.fullmatch(r"([0-9]{1,9})([smhdw])", text)
+    if not found:
+        fail(f"--since {text}: must be a number and one of s, m, h, d, w, for example 2h")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 def watch(job: Job, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
@@ -60,42 +144,88 @@ def watch(job: Job, redis_url: RedisUrl = DEFAULT_REDIS_URL) -> None:
 
 
 _COUNTS = ("total", "success", "failed", "overall", "started", "updated")
-_TEXTS = ("action", "plugin", "status", "step", "error")
+_TEXTS = ("action", "plugin", "status", "step", "error", "waiting_for")
 
 
-def _status_fields(job: str, record: dict[str, str]) -> dict[str, str]:
-    # A record that another program has written may lack fields, and must not hide the others.
-    record = dict.fromkeys(_COUNTS, "0") | dict.fromkeys(_TEXTS, "") | record
-    until = time.time() if record["status"] in {"PENDING", "RUNNING"} else float(record["updated"])
-    tasks = f"{record['success']} of {record['total']}" if record["total"] != "0" else ""
+def _run_fields(job: str, record: dict[str, str]) -> dict[str, Any]:
+    """A run as programs get it. A record that another program has written must not hide the others."""
+    numbers = {name: _number(record.get(name)) for name in _COUNTS}
+    texts = {name: record.get(name, "") for name in _TEXTS}
+    has_ended = is_final_status(texts["status"])
+    until = numbers["updated"] if has_ended else time.time()
     return {
         "job": job,
-        "action": record["action"],
-        "plugin": record["plugin"],
-        "status": record["status"],
-        "step": record["step"],
-        "waiting for": record.get("waiting_for", ""),
-        "overall": f"{float(record['overall']):.0f} %",
-        "tasks": tasks + (f", {record['failed']} failed" if record["failed"] != "0" else ""),
-        "seconds": f"{max(until - float(record['started']), 0):.0f}",
-        "error": record["error"],
+        **{name: texts[name] for name in ("action", "plugin", "status", "step", "waiting_for")},
+        "overall": numbers["overall"],
+        **{name: int(numbers[name]) for name in ("total", "success", "failed")},
+        "started": _utc(numbers["started"]),
+        "ended": _utc(numbers["updated"]) if has_ended else None,
+        "seconds": round(max(until - numbers["started"], 0.0)),
+        "error": texts["error"],
     }
 
 
-def _details(fields: dict[str, str]) -> Table:
+def _number(text: str | None) -> float:
+    try:
+        number = float(text or 0)
+    except ValueError:
+        return 0.0
+    return number if math.isfinite(number) else 0.0
+
+
+def _utc(seconds: float) -> str | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (OverflowError, OSError, ValueError):
+        return None
+
+
+def _cells(run: dict[str, Any]) -> dict[str, str]:
+    """The same for the terminal."""
+    tasks = f"{run['success']} of {run['total']}" if run["total"] else ""
+    return {
+        **{name: run[name] for name in ("job", "action", "plugin", "status", "step")},
+        "waiting for": run["waiting_for"],
+        "overall": f"{run['overall']:.0f} %",
+        "tasks": tasks + (f", {run['failed']} failed" if run["failed"] else ""),
+        "ended": _local_time(run["ended"]),
+        "seconds": str(run["seconds"]),
+        "error": run["error"],
+    }
+
+
+def _local_time(time: str | None) -> str:
+    return datetime.fromisoformat(time).astimezone().strftime("%Y-%m-%d %H:%M:%S") if time else ""
+
+
+def _details(run: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
-    for name, value in fields.items():
+    for name, value in _cells(run).items():
         if value:
             table.add_row(f"[dim]{name}[/]", escape(value))
     return table
 
 
+def _print_runs(found: Iterable[tuple[str, dict[str, str]]], empty: str, *, as_json: bool) -> None:
+    runs = [_run_fields(job, record) for job, record in found]
+    if as_json:
+        print_json(runs)
+    else:
+        print_table(_overview([_cells(run) for run in runs]), empty=empty)
+
+
 def _overview(rows: list[dict[str, str]]) -> Table:
-    """A table of live runs, which have no error; narrow enough for a terminal of 80 columns."""
-    names = [name for name in rows[0] if name not in ("action", "error", "waiting for")]
-    table = Table(*names, box=None, pad_edge=False)
+    """A table of runs; what no row has is left out, so that it is narrow enough for a terminal."""
+    hidden = {"action", "waiting for"} | {
+        name for name in ("ended", "error") if not any(row[name] for row in rows)
+    }
+    names = [name for name in _cells(_run_fields("", {})) if name not in hidden]
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        # Long texts are wrapped and never cut; a job and a time are copied.
+        table.add_column(name, no_wrap=name == "job", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(row[name]) for name in names))
+        table.add_row(*(table_cell(row[name]) for name in names))
     return table
 
 

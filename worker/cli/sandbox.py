@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from worker.cli.reload import Reloader
     from worker.sandbox import Process, Sandbox
 
-JOB_COUNT: Final = 100
-"""Jobs that the backend has from the start; on the real platform its users create them."""
-MODEL_FILES: Final = {"model.txt": b"The sandbox's model has no weights.\n"}
-"""What is unpacked for a deployment that is asked for model 1."""
 POLL_INTERVAL_SECONDS: Final = 0.5
 
 EXAMPLE_PLUGINS_DIR = Path(__file__).resolve().parents[2] / "examples" / "plugins"
@@ -46,7 +42,8 @@ def sandbox(
     """Start a Redis, a Ray, an agent, a backend and a worker on this machine, and wait for Ctrl-C."""
     # Imported here: the other commands work without the sandbox's packages.
     from worker.sandbox import Sandbox, SandboxError
-    from worker.sandbox.seed import seed_digits, seed_model
+    from worker.sandbox.sandbox import AGENT_ID
+    from worker.sandbox.seed import seed_platform
 
     # Shells elsewhere source the settings, too.
     plugins_dir = plugins_dir.absolute()
@@ -56,15 +53,14 @@ def sandbox(
             startup_ticker() as ticker,
             Sandbox(directory, plugins_dir=plugins_dir, num_cpus=cpus, on_progress=print_progress) as running,
         ):
-            project = seed_digits(running.state, running.files_dir, running.files_url)
-            if running.state.value("SELECT 1 FROM models") is None:
-                seed_model(running.state, running.files_dir, running.files_url, MODEL_FILES)
+            project = seed_platform(running.state, running.files_dir, running.files_url, agent=AGENT_ID)
             for _ in range(workers):
                 running.start_worker()
-            _add_jobs(running)
+            url = running.start_console()
             ticker.stop()
-            _print_contents(running, project.id)
+            _print_contents(running, project)
             with _written_settings(env_file, running.environment()):
+                print_progress(f"the live page is on {url}")
                 print_progress(f"settings, in another shell: source {env_file}; Ctrl-C ends all")
                 look = _reloader(running).look if reload else _nothing
                 try:
@@ -88,16 +84,9 @@ def print_progress(text: str) -> None:
     out.print(f"[dim]· {escape(text)}[/]", highlight=False)
 
 
-def _add_jobs(running: "Sandbox") -> None:
-    from worker.sandbox.sandbox import AGENT_ID
-
-    for id_ in range(1, JOB_COUNT + 1):
-        if running.state.job(id_) is None:
-            running.state.add_job(id=id_, agent=AGENT_ID)
-
-
 def _print_contents(running: "Sandbox", project: int) -> None:
     from worker.sandbox.sandbox import AGENT_ID
+    from worker.sandbox.seed import JOB_COUNT
 
     print_progress(f"logs in {running.directory / 'logs'}")
     if running.ray is not None:

@@ -67,6 +67,8 @@ def capacity_gate(run: DeployRun, services: Services) -> Outcome:
         whole_run = planned.pop(WHOLE_RUN, None)
         plans_nothing = whole_run is not None and "app_name" not in planned
         plan = None if plans_nothing else DeployPlan.from_json(planned)
+        if plan is not None and run.message.force:
+            plan = plan.forced_by(run.job)
         state = replace(state, plan=plan, whole_run=whole_run)
         services.runs.store.update_state(run, state)
     if state.plan is None:

@@ -1,6 +1,7 @@
 """The steps of a deployment, its plan, and what the steps store for each other in the run's record."""
 
-from dataclasses import asdict, dataclass, field
+import hashlib
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from shared.messages import DeployMessage, JsonObject
@@ -40,6 +41,13 @@ class DeployPlan:
             digest=given["digest"],
             other={key: value for key, value in given.items() if key not in cls.__dataclass_fields__},
         )
+
+    def forced_by(self, job: str) -> "DeployPlan":
+        """The same with a digest of its own, so that an identical application on Serve is another one.
+
+        It is the same for each delivery of the job's messages, which still submits once.
+        """
+        return replace(self, digest=hashlib.sha256(f"{self.digest}:{job}".encode()).hexdigest())
 
     def to_json(self) -> JsonObject:
         """The inverse of `from_json`; older workers read it as well."""

@@ -22,7 +22,7 @@ MAX_SILENT_SECONDS: Final = 20.0
 """A worker whose file is older, or whose event loop has not turned for as long, hangs."""
 
 _IDENTITY: Final = ("REDIS_URL", "CELERY_BROKER_URL", "WORKER_REDIS_PREFIX")
-"""Variables in which installations on one host differ."""
+"""Settings in which installations on one host differ; of one in a file the path, as texts are exchanged."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def states_folder(environ: Mapping[str, str] = os.environ) -> Path:
 
     Raises `OSError` where there is no temporary directory at all.
     """
-    identity = "\n".join(environ.get(name, "") for name in _IDENTITY)
+    values = [environ.get(name) or environ.get(f"{name}_FILE", "") for name in _IDENTITY]
+    identity = "\n".join(values)
     return states_root() / hashlib.sha256(identity.encode()).hexdigest()[:12]
 
 

@@ -64,7 +64,7 @@ _JOB: TypeAdapter[str] = TypeAdapter(Job)
 
 
 def detect(run: PreProcessorRun, services: Services) -> Outcome:
-    """Store the pre-processor; go on to the tasks when it runs, else to the waiting list."""
+    """Store the pre-processor; go on to the tasks when it runs or for a dry run, else to the waiting list."""
     params = run.message.params
     if params.pre_processor is None:
         raise RuntimeError("pre_processor is not set")  # the validation of the message rejects this earlier
@@ -73,7 +73,8 @@ def detect(run: PreProcessorRun, services: Services) -> Outcome:
     services.runs.store.update_state(run, replace(run.state, pre_processor=target))
     services.runs.set_progress(run, PROGRESS, 30)
     bucket, _ = classify_serve_app(list_recent_records_or_empty(backend, target))
-    return Continue(FETCH_TASKS if bucket == "running" else DISPATCH)
+    goes_on = bucket == "running" or run.message.dry_run
+    return Continue(FETCH_TASKS if goes_on else DISPATCH)
 
 
 def dispatch(run: PreProcessorRun, services: Services) -> Outcome:

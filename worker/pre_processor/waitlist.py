@@ -128,6 +128,14 @@ def waiting_runs(redis: "Redis") -> dict[WaitlistName, int]:
         return dict(zip(names, pipe.execute(), strict=True))
 
 
+def waiting_deadlines(redis: "Redis") -> dict[str, float]:
+    """Until when each waiting run waits at most, by job, in three round trips."""
+    with redis.pipeline(transaction=False) as pipe:
+        for name in waiting_runs(redis):
+            pipe.zrange(_waiters_key(name), 0, -1, withscores=True)
+        return {str(job): float(deadline) for found in pipe.execute() for job, deadline in found}
+
+
 def _key_of(name: WaitlistName) -> str:
     return f"{waitlists_key()}:{{{name.key}}}"
 

@@ -18,6 +18,14 @@ def overdue_counts_key() -> str:
     return f"{redis_prefix()}:live:overdue"
 
 
+def changes_channel() -> str:
+    """Pub/sub channel: what changes of any run's public record, and the ids of new dead letters.
+
+    Scripts make its name themselves, from the key of the record (`publish_change` of `prelude.lua`).
+    """
+    return f"{redis_prefix()}:changes"
+
+
 def outbox_key() -> str:
     """Sorted set: the jobs with something to report, by the time at which any worker may report it."""
     return f"{redis_prefix()}:outbox"
@@ -26,6 +34,14 @@ def outbox_key() -> str:
 def webhooks_key() -> str:
     """Sorted set: the jobs whose end the webhook has not got, by the time at which any worker may send it."""
     return f"{redis_prefix()}:webhooks"
+
+
+def ended_runs_key(status: str = "") -> str:
+    """Sorted set: the jobs whose runs have ended, of all or with one status, by the time of the end.
+
+    Scripts make these names themselves, from the key of the record (`keep_ended_run` of `prelude.lua`).
+    """
+    return f"{redis_prefix()}:ended:{status}" if status else f"{redis_prefix()}:ended"
 
 
 def open_logs_key() -> str:
@@ -104,6 +120,16 @@ STATE_PREFIX = "finding:"
 def run_key(job: str) -> str:
     """Hash: the message, where the run stands, and its state. `RunStore` and scripts read and write it."""
     return f"{job_key(job)}:run"
+
+
+def ended_run_key(job: str) -> str:
+    """JSON: the public record of a run that has ended, and its `message`; kept beyond the other keys."""
+    return f"{ended_runs_key()}:{{{job}}}"
+
+
+def failed_tasks_key(job: str) -> str:
+    """List: the ids of all tasks that failed; kept beyond the other keys once the run has ended."""
+    return f"{ended_run_key(job)}:failed_tasks"
 
 
 def stop_key(job: str) -> str:

@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
+import httpx
+
 from worker.sandbox.backend.state import State
 from worker.sandbox.local_ray import NODE_ADDRESS, LocalRay, check_paths
 from worker.sandbox.processes import (
     MAX_START_SECONDS,
     Process,
     clean_environment,
+    free_port,
     make_temp_dir,
     start_process,
 )
@@ -57,6 +60,7 @@ class Sandbox:
             folder.mkdir(parents=True, exist_ok=True)
         self._on_progress = on_progress
         self._workers: list[Process] = []
+        self.consoles: list[Process] = []
         self.access_token = secrets.token_hex(24)
         self.plugin_token = secrets.token_hex(24)
         self.agent_token = secrets.token_hex(24)
@@ -133,8 +137,8 @@ class Sandbox:
 
     def stop(self) -> None:
         """End everything, workers first, and remove a temporary directory."""
-        for worker in self._workers:
-            worker.stop()
+        for process in (*self.consoles, *self._workers):
+            process.stop()
         for service in (self.backend, self.agent, self.ray, self.redis):
             if service is not None:
                 service.stop()
@@ -173,6 +177,36 @@ class Sandbox:
         worker.wait_until(lambda: WORKER_READY.search(log.read_text(errors="replace")) is not None, seconds)
         self._on_progress(f"worker {number} is ready, on {queues}")
         return worker
+
+    def start_console(self, *, samples: Path | None = None, env: Mapping[str, str] | None = None) -> str:
+        """Start the live page and wait until it shows the runs; returns its URL. It ends with the sandbox.
+
+        `samples`: a folder of images, which it shows with the labels of the file `samples.json` in it.
+        """
+        port = free_port()
+        command = [
+            sys.executable,
+            "-c",
+            "from worker.cli import main; main()",
+            "console",
+            "--port",
+            str(port),
+        ]
+        command += ["--samples", str(samples)] if samples else []
+        log = self._logs / "console.log"
+        environ = {**clean_environment(), **self.environment(), **(env or {})}
+        console = start_process("console", command, log=log, env=environ, grace_seconds=10)
+        self.consoles.append(console)
+        url = f"http://127.0.0.1:{port}"
+
+        def is_ready() -> bool:
+            try:
+                return httpx.get(f"{url}/ready", timeout=2, trust_env=False).is_success
+            except httpx.TransportError:
+                return False
+
+        console.wait_until(is_ready, MAX_START_SECONDS)
+        return url
 
     def _configure(self) -> None:
         seed_agent(self.state, url=self.agent_url, token=self.agent_token, id=AGENT_ID)

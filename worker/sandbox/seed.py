@@ -157,6 +157,25 @@ def seed_digits(state: State, files_dir: Path, files_url: str) -> SeededProject:
     return seed_project(state, files, specifications=IMAGE_AND_LABEL, name="digits")
 
 
+MODEL_FILES: Final = {"model.txt": b"The sandbox's model has no weights.\n"}
+"""What is unpacked for a deployment that is asked for model 1."""
+JOB_COUNT: Final = 100
+"""Jobs that the backend has from the start; on the real platform its users create them."""
+
+
+def seed_platform(state: State, files_dir: Path, files_url: str, *, agent: int) -> int:
+    """The digits, a model, and jobs of `agent`, each unless it is there already; returns the project's id."""
+    project: int | None = state.value("SELECT id FROM projects WHERE name = 'digits'")
+    if project is None:
+        project = seed_digits(state, files_dir, files_url).id
+    if state.value("SELECT 1 FROM models") is None:
+        seed_model(state, files_dir, files_url, MODEL_FILES)
+    for id_ in range(1, JOB_COUNT + 1):
+        if state.job(id_) is None:
+            state.add_job(id=id_, agent=agent)
+    return project
+
+
 def true_labels(project: SeededProject) -> dict[int, int]:
     """The digit on each task's image."""
     labels = load_digits().target[TRAINING_ROWS:]

@@ -17,7 +17,7 @@ from worker.sandbox.processes import is_listening, wait_for
 
 def main(operation: str, argument: str) -> None:
     """Run one operation on the Ray cluster that the environment names."""
-    host, _, port = os.environ["RAY_ADDRESS"].rpartition(":")
+    host, _, port = os.environ["RAY_ADDRESS"].removeprefix("ray://").rpartition(":")
     wait_for(lambda: is_listening(int(port), host), 60, "Ray's control store did not listen")
     with tempfile.TemporaryDirectory(prefix="synapse-empty-") as empty:
         # An empty folder, because the working directory of the driver that starts Serve precedes the code of

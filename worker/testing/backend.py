@@ -43,6 +43,7 @@ class FakeBackend:
         tasks: Ids of its tasks.
         files: The files of a task by its id.
         files_in_task: Whether a task comes with the files of its data unit.
+        task_data: What tasks hold already, by id.
         page_size: Most ids in a page of the list of tasks.
         pages: Pages of that list to the letter, in place of `tasks`.
         release: The pre-processor's release; every id finds it.
@@ -69,6 +70,7 @@ class FakeBackend:
         self.tasks = list(tasks)
         self.files: Callable[[int], Any] = image_and_label
         self.files_in_task = True
+        self.task_data: dict[int, Any] = {}
         self.page_size = 1000
         self.pages: list[Row] | None = None
         self.release: Any = {"id": 7, "version": "1.0.0", "config": {"code": "digits", "actions": {}}}
@@ -149,7 +151,7 @@ class FakeBackend:
             unit: Row = {"id": task + UNIT_OFFSET}
             if self.files_in_task:
                 unit["files"] = self.files(task)
-            return {"id": task, "data": None, "data_unit": unit}
+            return {"id": task, "data": self.task_data.get(task), "data_unit": unit}
 
     def get_data_unit(self, data_unit: int) -> Row:
         """`GET data_units/{id}/`."""

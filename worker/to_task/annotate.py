@@ -187,6 +187,7 @@ def _annotate(
             publish_progress=lambda: _publish_progress_throttled(run, services, ledger, runtime),
             run_end=end,
             chunk_requests=chunk_requests,
+            skip_annotated=message.skip_annotated,
         )
         budget = min(services.settings.worker_visibility_timeout_seconds / 3, MAX_PASS_SECONDS)
         try:

@@ -14,7 +14,7 @@ from worker.runs.ends import RunEnd
 from worker.to_task.clients import pass_has_ended
 from worker.to_task.hooks import Hook, Item, PluginCalls
 from worker.to_task.ledger import Ledger, OpenTask, TaskOutcome
-from worker.to_task.steps import InferencePendingError
+from worker.to_task.steps import InferencePendingError, TaskAnnotatedError
 
 _NAMES = ("file_name_original", "filename", "name")
 _SPECIFICATIONS = ("specification", "specification_name", "name")
@@ -126,6 +126,10 @@ class TaskWork:
     answer: Any = None
     data: dict[str, Any] = field(default_factory=dict)
 
+    def skipped(self) -> TaskOutcome:
+        """The outcome of a task that was annotated before."""
+        return TaskOutcome(self.open.position, self.open.task_id, was_annotated=True)
+
     def outcome(self, error: str | None = None) -> TaskOutcome:
         """The outcome; an error is redacted and cut for users."""
         if error is not None:
@@ -234,6 +238,10 @@ class ChunkPass:
         except TaskFailedError as error:
             self.got_answer = True
             await self.record(work.outcome(str(error)))
+            return False
+        except TaskAnnotatedError:
+            self.got_answer = True
+            await self.record(work.skipped())
             return False
         except ClientError as error:
             await self._handle(error, work, blame_for(error))

@@ -10,18 +10,21 @@ from typing import Any, Protocol
 from redis import Redis
 
 from shared.channels import job_key
-from shared.messages import ToTaskMessage, ToTaskMethod, ToTaskParams
-from shared.statuses import JobStatus
+from shared.messages import ToTaskMethod, ToTaskParams
+from shared.statuses import JobStatus, ToTaskResult
 from worker.platform import NotFoundError, UntrustedLinkError, contains_secret
 from worker.platform.requests import MAX_PAGES
+from worker.pre_processor.dispatch import dispatch_body
+from worker.pre_processor.serve_application import classify_serve_app, list_recent_records_or_empty
 from worker.pre_processor.waitlist import pre_processor_of
 from worker.runs.keys import run_key
 from worker.runs.model import Continue, Finish, Lease, Outcome, Reschedule, RunFailedError, Suspend
 from worker.runs.scripts import run_scripts
 from worker.services import Services
 from worker.to_task import ledger
-from worker.to_task.prepare import warm_up
+from worker.to_task.prepare import run_to_retry, warm_up
 from worker.to_task.steps import SPREAD, ToTaskRun
+from worker.workflow.ended_runs import EndedRuns
 from worker.workflow.texts import Text, in_language
 
 NO_TASKS = "No tasks found to annotate"
@@ -265,6 +268,10 @@ class TaskIndex:
             int(page or 0), link or None, int(total or 0), bool(complete), Listing.from_json(listing)
         )
 
+    def chunks(self) -> int:
+        """How many chunks the ids make so far."""
+        return int(self._redis.hget(ledger.task_index_key(self._job), "chunks") or 0)
+
     def commit(self, number: int, page: Page, listing: Listing | None = None) -> PageCommit:
         """Store page `number`, if the cursor is at it and the run has not ended.
 
@@ -313,7 +320,7 @@ def fetch_tasks(run: ToTaskRun, services: Services, clock: Callable[[], float] =
         if not first and clock() > until:
             return Reschedule(0)
         first = False
-        page = _read(services, message, cursor)
+        page = _read(run, services, cursor)
         match index.commit(cursor.page, page, cursor.listing):
             case PageCommit.RUN_ENDED:
                 return Suspend()
@@ -329,9 +336,49 @@ def fetch_tasks(run: ToTaskRun, services: Services, clock: Callable[[], float] =
     if text := cursor.listing.warning(cursor.total, message.language):
         runs.events.message(run.job, text, step=PROGRESS_STEP, level="warning")
     runs.set_progress(run, PROGRESS_STEP, 100)
-    return Continue(SPREAD)
+    return _dry_run(run, services, cursor.total, index.chunks()) if message.dry_run else Continue(SPREAD)
 
 
-def _read(services: Services, message: ToTaskMessage, cursor: Cursor) -> Page:
-    size = page_size(services.settings.worker_annotate_chunk)
+def _dry_run(run: ToTaskRun, services: Services, tasks: int, chunks: int) -> Finish:
+    """End the run with what it would do."""
+    message, body = run.message, None
+    if message.params.method is ToTaskMethod.INFERENCE:
+        target = pre_processor_of(run)
+        records = list_recent_records_or_empty(services.backend(message.tenant), target)
+        if classify_serve_app(records)[0] != "running":
+            body = dispatch_body(target, message.language)
+    first = (
+        f"{pre_processor_of(run).release} would be deployed first" if body else "nothing would be dispatched"
+    )
+    skipped = ", those that have data would be left alone" if message.skip_annotated else ""
+    text = f"Dry run: {tasks} tasks in {chunks} chunks would be annotated{skipped}; {first}"
+    result = ToTaskResult(
+        status=JobStatus.SUCCEEDED,
+        message=text,
+        total_tasks=tasks,
+        success_count=0,
+        failed_count=0,
+        failures=[],
+    )
+    found = {"tasks": tasks, "chunks": chunks, "dispatch": body}
+    return Finish(JobStatus.SUCCEEDED, {**result.model_dump(mode="json"), "dry_run": found})
+
+
+def _read(run: ToTaskRun, services: Services, cursor: Cursor) -> Page:
+    message, size = run.message, page_size(services.settings.worker_annotate_chunk)
+    if message.only_failed_of is not None:
+        return _read_failed_tasks(run, services, size, cursor.link)
     return read_page(services.backend(message.tenant), message.params, size, cursor.link)
+
+
+_FAILED_TASKS = "failed:"
+"""Begins the link to a page of the failed tasks of an ended run, which lie in Redis."""
+
+
+def _read_failed_tasks(run: ToTaskRun, services: Services, size: int, link: str | None) -> Page:
+    """A page of the tasks that failed in the run that is retried; it may be forgotten between two pages."""
+    ended = run_to_retry(run, services)
+    start = int(link.removeprefix(_FAILED_TASKS)) if link else 0
+    ids = EndedRuns(services.redis).failed_tasks(ended.job, start, size)
+    end = start + len(ids)
+    return Page(ids, f"{_FAILED_TASKS}{end}" if ids and end < ended.failed else None, ended.failed)

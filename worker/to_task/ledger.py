@@ -132,20 +132,25 @@ class OpenTask:
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """A task is annotated, or has failed with an `error` that users read."""
+    """A task is annotated, or has failed with an `error` that users read.
+
+    `was_annotated`: it was before, and was left alone.
+    """
 
     position: int
     task_id: int
     error: str | None = None
+    was_annotated: bool = False
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Exact numbers of tasks."""
+    """Exact numbers of tasks. `skipped`: of the successful ones those that were annotated before."""
 
     success: int
     failed: int
     total: int
+    skipped: int = 0
 
     @property
     def percent(self) -> float:
@@ -244,11 +249,13 @@ class RedisLedger:
         polls, field = (self._lease and self._lease.deliveries) or (self._run, "")
         arguments: list[str | int] = [MAX_FAILURE_RECORDS, field]
         for mark in outcomes:
-            arguments += [mark.position, "" if mark.error is None else _failure(mark.task_id, mark.error)]
+            failure = "" if mark.error is None else _failure(mark.task_id, mark.error)
+            arguments += [mark.position, mark.task_id, failure, int(mark.was_annotated)]
         is_recorded = bool(self._scripts.run("record", [*names, polls], *arguments))
         if is_recorded:
             failed = sum(outcome.error is not None for outcome in outcomes)
-            metrics.count_annotations(len(outcomes) - failed, failed)
+            skipped = sum(outcome.was_annotated for outcome in outcomes)
+            metrics.count_annotations(len(outcomes) - failed - skipped, failed)
         return is_recorded
 
     def set_ticket(self, position: int, ticket: Ticket | None) -> None:
@@ -295,7 +302,7 @@ class RedisLedger:
 
     def counts(self) -> Counts:
         """See `Ledger`."""
-        found = self._redis.hmget(job_key(self._job), ["success", "failed", "total"])
+        found = self._redis.hmget(job_key(self._job), ["success", "failed", "total", "skipped"])
         return Counts(*(int(number or 0) for number in found))
 
     def failures(self) -> list[TaskFailure]:

@@ -20,7 +20,7 @@ from worker.to_task.attempt import (
 from worker.to_task.clients import AsyncBackend
 from worker.to_task.hooks import Hooks, Item
 from worker.to_task.ledger import InferencePolls, Ledger, Ticket
-from worker.to_task.steps import InferencePendingError, TicketNotFoundError
+from worker.to_task.steps import InferencePendingError, TaskAnnotatedError, TicketNotFoundError
 
 
 class AnnotationMethod(Protocol):
@@ -47,9 +47,14 @@ class AnnotationMethod(Protocol):
         """Set the `data` of tasks with an answer and return those that have it. In the step's thread."""
 
 
-async def fetch(backend: AsyncBackend, work: TaskWork) -> None:
-    """Fetch the task and the files of its data unit."""
+async def fetch(backend: AsyncBackend, work: TaskWork, *, skip_annotated: bool = False) -> None:
+    """Fetch the task and the files of its data unit.
+
+    With `skip_annotated` a task that has data raises `TaskAnnotatedError`.
+    """
     work.task = await backend.get_task(work.open.task_id)
+    if skip_annotated and work.task.get("data"):
+        raise TaskAnnotatedError
     unit = work.task.get("data_unit")
     if type(unit) is int:
         unit = {"id": unit}

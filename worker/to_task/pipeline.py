@@ -35,7 +35,7 @@ class Pipeline:
     """Works the tasks of one chunk. `publish_progress` is called from the step's thread, at each check.
 
     `run_end`: what is heard of the run; without one the ledger alone says whether it has ended.
-    `chunk_requests`: where the process counts its requests.
+    `chunk_requests`: where the process counts its requests. `skip_annotated`: see `fetch`.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Pipeline:
         publish_progress: Callable[[], None] = lambda: None,
         run_end: RunEnd | None = None,
         chunk_requests: ChunkRequests | None = None,
+        skip_annotated: bool = False,
     ) -> None:
         self._loop, self._backend, self._ledger, self._method = loop, backend, ledger, method
         self._schema = schema
@@ -56,12 +57,14 @@ class Pipeline:
         self._publish_progress = publish_progress
         self._run_end = run_end or RunEnd()
         self._chunk_requests = chunk_requests or ChunkRequests()
+        self._skip_annotated = skip_annotated
 
     def run(self, chunk: int, tasks: Sequence[OpenTask], budget: float) -> ChunkPass:
         """Work `tasks` of the chunk for about `budget` seconds, at least one call of the plugin."""
         attempt = ChunkPass(self._ledger, chunk, self._max_failures_in_row, self._run_end)
         if tasks and not attempt.check_ended():
             requests = _Requests(self._backend, self._method, self._schema, attempt, tasks, budget)
+            requests.skip_annotated = self._skip_annotated
             requests.on_change = self._chunk_requests.have_changed
             self._run(requests, attempt)
         return attempt
@@ -166,6 +169,7 @@ class _Requests:
         self.on_change: Callable[[], None] = lambda: None
         """Called when there are fewer requests than before."""
         self._is_limited = False
+        self.skip_annotated = False
 
     # -- in the step's thread ------------------------------------------------------------------------------
 
@@ -297,7 +301,7 @@ class _Requests:
         follow(work, went_well)
 
     async def _fetch(self, work: TaskWork) -> None:
-        await fetch(self._backend, work)
+        await fetch(self._backend, work, skip_annotated=self.skip_annotated)
 
     async def _write(self, work: TaskWork) -> None:
         attempt = self._attempt

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any, Protocol
 
-from shared.messages import JsonObject, ToTaskMethod, ToTaskParams
+from shared.messages import JsonObject, ToTaskMessage, ToTaskMethod, ToTaskParams
 from shared.validation import unknown_parameters
 from worker.platform import NotFoundError
 from worker.plugins import PluginCallError
@@ -14,6 +14,7 @@ from worker.runs.model import Continue, Outcome, RunFailedError
 from worker.services import Services
 from worker.to_task.steps import ANNOTATE, FETCH_TASKS, ToTaskRun
 from worker.whole_run.run import SUBMIT
+from worker.workflow.ended_runs import EndedRun, EndedRuns
 
 PROGRESS_STEP = "prepare"
 
@@ -28,8 +29,11 @@ class ProjectApi(Protocol):
 def prepare(run: ToTaskRun, services: Services) -> Outcome:
     """Check the parameters; a run by inference goes on to its pre-processor, one by file to its tasks."""
     message = run.message
+    if message.only_failed_of is not None:
+        run_to_retry(run, services)
     whole_run = check_params(run, services)
     if whole_run is not None:
+        check_whole_run(message)
         services.runs.store.update_state(run, replace(run.state, whole_run=whole_run))
         return Continue(SUBMIT)
     warm_up(run, services)
@@ -39,6 +43,41 @@ def prepare(run: ToTaskRun, services: Services) -> Outcome:
         return Continue(DETECT)
     services.runs.set_progress(run, PROGRESS_STEP, 100)
     return Continue(FETCH_TASKS)
+
+
+def run_to_retry(run: ToTaskRun, services: Services) -> EndedRun:
+    """The ended run whose failed tasks are to be annotated; `RunFailedError` where that is not possible."""
+    message, ended_runs = run.message, EndedRuns(services.redis)
+    job = message.only_failed_of or ""
+    ended, what = ended_runs.get(job), f"only_failed_of: the run of job {job}"
+    if ended is None:
+        store = services.runs.store
+        if store.exists(job) and not store.has_ended(job):
+            raise RunFailedError(f"{what} has not ended")
+        days = services.settings.worker_ended_runs_max_age_seconds / (24 * 60 * 60)
+        raise RunFailedError(f"{what} is not known: an ended run is kept for {days:g} days")
+    own_tenant = services.settings.synapse_tenant
+    is_same_tenant = (ended.arguments.get("tenant") or own_tenant) == (message.tenant or own_tenant)
+    if ended.task != message.task or ended.project != message.params.project or not is_same_tenant:
+        raise RunFailedError(f"{what} is none of {message.task} for the same tenant and project")
+    known = ended_runs.count_failed_tasks(job)
+    if known != ended.failed:
+        raise RunFailedError(
+            f"{what} has {ended.failed} failed tasks, of which {known} are kept: workers of an older release"
+            " recorded the others"
+        )
+    return ended
+
+
+def check_whole_run(message: ToTaskMessage) -> None:
+    """An action that runs whole chooses its tasks by its own code."""
+    options = {
+        "only_failed_of": message.only_failed_of is not None,
+        "skip_annotated": message.skip_annotated,
+        "dry_run": message.dry_run,
+    }
+    if asked := [name for name, is_asked in options.items() if is_asked]:
+        raise RunFailedError(f"The plugin's action runs whole, by its own code, without {', '.join(asked)}")
 
 
 def warm_up(run: ToTaskRun, services: Services) -> None:

@@ -58,6 +58,8 @@ def result_of(ledger: Ledger, warning: str | None = None) -> ToTaskResult:
         message = f"All {counts.total} tasks failed to annotate"
     else:
         message = f"Annotated {counts.success} of {counts.total} tasks, {counts.failed} failed"
+        if counts.skipped:
+            message += f", {counts.skipped} were annotated before"
     return ToTaskResult(
         status=JobStatus.FAILED if all_failed else JobStatus.SUCCEEDED,
         message=f"{message}; {warning}" if warning else message,

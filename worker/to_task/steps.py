@@ -42,5 +42,9 @@ class InferencePendingError(Exception):
     """The task's inference is running; its ticket is polled again later."""
 
 
+class TaskAnnotatedError(Exception):
+    """The task was annotated before, and the run leaves such tasks alone."""
+
+
 class TicketNotFoundError(Exception):
     """The replica that answered a poll does not know the ticket; another one may."""

@@ -1,18 +1,21 @@
 """Messages that could not be accepted: kept whole, their jobs ended, and which may be published again."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 from kombu.utils.json import dumps
+from pydantic import ValidationError
 from redis import Redis
 
 from shared.channels import RETENTION_SECONDS, dead_letters_key
+from shared.messages import DeployMessage, Message, StopMessage, TailLogsMessage, ToTaskMessage
 from worker.broker.rejections import read_json
 from worker.lua import Scripts, redis_time
+from worker.runs.store import RunStore
 from worker.workflow.validation import readable_job
 
 log = structlog.get_logger(__name__)
@@ -22,6 +25,19 @@ TRIMMED_PAGE = 10
 """Letters that are removed at once when all take too much; each may be large."""
 TRIMMED_SHARE = 0.9
 """To what share of their limit the letters are trimmed."""
+
+
+MESSAGE_TYPES: dict[str, type[Message]] = {
+    model.task: model for model in (DeployMessage, ToTaskMessage, TailLogsMessage, StopMessage)
+}
+
+
+class ReplayError(RuntimeError):
+    """A dead letter is not replayed: the message says why, and `hint` what that comes from."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
 
 
 def rejected_jobs_key() -> str:
@@ -100,6 +116,16 @@ class DeadLetters:
                 yield _letter(id_, fields)
             after = f"({page[-1][0]}"
 
+    def latest(self, limit: int) -> list[DeadLetter]:
+        """The letters that came last, the newest first."""
+        return [
+            _letter(id_, fields) for id_, fields in self._redis.xrevrange(dead_letters_key(), count=limit)
+        ]
+
+    def count(self) -> int:
+        """How many there are."""
+        return int(self._redis.xlen(dead_letters_key()))
+
     def get(self, id_: str) -> DeadLetter | None:
         """One letter by its whole id, `milliseconds-number`."""
         if not _is_id(id_):
@@ -172,6 +198,46 @@ class DeadLetters:
     def forget(self, job: str) -> None:
         """The job was opened again, or ended by somebody else."""
         self._redis.hdel(rejected_jobs_key(), job)
+
+
+def publish_again(redis: "Redis", letter: DeadLetter, publish: Callable[[Message], None]) -> Message:
+    """Replay a dead letter: `publish` its message, open the job that it had failed, and drop the letter.
+
+    Raises `ReplayError` where that would start nothing, and what `publish` raises.
+    """
+    letters, message = DeadLetters(redis), _replayable_message(letter)
+    opens_job = isinstance(message, DeployMessage | ToTaskMessage)
+    if opens_job and RunStore(redis).exists(message.job):
+        raise ReplayError(f"job {message.job} has a run already: a replay would start nothing")
+    if opens_job and not letters.replay(message.job):
+        raise ReplayError(
+            f"job {message.job} was not set FAILED because of this message: a replay would not open it",
+            "Either the job had ended before, or the backend does not have its end yet.",
+        )
+    try:
+        publish(message)
+    except Exception:
+        if opens_job:
+            letters.mark_rejected(message.job)
+        raise
+    letters.drop(letter.id)
+    return message
+
+
+def _replayable_message(letter: DeadLetter) -> Message:
+    """The validated message of a dead letter; raises `ReplayError` when a worker would reject it again."""
+    problem = f"dead letter {letter.id} cannot be replayed"
+    model = MESSAGE_TYPES.get(letter.task)
+    if model is None:
+        raise ReplayError(f"{problem}: its task is none of {', '.join(MESSAGE_TYPES)}")
+    kwargs = letter.arguments()
+    if kwargs is None:
+        raise ReplayError(f"{problem}: its body is no task message with named arguments")
+    try:
+        return model.model_validate(kwargs)
+    except ValidationError as error:
+        wrong = ", ".join(sorted({".".join(str(part) for part in each["loc"]) for each in error.errors()}))
+        raise ReplayError(f"{problem}: it would be rejected again ({wrong})") from None
 
 
 def _letter(id_: str, fields: dict[str, str]) -> DeadLetter:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.harness.marked_processes import marked_environment, marked_processes
@@ -30,6 +31,39 @@ def test_demo_annotates_its_images_and_leaves_no_process() -> None:
     assert [method for method, _ in rows] == ["inference", "file"], done.stdout
     assert all(float(accuracy) > 90 for _, accuracy in rows)
     # And every process that it started has ended
+    wait_for(lambda: not marked_processes(mark), 20, "end of the demo's processes")
+
+
+@pytest.mark.chaos  # It takes as long as the demo, which `make test` runs once.
+def test_kept_demo_leaves_the_page_open_with_its_images(tmp_path: Path) -> None:
+    # Given a demo that is kept
+    mark, environ = marked_environment()
+    log = tmp_path / "demo.log"
+    with log.open("wb") as sink:
+        demo = subprocess.Popen(
+            [*COMMAND, "--keep"], stdout=sink, stderr=sink, env=environ, start_new_session=True
+        )
+    try:
+        wait_for(lambda: "/#/labels" in log.read_text() or demo.poll() is not None, 400, "the page")
+
+        # Then the page has its images with their labels, and its runs
+        text = " ".join(log.read_text().split())
+        url = re.search(r"the live page stays on (http://[\d.:]+)", text)
+        assert url is not None, text
+        runs = httpx.get(f"{url[1]}/api/samples", trust_env=False).json()
+        assert [run["method"] for run in runs] == ["inference", "file"]
+        assert sum(sample["label"] == sample["truth"] for sample in runs[0]["samples"]) > 80
+        image = httpx.get(f"{url[1]}/samples/{runs[0]['samples'][0]['image']}", trust_env=False)
+        assert image.headers["content-type"] == "image/png"
+        shown = httpx.get(f"{url[1]}/api/runs/{runs[0]['job']}", trust_env=False).json()
+        assert shown["values"]["status"] == "SUCCEEDED"
+
+        # When Ctrl-C is pressed, then all ends, and nothing is wrong
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(timeout=60) == 0, log.read_text()
+    finally:
+        demo.kill()
+        demo.wait()
     wait_for(lambda: not marked_processes(mark), 20, "end of the demo's processes")
 
 

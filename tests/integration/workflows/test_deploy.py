@@ -1,6 +1,7 @@
 """`deploy` on a real Ray, from the message to the backend's record."""
 
 from shared.channels import logs_history
+from shared.messages import DeployMessage
 from tests.integration.workflows.ray_harness import RayHarness, replicas
 
 
@@ -29,6 +30,22 @@ def test_deploying_the_same_again_does_not_restart_it(harness: RayHarness) -> No
     # Then the job succeeds, and the replicas are the same
     assert harness.wait_for_end(job)["status"] == "SUCCEEDED"
     assert replicas(harness, "echo@1.0.0") == before
+
+
+def test_a_forced_deployment_replaces_an_identical_application(harness: RayHarness) -> None:
+    # Given a running application
+    assert harness.wait_for_end(harness.deploy("echo@1.0.0", num_cpus=1))["status"] == "SUCCEEDED"
+    before = replicas(harness, "echo@1.0.0")
+
+    # When an identical message that is forced is published
+    job = harness.new_job(plugin="echo@1.0.0", action="deployment")
+    fields = {"job": job, "plugin": "echo@1.0.0", "agent": 1, "params": {"num_cpus": 1}, "force": True}
+    harness.publish(DeployMessage.model_validate(fields))
+
+    # Then the job succeeds, and other replicas answer
+    assert harness.wait_for_end(job)["status"] == "SUCCEEDED"
+    assert not replicas(harness, "echo@1.0.0") & before
+    assert harness.call_application("echo@1.0.0", {"text": "again"})["said"] == "again"
 
 
 def test_a_denied_redeploy_leaves_the_running_application_alone(harness: RayHarness) -> None:

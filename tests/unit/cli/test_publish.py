@@ -1,10 +1,15 @@
-"""`deploy` and `stop` of a job that is known already: rejected, running, ended, or stopped before."""
+"""`deploy`, `retry` and `stop`: jobs that are known already, and what of a message is sent."""
+
+import json
 
 import pytest
 
+from shared.channels import job_key
+from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
 from tests.unit.cli.command_line import CommandLine
 from worker.runs.model import End
+from worker.to_task.ledger import RedisLedger, TaskOutcome
 
 DEPLOY = ("deploy", "7", "digits@1.0.0", "--agent", "1")
 
@@ -91,3 +96,77 @@ def test_a_priority_that_redis_does_not_know_is_rejected(cli: CommandLine) -> No
     cli.run(*DEPLOY, "--priority", "10", code=2)
 
     assert cli.published == []
+
+
+PARAMS = {"name": "n", "project": 1, "agent": 1, "target_specification_name": "s"}
+
+
+def given_failed_tasks(cli: CommandLine, job: str, *failed: int, total: int = 9) -> None:
+    """A run of to_task that has ended, in which these tasks failed."""
+    kwargs = {"job": job, "plugin": "digits@1.0.0", "params": PARAMS, "tenant": "acme", "dry_run": True}
+    cli.runs.store.accept(ToTaskMessage.model_validate(kwargs), "to_task")
+    cli.redis.hset(job_key(job), mapping={"total": total, "success": total - len(failed)})
+    outcomes = [TaskOutcome(index, task, "broken") for index, task in enumerate(failed)]
+    RedisLedger(cli.redis, job).record(outcomes)
+    cli.runs.finish(job, End(JobStatus.SUCCEEDED, {}))
+
+
+def test_retry_publishes_the_message_for_the_failed_tasks(cli: CommandLine) -> None:
+    # Given an ended run with failed tasks, whose own keys have expired
+    given_failed_tasks(cli, "7", 5, 6)
+    cli.redis.delete(*cli.redis.keys("synapse:jobs:{7}*"))
+
+    # When it is retried as another job
+    output = cli.run("retry", "7", "--new-job", "8", "--skip-annotated")
+
+    # Then its message is published again, with the options of this command alone
+    assert output == "to_task published: job 8"
+    [message] = cli.published
+    assert message.model_dump(mode="json", exclude_unset=True) == {
+        "job": "8",
+        "plugin": "digits@1.0.0",
+        "params": PARAMS,
+        "tenant": "acme",
+        "only_failed_of": "7",
+        "skip_annotated": True,
+    }
+
+
+def test_retry_takes_another_release(cli: CommandLine) -> None:
+    given_failed_tasks(cli, "7", 5)
+
+    cli.run("retry", "7", "--new-job", "8", "--plugin", "digits@1.0.1", "--dry-run")
+
+    [message] = cli.published
+    assert isinstance(message, ToTaskMessage)
+    assert (message.plugin, message.dry_run) == ("digits@1.0.1", True)
+
+
+def test_retry_of_what_cannot_be_retried_says_why(cli: CommandLine) -> None:
+    # Given a live run, one of deploy, and one without failed tasks
+    cli.given_run("live")
+    cli.given_ended_run("deployed", JobStatus.SUCCEEDED)
+    given_failed_tasks(cli, "fine")
+
+    # Then nothing of them is published
+    said = {job: cli.run("retry", job, "--new-job", "8", code=1) for job in ("live", "deployed", "fine", "x")}
+    assert "has not ended: it is RUNNING" in said["live"]
+    assert "is one of deploy, which has no tasks" in said["deployed"]
+    assert "no task of job fine has failed" in said["fine"]
+    assert "no ended run of job x is known" in said["x"]
+    assert cli.published == []
+
+
+def test_retry_as_a_job_that_has_ended_starts_nothing(cli: CommandLine) -> None:
+    given_failed_tasks(cli, "7", 5)
+
+    assert "job 7 has already ended" in cli.run("retry", "7", "--new-job", "7", code=1)
+
+
+def test_options_of_a_message_are_sent_where_they_are_given(cli: CommandLine) -> None:
+    cli.run(*DEPLOY)
+    cli.run("deploy", "8", "digits@1.0.0", "--agent", "1", "--force")
+    cli.run("to-task", "9", "digits@1.0.0", "--params", json.dumps(PARAMS), "--dry-run", "--skip-annotated")
+
+    sent = [message.model_fields_set - {"job", "plugin", "agent", "params"} for message in cli.published]
+    assert sent == [set(), {"force"}, {"dry_run", "skip_annotated"}]

@@ -9,7 +9,8 @@ from tests.unit.conftest import Clock
 from tests.unit.deploy.deploy_harness import APP, DEPLOYING, FAILED, PLAN, RUNNING, DeployHarness
 from worker.deploy.cluster import ServeState
 from worker.deploy.deployments import Ownership
-from worker.deploy.plan import AWAIT_RUNNING, REGISTER, SERVE_RUN, Submission
+from worker.deploy.gate import capacity_gate
+from worker.deploy.plan import AWAIT_RUNNING, CAPACITY_GATE, REGISTER, SERVE_RUN, Submission
 from worker.deploy.serve import (
     await_running,
     poll_countdown,
@@ -54,6 +55,27 @@ def test_the_identical_application_is_not_submitted_again(harness: DeployHarness
     assert submit(harness) == Continue(AWAIT_RUNNING)
     assert harness.host.calls == []
     assert look(harness) == Continue(REGISTER)
+
+
+def test_a_forced_deployment_is_submitted_once(harness: DeployHarness) -> None:
+    # Given an identical application, and a run that is forced
+    harness.serve.application = RUNNING
+    harness.accept("43", force=True)
+    harness.step(CAPACITY_GATE, lambda run: capacity_gate(run, harness.services), job="43")
+
+    def submit_forced() -> Outcome:
+        return harness.step(SERVE_RUN, lambda run: serve_run(run, harness.services, harness.serve), job="43")
+
+    # When its step is delivered, and again after Serve shows what was submitted
+    assert submit_forced() == Continue(AWAIT_RUNNING)
+    plan = harness.run("43").state.plan
+    assert plan is not None
+    assert plan.digest not in ("d1", "")
+    harness.serve.application = replace(RUNNING, digests=frozenset({plan.digest}))
+    assert submit_forced() == Continue(AWAIT_RUNNING)
+
+    # Then it was submitted once
+    assert harness.host.calls == ["plan", "submit"]
 
 
 def test_another_version_is_updated_in_place(harness: DeployHarness) -> None:

@@ -6,7 +6,15 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from worker.sandbox.backend.state import State
-from worker.sandbox.seed import GREY_STEP, TRAINING_ROWS, seed_digits, seed_numbered_project, true_labels
+from worker.sandbox.seed import (
+    GREY_STEP,
+    JOB_COUNT,
+    TRAINING_ROWS,
+    seed_digits,
+    seed_numbered_project,
+    seed_platform,
+    true_labels,
+)
 
 
 def test_projects_do_not_share_ids(state: State) -> None:
@@ -29,3 +37,12 @@ def test_digits_can_be_read_back_from_their_files(state: State, tmp_path: Path) 
     digits = load_digits()
     assert small == digits.images[TRAINING_ROWS].tolist()
     assert labels[project.tasks[0]] == digits.target[TRAINING_ROWS]
+
+
+def test_a_platform_that_starts_again_keeps_what_it_has(state: State, tmp_path: Path) -> None:
+    first = seed_platform(state, tmp_path, "http://host/files", agent=1)
+    counts = [state.value(f"SELECT count(*) FROM {table}") for table in ("tasks", "models", "jobs")]
+
+    assert counts == [899, 1, JOB_COUNT]
+    assert seed_platform(state, tmp_path, "http://host/files", agent=1) == first
+    assert counts == [state.value(f"SELECT count(*) FROM {table}") for table in ("tasks", "models", "jobs")]

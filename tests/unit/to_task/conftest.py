@@ -20,8 +20,14 @@ def loop() -> Iterator[EventLoopThread]:
 
 @pytest.fixture
 def make_world(redis: FakeRedis, loop: EventLoopThread) -> Callable[..., World]:
-    def make(tasks: int = 0, chunk: int = 10, priority: int = 0, **params: Any) -> World:
-        world = World(redis, loop, chunk=chunk, params=params, priority=priority)
+    def make(
+        tasks: int = 0,
+        chunk: int = 10,
+        priority: int = 0,
+        options: dict[str, Any] | None = None,
+        **params: Any,
+    ) -> World:
+        world = World(redis, loop, chunk=chunk, params=params, priority=priority, options=options or {})
         world.backend.tasks = list(range(1, tasks + 1))
         return world
 

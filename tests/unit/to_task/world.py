@@ -66,6 +66,8 @@ class World:
     chunk: int = 10
     params: Row = field(default_factory=dict)
     priority: int = 0
+    options: Row = field(default_factory=dict)
+    """Of the message, beside its params."""
 
     def __post_init__(self) -> None:
         self.host.crash = PluginProcessDiedError("ActorDiedError", "the process of digits@1.0.0 died")
@@ -77,6 +79,8 @@ class World:
             worker_visibility_timeout_seconds=60.0,
             worker_pre_processor_timeout_seconds=180.0,
             worker_plugin_max_failures_in_row=10,
+            worker_ended_runs_max_age_seconds=7 * 24 * 60 * 60.0,
+            synapse_tenant=None,
         )
         self.settings = settings
         self.services = cast(
@@ -112,7 +116,9 @@ class World:
 
     def accept(self, **params: Any) -> None:
         given = {"name": "n", "project": 1, "agent": 3, "target_specification_name": "label", **params}
-        message = ToTaskMessage.model_validate({"job": JOB, "plugin": "digits@1.0.0", "params": given})
+        message = ToTaskMessage.model_validate(
+            {"job": JOB, "plugin": "digits@1.0.0", "params": given, **self.options}
+        )
         self.runs.store.accept(message, "to_task", self.priority)
         if given.get("method") == "inference":
             options: dict[str, Any] = {}

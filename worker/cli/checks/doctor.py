@@ -84,8 +84,8 @@ RELEVANT_SETTINGS: Final = {
     "agent": "SYNAPSE_AGENT_URL, SYNAPSE_AGENT_TOKEN",
     "ray": "RAY_ADDRESS, RAY_AUTH_MODE, RAY_AUTH_TOKEN",
     "plugins": "PLUGINS_DIR",
-    "host": "TMPDIR",
     "webhook": "WORKER_WEBHOOK_URL, WORKER_WEBHOOK_SECRET",
+    "host": "TMPDIR",
 }
 
 
@@ -245,7 +245,7 @@ def _check_ray(settings: Settings, report: Report) -> str:
     return cluster.check_cluster(settings.ray_address)
 
 
-def _check_webhook(settings: Settings, report: Report) -> str:  # noqa: ARG001 - a check
+def _check_webhook(settings: Settings, _: Report) -> str:
     with WebhookClient(settings.worker_webhook_url or "", settings.webhook_signing_keys) as webhook:
         webhook.post_test()
     return "takes a signed event (of the type test)"

@@ -6,7 +6,7 @@ if run_ended(KEYS[3]) then return {0, 0, 0, ''} end
 local now = now()
 local first = redis.call('ZADD', KEYS[2], 'NX', now + tonumber(ARGV[2]), ARGV[1])
 redis.call('SADD', KEYS[5], ARGV[9])
-join_waitlist(KEYS[3], KEYS[2], KEYS[4], ARGV[8])
+join_waitlist(KEYS[3], KEYS[2], KEYS[4], ARGV[8], redis.call('ZSCORE', KEYS[2], ARGV[1]))
 local fields = cjson.decode(ARGV[7])
 local job = redis.call('HGET', KEYS[1], fields.job)
 if first == 1 and redis.call('ZCARD', KEYS[2]) == 1 then

@@ -3,11 +3,17 @@
 -- Returns 'known', 'stopped' or 'accepted'.
 if run_exists(KEYS[1]) then return 'known' end
 local now = now_seconds()
+-- The keys of an earlier run of this job have expired; what is kept of it would be mixed with this one.
+if is_kept(KEYS[2]) then forget_ended_run(KEYS[2]) end
 redis.call('HSET', KEYS[1], RUN.message, ARGV[1], RUN.queue, ARGV[4], RUN.position, 0)
 if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], RUN.priority, ARGV[6]) end
 redis.call('HSET', KEYS[2], 'action', ARGV[2], 'plugin', ARGV[3], 'status', 'PENDING', 'step', '',
   'overall', 0, 'success', 0, 'failed', 0, 'total', 0, 'started', now, 'updated', now, 'error', '')
+publish_change(KEYS[2], {action = ARGV[2], plugin = ARGV[3], status = 'PENDING', step = '', overall = '0', success = '0',
+  failed = '0', total = '0', started = now, updated = now, error = ''})
 if redis.call('EXISTS', KEYS[3]) == 0 then return 'accepted' end
 redis.call('HSET', KEYS[1], RUN.ended, ARGV[5])
 redis.call('HSET', KEYS[2], 'status', 'STOPPED', 'error', 'stopped')
+keep_ended_run(KEYS[1], KEYS[2])
+publish_change(KEYS[2], {status = 'STOPPED', error = 'stopped', updated = now})
 return 'stopped'

@@ -27,7 +27,9 @@ if ARGV[7] == '1' then
   end
   redis.call('HSET', KEYS[1], RUN.position, position, RUN.step, ARGV[1])
   if ARGV[8] ~= '' then redis.call('HSET', KEYS[1], RUN.step_queue, ARGV[8]) end
-  redis.call('HSET', KEYS[2], 'step', ARGV[1], 'updated', now_seconds())
+  local updated = now_seconds()
+  redis.call('HSET', KEYS[2], 'step', ARGV[1], 'updated', updated)
+  if before ~= ARGV[1] then publish_change(KEYS[2], {step = ARGV[1], updated = updated, waiting_for = ''}) end
   redis.call('HINCRBY', KEYS[1], RUN.begun_prefix .. ARGV[1], 1)
   is_retry = before == ARGV[1] and 1 or 0
 end

@@ -164,8 +164,10 @@ if operation == 'finish' then
     if not run_end and not passed and (position or run_exists(ended_run)) then
       answers[number] = redis.call('HGET', record, 'action') or 'unknown'
       redis.call('HSET', ended_run, RUN.ended, ARGV[7], RUN.end_sent, 1)
-      redis.call('HSET', record, 'status', ARGV[8], 'error', ARGV[9], 'updated', now_seconds())
+      local updated = now_seconds()
+      redis.call('HSET', record, 'status', ARGV[8], 'error', ARGV[9], 'updated', updated)
       redis.call('HDEL', record, 'waiting_for')
+      publish_change(record, {status = ARGV[8], error = ARGV[9], updated = updated, waiting_for = ''})
       if list then redis.call('ZREM', list, job) end
       if not reported then
         redis.call('ZADD', KEYS[3], report_due, job)
@@ -173,7 +175,8 @@ if operation == 'finish' then
         redis.call('ZADD', KEYS[1], due, member)
         redis.call('HDEL', KEYS[2], member)
         redis.call('PUBLISH', events, event)
-        -- The end counts, also where the log cannot be written.
+        -- The end counts, also where it cannot be kept or the log cannot be written.
+        pcall(keep_ended_run, ended_run, record)
         pcall(end_log, key, log_name, 15, 14 + lines)
       end
     end
@@ -199,7 +202,13 @@ if operation == 'append_message' then
   return append_message(ARGV[5], ARGV[6], 7)
 elseif operation == 'message' then
   redis.call('PUBLISH', ARGV[7], ARGV[8])
-  if #ARGV >= 12 then append_message(ARGV[5], ARGV[6], 12) end
+  if #ARGV >= 12 then
+    append_message(ARGV[5], ARGV[6], 12)
+  else
+    -- What a run says of its wait is in no log, so who shows the wait hears it here.
+    local decoded, event = pcall(cjson.decode, ARGV[8])
+    if decoded then publish_change(string.match(run, '^(.*):run$'), {message = event.content}) end
+  end
   -- Messages for the backend are kept only while a report will send them: after that they would never expire.
   if not run_exists(run) or run_reported(run) then return 0 end
   redis.call('RPUSH', KEYS[4], ARGV[9])

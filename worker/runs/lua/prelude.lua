@@ -5,20 +5,32 @@ local function run_ended(run) return redis.call('HEXISTS', run, RUN.ended) == 1 
 local function run_reported(run) return redis.call('HEXISTS', run, RUN.reported) == 1 end
 local function run_open(run) return run_exists(run) and not run_ended(run) end
 
--- The run waits in a list (a sorted set of jobs), which it leaves when it ends; its public record says for what. Only
--- older workers read how often its step was claimed, and one that does not know joins the list once more.
-local function join_waitlist(run, list, record, waiting_for)
-  redis.call('HSET', run, RUN.waits_in, list)
-  redis.call('HSET', record, 'waiting_for', waiting_for)
-  redis.call('HDEL', run, RUN.begun_prefix .. (redis.call('HGET', run, RUN.step) or ''))
-end
-
 -- Redis's clock, in seconds: with a fraction, or whole and as text.
 local function now()
   local time = redis.call('TIME')
   return time[1] + time[2] / 1e6
 end
 local function now_seconds() return redis.call('TIME')[1] end
+
+-- What has changed of a run's public record, as text by field, for whoever shows all runs: one channel has the changes of
+-- all. Its name and the job stand in the record's key.
+local function publish_change(record, change)
+  local prefix, job = string.match(record, '^(.*):jobs:{(.*)}$')
+  if not job then return end
+  change.job = job
+  redis.call('PUBLISH', prefix .. ':changes', cjson.encode(change))
+end
+
+-- The run waits in a list (a sorted set of jobs), which it leaves when it ends; its public record says for what. Only
+-- older workers read how often its step was claimed, and one that does not know joins the list once more. `deadline` is
+-- until when it waits at most, where that is known.
+local function join_waitlist(run, list, record, waiting_for, deadline)
+  redis.call('HSET', run, RUN.waits_in, list)
+  if redis.call('HSET', record, 'waiting_for', waiting_for) == 1 then
+    publish_change(record, {waiting_for = waiting_for, waiting_since = now_seconds(), waiting_until = deadline})
+  end
+  redis.call('HDEL', run, RUN.begun_prefix .. (redis.call('HGET', run, RUN.step) or ''))
+end
 
 -- A heartbeat: the member is overdue when there is no other within so many seconds.
 local function record_heartbeat(heartbeats, overdue_counts, member, seconds)
@@ -121,3 +133,34 @@ local function forget_deliveries(polls, field)
   if field ~= '' then redis.call('HDEL', polls, field) end
 end
 
+-- Ended runs are kept for longer than the keys of their jobs: what is known of each, all its failed tasks, and sorted
+-- sets of their jobs by the time of the end, one of all and one a status. Their names come from that of the record.
+local END_STATUSES = {'SUCCEEDED', 'FAILED', 'STOPPED'}
+local function ended_keys(record)
+  local prefix, job = string.match(record, '^(.*):jobs:{(.*)}$')
+  local all = prefix .. ':ended'
+  local kept = all .. ':{' .. job .. '}'
+  return job, all, kept, kept .. ':failed_tasks'
+end
+local function keep_ended_run(run, record)
+  local job, all, kept, failed_tasks = ended_keys(record)
+  local found, content, time = redis.call('HGETALL', record), {}, now()
+  for index = 1, #found, 2 do content[found[index]] = found[index + 1] end
+  content.message = redis.call('HGET', run, RUN.message) or nil
+  redis.call('SET', kept, cjson.encode(content))
+  -- They do not expire with the run any more.
+  redis.call('SREM', record .. ':keys', failed_tasks)
+  redis.call('PERSIST', failed_tasks)
+  redis.call('ZADD', all, time, job)
+  redis.call('ZADD', all .. ':' .. content.status, time, job)
+end
+local function is_kept(record)
+  local _, _, kept = ended_keys(record)
+  return redis.call('EXISTS', kept) == 1
+end
+local function forget_ended_run(record)
+  local job, all, kept, failed_tasks = ended_keys(record)
+  redis.call('UNLINK', kept, failed_tasks)
+  redis.call('ZREM', all, job)
+  for _, status in ipairs(END_STATUSES) do redis.call('ZREM', all .. ':' .. status, job) end
+end

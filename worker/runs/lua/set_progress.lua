@@ -31,4 +31,5 @@ else
 end
 redis.call('PUBLISH', ARGV[2], '{"type": "progress", "step": ' .. cjson.encode(step) .. ', "percent": ' .. percent
   .. ', "overall": ' .. overall .. '}')
+publish_change(KEYS[2], {overall = overall, progress_step = step, percent = percent})
 return schedule_report(KEYS[3], KEYS[4], ARGV[1], ARGV[3])

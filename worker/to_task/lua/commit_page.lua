@@ -33,6 +33,7 @@ if ARGV[8] ~= '' then
   if #rest > 0 then write() end
   redis.call('HSET', KEYS[3], 'complete', 1)
   redis.call('HSET', KEYS[2], 'total', total)
+  publish_change(KEYS[2], {total = tostring(total)})
   redis.call('UNLINK', KEYS[4])
 end
 redis.call('HSET', KEYS[3], 'page', at + 1, 'link', link, 'rest', table.concat(rest, ','),

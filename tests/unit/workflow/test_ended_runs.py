@@ -1,0 +1,220 @@
+"""Ended runs are listed by time and status for longer than their keys, and are forgotten in time."""
+
+from types import SimpleNamespace
+
+import fakeredis
+import pytest
+from fakeredis import FakeRedis
+
+from shared.messages import DeployMessage
+from shared.statuses import JobStatus
+from tests.unit.conftest import Clock
+from tests.unit.workflow.harness import FakeServices
+from worker import maintenance
+from worker.runs.keys import ended_run_key, ended_runs_key, failed_tasks_key
+from worker.runs.model import End
+from worker.runs.runs import Runs
+from worker.workflow import ended_runs
+from worker.workflow.ended_runs import EndedRun, EndedRuns
+
+WEEK = 7 * 24 * 60 * 60
+
+
+def accept(runs: Runs, *jobs: str) -> None:
+    for job in jobs:
+        message = DeployMessage.model_validate({"job": job, "plugin": "digits@1.0.0", "agent": 1})
+        runs.store.accept(message, "deploy")
+
+
+def end(runs: Runs, status: JobStatus, *jobs: str) -> None:
+    accept(runs, *jobs)
+    runs.finish_all(jobs, End(status, {"error": "no"} if status is JobStatus.FAILED else {}))
+
+
+def listed(redis: FakeRedis, status: JobStatus | None = None, since: float = 0.0) -> list[str]:
+    return [run.job for run in EndedRuns(redis).newest(status, since)]
+
+
+def test_ended_runs_are_listed_the_last_one_first(runs: Runs, redis: FakeRedis, clock: Clock) -> None:
+    # Given runs that ended one after the other, and one that is live
+    for job, status in (("1", JobStatus.FAILED), ("2", JobStatus.SUCCEEDED), ("3", JobStatus.FAILED)):
+        end(runs, status, job)
+        clock.forward(60)
+    accept(runs, "4")
+
+    # Then all ended ones are listed, or those with one status, or those since a time
+    assert listed(redis) == ["3", "2", "1"]
+    assert listed(redis, JobStatus.FAILED) == ["3", "1"]
+    assert listed(redis, since=clock.time() - 150) == ["3", "2"]
+    assert listed(redis, JobStatus.STOPPED) == []
+
+
+def test_what_is_known_of_an_ended_run_outlives_its_keys(runs: Runs, redis: FakeRedis) -> None:
+    # Given an ended run whose own keys have expired
+    end(runs, JobStatus.FAILED, "42")
+    redis.delete(*redis.keys("synapse:jobs:*"))
+
+    # When it is read
+    run = EndedRuns(redis).get("42")
+
+    # Then its record and its message are there
+    assert run is not None
+    assert (run.status, run.record["error"], run.record["plugin"]) == ("FAILED", "no", "digits@1.0.0")
+    assert run.message == {"task": "deploy", "kwargs": {"job": "42", "plugin": "digits@1.0.0", "agent": 1}}
+
+
+def test_a_run_that_a_stop_ended_before_it_began_is_listed(runs: Runs, redis: FakeRedis) -> None:
+    runs.store.remember_stop("42")
+    accept(runs, "42")
+
+    assert listed(redis, JobStatus.STOPPED) == ["42"]
+
+
+def test_a_job_that_had_ended_at_the_backend_is_not_listed(runs: Runs, redis: FakeRedis) -> None:
+    # Given a job whose message comes when it has ended at the backend, so that nothing of it runs
+    accept(runs, "42")
+    runs.store.mark_reported("42")
+    runs.store.finish("42", End(JobStatus.SUCCEEDED, {}))
+
+    assert listed(redis) == []
+
+
+def test_only_the_first_end_counts(runs: Runs, redis: FakeRedis) -> None:
+    end(runs, JobStatus.SUCCEEDED, "42")
+    runs.finish("42", End(JobStatus.FAILED, {"error": "late"}))
+
+    assert listed(redis, JobStatus.FAILED) == []
+    assert listed(redis, JobStatus.SUCCEEDED) == ["42"]
+
+
+def test_runs_that_ended_at_one_time_fill_several_pages(
+    runs: Runs, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    # Given more runs that one call ended than fit on two pages, and others before and after
+    monkeypatch.setattr(ended_runs, "PAGE", 3)
+    end(runs, JobStatus.FAILED, "first")
+    clock.forward(1)
+    jobs = [str(number) for number in range(10)]
+    end(runs, JobStatus.FAILED, *jobs)
+    redis.zadd(ended_runs_key(), dict.fromkeys(jobs, clock.time()))
+    clock.forward(1)
+    end(runs, JobStatus.FAILED, "last")
+
+    # Then each is listed once
+    assert listed(redis) == ["last", *sorted(jobs, reverse=True), "first"]
+
+
+def test_a_list_reads_no_more_than_is_taken(runs: Runs, redis: FakeRedis) -> None:
+    # Given more runs than fit on a page
+    end(runs, JobStatus.FAILED, *(str(number) for number in range(3 * ended_runs.PAGE)))
+    read: list[str] = []
+
+    class Reading(EndedRuns):
+        def _read(self, jobs: list[str], status: JobStatus | None) -> object:  # type: ignore[override]
+            read.extend(jobs)
+            return super()._read(jobs, status)
+
+    # When one is taken
+    next(Reading(redis).newest())
+
+    # Then one page was read
+    assert len(read) == ended_runs.PAGE
+
+
+def test_what_no_release_writes_hides_no_other_run(runs: Runs, redis: FakeRedis) -> None:
+    end(runs, JobStatus.FAILED, "1", "2", "3", "4")
+    redis.set(ended_run_key("1"), "rubbish")
+    redis.set(ended_run_key("2"), "[]")
+    redis.delete(ended_run_key("3"))
+
+    assert listed(redis) == ["4"]
+
+
+def test_an_end_counts_where_it_cannot_be_kept(runs: Runs, redis: FakeRedis) -> None:
+    # Given a key of another type in place of the index
+    redis.set(ended_runs_key(), "rubbish")
+
+    # When a run ends
+    end(runs, JobStatus.FAILED, "42")
+
+    # Then it has ended, and that is to be reported
+    assert runs.store.load("42").end == End(JobStatus.FAILED, {"error": "no"})
+    assert redis.zscore("synapse:outbox", "42") is not None
+
+
+def test_maintenance_forgets_what_ended_long_ago(
+    services: FakeServices, redis: FakeRedis, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given runs that ended more than a week ago, more than are forgotten at once, and later ones
+    monkeypatch.setattr(maintenance, "services", lambda: services)
+    monkeypatch.setattr(redis, "memory_usage", lambda _key: 0)
+    services.settings = SimpleNamespace(
+        worker_ended_logs_max_mb=1,
+        worker_ended_logs_max_age_seconds=WEEK,
+        worker_dead_letters_max_mb=1,
+        worker_dead_letters_max_age_seconds=WEEK,
+        worker_ended_runs_max_age_seconds=WEEK,
+    )
+    monkeypatch.setattr(ended_runs, "FORGOTTEN_AT_ONCE", 3)
+    old = [str(number) for number in range(8)]
+    end(services.runs, JobStatus.FAILED, *old)
+    redis.rpush(failed_tasks_key("1"), 5)
+    clock.forward(WEEK - 60)
+    end(services.runs, JobStatus.SUCCEEDED, "young")
+    clock.forward(120)
+
+    # When maintenance removes what is old
+    maintenance.remove_old()
+
+    # Then nothing is left of them, and the later ones are kept
+    assert listed(redis) == ["young"]
+    assert redis.zcard(ended_runs_key("FAILED")) == 0
+    assert sorted(redis.keys("synapse:ended*")) == [
+        "synapse:ended",
+        "synapse:ended:SUCCEEDED",
+        "synapse:ended:{young}",
+    ]
+
+
+def test_a_new_run_of_a_job_takes_the_place_of_the_ended_one(runs: Runs, redis: FakeRedis) -> None:
+    # Given an ended run with a failed task, whose own keys have expired
+    end(runs, JobStatus.FAILED, "42")
+    redis.rpush(failed_tasks_key("42"), 5)
+    redis.delete(*redis.keys("synapse:jobs:*"))
+
+    # When a message for the job comes again
+    accept(runs, "42")
+
+    # Then nothing of the earlier run is mixed with the new one
+    assert redis.keys("synapse:ended*") == []
+    runs.finish("42", End(JobStatus.SUCCEEDED, {}))
+    assert listed(redis) == ["42"]
+
+
+def test_an_ended_run_is_read_without_a_message() -> None:
+    run = EndedRun.from_json("42", '{"status": "FAILED"}')
+
+    assert run is not None
+    assert (run.arguments, run.project) == ({}, None)
+
+
+def test_the_index_is_written_by_the_script_that_ends_the_run(
+    runs: Runs, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an accepted run
+    accept(runs, "42")
+    calls: list[object] = []
+    execute = fakeredis.FakeRedis.execute_command
+
+    def count(self: FakeRedis, *arguments: object, **options: object) -> object:
+        calls.append(arguments[0])
+        return execute(self, *arguments, **options)
+
+    # When its end is written
+    runs.store.finish("1", End(JobStatus.SUCCEEDED, {}))  # the script is loaded
+    monkeypatch.setattr(fakeredis.FakeRedis, "execute_command", count)
+    runs.store.finish("42", End(JobStatus.SUCCEEDED, {}))
+
+    # Then that is one call
+    assert calls == ["EVALSHA"]
+    assert redis.zcard(ended_runs_key()) == 1

@@ -1,0 +1,115 @@
+"""What the page shows beside the runs: read when a browser asks for it, at the cost of a few commands.
+
+All of it is synchronous and called in threads. Texts that others wrote come out cleaned.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from redis import Redis
+
+from shared.channels import job_key
+from shared.messages import DeployMessage
+from shared.redis_url import is_redis_url, read_redis_url
+from worker.broker.config import QUEUES
+from worker.broker.queues import DEFAULT_QUEUE, held_messages, queue_lengths
+from worker.console.agents_and_workers import MAX_REASON_CHARS, AgentsAndWorkers
+from worker.console.live_runs import read_change
+from worker.platform import clean, redact, shorten
+from worker.pre_processor.waitlist import Waitlist, waiting_runs
+from worker.runs.progress import Progress, proportions_of
+from worker.runs.store import RunStore, UnreadableRunError
+from worker.settings import Settings
+from worker.to_task.ledger import RedisLedger
+from worker.workflow.dead_letters import DeadLetters
+
+MAX_DEAD_LETTERS: Final = 100
+Json = dict[str, Any]
+
+
+class Overview:
+    """Reads Redis, asks agents and workers."""
+
+    def __init__(self, redis: "Redis", broker_url: str, settings: Settings | None) -> None:
+        """`settings`: those of a worker, where they are known; without them nobody but Redis is asked."""
+        self._redis = redis
+        self._broker_url = broker_url
+        self._settings = settings
+        cluster = AgentsAndWorkers(settings)
+        self.deployments, self.workers = cluster.deployments, cluster.workers
+
+    def run(self, job: str) -> Json | None:
+        """One run: its record, the progress of its steps, and its failed tasks; None for an unknown one."""
+        record = self._redis.hgetall(job_key(job))
+        if not record:
+            return None
+        found: Json = {"values": read_change(record), "progress": [], "failures": []}
+        with suppress(LookupError, UnreadableRunError):
+            run = RunStore(self._redis).load(job)
+            proportions = proportions_of(run.message)
+            is_complete = record.get("status") == "SUCCEEDED"
+            snapshot = Progress(self._redis).snapshot(job, proportions, is_complete=is_complete)
+            steps: Mapping[str, Json] = snapshot.progress["record"]["steps"]
+            found["progress"] = [{"name": name, "percent": step["percent"]} for name, step in steps.items()]
+            found["failures"] = [
+                {"task": failure.task_id, "error": shorten(failure.error, MAX_REASON_CHARS)}
+                for failure in RedisLedger(self._redis, job).failures()
+            ]
+        return found
+
+    def waiting(self) -> list[Json]:
+        """The waiting lists of pre-processors, and how far the deployment of each has come."""
+        found = []
+        for name, count in waiting_runs(self._redis).items():
+            waitlist = Waitlist(self._redis, name)
+            dispatch = waitlist.dispatch()
+            found.append(
+                {
+                    "release": name.target.release,
+                    "agent": name.agent,
+                    "tenant": name.tenant,
+                    "count": count,
+                    "until": waitlist.earliest_deadline(),
+                    "dispatch": None
+                    if dispatch is None
+                    else {
+                        "state": dispatch.state.value,
+                        "job": dispatch.job,
+                        "since": dispatch.sent_at or dispatch.claimed_at,
+                        "failure": shorten(clean(dispatch.failure or ""), MAX_REASON_CHARS),
+                    },
+                }
+            )
+        return found
+
+    def dead_letters(self) -> Json:
+        """The latest dead letters, without their bodies, which may hold what nobody should see."""
+        letters = DeadLetters(self._redis)
+        latest = [
+            {
+                "id": letter.id,
+                "time": letter.time,
+                "task": shorten(redact(letter.task), 200),
+                "job": letter.job,
+                "reason": shorten(redact(letter.reason), MAX_REASON_CHARS),
+            }
+            for letter in letters.latest(MAX_DEAD_LETTERS)
+        ]
+        return {"count": letters.count(), "letters": latest}
+
+    def queues(self) -> Json:
+        """How many messages wait, are delayed and are held; empty for a broker that is no Redis."""
+        if not is_redis_url(self._broker_url):
+            return {"queues": [], "held": None}
+        agent = self._settings.worker_agent if self._settings else None
+        names = [*QUEUES, *([f"{DeployMessage.queue}.{agent}"] if agent else []), DEFAULT_QUEUE]
+        address = read_redis_url(self._broker_url)
+        with address.client(socket_timeout=5, socket_connect_timeout=3) as broker:
+            lengths = queue_lengths(broker, names, address.global_keyprefix)
+            held = held_messages(broker, address.global_keyprefix)
+        queues = [
+            {"name": name, "waiting": waiting, "delayed": delayed}
+            for name, (waiting, delayed) in lengths.items()
+        ]
+        return {"queues": queues, "held": held}
