@@ -15,6 +15,12 @@ from celery.worker.control import Panel
 from fakeredis import FakeRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+# Registered before the apps of these tests: what is imported later would find their names taken.
+import worker.deploy.tasks
+import worker.logs.tasks
+import worker.pre_processor.tasks
+import worker.to_task.tasks
+import worker.workflow.control  # noqa: F401
 from shared.channels import logs_history
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher
