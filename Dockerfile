@@ -36,6 +36,8 @@ CMD ["python", "-m", "worker.sandbox.backend"]
 
 FROM runtime AS worker
 COPY --from=build /installed /usr/local
+# Of Flower, which reads it in its working folder.
+COPY flowerconfig.py ./
 # A worker that has lost its broker is healthy: it connects again by itself.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=60s CMD ["synapse-worker", "live"]
 CMD ["celery", "-A", "worker", "worker", "-Q", "deploy,to_task,annotate,logs,control", "--pool", "threads"]

@@ -9,7 +9,7 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 # Two processes, for these tests mostly wait; which tests stay together says tests/conftest.py.
 IN_GROUPS = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test integration pythons test-all chaos deployment examples unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
+.PHONY: help setup demo test integration pythons test-all chaos deployment browser examples unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
 # Tests share the machine's cores and its Ray: one target at a time, also with -j.
 .NOTPARALLEL:
 
@@ -54,7 +54,7 @@ test: lint docs  ## Lint, pages, unit tests with coverage and integration tests 
 	@$(BIN)/pytest tests/unit -n auto --cov --cov-report=
 	@$(MAKE) --no-print-directory integration
 
-integration: $(DEPLOYMENT)  ## Integration tests alone: real Redis, Celery and Ray
+integration: $(STAMP)  ## Integration tests alone: real Redis, Celery and Ray
 	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration $(IN_GROUPS) --durations 10
 
 chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=… repeats a run
@@ -65,7 +65,11 @@ chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=
 		-m "chaos or not chaos" -v -rA --durations 20
 
 deployment: $(DEPLOYMENT)  ## Check Dockerfile, compose file and chart, and run their commands and health checks
-	@$(BIN)/pytest tests/integration/deployment -rs
+	@$(BIN)/pytest tests/integration/deployment -m "deployment or not deployment" -rs
+
+browser: $(STAMP)  ## The live page and Flower in a real Chromium: every view, size and colour scheme
+	@$(BIN)/pytest tests/integration/console tests/integration/monitoring/test_flower.py \
+		-m "browser or not browser" -rs
 
 examples: $(STAMP)  ## Deploy every release under examples/plugins on a real Ray, and call it
 	@$(BIN)/pytest tests/integration/workflows/test_examples.py -m examples
@@ -73,7 +77,7 @@ examples: $(STAMP)  ## Deploy every release under examples/plugins on a real Ray
 pythons: $(STAMP)  ## Unit tests on each newer Python that is found, integration tests on the newest
 	@$(BIN)/python -m tools.pythons
 
-test-all: test chaos examples sdk pythons  ## Everything: these five, each part where what it needs is found
+test-all: test chaos examples sdk deployment browser pythons  ## Everything: these, each part where what it needs is found
 
 bench: $(STAMP)  ## Measure, as ratios against bare loops and libraries; a table, JSON and a picture
 bench-quick: $(STAMP)  ## What has a goal, with small counts: under three minutes

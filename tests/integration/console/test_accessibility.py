@@ -22,7 +22,9 @@ def jobs(harness: ConsoleHarness) -> Iterator[dict[str, str]]:
     harness.stop(waiting)
 
 
-ADDRESSES = ["runs", "runs/{failed}", "runs/{waiting}", "waiting", "deployments", "letters", "queues"]
+OTHERS = ("runs/{failed}", "runs/{waiting}", "waiting", "deployments", "letters", "queues")
+ADDRESSES = ["runs", *(pytest.param(address, marks=pytest.mark.browser) for address in OTHERS)]
+"""The first one stands for all in `make test`; so do a phone and the dark scheme."""
 
 
 def show(visitor: Visitor, address: str, jobs: dict[str, str], **options: Any) -> Page:
@@ -34,8 +36,8 @@ def show(visitor: Visitor, address: str, jobs: dict[str, str], **options: Any) -
     return page
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", ["phone", "desktop"])
+@pytest.mark.parametrize("scheme", ["dark", pytest.param("light", marks=pytest.mark.browser)])
+@pytest.mark.parametrize("size", ["phone", pytest.param("desktop", marks=pytest.mark.browser)])
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_axe_finds_nothing(
     visitor: Visitor, jobs: dict[str, str], address: str, size: str, scheme: Any
