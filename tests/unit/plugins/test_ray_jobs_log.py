@@ -53,8 +53,8 @@ class Head(BaseHTTPRequestHandler):
         with self.log.open("rb") as file:
             file.seek(start)
             while chunk := file.read(MB):
+                type(self).sent += len(chunk)  # before the reader may have it
                 self.wfile.write(chunk)
-                type(self).sent += len(chunk)
 
     def _answer(self, status: int, content: bytes) -> None:
         self.send_response(status)
