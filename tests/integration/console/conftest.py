@@ -1,13 +1,12 @@
 """A sandbox without Ray, a worker, the live page, and the Chromium of this machine."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Error, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
+from tests.harness.browser import chromium
 from tests.integration.console.console_harness import ConsoleHarness
 
 expect.set_options(timeout=60_000)  # milliseconds that a busy machine may take
@@ -25,20 +24,11 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsoleHarness
         harness.close()
 
 
-@pytest.fixture(scope="session")
+# For a module: after it come tests with event loops, or a Chromium, of their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    with sync_playwright() as playwright:
-        # As root Chromium has no sandbox of its own; the pages are ours.
-        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
-        try:
-            browser = playwright.chromium.launch(executable_path=program, args=arguments)
-        except Error as error:
-            pytest.skip(f"Chromium does not start: {error.message.splitlines()[0]}")
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 class Visitor:
