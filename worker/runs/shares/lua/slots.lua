@@ -63,6 +63,7 @@ if redis.call('ZSCORE', slots, holder) or are_free() then
   redis.call('ZADD', slots, time + BEGUN, holder)
   redis.call('ZREM', waiting, holder)
   redis.call('HDEL', messages, holder)
+  if are_runs and redis.call('HDEL', KEYS[6], 'waiting_for') == 1 then publish_change(KEYS[6], {waiting_for = ''}) end
   return 'has'
 end
 local run, record, command, list, message, waiting_for = KEYS[5], KEYS[6], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
@@ -70,5 +71,7 @@ if message == '' then return 'full' end
 redis.call('ZADD', waiting, 'NX', time, holder)
 redis.call('HSET', messages, holder, cjson.encode({run = run, command = command, list = list, message = message}))
 redis.call('SADD', tenants, tenant)
-if waiting_for ~= '' and run_open(run) then redis.call('HSET', record, 'waiting_for', waiting_for) end
+if waiting_for ~= '' and run_open(run) and redis.call('HSET', record, 'waiting_for', waiting_for) == 1 then
+  publish_change(record, {waiting_for = waiting_for, waiting_since = now_seconds()})
+end
 return 'waits'
