@@ -8,6 +8,7 @@
 --          -> 'has' a slot, 'full', or 'waits'
 --   free   holder
 --   hand_out
+--   publish, where slots are not limited any more: so many messages that wait, which take none
 local slots, waiting, messages, tenants = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local operation, tenant, most, are_runs, holder = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1', ARGV[5]
 local time = now()
@@ -28,20 +29,26 @@ local function drop_gone()
   end
 end
 
+-- Publish the message of the one that has waited longest. Returns whether there was one, and its name if its run lives.
+local function publish_next()
+  local name = redis.call('ZRANGE', waiting, 0, 0)[1]
+  if not name then
+    redis.call('SREM', tenants, tenant)
+    return false
+  end
+  local waits = cjson.decode(redis.call('HGET', messages, name))
+  redis.call('ZREM', waiting, name)
+  redis.call('HDEL', messages, name)
+  if not run_open(waits.run) then return true end
+  redis.call(waits.command, waits.list, waits.message)
+  return true, name
+end
+
 local function hand_out()
   while are_free() do
-    local name = redis.call('ZRANGE', waiting, 0, 0)[1]
-    if not name then
-      redis.call('SREM', tenants, tenant)
-      return
-    end
-    local waits = cjson.decode(redis.call('HGET', messages, name))
-    redis.call('ZREM', waiting, name)
-    redis.call('HDEL', messages, name)
-    if run_open(waits.run) then
-      redis.call('ZADD', slots, time + PUBLISHED, name)
-      redis.call(waits.command, waits.list, waits.message)
-    end
+    local found, name = publish_next()
+    if not found then return end
+    if name then redis.call('ZADD', slots, time + PUBLISHED, name) end
   end
 end
 
@@ -52,6 +59,11 @@ if operation == 'free' then
 elseif operation == 'hand_out' then
   drop_gone()
   hand_out()
+  return
+elseif operation == 'publish' then
+  for _ = 1, most do
+    if not publish_next() then return end
+  end
   return
 end
 
