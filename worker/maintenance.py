@@ -34,9 +34,10 @@ STOP_TIMEOUT_SECONDS = 10.0
 def sweep() -> int:
     """Publish again the messages of runs, waiting lists and rejected jobs whose heartbeat is overdue.
 
-    Returns how many there were.
+    Returns how many there were. Those that wait for a share of which the limit was taken off go on, too.
     """
     runs = services().runs
+    runs.shares.publish_waiting()
     members = runs.heartbeats.overdue()
     for member in members:
         log.warning("heartbeat overdue", member=member)

@@ -73,7 +73,8 @@ class Guard:
         await (rejection or self._app)(scope, receive, send_with_headers)
 
     def _rejection(self, request: Request) -> Response | None:
-        path = request.url.path
+        # As it is routed. That of `request.url` is made of the request's host as well, whatever that holds.
+        path = request.scope["path"]
         if path in ("/live", "/ready"):
             return None  # a probe names whatever host it likes, and learns nothing
         if not self._is_own_host(request.headers.get("host", "")):

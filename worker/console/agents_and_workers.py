@@ -28,6 +28,7 @@ class AgentsAndWorkers:
     def __init__(self, settings: Settings | None) -> None:
         """`settings`: those of a worker; without them nobody is asked."""
         self._settings = settings
+        self._known_clients: tuple[BackendClient, Agents] | None = None
         self.deployments = shared_answer(SECONDS_KEPT, self._ask_agents)
         self.workers = shared_answer(SECONDS_KEPT, self._ask_workers)
 
@@ -65,26 +66,29 @@ class AgentsAndWorkers:
         return {"deployments": found, "problem": problem}
 
     def _agents(self, settings: Settings) -> Iterable[tuple[int | str, AgentClient]]:
-        def backend(tenant: str | None) -> BackendClient:
-            token = settings.synapse_access_token.get_secret_value()
-            retries = RetryPolicy(max_retry_after=1.0)
-            return BackendClient(
-                settings.synapse_host, token, tenant=tenant, timeout=DEPENDENCY_TIMEOUT, retries=retries
-            )
-
-        agents, tenant = Agents(settings, backend, StreamLimits()), settings.synapse_tenant
+        backend, agents = self._clients(settings)
         if settings.worker_agent is not None:
             ids: list[int] = [settings.worker_agent]
         elif settings.synapse_agent_url is not None:
             ids = [0]  # the one that is configured, whatever its id
         else:
-            with backend(tenant) as client:
-                shown = [agent.get("id") for agent in client.list_agents()["results"]]
+            shown = [agent.get("id") for agent in backend.list_agents()["results"]]
             ids = [id_ for id_ in shown if isinstance(id_, int)][:MAX_AGENTS]
         for id_ in ids:
-            client_of_agent = agents.client(id_, tenant)
+            client_of_agent = agents.client(id_, settings.synapse_tenant)
             if client_of_agent is not None:
                 yield id_ or "", client_of_agent
+
+    def _clients(self, settings: Settings) -> tuple[BackendClient, Agents]:
+        """The client of the backend, and those of the agents: made once, for each has its own connections."""
+        if self._known_clients is None:
+            token, tenant = settings.synapse_access_token.get_secret_value(), settings.synapse_tenant
+            retries = RetryPolicy(max_retry_after=1.0)
+            backend = BackendClient(
+                settings.synapse_host, token, tenant=tenant, timeout=DEPENDENCY_TIMEOUT, retries=retries
+            )
+            self._known_clients = backend, Agents(settings, lambda _: backend, StreamLimits())
+        return self._known_clients
 
 
 def _worker(name: str, queues: Any, stats: Any) -> Json:

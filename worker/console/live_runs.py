@@ -112,8 +112,12 @@ class LiveRuns:
                 del values[name]
         if values.get("status") == "SUCCEEDED":
             values["overall"] = 100.0
+        was_known = run.is_known
         self._note_step(run, values)
         self._store(run, values)
+        if run.is_known and not was_known:
+            # Nobody was sent what was heard of it before.
+            run.changed_in = dict.fromkeys(run.values, self.version)
         (self._unknown.discard if run.is_known else self._unknown.add)(job)
         self._count(run, values, now)
 
@@ -137,7 +141,9 @@ class LiveRuns:
         for run in reversed(self._runs.values()):
             changed = {name: run.values[name] for name, at in run.changed_in.items() if at > version}
             if not changed:
-                break
+                if run.changed_in:
+                    break
+                continue  # of this one nothing is known yet
             if run.is_known:
                 found[run.job] = changed
         for job, at in reversed(self._removed.items()):

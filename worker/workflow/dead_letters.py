@@ -21,8 +21,8 @@ from worker.workflow.validation import readable_job
 log = structlog.get_logger(__name__)
 
 PAGE = 100
-TRIMMED_PAGE = 10
-"""Letters that are removed at once when all take too much; each may be large."""
+SMALL_PAGE = 10
+"""Letters that are removed at once when all take too much, or shown; each may be large."""
 TRIMMED_SHARE = 0.9
 """To what share of their limit the letters are trimmed."""
 
@@ -116,11 +116,16 @@ class DeadLetters:
                 yield _letter(id_, fields)
             after = f"({page[-1][0]}"
 
-    def latest(self, limit: int) -> list[DeadLetter]:
-        """The letters that came last, the newest first."""
-        return [
-            _letter(id_, fields) for id_, fields in self._redis.xrevrange(dead_letters_key(), count=limit)
-        ]
+    def latest(self, limit: int) -> Iterator[DeadLetter]:
+        """The letters that came last, the newest first, read by few because bodies may be large."""
+        before = "+"
+        while limit > 0:
+            page = self._redis.xrevrange(dead_letters_key(), before, "-", count=min(limit, SMALL_PAGE))
+            for id_, fields in page:
+                yield _letter(id_, fields)
+            if len(page) < SMALL_PAGE:
+                return
+            before, limit = f"({page[-1][0]}", limit - len(page)
 
     def count(self) -> int:
         """How many there are."""
@@ -154,7 +159,7 @@ class DeadLetters:
         if self._bytes() > max_bytes:
             # Some more than needed, so that not every letter that comes has another one removed.
             while self._bytes() > max_bytes * TRIMMED_SHARE:
-                page = self._redis.xrange(dead_letters_key(), "-", "+", count=TRIMMED_PAGE + 1)
+                page = self._redis.xrange(dead_letters_key(), "-", "+", count=SMALL_PAGE + 1)
                 if len(page) < 2:
                     break
                 jobs |= self._remove(page[:-1])

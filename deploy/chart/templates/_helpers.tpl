@@ -112,6 +112,11 @@ env:
   {{- end }}
   {{- range $setting, $value := .Values.settings }}
   - name: {{ $setting }}
+    {{- /* Helm reads a number as a float, and would write a million as 1e+06, which is no whole number to a worker. */}}
+    {{- if and (kindIs "float64" $value) (eq (floor $value) $value) }}
+    value: {{ printf "%.0f" $value | quote }}
+    {{- else }}
     value: {{ $value | toString | quote }}
+    {{- end }}
   {{- end }}
 {{- end -}}

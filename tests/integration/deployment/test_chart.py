@@ -153,6 +153,8 @@ def test_secrets_are_files_that_are_mounted(manifests: list[Manifest]) -> None:
     [
         ({}, "SYNAPSE_HOST"),
         ({"settings": {"SYNAPSE_HOST": "https://x", "SYNAPSE_ACCESS_TOKEN": "x"}}, "SYNAPSE_ACCESS_TOKEN"),
+        ({"settings": {"SYNAPSE_HOST": "https://x", "WORKER_WEBHOOK_SECRET": "x"}}, "WORKER_WEBHOOK_SECRET"),
+        ({"settings": {"SYNAPSE_HOST": "https://x", "WORKER_CONSOLE_TOKEN": "x"}}, "WORKER_CONSOLE_TOKEN"),
         ({**NEEDED, "image": {"tag": "latest"}}, "tag"),
         ({**NEEDED, "roles": {"control": {"replicas": 0}}}, "control"),
         ({**NEEDED, "roles": {"logs": {"scaling": {"minReplicas": 0}}}}, "logs"),
@@ -166,6 +168,19 @@ def test_values_that_would_not_work_are_rejected(values: dict[str, Any], why: st
 
     with pytest.raises(helm.HelmError, match=why):
         render(values)
+
+
+def test_numbers_are_written_as_a_worker_reads_them() -> None:
+    # Given a large whole number, which Helm's own text of a number would have an exponent of, and others
+    settings = {"WORKER_STREAM_MAX_BYTES": 52_428_800, "WORKER_PLUGIN_TIMEOUT_SECONDS": 0.5}
+
+    manifests = render({"settings": {**NEEDED["settings"], **settings, "WORKER_REDIS_PREFIX": "1e6"}})
+
+    # Then pods have them as they were given
+    (container,) = pod_specs(manifests)["annotate"]["containers"]
+    found = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert {name: found[name] for name in settings} == {name: str(value) for name, value in settings.items()}
+    assert found["WORKER_REDIS_PREFIX"] == "1e6"
 
 
 def test_a_worker_has_the_time_that_a_step_may_take(manifests: list[Manifest]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 from starlette.applications import Starlette
+from starlette.datastructures import URL
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -152,3 +153,24 @@ def test_every_answer_keeps_foreign_code_out(new_client: NewClient) -> None:
 
 def test_probes_need_no_token_and_no_host(new_client: NewClient) -> None:
     assert new_client(TOKEN).get("/live", headers={"Host": "pod-7.cluster"}).text == "done"
+
+
+@pytest.mark.parametrize("path", ["/li%09ve", "/lo%0Agin"])
+def test_what_only_reads_like_an_open_path_needs_a_token(new_client: NewClient, path: str) -> None:
+    # Given paths that are an open one once a URL was made of them and read
+    # Then they are no open ones
+    assert new_client(TOKEN).get(path).status_code == 401
+
+
+@pytest.mark.parametrize("host", ["x/live?", "x/live#", "localhost/login?"])
+def test_a_path_in_the_host_opens_nothing(
+    new_client: NewClient, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    # Given a URL that is made of the host as it came, as Starlette 1.0 does
+    monkeypatch.setattr(Request, "url", property(lambda request: URL(f"http://{host}{request['path']}")))
+
+    # When the path of a page that needs no token stands in the host
+    answer = new_client(TOKEN).get("/api/stop", headers={"Host": host})
+
+    # Then the page behind it is not shown
+    assert answer.status_code == 421

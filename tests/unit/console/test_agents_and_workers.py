@@ -1,13 +1,15 @@
 """What agents and workers answer, as the page shows it."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from pydantic import SecretStr
 
 from worker.console import agents_and_workers
 from worker.console.agents_and_workers import AgentsAndWorkers, shared_answer
-from worker.platform import ClientConnectionError
+from worker.platform import AgentClient, ClientConnectionError
 from worker.settings import Settings
 
 
@@ -98,3 +100,31 @@ def test_answer_is_shared_by_those_who_ask_soon() -> None:
     answer = shared_answer(60.0, lambda: asked.append(1) or len(asked))  # type: ignore[func-returns-value]
 
     assert (answer(), answer(), len(asked)) == (1, 1, 1)
+
+
+def test_agents_are_asked_by_the_same_client_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a configured agent, and each answer for one question alone
+    asked: list[AgentClient] = []
+
+    def applications(client: AgentClient) -> dict[str, Any]:
+        asked.append(client)
+        return {"results": []}
+
+    monkeypatch.setattr(AgentClient, "list_serve_applications", applications)
+    monkeypatch.setattr(agents_and_workers, "SECONDS_KEPT", 0.0)
+    settings = Settings(
+        synapse_host="http://backend",
+        synapse_access_token=SecretStr("worker-token"),
+        plugins_dir=Path(),
+        synapse_agent_url="http://agent",
+        synapse_agent_token=SecretStr("agent-token"),
+    )
+    overview = AgentsAndWorkers(settings)
+
+    # When they are asked again and again, as a page does that is open
+    for _ in range(3):
+        assert overview.deployments() == {"deployments": [], "problem": ""}
+
+    # Then no client with connections of its own is left of each time
+    assert len(asked) == 3
+    assert len({id(client) for client in asked}) == 1

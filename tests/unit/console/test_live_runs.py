@@ -82,6 +82,33 @@ def test_run_without_its_record_is_not_shown() -> None:
     assert runs.snapshot()["9"]["overall"] == 50.0
 
 
+def test_what_was_heard_before_the_record_is_sent_with_it() -> None:
+    # Given a browser that has seen all, and a run of which only changes were heard
+    runs = runs_with("1")
+    runs.apply("2", {"message": "waits", "overall": "10"}, 1001.0)
+    known = runs.version
+
+    # When its record is read
+    runs.apply("2", {**RECORD, "overall": "10"}, 1002.0, is_record=True)
+
+    # Then the browser gets what was heard before, too
+    sent = runs.changes_since(known)["2"]
+    assert sent is not None
+    assert (sent["message"], sent["overall"], sent["plugin"]) == ("waits", 10.0, "digits@1.0.0")
+
+
+def test_run_of_which_nothing_is_known_hides_no_other() -> None:
+    # Given a change of a run
+    runs = runs_with("1")
+    known = runs.version
+    runs.apply("1", {"status": "RUNNING"}, 1001.0)
+
+    # When only what a newer release publishes is heard of another one
+    runs.apply("2", {"of_a_newer_release": "1"}, 1001.0)
+
+    assert runs.changes_since(known) == {"1": {"status": "RUNNING"}}
+
+
 def test_removed_run_is_said_to_be_gone() -> None:
     runs = runs_with("1")
     known = runs.version

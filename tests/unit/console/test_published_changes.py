@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from fakeredis import FakeRedis
 
 from shared.channels import job_key
-from shared.messages import DeployMessage
+from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.runs.example_workflow import FIRST, SECOND, VISIBILITY_TIMEOUT
@@ -16,14 +17,32 @@ from tests.unit.to_task.world import World
 from worker.console.live_runs import LiveRuns, read_change
 from worker.pre_processor.waitlist import DISPATCH, Waitlist, WaitlistName, waiting_deadlines
 from worker.runs.keys import changes_channel
-from worker.runs.model import STOPPED, End, Step
+from worker.runs.model import STOPPED, End, Step, Suspend
 from worker.runs.runs import Runs, Timing
+from worker.runs.shares.tenants import ShareLimits
+from worker.runs.store import CollectedMessage
 from worker.to_task.clients import EventLoopThread
 from worker.workflow.capacity import CapacityWaitlist
 from worker.workflow.dead_letters import DeadLetters
 
 JOB = "42"
 NAME = WaitlistName("", 1, "digits", "1.0.0")
+
+
+class CollectingPublisher(RecordingPublisher):
+    """Gives what is published to a script."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._collected: list[CollectedMessage] = []
+
+    def publish(self, *_: Any, **__: Any) -> None:
+        self._collected.append(CollectedMessage(("to_task", ""), "LPUSH", "{}"))
+
+    @contextmanager
+    def collecting(self) -> Iterator[list[CollectedMessage]]:
+        self._collected = []
+        yield self._collected
 
 
 class Listener:
@@ -151,6 +170,30 @@ def test_repeated_look_of_a_run_that_waits_is_no_change(
     # When it looks again, then nothing is published
     CapacityWaitlist(redis, None, 1).look(JOB, place.came_at)
     assert listener.messages() == []
+
+
+def test_wait_for_the_share_of_a_tenant_is_heard_and_its_end(redis: FakeRedis, listener: Listener) -> None:
+    # Given a tenant that has as many runs as it may have
+    timing, limits = Timing(VISIBILITY_TIMEOUT), ShareLimits(runs=1)
+    runs = Runs(redis, CollectingPublisher(), timing, share_limits=limits)
+    fields = {"name": "n", "project": 1, "agent": 1, "target_specification_name": "s"}
+    for job in ("1", JOB):
+        message = {"job": job, "plugin": "digits@1.0.0", "params": fields}
+        runs.store.accept(ToTaskMessage.model_validate(message), "to_task")
+    first, waits = runs.store.load("1"), runs.store.load(JOB)
+    assert runs.shares.take_run(first, FIRST) is None
+
+    # When another one waits
+    assert runs.shares.take_run(waits, FIRST) == Suspend()
+
+    # Then it is heard for what it waits, and later that it goes on
+    heard = [change for change in listener.messages() if change["job"] == JOB and "waiting_for" in change]
+    assert [change["waiting_for"] for change in heard] == [redis.hget(job_key(JOB), "waiting_for")]
+    runs.finish("1", STOPPED)
+    listener.messages()
+    assert runs.shares.take_run(waits, FIRST) is None
+    assert [change["waiting_for"] for change in listener.messages()] == [""]
+    assert not redis.hget(job_key(JOB), "waiting_for")
 
 
 def test_what_a_run_says_of_its_wait_is_heard(runs: Runs, listener: Listener) -> None:

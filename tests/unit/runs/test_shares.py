@@ -319,3 +319,36 @@ def test_nobody_looks_at_tenants_of_which_nothing_waits(chunks: Shared, redis: F
         chunks.end_chunk(each)
 
     assert redis.smembers(tenants_key(Share.CHUNKS)) == set()
+
+
+@pytest.mark.parametrize("share", ["chunks", "runs"])
+def test_what_waits_goes_on_once_the_limit_is_taken_off(redis: FakeRedis, clock: Clock, share: str) -> None:
+    # Given a chunk or a run that waits, and one of a run that has ended
+    limited, one_of_each = Shared(redis, **{share: 1}), ["1", "2", "3"]
+    for run in [limited.run(job, "acme") for job in one_of_each]:
+        clock.forward(1)
+        if share == "runs":
+            limited.runs.shares.take_run(run, INITIALIZE)
+        else:
+            limited.begin_chunk(run, 0)
+    limited.runs.store.finish("2", DONE)
+
+    # When the workers are started without the limit
+    shared = Shared(redis)
+    shared.runs.shares.hand_out()
+    assert shared.published("to_task") + shared.published() == []
+    shared.runs.shares.publish_waiting()
+
+    # Then it goes on, and nothing is left of those that waited
+    published = shared.published("to_task") if share == "runs" else shared.published()
+    assert [job for job, _ in published] == ["3"]
+    assert redis.keys("*tenants*") == [f"synapse:tenants:{share}:slots:acme"]
+
+
+def test_what_waits_for_a_limited_share_stays(two_runs: Shared) -> None:
+    for job in "123":
+        two_runs.runs.shares.take_run(two_runs.run(job, "acme"), INITIALIZE)
+
+    two_runs.runs.shares.publish_waiting()
+
+    assert two_runs.published("to_task") == []

@@ -344,3 +344,25 @@ def test_run_that_stands_at_an_unknown_step_ends_failed(
     # Then it is a dead letter, and the run ends if it stands still
     assert [letter["reason"] for letter in letters(redis)] == [UNKNOWN_STEP]
     assert redis.hget(job_key("42"), "status") == status
+
+
+def test_the_latest_letters_are_read_by_few(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given more letters than are read at once, which may all be large
+    for number in range(25):
+        DeadLetters(redis).add("deploy", "{}", str(number))
+    read: list[int] = []
+    xrevrange = redis.xrevrange
+
+    def counted(*args: Any, **options: Any) -> Any:
+        found = xrevrange(*args, **options)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(redis, "xrevrange", counted)
+
+    # When the latest ones are asked for
+    latest = DeadLetters(redis).latest(23)
+
+    # Then they come, the last one first, and few are in memory at a time
+    assert [letter.reason for letter in latest] == [str(number) for number in range(24, 1, -1)]
+    assert max(read) <= 10

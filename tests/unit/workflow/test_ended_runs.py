@@ -70,6 +70,40 @@ def test_a_run_that_a_stop_ended_before_it_began_is_listed(runs: Runs, redis: Fa
     assert listed(redis, JobStatus.STOPPED) == ["42"]
 
 
+def test_a_late_copy_that_starts_nothing_leaves_what_is_kept(runs: Runs, redis: FakeRedis) -> None:
+    # Given a run that has ended, with a failed task, and whose keys have expired
+    accept(runs, "42")
+    runs.store.mark_running("42")
+    redis.rpush(failed_tasks_key("42"), 7)
+    end(runs, JobStatus.FAILED, "42")
+    redis.delete(*redis.keys("synapse:jobs:*"))
+
+    # When its message comes once more, and the job has ended at the backend
+    accept(runs, "42")
+    runs.store.mark_reported("42")
+    runs.store.finish("42", End(JobStatus.FAILED, {}))
+
+    # Then it can be retried still
+    assert listed(redis, JobStatus.FAILED) == ["42"]
+    assert EndedRuns(redis).failed_tasks("42", 0, 10) == [7]
+
+
+def test_another_run_of_the_job_takes_the_place_of_the_first(runs: Runs, redis: FakeRedis) -> None:
+    # Given a run that has ended, with a failed task, and whose keys have expired
+    accept(runs, "42")
+    redis.rpush(failed_tasks_key("42"), 7)
+    end(runs, JobStatus.FAILED, "42")
+    redis.delete(*redis.keys("synapse:jobs:*"))
+
+    # When another one of the same job ends before it was RUNNING
+    end(runs, JobStatus.STOPPED, "42")
+
+    # Then nothing of the first is left
+    assert (listed(redis, JobStatus.FAILED), listed(redis)) == ([], ["42"])
+    assert redis.zscore(ended_runs_key(JobStatus.FAILED), "42") is None
+    assert EndedRuns(redis).count_failed_tasks("42") == 0
+
+
 def test_a_job_that_had_ended_at_the_backend_is_not_listed(runs: Runs, redis: FakeRedis) -> None:
     # Given a job whose message comes when it has ended at the backend, so that nothing of it runs
     accept(runs, "42")
@@ -194,8 +228,9 @@ def test_a_new_run_of_a_job_takes_the_place_of_the_ended_one(runs: Runs, redis: 
     redis.rpush(failed_tasks_key("42"), 5)
     redis.delete(*redis.keys("synapse:jobs:*"))
 
-    # When a message for the job comes again
+    # When a message for the job comes again, and its run begins
     accept(runs, "42")
+    runs.store.mark_running("42")
 
     # Then nothing of the earlier run is mixed with the new one
     assert redis.keys("synapse:ended*") == []

@@ -3,8 +3,6 @@
 -- Returns 'known', 'stopped' or 'accepted'.
 if run_exists(KEYS[1]) then return 'known' end
 local now = now_seconds()
--- The keys of an earlier run of this job have expired; what is kept of it would be mixed with this one.
-if is_kept(KEYS[2]) then forget_ended_run(KEYS[2]) end
 redis.call('HSET', KEYS[1], RUN.message, ARGV[1], RUN.queue, ARGV[4], RUN.position, 0)
 if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], RUN.priority, ARGV[6]) end
 redis.call('HSET', KEYS[2], 'action', ARGV[2], 'plugin', ARGV[3], 'status', 'PENDING', 'step', '',

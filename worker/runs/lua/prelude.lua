@@ -142,7 +142,22 @@ local function ended_keys(record)
   local kept = all .. ':{' .. job .. '}'
   return job, all, kept, kept .. ':failed_tasks'
 end
+local function is_kept(record)
+  local _, _, kept = ended_keys(record)
+  return redis.call('EXISTS', kept) == 1
+end
+local function forget_ended_run(record)
+  local job, all, kept, failed_tasks = ended_keys(record)
+  redis.call('UNLINK', kept, failed_tasks)
+  redis.call('ZREM', all, job)
+  for _, status in ipairs(END_STATUSES) do redis.call('ZREM', all .. ':' .. status, job) end
+end
+-- The keys of an earlier run of this job have expired; what is kept of it would be mixed with this one.
+local function forget_earlier_run(record)
+  if is_kept(record) then forget_ended_run(record) end
+end
 local function keep_ended_run(run, record)
+  forget_earlier_run(record)  -- of a run that was never RUNNING
   local job, all, kept, failed_tasks = ended_keys(record)
   local found, content, time = redis.call('HGETALL', record), {}, now()
   for index = 1, #found, 2 do content[found[index]] = found[index + 1] end
@@ -153,14 +168,4 @@ local function keep_ended_run(run, record)
   redis.call('PERSIST', failed_tasks)
   redis.call('ZADD', all, time, job)
   redis.call('ZADD', all .. ':' .. content.status, time, job)
-end
-local function is_kept(record)
-  local _, _, kept = ended_keys(record)
-  return redis.call('EXISTS', kept) == 1
-end
-local function forget_ended_run(record)
-  local job, all, kept, failed_tasks = ended_keys(record)
-  redis.call('UNLINK', kept, failed_tasks)
-  redis.call('ZREM', all, job)
-  for _, status in ipairs(END_STATUSES) do redis.call('ZREM', all .. ':' .. status, job) end
 end

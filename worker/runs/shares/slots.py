@@ -75,6 +75,11 @@ class Slots:
         for tenant in self._redis.smembers(tenants_key(self.share)):
             self._run("hand_out", str(tenant), [])
 
+    def publish_waiting(self) -> None:
+        """Publish what has waited since there was a limit, some messages of each tenant at a time."""
+        for tenant in self._redis.smembers(tenants_key(self.share)):
+            self._run("publish", str(tenant), [])
+
     def _run(self, operation: str, tenant: str, more_keys: list[str], *args: str) -> object:
         names = [slots_key(self.share, tenant, what) for what in ("slots", "waiting", "messages")]
         names += [tenants_key(self.share), *more_keys]

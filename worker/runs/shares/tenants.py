@@ -22,6 +22,9 @@ MAX_WAIT_SECONDS = 3600.0
 OTHER_BROKER_SECONDS = 2.0
 """Between two looks for a slot where the queues are not in the Redis of the runs."""
 
+PUBLISHED_AT_ONCE = 100
+"""Messages of a tenant that waited for a share which is not limited any more."""
+
 
 @dataclass(frozen=True)
 class ShareLimits:
@@ -42,6 +45,8 @@ class Shares:
         self._publisher, self._heartbeats = publisher, heartbeats
         self._chunks = Slots(redis, Share.CHUNKS, limits.chunks) if limits.chunks else None
         self._runs = Slots(redis, Share.RUNS, limits.runs) if limits.runs else None
+        unlimited = (Share.CHUNKS, limits.chunks), (Share.RUNS, limits.runs)
+        self._unlimited = [Slots(redis, share, PUBLISHED_AT_ONCE) for share, most in unlimited if not most]
         self._own_tenant = limits.own_tenant or ""
 
     @property
@@ -80,6 +85,11 @@ class Shares:
         """Give the slots to those that wait whose holders are gone, such as chunks of workers that died."""
         for slots in filter(None, (self._chunks, self._runs)):
             slots.hand_out()
+
+    def publish_waiting(self) -> None:
+        """Publish what waits for a share that is not limited any more: nobody frees a slot of it."""
+        for slots in self._unlimited:
+            slots.publish_waiting()
 
     def _take(
         self,

@@ -8,6 +8,7 @@
 --          -> 'has' a slot, 'full', or 'waits'
 --   free   holder
 --   hand_out
+--   publish, where slots are not limited any more: so many messages that wait, which take none
 local slots, waiting, messages, tenants = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local operation, tenant, most, are_runs, holder = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1', ARGV[5]
 local time = now()
@@ -28,20 +29,26 @@ local function drop_gone()
   end
 end
 
+-- Publish the message of the one that has waited longest. Returns whether there was one, and its name if its run lives.
+local function publish_next()
+  local name = redis.call('ZRANGE', waiting, 0, 0)[1]
+  if not name then
+    redis.call('SREM', tenants, tenant)
+    return false
+  end
+  local waits = cjson.decode(redis.call('HGET', messages, name))
+  redis.call('ZREM', waiting, name)
+  redis.call('HDEL', messages, name)
+  if not run_open(waits.run) then return true end
+  redis.call(waits.command, waits.list, waits.message)
+  return true, name
+end
+
 local function hand_out()
   while are_free() do
-    local name = redis.call('ZRANGE', waiting, 0, 0)[1]
-    if not name then
-      redis.call('SREM', tenants, tenant)
-      return
-    end
-    local waits = cjson.decode(redis.call('HGET', messages, name))
-    redis.call('ZREM', waiting, name)
-    redis.call('HDEL', messages, name)
-    if run_open(waits.run) then
-      redis.call('ZADD', slots, time + PUBLISHED, name)
-      redis.call(waits.command, waits.list, waits.message)
-    end
+    local found, name = publish_next()
+    if not found then return end
+    if name then redis.call('ZADD', slots, time + PUBLISHED, name) end
   end
 end
 
@@ -53,6 +60,11 @@ elseif operation == 'hand_out' then
   drop_gone()
   hand_out()
   return
+elseif operation == 'publish' then
+  for _ = 1, most do
+    if not publish_next() then return end
+  end
+  return
 end
 
 if not redis.call('ZSCORE', slots, holder) then
@@ -63,6 +75,7 @@ if redis.call('ZSCORE', slots, holder) or are_free() then
   redis.call('ZADD', slots, time + BEGUN, holder)
   redis.call('ZREM', waiting, holder)
   redis.call('HDEL', messages, holder)
+  if are_runs and redis.call('HDEL', KEYS[6], 'waiting_for') == 1 then publish_change(KEYS[6], {waiting_for = ''}) end
   return 'has'
 end
 local run, record, command, list, message, waiting_for = KEYS[5], KEYS[6], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
@@ -70,5 +83,7 @@ if message == '' then return 'full' end
 redis.call('ZADD', waiting, 'NX', time, holder)
 redis.call('HSET', messages, holder, cjson.encode({run = run, command = command, list = list, message = message}))
 redis.call('SADD', tenants, tenant)
-if waiting_for ~= '' and run_open(run) then redis.call('HSET', record, 'waiting_for', waiting_for) end
+if waiting_for ~= '' and run_open(run) and redis.call('HSET', record, 'waiting_for', waiting_for) == 1 then
+  publish_change(record, {waiting_for = waiting_for, waiting_since = now_seconds()})
+end
 return 'waits'
