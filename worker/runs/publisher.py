@@ -114,14 +114,16 @@ class CeleryPublisher:
         kwargs: Mapping[str, object],
         countdown: float = 0.0,
         priority: int = 0,
+        headers: Mapping[str, object] | None = None,
     ) -> None:
         """Publish to `queue`, to be delivered after `countdown` seconds; `priority` is the run's.
 
-        Raises kombu's `OperationalError` when the broker does not accept it after the app's retries.
+        `headers`: those of an earlier message that this one continues. Raises kombu's
+        `OperationalError` when the broker does not accept it after the app's retries.
         """
         is_next = not countdown and step.queue is None
         options: dict[str, object] = {"countdown": countdown or None}
-        options["headers"] = {STEP_HEADER: NEXT_STEP if is_next else True}
+        options["headers"] = {**(headers or {}), STEP_HEADER: NEXT_STEP if is_next else True}
         if is_next and not self.is_redis:
             priority = priority or NEXT_STEP_PRIORITY
         if priority:

@@ -51,6 +51,7 @@ class StepPublisher(Protocol):
         kwargs: Mapping[str, object],
         countdown: float = 0.0,
         priority: int = 0,
+        headers: Mapping[str, object] | None = None,
     ) -> None:
         """Raises kombu's `OperationalError` when the broker does not accept it."""
 

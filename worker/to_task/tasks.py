@@ -80,7 +80,9 @@ def annotate(self: StepTask, job: Job, chunk: Count, **_: Any) -> None:
 
     def work_in_share(run: ToTaskRun) -> Outcome:
         shares, share = services().runs.shares, release_share(run.message.plugin)
-        waits = shares.take_chunk(run, ANNOTATE, {"chunk": chunk, "generation": run.generation})
+        attempts, headers = self.progress_of_retries()
+        kwargs = {"chunk": chunk, "generation": run.generation, **attempts}
+        waits = shares.take_chunk(run, ANNOTATE, kwargs, headers)
         if waits is not None:
             return waits
         try:

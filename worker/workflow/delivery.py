@@ -95,6 +95,15 @@ class DeliveredTask(Task):
         value = (self.request.headers or {}).get(header)
         return float(value) if isinstance(value, int | float) else 0.0
 
+    def progress_of_retries(self) -> tuple[dict[str, object], dict[str, object]]:
+        """Arguments and headers by which a message that continues this one is retried no longer than it."""
+        found, kwargs = self.request.headers or {}, self.request.kwargs
+        names = (WAITED_HEADER, NEWER_HEADER, SEPARATED_HEADER)
+        return (
+            {"attempt": kwargs["attempt"]} if "attempt" in kwargs else {},
+            {name: found[name] for name in names if name in found},
+        )
+
     def retry_later(
         self,
         countdown: float,

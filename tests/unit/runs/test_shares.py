@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from fakeredis import FakeRedis
 from shared.channels import job_key
 from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
-from tests.harness.in_process_worker import RecordingPublisher
+from tests.harness.in_process_worker import RecordingPublisher, celery_request
 from tests.unit.conftest import Clock
 from tests.unit.runs.example_workflow import VISIBILITY_TIMEOUT
 from worker.runs.keys import RunField, run_key
@@ -20,6 +21,9 @@ from worker.runs.runs import Runs, Timing
 from worker.runs.shares.slots import Share, tenants_key
 from worker.runs.shares.tenants import OTHER_BROKER_SECONDS, ShareLimits
 from worker.runs.store import CollectedMessage
+from worker.to_task import tasks
+from worker.workflow import task as workflow_task
+from worker.workflow.delivery import SEPARATED_HEADER, WAITED_HEADER
 
 ANNOTATE = Step("to_task.annotate", position=60, queue="annotate", has_parts=True)
 INITIALIZE = Step("to_task.initialize", position=10)
@@ -35,9 +39,15 @@ class QueuePublisher(RecordingPublisher):
         self._collected: list[CollectedMessage] | None = None
 
     def publish(
-        self, step: Step, queue: str, kwargs: dict[str, Any], countdown: float = 0.0, priority: int = 0
+        self,
+        step: Step,
+        queue: str,
+        kwargs: dict[str, Any],
+        countdown: float = 0.0,
+        priority: int = 0,
+        headers: dict[str, object] | None = None,
     ) -> None:
-        text = json.dumps({"task": step.name, "priority": priority, **kwargs})
+        text = json.dumps({"task": step.name, "priority": priority, "headers": headers, **kwargs})
         if self._collected is None:
             self._redis.lpush(queue, text)
         else:
@@ -252,6 +262,28 @@ def test_a_waiting_chunk_keeps_the_priority_of_its_run(chunks: Shared, redis: Fa
     chunks.end_chunk(held[0])
 
     assert json.loads(redis.lindex("annotate", 0))["priority"] == 6
+
+
+def test_a_waiting_chunk_keeps_how_often_it_was_retried(
+    chunks: Shared, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a chunk that is delivered again for a dependency that is unavailable, and finds no slot
+    run = chunks.run("1", "acme")
+    held = chunks.begin_chunks(run, 0, 1)
+    for module in (tasks, workflow_task):
+        monkeypatch.setattr(module, "services", lambda: SimpleNamespace(runs=chunks.runs))
+    kwargs = {"job": "1", "chunk": 2, "generation": 3, "attempt": 4}
+    headers = {WAITED_HEADER: 600.0, SEPARATED_HEADER: 2, "of_the_broker": 1}
+    with celery_request(tasks.annotate, kwargs, headers=headers):
+        tasks.annotate.run(**kwargs)
+
+    # When there is one
+    chunks.end_chunk(held[0])
+
+    # Then its message says so still, or it would be retried without end
+    message = json.loads(redis.lindex("annotate", 0))
+    assert (message["chunk"], message["generation"], message["attempt"]) == (2, 3, 4)
+    assert message["headers"] == {WAITED_HEADER: 600.0, SEPARATED_HEADER: 2}
 
 
 def test_a_waiting_run_is_not_found_overdue(chunks: Shared, clock: Clock) -> None:

@@ -54,14 +54,20 @@ class Shares:
         """Whether a tenant has a limited share of anything."""
         return bool(self._chunks or self._runs)
 
-    def take_chunk(self, run: AnyRun, step: Step, kwargs: Mapping[str, object]) -> Outcome | None:
+    def take_chunk(
+        self,
+        run: AnyRun,
+        step: Step,
+        kwargs: Mapping[str, object],
+        headers: Mapping[str, object] | None = None,
+    ) -> Outcome | None:
         """Take a slot for the chunk whose lock this delivery holds: None, or how it waits for one.
 
-        `step`, `kwargs`: the chunk's message, which is published again once there is a slot.
+        `step`, `kwargs`, `headers`: the chunk's message, which is published again once there is a slot.
         """
         if self._chunks is None or run.lease is None:
             return None
-        return self._take(self._chunks, run, run.lease.key, step, kwargs)
+        return self._take(self._chunks, run, run.lease.key, step, kwargs, headers=headers)
 
     def free_chunk(self, run: AnyRun) -> None:
         """Give the slot back that this delivery has taken; one that stays is found to be free later."""
@@ -99,6 +105,7 @@ class Shares:
         step: Step,
         kwargs: Mapping[str, object],
         waiting_for: str = "",
+        headers: Mapping[str, object] | None = None,
     ) -> Outcome | None:
         tenant = run.message.tenant or self._own_tenant
         if slots.take(tenant, holder, run.job) is Taken.HAS:
@@ -107,7 +114,7 @@ class Shares:
             if messages is None:
                 return Reschedule(OTHER_BROKER_SECONDS)
             queue, sent = step.queue or run.queue, {"job": run.job, **kwargs}
-            self._publisher.publish(step, queue, sent, priority=run.priority)
+            self._publisher.publish(step, queue, sent, priority=run.priority, headers=headers)
         (message,) = messages
         if slots.take(tenant, holder, run.job, Waits(message, waiting_for)) is Taken.HAS:
             return None
