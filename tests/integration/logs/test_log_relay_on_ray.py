@@ -66,6 +66,7 @@ def test_log_of_a_real_job_is_relayed_to_its_end(name: str, cluster: Cluster, re
     assert follower.reason == reason
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(400)  # Ray tries three times, and copies this environment each time
 def test_a_job_that_fails_before_its_driver_starts_says_why(cluster: Cluster, redis: Redis) -> None:
     # When the log of a job is followed whose requirements cannot be installed
