@@ -61,9 +61,16 @@ def test_helm_finds_nothing_to_mend() -> None:
 def test_manifests_are_valid_for_kubernetes(values: dict[str, Any], version: str) -> None:
     kubernetes = pytest.importorskip("kubernetes_validate", reason="not installed: make deployment")
 
-    for manifest in render(values):
-        if not manifest["apiVersion"].startswith("keda.sh/"):
+    found = [manifest for manifest in render(values) if not manifest["apiVersion"].startswith("keda.sh/")]
+    assert {"Deployment", "PodDisruptionBudget", "NetworkPolicy"} <= {each["kind"] for each in found}
+
+    mistakes = []
+    for manifest in found:
+        try:
             kubernetes.validate(manifest, version, strict=True)
+        except (kubernetes.ValidationError, kubernetes.InvalidSchemaError) as error:
+            mistakes.append(f"{manifest['kind']} {manifest['metadata']['name']}: {error}")
+    assert mistakes == []
 
 
 @pytest.mark.parametrize("values", [NEEDED, EVERYTHING], ids=["defaults", "everything"])

@@ -259,8 +259,6 @@ def test_processes_of_a_pool_fail_and_are_terminated_alike(harness: ProxiedHarne
         "-A",
         "worker",
         "worker",
-        "-Q",
-        ALL_QUEUES,
         "--pool",
         "prefork",
     ]

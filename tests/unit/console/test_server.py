@@ -117,6 +117,9 @@ async def test_nonsense_on_the_channel_does_no_harm(
         accept(runs, "42")
         await until(listener, lambda _: "42" in listener.runs.snapshot())
 
+    # Then the run that came after it is there, and nothing else
+    assert listener.runs.snapshot().keys() == {"42"}
+
 
 async def test_stream_has_a_snapshot_and_then_changes(
     redis: fakeredis.FakeRedis, subscriber: fakeredis.FakeAsyncRedis, runs: Runs

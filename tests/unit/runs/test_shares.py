@@ -140,8 +140,8 @@ def test_a_chunk_beyond_the_share_waits(chunks: Shared) -> None:
 def test_other_tenants_have_shares_of_their_own(chunks: Shared) -> None:
     chunks.begin_chunks(chunks.run("1", "acme"), 0, 1)
 
-    chunks.begin_chunks(chunks.run("2", "other"), 0, 1)
-    chunks.begin_chunks(chunks.run("3"), 0, 1)
+    others = [chunks.run("2", "other"), chunks.run("3")]
+    assert [chunks.begin_chunk(run, chunk)[0] for run in others for chunk in (0, 1)] == [None] * 4
 
 
 def test_a_message_without_tenant_is_of_the_workers_own(redis: FakeRedis) -> None:
@@ -222,7 +222,9 @@ def test_a_redelivered_chunk_has_its_slot(chunks: Shared) -> None:
     first, _ = chunks.begin_chunks(run, 0, 1)
     chunks.release(first)
 
-    chunks.begin_chunks(run, 0)
+    outcome, _ = chunks.begin_chunk(run, 0)
+
+    assert outcome is None
 
 
 def test_a_message_that_is_sent_again_waits_once(chunks: Shared, clock: Clock) -> None:

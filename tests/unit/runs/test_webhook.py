@@ -417,6 +417,7 @@ def test_the_sender_survives_any_error(
 
     # Then the one that can be read is sent
     eventually(lambda: receiver.requests)
+    assert [event["data"]["job"] for event in receiver.events] == ["42"]  # type: ignore[index]
 
 
 def test_the_end_of_a_rejected_message_is_posted(
