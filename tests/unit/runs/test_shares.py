@@ -306,7 +306,7 @@ def test_where_queues_are_elsewhere_a_chunk_looks_again(
     run = shared.run("1")
     shared.begin_chunks(run, 0)
 
-    assert shared.begin_chunk(run, 1)[0] == Reschedule(OTHER_BROKER_SECONDS)
+    assert shared.begin_chunk(run, 1)[0] == Reschedule(OTHER_BROKER_SECONDS, keeps_retries=True)
 
 
 def test_a_run_beyond_the_share_waits_until_another_has_ended(two_runs: Shared, redis: FakeRedis) -> None:

@@ -112,7 +112,7 @@ class Shares:
             return None
         with self._publisher.collecting() as messages:
             if messages is None:
-                return Reschedule(OTHER_BROKER_SECONDS)
+                return Reschedule(OTHER_BROKER_SECONDS, keeps_retries=True)
             queue, sent = step.queue or run.queue, {"job": run.job, **kwargs}
             self._publisher.publish(step, queue, sent, priority=run.priority, headers=headers)
         (message,) = messages
