@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 
 from shared.channels import dead_letters_key
+from tests.harness.brokers import session_broker
 from tests.harness.sandbox_harness import Row, SandboxHarness
 from tests.integration.safety.proxied_harness import ECHO
 from worker.sandbox import Sandbox
@@ -49,7 +50,12 @@ class ConsoleHarness(SandboxHarness):
         self._plugins = folder / "plugins"
         for code, source in {"echo": ECHO, "hostile": HOSTILE, "slow": SLOW}.items():
             self._add_release(code, source)
-        self.sandbox = Sandbox(folder / "sandbox", plugins_dir=self._plugins, with_ray=False)
+        self.sandbox = Sandbox(
+            folder / "sandbox",
+            plugins_dir=self._plugins,
+            with_ray=False,
+            broker_url=session_broker.new_url(),
+        )
         self.url = ""
 
     def start(self) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from shared import JobStatus
+from tests.harness.brokers import session_broker
 from tests.harness.sandbox_harness import SandboxHarness
 from worker.sandbox import Sandbox, SandboxError, wait_for
 
@@ -61,7 +62,9 @@ def harness(tmp_path: Path) -> Iterator[Harness]:
     release.mkdir(parents=True)
     (release / "config.yaml").write_text(CONFIG)
     (release / "plugin.py").write_text(f"DEATHS = {str(deaths)!r}\n{PLUGIN}")
-    with Sandbox(tmp_path / "sandbox", plugins_dir=plugins, with_ray=False) as sandbox:
+    with Sandbox(
+        tmp_path / "sandbox", plugins_dir=plugins, with_ray=False, broker_url=session_broker.new_url()
+    ) as sandbox:
         yield Harness(sandbox, deaths)
 
 

@@ -316,7 +316,7 @@ def test_no_secret_leaves_the_worker(
         *FOREIGN_SECRETS.values(),
     ]
     harness.connect(url)
-    with RedisMonitor(url) as monitor, task_events(url) as events, ExitStack() as stack:
+    with RedisMonitor(url) as monitor, task_events(harness.broker_url) as events, ExitStack() as stack:
         harness.start_worker(
             REDIS_URL=url, RAY_ADDRESS="127.0.0.1:1", WORKER_PRE_PROCESSOR_TIMEOUT_SECONDS="3"
         )
