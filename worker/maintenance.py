@@ -94,6 +94,10 @@ def hand_out_slots() -> None:
     services().runs.shares.hand_out()
 
 
+_looking = threading.Lock()
+"""One look at a lease at a time: all looks of an idle worker together need one connection to Redis."""
+
+
 class Work:
     """One periodic work, done while this worker holds its lease."""
 
@@ -117,7 +121,9 @@ class Work:
         """Do the work if it is this worker's; returns the seconds until the next look."""
         try:
             self._election = self._election or Election(services().redis, self.name, self._lease_seconds)
-            if wait := self._election.hold():
+            with _looking:
+                wait = self._election.hold()
+            if wait:
                 self._looks_in_vain += 1
                 return max(wait, self._rarer_look())
             self._looks_in_vain = 0
