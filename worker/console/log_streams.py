@@ -9,15 +9,20 @@ from redis.exceptions import RedisError
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from shared.channels import logs_history
 from shared.follower import AsyncLogFollower, LogEnd, LogLine
 from worker.console.event_streams import Body, encode_event, next_event, stream
 from worker.runs.events import log_state_key
+from worker.runs.keys import ended_run_key
 
 SECONDS_BETWEEN_LINES: Final = 0.15
 MAX_LINES_AT_ONCE: Final = 1_000
 DEFAULT_TAIL: Final = 5_000
 MAX_LOG_STREAMS: Final = 40
 """Each has a connection to Redis."""
+
+EXPIRED: Final = "expired"
+"""In place of the reason of a log's end: the run has ended, and its log is not kept any more."""
 
 
 class LogStreams:
@@ -34,6 +39,8 @@ class LogStreams:
         if self._logs >= MAX_LOG_STREAMS:
             return PlainTextResponse("so many logs are followed already\n", 503, {"Retry-After": "5"})
         job = request.path_params["job"]
+        if await self._redis.exists(ended_run_key(job)) and not await self._redis.exists(logs_history(job)):
+            return stream(_expired_log())
         after = _number(request.headers.get("last-event-id", ""))
         if after is None:
             tail = _number(request.query_params.get("tail", str(DEFAULT_TAIL)))
@@ -72,6 +79,10 @@ class LogStreams:
             following.cancel()
             with suppress(asyncio.CancelledError):
                 await following
+
+
+async def _expired_log() -> Body:
+    yield encode_event("end", {"reason": EXPIRED})
 
 
 async def _follow(follower: AsyncLogFollower, lines: "asyncio.Queue[LogLine | LogEnd]") -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -253,6 +254,15 @@ def test_page_loads_nothing_from_elsewhere() -> None:
         assert "insertAdjacentHTML" not in rest, name
         assert " style=" not in rest or not name.endswith(".html"), name
         assert "<script>" not in rest, name
+
+
+def test_page_has_the_same_words_in_both_languages() -> None:
+    text = (Path(server.__file__).parent / "static" / "i18n.js").read_text(encoding="utf-8")
+    english, _, korean = text.partition("const WORDS")[2].partition("};")[0].partition("  ko: {")
+
+    names = [re.findall(r'[{,\s](\w+): "', words) for words in (english, korean)]
+    assert len(names[0]) > 100
+    assert sorted(names[0]) == sorted(names[1])
 
 
 def test_login_form_gives_a_session(
