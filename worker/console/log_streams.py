@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from shared.channels import logs_history
 from shared.follower import AsyncLogFollower, LogEnd, LogLine
-from worker.console.event_streams import Body, encode_event, next_event, stream
+from worker.console.event_streams import Body, Stream, encode_event, next_event
 from worker.runs.events import log_state_key
 from worker.runs.keys import ended_run_key
 
@@ -32,26 +32,39 @@ class LogStreams:
         """`closing`: set when all streams are to end."""
         self._redis = redis
         self._closing = closing
-        self._logs = 0
+        self.open = 0
+        """How many there are, those included that are about to begin."""
 
     async def log(self, request: Request) -> Response:
         """The last lines of a run's log, then what comes; `?tail=0` for the whole."""
-        if self._logs >= MAX_LOG_STREAMS:
+        if self.open >= MAX_LOG_STREAMS:
             return PlainTextResponse("so many logs are followed already\n", 503, {"Retry-After": "5"})
+        # Before anything is awaited: requests that come at the same time are to see each other.
+        self.open += 1
+        try:
+            body = await self._body(request)
+        except BaseException:
+            self._has_ended()
+            raise
+        return Stream(body, self._has_ended)
+
+    def _has_ended(self) -> None:
+        self.open -= 1
+
+    async def _body(self, request: Request) -> Body:
         job = request.path_params["job"]
         if await self._redis.exists(ended_run_key(job)) and not await self._redis.exists(logs_history(job)):
-            return stream(_expired_log())
+            return _expired_log()
         after = _number(request.headers.get("last-event-id", ""))
         if after is None:
             tail = _number(request.query_params.get("tail", str(DEFAULT_TAIL)))
             last = _number(str(await self._redis.hget(log_state_key(job), "seq"))) or 0
             after = max(last - tail, 0) if tail else 0
-        return stream(self._lines(AsyncLogFollower(self._redis, job, after=after)))
+        return self._lines(AsyncLogFollower(self._redis, job, after=after))
 
     async def _lines(self, follower: AsyncLogFollower) -> Body:
         lines: asyncio.Queue[LogLine | LogEnd] = asyncio.Queue(MAX_LINES_AT_ONCE)
         following = asyncio.create_task(_follow(follower, lines))
-        self._logs += 1
         try:
             while not self._closing.is_set():
                 first = await next_event(lines.get(), self._closing)
@@ -75,7 +88,6 @@ class LogStreams:
                         yield encode_event("end", {"reason": batch[-1].reason})
                     break
         finally:
-            self._logs -= 1
             following.cancel()
             with suppress(asyncio.CancelledError):
                 await following

@@ -10,13 +10,10 @@ from typing import Any, Final
 from redis import Redis
 
 from shared.channels import job_key
-from shared.messages import DeployMessage
-from shared.redis_url import is_redis_url, read_redis_url
 from shared.statuses import JobStatus
-from worker.broker.config import QUEUES
-from worker.broker.queues import DEFAULT_QUEUE, held_messages, queue_lengths
 from worker.console.agents_and_workers import MAX_REASON_CHARS, AgentsAndWorkers
 from worker.console.live_runs import read_change
+from worker.monitoring.redis_metrics import queues_at
 from worker.platform import clean, redact, shorten
 from worker.pre_processor.waitlist import Waitlist, waiting_runs
 from worker.runs.progress import Progress, proportions_of
@@ -37,8 +34,8 @@ class Overview:
     def __init__(self, redis: "Redis", broker_url: str, settings: Settings | None) -> None:
         """`settings`: those of a worker, where they are known; without them nobody but Redis is asked."""
         self._redis = redis
-        self._broker_url = broker_url
-        self._settings = settings
+        self.redis_queues = queues_at(broker_url, settings.worker_agent if settings else None)
+        """None where the queues are in RabbitMQ, which shows them itself."""
         cluster = AgentsAndWorkers(settings)
         self.deployments, self.workers = cluster.deployments, cluster.workers
 
@@ -127,16 +124,10 @@ class Overview:
 
     def queues(self) -> Json:
         """How many messages wait, are delayed and are held; empty for a broker that is no Redis."""
-        if not is_redis_url(self._broker_url):
+        if self.redis_queues is None:
             return {"queues": [], "held": None}
-        agent = self._settings.worker_agent if self._settings else None
-        names = [*QUEUES, *([f"{DeployMessage.queue}.{agent}"] if agent else []), DEFAULT_QUEUE]
-        address = read_redis_url(self._broker_url)
-        with address.client(socket_timeout=5, socket_connect_timeout=3) as broker:
-            lengths = queue_lengths(broker, names, address.global_keyprefix)
-            held = held_messages(broker, address.global_keyprefix)
         queues = [
             {"name": name, "waiting": waiting, "delayed": delayed}
-            for name, (waiting, delayed) in lengths.items()
+            for name, (waiting, delayed) in self.redis_queues.lengths().items()
         ]
-        return {"queues": queues, "held": held}
+        return {"queues": queues, "held": self.redis_queues.held()}

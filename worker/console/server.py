@@ -27,9 +27,11 @@ from worker.console.access import Guard
 from worker.console.changes import ChangeListener
 from worker.console.event_streams import ChangeStreams
 from worker.console.log_streams import LogStreams
+from worker.console.metrics_page import MetricsPage
 from worker.console.overview import Overview
 from worker.console.page_files import NO_SUCH_PAGE, PageFiles
 from worker.console.sessions import SESSION_COOKIE, SESSION_SECONDS, Sessions
+from worker.monitoring.redis_metrics import RedisMetrics
 from worker.workflow.dead_letters import DeadLetters, ReplayError, publish_again
 from worker.workflow.ended_runs import Position
 from worker.workflow.retry import RetryError, RetryProblem, check_job_is_free, retry_message
@@ -67,8 +69,10 @@ class Console:
         self._files = files = PageFiles(samples)
         self.changes = ChangeListener(redis, subscriber)
         self._closing = asyncio.Event()
-        streams = ChangeStreams(self.changes, self._closing)
+        self.streams = ChangeStreams(self.changes, self._closing)
         logs = LogStreams(subscriber, self._closing)
+        of_redis = RedisMetrics(redis, overview.redis_queues)
+        metrics = MetricsPage(of_redis, self.changes, self.streams, logs)
         routes = [
             Route("/", files.page("index.html")),
             Route("/login", files.page("login.html"), methods=["GET"]),
@@ -76,11 +80,12 @@ class Console:
             Route("/logout", self._log_out, methods=["POST"]),
             Route("/live", self._live),
             Route("/ready", self._ready),
+            Route("/metrics", metrics.metrics),
             Route("/static/{name}", files.static),
             Route("/api/session", self._session),
             Route("/api/samples", self._answer(files.labels)),
             Route("/samples/{name}", files.sample),
-            Route("/api/events", streams.changes),
+            Route("/api/events", self.streams.changes),
             Route("/api/runs/{job}/log", logs.log),
             Route("/api/runs/{job}", self._run),
             Route("/api/runs/{job}/stop", self._stop, methods=["POST"]),
