@@ -72,8 +72,12 @@ class ChangeStreams:
         if known is None or known[0] != now:
             if any(version != now for version, _ in self._encoded.values()):
                 self._encoded.clear()
-            content = {**self._state(now), "runs": self._changes.runs.changes_since(seen.runs)}
-            known = self._encoded[seen] = now, self._encode("changes", content, now)
+            runs = self._changes.runs
+            is_snapshot = not runs.knows_changes_since(seen.runs)
+            kind = "snapshot" if is_snapshot else "changes"
+            changed = runs.snapshot() if is_snapshot else runs.changes_since(seen.runs)
+            content = {**self._state(now), "runs": changed}
+            known = self._encoded[seen] = now, self._encode(kind, content, now)
         return known[1]
 
     def _state(self, version: Version) -> dict[str, Any]:

@@ -280,15 +280,20 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(console: Console, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM."""
-    config = uvicorn.Config(
+def server_config(console: Console, host: str, port: int, forwarded_allow_ips: str) -> uvicorn.Config:
+    """How uvicorn serves the page; for `forwarded_allow_ips` see its setting of that name."""
+    return uvicorn.Config(
         console.app,
         host=host,
         port=port,
+        forwarded_allow_ips=forwarded_allow_ips,
         log_level="warning",
         access_log=False,  # no address of a request is written anywhere
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    _Server(console, config).run()
+
+
+def serve(console: Console, host: str, port: int, forwarded_allow_ips: str) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    _Server(console, server_config(console, host, port, forwarded_allow_ips)).run()

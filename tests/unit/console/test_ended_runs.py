@@ -1,6 +1,5 @@
 """The page's list of ended runs, one of them when its own keys have expired, and its retry."""
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import fakeredis
 import pytest
 from httpx import Response
-from starlette.requests import Request
 
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.console.browser import Browser
@@ -16,7 +14,6 @@ from tests.unit.runs.example_workflow import VISIBILITY_TIMEOUT
 from tests.unit.workflow.failed_tasks import add_failed_run, expire_run
 from worker.console import server
 from worker.console.access import ACTION_HEADER
-from worker.console.log_streams import LogStreams
 from worker.console.overview import Overview
 from worker.console.server import Console
 from worker.runs.runs import Runs, Timing
@@ -100,27 +97,6 @@ def test_run_is_shown_as_far_as_it_is_kept(browser: Browser, redis: fakeredis.Fa
     assert after["failures"] == [{"task": 5, "error": None}, {"task": 6, "error": None}]
     assert after["values"] == before["values"]
     assert after["is_retryable"]
-
-
-async def test_log_that_is_not_kept_is_not_waited_for(redis: fakeredis.FakeRedis, runs: Runs) -> None:
-    # Given an ended run whose log has expired
-    add_failed_run(redis, runs, "7", 5)
-    expire_run(redis, "7")
-
-    # Then a reader hears that, and holds no connection
-    text = await _log(redis, "7")
-    assert text == 'event: end\ndata: {"reason":"expired"}\n\n'
-
-
-async def _log(redis: fakeredis.FakeRedis, job: str) -> str:
-    asynchronous = fakeredis.FakeAsyncRedis(
-        server=redis.connection_pool.connection_kwargs["server"], decode_responses=True
-    )
-    streams = LogStreams(asynchronous, asyncio.Event())
-    scope = {"type": "http", "headers": [], "query_string": b"", "path_params": {"job": job}}
-    answer: Any = await streams.log(Request(scope))
-    async with asyncio.timeout(30):
-        return "".join([part.decode() async for part in answer.body_iterator])
 
 
 def test_retry_is_published_as_the_new_job(
