@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from shared.channels import logs_history
+from shared.channels import job_key, logs_history
 from shared.follower import AsyncLogFollower, LogEnd, LogLine
 from worker.console.event_streams import Body, Stream, encode_event, next_event
 from worker.runs.events import log_state_key
@@ -53,7 +53,8 @@ class LogStreams:
 
     async def _body(self, request: Request) -> Body:
         job = request.path_params["job"]
-        if await self._redis.exists(ended_run_key(job)) and not await self._redis.exists(logs_history(job)):
+        is_kept = await self._redis.exists(ended_run_key(job))
+        if is_kept and not await self._redis.exists(job_key(job), logs_history(job)):
             return _expired_log()
         after = _number(request.headers.get("last-event-id", ""))
         if after is None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from redis import Redis
 
 from shared.channels import job_key
-from shared.statuses import JobStatus
+from shared.statuses import JobStatus, is_final_status
 from worker.console.agents_and_workers import MAX_REASON_CHARS, AgentsAndWorkers
 from worker.console.live_runs import read_change
 from worker.monitoring.redis_metrics import queues_at
@@ -50,6 +50,8 @@ class Overview:
             if ended is None:
                 return None
             record = ended.record
+        elif not is_final_status(record.get("status")):
+            ended = None  # of an earlier run of the job
         found: Json = {
             "values": read_change(record),
             "progress": [],

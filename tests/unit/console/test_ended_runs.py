@@ -8,10 +8,11 @@ import fakeredis
 import pytest
 from httpx import Response
 
+from shared.messages import ToTaskMessage
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.console.browser import Browser
 from tests.unit.runs.example_workflow import VISIBILITY_TIMEOUT
-from tests.unit.workflow.failed_tasks import add_failed_run, expire_run
+from tests.unit.workflow.failed_tasks import PARAMS, add_failed_run, expire_run
 from worker.console import server
 from worker.console.access import ACTION_HEADER
 from worker.console.overview import Overview
@@ -97,6 +98,22 @@ def test_run_is_shown_as_far_as_it_is_kept(browser: Browser, redis: fakeredis.Fa
     assert after["failures"] == [{"task": 5, "error": None}, {"task": 6, "error": None}]
     assert after["values"] == before["values"]
     assert after["is_retryable"]
+
+
+def test_a_new_run_of_a_job_has_nothing_of_the_earlier_one(
+    browser: Browser, redis: fakeredis.FakeRedis, runs: Runs
+) -> None:
+    # Given an ended run with failed tasks, whose own keys have expired
+    add_failed_run(redis, runs, "7", 5)
+    expire_run(redis, "7")
+
+    # When a message for its job comes again
+    message = ToTaskMessage.model_validate({"job": "7", "plugin": "digits@1.0.0", "params": PARAMS})
+    runs.store.accept(message, "to_task")
+
+    # Then that run is shown, with nothing to retry
+    found = browser.get("/api/runs/7").json()
+    assert (found["values"]["status"], found["failures"], found["is_retryable"]) == ("PENDING", [], False)
 
 
 def test_retry_is_published_as_the_new_job(
