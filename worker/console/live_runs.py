@@ -111,8 +111,6 @@ class LiveRuns:
         for name in RISING:
             if name in values and values[name] < run.values.get(name, 0):
                 del values[name]
-        if values.get("status") == "SUCCEEDED":
-            values["overall"] = 100.0
         was_known = run.is_known
         self._note_step(run, values)
         self._store(run, values)
@@ -199,4 +197,6 @@ def read_change(change: Mapping[str, Any]) -> dict[str, Any]:
                 values[name] = float(value)
         except (TypeError, ValueError, OverflowError):
             continue
+    if values.get("status") == "SUCCEEDED":
+        values["overall"] = 100.0
     return values

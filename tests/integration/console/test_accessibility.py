@@ -63,6 +63,14 @@ def test_nothing_is_wider_than_a_phone(visitor: Visitor, jobs: dict[str, str], a
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+@pytest.mark.parametrize("address", ["runs", "ended"])
+def test_rows_are_not_cut_on_a_desktop(visitor: Visitor, jobs: dict[str, str], address: str) -> None:
+    page = show(visitor, address, jobs, size="desktop")
+
+    cut = "rows => rows.filter(row => row.scrollWidth > row.clientWidth).map(row => row.textContent)"
+    assert page.locator("li.run").evaluate_all(cut) == []
+
+
 def test_everything_is_reached_by_keyboard(visitor: Visitor, jobs: dict[str, str]) -> None:
     # Given the list of runs
     page = show(visitor, "runs", jobs)

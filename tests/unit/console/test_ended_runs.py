@@ -72,7 +72,8 @@ def test_ended_runs_are_listed_by_pages_and_status(
     assert [[run["job"] for run in page["runs"]] for page in (first, second)] == [["3", "2"], ["1"]]
     assert (first["count"], second["next"]) == (3, None)
     kept = first["runs"][0]
-    assert (kept["status"], kept["failed"], kept["plugin"]) == ("SUCCEEDED", 1, "digits@1.0.0")
+    assert (kept["status"], kept["overall"], kept["failed"]) == ("SUCCEEDED", 100.0, 1)
+    assert kept["plugin"] == "digits@1.0.0"
     assert "message" not in kept
 
     # And others are left out where a status is asked for
