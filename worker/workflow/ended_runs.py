@@ -35,6 +35,8 @@ class EndedRun:
             message = json.loads(record.pop("message", "{}"))
             if not isinstance(message, dict):
                 return None
+            for name in ("total", "success", "failed"):
+                int(record.get(name, 0))
             return cls(job, JobStatus(record["status"]), record, message)
         except (AttributeError, KeyError, TypeError, ValueError):
             return None

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from redis.client import Pipeline
+from redis.exceptions import ConnectionError as RedisConnectionError
 from starlette.requests import Request
 
 from shared.messages import DeployMessage
@@ -148,6 +149,21 @@ async def test_metrics_cost_redis_the_same_with_many_runs(
     # Then Redis was asked some commands, and for no run
     assert 5 < len(commands) <= 15
     assert "hgetall" not in commands
+
+
+def test_metrics_are_served_while_redis_is_away(
+    new_console: Callable[..., Console], redis: fakeredis.FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a Redis that does not answer
+    def away() -> None:
+        raise RedisConnectionError("away")
+
+    monkeypatch.setattr(redis, "ping", away)
+
+    # Then Prometheus has that, and what the console does
+    found = values(Browser(new_console().app).get("/metrics").text)
+    assert (found["redis_up",], found["console_connected",]) == (0, 0)
+    assert found["console_streams", "log"] == 0
 
 
 async def test_streams_are_counted_while_they_are_open(

@@ -218,7 +218,8 @@ def test_no_position_is_read_from_other_texts(text: str) -> None:
 
 
 def test_what_no_release_writes_hides_no_other_run(runs: Runs, redis: FakeRedis) -> None:
-    end(runs, JobStatus.FAILED, "1", "2", "3", "4")
+    end(runs, JobStatus.FAILED, "0", "1", "2", "3", "4")
+    redis.set(ended_run_key("0"), '{"status": "FAILED", "failed": "many"}')
     redis.set(ended_run_key("1"), "rubbish")
     redis.set(ended_run_key("2"), "[]")
     redis.delete(ended_run_key("3"))
