@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from tests.harness.monitoring_files import expressions
 from tests.harness.prometheus import query, running_prometheus
 from tests.integration.console.console_harness import ConsoleHarness
 
@@ -57,6 +58,7 @@ def test_prometheus_has_what_the_console_does(harness: ConsoleHarness, port: int
             f'{PREFIX}_changes_total{{of="run"}} > 4',
             f'sum({PREFIX}_runs{{action="to_task"}}) >= 1',
             f'{PREFIX}_send_seconds_bucket{{le="2.0"}} >= 1',
+            *(each for each in expressions() if PREFIX in each),
             'synapse_worker_ended_runs{status="SUCCEEDED"} >= 1',
             "sum(synapse_worker_runs_waiting) >= 1",
         ):
