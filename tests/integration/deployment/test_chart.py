@@ -190,6 +190,19 @@ def test_numbers_are_written_as_a_worker_reads_them() -> None:
     assert found["WORKER_REDIS_PREFIX"] == "1e6"
 
 
+def test_the_page_is_given_the_names_and_proxies_of_an_ingress() -> None:
+    # Given an ingress with TLS before the page
+    page = {"hostNames": ["console.example"], "forwardedAllowIps": "10.0.0.0/8,fd00::/8"}
+
+    manifests = render({**NEEDED, "console": page})
+
+    # Then the page believes what its proxies say, and nobody without them
+    options = ["--host-name=console.example", "--forwarded-allow-ips=10.0.0.0/8,fd00::/8"]
+    assert container_of(pod_specs(manifests)["console"])["command"][-2:] == options
+    default = container_of(pod_specs(render())["console"])["command"]
+    assert not [option for option in default if "forwarded" in option]
+
+
 def test_a_worker_has_the_time_that_a_step_may_take(manifests: list[Manifest]) -> None:
     default: float = Settings.model_fields["worker_plugin_timeout_seconds"].default
 

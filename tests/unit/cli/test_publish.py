@@ -4,12 +4,11 @@ import json
 
 import pytest
 
-from shared.channels import job_key
 from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
 from tests.unit.cli.command_line import CommandLine
+from tests.unit.workflow.failed_tasks import PARAMS, add_failed_run, expire_run
 from worker.runs.model import End
-from worker.to_task.ledger import RedisLedger, TaskOutcome
 
 DEPLOY = ("deploy", "7", "digits@1.0.0", "--agent", "1")
 
@@ -98,23 +97,14 @@ def test_a_priority_that_redis_does_not_know_is_rejected(cli: CommandLine) -> No
     assert cli.published == []
 
 
-PARAMS = {"name": "n", "project": 1, "agent": 1, "target_specification_name": "s"}
-
-
-def given_failed_tasks(cli: CommandLine, job: str, *failed: int, total: int = 9) -> None:
-    """A run of to_task that has ended, in which these tasks failed."""
-    kwargs = {"job": job, "plugin": "digits@1.0.0", "params": PARAMS, "tenant": "acme", "dry_run": True}
-    cli.runs.store.accept(ToTaskMessage.model_validate(kwargs), "to_task")
-    cli.redis.hset(job_key(job), mapping={"total": total, "success": total - len(failed)})
-    outcomes = [TaskOutcome(index, task, "broken") for index, task in enumerate(failed)]
-    RedisLedger(cli.redis, job).record(outcomes)
-    cli.runs.finish(job, End(JobStatus.SUCCEEDED, {}))
+def given_failed_tasks(cli: CommandLine, job: str, *failed: int) -> None:
+    add_failed_run(cli.redis, cli.runs, job, *failed)
 
 
 def test_retry_publishes_the_message_for_the_failed_tasks(cli: CommandLine) -> None:
     # Given an ended run with failed tasks, whose own keys have expired
     given_failed_tasks(cli, "7", 5, 6)
-    cli.redis.delete(*cli.redis.keys("synapse:jobs:{7}*"))
+    expire_run(cli.redis, "7")
 
     # When it is retried as another job
     output = cli.run("retry", "7", "--new-job", "8", "--skip-annotated")

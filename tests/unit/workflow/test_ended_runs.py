@@ -15,7 +15,7 @@ from worker.runs.keys import ended_run_key, ended_runs_key, failed_tasks_key
 from worker.runs.model import End
 from worker.runs.runs import Runs
 from worker.workflow import ended_runs
-from worker.workflow.ended_runs import EndedRun, EndedRuns
+from worker.workflow.ended_runs import EndedRun, EndedRuns, Position
 
 WEEK = 7 * 24 * 60 * 60
 
@@ -155,8 +155,71 @@ def test_a_list_reads_no_more_than_is_taken(runs: Runs, redis: FakeRedis) -> Non
     assert len(read) == ended_runs.PAGE
 
 
+def test_a_page_begins_where_the_one_before_it_ended(
+    runs: Runs, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    # Given runs on three pages, of which four ended at one time
+    monkeypatch.setattr(ended_runs, "PAGE", 3)
+    end(runs, JobStatus.FAILED, "a")
+    at_once = ["b", "c", "d", "e"]
+    end(runs, JobStatus.FAILED, *at_once)
+    redis.zadd(ended_runs_key(), dict.fromkeys(at_once, clock.time()))
+    clock.forward(1)
+    end(runs, JobStatus.FAILED, "f", "g")
+
+    # When each page is asked for with the text that the one before it gave, and a run ends meanwhile
+    found, position = [], ""
+    while position is not None and len(found) < 10:
+        parsed = Position.parse(position) if position else None
+        page, following = EndedRuns(redis).page(position=parsed)
+        end(runs, JobStatus.FAILED, f"late-{len(found)}")
+        found += [run.job for run in page]
+        position = str(following) if following else None
+
+    # Then each run is there once, and none that ended after the first page was read
+    assert found == ["g", "f", "e", "d", "c", "b", "a"]
+
+
+def test_a_page_in_the_middle_costs_no_more_than_the_first(
+    runs: Runs, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given as many ended runs as fit on five pages
+    monkeypatch.setattr(ended_runs, "PAGE", 3)
+    end(runs, JobStatus.FAILED, *(str(number) for number in range(15)))
+    _, second = EndedRuns(redis).page()
+    _, third = EndedRuns(redis).page(position=second)
+    calls: list[object] = []
+    read: list[str] = []
+
+    class Reading(EndedRuns):
+        def _read(self, jobs: list[str], status: JobStatus | None) -> object:  # type: ignore[override]
+            read.extend(jobs)
+            return super()._read(jobs, status)
+
+    execute = fakeredis.FakeRedis.execute_command
+
+    def count(self: FakeRedis, *arguments: object, **options: object) -> object:
+        calls.append(arguments[0])
+        return execute(self, *arguments, **options)
+
+    monkeypatch.setattr(fakeredis.FakeRedis, "execute_command", count)
+
+    # When the third one is read
+    Reading(redis).page(position=third)
+
+    # Then the index was asked once, and the records of that page alone were read
+    assert (calls, len(read)) == (["ZRANGE"], 3)
+
+
+@pytest.mark.parametrize("text", ["", "nan:0", "inf:1", "1.5", "1.5:-1", "1:1", "-1.5:0", "1e9:0", "1.5:x"])
+def test_no_position_is_read_from_other_texts(text: str) -> None:
+    with pytest.raises(ValueError):
+        Position.parse(text)
+
+
 def test_what_no_release_writes_hides_no_other_run(runs: Runs, redis: FakeRedis) -> None:
-    end(runs, JobStatus.FAILED, "1", "2", "3", "4")
+    end(runs, JobStatus.FAILED, "0", "1", "2", "3", "4")
+    redis.set(ended_run_key("0"), '{"status": "FAILED", "failed": "many"}')
     redis.set(ended_run_key("1"), "rubbish")
     redis.set(ended_run_key("2"), "[]")
     redis.delete(ended_run_key("3"))

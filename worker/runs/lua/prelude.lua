@@ -13,11 +13,11 @@ end
 local function now_seconds() return redis.call('TIME')[1] end
 
 -- What has changed of a run's public record, as text by field, for whoever shows all runs: one channel has the changes of
--- all. Its name and the job stand in the record's key.
+-- all. Its name and the job stand in the record's key. With the time, by which a listener sees how late it is.
 local function publish_change(record, change)
   local prefix, job = string.match(record, '^(.*):jobs:{(.*)}$')
   if not job then return end
-  change.job = job
+  change.job, change.at = job, now()
   redis.call('PUBLISH', prefix .. ':changes', cjson.encode(change))
 end
 
