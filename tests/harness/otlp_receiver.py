@@ -74,6 +74,10 @@ class OtlpReceiver:
         ids = {span.span_id for span in own}
         return own + [span for span in known if span.parent_id in ids and span not in own]
 
+    def in_trace(self, trace_id: str) -> list[ReceivedSpan]:
+        """The spans of a trace."""
+        return [span for span in list(self._spans) if span.trace_id == trace_id]
+
     def _take(self, body: bytes, headers: dict[str, str]) -> None:
         self.bodies.append(body)
         self.headers.append(headers)
