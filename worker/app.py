@@ -72,8 +72,9 @@ def make_app(settings: Settings) -> Celery:
         resultrepr_maxsize=64,
         # Only while a monitor asks for them, see `TaskEventsStep`.
         worker_send_task_events=False,
-        # Modules that hold tasks.
+        # Modules that hold tasks, or wait for signals.
         imports=(
+            "worker.monitoring.traces",
             "worker.workflow.control",
             "worker.deploy.tasks",
             "worker.logs.tasks",
@@ -86,15 +87,8 @@ def make_app(settings: Settings) -> Celery:
     message_rejected.connect(reject_undelivered)
     step_unknown.connect(seconds_unknown)
     app.on_after_finalize.connect(_unregister_builtin_tasks)
-    app.steps["worker"].add(MinThreadsStep)
-    app.steps["worker"].add(MaintenanceStep)
-    app.steps["worker"].add(LogRelayStep)
-    app.steps["worker"].add(StateStep)
-    app.steps["worker"].add(HttpServerStep)
-    app.steps["consumer"].add(ConnectedStep)
-    app.steps["consumer"].add(TaskEventsStep)
-    app.steps["consumer"].add(RevocationsStep)
-    app.steps["consumer"].add(QueueStatsStep)
+    app.steps["worker"].update({MinThreadsStep, MaintenanceStep, LogRelayStep, StateStep, HttpServerStep})
+    app.steps["consumer"].update({ConnectedStep, TaskEventsStep, RevocationsStep, QueueStatsStep})
     return app
 
 

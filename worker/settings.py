@@ -215,6 +215,16 @@ class Settings(BaseSettings):
         description="Token for `synapse-worker console`, needed where other machines reach it.",
     )
 
+    otel_exporter_otlp_endpoint: HttpUrl | None = Field(
+        None,
+        repr=False,
+        description="Base URL of the OTLP receiver (HTTP, usually port 4318) to which traces are sent; "
+        "without it there are none.",
+    )
+    otel_exporter_otlp_headers: Token | None = Field(
+        None, description="Headers for that receiver, such as its key: `name=value`, separated by commas."
+    )
+
     @field_validator("*", mode="before")
     @classmethod
     def _is_readable(cls, value: object) -> object:
@@ -282,6 +292,11 @@ class Settings(BaseSettings):
             self.worker_console_token,
         )
         tokens = [token.get_secret_value() for token in held if token is not None]
+        if self.otel_exporter_otlp_headers is not None:
+            headers = self.otel_exporter_otlp_headers.get_secret_value().split(",")
+            values = [unquote(each.partition("=")[2]).strip() for each in headers]
+            # `Authorization=Bearer …` is not the only place in which the token may be seen.
+            tokens += values + [value.split()[-1] for value in values if value]
         if self.worker_webhook_secret is not None:
             tokens += self.worker_webhook_secret.get_secret_value().split()
         urls = [*self.redis_url.split(";"), *self.broker_url.split(";")]
@@ -317,7 +332,8 @@ def environment_setting(name: str) -> Any:
         raise SettingsError(f"{name.upper()} {error}") from None
     if not text:
         return field.get_default(call_default_factory=True)
-    type_: Any = Annotated[field.annotation, field]
+    # Without what is said of the field for a model alone, such as that its value is not shown.
+    type_: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
     adapter: TypeAdapter[Any] = TypeAdapter(type_)
     try:
         return adapter.validate_python(text)

@@ -62,7 +62,8 @@ class DeployTask(AgentTask):
     def forward(self, args: tuple[Any, ...], kwargs: JsonObject, agent: int) -> None:
         """Send the deployment's message to the workers of its agent, unchanged."""
         try:
-            send_task(self.app, self.name, DeployMessage.agent_queue(agent), kwargs, args=args)
+            with self.traced():
+                send_task(self.app, self.name, DeployMessage.agent_queue(agent), kwargs, args=args)
         except INFRASTRUCTURE_ERRORS:
             self.retry_later(INFRASTRUCTURE_RETRY_SECONDS)
 

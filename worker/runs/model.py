@@ -117,7 +117,8 @@ class Run(Generic[MessageT, StateT]):
     """A run as it was read, for one delivery of a step's message.
 
     `is_retry`: the step has begun before, so it must look before it acts. `generation` is that of the poll.
-    `lease` is the step's lock. `priority` is that of the message, and of those of all steps.
+    `lease` is the step's lock. `priority` is that of the message, and of those of all steps. `traceparent` is
+    the context of its trace, if it has one.
     """
 
     job: str
@@ -131,6 +132,7 @@ class Run(Generic[MessageT, StateT]):
     is_retry: bool = False
     generation: int = 0
     lease: Lease | None = None
+    traceparent: str = ""
 
 
 AnyRun: TypeAlias = Run[RunMessage, RunState]
@@ -169,6 +171,7 @@ class Workflow(Generic[MessageT, StateT]):
             is_retry=run.is_retry,
             generation=run.generation,
             lease=run.lease,
+            traceparent=run.traceparent,
         )
 
 

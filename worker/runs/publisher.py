@@ -9,6 +9,7 @@ from celery import Celery
 from celery.worker.request import Request
 from kombu.exceptions import EncodeError, OperationalError
 
+from worker import tracing
 from worker.platform import redact
 from worker.runs.model import Step
 from worker.runs.store import CollectedMessage
@@ -80,6 +81,8 @@ def send_task(app: Celery, task: str, queue: str, kwargs: Mapping[str, object], 
 
     Raises kombu's `OperationalError` when the broker does not accept it after the app's retries.
     """
+    if headers := tracing.message_headers(kwargs.get("job")):
+        options["headers"] = {**headers, **(options.get("headers") or {})}
     try:
         app.send_task(
             task,

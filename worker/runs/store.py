@@ -110,8 +110,11 @@ class RunStore:
 
     # The beginning of a run and of its steps
 
-    def accept(self, message: RunMessage, queue: str, priority: int = 0) -> Acceptance:
-        """Create the run of `message`, once a job; `queue` is where its steps go, with that priority."""
+    def accept(self, message: RunMessage, queue: str, priority: int = 0, traceparent: str = "") -> Acceptance:
+        """Create the run of `message`, once a job; `queue` is where its steps go, with that priority.
+
+        `traceparent`: the context of its trace.
+        """
         content = message.model_dump(mode="json", exclude_unset=True, by_alias=True)
         job = message.job
         answer = self._scripts.run(
@@ -123,6 +126,7 @@ class RunStore:
             queue,
             _end_text(STOPPED),
             priority or "",
+            traceparent,
         )
         return Acceptance(answer)
 
@@ -167,6 +171,7 @@ class RunStore:
             position=position,
             step=stored.get(RunField.STEP, ""),
             end=end,
+            traceparent=stored.get(RunField.TRACEPARENT, ""),
         )
 
     def standings(self, jobs: Iterable[str]) -> list[Standing | None]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from shared.channels import RETENTION_SECONDS
 from shared.messages import ToTaskMethod
+from worker import tracing
 from worker.blame import asks_for_later, retry_after_seconds
 from worker.chunk_requests import chunk_requests
 from worker.lua import redis_time
@@ -195,6 +196,7 @@ def _annotate(
             attempt = pipeline.run(chunk, select_tasks(tasks), budget)
         except PluginHostBusyError:
             return Reschedule(PLUGIN_BUSY_POLL_SECONDS)
+        _trace_counts(attempt, tasks, ledger)
         if attempt.check_ended():
             return (
                 Suspend() if services.runs.store.has_ended(run.job) else Reschedule(LOST_LEASE_POLL_SECONDS)
@@ -211,6 +213,19 @@ def _annotate(
         return Continue(FINALIZE)
     publish_chunks(run, services.runs, ledger)
     return Suspend()
+
+
+def _trace_counts(attempt: ChunkPass, tasks: Sequence[OpenTask], ledger: RedisLedger) -> None:
+    tracing.set_attributes(
+        {
+            "synapse.tasks.open": len(tasks),
+            "synapse.tasks.done": sum(done for done, _ in ledger.recorded),
+            "synapse.tasks.failed": sum(failed for _, failed in ledger.recorded),
+            "synapse.tasks.postponed": len(attempt.postponed),
+            "synapse.tasks.deferred": len(attempt.pending_inferences),
+            "synapse.tasks.retryable": len(attempt.retryable),
+        }
+    )
 
 
 def _next_pass(

@@ -12,7 +12,7 @@ from structlog.contextvars import bound_contextvars
 from shared.channels import job_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
-from worker import blame, metrics
+from worker import blame, metrics, tracing
 from worker.blame import INFRASTRUCTURE_ERRORS, RejectedMessageError, Retries
 from worker.broker import RejectedMessage
 from worker.platform import clean
@@ -178,13 +178,14 @@ class StepTask(DeathCountingTask):
                 has_ended = partial(self.runs.is_known_to_have_ended, job)
                 is_released, retry = False, None
                 try:
-                    with self.runs.locks.renewing(lease, renew), waits_for_run(has_ended):
+                    renewing = self.runs.locks.renewing(lease, renew)
+                    with self.traced(claim.run, part), renewing, waits_for_run(has_ended):
                         end = self.end_after_deaths(name, job, claim.died)
                         call = end or self._call(
                             name, claim.run, lambda run: function(step.workflow.typed(run))
                         )
                         is_released, retry = self._apply(step, name, claim.run, call)
-                        timer.observe(call)
+                        self.observe_outcome(timer, call)
                 finally:
                     if not is_released:
                         self.runs.locks.release(lease)
@@ -258,6 +259,7 @@ class StepTask(DeathCountingTask):
             error=clean(str(error)),
             attempt=attempt,
         )
+        tracing.fail(type(error).__name__, user_message(error))
         if run is not None and attempt == 1:
             text = in_language(run.message.language, Text.STEP_WAITS, step=name, error=user_message(error))
             self.runs.events.message(run.job, text, level="warning")
@@ -370,16 +372,17 @@ class StepTask(DeathCountingTask):
     def _retry_as_asked(
         self, function: Callable[[], Retry | None], changes_without_redis: Mapping[str, int | bool]
     ) -> None:
-        try:
-            retry = function()
-        except INFRASTRUCTURE_ERRORS as error:
-            log.warning("task retry scheduled", error_type=type(error).__name__)
-            self.retry_for_infrastructure(error, **changes_without_redis)
-            # What the sweep publishes again needs no copy.
-            retry = None
-            if self._arguments is None:
-                self.reject(tuple(self.request.args or ()), self.request.kwargs, REJECTED_TEXT)
-        self.retry_as(retry)
+        with self.traced():
+            try:
+                retry = function()
+            except INFRASTRUCTURE_ERRORS as error:
+                log.warning("task retry scheduled", error_type=type(error).__name__)
+                self.retry_for_infrastructure(error, **changes_without_redis)
+                # What the sweep publishes again needs no copy.
+                retry = None
+                if self._arguments is None:
+                    self.reject(tuple(self.request.args or ()), self.request.kwargs, REJECTED_TEXT)
+            self.retry_as(retry)
 
     # Entry tasks
 
@@ -395,7 +398,7 @@ class StepTask(DeathCountingTask):
 
         It is retried while Redis, the broker or the plugin store is unavailable.
         """
-        with self.counting_deaths() as died:
+        with self.traced(), self.counting_deaths() as died:
             if died >= MAX_DEATHS:
                 self.reject(args, kwargs, f"{died} workers died while it was read; {DEATHS_ADVICE}")
             else:

@@ -162,6 +162,10 @@ def test_secrets_are_files_that_are_mounted(manifests: list[Manifest]) -> None:
         ({"settings": {"SYNAPSE_HOST": "https://x", "SYNAPSE_ACCESS_TOKEN": "x"}}, "SYNAPSE_ACCESS_TOKEN"),
         ({"settings": {"SYNAPSE_HOST": "https://x", "WORKER_WEBHOOK_SECRET": "x"}}, "WORKER_WEBHOOK_SECRET"),
         ({"settings": {"SYNAPSE_HOST": "https://x", "WORKER_CONSOLE_TOKEN": "x"}}, "WORKER_CONSOLE_TOKEN"),
+        (
+            {"settings": {"SYNAPSE_HOST": "https://x", "OTEL_EXPORTER_OTLP_HEADERS": "x"}},
+            "OTEL_EXPORTER_OTLP_HEADERS",
+        ),
         ({**NEEDED, "image": {"tag": "latest"}}, "tag"),
         ({**NEEDED, "roles": {"control": {"replicas": 0}}}, "control"),
         ({**NEEDED, "roles": {"logs": {"scaling": {"minReplicas": 0}}}}, "logs"),

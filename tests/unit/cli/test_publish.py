@@ -4,10 +4,13 @@ import json
 
 import pytest
 
-from shared.messages import ToTaskMessage
+from shared.messages import StopMessage, ToTaskMessage
 from shared.statuses import JobStatus
+from tests.harness.recorded_spans import PARENT, RecordedSpans, context_of, parent_of
 from tests.unit.cli.command_line import CommandLine
+from tests.unit.shared.test_publisher import taken
 from tests.unit.workflow.failed_tasks import PARAMS, add_failed_run, expire_run
+from worker.cli.console import publish
 from worker.runs.model import End
 
 DEPLOY = ("deploy", "7", "digits@1.0.0", "--agent", "1")
@@ -160,3 +163,27 @@ def test_options_of_a_message_are_sent_where_they_are_given(cli: CommandLine) ->
 
     sent = [message.model_fields_set - {"job", "plugin", "agent", "params"} for message in cli.published]
     assert sent == [set(), {"force"}, {"dry_run", "skip_annotated"}]
+
+
+@pytest.mark.parametrize("caller", [None, PARENT])
+def test_message_begins_a_trace_or_carries_on_the_callers(
+    spans: RecordedSpans, monkeypatch: pytest.MonkeyPatch, caller: str | None
+) -> None:
+    # Given a receiver of traces, and perhaps a caller with a span
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    if caller is not None:
+        monkeypatch.setenv("TRACEPARENT", caller)
+
+    # When a command publishes
+    publish(StopMessage(job="7"), "memory://", "redis://127.0.0.1:9/0")
+
+    # Then the message carries the context of the command's span
+    sent = spans.only()
+    assert (sent.name, parent_of(sent)) == ("send stop", caller)
+    assert taken("control")[0]["traceparent"] == context_of(sent)
+
+
+def test_message_has_no_context_without_a_receiver() -> None:
+    publish(StopMessage(job="7"), "memory://", "redis://127.0.0.1:9/0")
+
+    assert "traceparent" not in taken("control")[0]

@@ -8,6 +8,7 @@ import structlog
 from shared.channels import RETENTION_SECONDS, job_key
 from shared.messages import JsonObject
 from shared.statuses import JobStatus, is_final_status
+from worker import tracing
 from worker.blame import asks_for_later
 from worker.platform import (
     AuthenticationError,
@@ -78,7 +79,9 @@ def report(job: str, runs: Runs, backend_of: Callable[[str | None], JobsApi]) ->
                 raise LeaseLostError
             return backend.update_job(job, **fields)
 
-        with runs.report_locks.renewing(lease):
+        # Between these two there may be one a second.
+        is_traced = run.end is not None or not claim.is_running_sent
+        with _report_span(run) if is_traced else tracing.NO_SPAN, runs.report_locks.renewing(lease):
             _send_messages(job, claim.messages, runs, backend)
             if run.end is not None:
                 _send_end(run, run.end, claim, runs, backend, update)
@@ -91,6 +94,14 @@ def report(job: str, runs: Runs, backend_of: Callable[[str | None], JobsApi]) ->
     finally:
         if not is_released:
             runs.report_locks.release(lease)
+
+
+def _report_span(run: AnyRun) -> tracing.Span:
+    """A span for this report in the trace of its run, if that has one."""
+    if not run.traceparent:
+        return tracing.NO_SPAN
+    attributes = {"synapse.job": run.job, "synapse.action": run.message.action}
+    return tracing.task_span("report", run.traceparent, run.job, attributes, kind="INTERNAL")
 
 
 def report_unreadable(job: str, runs: Runs, backend: JobsApi) -> None:
