@@ -181,6 +181,9 @@ class Settings(BaseSettings):
     worker_ended_logs_max_age_seconds: Annotated[float, Field(gt=0, le=24 * 60 * 60)] = Field(
         24 * 60 * 60, description="Log of an ended job: removed after so many seconds, a day at most."
     )
+    worker_ended_runs_max_mb: Annotated[int, Field(ge=1)] = Field(
+        256, description="What is kept of ended runs in Redis: most MB in all; the oldest are forgotten."
+    )
     worker_ended_runs_max_age_seconds: Seconds = Field(
         7 * 24 * 60 * 60,
         description="Ended run: may be listed and retried for so many seconds, by default a week.",

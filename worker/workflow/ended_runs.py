@@ -106,10 +106,10 @@ class EndedRuns:
         """How many ids of failed tasks are kept, which are all if all workers of the run kept them."""
         return int(self._redis.llen(failed_tasks_key(job)))
 
-    def trim(self, max_age_seconds: float) -> None:
-        """Forget those that ended longer ago."""
+    def trim(self, max_bytes: int, max_age_seconds: float) -> None:
+        """Forget those that ended longer ago, and the oldest while all take too much."""
         since = redis_time(self._redis) - max_age_seconds
-        arguments = f"{since:.6f}", FORGOTTEN_AT_ONCE
+        arguments = f"{since:.6f}", max_bytes, FORGOTTEN_AT_ONCE
         while self._scripts.run("forget_ended_runs", [ended_runs_key()], *arguments) == FORGOTTEN_AT_ONCE:
             pass
 

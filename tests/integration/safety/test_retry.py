@@ -9,6 +9,7 @@ from shared import ToTaskMessage
 from tests.integration.safety.proxied_harness import ProxiedHarness
 from worker.runs.keys import ended_run_key, failed_tasks_key
 from worker.sandbox.seed import SeededProject
+from worker.settings import MB
 from worker.workflow.ended_runs import EndedRuns
 
 FAILS_FOR_SOME = """
@@ -116,8 +117,8 @@ def test_ended_runs_are_listed_and_forgotten(harness: ProxiedHarness) -> None:
     assert listed[0]["job"] == job
     assert listed[0]["error"] == "No tasks found to annotate"
     runs = EndedRuns(harness.redis)
-    runs.trim(60)
+    runs.trim(MB, 60)
     assert runs.get(job) is not None
-    runs.trim(-60)
+    runs.trim(MB, -60)
     assert runs.get(job) is None
     assert list(runs.newest()) == []

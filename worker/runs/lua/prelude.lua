@@ -142,6 +142,16 @@ local function ended_keys(record)
   local kept = all .. ':{' .. job .. '}'
   return job, all, kept, kept .. ':failed_tasks'
 end
+-- Beside them the bytes that each takes in Redis, about, and their sum, so that what is too much is forgotten without
+-- looking at the rest. No job has a name with a colon.
+local ENDED_RUN_BYTES, FAILED_TASK_BYTES, ENDED_RUNS_TOTAL = 512, 6, ':total'
+local function ended_run_sizes(all) return all .. ':sizes' end
+local function set_ended_run_size(all, job, bytes)
+  local sizes = ended_run_sizes(all)
+  local counted = redis.call('HGET', sizes, job) or 0
+  if bytes > 0 then redis.call('HSET', sizes, job, bytes) else redis.call('HDEL', sizes, job) end
+  if redis.call('HINCRBY', sizes, ENDED_RUNS_TOTAL, bytes - counted) <= 0 then redis.call('DEL', sizes) end
+end
 local function is_kept(record)
   local _, _, kept = ended_keys(record)
   return redis.call('EXISTS', kept) == 1
@@ -151,6 +161,7 @@ local function forget_ended_run(record)
   redis.call('UNLINK', kept, failed_tasks)
   redis.call('ZREM', all, job)
   for _, status in ipairs(END_STATUSES) do redis.call('ZREM', all .. ':' .. status, job) end
+  set_ended_run_size(all, job, 0)
 end
 -- The keys of an earlier run of this job have expired; what is kept of it would be mixed with this one.
 local function forget_earlier_run(record)
@@ -162,10 +173,13 @@ local function keep_ended_run(run, record)
   local found, content, time = redis.call('HGETALL', record), {}, now()
   for index = 1, #found, 2 do content[found[index]] = found[index + 1] end
   content.message = redis.call('HGET', run, RUN.message) or nil
-  redis.call('SET', kept, cjson.encode(content))
+  local text = cjson.encode(content)
+  redis.call('SET', kept, text)
   -- They do not expire with the run any more.
   redis.call('SREM', record .. ':keys', failed_tasks)
   redis.call('PERSIST', failed_tasks)
   redis.call('ZADD', all, time, job)
   redis.call('ZADD', all .. ':' .. content.status, time, job)
+  local failed = redis.call('LLEN', failed_tasks)
+  set_ended_run_size(all, job, ENDED_RUN_BYTES + #text + FAILED_TASK_BYTES * failed)
 end
