@@ -200,7 +200,7 @@ def count_rejected(task: str) -> None:
 
 
 def count_webhook(result: str) -> None:
-    """The end of a run was `delivered` to the webhook, will be `retried`, or was `given_up`."""
+    """The end of a run was `delivered` to the webhook, will be `retried`, was `given_up` or is `damaged`."""
     _record(lambda to: to.count(WEBHOOKS, result))
 
 

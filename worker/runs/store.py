@@ -1,8 +1,8 @@
 """The record of a run in Redis: accept, claim a step, update the state, finish, what was reported."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -57,6 +57,15 @@ class NewerRunError(UnreadableRunError):
 
     To ignore that could do what the message forbids, so the run's steps are left to newer workers.
     """
+
+
+@contextmanager
+def reading_record(job: str) -> Iterator[None]:
+    """What fails in the block because it is not what any release writes is a `DamagedRunError`."""
+    try:
+        yield
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise DamagedRunError(f"the record of job {job}'s run is damaged") from error
 
 
 @dataclass(frozen=True)
@@ -141,14 +150,12 @@ class RunStore:
     @staticmethod
     def parse(job: str, stored: Mapping[str, str]) -> StoredRun:
         """The run whose hash was read; raises `DamagedRunError` or `NewerRunError` as `load` does."""
-        try:
+        with reading_record(job):
             message = json.loads(stored[RunField.MESSAGE])
             task, kwargs = message["task"], message["kwargs"]
             queue, position = stored[RunField.QUEUE], int(stored[RunField.POSITION])
             priority = int(stored.get(RunField.PRIORITY, 0))
             end = _end(stored.get(RunField.ENDED))
-        except (KeyError, TypeError, ValueError):
-            raise DamagedRunError(f"the record of job {job}'s run is damaged") from None
         state = {
             name.removeprefix(STATE_PREFIX): text
             for name, text in stored.items()

@@ -420,6 +420,58 @@ def test_the_sender_survives_any_error(
     assert [event["data"]["job"] for event in receiver.events] == ["42"]  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("end", "rubbish"),
+        ("end", "[]"),
+        ("end", '{"status": "FAILED"}'),
+        ("message", "{}"),
+        ("message", b"\xff"),
+    ],
+)
+def test_a_damaged_run_is_posted_as_far_as_it_is_known(
+    runs: Runs, run: object, send: Send, receiver: Receiver, redis: FakeRedis, field: str, text: str | bytes
+) -> None:
+    # Given an end whose record is damaged
+    runs.finish("42", End(JobStatus.FAILED, {"error": "no room"}))
+    redis.hset(run_key("42"), field, text)
+
+    # When it is due
+    send()
+
+    # Then what is left of it is posted, once, or it is dropped where nothing can be read
+    results = [event["data"]["result"] for event in receiver.events]  # type: ignore[index]
+    assert results == ([] if isinstance(text, bytes) else [{"error": "no room"}])
+    assert waiting(redis) == []
+
+
+def test_an_end_of_which_nothing_is_legible_is_dropped_once(
+    runs: Runs,
+    run: object,
+    send: Send,
+    webhooks: Webhooks,
+    redis: FakeRedis,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given an end whose record and whose public record are damaged
+    counted: list[str] = []
+    monkeypatch.setattr("worker.metrics.count_webhook", counted.append)
+    runs.finish("42", SUCCEEDED)
+    redis.hset(run_key("42"), "end", "rubbish")
+    redis.hset("synapse:jobs:{42}", "status", "rubbish")
+
+    # When it is due
+    assert send() is None
+
+    # Then it is counted, and never due again
+    assert counted == ["damaged"]
+    clock.forward(60)
+    assert webhooks.take_over() == []
+    assert webhooks.claim("42", "other") is None
+
+
 def test_the_end_of_a_rejected_message_is_posted(
     runs: Runs, send: Send, receiver: Receiver, due: list[str], clock: Clock
 ) -> None:

@@ -24,6 +24,7 @@ from worker.runs.model import STOPPED, AnyRun, End, backend_job_id, stopped_job_
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES, Progress, Snapshot, proportions_of
 from worker.runs.reports.outbox import MAX_MESSAGES, ReportClaim, ReportStatus
 from worker.runs.runs import Runs, publish_current_step
+from worker.runs.store import DamagedRunError, reading_record
 
 log = structlog.get_logger(__name__)
 
@@ -135,9 +136,17 @@ def _send_progress(run: AnyRun, claim: ReportClaim, runs: Runs, backend: JobsApi
 
 
 def _snapshot(run: AnyRun, claim: ReportClaim, *, is_complete: bool = False) -> Snapshot:
-    overall = float(claim.record.get("overall") or 0)
     proportions = proportions_of(run.message)
-    return Progress.snapshot_of(claim.progress, overall, claim.now, proportions, is_complete=is_complete)
+    try:
+        with reading_record(run.job):
+            overall = float(claim.record.get("overall") or 0)
+            return Progress.snapshot_of(
+                claim.progress, overall, claim.now, proportions, is_complete=is_complete
+            )
+    except DamagedRunError as error:
+        # The end, if it has come, is worth more.
+        log.warning("progress left out of the report", error=str(error))
+        return Progress.snapshot_of({}, 0.0, claim.now, proportions, is_complete=is_complete)
 
 
 def _send_end(
@@ -164,7 +173,8 @@ def _patch_end(
     snapshot = _snapshot(run, claim, is_complete=complete)
     result = end.result
     if end.status is JobStatus.STOPPED:
-        result = stopped_job_result(run.message.task, claim.record)
+        with reading_record(run.job):
+            result = stopped_job_result(run.message.task, claim.record)
     try:
         update(
             status=end.status,

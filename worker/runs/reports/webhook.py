@@ -27,7 +27,7 @@ from worker.runs.reports.sender import (
 )
 from worker.runs.reports.webhook_client import WebhookClient, is_rejected
 from worker.runs.runs import Runs
-from worker.runs.store import hash_of
+from worker.runs.store import DamagedRunError, hash_of, reading_record
 
 log = structlog.get_logger(__name__)
 
@@ -59,13 +59,17 @@ class Webhooks(DueJobs):
         super().__init__(redis, keys.webhooks_key())
 
     def claim(self, job: str, token: str) -> DueEnd | None:
-        """Take the lock of the job's event and make it; None when nothing is to be sent, or another sends."""
+        """Take the lock of the job's event and make it; None when nothing is to be sent, or another sends.
+
+        Raises `DamagedRunError`, and the lock is kept, when nothing says how the run has ended.
+        """
         names = [run_key(job), job_key(job), self._lock(job), self._key, keys.rejected_end_key(job)]
-        status, *found = self._scripts.run("claim_webhook", names, job, token, int(LOCK_SECONDS * 1000))
-        if status != "claimed":
-            return None
-        now, message, end, record = found
-        return _due_end(job, float(now), message, json.loads(end), hash_of(record))
+        with reading_record(job):  # also what is no UTF-8
+            status, *found = self._scripts.run("claim_webhook", names, job, token, int(LOCK_SECONDS * 1000))
+            if status != "claimed":
+                return None
+            now, message, end, record = found
+            return _due_end(job, float(now), message, end, hash_of(record))
 
     def end_attempt(self, job: str, token: str, retry_in: float | None) -> None:
         """Release the lock; the end is sent again in so many seconds, and with None never."""
@@ -76,14 +80,16 @@ class Webhooks(DueJobs):
         return keys.lock_key(job, "webhook")
 
 
-def _due_end(job: str, now: float, message: str, end: JsonObject, record: dict[str, str]) -> DueEnd:
-    status, ended = JobStatus(end["status"]), int(float(record.get("updated") or now))
-    sent: JsonObject = json.loads(message)
-    result = end["result"]
-    if status is JobStatus.STOPPED and record.get("status"):
-        result = stopped_job_result(sent["task"], record)
-    # The failures of single tasks are at the backend; their number is part of the result.
-    result = {name: value for name, value in result.items() if name != "failures"}
+def _due_end(job: str, now: float, message: str, end: str, record: dict[str, str]) -> DueEnd:
+    ended = int(float(record.get("updated") or now))
+    try:
+        with reading_record(job):
+            status, result, tenant = _end_of(json.loads(message), json.loads(end), record)
+    except DamagedRunError:
+        # As far as the public record says it, which is what the backend gets (`report_unreadable`).
+        status, result, tenant = JobStatus(record["status"]), {"error": record.get("error", "")}, None
+        if not status.is_final:
+            raise
     event = {
         "type": f"run.{status.lower()}",
         "timestamp": datetime.fromtimestamp(ended, UTC).isoformat().replace("+00:00", "Z"),
@@ -91,7 +97,7 @@ def _due_end(job: str, now: float, message: str, end: JsonObject, record: dict[s
             "job": job,
             "action": record.get("action"),
             "plugin": record.get("plugin"),
-            "tenant": sent["kwargs"].get("tenant"),
+            "tenant": tenant,
             "status": status,
             "result": result if len(json.dumps(result)) <= MAX_RESULT_BYTES else None,
         },
@@ -101,13 +107,32 @@ def _due_end(job: str, now: float, message: str, end: JsonObject, record: dict[s
     return DueEnd(now - ended, f"run_{digest[:32]}", json.dumps(event, separators=(",", ":")).encode())
 
 
+def _end_of(
+    message: JsonObject, end: JsonObject, record: dict[str, str]
+) -> tuple[JobStatus, JsonObject, object]:
+    """Status, result and tenant."""
+    status, result = JobStatus(end["status"]), end["result"]
+    if status is JobStatus.STOPPED and record.get("status"):
+        result = stopped_job_result(message["task"], record)
+    # The failures of single tasks are at the backend; their number is part of the result.
+    result = {name: value for name, value in result.items() if name != "failures"}
+    return status, result, message["kwargs"].get("tenant")
+
+
 def send_end(job: str, attempt: int, runs: Runs, webhooks: Webhooks, client: WebhookClient) -> float | None:
     """Send a job's end once; the seconds until the next attempt, or None when there is none.
 
     Raises `RedisError`.
     """
     token = runs.locks.new_token()
-    due = webhooks.claim(job, token)
+    try:
+        due = webhooks.claim(job, token)
+    except DamagedRunError as error:
+        # It will not be read better the next time.
+        metrics.count_webhook("damaged")
+        log.error("webhook dropped", job=job, error=str(error))
+        webhooks.end_attempt(job, token, None)
+        return None
     if due is None:
         return None
     retry_in: float | None = None
