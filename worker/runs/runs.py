@@ -186,7 +186,7 @@ class Runs:
                 self.shares.free_run(job, tenant)
         for job in jobs:
             if job in ended:
-                self._end_is_due(job)
+                self.on_report_due(job, 0.0)
             elif self.store.has_ended(job):
                 self.ensure_end_reported(job)
         return ended
@@ -211,18 +211,17 @@ class Runs:
         """Close the log and have the end reported, unless that was done."""
         self.events.log.close_if_complete(job)
         if self.outbox.schedule_end(job):
-            self._end_is_due(job)
+            self.on_report_due(job, 0.0)
+
+    def mark_reported(self, job: str) -> None:
+        """The backend has the end, or will not get it any more. Then the webhook gets it, if there is one."""
+        if self.store.mark_reported(job) and self.on_webhook_due is not None:
+            self.on_webhook_due(job)
 
     def send_rejected_end(self, job: str, end: End, tenant: str | None) -> None:
         """The backend has the end of a job without a run; the webhook is to hear it, too, if there is one."""
         if self.on_webhook_due is not None:
             self.outbox.enter_rejected_end(job, end, tenant)
-            self.on_webhook_due(job)
-
-    def _end_is_due(self, job: str) -> None:
-        """The end is in the outbox, and this process is to send it to backend and webhook."""
-        self.on_report_due(job, 0.0)
-        if self.on_webhook_due is not None:
             self.on_webhook_due(job)
 
 

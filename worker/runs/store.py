@@ -381,10 +381,11 @@ class RunStore:
 
     # What the backend has
 
-    def mark_reported(self, job: str) -> None:
-        """The backend has the end: nothing more will be sent, and the run's keys expire in a day.
+    def mark_reported(self, job: str) -> bool:
+        """The backend has the end: nothing more will be sent to it, and the run's keys expire in a day.
 
-        At once, because a reported run without expiry would stay for ever.
+        At once, because a reported run without expiry would stay for ever. True when the webhook is to have
+        the end now, which the caller sends.
         """
         names = [
             *log_keys(job),
@@ -392,13 +393,15 @@ class RunStore:
             keys.ended_logs_key(),
             keys.heartbeats_key(),
             keys.overdue_counts_key(),
+            keys.webhooks_key(),
             keys.workflow_keys_key(job),
             job_key(job),
             keys.progress_key(job),
             keys.messages_key(job),
             keys.polls_key(job),
         ]
-        self._scripts.run(LOG_SCRIPT, names, *log_args("mark_reported", job, job, run_member(job)))
+        arguments = log_args("mark_reported", job, job, run_member(job))
+        return bool(self._scripts.run(LOG_SCRIPT, names, *arguments))
 
     def is_reported(self, job: str) -> bool:
         """Whether the backend has the end (or the run is gone)."""

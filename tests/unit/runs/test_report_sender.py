@@ -379,3 +379,17 @@ def test_a_stopped_run_with_damaged_counts_is_reported(
 
     (final,) = finals(backend)
     assert (final["status"], final["result"]) == ("STOPPED", {"error": "stopped"})
+
+
+def test_an_end_that_is_not_legible_is_reported_as_failed(
+    runs: Runs, run: Run, backend: FakeBackend, redis: FakeRedis
+) -> None:
+    runs.finish("42", SUCCEEDED)
+    redis.hset(run_key("42"), RunField.ENDED, "rubbish")
+    redis.hset(job_key("42"), "status", "rubbish")
+
+    assert send_report("42", 0, runs, lambda tenant: backend) is None
+
+    (final,) = finals(backend)
+    assert (final["status"], "damaged" in final["result"]["error"]) == ("FAILED", True)
+    assert redis.zcard(outbox_key()) == 0

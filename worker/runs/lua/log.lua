@@ -22,7 +22,8 @@
 --   close              source, claim, reason, time, the relay's final line or '' -> 1; 0 when the claim was lost
 --   close_if_complete  -> 1 when the log is closed
 --   mark_reported      job, its member of the heartbeats; with the keys: state, history, run, outbox, ended logs,
---                      heartbeats, overdue counts, set of keys that expire with the run, other keys that do
+--                      heartbeats, overdue counts, webhooks, set of keys that expire with the run, other keys that do
+--                      -> 1 to the caller that is to send the end to the webhook
 local operation = ARGV[1]
 local SEVERITY = {ended = 1, stopped = 2, limit = 3, unreachable = 4}
 local state, history, run, channel, seq, reopened, history_length
@@ -171,7 +172,7 @@ if operation == 'finish' then
       if list then redis.call('ZREM', list, job) end
       if not reported then
         redis.call('ZADD', KEYS[3], report_due, job)
-        if ARGV[13] == '1' then redis.call('ZADD', KEYS[4], report_due, job) end
+        if ARGV[13] == '1' then enter_webhook(KEYS[4], job) end
         redis.call('ZADD', KEYS[1], due, member)
         redis.call('HDEL', KEYS[2], member)
         redis.call('PUBLISH', events, event)
@@ -262,7 +263,10 @@ elseif operation == 'mark_reported' then
   redis.call('ZADD', KEYS[5], 0, ARGV[5])
   redis.call('ZREM', KEYS[6], ARGV[6])
   redis.call('HDEL', KEYS[7], ARGV[6])
-  for _, key in ipairs(redis.call('SMEMBERS', KEYS[8])) do redis.call('EXPIRE', key, ARGV[4]) end
+  for _, key in ipairs(redis.call('SMEMBERS', KEYS[9])) do redis.call('EXPIRE', key, ARGV[4]) end
   redis.call('EXPIRE', run, ARGV[4])
-  for index = 8, #KEYS do redis.call('EXPIRE', KEYS[index], ARGV[4]) end
+  for index = 9, #KEYS do redis.call('EXPIRE', KEYS[index], ARGV[4]) end
+  if not redis.call('ZSCORE', KEYS[8], ARGV[5]) then return 0 end
+  redis.call('ZADD', KEYS[8], now() + REPORT_LEASE, ARGV[5])
+  return 1
 end

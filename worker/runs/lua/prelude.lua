@@ -64,6 +64,12 @@ local REPORT_LEASE = 5
 local function enter_outbox(outbox, job, delay)
   return redis.call('ZADD', outbox, 'NX', now() + delay + REPORT_LEASE, job)
 end
+-- The webhook hears of an end once the backend has it: `mark_reported` of `log.lua` lets it be sent. Workers of the previous
+-- release do not, so it is looked at again after a while.
+local WEBHOOK_LOOK = 60
+local function enter_webhook(webhooks, job)
+  redis.call('ZADD', webhooks, now() + WEBHOOK_LOOK, job)
+end
 local function has_changes(run)
   local version, version_sent = unpack(redis.call('HMGET', run, RUN.version, RUN.version_sent))
   return version and version ~= version_sent
@@ -142,7 +148,7 @@ local function ended_keys(record)
   local kept = all .. ':{' .. job .. '}'
   return job, all, kept, kept .. ':failed_tasks'
 end
--- Beside them the bytes that each takes in Redis, about, and their sum, so that what is too much is forgotten without
+-- Beside them the bytes of Redis that each needs, about, and their sum, so that what is too much is forgotten without
 -- looking at the rest. No job has a name with a colon.
 local ENDED_RUN_BYTES, FAILED_TASK_BYTES, ENDED_RUNS_TOTAL = 512, 6, ':total'
 local function ended_run_sizes(all) return all .. ':sizes' end

@@ -100,9 +100,12 @@ def report_unreadable(job: str, runs: Runs, backend: JobsApi) -> None:
     Raises `ClientError` as `report` does.
     """
     status, error = runs.redis.hmget(job_key(job), ["status", "error"])
-    if is_final_status(status):
-        backend.update_job(job, status=status, result={"error": error or ""})
-        runs.store.mark_reported(job)
+    if not is_final_status(status):
+        if not runs.store.has_ended(job):
+            return
+        status, error = JobStatus.FAILED, f"the record of job {job}'s run is damaged"
+    backend.update_job(job, status=status, result={"error": error or ""})
+    runs.mark_reported(job)
 
 
 def give_up_rejected_end(job: str, error: ClientError, runs: Runs) -> bool:
@@ -115,7 +118,7 @@ def give_up_rejected_end(job: str, error: ClientError, runs: Runs) -> bool:
     if seconds is None or seconds < MAX_REJECTED_SECONDS:
         return False
     log.error("end given up", job=job, error_type=type(error).__name__, error=clean(str(error)))
-    runs.store.mark_reported(job)
+    runs.mark_reported(job)
     return True
 
 
@@ -154,7 +157,7 @@ def _send_end(
 ) -> None:
     if run.position > 0 or not _has_ended_at_backend(run, backend):
         _patch_end(run, end, claim, runs, backend, update)
-    runs.store.mark_reported(run.job)
+    runs.mark_reported(run.job)
     log.info("end reported", status=end.status)
 
 

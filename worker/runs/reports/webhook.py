@@ -1,4 +1,4 @@
-"""Sends the end of each run to the webhook, beside its report to the backend and never in its way."""
+"""Sends the end of each run to the webhook, once the backend has it, and never in the way of a report."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import structlog
 from redis import Redis
 
-from shared.channels import RETENTION_SECONDS, job_key, redis_prefix
+from shared.channels import job_key, redis_prefix
 from shared.messages import JsonObject
 from shared.statuses import JobStatus
 from worker import metrics
@@ -36,8 +36,6 @@ LOCK_SECONDS = 30.0
 """Longer than an attempt, so that nobody else begins one meanwhile."""
 MAX_COUNTDOWN_SECONDS = 300.0
 """The longest pause between two attempts: a receiver that was away hears of all ends within so long."""
-MAX_AGE_SECONDS = RETENTION_SECONDS
-"""After so long an end is not sent any more: soon after, nothing may be left of its run."""
 MAX_RESULT_BYTES = 16 * 1024
 """Of the result in an event; a larger one is at the backend alone."""
 
@@ -46,8 +44,8 @@ MAX_RESULT_BYTES = 16 * 1024
 class DueEnd:
     """The end of a job that is to be sent, read when it was claimed."""
 
-    age: float
-    """Seconds since the end."""
+    left: float
+    """Seconds for which the run is kept still. Then nothing is left of it to send."""
     event_id: str
     body: bytes
 
@@ -59,7 +57,7 @@ class Webhooks(DueJobs):
         super().__init__(redis, keys.webhooks_key())
 
     def claim(self, job: str, token: str) -> DueEnd | None:
-        """Take the lock of the job's event and make it; None when nothing is to be sent, or another sends.
+        """Take the lock of the job's event and make it; None when there is nothing to send yet.
 
         Raises `DamagedRunError`, and the lock is kept, when nothing says how the run has ended.
         """
@@ -68,8 +66,8 @@ class Webhooks(DueJobs):
             status, *found = self._scripts.run("claim_webhook", names, job, token, int(LOCK_SECONDS * 1000))
             if status != "claimed":
                 return None
-            now, message, end, record = found
-            return _due_end(job, float(now), message, end, hash_of(record))
+            now, left, message, end, record = found
+            return _due_end(job, float(now), float(left), message, end, hash_of(record))
 
     def end_attempt(self, job: str, token: str, retry_in: float | None) -> None:
         """Release the lock; the end is sent again in so many seconds, and with None never."""
@@ -80,7 +78,7 @@ class Webhooks(DueJobs):
         return keys.lock_key(job, "webhook")
 
 
-def _due_end(job: str, now: float, message: str, end: str, record: dict[str, str]) -> DueEnd:
+def _due_end(job: str, now: float, left: float, message: str, end: str, record: dict[str, str]) -> DueEnd:
     ended = int(float(record.get("updated") or now))
     try:
         with reading_record(job):
@@ -104,7 +102,7 @@ def _due_end(job: str, now: float, message: str, end: str, record: dict[str, str
     }
     about = (redis_prefix(), job, status, record.get("started", ""), ended)
     digest = hashlib.sha256("\n".join(map(str, about)).encode()).hexdigest()
-    return DueEnd(now - ended, f"run_{digest[:32]}", json.dumps(event, separators=(",", ":")).encode())
+    return DueEnd(left, f"run_{digest[:32]}", json.dumps(event, separators=(",", ":")).encode())
 
 
 def _end_of(
@@ -142,12 +140,12 @@ def send_end(job: str, attempt: int, runs: Runs, webhooks: Webhooks, client: Web
         log.info("end sent to the webhook", job=job)
     except ClientError as error:
         failure = {"job": job, "status_code": error.status_code, "error": clean(str(error))}
-        if is_rejected(error) or due.age >= MAX_AGE_SECONDS:
+        countdown = max(backoff(attempt, MAX_COUNTDOWN_SECONDS), retry_after_seconds(error) or 0.0)
+        if is_rejected(error) or countdown >= due.left:
             metrics.count_webhook("given_up")
             log.error("webhook given up", **failure)
         else:
-            asked = retry_after_seconds(error) or 0.0
-            retry_in = max(backoff(attempt, MAX_COUNTDOWN_SECONDS), asked)
+            retry_in = countdown
             metrics.count_webhook("retried")
             log.warning("webhook retry scheduled", attempt=attempt, **failure)
     webhooks.end_attempt(job, token, retry_in)
