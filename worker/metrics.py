@@ -75,7 +75,7 @@ class _Metrics:
 
         # The library reads the variable when it is imported, which others may have done before.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
-        vars(values)["MmapedDict"] = _reserving(vars(values)["MmapedDict"])
+        vars(values)["MmapedDict"] = reserving(vars(values)["MmapedDict"])
         values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
         self._made = {definition: self._make(definition) for definition in DEFINITIONS}
 
@@ -119,8 +119,8 @@ MAX_KEY_BYTES: Final = 8 * 1024
 """More than the name, help and labels of a series take."""
 
 
-def _reserving(mapped_dict: Any) -> Any:
-    """The library's files, but with their space reserved before it is mapped.
+def reserving(mapped_dict: Any) -> Any:
+    """The library's class of files, but with their space reserved before it is mapped.
 
     A write to a mapped page for which the disk has no space ends the process with SIGBUS; to reserve it is
     an `OSError`.
