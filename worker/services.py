@@ -42,7 +42,7 @@ from worker.runs.reports.webhook import Webhooks, WebhookSender
 from worker.runs.reports.webhook_client import WebhookClient
 from worker.runs.runs import Runs, Timing
 from worker.runs.shares.tenants import ShareLimits
-from worker.settings import MB, Settings, once_per_instance, once_per_process, settings
+from worker.settings import MB, RecentlyUsed, Settings, once_per_instance, once_per_process, settings
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +56,7 @@ class Services:
     def __init__(self, settings: Settings, app: Celery) -> None:
         self.settings = settings
         self._app = app
-        self.declared_params: dict[tuple[str, str], frozenset[str]] = {}
+        self.declared_params: RecentlyUsed[tuple[str, str], frozenset[str]] = RecentlyUsed()
         """By checksum and entrypoint, the keys of releases without parameters of their own."""
         register_secrets(settings.secrets(), forever=True)
         limit_responses(settings.worker_max_answer_mb)

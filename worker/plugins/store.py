@@ -19,7 +19,7 @@ from worker.plugins.config import ActionConfig, ReleaseConfig
 from worker.plugins.errors import PluginError, ReleaseInvalidError, ReleaseNotFoundError
 from worker.plugins.module_names import check_module_names
 from worker.plugins.requirements import installation
-from worker.settings import MB
+from worker.settings import MB, RecentlyUsed
 
 CHUNK_BYTES = 1024 * 1024
 
@@ -172,7 +172,7 @@ class PluginStore:
         default = Path(tempfile.gettempdir()) / f"synapse-worker-{os.getuid()}"
         self._cache_dir = cache_dir or default
         self._max_bytes = max_bytes
-        self._known: dict[str, _Known] = {}
+        self._known: RecentlyUsed[str, _Known] = RecentlyUsed()
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:

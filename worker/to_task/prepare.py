@@ -97,9 +97,9 @@ def check_params(run: ToTaskRun, services: Services) -> JsonObject | None:
     """
     release, request = services.action_of(run)
     key, failure = (release.checksum, request.entrypoint), ""
-    if key in services.declared_params:
-        unknown = unknown_parameters(request.params, services.declared_params[key])
-        if unknown:
+    declared = services.declared_params.get(key)
+    if declared is not None:
+        if unknown := unknown_parameters(request.params, declared):
             raise RunFailedError(f"The plugin refuses the parameters: {unknown}")
         return None
     try:

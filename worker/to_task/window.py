@@ -13,6 +13,7 @@ from collections.abc import Callable
 from worker.blame import asks_for_later, retry_after_seconds
 from worker.platform import ClientError, HTTPError, RateLimitError
 from worker.runs.bulkhead import backoff
+from worker.settings import RecentlyUsed
 
 FIRST_PAUSE_SECONDS = 0.05
 MAX_PAUSE_SECONDS = 30.0
@@ -241,8 +242,11 @@ class RequestWindows:
         self._max = max_requests
         self.slots = asyncio.Semaphore(max_requests)
         self.backend = RequestWindow(max_requests)
-        self._applications: dict[tuple[str | None, str], RequestWindow] = {}
+        self._applications: RecentlyUsed[tuple[str | None, str], RequestWindow] = RecentlyUsed()
 
     def application(self, tenant: str | None, code: str) -> RequestWindow:
         """The window of the application of the plugin `code`."""
-        return self._applications.setdefault((tenant, code), RequestWindow(self._max))
+        window = self._applications.get((tenant, code))
+        if window is None:
+            window = self._applications[tenant, code] = RequestWindow(self._max)
+        return window

@@ -127,3 +127,12 @@ def test_the_wait_for_capacity_is_not_the_plugins_matter(tmp_path: Path) -> None
 
     # Then it gets the other parameters alone
     assert request.params == {"num_cpus": 1.0}
+
+
+def test_what_is_known_of_releases_is_bounded(tmp_path: Path) -> None:
+    declared = Process(tmp_path, AGENT).services.declared_params
+
+    for number in range(1_500):
+        declared[str(number), "p.A"] = frozenset()
+
+    assert len(declared) == 1_000
