@@ -2,7 +2,6 @@
 
 from functools import lru_cache
 from pathlib import Path
-from tempfile import gettempdir
 
 import structlog
 from celery import Celery, current_app
@@ -108,8 +107,7 @@ class Services:
     @once_per_instance
     def store(self) -> PluginStore:
         """Where releases are found."""
-        cache = Path(gettempdir()) / "synapse-worker-plugins"
-        return PluginStore(self.settings.plugins_dir, cache, self.settings.worker_plugin_max_mb * MB)
+        return PluginStore(self.settings.plugins_dir, max_bytes=self.settings.worker_plugin_max_mb * MB)
 
     @once_per_instance
     def stream_limits(self) -> StreamLimits:

@@ -17,9 +17,9 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from redis import Redis
 
 from worker import metrics
-from worker.monitoring.host import is_running, make_private
+from worker.host import is_running, make_private
 from worker.monitoring.redis_metrics import Queues, RedisMetrics
-from worker.monitoring.worker_states import read_states, states_folder
+from worker.monitoring.worker_states import read_states, states_folder, states_root
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +35,7 @@ def metrics_folder(name: str, pid: int) -> Path:
 def remove_metrics_of_ended() -> None:
     """Remove what ended workers have recorded; the counters of a worker begin at 0 when it starts anew."""
     with suppress(OSError):
-        make_private(states_folder() / "metrics")
+        make_private(states_folder() / "metrics", states_root())
         for folder in (states_folder() / "metrics").iterdir():
             pid = folder.suffix.removeprefix(".")
             if pid.isascii() and pid.isdigit() and not is_running(int(pid)):

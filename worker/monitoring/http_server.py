@@ -14,16 +14,17 @@ import structlog
 from celery import bootsteps, signals
 
 from worker import metrics
+from worker.host import make_private
 from worker.monitoring.exposition import (
     Exposition,
     fold_ended_processes,
     metrics_folder,
     remove_metrics_of_ended,
 )
-from worker.monitoring.host import make_private
 from worker.monitoring.pages import Pages
 from worker.monitoring.probes import StateStep
 from worker.monitoring.redis_metrics import queues_of
+from worker.monitoring.worker_states import states_root
 from worker.services import services
 from worker.settings import settings
 
@@ -150,7 +151,7 @@ def _record(sender: str = "", **_: Any) -> None:
     if settings().worker_http_port is not None:
         try:
             folder = metrics_folder(sender, os.getpid())
-            make_private(folder)
+            make_private(folder, states_root())
             metrics.start_recording(folder)
             _folder = folder
         except OSError as error:

@@ -16,12 +16,12 @@ from redis import ConnectionError as RedisConnectionError
 from shared.channels import dead_letters_key
 from worker import metrics
 from worker.broker.keys import delayed_key, unacked_key
+from worker.host import make_private
 from worker.monitoring import exposition, http_server
 from worker.monitoring.exposition import Exposition, metrics_folder, remove_metrics_of_ended
-from worker.monitoring.host import make_private
 from worker.monitoring.pages import Pages
 from worker.monitoring.redis_metrics import Queues
-from worker.monitoring.worker_states import StateFile, WorkerState, states_folder
+from worker.monitoring.worker_states import StateFile, WorkerState, states_folder, states_root
 from worker.pre_processor.serve_application import PreProcessor
 from worker.pre_processor.waitlist import Waitlist, WaitlistName, waitlists_key
 from worker.runs.keys import heartbeats_key
@@ -40,7 +40,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     StateFile(states_folder(), NAME).write(WorkerState(NAME, os.getpid(), now, True, now))
     folder = metrics_folder(NAME, os.getpid())
-    make_private(folder)
+    make_private(folder, states_root())
     metrics.start_recording(folder)
 
 
@@ -124,7 +124,7 @@ def test_each_worker_of_the_host_has_its_own_series(pages: Pages) -> None:
     now = time.monotonic()
     StateFile(states_folder(), "two@host").write(WorkerState("two@host", os.getppid(), now, True, now))
     other = metrics_folder("two@host", os.getppid())
-    make_private(other)
+    make_private(other, states_root())
     metrics.start_recording(other)
     metrics.count_accepted("deploy")
     metrics.count_accepted("deploy")
@@ -135,7 +135,7 @@ def test_each_worker_of_the_host_has_its_own_series(pages: Pages) -> None:
 
 def test_what_ended_workers_have_recorded_is_removed() -> None:
     ended = metrics_folder("old@host", 2**22 + 1)
-    make_private(ended)
+    make_private(ended, states_root())
 
     remove_metrics_of_ended()
 
@@ -229,7 +229,7 @@ def test_space_is_reserved_before_it_is_mapped() -> None:
 
 def test_what_is_no_worker_s_folder_stays() -> None:
     for name in ("stray", "x.y", "z."):
-        make_private(states_folder() / "metrics" / name)
+        make_private(states_folder() / "metrics" / name, states_root())
 
     remove_metrics_of_ended()
 
