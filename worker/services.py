@@ -90,6 +90,7 @@ class Services:
                 self.settings.worker_tenant_runs,
                 self.settings.synapse_tenant,
             ),
+            self.settings.worker_ended_runs_max_age_seconds,
         )
 
     @once_per_instance

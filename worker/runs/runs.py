@@ -20,6 +20,7 @@ from worker.runs.progress import SECONDS_BETWEEN_PATCHES, Progress, proportions_
 from worker.runs.reports.outbox import Outbox
 from worker.runs.shares.tenants import ShareLimits, Shares
 from worker.runs.store import (
+    ENDED_RUNS_SECONDS,
     CollectedMessage,
     DamagedRunError,
     RunStore,
@@ -99,12 +100,21 @@ class Runs:
         on_report_due: OnReportDue = leave_to_workers,
         on_webhook_due: Callable[[str], None] | None = None,
         share_limits: ShareLimits = ShareLimits(),  # noqa: B008 - it is frozen
+        ended_runs_seconds: float = ENDED_RUNS_SECONDS,
     ) -> None:
-        """`on_webhook_due`: this process is to send a job's end to the webhook; None where there is none."""
+        """`on_webhook_due`: this process is to send a job's end to the webhook; None where there is none.
+
+        `ended_runs_seconds`: see `RunStore`.
+        """
         self.redis = redis
         self.publisher = publisher
         self.timing = timing
-        self.store = RunStore(redis, timing.heartbeat_grace_seconds, has_webhook=on_webhook_due is not None)
+        self.store = RunStore(
+            redis,
+            timing.heartbeat_grace_seconds,
+            has_webhook=on_webhook_due is not None,
+            ended_runs_seconds=ended_runs_seconds,
+        )
         self.generations = Generations(redis)
         self.locks = Locks(redis, timing.lock_seconds)
         self.heartbeats = Heartbeats(redis, timing.heartbeat_grace_seconds)

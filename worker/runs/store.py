@@ -40,6 +40,9 @@ S = TypeVar("S", bound=RunState)
 _MESSAGES: dict[str, type[RunMessage]] = {"deploy": DeployMessage, "to_task": ToTaskMessage}
 
 
+ENDED_RUNS_SECONDS = 7 * 24 * 60 * 60.0
+
+
 class UnknownRunError(LookupError):
     """There is no record of this run: it never was, or it expired a day after its end was reported."""
 
@@ -106,15 +109,22 @@ class RunStore:
     """Reads and writes runs. Every change that two workers could race for is one script."""
 
     def __init__(
-        self, redis: "Redis", heartbeat_grace_seconds: float = 0.0, *, has_webhook: bool = False
+        self,
+        redis: "Redis",
+        heartbeat_grace_seconds: float = 0.0,
+        *,
+        has_webhook: bool = False,
+        ended_runs_seconds: float = ENDED_RUNS_SECONDS,
     ) -> None:
         """`heartbeat_grace_seconds`: after them a heartbeat is overdue; for claims and ends.
 
-        `has_webhook`: ends are sent to a webhook as well as to the backend.
+        `has_webhook`: ends are sent to a webhook as well as to the backend. `ended_runs_seconds`: after them
+        maintenance forgets an ended run, and a day later it expires where there is none.
         """
         self.redis = redis
         self._heartbeat_grace_seconds = heartbeat_grace_seconds
         self._has_webhook = has_webhook
+        self._kept_seconds = int(min(ended_runs_seconds, 1e9)) + RETENTION_SECONDS  # Redis has a limit
         self._scripts = run_scripts(redis)
 
     # The beginning of a run and of its steps
@@ -132,6 +142,7 @@ class RunStore:
             queue,
             _end_text(STOPPED),
             priority or "",
+            self._kept_seconds,
         )
         return Acceptance(answer)
 
@@ -352,6 +363,7 @@ class RunStore:
             self._heartbeat_grace_seconds,
             json.dumps({"type": "state", "status": end.status, "error": end.error}),
             int(self._has_webhook),
+            self._kept_seconds,
             len(lines),
             *lines,
             *runs,

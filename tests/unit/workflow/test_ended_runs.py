@@ -8,12 +8,13 @@ from fakeredis import FakeRedis
 
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
 from tests.unit.workflow.harness import FakeServices
 from worker import maintenance
 from worker.runs.keys import ended_run_key, ended_runs_key, failed_tasks_key
 from worker.runs.model import End
-from worker.runs.runs import Runs
+from worker.runs.runs import Runs, Timing
 from worker.workflow import ended_runs
 from worker.workflow.ended_runs import EndedRun, EndedRuns
 
@@ -223,6 +224,29 @@ def test_maintenance_forgets_what_ended_long_ago(
         "synapse:ended:sizes",
         "synapse:ended:{young}",
     ]
+
+
+def test_what_is_kept_expires_where_nobody_forgets_it(
+    redis: FakeRedis, publisher: RecordingPublisher, clock: Clock
+) -> None:
+    # Given runs that ended in turn, with a failed task, and one that was stopped before it began
+    runs = Runs(redis, publisher, Timing(60), ended_runs_seconds=3600)
+    for job, status in (("1", JobStatus.FAILED), ("2", JobStatus.SUCCEEDED)):
+        accept(runs, job)
+        redis.rpush(failed_tasks_key(job), 5)
+        end(runs, status, job)
+        clock.forward(60)
+    runs.store.remember_stop("3")
+    accept(runs, "3")
+
+    # When a day has passed since they were to be forgotten, and no worker is left that does it
+    clock.forward(3600 + 24 * 60 * 60 - 30)
+
+    # Then what was kept of the first ones is gone, and the others are listed still
+    assert listed(redis) == ["3"]
+    assert redis.exists(ended_run_key("1"), failed_tasks_key("1"), failed_tasks_key("2")) == 0
+    clock.forward(60)
+    assert redis.keys("synapse:ended*") == []
 
 
 def test_the_oldest_are_forgotten_when_all_take_too_much(

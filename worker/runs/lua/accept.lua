@@ -1,5 +1,6 @@
 -- Create a run, once. A stop that came before the message ends it at once.
--- KEYS: run, record, stop   ARGV: message, action, plugin, queue of the run, end of a stopped run, priority or ''
+-- KEYS: run, record, stop   ARGV: message, action, plugin, queue of the run, end of a stopped run, priority or '',
+--   seconds for which an ended run is kept
 -- Returns 'known', 'stopped' or 'accepted'.
 if run_exists(KEYS[1]) then return 'known' end
 local now = now_seconds()
@@ -13,5 +14,5 @@ if redis.call('EXISTS', KEYS[3]) == 0 then return 'accepted' end
 redis.call('HSET', KEYS[1], RUN.ended, ARGV[5])
 redis.call('HSET', KEYS[2], 'status', 'STOPPED', 'error', 'stopped')
 publish_change(KEYS[2], {status = 'STOPPED', error = 'stopped', updated = now})
-pcall(keep_ended_run, KEYS[1], KEYS[2])
+pcall(keep_ended_run, KEYS[1], KEYS[2], ARGV[7])
 return 'stopped'

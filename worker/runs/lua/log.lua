@@ -12,9 +12,10 @@
 --                      lines or none; with the keys: state, history, run, messages, outbox
 --                      -> 1 to the caller that is to report the message
 --   finish             time, level, end, status, error, position of the step that ends the runs or '', seconds until
---                      the end is overdue, event, '1' where ends go to a webhook, too, number of lines, lines, then of
---                      each run: job, channel of its log, channel of its events, member of the heartbeats; with the
---                      keys: heartbeats, overdue counts, outbox, webhooks, then state, history, run, record of each run
+--                      the end is overdue, event, '1' where ends go to a webhook, too, seconds for which an ended run
+--                      is kept, number of lines, lines, then of each run: job, channel of its log, channel of its
+--                      events, member of the heartbeats; with the keys: heartbeats, overdue counts, outbox, webhooks,
+--                      then state, history, run, record of each run
 --                      -> for each run its action when this is its end; 0 when it had ended, is gone, or has passed the step
 --   subscribe          source, connection options -> 1 when the log is to be tailed, 0 when it is closed already
 --   claim              source, claim
@@ -152,10 +153,10 @@ end
 if operation == 'finish' then
   -- The end is written once; the first wins. A step that a run has passed meanwhile ends nothing. A run leaves the list
   -- in which it waits, and is overdue when its end is not reported in time.
-  local limit, event, lines, answers = tonumber(ARGV[10]), ARGV[12], tonumber(ARGV[14]), {}
+  local limit, event, lines, answers = tonumber(ARGV[10]), ARGV[12], tonumber(ARGV[15]), {}
   local due, report_due = now_seconds() + ARGV[11], now() + REPORT_LEASE
   for number = 1, #KEYS / 4 - 1 do
-    local key, first = 4 * number + 1, 11 + lines + 4 * number
+    local key, first = 4 * number + 1, 12 + lines + 4 * number
     local ended_run, record = KEYS[key + 2], KEYS[key + 3]
     local job, log_name, events, member = ARGV[first], ARGV[first + 1], ARGV[first + 2], ARGV[first + 3]
     local position, run_end, reported, list =
@@ -177,8 +178,8 @@ if operation == 'finish' then
         redis.call('HDEL', KEYS[2], member)
         redis.call('PUBLISH', events, event)
         -- The end counts, also where it cannot be kept or the log cannot be written.
-        pcall(keep_ended_run, ended_run, record)
-        pcall(end_log, key, log_name, 15, 14 + lines)
+        pcall(keep_ended_run, ended_run, record, ARGV[14])
+        pcall(end_log, key, log_name, 16, 15 + lines)
       end
     end
   end

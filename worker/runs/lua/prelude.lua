@@ -173,19 +173,24 @@ end
 local function forget_earlier_run(record)
   if is_kept(record) then forget_ended_run(record) end
 end
-local function keep_ended_run(run, record)
+-- All of this expires by itself after so many seconds without another end: nobody may be left to forget it, such as after
+-- the return to a release that does not know it.
+local function keep_ended_run(run, record, seconds)
   forget_earlier_run(record)  -- of a run that was never RUNNING
   local job, all, kept, failed_tasks = ended_keys(record)
   local found, content, time = redis.call('HGETALL', record), {}, now()
   for index = 1, #found, 2 do content[found[index]] = found[index + 1] end
   content.message = redis.call('HGET', run, RUN.message) or nil
   local text = cjson.encode(content)
-  redis.call('SET', kept, text)
+  redis.call('SET', kept, text, 'EX', seconds)
   -- They do not expire with the run any more.
   redis.call('SREM', record .. ':keys', failed_tasks)
-  redis.call('PERSIST', failed_tasks)
-  redis.call('ZADD', all, time, job)
-  redis.call('ZADD', all .. ':' .. content.status, time, job)
+  redis.call('EXPIRE', failed_tasks, seconds)
+  for _, index in ipairs({all, all .. ':' .. content.status}) do
+    redis.call('ZADD', index, time, job)
+    redis.call('EXPIRE', index, seconds)
+  end
   local failed = redis.call('LLEN', failed_tasks)
   set_ended_run_size(all, job, ENDED_RUN_BYTES + #text + FAILED_TASK_BYTES * failed)
+  redis.call('EXPIRE', ended_run_sizes(all), seconds)
 end
