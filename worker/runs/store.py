@@ -19,7 +19,7 @@ from worker.runs import keys
 from worker.runs.events import LOG_SCRIPT, line_time, log_args, log_keys, text_lines
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import STATE_PREFIX, RunField, run_key
-from worker.runs.locks import release_arguments
+from worker.runs.locks import release_arguments, step_lease
 from worker.runs.model import (
     STOPPED,
     Acceptance,
@@ -427,11 +427,6 @@ def publishing_arguments(
     messages = messages or ()
     queues = [key for message in messages for key in message.keys]
     return queues, [part for each in messages for part in (each.command, each.countdown, each.text)]
-
-
-def step_lease(job: str, name: str, token: str) -> Lease:
-    """What a delivery of the step, or of the part of one, gets when it claims it."""
-    return Lease(keys.lock_key(job, name), token, (keys.polls_key(job), keys.deliveries_field(name)))
 
 
 def hash_of(flat: Sequence[str]) -> dict[str, str]:
