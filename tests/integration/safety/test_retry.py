@@ -57,7 +57,8 @@ def test_failed_tasks_of_an_ended_run_are_retried(harness: ProxiedHarness) -> No
     job = to_task(harness, project)
     assert harness.wait_for_end(job)["result"]["failed_count"] == TASKS // 2
     harness.wait_for(lambda: harness.redis.ttl(f"synapse:jobs:{{{job}}}") > 0, "the expiry of the run's keys")
-    assert harness.redis.ttl(ended_run_key(job)) == harness.redis.ttl(failed_tasks_key(job)) == -1
+    day = 24 * 60 * 60
+    assert min(harness.redis.ttl(key) for key in (ended_run_key(job), failed_tasks_key(job))) > 7 * day
     harness.redis.delete(*harness.redis.keys(f"synapse:jobs:{{{job}}}*"))
     before = harness.write_counts(project)
 
