@@ -15,12 +15,11 @@ from worker.runs.events import Events, OnReportDue
 from worker.runs.generations import Generations
 from worker.runs.heartbeat import Heartbeats, run_member
 from worker.runs.locks import Locks
-from worker.runs.model import AnyRun, Continue, End, Step
+from worker.runs.model import ENDED_RUNS_SECONDS, AnyRun, Continue, End, Step
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES, Progress, proportions_of
 from worker.runs.reports.outbox import Outbox
 from worker.runs.shares.tenants import ShareLimits, Shares
 from worker.runs.store import (
-    ENDED_RUNS_SECONDS,
     CollectedMessage,
     DamagedRunError,
     RunStore,

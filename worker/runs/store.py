@@ -21,6 +21,7 @@ from worker.runs.heartbeat import run_member
 from worker.runs.keys import STATE_PREFIX, RunField, run_key
 from worker.runs.locks import release_arguments, step_lease
 from worker.runs.model import (
+    ENDED_RUNS_SECONDS,
     STOPPED,
     Acceptance,
     AnyRun,
@@ -31,6 +32,7 @@ from worker.runs.model import (
     RunMessage,
     Step,
     StoredRun,
+    kept_seconds,
 )
 from worker.runs.scripts import run_scripts
 from worker.runs.state import RunState, StoredState
@@ -38,9 +40,6 @@ from worker.runs.state import RunState, StoredState
 S = TypeVar("S", bound=RunState)
 
 _MESSAGES: dict[str, type[RunMessage]] = {"deploy": DeployMessage, "to_task": ToTaskMessage}
-
-
-ENDED_RUNS_SECONDS = 7 * 24 * 60 * 60.0
 
 
 class UnknownRunError(LookupError):
@@ -124,7 +123,7 @@ class RunStore:
         self.redis = redis
         self._heartbeat_grace_seconds = heartbeat_grace_seconds
         self._has_webhook = has_webhook
-        self._kept_seconds = int(min(ended_runs_seconds, 1e9)) + RETENTION_SECONDS  # Redis has a limit
+        self._kept_seconds = kept_seconds(ended_runs_seconds)
         self._scripts = run_scripts(redis)
 
     # The beginning of a run and of its steps

@@ -15,6 +15,7 @@ from worker import maintenance
 from worker.runs.keys import ended_run_key, ended_runs_key, failed_tasks_key
 from worker.runs.model import End
 from worker.runs.runs import Runs, Timing
+from worker.settings import MB
 from worker.workflow import ended_runs
 from worker.workflow.ended_runs import EndedRun, EndedRuns
 
@@ -238,6 +239,7 @@ def test_what_is_kept_expires_where_nobody_forgets_it(
         clock.forward(60)
     runs.store.remember_stop("3")
     accept(runs, "3")
+    EndedRuns(redis).trim(MB, 3600)
 
     # When a day has passed since they were to be forgotten, and no worker is left that does it
     clock.forward(3600 + 24 * 60 * 60 - 30)

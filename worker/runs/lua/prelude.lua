@@ -152,11 +152,20 @@ end
 -- looking at the rest. No job has a name with a colon.
 local ENDED_RUN_BYTES, FAILED_TASK_BYTES, ENDED_RUNS_TOTAL = 512, 6, ':total'
 local function ended_run_sizes(all) return all .. ':sizes' end
-local function set_ended_run_size(all, job, bytes)
+local function forget_ended_run_size(all, job)
   local sizes = ended_run_sizes(all)
-  local counted = redis.call('HGET', sizes, job) or 0
-  if bytes > 0 then redis.call('HSET', sizes, job, bytes) else redis.call('HDEL', sizes, job) end
-  if redis.call('HINCRBY', sizes, ENDED_RUNS_TOTAL, bytes - counted) <= 0 then redis.call('DEL', sizes) end
+  local counted = redis.call('HGET', sizes, job)
+  if not counted then return end
+  redis.call('HDEL', sizes, job)
+  if redis.call('HINCRBY', sizes, ENDED_RUNS_TOTAL, -counted) <= 0 then redis.call('DEL', sizes) end
+end
+local function record_ended_run_size(all, job, bytes)
+  local sizes = ended_run_sizes(all)
+  if redis.call('HSETNX', sizes, job, bytes) == 0 then
+    forget_ended_run_size(all, job)
+    redis.call('HSET', sizes, job, bytes)
+  end
+  redis.call('HINCRBY', sizes, ENDED_RUNS_TOTAL, bytes)
 end
 local function is_kept(record)
   local _, _, kept = ended_keys(record)
@@ -167,14 +176,14 @@ local function forget_ended_run(record)
   redis.call('UNLINK', kept, failed_tasks)
   redis.call('ZREM', all, job)
   for _, status in ipairs(END_STATUSES) do redis.call('ZREM', all .. ':' .. status, job) end
-  set_ended_run_size(all, job, 0)
+  forget_ended_run_size(all, job)
 end
 -- The keys of an earlier run of this job have expired; what is kept of it would be mixed with this one.
 local function forget_earlier_run(record)
   if is_kept(record) then forget_ended_run(record) end
 end
--- All of this expires by itself after so many seconds without another end: nobody may be left to forget it, such as after
--- the return to a release that does not know it.
+-- What is kept expires by itself after so many seconds: nobody may be left to forget it, such as after the return to a
+-- release that does not know it. The lists expire, too, but their expiry is renewed by maintenance, for all at once.
 local function keep_ended_run(run, record, seconds)
   forget_earlier_run(record)  -- of a run that was never RUNNING
   local job, all, kept, failed_tasks = ended_keys(record)
@@ -183,14 +192,13 @@ local function keep_ended_run(run, record, seconds)
   content.message = redis.call('HGET', run, RUN.message) or nil
   local text = cjson.encode(content)
   redis.call('SET', kept, text, 'EX', seconds)
-  -- They do not expire with the run any more.
-  redis.call('SREM', record .. ':keys', failed_tasks)
-  redis.call('EXPIRE', failed_tasks, seconds)
-  for _, index in ipairs({all, all .. ':' .. content.status}) do
-    redis.call('ZADD', index, time, job)
-    redis.call('EXPIRE', index, seconds)
-  end
   local failed = redis.call('LLEN', failed_tasks)
-  set_ended_run_size(all, job, ENDED_RUN_BYTES + #text + FAILED_TASK_BYTES * failed)
-  redis.call('EXPIRE', ended_run_sizes(all), seconds)
+  if failed > 0 then
+    -- They do not expire with the run any more.
+    redis.call('SREM', record .. ':keys', failed_tasks)
+    redis.call('EXPIRE', failed_tasks, seconds)
+  end
+  redis.call('ZADD', all, time, job)
+  redis.call('ZADD', all .. ':' .. content.status, time, job)
+  record_ended_run_size(all, job, ENDED_RUN_BYTES + #text + FAILED_TASK_BYTES * failed)
 end
