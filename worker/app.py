@@ -17,11 +17,11 @@ from worker.maintenance import Maintenance
 from worker.monitoring.http_server import HttpServerStep
 from worker.monitoring.probes import ConnectedStep, StateStep
 from worker.monitoring.redis_metrics import QueueStatsStep
+from worker.monitoring.task_events import TaskEventsStep
 from worker.pool import MinThreadsStep
 from worker.redis_needs import RedisClusterError, reject_cluster
 from worker.services import services
 from worker.settings import Settings, SettingsError, settings
-from worker.task_events import TaskEventsStep
 from worker.workflow.rejected_jobs import reject_undelivered, seconds_unknown
 from worker.workflow.revocations import RevocationsStep
 

@@ -71,7 +71,7 @@ def remove_old() -> None:
     DeadLetters(redis).trim(
         settings.worker_dead_letters_max_mb * MB, settings.worker_dead_letters_max_age_seconds
     )
-    EndedRuns(redis).trim(settings.worker_ended_runs_max_age_seconds)
+    EndedRuns(redis).trim(settings.worker_ended_runs_max_mb * MB, settings.worker_ended_runs_max_age_seconds)
 
 
 def pin_packages() -> None:

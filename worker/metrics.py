@@ -106,7 +106,7 @@ class _Metrics:
 
         # The library reads the variable when it is imported, which others may have done before.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
-        vars(values)["MmapedDict"] = _reserving(vars(values)["MmapedDict"])
+        vars(values)["MmapedDict"] = reserving(vars(values)["MmapedDict"])
         values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
         self._made = {definition: self._make(definition) for definition in WORKER_DEFINITIONS}
 
@@ -150,8 +150,8 @@ MAX_KEY_BYTES: Final = 8 * 1024
 """More than the name, help and labels of a series take."""
 
 
-def _reserving(mapped_dict: Any) -> Any:
-    """The library's files, but with their space reserved before it is mapped.
+def reserving(mapped_dict: Any) -> Any:
+    """The library's class of files, but with their space reserved before it is mapped.
 
     A write to a mapped page for which the disk has no space ends the process with SIGBUS; to reserve it is
     an `OSError`.
@@ -231,7 +231,7 @@ def count_rejected(task: str) -> None:
 
 
 def count_webhook(result: str) -> None:
-    """The end of a run was `delivered` to the webhook, will be `retried`, or was `given_up`."""
+    """The end of a run was `delivered` to the webhook, will be `retried`, was `given_up` or is `damaged`."""
     _record(lambda to: to.count(WEBHOOKS, result))
 
 

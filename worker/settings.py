@@ -1,6 +1,7 @@
 """The settings from the environment, checked once at start (contract: "Settings")."""
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache, wraps
@@ -180,6 +181,9 @@ class Settings(BaseSettings):
     )
     worker_ended_logs_max_age_seconds: Annotated[float, Field(gt=0, le=24 * 60 * 60)] = Field(
         24 * 60 * 60, description="Log of an ended job: removed after so many seconds, a day at most."
+    )
+    worker_ended_runs_max_mb: Annotated[int, Field(ge=1)] = Field(
+        256, description="What is kept of ended runs in Redis: most MB in all; the oldest are forgotten."
     )
     worker_ended_runs_max_age_seconds: Seconds = Field(
         7 * 24 * 60 * 60,
@@ -403,6 +407,42 @@ class once_per_instance(Generic[T]):
                 attributes[self._name] = self._make(instance)
             made: T = attributes[self._name]
             return made
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class RecentlyUsed(Generic[K, V]):
+    """What was used last, by key: what a process knows of releases must not grow with each that comes."""
+
+    def __init__(self, most: int = 1_000) -> None:
+        """`most`: values that are kept."""
+        self._most = most
+        self._values: OrderedDict[K, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: K) -> V | None:
+        """The value, or None."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
+
+    def __setitem__(self, key: K, value: V) -> None:
+        with self._lock:
+            self._values[key] = value
+            self._values.move_to_end(key)
+            while len(self._values) > self._most:
+                self._values.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def clear(self) -> None:
+        """Keep nothing."""
+        with self._lock:
+            self._values.clear()
 
 
 @once_per_process

@@ -6,6 +6,7 @@ from enum import StrEnum
 from types import UnionType
 from typing import Generic, TypeAlias, TypeVar
 
+from shared.channels import RETENTION_SECONDS
 from shared.messages import DeployMessage, JsonObject, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.runs.state import RunState, StoredState
@@ -85,6 +86,15 @@ class End:
 
 STOPPED = End(JobStatus.STOPPED, {"error": "stopped"})
 """The end of a run that a user stopped, as it is stored."""
+
+
+ENDED_RUNS_SECONDS = 7 * RETENTION_SECONDS
+"""How long an ended run is kept where no setting says it."""
+
+
+def kept_seconds(ended_runs_seconds: float) -> int:
+    """When what is kept of an ended run expires by itself: a day after it was to be forgotten."""
+    return int(min(ended_runs_seconds, 1e9)) + RETENTION_SECONDS  # Redis has a limit
 
 
 def stopped_job_result(task: str, counts: Mapping[str, str]) -> JsonObject:

@@ -71,7 +71,7 @@ class RedactedRequest(Request):
         """Send a task event, with secrets removed from the texts of exceptions and tracebacks."""
         groups = getattr(getattr(self, "_eventer", None), "groups", None)
         if groups and "task" not in groups:
-            return  # No monitor asks for them, see `worker.task_events`.
+            return  # No monitor asks for them, see `worker.monitoring.task_events`.
         shown = {name: redact(value) if isinstance(value, str) else value for name, value in fields.items()}
         super().send_event(type, **shown)
 

@@ -21,6 +21,7 @@ from worker.blame import asks_for_later, retry_after_seconds
 from worker.platform import ClientError, HTTPError, RateLimitError
 from worker.runs.bulkhead import backoff
 from worker.runs.scripts import run_scripts
+from worker.settings import RecentlyUsed
 
 FIRST_PAUSE_SECONDS = 0.05
 MAX_PAUSE_SECONDS = 30.0
@@ -256,11 +257,14 @@ class RequestWindows:
         self._max = max_requests
         self.slots = asyncio.Semaphore(max_requests)
         self.backend = RequestWindow(max_requests)
-        self._applications: dict[tuple[str | None, str], RequestWindow] = {}
+        self._applications: RecentlyUsed[tuple[str | None, str], RequestWindow] = RecentlyUsed()
 
     def application(self, tenant: str | None, application: str) -> RequestWindow:
         """The window of an application; see `application_key`."""
-        return self._applications.setdefault((tenant, application), RequestWindow(self._max))
+        window = self._applications.get((tenant, application))
+        if window is None:
+            window = self._applications[tenant, application] = RequestWindow(self._max)
+        return window
 
 
 SEEN_SECONDS = 45

@@ -11,6 +11,7 @@ from redis import Redis
 from shared.statuses import JobStatus
 from worker.lua import redis_time
 from worker.runs.keys import ended_run_key, ended_runs_key, failed_tasks_key
+from worker.runs.model import kept_seconds
 from worker.runs.scripts import run_scripts
 
 PAGE = 100
@@ -140,10 +141,10 @@ class EndedRuns:
         """How many ids of failed tasks are kept, which are all if all workers of the run kept them."""
         return int(self._redis.llen(failed_tasks_key(job)))
 
-    def trim(self, max_age_seconds: float) -> None:
-        """Forget those that ended longer ago."""
+    def trim(self, max_bytes: int, max_age_seconds: float) -> None:
+        """Forget those that ended longer ago, and the oldest while all take too much."""
         since = redis_time(self._redis) - max_age_seconds
-        arguments = f"{since:.6f}", FORGOTTEN_AT_ONCE
+        arguments = f"{since:.6f}", max_bytes, FORGOTTEN_AT_ONCE, kept_seconds(max_age_seconds)
         while self._scripts.run("forget_ended_runs", [ended_runs_key()], *arguments) == FORGOTTEN_AT_ONCE:
             pass
 

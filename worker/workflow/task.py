@@ -20,6 +20,7 @@ from worker.plugins import RunEndedError, waits_for_run
 from worker.runs.bulkhead import ALL_STEPS, backoff, bulkhead
 from worker.runs.generations import GenerationClaim
 from worker.runs.heartbeat import run_member
+from worker.runs.locks import step_lease
 from worker.runs.model import (
     AnyRun,
     ClaimStatus,
@@ -39,7 +40,7 @@ from worker.runs.model import (
     WorkflowStep,
 )
 from worker.runs.runs import MAX_UNREADABLE_SECONDS, Runs
-from worker.runs.store import DamagedRunError, StepClaim, UnreadableRunError, step_lease
+from worker.runs.store import DamagedRunError, StepClaim, UnreadableRunError
 from worker.services import services
 from worker.workflow import intake
 from worker.workflow.dead_letters import body_text

@@ -223,3 +223,18 @@ async def test_a_retry_after_that_is_over_still_pauses() -> None:
 
     with pytest.raises(RateLimitError):
         await asyncio.wait_for(answered(window), 5)
+
+
+def test_windows_are_kept_of_the_applications_that_are_used() -> None:
+    # Given an application that is used all the time, and one that is not
+    windows = RequestWindows(4)
+    used, other = windows.application(None, "used"), windows.application(None, "other")
+
+    # When many others come
+    for number in range(1_000):
+        windows.application("acme", str(number))
+        windows.application(None, "used")
+
+    # Then the window of the first is kept, and that of the other is not
+    assert windows.application(None, "used") is used
+    assert windows.application(None, "other") is not other

@@ -18,6 +18,7 @@ from worker.runs.ends import RunEnd
 from worker.runs.model import Continue, Finish, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs, Timing
 from worker.services import Services
+from worker.settings import RecentlyUsed
 from worker.testing import FakeBackend, FakePluginHost
 from worker.to_task.annotate import annotate, spread
 from worker.to_task.clients import AnnotationRuntime, EventLoopThread, TenantBackend, Throttle
@@ -91,7 +92,7 @@ class World:
                 settings=settings,
                 host=self.host,
                 backend=lambda tenant=None: self.backend,
-                declared_params={},
+                declared_params=RecentlyUsed(),
                 action_of=lambda run: (
                     SimpleNamespace(checksum="c1"),
                     SimpleNamespace(
