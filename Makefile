@@ -9,7 +9,7 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 # Two processes, for these tests mostly wait; which tests stay together says tests/conftest.py.
 IN_GROUPS = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test integration pythons test-all chaos deployment browser examples unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
+.PHONY: help setup demo test integration pythons test-all chaos test-rabbitmq deployment browser examples unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
 # Tests share the machine's cores and its Ray: one target at a time, also with -j.
 .NOTPARALLEL:
 
@@ -64,6 +64,13 @@ chaos: $(STAMP)  ## Kill workers at every point, Redis, backend and agent; SEED=
 		tests/integration/cli/test_demo.py::test_ctrl_c_ends_every_process_of_the_demo $(IN_GROUPS) \
 		-m "chaos or not chaos" -v -rA --durations 20
 
+# What has no broker at all is the same with either, and so is left out.
+test-rabbitmq: $(STAMP)  ## Integration and chaos tests with RabbitMQ as the broker, where it is installed; SEED=… as for chaos
+	@CHAOS_SEED=$(SEED) $(BIN)/pytest tests/chaos tests/integration/workflows tests/integration/safety \
+		tests/integration/monitoring tests/integration/console tests/integration/broker/test_rabbitmq.py \
+		tests/integration/plugins/test_bad_plugins.py $(IN_GROUPS) --broker rabbitmq \
+		-m "(chaos or not chaos) and not examples and not browser" -rA --durations 20
+
 deployment: $(DEPLOYMENT)  ## Check Dockerfile, compose file and chart, and run their commands and health checks
 	@$(BIN)/pytest tests/integration/deployment -m "deployment or not deployment" -rs
 
@@ -77,7 +84,7 @@ examples: $(STAMP)  ## Deploy every release under examples/plugins on a real Ray
 pythons: $(STAMP)  ## Unit tests on each newer Python that is found, integration tests on the newest
 	@$(BIN)/python -m tools.pythons
 
-test-all: test chaos examples sdk deployment browser pythons  ## Everything: these, each part where what it needs is found
+test-all: test chaos test-rabbitmq examples sdk deployment browser pythons  ## Everything: these, each part where what it needs is found
 
 bench: $(STAMP)  ## Measure, as ratios against bare loops and libraries; a table, JSON and a picture
 bench-quick: $(STAMP)  ## What has a goal, with small counts: under three minutes

@@ -101,7 +101,8 @@ class Publisher:
         Args:
             message: A `DeployMessage`, `ToTaskMessage`, `TailLogsMessage` or `StopMessage`.
             priority: Celery's priority of the message, which all steps of its run have, too. On Redis 0, the
-                default, is the most urgent and 9 the least, with the steps 0, 3, 6 and 9.
+                default, is the most urgent and 9 the least, with the steps 0, 3, 6 and 9. On RabbitMQ a
+                higher number is more urgent, in queues that were declared with `x-max-priority`.
             traceparent: W3C's context of the trace that the message belongs to, as an HTTP header has it; by
                 default that of OpenTelemetry in this service.
 

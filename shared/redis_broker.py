@@ -17,6 +17,7 @@ from kombu.connection import PooledConnection as KombuPooledConnection
 from kombu.transport import redis
 from kombu.utils.collections import HashedSeq
 
+from shared.rabbitmq import Queues
 from shared.redis_url import RedisUrl, is_redis_url, read_redis_url
 
 _POOL_OPTIONS = (
@@ -230,3 +231,4 @@ class AMQP(amqp.AMQP):
 
     Connection = Connection
     BrokerConnection = Connection
+    queues_cls = Queues

@@ -2,8 +2,11 @@
 
 A file's tests stay together and in their order, and so do the files that share a harness of the session.
 All that start a Ray are one group: two of them beside each other are slower than one after the other.
+
+With `--broker=rabbitmq` workers have their queues in a RabbitMQ (`make test-rabbitmq`).
 """
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from xdist.scheduler import LoadFileScheduling
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 RAY, CHAOS = "Ray", "chaos"
+RABBITMQ = "rabbitmq"
 GROUPS = {
     "integration/cli/test_demo.py": RAY,
     "integration/cli/test_sandbox.py": RAY,
@@ -51,6 +55,34 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupSc
     return GroupScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    brokers = ("redis", RABBITMQ)
+    parser.addoption("--broker", choices=brokers, default=brokers[0], help="where workers have their queues")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--broker") == RABBITMQ:
+        # Imported here and below because it takes seconds, and unit tests need none of it.
+        from tests.harness.brokers import session_broker
+
+        session_broker.is_rabbitmq = True
+
+
+def pytest_unconfigure() -> None:
+    if brokers := sys.modules.get("tests.harness.brokers"):
+        brokers.session_broker.close()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     order = {group: number for number, group in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(group_of(item.path), len(order)))
+    if config.getoption("--broker") != RABBITMQ:
+        return
+    from tests.harness.rabbitmq import IS_MISSING, MISSING
+
+    for item in items:
+        marker = item.get_closest_marker("redis_queues")
+        if IS_MISSING:
+            item.add_marker(pytest.mark.skip(reason=MISSING))
+        elif marker is not None:
+            item.add_marker(pytest.mark.skip(reason=f"about queues in Redis: {marker.args[0]}"))

@@ -6,9 +6,9 @@ from typing import Any
 import structlog
 from celery import Celery, bootsteps, signals
 from celery.exceptions import WorkerShutdown
-from kombu import Queue
 from redis import RedisError
 
+from shared.rabbitmq import ExistingQueue
 from worker import log_setup
 from worker.broker import broker_settings, broker_url, message_rejected, step_unknown
 from worker.broker.config import EX_CONFIG, QUEUES
@@ -51,7 +51,7 @@ def make_app(settings: Settings) -> Celery:
         # Steps are short, so any free thread takes the next one.
         worker_prefetch_multiplier=1,
         # Plain durable queues of these names, so that a bare `send_task` just works.
-        task_queues=[Queue(name, routing_key=name) for name in QUEUES],
+        task_queues=[ExistingQueue(name, routing_key=name) for name in QUEUES],
         task_default_queue="control",
         task_create_missing_queues=True,
         # A step whose successor cannot be published keeps trying for about half a minute; a default policy

@@ -1,7 +1,7 @@
 """A platform whose parts can be broken: real Redis, real Celery workers, the sandbox's backend, a fake Serve.
 
-A *fleet* is one database of that Redis with its workers. Fleets do not affect each other, so that a test can
-inject many faults at the same time.
+A *fleet* is one database of that Redis with its workers, and maybe a virtual host of a RabbitMQ. Fleets do
+not affect each other, so that a test can inject many faults at the same time.
 """
 
 import base64
@@ -17,6 +17,7 @@ from typing import Any
 import redis as redis_py
 import yaml
 from celery import Celery
+from kombu.exceptions import OperationalError
 from redis import Redis
 
 from shared.messages import ToTaskMessage
@@ -32,7 +33,8 @@ from tests.chaos.faulty_services import (
 )
 from tests.chaos.forkserver import QUEUES as ALL_QUEUES
 from tests.chaos.forkserver import ForkServer, Worker
-from worker.broker.keys import delayed_key
+from tests.harness.brokers import Queues, RedisQueues, session_broker
+from tests.harness.rabbitmq import VirtualHost
 from worker.runs.keys import heartbeats_key
 from worker.runs.model import End
 from worker.runs.store import RunStore
@@ -135,15 +137,22 @@ class PlatformHarness:
             yield fleet, proxy
 
     @contextlib.contextmanager
-    def fleet(self, **settings: str) -> Iterator["Fleet"]:
-        """A fleet without workers, for the duration of the block."""
+    def fleet(self, *, on_rabbitmq: bool | None = None, **settings: str) -> Iterator["Fleet"]:
+        """A fleet without workers, for the duration of the block.
+
+        `on_rabbitmq`: its broker is a RabbitMQ; by default as in all tests of the session.
+        """
+        if on_rabbitmq is None:
+            on_rabbitmq = session_broker.is_rabbitmq
         database = self._free_databases.popleft()
-        fleet = Fleet(self, database, settings)
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._free_databases.append, database)
+            virtual_host = session_broker.node.new_virtual_host() if on_rabbitmq else None
+            if virtual_host is not None:
+                stack.callback(virtual_host.delete)
+            fleet = Fleet(self, database, virtual_host, settings)
+            stack.callback(fleet.close)
             yield fleet
-        finally:
-            fleet.close()
-            self._free_databases.append(database)
 
 
 class BrokerBridge(threading.Thread):
@@ -152,13 +161,18 @@ class BrokerBridge(threading.Thread):
     def __init__(self, port: int) -> None:
         super().__init__(daemon=True)
         self._port = port
-        self._databases: dict[str, int] = {}
+        self._fleets: dict[str, Fleet] = {}
         self._ended = threading.Event()
         self.start()
 
-    def deliver_to(self, code: str, database: int) -> None:
-        """Move deployments of plugin `code` to `database`; 0 leaves them where no worker reads them."""
-        self._databases[code] = database
+    def deliver_to(self, code: str, fleet: "Fleet") -> None:
+        """Move deployments of plugin `code` to this fleet; else they stay where no worker reads them."""
+        self._fleets[code] = fleet
+
+    def forget(self, fleet: "Fleet") -> None:
+        """Leave what is for a fleet that has ended."""
+        for code in [code for code, each in list(self._fleets.items()) if each is fleet]:
+            del self._fleets[code]
 
     def close(self) -> None:
         self._ended.set()
@@ -166,39 +180,54 @@ class BrokerBridge(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.is_set():
-            with contextlib.suppress(redis_py.RedisError), Redis(port=self._port) as source:
+            errors = (redis_py.RedisError, OperationalError)
+            with contextlib.suppress(*errors), Redis(port=self._port) as source:
                 while not self._ended.wait(0.02):
-                    # One transaction for each move, so that the bridge loses no message.
                     for element in source.lrange("deploy", 0, -1):
-                        database = self._databases.get(_plugin_code(element), 0)
-                        with source.pipeline() as pipe:
-                            pipe.lrem("deploy", 1, element)
-                            pipe.execute_command("SELECT", database)
-                            pipe.lpush("deploy", element)
-                            pipe.execute_command("SELECT", 0)
-                            if database:
-                                pipe.execute()
+                        kwargs = json.loads(base64.b64decode(json.loads(element)["body"]))[1]
+                        fleet = self._fleets.get(str(kwargs["plugin"]).partition("@")[0])
+                        if fleet is not None:
+                            self._move(source, element, kwargs, fleet)
 
-
-def _plugin_code(element: bytes) -> str:
-    body = json.loads(base64.b64decode(json.loads(element)["body"]))
-    return str(body[1]["plugin"]).partition("@")[0]
+    @staticmethod
+    def _move(source: Redis, element: bytes, kwargs: Row, fleet: "Fleet") -> None:
+        """So that no message is lost: by one transaction, or published before it is removed."""
+        if isinstance(fleet.queues, VirtualHost):
+            fleet.send_task("deploy", "deploy", **kwargs)
+            source.lrem("deploy", 1, element)
+            return
+        with source.pipeline() as pipe:
+            pipe.lrem("deploy", 1, element)
+            pipe.execute_command("SELECT", fleet.database)
+            pipe.lpush("deploy", element)
+            pipe.execute_command("SELECT", 0)
+            pipe.execute()
 
 
 class Fleet:
     """One Redis database with its workers, and jobs, projects and plugins that no other fleet uses."""
 
-    def __init__(self, harness: PlatformHarness, database: int, settings: dict[str, str]) -> None:
-        self.harness, self.state, self._database = harness, harness.state, database
+    def __init__(
+        self,
+        harness: PlatformHarness,
+        database: int,
+        virtual_host: VirtualHost | None,
+        settings: dict[str, str],
+    ) -> None:
+        self.harness, self.state, self.database = harness, harness.state, database
         self.url = f"redis://127.0.0.1:{harness.sandbox.redis.port}/{database}"
         self.redis = Redis.from_url(self.url, decode_responses=True)
         self.redis.flushdb()
-        self.publisher = Celery("publisher", broker=self.url, set_as_current=False)
-        self.publisher.conf.update(task_ignore_result=True)
+        self.queues: Queues = virtual_host or RedisQueues(self.url, self.redis)
+        self.publisher = Celery("publisher", broker=self.queues.url, set_as_current=False)
+        self.publisher.conf.update(
+            task_ignore_result=True, broker_transport_options={"confirm_publish": True}
+        )
         self.workers: list[Worker] = []
         self.settings = settings
 
     def close(self) -> None:
+        self.harness.broker_bridge.forget(self)
         for worker in self.workers:
             worker.kill()
         self.publisher.close()
@@ -221,6 +250,7 @@ class Fleet:
             "CHAOS_SERVE": str(harness.folder / "serve.sqlite3"),
             "CHAOS_CRASHES": str(harness.crashes),
             "CHAOS_EFFECT_LOG": str(harness.folder / "effect_log"),
+            **({"CELERY_BROKER_URL": self.queues.url} if isinstance(self.queues, VirtualHost) else {}),
             **self.settings,
         }
 
@@ -241,7 +271,8 @@ class Fleet:
         """
         code = self.harness.new_code()
         self.harness.new_plugin(code, broken=broken)
-        self.harness.broker_bridge.deliver_to(code, self._database if deploys else 0)
+        if deploys:
+            self.harness.broker_bridge.deliver_to(code, self)
         return code
 
     def new_project(self, count: int) -> SeededProject:
@@ -295,9 +326,8 @@ class Fleet:
         self.send_task("stop", "control", job=job)
 
     def delete_messages(self) -> None:
-        """Delete all messages, also delayed ones and those that a worker has not acknowledged."""
-        delayed = map(delayed_key, QUEUES)
-        self.redis.delete(*QUEUES, *delayed, "synapse:broker:held", "synapse:broker:due")
+        """Delete all messages, also delayed ones and those that an ended worker has not acknowledged."""
+        self.queues.delete_messages(QUEUES)
 
     # then
 
@@ -332,8 +362,7 @@ class Fleet:
 
     def message_count(self) -> int:
         """Messages in the queues, and those that a worker has not acknowledged."""
-        queued = sum(self.redis.llen(queue) for queue in QUEUES)
-        return queued + self.redis.hlen("synapse:broker:held")
+        return self.queues.message_count(QUEUES)
 
     def copies_by_message(self) -> Counter[tuple[str, str]]:
         """How many copies there are of each message, by task name and job."""

@@ -30,7 +30,7 @@ def test_fifty_deploys_on_a_hanging_agent_delay_no_to_task(harness: PlatformHarn
                 fleet.deploy(deploys[-1], plugin)
             received = len(harness.agent.server.received)
             wait_for(lambda: len(harness.agent.server.received) > received, 20, "a hanging deploy")
-            wait_for(lambda: not fleet.redis.llen("deploy"), 20, "all deploys are under way")
+            wait_for(lambda: not fleet.queues.waiting_count("deploy"), 20, "all deploys are under way")
             meanwhile = sorted(_to_task_seconds(fleet) for _ in range(3))
 
         # Then a to_task does not wait for one of their requests

@@ -199,10 +199,13 @@ def _settings(point: KillPoint, harness: PlatformHarness) -> dict[str, str]:
     return {**harness.webhook.settings, **limits}
 
 
-def violations_after_crashes(points: list[KillPoint], harness: PlatformHarness) -> list[str]:
+def violations_after_crashes(
+    points: list[KillPoint], harness: PlatformHarness, *, on_rabbitmq: bool | None = None
+) -> list[str]:
     """Crash a worker at each point, all at the same time, on fleets of their own."""
     with contextlib.ExitStack() as stack:
-        fleets = [stack.enter_context(harness.fleet(**_settings(point, harness))) for point in points]
+        settings = [_settings(point, harness) for point in points]
+        fleets = [stack.enter_context(harness.fleet(on_rabbitmq=on_rabbitmq, **each)) for each in settings]
         scenarios = [Scenario(point, fleet) for point, fleet in zip(points, fleets, strict=True)]
         for scenario in scenarios:
             scenario.start()

@@ -111,6 +111,7 @@ def test_runs_outlive_faulty_responses_of_the_backend(harness: PlatformHarness) 
         assert violations == []
 
 
+@pytest.mark.redis_queues("copies of each message are counted in lists and among those held")
 @pytest.mark.chaos
 @pytest.mark.timeout(150)
 def test_messages_do_not_multiply_while_the_backend_hangs(harness: PlatformHarness) -> None:

@@ -29,7 +29,7 @@ def test_a_dispatch_is_not_repeated_while_deploy_has_no_workers(harness: Platfor
         wait_for(
             lambda: time.monotonic() > end or fleet.dispatch_count(code) > 1, ABSENCE_SECONDS + 5, "time"
         )
-        assert fleet.redis.llen("deploy") == 1
+        assert fleet.queues.waiting_count("deploy") == 1
         fleet.start_worker(queues="deploy", CHAOS_CRASHES="")
 
         # Then the first deployment is the only one, and the run succeeds

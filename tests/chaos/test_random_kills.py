@@ -13,6 +13,7 @@ from tests.chaos.faulty_services import let_fault_last
 from tests.chaos.forkserver import Worker
 from tests.chaos.mixed_runs import MixedRuns
 from tests.chaos.platform_harness import RECOVERY_SECONDS, Fleet, PlatformHarness
+from tests.harness.brokers import session_broker
 from worker.sandbox import SandboxError, wait_for
 
 SEED = int(os.environ.get("CHAOS_SEED") or 3)
@@ -31,12 +32,13 @@ class RandomKiller:
         self._workers = [fleet.start_worker() for _ in range(WORKERS)]
 
     def kill(self, target: str) -> None:
-        """Kill `target`: worker, all workers, redis, backend or agent."""
+        """Kill `target`: worker, all workers, redis, rabbitmq, backend or agent."""
         self.kills[target] += 1
         actions: dict[str, Callable[[], None]] = {
             "worker": self._replace_worker,
             "all workers": self._replace_all_workers,
             "redis": self._restart_redis,
+            "rabbitmq": self._restart_rabbitmq,
             "backend": self._restart_backend,
             "agent": self._restart_agent,
         }
@@ -61,6 +63,10 @@ class RandomKiller:
             let_fault_last(self._random.uniform(0, MAX_DOWN_SECONDS))
             self._fleet.harness.sandbox.redis.start()
 
+    def _restart_rabbitmq(self) -> None:
+        with self._runs.faults.outage():
+            session_broker.node.restart()
+
     def _restart_backend(self) -> None:
         with self._runs.faults.outage():
             self._fleet.harness.sandbox.backend.kill()
@@ -80,6 +86,8 @@ def violations_after_random_kills(
         mixed = MixedRuns(fleet, random)
         mixed.prepare(runs)
         killer = RandomKiller(fleet, mixed, random)
+        if session_broker.is_rabbitmq:
+            targets = [*targets, *["rabbitmq"] * targets.count("redis")]
         random.shuffle(targets)
         jobs = mixed.jobs
         random.shuffle(jobs)

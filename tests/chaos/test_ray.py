@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.faulty_services import let_fault_last
+from tests.harness.brokers import session_broker
 from tests.integration.workflows.conftest import PLUGINS
 from tests.integration.workflows.ray_harness import RayHarness
 from worker.sandbox import Sandbox, wait_for
@@ -19,7 +20,7 @@ HEAD_DOWN_SECONDS = 8
 
 @pytest.fixture
 def harness(tmp_path: Path) -> Iterator[RayHarness]:
-    with Sandbox(tmp_path, plugins_dir=PLUGINS, num_cpus=4) as sandbox:
+    with Sandbox(tmp_path, plugins_dir=PLUGINS, num_cpus=4, broker_url=session_broker.new_url()) as sandbox:
         worker = sandbox.start_worker(env={"WORKER_VISIBILITY_TIMEOUT_SECONDS": "10"}, concurrency=4)
         yield RayHarness(sandbox, worker)
 

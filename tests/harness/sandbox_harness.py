@@ -6,8 +6,9 @@ from celery import Celery
 from redis import Redis
 
 from shared import JobStatus, Message, Publisher, StopMessage, ToTaskMessage
+from tests.harness.brokers import session_broker
 from worker.sandbox import Process, Sandbox, wait_for
-from worker.sandbox.sandbox import AGENT_ID
+from worker.sandbox.sandbox import AGENT_ID, ALL_QUEUES
 from worker.sandbox.seed import SeededProject, seed_numbered_project
 
 Row = dict[str, Any]
@@ -22,12 +23,22 @@ class SandboxHarness:
     worker: Process
 
     def connect(self, redis_url: str = "") -> None:
-        """Connect to the backend's records, to Redis and to the broker, once the sandbox has started."""
+        """Connect to the backend's records, to Redis and to the broker, once the sandbox has started.
+
+        `redis_url`: another URL of the sandbox's Redis.
+        """
         self.redis_url = redis_url or self.sandbox.redis_url
+        self.broker_url = self.sandbox.broker_url if session_broker.is_rabbitmq else self.redis_url
         self.state = self.sandbox.state
         self.redis = Redis.from_url(self.redis_url, decode_responses=True)
-        self.celery = Celery("publisher", broker=self.redis_url, set_as_current=False)
-        self.celery.conf.update(task_ignore_result=True)
+        self.queues = session_broker.queues(self.broker_url, self.redis)
+        self.celery = self.new_client()
+
+    def new_client(self) -> Celery:
+        """Celery alone, as a backend publishes with it that imports nothing of this project."""
+        client = Celery("publisher", broker=self.broker_url, set_as_current=False)
+        client.conf.update(task_ignore_result=True)
+        return client
 
     # given
 
@@ -47,7 +58,7 @@ class SandboxHarness:
     # when
 
     def publish(self, message: Message) -> None:
-        with Publisher(self.redis_url) as publisher:
+        with Publisher(self.broker_url) as publisher:
             publisher.publish(message)
 
     def send_task(self, task: str, queue: str, kwargs: Row) -> None:
@@ -79,6 +90,10 @@ class SandboxHarness:
 
     def wait_for(self, condition: Any, what: str, seconds: float | None = None) -> None:
         wait_for(condition, self.MAX_WAIT_SECONDS if seconds is None else seconds, what)
+
+    def has_no_messages(self) -> bool:
+        """No message is in a queue or unacknowledged."""
+        return not self.queues.message_count(ALL_QUEUES.split(","))
 
     def write_counts(self, project: SeededProject) -> list[int]:
         """How many times each task was written."""

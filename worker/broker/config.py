@@ -43,6 +43,11 @@ def broker_settings(settings: Settings) -> dict[str, object]:
         if redis_url.tls_options is not None:
             # For monitors, which connect by themselves.
             found["broker_use_ssl"] = redis_url.tls_options
+    else:
+        # After an outage Celery would raise the prefetch count step by step, each time by a call to the
+        # broker and its answer, from the thread that has ended a task. Where that takes what the event loop
+        # reads, the worker consumes nothing any more.
+        found["worker_enable_prefetch_count_reduction"] = False
     return found
 
 

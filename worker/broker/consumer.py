@@ -1,9 +1,11 @@
 """Celery's consumer and tracer, so that neither a bad message nor a lost broker stops a worker."""
 
 import random
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import structlog
@@ -114,6 +116,7 @@ class Consumer(consumer.Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._waiting_acks: deque[Callable[[], object]] = deque()
+        self._one_at_a_time: AbstractContextManager[object] = nullcontext()
         self._loop_runs = False
         self._missed_broker = False
         limit_decompression()
@@ -245,7 +248,10 @@ class Consumer(consumer.Consumer):
         """Connect; at start, a Redis Cluster ends the worker."""
         conn = super().connect()
         channel = conn.default_channel
-        if isinstance(channel, Channel):
+        if not isinstance(channel, Channel):
+            # While the worker stops, threads acknowledge, and would write into each other's frames.
+            self._one_at_a_time = threading.Lock()
+        else:
             if self.restart_count or self._missed_broker:
                 self._catch_up(channel)
             try:
@@ -312,7 +318,8 @@ class Consumer(consumer.Consumer):
             except IndexError:
                 return
             try:
-                acknowledge()
+                with self._one_at_a_time:
+                    acknowledge()
             except Exception as error:
                 log.error("acknowledgement failed", error_type=type(error).__name__)
 

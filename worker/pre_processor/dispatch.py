@@ -122,7 +122,7 @@ def _send_dispatch(
     # The claim is the run's: however many wait, one of them asks.
     with bulkhead.acquire(CLUSTER) as acquired:
         if not acquired:
-            return Reschedule(min(1.0, runs.timing.max_countdown))
+            return Reschedule(min(1.0, runs.timing.max_countdown), keeps_retries=True)
         reasons = _denial_reasons(run, services, target)
     if reasons is not None:
         return _block(waitlist, token, BLOCKED.format(reasons=reasons), runs)

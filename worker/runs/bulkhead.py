@@ -155,7 +155,7 @@ class Bulkhead:
         with self.acquire(dependency, most, waits=True) as acquired:
             if acquired:
                 return function()
-        return Reschedule(self.retry_countdown(dependency, tries))
+        return Reschedule(self.retry_countdown(dependency, tries), keeps_retries=True)
 
     def may_have_chunk_slot(self, held: int) -> bool:
         """Whether another chunk finds a slot of its release; `held`: messages of chunks that this worker has.

@@ -45,10 +45,13 @@ class Reschedule:
     """The same step is repeated after `countdown` seconds, as a poll of the next generation.
 
     `is_asked_for`: a service asks for this wait, which may be longer than a countdown of the worker's own.
+    `keeps_retries`: the step had no slot and tried nothing, so how often and for how long it was retried for
+    a dependency stays. Else the count begins anew.
     """
 
     countdown: float
     is_asked_for: bool = False
+    keeps_retries: bool = False
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ class Sandbox:
     """Redis, Ray, backend and agent.
 
     `directory` is kept; without it a temporary one is created and removed. Without Ray there is no agent
-    either, and the agent's record in the backend has no URL.
+    either, and the agent's record in the backend has no URL. `broker_url` is that of a message queue which
+    is not the sandbox's Redis.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Sandbox:
         num_cpus: int = 4,
         with_ray: bool = True,
         ray_node_address: str = NODE_ADDRESS,
+        broker_url: str | None = None,
         on_progress: Callable[[str], None] = _ignore,
     ) -> None:
         if with_ray:
@@ -59,6 +61,7 @@ class Sandbox:
         for folder in (self.directory, self.files_dir, self._logs):
             folder.mkdir(parents=True, exist_ok=True)
         self._on_progress = on_progress
+        self._broker_url = broker_url
         self._workers: list[Process] = []
         self.consoles: list[Process] = []
         self.access_token = secrets.token_hex(24)
@@ -78,6 +81,11 @@ class Sandbox:
     def redis_url(self) -> str:
         """`REDIS_URL`: the broker and the store of the runs."""
         return self.redis.url
+
+    @property
+    def broker_url(self) -> str:
+        """`CELERY_BROKER_URL`"""
+        return self._broker_url or self.redis_url
 
     @property
     def backend_url(self) -> str:
@@ -108,6 +116,8 @@ class Sandbox:
             "REDIS_URL": self.redis_url,
             "PLUGINS_DIR": str(self.plugins_dir),
         }
+        if self._broker_url is not None:
+            environ["CELERY_BROKER_URL"] = self._broker_url
         if self.agent is not None and self.ray is not None:
             environ |= {"SYNAPSE_AGENT_URL": self.agent.url, "SYNAPSE_AGENT_TOKEN": self.agent_token}
             environ |= self.ray.environment()
@@ -218,6 +228,8 @@ class Sandbox:
             "PLUGINS_DIR": str(self.plugins_dir),
             "REDIS_URL": self.redis_url,
         }
+        if self._broker_url is not None:
+            backend["CELERY_BROKER_URL"] = self._broker_url
         if self.ray is not None and self.agent is not None:
             backend["SANDBOX_SERVE_URL"] = self.ray.serve_url
             self.agent.configure(

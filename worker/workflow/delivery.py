@@ -13,7 +13,7 @@ from worker import blame, metrics, tracing
 from worker.blame import RejectedMessageError, Retries
 from worker.platform import clean, shorten
 from worker.runs.bulkhead import ALL_STEPS, bulkhead
-from worker.runs.model import AnyRun, Finish, RunFailedError
+from worker.runs.model import AnyRun, Finish, Reschedule, RunFailedError
 from worker.runs.publisher import NEXT_STEP, STEP_HEADER, visible_arguments
 from worker.runs.runs import Runs
 
@@ -62,6 +62,13 @@ class Retry:
     goes_first: bool = False
     """Whether it goes before the others in its queue when it has no countdown, as a run's next step does.
     A chunk does not: those of large runs would keep those of small ones waiting."""
+
+    @classmethod
+    def after(cls, outcome: Reschedule) -> "Retry":
+        """How the message of a step comes again that is to be repeated."""
+        if outcome.keeps_retries:
+            return cls(outcome.countdown, is_asked_for=outcome.is_asked_for)
+        return cls(outcome.countdown, {"attempt": 0}, outcome.is_asked_for, waited_seconds=0.0)
 
     def limited_to(self, max_countdown: float) -> float:
         """The countdown, at most the longest that the worker itself chooses unless it is asked for."""

@@ -276,8 +276,7 @@ class StepTask(DeathCountingTask):
                 return self.runs.continue_with(run, outcome), None
             case Reschedule():
                 metrics.count_poll(step.name)
-                retry = Retry(outcome.countdown, {"attempt": 0}, outcome.is_asked_for, waited_seconds=0.0)
-                return True, self.reschedule(run, name, retry)
+                return True, self.reschedule(run, name, Retry.after(outcome))
             case Retry():
                 return True, self.reschedule(run, name, outcome)
             case Finish():

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from shared.channels import dead_letters_key, job_key
+from tests.harness.brokers import session_broker
 from tests.harness.sandbox_harness import Row, SandboxHarness
 from tests.integration.safety.proxied_harness import ECHO
 from worker.runs.keys import RunField, ended_run_key, ended_runs_key, run_key
@@ -52,7 +53,12 @@ class ConsoleHarness(SandboxHarness):
         self._plugins = folder / "plugins"
         for code, source in {"echo": ECHO, "hostile": HOSTILE, "slow": SLOW}.items():
             self._add_release(code, source)
-        self.sandbox = Sandbox(folder / "sandbox", plugins_dir=self._plugins, with_ray=False)
+        self.sandbox = Sandbox(
+            folder / "sandbox",
+            plugins_dir=self._plugins,
+            with_ray=False,
+            broker_url=session_broker.new_url(),
+        )
         self.url = ""
 
     def start(self) -> None:

@@ -7,6 +7,7 @@ from textwrap import dedent
 
 import pytest
 
+from tests.harness.brokers import session_broker
 from tests.harness.sandbox_harness import Row, SandboxHarness
 from worker.sandbox import Process, Sandbox
 from worker.sandbox.seed import SeededProject
@@ -100,7 +101,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BadPlugins]:
         'code: bad\nversion: "1.0.0"\nactions: {to_task: {entrypoint: actions.ToTask}}\n'
     )
     (release / "actions.py").write_text(dedent(CODE.format(calls=str(calls))))
-    with Sandbox(plugins_dir=plugins, num_cpus=2) as sandbox:
+    with Sandbox(plugins_dir=plugins, num_cpus=2, broker_url=session_broker.new_url()) as sandbox:
         yield BadPlugins(sandbox, calls)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from typer.testing import CliRunner
 
 from shared.channels import dead_letters_key, job_key
+from tests.harness.brokers import session_broker
 from tests.harness.sandbox_harness import Row, SandboxHarness
 from tests.integration.safety.recording_proxy import RecordingProxy
-from worker.broker.keys import unacked_key
 from worker.sandbox import Process, Sandbox
 from worker.sandbox.seed import SeededProject
 
@@ -24,7 +24,12 @@ class ProxiedHarness(SandboxHarness):
         self.plugins = folder / "plugins"
         self.plugins.mkdir()
         self.add_release("echo", ECHO)
-        self.sandbox = Sandbox(folder / "sandbox", plugins_dir=self.plugins, with_ray=False)
+        self.sandbox = Sandbox(
+            folder / "sandbox",
+            plugins_dir=self.plugins,
+            with_ray=False,
+            broker_url=session_broker.new_url(),
+        )
         self.proxy = RecordingProxy(self.sandbox.backend_url)
 
     def start(self, **env: str) -> None:
@@ -79,7 +84,7 @@ class ProxiedHarness(SandboxHarness):
 
         # A console has read its width when it was made.
         console.out.width = console.err.width = 200
-        environ = {"REDIS_URL": self.redis_url, "TERM": "dumb"}
+        environ = {"REDIS_URL": self.redis_url, "CELERY_BROKER_URL": self.broker_url, "TERM": "dumb"}
         result = CliRunner().invoke(command, list(arguments), env=environ)
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return result.exit_code, result.output
@@ -92,11 +97,6 @@ class ProxiedHarness(SandboxHarness):
 
     def is_at_step(self, job: str, step: str) -> bool:
         return bool(self.run_record(job).get("step") == step)
-
-    def has_no_messages(self) -> bool:
-        """No message is in a queue or unacknowledged."""
-        queues = ("deploy", "to_task", "annotate", "logs", "control")
-        return not any(self.redis.llen(queue) for queue in queues) and not self.redis.hlen(unacked_key())
 
     def final_statuses(self, job: str) -> list[str]:
         """The final statuses of a job that the backend accepted."""

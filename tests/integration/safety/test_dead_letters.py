@@ -140,7 +140,7 @@ def test_a_job_that_ended_otherwise_is_not_replayed(harness: ProxiedHarness) -> 
 
 def test_a_letter_of_no_known_task_is_shown_but_not_replayed(harness: ProxiedHarness) -> None:
     # Given text that is no message, and a message whose task has a name with control characters and markup
-    harness.redis.lpush("to_task", "mark-no-message [/red] {} %s")
+    harness.queues.put("to_task", "mark-no-message [/red] {} %s")
     harness.send_task("[/b]\x1b[2J\x9b2J\u202e{}%s", "to_task", {"mark": "mark-markup \x9b2J\u202e😀"})
     no_message, markup = (
         dead_letter_with(harness, "mark-no-message"),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from shared import JobStatus
+from tests.harness.brokers import session_broker
 from tests.harness.sandbox_harness import SandboxHarness
 from worker.sandbox import Sandbox, SandboxError, wait_for
 
@@ -61,7 +62,9 @@ def harness(tmp_path: Path) -> Iterator[Harness]:
     release.mkdir(parents=True)
     (release / "config.yaml").write_text(CONFIG)
     (release / "plugin.py").write_text(f"DEATHS = {str(deaths)!r}\n{PLUGIN}")
-    with Sandbox(tmp_path / "sandbox", plugins_dir=plugins, with_ray=False) as sandbox:
+    with Sandbox(
+        tmp_path / "sandbox", plugins_dir=plugins, with_ray=False, broker_url=session_broker.new_url()
+    ) as sandbox:
         yield Harness(sandbox, deaths)
 
 
@@ -85,6 +88,8 @@ def test_plugin_that_ends_five_workers_fails_its_run_alone(harness: Harness) -> 
     end = harness.job(deadly_job)
     assert (end["status"], harness.deaths) == ("FAILED", 5)
     assert end["result"]["error"].startswith("5 workers died during to_task.annotate:0; see why they ended")
-    # And the other run has written each task once
-    assert harness.job(other_job)["status"] == "SUCCEEDED"
-    assert harness.write_counts(other) == [1] * 30
+    # And the other run has written each task
+    assert harness.job(other_job)["result"]["success_count"] == 30
+    written = harness.write_counts(other)
+    # Once, but for what it had in flight when a worker died beside it, as RabbitMQ delivers both at once.
+    assert set(written) == {1} or (session_broker.is_rabbitmq and min(written) >= 1)

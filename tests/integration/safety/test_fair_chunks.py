@@ -14,6 +14,7 @@ CHUNK = 50
 """The harness's worker has chunks of so many tasks, and four requests in flight."""
 
 
+@pytest.mark.redis_queues("a worker leaves there what it cannot begin")
 def test_processes_share_the_chunks_of_a_run(harness: ProxiedHarness) -> None:
     # Given a second worker process
     log_before = len(harness.worker_log())
@@ -53,6 +54,7 @@ def test_processes_share_the_chunks_of_a_run(harness: ProxiedHarness) -> None:
         second.close()
 
 
+@pytest.mark.redis_queues("the list of each priority")
 @pytest.mark.parametrize("priority", [3, 9])
 def test_all_messages_of_a_run_have_its_priority(harness: ProxiedHarness, priority: int) -> None:
     # Given a message with a priority

@@ -6,6 +6,7 @@ import random
 import warnings
 from typing import Any
 
+import pytest
 from celery.local import Proxy
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -67,7 +68,7 @@ def test_no_message_stalls_a_worker(harness: ProxiedHarness) -> None:
         task = rng.choice(list(QUEUES))
         harness.send_task(task, QUEUES[task], kwargs)
     for element_text in ("", "{}", "[]", "null", '{"body": "%%%"}', '"\\ud800"', "\x00", "[" * 5000):
-        harness.redis.lpush("to_task", element_text)
+        harness.queues.put("to_task", element_text)
     harness.wait_for(harness.has_no_messages, "all messages are acknowledged", 60)
 
     # Then each one was accepted (Redis has a record of its run or stop) or is a dead letter
@@ -119,6 +120,7 @@ def _is_wrong(task: str, kwargs: dict[str, Any]) -> bool:
     return False
 
 
+@pytest.mark.redis_queues("elements of a list with headers that no client of RabbitMQ can write")
 def test_no_header_stalls_a_worker(harness: ProxiedHarness) -> None:
     # Given valid messages with generated headers, each for another job
     worker, before = harness.worker, len(harness.dead_letters())

@@ -3,13 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from celery import Celery
-
 from tests.integration.safety.proxied_harness import ProxiedHarness
 
 
 def send(harness: ProxiedHarness, job: int | str, params: dict[str, Any]) -> None:
-    with Celery(broker=harness.sandbox.redis_url, set_as_current=False) as app:
+    with harness.new_client() as app:
         kwargs = {"job": job, "plugin": "echo@1.0.0", "params": params}
         app.send_task("to_task", kwargs=kwargs, queue="to_task")
 

@@ -320,7 +320,7 @@ def test_no_secret_leaves_the_worker(
     ]
     harness.connect(url)
     receiver = OtlpReceiver()
-    with RedisMonitor(url) as monitor, task_events(url) as events, ExitStack() as stack:
+    with RedisMonitor(url) as monitor, task_events(harness.broker_url) as events, ExitStack() as stack:
         stack.callback(receiver.close)
         harness.start_worker(
             REDIS_URL=url,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness.brokers import session_broker
 from tests.integration.workflows.ray_harness import (
     CONCURRENCY,
     EXAMPLES,
@@ -37,5 +38,5 @@ def harness(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[R
     write_whole_release(plugins)
     write_hanging_release(plugins, calls, "hangs")
     write_hanging_release(plugins, calls, "hangs_at_load", 'hang("load")')
-    with Sandbox(plugins_dir=plugins, num_cpus=4) as sandbox:
+    with Sandbox(plugins_dir=plugins, num_cpus=4, broker_url=session_broker.new_url()) as sandbox:
         yield RayHarness(sandbox, sandbox.start_worker(concurrency=CONCURRENCY), calls)

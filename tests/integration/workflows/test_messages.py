@@ -1,7 +1,5 @@
 """Messages that are rejected, that come after a stop or an end, and what is logged of their arguments."""
 
-from celery import Celery
-
 from shared.channels import dead_letters_key
 from tests.integration.workflows.ray_harness import RayHarness
 
@@ -83,7 +81,7 @@ def test_message_arguments_are_neither_logged_nor_sent_as_event(harness: RayHarn
     # Given a receiver of task events
     received: list[dict[str, object]] = []
     with (
-        Celery(broker=harness.sandbox.redis_url, set_as_current=False) as app,
+        harness.new_client() as app,
         app.connection() as connection,
     ):
         receiver = app.events.Receiver(connection, handlers={"task-received": received.append})

@@ -35,6 +35,8 @@ def test_rabbitmq_keeps_its_transport() -> None:
     found = broker_settings(settings("amqp://guest@h//"))
     assert "broker_transport_options" not in found
     assert found["worker_consumer"] == "worker.broker.consumer:Consumer"
+    # Else the event loop and a thread read the same connection after an outage.
+    assert found["worker_enable_prefetch_count_reduction"] is False
 
 
 def test_only_task_publishers_use_confirms() -> None:

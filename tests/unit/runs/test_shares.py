@@ -342,7 +342,25 @@ def test_where_queues_are_elsewhere_a_chunk_looks_again(
     run = shared.run("1")
     shared.begin_chunks(run, 0)
 
-    assert shared.begin_chunk(run, 1)[0] == Reschedule(OTHER_BROKER_SECONDS)
+    assert shared.begin_chunk(run, 1)[0] == Reschedule(OTHER_BROKER_SECONDS, keeps_retries=True)
+
+
+def test_where_queues_are_elsewhere_a_run_says_why_it_waits(
+    redis: FakeRedis, publisher: RecordingPublisher
+) -> None:
+    # Given a run that has the only slot of its tenant, and one that has none
+    shared = Shared(redis, runs=1)
+    shared.runs = Runs(redis, publisher, Timing(VISIBILITY_TIMEOUT), share_limits=ShareLimits(runs=1))
+    shares, first, second = shared.runs.shares, shared.run("1"), shared.run("2")
+    assert shares.take_run(first, INITIALIZE) is None
+    assert shares.take_run(second, INITIALIZE) == Reschedule(OTHER_BROKER_SECONDS, keeps_retries=True)
+
+    assert "which has 1 at once" in str(redis.hget(job_key("2"), "waiting_for"))
+
+    # When the first one has ended, then it does not wait any more
+    shared.runs.finish("1", DONE)
+    assert shares.take_run(second, INITIALIZE) is None
+    assert not redis.hexists(job_key("2"), "waiting_for")
 
 
 def test_a_run_beyond_the_share_waits_until_another_has_ended(two_runs: Shared, redis: FakeRedis) -> None:

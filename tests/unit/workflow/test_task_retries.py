@@ -1,5 +1,6 @@
 """Polls, and steps that are retried or end their run."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from tests.unit.runs.example_workflow import (
     deliver,
 )
 from worker.platform import ClientConnectionError, RateLimitError, ServerError, register_secrets
+from worker.runs.bulkhead import Bulkhead
 from worker.runs.model import (
     Continue,
     End,
@@ -31,7 +33,11 @@ from worker.runs.model import (
 )
 from worker.runs.publisher import STEP_HEADER
 from worker.runs.runs import Runs, Timing
-from worker.workflow.delivery import MAX_USER_MESSAGE_CHARS, user_message
+from worker.runs.shares.slots import Share, Slots, Taken
+from worker.runs.shares.tenants import ShareLimits
+from worker.workflow.delivery import MAX_USER_MESSAGE_CHARS, WAITED_HEADER, user_message
+
+StepFunction = Callable[[Run], Outcome]
 
 
 def test_poll_is_retried_with_the_next_generation(worker: InProcessWorker, run: Run) -> None:
@@ -119,6 +125,37 @@ def test_poll_that_succeeded_counts_its_attempts_anew(worker: InProcessWorker, r
     delivery = deliver(worker, FIRST, StepCalls(Reschedule(1)), kwargs={"job": "42", "attempt": 9})
 
     assert delivery.kwargs["attempt"] == 0
+
+
+def share_of_a_tenant(redis: FakeRedis) -> StepFunction:
+    """A chunk that finds no slot of its tenant, on a broker that is not the Redis of the runs."""
+    limits = ShareLimits(chunks=1)
+    shares = Runs(redis, RecordingPublisher(), Timing(VISIBILITY_TIMEOUT), share_limits=limits).shares
+    assert Slots(redis, Share.CHUNKS, 1).take("", "another chunk", "41") is Taken.HAS
+    return lambda run: shares.take_chunk(run, CHUNK, {"chunk": 1})
+
+
+def slot_of_the_bulkhead(redis: FakeRedis) -> StepFunction:
+    """A step that finds no slot of its release."""
+    full = Bulkhead(lambda: 4)
+    return lambda _: full.run("release:echo@1.0.0", 0, lambda: Suspend(), lambda threads: 0)
+
+
+@pytest.mark.parametrize("without_slot", [share_of_a_tenant, slot_of_the_bulkhead])
+def test_a_step_without_a_slot_keeps_its_retries(
+    worker: InProcessWorker, run: Run, redis: FakeRedis, without_slot: Callable[[FakeRedis], StepFunction]
+) -> None:
+    # Given a chunk that was retried for a dependency nine times
+    kwargs = {"job": "42", "attempt": 9}
+
+    # When its next delivery finds no slot
+    delivery = deliver(
+        worker, CHUNK, without_slot(redis), part="1", kwargs=kwargs, headers={WAITED_HEADER: 600.0}
+    )
+
+    # Then its message says so still, or it would be retried without end
+    assert (delivery.ended, delivery.kwargs["generation"]) == ("retried", 1)
+    assert (delivery.kwargs["attempt"], delivery.headers[WAITED_HEADER]) == (9, 600.0)
 
 
 @pytest.mark.parametrize(

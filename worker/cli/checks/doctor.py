@@ -182,13 +182,16 @@ def _check_queue(settings: Settings, report: Report) -> str:
         return "the Redis of REDIS_URL"
     if is_redis_url(settings.broker_url):
         return _check_server("queue", settings.broker_url, QUEUES, report)
-    return f"connected over {_connect_to_broker(settings.broker_url)}"
+    return f"connected to {_connect_to_broker(settings.broker_url)}"
 
 
 def _connect_to_broker(url: str) -> str:
+    """The server's name and version where it says them, as a RabbitMQ does."""
     with Connection(url, connect_timeout=CONNECT_TIMEOUT_SECONDS) as connection:
         connection.ensure_connection(max_retries=1, timeout=CONNECT_TIMEOUT_SECONDS)
-        return str(connection.transport.driver_type)
+        properties = getattr(connection.connection, "server_properties", {})
+        named = [str(properties[name]) for name in ("product", "version") if name in properties]
+        return " ".join(named) or str(connection.transport.driver_type)
 
 
 def _check_backend(settings: Settings, report: Report) -> str:

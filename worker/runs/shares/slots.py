@@ -40,9 +40,9 @@ def slots_key(share: Share, tenant: str, what: str = "slots") -> str:
 
 @dataclass(frozen=True)
 class Waits:
-    """How a holder waits: with its message, and what the run's record says of it."""
+    """How a holder waits: with its message, unless that comes again by itself, and what the record says."""
 
-    message: CollectedMessage
+    message: CollectedMessage | None
     waiting_for: str = ""
 
 
@@ -62,8 +62,9 @@ class Slots:
         """Take a slot for `holder`, which is of the run of `job`, unless those that wait come first."""
         wait = ("", "", "", "")
         if waits is not None:
-            message = waits.message
-            wait = (message.command, message.keys[0], message.text, waits.waiting_for)
+            sent = waits.message
+            message = (sent.command, sent.keys[0], sent.text) if sent is not None else ("", "", "")
+            wait = (*message, waits.waiting_for)
         return Taken(str(self._run("take", tenant, [run_key(job), job_key(job)], holder, *wait)))
 
     def free(self, tenant: str, holder: str, token: str = "") -> None:

@@ -112,7 +112,10 @@ class Shares:
             return None
         with self._publisher.collecting() as messages:
             if messages is None:
-                return Reschedule(OTHER_BROKER_SECONDS)
+                # A script cannot publish the message once there is a slot, so that looks for one again.
+                if waiting_for and slots.take(tenant, holder, run.job, Waits(None, waiting_for)) is Taken.HAS:
+                    return None
+                return Reschedule(OTHER_BROKER_SECONDS, keeps_retries=True)
             queue, sent = step.queue or run.queue, {"job": run.job, **kwargs}
             self._publisher.publish(step, queue, sent, priority=run.priority, headers=headers)
         (message,) = messages

@@ -25,7 +25,7 @@ def main() -> None:
         serve_url=os.environ.get("SANDBOX_SERVE_URL", ""),
     )
     with (
-        Publisher(setting_text("REDIS_URL")) as publisher,
+        Publisher(setting_text("CELERY_BROKER_URL") or setting_text("REDIS_URL")) as publisher,
         State(Path(os.environ["SANDBOX_STATE"])) as state,
     ):
         if agent_url := os.environ.get("SANDBOX_AGENT_URL"):

@@ -5,7 +5,7 @@
 --   holder), tenants for whose slots somebody waits, then for `take` the run, and its record
 -- ARGV: operation, tenant, most slots, '1' when holders are runs, then for
 --   take   holder, and where it is to wait if need be: command and list of its message, the message, what it waits for
---          -> 'has' a slot, 'full', or 'waits'
+--          -> 'has' a slot, 'full' where no message was given, or 'waits'
 --   free   holder, and for a chunk the token by which its delivery holds the lock
 --   hand_out
 --   publish, where slots are not limited any more: so many messages that wait, which take none
@@ -81,11 +81,12 @@ if redis.call('ZSCORE', slots, holder) or are_free() then
   return 'has'
 end
 local run, record, command, list, message, waiting_for = KEYS[5], KEYS[6], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
-if message == '' then return 'full' end
-redis.call('ZADD', waiting, 'NX', time, holder)
-redis.call('HSET', messages, holder, cjson.encode({run = run, command = command, list = list, message = message}))
-redis.call('SADD', tenants, tenant)
+if message ~= '' then
+  redis.call('ZADD', waiting, 'NX', time, holder)
+  redis.call('HSET', messages, holder, cjson.encode({run = run, command = command, list = list, message = message}))
+  redis.call('SADD', tenants, tenant)
+end
 if waiting_for ~= '' and run_open(run) and redis.call('HSET', record, 'waiting_for', waiting_for) == 1 then
   publish_change(record, {waiting_for = waiting_for, waiting_since = now_seconds()})
 end
-return 'waits'
+return message == '' and 'full' or 'waits'
