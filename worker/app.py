@@ -9,11 +9,11 @@ from celery.exceptions import WorkerShutdown
 from redis import RedisError
 
 from shared.rabbitmq import ExistingQueue
-from worker import log_setup
 from worker.broker import broker_settings, broker_url, message_rejected, step_unknown
 from worker.broker.config import EX_CONFIG, QUEUES
 from worker.logs.relay import LogRelayStep
 from worker.maintenance import Maintenance
+from worker.monitoring import log_setup
 from worker.monitoring.http_server import HttpServerStep
 from worker.monitoring.probes import ConnectedStep, StateStep
 from worker.monitoring.redis_metrics import QueueStatsStep

@@ -12,6 +12,7 @@ from redis.retry import Retry
 from shared.messages import DeployMessage
 from shared.redis_url import is_redis_url, read_redis_url
 from worker.agents import DEPENDENCY_TIMEOUT, Agents
+from worker.per_process import RecentlyUsed, once_per_instance, once_per_process
 from worker.platform import (
     AgentClient,
     BackendClient,
@@ -41,7 +42,7 @@ from worker.runs.reports.webhook import Webhooks, WebhookSender
 from worker.runs.reports.webhook_client import WebhookClient
 from worker.runs.runs import Runs, Timing
 from worker.runs.shares.tenants import ShareLimits
-from worker.settings import MB, RecentlyUsed, Settings, once_per_instance, once_per_process, settings
+from worker.settings import MB, Settings, settings
 
 log = structlog.get_logger(__name__)
 

@@ -1,12 +1,9 @@
 """The settings from the environment, checked once at start (contract: "Settings")."""
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
-from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, unquote
 
 from pydantic import (
@@ -24,6 +21,7 @@ from shared.channels import DEFAULT_PREFIX
 from shared.redis_url import is_redis_url
 from shared.validation import mistake_parts
 from shared.webhooks import signing_keys
+from worker.per_process import once_per_process
 from worker.setting_values import (
     FILE_SUFFIX,
     HttpUrl,
@@ -366,83 +364,6 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     known = [*names, *(name + FILE_SUFFIX for name in names)]
     strange = sorted(name for name in environ if name.startswith("WORKER_") and name not in known)
     return {name: next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None) for name in strange}
-
-
-T = TypeVar("T")
-
-
-def once_per_process(make: Callable[[], T]) -> Callable[[], T]:
-    """Call `make` once, also when several threads need its result at the same moment.
-
-    `lru_cache` alone calls it once for each of them, and each keeps a result of its own.
-    """
-    lock = threading.RLock()
-    cached = lru_cache(maxsize=1)(make)
-
-    @wraps(make)
-    def made() -> T:
-        with lock:
-            return cached()
-
-    return made
-
-
-class once_per_instance(Generic[T]):
-    """A property that is made at its first use, also when several threads need it at the same moment.
-
-    From Python 3.12 on a `cached_property` makes one for each of them: two drivers of Ray, for example.
-    """
-
-    def __init__(self, make: Callable[[Any], T]) -> None:
-        self._make = make
-        self._name = make.__name__
-        self._lock = threading.RLock()
-        self.__doc__ = make.__doc__
-
-    def __get__(self, instance: object, owner: type | None = None) -> T:
-        # Python asks for it only until the instance has the attribute.
-        attributes = vars(instance)
-        with self._lock:
-            if self._name not in attributes:
-                attributes[self._name] = self._make(instance)
-            made: T = attributes[self._name]
-            return made
-
-
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class RecentlyUsed(Generic[K, V]):
-    """What was used last, by key: what a process knows of releases must not grow with each that comes."""
-
-    def __init__(self, most: int = 1_000) -> None:
-        """`most`: values that are kept."""
-        self._most = most
-        self._values: OrderedDict[K, V] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: K) -> V | None:
-        """The value, or None."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-            return self._values.get(key)
-
-    def __setitem__(self, key: K, value: V) -> None:
-        with self._lock:
-            self._values[key] = value
-            self._values.move_to_end(key)
-            while len(self._values) > self._most:
-                self._values.popitem(last=False)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def clear(self) -> None:
-        """Keep nothing."""
-        with self._lock:
-            self._values.clear()
 
 
 @once_per_process

@@ -20,12 +20,12 @@ from worker.deploy.plan import (
     extend_dispatch_deadline,
 )
 from worker.deploy.undo import undo_after_stop
+from worker.per_process import once_per_process
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.bulkhead import bulkhead, release_share
 from worker.runs.model import Outcome, WorkflowStep
 from worker.runs.publisher import send_task
 from worker.services import services
-from worker.settings import once_per_process
 from worker.workflow.agent_task import CLUSTER, AgentTask
 from worker.workflow.delivery import INFRASTRUCTURE_RETRY_SECONDS
 from worker.workflow.task import StepFunction

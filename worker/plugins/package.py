@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shared.messages import JsonObject
+from worker.per_process import RecentlyUsed
 from worker.plugins import store
 from worker.plugins.errors import (
     PluginHostUnavailableError,
@@ -25,7 +26,6 @@ from worker.plugins.ray_driver import RayConnection, operations
 from worker.plugins.requirements import installation
 from worker.plugins.run_end import held
 from worker.plugins.store import Release
-from worker.settings import RecentlyUsed
 
 
 def runtime_env(release: Release, package: str, env: dict[str, str]) -> JsonObject:

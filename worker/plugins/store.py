@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from worker.host import make_private
+from worker.per_process import RecentlyUsed
 from worker.plugins import config
 from worker.plugins.archive import is_ignored, unpack_release
 from worker.plugins.config import ActionConfig, ReleaseConfig
 from worker.plugins.errors import PluginError, ReleaseInvalidError, ReleaseNotFoundError
 from worker.plugins.module_names import check_module_names
 from worker.plugins.requirements import installation
-from worker.settings import MB, RecentlyUsed
+from worker.settings import MB
 
 CHUNK_BYTES = 1024 * 1024
 

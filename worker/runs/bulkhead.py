@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from worker.per_process import RecentlyUsed
 from worker.pool import SlotFile, pool
 from worker.runs.model import Outcome, Reschedule
-from worker.settings import RecentlyUsed
 
 MIN_RETRY_SECONDS, MAX_RETRY_SECONDS = 0.1, 6.0
 """Most calls are short, so the first retry for a slot comes soon; some hang, so the later ones come later."""

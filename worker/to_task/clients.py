@@ -17,11 +17,12 @@ from redis.asyncio import Redis as AsyncRedis
 from shared.redis_url import read_redis_url
 from worker.blame import asks_for_later
 from worker.chunk_requests import chunk_requests
+from worker.per_process import once_per_process
 from worker.platform import AsyncBackendClient, ClientError, RetryPolicy
 from worker.plugins import RunEndedError
 from worker.pre_processor.serve_application import application_key
 from worker.runs.ends import RunEnds
-from worker.settings import Settings, once_per_process, settings
+from worker.settings import Settings, settings
 from worker.to_task.window import RequestWindow, RequestWindows
 
 T = TypeVar("T")

@@ -18,10 +18,10 @@ from redis import Redis
 
 from shared.channels import redis_prefix
 from worker.blame import asks_for_later, retry_after_seconds
+from worker.per_process import RecentlyUsed
 from worker.platform import ClientError, HTTPError, RateLimitError
 from worker.runs.bulkhead import backoff
 from worker.runs.scripts import run_scripts
-from worker.settings import RecentlyUsed
 
 FIRST_PAUSE_SECONDS = 0.05
 MAX_PAUSE_SECONDS = 30.0

@@ -12,13 +12,13 @@ from fakeredis import FakeRedis
 from shared.channels import job_key
 from shared.messages import ToTaskMessage
 from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
+from worker.per_process import RecentlyUsed
 from worker.plugins import PluginProcessDiedError
 from worker.pre_processor.serve_application import PreProcessor
 from worker.runs.ends import RunEnd
 from worker.runs.model import Continue, Finish, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs, Timing
 from worker.services import Services
-from worker.settings import RecentlyUsed
 from worker.testing import FakeBackend, FakePluginHost
 from worker.to_task.annotate import annotate, spread
 from worker.to_task.clients import AnnotationRuntime, EventLoopThread, TenantBackend, Throttle
