@@ -7,16 +7,8 @@ from pathlib import Path
 import pytest
 
 from worker.broker import broker_url
-from worker.settings import (
-    MB,
-    RecentlyUsed,
-    Settings,
-    SettingsError,
-    load_settings,
-    once_per_instance,
-    once_per_process,
-    unknown_variables,
-)
+from worker.per_process import RecentlyUsed, once_per_instance, once_per_process
+from worker.settings import MB, Settings, SettingsError, load_settings, unknown_variables
 
 SECRET = "hush-hush-hush"
 
