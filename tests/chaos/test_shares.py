@@ -16,6 +16,7 @@ MAX_SECONDS_TO_SLOT = VISIBILITY_TIMEOUT_SECONDS
 TENANT = "acme"
 
 
+@pytest.mark.redis_queues("the message of what waits for a slot is kept with its tenant, and so is not lost")
 @pytest.mark.chaos
 @pytest.mark.timeout(180)
 def test_a_killed_worker_gives_its_tenants_slots_back(harness: PlatformHarness) -> None:
