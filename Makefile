@@ -119,9 +119,9 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 
 lock: $(STAMP)  ## Compile requirements/ anew from pyproject.toml; FLAGS=--upgrade takes newer versions
 	@$(LOCK) --all-extras --group build pyproject.toml --output-file requirements/development.txt
-	@$(LOCK) --extra worker --group build pyproject.toml --constraint requirements/development.txt \
+	@$(LOCK) --extra worker --extra traces --group build pyproject.toml --constraint requirements/development.txt \
 		--output-file requirements/worker.txt
-	@$(LOCK) --extra worker --extra sandbox pyproject.toml --constraint requirements/development.txt \
+	@$(LOCK) --extra worker --extra traces --extra sandbox pyproject.toml --constraint requirements/development.txt \
 		--output-file requirements/sandbox.txt
 	@$(LOCK) --group deployment --constraint requirements/development.txt \
 		--output-file requirements/deployment.txt

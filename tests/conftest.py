@@ -22,6 +22,7 @@ GROUPS = {
     "integration/cli/test_sandbox.py": RAY,
     "integration/deployment/test_services.py": RAY,
     "integration/logs/test_log_relay_on_ray.py": RAY,
+    "integration/monitoring/test_traces_to_serve.py": RAY,
     "integration/plugins": RAY,
     "integration/ray_client": RAY,
     "integration/sandbox/test_with_ray.py": RAY,

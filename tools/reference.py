@@ -147,7 +147,7 @@ def metrics_rows() -> list[Row]:
     found = [
         (
             f"{NAMESPACE}_{each.name}",
-            "histogram" if each.buckets else "counter",
+            each.kind,
             each.labels,
             each.help,
         )

@@ -3,6 +3,7 @@
     make demo KEEP=1                                    # in another shell; it says the URL
     python -m tools.screenshots http://127.0.0.1:PORT
 
+`--failed` names a run with failed tasks, which a demo has not; `--only` takes some of them again.
 Writes `docs/images/console-*.png`. Needs Chromium.
 """
 
@@ -20,6 +21,8 @@ DESKTOP, PHONE = (1280, 860), (360, 740)
 SHOTS: Final = (
     ("runs", "runs", DESKTOP, "light", "en-GB"),
     ("run", "runs/{job}", DESKTOP, "dark", "en-GB"),
+    ("ended", "ended", DESKTOP, "light", "en-GB"),
+    ("retry", "runs/{failed}", DESKTOP, "light", "en-GB"),
     ("labels", "labels", DESKTOP, "light", "en-GB"),
     ("deployments", "deployments", DESKTOP, "light", "en-GB"),
     ("queues", "queues", DESKTOP, "dark", "en-GB"),
@@ -34,14 +37,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url")
     parser.add_argument("--job", default="1", help="The run whose page is shown.")
+    parser.add_argument("--failed", default="1", help="The run whose failed tasks are shown.")
+    parser.add_argument(
+        "--only", nargs="*", default=[shot[0] for shot in SHOTS], help="The names of those to take."
+    )
     options = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         for name, address, size, scheme, language in SHOTS:
-            page = _open(
-                browser, f"{options.url}/#/{address.format(job=options.job)}", size, scheme, language
-            )
+            if name not in options.only:
+                continue
+            view = address.format(job=options.job, failed=options.failed)
+            page = _open(browser, f"{options.url}/#/{view}", size, scheme, language)
             page.screenshot(path=FOLDER / f"console-{name}.png")
             page.context.close()
         browser.close()

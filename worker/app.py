@@ -9,19 +9,19 @@ from celery.exceptions import WorkerShutdown
 from redis import RedisError
 
 from shared.rabbitmq import ExistingQueue
-from worker import log_setup
 from worker.broker import broker_settings, broker_url, message_rejected, step_unknown
 from worker.broker.config import EX_CONFIG, QUEUES
 from worker.logs.relay import LogRelayStep
 from worker.maintenance import Maintenance
+from worker.monitoring import log_setup
 from worker.monitoring.http_server import HttpServerStep
 from worker.monitoring.probes import ConnectedStep, StateStep
 from worker.monitoring.redis_metrics import QueueStatsStep
+from worker.monitoring.task_events import TaskEventsStep
 from worker.pool import MinThreadsStep
 from worker.redis_needs import RedisClusterError, reject_cluster
 from worker.services import services
 from worker.settings import Settings, SettingsError, settings
-from worker.task_events import TaskEventsStep
 from worker.workflow.rejected_jobs import reject_undelivered, seconds_unknown
 from worker.workflow.revocations import RevocationsStep
 
@@ -72,8 +72,9 @@ def make_app(settings: Settings) -> Celery:
         resultrepr_maxsize=64,
         # Only while a monitor asks for them, see `TaskEventsStep`.
         worker_send_task_events=False,
-        # Modules that hold tasks.
+        # Modules that hold tasks, or wait for signals.
         imports=(
+            "worker.monitoring.traces",
             "worker.workflow.control",
             "worker.deploy.tasks",
             "worker.logs.tasks",
@@ -86,15 +87,8 @@ def make_app(settings: Settings) -> Celery:
     message_rejected.connect(reject_undelivered)
     step_unknown.connect(seconds_unknown)
     app.on_after_finalize.connect(_unregister_builtin_tasks)
-    app.steps["worker"].add(MinThreadsStep)
-    app.steps["worker"].add(MaintenanceStep)
-    app.steps["worker"].add(LogRelayStep)
-    app.steps["worker"].add(StateStep)
-    app.steps["worker"].add(HttpServerStep)
-    app.steps["consumer"].add(ConnectedStep)
-    app.steps["consumer"].add(TaskEventsStep)
-    app.steps["consumer"].add(RevocationsStep)
-    app.steps["consumer"].add(QueueStatsStep)
+    app.steps["worker"].update({MinThreadsStep, MaintenanceStep, LogRelayStep, StateStep, HttpServerStep})
+    app.steps["consumer"].update({ConnectedStep, TaskEventsStep, RevocationsStep, QueueStatsStep})
     return app
 
 

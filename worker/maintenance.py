@@ -71,7 +71,7 @@ def remove_old() -> None:
     DeadLetters(redis).trim(
         settings.worker_dead_letters_max_mb * MB, settings.worker_dead_letters_max_age_seconds
     )
-    EndedRuns(redis).trim(settings.worker_ended_runs_max_age_seconds)
+    EndedRuns(redis).trim(settings.worker_ended_runs_max_mb * MB, settings.worker_ended_runs_max_age_seconds)
 
 
 def pin_packages() -> None:
@@ -92,6 +92,10 @@ def take_over_webhooks() -> None:
 def hand_out_slots() -> None:
     """Give the slots of tenants to those that wait which nobody holds any more."""
     services().runs.shares.hand_out()
+
+
+_looking = threading.Lock()
+"""One look at a lease at a time: all looks of an idle worker together need one connection to Redis."""
 
 
 class Work:
@@ -117,7 +121,9 @@ class Work:
         """Do the work if it is this worker's; returns the seconds until the next look."""
         try:
             self._election = self._election or Election(services().redis, self.name, self._lease_seconds)
-            if wait := self._election.hold():
+            with _looking:
+                wait = self._election.hold()
+            if wait:
                 self._looks_in_vain += 1
                 return max(wait, self._rarer_look())
             self._looks_in_vain = 0

@@ -1,5 +1,6 @@
 """What a worker counts and measures for Prometheus. Nothing is recorded before `start_recording`.
 
+What the console does is declared here as well; it has the numbers itself (`worker.console.metrics_page`).
 Every process of the worker, also those of a prefork pool, writes into memory-mapped files of the worker's
 folder, which `worker.monitoring.exposition` reads. The page `docs/monitoring.md` says what each metric means.
 """
@@ -19,17 +20,23 @@ NAMESPACE: Final = "synapse_worker"
 STEP_BUCKETS: Final = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60, 300)
 REQUEST_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 RELAY_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
+SEND_BUCKETS: Final = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 15)
 """Upper limits, in seconds."""
 
 
 @dataclass(frozen=True)
 class Definition:
-    """A metric: a counter, or a histogram where it has buckets."""
+    """A metric: a histogram where it has buckets, else a counter or a gauge, by its name."""
 
     name: str
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """As Prometheus calls it."""
+        return "histogram" if self.buckets else "counter" if self.name.endswith("_total") else "gauge"
 
 
 ACCEPTED: Final = Definition("runs_accepted_total", "Runs accepted, by action.", ("action",))
@@ -53,7 +60,7 @@ REQUESTS: Final = Definition(
 RELAY: Final = Definition(
     "log_relay_seconds", "Seconds from a line's arrival to Redis.", buckets=RELAY_BUCKETS
 )
-DEFINITIONS: Final = (
+WORKER_DEFINITIONS: Final = (
     ACCEPTED,
     ENDED,
     STEPS,
@@ -66,6 +73,30 @@ DEFINITIONS: Final = (
     RELAY,
 )
 
+CONSOLE_RUNS: Final = Definition(
+    "console_runs", "Runs that have not ended, as the console knows them.", ("action", "status")
+)
+CONSOLE_CONNECTED: Final = Definition("console_connected", "1 while the console hears of changes.")
+CONSOLE_STREAMS: Final = Definition(
+    "console_streams", "Streams to browsers that are open, of changes and of logs.", ("of",)
+)
+CONSOLE_CHANGES: Final = Definition(
+    "console_changes_total", "What the console has heard, of runs and of dead letters.", ("of",)
+)
+CONSOLE_SENDING: Final = Definition(
+    "console_send_seconds",
+    "Seconds from a change in Redis to its being sent to a browser, of the oldest in each update.",
+    buckets=SEND_BUCKETS,
+)
+DEFINITIONS: Final = (
+    *WORKER_DEFINITIONS,
+    CONSOLE_RUNS,
+    CONSOLE_CONNECTED,
+    CONSOLE_STREAMS,
+    CONSOLE_CHANGES,
+    CONSOLE_SENDING,
+)
+
 
 class _Metrics:
     """The metrics of this process. `prometheus_client` is imported only where something is recorded."""
@@ -75,9 +106,9 @@ class _Metrics:
 
         # The library reads the variable when it is imported, which others may have done before.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
-        vars(values)["MmapedDict"] = _reserving(vars(values)["MmapedDict"])
+        vars(values)["MmapedDict"] = reserving(vars(values)["MmapedDict"])
         values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
-        self._made = {definition: self._make(definition) for definition in DEFINITIONS}
+        self._made = {definition: self._make(definition) for definition in WORKER_DEFINITIONS}
 
     @staticmethod
     def _make(definition: Definition) -> Any:
@@ -119,8 +150,8 @@ MAX_KEY_BYTES: Final = 8 * 1024
 """More than the name, help and labels of a series take."""
 
 
-def _reserving(mapped_dict: Any) -> Any:
-    """The library's files, but with their space reserved before it is mapped.
+def reserving(mapped_dict: Any) -> Any:
+    """The library's class of files, but with their space reserved before it is mapped.
 
     A write to a mapped page for which the disk has no space ends the process with SIGBUS; to reserve it is
     an `OSError`.
@@ -200,7 +231,7 @@ def count_rejected(task: str) -> None:
 
 
 def count_webhook(result: str) -> None:
-    """The end of a run was `delivered` to the webhook, will be `retried`, or was `given_up`."""
+    """The end of a run was `delivered` to the webhook, will be `retried`, was `given_up` or is `damaged`."""
     _record(lambda to: to.count(WEBHOOKS, result))
 
 

@@ -31,20 +31,27 @@ COMMANDS_ON_A_KEY: Final = (
         "zcount 0 0",
     ),
     *("lpush v", "rpush v", "lpop", "rpop", "blpop 1", "brpop 1", "lrange 0 0", "llen"),
-    *("xadd * f v", "xlen", "xdel 0-1", "xrange - +", "unlink", "dump", "restore 0 x", "del"),
+    *("xadd * f v", "xlen", "xdel 0-1", "xrange - +", "xrevrange + -"),
+    *("unlink", "del", "dump", "restore 0 x", "watch"),
 )
-"""What the worker and its transport call, with arguments that do no harm to a hash; the last deletes it."""
+"""What worker, live page and transport call, with arguments that harm no hash; at last they delete it."""
 
 OTHER_COMMANDS: Final = (
     "ping",
     "time",
     "info cluster",
+    "unwatch",
     "client id",
+    "client setname doctor",
     "client tracking off",
     "client caching no",
     "script load x=1",
     "script exists 0",
 )
+
+COMMANDS_OF_OTHER_FORMS: Final = ("select", "xread", "memory usage", "publish", "eval", "evalsha")
+SUBSCRIPTION_COMMANDS: Final = ("subscribe", "unsubscribe", "psubscribe", "punsubscribe")
+TRANSACTION_COMMANDS: Final = ("multi", "exec")
 
 SUBCOMMANDS: Final = ("client", "script", "memory")
 
@@ -68,6 +75,15 @@ def reject_cluster(redis: Redis) -> None:
         return  # The user may not call INFO. `doctor` says so.
     if is_cluster:
         raise RedisClusterError(CLUSTER_ERROR)
+
+
+def command_rules() -> set[str]:
+    """The rules by which a user may call every command that is looked for, such as `+get` or `+client|id`."""
+    commands = [
+        *(*COMMANDS_ON_A_KEY, *OTHER_COMMANDS, *COMMANDS_OF_OTHER_FORMS),
+        *(*SUBSCRIPTION_COMMANDS, *TRANSACTION_COMMANDS),
+    ]
+    return {f"+{_rule_name(command.split())}" for command in commands}
 
 
 def missing_rights(
@@ -96,23 +112,27 @@ def _missing_commands(redis: Redis) -> Iterator[str]:
     key = f"{redis_prefix()}:doctor"
     of_a_key = [(name, key, *arguments) for name, *arguments in map(str.split, COMMANDS_ON_A_KEY)]
     others = [tuple(command.split()) for command in OTHER_COMMANDS]
-    reads_and_messages = [
+    of_other_forms = [
+        ("select", str(redis.get_connection_kwargs().get("db") or 0)),
         ("xread", "COUNT", "1", "STREAMS", key, "$"),
         ("memory", "usage", key),
         ("publish", events_channel("doctor"), "{}"),
         ("eval", "return 1", "0"),
         ("evalsha", "0" * 40, "0"),
     ]
-    for command in [*of_a_key, *others, *reads_and_messages]:
-        # Else the command is allowed and the key or the channel is not, which is another line.
-        if "to run the" in _denial(redis, *command):
-            name = "|".join(command[:2]) if command[0] in SUBCOMMANDS else command[0]
-            yield f"the user may not call {' '.join(name.split('|')).upper()}: add +{name}"
+    denied = [
+        command for command in [*of_a_key, *others, *of_other_forms] if _is_denied(_denial(redis, *command))
+    ]
+    denied += [(name,) for name in SUBSCRIPTION_COMMANDS if _is_denied(_subscription_denial(redis, name))]
+    for command in denied:
+        name = _rule_name(command)
+        yield f"the user may not call {' '.join(name.split('|')).upper()}: add +{name}"
     try:
         with redis.pipeline(transaction=True) as pipe:
             pipe.ping().execute()
-    except (NoPermissionError, ResponseError):
-        yield "the user may not call MULTI and EXEC: add +multi +exec"
+    except (NoPermissionError, ResponseError) as error:
+        if "'ping'" not in str(error):  # which has been said
+            yield "the user may not call MULTI and EXEC: add +multi +exec"
 
 
 def _keys(queues: Sequence[str], keyprefix: str) -> Iterator[tuple[str, str]]:
@@ -147,13 +167,28 @@ def _denial(redis: Redis, *command: Any) -> str:
     return ""
 
 
+def _is_denied(denial: str) -> bool:
+    """Whether the command is. Else it is allowed and the key or the channel is not, which is another line."""
+    return "to run the" in denial
+
+
+def _rule_name(command: Sequence[str]) -> str:
+    return "|".join(command[:2]) if command[0] in SUBCOMMANDS else command[0]
+
+
 def _is_channel_denied(redis: Redis, channel: str, *, is_pattern: bool = False) -> bool:
+    denial = _subscription_denial(redis, "psubscribe" if is_pattern else "subscribe", channel)
+    return bool(denial) and not _is_denied(denial)
+
+
+def _subscription_denial(redis: Redis, command: str, channel: str = "") -> str:
+    """As `_denial`, on a connection of its own, which is closed."""
     pubsub = redis.pubsub()
     try:
-        (pubsub.psubscribe if is_pattern else pubsub.subscribe)(channel)
-        pubsub.get_message(timeout=2)
-    except NoPermissionError:
-        return True
+        pubsub.execute_command(command, channel or events_channel("doctor"))
+        pubsub.parse_response(block=False, timeout=2)
+    except NoPermissionError as error:
+        return str(error)
     finally:
         pubsub.close()
-    return False
+    return ""

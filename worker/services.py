@@ -2,7 +2,6 @@
 
 from functools import lru_cache
 from pathlib import Path
-from tempfile import gettempdir
 
 import structlog
 from celery import Celery, current_app
@@ -13,6 +12,7 @@ from redis.retry import Retry
 from shared.messages import DeployMessage
 from shared.redis_url import is_redis_url, read_redis_url
 from worker.agents import DEPENDENCY_TIMEOUT, Agents
+from worker.per_process import RecentlyUsed, once_per_instance, once_per_process
 from worker.platform import (
     AgentClient,
     BackendClient,
@@ -42,7 +42,7 @@ from worker.runs.reports.webhook import Webhooks, WebhookSender
 from worker.runs.reports.webhook_client import WebhookClient
 from worker.runs.runs import Runs, Timing
 from worker.runs.shares.tenants import ShareLimits
-from worker.settings import MB, Settings, once_per_instance, once_per_process, settings
+from worker.settings import MB, Settings, settings
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +56,7 @@ class Services:
     def __init__(self, settings: Settings, app: Celery) -> None:
         self.settings = settings
         self._app = app
-        self.declared_params: dict[tuple[str, str], frozenset[str]] = {}
+        self.declared_params: RecentlyUsed[tuple[str, str], frozenset[str]] = RecentlyUsed()
         """By checksum and entrypoint, the keys of releases without parameters of their own."""
         register_secrets(settings.secrets(), forever=True)
         limit_responses(settings.worker_max_answer_mb)
@@ -91,6 +91,7 @@ class Services:
                 self.settings.worker_tenant_runs,
                 self.settings.synapse_tenant,
             ),
+            self.settings.worker_ended_runs_max_age_seconds,
         )
 
     @once_per_instance
@@ -108,8 +109,7 @@ class Services:
     @once_per_instance
     def store(self) -> PluginStore:
         """Where releases are found."""
-        cache = Path(gettempdir()) / "synapse-worker-plugins"
-        return PluginStore(self.settings.plugins_dir, cache, self.settings.worker_plugin_max_mb * MB)
+        return PluginStore(self.settings.plugins_dir, max_bytes=self.settings.worker_plugin_max_mb * MB)
 
     @once_per_instance
     def stream_limits(self) -> StreamLimits:

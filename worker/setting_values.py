@@ -18,7 +18,15 @@ from shared.webhooks import signing_keys
 FILE_SUFFIX: Final = "_FILE"
 MAX_FILE_BYTES: Final = 64 * 1024
 
-_BEGINNINGS: Final = ("SYNAPSE_", "WORKER_", "REDIS_URL", "CELERY_BROKER_URL", "PLUGINS_DIR", "RAY_ADDRESS")
+_BEGINNINGS: Final = (
+    "SYNAPSE_",
+    "WORKER_",
+    "REDIS_URL",
+    "CELERY_BROKER_URL",
+    "PLUGINS_DIR",
+    "RAY_ADDRESS",
+    "OTEL_EXPORTER_OTLP_",
+)
 """How settings begin, for a command that has no list of them."""
 
 

@@ -1,11 +1,9 @@
 """The settings from the environment, checked once at start (contract: "Settings")."""
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
-from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, unquote
 
 from pydantic import (
@@ -23,6 +21,7 @@ from shared.channels import DEFAULT_PREFIX
 from shared.redis_url import is_redis_url
 from shared.validation import mistake_parts
 from shared.webhooks import signing_keys
+from worker.per_process import once_per_process
 from worker.setting_values import (
     FILE_SUFFIX,
     HttpUrl,
@@ -181,6 +180,9 @@ class Settings(BaseSettings):
     worker_ended_logs_max_age_seconds: Annotated[float, Field(gt=0, le=24 * 60 * 60)] = Field(
         24 * 60 * 60, description="Log of an ended job: removed after so many seconds, a day at most."
     )
+    worker_ended_runs_max_mb: Annotated[int, Field(ge=1)] = Field(
+        256, description="What is kept of ended runs in Redis: most MB in all; the oldest are forgotten."
+    )
     worker_ended_runs_max_age_seconds: Seconds = Field(
         7 * 24 * 60 * 60,
         description="Ended run: may be listed and retried for so many seconds, by default a week.",
@@ -213,6 +215,16 @@ class Settings(BaseSettings):
     worker_console_token: Token | None = Field(
         None,
         description="Token for `synapse-worker console`, needed where other machines reach it.",
+    )
+
+    otel_exporter_otlp_endpoint: HttpUrl | None = Field(
+        None,
+        repr=False,
+        description="Base URL of the OTLP receiver (HTTP, usually port 4318) to which traces are sent; "
+        "without it there are none.",
+    )
+    otel_exporter_otlp_headers: Token | None = Field(
+        None, description="Headers for that receiver, such as its key: `name=value`, separated by commas."
     )
 
     @field_validator("*", mode="before")
@@ -282,6 +294,11 @@ class Settings(BaseSettings):
             self.worker_console_token,
         )
         tokens = [token.get_secret_value() for token in held if token is not None]
+        if self.otel_exporter_otlp_headers is not None:
+            headers = self.otel_exporter_otlp_headers.get_secret_value().split(",")
+            values = [unquote(each.partition("=")[2]).strip() for each in headers]
+            # `Authorization=Bearer …` is not the only place in which the token may be seen.
+            tokens += values + [value.split()[-1] for value in values if value]
         if self.worker_webhook_secret is not None:
             tokens += self.worker_webhook_secret.get_secret_value().split()
         urls = [*self.redis_url.split(";"), *self.broker_url.split(";")]
@@ -317,7 +334,8 @@ def environment_setting(name: str) -> Any:
         raise SettingsError(f"{name.upper()} {error}") from None
     if not text:
         return field.get_default(call_default_factory=True)
-    type_: Any = Annotated[field.annotation, field]
+    # Without what is said of the field for a model alone, such as that its value is not shown.
+    type_: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
     adapter: TypeAdapter[Any] = TypeAdapter(type_)
     try:
         return adapter.validate_python(text)
@@ -346,47 +364,6 @@ def unknown_variables(environ: Mapping[str, str]) -> dict[str, str | None]:
     known = [*names, *(name + FILE_SUFFIX for name in names)]
     strange = sorted(name for name in environ if name.startswith("WORKER_") and name not in known)
     return {name: next(iter(get_close_matches(name, known, n=1, cutoff=0.8)), None) for name in strange}
-
-
-T = TypeVar("T")
-
-
-def once_per_process(make: Callable[[], T]) -> Callable[[], T]:
-    """Call `make` once, also when several threads need its result at the same moment.
-
-    `lru_cache` alone calls it once for each of them, and each keeps a result of its own.
-    """
-    lock = threading.RLock()
-    cached = lru_cache(maxsize=1)(make)
-
-    @wraps(make)
-    def made() -> T:
-        with lock:
-            return cached()
-
-    return made
-
-
-class once_per_instance(Generic[T]):
-    """A property that is made at its first use, also when several threads need it at the same moment.
-
-    From Python 3.12 on a `cached_property` makes one for each of them: two drivers of Ray, for example.
-    """
-
-    def __init__(self, make: Callable[[Any], T]) -> None:
-        self._make = make
-        self._name = make.__name__
-        self._lock = threading.RLock()
-        self.__doc__ = make.__doc__
-
-    def __get__(self, instance: object, owner: type | None = None) -> T:
-        # Python asks for it only until the instance has the attribute.
-        attributes = vars(instance)
-        with self._lock:
-            if self._name not in attributes:
-                attributes[self._name] = self._make(instance)
-            made: T = attributes[self._name]
-            return made
 
 
 @once_per_process

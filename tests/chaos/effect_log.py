@@ -100,9 +100,10 @@ def log_effects(effect_log: EffectLog) -> None:
             effect_log.append("recorded", *(f"task {outcome.task_id}" for outcome in outcomes))
         return is_recorded
 
-    def logged_mark_reported(self: Any, job: str) -> None:
-        mark_reported(self, job)
+    def logged_mark_reported(self: Any, job: str) -> bool:
+        is_due_at_webhook = mark_reported(self, job)
         effect_log.append("recorded", f"end {job}")
+        return is_due_at_webhook
 
     for owner, name, logged in (
         (AsyncBackendClient, "annotate_task_data", logged_annotate),

@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 
 from tests.harness.pool_threads import NewThread, PoolThread
+from tests.harness.recorded_spans import RecordedSpans, recorded_spans
 from worker.runs.bulkhead import Bulkhead
 
 # A busy machine is slow, and a gate is the same each time.
@@ -74,6 +75,13 @@ def redis() -> Iterator[fakeredis.FakeRedis]:
     client = fakeredis.FakeRedis(server=fakeredis.FakeServer(), decode_responses=True)
     yield client
     client.close()
+
+
+@pytest.fixture
+def spans() -> Iterator[RecordedSpans]:
+    """Spans are recorded, and kept in memory."""
+    with recorded_spans() as spans:
+        yield spans
 
 
 @pytest.fixture

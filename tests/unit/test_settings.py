@@ -7,15 +7,8 @@ from pathlib import Path
 import pytest
 
 from worker.broker import broker_url
-from worker.settings import (
-    MB,
-    Settings,
-    SettingsError,
-    load_settings,
-    once_per_instance,
-    once_per_process,
-    unknown_variables,
-)
+from worker.per_process import RecentlyUsed, once_per_instance, once_per_process
+from worker.settings import MB, Settings, SettingsError, load_settings, unknown_variables
 
 SECRET = "hush-hush-hush"
 
@@ -375,6 +368,17 @@ def test_what_is_once_per_instance_is_made_once_by_threads() -> None:
 
     assert (len(parts), Owner.made) == (1, 1)
     assert Owner().part not in parts
+
+
+def test_what_was_used_last_is_kept() -> None:
+    # Given two values, the first of which was used after the second
+    kept = RecentlyUsed[str, int](most=2)
+    kept["a"], kept["b"] = 1, 2
+    assert kept.get("a") == 1
+
+    # When there is another one, then the second goes
+    kept["c"] = 3
+    assert (kept.get("a"), kept.get("b"), kept.get("c"), len(kept)) == (1, None, 3, 2)
 
 
 def test_a_store_that_is_a_link_stays_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

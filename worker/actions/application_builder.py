@@ -11,9 +11,12 @@ from typing import Any
 from shared.validation import describe_validation_error
 from worker.actions.replica_needs import ReplicaNeeds, surge_percent
 from worker.platform import clean
+from worker.plugins.requests import ongoing_requests
 
 INSTALLERS = frozenset({"pip", "uv", "conda", "image_uri", "container"})
 """Keys of a runtime environment of which Ray takes one."""
+MAX_BATCH_SIZE = 10
+"""Of a batch whose author gives no size: Serve's own default."""
 
 
 class ServeOptionsError(ValueError):
@@ -81,6 +84,13 @@ class _Options:
     batch: Mapping[str, Any]
     defaults: Collection[str]
 
+    @property
+    def ongoing_requests(self) -> dict[str, int]:
+        """What a replica takes at once whose author has chosen batches, and not that."""
+        if not self.batch:
+            return {}
+        return {"max_ongoing_requests": ongoing_requests(self.batch.get("max_batch_size", MAX_BATCH_SIZE))}
+
 
 def _bind(target: Any, options: _Options, url: str) -> Any:
     from ray import serve
@@ -95,9 +105,8 @@ def _bind(target: Any, options: _Options, url: str) -> Any:
     if inspect.isclass(target):
         arguments = _constructor_arguments(target, url)
         served = _with_ingress(_with_serve_methods(target, options.batch))
-        return serve.deployment(served, **{"name": target.__name__, **options.of_deployment}).bind(
-            **arguments
-        )
+        given = {"name": target.__name__, **options.ongoing_requests, **options.of_deployment}
+        return serve.deployment(served, **given).bind(**arguments)
     if callable(target):
         _reject_batch(target, options.batch)
         return serve.deployment(target, **options.of_deployment).bind()
@@ -362,6 +371,8 @@ def _with_options(deployment: Any, options: _Options) -> Any:
         )
     changes = {**options.of_deployment, "ray_actor_options": _merged_actor_options(deployment, options)}
     if options.batch:
+        if "max_ongoing_requests" not in deployment._deployment_config.user_configured_option_names:
+            changes = {**options.ongoing_requests, **changes}
         served = deployment.func_or_class
         _reject_batch(served, options.batch)
         changes["func_or_class"] = _subclass(served, _batching(served, options.batch))

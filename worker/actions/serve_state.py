@@ -1,5 +1,6 @@
 """The state of an application as Ray Serve reports it, and what it means."""
 
+import hashlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,8 @@ from worker.platform import clean
 
 DIGEST_VARIABLE = "SYNAPSE_DEPLOYMENT_DIGEST"
 """A variable in a deployment's environment, by which a running application is compared with a plan."""
+_FORCED = ":forced:"
+"""Stands between the digest of the plan and what is of the run alone that was forced."""
 MAX_LINES = 12
 """Of a reason; the last lines say what went wrong."""
 MAX_CHARS = 2_000
@@ -128,6 +131,32 @@ def deployment_digest(deployment: Mapping[str, Any]) -> str | None:
     environment = (config.get("ray_actor_options") or {}).get("runtime_env") or {}
     digest = (environment.get("env_vars") or {}).get(DIGEST_VARIABLE)
     return str(digest) if digest else None
+
+
+def forced_digest(digest: str, job: str) -> str:
+    """Make the digest of an identical application that a run submits once more.
+
+    Args:
+        digest: Of the run's plan.
+        job: The run's job. For each delivery of its messages the digest is the same.
+
+    Returns:
+        What no other run's application has, and `is_content_of` the plan.
+    """
+    return f"{digest}{_FORCED}{hashlib.sha256(job.encode()).hexdigest()[:16]}"
+
+
+def is_content_of(shown: str | None, digest: str) -> bool:
+    """Say whether an application was submitted for a plan, be it by a run that was forced.
+
+    Args:
+        shown: The digest that it shows.
+        digest: Of the plan. That of a forced run is met by its own submission alone.
+
+    Returns:
+        Whether there is nothing to submit.
+    """
+    return shown is not None and (shown == digest or shown.startswith(digest + _FORCED))
 
 
 def route_in_force(application: Mapping[str, Any] | None) -> str | None:

@@ -25,6 +25,7 @@ from worker.actions.serve_state import (
     deployment_digest,
     forget_lost_controller,
     interpret_serve_status,
+    is_content_of,
     load_serve,
     route_in_force,
     serve_application_state,
@@ -283,7 +284,7 @@ def _is_identical(running: Mapping[str, Any], digest: str) -> bool:
     """Whether the application that runs or starts is the one of the plan."""
     if running["status"] not in ("RUNNING", "DEPLOYING"):
         return False
-    return any(deployment_digest(item) == digest for item in running["deployments"].values())
+    return any(is_content_of(deployment_digest(item), digest) for item in running["deployments"].values())
 
 
 def _has_replicas(running: Mapping[str, Any]) -> bool:

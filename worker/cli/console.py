@@ -1,6 +1,8 @@
 """What the commands share: options, safe output on a terminal, connections to Redis and the broker."""
 
+import atexit
 import json
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
@@ -18,8 +20,9 @@ from rich.table import Table
 
 from shared import Message, Publisher
 from shared.redis_url import is_redis_url, read_redis_url
-from worker.platform import clean, redact
-from worker.settings import BROKER_SCHEMES
+from worker import tracing
+from worker.platform import clean, redact, register_secrets
+from worker.settings import BROKER_SCHEMES, SettingsError, environment_setting
 
 MAX_LINE: Final = 100_000
 """Of a table that is no terminal's: its longest line."""
@@ -164,7 +167,7 @@ def publish(message: Message, broker_url: str | None, redis_url: str, *, priorit
     """Publish a message; ends the command when the broker does not accept it."""
     url = queue_url(broker_url, redis_url)
     try:
-        with Publisher(url) as publisher:
+        with _traced(message), Publisher(url) as publisher:
             publisher.publish(message, priority=priority)
     except (OperationalError, OSError) as error:
         address = address_suffix(broker_url or redis_url)
@@ -174,6 +177,30 @@ def publish(message: Message, broker_url: str | None, redis_url: str, *, priorit
         )
     except BAD_ADDRESS_ERRORS:
         fail_bad_address("CELERY_BROKER_URL" if broker_url else "REDIS_URL")
+
+
+def _traced(message: Message) -> tracing.Span:
+    """The beginning of the message's trace, or a part of the caller's, if traces are sent anywhere."""
+    try:
+        endpoint, headers = (
+            environment_setting(f"otel_exporter_otlp_{name}") for name in ("endpoint", "headers")
+        )
+    except SettingsError as error:
+        fail(str(error))
+    if endpoint is None:
+        return tracing.NO_SPAN
+    register_secrets([headers.get_secret_value()] if headers else [], forever=True)
+    tracing.enable(tracing.Target(endpoint, headers))
+    atexit.register(tracing.close)
+    attributes = {
+        "messaging.system": "celery",
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": message.queue,
+        "synapse.job": message.job,
+    }
+    context = os.environ.get("TRACEPARENT")
+    return tracing.task_span(f"send {message.task}", context, message.job, attributes, kind="PRODUCER")
 
 
 def queue_url(broker_url: str | None, redis_url: str) -> str:

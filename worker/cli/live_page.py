@@ -10,6 +10,7 @@ from worker.cli.console import DEFAULT_REDIS_URL, BrokerUrl, RedisUrl, connect, 
 from worker.settings import Settings, SettingsError, environment_setting, load_settings
 
 DEFAULT_PORT: Final = 8365
+HOW_TO_MAKE_ONE: Final = "export WORKER_CONSOLE_TOKEN=$(openssl rand -hex 24)"
 
 
 def console(
@@ -21,6 +22,14 @@ def console(
         list[str] | None,
         typer.Option(help="A name under which the page is reached, such as a proxy's; may be repeated."),
     ] = None,
+    forwarded_allow_ips: Annotated[
+        str,
+        typer.Option(
+            envvar="FORWARDED_ALLOW_IPS",
+            help="Addresses and networks of the proxies before it, separated by commas, whose "
+            "X-Forwarded-Proto is believed: behind TLS the cookie is Secure.",
+        ),
+    ] = "127.0.0.1",
     samples: Annotated[
         Path | None,
         typer.Option(help="A folder of images to show, with their labels in `samples.json`.", hidden=True),
@@ -37,6 +46,7 @@ def console(
     from shared.redis_url import read_redis_url
     from worker.console.overview import Overview
     from worker.console.server import Console, serve
+    from worker.console.sessions import MIN_TOKEN_CHARS
     from worker.platform import register_secrets
 
     settings = _worker_settings()
@@ -47,9 +57,14 @@ def console(
     if token is None and not is_loopback(host):
         fail(
             f"{host} can be reached from other machines, so WORKER_CONSOLE_TOKEN is needed",
-            hint="export WORKER_CONSOLE_TOKEN=$(openssl rand -hex 24)",
+            hint=HOW_TO_MAKE_ONE,
         )
     if token is not None:
+        if len(token.get_secret_value()) < MIN_TOKEN_CHARS:
+            fail(
+                f"WORKER_CONSOLE_TOKEN is too short: it has fewer than {MIN_TOKEN_CHARS} characters",
+                hint=HOW_TO_MAKE_ONE,
+            )
         register_secrets([token.get_secret_value()], forever=True)
     redis = connect(redis_url)
     broker = queue_url(broker_url, redis_url)
@@ -68,7 +83,7 @@ def console(
     )
     address = f"[{host}]" if ":" in host else host
     out.print(f"console on http://{address}:{port}", highlight=False, soft_wrap=True)
-    serve(page, host, port)
+    serve(page, host, port, forwarded_allow_ips)
 
 
 def is_loopback(host: str) -> bool:

@@ -1,7 +1,7 @@
 """The commands that publish a message: deploy, to-task, retry, stop."""
 
 import json
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -22,7 +22,7 @@ from worker.cli.console import (
     try_connect,
 )
 from worker.cli.follow import RunRecord, fail_if_rejected, follow_to_end
-from worker.workflow.ended_runs import EndedRun, EndedRuns
+from worker.workflow.retry import RetryError, retry_message
 
 Plugin = Annotated[str, typer.Argument(help="The plugin's release, code@version.", metavar="PLUGIN")]
 Params = Annotated[str, typer.Option("--params", help="The message's params, a JSON object.")]
@@ -100,41 +100,18 @@ def retry(
     broker_url: BrokerUrl = None,
 ) -> None:
     """Annotate exactly the failed tasks of an ended run, as a new job."""
-    redis = connect(redis_url)
-    ended = EndedRuns(redis).get(job)
-    if ended is None:
-        status = RunRecord.read(redis, job).status
-        if status is not None and not status.is_final:
-            fail(f"the run of job {job} has not ended: it is {status}")
-        fail(
-            f"no ended run of job {job} is known",
-            hint="`synapse-worker runs list` shows those that are kept.",
+    try:
+        message = retry_message(
+            connect(redis_url),
+            job,
+            new_job,
+            plugin=plugin,
+            skip_annotated=skip_annotated,
+            dry_run=dry_run,
         )
-    if ended.task != ToTaskMessage.task:
-        fail(f"the run of job {job} is one of {ended.task}, which has no tasks", hint="Publish it anew.")
-    if not ended.failed:
-        fail(f"no task of job {job} has failed; nothing is started", hint=_hint_without_failures(ended))
-    fields = {name: value for name, value in ended.arguments.items() if name not in _OWN_OPTIONS}
-    fields |= _without_unset(
-        job=new_job,
-        plugin=plugin,
-        only_failed_of=job,
-        skip_annotated=skip_annotated or None,
-        dry_run=dry_run or None,
-    )
-    message = _validate(ToTaskMessage, fields)
+    except RetryError as error:
+        fail(str(error), hint=error.hint)
     _publish_run(message, broker_url, redis_url, priority=priority, follow=follow)
-
-
-_OWN_OPTIONS: Final = ("only_failed_of", "skip_annotated", "dry_run")
-"""Options of a message that a retry does not take over."""
-
-
-def _hint_without_failures(ended: EndedRun) -> str:
-    total, success = int(ended.record.get("total", 0)), int(ended.record.get("success", 0))
-    if success < total or not total:
-        return "The tasks that it did not come to are annotated by `to-task` with `--skip-annotated`."
-    return ""
 
 
 def stop(job: Job, redis_url: RedisUrl = DEFAULT_REDIS_URL, broker_url: BrokerUrl = None) -> None:

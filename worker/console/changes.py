@@ -3,9 +3,10 @@
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -45,6 +46,8 @@ class Version:
     """Whether what is shown is up to date: Redis may be away."""
     dead_letters: int = 0
     """How many dead letters were added since the start: a page that shows them looks again."""
+    oldest_at: float | None = field(default=None, compare=False)
+    """When the oldest change was made that came with this version, where that is known (Redis's clock)."""
 
 
 class ChangeListener:
@@ -62,6 +65,9 @@ class ChangeListener:
         self._updated = asyncio.Condition()
         self._is_connected = False
         self._dead_letters = 0
+        self.heard: Counter[str] = Counter()
+        """How many changes were heard, by what they are of."""
+        self._oldest_at: float | None = None
 
     async def run(self) -> None:
         """Listen until cancelled, also when Redis is away for a while."""
@@ -115,11 +121,15 @@ class ChangeListener:
             change = json.loads(data)
             if not isinstance(change, dict):
                 return
-            job = change.pop("job", None)
+            job, at = change.pop("job", None), change.pop("at", None)
             if "dead_letter" in change:
                 self._dead_letters += 1
+                self.heard["dead_letter"] += 1
             elif isinstance(job, str):
                 self.runs.apply(job, change, self.now())
+                self.heard["run"] += 1
+                if isinstance(at, int | float) and at > 0:
+                    self._oldest_at = min(at, self._oldest_at or at)
 
     async def _look(self) -> None:
         """Look at all live runs; those that are not any more have ended, or are gone."""
@@ -154,7 +164,8 @@ class ChangeListener:
     async def _publish(self) -> None:
         while True:
             await asyncio.sleep(SECONDS_BETWEEN_UPDATES)
-            version = Version(self.runs.version, self._is_connected, self._dead_letters)
+            version = Version(self.runs.version, self._is_connected, self._dead_letters, self._oldest_at)
+            self._oldest_at = None
             if self.published != version:
                 async with self._updated:
                     self.published = version

@@ -2,14 +2,19 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable
+import math
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from itertools import accumulate
 from secrets import token_hex
 from typing import Any, Final, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from worker.console.changes import ChangeListener, Version
+from worker.metrics import CONSOLE_SENDING
 
 KEEP_ALIVE_SECONDS: Final = 15.0
 """After so long without an event a comment is sent, so that a browser that is gone is noticed."""
@@ -27,12 +32,20 @@ class ChangeStreams:
         self._epoch = token_hex(4)
         self._closing = closing
         self._encoded: dict[Version, tuple[Version, bytes]] = {}
+        self.open = 0
+        """How many there are."""
+        self.sending = Durations(CONSOLE_SENDING.buckets)
+        """From a change to its having been sent to a browser."""
 
     async def changes(self, request: Request) -> Response:
         """The runs as they are, then what changes of them, a few times a second at most."""
         epoch, _, version = request.headers.get("last-event-id", "").partition("-")
         is_known = epoch == self._epoch and version.isascii() and version.isdigit() and len(version) < 16
-        return stream(self._changes_after(int(version) if is_known else None))
+        self.open += 1
+        return Stream(self._changes_after(int(version) if is_known else None), self._has_ended)
+
+    def _has_ended(self) -> None:
+        self.open -= 1
 
     async def _changes_after(self, known: int | None) -> Body:
         published = self._changes.published
@@ -49,6 +62,8 @@ class ChangeStreams:
                 yield b": nothing has changed\n\n"
                 continue
             yield self._changes_between(seen, version)
+            if version.oldest_at is not None:
+                self.sending.add(self._changes.now() - version.oldest_at)
             seen = version
 
     def _changes_between(self, seen: Version, now: Version) -> bytes:
@@ -57,8 +72,12 @@ class ChangeStreams:
         if known is None or known[0] != now:
             if any(version != now for version, _ in self._encoded.values()):
                 self._encoded.clear()
-            content = {**self._state(now), "runs": self._changes.runs.changes_since(seen.runs)}
-            known = self._encoded[seen] = now, self._encode("changes", content, now)
+            runs = self._changes.runs
+            is_snapshot = not runs.knows_changes_since(seen.runs)
+            kind = "snapshot" if is_snapshot else "changes"
+            changed = runs.snapshot() if is_snapshot else runs.changes_since(seen.runs)
+            content = {**self._state(now), "runs": changed}
+            known = self._encoded[seen] = now, self._encode(kind, content, now)
         return known[1]
 
     def _state(self, version: Version) -> dict[str, Any]:
@@ -84,10 +103,41 @@ async def next_event(event: Awaitable[T], closing: asyncio.Event) -> T | None:
         closed.cancel()
 
 
-def stream(body: Body) -> Response:
+class Stream(StreamingResponse):
     """The answer that lasts."""
-    # A proxy in between is to pass events on at once.
-    return StreamingResponse(body, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+    def __init__(self, body: Body, has_ended: Callable[[], None] = lambda: None) -> None:
+        """`has_ended` is called once, also where the browser is gone before the first event."""
+        # A proxy in between is to pass events on at once.
+        super().__init__(body, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        self._has_ended = has_ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it to its end."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._has_ended()
+
+
+class Durations:
+    """Counts how long something takes, as a histogram does: by upper limits in seconds."""
+
+    def __init__(self, limits: Sequence[float]) -> None:
+        self._limits = (*limits, math.inf)
+        self._counts = [0] * len(self._limits)
+        self.sum = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one; clocks of two machines may differ by more than it takes."""
+        seconds = max(seconds, 0.0)
+        self._counts[bisect_left(self._limits, seconds)] += 1
+        self.sum += seconds
+
+    def cumulative(self) -> list[tuple[str, int]]:
+        """For each limit how many took no longer, as Prometheus has it."""
+        limits = [str(float(limit)) for limit in self._limits[:-1]]
+        return list(zip([*limits, "+Inf"], accumulate(self._counts), strict=True))
 
 
 def encode_event(kind: str, content: object, id_: str = "") -> bytes:

@@ -69,6 +69,7 @@ class LiveRuns:
         self._runs: OrderedDict[str, LiveRun] = OrderedDict()
         """The one that changed last at the end."""
         self._removed: OrderedDict[str, int] = OrderedDict()
+        self._last_forgotten_removal = 0
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._unknown: set[str] = set()
 
@@ -110,8 +111,6 @@ class LiveRuns:
         for name in RISING:
             if name in values and values[name] < run.values.get(name, 0):
                 del values[name]
-        if values.get("status") == "SUCCEEDED":
-            values["overall"] = 100.0
         was_known = run.is_known
         self._note_step(run, values)
         self._store(run, values)
@@ -129,11 +128,15 @@ class LiveRuns:
             self.version += 1
             self._removed[job] = self.version
             while len(self._removed) > MAX_ENDED_RUNS:
-                self._removed.popitem(last=False)
+                _, self._last_forgotten_removal = self._removed.popitem(last=False)
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
         """What is known of all runs, by job."""
         return {run.job: dict(run.values) for run in self._runs.values() if run.is_known}
+
+    def knows_changes_since(self, version: int) -> bool:
+        """Whether `changes_since` has all; else so many runs were removed that a snapshot is to be sent."""
+        return version >= self._last_forgotten_removal
 
     def changes_since(self, version: int) -> dict[str, dict[str, Any] | None]:
         """The fields that have changed since, by job; None for a run that is gone."""
@@ -194,4 +197,6 @@ def read_change(change: Mapping[str, Any]) -> dict[str, Any]:
                 values[name] = float(value)
         except (TypeError, ValueError, OverflowError):
             continue
+    if values.get("status") == "SUCCEEDED":
+        values["overall"] = 100.0
     return values

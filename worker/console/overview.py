@@ -10,19 +10,19 @@ from typing import Any, Final
 from redis import Redis
 
 from shared.channels import job_key
-from shared.messages import DeployMessage
-from shared.redis_url import is_redis_url, read_redis_url
-from worker.broker.config import QUEUES
-from worker.broker.queues import DEFAULT_QUEUE, held_messages, queue_lengths
+from shared.statuses import JobStatus, is_final_status
 from worker.console.agents_and_workers import MAX_REASON_CHARS, AgentsAndWorkers
 from worker.console.live_runs import read_change
+from worker.monitoring.redis_metrics import queues_at
 from worker.platform import clean, redact, shorten
 from worker.pre_processor.waitlist import Waitlist, waiting_runs
 from worker.runs.progress import Progress, proportions_of
 from worker.runs.store import RunStore, UnreadableRunError
 from worker.settings import Settings
-from worker.to_task.ledger import RedisLedger
+from worker.to_task.ledger import MAX_FAILURE_RECORDS, RedisLedger
 from worker.workflow.dead_letters import DeadLetters
+from worker.workflow.ended_runs import EndedRuns, Position
+from worker.workflow.retry import is_retryable
 
 MAX_DEAD_LETTERS: Final = 100
 Json = dict[str, Any]
@@ -34,17 +34,30 @@ class Overview:
     def __init__(self, redis: "Redis", broker_url: str, settings: Settings | None) -> None:
         """`settings`: those of a worker, where they are known; without them nobody but Redis is asked."""
         self._redis = redis
-        self._broker_url = broker_url
-        self._settings = settings
+        self.redis_queues = queues_at(broker_url, settings.worker_agent if settings else None)
+        """None where the queues are in RabbitMQ, which shows them itself."""
         cluster = AgentsAndWorkers(settings)
         self.deployments, self.workers = cluster.deployments, cluster.workers
 
     def run(self, job: str) -> Json | None:
-        """One run: its record, the progress of its steps, and its failed tasks; None for an unknown one."""
-        record = self._redis.hgetall(job_key(job))
+        """One run: its record, the progress of its steps, and its failed tasks; None for an unknown one.
+
+        Of a run whose own keys have expired, what is kept of ended runs: of failed tasks then only their ids.
+        """
+        ended_runs = EndedRuns(self._redis)
+        record, ended = self._redis.hgetall(job_key(job)), ended_runs.get(job)
         if not record:
-            return None
-        found: Json = {"values": read_change(record), "progress": [], "failures": []}
+            if ended is None:
+                return None
+            record = ended.record
+        elif not is_final_status(record.get("status")):
+            ended = None  # of an earlier run of the job
+        found: Json = {
+            "values": read_change(record),
+            "progress": [],
+            "failures": [],
+            "is_retryable": is_retryable(ended),
+        }
         with suppress(LookupError, UnreadableRunError):
             run = RunStore(self._redis).load(job)
             proportions = proportions_of(run.message)
@@ -56,7 +69,20 @@ class Overview:
                 {"task": failure.task_id, "error": shorten(failure.error, MAX_REASON_CHARS)}
                 for failure in RedisLedger(self._redis, job).failures()
             ]
+        if ended is not None and not found["failures"]:
+            ids = ended_runs.failed_tasks(job, 0, MAX_FAILURE_RECORDS)
+            found["failures"] = [{"task": id_, "error": None} for id_ in ids]
         return found
+
+    def ended(self, status: JobStatus | None, position: Position | None) -> Json:
+        """A page of the runs that have ended, the last one first, and where the next page begins."""
+        ended_runs = EndedRuns(self._redis)
+        runs, following = ended_runs.page(status, position=position)
+        return {
+            "count": ended_runs.count(status),
+            "runs": [{**read_change(run.record), "job": run.job} for run in runs],
+            "next": str(following) if following else None,
+        }
 
     def waiting(self) -> list[Json]:
         """The waiting lists of pre-processors, and how far the deployment of each has come."""
@@ -100,16 +126,10 @@ class Overview:
 
     def queues(self) -> Json:
         """How many messages wait, are delayed and are held; empty for a broker that is no Redis."""
-        if not is_redis_url(self._broker_url):
+        if self.redis_queues is None:
             return {"queues": [], "held": None}
-        agent = self._settings.worker_agent if self._settings else None
-        names = [*QUEUES, *([f"{DeployMessage.queue}.{agent}"] if agent else []), DEFAULT_QUEUE]
-        address = read_redis_url(self._broker_url)
-        with address.client(socket_timeout=5, socket_connect_timeout=3) as broker:
-            lengths = queue_lengths(broker, names, address.global_keyprefix)
-            held = held_messages(broker, address.global_keyprefix)
         queues = [
             {"name": name, "waiting": waiting, "delayed": delayed}
-            for name, (waiting, delayed) in lengths.items()
+            for name, (waiting, delayed) in self.redis_queues.lengths().items()
         ]
-        return {"queues": queues, "held": held}
+        return {"queues": queues, "held": self.redis_queues.held()}

@@ -1,6 +1,7 @@
 """The HTTP server of the page: its files, the events for browsers, answers to questions, and actions."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -21,14 +22,19 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 from shared import Message, Publisher, StopMessage
+from shared.statuses import JobStatus
 from worker.console.access import Guard
 from worker.console.changes import ChangeListener
 from worker.console.event_streams import ChangeStreams
 from worker.console.log_streams import LogStreams
+from worker.console.metrics_page import MetricsPage
 from worker.console.overview import Overview
 from worker.console.page_files import NO_SUCH_PAGE, PageFiles
 from worker.console.sessions import SESSION_COOKIE, SESSION_SECONDS, Sessions
+from worker.monitoring.redis_metrics import RedisMetrics
 from worker.workflow.dead_letters import DeadLetters, ReplayError, publish_again
+from worker.workflow.ended_runs import Position
+from worker.workflow.retry import RetryError, RetryProblem, check_job_is_free, retry_message
 
 MAX_FORM_BYTES: Final = 4_096
 FAILED_LOGIN_SECONDS: Final = 1.0
@@ -63,8 +69,10 @@ class Console:
         self._files = files = PageFiles(samples)
         self.changes = ChangeListener(redis, subscriber)
         self._closing = asyncio.Event()
-        streams = ChangeStreams(self.changes, self._closing)
+        self.streams = ChangeStreams(self.changes, self._closing)
         logs = LogStreams(subscriber, self._closing)
+        of_redis = RedisMetrics(redis, overview.redis_queues)
+        metrics = MetricsPage(of_redis, self.changes, self.streams, logs)
         routes = [
             Route("/", files.page("index.html")),
             Route("/login", files.page("login.html"), methods=["GET"]),
@@ -72,14 +80,17 @@ class Console:
             Route("/logout", self._log_out, methods=["POST"]),
             Route("/live", self._live),
             Route("/ready", self._ready),
+            Route("/metrics", metrics.metrics),
             Route("/static/{name}", files.static),
             Route("/api/session", self._session),
             Route("/api/samples", self._answer(files.labels)),
             Route("/samples/{name}", files.sample),
-            Route("/api/events", streams.changes),
+            Route("/api/events", self.streams.changes),
             Route("/api/runs/{job}/log", logs.log),
             Route("/api/runs/{job}", self._run),
             Route("/api/runs/{job}/stop", self._stop, methods=["POST"]),
+            Route("/api/runs/{job}/retry", self._retry, methods=["POST"]),
+            Route("/api/ended", self._ended),
             Route("/api/waiting", self._answer(overview.waiting)),
             Route("/api/deployments", self._answer(overview.deployments)),
             Route("/api/queues", self._answer(overview.queues)),
@@ -166,12 +177,42 @@ class Console:
         steps = known.steps if known else []
         return JSONResponse({**found, "steps": [{"name": name, "since": since} for name, since in steps]})
 
+    async def _ended(self, request: Request) -> Response:
+        """`?status=` those that ended so, `&from=` where the page before says that this one begins."""
+        status, position = (request.query_params.get(name) for name in ("status", "from"))
+        try:
+            wanted = JobStatus(status) if status else None
+            first = Position.parse(position) if position else None
+        except ValueError:
+            return _problem(400, "no such status, or no such place in the list")
+        return JSONResponse(await asyncio.to_thread(self._overview.ended, wanted, first))
+
     # Actions
 
     async def _stop(self, request: Request) -> Response:
         message = StopMessage.model_validate({"job": _job(request)})
         await asyncio.to_thread(self._publish, message)
         return JSONResponse({"published": True})
+
+    async def _retry(self, request: Request) -> Response:
+        """The body is a JSON object with `new_job`, the backend's id of the job that retries the run."""
+        job, body = _job(request), await _limited_body(request)
+        try:
+            new_job = json.loads(body)["new_job"]
+        except (ValueError, TypeError, LookupError):
+            return _problem(400, "the body must be a JSON object with new_job")
+        return await asyncio.to_thread(self._publish_retry, job, new_job)
+
+    def _publish_retry(self, job: str, new_job: object) -> Response:
+        try:
+            message = retry_message(self._redis, job, new_job)
+            check_job_is_free(self._redis, message.job)
+        except RetryError as error:
+            status = {RetryProblem.NOT_KEPT: 404, RetryProblem.INVALID: 422}.get(error.problem, 409)
+            detail = f"{error}. {error.hint}".strip()
+            return JSONResponse({"detail": detail, "problem": error.problem}, status)
+        self._publish(message)
+        return JSONResponse({"job": message.job})
 
     async def _replay(self, request: Request) -> Response:
         return await asyncio.to_thread(self._replay_letter, request.path_params["id"])
@@ -239,15 +280,20 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(console: Console, host: str, port: int) -> None:
-    """Serve until SIGINT or SIGTERM."""
-    config = uvicorn.Config(
+def server_config(console: Console, host: str, port: int, forwarded_allow_ips: str) -> uvicorn.Config:
+    """How uvicorn serves the page; for `forwarded_allow_ips` see its setting of that name."""
+    return uvicorn.Config(
         console.app,
         host=host,
         port=port,
+        forwarded_allow_ips=forwarded_allow_ips,
         log_level="warning",
         access_log=False,  # no address of a request is written anywhere
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
-    _Server(console, config).run()
+
+
+def serve(console: Console, host: str, port: int, forwarded_allow_ips: str) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    _Server(console, server_config(console, host, port, forwarded_allow_ips)).run()

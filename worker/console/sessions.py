@@ -10,6 +10,9 @@ from starlette.requests import Request
 SESSION_COOKIE: Final = "synapse_console"
 SESSION_SECONDS: Final = 12 * 60 * 60
 
+MIN_TOKEN_CHARS: Final = 16
+"""A shorter one could be found by trying: nothing but a second each keeps somebody from that."""
+
 
 class Sessions:
     """Compares tokens, and makes and reads the cookies of browsers that have shown the right one.

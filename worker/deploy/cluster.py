@@ -14,6 +14,7 @@ from worker.actions.serve_contents import RollBack
 from worker.actions.serve_state import (
     deployment_digest,
     interpret_serve_status,
+    is_content_of,
     live_applications,
     route_in_force,
     serve_details,
@@ -45,7 +46,11 @@ class ServeState:
 
     def has_digest(self, digest: str) -> bool:
         """Whether it was submitted with `digest`; true also while Serve does not show any digest yet."""
-        return self.exists and (not self.digests or digest in self.digests)
+        return self.exists and (not self.digests or bool(self.digests_of(digest)))
+
+    def digests_of(self, digest: str) -> frozenset[str]:
+        """Those of its digests that are of the plan with `digest`: that, or one of a run that was forced."""
+        return frozenset(shown for shown in self.digests if is_content_of(shown, digest))
 
 
 class Cluster(Protocol):

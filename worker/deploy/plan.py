@@ -1,10 +1,10 @@
 """The steps of a deployment, its plan, and what the steps store for each other in the run's record."""
 
-import hashlib
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from shared.messages import DeployMessage, JsonObject
+from worker.actions.serve_state import forced_digest
 from worker.blame import Owner, in_step
 from worker.plugins import PluginCallError, PluginError
 from worker.pre_processor.waitlist import Waitlist, WaitlistName
@@ -47,7 +47,7 @@ class DeployPlan:
 
         It is the same for each delivery of the job's messages, which still submits once.
         """
-        return replace(self, digest=hashlib.sha256(f"{self.digest}:{job}".encode()).hexdigest())
+        return replace(self, digest=forced_digest(self.digest, job))
 
     def to_json(self) -> JsonObject:
         """The inverse of `from_json`; older workers read it as well."""

@@ -50,7 +50,8 @@ def _submit(run: DeployRun, services: Services, cluster: Cluster, ownership: Own
     name = plan.app_name
     state = cluster.state(name)
     submission = run.state.submission
-    is_identical = plan.digest in state.digests
+    identical = state.digests_of(plan.digest)
+    is_identical = bool(identical)
     is_submitted = is_identical and run.state.submitted
     is_healthy = is_identical and state.bucket != "failed"
     # An application of another run that never ran is not kept should this run fail as well. On a second
@@ -60,7 +61,9 @@ def _submit(run: DeployRun, services: Services, cluster: Cluster, ownership: Own
         submission = Submission(existed=existed, at=redis_time(runs.redis))
         runs.store.update_state(run, replace(run.state, submission=submission))
     ownership.acquire(run.job, submission.existed or existed)
-    ownership.note_content(plan.digest, services.checksum_of(run.message.plugin))
+    # A worker of an older release knows what a forced run has submitted only by what is noted of it.
+    for digest in {plan.digest, *identical}:
+        ownership.note_content(digest, services.checksum_of(run.message.plugin))
     if is_healthy and not is_submitted:
         text = in_language(run.message.language, Text.IDENTICAL, app=name)
         runs.events.message(run.job, text, step=PROGRESS_STEP)

@@ -20,12 +20,12 @@ from worker.deploy.plan import (
     extend_dispatch_deadline,
 )
 from worker.deploy.undo import undo_after_stop
+from worker.per_process import once_per_process
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.bulkhead import bulkhead, release_share
 from worker.runs.model import Outcome, WorkflowStep
 from worker.runs.publisher import send_task
 from worker.services import services
-from worker.settings import once_per_process
 from worker.workflow.agent_task import CLUSTER, AgentTask
 from worker.workflow.delivery import INFRASTRUCTURE_RETRY_SECONDS
 from worker.workflow.task import StepFunction
@@ -62,7 +62,8 @@ class DeployTask(AgentTask):
     def forward(self, args: tuple[Any, ...], kwargs: JsonObject, agent: int) -> None:
         """Send the deployment's message to the workers of its agent, unchanged."""
         try:
-            send_task(self.app, self.name, DeployMessage.agent_queue(agent), kwargs, args=args)
+            with self.traced():
+                send_task(self.app, self.name, DeployMessage.agent_queue(agent), kwargs, args=args)
         except INFRASTRUCTURE_ERRORS:
             self.retry_later(INFRASTRUCTURE_RETRY_SECONDS)
 

@@ -65,7 +65,7 @@ def _may_still_arrive(run: DeployRun, plan: DeployPlan, services: Services, clus
         return False
     ended_for = services.runs.store.seconds_since_end(run.job)
     is_recent = ended_for is not None and ended_for < LATE_SUBMISSION_SECONDS
-    return is_recent and plan.digest not in cluster.state(plan.app_name).digests
+    return is_recent and not cluster.state(plan.app_name).digests_of(plan.digest)
 
 
 def _undo(run: DeployRun, services: Services, cluster: Cluster) -> str:
@@ -84,7 +84,9 @@ def _undo(run: DeployRun, services: Services, cluster: Cluster) -> str:
     if state.bucket == "running" or not state.has_digest(plan.digest):
         return ""
     if ownership.existed_before():
-        if not cluster.put_back(plan.app_name, plan.digest):
+        # What has failed may be what a forced run has submitted.
+        failed = next(iter(state.digests_of(plan.digest)), plan.digest)
+        if not cluster.put_back(plan.app_name, failed):
             return ""
         log.info("application put back", app=plan.app_name)
         return in_language(run.message.language, Text.RUNS_AGAIN, app=plan.app_name)

@@ -1,1 +1,1 @@
-"""What operators and orchestrators see of a worker: its probes, its metrics, and the HTTP server of both."""
+"""What operators and orchestrators see of a worker: probes, metrics, the HTTP server of both, task events."""

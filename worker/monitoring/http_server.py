@@ -6,6 +6,7 @@ import shutil
 import socketserver
 import threading
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -13,11 +14,17 @@ import structlog
 from celery import bootsteps, signals
 
 from worker import metrics
-from worker.monitoring.exposition import Exposition, metrics_folder, remove_metrics_of_ended
-from worker.monitoring.host import make_private
+from worker.host import make_private
+from worker.monitoring.exposition import (
+    Exposition,
+    fold_ended_processes,
+    metrics_folder,
+    remove_metrics_of_ended,
+)
 from worker.monitoring.pages import Pages
 from worker.monitoring.probes import StateStep
 from worker.monitoring.redis_metrics import queues_of
+from worker.monitoring.worker_states import states_root
 from worker.services import services
 from worker.settings import settings
 
@@ -133,13 +140,27 @@ class HttpServerStep(bootsteps.StartStopStep):
         server.shutdown()
 
 
+_folder: Path | None = None
+"""Where this worker records; its pool's processes have it from their parent."""
+
+
 @signals.celeryd_init.connect(weak=False)
 def _record(sender: str = "", **_: Any) -> None:
     """Before the pool: processes that are forked from this one record into the same folder."""
+    global _folder
     if settings().worker_http_port is not None:
         try:
             folder = metrics_folder(sender, os.getpid())
-            make_private(folder)
+            make_private(folder, states_root())
             metrics.start_recording(folder)
+            _folder = folder
         except OSError as error:
             log.error("nothing is recorded for /metrics", error=error.strerror, path=error.filename)
+
+
+@signals.worker_process_init.connect(weak=False)
+def _fold_ended(**_: Any) -> None:
+    """A process of the pool begins, perhaps in place of one that has ended: nobody else may ever look."""
+    if _folder is not None:
+        with suppress(OSError):
+            fold_ended_processes(_folder)

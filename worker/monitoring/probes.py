@@ -9,13 +9,14 @@ import structlog
 from celery import bootsteps
 from celery.concurrency import solo
 
-from worker.monitoring.host import make_private, process_start
+from worker.host import make_private, process_start
 from worker.monitoring.worker_states import (
     SECONDS_BETWEEN_WRITES,
     StateFile,
     WorkerState,
     remove_states_of_ended,
     states_folder,
+    states_root,
 )
 
 log = structlog.get_logger(__name__)
@@ -45,7 +46,7 @@ class StateStep(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         """The worker starts; it is not ready yet."""
         try:
-            make_private(states_folder())
+            make_private(states_folder(), states_root())
             remove_states_of_ended(states_folder())
             file = StateFile(states_folder(), parent.hostname)
         except OSError as error:

@@ -12,16 +12,18 @@ from redis import Redis, RedisError
 from shared.channels import dead_letters_key
 from shared.messages import DeployMessage
 from shared.redis_url import is_redis_url, read_redis_url
+from shared.statuses import JobStatus
 from worker.broker.config import QUEUES
 from worker.broker.queues import DEFAULT_QUEUE, held_messages, queue_lengths
 from worker.metrics import NAMESPACE
 from worker.pre_processor.waitlist import waiting_runs
-from worker.runs.keys import heartbeats_key, outbox_key, webhooks_key
+from worker.runs.keys import ended_runs_key, heartbeats_key, outbox_key, webhooks_key
 from worker.settings import Settings, settings
 
 log = structlog.get_logger(__name__)
 
 TIMEOUT_SECONDS = 3.0
+ENDS = tuple(status for status in JobStatus if status.is_final)
 
 
 class RedisMetrics:
@@ -53,7 +55,9 @@ class RedisMetrics:
     def _runs(self) -> Iterator[Metric]:
         with self._redis.pipeline(transaction=False) as pipe:
             pipe.zcard(heartbeats_key()).zcard(outbox_key()).zcard(webhooks_key()).xlen(dead_letters_key())
-            live, reports, webhooks, dead_letters = pipe.execute()
+            for status in ENDS:
+                pipe.zcard(ended_runs_key(status))
+            live, reports, webhooks, dead_letters, *ended = pipe.execute()
         waiting = _gauge("runs_waiting", "Runs that wait for a pre-processor.", "agent", "pre_processor")
         lists = waiting_runs(self._redis)
         for name, count in lists.items():
@@ -64,6 +68,10 @@ class RedisMetrics:
                 pipe.zscore(heartbeats_key(), name.member)
             polled = sum(score is not None for score in pipe.execute())
         yield _value("runs_live", "Runs that have not ended.", live - polled)
+        kept = _gauge("ended_runs", "Runs that have ended and are kept.", "status")
+        for status, count in zip(ENDS, ended, strict=True):
+            kept.add_metric([status], count)
+        yield kept
         yield _value("reports_due", "Jobs whose state or end the backend does not have yet.", reports)
         yield _value("webhooks_due", "Jobs whose end the webhook does not have yet.", webhooks)
         yield _value("dead_letters", "Messages that could not be accepted, and are kept.", dead_letters)
@@ -78,14 +86,22 @@ class Queues:
         self._names = names
         self._keyprefix = keyprefix
 
+    def lengths(self) -> dict[str, tuple[int, int]]:
+        """How many messages of each queue wait, and how many are delayed."""
+        return queue_lengths(self._redis, self._names, self._keyprefix)
+
+    def held(self) -> int:
+        """How many messages workers hold, of all queues."""
+        return held_messages(self._redis, self._keyprefix)
+
     def stats(self) -> dict[str, object]:
         """Their lengths, for `inspect stats`. Flower's own page of the broker reads lists alone, so neither
         delayed messages nor those that workers hold."""
-        lengths = queue_lengths(self._redis, self._names, self._keyprefix)
+        lengths = self.lengths()
         return {
             "messages_waiting": {queue: waiting for queue, (waiting, _) in lengths.items()},
             "messages_delayed": {queue: delayed for queue, (_, delayed) in lengths.items()},
-            "messages_held": held_messages(self._redis, self._keyprefix),
+            "messages_held": self.held(),
         }
 
     def collect(self) -> Iterator[Metric]:
@@ -93,22 +109,24 @@ class Queues:
         messages = _gauge(
             "queue_messages", "Messages by queue; delayed ones are not due yet.", "queue", "state"
         )
-        lengths = queue_lengths(self._redis, self._names, self._keyprefix)
-        for queue, (waiting, delayed) in lengths.items():
+        for queue, (waiting, delayed) in self.lengths().items():
             messages.add_metric([queue, "waiting"], waiting)
             messages.add_metric([queue, "delayed"], delayed)
         yield messages
-        held = held_messages(self._redis, self._keyprefix)
-        yield _value("messages_held", "Messages that workers hold, of all queues.", held)
+        yield _value("messages_held", "Messages that workers hold, of all queues.", self.held())
 
 
 def queues_of(settings: Settings) -> Queues | None:
     """The queues that the workers with these settings consume, and the one that none does."""
-    if not is_redis_url(settings.broker_url):
+    return queues_at(settings.broker_url, settings.worker_agent)
+
+
+def queues_at(broker_url: str, agent: int | None) -> Queues | None:
+    """The same by the broker's URL and the id of the one agent that the workers serve; None for RabbitMQ."""
+    if not is_redis_url(broker_url):
         return None
-    agent = settings.worker_agent
     names = [*QUEUES, *([f"{DeployMessage.queue}.{agent}"] if agent else []), DEFAULT_QUEUE]
-    address = read_redis_url(settings.broker_url)
+    address = read_redis_url(broker_url)
     redis = address.client(socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS)
     return Queues(redis, names, address.global_keyprefix)
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from worker.monitoring.host import is_running, make_private, states_root
+from worker.host import is_running, make_private
 
 SECONDS_BETWEEN_WRITES: Final = 2.5
 MAX_SILENT_SECONDS: Final = 20.0
@@ -67,6 +68,11 @@ class WorkerState:
         return state
 
 
+def states_root() -> Path:
+    """The folder of all states of this user's workers; raises `OSError` without a temporary directory."""
+    return Path(tempfile.gettempdir()) / f"synapse-worker-states-{os.getuid()}"
+
+
 def states_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """The folder of the states of this user's workers with these settings; it need not exist.
 
@@ -86,7 +92,7 @@ class StateFile:
 
     def write(self, state: WorkerState) -> None:
         """Replace the state; raises `OSError` when the folder cannot be written, or is another user's."""
-        make_private(self._folder)
+        make_private(self._folder, states_root())
         draft = self._path.with_suffix(f".{state.pid}")
         draft.write_text(json.dumps(asdict(state)), encoding="utf-8")
         draft.replace(self._path)

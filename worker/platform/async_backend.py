@@ -14,7 +14,7 @@ import aiohttp
 from yarl import URL
 
 from shared.messages import JsonObject
-from worker import metrics
+from worker import metrics, tracing
 from worker.platform.backend import BackendClient
 from worker.platform.backend_requests import (
     annotation_request,
@@ -23,6 +23,7 @@ from worker.platform.backend_requests import (
     plugin_run_request,
     task_request,
 )
+from worker.platform.client import JSON_BODY
 from worker.platform.deadlines import KEEPALIVE_SECONDS, tls_context
 from worker.platform.errors import ClientError
 from worker.platform.requests import BaseUrl, Json, Request, encode_body
@@ -37,7 +38,6 @@ from worker.platform.transport import (
     recover_response,
 )
 
-_JSON_BODY = {"Content-Type": "application/json"}
 _LARGE_BYTES = 256 * 1024
 
 
@@ -143,24 +143,27 @@ class AsyncBackendClient:
         if self._session.closed:
             raise ClientError(CLIENT_CLOSED, 400)
         url = URL(self._base.join(request.path, request.query), encoded=True)
-        headers = _JSON_BODY if content is not None else None
+        service, body_type = BackendClient.service, JSON_BODY if content is not None else {}
         reader: ResponseReader | None = None
         began = time.monotonic()
-        try:
-            async with self._session.request(
-                request.method, url, data=_body(content), headers=headers, allow_redirects=False
-            ) as response:
-                reader = ResponseReader(response.status, response.headers)
-                unpacked = Unpacker(response.headers.get("content-encoding", ""))
-                async for chunk in response.content.iter_any():
-                    if not reader.feed(unpacked.feed(chunk)):
-                        break
-                metrics.observe_request(BackendClient.service, request.method, response.status, began)
-                return reader.response()
-        except (aiohttp.ClientError, OSError) as error:
-            failure = error
-        metrics.observe_request(BackendClient.service, request.method, 0, began)
-        return recover_response(failure, reader)
+        with tracing.request_span(service, request.method, request.path) as span:
+            headers = {**body_type, **span.headers}
+            try:
+                async with self._session.request(
+                    request.method, url, data=_body(content), headers=headers, allow_redirects=False
+                ) as response:
+                    span.status = response.status
+                    reader = ResponseReader(response.status, response.headers)
+                    unpacked = Unpacker(response.headers.get("content-encoding", ""))
+                    async for chunk in response.content.iter_any():
+                        if not reader.feed(unpacked.feed(chunk)):
+                            break
+                    metrics.observe_request(service, request.method, response.status, began)
+                    return reader.response()
+            except (aiohttp.ClientError, OSError) as error:
+                failure = error
+            metrics.observe_request(service, request.method, 0, began)
+            return recover_response(failure, reader)
 
 
 def _body(content: bytes | None) -> bytes | BytesIO | None:

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 import httpx
 
 from shared.messages import JsonObject
-from worker import metrics
+from worker import metrics, tracing
 from worker.platform.deadlines import DeadlineTransport, deadline
 from worker.platform.errors import ClientError, NotFoundError
 from worker.platform.requests import BaseUrl, Json, Pagination, Request, encode_body
@@ -21,6 +21,8 @@ from worker.platform.transport import (
     recover_response,
     rejecting_cookie_jar,
 )
+
+JSON_BODY: Final = {"Content-Type": "application/json"}
 
 
 class BaseClient:
@@ -133,18 +135,20 @@ class BaseClient:
         if self._http.is_closed:
             raise ClientError(CLIENT_CLOSED, 400)
         url = self._base.join(request.path, request.query)
-        headers = {"Content-Type": "application/json"} if content is not None else None
         reader: ResponseReader | None = None
         began = time.monotonic()
-        try:
-            with self._http.stream(request.method, url, content=content, headers=headers) as response:
-                reader = ResponseReader(response.status_code, response.headers)
-                for chunk in response.iter_bytes():
-                    if not reader.feed(chunk):
-                        break
-                metrics.observe_request(self.service, request.method, response.status_code, began)
-                return reader.response()
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            failure = error
-        metrics.observe_request(self.service, request.method, 0, began)
-        return recover_response(failure, reader)
+        with tracing.request_span(self.service, request.method, request.path) as span:
+            headers = {**span.headers, **(JSON_BODY if content is not None else {})}
+            try:
+                with self._http.stream(request.method, url, content=content, headers=headers) as response:
+                    span.status = response.status_code
+                    reader = ResponseReader(response.status_code, response.headers)
+                    for chunk in response.iter_bytes():
+                        if not reader.feed(chunk):
+                            break
+                    metrics.observe_request(self.service, request.method, response.status_code, began)
+                    return reader.response()
+            except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+                failure = error
+            metrics.observe_request(self.service, request.method, 0, began)
+            return recover_response(failure, reader)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from shared.messages import JsonObject
+from worker.per_process import RecentlyUsed
 from worker.plugins import store
 from worker.plugins.errors import (
     PluginHostUnavailableError,
@@ -142,7 +143,7 @@ class RayPackages:
         self._connection = connection
         self._lock = threading.Lock()
         self._generation = 0
-        self._checked: dict[str, tuple[str, float]] = {}
+        self._checked: RecentlyUsed[str, tuple[str, float]] = RecentlyUsed()
 
     def ensure(self, release: Release) -> str:
         """See `Packages.ensure`; a release is checked at most every `RECHECK_SECONDS`, once a connection."""
@@ -150,7 +151,7 @@ class RayPackages:
             if self._generation != self._connection.generation:
                 self._checked.clear()  # it may be another cluster
                 self._generation = self._connection.generation
-            uri, checked = self._checked.get(release.checksum, ("", 0.0))
+            uri, checked = self._checked.get(release.checksum) or ("", 0.0)
             if not uri or time.monotonic() - checked > RECHECK_SECONDS:
                 try:
                     uri = self._ensure_uploaded(release, uri)
@@ -220,7 +221,7 @@ class FolderPackages:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._known: dict[str, Path] = {}
+        self._known: RecentlyUsed[str, Path] = RecentlyUsed()
 
     def ensure(self, release: Release) -> str:
         """See `Packages.ensure`; a package is written once, whole or not at all."""

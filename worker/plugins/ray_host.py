@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 from shared.messages import JsonObject
 from worker.platform import clean
@@ -63,6 +64,15 @@ class _Actor:
     """Whether the call in the slot is that of a warm-up."""
 
 
+@dataclass(frozen=True)
+class _ActorCall:
+    """A call in an actor, by an id of this process, so that it can be abandoned while it is being begun."""
+
+    id: str
+    operation: str
+    payload: str
+
+
 class RayHost:
     """Runs operations on the cluster of `connection`; `timeout` is in seconds a call.
 
@@ -91,7 +101,9 @@ class RayHost:
         arguments = request.runtime_env, request.to_json(), operation, json.dumps(payload)
         call = self._submit(operations.start_task, *arguments, undo=operations.cancel_call)
         try:
-            return parse_reply(self._reply(call, release, operation), partial(self._on_output, request))
+            return parse_reply(
+                self._reply(call, release, operation, self._timeout), partial(self._on_output, request)
+            )
         except PluginTimeoutError:
             self._stop(operations.cancel_call, call)
             raise
@@ -161,7 +173,7 @@ class RayHost:
         while not wait_for(lambda seconds: actor.slot.acquire(timeout=seconds), MAX_SLOT_WAIT_SECONDS):
             if not actor.is_loading:
                 raise PluginHostBusyError(f"{release.name}: its process is busy")
-        call = None
+        call = _ActorCall(uuid4().hex, operation, payload)
         actor.is_loading = operation == LOAD
         try:
             if not self._is_current(key, actor):
@@ -173,18 +185,17 @@ class RayHost:
                 self._await_start(key, actor, release)
             if not actor.has_loaded and operation != LOAD:
                 self._load(key, actor, release, request)
-            call = self._call_actor(actor, request, operation, payload)
-            reply = self._reply(call, release, operation)
+            reply = self._reply_of_actor(actor, call, release, request, self._timeout)
             actor.has_loaded = True
             actor.answered += operation != LOAD
             return reply
         except (PluginTimeoutError, PluginProcessDiedError):
             # Before the slot is free, so that a call that waits for it does not find a dead process.
-            self._kill(key, actor, call)
+            self._kill(key, actor, call.id)
             raise
         except RunEndedError:
             self._forget(key, actor)
-            self._send(operations.kill_actor, actor.id, call)
+            self._send(operations.kill_actor, actor.id, call.id)
             raise
         finally:
             actor.is_loading = False
@@ -213,24 +224,25 @@ class RayHost:
             )
         raise PluginCallError(result.error_type, _tail(result.text))
 
-    def _call_actor(self, actor: _Actor, request: ActionRequest, operation: str, payload: str) -> str:
-        arguments = actor.id, request.to_json(), operation, payload
-        undo = partial(operations.kill_actor, actor.id)
-        return self._submit(operations.call_actor, *arguments, undo=undo)
+    def _reply_of_actor(
+        self, actor: _Actor, call: _ActorCall, release: Release, request: ActionRequest, seconds: float
+    ) -> str:
+        arguments = call.id, actor.id, request.to_json(), call.operation, call.payload
+        return self._reply(call.id, release, call.operation, seconds, (operations.call_actor, *arguments))
 
     def _load(self, key: tuple[str, str], actor: _Actor, release: Release, request: ActionRequest) -> None:
         """Import the author's modules apart from the first call, so that no item is to blame for that.
 
         An error that they raise is met again by the call.
         """
-        call = self._call_actor(actor, request, LOAD, "null")
+        call = _ActorCall(uuid4().hex, LOAD, "null")
         try:
-            self._reply(call, release, LOAD, MAX_START_SECONDS)
+            self._reply_of_actor(actor, call, release, request, MAX_START_SECONDS)
         except (PluginTimeoutError, PluginProcessDiedError) as error:
-            self._kill(key, actor, call)
+            self._kill(key, actor, call.id)
             raise PluginLoadError(f"{release.name} cannot be imported: {error}") from None
         except RunEndedError:
-            self._send(operations.kill_actor, actor.id, call)
+            self._send(operations.kill_actor, actor.id, call.id)
             raise
         actor.has_loaded = True
 
@@ -328,14 +340,18 @@ class RayHost:
         except RayDriverError as error:  # no code of the author runs here: what fails is Ray
             raise PluginHostUnavailableError(f"Ray did not accept the call ({error})") from None
 
-    def _wait_until_done(self, call: str, seconds: float) -> CallResult | None:
-        """Wait for the call's end; None on a timeout. Raises when the cluster is lost meanwhile."""
+    def _wait_until_done(self, call: str, seconds: float, begin: tuple[Any, ...] = ()) -> CallResult | None:
+        """Wait for the call's end; None on a timeout. Raises when the cluster is lost meanwhile.
+
+        `begin`: the function, with its arguments, that begins the call and waits for its end at first.
+        """
         deadline = time.monotonic() + seconds
+        look = begin or (operations.wait_for_end, call)
         while (left := deadline - time.monotonic()) > 0:
             interval = min(left, PROBE_INTERVAL_SECONDS)
             timeout = interval + SUBMIT_TIMEOUT_SECONDS
             try:
-                fields = self._connection.call(operations.wait_for_end, call, interval, timeout=timeout)
+                fields = self._connection.call(*look, interval, timeout=timeout)
             except RayDriverError as error:
                 raise PluginHostUnavailableError(f"the Ray cluster was lost ({error})") from None
             if fields is not None:
@@ -343,11 +359,18 @@ class RayHost:
             if not self._connection.is_reachable():
                 self._connection.mark_stale()
                 raise PluginHostUnavailableError("the Ray cluster was lost during the call")
+            look = (operations.wait_for_end, call)
         return None
 
-    def _reply(self, call: str, release: Release, operation: str, seconds: float | None = None) -> str:
-        seconds = self._timeout if seconds is None else seconds
-        result = self._wait_until_done(call, seconds)
+    def _reply(
+        self,
+        call: str,
+        release: Release,
+        operation: str,
+        seconds: float,
+        begin: tuple[Any, ...] = (),
+    ) -> str:
+        result = self._wait_until_done(call, seconds, begin)
         if result is None:
             raise PluginTimeoutError(
                 f"{release.name}: {operation} took longer than {seconds:g} s and was stopped"

@@ -109,6 +109,19 @@ def action_options(config: "ReleaseConfig", action: str) -> tuple[JsonObject, Js
     )
 
 
+MAX_ONGOING_REQUESTS: Final = 5
+"""Requests that a replica takes at once, unless its author chooses another number: Serve's own default."""
+
+
+def ongoing_requests(max_batch_size: int | None) -> int:
+    """Requests that a replica takes at once whose author has chosen the size of a batch and not this number.
+
+    These are two batches: with Serve's default none of more than 5 could be filled, and with one batch none
+    could be filled while another is computed.
+    """
+    return max(MAX_ONGOING_REQUESTS, 2 * (max_batch_size or 0))
+
+
 DEPLOYED_ACTIONS: Final = ("deployment", "inference")
 """The actions of config.yaml that are deployments, the first of which counts."""
 

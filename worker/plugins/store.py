@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from worker.host import make_private
+from worker.per_process import RecentlyUsed
 from worker.plugins import config
 from worker.plugins.archive import is_ignored, unpack_release
 from worker.plugins.config import ActionConfig, ReleaseConfig
@@ -172,7 +174,7 @@ class PluginStore:
         default = Path(tempfile.gettempdir()) / f"synapse-worker-{os.getuid()}"
         self._cache_dir = cache_dir or default
         self._max_bytes = max_bytes
-        self._known: dict[str, _Known] = {}
+        self._known: RecentlyUsed[str, _Known] = RecentlyUsed()
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
@@ -264,7 +266,8 @@ class PluginStore:
             raise ReleaseInvalidError(f"the archive is larger than {self._max_bytes} bytes")
         with archive.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        folder = _private_folder(self._cache_dir) / f"{name}-{digest[:16]}"
+        make_private(self._cache_dir)  # its content is run
+        folder = self._cache_dir / f"{name}-{digest[:16]}"
         unpack_release(archive, folder, self._max_bytes)
         return folder
 
@@ -282,13 +285,3 @@ def release_stamp(source: Path) -> str:
         return folder_stamp(source)
     found = source.stat()
     return f"{found.st_mtime_ns}:{found.st_size}:{found.st_ino}"
-
-
-def _private_folder(folder: Path) -> Path:
-    """`folder`, made when missing; raises `OSError` if others can write it, as its content is run."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.lstat()
-    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
-        reason = "the cache can be written by others: remove it, or make it this user's alone"
-        raise PermissionError(errno.EPERM, reason, str(folder))
-    return folder

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from worker.per_process import RecentlyUsed
 from worker.pool import SlotFile, pool
 from worker.runs.model import Outcome, Reschedule
 
@@ -101,7 +102,7 @@ class Bulkhead:
         self._taken: dict[str, set[int]] = {}
         self._entered: Counter[tuple[str, int]] = Counter()
         self._total_slots: dict[tuple[str, int], int] = {}
-        self._last_try: dict[str, float] = {}
+        self._last_try: RecentlyUsed[str, float] = RecentlyUsed()
 
     @contextmanager
     def acquire(
@@ -241,7 +242,7 @@ class Bulkhead:
         """Seconds until a message that found no slot is retried; at random, so that not all come at once."""
         with self._lock:
             now = time.monotonic()
-            last = max(self._last_try.get(dependency, now), now) + SECONDS_BETWEEN_TRIES
+            last = max(self._last_try.get(dependency) or now, now) + SECONDS_BETWEEN_TRIES
             self._last_try[dependency] = last
             first_free = last - now
         return max(

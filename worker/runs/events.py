@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final, NotRequired, TypedDict
 
+import structlog
 from redis import Redis
 
 from shared.channels import RETENTION_SECONDS, events_channel, job_key, logs_channel, logs_history
@@ -21,6 +22,8 @@ from worker.runs.keys import (
 )
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES
 from worker.runs.scripts import run_scripts
+
+log = structlog.get_logger(__name__)
 
 LOG_SCRIPT: Final = "log"
 
@@ -106,6 +109,21 @@ class MessageEntry(TypedDict):
     step: NotRequired[str]
 
 
+def message_entries(texts: Sequence[str]) -> list[MessageEntry]:
+    """Read stored messages, without those that no release writes."""
+    entries: list[MessageEntry] = []
+    for text in texts:
+        try:
+            entry = json.loads(text)
+        except ValueError:
+            entry = None
+        if isinstance(entry, dict):
+            entries.append(entry)  # type: ignore[arg-type]
+        else:
+            log.warning("damaged message left out")
+    return entries
+
+
 class Events:
     """Publishes a run's events on pub/sub and keeps its messages for the next report to the backend."""
 
@@ -166,7 +184,7 @@ class Events:
     def pop_messages(self, job: str, limit: int) -> list[MessageEntry]:
         """Remove and return unreported messages; removed first, because users would see a repetition."""
         popped = self._redis.lpop(messages_key(job), limit)
-        return [json.loads(entry) for entry in popped or []]
+        return message_entries(popped or [])
 
     def requeue_messages(self, job: str, entries: Sequence[MessageEntry]) -> None:
         """Put messages that were certainly not delivered back in front for the next report."""

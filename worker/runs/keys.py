@@ -92,6 +92,8 @@ class RunField(StrEnum):
     STEP_QUEUE = "step_queue"
     PRIORITY = "priority"
     """The Celery priority of the run's message, and of those of its steps; absent where it is 0."""
+    TRACEPARENT = "traceparent"
+    """The context of the run's trace, of which its steps are children; absent where traces are off."""
     WAITS_IN = "waits_in"
     """The key of the sorted set of jobs among which the run waits, which it leaves when it ends."""
     ENDED = "end"

@@ -10,10 +10,16 @@ import structlog
 from redis import Redis, RedisError
 
 from shared.channels import redis_prefix
+from worker.runs import keys
 from worker.runs.model import Lease
 from worker.runs.scripts import run_scripts
 
 log = structlog.get_logger(__name__)
+
+
+def step_lease(job: str, name: str, token: str) -> Lease:
+    """What a delivery of the step, or of the part of one, gets when it claims it."""
+    return Lease(keys.lock_key(job, name), token, (keys.polls_key(job), keys.deliveries_field(name)))
 
 
 def release_arguments(lease: Lease) -> tuple[list[str], str, str]:

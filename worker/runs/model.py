@@ -6,6 +6,7 @@ from enum import StrEnum
 from types import UnionType
 from typing import Generic, TypeAlias, TypeVar
 
+from shared.channels import RETENTION_SECONDS
 from shared.messages import DeployMessage, JsonObject, ToTaskMessage
 from shared.statuses import JobStatus
 from worker.runs.state import RunState, StoredState
@@ -90,6 +91,15 @@ STOPPED = End(JobStatus.STOPPED, {"error": "stopped"})
 """The end of a run that a user stopped, as it is stored."""
 
 
+ENDED_RUNS_SECONDS = 7 * RETENTION_SECONDS
+"""How long an ended run is kept where no setting says it."""
+
+
+def kept_seconds(ended_runs_seconds: float) -> int:
+    """When what is kept of an ended run expires by itself: a day after it was to be forgotten."""
+    return int(min(ended_runs_seconds, 1e9)) + RETENTION_SECONDS  # Redis has a limit
+
+
 def stopped_job_result(task: str, counts: Mapping[str, str]) -> JsonObject:
     """The job's `result` at the backend for `STOPPED`, by the message's task.
 
@@ -120,7 +130,8 @@ class Run(Generic[MessageT, StateT]):
     """A run as it was read, for one delivery of a step's message.
 
     `is_retry`: the step has begun before, so it must look before it acts. `generation` is that of the poll.
-    `lease` is the step's lock. `priority` is that of the message, and of those of all steps.
+    `lease` is the step's lock. `priority` is that of the message, and of those of all steps. `traceparent` is
+    the context of its trace, if it has one.
     """
 
     job: str
@@ -134,6 +145,7 @@ class Run(Generic[MessageT, StateT]):
     is_retry: bool = False
     generation: int = 0
     lease: Lease | None = None
+    traceparent: str = ""
 
 
 AnyRun: TypeAlias = Run[RunMessage, RunState]
@@ -172,6 +184,7 @@ class Workflow(Generic[MessageT, StateT]):
             is_retry=run.is_retry,
             generation=run.generation,
             lease=run.lease,
+            traceparent=run.traceparent,
         )
 
 

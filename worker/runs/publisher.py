@@ -9,6 +9,7 @@ from celery import Celery
 from celery.worker.request import Request
 from kombu.exceptions import EncodeError, OperationalError
 
+from worker import tracing
 from worker.platform import redact
 from worker.runs.model import Step
 from worker.runs.store import CollectedMessage
@@ -70,7 +71,7 @@ class RedactedRequest(Request):
         """Send a task event, with secrets removed from the texts of exceptions and tracebacks."""
         groups = getattr(getattr(self, "_eventer", None), "groups", None)
         if groups and "task" not in groups:
-            return  # No monitor asks for them, see `worker.task_events`.
+            return  # No monitor asks for them, see `worker.monitoring.task_events`.
         shown = {name: redact(value) if isinstance(value, str) else value for name, value in fields.items()}
         super().send_event(type, **shown)
 
@@ -80,6 +81,8 @@ def send_task(app: Celery, task: str, queue: str, kwargs: Mapping[str, object], 
 
     Raises kombu's `OperationalError` when the broker does not accept it after the app's retries.
     """
+    if headers := tracing.message_headers(kwargs.get("job")):
+        options["headers"] = {**headers, **(options.get("headers") or {})}
     try:
         app.send_task(
             task,

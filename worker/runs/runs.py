@@ -15,7 +15,7 @@ from worker.runs.events import Events, OnReportDue
 from worker.runs.generations import Generations
 from worker.runs.heartbeat import Heartbeats, run_member
 from worker.runs.locks import Locks
-from worker.runs.model import AnyRun, Continue, End, Step
+from worker.runs.model import ENDED_RUNS_SECONDS, AnyRun, Continue, End, Step
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES, Progress, proportions_of
 from worker.runs.reports.outbox import Outbox
 from worker.runs.shares.tenants import ShareLimits, Shares
@@ -99,12 +99,21 @@ class Runs:
         on_report_due: OnReportDue = leave_to_workers,
         on_webhook_due: Callable[[str], None] | None = None,
         share_limits: ShareLimits = ShareLimits(),  # noqa: B008 - it is frozen
+        ended_runs_seconds: float = ENDED_RUNS_SECONDS,
     ) -> None:
-        """`on_webhook_due`: this process is to send a job's end to the webhook; None where there is none."""
+        """`on_webhook_due`: this process is to send a job's end to the webhook; None where there is none.
+
+        `ended_runs_seconds`: see `RunStore`.
+        """
         self.redis = redis
         self.publisher = publisher
         self.timing = timing
-        self.store = RunStore(redis, timing.heartbeat_grace_seconds, has_webhook=on_webhook_due is not None)
+        self.store = RunStore(
+            redis,
+            timing.heartbeat_grace_seconds,
+            has_webhook=on_webhook_due is not None,
+            ended_runs_seconds=ended_runs_seconds,
+        )
         self.generations = Generations(redis)
         self.locks = Locks(redis, timing.lock_seconds)
         self.heartbeats = Heartbeats(redis, timing.heartbeat_grace_seconds)
@@ -186,7 +195,7 @@ class Runs:
                 self.shares.free_run(job, tenant)
         for job in jobs:
             if job in ended:
-                self._end_is_due(job)
+                self.on_report_due(job, 0.0)
             elif self.store.has_ended(job):
                 self.ensure_end_reported(job)
         return ended
@@ -211,18 +220,17 @@ class Runs:
         """Close the log and have the end reported, unless that was done."""
         self.events.log.close_if_complete(job)
         if self.outbox.schedule_end(job):
-            self._end_is_due(job)
+            self.on_report_due(job, 0.0)
+
+    def mark_reported(self, job: str) -> None:
+        """The backend has the end, or will not get it any more. Then the webhook gets it, if there is one."""
+        if self.store.mark_reported(job) and self.on_webhook_due is not None:
+            self.on_webhook_due(job)
 
     def send_rejected_end(self, job: str, end: End, tenant: str | None) -> None:
         """The backend has the end of a job without a run; the webhook is to hear it, too, if there is one."""
         if self.on_webhook_due is not None:
             self.outbox.enter_rejected_end(job, end, tenant)
-            self.on_webhook_due(job)
-
-    def _end_is_due(self, job: str) -> None:
-        """The end is in the outbox, and this process is to send it to backend and webhook."""
-        self.on_report_due(job, 0.0)
-        if self.on_webhook_due is not None:
             self.on_webhook_due(job)
 
 

@@ -1,8 +1,8 @@
 """The record of a run in Redis: accept, claim a step, update the state, finish, what was reported."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -19,8 +19,9 @@ from worker.runs import keys
 from worker.runs.events import LOG_SCRIPT, line_time, log_args, log_keys, text_lines
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import STATE_PREFIX, RunField, run_key
-from worker.runs.locks import release_arguments
+from worker.runs.locks import release_arguments, step_lease
 from worker.runs.model import (
+    ENDED_RUNS_SECONDS,
     STOPPED,
     Acceptance,
     AnyRun,
@@ -31,6 +32,7 @@ from worker.runs.model import (
     RunMessage,
     Step,
     StoredRun,
+    kept_seconds,
 )
 from worker.runs.scripts import run_scripts
 from worker.runs.state import RunState, StoredState
@@ -57,6 +59,15 @@ class NewerRunError(UnreadableRunError):
 
     To ignore that could do what the message forbids, so the run's steps are left to newer workers.
     """
+
+
+@contextmanager
+def reading_record(job: str) -> Iterator[None]:
+    """What fails in the block because it is not what any release writes is a `DamagedRunError`."""
+    try:
+        yield
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise DamagedRunError(f"the record of job {job}'s run is damaged") from error
 
 
 @dataclass(frozen=True)
@@ -97,21 +108,31 @@ class RunStore:
     """Reads and writes runs. Every change that two workers could race for is one script."""
 
     def __init__(
-        self, redis: "Redis", heartbeat_grace_seconds: float = 0.0, *, has_webhook: bool = False
+        self,
+        redis: "Redis",
+        heartbeat_grace_seconds: float = 0.0,
+        *,
+        has_webhook: bool = False,
+        ended_runs_seconds: float = ENDED_RUNS_SECONDS,
     ) -> None:
         """`heartbeat_grace_seconds`: after them a heartbeat is overdue; for claims and ends.
 
-        `has_webhook`: ends are sent to a webhook as well as to the backend.
+        `has_webhook`: ends are sent to a webhook as well as to the backend. `ended_runs_seconds`: after them
+        maintenance forgets an ended run, and a day later it expires where there is none.
         """
         self.redis = redis
         self._heartbeat_grace_seconds = heartbeat_grace_seconds
         self._has_webhook = has_webhook
+        self._kept_seconds = kept_seconds(ended_runs_seconds)
         self._scripts = run_scripts(redis)
 
     # The beginning of a run and of its steps
 
-    def accept(self, message: RunMessage, queue: str, priority: int = 0) -> Acceptance:
-        """Create the run of `message`, once a job; `queue` is where its steps go, with that priority."""
+    def accept(self, message: RunMessage, queue: str, priority: int = 0, traceparent: str = "") -> Acceptance:
+        """Create the run of `message`, once a job; `queue` is where its steps go, with that priority.
+
+        `traceparent`: the context of its trace.
+        """
         content = message.model_dump(mode="json", exclude_unset=True, by_alias=True)
         job = message.job
         answer = self._scripts.run(
@@ -123,6 +144,8 @@ class RunStore:
             queue,
             _end_text(STOPPED),
             priority or "",
+            self._kept_seconds,
+            traceparent,
         )
         return Acceptance(answer)
 
@@ -141,14 +164,12 @@ class RunStore:
     @staticmethod
     def parse(job: str, stored: Mapping[str, str]) -> StoredRun:
         """The run whose hash was read; raises `DamagedRunError` or `NewerRunError` as `load` does."""
-        try:
+        with reading_record(job):
             message = json.loads(stored[RunField.MESSAGE])
             task, kwargs = message["task"], message["kwargs"]
             queue, position = stored[RunField.QUEUE], int(stored[RunField.POSITION])
             priority = int(stored.get(RunField.PRIORITY, 0))
             end = _end(stored.get(RunField.ENDED))
-        except (KeyError, TypeError, ValueError):
-            raise DamagedRunError(f"the record of job {job}'s run is damaged") from None
         state = {
             name.removeprefix(STATE_PREFIX): text
             for name, text in stored.items()
@@ -167,6 +188,7 @@ class RunStore:
             position=position,
             step=stored.get(RunField.STEP, ""),
             end=end,
+            traceparent=stored.get(RunField.TRACEPARENT, ""),
         )
 
     def standings(self, jobs: Iterable[str]) -> list[Standing | None]:
@@ -345,6 +367,7 @@ class RunStore:
             self._heartbeat_grace_seconds,
             json.dumps({"type": "state", "status": end.status, "error": end.error}),
             int(self._has_webhook),
+            self._kept_seconds,
             len(lines),
             *lines,
             *runs,
@@ -374,10 +397,11 @@ class RunStore:
 
     # What the backend has
 
-    def mark_reported(self, job: str) -> None:
-        """The backend has the end: nothing more will be sent, and the run's keys expire in a day.
+    def mark_reported(self, job: str) -> bool:
+        """The backend has the end: nothing more will be sent to it, and the run's keys expire in a day.
 
-        At once, because a reported run without expiry would stay for ever.
+        At once, because a reported run without expiry would stay for ever. True when the webhook is to have
+        the end now, which the caller sends.
         """
         names = [
             *log_keys(job),
@@ -385,13 +409,15 @@ class RunStore:
             keys.ended_logs_key(),
             keys.heartbeats_key(),
             keys.overdue_counts_key(),
+            keys.webhooks_key(),
             keys.workflow_keys_key(job),
             job_key(job),
             keys.progress_key(job),
             keys.messages_key(job),
             keys.polls_key(job),
         ]
-        self._scripts.run(LOG_SCRIPT, names, *log_args("mark_reported", job, job, run_member(job)))
+        arguments = log_args("mark_reported", job, job, run_member(job))
+        return bool(self._scripts.run(LOG_SCRIPT, names, *arguments))
 
     def is_reported(self, job: str) -> bool:
         """Whether the backend has the end (or the run is gone)."""
@@ -405,11 +431,6 @@ def publishing_arguments(
     messages = messages or ()
     queues = [key for message in messages for key in message.keys]
     return queues, [part for each in messages for part in (each.command, each.countdown, each.text)]
-
-
-def step_lease(job: str, name: str, token: str) -> Lease:
-    """What a delivery of the step, or of the part of one, gets when it claims it."""
-    return Lease(keys.lock_key(job, name), token, (keys.polls_key(job), keys.deliveries_field(name)))
 
 
 def hash_of(flat: Sequence[str]) -> dict[str, str]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from shared.channels import RETENTION_SECONDS
 from shared.messages import ToTaskMethod
+from worker import tracing
 from worker.blame import asks_for_later, retry_after_seconds
 from worker.chunk_requests import chunk_requests
 from worker.lua import redis_time
@@ -20,13 +21,14 @@ from worker.runs.model import Continue, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs
 from worker.services import Services
 from worker.to_task.attempt import ChunkPass, FailedAttempt, TaskWork
-from worker.to_task.clients import AnnotationRuntime, AsyncBackend
+from worker.to_task.clients import AnnotationRuntime
 from worker.to_task.hooks import PluginHooks
 from worker.to_task.ledger import Ledger, OpenTask, RedisLedger
 from worker.to_task.methods import AnnotationMethod, FileMethod, InferenceMethod
 from worker.to_task.pipeline import Pipeline
 from worker.to_task.results import publish_progress
 from worker.to_task.steps import ANNOTATE, FINALIZE, ToTaskRun
+from worker.to_task.window import requests_of_process
 from worker.workflow.texts import Text, in_language
 
 
@@ -181,7 +183,7 @@ def _annotate(
             runtime.loop,
             backend,
             ledger,
-            _annotation_method(run, services, backend, ledger),
+            _annotation_method(run, services, runtime, ledger),
             message.params.data_schema,
             services.settings.worker_plugin_max_failures_in_row,
             publish_progress=lambda: _publish_progress_throttled(run, services, ledger, runtime),
@@ -194,6 +196,7 @@ def _annotate(
             attempt = pipeline.run(chunk, select_tasks(tasks), budget)
         except PluginHostBusyError:
             return Reschedule(PLUGIN_BUSY_POLL_SECONDS)
+        _trace_counts(attempt, tasks, ledger)
         if attempt.check_ended():
             return (
                 Suspend() if services.runs.store.has_ended(run.job) else Reschedule(LOST_LEASE_POLL_SECONDS)
@@ -210,6 +213,19 @@ def _annotate(
         return Continue(FINALIZE)
     publish_chunks(run, services.runs, ledger)
     return Suspend()
+
+
+def _trace_counts(attempt: ChunkPass, tasks: Sequence[OpenTask], ledger: RedisLedger) -> None:
+    tracing.set_attributes(
+        {
+            "synapse.tasks.open": len(tasks),
+            "synapse.tasks.done": sum(done for done, _ in ledger.recorded),
+            "synapse.tasks.failed": sum(failed for _, failed in ledger.recorded),
+            "synapse.tasks.postponed": len(attempt.postponed),
+            "synapse.tasks.deferred": len(attempt.pending_inferences),
+            "synapse.tasks.retryable": len(attempt.retryable),
+        }
+    )
 
 
 def _next_pass(
@@ -265,14 +281,18 @@ def _may_be_unavailable(attempt: ChunkPass) -> bool:
 
 
 def _annotation_method(
-    run: ToTaskRun, services: Services, backend: AsyncBackend, ledger: RedisLedger
+    run: ToTaskRun, services: Services, runtime: AnnotationRuntime, ledger: RedisLedger
 ) -> AnnotationMethod:
     params = run.message.params
     release, request = services.action_of(run)
     hooks = PluginHooks(services.host, release, request)
     if params.method is ToTaskMethod.FILE:
         return FileMethod(params, hooks)
-    target = pre_processor_of(run)
+    target, backend = pre_processor_of(run), runtime.backends.of(run.message.tenant)
+    most = requests_of_process(
+        services.redis, target.application, runtime.process, target.requests_at_once(params)
+    )
+    runtime.loop.call(backend.limit, target.application, most)
     return InferenceMethod(params, hooks, backend, ledger, target)
 
 

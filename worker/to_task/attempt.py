@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from worker import blame
+from worker import blame, tracing
 from worker.blame import MAX_ATTEMPTS, Blame, Owner, Retries, TaskFailedError
 from worker.platform import AuthenticationError, ClientError, clean, error_type
 from worker.plugins import RunEndedError
@@ -125,6 +125,8 @@ class TaskWork:
     call: dict[str, Any] = field(default_factory=dict)
     answer: Any = None
     data: dict[str, Any] = field(default_factory=dict)
+    is_sampled: bool = False
+    """Whether each of its requests has a span in the run's trace."""
 
     def skipped(self) -> TaskOutcome:
         """The outcome of a task that was annotated before."""
@@ -227,6 +229,7 @@ class ChunkPass:
         if self.ended:
             return False
         pass_has_ended.set(self.has_ended)
+        tracing.sample_requests(work.is_sampled)
         try:
             await call(work)
         except RunEndedError:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
+from uuid import uuid4
 
 import uvloop
 from redis.asyncio import Redis as AsyncRedis
@@ -16,10 +17,12 @@ from redis.asyncio import Redis as AsyncRedis
 from shared.redis_url import read_redis_url
 from worker.blame import asks_for_later
 from worker.chunk_requests import chunk_requests
+from worker.per_process import once_per_process
 from worker.platform import AsyncBackendClient, ClientError, RetryPolicy
 from worker.plugins import RunEndedError
+from worker.pre_processor.serve_application import application_key
 from worker.runs.ends import RunEnds
-from worker.settings import Settings, once_per_process, settings
+from worker.settings import Settings, settings
 from worker.to_task.window import RequestWindow, RequestWindows
 
 T = TypeVar("T")
@@ -97,6 +100,9 @@ class AsyncBackend(Protocol):
     ) -> None: ...
     async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any: ...
 
+    def limit(self, application: str, most: int) -> None:
+        """Let at most so many requests to the application be in flight, of all runs in this process."""
+
     def capacity(self, application: str | None, seconds: float) -> int | None:
         """Requests that can be expected to be sent within `seconds`; None while no service asks for fewer."""
 
@@ -143,7 +149,7 @@ class TenantBackend:
 
     async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any:
         """See `AsyncBackend`."""
-        window = self._windows.application(self._tenant, code)
+        window = self._window(application_key(code, data.get("version"), data.get("agent")))
         client = "inference", INFERENCE_TIMEOUT_SECONDS
         return await self._send(window, lambda: self._client(*client).run_plugin(code, data))
 
@@ -151,11 +157,18 @@ class TenantBackend:
         """See `AsyncBackend`."""
         windows = [self._windows.backend]
         if application is not None:
-            windows.append(self._windows.application(self._tenant, application))
+            windows.append(self._window(application))
         return min(
             (capacity for window in windows if (capacity := window.capacity(seconds)) is not None),
             default=None,
         )
+
+    def limit(self, application: str, most: int) -> None:
+        """Let at most so many requests to the application be in flight. On the event loop."""
+        self._window(application).allow(most)
+
+    def _window(self, application: str) -> RequestWindow:
+        return self._windows.application(self._tenant, application)
 
     async def _send(self, window: RequestWindow, call: Callable[[], Awaitable[T]]) -> T:
         """Call within a slot; again after a short pause, because a task that goes back is fetched anew."""
@@ -252,6 +265,8 @@ class AnnotationRuntime:
         self, loop: EventLoopThread, backends: TenantBackends, ends: RunEnds, pace: Throttle
     ) -> None:
         self.loop, self.backends, self.ends, self.progress_throttle = loop, backends, ends, pace
+        self.process = uuid4().hex
+        """Names this process among those that send requests to an application."""
 
     def close(self) -> None:
         """Close the connections and stop the loop, if it was ever started."""

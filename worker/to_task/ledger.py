@@ -223,6 +223,8 @@ class RedisLedger:
         self._run = run_key(job)
         self._store = RunStore(redis)
         self._scripts = run_scripts(redis, "worker.to_task")
+        self.recorded: list[tuple[int, int]] = []
+        """How many tasks this process has recorded as done and as failed, each time."""
 
     def has_ended(self) -> bool:
         """See `Ledger`."""
@@ -256,6 +258,7 @@ class RedisLedger:
             failed = sum(outcome.error is not None for outcome in outcomes)
             skipped = sum(outcome.was_annotated for outcome in outcomes)
             metrics.count_annotations(len(outcomes) - failed - skipped, failed)
+            self.recorded.append((len(outcomes) - failed, failed))
         return is_recorded
 
     def set_ticket(self, position: int, ticket: Ticket | None) -> None:

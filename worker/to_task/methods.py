@@ -32,7 +32,7 @@ class AnnotationMethod(Protocol):
 
     @property
     def application(self) -> str | None:
-        """Code of the plugin whose application is asked; None when the method needs no inference."""
+        """The application that is asked, as `application_key`; None when the method needs no inference."""
 
     def prepare(self, works: list[TaskWork], attempt: ChunkPass, until: float) -> list[TaskWork]:
         """Call the plugin for the first time, in the step's thread; returns the tasks that go on.
@@ -175,7 +175,7 @@ class InferenceMethod:
         self._params, self._hooks, self._backend = params, hooks, backend
         self._ledger, self._target = ledger, target
         self.slots = target.concurrent_requests(params)
-        self.application = target.code
+        self.application = target.application
 
     def prepare(self, works: list[TaskWork], attempt: ChunkPass, until: float) -> list[TaskWork]:
         """See `AnnotationMethod`; a task whose inference is deferred has been prepared before."""

@@ -150,6 +150,7 @@ class _Requests:
         self.until = time.monotonic() + budget
         self._left = deque(tasks)
         self._has_begun = False
+        self._has_sampled = False
         self._active: set[int] = set()
         self._running: set[asyncio.Task[None]] = set()
         self._prepared: deque[TaskWork] = deque()
@@ -233,7 +234,9 @@ class _Requests:
         if self._must_stop or attempt.is_over or (self._has_begun and not self._may_fetch()):
             return
         for _ in range(min(self._most() - len(self._active), len(self._left))):
-            work = TaskWork(self._left.popleft())
+            # One of a pass stands for all, as a run may have millions.
+            work = TaskWork(self._left.popleft(), is_sampled=not self._has_sampled)
+            self._has_sampled = True
             self._active.add(work.open.position)
             self._start(self._request(work, self._fetch, self._have_fetched))
 

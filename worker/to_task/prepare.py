@@ -55,7 +55,7 @@ def run_to_retry(run: ToTaskRun, services: Services) -> EndedRun:
         if store.exists(job) and not store.has_ended(job):
             raise RunFailedError(f"{what} has not ended")
         days = services.settings.worker_ended_runs_max_age_seconds / (24 * 60 * 60)
-        raise RunFailedError(f"{what} is not known: an ended run is kept for {days:g} days")
+        raise RunFailedError(f"{what} is not known: an ended run is kept for {days:g} days at most")
     own_tenant = services.settings.synapse_tenant
     is_same_tenant = (ended.arguments.get("tenant") or own_tenant) == (message.tenant or own_tenant)
     if ended.task != message.task or ended.project != message.params.project or not is_same_tenant:
@@ -97,9 +97,9 @@ def check_params(run: ToTaskRun, services: Services) -> JsonObject | None:
     """
     release, request = services.action_of(run)
     key, failure = (release.checksum, request.entrypoint), ""
-    if key in services.declared_params:
-        unknown = unknown_parameters(request.params, services.declared_params[key])
-        if unknown:
+    declared = services.declared_params.get(key)
+    if declared is not None:
+        if unknown := unknown_parameters(request.params, declared):
             raise RunFailedError(f"The plugin refuses the parameters: {unknown}")
         return None
     try:

@@ -5,11 +5,11 @@ from typing import Any
 from celery import shared_task
 
 from shared.messages import Job
+from worker.per_process import once_per_process
 from worker.plugins import PluginHostUnavailableError
 from worker.runs.bulkhead import bulkhead
 from worker.runs.model import RunMessage, WorkflowStep
 from worker.services import services
-from worker.settings import once_per_process
 from worker.whole_run import run as whole_run
 from worker.whole_run.ray_jobs import RayJobs
 from worker.whole_run.run import AWAIT_END, SUBMIT, WholeRunState

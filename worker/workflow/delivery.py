@@ -1,18 +1,20 @@
 """A task whose message can be delivered again: what is known of its deliveries, and its next one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import structlog
 from celery import Task, exceptions
 
-from worker import blame
+from shared.statuses import JobStatus
+from worker import blame, metrics, tracing
 from worker.blame import RejectedMessageError, Retries
 from worker.platform import clean, shorten
 from worker.runs.bulkhead import ALL_STEPS, bulkhead
-from worker.runs.model import AnyRun, Reschedule, RunFailedError
-from worker.runs.publisher import NEXT_STEP, STEP_HEADER
+from worker.runs.model import AnyRun, Finish, Reschedule, RunFailedError
+from worker.runs.publisher import NEXT_STEP, STEP_HEADER, visible_arguments
 from worker.runs.runs import Runs
 
 log = structlog.get_logger(__name__)
@@ -132,7 +134,8 @@ class DeliveredTask(Task):
         if max_countdown is None:
             max_countdown = self.runs.timing.max_countdown
         waited = self.waited_seconds() if waited_seconds is None else waited_seconds
-        headers = {**(self.request.headers or {}), WAITED_HEADER: waited}
+        carried = tracing.message_headers(kwargs.get("job"))
+        headers = {**carried, **(self.request.headers or {}), WAITED_HEADER: waited}
         if goes_first and countdown <= 0:
             headers[STEP_HEADER] = NEXT_STEP
         if newer_seconds is not None:
@@ -202,6 +205,51 @@ class DeliveredTask(Task):
             countdown = min(growing, self.runs.timing.max_countdown)
             self.retry_later(countdown, waited_seconds=waited + countdown, **changes)
         log.error(REJECTED_TEXT, error_type=type(error).__name__, error=clean(str(error)))
+
+    @contextmanager
+    def traced(self, run: AnyRun | None = None, part: str = "") -> Iterator[None]:
+        """Trace what this delivery does: as a part of the run's trace, or of the one that the message names.
+
+        `part`: the chunk. A message that comes for nothing, such as a copy, shows in no trace.
+        """
+        if not tracing.is_enabled():
+            yield
+            return
+        request = self.request
+        context = (run and run.traceparent) or (request.headers or {}).get(tracing.HEADER)
+        shown = visible_arguments(request.kwargs)
+        if run is not None:
+            shown |= {"job": run.job, "plugin": run.message.plugin, "action": run.message.action}
+        attributes: dict[str, str | int | float | bool] = {
+            "messaging.system": "celery",
+            "messaging.operation.name": "process",
+            "messaging.operation.type": "process",
+            "messaging.destination.name": str((request.delivery_info or {}).get("routing_key")),
+            "messaging.message.id": str(request.id),
+            "synapse.step": self.name,
+            "synapse.redelivered": self.is_redelivered(),
+            **{f"synapse.{name}": value for name, value in shown.items()},
+        }
+        if part:
+            attributes["synapse.chunk"] = part
+        with tracing.task_span(f"process {self.name}", context, str(shown.get("job", "")), attributes):
+            try:
+                yield
+            except exceptions.TaskPredicate:  # a retry, or another of Celery's signals
+                raise
+            except Exception as error:
+                tracing.fail(type(error).__name__, user_message(error))
+                raise
+
+    @staticmethod
+    def observe_outcome(timer: metrics.StepTimer, outcome: object) -> None:
+        """Say in metrics and in the step's span what follows from it."""
+        timer.observe(outcome)
+        if tracing.is_enabled():
+            name = metrics.OUTCOMES.get(type(outcome).__name__, "other")
+            tracing.set_attributes({"synapse.outcome": name})
+            if isinstance(outcome, Finish) and outcome.status is JobStatus.FAILED:
+                tracing.fail(RunFailedError.__name__, clean(str(outcome.result.get("error", ""))))
 
     def in_slot(self, function: Callable[[], Retry | None], **changes: bool) -> Callable[[], Retry | None]:
         """For what calls a service and is no step: retried with `changes` while no thread is free for it."""

@@ -1,6 +1,7 @@
 """The runs that have ended, by time and status, and what a retry needs of each."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -10,6 +11,7 @@ from redis import Redis
 from shared.statuses import JobStatus
 from worker.lua import redis_time
 from worker.runs.keys import ended_run_key, ended_runs_key, failed_tasks_key
+from worker.runs.model import kept_seconds
 from worker.runs.scripts import run_scripts
 
 PAGE = 100
@@ -34,6 +36,8 @@ class EndedRun:
             message = json.loads(record.pop("message", "{}"))
             if not isinstance(message, dict):
                 return None
+            for name in ("total", "success", "failed"):
+                int(record.get(name, 0))
             return cls(job, JobStatus(record["status"]), record, message)
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
@@ -61,6 +65,25 @@ class EndedRun:
         return params.get("project") if isinstance(params, dict) else None
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a page of ended runs begins: behind all that ended after `time`, and so many that ended then."""
+
+    time: float
+    skipped: int
+
+    def __str__(self) -> str:
+        return f"{self.time!r}:{self.skipped}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what `str` has made; raises `ValueError` for anything else."""
+        if not re.fullmatch(r"[0-9]{1,12}\.[0-9]{1,9}:[0-9]{1,6}", text):
+            raise ValueError("no position")
+        time, _, skipped = text.partition(":")
+        return cls(float(time), int(skipped))
+
+
 class EndedRuns:
     """Reads what `keep_ended_run` of the scripts about runs has written at the end of each."""
 
@@ -73,26 +96,38 @@ class EndedRuns:
 
         They are read by pages, so what is taken of them costs the same however many there are.
         """
-        until: float | str = "+inf"
-        at_until = 0  # how many were read that ended at that very time
+        position: Position | None = None
         while True:
-            page: list[tuple[str, float]] = self._redis.zrange(
-                ended_runs_key(status or ""),
-                until,
-                since,
-                desc=True,
-                byscore=True,
-                offset=at_until,
-                num=PAGE,
-                withscores=True,
-            )
-            yield from self._read([job for job, _ in page], status)
-            if len(page) < PAGE:
+            runs, position = self.page(status, since, position)
+            yield from runs
+            if position is None:
                 return
-            last = page[-1][1]
-            at_last = sum(time == last for _, time in page)
-            at_until = at_until + at_last if last == until else at_last
-            until = last
+
+    def page(
+        self, status: JobStatus | None = None, since: float = 0.0, position: Position | None = None
+    ) -> tuple[list[EndedRun], Position | None]:
+        """Up to `PAGE` of them, from `position` on, and where the next page begins; None where none does."""
+        until, skipped = (position.time, position.skipped) if position else ("+inf", 0)
+        page: list[tuple[str, float]] = self._redis.zrange(
+            ended_runs_key(status or ""),
+            until,
+            since,
+            desc=True,
+            byscore=True,
+            offset=skipped,
+            num=PAGE,
+            withscores=True,
+        )
+        runs = list(self._read([job for job, _ in page], status))
+        if len(page) < PAGE:
+            return runs, None
+        last = page[-1][1]
+        at_last = sum(time == last for _, time in page)
+        return runs, Position(last, skipped + at_last if last == until else at_last)
+
+    def count(self, status: JobStatus | None = None) -> int:
+        """How many there are, of all or with one status."""
+        return int(self._redis.zcard(ended_runs_key(status or "")))
 
     def get(self, job: str) -> EndedRun | None:
         """What is kept of the run of `job`; None when it is unknown, has not ended or is forgotten."""
@@ -106,10 +141,10 @@ class EndedRuns:
         """How many ids of failed tasks are kept, which are all if all workers of the run kept them."""
         return int(self._redis.llen(failed_tasks_key(job)))
 
-    def trim(self, max_age_seconds: float) -> None:
-        """Forget those that ended longer ago."""
+    def trim(self, max_bytes: int, max_age_seconds: float) -> None:
+        """Forget those that ended longer ago, and the oldest while all take too much."""
         since = redis_time(self._redis) - max_age_seconds
-        arguments = f"{since:.6f}", FORGOTTEN_AT_ONCE
+        arguments = f"{since:.6f}", max_bytes, FORGOTTEN_AT_ONCE, kept_seconds(max_age_seconds)
         while self._scripts.run("forget_ended_runs", [ended_runs_key()], *arguments) == FORGOTTEN_AT_ONCE:
             pass
 

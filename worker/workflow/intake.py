@@ -8,7 +8,7 @@ import structlog
 
 from shared.messages import DeployMessage, JsonObject, ToTaskMessage
 from shared.statuses import JobStatus
-from worker import metrics
+from worker import metrics, tracing
 from worker.platform import NotFoundError
 from worker.runs.heartbeat import run_member
 from worker.runs.model import Acceptance, End, Run, RunMessage, Step
@@ -45,7 +45,8 @@ def accept_message(
     `routing_key` is where the message came in, with its `priority`; `on_accepted` is called before the first
     step is published.
     """
-    acceptance = runs.store.accept(message, _run_queue(message, routing_key), priority)
+    traceparent = tracing.carried_context(message.job)
+    acceptance = runs.store.accept(message, _run_queue(message, routing_key), priority, traceparent)
     if acceptance is not Acceptance.KNOWN:
         metrics.count_accepted(message.action)
     if acceptance is Acceptance.STOPPED:

@@ -12,7 +12,7 @@ from structlog.contextvars import bound_contextvars
 from shared.channels import job_key
 from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
-from worker import blame, metrics
+from worker import blame, metrics, tracing
 from worker.blame import INFRASTRUCTURE_ERRORS, RejectedMessageError, Retries
 from worker.broker import RejectedMessage
 from worker.platform import clean
@@ -20,6 +20,7 @@ from worker.plugins import RunEndedError, waits_for_run
 from worker.runs.bulkhead import ALL_STEPS, backoff, bulkhead
 from worker.runs.generations import GenerationClaim
 from worker.runs.heartbeat import run_member
+from worker.runs.locks import step_lease
 from worker.runs.model import (
     AnyRun,
     ClaimStatus,
@@ -39,7 +40,7 @@ from worker.runs.model import (
     WorkflowStep,
 )
 from worker.runs.runs import MAX_UNREADABLE_SECONDS, Runs
-from worker.runs.store import DamagedRunError, StepClaim, UnreadableRunError, step_lease
+from worker.runs.store import DamagedRunError, StepClaim, UnreadableRunError
 from worker.services import services
 from worker.workflow import intake
 from worker.workflow.dead_letters import body_text
@@ -178,13 +179,14 @@ class StepTask(DeathCountingTask):
                 has_ended = partial(self.runs.is_known_to_have_ended, job)
                 is_released, retry = False, None
                 try:
-                    with self.runs.locks.renewing(lease, renew), waits_for_run(has_ended):
+                    renewing = self.runs.locks.renewing(lease, renew)
+                    with self.traced(claim.run, part), renewing, waits_for_run(has_ended):
                         end = self.end_after_deaths(name, job, claim.died)
                         call = end or self._call(
                             name, claim.run, lambda run: function(step.workflow.typed(run))
                         )
                         is_released, retry = self._apply(step, name, claim.run, call)
-                        timer.observe(call)
+                        self.observe_outcome(timer, call)
                 finally:
                     if not is_released:
                         self.runs.locks.release(lease)
@@ -258,6 +260,7 @@ class StepTask(DeathCountingTask):
             error=clean(str(error)),
             attempt=attempt,
         )
+        tracing.fail(type(error).__name__, user_message(error))
         if run is not None and attempt == 1:
             text = in_language(run.message.language, Text.STEP_WAITS, step=name, error=user_message(error))
             self.runs.events.message(run.job, text, level="warning")
@@ -369,16 +372,17 @@ class StepTask(DeathCountingTask):
     def _retry_as_asked(
         self, function: Callable[[], Retry | None], changes_without_redis: Mapping[str, int | bool]
     ) -> None:
-        try:
-            retry = function()
-        except INFRASTRUCTURE_ERRORS as error:
-            log.warning("task retry scheduled", error_type=type(error).__name__)
-            self.retry_for_infrastructure(error, **changes_without_redis)
-            # What the sweep publishes again needs no copy.
-            retry = None
-            if self._arguments is None:
-                self.reject(tuple(self.request.args or ()), self.request.kwargs, REJECTED_TEXT)
-        self.retry_as(retry)
+        with self.traced():
+            try:
+                retry = function()
+            except INFRASTRUCTURE_ERRORS as error:
+                log.warning("task retry scheduled", error_type=type(error).__name__)
+                self.retry_for_infrastructure(error, **changes_without_redis)
+                # What the sweep publishes again needs no copy.
+                retry = None
+                if self._arguments is None:
+                    self.reject(tuple(self.request.args or ()), self.request.kwargs, REJECTED_TEXT)
+            self.retry_as(retry)
 
     # Entry tasks
 
@@ -394,7 +398,7 @@ class StepTask(DeathCountingTask):
 
         It is retried while Redis, the broker or the plugin store is unavailable.
         """
-        with self.counting_deaths() as died:
+        with self.traced(), self.counting_deaths() as died:
             if died >= MAX_DEATHS:
                 self.reject(args, kwargs, f"{died} workers died while it was read; {DEATHS_ADVICE}")
             else:

@@ -14,7 +14,7 @@ from shared import Publisher, StopMessage
 from tests.harness.least_rights import PASSWORD, USER, create_user, denied, documented_rules
 from tests.integration.broker.broker_harness import BrokerHarness
 from worker.broker.config import QUEUES
-from worker.redis_needs import RedisClusterError, missing_rights, reject_cluster
+from worker.redis_needs import RedisClusterError, command_rules, missing_rights, reject_cluster
 from worker.sandbox.processes import Process, free_port, start_process
 
 pytestmark = pytest.mark.timeout(240)
@@ -81,6 +81,19 @@ def test_missing_rule_is_named(server: Server) -> None:
     }.items():
         with server.user(*(other for other in rules if other != rule)) as redis:
             assert list(missing_rights(redis, QUEUES)) == [line]
+
+
+def test_each_missing_command_is_named(server: Server) -> None:
+    # Given users that each may not call one of the commands
+    rules, named = documented_rules(), {}
+    for rule in command_rules():
+        with server.user(*(other for other in rules if other != rule)) as redis:
+            named[rule] = [line.partition(": add ")[2].split() for line in missing_rights(redis, QUEUES)]
+
+    # Then that one is named, and nothing else
+    transaction = ["+multi", "+exec"]
+    assert named == {rule: [transaction if rule in transaction else [rule]] for rule in named}
+    assert server.admin.keys("*doctor*") == []
 
 
 def test_each_missing_channel_is_named(server: Server) -> None:

@@ -39,15 +39,16 @@ class Visitor:
         self._contexts: list[BrowserContext] = []
         self.complaints: list[str] = []
 
-    def open(self, address: str = "", *, size: str = "desktop", **options: Any) -> Page:
-        """A page of the console, such as `runs/42`."""
+    def open(self, address: str = "", *, size: str = "desktop", url: str = "", **options: Any) -> Page:
+        """A page of the console, such as `runs/42`; `url`: of another console than the harness's."""
         context = self._browser.new_context(viewport=VIEWPORTS[size], **{"locale": "en-GB", **options})
         self._contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("console", lambda message: self._note(message.type, message.text))
         page.on("response", lambda answer: self._note("error" if answer.status >= 400 else "", answer.url))
-        page.goto(f"{self._url}/#/{address}" if address else self._url)
+        url = url or self._url
+        page.goto(f"{url}/#/{address}" if address else url)
         return page
 
     def _note(self, kind: str, text: str) -> None:

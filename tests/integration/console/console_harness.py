@@ -1,15 +1,18 @@
 """The live page of a sandbox without Ray, whose worker runs releases that succeed, fail and say markup."""
 
+import json
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from shared.channels import dead_letters_key
+from shared.channels import dead_letters_key, job_key
 from tests.harness.brokers import session_broker
 from tests.harness.sandbox_harness import Row, SandboxHarness
 from tests.integration.safety.proxied_harness import ECHO
+from worker.runs.keys import RunField, ended_run_key, ended_runs_key, run_key
 from worker.sandbox import Sandbox
 from worker.sandbox.seed import SeededProject
 
@@ -92,6 +95,27 @@ class ConsoleHarness(SandboxHarness):
         job = self.to_task(self.new_project(2), plugin="late@1.0.0")
         self.wait_for_end(job)
         return job, str(self._dead_letters()[-1][0])
+
+    def expired_run(self) -> str:
+        """A run some of whose tasks failed, as if it had ended days ago: its own keys have expired."""
+        job = self.to_task(self.new_project(6), plugin="hostile@1.0.0")
+        self.wait_for_end(job)
+        # The report of the end writes them once more.
+        self.wait_for(lambda: self.redis.hexists(run_key(job), RunField.REPORTED), "the end of its report")
+        self.redis.delete(*self.redis.scan_iter(f"{job_key(job)}*"))
+        return job
+
+    def add_ended_runs(self, count: int) -> list[str]:
+        """Runs as they are kept, which ended one after the other an hour ago."""
+        record = {"status": "STOPPED", "action": "to_task", "started": "1", "updated": "2"}
+        jobs = [f"old-{number}" for number in range(count)]
+        with self.redis.pipeline() as pipe:
+            for number, job in enumerate(jobs):
+                pipe.set(ended_run_key(job), json.dumps(record))
+                for index in (ended_runs_key(), ended_runs_key("STOPPED")):
+                    pipe.zadd(index, {job: time.time() - 3_600 + number})
+            pipe.execute()
+        return jobs
 
     def add_missing_release(self) -> None:
         """The release of `rejected_run`."""

@@ -13,16 +13,17 @@ from tests.integration.console.console_harness import ConsoleHarness
 
 @pytest.fixture(scope="module")
 def jobs(harness: ConsoleHarness) -> Iterator[dict[str, str]]:
-    """A run that failed in part, one that waits, and a dead letter, so that no view is empty."""
+    """Runs that failed in part, now and days ago, one that waits, and a dead letter: no view is empty."""
     failed = harness.to_task(harness.new_project(6), plugin="hostile@1.0.0")
     harness.wait_for_end(failed)
     waiting = harness.waiting_run()
     harness.dead_letter()
-    yield {"failed": failed, "waiting": waiting}
+    yield {"failed": failed, "waiting": waiting, "expired": harness.expired_run()}
     harness.stop(waiting)
 
 
-OTHERS = ("runs/{failed}", "runs/{waiting}", "waiting", "deployments", "letters", "queues")
+RUNS = ("runs/{failed}", "runs/{waiting}", "runs/{expired}")
+OTHERS = (*RUNS, "ended", "waiting", "deployments", "letters", "queues")
 ADDRESSES = ["runs", *(pytest.param(address, marks=pytest.mark.browser) for address in OTHERS)]
 """The first one stands for all in `make test`; so do a phone and the dark scheme."""
 
@@ -60,6 +61,14 @@ def test_nothing_is_wider_than_a_phone(visitor: Visitor, jobs: dict[str, str], a
     page = show(visitor, address, jobs, size="phone")
 
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("address", ["runs", "ended"])
+def test_rows_are_not_cut_on_a_desktop(visitor: Visitor, jobs: dict[str, str], address: str) -> None:
+    page = show(visitor, address, jobs, size="desktop")
+
+    cut = "rows => rows.filter(row => row.scrollWidth > row.clientWidth).map(row => row.textContent)"
+    assert page.locator("li.run").evaluate_all(cut) == []
 
 
 def test_everything_is_reached_by_keyboard(visitor: Visitor, jobs: dict[str, str]) -> None:

@@ -162,6 +162,10 @@ def test_secrets_are_files_that_are_mounted(manifests: list[Manifest]) -> None:
         ({"settings": {"SYNAPSE_HOST": "https://x", "SYNAPSE_ACCESS_TOKEN": "x"}}, "SYNAPSE_ACCESS_TOKEN"),
         ({"settings": {"SYNAPSE_HOST": "https://x", "WORKER_WEBHOOK_SECRET": "x"}}, "WORKER_WEBHOOK_SECRET"),
         ({"settings": {"SYNAPSE_HOST": "https://x", "WORKER_CONSOLE_TOKEN": "x"}}, "WORKER_CONSOLE_TOKEN"),
+        (
+            {"settings": {"SYNAPSE_HOST": "https://x", "OTEL_EXPORTER_OTLP_HEADERS": "x"}},
+            "OTEL_EXPORTER_OTLP_HEADERS",
+        ),
         ({**NEEDED, "image": {"tag": "latest"}}, "tag"),
         ({**NEEDED, "roles": {"control": {"replicas": 0}}}, "control"),
         ({**NEEDED, "roles": {"logs": {"scaling": {"minReplicas": 0}}}}, "logs"),
@@ -188,6 +192,19 @@ def test_numbers_are_written_as_a_worker_reads_them() -> None:
     found = {entry["name"]: entry["value"] for entry in container["env"]}
     assert {name: found[name] for name in settings} == {name: str(value) for name, value in settings.items()}
     assert found["WORKER_REDIS_PREFIX"] == "1e6"
+
+
+def test_the_page_is_given_the_names_and_proxies_of_an_ingress() -> None:
+    # Given an ingress with TLS before the page
+    page = {"hostNames": ["console.example"], "forwardedAllowIps": "10.0.0.0/8,fd00::/8"}
+
+    manifests = render({**NEEDED, "console": page})
+
+    # Then the page believes what its proxies say, and nobody without them
+    options = ["--host-name=console.example", "--forwarded-allow-ips=10.0.0.0/8,fd00::/8"]
+    assert container_of(pod_specs(manifests)["console"])["command"][-2:] == options
+    default = container_of(pod_specs(render())["console"])["command"]
+    assert not [option for option in default if "forwarded" in option]
 
 
 def test_a_worker_has_the_time_that_a_step_may_take(manifests: list[Manifest]) -> None:

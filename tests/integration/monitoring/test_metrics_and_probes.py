@@ -13,6 +13,7 @@ import pytest
 
 from tests.harness.brokers import session_broker
 from tests.harness.monitoring_files import RULES, expressions
+from tests.harness.prometheus import query, running_prometheus
 from tests.integration.safety.proxied_harness import ProxiedHarness
 from worker.sandbox.processes import free_port
 
@@ -50,39 +51,8 @@ def probe(harness: ProxiedHarness, *command: str) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory: pytest.TempPathFactory, port: int) -> Iterator[str]:
     """The address of a Prometheus that scrapes the port."""
-    program = shutil.which("prometheus")
-    if program is None:
-        pytest.skip("needs Prometheus: apt-get install prometheus")
-    folder = tmp_path_factory.mktemp("prometheus")
-    targets = [{"targets": [f"127.0.0.1:{port}"]}]
-    config = {"scrape_configs": [{"job_name": "w", "scrape_interval": "1s", "static_configs": targets}]}
-    (folder / "prometheus.yml").write_text(json.dumps(config))
-    address = f"127.0.0.1:{free_port()}"
-    process = subprocess.Popen(
-        [
-            program,
-            f"--config.file={folder / 'prometheus.yml'}",
-            f"--storage.tsdb.path={folder / 'data'}",
-            f"--web.listen-address={address}",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def query(prometheus: str, expression: str) -> float | None:
-    """The first value of a query; None while there is none."""
-    try:
-        answer = httpx.get(f"{prometheus}/api/v1/query", params={"query": expression}, trust_env=False)
-    except httpx.TransportError:
-        return None
-    result = answer.json().get("data", {}).get("result", [])
-    return float(result[0]["value"][1]) if result else None
+    with running_prometheus(tmp_path_factory.mktemp("prometheus"), port) as address:
+        yield address
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import pytest
 from redis import Redis
 
 from shared import DeployMessage
+from tests.harness.otlp_receiver import OtlpReceiver
 from tests.integration.safety.proxied_harness import ProxiedHarness
 from tests.integration.safety.recording_proxy import Reaction, RecordingProxy, Request, Response
 from tests.integration.safety.redis_monitor import RedisMonitor, all_keys, task_events, with_base64_decoded
@@ -28,6 +29,7 @@ AGENT_TOKEN = "hush-agent-token-52d9"
 AGENT_PATH = "hush-agent-path-90aa"
 AGENT_USER = "hush-agent-user-17ee"
 RELEASE_KEY = "hush-release-key-33b0"
+RECEIVER_KEY = "hush-receiver-key-71c4"
 FOREIGN_SECRETS = {
     "password=": "hush-remote-password-1",
     '"token": "': "hush-remote-token-2",
@@ -313,12 +315,19 @@ def test_no_secret_leaves_the_worker(
         AGENT_PATH,
         AGENT_USER,
         RELEASE_KEY,
+        RECEIVER_KEY,
         *FOREIGN_SECRETS.values(),
     ]
     harness.connect(url)
+    receiver = OtlpReceiver()
     with RedisMonitor(url) as monitor, task_events(harness.broker_url) as events, ExitStack() as stack:
+        stack.callback(receiver.close)
         harness.start_worker(
-            REDIS_URL=url, RAY_ADDRESS="127.0.0.1:1", WORKER_PRE_PROCESSOR_TIMEOUT_SECONDS="3"
+            REDIS_URL=url,
+            RAY_ADDRESS="127.0.0.1:1",
+            WORKER_PRE_PROCESSOR_TIMEOUT_SECONDS="3",
+            OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
+            OTEL_EXPORTER_OTLP_HEADERS=f"Authorization=Bearer {RECEIVER_KEY}",
         )
         # When every dependency responds with secrets on every path, and a plugin raises errors with them
         agent_ids = stack.enter_context(agents(harness, echoing))
@@ -352,6 +361,7 @@ def test_no_secret_leaves_the_worker(
         "commands of Redis": "\n".join(monitor.commands),
         "keys of Redis": repr(keys),
         "task events": repr(events),
+        "spans": b"\n".join(receiver.bodies).decode("utf-8", "replace"),
         "bodies": "\n".join(
             request.body.decode("utf-8", "replace")
             for request in harness.proxy.received
@@ -374,6 +384,7 @@ def test_no_secret_leaves_the_worker(
     # And the search was effective: the places have the expected content, and responses had secrets
     assert with_base64_decoded(_base64_of("hush-me-not")).find("hush-me-not") > 0
     assert "LeakingError" in places["log"]
+    assert "LeakingError" in places["spans"]
     assert "LeakingError" in places["bodies"]
     assert "***" in places["log"]
     assert "Serve deploy denied" in places["bodies"]

@@ -44,8 +44,13 @@ def test_a_forced_deployment_replaces_an_identical_application(harness: RayHarne
 
     # Then the job succeeds, and other replicas answer
     assert harness.wait_for_end(job)["status"] == "SUCCEEDED"
-    assert not replicas(harness, "echo@1.0.0") & before
+    forced = replicas(harness, "echo@1.0.0")
+    assert not forced & before
     assert harness.call_application("echo@1.0.0", {"text": "again"})["said"] == "again"
+
+    # And a message without force leaves these where they are
+    assert harness.wait_for_end(harness.deploy("echo@1.0.0", num_cpus=1))["status"] == "SUCCEEDED"
+    assert replicas(harness, "echo@1.0.0") == forced
 
 
 def test_a_denied_redeploy_leaves_the_running_application_alone(harness: RayHarness) -> None:

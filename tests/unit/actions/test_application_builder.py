@@ -225,6 +225,21 @@ def test_batching_without_infer_batch_is_rejected_by_name(target: Any) -> None:
         build(target, batch={"max_batch_size": 4})
 
 
+@pytest.mark.parametrize("target", [Derived, serve.deployment(Derived), serve.deployment(Derived).bind("u")])
+def test_a_replica_that_batches_takes_two_batches_at_once(target: Any) -> None:
+    assert build(target, batch={"max_batch_size": 16}).max_ongoing_requests == 32
+    assert build(target, batch={"max_batch_size": 2}).max_ongoing_requests == 5
+    assert build(target, batch={"batch_wait_timeout_s": 0.1}).max_ongoing_requests == 20
+    assert build(target).max_ongoing_requests == 5
+
+
+def test_a_chosen_number_of_ongoing_requests_stays() -> None:
+    decorated = serve.deployment(Derived, max_ongoing_requests=7)
+
+    assert build(decorated, batch={"max_batch_size": 16}).max_ongoing_requests == 7
+    assert build(Derived, batch={"max_batch_size": 16}, max_ongoing_requests=9).max_ongoing_requests == 9
+
+
 def test_an_option_of_decorators_alone_is_rejected_by_name() -> None:
     with pytest.raises(
         ServeOptionsError, match="rolling_update_percentage must stand in the decorator of Nothing"

@@ -1,6 +1,7 @@
 """Which application runs already."""
 
 from tests.unit.actions.deployment_action import run
+from worker.actions.serve_state import forced_digest
 from worker.actions.serve_submit import DIGEST_VARIABLE, _actor_options, _is_identical
 
 
@@ -18,6 +19,19 @@ def test_identical_application_is_found_by_its_digest() -> None:
     assert _is_identical(running, plan["digest"])
     assert not _is_identical(running, "other")
     assert not _is_identical(running | {"status": "UNHEALTHY"}, plan["digest"])
+
+
+def test_an_application_that_was_forced_is_identical() -> None:
+    # Given an application that a forced run has submitted
+    forced = forced_digest("d1", "42")
+    made = {"runtime_env": {"env_vars": {DIGEST_VARIABLE: forced}}}
+    running = {"status": "RUNNING", "deployments": {"M": {"deployment_config": {"ray_actor_options": made}}}}
+
+    # Then it is that of its plan and of its run, and of no other forced one
+    assert _is_identical(running, "d1")
+    assert _is_identical(running, forced)
+    assert not _is_identical(running, forced_digest("d1", "43"))
+    assert not _is_identical(running, "d")
 
 
 def test_the_authors_environment_wins_with_its_own_installer() -> None:

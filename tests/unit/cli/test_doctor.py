@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from shared.webhooks import verify_event
 from tests.harness.proxy_trap import PROXY_VARIABLES
 from tests.unit.shared.test_webhooks import SECRET
+from worker import tracing
 from worker.cli.checks import doctor as doctor_module
 from worker.cli.checks.doctor import consumed_queues, named_queues
 from worker.cli.main import app
@@ -163,6 +164,43 @@ def test_the_webhook_is_sent_a_signed_event(
     # Then the answer is shown, and the event can be verified
     assert line in output
     assert verify_event(received[0].content, received[0].headers, SECRET)["type"] == "test"
+
+
+@pytest.mark.parametrize(
+    ("problem", "line"),
+    [
+        (None, "✓ traces: the receiver takes spans"),
+        ("it answers 401", "! traces: no traces are sent: it answers 401 (see OTEL_EXPORTER_OTLP_ENDPOINT"),
+    ],
+)
+def test_the_receiver_of_traces_is_asked(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], problem: str | None, line: str
+) -> None:
+    # Given a receiver of traces that takes them, or does not
+    asked: list[tracing.Target] = []
+    monkeypatch.setattr(doctor_module, "check_receiver", lambda target, _: (asked.append(target), problem)[1])
+    given_workers(monkeypatch, EVERYTHING)
+    settings = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "https://otel.example/",
+        "OTEL_EXPORTER_OTLP_HEADERS": "api-key=abc-def",
+    }
+
+    # When the worker's environment is checked
+    output = doctor({**environ, **settings})
+
+    # Then it is named, and its key is not shown
+    assert any(each.startswith(line) for each in output), output
+    assert asked == [tracing.Target("https://otel.example", SecretStr("api-key=abc-def"))]
+    assert "abc-def" not in "".join(output)
+
+
+def test_receiver_of_traces_needs_the_extra(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]) -> None:
+    monkeypatch.setattr(tracing, "is_installed", lambda: False)
+    given_workers(monkeypatch, EVERYTHING)
+
+    output = doctor({**environ, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"})
+
+    assert any("synapse-worker[traces] is not installed" in line for line in output), output
 
 
 ANY_QUEUE = "publish with queue=, which is one of deploy, to_task, annotate, logs, control"

@@ -4,12 +4,14 @@ import json
 
 import pytest
 
-from shared.channels import job_key
-from shared.messages import ToTaskMessage
+from shared.messages import StopMessage, ToTaskMessage
 from shared.statuses import JobStatus
+from tests.harness.recorded_spans import PARENT, RecordedSpans, context_of, parent_of
 from tests.unit.cli.command_line import CommandLine
+from tests.unit.shared.test_publisher import taken
+from tests.unit.workflow.failed_tasks import PARAMS, add_failed_run, expire_run
+from worker.cli.console import publish
 from worker.runs.model import End
-from worker.to_task.ledger import RedisLedger, TaskOutcome
 
 DEPLOY = ("deploy", "7", "digits@1.0.0", "--agent", "1")
 
@@ -98,23 +100,14 @@ def test_a_priority_that_redis_does_not_know_is_rejected(cli: CommandLine) -> No
     assert cli.published == []
 
 
-PARAMS = {"name": "n", "project": 1, "agent": 1, "target_specification_name": "s"}
-
-
-def given_failed_tasks(cli: CommandLine, job: str, *failed: int, total: int = 9) -> None:
-    """A run of to_task that has ended, in which these tasks failed."""
-    kwargs = {"job": job, "plugin": "digits@1.0.0", "params": PARAMS, "tenant": "acme", "dry_run": True}
-    cli.runs.store.accept(ToTaskMessage.model_validate(kwargs), "to_task")
-    cli.redis.hset(job_key(job), mapping={"total": total, "success": total - len(failed)})
-    outcomes = [TaskOutcome(index, task, "broken") for index, task in enumerate(failed)]
-    RedisLedger(cli.redis, job).record(outcomes)
-    cli.runs.finish(job, End(JobStatus.SUCCEEDED, {}))
+def given_failed_tasks(cli: CommandLine, job: str, *failed: int) -> None:
+    add_failed_run(cli.redis, cli.runs, job, *failed)
 
 
 def test_retry_publishes_the_message_for_the_failed_tasks(cli: CommandLine) -> None:
     # Given an ended run with failed tasks, whose own keys have expired
     given_failed_tasks(cli, "7", 5, 6)
-    cli.redis.delete(*cli.redis.keys("synapse:jobs:{7}*"))
+    expire_run(cli.redis, "7")
 
     # When it is retried as another job
     output = cli.run("retry", "7", "--new-job", "8", "--skip-annotated")
@@ -170,3 +163,27 @@ def test_options_of_a_message_are_sent_where_they_are_given(cli: CommandLine) ->
 
     sent = [message.model_fields_set - {"job", "plugin", "agent", "params"} for message in cli.published]
     assert sent == [set(), {"force"}, {"dry_run", "skip_annotated"}]
+
+
+@pytest.mark.parametrize("caller", [None, PARENT])
+def test_message_begins_a_trace_or_carries_on_the_callers(
+    spans: RecordedSpans, monkeypatch: pytest.MonkeyPatch, caller: str | None
+) -> None:
+    # Given a receiver of traces, and perhaps a caller with a span
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    if caller is not None:
+        monkeypatch.setenv("TRACEPARENT", caller)
+
+    # When a command publishes
+    publish(StopMessage(job="7"), "memory://", "redis://127.0.0.1:9/0")
+
+    # Then the message carries the context of the command's span
+    sent = spans.only()
+    assert (sent.name, parent_of(sent)) == ("send stop", caller)
+    assert taken("control")[0]["traceparent"] == context_of(sent)
+
+
+def test_message_has_no_context_without_a_receiver() -> None:
+    publish(StopMessage(job="7"), "memory://", "redis://127.0.0.1:9/0")
+
+    assert "traceparent" not in taken("control")[0]

@@ -10,9 +10,11 @@ from starlette.types import ASGIApp
 class Browser:
     """Sends requests to an ASGI application."""
 
-    def __init__(self, app: ASGIApp, host: str = "127.0.0.1:8365") -> None:
+    def __init__(self, app: ASGIApp, host: str = "127.0.0.1:8365", address: str = "127.0.0.1") -> None:
+        """`host`: what it asks for; `address`: where it, or the proxy before it, is seen."""
         self._app = app
         self._base_url = f"http://{host}"
+        self._address = address
         self.cookies: dict[str, str] = {}
 
     def get(self, path: str, **options: Any) -> httpx.Response:
@@ -23,7 +25,7 @@ class Browser:
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         async def send() -> httpx.Response:
-            transport = httpx.ASGITransport(self._app)
+            transport = httpx.ASGITransport(self._app, client=(self._address, 50_000))
             async with httpx.AsyncClient(
                 transport=transport, base_url=self._base_url, cookies=self.cookies
             ) as client:

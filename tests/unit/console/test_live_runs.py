@@ -118,6 +118,25 @@ def test_removed_run_is_said_to_be_gone() -> None:
     assert runs.changes_since(known) == {"1": None}
 
 
+def test_removals_that_are_forgotten_are_no_changes() -> None:
+    # Given a page that has seen more runs than removals are remembered
+    jobs = [str(number) for number in range(MAX_ENDED_RUNS + 1)]
+    runs = runs_with(*jobs)
+    known = runs.version
+
+    # When as many as are remembered go at once, then all of them are changes
+    for job in jobs[1:]:
+        runs.remove(job)
+    assert runs.knows_changes_since(known)
+    assert len(runs.changes_since(known)) == MAX_ENDED_RUNS
+
+    # When one more goes, then that page needs all runs once more, and one that has seen the others does not
+    before_last = runs.version
+    runs.remove(jobs[0])
+    assert not runs.knows_changes_since(known)
+    assert runs.knows_changes_since(before_last)
+
+
 def test_ended_runs_are_limited_and_live_ones_are_not() -> None:
     # Given more ended runs than the page keeps, and live ones that came before them
     runs = runs_with(*(f"live-{number}" for number in range(MAX_ENDED_RUNS)))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from worker.console import changes, server
 from worker.console.access import ACTION_HEADER
 from worker.console.changes import ChangeListener, Version
 from worker.console.event_streams import ChangeStreams
+from worker.console.live_runs import MAX_ENDED_RUNS
 from worker.console.overview import Overview
 from worker.console.server import Console
 from worker.runs.model import End
@@ -27,6 +29,7 @@ from worker.runs.runs import Runs, Timing
 from worker.workflow.dead_letters import DeadLetters
 
 ACTION = {ACTION_HEADER: "1"}
+TOKEN = "a-token-of-some-length"
 SECONDS = 30
 
 
@@ -146,6 +149,36 @@ async def test_stream_has_a_snapshot_and_then_changes(
         await stream.aclose()
 
 
+async def test_browser_keeps_no_row_of_many_that_go_at_once(
+    redis: fakeredis.FakeRedis, subscriber: fakeredis.FakeAsyncRedis, runs: Runs
+) -> None:
+    # Given a browser that has heard of more runs than removals are remembered
+    for job in range(MAX_ENDED_RUNS + 20):
+        accept(runs, f"old-{job}")
+    accept(runs, "42")
+    listener = ChangeListener(redis, subscriber)
+    stream = ChangeStreams(listener, asyncio.Event())._changes_after(None)
+    async with asyncio.timeout(SECONDS), listening(listener):
+        await until(listener, lambda version: version.is_connected)
+        assert len(shown_after(await anext(stream), set())) == MAX_ENDED_RUNS + 21
+
+        # When all but one are gone at once
+        for job in range(MAX_ENDED_RUNS + 20):
+            listener.runs.remove(f"old-{job}")
+
+        # Then the browser shows that one alone
+        assert shown_after(await anext(stream), {"old-1", "old-519", "42"}) == {"42"}
+        await stream.aclose()
+
+
+def shown_after(event: bytes, before: set[str]) -> set[str]:
+    """The jobs of the runs that a browser shows after an event, as `live.js` takes it."""
+    kind, data = (line.partition(": ")[2] for line in event.decode().splitlines()[1:3])
+    runs = json.loads(data)["runs"]
+    kept = set() if kind == "snapshot" else before - runs.keys()
+    return kept | {job for job, run in runs.items() if run is not None}
+
+
 async def test_closed_streams_end(redis: fakeredis.FakeRedis, subscriber: fakeredis.FakeAsyncRedis) -> None:
     closing = asyncio.Event()
     streams = ChangeStreams(ChangeListener(redis, subscriber), closing)
@@ -253,6 +286,35 @@ def test_page_loads_nothing_from_elsewhere() -> None:
         assert "insertAdjacentHTML" not in rest, name
         assert " style=" not in rest or not name.endswith(".html"), name
         assert "<script>" not in rest, name
+
+
+def test_page_has_the_same_words_in_both_languages() -> None:
+    text = (Path(server.__file__).parent / "static" / "i18n.js").read_text(encoding="utf-8")
+    english, _, korean = text.partition("const WORDS")[2].partition("};")[0].partition("  ko: {")
+
+    names = [re.findall(r'[{,\s](\w+): "', words) for words in (english, korean)]
+    assert len(names[0]) > 100
+    assert sorted(names[0]) == sorted(names[1])
+
+
+@pytest.mark.parametrize(
+    ("trusted", "is_secure"),
+    [("10.0.0.0/8", True), ("127.0.0.1, 10.1.2.3", True), ("127.0.0.1", False), ("10.9.0.0/16", False)],
+)
+def test_cookie_is_secure_behind_a_trusted_proxy_with_tls(
+    new_console: Callable[..., Console], trusted: str, is_secure: bool
+) -> None:
+    # Given a page behind a proxy that says that it was reached by TLS
+    config = server.server_config(new_console(token=TOKEN), "0.0.0.0", 8365, trusted)
+    config.load()
+    browser = Browser(config.loaded_app, address="10.1.2.3")
+
+    # When a reader logs in
+    forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.7"}
+    cookie = browser.post("/login", data={"token": TOKEN}, headers=forwarded).headers["set-cookie"]
+
+    # Then that is believed if the proxy is one of those that were named
+    assert ("; Secure" in cookie) == is_secure
 
 
 def test_login_form_gives_a_session(

@@ -78,6 +78,63 @@ def test_a_forced_deployment_is_submitted_once(harness: DeployHarness) -> None:
     assert harness.host.calls == ["plan", "submit"]
 
 
+@pytest.fixture
+def forced(harness: DeployHarness) -> ServeState:
+    """What a forced run of job 43 has submitted, as it runs."""
+    return replace(RUNNING, digests=frozenset({PLAN.forced_by("43").digest}))
+
+
+def test_what_was_forced_is_not_submitted_again_by_others(harness: DeployHarness, forced: ServeState) -> None:
+    # Given an application that a forced run has submitted, of which Redis knows nothing any more
+    harness.serve.application = forced
+
+    # When the same is deployed without force
+    assert submit(harness) == Continue(AWAIT_RUNNING)
+
+    # Then nothing is submitted, and the application counts as the run's own
+    assert harness.host.calls == []
+    assert look(harness) == Continue(REGISTER)
+
+
+def test_another_run_that_is_forced_submits_again(harness: DeployHarness, forced: ServeState) -> None:
+    harness.serve.application = forced
+    harness.update_state("42", plan=PLAN.forced_by("42"))
+
+    harness.step(SERVE_RUN, lambda run: serve_run(run, harness.services, harness.serve))
+
+    assert harness.host.calls == ["submit"]
+
+
+def test_an_older_worker_takes_what_was_forced_as_the_runs_own(
+    harness: DeployHarness, forced: ServeState
+) -> None:
+    # Given a run that has found what a forced one has submitted
+    harness.serve.application = forced
+    submit(harness)
+
+    # Then Redis says that both have the same content, by which a worker of an older release goes
+    (shown,) = forced.digests
+    assert Ownership(harness.services, APP).has_content_of(PLAN.digest, [shown])
+
+
+def test_what_a_forced_run_has_replaced_is_put_back(
+    harness: DeployHarness, forced: ServeState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a run that has found what a forced one has submitted in place of a running application
+    harness.serve.application = replace(forced, bucket="pending")
+    submit(harness)
+    put_back: list[str] = []
+    monkeypatch.setattr(harness.serve, "put_back", lambda _name, failed: put_back.append(failed) or True)
+
+    # When that fails
+    harness.serve.application = replace(forced, bucket="failed", status="DEPLOY_FAILED")
+    with pytest.raises(RuntimeError, match="DEPLOY_FAILED"):
+        look(harness)
+
+    # Then it is put back by the digest under which it was kept
+    assert put_back == [*forced.digests]
+
+
 def test_another_version_is_updated_in_place(harness: DeployHarness) -> None:
     harness.serve.application = OTHER
     submit(harness)

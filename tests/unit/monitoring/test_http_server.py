@@ -16,12 +16,12 @@ from redis import ConnectionError as RedisConnectionError
 from shared.channels import dead_letters_key
 from worker import metrics
 from worker.broker.keys import delayed_key, unacked_key
-from worker.monitoring import http_server
+from worker.host import make_private
+from worker.monitoring import exposition, http_server
 from worker.monitoring.exposition import Exposition, metrics_folder, remove_metrics_of_ended
-from worker.monitoring.host import make_private
 from worker.monitoring.pages import Pages
 from worker.monitoring.redis_metrics import Queues
-from worker.monitoring.worker_states import StateFile, WorkerState, states_folder
+from worker.monitoring.worker_states import StateFile, WorkerState, states_folder, states_root
 from worker.pre_processor.serve_application import PreProcessor
 from worker.pre_processor.waitlist import Waitlist, WaitlistName, waitlists_key
 from worker.runs.keys import heartbeats_key
@@ -40,7 +40,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     StateFile(states_folder(), NAME).write(WorkerState(NAME, os.getpid(), now, True, now))
     folder = metrics_folder(NAME, os.getpid())
-    make_private(folder)
+    make_private(folder, states_root())
     metrics.start_recording(folder)
 
 
@@ -124,7 +124,7 @@ def test_each_worker_of_the_host_has_its_own_series(pages: Pages) -> None:
     now = time.monotonic()
     StateFile(states_folder(), "two@host").write(WorkerState("two@host", os.getppid(), now, True, now))
     other = metrics_folder("two@host", os.getppid())
-    make_private(other)
+    make_private(other, states_root())
     metrics.start_recording(other)
     metrics.count_accepted("deploy")
     metrics.count_accepted("deploy")
@@ -135,12 +135,75 @@ def test_each_worker_of_the_host_has_its_own_series(pages: Pages) -> None:
 
 def test_what_ended_workers_have_recorded_is_removed() -> None:
     ended = metrics_folder("old@host", 2**22 + 1)
-    make_private(ended)
+    make_private(ended, states_root())
 
     remove_metrics_of_ended()
 
     assert not ended.exists()
     assert metrics_folder(NAME, os.getpid()).exists()
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Numbers of processes that have ended."""
+    pids: set[int] = set()
+    monkeypatch.setattr(exposition, "is_running", lambda pid: pid not in pids)
+    return pids
+
+
+def record_as(pid: int) -> None:
+    """Let a process of the pool record a run and a step."""
+    make = prometheus_client.values.MultiProcessValue
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prometheus_client.values, "ValueClass", None)
+        patch.setattr(prometheus_client.values, "MultiProcessValue", lambda: make(lambda: pid))
+        patch.setattr(metrics, "_metrics", None)
+        metrics.start_recording(metrics_folder(NAME, os.getpid()))
+        metrics.count_accepted("deploy")
+        metrics.StepTimer("to_task.prepare").observe(Suspend())
+
+
+def test_ended_processes_of_a_pool_leave_no_files(pages: Pages, ended: set[int]) -> None:
+    # Given a pool of which many processes have ended
+    for pid in range(1001, 1021):
+        record_as(pid)
+        ended.add(pid)
+    record_as(2000)
+    labels = {"step": "to_task.prepare", "outcome": "suspended", "worker": NAME}
+
+    for _ in range(2):
+        # When metrics are asked for, then what was counted is there
+        assert value(pages, "runs_accepted_total", action="deploy", worker=NAME) == 21
+        assert value(pages, "step_seconds_count", **labels) == 21
+        assert value(pages, "step_seconds_bucket", le="+Inf", **labels) == 21
+
+    # And there is one file of each kind of all that have ended
+    numbers = {file.stem.partition("_")[2] for file in metrics_folder(NAME, os.getpid()).glob("*.db")}
+    assert numbers - {str(os.getpid())} == {"ended", "2000"}
+
+
+def test_a_process_that_begins_folds_what_ended_ones_left(
+    pages: Pages, ended: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given an ended process, after which nobody asks for metrics
+    record_as(1001)
+    ended.add(1001)
+    monkeypatch.setattr(http_server, "_folder", metrics_folder(NAME, os.getpid()))
+
+    # When one begins in its place
+    http_server._fold_ended()
+
+    # Then its files are gone, and what it has counted is not
+    assert not list(metrics_folder(NAME, os.getpid()).glob("*_1001.db"))
+    assert value(pages, "runs_accepted_total", action="deploy", worker=NAME) == 1
+
+
+def test_a_damaged_file_of_an_ended_process_hides_no_others(pages: Pages, ended: set[int]) -> None:
+    metrics.count_accepted("deploy")
+    (metrics_folder(NAME, os.getpid()) / "counter_1001.db").write_bytes(b"\xff\x00\x00\x00" + b"\xff" * 60)
+    ended.add(1001)
+
+    assert value(pages, "runs_accepted_total", action="deploy", worker=NAME) == 1
 
 
 def test_files_that_cannot_be_written_end_the_recording_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +229,7 @@ def test_space_is_reserved_before_it_is_mapped() -> None:
 
 def test_what_is_no_worker_s_folder_stays() -> None:
     for name in ("stray", "x.y", "z."):
-        make_private(states_folder() / "metrics" / name)
+        make_private(states_folder() / "metrics" / name, states_root())
 
     remove_metrics_of_ended()
 

@@ -42,6 +42,7 @@ def test_stats_without_redis_lack_the_messages(
 
 
 def test_queues_of_rabbitmq_are_counted_by_rabbitmq(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_metrics, "settings", lambda: SimpleNamespace(broker_url="amqp://rabbit//"))
+    settings = SimpleNamespace(broker_url="amqp://rabbit//", worker_agent=None)
+    monkeypatch.setattr(redis_metrics, "settings", lambda: settings)
 
     assert QueueStatsStep(SimpleNamespace()).info(None) == {}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.monitoring.host import make_private, process_start
+from worker.host import make_private, process_start
 from worker.monitoring.worker_states import (
     MAX_SILENT_SECONDS,
     StateFile,
@@ -18,6 +18,7 @@ from worker.monitoring.worker_states import (
     read_states,
     remove_states_of_ended,
     states_folder,
+    states_root,
 )
 
 ENDED_PID = 2**22 + 1
@@ -166,14 +167,22 @@ def test_a_folder_that_another_user_has_linked_is_not_used(
     states_folder().parent.symlink_to(tmp_path / "elsewhere")
 
     with pytest.raises(PermissionError):
-        make_private(states_folder())
+        make_private(states_folder(), states_root())
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_folder_that_others_can_write_is_not_used(tmp_path: Path, state: WorkerState) -> None:
+    (tmp_path / "states").mkdir()
+    (tmp_path / "states").chmod(0o777)
+
+    with pytest.raises(PermissionError, match="can be written by others"):
+        StateFile(tmp_path / "states", "deploy@host").write(state)
 
 
 def test_folders_are_this_user_s_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
-    make_private(states_folder() / "metrics")
+    make_private(states_folder() / "metrics", states_root())
 
     for folder in (states_folder().parent, states_folder(), states_folder() / "metrics"):
         assert folder.stat().st_mode & 0o777 == 0o700

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.harness.recorded_spans import PARENT, RecordedSpans, context_of
+from worker import tracing
 from worker.platform import (
     AsyncBackendClient,
     ClientConnectionError,
@@ -110,6 +112,28 @@ async def test_a_call_after_closing_says_so(service: "Service", hasty: RetryPoli
         await client.get_task(1)
 
     assert service.seen == []
+
+
+@pytest.mark.parametrize(("is_sampled", "recorded"), [(True, ["POST plugins/{id}/run/"]), (False, [])])
+async def test_an_inference_carries_the_context(
+    service: "Service", hasty: RetryPolicy, spans: RecordedSpans, is_sampled: bool, recorded: list[str]
+) -> None:
+    service.answers([0.5])
+
+    async with client_of(service, hasty) as client:
+        with tracing.task_span("process to_task.annotate", PARENT, "42", {}):
+            tracing.sample_requests(is_sampled)
+            await client.run_plugin("code", {"action": "inference"})
+            tracing.sample_requests(True)
+
+    *requests, chunk = spans.ended()
+    assert [span.name for span in requests] == recorded
+    _, trace, parent, flags = service.seen[0].headers["traceparent"].split("-")
+    assert trace == PARENT.split("-")[1]
+    assert (parent, bool(int(flags, 16) & 1)) == (
+        context_of((requests or [chunk])[0]).split("-")[2],
+        is_sampled,
+    )
 
 
 async def test_an_inference_is_sent_once(service: "Service", hasty: RetryPolicy) -> None:

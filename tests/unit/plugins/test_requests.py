@@ -1,6 +1,7 @@
 """What is sent to a plugin's host."""
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,3 +128,24 @@ def test_the_wait_for_capacity_is_not_the_plugins_matter(tmp_path: Path) -> None
 
     # Then it gets the other parameters alone
     assert request.params == {"num_cpus": 1.0}
+
+
+def test_what_is_known_of_releases_is_bounded(tmp_path: Path) -> None:
+    declared = Process(tmp_path, AGENT).services.declared_params
+
+    for number in range(1_500):
+        declared[str(number), "p.A"] = frozenset()
+
+    assert len(declared) == 1_000
+
+
+def test_each_user_of_a_host_unpacks_releases_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = []
+    for user in (1, 2):
+        monkeypatch.setattr(os, "getuid", lambda user=user: user)
+        (tmp_path / str(user)).mkdir()
+        folders.append(Process(tmp_path / str(user), AGENT).services.store._cache_dir)
+
+    assert folders[0] != folders[1]

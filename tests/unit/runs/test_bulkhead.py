@@ -321,3 +321,12 @@ def test_a_step_waits_for_another_that_ends(new_thread: NewThread) -> None:
         waiting = threads.submit(second.begin_step)
         first.release_all()
         assert waiting.result()
+
+
+def test_what_is_known_of_dependencies_is_bounded() -> None:
+    bulkhead = Bulkhead(lambda: 4)
+
+    for number in range(1_500):
+        bulkhead.retry_countdown(f"release:{number}", 0)
+
+    assert len(bulkhead._last_try) == 1_000

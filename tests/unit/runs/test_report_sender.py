@@ -9,13 +9,22 @@ import pytest
 from fakeredis import FakeRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared.messages import DeployMessage
+from shared.channels import job_key
+from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from tests.unit.conftest import Clock
 from tests.unit.runs.example_workflow import finals, report
 from worker.platform import AuthorizationError, ClientError, HTTPError, RateLimitError, ServerError
-from worker.runs.keys import RunField, heartbeats_key, lock_key, outbox_key, run_key
-from worker.runs.model import End, Run
+from worker.runs.keys import (
+    RunField,
+    heartbeats_key,
+    lock_key,
+    messages_key,
+    outbox_key,
+    progress_key,
+    run_key,
+)
+from worker.runs.model import STOPPED, End, Run
 from worker.runs.reports import sender as report_sender
 from worker.runs.reports.outbox import REPORT
 from worker.runs.reports.reporter import LOCKED_SECONDS
@@ -326,3 +335,61 @@ def test_more_ends_of_a_tenant_than_threads_are_all_reported(
     # Then each end is reported once
     eventually(lambda: redis.zcard(outbox_key()) == 0)
     assert len(finals(backend)) == len(jobs)
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "text"),
+    [
+        (progress_key("42"), "deploy", "rubbish"),
+        (progress_key("42"), "metrics:deploy", "rubbish"),
+        (job_key("42"), "overall", "rubbish"),
+        (run_key("42"), "message", b"\xff"),
+        (run_key("42"), "end", "[]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "binary",
+)
+def test_damage_beside_the_end_delays_no_end(
+    runs: Runs, run: Run, backend: FakeBackend, redis: FakeRedis, key: str, field: str, text: str | bytes
+) -> None:
+    # Given a run that has ended, of which something is not what any release writes
+    runs.events.message("42", "said before")
+    runs.finish("42", End(JobStatus.FAILED, {"error": "no room"}))
+    redis.hset(key, field, text)
+    redis.rpush(messages_key("42"), "rubbish", "[]")
+
+    # When its end is reported
+    assert send_report("42", 0, runs, lambda tenant: backend) is None
+
+    # Then the backend has it, and nothing is due any more
+    (final,) = finals(backend)
+    assert (final["status"], final["result"]) == ("FAILED", {"error": "no room"})
+    assert redis.zcard(outbox_key()) == 0
+
+
+def test_a_stopped_run_with_damaged_counts_is_reported(
+    runs: Runs, to_task: ToTaskMessage, backend: FakeBackend, redis: FakeRedis
+) -> None:
+    runs.store.accept(to_task, "to_task")
+    runs.store.mark_running("42")
+    redis.hset(job_key("42"), "total", "rubbish")
+    runs.finish("42", STOPPED)
+    redis.hset(run_key("42"), RunField.POSITION, 1)
+
+    assert send_report("42", 0, runs, lambda tenant: backend) is None
+
+    (final,) = finals(backend)
+    assert (final["status"], final["result"]) == ("STOPPED", {"error": "stopped"})
+
+
+def test_an_end_that_is_not_legible_is_reported_as_failed(
+    runs: Runs, run: Run, backend: FakeBackend, redis: FakeRedis
+) -> None:
+    runs.finish("42", SUCCEEDED)
+    redis.hset(run_key("42"), RunField.ENDED, "rubbish")
+    redis.hset(job_key("42"), "status", "rubbish")
+
+    assert send_report("42", 0, runs, lambda tenant: backend) is None
+
+    (final,) = finals(backend)
+    assert (final["status"], "damaged" in final["result"]["error"]) == ("FAILED", True)
+    assert redis.zcard(outbox_key()) == 0

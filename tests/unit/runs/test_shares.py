@@ -227,6 +227,42 @@ def test_a_redelivered_chunk_has_its_slot(chunks: Shared) -> None:
     assert outcome is None
 
 
+def test_a_late_delivery_frees_no_slot_of_another(chunks: Shared) -> None:
+    # Given a delivery whose lock has expired: another one of its chunk has lock and slot, and a chunk waits
+    run = chunks.run("1", "acme")
+    late, _ = chunks.begin_chunks(run, 0, 1)
+    chunks.release(late)
+    chunks.begin_chunks(run, 0)
+    chunks.begin_chunk(run, 2)
+
+    # When the first one ends
+    chunks.end_chunk(late)
+
+    # Then the other one still has its slot
+    assert chunks.published() == []
+
+
+def test_a_late_delivery_frees_no_slot_that_is_handed_out(chunks: Shared, clock: Clock) -> None:
+    # Given a delivery whose lock has expired, and its chunk's message, which has waited and just got a slot
+    run = chunks.run("1", "acme")
+    late, other = chunks.begin_chunks(run, 0, 1)
+    chunks.release(late)
+    clock.forward(6)
+    chunks.runs.shares.hand_out()
+    chunks.begin_chunks(run, 2)
+    assert chunks.begin_chunk(run, 0)[0] == Suspend()
+    clock.forward(1)
+    chunks.begin_chunk(run, 3)
+    chunks.end_chunk(other)
+    assert chunks.published() == [("1", 0)]
+
+    # When the first one ends
+    chunks.end_chunk(late)
+
+    # Then the slot is kept for that message, and what waits behind it still waits
+    assert chunks.published() == [("1", 0)]
+
+
 def test_a_message_that_is_sent_again_waits_once(chunks: Shared, clock: Clock) -> None:
     run = chunks.run("1", "acme")
     held = chunks.begin_chunks(run, 0, 1)

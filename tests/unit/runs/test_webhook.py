@@ -16,10 +16,11 @@ from tests.harness.in_process_worker import RecordingPublisher, RecordingReports
 from tests.unit.conftest import Clock
 from tests.unit.runs.example_workflow import VISIBILITY_TIMEOUT, finals, report
 from tests.unit.shared.test_webhooks import SECRET
-from worker.platform import register_secrets
-from worker.runs.keys import lock_key, rejected_end_key, run_key, webhooks_key
+from worker.platform import AuthorizationError, register_secrets
+from worker.runs.keys import RunField, lock_key, rejected_end_key, run_key, webhooks_key
 from worker.runs.model import STOPPED, End
 from worker.runs.reports import webhook
+from worker.runs.reports.reporter import give_up_rejected_end
 from worker.runs.reports.webhook import Webhooks, WebhookSender, send_end
 from worker.runs.reports.webhook_client import WebhookClient
 from worker.runs.runs import Runs, Timing
@@ -97,7 +98,14 @@ def webhooks(redis: FakeRedis) -> Webhooks:
 
 @pytest.fixture
 def send(runs: Runs, webhooks: Webhooks, client: WebhookClient) -> Callable[..., float | None]:
-    return lambda attempt=0, job="42": send_end(job, attempt, runs, webhooks, client)
+    """Send an end once; the backend has it by then."""
+
+    def send(attempt: int = 0, job: str = "42") -> float | None:
+        if not runs.store.is_reported(job):
+            runs.store.mark_reported(job)
+        return send_end(job, attempt, runs, webhooks, client)
+
+    return send
 
 
 Send = Callable[..., float | None]
@@ -145,9 +153,14 @@ def test_a_receiver_can_verify_an_event(runs: Runs, run: object, send: Send, rec
     assert verify_event(request.content, request.headers, SECRET)["type"] == "run.succeeded"
 
 
-def test_an_end_is_posted_by_the_process_that_wrote_it(runs: Runs, run: object, due: list[str]) -> None:
+def test_an_end_is_posted_by_the_process_that_reported_it(
+    runs: Runs, run: object, due: list[str], backend: FakeBackend
+) -> None:
     runs.finish("42", SUCCEEDED)
-    runs.finish("42", SUCCEEDED)
+    assert due == []
+
+    report("42", runs, backend)
+    report("42", runs, backend)
 
     assert due == ["42"]
 
@@ -169,6 +182,7 @@ def test_a_run_that_was_stopped_before_it_began_is_posted(
     runs.store.remember_stop("42")
     runs.store.accept(to_task, "to_task")
     runs.ensure_end_reported("42")
+    runs.mark_reported("42")
 
     send()
 
@@ -280,18 +294,31 @@ def test_pauses_grow_to_minutes_unless_asked_for(
     assert send() == 77
 
 
-def test_an_end_is_given_up_after_a_day(
-    runs: Runs, run: object, send: Send, receiver: Receiver, redis: FakeRedis, clock: Clock
+def test_an_end_is_given_up_before_its_run_is_gone(
+    runs: Runs,
+    run: object,
+    send: Send,
+    receiver: Receiver,
+    redis: FakeRedis,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Given a receiver that has been away for nearly a day since the end was reported
+    counted: list[str] = []
+    monkeypatch.setattr("worker.metrics.count_webhook", counted.append)
     receiver.answers = [Answer(503)]
     runs.finish("42", SUCCEEDED)
+    send()
     clock.forward(86_000)
     assert send(9) is not None
 
-    clock.forward(500)
-
+    # When the next attempt would find nothing of the run any more
+    clock.forward(200)
     assert send(10) is None
+
+    # Then it is given up, and that is counted
     assert waiting(redis) == []
+    assert counted == ["retried", "retried", "given_up"]
 
 
 def test_another_worker_sends_what_a_dead_one_left(
@@ -299,6 +326,7 @@ def test_another_worker_sends_what_a_dead_one_left(
 ) -> None:
     # Given a worker that dies amid its attempt
     runs.finish("42", SUCCEEDED)
+    runs.mark_reported("42")
     assert webhooks.claim("42", "dead") is not None
     clock.forward(20)
     assert webhooks.take_over() == []
@@ -332,6 +360,7 @@ def test_what_a_stopping_worker_has_is_left_to_others(
     sender.add("42", 60)
     sender.add("43", 60)  # another worker has sent it meanwhile
     runs.finish("42", SUCCEEDED)
+    runs.mark_reported("42")
 
     sender.hand_over()
     clock.forward(61)
@@ -363,13 +392,78 @@ def test_a_webhook_that_is_away_delays_no_report(
     assert waiting(redis) == ["42"]
 
 
-def test_a_backend_that_is_away_delays_no_webhook(
-    runs: Runs, run: object, send: Send, receiver: Receiver
+def test_the_webhook_hears_of_no_end_before_the_backend_has_it(
+    runs: Runs,
+    run: object,
+    webhooks: Webhooks,
+    client: WebhookClient,
+    receiver: Receiver,
+    backend: FakeBackend,
+    clock: Clock,
+) -> None:
+    # Given an end that the backend does not have, and that any worker might send for long
+    runs.finish("42", SUCCEEDED)
+    clock.forward(3600)
+    assert webhooks.take_over() == ["42"]
+
+    # When it is to be sent, then that waits
+    assert send_end("42", 0, runs, webhooks, client) is None
+    assert receiver.requests == []
+    assert webhooks.take_over() == []
+
+    # When the backend has it and the process dies, then any worker sends it within seconds
+    report("42", runs, backend)
+    clock.forward(6)
+    assert webhooks.take_over() == ["42"]
+    assert send_end("42", 0, runs, webhooks, client) is None
+    assert len(receiver.events) == 1
+
+
+def test_an_end_that_an_older_worker_reports_is_sent_later(
+    runs: Runs, run: object, webhooks: Webhooks, redis: FakeRedis, clock: Clock
+) -> None:
+    # Given an end that a worker of the previous release reports, which says nothing of the webhook
+    runs.finish("42", SUCCEEDED)
+    redis.hset(run_key("42"), RunField.REPORTED, 1)
+    redis.expire(run_key("42"), 86_400)
+    assert webhooks.take_over() == []
+
+    # When a minute has passed
+    clock.forward(61)
+
+    # Then it is sent
+    assert webhooks.take_over() == ["42"]
+    assert webhooks.claim("42", "token") is not None
+
+
+def test_an_end_that_the_backend_rejects_for_good_is_posted(
+    runs: Runs, run: object, due: list[str], clock: Clock
 ) -> None:
     runs.finish("42", SUCCEEDED)
+    clock.forward(86_401)
 
-    assert send() is None
-    assert not runs.store.is_reported("42")
+    assert give_up_rejected_end("42", AuthorizationError("no"), runs)
+
+    assert due == ["42"]
+
+
+def test_a_late_attempt_does_not_end_the_next_one(
+    runs: Runs, run: object, webhooks: Webhooks, redis: FakeRedis, clock: Clock
+) -> None:
+    # Given an attempt whose lock has expired, and another one that is under way
+    runs.finish("42", SUCCEEDED)
+    runs.mark_reported("42")
+    assert webhooks.claim("42", "late") is not None
+    clock.forward(31)
+    assert webhooks.claim("42", "other") is not None
+
+    # When the first one ends
+    webhooks.end_attempt("42", "late", None)
+
+    # Then the other one still decides
+    assert waiting(redis) == ["42"]
+    webhooks.end_attempt("42", "other", None)
+    assert waiting(redis) == []
 
 
 def test_without_a_webhook_nothing_is_kept(
@@ -396,6 +490,7 @@ def test_the_sender_survives_any_error(
 ) -> None:
     # Given a Redis that is away at first, and an end of another run that cannot be read
     runs.finish("42", SUCCEEDED)
+    runs.store.mark_reported("42")
     redis.zadd(webhooks_key(), {"damaged": 0})
     redis.hset(run_key("damaged"), mapping={"end": "rubbish", "message": "{}"})
     claim, calls = webhooks.claim, []
@@ -418,6 +513,58 @@ def test_the_sender_survives_any_error(
     # Then the one that can be read is sent
     eventually(lambda: receiver.requests)
     assert [event["data"]["job"] for event in receiver.events] == ["42"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [
+        ("end", "rubbish"),
+        ("end", "[]"),
+        ("end", '{"status": "FAILED"}'),
+        ("message", "{}"),
+        ("message", b"\xff"),
+    ],
+)
+def test_a_damaged_run_is_posted_as_far_as_it_is_known(
+    runs: Runs, run: object, send: Send, receiver: Receiver, redis: FakeRedis, field: str, text: str | bytes
+) -> None:
+    # Given an end whose record is damaged
+    runs.finish("42", End(JobStatus.FAILED, {"error": "no room"}))
+    redis.hset(run_key("42"), field, text)
+
+    # When it is due
+    send()
+
+    # Then what is left of it is posted, once, or it is dropped where nothing can be read
+    results = [event["data"]["result"] for event in receiver.events]  # type: ignore[index]
+    assert results == ([] if isinstance(text, bytes) else [{"error": "no room"}])
+    assert waiting(redis) == []
+
+
+def test_an_end_of_which_nothing_is_legible_is_dropped_once(
+    runs: Runs,
+    run: object,
+    send: Send,
+    webhooks: Webhooks,
+    redis: FakeRedis,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given an end whose record and whose public record are damaged
+    counted: list[str] = []
+    monkeypatch.setattr("worker.metrics.count_webhook", counted.append)
+    runs.finish("42", SUCCEEDED)
+    redis.hset(run_key("42"), "end", "rubbish")
+    redis.hset("synapse:jobs:{42}", "status", "rubbish")
+
+    # When it is due
+    assert send() is None
+
+    # Then it is counted, and never due again
+    assert counted == ["damaged"]
+    clock.forward(60)
+    assert webhooks.take_over() == []
+    assert webhooks.claim("42", "other") is None
 
 
 def test_the_end_of_a_rejected_message_is_posted(

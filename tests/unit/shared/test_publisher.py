@@ -11,6 +11,11 @@ import trustme
 from celery import Celery
 from kombu import Connection
 from kombu.exceptions import OperationalError
+from opentelemetry import context, trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from pydantic import BaseModel
 
 from shared import DeployMessage, Publisher, StopMessage, ToTaskMessage, publisher
@@ -82,6 +87,77 @@ def test_a_priority_is_that_of_the_message() -> None:
         publisher.publish(StopMessage(job="1"), priority=6)
     with Connection("memory://") as connection, connection.SimpleQueue("control") as simple:
         assert simple.get(timeout=1).properties["priority"] == 6
+
+
+TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def test_message_carries_on_the_trace_of_its_caller() -> None:
+    # Given a service that has a span of OpenTelemetry
+    carrier = {"traceparent": TRACEPARENT}
+    token = context.attach(TraceContextTextMapPropagator().extract(carrier))
+
+    # When it publishes
+    with Publisher("memory://") as publisher:
+        publisher.publish(StopMessage(job="1"))
+    context.detach(token)
+
+    # Then the message is of its trace, and the body is as ever
+    headers, body = taken("control")
+    assert (headers["traceparent"], body[1]) == (TRACEPARENT, {"job": "1"})
+
+
+def test_message_carries_on_the_given_context() -> None:
+    with Publisher("memory://") as publisher:
+        publisher.publish(StopMessage(job="1"), traceparent=TRACEPARENT)
+
+    assert taken("control")[0]["traceparent"] == TRACEPARENT
+
+
+def test_message_of_a_caller_without_a_trace_has_no_context() -> None:
+    with Publisher("memory://") as publisher:
+        publisher.publish(StopMessage(job="1"))
+
+    assert "traceparent" not in taken("control")[0]
+
+
+def test_message_is_a_span_of_a_service_that_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a service with the SDK, and a broker whose error shows a password
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    message = DeployMessage.model_validate(
+        {"job": 42, "plugin": "a@1", "agent": 1, "params": {"note": "hush"}}
+    )
+
+    # When it publishes twice, the second time in vain
+    with Publisher("memory://") as publisher:
+        publisher.publish(message)
+        monkeypatch.setattr(publisher._celery, "send_task", broken_by("redis://:hush@x"))
+        with pytest.raises(OperationalError):
+            publisher.publish(message)
+
+    # Then both are spans, the first of which the worker carries on, without anything secret
+    sent, failed = exporter.get_finished_spans()
+    assert dict(sent.attributes or {}) == {
+        "messaging.system": "celery",
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": "deploy",
+        "synapse.job": "42",
+        "synapse.plugin": "a@1",
+    }
+    assert (sent.name, failed.status.is_ok) == ("send deploy", False)
+    assert taken("deploy")[0]["traceparent"].split("-")[2] == f"{sent.get_span_context().span_id:016x}"
+    assert "hush" not in sent.to_json() + failed.to_json()
+
+
+def broken_by(text: str) -> Any:
+    def send_task(*_: object, **__: object) -> None:
+        raise OperationalError(text)
+
+    return send_task
 
 
 def test_arguments_are_not_shown() -> None:

@@ -8,8 +8,10 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared.channels import logs_history
+from tests.harness.recorded_spans import RecordedSpans
 from tests.unit.runs.example_workflow import advance
 from tests.unit.to_task.world import JOB, KilledError, World
+from worker import tracing
 from worker.platform import (
     AuthenticationError,
     ClientConnectionError,
@@ -670,3 +672,32 @@ def test_a_chunk_is_rescheduled_while_the_plugin_is_busy(make_world: Make) -> No
     assert len(countdowns) == 2
     assert (world.record()["success"], world.record()["failed"]) == ("3", "0")
     assert world.ledger.open_tasks(0) == []
+
+
+def test_chunk_is_one_span_with_its_counts(spans: RecordedSpans, make_world: Make) -> None:
+    # Given a chunk with a task that fails, and requests that are spans where they may
+    world = make_world(10, chunk=10)
+    world.host.failing.add(3)
+    fetch, traced = world.backend.on_loop.get_task, list[bool]()
+
+    async def get_task(task: int) -> Any:
+        with tracing.request_span("backend", "GET", f"tasks/{task}/") as span:
+            traced.append(bool(int(span.headers["traceparent"][-2:], 16) & 1))
+            return await fetch(task)
+
+    world.backend.on_loop.get_task = get_task
+
+    # When it is worked
+    world.work()
+
+    # Then it is one span, beside that of the request of one task
+    ended = [span for span in spans.ended() if "synapse.tasks.open" in (span.attributes or {})]
+    counts = {
+        name.removeprefix("synapse.tasks."): value
+        for name, value in (ended[0].attributes or {}).items()
+        if name.startswith("synapse.tasks.")
+    }
+    assert len(ended) == 1
+    assert counts == {"open": 10, "done": 9, "failed": 1, "postponed": 0, "deferred": 0, "retryable": 0}
+    assert sorted(traced) == [False] * 9 + [True]
+    assert [span.name for span in spans.ended() if span.name.startswith("GET")] == ["GET tasks/{id}/"]

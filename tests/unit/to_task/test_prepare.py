@@ -88,8 +88,10 @@ def test_a_release_without_own_parameters_is_asked_once(make_world: Make) -> Non
 
     # Then its answer counts for all runs of this content, and a key that nobody declares is named
     assert world.host.calls == ["check_params"]
+    release, request = world.services.action_of(world.run)
     declared = world.services.declared_params
-    declared.update(dict.fromkeys(declared, frozenset(keys) - {"agent"}))
+    assert declared.get((release.checksum, request.entrypoint)) == frozenset(keys)
+    declared[release.checksum, request.entrypoint] = frozenset(keys) - {"agent"}
     with pytest.raises(RunFailedError, match=r"refuses the parameters: unknown parameter 'agent' \(known: n"):
         prepare(world.run, world.services)
 

@@ -168,6 +168,44 @@ def test_without_an_answer_no_rate_is_known() -> None:
     assert rate.per_second is None
 
 
+async def test_requests_over_what_is_allowed_wait() -> None:
+    # Given two requests in flight, of which one alone is allowed by now
+    window = RequestWindow(4)
+    sent = [await window.enter() for _ in range(2)]
+    window.allow(1)
+    third = asyncio.ensure_future(window.enter())
+
+    # When one of them ends
+    window.leave(sent[0], None)
+    await asyncio.sleep(0)
+    assert not third.done()
+
+    # Then a third is sent once the other has ended, too
+    window.leave(sent[1], None)
+    await asyncio.wait_for(third, 5)
+
+
+async def test_requests_that_wait_are_sent_once_more_are_allowed() -> None:
+    window = RequestWindow(1)
+    await window.enter()
+    second = asyncio.ensure_future(window.enter())
+    await asyncio.sleep(0)
+
+    window.allow(2)
+
+    await asyncio.wait_for(second, 5)
+    assert window.capacity(1) is None, "nothing has asked for fewer"
+
+
+async def test_a_busy_service_gets_no_more_by_what_is_allowed() -> None:
+    window = RequestWindow(8)
+    await rejected(window, ServerError("", 503))
+
+    window.allow(16)
+
+    assert window.limit == 4
+
+
 async def test_a_busy_application_leaves_the_others_alone() -> None:
     windows = RequestWindows(8)
 
@@ -185,3 +223,18 @@ async def test_a_retry_after_that_is_over_still_pauses() -> None:
 
     with pytest.raises(RateLimitError):
         await asyncio.wait_for(answered(window), 5)
+
+
+def test_windows_are_kept_of_the_applications_that_are_used() -> None:
+    # Given an application that is used all the time, and one that is not
+    windows = RequestWindows(4)
+    used, other = windows.application(None, "used"), windows.application(None, "other")
+
+    # When many others come
+    for number in range(1_000):
+        windows.application("acme", str(number))
+        windows.application(None, "used")
+
+    # Then the window of the first is kept, and that of the other is not
+    assert windows.application(None, "used") is used
+    assert windows.application(None, "other") is not other

@@ -12,6 +12,7 @@ from fakeredis import FakeRedis
 from shared.channels import job_key
 from shared.messages import ToTaskMessage
 from tests.harness.in_process_worker import InProcessWorker, RecordingPublisher
+from worker.per_process import RecentlyUsed
 from worker.plugins import PluginProcessDiedError
 from worker.pre_processor.serve_application import PreProcessor
 from worker.runs.ends import RunEnd
@@ -91,7 +92,7 @@ class World:
                 settings=settings,
                 host=self.host,
                 backend=lambda tenant=None: self.backend,
-                declared_params={},
+                declared_params=RecentlyUsed(),
                 action_of=lambda run: (
                     SimpleNamespace(checksum="c1"),
                     SimpleNamespace(

@@ -8,15 +8,18 @@ from fakeredis import FakeRedis
 
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
+from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
 from tests.unit.workflow.harness import FakeServices
 from worker import maintenance
 from worker.runs.keys import ended_run_key, ended_runs_key, failed_tasks_key
 from worker.runs.model import End
-from worker.runs.runs import Runs
+from worker.runs.runs import Runs, Timing
+from worker.settings import MB
 from worker.workflow import ended_runs
-from worker.workflow.ended_runs import EndedRun, EndedRuns
+from worker.workflow.ended_runs import EndedRun, EndedRuns, Position
 
+SIZES = "synapse:ended:sizes"
 WEEK = 7 * 24 * 60 * 60
 
 
@@ -155,8 +158,71 @@ def test_a_list_reads_no_more_than_is_taken(runs: Runs, redis: FakeRedis) -> Non
     assert len(read) == ended_runs.PAGE
 
 
+def test_a_page_begins_where_the_one_before_it_ended(
+    runs: Runs, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    # Given runs on three pages, of which four ended at one time
+    monkeypatch.setattr(ended_runs, "PAGE", 3)
+    end(runs, JobStatus.FAILED, "a")
+    at_once = ["b", "c", "d", "e"]
+    end(runs, JobStatus.FAILED, *at_once)
+    redis.zadd(ended_runs_key(), dict.fromkeys(at_once, clock.time()))
+    clock.forward(1)
+    end(runs, JobStatus.FAILED, "f", "g")
+
+    # When each page is asked for with the text that the one before it gave, and a run ends meanwhile
+    found, position = [], ""
+    while position is not None and len(found) < 10:
+        parsed = Position.parse(position) if position else None
+        page, following = EndedRuns(redis).page(position=parsed)
+        end(runs, JobStatus.FAILED, f"late-{len(found)}")
+        found += [run.job for run in page]
+        position = str(following) if following else None
+
+    # Then each run is there once, and none that ended after the first page was read
+    assert found == ["g", "f", "e", "d", "c", "b", "a"]
+
+
+def test_a_page_in_the_middle_costs_no_more_than_the_first(
+    runs: Runs, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given as many ended runs as fit on five pages
+    monkeypatch.setattr(ended_runs, "PAGE", 3)
+    end(runs, JobStatus.FAILED, *(str(number) for number in range(15)))
+    _, second = EndedRuns(redis).page()
+    _, third = EndedRuns(redis).page(position=second)
+    calls: list[object] = []
+    read: list[str] = []
+
+    class Reading(EndedRuns):
+        def _read(self, jobs: list[str], status: JobStatus | None) -> object:  # type: ignore[override]
+            read.extend(jobs)
+            return super()._read(jobs, status)
+
+    execute = fakeredis.FakeRedis.execute_command
+
+    def count(self: FakeRedis, *arguments: object, **options: object) -> object:
+        calls.append(arguments[0])
+        return execute(self, *arguments, **options)
+
+    monkeypatch.setattr(fakeredis.FakeRedis, "execute_command", count)
+
+    # When the third one is read
+    Reading(redis).page(position=third)
+
+    # Then the index was asked once, and the records of that page alone were read
+    assert (calls, len(read)) == (["ZRANGE"], 3)
+
+
+@pytest.mark.parametrize("text", ["", "nan:0", "inf:1", "1.5", "1.5:-1", "1:1", "-1.5:0", "1e9:0", "1.5:x"])
+def test_no_position_is_read_from_other_texts(text: str) -> None:
+    with pytest.raises(ValueError):
+        Position.parse(text)
+
+
 def test_what_no_release_writes_hides_no_other_run(runs: Runs, redis: FakeRedis) -> None:
-    end(runs, JobStatus.FAILED, "1", "2", "3", "4")
+    end(runs, JobStatus.FAILED, "0", "1", "2", "3", "4")
+    redis.set(ended_run_key("0"), '{"status": "FAILED", "failed": "many"}')
     redis.set(ended_run_key("1"), "rubbish")
     redis.set(ended_run_key("2"), "[]")
     redis.delete(ended_run_key("3"))
@@ -199,6 +265,7 @@ def test_maintenance_forgets_what_ended_long_ago(
         worker_ended_logs_max_age_seconds=WEEK,
         worker_dead_letters_max_mb=1,
         worker_dead_letters_max_age_seconds=WEEK,
+        worker_ended_runs_max_mb=1,
         worker_ended_runs_max_age_seconds=WEEK,
     )
     monkeypatch.setattr(ended_runs, "FORGOTTEN_AT_ONCE", 3)
@@ -218,8 +285,68 @@ def test_maintenance_forgets_what_ended_long_ago(
     assert sorted(redis.keys("synapse:ended*")) == [
         "synapse:ended",
         "synapse:ended:SUCCEEDED",
+        "synapse:ended:sizes",
         "synapse:ended:{young}",
     ]
+
+
+def test_what_is_kept_expires_where_nobody_forgets_it(
+    redis: FakeRedis, publisher: RecordingPublisher, clock: Clock
+) -> None:
+    # Given runs that ended in turn, with a failed task, and one that was stopped before it began
+    runs = Runs(redis, publisher, Timing(60), ended_runs_seconds=3600)
+    for job, status in (("1", JobStatus.FAILED), ("2", JobStatus.SUCCEEDED)):
+        accept(runs, job)
+        redis.rpush(failed_tasks_key(job), 5)
+        end(runs, status, job)
+        clock.forward(60)
+    runs.store.remember_stop("3")
+    accept(runs, "3")
+    EndedRuns(redis).trim(MB, 3600)
+
+    # When a day has passed since they were to be forgotten, and no worker is left that does it
+    clock.forward(3600 + 24 * 60 * 60 - 30)
+
+    # Then what was kept of the first ones is gone, and the others are listed still
+    assert listed(redis) == ["3"]
+    assert redis.exists(ended_run_key("1"), failed_tasks_key("1"), failed_tasks_key("2")) == 0
+    clock.forward(60)
+    assert redis.keys("synapse:ended*") == []
+
+
+def test_the_oldest_are_forgotten_when_all_take_too_much(
+    runs: Runs, redis: FakeRedis, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given ended runs, one of them with many failed tasks, of which several calls forget what is too much
+    monkeypatch.setattr(ended_runs, "FORGOTTEN_AT_ONCE", 2)
+    for job in "1234567":
+        accept(runs, job)
+        if job == "6":
+            redis.rpush(failed_tasks_key(job), *range(1000))
+        runs.finish(job, End(JobStatus.FAILED, {}))
+        clock.forward(1)
+    size_of_one = int(redis.hget(SIZES, "1") or 0)
+
+    # When no more than the three newest may be kept
+    EndedRuns(redis).trim(3 * size_of_one + 6 * 1000, WEEK)
+
+    # Then these are, and those are forgotten whole
+    assert listed(redis) == ["7", "6", "5"]
+    assert sorted(redis.hkeys(SIZES)) == ["5", "6", "7", ":total"]
+    assert redis.hget(SIZES, ":total") == str(3 * size_of_one + 6 * 1000)
+    assert redis.zcard(ended_runs_key(JobStatus.FAILED)) == 3
+
+
+def test_sizes_that_an_older_release_leaves_count_no_more(runs: Runs, redis: FakeRedis) -> None:
+    # Given runs of which a worker of an older release has forgotten all but one, and left their sizes
+    end(runs, JobStatus.FAILED, *(str(number) for number in range(5)))
+    redis.zrem(ended_runs_key(), *(str(number) for number in range(4)))
+
+    # When there is room for two
+    EndedRuns(redis).trim(2 * int(redis.hget(SIZES, "1") or 0), WEEK)
+
+    # Then the one that is kept stays
+    assert listed(redis) == ["4"]
 
 
 def test_a_new_run_of_a_job_takes_the_place_of_the_ended_one(runs: Runs, redis: FakeRedis) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,34 @@ def test_one_worker_at_a_time_does_a_work_as_often_as_before(clock: Clock, secon
     Fleet(clock, 10, lambda: done.append(clock.ahead), **seconds).run(600)
     gaps = {round(after - before, 3) for before, after in pairwise(done)}
     assert gaps == {seconds.get("seconds", maintenance.SECONDS_BETWEEN_SWEEPS)}
+
+
+def test_the_works_of_a_worker_look_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given works whose looks at their leases would meet if there were two at once
+    meeting, met = threading.Barrier(2), []
+
+    class Election:
+        def __init__(self, *_: object) -> None: ...
+
+        def hold(self) -> float:
+            with suppress(threading.BrokenBarrierError):
+                meeting.wait(0.2)
+                met.append(True)
+            meeting.reset()
+            return 1.0
+
+    monkeypatch.setattr(maintenance, "Election", Election)
+    works = [maintenance.Work(name, lambda: None) for name in ("sweep", "retention")]
+
+    # When both are due
+    threads = [threading.Thread(target=work.do) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+
+    # Then one looks after the other, over one connection
+    assert not met
 
 
 def test_a_worker_that_starts_anew_waits_for_a_short_lease_only(clock: Clock) -> None:

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 from shared.messages import DeployMessage
 from shared.redis_url import is_redis_url, read_redis_url
+from worker import tracing
 from worker.broker import Connection
 from worker.broker.config import QUEUES
 from worker.broker.queues import DEFAULT_QUEUE, waiting_messages
@@ -20,7 +21,9 @@ from worker.cli import cluster
 from worker.cli.checks import redis_check
 from worker.cli.checks.host_check import check_disk, check_port, check_proxies, check_tokens, free_space
 from worker.cli.checks.report import CheckFailures, CheckWarning, Report
+from worker.cli.checks.traces_check import check_receiver
 from worker.cli.console import BAD_ADDRESS_ERRORS
+from worker.monitoring.traces import target_of
 from worker.platform import (
     AgentClient,
     AuthenticationError,
@@ -85,6 +88,7 @@ RELEVANT_SETTINGS: Final = {
     "ray": "RAY_ADDRESS, RAY_AUTH_MODE, RAY_AUTH_TOKEN",
     "plugins": "PLUGINS_DIR",
     "webhook": "WORKER_WEBHOOK_URL, WORKER_WEBHOOK_SECRET",
+    "traces": "OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_HEADERS",
     "host": "TMPDIR",
 }
 
@@ -114,6 +118,8 @@ def doctor(
     }
     if settings.worker_webhook_url:
         checks["webhook"] = _check_webhook
+    if settings.otel_exporter_otlp_endpoint:
+        checks["traces"] = _check_traces
     failed = [name for name, check in checks.items() if not _passes(name, check, settings, report)]
     if "queue" not in failed:
         _passes("workers", _check_workers, settings, report)
@@ -252,6 +258,17 @@ def _check_webhook(settings: Settings, _: Report) -> str:
     with WebhookClient(settings.worker_webhook_url or "", settings.webhook_signing_keys) as webhook:
         webhook.post_test()
     return "takes a signed event (of the type test)"
+
+
+def _check_traces(settings: Settings, _: Report) -> str:
+    """Send no spans. Runs do not need them, so what is wrong is a warning."""
+    target = target_of(settings)
+    if not tracing.is_installed():
+        raise CheckWarning("OTEL_EXPORTER_OTLP_ENDPOINT is set, but synapse-worker[traces] is not installed")
+    problem = target and check_receiver(target, CONNECT_TIMEOUT_SECONDS)
+    if problem is not None:
+        raise CheckWarning(f"no traces are sent: {problem} (see {RELEVANT_SETTINGS['traces']})")
+    return "the receiver takes spans"
 
 
 def _check_workers(settings: Settings, report: Report) -> str:

@@ -3,6 +3,7 @@ import { act, h, setText } from "/static/dom.js";
 import { LANGUAGE_COOKIE, language, t } from "/static/i18n.js";
 import { live } from "/static/live.js";
 import { showDeployments } from "/static/deployments.js";
+import { showEnded } from "/static/ended.js";
 import { showLabels } from "/static/labels.js";
 import { showLetters } from "/static/letters.js";
 import { showQueues } from "/static/queues.js";
@@ -10,7 +11,7 @@ import { showRun } from "/static/run.js";
 import { showRuns } from "/static/runs.js";
 import { showWaiting } from "/static/waiting.js";
 
-const SECTIONS = { runs: showRuns, waiting: showWaiting, deployments: showDeployments, letters: showLetters, queues: showQueues, labels: showLabels };
+const SECTIONS = { runs: showRuns, ended: showEnded, waiting: showWaiting, deployments: showDeployments, letters: showLetters, queues: showQueues, labels: showLabels };
 const main = document.getElementById("main");
 let leave = () => {};
 

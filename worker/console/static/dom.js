@@ -43,18 +43,19 @@ export function marked(text, search) {
   return parts;
 }
 
-/** Ask the server; raises an Error with its reason. */
+/** Ask the server; raises an Error with its reason, and with the server's name of the `problem` where it has one. */
 export async function ask(path, options = {}) {
   const answer = await fetch(path, options);
   if (answer.status === 401) location.assign("/login");
   const body = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error(body.detail ?? `HTTP ${answer.status}`);
+  if (!answer.ok) throw Object.assign(new Error(body.detail ?? `HTTP ${answer.status}`), { problem: body.problem });
   return body;
 }
 
-/** An action: a POST that other sites' pages cannot send. */
-export function act(path) {
-  return ask(path, { method: "POST", headers: { "X-Synapse-Console": "1" } });
+/** An action: a POST that other sites' pages cannot send; with `content` as JSON where there is some. */
+export function act(path, content) {
+  const body = content === undefined ? undefined : JSON.stringify(content);
+  return ask(path, { method: "POST", headers: { "X-Synapse-Console": "1" }, body });
 }
 
 /**

@@ -2,12 +2,12 @@
 
 const WORDS = {
   en: {
-    runs: "Runs", waiting: "Waiting", deployments: "Deployments", letters: "Dead letters", queues: "Queues",
+    runs: "Runs", ended: "Ended runs", waiting: "Waiting", deployments: "Deployments", letters: "Dead letters", queues: "Queues",
     skip: "Skip to the content", logIn: "Log in", logOut: "Log out", token: "Token (WORKER_CONSOLE_TOKEN)",
     wrongToken: "That is not the token.", connected: "live", disconnected: "not up to date: Redis or this page is away",
     menu: "Sections", language: "한국어", languageHint: "Show the page in Korean",
     search: "Search", searchRuns: "Search by job, plugin or step", status: "Status", all: "all", live: "live",
-    waits: "waiting", failedRuns: "failed", ended: "ended", noRuns: "No runs.", shown: "{shown} of {all} runs",
+    waits: "waiting", failedRuns: "failed", haveEnded: "ended", noRuns: "No runs.", shown: "{shown} of {all} runs",
     showMore: "Show more", openJob: "Job", tasks: "{done} of {total} tasks", failedTasks: "{count} failed",
     left: "{time} left", progressOf: "progress of job {job}", since: "for {time}", took: "took {time}",
     waitsFor: "waits for {what}", error: "Error", step: "Step", stop: "Stop", reallyStop: "Stop it now?",
@@ -25,15 +25,24 @@ const WORDS = {
     delayed: "Delayed", held: "Workers hold {count} messages.", workers: "Workers", threads: "Threads",
     uptime: "Up for", noWorkers: "No worker answers.", noQueues: "This broker shows its queues itself.",
     loading: "Loading …", action: "Action", plugin: "Plugin", started: "Started", overall: "Overall", labels: "Labels", noLabels: "No labels yet.", wrongLabel: "{label}, is {truth}",
+    logExpired: "The log of this run is not kept any more.",
+    noEnded: "No ended runs are kept.", endedShown: "The latest {shown} of {all}.",
+    errorExpired: "its error is not kept any more", failuresShown: "{shown} of {all} failed tasks are shown.",
+    retry: "Retry the failed tasks", newJob: "Job that retries them",
+    retryHint: "The number of a new job of the backend. It annotates exactly the tasks that failed.",
+    retried: "Sent: the retry is", retry_live: "This run has not ended.", retry_not_kept: "This run is not kept any more.",
+    retry_no_tasks: "A run of this kind has no tasks.", retry_none_failed: "No task of this run has failed.",
+    retry_job_taken: "Job {job} has a run already: a job runs once. Take a new one.",
+    retry_invalid: "That is no job that can retry this run: {why}",
     PENDING: "pending", RUNNING: "running", SUCCEEDED: "succeeded", FAILED: "failed", STOPPED: "stopped",
   },
   ko: {
-    runs: "실행", waiting: "대기", deployments: "배포", letters: "배달 못 한 메시지", queues: "큐",
+    runs: "실행", ended: "종료된 실행", waiting: "대기", deployments: "배포", letters: "배달 못 한 메시지", queues: "큐",
     skip: "본문으로 건너뛰기", logIn: "로그인", logOut: "로그아웃", token: "토큰 (WORKER_CONSOLE_TOKEN)",
     wrongToken: "토큰이 올바르지 않습니다.", connected: "실시간", disconnected: "최신이 아님: Redis 또는 서버 연결 끊김",
     menu: "메뉴", language: "English", languageHint: "페이지를 영어로 보기",
     search: "검색", searchRuns: "작업, 플러그인, 단계로 검색", status: "상태", all: "전체", live: "진행 중",
-    waits: "대기 중", failedRuns: "실패", ended: "종료", noRuns: "실행이 없습니다.", shown: "실행 {all}개 중 {shown}개",
+    waits: "대기 중", failedRuns: "실패", haveEnded: "종료", noRuns: "실행이 없습니다.", shown: "실행 {all}개 중 {shown}개",
     showMore: "더 보기", openJob: "작업", tasks: "태스크 {total}개 중 {done}개", failedTasks: "{count}개 실패",
     left: "{time} 남음", progressOf: "작업 {job}의 진행률", since: "{time} 경과", took: "{time} 걸림",
     waitsFor: "{what} 대기", error: "오류", step: "단계", stop: "중지", reallyStop: "지금 중지할까요?",
@@ -51,6 +60,15 @@ const WORDS = {
     delayed: "지연", held: "워커가 메시지 {count}개를 갖고 있습니다.", workers: "워커", threads: "스레드",
     uptime: "가동 시간", noWorkers: "응답하는 워커가 없습니다.", noQueues: "이 브로커의 큐는 브로커에서 볼 수 있습니다.",
     loading: "불러오는 중 …", action: "액션", plugin: "플러그인", started: "시작", overall: "전체", labels: "라벨", noLabels: "아직 라벨이 없습니다.", wrongLabel: "{label}, 정답 {truth}",
+    logExpired: "이 실행의 로그는 더 이상 보관되지 않습니다.",
+    noEnded: "보관된 종료 실행이 없습니다.", endedShown: "전체 {all}개 중 최근 {shown}개.",
+    errorExpired: "오류 내용은 더 이상 보관되지 않습니다", failuresShown: "실패한 태스크 {all}개 중 {shown}개를 표시합니다.",
+    retry: "실패한 태스크 다시 실행", newJob: "다시 실행할 작업",
+    retryHint: "백엔드에 새로 만든 작업의 번호입니다. 실패한 태스크만 다시 처리합니다.",
+    retried: "보냈습니다. 다시 실행하는 작업:", retry_live: "아직 끝나지 않은 실행입니다.", retry_not_kept: "이 실행은 더 이상 보관되지 않습니다.",
+    retry_no_tasks: "이 종류의 실행에는 태스크가 없습니다.", retry_none_failed: "이 실행에는 실패한 태스크가 없습니다.",
+    retry_job_taken: "작업 {job}에는 이미 실행이 있습니다. 작업은 한 번만 실행되므로 새 작업을 쓰세요.",
+    retry_invalid: "이 실행을 다시 실행할 수 없는 작업입니다: {why}",
     PENDING: "준비", RUNNING: "실행 중", SUCCEEDED: "성공", FAILED: "실패", STOPPED: "중지됨",
   },
 };
@@ -62,6 +80,11 @@ export const language = document.documentElement.lang === "ko" ? "ko" : "en";
 export function t(key, values = {}) {
   const words = WORDS[language][key] ?? key;
   return words.replace(/\{(\w+)\}/g, (_, name) => String(values[name] ?? ""));
+}
+
+/** Whether there are words of `key`: another release of the server may know more. */
+export function hasWords(key) {
+  return key in WORDS[language];
 }
 
 /** The name of a status, or what another release calls it. */

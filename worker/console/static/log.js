@@ -57,7 +57,8 @@ export class LogPanel {
     this.#source.addEventListener("end", (event) => {
       this.#source.close();
       this.#isOver = true;
-      setText(this.end, t("logEnded", { reason: JSON.parse(event.data).reason }));
+      const { reason } = JSON.parse(event.data);
+      setText(this.end, reason === "expired" ? t("logExpired") : t("logEnded", { reason }));
     });
   }
 

@@ -1,6 +1,6 @@
 // One run: where it stands, its steps on a time line, its failed tasks, and its log.
 import { act, actionButton, ask, h, setText } from "/static/dom.js";
-import { clockTime, dateTime, duration, statusName, t } from "/static/i18n.js";
+import { clockTime, dateTime, duration, hasWords, statusName, t } from "/static/i18n.js";
 import { hasEnded, live } from "/static/live.js";
 import { LogPanel } from "/static/log.js";
 
@@ -23,8 +23,10 @@ export function showRun(main, job) {
   const timeline = h("ol", { class: "timeline" });
   const noSteps = h("p", { class: "note" }, t("noSteps"));
   const parts = h("ul", { class: "parts" });
-  const failures = h("ul", { class: "failures" });
-  const failed = h("section", { hidden: true }, h("h2", {}, t("failures")), failures);
+  const failures = h("ul", { class: "failures", tabindex: "0", "aria-label": t("failures") });
+  const shownOf = h("p", { class: "count" });
+  const retry = retryForm(path);
+  const failed = h("section", { hidden: true }, h("h2", {}, t("failures")), retry, shownOf, failures);
   const log = new LogPanel(job);
   main.append(
     h("p", {}, h("a", { href: "#/runs" }, t("backToRuns"))),
@@ -96,8 +98,10 @@ export function showRun(main, job) {
       if (found.steps.length >= steps.length) steps = found.steps;
       showParts(found.progress);
       failures.replaceChildren(...found.failures.map((failure) =>
-        h("li", {}, h("b", {}, `${t("task")} ${failure.task}`), " ", failure.error)));
-      failed.hidden = found.failures.length === 0;
+        h("li", {}, h("b", {}, `${t("task")} ${failure.task}`), " ", failure.error ?? t("errorExpired"))));
+      setText(shownOf, found.failures.length < run.failed ? t("failuresShown", { shown: found.failures.length, all: run.failed }) : "");
+      retry.hidden = !found.is_retryable;
+      failed.hidden = found.failures.length === 0 && !found.is_retryable;
       showFacts();
       showSteps();
     } catch {
@@ -138,4 +142,29 @@ export function showRun(main, job) {
     live.removeEventListener("change", change);
     log.stop();
   };
+}
+
+/** Asks for the number of the job that annotates the failed tasks, and then says what came of it. */
+function retryForm(path) {
+  const job = h("input", { id: "new-job", required: true, autocomplete: "off", maxlength: 100, "aria-describedby": "retry-hint" });
+  const said = h("p", { class: "said", role: "status" });
+  let isSending = false;
+  const send = async (event) => {
+    event.preventDefault();
+    if (isSending) return;
+    isSending = true;
+    const number = job.value.trim();
+    try {
+      const sent = await act(`${path}/retry`, { new_job: number });
+      said.replaceChildren(`${t("retried")} `, h("a", { href: `#/runs/${encodeURIComponent(sent.job)}` }, `${t("openJob")} ${sent.job}`));
+      job.value = "";
+    } catch (error) {
+      const key = `retry_${error.problem}`;
+      setText(said, hasWords(key) ? t(key, { job: number, why: error.message }) : error.message);
+    }
+    isSending = false;
+  };
+  return h("form", { class: "retry", hidden: true, onsubmit: send },
+    h("div", { class: "filters" }, h("label", { for: "new-job" }, t("newJob")), job, h("button", {}, t("retry"))),
+    h("p", { class: "note", id: "retry-hint" }, t("retryHint")), said);
 }

@@ -1,6 +1,6 @@
 // The list of runs: the live ones first, then those that have ended last.
 import { h, setText } from "/static/dom.js";
-import { duration, statusName, t } from "/static/i18n.js";
+import { dateTime, duration, statusName, t } from "/static/i18n.js";
 import { hasEnded, live } from "/static/live.js";
 
 const PAGE = 200;
@@ -9,7 +9,7 @@ const FILTERS = {
   live: (run) => !hasEnded(run),
   waits: (run) => Boolean(run.waiting_for),
   failedRuns: (run) => run.status === "FAILED" || run.failed > 0,
-  ended: hasEnded,
+  haveEnded: hasEnded,
 };
 
 /** A run's row: made once, and then only its texts change. */
@@ -44,7 +44,7 @@ export class RunRow {
   tick(run) {
     const until = hasEnded(run) ? run.updated : live.now();
     const passed = duration(until - (run.started ?? until));
-    const text = hasEnded(run) ? t("took", { time: passed }) : t("since", { time: passed });
+    const text = hasEnded(run) ? `${dateTime(run.updated ?? 0)} · ${t("took", { time: passed })}` : t("since", { time: passed });
     setText(this.left, run.left != null && !hasEnded(run) ? `${text} · ${t("left", { time: duration(run.left) })}` : text);
   }
 }

@@ -169,9 +169,15 @@ def await_actor(actor: str) -> str:
     return _add(_calls, _actors[actor].__ray_ready__.remote())
 
 
-def call_actor(actor: str, request: str, operation: str, payload: str) -> str:
-    """Start a call in an actor; returns the call's id."""
-    return _add(_calls, _actors[actor].run.remote(request, operation, payload))
+def call_actor(
+    call: str, actor: str, request: str, operation: str, payload: str, seconds: float
+) -> JsonObject | None:
+    """Start a call in an actor, by an id of the worker's, and `wait_for_end`.
+
+    Both at once, because most calls take a millisecond, and each exchange with this process takes longer.
+    """
+    _calls[call] = _actors[actor].run.remote(request, operation, payload)
+    return wait_for_end(call, seconds)
 
 
 def wait_for_end(call: str, seconds: float) -> JsonObject | None:

@@ -12,9 +12,10 @@
 --                      lines or none; with the keys: state, history, run, messages, outbox
 --                      -> 1 to the caller that is to report the message
 --   finish             time, level, end, status, error, position of the step that ends the runs or '', seconds until
---                      the end is overdue, event, '1' where ends go to a webhook, too, number of lines, lines, then of
---                      each run: job, channel of its log, channel of its events, member of the heartbeats; with the
---                      keys: heartbeats, overdue counts, outbox, webhooks, then state, history, run, record of each run
+--                      the end is overdue, event, '1' where ends go to a webhook, too, seconds for which an ended run
+--                      is kept, number of lines, lines, then of each run: job, channel of its log, channel of its
+--                      events, member of the heartbeats; with the keys: heartbeats, overdue counts, outbox, webhooks,
+--                      then state, history, run, record of each run
 --                      -> for each run its action when this is its end; 0 when it had ended, is gone, or has passed the step
 --   subscribe          source, connection options -> 1 when the log is to be tailed, 0 when it is closed already
 --   claim              source, claim
@@ -22,7 +23,8 @@
 --   close              source, claim, reason, time, the relay's final line or '' -> 1; 0 when the claim was lost
 --   close_if_complete  -> 1 when the log is closed
 --   mark_reported      job, its member of the heartbeats; with the keys: state, history, run, outbox, ended logs,
---                      heartbeats, overdue counts, set of keys that expire with the run, other keys that do
+--                      heartbeats, overdue counts, webhooks, set of keys that expire with the run, other keys that do
+--                      -> 1 to the caller that is to send the end to the webhook
 local operation = ARGV[1]
 local SEVERITY = {ended = 1, stopped = 2, limit = 3, unreachable = 4}
 local state, history, run, channel, seq, reopened, history_length
@@ -151,10 +153,10 @@ end
 if operation == 'finish' then
   -- The end is written once; the first wins. A step that a run has passed meanwhile ends nothing. A run leaves the list
   -- in which it waits, and is overdue when its end is not reported in time.
-  local limit, event, lines, answers = tonumber(ARGV[10]), ARGV[12], tonumber(ARGV[14]), {}
+  local limit, event, lines, answers = tonumber(ARGV[10]), ARGV[12], tonumber(ARGV[15]), {}
   local due, report_due = now_seconds() + ARGV[11], now() + REPORT_LEASE
   for number = 1, #KEYS / 4 - 1 do
-    local key, first = 4 * number + 1, 11 + lines + 4 * number
+    local key, first = 4 * number + 1, 12 + lines + 4 * number
     local ended_run, record = KEYS[key + 2], KEYS[key + 3]
     local job, log_name, events, member = ARGV[first], ARGV[first + 1], ARGV[first + 2], ARGV[first + 3]
     local position, run_end, reported, list =
@@ -171,13 +173,13 @@ if operation == 'finish' then
       if list then redis.call('ZREM', list, job) end
       if not reported then
         redis.call('ZADD', KEYS[3], report_due, job)
-        if ARGV[13] == '1' then redis.call('ZADD', KEYS[4], report_due, job) end
+        if ARGV[13] == '1' then enter_webhook(KEYS[4], job) end
         redis.call('ZADD', KEYS[1], due, member)
         redis.call('HDEL', KEYS[2], member)
         redis.call('PUBLISH', events, event)
         -- The end counts, also where it cannot be kept or the log cannot be written.
-        pcall(keep_ended_run, ended_run, record)
-        pcall(end_log, key, log_name, 15, 14 + lines)
+        pcall(keep_ended_run, ended_run, record, ARGV[14])
+        pcall(end_log, key, log_name, 16, 15 + lines)
       end
     end
   end
@@ -262,7 +264,10 @@ elseif operation == 'mark_reported' then
   redis.call('ZADD', KEYS[5], 0, ARGV[5])
   redis.call('ZREM', KEYS[6], ARGV[6])
   redis.call('HDEL', KEYS[7], ARGV[6])
-  for _, key in ipairs(redis.call('SMEMBERS', KEYS[8])) do redis.call('EXPIRE', key, ARGV[4]) end
+  for _, key in ipairs(redis.call('SMEMBERS', KEYS[9])) do redis.call('EXPIRE', key, ARGV[4]) end
   redis.call('EXPIRE', run, ARGV[4])
-  for index = 8, #KEYS do redis.call('EXPIRE', KEYS[index], ARGV[4]) end
+  for index = 9, #KEYS do redis.call('EXPIRE', KEYS[index], ARGV[4]) end
+  if not redis.call('ZSCORE', KEYS[8], ARGV[5]) then return 0 end
+  redis.call('ZADD', KEYS[8], now() + REPORT_LEASE, ARGV[5])
+  return 1
 end

@@ -13,11 +13,11 @@ end
 local function now_seconds() return redis.call('TIME')[1] end
 
 -- What has changed of a run's public record, as text by field, for whoever shows all runs: one channel has the changes of
--- all. Its name and the job stand in the record's key.
+-- all. Its name and the job stand in the record's key. With the time, by which a listener sees how late it is.
 local function publish_change(record, change)
   local prefix, job = string.match(record, '^(.*):jobs:{(.*)}$')
   if not job then return end
-  change.job = job
+  change.job, change.at = job, now()
   redis.call('PUBLISH', prefix .. ':changes', cjson.encode(change))
 end
 
@@ -63,6 +63,12 @@ end
 local REPORT_LEASE = 5
 local function enter_outbox(outbox, job, delay)
   return redis.call('ZADD', outbox, 'NX', now() + delay + REPORT_LEASE, job)
+end
+-- The webhook hears of an end once the backend has it: `mark_reported` of `log.lua` lets it be sent. Workers of the previous
+-- release do not, so it is looked at again after a while.
+local WEBHOOK_LOOK = 60
+local function enter_webhook(webhooks, job)
+  redis.call('ZADD', webhooks, now() + WEBHOOK_LOOK, job)
 end
 local function has_changes(run)
   local version, version_sent = unpack(redis.call('HMGET', run, RUN.version, RUN.version_sent))
@@ -142,6 +148,25 @@ local function ended_keys(record)
   local kept = all .. ':{' .. job .. '}'
   return job, all, kept, kept .. ':failed_tasks'
 end
+-- Beside them the bytes of Redis that each needs, about, and their sum, so that what is too much is forgotten without
+-- looking at the rest. No job has a name with a colon.
+local ENDED_RUN_BYTES, FAILED_TASK_BYTES, ENDED_RUNS_TOTAL = 512, 6, ':total'
+local function ended_run_sizes(all) return all .. ':sizes' end
+local function forget_ended_run_size(all, job)
+  local sizes = ended_run_sizes(all)
+  local counted = redis.call('HGET', sizes, job)
+  if not counted then return end
+  redis.call('HDEL', sizes, job)
+  if redis.call('HINCRBY', sizes, ENDED_RUNS_TOTAL, -counted) <= 0 then redis.call('DEL', sizes) end
+end
+local function record_ended_run_size(all, job, bytes)
+  local sizes = ended_run_sizes(all)
+  if redis.call('HSETNX', sizes, job, bytes) == 0 then
+    forget_ended_run_size(all, job)
+    redis.call('HSET', sizes, job, bytes)
+  end
+  redis.call('HINCRBY', sizes, ENDED_RUNS_TOTAL, bytes)
+end
 local function is_kept(record)
   local _, _, kept = ended_keys(record)
   return redis.call('EXISTS', kept) == 1
@@ -151,21 +176,29 @@ local function forget_ended_run(record)
   redis.call('UNLINK', kept, failed_tasks)
   redis.call('ZREM', all, job)
   for _, status in ipairs(END_STATUSES) do redis.call('ZREM', all .. ':' .. status, job) end
+  forget_ended_run_size(all, job)
 end
 -- The keys of an earlier run of this job have expired; what is kept of it would be mixed with this one.
 local function forget_earlier_run(record)
   if is_kept(record) then forget_ended_run(record) end
 end
-local function keep_ended_run(run, record)
+-- What is kept expires by itself after so many seconds: nobody may be left to forget it, such as after the return to a
+-- release that does not know it. The lists expire, too, but their expiry is renewed by maintenance, for all at once.
+local function keep_ended_run(run, record, seconds)
   forget_earlier_run(record)  -- of a run that was never RUNNING
   local job, all, kept, failed_tasks = ended_keys(record)
   local found, content, time = redis.call('HGETALL', record), {}, now()
   for index = 1, #found, 2 do content[found[index]] = found[index + 1] end
   content.message = redis.call('HGET', run, RUN.message) or nil
-  redis.call('SET', kept, cjson.encode(content))
-  -- They do not expire with the run any more.
-  redis.call('SREM', record .. ':keys', failed_tasks)
-  redis.call('PERSIST', failed_tasks)
+  local text = cjson.encode(content)
+  redis.call('SET', kept, text, 'EX', seconds)
+  local failed = redis.call('LLEN', failed_tasks)
+  if failed > 0 then
+    -- They do not expire with the run any more.
+    redis.call('SREM', record .. ':keys', failed_tasks)
+    redis.call('EXPIRE', failed_tasks, seconds)
+  end
   redis.call('ZADD', all, time, job)
   redis.call('ZADD', all .. ':' .. content.status, time, job)
+  record_ended_run_size(all, job, ENDED_RUN_BYTES + #text + FAILED_TASK_BYTES * failed)
 end

@@ -10,5 +10,5 @@ end
 if redis.call('HSETNX', KEYS[1], RUN.end_sent, 1) == 0 then return enter_outbox(KEYS[2], ARGV[1], 0) end
 redis.call('ZADD', KEYS[2], now() + REPORT_LEASE, ARGV[1])
 record_heartbeat(KEYS[3], KEYS[4], ARGV[2], ARGV[3])
-if ARGV[4] == '1' then enter_outbox(KEYS[5], ARGV[1], 0) end
+if ARGV[4] == '1' then enter_webhook(KEYS[5], ARGV[1]) end
 return 1

@@ -10,13 +10,13 @@ from redis import Redis
 from shared.channels import RETENTION_SECONDS, job_key
 from worker.lua import redis_time
 from worker.runs import keys
-from worker.runs.events import MessageEntry
+from worker.runs.events import MessageEntry, message_entries
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import RunField, run_key
 from worker.runs.model import End, Lease, StoredRun
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES
 from worker.runs.scripts import run_scripts
-from worker.runs.store import RunStore, hash_of
+from worker.runs.store import RunStore, hash_of, reading_record
 
 REPORT = "runs.report"
 """Names the lock of a job's report, and the task by which workers of older releases report."""
@@ -133,25 +133,16 @@ class Outbox(DueJobs):
             pipe.execute()
 
     def claim(self, job: str, token: str) -> ReportClaim:
-        """Take the lock of the job's report and read what is to be reported; messages are removed."""
+        """Take the lock of the job's report and read what is to be reported; messages are removed.
+
+        Raises `DamagedRunError` for what is no text.
+        """
         lease = Lease(keys.lock_key(job, REPORT), token)
-        status, *found = self._scripts.run(
-            "claim_report",
-            [
-                run_key(job),
-                keys.progress_key(job),
-                job_key(job),
-                keys.messages_key(job),
-                lease.key,
-                self._key,
-                keys.patched_key(job),
-            ],
-            job,
-            token,
-            int(self._lock_seconds * 1000),
-            SECONDS_BETWEEN_PATCHES,
-            MAX_MESSAGES,
-        )
+        names = [run_key(job), keys.progress_key(job), job_key(job), keys.messages_key(job)]
+        names += [lease.key, self._key, keys.patched_key(job)]
+        limits = int(self._lock_seconds * 1000), SECONDS_BETWEEN_PATCHES, MAX_MESSAGES
+        with reading_record(job):
+            status, *found = self._scripts.run("claim_report", names, job, token, *limits)
         if status == ReportStatus.EARLY:
             return ReportClaim(ReportStatus.EARLY, wait=float(found[0]))
         if status != ReportStatus.CLAIMED:
@@ -164,7 +155,7 @@ class Outbox(DueJobs):
             stored=hash_of(stored),
             progress=hash_of(progress),
             record=hash_of(record),
-            messages=[json.loads(each) for each in messages],
+            messages=message_entries(messages),
         )
 
     def acknowledge(self, job: str, lease: Lease, version: str | None) -> bool:

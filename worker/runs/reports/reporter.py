@@ -8,6 +8,7 @@ import structlog
 from shared.channels import RETENTION_SECONDS, job_key
 from shared.messages import JsonObject
 from shared.statuses import JobStatus, is_final_status
+from worker import tracing
 from worker.blame import asks_for_later
 from worker.platform import (
     AuthenticationError,
@@ -24,6 +25,7 @@ from worker.runs.model import STOPPED, AnyRun, End, backend_job_id, stopped_job_
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES, Progress, Snapshot, proportions_of
 from worker.runs.reports.outbox import MAX_MESSAGES, ReportClaim, ReportStatus
 from worker.runs.runs import Runs, publish_current_step
+from worker.runs.store import DamagedRunError, reading_record
 
 log = structlog.get_logger(__name__)
 
@@ -78,7 +80,9 @@ def report(job: str, runs: Runs, backend_of: Callable[[str | None], JobsApi]) ->
                 raise LeaseLostError
             return backend.update_job(job, **fields)
 
-        with runs.report_locks.renewing(lease):
+        # Between these two there may be one a second.
+        is_traced = run.end is not None or not claim.is_running_sent
+        with _report_span(run) if is_traced else tracing.NO_SPAN, runs.report_locks.renewing(lease):
             _send_messages(job, claim.messages, runs, backend)
             if run.end is not None:
                 _send_end(run, run.end, claim, runs, backend, update)
@@ -93,15 +97,26 @@ def report(job: str, runs: Runs, backend_of: Callable[[str | None], JobsApi]) ->
             runs.report_locks.release(lease)
 
 
+def _report_span(run: AnyRun) -> tracing.Span:
+    """A span for this report in the trace of its run, if that has one."""
+    if not run.traceparent:
+        return tracing.NO_SPAN
+    attributes = {"synapse.job": run.job, "synapse.action": run.message.action}
+    return tracing.task_span("report", run.traceparent, run.job, attributes, kind="INTERNAL")
+
+
 def report_unreadable(job: str, runs: Runs, backend: JobsApi) -> None:
     """Report the end of a run whose record cannot be read, as far as its public record says it.
 
     Raises `ClientError` as `report` does.
     """
     status, error = runs.redis.hmget(job_key(job), ["status", "error"])
-    if is_final_status(status):
-        backend.update_job(job, status=status, result={"error": error or ""})
-        runs.store.mark_reported(job)
+    if not is_final_status(status):
+        if not runs.store.has_ended(job):
+            return
+        status, error = JobStatus.FAILED, f"the record of job {job}'s run is damaged"
+    backend.update_job(job, status=status, result={"error": error or ""})
+    runs.mark_reported(job)
 
 
 def give_up_rejected_end(job: str, error: ClientError, runs: Runs) -> bool:
@@ -114,7 +129,7 @@ def give_up_rejected_end(job: str, error: ClientError, runs: Runs) -> bool:
     if seconds is None or seconds < MAX_REJECTED_SECONDS:
         return False
     log.error("end given up", job=job, error_type=type(error).__name__, error=clean(str(error)))
-    runs.store.mark_reported(job)
+    runs.mark_reported(job)
     return True
 
 
@@ -135,9 +150,17 @@ def _send_progress(run: AnyRun, claim: ReportClaim, runs: Runs, backend: JobsApi
 
 
 def _snapshot(run: AnyRun, claim: ReportClaim, *, is_complete: bool = False) -> Snapshot:
-    overall = float(claim.record.get("overall") or 0)
     proportions = proportions_of(run.message)
-    return Progress.snapshot_of(claim.progress, overall, claim.now, proportions, is_complete=is_complete)
+    try:
+        with reading_record(run.job):
+            overall = float(claim.record.get("overall") or 0)
+            return Progress.snapshot_of(
+                claim.progress, overall, claim.now, proportions, is_complete=is_complete
+            )
+    except DamagedRunError as error:
+        # The end, if it has come, is worth more.
+        log.warning("progress left out of the report", error=str(error))
+        return Progress.snapshot_of({}, 0.0, claim.now, proportions, is_complete=is_complete)
 
 
 def _send_end(
@@ -145,7 +168,7 @@ def _send_end(
 ) -> None:
     if run.position > 0 or not _has_ended_at_backend(run, backend):
         _patch_end(run, end, claim, runs, backend, update)
-    runs.store.mark_reported(run.job)
+    runs.mark_reported(run.job)
     log.info("end reported", status=end.status)
 
 
@@ -164,7 +187,8 @@ def _patch_end(
     snapshot = _snapshot(run, claim, is_complete=complete)
     result = end.result
     if end.status is JobStatus.STOPPED:
-        result = stopped_job_result(run.message.task, claim.record)
+        with reading_record(run.job):
+            result = stopped_job_result(run.message.task, claim.record)
     try:
         update(
             status=end.status,

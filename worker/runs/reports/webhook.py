@@ -1,4 +1,4 @@
-"""Sends the end of each run to the webhook, beside its report to the backend and never in its way."""
+"""Sends the end of each run to the webhook, once the backend has it, and never in the way of a report."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import structlog
 from redis import Redis
 
-from shared.channels import RETENTION_SECONDS, job_key, redis_prefix
+from shared.channels import job_key, redis_prefix
 from shared.messages import JsonObject
 from shared.statuses import JobStatus
 from worker import metrics
@@ -27,7 +27,7 @@ from worker.runs.reports.sender import (
 )
 from worker.runs.reports.webhook_client import WebhookClient, is_rejected
 from worker.runs.runs import Runs
-from worker.runs.store import hash_of
+from worker.runs.store import DamagedRunError, hash_of, reading_record
 
 log = structlog.get_logger(__name__)
 
@@ -36,8 +36,6 @@ LOCK_SECONDS = 30.0
 """Longer than an attempt, so that nobody else begins one meanwhile."""
 MAX_COUNTDOWN_SECONDS = 300.0
 """The longest pause between two attempts: a receiver that was away hears of all ends within so long."""
-MAX_AGE_SECONDS = RETENTION_SECONDS
-"""After so long an end is not sent any more: soon after, nothing may be left of its run."""
 MAX_RESULT_BYTES = 16 * 1024
 """Of the result in an event; a larger one is at the backend alone."""
 
@@ -46,8 +44,8 @@ MAX_RESULT_BYTES = 16 * 1024
 class DueEnd:
     """The end of a job that is to be sent, read when it was claimed."""
 
-    age: float
-    """Seconds since the end."""
+    left: float
+    """Seconds for which the run is kept still. Then nothing is left of it to send."""
     event_id: str
     body: bytes
 
@@ -59,13 +57,17 @@ class Webhooks(DueJobs):
         super().__init__(redis, keys.webhooks_key())
 
     def claim(self, job: str, token: str) -> DueEnd | None:
-        """Take the lock of the job's event and make it; None when nothing is to be sent, or another sends."""
+        """Take the lock of the job's event and make it; None when there is nothing to send yet.
+
+        Raises `DamagedRunError`, and the lock is kept, when nothing says how the run has ended.
+        """
         names = [run_key(job), job_key(job), self._lock(job), self._key, keys.rejected_end_key(job)]
-        status, *found = self._scripts.run("claim_webhook", names, job, token, int(LOCK_SECONDS * 1000))
-        if status != "claimed":
-            return None
-        now, message, end, record = found
-        return _due_end(job, float(now), message, json.loads(end), hash_of(record))
+        with reading_record(job):  # also what is no UTF-8
+            status, *found = self._scripts.run("claim_webhook", names, job, token, int(LOCK_SECONDS * 1000))
+            if status != "claimed":
+                return None
+            now, left, message, end, record = found
+            return _due_end(job, float(now), float(left), message, end, hash_of(record))
 
     def end_attempt(self, job: str, token: str, retry_in: float | None) -> None:
         """Release the lock; the end is sent again in so many seconds, and with None never."""
@@ -76,14 +78,16 @@ class Webhooks(DueJobs):
         return keys.lock_key(job, "webhook")
 
 
-def _due_end(job: str, now: float, message: str, end: JsonObject, record: dict[str, str]) -> DueEnd:
-    status, ended = JobStatus(end["status"]), int(float(record.get("updated") or now))
-    sent: JsonObject = json.loads(message)
-    result = end["result"]
-    if status is JobStatus.STOPPED and record.get("status"):
-        result = stopped_job_result(sent["task"], record)
-    # The failures of single tasks are at the backend; their number is part of the result.
-    result = {name: value for name, value in result.items() if name != "failures"}
+def _due_end(job: str, now: float, left: float, message: str, end: str, record: dict[str, str]) -> DueEnd:
+    ended = int(float(record.get("updated") or now))
+    try:
+        with reading_record(job):
+            status, result, tenant = _end_of(json.loads(message), json.loads(end), record)
+    except DamagedRunError:
+        # As far as the public record says it, which is what the backend gets (`report_unreadable`).
+        status, result, tenant = JobStatus(record["status"]), {"error": record.get("error", "")}, None
+        if not status.is_final:
+            raise
     event = {
         "type": f"run.{status.lower()}",
         "timestamp": datetime.fromtimestamp(ended, UTC).isoformat().replace("+00:00", "Z"),
@@ -91,14 +95,26 @@ def _due_end(job: str, now: float, message: str, end: JsonObject, record: dict[s
             "job": job,
             "action": record.get("action"),
             "plugin": record.get("plugin"),
-            "tenant": sent["kwargs"].get("tenant"),
+            "tenant": tenant,
             "status": status,
             "result": result if len(json.dumps(result)) <= MAX_RESULT_BYTES else None,
         },
     }
     about = (redis_prefix(), job, status, record.get("started", ""), ended)
     digest = hashlib.sha256("\n".join(map(str, about)).encode()).hexdigest()
-    return DueEnd(now - ended, f"run_{digest[:32]}", json.dumps(event, separators=(",", ":")).encode())
+    return DueEnd(left, f"run_{digest[:32]}", json.dumps(event, separators=(",", ":")).encode())
+
+
+def _end_of(
+    message: JsonObject, end: JsonObject, record: dict[str, str]
+) -> tuple[JobStatus, JsonObject, object]:
+    """Status, result and tenant."""
+    status, result = JobStatus(end["status"]), end["result"]
+    if status is JobStatus.STOPPED and record.get("status"):
+        result = stopped_job_result(message["task"], record)
+    # The failures of single tasks are at the backend; their number is part of the result.
+    result = {name: value for name, value in result.items() if name != "failures"}
+    return status, result, message["kwargs"].get("tenant")
 
 
 def send_end(job: str, attempt: int, runs: Runs, webhooks: Webhooks, client: WebhookClient) -> float | None:
@@ -107,7 +123,14 @@ def send_end(job: str, attempt: int, runs: Runs, webhooks: Webhooks, client: Web
     Raises `RedisError`.
     """
     token = runs.locks.new_token()
-    due = webhooks.claim(job, token)
+    try:
+        due = webhooks.claim(job, token)
+    except DamagedRunError as error:
+        # It will not be read better the next time.
+        metrics.count_webhook("damaged")
+        log.error("webhook dropped", job=job, error=str(error))
+        webhooks.end_attempt(job, token, None)
+        return None
     if due is None:
         return None
     retry_in: float | None = None
@@ -117,12 +140,12 @@ def send_end(job: str, attempt: int, runs: Runs, webhooks: Webhooks, client: Web
         log.info("end sent to the webhook", job=job)
     except ClientError as error:
         failure = {"job": job, "status_code": error.status_code, "error": clean(str(error))}
-        if is_rejected(error) or due.age >= MAX_AGE_SECONDS:
+        countdown = max(backoff(attempt, MAX_COUNTDOWN_SECONDS), retry_after_seconds(error) or 0.0)
+        if is_rejected(error) or countdown >= due.left:
             metrics.count_webhook("given_up")
             log.error("webhook given up", **failure)
         else:
-            asked = retry_after_seconds(error) or 0.0
-            retry_in = max(backoff(attempt, MAX_COUNTDOWN_SECONDS), asked)
+            retry_in = countdown
             metrics.count_webhook("retried")
             log.warning("webhook retry scheduled", attempt=attempt, **failure)
     webhooks.end_attempt(job, token, retry_in)

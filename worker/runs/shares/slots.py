@@ -67,9 +67,12 @@ class Slots:
             wait = (*message, waits.waiting_for)
         return Taken(str(self._run("take", tenant, [run_key(job), job_key(job)], holder, *wait)))
 
-    def free(self, tenant: str, holder: str) -> None:
-        """Give a slot back: the one that has waited longest gets it."""
-        self._run("free", tenant, [], holder)
+    def free(self, tenant: str, holder: str, token: str = "") -> None:
+        """Give a slot back: the one that has waited longest gets it.
+
+        `token`: by which a chunk's delivery holds the lock; one that has lost it gives nothing back.
+        """
+        self._run("free", tenant, [], holder, token)
 
     def hand_out(self) -> None:
         """Give the slots whose holders are gone to those that wait."""

@@ -72,7 +72,7 @@ class Shares:
     def free_chunk(self, run: AnyRun) -> None:
         """Give the slot back that this delivery has taken; one that stays is found to be free later."""
         if self._chunks is not None and run.lease is not None:
-            self._free(self._chunks, run.message.tenant, run.lease.key)
+            self._free(self._chunks, run.message.tenant, run.lease.key, run.lease.token)
 
     def take_run(self, run: AnyRun, step: Step) -> Outcome | None:
         """Take a slot for the run, which it has until its end: None, or how its step waits for one."""
@@ -124,8 +124,8 @@ class Shares:
         self._heartbeats.extend(run_member(run.job), MAX_WAIT_SECONDS)
         return Suspend()
 
-    def _free(self, slots: Slots, tenant: str | None, holder: str) -> None:
+    def _free(self, slots: Slots, tenant: str | None, holder: str, token: str = "") -> None:
         try:
-            slots.free(tenant or self._own_tenant, holder)
+            slots.free(tenant or self._own_tenant, holder, token)
         except RedisError as error:
             log.warning("slot not given back", holder=holder, error_type=type(error).__name__)

@@ -16,7 +16,6 @@ from starlette.requests import Request
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from shared import Message
 from worker.sandbox.api import Api, api_error
 from worker.sandbox.backend.entities import Entities, Releases
 from worker.sandbox.backend.jobs import Applications, ApplicationSync, Jobs
@@ -41,7 +40,7 @@ class BackendConfig:
 def create_app(
     config: BackendConfig,
     state: State,
-    publish: Callable[[Message], object],
+    publish: Callable[..., object],
     client: httpx.AsyncClient | None = None,
 ) -> Starlette:
     """The application; `client` calls the agent and the Serve applications."""

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from shared import DeployMessage, Message, ServeApplicationStatus
+from shared import DeployMessage, ServeApplicationStatus
 from worker.actions import create_serve_multiplexed_model_id
 from worker.sandbox.api import Api, ApiError, api_error, json_response, validated
 from worker.sandbox.backend.entities import Releases
@@ -29,6 +29,8 @@ RUN_FIELDS: Final[dict[str, type | tuple[type, ...]]] = {
 }
 METHODS: Final = ("get", "post", "put", "patch", "delete")
 INFERENCE_TIMEOUT_SECONDS: Final = 300
+CONTEXT_HEADERS: Final = ("traceparent", "tracestate")
+"""Of a caller's trace, which goes on in the application."""
 
 
 class PluginRuns:
@@ -40,7 +42,7 @@ class PluginRuns:
         releases: Releases,
         sync: ApplicationSync,
         client: httpx.AsyncClient,
-        publish: Callable[[Message], object],
+        publish: Callable[..., object],
         serve_url: str,
         plugin_token: str,
     ) -> None:
@@ -61,12 +63,17 @@ class PluginRuns:
         version = fields.get("version", version_in_path or None)
         if fields["action"] == "inference":
             backend_url = str(request.base_url).rstrip("/")
-            return await self._inference(code, version, fields["agent"], fields["params"], backend_url)
+            context = {name: request.headers[name] for name in CONTEXT_HEADERS if name in request.headers}
+            return await self._inference(
+                code, version, fields["agent"], fields["params"], backend_url, context
+            )
         if fields["action"] == "deployment":
-            return await self._deployment(code, version, fields)
+            return await self._deployment(code, version, fields, request.headers.get("traceparent"))
         raise ApiError(400, {"action": ["must be deployment or inference"]})
 
-    async def _deployment(self, code: str, version: str | None, fields: dict[str, Any]) -> Response:
+    async def _deployment(
+        self, code: str, version: str | None, fields: dict[str, Any], traceparent: str | None
+    ) -> Response:
         release = self._releases.latest(code, version)
         if release is None:
             raise api_error(404, "No PluginRelease matches the given query.")
@@ -81,7 +88,8 @@ class PluginRuns:
             message = DeployMessage.model_validate(
                 {"job": job, **columns, "language": fields.get("language", "en")}
             )
-            await asyncio.to_thread(self._publish, message)
+            context = {"traceparent": traceparent} if traceparent else {}
+            await asyncio.to_thread(self._publish, message, **context)
         except pydantic.ValidationError as error:
             self._state.execute("DELETE FROM jobs WHERE id = ?", job)
             mistakes = {str(mistake["loc"][-1]): [mistake["msg"]] for mistake in error.errors()}
@@ -92,14 +100,20 @@ class PluginRuns:
         return json_response({"id": job}, 201)
 
     async def _inference(
-        self, code: str, version: str | None, agent: int, params: dict[str, Any], backend_url: str
+        self,
+        code: str,
+        version: str | None,
+        agent: int,
+        params: dict[str, Any],
+        backend_url: str,
+        context: dict[str, str],
     ) -> Response:
         record = self._application(code, version, agent)
         method = str(params.get("method", "post")).lower()
         if method not in METHODS:
             raise ApiError(400, {"params": [f"unknown method {method!r}"]})
         model = self._model_id(params["model"], backend_url) if "model" in params else None
-        headers = {} if model is None else {"serve_multiplexed_model_id": model}
+        headers = context if model is None else {**context, "serve_multiplexed_model_id": model}
         url = f"{self._serve_url}{self._route_prefix(record).rstrip('/')}/"
         try:
             upstream = await self._client.request(

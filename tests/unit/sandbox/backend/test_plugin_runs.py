@@ -101,6 +101,21 @@ async def test_inference_is_forwarded(backend: httpx.AsyncClient, services: Any,
     assert json.loads(call.content) == {"image": "url"}
 
 
+async def test_inference_goes_on_in_the_callers_trace(
+    backend: httpx.AsyncClient, services: Any, job: int
+) -> None:
+    services.applications = [listed()]
+    await backend.post("/serve_applications/", json={"job": job})
+    body = {"agent": 1, "action": "inference", "params": {}, "version": "1.10.0"}
+
+    context = {"traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01", "tracestate": "vendor=1"}
+    await backend.post("/plugins/digits/run/", json=body, headers=context)
+
+    # As Serve's proxy reads it
+    (call,) = services.calls
+    assert {name: call.headers[name] for name in context} == context
+
+
 async def test_a_known_model_is_named_by_its_signed_token(
     backend: httpx.AsyncClient, services: Any, job: int, state: State, tmp_path: Path
 ) -> None:

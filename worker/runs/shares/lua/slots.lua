@@ -6,7 +6,7 @@
 -- ARGV: operation, tenant, most slots, '1' when holders are runs, then for
 --   take   holder, and where it is to wait if need be: command and list of its message, the message, what it waits for
 --          -> 'has' a slot, 'full' where no message was given, or 'waits'
---   free   holder
+--   free   holder, and for a chunk the token by which its delivery holds the lock
 --   hand_out
 --   publish, where slots are not limited any more: so many messages that wait, which take none
 local slots, waiting, messages, tenants = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
@@ -53,7 +53,9 @@ local function hand_out()
 end
 
 if operation == 'free' then
-  redis.call('ZREM', slots, holder)
+  -- A delivery whose lock has expired frees nothing: the slot may be that of another one of the same chunk by now. What is
+  -- nobody's is found soon.
+  if are_runs or redis.call('GET', holder) == ARGV[6] then redis.call('ZREM', slots, holder) end
   hand_out()
   return
 elseif operation == 'hand_out' then

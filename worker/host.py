@@ -1,31 +1,29 @@
-"""What workers share with others on their host: process numbers, and the temporary directory."""
+"""What workers share with others on their host: process numbers, and folders of the temporary directory."""
 
 import errno
 import os
 import stat
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 
-def states_root() -> Path:
-    """The folder of all states of this user's workers; raises `OSError` without a temporary directory."""
-    return Path(tempfile.gettempdir()) / f"synapse-worker-states-{os.getuid()}"
+def make_private(folder: Path, root: Path | None = None) -> None:
+    """Make this folder, and those above it up to `root`, for this user alone; others are made as they come.
 
-
-def make_private(folder: Path) -> None:
-    """Make this folder of `states_folder`, and those above it, for this user alone.
-
-    Raises `OSError` where another user has made one before, who could lead this process elsewhere by a link.
+    Raises `PermissionError` where another user has made one before, who could lead this process elsewhere by
+    a link, or where others can write one, whose content may be run; and any other `OSError`.
     """
-    root = states_root()
-    above = [level for level in reversed(folder.parents) if level == root or root in level.parents]
-    for level in (*above, folder):
+    levels = [level for level in reversed(folder.parents) if root in (level, *level.parents)] + [folder]
+    levels[0].parent.mkdir(parents=True, exist_ok=True)
+    for level in levels:
         with suppress(FileExistsError):
             level.mkdir(mode=0o700)
         found = level.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             raise PermissionError(errno.EPERM, "it belongs to another user", str(level))
+        if found.st_mode & 0o022:
+            reason = "it can be written by others: remove it, or make it this user's alone"
+            raise PermissionError(errno.EPERM, reason, str(level))
 
 
 def is_running(pid: int, started: int | None = None) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.unit.conftest import Clock
-from worker import task_events
-from worker.task_events import LEASE_SECONDS, TaskEventsStep, enable_events
+from worker.monitoring import task_events
+from worker.monitoring.task_events import LEASE_SECONDS, TaskEventsStep, enable_events
 
 
 class Timer:

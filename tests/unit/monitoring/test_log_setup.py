@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import structlog
 
-from worker import log_setup
+from worker.monitoring import log_setup
 from worker.platform import redaction, register_secrets
 
 SECRET = "hush-hush-hush"

@@ -1,0 +1,183 @@
+"""The page's list of ended runs, one of them when its own keys have expired, and its retry."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import fakeredis
+import pytest
+from httpx import Response
+
+from shared.messages import ToTaskMessage
+from tests.harness.in_process_worker import RecordingPublisher
+from tests.unit.console.browser import Browser
+from tests.unit.runs.example_workflow import VISIBILITY_TIMEOUT
+from tests.unit.workflow.failed_tasks import PARAMS, add_failed_run, expire_run
+from worker.console import server
+from worker.console.access import ACTION_HEADER
+from worker.console.overview import Overview
+from worker.console.server import Console
+from worker.runs.runs import Runs, Timing
+from worker.workflow import ended_runs
+from worker.workflow.retry import RetryProblem
+
+ACTION = {ACTION_HEADER: "1"}
+TOKEN = "a-token-of-some-length"
+
+
+@pytest.fixture
+def runs(redis: fakeredis.FakeRedis) -> Runs:
+    return Runs(redis, RecordingPublisher(), Timing(VISIBILITY_TIMEOUT))
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the page publishes."""
+    published: list[Any] = []
+    monkeypatch.setattr(server.Publisher, "publish", lambda _, message: published.append(message))
+    return published
+
+
+def new_browser(redis: fakeredis.FakeRedis, **options: Any) -> Browser:
+    asynchronous = fakeredis.FakeAsyncRedis(
+        server=redis.connection_pool.connection_kwargs["server"], decode_responses=True
+    )
+    overview = Overview(redis, "memory://", None)
+    return Browser(Console(redis, asynchronous, overview, "memory://", **options).app)
+
+
+@pytest.fixture
+def browser(redis: fakeredis.FakeRedis) -> Browser:
+    return new_browser(redis)
+
+
+def retry(browser: Browser, job: str, content: object, **headers: str) -> Response:
+    return browser.post(f"/api/runs/{job}/retry", content=json.dumps(content), headers={**ACTION, **headers})
+
+
+def test_ended_runs_are_listed_by_pages_and_status(
+    browser: Browser, redis: fakeredis.FakeRedis, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given ended runs on two pages, of which the own keys have expired
+    monkeypatch.setattr(ended_runs, "PAGE", 2)
+    for job in ("1", "2", "3"):
+        add_failed_run(redis, runs, job, 5)
+        expire_run(redis, job)
+
+    # When the pages are read
+    first = browser.get("/api/ended").json()
+    second = browser.get("/api/ended", params={"from": first["next"]}).json()
+
+    # Then the last one comes first, with what is kept of it
+    assert [[run["job"] for run in page["runs"]] for page in (first, second)] == [["3", "2"], ["1"]]
+    assert (first["count"], second["next"]) == (3, None)
+    kept = first["runs"][0]
+    assert (kept["status"], kept["overall"], kept["failed"]) == ("SUCCEEDED", 100.0, 1)
+    assert kept["plugin"] == "digits@1.0.0"
+    assert "message" not in kept
+
+    # And others are left out where a status is asked for
+    assert browser.get("/api/ended?status=FAILED").json()["runs"] == []
+
+
+@pytest.mark.parametrize("query", ["status=WRONG", "from=x", "from=nan:0", "from=1.5:9999999"])
+def test_list_that_cannot_be_asked_for_is_an_error(browser: Browser, query: str) -> None:
+    assert browser.get(f"/api/ended?{query}").status_code == 400
+
+
+def test_run_is_shown_as_far_as_it_is_kept(browser: Browser, redis: fakeredis.FakeRedis, runs: Runs) -> None:
+    # Given an ended run
+    add_failed_run(redis, runs, "7", 5, 6)
+    before = browser.get("/api/runs/7").json()
+
+    # When its own keys expire
+    expire_run(redis, "7")
+    after = browser.get("/api/runs/7").json()
+
+    # Then its record and the failed tasks are shown, without their errors
+    assert before["failures"] == [{"task": 5, "error": "broken"}, {"task": 6, "error": "broken"}]
+    assert after["failures"] == [{"task": 5, "error": None}, {"task": 6, "error": None}]
+    assert after["values"] == before["values"]
+    assert after["is_retryable"]
+
+
+def test_a_new_run_of_a_job_has_nothing_of_the_earlier_one(
+    browser: Browser, redis: fakeredis.FakeRedis, runs: Runs
+) -> None:
+    # Given an ended run with failed tasks, whose own keys have expired
+    add_failed_run(redis, runs, "7", 5)
+    expire_run(redis, "7")
+
+    # When a message for its job comes again
+    message = ToTaskMessage.model_validate({"job": "7", "plugin": "digits@1.0.0", "params": PARAMS})
+    runs.store.accept(message, "to_task")
+
+    # Then that run is shown, with nothing to retry
+    found = browser.get("/api/runs/7").json()
+    assert (found["values"]["status"], found["failures"], found["is_retryable"]) == ("PENDING", [], False)
+
+
+def test_retry_is_published_as_the_new_job(
+    browser: Browser, redis: fakeredis.FakeRedis, runs: Runs, published: list[Any]
+) -> None:
+    # Given a run that ended days ago, with failed tasks
+    add_failed_run(redis, runs, "7", 5)
+    expire_run(redis, "7")
+
+    # When it is retried as job 8
+    answer = retry(browser, "7", {"new_job": "8"})
+
+    # Then its message is published for the failed tasks alone
+    assert (answer.status_code, answer.json()) == (200, {"job": "8"})
+    assert [(each.task, each.job, each.only_failed_of) for each in published] == [("to_task", "8", "7")]
+
+
+def test_retry_that_would_start_nothing_says_why(
+    browser: Browser, redis: fakeredis.FakeRedis, runs: Runs, published: list[Any]
+) -> None:
+    # Given a run with failed tasks, one without, and one that is forgotten
+    add_failed_run(redis, runs, "7", 5)
+    add_failed_run(redis, runs, "fine")
+    wanted = {("7", "fine"): 409, ("7", "7"): 409, ("fine", "8"): 409, ("gone", "8"): 404, ("7", "a b"): 422}
+
+    # When they are retried as a job that is taken, or as one that is none
+    answers = {jobs: retry(browser, jobs[0], {"new_job": jobs[1]}) for jobs in wanted}
+
+    # Then each answer names the reason, in a word for the page as well, and nothing is published
+    assert {jobs: answer.status_code for jobs, answer in answers.items()} == wanted
+    problems = [answer.json()["problem"] for answer in answers.values()]
+    assert problems == ["job_taken", "job_taken", "none_failed", "not_kept", "invalid"]
+    assert "job fine has a run already: SUCCEEDED" in answers["7", "fine"].json()["detail"]
+    assert published == []
+
+
+@pytest.mark.parametrize("content", [[], "8", {}, None, {"job": "8"}, {"new_job": "8" * 5_000}])
+def test_retry_without_a_job_is_an_error(
+    browser: Browser, redis: fakeredis.FakeRedis, runs: Runs, published: list[Any], content: object
+) -> None:
+    add_failed_run(redis, runs, "7", 5)
+
+    assert retry(browser, "7", content).status_code == 400
+    assert published == []
+
+
+def test_retry_is_guarded_as_other_actions_are(
+    redis: fakeredis.FakeRedis, runs: Runs, published: list[Any]
+) -> None:
+    # Given a page with a token
+    add_failed_run(redis, runs, "7", 5)
+    browser = new_browser(redis, token=TOKEN)
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+
+    # Then neither a stranger nor another site's page retries a run
+    assert retry(browser, "7", {"new_job": "8"}).status_code == 401
+    assert retry(browser, "7", {"new_job": "8"}, **bearer, Origin="http://evil.example").status_code == 403
+    assert published == []
+    assert retry(browser, "7", {"new_job": "8"}, **bearer).status_code == 200
+
+
+def test_every_problem_of_a_retry_has_words_in_both_languages() -> None:
+    page = Path(server.__file__).parent / "static" / "i18n.js"
+    words = page.read_text(encoding="utf-8")
+
+    assert [problem for problem in RetryProblem if words.count(f"retry_{problem}: ") != 2] == []
