@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol, TypeGuard
+from typing import Any, Final, Literal, Protocol
 
-from shared.messages import RESOURCE_KEYS, JsonObject, ToTaskParams
+from shared.messages import JsonObject, ToTaskParams
 from shared.statuses import JobStatus, ServeApplicationStatus, is_failed_status
 from worker.platform import ClientError, MalformedResponseError, NotFoundError, clean, redact, shorten
 from worker.platform.redaction import redact_value
-from worker.plugins.requests import DEPLOYED_ACTIONS, MAX_ONGOING_REQUESTS, ongoing_requests
+from worker.plugins.requests import DEPLOYED_ACTIONS, MAX_ONGOING_REQUESTS
 from worker.runs.model import RunFailedError, backend_job_id
 
 Bucket = Literal["running", "failed", "pending"]
@@ -87,17 +87,6 @@ def _stored_text(value: object) -> str:
 GONE: Final = "GONE"
 """The status of a job that the backend does not know, or no longer knows."""
 
-MAX_AUTO_REPLICAS: Final = 100
-"""Of `num_replicas: auto`, as in Serve."""
-
-
-def application_key(code: str, version: object, agent: object) -> str:
-    """Names the Serve application of a release on the cluster of an agent."""
-    return f"{agent}:{code}@{version}"
-
-
-"""Ray Serve's own default (`ray.serve._private.constants`), of a replica."""
-
 JobState = JobStatus | Literal["GONE"]
 
 
@@ -108,6 +97,11 @@ class Backend(Protocol):
     def serve_application_pages(self, **query: Any) -> Iterator[JsonObject]: ...
     def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any: ...
     def get_job(self, job: int | str) -> JsonObject: ...
+
+
+def application_key(code: str, version: object, agent: object) -> str:
+    """Names the Serve application of a release on the cluster of an agent."""
+    return f"{agent}:{code}@{version}"
 
 
 @dataclass(frozen=True)
@@ -152,48 +146,18 @@ class PreProcessor:
         """See `application_key`."""
         return application_key(self.code, self.version, self.agent)
 
-    def requests_at_once(self, params: ToTaskParams) -> int:
-        """Requests that all replicas take at once, or what the run itself asks for if that is more.
-
-        Further ones wait in Serve's router, and slow the application down (`worker.to_task.window`).
-        """
-        batch = self._serve_option("batch", "max_batch_size")
-        taken = self._serve_option("max_ongoing_requests") or ongoing_requests(batch)
-        return max(taken * self._replicas(), self.concurrent_requests(params))
-
-    def _replicas(self) -> int:
-        """The most replicas that the release declares."""
-        for name in RESOURCE_KEYS["num_replicas"]:
-            declared = self._declared("inference", "required_resources", name)
-            if _is_positive(declared):
-                return declared
-        for action in DEPLOYED_ACTIONS:
-            for option in ("num_replicas", "autoscaling_config"):
-                if self._declared(action, "serve_options", option) == "auto":
-                    return MAX_AUTO_REPLICAS
-        scaled = self._serve_option("autoscaling_config", "max_replicas")
-        return scaled or self._serve_option("num_replicas") or 1
-
     def _serve_option(self, *path: str) -> int | None:
         """The positive integer at this place of the `deployment`'s options, else of the `inference`'s.
 
         They count in this order for what is deployed, too.
         """
         for action in DEPLOYED_ACTIONS:
-            declared = self._declared(action, "serve_options", *path)
-            if _is_positive(declared):
+            declared: object = self.config
+            for name in ("actions", action, "serve_options", *path):
+                declared = declared.get(name) if isinstance(declared, Mapping) else None
+            if type(declared) is int and declared >= 1:
                 return declared
         return None
-
-    def _declared(self, action: str, *path: str) -> object:
-        found: object = self.config
-        for name in ("actions", action, *path):
-            found = found.get(name) if isinstance(found, Mapping) else None
-        return found
-
-
-def _is_positive(declared: object) -> TypeGuard[int]:
-    return type(declared) is int and declared >= 1
 
 
 def find_pre_processor(backend: Backend, release: int | str, agent: int) -> PreProcessor:

@@ -268,9 +268,6 @@ class FakeAsyncBackend:
         async with self._overlapping("run_plugin"):
             return self._backend.run_plugin(code, data)
 
-    def limit(self, application: str, most: int) -> None:
-        """Nothing, as none of its requests wait."""
-
     def capacity(self, application: str | None, seconds: float) -> int | None:
         """None, as nothing limits the requests in flight."""
         return None

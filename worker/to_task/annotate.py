@@ -21,14 +21,13 @@ from worker.runs.model import Continue, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs
 from worker.services import Services
 from worker.to_task.attempt import ChunkPass, FailedAttempt, TaskWork
-from worker.to_task.clients import AnnotationRuntime
+from worker.to_task.clients import AnnotationRuntime, AsyncBackend
 from worker.to_task.hooks import PluginHooks
 from worker.to_task.ledger import Ledger, OpenTask, RedisLedger
 from worker.to_task.methods import AnnotationMethod, FileMethod, InferenceMethod
 from worker.to_task.pipeline import Pipeline
 from worker.to_task.results import publish_progress
 from worker.to_task.steps import ANNOTATE, FINALIZE, ToTaskRun
-from worker.to_task.window import requests_of_process
 from worker.workflow.texts import Text, in_language
 
 
@@ -183,7 +182,7 @@ def _annotate(
             runtime.loop,
             backend,
             ledger,
-            _annotation_method(run, services, runtime, ledger),
+            _annotation_method(run, services, backend, ledger),
             message.params.data_schema,
             services.settings.worker_plugin_max_failures_in_row,
             publish_progress=lambda: _publish_progress_throttled(run, services, ledger, runtime),
@@ -281,18 +280,14 @@ def _may_be_unavailable(attempt: ChunkPass) -> bool:
 
 
 def _annotation_method(
-    run: ToTaskRun, services: Services, runtime: AnnotationRuntime, ledger: RedisLedger
+    run: ToTaskRun, services: Services, backend: AsyncBackend, ledger: RedisLedger
 ) -> AnnotationMethod:
     params = run.message.params
     release, request = services.action_of(run)
     hooks = PluginHooks(services.host, release, request)
     if params.method is ToTaskMethod.FILE:
         return FileMethod(params, hooks)
-    target, backend = pre_processor_of(run), runtime.backends.of(run.message.tenant)
-    most = requests_of_process(
-        services.redis, target.application, runtime.process, target.requests_at_once(params)
-    )
-    runtime.loop.call(backend.limit, target.application, most)
+    target = pre_processor_of(run)
     return InferenceMethod(params, hooks, backend, ledger, target)
 
 

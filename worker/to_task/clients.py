@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Future
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
-from uuid import uuid4
 
 import uvloop
 from redis.asyncio import Redis as AsyncRedis
@@ -100,9 +99,6 @@ class AsyncBackend(Protocol):
     ) -> None: ...
     async def run_plugin(self, code: str, data: Mapping[str, Any]) -> Any: ...
 
-    def limit(self, application: str, most: int) -> None:
-        """Let at most so many requests to the application be in flight, of all runs in this process."""
-
     def capacity(self, application: str | None, seconds: float) -> int | None:
         """Requests that can be expected to be sent within `seconds`; None while no service asks for fewer."""
 
@@ -162,10 +158,6 @@ class TenantBackend:
             (capacity for window in windows if (capacity := window.capacity(seconds)) is not None),
             default=None,
         )
-
-    def limit(self, application: str, most: int) -> None:
-        """Let at most so many requests to the application be in flight. On the event loop."""
-        self._window(application).allow(most)
 
     def _window(self, application: str) -> RequestWindow:
         return self._windows.application(self._tenant, application)
@@ -265,8 +257,6 @@ class AnnotationRuntime:
         self, loop: EventLoopThread, backends: TenantBackends, ends: RunEnds, pace: Throttle
     ) -> None:
         self.loop, self.backends, self.ends, self.progress_throttle = loop, backends, ends, pace
-        self.process = uuid4().hex
-        """Names this process among those that send requests to an application."""
 
     def close(self) -> None:
         """Close the connections and stop the loop, if it was ever started."""

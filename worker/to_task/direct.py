@@ -81,9 +81,6 @@ class ThreadedBackend:
         """See `AsyncBackend`."""
         return await self._call(self._client.run_plugin, code, data)
 
-    def limit(self, application: str, most: int) -> None:
-        """See `AsyncBackend`: its threads are few."""
-
     def capacity(self, application: str | None, seconds: float) -> None:
         """See `AsyncBackend`: its threads are few."""
 

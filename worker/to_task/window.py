@@ -3,10 +3,6 @@
 The number of requests is controlled as TCP controls a connection's: halved by an answer that asks for a later
 call, and one more for each window of answers (AIMD). A service that says by `Retry-After` when to come again
 probably limits requests a second, so after that wait they are sent at the rate that it admitted before.
-
-All processes share what an application takes at once. Requests that no replica takes wait in Serve's router,
-which looks for a replica with growing pauses: an application that takes 5 at once answers 153 requests a
-second with 5 in flight, 106 with 8, 35 with 32, and 12 with 64 (measured with Ray 2.60).
 """
 
 import asyncio
@@ -14,14 +10,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from redis import Redis
-
-from shared.channels import redis_prefix
 from worker.blame import asks_for_later, retry_after_seconds
 from worker.per_process import RecentlyUsed
 from worker.platform import ClientError, HTTPError, RateLimitError
 from worker.runs.bulkhead import backoff
-from worker.runs.scripts import run_scripts
 
 FIRST_PAUSE_SECONDS = 0.05
 MAX_PAUSE_SECONDS = 30.0
@@ -131,13 +123,6 @@ class RequestWindow:
         """Whether a request that is sent again now waits for no longer than `MAX_WAIT_SECONDS`."""
         seconds = self._paused_until - self._clock()
         return seconds <= 0 or (seconds <= MAX_WAIT_SECONDS and not self._is_asked)
-
-    def allow(self, max_requests: int) -> None:
-        """Change how many may be in flight; a service that has asked for fewer is still sent fewer."""
-        is_whole = self._limit >= self._max
-        self._max = max_requests
-        self._limit = float(max_requests) if is_whole else min(self._limit, float(max_requests))
-        self._wake()
 
     def capacity(self, seconds: float) -> int | None:
         """Requests that can be sent within `seconds`, at least one; None while nothing limits them."""
@@ -265,20 +250,3 @@ class RequestWindows:
         if window is None:
             window = self._applications[tenant, application] = RequestWindow(self._max)
         return window
-
-
-SEEN_SECONDS = 45
-"""A process counts for so long after its last pass over a chunk began; a pass takes 15 seconds."""
-
-
-def processes_key(application: str) -> str:
-    """Sorted set: the processes that send requests to the application, by the time of their last pass."""
-    return f"{redis_prefix()}:application:{application}:processes"
-
-
-def requests_of_process(redis: "Redis", application: str, process: str, most: int) -> int:
-    """The requests of this process that may be in flight, at least one; `most`: those of all processes."""
-    processes = run_scripts(redis, "worker.to_task").run(
-        "count_processes", [processes_key(application)], process, SEEN_SECONDS
-    )
-    return max(1, most // int(processes))

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from shared import ToTaskParams
 from worker.platform import NotFoundError
 from worker.pre_processor import classify_serve_app, counts_as_failed
 from worker.pre_processor.serve_application import (
@@ -160,32 +159,3 @@ def test_a_history_that_becomes_shorter_is_no_error(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(backend, "serve_application_pages", pages)
     assert len(list_recent_records(backend, TARGET, None, 0)) == 100
-
-
-def params(**more: Any) -> ToTaskParams:
-    needed = {"name": "n", "project": 1, "agent": 3, "method": "inference", "pre_processor": 7, "model": 1}
-    return ToTaskParams.model_validate({**needed, **more})
-
-
-@pytest.mark.parametrize(
-    ("inference", "at_once"),
-    [
-        ({}, 5),
-        ({"serve_options": {"max_ongoing_requests": 8}}, 8),
-        ({"serve_options": {"batch": {"max_batch_size": 16}}}, 32),
-        ({"serve_options": {"num_replicas": 3}}, 15),
-        ({"serve_options": {"num_replicas": 3}, "required_resources": {"num_replicas": 2}}, 10),
-        ({"serve_options": {"autoscaling_config": {"max_replicas": 4}}}, 20),
-        ({"serve_options": {"autoscaling_config": "auto"}}, 500),
-        ({"serve_options": {"num_replicas": "auto", "max_ongoing_requests": 2}}, 200),
-        ({"serve_options": {"num_replicas": "many", "max_ongoing_requests": True}}, 5),
-    ],
-)
-def test_all_replicas_take_so_many_requests_at_once(inference: dict[str, Any], at_once: int) -> None:
-    target = PreProcessor("digits", "1.0.0", {"actions": {"inference": inference}}, 3)
-    assert target.requests_at_once(params()) == at_once
-
-
-def test_a_run_that_asks_for_more_requests_gets_them() -> None:
-    target = PreProcessor("digits", "1.0.0", {}, 3)
-    assert target.requests_at_once(params(batch_size=64)) == 64

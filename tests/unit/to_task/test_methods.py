@@ -5,7 +5,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from fakeredis import FakeRedis
 
 from tests.unit.conftest import Clock
 from tests.unit.to_task.world import World
@@ -13,7 +12,6 @@ from worker.platform import NotFoundError, ServerError
 from worker.plugins import PluginHostBusyError
 from worker.runs.model import Continue, Reschedule, Suspend
 from worker.to_task.steps import FINALIZE
-from worker.to_task.window import processes_key, requests_of_process
 
 Make = Callable[..., World]
 
@@ -92,32 +90,6 @@ def test_so_many_requests_are_sent_at_once(by_inference: Make, options: dict[str
     world.work()
 
     assert world.backend.peak_in_flight["run_plugin"] == at_once
-
-
-def test_processes_share_what_an_application_takes(by_inference: Make) -> None:
-    # Given an application that takes five requests at once, and another process that annotates with it
-    world = by_inference(40)
-    world.limit_requests()
-    requests_of_process(world.redis, "3:pre@2.0.0", "another process", 5)
-
-    # When this process annotates, too
-    world.work()
-
-    # Then it sends half of them
-    assert world.backend.peak_in_flight["run_plugin"] == 2
-
-
-def test_a_process_that_is_gone_has_no_share(redis: FakeRedis) -> None:
-    # Given two processes that annotate with an application
-    assert requests_of_process(redis, "3:pre@2.0.0", "one", 5) == 5
-    assert requests_of_process(redis, "3:pre@2.0.0", "two", 5) == 2
-    assert requests_of_process(redis, "3:pre@2.0.0", "two", 1) == 1, "each sends one at least"
-
-    # When one of them has not begun a pass for a while
-    redis.zadd(processes_key("3:pre@2.0.0"), {"two": 1})
-
-    # Then the other has all
-    assert requests_of_process(redis, "3:pre@2.0.0", "one", 5) == 5
 
 
 def test_one_chunk_is_open_so_that_no_more_are_sent_at_once(by_inference: Make) -> None:

@@ -168,44 +168,6 @@ def test_without_an_answer_no_rate_is_known() -> None:
     assert rate.per_second is None
 
 
-async def test_requests_over_what_is_allowed_wait() -> None:
-    # Given two requests in flight, of which one alone is allowed by now
-    window = RequestWindow(4)
-    sent = [await window.enter() for _ in range(2)]
-    window.allow(1)
-    third = asyncio.ensure_future(window.enter())
-
-    # When one of them ends
-    window.leave(sent[0], None)
-    await asyncio.sleep(0)
-    assert not third.done()
-
-    # Then a third is sent once the other has ended, too
-    window.leave(sent[1], None)
-    await asyncio.wait_for(third, 5)
-
-
-async def test_requests_that_wait_are_sent_once_more_are_allowed() -> None:
-    window = RequestWindow(1)
-    await window.enter()
-    second = asyncio.ensure_future(window.enter())
-    await asyncio.sleep(0)
-
-    window.allow(2)
-
-    await asyncio.wait_for(second, 5)
-    assert window.capacity(1) is None, "nothing has asked for fewer"
-
-
-async def test_a_busy_service_gets_no_more_by_what_is_allowed() -> None:
-    window = RequestWindow(8)
-    await rejected(window, ServerError("", 503))
-
-    window.allow(16)
-
-    assert window.limit == 4
-
-
 async def test_a_busy_application_leaves_the_others_alone() -> None:
     windows = RequestWindows(8)
 
