@@ -19,6 +19,7 @@ from worker import tracing
 from worker.cli.checks.traces_check import check_receiver
 from worker.platform import AgentClient, BackendClient, ClientError, RetryPolicy
 from worker.tracing import sending
+from worker.tracing import spans as spans_module
 
 TOKEN = "a-very-secret-token"
 CLOSED = "http://127.0.0.1:9"
@@ -193,6 +194,20 @@ def test_receiver_that_is_down_is_warned_of_once(to_nobody: None, eventually: Ca
 
     assert [entry["event"] for entry in logs] == ["traces not sent"]
     assert CLOSED not in str(logs)
+
+
+def test_a_span_that_begins_amid_the_end_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given traces that end between the question whether there are any and the beginning of a span
+    monkeypatch.setattr(spans_module, "is_enabled", lambda: True)
+    monkeypatch.setattr(sending, "_target", None)
+    monkeypatch.setattr(sending, "_made", None)
+
+    # When a step begins, and sends a request
+    with task() as span:
+        request = tracing.request_span("backend", "GET", "tasks/1/")
+
+    # Then neither has a span, and the step goes on
+    assert span is request
 
 
 def test_process_ends_soon_without_a_receiver(to_nobody: None) -> None:

@@ -1,8 +1,10 @@
 """The text of `/metrics`: what the workers of this host have recorded, and what Redis says of all workers."""
 
 import fcntl
+import os
 import shutil
 import struct
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -52,11 +54,27 @@ def fold_ended_processes(folder: Path) -> None:
         _fold(folder)
 
 
+_locking = threading.Lock()
+
+
+def _forget_lock() -> None:
+    """The thread that held it is not in a forked process."""
+    global _locking
+    _locking = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_lock)
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Nobody else reads or folds the files of this folder meanwhile."""
-    with (folder / "lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """Nobody else reads or folds the files of this folder meanwhile.
+
+    By a record lock, which its process alone has: one of `flock` would be that of a process, too, which is
+    forked meanwhile.
+    """
+    with _locking, (folder / "lock").open("a") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
         yield
 
 

@@ -108,14 +108,16 @@ _lock = threading.Lock()
 
 
 def tracer() -> Any:
-    """What begins spans."""
+    """What begins spans; None where there are no traces, or none any more because the process ends."""
     global _made
-    if _made is None:
+    made = _made
+    if made is None:
         with _lock:
-            if _made is None:
-                assert _target is not None
-                _made = _Tracing(_target)
-    return _made.tracer
+            made = _made
+            target = _target
+            if made is None and target is not None:
+                made = _made = _Tracing(target)
+    return made and made.tracer
 
 
 def _forget() -> None:

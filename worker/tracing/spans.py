@@ -104,12 +104,12 @@ def task_span(
 
     `kind`: a name of OpenTelemetry's `SpanKind`.
     """
-    if not is_enabled():
+    if not is_enabled() or (begins := tracer()) is None:
         return NO_SPAN
     from opentelemetry import trace
 
     parent = _context_of(traceparent)
-    span = tracer().start_span(name, parent, trace.SpanKind[kind], attributes)
+    span = begins.start_span(name, parent, trace.SpanKind[kind], attributes)
     context = trace.get_current_span(parent).get_span_context()
     return _TaskSpan(span, job, _traceparent(context if context.is_valid else span.get_span_context()))
 
@@ -126,11 +126,11 @@ def request_span(service: str, method: str, path: str) -> Span:
         return _Unsampled(headers)
     from opentelemetry import trace
 
-    if not trace.get_current_span().get_span_context().is_valid:
+    if not trace.get_current_span().get_span_context().is_valid or (begins := tracer()) is None:
         return NO_SPAN
     route = route_of(path)
     attributes = {"http.request.method": method, "url.template": route, "service.peer.name": service}
-    return _RequestSpan(tracer().start_span(f"{method} {route}", None, trace.SpanKind.CLIENT, attributes))
+    return _RequestSpan(begins.start_span(f"{method} {route}", None, trace.SpanKind.CLIENT, attributes))
 
 
 def sample_requests(is_sampled: bool) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -196,6 +198,28 @@ def test_a_process_that_begins_folds_what_ended_ones_left(
     # Then its files are gone, and what it has counted is not
     assert not list(metrics_folder(NAME, os.getpid()).glob("*_1001.db"))
     assert value(pages, "runs_accepted_total", action="deploy", worker=NAME) == 1
+
+
+FORKED_AMID_A_SCRAPE = """
+import os, sys
+from pathlib import Path
+from worker.monitoring.exposition import fold_ended_processes, _locked
+folder = Path(sys.argv[1])
+with _locked(folder):
+    pid = os.fork()
+    if not pid:
+        fold_ended_processes(folder)
+        os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_process_that_is_forked_amid_a_scrape_begins(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FORKED_AMID_A_SCRAPE, str(tmp_path)]
+
+    forked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+
+    assert forked.stdout.strip() == "7"
 
 
 def test_a_damaged_file_of_an_ended_process_hides_no_others(pages: Pages, ended: set[int]) -> None:

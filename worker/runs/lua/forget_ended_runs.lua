@@ -1,7 +1,7 @@
 -- Forget the runs that ended the longest ago, as far as they are too old or all take too much. Returns how many these were.
 -- KEYS: ended runs
 -- ARGV: time (Redis's clock) since which a run must have ended to be kept, most bytes of all, most runs to forget, seconds
---   after which the lists expire unless this is called
+--   after which the sizes expire unless this is called
 local all, max_bytes, most = KEYS[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local prefix, sizes = string.match(all, '^(.*):ended$'), ended_run_sizes(all)
 local function forget(job) forget_ended_run(prefix .. ':jobs:{' .. job .. '}') end
@@ -17,7 +17,6 @@ while forgotten < most and tonumber(redis.call('HGET', sizes, ENDED_RUNS_TOTAL) 
   forget(oldest)
   forgotten = forgotten + 1
 end
-for _, status in ipairs(END_STATUSES) do redis.call('EXPIRE', all .. ':' .. status, ARGV[4]) end
-redis.call('EXPIRE', all, ARGV[4])
+-- Not the lists themselves: an older release fills them, too, and forgets by them, but renews nothing.
 redis.call('EXPIRE', sizes, ARGV[4])
 return forgotten
