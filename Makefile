@@ -9,7 +9,7 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 # Two processes, for these tests mostly wait; which tests stay together says tests/conftest.py.
 IN_GROUPS = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test integration pythons test-all chaos test-rabbitmq deployment browser examples unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
+.PHONY: help setup demo test ray integration pythons test-all chaos test-rabbitmq deployment browser examples unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
 # Tests share the machine's cores and its Ray: one target at a time, also with -j.
 .NOTPARALLEL:
 
@@ -78,13 +78,16 @@ browser: $(STAMP)  ## The live page and Flower in a real Chromium: every view, s
 	@$(BIN)/pytest tests/integration/console tests/integration/monitoring/test_flower.py \
 		-m "browser or not browser" -rs
 
+ray: $(STAMP)  ## What runs on a real Ray: by Ray Client, updates without a lost request, a trace to the model, slow logs
+	@$(BIN)/pytest tests/integration $(IN_GROUPS) -m ray -v -rs
+
 examples: $(STAMP)  ## Deploy every release under examples/plugins on a real Ray, and call it
 	@$(BIN)/pytest tests/integration/workflows/test_examples.py -m examples
 
 pythons: $(STAMP)  ## Unit tests on each newer Python that is found, integration tests on the newest
 	@$(BIN)/python -m tools.pythons
 
-test-all: test chaos test-rabbitmq examples sdk deployment browser pythons  ## Everything: these, each part where what it needs is found
+test-all: test chaos test-rabbitmq ray examples sdk deployment browser pythons  ## Everything: these, each part where what it needs is found
 
 bench: $(STAMP)  ## Measure, as ratios against bare loops and libraries; a table, JSON and a picture
 bench-quick: $(STAMP)  ## What has a goal, with small counts: under three minutes

@@ -3,6 +3,8 @@
 import contextlib
 import re
 
+import pytest
+
 from tests.chaos.platform_harness import Fleet, PlatformHarness
 from worker.sandbox import wait_for
 
@@ -15,6 +17,7 @@ def waiting(fleet: Fleet) -> list[str]:
     return [str(job) for job in fleet.redis.zrange(key, 0, -1)]
 
 
+@pytest.mark.chaos
 def test_deployments_wait_for_capacity_in_their_order(harness: PlatformHarness) -> None:
     with harness.fleet() as fleet, contextlib.ExitStack() as stack:
         # Given three deployments that wait for capacity, one after the other

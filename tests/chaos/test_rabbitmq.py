@@ -17,13 +17,13 @@ from tests.chaos.mixed_runs import MixedRuns
 from tests.chaos.platform_harness import Fleet, PlatformHarness
 from tests.chaos.test_kill_points import SHORT_TEST, violations_after_crashes
 from tests.harness.brokers import session_broker
-from tests.harness.rabbitmq import RabbitMQ, VirtualHost, needs_rabbitmq
+from tests.harness.rabbitmq import IS_MISSING, MISSING, RabbitMQ, VirtualHost
 from worker.runs.store import RunStore
 from worker.sandbox import wait_for
 from worker.sandbox.sandbox import AGENT_ID
 from worker.sandbox.seed import SeededProject
 
-pytestmark = needs_rabbitmq
+pytestmark = pytest.mark.skipif(IS_MISSING, reason=MISSING)
 
 KILLED = {
     Kind.DEPLOY: "create_serve_application:after",

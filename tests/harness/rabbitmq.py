@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-import pytest
 from kombu import Connection
 
 from worker.sandbox.processes import MAX_START_SECONDS, Process, free_port, start_process, wait_for
@@ -24,8 +23,6 @@ ERL_CALL = shutil.which("erl_call")
 """Calls a function in a node within milliseconds, where `rabbitmqctl` takes a second."""
 IS_MISSING = not (SERVER and ERL_CALL)
 MISSING = "there is no rabbitmq-server with Erlang's erl_call"
-
-needs_rabbitmq = pytest.mark.skipif(IS_MISSING, reason=MISSING)
 
 
 class RabbitMQ:

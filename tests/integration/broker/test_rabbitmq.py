@@ -19,12 +19,12 @@ from kombu.exceptions import OperationalError
 
 from shared import Publisher, StopMessage
 from tests.harness.brokers import session_broker
-from tests.harness.rabbitmq import RabbitMQ, needs_rabbitmq
+from tests.harness.rabbitmq import IS_MISSING, MISSING, RabbitMQ
 from worker.broker import broker_settings
 from worker.runs.publisher import send_task
 from worker.sandbox.processes import clean_environment, wait_for
 
-pytestmark = [needs_rabbitmq, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.skipif(IS_MISSING, reason=MISSING), pytest.mark.timeout(300)]
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def group(tmp_path: Path) -> Iterator[SentinelGroup]:
         group.close()
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
+@pytest.mark.parametrize("pool", ["threads", pytest.param("prefork", marks=pytest.mark.chaos)])
 def test_worker_follows_a_failover_whose_old_master_lives_on(
     broker: BrokerHarness, group: SentinelGroup, pool: str
 ) -> None:

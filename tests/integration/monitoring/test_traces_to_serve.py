@@ -37,6 +37,7 @@ class ToTask(ToTaskAction):
 """
 
 
+@pytest.mark.ray
 @pytest.mark.timeout(240)
 def test_model_hears_the_trace_of_the_run_that_deployed_it(tmp_path: Path) -> None:
     # Given a pre-processor that is not deployed, whose model says which trace it is called in

@@ -146,7 +146,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PluginStore:
     return PluginStore(folder, tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture(scope="module", params=["on a node", "by Ray Client"])
+@pytest.fixture(scope="module", params=["on a node", pytest.param("by Ray Client", marks=pytest.mark.ray)])
 def connection(ray_cluster: LocalRay, request: pytest.FixtureRequest) -> Iterator[RayConnection]:
     is_on_node = request.param == "on a node"
     made = RayConnection(ray_cluster.address if is_on_node else ray_cluster.client_address)

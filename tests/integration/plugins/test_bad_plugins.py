@@ -105,6 +105,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BadPlugins]:
         yield BadPlugins(sandbox, calls)
 
 
+@pytest.mark.ray
 def test_only_a_task_that_hangs_fails(platform: BadPlugins) -> None:
     # Given a project with one such task
     project = platform.bad_project(6, lambda number: "hang" if number == 2 else "good")

@@ -29,6 +29,7 @@ def log_of(cluster: Cluster, name: str, protocol: Any, **limits: int) -> list[st
         return printed(list(client.tail_job_logs(cluster.jobs[name], 30, protocol)))
 
 
+@pytest.mark.ray
 def test_a_slow_log_arrives_as_it_is_written(cluster: Cluster) -> None:
     job = cluster.jobs["steady"]
     with cluster.client() as client:
@@ -87,6 +88,7 @@ def test_log_of_a_failing_job_is_complete(cluster: Cluster, protocol: Any) -> No
         assert client.get_job(cluster.jobs["failing"])["status"] == "FAILED"
 
 
+@pytest.mark.ray
 def test_a_silent_job_times_out_only_with_a_short_timeout(cluster: Cluster) -> None:
     job = cluster.submit("silent_again", "import time; time.sleep(4)")
     with cluster.client() as client:

@@ -62,7 +62,9 @@ class Load:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("updates", [3, pytest.param(20, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    "updates", [pytest.param(3, marks=pytest.mark.ray), pytest.param(20, marks=pytest.mark.chaos)]
+)
 def test_no_request_is_lost_over_updates(harness: RayHarness, store: Path, updates: int) -> None:
     # Given an application that answers under the route that the backend knows
     code = f"updated{updates}"
