@@ -15,8 +15,6 @@ from worker.plugins.requests import ongoing_requests
 
 INSTALLERS = frozenset({"pip", "uv", "conda", "image_uri", "container"})
 """Keys of a runtime environment of which Ray takes one."""
-MAX_BATCH_SIZE = 10
-"""Of a batch whose author gives no size: Serve's own default."""
 
 
 class ServeOptionsError(ValueError):
@@ -89,7 +87,7 @@ class _Options:
         """What a replica takes at once whose author has chosen batches, and not that."""
         if not self.batch:
             return {}
-        return {"max_ongoing_requests": ongoing_requests(self.batch.get("max_batch_size", MAX_BATCH_SIZE))}
+        return {"max_ongoing_requests": ongoing_requests(self.batch)}
 
 
 def _bind(target: Any, options: _Options, url: str) -> Any:

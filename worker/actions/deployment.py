@@ -17,6 +17,7 @@ from worker.actions.base import BaseAction
 from worker.actions.overrides import ActionKind
 from worker.actions.replica_needs import gate_options, initial_replicas
 from worker.platform import ClientError, clean_exception, error_type
+from worker.plugins.requests import requests_at_once
 
 P = TypeVar("P", bound=BaseModel, default=DeployParams)
 
@@ -223,7 +224,7 @@ class BaseDeploymentAction(BaseAction[P]):
             What `submit` needs, as JSON: `app_name`, `route_prefix`, `ray_actor_options`, `serve_options`,
             `digest`, a hash over everything that makes one deployment differ from another, and of an
             entrypoint whose own code chooses options `defaults`, the names of those options of the run that
-            give way to it, and `capacity`, what the gate has to ask for.
+            give way to it, and `capacity`, what the gate has to ask for; of another `requests_at_once`.
 
         Raises:
             ServeOptionsError: The serve options have an unknown key, or the entrypoint cannot have them.
@@ -238,9 +239,8 @@ class BaseDeploymentAction(BaseAction[P]):
             "ray_actor_options": actor_options,
             "serve_options": serve_options,
         }
-        entrypoint = (
-            self._request.entrypoint if self._request else f"{type(self).__module__}.{type(self).__name__}"
-        )
+        own_name = f"{type(self).__module__}.{type(self).__name__}"
+        entrypoint = self._request.entrypoint if self._request else own_name
         facts = [
             plan,
             entrypoint,
@@ -249,7 +249,11 @@ class BaseDeploymentAction(BaseAction[P]):
         ]
         plan["digest"] = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
         target = self._target()
-        if target is not None and serve_submit.has_own_options(target):
+        if target is None:
+            return plan
+        if not serve_submit.has_own_options(target):
+            plan["requests_at_once"] = requests_at_once(serve_options)
+        else:
             plan["defaults"] = self._defaults(actor_options)
             url, arguments = self._backend_url(), self._builder_arguments()
             plan["capacity"] = serve_submit.needed_capacity(target, plan, url, arguments)

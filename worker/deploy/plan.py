@@ -42,6 +42,12 @@ class DeployPlan:
             other={key: value for key, value in given.items() if key not in cls.__dataclass_fields__},
         )
 
+    @property
+    def requests_at_once(self) -> int | None:
+        """Requests that all replicas take at once; None where `plan()` does not say it."""
+        found = self.other.get("requests_at_once")
+        return found if type(found) is int and found >= 1 else None
+
     def forced_by(self, job: str) -> "DeployPlan":
         """The same with a digest of its own, so that an identical application on Serve is another one.
 
@@ -113,9 +119,8 @@ def plan_of(run: DeployRun) -> DeployPlan:
 def waitlist_name(message: DeployMessage, services: Services) -> WaitlistName:
     """The waiting list of the runs that need what `message` deploys."""
     code, _, version = message.plugin.partition("@")
-    return WaitlistName(
-        message.tenant or services.settings.synapse_tenant or "", message.agent, code, version
-    )
+    tenant = message.tenant or services.settings.synapse_tenant or ""
+    return WaitlistName(tenant, message.agent, code, version)
 
 
 def extend_dispatch_deadline(message: DeployMessage, services: Services) -> None:

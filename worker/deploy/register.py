@@ -7,6 +7,7 @@ import structlog
 from shared.statuses import JobStatus, ServeApplicationStatus
 from worker.deploy.plan import DeployRun, plan_of, waitlist_name
 from worker.platform import BackendClient, MalformedResponseError
+from worker.pre_processor.shared_requests import SharedRequests
 from worker.pre_processor.waitlist import wake
 from worker.runs.model import Finish, Outcome, Reschedule, backend_job_id
 from worker.services import Services
@@ -27,7 +28,9 @@ def register(run: DeployRun, services: Services) -> Outcome:
         return Reschedule(RETRY_SECONDS)
     runs.store.update_state(run, replace(run.state, registered=identifier))
     # The application may have been removed since an earlier delivery registered it.
-    wake(runs, waitlist_name(run.message, services), is_running=is_new)
+    application = waitlist_name(run.message, services)
+    SharedRequests(services.redis, application).set(plan_of(run).requests_at_once)
+    wake(runs, application, is_running=is_new)
     runs.set_progress(run, "register", 100)
     return Finish(JobStatus.SUCCEEDED, {"serve_application": identifier})
 

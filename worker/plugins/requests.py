@@ -111,15 +111,33 @@ def action_options(config: "ReleaseConfig", action: str) -> tuple[JsonObject, Js
 
 MAX_ONGOING_REQUESTS: Final = 5
 """Requests that a replica takes at once, unless its author chooses another number: Serve's own default."""
+MAX_BATCH_SIZE: Final = 10
+"""Of a batch whose author gives no size: Serve's own default."""
+MAX_AUTO_REPLICAS: Final = 100
+"""Of `num_replicas: auto`: Serve's own number."""
 
 
-def ongoing_requests(max_batch_size: int | None) -> int:
-    """Requests that a replica takes at once whose author has chosen the size of a batch and not this number.
+def ongoing_requests(batch: Mapping[str, Any]) -> int:
+    """Requests that a replica takes at once whose author has chosen a batch and not this number.
 
     These are two batches: with Serve's default none of more than 5 could be filled, and with one batch none
     could be filled while another is computed.
     """
-    return max(MAX_ONGOING_REQUESTS, 2 * (max_batch_size or 0))
+    return max(MAX_ONGOING_REQUESTS, 2 * int(batch.get("max_batch_size", MAX_BATCH_SIZE)))
+
+
+def requests_at_once(serve_options: Mapping[str, Any]) -> int:
+    """Requests that all replicas of an application together take at once, as many as there may be."""
+    scaling, replicas = serve_options.get("autoscaling_config"), serve_options.get("num_replicas")
+    if replicas == "auto":
+        replicas = MAX_AUTO_REPLICAS
+    if isinstance(scaling, Mapping):
+        replicas = scaling.get("max_replicas", replicas)
+    ongoing = serve_options.get("max_ongoing_requests")
+    if ongoing is None:
+        batch = serve_options.get("batch")
+        ongoing = ongoing_requests(batch) if batch else MAX_ONGOING_REQUESTS
+    return int(ongoing) * int(replicas or 1)
 
 
 DEPLOYED_ACTIONS: Final = ("deployment", "inference")

@@ -1,6 +1,7 @@
 """The step that annotates one chunk, what follows from its pass, and which chunks are in flight."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from shared.channels import RETENTION_SECONDS
@@ -14,7 +15,8 @@ from worker.plugins import PluginHostBusyError
 from worker.pre_processor import classify_serve_app
 from worker.pre_processor.decision import application_failed, timed_out
 from worker.pre_processor.serve_application import list_records
-from worker.pre_processor.waitlist import pre_processor_of
+from worker.pre_processor.shared_requests import SharedRequests
+from worker.pre_processor.waitlist import WaitlistName, pre_processor_of
 from worker.runs.bulkhead import backoff, exponential
 from worker.runs.ends import RunEnd
 from worker.runs.model import Continue, Outcome, Reschedule, Suspend
@@ -171,28 +173,13 @@ def annotate(run: ToTaskRun, chunk: int, services: Services, runtime: Annotation
 def _annotate(
     run: ToTaskRun, chunk: int, services: Services, runtime: AnnotationRuntime, end: RunEnd
 ) -> Outcome:
-    message = run.message
     ledger = RedisLedger(services.redis, run.job, run.lease)
     tasks = ledger.open_tasks(chunk)
     if tasks:
         # Before the chunk's own work, so that another process can begin the next one meanwhile.
         publish_chunks(run, services.runs, ledger, begun=chunk)
-        backend = runtime.backends.of(message.tenant)
-        pipeline = Pipeline(
-            runtime.loop,
-            backend,
-            ledger,
-            _annotation_method(run, services, backend, ledger),
-            message.params.data_schema,
-            services.settings.worker_plugin_max_failures_in_row,
-            publish_progress=lambda: _publish_progress_throttled(run, services, ledger, runtime),
-            run_end=end,
-            chunk_requests=chunk_requests,
-            skip_annotated=message.skip_annotated,
-        )
-        budget = min(services.settings.worker_visibility_timeout_seconds / 3, MAX_PASS_SECONDS)
         try:
-            attempt = pipeline.run(chunk, select_tasks(tasks), budget)
+            attempt = _run_pass(run, chunk, tasks, ledger, services, runtime, end)
         except PluginHostBusyError:
             return Reschedule(PLUGIN_BUSY_POLL_SECONDS)
         _trace_counts(attempt, tasks, ledger)
@@ -212,6 +199,34 @@ def _annotate(
         return Continue(FINALIZE)
     publish_chunks(run, services.runs, ledger)
     return Suspend()
+
+
+def _run_pass(
+    run: ToTaskRun,
+    chunk: int,
+    tasks: Sequence[OpenTask],
+    ledger: RedisLedger,
+    services: Services,
+    runtime: AnnotationRuntime,
+    end: RunEnd,
+) -> ChunkPass:
+    message = run.message
+    backend = runtime.backends.of(message.tenant)
+    budget = min(services.settings.worker_visibility_timeout_seconds / 3, MAX_PASS_SECONDS)
+    with _annotation_method(run, services, backend, ledger) as method:
+        pipeline = Pipeline(
+            runtime.loop,
+            backend,
+            ledger,
+            method,
+            message.params.data_schema,
+            services.settings.worker_plugin_max_failures_in_row,
+            publish_progress=lambda: _publish_progress_throttled(run, services, ledger, runtime),
+            run_end=end,
+            chunk_requests=chunk_requests,
+            skip_annotated=message.skip_annotated,
+        )
+        return pipeline.run(chunk, select_tasks(tasks), budget)
 
 
 def _trace_counts(attempt: ChunkPass, tasks: Sequence[OpenTask], ledger: RedisLedger) -> None:
@@ -279,16 +294,21 @@ def _may_be_unavailable(attempt: ChunkPass) -> bool:
     return bool(attempt.retryable) or any(error.status_code != 429 for error in attempt.postponed.values())
 
 
+@contextmanager
 def _annotation_method(
     run: ToTaskRun, services: Services, backend: AsyncBackend, ledger: RedisLedger
-) -> AnnotationMethod:
+) -> Iterator[AnnotationMethod]:
     params = run.message.params
     release, request = services.action_of(run)
     hooks = PluginHooks(services.host, release, request)
     if params.method is ToTaskMethod.FILE:
-        return FileMethod(params, hooks)
+        yield FileMethod(params, hooks)
+        return
     target = pre_processor_of(run)
-    return InferenceMethod(params, hooks, backend, ledger, target)
+    application = WaitlistName.of(run.message.tenant or services.settings.synapse_tenant, target)
+    wanted = target.concurrent_requests(params)
+    with SharedRequests(services.redis, application).share(run.job, wanted) as slots:
+        yield InferenceMethod(params, hooks, backend, ledger, target, slots)
 
 
 def _publish_progress_throttled(

@@ -107,7 +107,8 @@ def run(action: DirectAction, sleep: Callable[[float], None] = time.sleep) -> To
             backend = ThreadedBackend(client, threads)
             route: AnnotationMethod = FileMethod(params, action)
             if pre_processor is not None:
-                route = InferenceMethod(params, action, backend, ledger, pre_processor)
+                slots = pre_processor.concurrent_requests(params)
+                route = InferenceMethod(params, action, backend, ledger, pre_processor, slots)
             pipeline = Pipeline(
                 loop,
                 backend,

@@ -171,10 +171,10 @@ class InferenceMethod:
         backend: AsyncBackend,
         ledger: Ledger,
         target: PreProcessor,
+        slots: int,
     ) -> None:
         self._params, self._hooks, self._backend = params, hooks, backend
-        self._ledger, self._target = ledger, target
-        self.slots = target.concurrent_requests(params)
+        self._ledger, self._target, self.slots = ledger, target, slots
         self.application = target.application
 
     def prepare(self, works: list[TaskWork], attempt: ChunkPass, until: float) -> list[TaskWork]:

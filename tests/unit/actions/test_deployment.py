@@ -90,6 +90,12 @@ def test_digest_changes_with_params_and_options() -> None:
     assert len({plan["digest"], *(other["digest"] for other in others)}) == 4
 
 
+def test_a_plan_says_how_many_requests_are_taken_at_once() -> None:
+    assert run("plan")["requests_at_once"] == 5
+    assert run("plan", params={"num_replicas": 3})["requests_at_once"] == 15
+    assert run("plan", serve_options={"max_ongoing_requests": 3})["requests_at_once"] == 3
+
+
 class Secretive(BaseDeploymentAction[DeployParams]):
     entrypoint = BaseServeDeployment
 

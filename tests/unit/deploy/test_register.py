@@ -1,5 +1,6 @@
 """The application's record in the backend."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tests.unit.deploy.deploy_harness import PLAN, DeployHarness
 from worker.deploy.plan import REGISTER, DeployRun
 from worker.deploy.register import register
 from worker.platform import ClientConnectionError, ClientTimeoutError, MalformedResponseError, ServerError
+from worker.pre_processor.shared_requests import taken_key
 from worker.pre_processor.waitlist import AWAIT_READY, Waitlist, WaitlistName
 from worker.runs.keys import lock_key, run_key
 from worker.runs.model import Finish, Outcome, Reschedule
@@ -46,6 +48,26 @@ def test_the_record_names_the_release(harness: DeployHarness) -> None:
         "digest": "d1",
     }
     assert harness.backend.serve_applications == [{"id": 900, "job": 42, "status": "RUNNING", "data": data}]
+
+
+@pytest.mark.parametrize(
+    ("planned", "taken"),
+    [({"requests_at_once": 15}, "15"), ({}, None), ({"requests_at_once": "many"}, None)],
+    ids=["known", "unknown", "an author's own"],
+)
+def test_runs_learn_how_many_requests_it_takes(
+    harness: DeployHarness, planned: dict[str, Any], taken: str | None
+) -> None:
+    # Given an application that took another number before
+    key = taken_key(WaitlistName("", 1, "digits", "1.0.0"))
+    harness.services.redis.set(key, 7)
+
+    # When it is deployed
+    harness.update_state(plan=replace(PLAN, other=planned))
+    harness.step(REGISTER, lambda run: register(run, harness.services))
+
+    # Then runs know the new one, or none
+    assert harness.services.redis.get(key) == taken
 
 
 def test_a_second_delivery_registers_nothing(harness: DeployHarness) -> None:

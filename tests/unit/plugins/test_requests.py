@@ -17,6 +17,7 @@ from worker.plugins import (
     ActionRequest,
     ClientAccess,
 )
+from worker.plugins.requests import requests_at_once
 from worker.services import Services
 from worker.settings import Settings
 
@@ -149,3 +150,22 @@ def test_each_user_of_a_host_unpacks_releases_elsewhere(
         folders.append(Process(tmp_path / str(user), AGENT).services.store._cache_dir)
 
     assert folders[0] != folders[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "at_once"),
+    [
+        ({}, 5),
+        ({"max_ongoing_requests": 8}, 8),
+        ({"batch": {"max_batch_size": 16}}, 32),
+        ({"batch": {"max_batch_size": 2}}, 5),
+        ({"batch": {"batch_wait_timeout_s": 0.1}, "num_replicas": 2}, 40),
+        ({"num_replicas": 3, "max_ongoing_requests": 2}, 6),
+        ({"autoscaling_config": {"min_replicas": 1, "max_replicas": 4}}, 20),
+        ({"autoscaling_config": {"min_replicas": 1}}, 5),
+        ({"num_replicas": "auto"}, 500),
+        ({"num_replicas": "auto", "autoscaling_config": {"max_replicas": 4}}, 20),
+    ],
+)
+def test_all_replicas_take_so_many_requests_at_once(options: dict[str, Any], at_once: int) -> None:
+    assert requests_at_once(options) == at_once

@@ -10,6 +10,8 @@ from tests.unit.conftest import Clock
 from tests.unit.to_task.world import World
 from worker.platform import NotFoundError, ServerError
 from worker.plugins import PluginHostBusyError
+from worker.pre_processor.shared_requests import SharedRequests
+from worker.pre_processor.waitlist import WaitlistName
 from worker.runs.model import Continue, Reschedule, Suspend
 from worker.to_task.steps import FINALIZE
 
@@ -90,6 +92,20 @@ def test_so_many_requests_are_sent_at_once(by_inference: Make, options: dict[str
     world.work()
 
     assert world.backend.peak_in_flight["run_plugin"] == at_once
+
+
+def test_runs_share_what_an_application_takes(by_inference: Make) -> None:
+    # Given an application that takes five requests at once, and another run that annotates with it
+    world = by_inference(40)
+    requests = SharedRequests(world.redis, WaitlistName("", 3, "pre", "2.0.0"))
+    requests.set(5)
+
+    # When this run annotates, too
+    with requests.share("another", 5):
+        world.work()
+
+    # Then it sends half of them
+    assert world.backend.peak_in_flight["run_plugin"] == 2
 
 
 def test_one_chunk_is_open_so_that_no_more_are_sent_at_once(by_inference: Make) -> None:

@@ -1,0 +1,93 @@
+"""The requests of an application that the runs which annotate with it share."""
+
+from contextlib import ExitStack
+
+import pytest
+from fakeredis import FakeRedis
+
+from tests.unit.conftest import Clock
+from worker.pre_processor.shared_requests import MAX_PASS_SECONDS, SharedRequests
+from worker.pre_processor.waitlist import WaitlistName
+
+DIGITS = WaitlistName("acme", 3, "digits", "1.0.0")
+
+
+@pytest.fixture
+def requests(redis: FakeRedis) -> SharedRequests:
+    return SharedRequests(redis, DIGITS)
+
+
+def shares(requests: SharedRequests, runs: int, wanted: int = 5) -> list[int]:
+    """What each of so many runs gets in its second pass, once all have begun one."""
+    with ExitStack() as stack:
+        for number in range(runs):
+            stack.enter_context(requests.share(str(number), wanted))
+        return [stack.enter_context(requests.share(str(number), wanted)) for number in range(runs)]
+
+
+@pytest.mark.parametrize(
+    ("runs", "each"), [(1, 5), (2, 2), (3, 2), (4, 1), (5, 1), (20, 1)], ids=lambda value: str(value)
+)
+def test_runs_have_equal_parts_of_what_an_application_takes(
+    requests: SharedRequests, runs: int, each: int
+) -> None:
+    requests.set(5)
+    assert shares(requests, runs) == [each] * runs
+
+
+def test_a_run_has_no_more_than_it_wants(requests: SharedRequests) -> None:
+    requests.set(64)
+    assert shares(requests, 2, wanted=5) == [5, 5]
+
+
+def test_a_run_that_wants_more_than_is_taken_gets_it_alone(requests: SharedRequests) -> None:
+    requests.set(5)
+    assert shares(requests, 1, wanted=64) == [64]
+    assert shares(requests, 2, wanted=64) == [32, 32]
+
+
+def test_runs_share_nothing_of_an_unknown_application(requests: SharedRequests) -> None:
+    assert shares(requests, 3) == [5, 5, 5]
+    requests.set(5)
+    requests.set(None)
+    assert shares(requests, 3) == [5, 5, 5]
+
+
+def test_runs_of_other_applications_and_tenants_do_not_count(redis: FakeRedis) -> None:
+    others = [WaitlistName("acme", 4, "digits", "1.0.0"), WaitlistName("", 3, "digits", "1.0.0")]
+    with ExitStack() as stack:
+        for each in others:
+            SharedRequests(redis, each).set(5)
+            stack.enter_context(SharedRequests(redis, each).share("1", 5))
+        SharedRequests(redis, DIGITS).set(5)
+        assert shares(SharedRequests(redis, DIGITS), 1) == [5]
+
+
+def test_a_run_between_two_passes_leaves_its_part_to_others(requests: SharedRequests) -> None:
+    requests.set(5)
+    with requests.share("1", 5), requests.share("2", 5) as beside:
+        pass
+    with requests.share("2", 5) as alone:
+        pass
+
+    assert (beside, alone) == (2, 5)
+
+
+def test_a_run_that_nobody_carries_on_counts_for_minutes(
+    requests: SharedRequests, redis: FakeRedis, clock: Clock
+) -> None:
+    # Given a run whose worker has died amid a pass, and whose message is lost
+    requests.set(5)
+    dead = requests.share("dead", 5)
+    dead.__enter__()
+    clock.forward(MAX_PASS_SECONDS - 1)
+    with requests.share("1", 5) as soon:
+        pass
+
+    # When longer than any pass has gone by
+    clock.forward(2)
+
+    # Then it has no part
+    with requests.share("1", 5) as later:
+        pass
+    assert (soon, later) == (2, 5)
