@@ -66,8 +66,10 @@ def status(
             fail_if_rejected(redis, job)
             fail(
                 f"no run of job {job} is known",
-                hint="An ended run is kept for WORKER_ENDED_RUNS_MAX_AGE_SECONDS, by default a week, and no"
-                " longer than all fit into WORKER_ENDED_RUNS_MAX_MB.",
+                hint="Its message may still wait in a queue that no worker reads (synapse-worker doctor), or"
+                " be a dead letter (synapse-worker dead-letters list). An ended run is kept for"
+                " WORKER_ENDED_RUNS_MAX_AGE_SECONDS, by default a week, and no longer than all fit into"
+                " WORKER_ENDED_RUNS_MAX_MB.",
             )
         record = ended.record
     run = _run_fields(job, record)

@@ -102,6 +102,38 @@ def test_prometheus_loads_the_rules() -> None:
     assert (done.returncode, "9 rules found" in done.stdout) == (0, True), done.stdout + done.stderr
 
 
+QUEUES = """
+rule_files: [{rules}]
+evaluation_interval: 1m
+tests:
+  - interval: 15s
+    input_series:
+      - {{series: 'synapse_worker_queue_messages{{queue="deploy", state="waiting"}}', values: '5x100'}}
+      - {{series: 'synapse_worker_queue_messages{{queue="annotate", state="waiting"}}', values: '{read}'}}
+    alert_rule_test:
+      - alertname: SynapseWorkerQueueNotRead
+        eval_time: 20m
+        exp_alerts:
+          - exp_labels: {{queue: deploy, severity: critical}}
+            exp_annotations: {{summary: 'Messages lie in deploy, and for ten minutes none was taken out.'}}
+"""
+
+
+def test_a_queue_that_is_not_read_is_an_alert_without_workers(tmp_path: Path) -> None:
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("needs promtool: apt-get install prometheus")
+    # Given a queue whose messages stay, one that is read, and no metric that workers alone have
+    file = tmp_path / "queues.yml"
+    file.write_text(QUEUES.format(rules=RULES, read=" ".join(["9", "12", "7"] * 34)))
+
+    # Then the alert is for the first one alone
+    evaluated = subprocess.run(
+        [program, "test", "rules", str(file)], capture_output=True, text=True, check=False
+    )
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+
+
 def test_probes_of_a_running_worker_succeed(harness: ProxiedHarness, port: int) -> None:
     assert probe(harness, "live")[0] == 0
     assert probe(harness, "ready")[0] == 0
