@@ -214,7 +214,8 @@ class Settings(BaseSettings):
 
     worker_console_token: Token | None = Field(
         None,
-        description="Token for `synapse-worker console`, needed where other machines reach it.",
+        description="Token for `synapse-worker console`, of at least 16 characters; needed where other "
+        "machines reach it.",
     )
 
     otel_exporter_otlp_endpoint: HttpUrl | None = Field(
