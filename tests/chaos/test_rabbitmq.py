@@ -52,6 +52,7 @@ def publish(fleet: Fleet, **options: Any) -> tuple[str, SeededProject]:
     return job, project
 
 
+@pytest.mark.chaos
 def test_runs_of_every_kind_end_on_rabbitmq(fleet: Fleet) -> None:
     # Given two workers
     workers = [fleet.start_worker(), fleet.start_worker()]

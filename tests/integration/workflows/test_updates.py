@@ -95,6 +95,7 @@ def test_no_request_is_lost_over_updates(harness: RayHarness, store: Path, updat
     }
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_an_application_is_rolled_back_and_removed(harness: RayHarness, store: Path) -> None:
     # Given an application that was updated with code that answers differently
