@@ -17,8 +17,9 @@ from worker.runs.scripts import run_scripts
 
 KEPT_SECONDS = 90 * 24 * 60 * 60
 """How many requests an application takes is known for so long after it was deployed or last used."""
-MAX_PASS_SECONDS = 180
-"""Longer than any pass over a chunk: so long a run counts whose worker died and which nobody carries on."""
+COUNTED_SECONDS = 180
+"""A run whose worker died, and which nobody carries on, counts for so long. A pass takes some 15 seconds; one
+amid a slow call of the plugin may take longer, and counts no more then."""
 
 
 def taken_key(application: WaitlistName) -> str:
@@ -53,7 +54,7 @@ class SharedRequests:
         taken by the application, also where that is more.
         """
         taken, runs = run_scripts(self._redis, "worker.pre_processor").run(
-            "share_requests", [self._taken, self._sharers], job, MAX_PASS_SECONDS, KEPT_SECONDS
+            "share_requests", [self._taken, self._sharers], job, COUNTED_SECONDS, KEPT_SECONDS
         )
         try:
             yield min(wanted, max(1, round(max(int(taken), wanted) / int(runs)))) if taken else wanted

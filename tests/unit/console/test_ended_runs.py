@@ -9,25 +9,18 @@ import pytest
 from httpx import Response
 
 from shared.messages import ToTaskMessage
-from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.console.browser import Browser
-from tests.unit.runs.example_workflow import VISIBILITY_TIMEOUT
 from tests.unit.workflow.failed_tasks import PARAMS, add_failed_run, expire_run
 from worker.console import server
 from worker.console.access import ACTION_HEADER
 from worker.console.overview import Overview
 from worker.console.server import Console
-from worker.runs.runs import Runs, Timing
+from worker.runs.runs import Runs
 from worker.workflow import ended_runs
 from worker.workflow.retry import RetryProblem
 
 ACTION = {ACTION_HEADER: "1"}
 TOKEN = "a-token-of-some-length"
-
-
-@pytest.fixture
-def runs(redis: fakeredis.FakeRedis) -> Runs:
-    return Runs(redis, RecordingPublisher(), Timing(VISIBILITY_TIMEOUT))
 
 
 @pytest.fixture

@@ -17,15 +17,14 @@ from starlette.requests import Request
 
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
-from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.console.browser import Browser
-from tests.unit.runs.example_workflow import FIRST, VISIBILITY_TIMEOUT
+from tests.unit.runs.example_workflow import FIRST
 from worker.console.event_streams import Durations
 from worker.console.overview import Overview
 from worker.console.server import Console
 from worker.runs.keys import changes_channel
 from worker.runs.model import End
-from worker.runs.runs import Runs, Timing
+from worker.runs.runs import Runs
 from worker.workflow.dead_letters import DeadLetters
 
 TOKEN = "a-token-of-some-length"
@@ -33,16 +32,8 @@ SECONDS = 30
 
 
 @pytest.fixture
-def runs(redis: fakeredis.FakeRedis) -> Runs:
-    return Runs(redis, RecordingPublisher(), Timing(VISIBILITY_TIMEOUT))
-
-
-@pytest.fixture
-def new_console(redis: fakeredis.FakeRedis) -> Callable[..., Console]:
+def new_console(redis: fakeredis.FakeRedis, subscriber: fakeredis.FakeAsyncRedis) -> Callable[..., Console]:
     def make(**options: Any) -> Console:
-        subscriber = fakeredis.FakeAsyncRedis(
-            server=redis.connection_pool.connection_kwargs["server"], decode_responses=True
-        )
         return Console(redis, subscriber, Overview(redis, "memory://", None), "memory://", **options)
 
     return make

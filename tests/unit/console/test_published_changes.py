@@ -79,11 +79,6 @@ def listener(redis: FakeRedis) -> Listener:
     return Listener(redis)
 
 
-@pytest.fixture
-def runs(redis: FakeRedis) -> Runs:
-    return Runs(redis, RecordingPublisher(), Timing(VISIBILITY_TIMEOUT))
-
-
 def accept(runs: Runs) -> None:
     message = DeployMessage.model_validate({"job": JOB, "plugin": "digits@1.0.0", "agent": 1})
     runs.store.accept(message, "deploy")

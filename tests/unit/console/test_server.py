@@ -14,9 +14,8 @@ import pytest
 from shared.channels import job_key
 from shared.messages import DeployMessage
 from shared.statuses import JobStatus
-from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.console.browser import Browser
-from tests.unit.runs.example_workflow import FIRST, VISIBILITY_TIMEOUT
+from tests.unit.runs.example_workflow import FIRST
 from worker.console import changes, server
 from worker.console.access import ACTION_HEADER
 from worker.console.changes import ChangeListener, Version
@@ -25,24 +24,12 @@ from worker.console.live_runs import MAX_ENDED_RUNS
 from worker.console.overview import Overview
 from worker.console.server import Console
 from worker.runs.model import End
-from worker.runs.runs import Runs, Timing
+from worker.runs.runs import Runs
 from worker.workflow.dead_letters import DeadLetters
 
 ACTION = {ACTION_HEADER: "1"}
 TOKEN = "a-token-of-some-length"
 SECONDS = 30
-
-
-@pytest.fixture
-def runs(redis: fakeredis.FakeRedis) -> Runs:
-    return Runs(redis, RecordingPublisher(), Timing(VISIBILITY_TIMEOUT))
-
-
-@pytest.fixture
-def subscriber(redis: fakeredis.FakeRedis) -> fakeredis.FakeAsyncRedis:
-    return fakeredis.FakeAsyncRedis(
-        server=redis.connection_pool.connection_kwargs["server"], decode_responses=True
-    )
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from fakeredis import FakeRedis
 
 from tests.unit.conftest import Clock
-from worker.pre_processor.shared_requests import MAX_PASS_SECONDS, SharedRequests
+from worker.pre_processor.shared_requests import COUNTED_SECONDS, SharedRequests, taken_key
 from worker.pre_processor.waitlist import WaitlistName
 
 DIGITS = WaitlistName("acme", 3, "digits", "1.0.0")
@@ -53,6 +53,13 @@ def test_runs_share_nothing_of_an_unknown_application(requests: SharedRequests) 
     assert shares(requests, 3) == [5, 5, 5]
 
 
+@pytest.mark.parametrize("damaged", ["many", "0", "-3", ""])
+def test_a_damaged_number_counts_as_unknown(requests: SharedRequests, redis: FakeRedis, damaged: str) -> None:
+    redis.set(taken_key(DIGITS), damaged)
+
+    assert shares(requests, 2) == [5, 5]
+
+
 def test_runs_of_other_applications_and_tenants_do_not_count(redis: FakeRedis) -> None:
     others = [WaitlistName("acme", 4, "digits", "1.0.0"), WaitlistName("", 3, "digits", "1.0.0")]
     with ExitStack() as stack:
@@ -80,7 +87,7 @@ def test_a_run_that_nobody_carries_on_counts_for_minutes(
     requests.set(5)
     dead = requests.share("dead", 5)
     dead.__enter__()
-    clock.forward(MAX_PASS_SECONDS - 1)
+    clock.forward(COUNTED_SECONDS - 1)
     with requests.share("1", 5) as soon:
         pass
 
