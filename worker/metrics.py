@@ -136,6 +136,7 @@ class _Metrics:
 
 OUTCOMES: Final = {
     "Continue": "continued",
+    "Dispatch": "continued",
     "Reschedule": "rescheduled",
     "Retry": "retried",
     "Finish": "ended",

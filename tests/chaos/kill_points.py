@@ -130,12 +130,11 @@ FILE = """
 >    claim_step to_task.fetch_tasks
 >    list_tasks
 <>   task_index commit
-<>   publish to_task.spread
->    claim_step to_task.spread
 <>   ledger next_chunks
 <>   publish to_task.annotate
-<>   ledger mark_published
+<>*  end_step to_task.fetch_tasks
 >    claim_step to_task.annotate
+<>   ledger mark_published
 <>*  annotate_task_data
 <>*  ledger record
 <>   ledger complete_chunk

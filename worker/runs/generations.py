@@ -1,5 +1,6 @@
 """Fencing of polls: each poll of a step has a generation, and copies of older polls do nothing."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from redis import Redis
@@ -27,4 +28,11 @@ class Generations:
 
     def newest(self, job: str, step_name: str) -> int:
         """The generation that a poll of this step must have to go on."""
-        return int(self._redis.hget(polls_key(job), newest_field(step_name)) or 0)
+        return self.newest_of_each(job, [step_name])[0]
+
+    def newest_of_each(self, job: str, step_names: Sequence[str]) -> list[int]:
+        """The same for each of these steps, or parts of a step."""
+        if not step_names:
+            return []
+        found = self._redis.hmget(polls_key(job), [newest_field(name) for name in step_names])
+        return [int(generation or 0) for generation in found]

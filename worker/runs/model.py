@@ -1,6 +1,6 @@
 """A run as a step sees it, workflows and their steps, and what a step's function can say comes next."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import UnionType
@@ -41,6 +41,17 @@ class Continue:
 
 
 @dataclass(frozen=True)
+class Dispatch:
+    """The messages of all `parts` are published, and the run stands at `step`, which has none of its own.
+
+    The last part publishes what follows. The sweep publishes `step`, which must dispatch again what is left.
+    """
+
+    step: Step
+    parts: Sequence[Continue]
+
+
+@dataclass(frozen=True)
 class Reschedule:
     """The same step is repeated after `countdown` seconds, as a poll of the next generation.
 
@@ -67,7 +78,7 @@ class Suspend:
     """The run's next message is published from elsewhere: by its waiting list, or by the last chunk."""
 
 
-Outcome = Continue | Reschedule | Finish | Suspend
+Outcome = Continue | Dispatch | Reschedule | Finish | Suspend
 
 
 class RunFailedError(RuntimeError):

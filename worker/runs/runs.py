@@ -15,7 +15,7 @@ from worker.runs.events import Events, OnReportDue
 from worker.runs.generations import Generations
 from worker.runs.heartbeat import Heartbeats, run_member
 from worker.runs.locks import Locks
-from worker.runs.model import ENDED_RUNS_SECONDS, AnyRun, Continue, End, Step
+from worker.runs.model import ENDED_RUNS_SECONDS, AnyRun, Continue, Dispatch, End, Step
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES, Progress, proportions_of
 from worker.runs.reports.outbox import Outbox
 from worker.runs.shares.tenants import ShareLimits, Shares
@@ -161,22 +161,33 @@ class Runs:
         if (progress or metrics) and self.progress.set_plugin_values(job, progress, metrics):
             self.on_report_due(job, SECONDS_BETWEEN_PATCHES)
 
-    def continue_with(self, run: AnyRun, outcome: Continue) -> bool:
-        """Publish the message of the next step; whether the lock of this one is released by that.
+    def continue_with(self, run: AnyRun, outcome: Continue | Dispatch) -> bool:
+        """Publish the message of the next step, or those of parts; whether this step's lock is released.
 
         Where the queues are in the same Redis, one script does all of it. When the lock was lost, another
         delivery may do the same; the message is published nevertheless, and its claim sorts that out.
         """
-        kwargs = {"job": run.job, **outcome.kwargs}
-        queue = outcome.step.queue or run.queue
-        countdown = min(outcome.countdown, self.timing.max_countdown)
+        countdown, stands_at = 0.0, None
+        if isinstance(outcome, Dispatch):
+            following, stands_at = outcome.parts, outcome.step
+        else:
+            following, countdown = [outcome], min(outcome.countdown, self.timing.max_countdown)
+
+        def publish() -> None:
+            for each in following:
+                kwargs = {"job": run.job, **each.kwargs}
+                queue = each.step.queue or run.queue
+                self.publisher.publish(each.step, queue, kwargs, countdown, run.priority)
+
         with self.publisher.collecting() as messages:
-            self.publisher.publish(outcome.step, queue, kwargs, countdown, run.priority)
-        if run.lease is not None and self.store.end_step(run.job, run.lease, countdown, messages):
+            publish()
+        if run.lease is not None and self.store.end_step(
+            run.job, run.lease, countdown, messages, stands_at
+        ):
             return True
         self.heartbeats.schedule(run_member(run.job), countdown)
         if messages:
-            self.publisher.publish(outcome.step, queue, kwargs, countdown, run.priority)
+            publish()
         return False
 
     def finish(self, job: str, end: End, step: Step | None = None) -> bool:

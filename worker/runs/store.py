@@ -274,17 +274,25 @@ class RunStore:
         return StepClaim(ClaimStatus(status), int(newest), run, int(died))
 
     def end_step(
-        self, job: str, lease: Lease, countdown: float, messages: Sequence[CollectedMessage] | None
+        self,
+        job: str,
+        lease: Lease,
+        countdown: float,
+        messages: Sequence[CollectedMessage] | None,
+        stands_at: Step | None = None,
     ) -> bool:
         """Record a heartbeat, publish `messages` to the queues of this Redis, and release the step's lock.
 
-        The next heartbeat is due after `countdown` seconds. False when the lock was lost, and nothing done.
+        The next heartbeat is due after `countdown` seconds. `stands_at`: the run moves on to this step, which
+        has no message of its own. False when the lock was lost, and nothing done.
         """
         polls, field = lease.deliveries or ("", "")
-        names = [lease.key, polls, keys.heartbeats_key(), keys.overdue_counts_key()]
+        heartbeats = [keys.heartbeats_key(), keys.overdue_counts_key()]
+        names = [lease.key, polls, *heartbeats, run_key(job), job_key(job)]
         queues, texts = publishing_arguments(messages)
         due = countdown + self._heartbeat_grace_seconds
-        args = [lease.token, field, run_member(job), due, *texts]
+        standing = (stands_at.name, stands_at.position, stands_at.queue or "") if stands_at else ("", 0, "")
+        args = [lease.token, field, run_member(job), due, *standing, *texts]
         return bool(self._scripts.run("end_step", names + queues, *args))
 
     def reschedule_step(

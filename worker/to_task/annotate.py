@@ -19,7 +19,7 @@ from worker.pre_processor.shared_requests import SharedRequests
 from worker.pre_processor.waitlist import WaitlistName, pre_processor_of
 from worker.runs.bulkhead import backoff, exponential
 from worker.runs.ends import RunEnd
-from worker.runs.model import Continue, Outcome, Reschedule, Suspend
+from worker.runs.model import Continue, Dispatch, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs
 from worker.services import Services
 from worker.to_task.attempt import ChunkPass, FailedAttempt, TaskWork
@@ -29,7 +29,7 @@ from worker.to_task.ledger import Ledger, OpenTask, RedisLedger
 from worker.to_task.methods import AnnotationMethod, FileMethod, InferenceMethod
 from worker.to_task.pipeline import Pipeline
 from worker.to_task.results import publish_progress
-from worker.to_task.steps import ANNOTATE, FINALIZE, ToTaskRun
+from worker.to_task.steps import ANNOTATE, FINALIZE, SPREAD, ToTaskRun
 from worker.workflow.texts import Text, in_language
 
 
@@ -124,31 +124,39 @@ MAX_CHUNKS_ON_OTHER_BROKERS = 3
 """In flight where a worker also takes the messages that it cannot begin: as many as one process begins."""
 
 
-def spread(run: ToTaskRun, services: Services) -> Outcome:
+def dispatch_chunks(run: ToTaskRun, services: Services) -> Outcome:
     """Publish the first chunks. When the sweep repeats this step, publish every open chunk again."""
     ledger = RedisLedger(services.redis, run.job)
     if ledger.is_complete():
         return Continue(FINALIZE)
-    publish_chunks(run, services.runs, ledger, resend=True)
-    return Suspend()
+    return Dispatch(SPREAD, _next_chunks(run, services.runs, ledger, resend=True))
 
 
-def publish_chunks(
+def publish_chunks(run: ToTaskRun, runs: Runs, ledger: RedisLedger, *, begun: int | None = None) -> None:
+    """Publish as many chunks as are to wait for a process; `begun`: one of them does not wait any more."""
+    for message in _next_chunks(run, runs, ledger, begun=begun):
+        kwargs = {"job": run.job, **message.kwargs}
+        runs.publisher.publish(ANNOTATE, ANNOTATE.queue or run.queue, kwargs, priority=run.priority)
+        ledger.mark_published(message.kwargs["chunk"])
+
+
+def _next_chunks(
     run: ToTaskRun, runs: Runs, ledger: RedisLedger, *, begun: int | None = None, resend: bool = False
-) -> None:
-    """Publish as many chunks as are to wait for a process; `begun`: one of them does not wait any more.
+) -> list[Continue]:
+    """The messages of the chunks that are to be published now.
 
     A run by inference has one chunk in flight, because its concurrent requests are those of one chunk.
     """
     by_inference = run.message.params.method is ToTaskMethod.INFERENCE
     most = MAX_CHUNKS_IN_FLIGHT if runs.publisher.is_redis else MAX_CHUNKS_ON_OTHER_BROKERS
     waiting = WAITING_CHUNKS if runs.publisher.is_redis else most
-    for chunk in ledger.next_chunks(waiting, 1 if by_inference else most, begun=begun, resend=resend):
-        # A message of an older generation would be dropped.
-        generation = runs.generations.newest(run.job, f"{ANNOTATE.name}:{chunk}")
-        kwargs = {"job": run.job, "chunk": chunk, "generation": generation}
-        runs.publisher.publish(ANNOTATE, ANNOTATE.queue or run.queue, kwargs, priority=run.priority)
-        ledger.mark_published(chunk)
+    chunks = ledger.next_chunks(waiting, 1 if by_inference else most, begun=begun, resend=resend)
+    # A message of an older generation would be dropped.
+    generations = runs.generations.newest_of_each(run.job, [f"{ANNOTATE.name}:{chunk}" for chunk in chunks])
+    return [
+        Continue(ANNOTATE, {"chunk": chunk, "generation": generation})
+        for chunk, generation in zip(chunks, generations, strict=True)
+    ]
 
 
 MAX_PASS_SECONDS = 15.0

@@ -18,12 +18,12 @@ from worker.pre_processor.dispatch import dispatch_body
 from worker.pre_processor.serve_application import classify_serve_app, list_recent_records_or_empty
 from worker.pre_processor.waitlist import pre_processor_of
 from worker.runs.keys import run_key
-from worker.runs.model import Continue, Finish, Lease, Outcome, Reschedule, RunFailedError, Suspend
+from worker.runs.model import Finish, Lease, Outcome, Reschedule, RunFailedError, Suspend
 from worker.runs.scripts import run_scripts
 from worker.services import Services
 from worker.to_task import ledger
 from worker.to_task.prepare import run_to_retry, warm_up
-from worker.to_task.steps import SPREAD, ToTaskRun
+from worker.to_task.steps import ToTaskRun
 from worker.workflow.ended_runs import EndedRuns
 from worker.workflow.texts import Text, in_language
 
@@ -302,8 +302,13 @@ MAX_STEP_SECONDS = 10.0
 PROGRESS_STEP = "fetch_tasks"
 
 
-def fetch_tasks(run: ToTaskRun, services: Services, clock: Callable[[], float] = time.monotonic) -> Outcome:
-    """Read pages for a limited time, then reschedule; after the last page go on to annotating.
+def fetch_tasks(
+    run: ToTaskRun,
+    services: Services,
+    annotate: Callable[[ToTaskRun, Services], Outcome],
+    clock: Callable[[], float] = time.monotonic,
+) -> Outcome:
+    """Read pages for a limited time, then reschedule; after the last page `annotate` begins the annotating.
 
     Filters may depend on what annotating changes, so annotating starts after the last page.
     """
@@ -336,7 +341,9 @@ def fetch_tasks(run: ToTaskRun, services: Services, clock: Callable[[], float] =
     if text := cursor.listing.warning(cursor.total, message.language):
         runs.events.message(run.job, text, step=PROGRESS_STEP, level="warning")
     runs.set_progress(run, PROGRESS_STEP, 100)
-    return _dry_run(run, services, cursor.total, index.chunks()) if message.dry_run else Continue(SPREAD)
+    if message.dry_run:
+        return _dry_run(run, services, cursor.total, index.chunks())
+    return annotate(run, services)
 
 
 def _dry_run(run: ToTaskRun, services: Services, tasks: int, chunks: int) -> Finish:

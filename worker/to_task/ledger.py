@@ -336,11 +336,11 @@ class RedisLedger:
         """Chunks to publish now so that `waiting` are in the queue, or more once many have begun.
 
         At most `in_flight` are begun or waiting. `begun`: this chunk has begun. `resend`: all in flight,
-        published or not.
+        published or not, and all count as published, because a caller that publishes not all asks again.
         """
         names = [self._run, task_index_key(self._job), open_key(self._job)]
         window = waiting, BEGUN_A_WAITING_CHUNK, in_flight
-        arguments = *window, PUBLISH_GRACE_SECONDS, int(resend), "" if begun is None else begun
+        arguments = *window, PUBLISH_GRACE_SECONDS, PUBLISHED if resend else "", "" if begun is None else begun
         return [int(number) for number in self._scripts.run("next_chunks", names, *arguments)]
 
     def begin_slow_spell(self, seconds: float) -> bool:

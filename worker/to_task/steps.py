@@ -30,7 +30,7 @@ PREPARE = TO_TASK.step("to_task.prepare", position=20)
 FETCH_TASKS = TO_TASK.step(waitlist.FETCH_TASKS.name, waitlist.FETCH_TASKS.position)
 
 SPREAD = TO_TASK.step("to_task.spread", position=60)
-"""Publishes the first chunks; the sweep repeats this step while chunks are in flight."""
+"""Where a run stands while its chunks are in flight; the sweep publishes this step, which repeats them."""
 
 ANNOTATE = TO_TASK.step("to_task.annotate", position=60, queue="annotate", has_parts=True)
 """One chunk; its message carries the number as `chunk`."""

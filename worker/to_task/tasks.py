@@ -12,6 +12,7 @@ from worker.runs.bulkhead import all_but_three, bulkhead, chunk_share, release_s
 from worker.runs.model import Continue, Outcome, Suspend
 from worker.services import services
 from worker.to_task import discover, results
+from worker.to_task.annotate import dispatch_chunks
 from worker.to_task.clients import annotation_runtime
 from worker.to_task.steps import (
     ANNOTATE,
@@ -61,14 +62,14 @@ def prepare(self: StepTask, job: Job, **_: Any) -> None:
 
 @shared_task(base=StepTask, bind=True, name=FETCH_TASKS.name)
 def fetch_tasks(self: StepTask, job: Job, **_: Any) -> None:
-    """Collect every id."""
-    self.run_step(FETCH_TASKS, job, lambda run: discover.fetch_tasks(run, services()))
+    """Collect every id, then publish the first chunks."""
+    self.run_step(FETCH_TASKS, job, lambda run: discover.fetch_tasks(run, services(), dispatch_chunks))
 
 
 @shared_task(base=StepTask, bind=True, name=SPREAD.name)
 def spread(self: StepTask, job: Job, **_: Any) -> None:
-    """Publish the first chunks, or those whose messages were lost."""
-    self.run_step(SPREAD, job, lambda run: worker.to_task.annotate.spread(run, services()))
+    """Publish again the chunks whose messages were lost."""
+    self.run_step(SPREAD, job, lambda run: dispatch_chunks(run, services()))
 
 
 @shared_task(base=StepTask, bind=True, name=ANNOTATE.name)

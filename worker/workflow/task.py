@@ -25,6 +25,7 @@ from worker.runs.model import (
     AnyRun,
     ClaimStatus,
     Continue,
+    Dispatch,
     End,
     Finish,
     Lease,
@@ -36,7 +37,6 @@ from worker.runs.model import (
     StateT,
     Step,
     StoredRun,
-    Suspend,
     WorkflowStep,
 )
 from worker.runs.runs import MAX_UNREADABLE_SECONDS, Runs
@@ -272,7 +272,7 @@ class StepTask(DeathCountingTask):
     ) -> tuple[bool, Retry | exceptions.Retry | RunFailedError | None]:
         """Whether the step's lock is released by that, and what `retry_as` is to do with its message."""
         match outcome:
-            case Continue():
+            case Continue() | Dispatch():
                 return self.runs.continue_with(run, outcome), None
             case Reschedule():
                 metrics.count_poll(step.name)
@@ -284,8 +284,6 @@ class StepTask(DeathCountingTask):
                     log.info("run ended", status=outcome.status, at=step.name)
                     if outcome.status is JobStatus.FAILED:
                         return False, RunFailedError(outcome.result.get("error", ""))
-            case Suspend():
-                pass
         return False, None
 
     def _earlier_failure(self, job: str, name: str) -> RunFailedError | None:

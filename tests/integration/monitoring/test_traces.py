@@ -105,7 +105,6 @@ STEPS = {
     "process to_task.initialize",
     "process to_task.prepare",
     "process to_task.fetch_tasks",
-    "process to_task.spread",
     "process to_task.annotate",
     "process to_task.finalize",
 }

@@ -13,11 +13,12 @@ from tests.harness.in_process_worker import RecordingPublisher, RecordingReports
 from tests.unit.conftest import Clock
 from tests.unit.runs.example_workflow import DEPLOY, FIRST, advance, end_by_an_older_worker, report
 from worker.runs.keys import heartbeats_key
-from worker.runs.model import Continue, End, Run
+from worker.runs.model import STOPPED, ClaimStatus, Continue, Dispatch, End, Run
 from worker.runs.runs import Runs, recover_run
 from worker.testing import FakeBackend
 
 SPREAD = DEPLOY.step("to_task.spread", 20, queue="annotate")
+PART = DEPLOY.step("to_task.part", 20, queue="parts", has_parts=True)
 
 
 Eventually = Callable[[Callable[[], object]], None]
@@ -68,6 +69,51 @@ def test_step_with_a_queue_of_its_own_is_recovered_there(
     recover_run("42", runs)
 
     assert publisher.published[0].queue == "annotate"
+
+
+def dispatch_two_parts(runs: Runs) -> bool:
+    run = runs.store.claim_step("42", FIRST, "", "me", 5, 0, False).run
+    assert run is not None
+    return runs.continue_with(run, Dispatch(SPREAD, [Continue(PART, {"part": 0}), Continue(PART, {"part": 1})]))
+
+
+def test_a_step_that_dispatches_parts_publishes_each(
+    runs: Runs, run: Run, publisher: RecordingPublisher
+) -> None:
+    assert dispatch_two_parts(runs), "the lock is released with that"
+
+    sent = [(each.name, each.queue, each.kwargs) for each in publisher.published]
+    assert sent == [("to_task.part", "parts", {"job": "42", "part": part}) for part in (0, 1)]
+
+
+def test_a_run_whose_parts_are_dispatched_stands_at_their_step(
+    runs: Runs, run: Run, publisher: RecordingPublisher, redis: FakeRedis
+) -> None:
+    # Given a run whose parts are in flight
+    dispatch_two_parts(runs)
+    publisher.published.clear()
+
+    # When the sweep finds it overdue
+    recover_run("42", runs)
+
+    # Then that step is published, on its queue, and an earlier one is dropped
+    assert [(sent.name, sent.queue) for sent in publisher.published] == [("to_task.spread", "annotate")]
+    assert redis.hget("synapse:jobs:{42}", "step") == "to_task.spread"
+    late = runs.store.claim_step("42", FIRST, "", "late", 5, 0, False)
+    assert late.status is ClaimStatus.SUPERSEDED
+
+
+def test_an_ended_run_does_not_move_on(runs: Runs, run: Run, redis: FakeRedis) -> None:
+    # Given a run that is stopped amid a step
+    begun = runs.store.claim_step("42", FIRST, "", "me", 5, 0, False).run
+    assert begun is not None
+    runs.finish("42", STOPPED)
+
+    # When the step dispatches parts
+    runs.continue_with(begun, Dispatch(SPREAD, [Continue(PART)]))
+
+    # Then its record shows where it was stopped
+    assert redis.hget("synapse:jobs:{42}", "step") == "deploy.first"
 
 
 def test_ended_run_gets_its_report(runs: Runs, run: Run, reports: RecordingReports) -> None:

@@ -22,7 +22,7 @@ from worker.platform import (
     ServerError,
 )
 from worker.plugins import PluginHostBusyError, PluginHostUnavailableError
-from worker.runs.model import Continue, Reschedule, Suspend
+from worker.runs.model import Continue, Dispatch, Reschedule, Suspend
 from worker.testing import image_and_label
 from worker.to_task.annotate import annotate
 from worker.to_task.ledger import RedisLedger
@@ -331,20 +331,20 @@ def test_the_sweep_resends_open_chunks_in_their_generation(make_world: Make) -> 
     advance(world.runs, JOB, "to_task.annotate:2", 0)
     world.sender.published.clear()
 
-    # When spread is sent again
-    assert world.spread() == Suspend()
+    # When the sweep publishes the step at which the run stands
+    assert isinstance(world.dispatch_again(), Dispatch)
 
     # Then the open ones are published, none that is done
     sent = {each.kwargs["chunk"]: each.kwargs["generation"] for each in world.sender.published}
     assert sent == {0: 0, 2: 1}
 
 
-def test_spread_finalizes_when_all_is_done(make_world: Make) -> None:
+def test_the_sweep_finalizes_when_all_is_done(make_world: Make) -> None:
     world = make_world(10)
     world.collect()
     world.annotate(0)
 
-    assert world.spread() == Continue(FINALIZE)
+    assert world.dispatch_again() == Continue(FINALIZE)
 
 
 def test_the_last_chunk_finalizes_and_the_end_is_written_once(make_world: Make) -> None:

@@ -12,8 +12,7 @@ from tests.unit.to_task.world import JOB, KilledError, World
 from worker.lua import Scripts
 from worker.runs.keys import lock_key
 from worker.runs.model import Continue, Finish, Outcome, Reschedule
-from worker.to_task.annotate import annotate, spread
-from worker.to_task.discover import fetch_tasks
+from worker.to_task.annotate import annotate, dispatch_chunks
 from worker.to_task.pipeline import BATCH_SIZE
 from worker.to_task.results import finalize
 from worker.to_task.steps import ANNOTATE, FETCH_TASKS, FINALIZE, SPREAD
@@ -49,8 +48,8 @@ def deliver_all(world: World) -> Finish | None:
     """Every message once more, as the broker and the sweep do; steps that the run has passed are dropped."""
     worker, fetched = world.worker, Delivery(outcome=Reschedule(0))
     while isinstance(fetched.outcome, Reschedule):
-        fetched = worker.run_step(FETCH_TASKS, lambda run: fetch_tasks(run, world.services))
-    worker.run_step(SPREAD, lambda run: spread(run, world.services))
+        fetched = worker.run_step(FETCH_TASKS, world.fetch_pages)
+    worker.run_step(SPREAD, lambda run: dispatch_chunks(run, world.services))
     delivered = 0
     outcome: Outcome | None = None
     while outcome != Continue(FINALIZE):

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.to_task.world import JOB, World
 from worker.platform import NotFoundError
 from worker.runs.keys import messages_key
-from worker.runs.model import Continue, Finish, Reschedule, RunFailedError, Suspend
+from worker.runs.model import Dispatch, Finish, Reschedule, RunFailedError, Suspend
 from worker.testing import FakeBackend
 from worker.to_task import ledger
 from worker.to_task.discover import (
@@ -19,12 +19,10 @@ from worker.to_task.discover import (
     Page,
     PageCommit,
     TaskIndex,
-    fetch_tasks,
     iter_task_ids,
     page_size,
     read_page,
 )
-from worker.to_task.steps import SPREAD
 
 Make = Callable[..., World]
 
@@ -45,7 +43,7 @@ def test_ids_are_cut_into_chunks_across_pages(make_world: Make) -> None:
     world.backend.page_size = 2
 
     # When they are collected
-    assert world.fetch() == Continue(SPREAD)
+    assert isinstance(world.fetch(), Dispatch)
 
     # Then each chunk is whole but the last, and the total is public
     assert chunks(world) == {"0": "1,2,3", "1": "4,5,6", "2": "7"}
@@ -119,11 +117,12 @@ def test_an_old_delivery_changes_nothing_after_the_last_page(make_world: Make) -
 
 
 def test_a_second_delivery_after_the_last_page_reads_nothing(make_world: Make) -> None:
+    # Given a worker that died after it had read the last page
     world = make_world(5)
-    world.fetch()
+    world.fetch_pages(world.run)
     before = world.backend.faults.calls["list_tasks"]
 
-    assert world.fetch() == Continue(SPREAD)
+    assert isinstance(world.fetch(), Dispatch)
     assert world.backend.faults.calls["list_tasks"] == before
 
 
@@ -134,10 +133,11 @@ def test_a_delivery_reads_for_a_while_and_the_next_goes_on(make_world: Make) -> 
     ticks = iter(range(0, 10_000, 100))
 
     # When the step is delivered until it is done
-    outcomes = [fetch_tasks(world.run, world.services, lambda: float(next(ticks))) for _ in range(3)]
+    outcomes = [world.fetch_pages(world.run, lambda: float(next(ticks))) for _ in range(3)]
 
     # Then each delivery read one page
-    assert outcomes == [Reschedule(0), Reschedule(0), Continue(SPREAD)]
+    assert outcomes[:2] == [Reschedule(0), Reschedule(0)]
+    assert isinstance(outcomes[2], Dispatch)
     assert world.backend.faults.calls["list_tasks"] == 3
     assert world.record()["total"] == "30"
 
@@ -155,7 +155,7 @@ def test_nothing_is_written_after_the_end_of_the_run(make_world: Make) -> None:
     world = make_world(5)
     world.end()
 
-    assert fetch_tasks(world.run, world.services) == Suspend()
+    assert world.fetch_pages(world.run) == Suspend()
     assert chunks(world) == {}
 
 
@@ -251,7 +251,7 @@ def test_progress_follows_the_count_of_the_backend(make_world: Make) -> None:
     world.backend.pages = [page(1, following=1, count=4), page(2, 3, 4, count=4)]
     ticks = iter([0.0, 100.0])
 
-    fetch_tasks(world.run, world.services, lambda: next(ticks))
+    world.fetch_pages(world.run, lambda: next(ticks))
 
     assert world.redis.hget(f"synapse:jobs:{{{JOB}}}:progress", "fetch_tasks") == "25"
 
@@ -329,7 +329,7 @@ def test_tasks_deleted_while_pages_are_read_hide_no_other(
     world.backend = ShrinkingBackend(tasks, deleted)
 
     # When the ids are collected, by a run and by a direct call
-    assert world.fetch() == Continue(SPREAD)
+    assert isinstance(world.fetch(), Dispatch)
     direct = ShrinkingBackend(tasks, deleted)
     warnings: list[str] = []
     ids = list(iter_task_ids(direct, world.run.message.params, 100, warnings.append))
@@ -355,13 +355,12 @@ def test_a_count_that_never_fits_is_warned_of(make_world: Make) -> None:
     world.backend.pages = [page(1, 2, following=1, count=5), page(3, count=5)]
 
     # When the ids are collected and the run has ended
-    assert world.fetch() == Continue(SPREAD)
+    assert isinstance(world.fetch(), Dispatch)
 
     # Then they were listed twice, which brought no more, and log and result say so
     assert world.backend.faults.calls["list_tasks"] == 4
     assert listed(world) == [1, 2, 3]
     assert messages(world) == ["3 of 5 tasks were listed"]
-    world.spread()
     assert world.annotate_published().result["message"].endswith("; 3 of 5 tasks were listed")
 
 
@@ -391,9 +390,10 @@ def test_a_listing_goes_on_in_another_delivery(make_world: Make) -> None:
     world.backend = ShrinkingBackend(450, [1, 2, 3])
     ticks = iter(range(0, 100_000, 100))
 
-    outcomes = [fetch_tasks(world.run, world.services, lambda: float(next(ticks))) for _ in range(10)]
+    outcomes = [world.fetch_pages(world.run, lambda: float(next(ticks))) for _ in range(10)]
 
-    assert outcomes == [*[Reschedule(0)] * 9, Continue(SPREAD)]
+    assert outcomes[:9] == [Reschedule(0)] * 9
+    assert isinstance(outcomes[9], Dispatch)
     assert listed(world) == list(range(1, 451))
 
 

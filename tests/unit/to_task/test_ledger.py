@@ -19,7 +19,7 @@ def ledger(request: pytest.FixtureRequest, make_world: Make) -> Ledger:
     if request.param == "memory":
         return MemoryLedger([1, 2, 3, 4, 5], 3)
     world = make_world(5, chunk=3)
-    world.fetch()
+    world.collect_ids()
     return world.ledger
 
 
@@ -80,7 +80,7 @@ def test_failures_in_a_row_are_those_of_one_operation(ledger: Ledger) -> None:
 
 def test_failures_are_capped_and_counted_exactly(redis: FakeRedis, make_world: Make) -> None:
     world = make_world(1200, chunk=2000)
-    world.fetch()
+    world.collect_ids()
     memory = MemoryLedger(range(1, 1201), 2000)
     marks = [TaskOutcome(position, position + 1, "broken") for position in range(1200)]
 
@@ -118,7 +118,7 @@ def publish(ledger: RedisLedger, numbers: list[int]) -> list[int]:
 
 def test_a_chunk_that_begins_lets_another_wait(make_world: Make) -> None:
     world = make_world(60, chunk=10)
-    world.fetch()
+    world.collect_ids()
     ledger = world.ledger
 
     assert publish(ledger, ledger.next_chunks(2, 10)) == [0, 1]
@@ -132,7 +132,7 @@ def test_a_chunk_that_begins_lets_another_wait(make_world: Make) -> None:
 
 def test_a_chunk_that_begins_before_its_mark_has_begun(make_world: Make) -> None:
     world = make_world(60, chunk=10)
-    world.fetch()
+    world.collect_ids()
     ledger = world.ledger
     assert ledger.next_chunks(1, 10) == [0]
 
@@ -144,7 +144,7 @@ def test_a_chunk_that_begins_before_its_mark_has_begun(make_world: Make) -> None
 
 def test_no_more_chunks_are_in_flight_than_allowed(make_world: Make) -> None:
     world = make_world(60, chunk=10)
-    world.fetch()
+    world.collect_ids()
     ledger = world.ledger
 
     assert ledger.next_chunks(2, 3) == [0, 1]
@@ -157,7 +157,7 @@ def test_no_more_chunks_are_in_flight_than_allowed(make_world: Make) -> None:
 def test_more_chunks_wait_the_more_have_begun(make_world: Make) -> None:
     # Given a run on which many processes work
     world = make_world(200, chunk=10)
-    world.fetch()
+    world.collect_ids()
     ledger = world.ledger
     published = ledger.next_chunks(1, 100)
     for begun in range(11):
@@ -170,7 +170,7 @@ def test_more_chunks_wait_the_more_have_begun(make_world: Make) -> None:
 def test_a_window_of_an_older_release_is_gone_on_with(make_world: Make) -> None:
     # Given chunks in flight as a worker of an older release marks them
     world = make_world(60, chunk=10)
-    world.fetch()
+    world.collect_ids()
     ledger = world.ledger
     for chunk in ledger.next_chunks(4, 4):
         world.redis.zadd(open_key(JOB), {str(chunk): float("inf")})
@@ -186,7 +186,7 @@ def test_a_window_of_an_older_release_is_gone_on_with(make_world: Make) -> None:
 def test_a_claimed_unpublished_chunk_is_claimed_again(clock: Clock, make_world: Make) -> None:
     # Given chunks that were handed out to somebody who died after sending one of them
     world = make_world(60, chunk=10)
-    world.fetch()
+    world.collect_ids()
     assert world.ledger.next_chunks(2, 10) == [0, 1]
     world.ledger.mark_published(0)
 
@@ -200,7 +200,7 @@ def test_a_claimed_unpublished_chunk_is_claimed_again(clock: Clock, make_world: 
 
 def test_all_open_chunks_can_be_asked_for(make_world: Make) -> None:
     world = make_world(60, chunk=10)
-    world.fetch()
+    world.collect_ids()
     publish(world.ledger, world.ledger.next_chunks(3, 10))
     world.ledger.next_chunks(2, 10, begun=0)
     world.ledger.complete_chunk(1)
@@ -210,7 +210,7 @@ def test_all_open_chunks_can_be_asked_for(make_world: Make) -> None:
 
 def test_all_are_done_with_the_last_chunk_and_afterwards(make_world: Make) -> None:
     world = make_world(30, chunk=10)
-    world.fetch()
+    world.collect_ids()
 
     assert [world.ledger.complete_chunk(chunk) for chunk in (0, 2, 2)] == [False, False, False]
     assert world.ledger.is_complete() is False
@@ -220,7 +220,7 @@ def test_all_are_done_with_the_last_chunk_and_afterwards(make_world: Make) -> No
 
 def test_a_chunk_that_does_not_exist_completes_nothing(make_world: Make) -> None:
     world = make_world(10, chunk=10)
-    world.fetch()
+    world.collect_ids()
 
     assert world.ledger.complete_chunk(99) is False
     assert world.redis.exists(f"synapse:jobs:{{{JOB}}}:to_task:done_chunks") == 0

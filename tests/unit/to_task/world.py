@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -16,11 +17,11 @@ from worker.per_process import RecentlyUsed
 from worker.plugins import PluginProcessDiedError
 from worker.pre_processor.serve_application import PreProcessor
 from worker.runs.ends import RunEnd
-from worker.runs.model import Continue, Finish, Outcome, Reschedule, Suspend
+from worker.runs.model import Continue, Dispatch, Finish, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs, Timing
 from worker.services import Services
 from worker.testing import FakeBackend, FakePluginHost
-from worker.to_task.annotate import annotate, spread
+from worker.to_task.annotate import annotate, dispatch_chunks
 from worker.to_task.clients import AnnotationRuntime, EventLoopThread, TenantBackend, Throttle
 from worker.to_task.discover import fetch_tasks
 from worker.to_task.ledger import RedisLedger
@@ -140,10 +141,17 @@ class World:
         return RedisLedger(self.redis, JOB)
 
     def fetch(self) -> Outcome:
-        return self.worker.outcome_of(FETCH_TASKS, lambda run: fetch_tasks(run, self.services))
+        return self.worker.outcome_of(FETCH_TASKS, lambda run: self.fetch_pages(run))
 
-    def spread(self) -> Outcome:
-        return self.worker.outcome_of(SPREAD, lambda run: spread(run, self.services))
+    def fetch_pages(self, run: ToTaskRun, clock: Callable[[], float] = time.monotonic) -> Outcome:
+        return fetch_tasks(run, self.services, dispatch_chunks, clock)
+
+    def collect_ids(self) -> None:
+        """Read all pages; no chunk is published."""
+        fetch_tasks(self.run, self.services, lambda *_: Suspend())
+
+    def dispatch_again(self) -> Outcome:
+        return self.worker.outcome_of(SPREAD, lambda run: dispatch_chunks(run, self.services))
 
     def annotate(self, chunk: int) -> Outcome:
         return self.worker.outcome_of(
@@ -165,8 +173,7 @@ class World:
         outcome: Outcome = Reschedule(0)
         while isinstance(outcome, Reschedule):
             outcome = self.fetch()
-        assert isinstance(outcome, Continue), outcome
-        assert isinstance(self.spread(), Suspend)
+        assert isinstance(outcome, Dispatch), outcome
 
     def work(self) -> Finish:
         """The whole run, each message delivered once, to its end."""

@@ -19,18 +19,7 @@ local died = begin_delivery(KEYS[4], ARGV[11], newest, ARGV[3])
 record_heartbeat(KEYS[5], KEYS[6], ARGV[12], ARGV[13])
 local is_retry = 0
 if ARGV[7] == '1' then
-  -- What is known of the step before is of no use any more: a run that waits is to be small.
-  local before = redis.call('HGET', KEYS[1], RUN.step)
-  if before ~= ARGV[1] then
-    redis.call('HDEL', KEYS[1], RUN.begun_prefix .. (before or ''), RUN.step_queue)
-    redis.call('HDEL', KEYS[2], 'waiting_for')
-  end
-  redis.call('HSET', KEYS[1], RUN.position, position, RUN.step, ARGV[1])
-  if ARGV[8] ~= '' then redis.call('HSET', KEYS[1], RUN.step_queue, ARGV[8]) end
-  local updated = now_seconds()
-  redis.call('HSET', KEYS[2], 'step', ARGV[1], 'updated', updated)
-  if before ~= ARGV[1] then publish_change(KEYS[2], {step = ARGV[1], updated = updated, waiting_for = ''}) end
+  is_retry = move_on(KEYS[1], KEYS[2], ARGV[1], position, ARGV[8]) and 1 or 0
   redis.call('HINCRBY', KEYS[1], RUN.begun_prefix .. ARGV[1], 1)
-  is_retry = before == ARGV[1] and 1 or 0
 end
 return {'claimed', is_retry, newest, died, redis.call('HGETALL', KEYS[1])}

@@ -38,6 +38,21 @@ local function record_heartbeat(heartbeats, overdue_counts, member, seconds)
   redis.call('HDEL', overdue_counts, member)
 end
 
+-- The run stands at another step, of this position and own queue. What is known of the step before is of no use any more:
+-- a run that waits is to be small. Returns whether it stood there before.
+local function move_on(run, record, step, position, queue)
+  local before, updated = redis.call('HGET', run, RUN.step), now_seconds()
+  redis.call('HSET', run, RUN.position, position, RUN.step, step)
+  redis.call('HSET', record, 'step', step, 'updated', updated)
+  if before ~= step then
+    redis.call('HDEL', run, RUN.begun_prefix .. (before or ''), RUN.step_queue)
+    redis.call('HDEL', record, 'waiting_for')
+    publish_change(record, {step = step, updated = updated, waiting_for = ''})
+  end
+  if queue ~= '' then redis.call('HSET', run, RUN.step_queue, queue) end
+  return before == step
+end
+
 -- Publish collected messages. KEYS from `key` on: for each message the queue's list or, for one with a countdown, its
 -- delayed messages, and the time at which an earlier one was last added to those of any queue. ARGV from `argument` on:
 -- for each message RPUSH, LPUSH or ZADD, the countdown in seconds, and the message.
