@@ -153,7 +153,7 @@ class WaitingRuns:
         task = app.tasks[FETCH_TASKS.name]
         assert isinstance(task, StepTask)
         message = ToTaskMessage.model_validate(fields)
-        intake.accept_message(message, INITIALIZE, "to_task", services.runs, lambda _: None)
+        intake.accept_message(message, INITIALIZE, "to_task", services.runs, 0, lambda _: None)
         steps: list[tuple[Any, Callable[[Any], Outcome]]] = [
             (INITIALIZE, lambda run: (intake.begin_run(run, services), Continue(PREPARE))[1]),
             (PREPARE, lambda run: (services.runs.set_progress(run, "prepare", 10), Continue(DETECT))[1]),
