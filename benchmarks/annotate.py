@@ -146,7 +146,7 @@ def rows_of(method: str, latency_ms: int, bare: Figures, ours: Figures) -> Itera
 def measure(tasks: int, ways: Collection[tuple[str, int]]) -> Iterator[Row]:
     """Measure the bare loop and the worker, one after the other, in each way."""
     settings = {"WORKER_ANNOTATE_CONCURRENCY": str(IN_FLIGHT)}
-    with start_bench() as bench, bench.worker("worker", **settings) as worker:
+    with start_bench() as bench, bench.worker("worker", settings=settings) as worker:
         bench.let_pre_processors_run()
         annotation = Annotation(bench, worker)
         for method, latency_ms in ways:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,7 +215,9 @@ class Bench:
         """Until the newest worker was ready."""
 
     @contextmanager
-    def worker(self, app: str, *options: str, number: int = 0, **settings: str) -> Iterator[Process]:
+    def worker(
+        self, app: str, *options: str, number: int = 0, settings: Mapping[str, str] | None = None
+    ) -> Iterator[Process]:
         """A worker of `app`, which is this file's or the project's, while the block runs.
 
         The first one, with the number 0, finds an empty Redis.
@@ -230,7 +232,7 @@ class Bench:
             "SYNAPSE_ACCESS_TOKEN": "bench",
             "PLUGINS_DIR": str(self._folder),
             "WORKER_PLUGIN_HOST": "process",
-            **settings,
+            **(settings or {}),
         }
         if app == "worker":
             options = ("-Q", ALL_QUEUES, *options)
@@ -358,7 +360,7 @@ def measure(size: Size) -> Iterator[Row]:
         yield from compare("a run until it waits", bare_walk, engine_walk)
         with bench.worker("engine") as worker:
             bare_chain = bench.measure(worker, publish_chains, count_walked, size.chains)
-        with bench.worker("worker", "-I", "engine", BENCH_STEPS="1") as worker:
+        with bench.worker("worker", "-I", "engine", settings={"BENCH_STEPS": "1"}) as worker:
             engine_chain = bench.measure(worker, publish_steps, count_walked, size.chains)
         yield from compare(f"a chain of {STEPS} steps that do nothing", bare_chain, engine_chain)
 

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import psutil
 from annotate import IN_FLIGHT, TASKS, Annotation, message_of
@@ -85,7 +86,7 @@ class WatchedAnnotation(Annotation):
         self._redis, self._process = bench.redis, psutil.Process(worker.pid)
         self.memory: list[Memory] = []
 
-    def _writes(self) -> dict[str, object]:
+    def _writes(self) -> Any:
         found = super()._writes()
         redis = self._redis.info("memory")["used_memory"] / MB
         self.memory.append(Memory(int(found["tasks"]), self._process.memory_info().rss / MB, redis))
@@ -112,7 +113,7 @@ def measure_large(bench: Bench, worker: Process, tasks: int) -> Iterator[Row]:
 
 
 def _median(found: Sequence[Memory], name: str) -> float:
-    return statistics.median(getattr(each, name) for each in found)
+    return float(statistics.median(getattr(each, name) for each in found))
 
 
 def seconds_of_small(bench: Bench, jobs: range, tasks: int) -> list[float]:
@@ -180,7 +181,7 @@ def measure(size: Size) -> Iterator[Row]:
     settings = {"WORKER_ANNOTATE_CONCURRENCY": str(IN_FLIGHT)}
     jobs = itertools.count(500_000, 10_000)
     with start_bench() as bench:
-        with bench.worker("worker", **settings) as worker:
+        with bench.worker("worker", settings=settings) as worker:
             if size.large is not None:
                 yield from measure_large(bench, worker, size.large)
             else:
@@ -191,7 +192,7 @@ def measure(size: Size) -> Iterator[Row]:
         for case in size.beside:
             if case.tenant_chunks is not None:
                 limit = {"WORKER_TENANT_CHUNKS": str(case.tenant_chunks)}
-                with bench.worker("worker", **settings, **limit):
+                with bench.worker("worker", settings=settings | limit):
                     first = next(jobs)
                     seconds_of_small(bench, range(first, first + case.small), case.small_tasks)
                     yield from measure_beside(bench, case, jobs)

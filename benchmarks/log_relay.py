@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -190,6 +191,11 @@ def line_delays(pubsub: PubSub, started: float, size: Size) -> Iterator[float]:
                 yield time.time() - due
 
 
+def has_more_entries(listener: ChannelListener, count: int) -> bool:
+    """Whether more than so many lines have come."""
+    return len(listener.entries) > count
+
+
 def measure_takeover(harness: LogRelayHarness, count: int) -> Iterator[Row]:
     """Seconds without a line after the relay is killed."""
     waits = []
@@ -198,16 +204,12 @@ def measure_takeover(harness: LogRelayHarness, count: int) -> Iterator[Row]:
         listener = ChannelListener(harness.redis, job)
         first, second = harness.start_relay(), None
         harness.subscribe(job, ray_job)
-        wait_for(lambda listener=listener: len(listener.entries) > 100, MAX_WAIT_SECONDS, "lines")
+        wait_for(partial(has_more_entries, listener, 100), MAX_WAIT_SECONDS, "lines")
         second = harness.start_relay()
         time.sleep(2)
         first.kill()
         killed, before = time.perf_counter(), len(listener.entries)
-        wait_for(
-            lambda listener=listener, before=before: len(listener.entries) > before + 1,
-            MAX_WAIT_SECONDS,
-            "takeover",
-        )
+        wait_for(partial(has_more_entries, listener, before + 1), MAX_WAIT_SECONDS, "takeover")
         waits.append(time.perf_counter() - killed)
         second.kill()
         listener.close()

@@ -231,7 +231,7 @@ def measure(size: Size, runs: int) -> Iterator[Row]:
     found: dict[int, Figures] = {}
     for count in size.pre_processors:
         # A bench each, because in one whose pre-processors run nothing waits any more.
-        with start_bench() as bench, bench.worker("worker", **SETTINGS) as worker:
+        with start_bench() as bench, bench.worker("worker", settings=SETTINGS) as worker:
             found[count] = ManyRuns(bench, worker).measure(runs, count)
         yield from rows_of(count, found[count], Bare(walks, messages))
     few, many = min(found), max(found)

@@ -63,7 +63,7 @@ def compare(tasks: int, rounds: int) -> Iterator[Row]:
 def measure(bench: Bench, host: str, ray: dict[str, str], tasks: int) -> Iterator[tuple[int, Figures]]:
     """A worker with this host, and a run for each latency."""
     settings = {"WORKER_ANNOTATE_CONCURRENCY": str(IN_FLIGHT), "WORKER_PLUGIN_HOST": host, **ray}
-    with bench.worker("worker", **settings) as worker:
+    with bench.worker("worker", settings=settings) as worker:
         bench.let_pre_processors_run()
         annotation = Annotation(bench, worker)
         for latency_ms in LATENCIES_MS:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -183,7 +184,7 @@ def measure_idle() -> dict[str, dict[str, float]]:
 
 def measure_waiting(size: Size) -> dict[str, dict[str, float]]:
     """Runs that are accepted, wait and leave, and the worker before them."""
-    with start_bench() as bench, bench.worker("worker", **SETTINGS) as worker:
+    with start_bench() as bench, bench.worker("worker", settings=SETTINGS) as worker:
         found = ManyRuns(bench, worker).measure(size.waiting, size.pre_processors)
     waiting, seconds, runs = found.waiting - found.idle, found.idle.seconds, size.waiting
     return {
@@ -246,13 +247,17 @@ def _bytes_of(redis: "Redis", job: int) -> int:
     return sum(redis.memory_usage(key, samples=0) or 0 for key in keys)
 
 
+def _has_ended(bench: Bench, key: str) -> bool:
+    return bench.redis.hget(key, "status") in ENDED
+
+
 def _run_by_file(bench: Bench, first: int, count: int, tasks: int) -> None:
     """Publish runs one after the other, each when the one before it has ended."""
     with Publisher(bench.redis_url) as publisher:
         for job in range(first, first + count):
             publisher.publish(message_of(job, tasks))
             key = job_key(str(job))
-            wait_for(lambda key=key: bench.redis.hget(key, "status") in ENDED, MAX_WAIT_SECONDS, f"job {job}")
+            wait_for(partial(_has_ended, bench, key), MAX_WAIT_SECONDS, f"job {job}")
             if bench.redis.hget(key, "status") != "SUCCEEDED":
                 raise RuntimeError(f"job {job} failed: {bench.redis.hget(key, 'error')}")
 

@@ -65,9 +65,9 @@ class Workers:
         """Seconds until the worker was ready, and its process, which runs until the block ends."""
         self._number += 1  # never 0, with which the bench empties Redis
         if is_bare:
-            worker = self._bench.worker("bare_app", *BARE_OPTIONS, number=self._number, **self._bare)
+            worker = self._bench.worker("bare_app", *BARE_OPTIONS, number=self._number, settings=self._bare)
         else:
-            worker = self._bench.worker("worker", number=self._number, WORKER_PLUGIN_HOST="ray")
+            worker = self._bench.worker("worker", number=self._number, settings={"WORKER_PLUGIN_HOST": "ray"})
         with worker as process:
             yield self._bench.start_seconds, process
 

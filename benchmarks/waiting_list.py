@@ -119,7 +119,8 @@ class WaitingRuns:
         # Only now, because the app is made of the settings that the environment names.
         from worker.app import app
         from worker.pre_processor.waitlist import Waitlist, WaitlistName
-        from worker.services import Services, settings
+        from worker.services import Services
+        from worker.settings import settings
 
         class BenchServices(Services):
             client = FakeBackend()
@@ -154,9 +155,18 @@ class WaitingRuns:
         assert isinstance(task, StepTask)
         message = ToTaskMessage.model_validate(fields)
         intake.accept_message(message, INITIALIZE, "to_task", services.runs, 0, lambda _: None)
+
+        def begin(run: Any) -> Outcome:
+            intake.begin_run(run, services)
+            return Continue(PREPARE)
+
+        def prepare(run: Any) -> Outcome:
+            services.runs.set_progress(run, "prepare", 10)
+            return Continue(DETECT)
+
         steps: list[tuple[Any, Callable[[Any], Outcome]]] = [
-            (INITIALIZE, lambda run: (intake.begin_run(run, services), Continue(PREPARE))[1]),
-            (PREPARE, lambda run: (services.runs.set_progress(run, "prepare", 10), Continue(DETECT))[1]),
+            (INITIALIZE, begin),
+            (PREPARE, prepare),
             (DETECT, lambda run: detect(run, services)),
             (DISPATCH, lambda run: dispatch(run, services)),
         ]
@@ -316,7 +326,7 @@ def measure(sandbox: Sandbox, runs: int) -> Iterator[Row]:
             jobs.append(job)
     for job in jobs:
         wait_for(
-            lambda job=job: JobStatus((state.job(job) or {})["status"]).is_final,
+            partial(has_ended, state, job),
             MAX_WAIT_SECONDS,
             f"end of job {job}",
         )
@@ -348,6 +358,11 @@ def measure(sandbox: Sandbox, runs: int) -> Iterator[Row]:
     bare = measure_bare(sandbox, runs)
     goal, against = at_most(0.5, of_figure=True), "a bare loop of the same requests"
     yield Row(last, first_annotations[-1], "s", against, bare, goal=goal, note=spread)
+
+
+def has_ended(state: State, job: int | str) -> bool:
+    """Whether the backend has the job's end."""
+    return JobStatus((state.job(job) or {})["status"]).is_final
 
 
 def measure_bare(sandbox: Sandbox, runs: int) -> float:

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 from annotate import IN_FLIGHT, TASKS, Annotation, Figures
-from common.results import Row, argument_parser, at_least, at_most, report
+from common.results import Goal, Row, argument_parser, at_least, at_most, report
 from engine import start_bench
 
-GOALS = {200: {2: at_least(1.9), 4: at_least(3.5)}, 20: {2: None, 4: None}}
+from worker.sandbox.processes import Process
+
+GOALS: dict[int, dict[int, Goal | None]] = {200: {2: at_least(1.9), 4: at_least(3.5)}, 20: {2: None, 4: None}}
 """By latency in ms: for the rate of so many processes against one."""
 MAX_CPU_RATIO = 1.15
 WORKER_COUNTS = (1, 2, 4)
@@ -23,10 +25,10 @@ def measure(tasks: int, latencies_ms: tuple[int, ...]) -> Iterator[Row]:
     settings = {"WORKER_ANNOTATE_CONCURRENCY": str(IN_FLIGHT)}
     found: dict[tuple[int, int], Figures] = {}
     with start_bench() as bench, ExitStack() as running:
-        workers = []
+        workers: list[Process] = []
         for count in WORKER_COUNTS:
             while len(workers) < count:
-                worker = bench.worker("worker", number=len(workers), **settings)
+                worker = bench.worker("worker", number=len(workers), settings=settings)
                 workers.append(running.enter_context(worker))
             annotation = Annotation(bench, *workers, first_job=1 + count * JOBS_A_COUNT)
             for latency_ms in latencies_ms:

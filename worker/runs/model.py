@@ -1,5 +1,6 @@
 """A run as a step sees it, workflows and their steps, and what a step's function can say comes next."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -96,6 +97,16 @@ class End:
     def error(self) -> str:
         """The error message; empty for a run that succeeded."""
         return str(self.result.get("error", ""))
+
+    def to_json(self) -> str:
+        """The text that is stored."""
+        return json.dumps({"status": self.status, "result": self.result})
+
+    @classmethod
+    def from_json(cls, text: str) -> "End":
+        """The end stored as this text; `KeyError`, `TypeError` or `ValueError` when it is damaged."""
+        stored = json.loads(text)
+        return cls(JobStatus(stored["status"]), stored["result"])
 
 
 STOPPED = End(JobStatus.STOPPED, {"error": "stopped"})

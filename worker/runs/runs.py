@@ -181,9 +181,7 @@ class Runs:
 
         with self.publisher.collecting() as messages:
             publish()
-        if run.lease is not None and self.store.end_step(
-            run.job, run.lease, countdown, messages, stands_at
-        ):
+        if run.lease is not None and self.store.end_step(run.job, run.lease, countdown, messages, stands_at):
             return True
         self.heartbeats.schedule(run_member(run.job), countdown)
         if messages:

@@ -142,7 +142,7 @@ class RunStore:
             message.action,
             message.plugin,
             queue,
-            _end_text(STOPPED),
+            STOPPED.to_json(),
             priority or "",
             self._kept_seconds,
             traceparent,
@@ -169,7 +169,8 @@ class RunStore:
             task, kwargs = message["task"], message["kwargs"]
             queue, position = stored[RunField.QUEUE], int(stored[RunField.POSITION])
             priority = int(stored.get(RunField.PRIORITY, 0))
-            end = _end(stored.get(RunField.ENDED))
+            ended = stored.get(RunField.ENDED)
+            end = None if ended is None else End.from_json(ended)
         state = {
             name.removeprefix(STATE_PREFIX): text
             for name, text in stored.items()
@@ -368,7 +369,7 @@ class RunStore:
             *log_args("finish", ""),
             line_time(),
             "error" if end.status is JobStatus.FAILED else "info",
-            _end_text(end),
+            end.to_json(),
             end.status,
             end.error,
             "" if step is None else step.position,
@@ -444,14 +445,3 @@ def publishing_arguments(
 def hash_of(flat: Sequence[str]) -> dict[str, str]:
     """The hash that a script returns as a list: each name before its value."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-def _end_text(end: End) -> str:
-    return json.dumps({"status": end.status, "result": end.result})
-
-
-def _end(text: str | None) -> End | None:
-    if text is None:
-        return None
-    stored = json.loads(text)
-    return End(JobStatus(stored["status"]), stored["result"])

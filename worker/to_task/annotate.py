@@ -129,21 +129,21 @@ def dispatch_chunks(run: ToTaskRun, services: Services) -> Outcome:
     ledger = RedisLedger(services.redis, run.job)
     if ledger.is_complete():
         return Continue(FINALIZE)
-    return Dispatch(SPREAD, _next_chunks(run, services.runs, ledger, resend=True))
+    return Dispatch(SPREAD, list(_next_chunks(run, services.runs, ledger, resend=True).values()))
 
 
 def publish_chunks(run: ToTaskRun, runs: Runs, ledger: RedisLedger, *, begun: int | None = None) -> None:
     """Publish as many chunks as are to wait for a process; `begun`: one of them does not wait any more."""
-    for message in _next_chunks(run, runs, ledger, begun=begun):
+    for chunk, message in _next_chunks(run, runs, ledger, begun=begun).items():
         kwargs = {"job": run.job, **message.kwargs}
         runs.publisher.publish(ANNOTATE, ANNOTATE.queue or run.queue, kwargs, priority=run.priority)
-        ledger.mark_published(message.kwargs["chunk"])
+        ledger.mark_published(chunk)
 
 
 def _next_chunks(
     run: ToTaskRun, runs: Runs, ledger: RedisLedger, *, begun: int | None = None, resend: bool = False
-) -> list[Continue]:
-    """The messages of the chunks that are to be published now.
+) -> dict[int, Continue]:
+    """The chunks that are to be published now, and their messages.
 
     A run by inference has one chunk in flight, because its concurrent requests are those of one chunk.
     """
@@ -153,10 +153,10 @@ def _next_chunks(
     chunks = ledger.next_chunks(waiting, 1 if by_inference else most, begun=begun, resend=resend)
     # A message of an older generation would be dropped.
     generations = runs.generations.newest_of_each(run.job, [f"{ANNOTATE.name}:{chunk}" for chunk in chunks])
-    return [
-        Continue(ANNOTATE, {"chunk": chunk, "generation": generation})
+    return {
+        chunk: Continue(ANNOTATE, {"chunk": chunk, "generation": generation})
         for chunk, generation in zip(chunks, generations, strict=True)
-    ]
+    }
 
 
 MAX_PASS_SECONDS = 15.0

@@ -340,7 +340,12 @@ class RedisLedger:
         """
         names = [self._run, task_index_key(self._job), open_key(self._job)]
         window = waiting, BEGUN_A_WAITING_CHUNK, in_flight
-        arguments = *window, PUBLISH_GRACE_SECONDS, PUBLISHED if resend else "", "" if begun is None else begun
+        arguments = (
+            *window,
+            PUBLISH_GRACE_SECONDS,
+            PUBLISHED if resend else "",
+            "" if begun is None else begun,
+        )
         return [int(number) for number in self._scripts.run("next_chunks", names, *arguments)]
 
     def begin_slow_spell(self, seconds: float) -> bool:

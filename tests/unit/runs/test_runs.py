@@ -74,7 +74,9 @@ def test_step_with_a_queue_of_its_own_is_recovered_there(
 def dispatch_two_parts(runs: Runs) -> bool:
     run = runs.store.claim_step("42", FIRST, "", "me", 5, 0, False).run
     assert run is not None
-    return runs.continue_with(run, Dispatch(SPREAD, [Continue(PART, {"part": 0}), Continue(PART, {"part": 1})]))
+    return runs.continue_with(
+        run, Dispatch(SPREAD, [Continue(PART, {"part": 0}), Continue(PART, {"part": 1})])
+    )
 
 
 def test_a_step_that_dispatches_parts_publishes_each(
