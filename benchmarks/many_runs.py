@@ -26,6 +26,7 @@ from engine import (
 from redis import Redis
 
 from shared import Publisher
+from worker.pre_processor.waitlist import waiting_runs
 from worker.sandbox import wait_for
 from worker.sandbox.processes import Process
 
@@ -115,11 +116,8 @@ class ManyRuns:
                 publisher.publish(message(job, 1 + job % pre_processors))
 
     def waiting(self) -> int:
-        """How many runs wait."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            for key in self._redis.scan_iter("synapse:rooms:*:waiters", count=100_000):
-                pipe.zcard(key)
-            return sum(pipe.execute())
+        """How many runs wait. Redis must not be kept busy by this: a scan of its keys took half of the time."""
+        return sum(waiting_runs(self._redis).values())
 
     def used(self) -> Usage:
         """What was used so far."""
