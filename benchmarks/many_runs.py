@@ -116,7 +116,7 @@ class ManyRuns:
                 publisher.publish(message(job, 1 + job % pre_processors))
 
     def waiting(self) -> int:
-        """How many runs wait. Redis must not be kept busy by this: a scan of its keys took half of the time."""
+        """How many runs wait. A scan of all keys would take Redis half of its time."""
         return sum(waiting_runs(self._redis).values())
 
     def used(self) -> Usage:
