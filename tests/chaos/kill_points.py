@@ -125,7 +125,7 @@ FILE = """
 <>   publish to_task.prepare
 >    claim_step to_task.prepare
 >    get_project
-<>*  end_step to_task.prepare
+<>   end_step to_task.prepare
 <>   publish to_task.fetch_tasks
 >    claim_step to_task.fetch_tasks
 >    list_tasks
