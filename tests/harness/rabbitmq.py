@@ -105,7 +105,8 @@ class RabbitMQ:
     def _is_up(self) -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1) as probe:
             probe.sendall(b"AMQP\x00\x00\x09\x01")
-            return bool(probe.recv(1))
+            # Another node may have taken the port while this one starts.
+            return bool(probe.recv(1)) and self.evaluate("rabbit:is_running()") == "true"
         return False
 
 
