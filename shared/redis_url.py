@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from redis import BlockingConnectionPool, ConnectionPool, Redis
+from redis import ConnectionPool, Redis
 from redis.asyncio import BlockingConnectionPool as AsyncBlockingConnectionPool
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
-from redis.asyncio.sentinel import SentinelConnectionPool as AsyncSentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.connection import URL_QUERY_ARGUMENT_PARSERS, parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from shared.redis_connections import CONNECTION_CLASSES
+from shared.redis_pools import AsyncPool, AsyncSentinelPool, BlockingPool, Pool, SentinelPool
 
 REDIS_SCHEMES: Final = ("redis://", "rediss://", "unix://", "redis+socket://", "sentinel://")
 
@@ -35,17 +35,6 @@ _UNREADABLE: Final = "is not a URL that the Redis client can read"
 _ESCAPES: Final = ": in a user or password, characters such as # / ? [ are written as %23 %2F %3F %5B"
 
 _SENTINEL_OPTION_PREFIX: Final = "sentinel_"
-
-
-class _AsyncBlockingSentinelPool(AsyncSentinelConnectionPool, AsyncBlockingConnectionPool):
-    """Lets callers wait for one of a limited number of connections to the master."""
-
-    async def disconnect(self, inuse_connections: bool = True) -> None:
-        await super().disconnect(inuse_connections)
-        if inuse_connections:
-            # redis-py leaves those to the Sentinels open, which asked for the master.
-            for sentinel in self.sentinel_manager.sentinels:
-                await sentinel.aclose()
 
 
 @dataclass(frozen=True)
@@ -95,11 +84,11 @@ class RedisUrl:
         options = {"connection_class": connection_class, **defaults, **self.options, **(needed or {})}
         if not self.sentinels:
             # With a limit, threads wait for a free connection. They would get an error at once otherwise.
-            return (BlockingConnectionPool if "max_connections" in options else ConnectionPool)(**options)
+            return (BlockingPool if "max_connections" in options else Pool)(**options)
         # Without retries, the next Sentinel is asked at once when one does not answer.
         kwargs = {**self._options_of_sentinels(options), "retry": Retry(NoBackoff(), 0)}
         sentinel = Sentinel(self.sentinels, sentinel_kwargs=kwargs)
-        return SentinelConnectionPool(self.master_name, sentinel, **options)
+        return SentinelPool(self.master_name, sentinel, **options)
 
     def async_pool(self, **defaults: Any) -> AsyncBlockingConnectionPool:
         """Make a pool for an event loop, whose callers wait for a free connection.
@@ -112,10 +101,10 @@ class RedisUrl:
         """
         options = {"connection_class": CONNECTION_CLASSES[self.kind][1], **defaults, **self.options}
         if not self.sentinels:
-            return AsyncBlockingConnectionPool(**options)
+            return AsyncPool(**options)
         kwargs = {**self._options_of_sentinels(options), "retry": AsyncRetry(NoBackoff(), 0)}
         sentinel = AsyncSentinel(self.sentinels, sentinel_kwargs=kwargs)
-        return _AsyncBlockingSentinelPool(self.master_name, sentinel, **options)
+        return AsyncSentinelPool(self.master_name, sentinel, **options)
 
     def _options_of_sentinels(self, options: Mapping[str, Any]) -> dict[str, Any]:
         shared = {
