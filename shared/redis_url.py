@@ -37,6 +37,15 @@ _ESCAPES: Final = ": in a user or password, characters such as # / ? [ are writt
 _SENTINEL_OPTION_PREFIX: Final = "sentinel_"
 
 
+def _reading_all(options: dict[str, Any]) -> dict[str, Any]:
+    """With a text for whatever Redis answers, where answers are text.
+
+    Else a value that is damaged, or somebody else's, would be an error of the client at each look at it. What
+    is no UTF-8 stands in the text as lone surrogates, of which the same bytes are made in a command.
+    """
+    return {"encoding_errors": "surrogateescape", **options} if options.get("decode_responses") else options
+
+
 @dataclass(frozen=True)
 class RedisUrl:
     """A Redis, as its URL names it. Its text shows no secret.
@@ -81,6 +90,7 @@ class RedisUrl:
             A pool whose connections go to the master.
         """
         connection_class = CONNECTION_CLASSES[self.kind][0]
+        defaults = _reading_all(defaults)
         options = {"connection_class": connection_class, **defaults, **self.options, **(needed or {})}
         if not self.sentinels:
             # With a limit, threads wait for a free connection. They would get an error at once otherwise.
@@ -99,7 +109,8 @@ class RedisUrl:
         Returns:
             A pool whose connections go to the master.
         """
-        options = {"connection_class": CONNECTION_CLASSES[self.kind][1], **defaults, **self.options}
+        defaults = {"connection_class": CONNECTION_CLASSES[self.kind][1], **_reading_all(defaults)}
+        options = {**defaults, **self.options}
         if not self.sentinels:
             return AsyncPool(**options)
         kwargs = {**self._options_of_sentinels(options), "retry": AsyncRetry(NoBackoff(), 0)}

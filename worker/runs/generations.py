@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from redis import Redis
 
 from worker.runs.keys import newest_field, polls_key
-from worker.runs.model import ClaimStatus
+from worker.runs.model import ClaimStatus, reading_record
 
 
 @dataclass(frozen=True)
@@ -26,5 +26,7 @@ class Generations:
         self._redis = redis
 
     def newest(self, job: str, step_name: str) -> int:
-        """The generation that a poll of this step must have to go on."""
-        return int(self._redis.hget(polls_key(job), newest_field(step_name)) or 0)
+        """The generation that a poll of this step must have to go on; raises `DamagedRunError`."""
+        found = self._redis.hget(polls_key(job), newest_field(step_name))
+        with reading_record(job):
+            return int(found or 0)
