@@ -34,7 +34,7 @@ DEADLINE_SECONDS = 60
 
 
 class Clock:
-    """The bulkhead's clock, which stands still: whoever waits for a slot waits until there is one."""
+    """The bulkhead's clock, which stands still: a thread waits for a slot until there is one."""
 
     now = 1_000.0
 
