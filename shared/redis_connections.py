@@ -33,7 +33,37 @@ def is_read_only(error: ResponseError) -> bool:
     return isinstance(error, ReadOnlyError) or "READONLY" in str(error)
 
 
-class _LeavesReplica:
+class _Packer:
+    """Packs commands; a text that was read of bytes that are no UTF-8 becomes these bytes again."""
+
+    def __init__(self, packer: Any) -> None:
+        self._pack = packer.pack
+
+    def pack(self, *args: Any) -> Any:
+        try:
+            return self._pack(*args)
+        except UnicodeEncodeError:
+            return self._pack(*(_bytes_of(each) if isinstance(each, str) else each for each in args))
+
+
+def _bytes_of(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+class PacksWhatItReads:
+    """Lets a connection with `encoding_errors=surrogateescape` send what it has read, also by hiredis.
+
+    It stands before a class of redis-py's connections.
+    """
+
+    encoder: Any
+
+    def _construct_command_packer(self, packer: Any) -> Any:
+        made = super()._construct_command_packer(packer)  # type: ignore[misc]
+        return _Packer(made) if self.encoder.encoding_errors == "surrogateescape" else made
+
+
+class _LeavesReplica(PacksWhatItReads):
     """Closes a connection whose server answers READONLY, before a class of redis-py's connections."""
 
     def read_response(self, *args: Any, **options: Any) -> Any:

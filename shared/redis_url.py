@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from redis import BlockingConnectionPool, ConnectionPool, Redis
+from redis import ConnectionPool, Redis
 from redis.asyncio import BlockingConnectionPool as AsyncBlockingConnectionPool
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
-from redis.asyncio.sentinel import SentinelConnectionPool as AsyncSentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.connection import URL_QUERY_ARGUMENT_PARSERS, parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from shared.redis_connections import CONNECTION_CLASSES
+from shared.redis_pools import AsyncPool, AsyncSentinelPool, BlockingPool, Pool, SentinelPool
 
 REDIS_SCHEMES: Final = ("redis://", "rediss://", "unix://", "redis+socket://", "sentinel://")
 
@@ -37,15 +37,13 @@ _ESCAPES: Final = ": in a user or password, characters such as # / ? [ are writt
 _SENTINEL_OPTION_PREFIX: Final = "sentinel_"
 
 
-class _AsyncBlockingSentinelPool(AsyncSentinelConnectionPool, AsyncBlockingConnectionPool):
-    """Lets callers wait for one of a limited number of connections to the master."""
+def _reading_all(options: dict[str, Any]) -> dict[str, Any]:
+    """With a text for whatever Redis answers, where answers are text.
 
-    async def disconnect(self, inuse_connections: bool = True) -> None:
-        await super().disconnect(inuse_connections)
-        if inuse_connections:
-            # redis-py leaves those to the Sentinels open, which asked for the master.
-            for sentinel in self.sentinel_manager.sentinels:
-                await sentinel.aclose()
+    Else a value that is damaged, or somebody else's, would be an error of the client at each look at it. What
+    is no UTF-8 stands in the text as lone surrogates, of which the same bytes are made in a command.
+    """
+    return {"encoding_errors": "surrogateescape", **options} if options.get("decode_responses") else options
 
 
 @dataclass(frozen=True)
@@ -92,14 +90,15 @@ class RedisUrl:
             A pool whose connections go to the master.
         """
         connection_class = CONNECTION_CLASSES[self.kind][0]
+        defaults = _reading_all(defaults)
         options = {"connection_class": connection_class, **defaults, **self.options, **(needed or {})}
         if not self.sentinels:
             # With a limit, threads wait for a free connection. They would get an error at once otherwise.
-            return (BlockingConnectionPool if "max_connections" in options else ConnectionPool)(**options)
+            return (BlockingPool if "max_connections" in options else Pool)(**options)
         # Without retries, the next Sentinel is asked at once when one does not answer.
         kwargs = {**self._options_of_sentinels(options), "retry": Retry(NoBackoff(), 0)}
         sentinel = Sentinel(self.sentinels, sentinel_kwargs=kwargs)
-        return SentinelConnectionPool(self.master_name, sentinel, **options)
+        return SentinelPool(self.master_name, sentinel, **options)
 
     def async_pool(self, **defaults: Any) -> AsyncBlockingConnectionPool:
         """Make a pool for an event loop, whose callers wait for a free connection.
@@ -110,12 +109,13 @@ class RedisUrl:
         Returns:
             A pool whose connections go to the master.
         """
-        options = {"connection_class": CONNECTION_CLASSES[self.kind][1], **defaults, **self.options}
+        defaults = {"connection_class": CONNECTION_CLASSES[self.kind][1], **_reading_all(defaults)}
+        options = {**defaults, **self.options}
         if not self.sentinels:
-            return AsyncBlockingConnectionPool(**options)
+            return AsyncPool(**options)
         kwargs = {**self._options_of_sentinels(options), "retry": AsyncRetry(NoBackoff(), 0)}
         sentinel = AsyncSentinel(self.sentinels, sentinel_kwargs=kwargs)
-        return _AsyncBlockingSentinelPool(self.master_name, sentinel, **options)
+        return AsyncSentinelPool(self.master_name, sentinel, **options)
 
     def _options_of_sentinels(self, options: Mapping[str, Any]) -> dict[str, Any]:
         shared = {

@@ -1,6 +1,7 @@
 """What workers share with others on their host: process numbers, and folders of the temporary directory."""
 
 import errno
+import fcntl
 import os
 import stat
 from contextlib import suppress
@@ -24,6 +25,12 @@ def make_private(folder: Path, root: Path | None = None) -> None:
         if found.st_mode & 0o022:
             reason = "it can be written by others: remove it, or make it this user's alone"
             raise PermissionError(errno.EPERM, reason, str(level))
+
+
+def hold_folder(folder: Path) -> None:
+    """Keep others of this host from removing a folder, for as long as this process lives."""
+    with suppress(OSError):
+        fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)
 
 
 def is_running(pid: int, started: int | None = None) -> bool:

@@ -8,6 +8,7 @@ from contextlib import suppress
 import structlog
 from redis import RedisError
 
+from shared.redis_pools import sharing_connections
 from worker.blame import INFRASTRUCTURE_ERRORS, Retries, in_step
 from worker.deploy.packages import DeployedPackages
 from worker.logs.retention import EndedLogs
@@ -94,10 +95,6 @@ def hand_out_slots() -> None:
     services().runs.shares.hand_out()
 
 
-_looking = threading.Lock()
-"""One look at a lease at a time: all looks of an idle worker together need one connection to Redis."""
-
-
 class Work:
     """One periodic work, done while this worker holds its lease."""
 
@@ -121,8 +118,7 @@ class Work:
         """Do the work if it is this worker's; returns the seconds until the next look."""
         try:
             self._election = self._election or Election(services().redis, self.name, self._lease_seconds)
-            with _looking:
-                wait = self._election.hold()
+            wait = self._election.hold()
             if wait:
                 self._looks_in_vain += 1
                 return max(wait, self._rarer_look())
@@ -205,6 +201,7 @@ class Maintenance:
 
     def _repeat(self, work: Work) -> None:
         wait = SECONDS_BETWEEN_SWEEPS
-        while not self._stop.wait(wait):
-            wait = work.do()
-        work.resign()
+        with sharing_connections():
+            while not self._stop.wait(wait):
+                wait = work.do()
+            work.resign()

@@ -77,6 +77,11 @@ class RecentlyUsed(Generic[K, V]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def values(self) -> list[V]:
+        """All that are kept."""
+        with self._lock:
+            return list(self._values.values())
+
     def clear(self) -> None:
         """Keep nothing."""
         with self._lock:

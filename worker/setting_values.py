@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Annotated, Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
@@ -144,6 +144,24 @@ def split_url(url: str) -> SplitResult:
     except ValueError:
         raise ValueError("is not a URL") from None
     return parts
+
+
+def header_secrets(headers: str) -> list[str]:
+    """The values of OTEL_EXPORTER_OTLP_HEADERS, each encoded as in a URL."""
+    values = [unquote(each.partition("=")[2]).strip() for each in headers.split(",")]
+    # `Authorization=Bearer …` is not the only place in which the token may be seen.
+    return values + [value.split()[-1] for value in values if value]
+
+
+_PASSWORD_OPTIONS = ("password", "sentinel_password", "ssl_password")
+
+
+def url_passwords(url: str) -> list[str]:
+    """The passwords in the URL of a Redis or of a broker; raises `ValueError` for what is no URL."""
+    parts = split_url(url)
+    query = parse_qs(parts.query)
+    in_query = [value for name in _PASSWORD_OPTIONS for value in query.get(name, [])]
+    return [*in_query, unquote(parts.password)] if parts.password else in_query
 
 
 MIN_REDIS_CONNECTIONS = 20

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qs, unquote
 
 from pydantic import (
     BeforeValidator,
     Field,
     TypeAdapter,
     ValidationError,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from shared.channels import DEFAULT_PREFIX
 from shared.redis_url import is_redis_url
 from shared.validation import mistake_parts
-from shared.webhooks import signing_keys
+from shared.webhooks import SECRET_PREFIX, signing_keys
 from worker.per_process import once_per_process
 from worker.setting_values import (
     FILE_SUFFIX,
@@ -31,10 +31,12 @@ from worker.setting_values import (
     TenantHeader,
     Token,
     WebhookUrl,
+    header_secrets,
     setting_text,
     split_url,
     stripped,
     texts_in_files,
+    url_passwords,
     usable_redis,
 )
 
@@ -239,6 +241,15 @@ class Settings(BaseSettings):
             raise ValueError("begins and ends with a quotation mark, a part of its value: write it without")
         return value
 
+    @field_validator("otel_exporter_otlp_endpoint", "otel_exporter_otlp_headers", mode="wrap")
+    @classmethod
+    def _is_ignored_where_wrong(cls, value: object, validate: ValidatorFunctionWrapHandler) -> object:
+        """OpenTelemetry's variables may be there for other programs: `trace_mistakes` says what is wrong."""
+        try:
+            return validate(value)
+        except ValueError:
+            return None
+
     @field_validator("redis_url")
     @classmethod
     def _is_redis(cls, value: str) -> str:
@@ -296,24 +307,13 @@ class Settings(BaseSettings):
         )
         tokens = [token.get_secret_value() for token in held if token is not None]
         if self.otel_exporter_otlp_headers is not None:
-            headers = self.otel_exporter_otlp_headers.get_secret_value().split(",")
-            values = [unquote(each.partition("=")[2]).strip() for each in headers]
-            # `Authorization=Bearer …` is not the only place in which the token may be seen.
-            tokens += values + [value.split()[-1] for value in values if value]
+            tokens += header_secrets(self.otel_exporter_otlp_headers.get_secret_value())
         if self.worker_webhook_secret is not None:
-            tokens += self.worker_webhook_secret.get_secret_value().split()
+            given = self.worker_webhook_secret.get_secret_value().split()
+            # The receiver may show the key without its prefix.
+            tokens += given + [each.removeprefix(SECRET_PREFIX) for each in given]
         urls = [*self.redis_url.split(";"), *self.broker_url.split(";")]
-        return tokens + [password for url in urls for password in _passwords(url)]
-
-
-_PASSWORD_OPTIONS = ("password", "sentinel_password", "ssl_password")
-
-
-def _passwords(url: str) -> list[str]:
-    parts = split_url(url)
-    query = parse_qs(parts.query)
-    in_query = [value for name in _PASSWORD_OPTIONS for value in query.get(name, [])]
-    return [*in_query, unquote(parts.password)] if parts.password else in_query
+        return tokens + [password for url in urls for password in url_passwords(url)]
 
 
 def load_settings() -> Settings:
@@ -343,6 +343,17 @@ def environment_setting(name: str) -> Any:
     except ValidationError as error:
         [(_, what)] = [mistake_parts(mistake) for mistake in error.errors(include_url=False)][:1]
     raise SettingsError(f"{name.upper()} {what}")
+
+
+def trace_mistakes() -> list[str]:
+    """A line for each of OpenTelemetry's variables that is ignored, as its specification asks for."""
+    found = []
+    for name in ("otel_exporter_otlp_endpoint", "otel_exporter_otlp_headers"):
+        try:
+            environment_setting(name)
+        except SettingsError as error:
+            found.append(f"{error}: traces need an OTLP receiver over HTTP, such as http://collector:4318")
+    return found
 
 
 _MAY_BE_SHOWN = ("plugins_dir", "worker_plugin_host")

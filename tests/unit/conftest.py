@@ -10,6 +10,7 @@ import fakeredis
 import hypothesis
 import pytest
 
+from shared.redis_connections import PacksWhatItReads
 from tests.harness.pool_threads import NewThread, PoolThread
 from tests.harness.recorded_spans import RecordedSpans, recorded_spans
 from worker.runs.bulkhead import Bulkhead
@@ -70,9 +71,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+class FakeConnection(PacksWhatItReads, fakeredis._clients._sync.FakeRedisConnection):
+    """Sends what it has read, as the worker's own connections do."""
+
+
 @pytest.fixture
 def redis() -> Iterator[fakeredis.FakeRedis]:
-    client = fakeredis.FakeRedis(server=fakeredis.FakeServer(), decode_responses=True)
+    # As the worker's own client, see `shared.redis_url`.
+    client = fakeredis.FakeRedis(
+        server=fakeredis.FakeServer(),
+        connection_class=FakeConnection,
+        decode_responses=True,
+        encoding_errors="surrogateescape",
+    )
     yield client
     client.close()
 

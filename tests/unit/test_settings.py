@@ -8,7 +8,7 @@ import pytest
 
 from worker.broker import broker_url
 from worker.per_process import RecentlyUsed, once_per_instance, once_per_process
-from worker.settings import MB, Settings, SettingsError, load_settings, unknown_variables
+from worker.settings import MB, Settings, SettingsError, load_settings, trace_mistakes, unknown_variables
 
 SECRET = "hush-hush-hush"
 
@@ -214,7 +214,39 @@ def test_both_secrets_of_a_webhook_sign_and_are_masked(monkeypatch: pytest.Monke
 
     assert settings.webhook_signing_keys == [b"a" * 24, b"b" * 24]
     assert set(WEBHOOK_SECRETS) <= set(settings.secrets())
+    assert {each.removeprefix("whsec_") for each in WEBHOOK_SECRETS} <= set(settings.secrets())
     assert WEBHOOK_SECRETS[0] not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://collector:4317"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:hush-hush@collector:4318"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT_FILE", "/no/such/file"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=hush-hush\nx"),
+    ],
+)
+def test_a_wrong_variable_of_opentelemetry_stops_no_worker(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    settings = load_settings()
+
+    assert (settings.otel_exporter_otlp_endpoint, settings.otel_exporter_otlp_headers) == (None, None)
+    (line,) = trace_mistakes()
+    assert line.startswith(f"{name.removesuffix('_FILE')} ")
+    assert "http://collector:4318" in line
+    assert "hush-hush" not in line
+
+
+def test_right_variables_of_opentelemetry_are_no_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trace_mistakes() == []
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://collector:4318")
+    assert trace_mistakes() == []
+    assert load_settings().otel_exporter_otlp_endpoint == "http://collector:4318"
 
 
 def test_unknown_variables_suggest_the_setting_meant() -> None:

@@ -22,7 +22,8 @@ from shared import Message, Publisher
 from shared.redis_url import is_redis_url, read_redis_url
 from worker import tracing
 from worker.platform import clean, redact, register_secrets
-from worker.settings import BROKER_SCHEMES, SettingsError, environment_setting
+from worker.setting_values import header_secrets, url_passwords
+from worker.settings import BROKER_SCHEMES, environment_setting, trace_mistakes
 
 MAX_LINE: Final = 100_000
 """Of a table that is no terminal's: its longest line."""
@@ -122,6 +123,7 @@ def try_connect(url: str) -> Redis:
     if not is_redis_url(url):
         fail(REDIS_SCHEME_ERROR)
     try:
+        register_secrets(_passwords(url), forever=True)
         redis = read_redis_url(url).client(decode_responses=True, socket_connect_timeout=3, socket_timeout=5)
         redis.ping()
     except RedisError:
@@ -129,6 +131,11 @@ def try_connect(url: str) -> Redis:
     except BAD_ADDRESS_ERRORS:
         fail_bad_address("REDIS_URL")
     return redis
+
+
+def _passwords(url: str) -> list[str]:
+    """Those of a broker that has several addresses, too; raises `ValueError` for what is no URL."""
+    return [password for part_url in url.split(";") for password in url_passwords(part_url)]
 
 
 def address_suffix(url: str) -> str:
@@ -167,6 +174,7 @@ def publish(message: Message, broker_url: str | None, redis_url: str, *, priorit
     """Publish a message; ends the command when the broker does not accept it."""
     url = queue_url(broker_url, redis_url)
     try:
+        register_secrets(_passwords(url), forever=True)
         with _traced(message), Publisher(url) as publisher:
             publisher.publish(message, priority=priority)
     except (OperationalError, OSError) as error:
@@ -181,15 +189,17 @@ def publish(message: Message, broker_url: str | None, redis_url: str, *, priorit
 
 def _traced(message: Message) -> tracing.Span:
     """The beginning of the message's trace, or a part of the caller's, if traces are sent anywhere."""
-    try:
-        endpoint, headers = (
-            environment_setting(f"otel_exporter_otlp_{name}") for name in ("endpoint", "headers")
-        )
-    except SettingsError as error:
-        fail(str(error))
+    if mistakes := trace_mistakes():
+        for mistake in mistakes:
+            err.print(f"[yellow]warning:[/] {escape(mistake)}", highlight=False)
+        return tracing.NO_SPAN
+    endpoint, headers = (
+        environment_setting(f"otel_exporter_otlp_{name}") for name in ("endpoint", "headers")
+    )
     if endpoint is None:
         return tracing.NO_SPAN
-    register_secrets([headers.get_secret_value()] if headers else [], forever=True)
+    if headers:
+        register_secrets(header_secrets(headers.get_secret_value()), forever=True)
     tracing.enable(tracing.Target(endpoint, headers))
     atexit.register(tracing.close)
     attributes = {

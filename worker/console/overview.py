@@ -16,8 +16,9 @@ from worker.console.live_runs import read_change
 from worker.monitoring.redis_metrics import queues_at
 from worker.platform import clean, redact, shorten
 from worker.pre_processor.waitlist import Waitlist, waiting_runs
+from worker.runs.model import UnreadableRunError
 from worker.runs.progress import Progress, proportions_of
-from worker.runs.store import RunStore, UnreadableRunError
+from worker.runs.store import RunStore
 from worker.settings import Settings
 from worker.to_task.ledger import MAX_FAILURE_RECORDS, RedisLedger
 from worker.workflow.dead_letters import DeadLetters

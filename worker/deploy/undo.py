@@ -8,7 +8,7 @@ from worker.deploy.cluster import Cluster
 from worker.deploy.deployments import Ownership
 from worker.deploy.plan import DEPLOY, PROGRESS_STEP, REGISTER, DeployPlan, DeployRun
 from worker.plugins import PluginHostUnavailableError
-from worker.runs.store import UnknownRunError
+from worker.runs.model import UnknownRunError
 from worker.services import Services
 from worker.workflow.texts import Text, in_language
 

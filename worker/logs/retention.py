@@ -30,6 +30,7 @@ class EndedLogs:
 
     def trim(self) -> None:
         """Record what has ended since the last time, and remove what is too old or too much."""
+        self._total()  # scripts add to it
         while ended := self._redis.zrange(ended_logs_key(), 0, BATCH - 1):
             self._record_sizes(ended)
         until = redis_time(self._redis) - self._max_age_seconds
@@ -56,7 +57,15 @@ class EndedLogs:
                 self._redis.zrem(ended_logs_key(), job)
 
     def _total(self) -> int:
-        return int(self._redis.hget(kept_log_sizes_key(), TOTAL_FIELD) or 0)
+        """The bytes of all; one that is damaged is counted again."""
+        try:
+            return int(self._redis.hget(kept_log_sizes_key(), TOTAL_FIELD) or 0)
+        except ValueError:
+            sizes = self._redis.hgetall(kept_log_sizes_key())
+            counted = {job: size for job, size in sizes.items() if size.isascii() and size.isdigit()}
+            total = sum(map(int, counted.values())) - int(counted.get(TOTAL_FIELD, 0))
+            self._redis.hset(kept_log_sizes_key(), TOTAL_FIELD, total)
+            return total
 
     def _drop(self, jobs: Iterable[str]) -> None:
         for job in jobs:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from redis.asyncio import Redis as AsyncRedis
 
 from shared.channels import redis_prefix
@@ -13,6 +14,8 @@ from worker.platform.streams import StreamProtocol
 from worker.runs.events import LOG_SCRIPT, line_time, log_args, log_keys
 from worker.runs.keys import ended_logs_key, log_subscription, open_logs_key, relay_token_key
 from worker.runs.scripts import run_scripts
+
+log = structlog.get_logger(__name__)
 
 
 def log_owners_key() -> str:
@@ -34,8 +37,12 @@ class Subscription:
 
     @classmethod
     def parse(cls, name: str) -> "Subscription":
-        """The subscription with this `name`."""
-        return cls(*name.split("/", 1))
+        """The subscription with this `name`; raises `ValueError` for what no release writes."""
+        name.encode()  # raises where it is no UTF-8
+        job, separator, ray_job = name.partition("/")
+        if not separator:
+            raise ValueError("no subscription")
+        return cls(job, ray_job)
 
     @property
     def name(self) -> str:
@@ -71,10 +78,17 @@ class ClaimStore:
         self._log_scripts = run_scripts(redis)
 
     async def acquire(self, limit: int) -> list[Claim]:
-        """Claim at most `limit` subscriptions that no relay holds."""
+        """Claim at most `limit` subscriptions that no relay holds; what is damaged is removed."""
         keys = [open_logs_key(), log_owners_key(), last_log_claim_key()]
         acquired = await self._claim_scripts.run("acquire_claims", keys, self._ttl_seconds, limit)
-        return [Claim(Subscription.parse(name), fencing_token) for name, fencing_token in acquired]
+        claims = []
+        for name, fencing_token in acquired:
+            try:
+                claims.append(Claim(Subscription.parse(name), fencing_token))
+            except ValueError:
+                log.error("damaged log subscription removed")
+                await self._claim_scripts.run("release_claim", keys[:2], name, fencing_token, "1")
+        return claims
 
     async def wait_for_subscriptions(self, seconds: float) -> None:
         """Return when there may be something to claim, or after `seconds`.

@@ -11,6 +11,7 @@ from redis import Redis, RedisError
 
 from shared.channels import dead_letters_key
 from shared.messages import DeployMessage
+from shared.redis_pools import sharing_connections
 from shared.redis_url import is_redis_url, read_redis_url
 from shared.statuses import JobStatus
 from worker.broker.config import QUEUES
@@ -39,6 +40,10 @@ class RedisMetrics:
 
     def collect(self) -> Iterable[Metric]:
         """The gauges; `redis_up` alone is 0 while Redis is away."""
+        with sharing_connections():
+            return self._collect()
+
+    def _collect(self) -> list[Metric]:
         up = _gauge("redis_up", "1 while Redis answers.")
         ping = _gauge("redis_ping_seconds", "Seconds that Redis took to answer a PING.")
         found: list[Metric] = []
@@ -94,14 +99,19 @@ class Queues:
         """How many messages workers hold, of all queues."""
         return held_messages(self._redis, self._keyprefix)
 
+    def disconnect(self) -> None:
+        """Keep no connection until somebody asks again, which may be in a minute or never."""
+        self._redis.connection_pool.disconnect()
+
     def stats(self) -> dict[str, object]:
         """Their lengths, for `inspect stats`. Flower's own page of the broker reads lists alone, so neither
         delayed messages nor those that workers hold."""
-        lengths = self.lengths()
+        lengths, held = self.lengths(), self.held()
+        self.disconnect()
         return {
             "messages_waiting": {queue: waiting for queue, (waiting, _) in lengths.items()},
             "messages_delayed": {queue: delayed for queue, (_, delayed) in lengths.items()},
-            "messages_held": self.held(),
+            "messages_held": held,
         }
 
     def collect(self) -> Iterator[Metric]:
@@ -114,6 +124,7 @@ class Queues:
             messages.add_metric([queue, "delayed"], delayed)
         yield messages
         yield _value("messages_held", "Messages that workers hold, of all queues.", self.held())
+        self.disconnect()
 
 
 def queues_of(settings: Settings) -> Queues | None:

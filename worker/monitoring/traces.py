@@ -6,13 +6,15 @@ import structlog
 from celery import signals
 
 from worker import tracing
-from worker.settings import Settings, settings
+from worker.settings import Settings, settings, trace_mistakes
 
 log = structlog.get_logger(__name__)
 
 
 def target_of(settings: Settings) -> tracing.Target | None:
-    """Where these settings send traces; None for nowhere."""
+    """Where these settings send traces; None for nowhere, as where one of them is wrong."""
+    if trace_mistakes():
+        return None
     endpoint, headers = settings.otel_exporter_otlp_endpoint, settings.otel_exporter_otlp_headers
     return None if endpoint is None else tracing.Target(endpoint, headers)
 
@@ -20,6 +22,8 @@ def target_of(settings: Settings) -> tracing.Target | None:
 @signals.celeryd_init.connect(weak=False)
 def _start(**_: Any) -> None:
     """The worker starts; the processes of its pool are forked later."""
+    for mistake in trace_mistakes():
+        log.warning("traces are off", reason=mistake)
     if (target := target_of(settings())) is not None:
         tracing.enable(target)
         log.info("traces are sent", to="OTEL_EXPORTER_OTLP_ENDPOINT")

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
-from worker.platform.secret_registry import MASK, SecretRegistry
+from worker.platform.secret_registry import MASK, SecretRegistry, secret_parts
 
 _SCHEME = r"(?:(?:token|bearer|basic|apikey|negotiate)[ \t]+)?"
 # Schemes whose value has several parts: the rest of the line belongs to it.
@@ -107,23 +107,25 @@ def register_secrets(secrets: Iterable[str], *, owner: object = None, forever: b
     Of those that no object uses, the process remembers the 10,000 that were registered last.
 
     Args:
-        secrets: Tokens, passwords and so on. Those under 6 characters are ignored.
+        secrets: Tokens, passwords and so on, also as a part of a credential (`Bearer x`) or of a URL, where
+            the part is masked by itself, too. Those under 6 characters are ignored.
         owner: The object that uses them: they are masked for as long as it exists.
         forever: They are masked until the process ends.
     """
-    found = list(secrets)
+    found = [part for secret in secrets for part in (secret, *secret_parts(secret))]
     _registry.add(found, hold=forever or owner is not None)
     if owner is not None:
         weakref.finalize(owner, _registry.release, found).atexit = False
 
 
 def register_settings(settings: Mapping[str, str]) -> None:
-    """Mask the values of the settings whose name marks them as secret.
+    """Mask the values of the settings whose name marks them as secret, and passwords in others.
 
     Args:
         settings: Names and values, such as the `env` of a plugin release.
     """
-    register_secrets(value for name, value in settings.items() if _SECRET_KEY.fullmatch(name[-100:]))
+    for name, value in settings.items():
+        register_secrets([value] if _SECRET_KEY.fullmatch(name[-100:]) else secret_parts(value))
 
 
 def contains_secret(text: str) -> bool:

@@ -2,10 +2,13 @@
 
 import html
 import json
+import re
 import threading
+from base64 import b64decode
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
-from urllib.parse import quote, quote_plus
+from contextlib import suppress
+from urllib.parse import quote, quote_plus, unquote, urlsplit
 
 MASK = "***"
 
@@ -178,6 +181,31 @@ class SecretRegistry:
 
     def _index_of(self, spelling: str) -> _Index:
         return self._long if len(spelling) >= LONG_CHARS else self._short
+
+
+_CREDENTIAL = re.compile(r"(?i)(token|bearer|basic|apikey|negotiate)\s+(\S+)")
+"""The value of an `Authorization` header: a scheme, and what is secret."""
+
+
+def secret_parts(text: str) -> list[str]:
+    """Find what is a secret by itself in a text, and may be seen without the rest.
+
+    Args:
+        text: A secret, or the value of a setting.
+
+    Returns:
+        The token behind a scheme (`Bearer x`), and the password in it or in a URL.
+    """
+    found: list[str] = []
+    if match := _CREDENTIAL.fullmatch(text.strip()):
+        found.append(match[2])
+        with suppress(ValueError):
+            if match[1].lower() == "basic":
+                found.append(b64decode(match[2], validate=True).decode().partition(":")[2])
+    with suppress(ValueError):
+        password = urlsplit(text.strip()).password or ""
+        found += [password, unquote(password)]
+    return [each for each in found if each]
 
 
 def _spellings(secret: str) -> set[str]:

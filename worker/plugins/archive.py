@@ -1,7 +1,9 @@
 """Unpacks the zip of a release, which may be hostile."""
 
 import errno
+import fcntl
 import lzma
+import os
 import re
 import shutil
 import stat
@@ -10,6 +12,8 @@ import tempfile
 import time
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from worker.plugins.errors import ReleaseInvalidError
@@ -20,7 +24,16 @@ CHUNK_BYTES = 1024 * 1024
 STALE_SECONDS = 3600
 """A temporary folder older than this was left behind by a killed process."""
 
+MAX_UNPACKED = 20
+"""More releases than that are kept only while they are in use."""
+MAX_UNUSED_SECONDS = 24 * 60 * 60
+MIN_UNUSED_SECONDS = 60 * 60
+"""A release that was used within this time may be in use: a worker looks at it again while it is."""
+MAX_REMOVED_AT_ONCE = 10
+
 _TEMPORARY = ".unpacking-"
+_UNPACKED = re.compile(r"[^@]+@[^@]+-[0-9a-f]{16}")
+"""A folder of an unpacked release."""
 _ARCHIVE_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -64,10 +77,11 @@ def unpack_release(archive: Path, destination: Path, max_bytes: int) -> None:
     archive, one of them renames its folder first and both use that one. An `OSError` is not the archive's
     fault: the disk is full, or the plugin store is away.
     """
-    if destination.is_dir():
+    if mark_used(destination):
         return
     destination.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(destination.parent)
+    _remove_unused(destination.parent)
     temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=destination.parent))
     try:
         _extract(archive, temporary, max_bytes)
@@ -154,6 +168,57 @@ def _release_root(folder: Path) -> Path:
     if len(inside) == 1 and (inside[0] / "config.yaml").is_file():
         return inside[0]
     raise ReleaseInvalidError("the archive has no config.yaml at its top or in its one top folder")
+
+
+def mark_used(folder: Path) -> bool:
+    """Keep an unpacked release for another while; false when there is none, or none any more."""
+    try:
+        with _locked(folder, fcntl.LOCK_SH) as descriptor:
+            os.utime(descriptor)
+            # Another process may have removed it before this one had the lock.
+            return os.path.samestat(os.fstat(descriptor), folder.stat())
+    except OSError:
+        return False
+
+
+@contextmanager
+def _locked(folder: Path, operation: int) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, operation)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _remove_unused(parent: Path) -> None:
+    """Remove unpacked releases that no worker of this host has used for long, and of many the oldest.
+
+    A release that a process holds stays. What stays is looked at again when the next one is unpacked.
+    """
+    used: list[tuple[float, Path]] = []
+    for path in parent.iterdir():
+        with suppress(OSError):
+            if _UNPACKED.fullmatch(path.name) and path.is_dir():
+                used.append((path.stat().st_mtime, path))
+    now, removed = time.time(), 0
+    for position, (used_at, path) in enumerate(sorted(used, reverse=True)):
+        seconds = MIN_UNUSED_SECONDS if position >= MAX_UNPACKED else MAX_UNUSED_SECONDS
+        # A thread waits for it, and later ones remove the rest.
+        if now - used_at > seconds and removed < MAX_REMOVED_AT_ONCE:
+            removed += _remove(path, now - seconds)
+
+
+def _remove(folder: Path, unused_since: float) -> bool:
+    with suppress(OSError), _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if folder.stat().st_mtime > unused_since:
+            return False
+        # It goes at once: nobody is to find half of it.
+        temporary = tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder.parent)
+        folder.rename(Path(temporary) / folder.name)
+        shutil.rmtree(temporary, ignore_errors=True)
+        return True
+    return False
 
 
 def _remove_stale(parent: Path) -> None:

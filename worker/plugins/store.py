@@ -16,7 +16,7 @@ from typing import NoReturn
 from worker.host import make_private
 from worker.per_process import RecentlyUsed
 from worker.plugins import config
-from worker.plugins.archive import is_ignored, unpack_release
+from worker.plugins.archive import is_ignored, mark_used, unpack_release
 from worker.plugins.config import ActionConfig, ReleaseConfig
 from worker.plugins.errors import PluginError, ReleaseInvalidError, ReleaseNotFoundError
 from worker.plugins.module_names import check_module_names
@@ -225,7 +225,7 @@ class PluginStore:
                 # Two trees may hold files of the same times and sizes.
                 stamp = f"{source}:{release_stamp(source)}"
                 known = self._known.get(name)
-                if known is None or known.stamp != stamp or not known.release.path.is_dir():
+                if known is None or known.stamp != stamp or not _is_there(known.release, source):
                     release = self._load(name, source)
                 else:
                     release = known.release
@@ -270,6 +270,11 @@ class PluginStore:
         folder = self._cache_dir / f"{name}-{digest[:16]}"
         unpack_release(archive, folder, self._max_bytes)
         return folder
+
+
+def _is_there(release: Release, source: Path) -> bool:
+    """Whether the release's folder is; an unpacked one is kept for another while."""
+    return release.path.is_dir() if source.is_dir() else mark_used(release.path)
 
 
 def _find(root: Path, name: str) -> Path | None:

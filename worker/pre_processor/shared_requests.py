@@ -8,18 +8,20 @@ code chooses no options; a run sends others as many as it would alone.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from redis import Redis
 
 from shared.channels import redis_prefix
+from worker.lua import redis_time
 from worker.pre_processor.waitlist import WaitlistName
+from worker.runs.locks import Locks
 from worker.runs.scripts import run_scripts
 
 KEPT_SECONDS = 90 * 24 * 60 * 60
 """How many requests an application takes is known for so long after it was deployed or last used."""
 COUNTED_SECONDS = 180
-"""A run whose worker died, and which nobody carries on, counts for so long. A pass takes some 15 seconds; one
-amid a slow call of the plugin may take longer, and counts no more then."""
+"""A run whose worker died, and which nobody carries on, counts for so long."""
 
 
 def taken_key(application: WaitlistName) -> str:
@@ -28,7 +30,7 @@ def taken_key(application: WaitlistName) -> str:
 
 
 def sharers_key(application: WaitlistName) -> str:
-    """Sorted set: the jobs of the runs in a pass over a chunk, by the time at which it began."""
+    """Sorted set: the jobs of the runs in a pass over a chunk, by the time at which it was last known."""
     return f"{redis_prefix()}:application:{application.key}:runs"
 
 
@@ -47,16 +49,27 @@ class SharedRequests:
             self._redis.set(self._taken, requests, ex=KEPT_SECONDS)
 
     @contextmanager
-    def share(self, job: str, wanted: int) -> Iterator[int]:
+    def share(self, job: str, wanted: int, locks: Locks) -> Iterator[int]:
         """The requests that the run may have in flight in the pass within this block, at most `wanted`.
 
         The runs of all workers have equal parts, and at least one request each. What a run wants counts as
-        taken by the application, also where that is more.
+        taken by the application, also where that is more. By `locks` it counts while its pass goes on.
         """
         taken, runs = run_scripts(self._redis, "worker.pre_processor").run(
             "share_requests", [self._taken, self._sharers], job, COUNTED_SECONDS, KEPT_SECONDS
         )
+        if not taken:
+            yield wanted
+            return
         try:
-            yield min(wanted, max(1, round(max(int(taken), wanted) / int(runs)))) if taken else wanted
+            with locks.repeating(partial(self._renew, job)):
+                yield min(wanted, max(1, round(max(int(taken), wanted) / int(runs))))
         finally:
             self._redis.zrem(self._sharers, job)
+
+    def _renew(self, job: str) -> None:
+        now = redis_time(self._redis)
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.zadd(self._sharers, {job: now}, xx=True)  # the pass may have ended by now
+            pipe.expire(self._sharers, COUNTED_SECONDS)
+            pipe.execute()

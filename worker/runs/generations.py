@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from redis import Redis
 
 from worker.runs.keys import newest_field, polls_key
-from worker.runs.model import ClaimStatus
+from worker.runs.model import ClaimStatus, reading_record
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Generations:
         self._redis = redis
 
     def newest(self, job: str, step_name: str) -> int:
-        """The generation that a poll of this step must have to go on."""
+        """The generation that a poll of this step must have to go on; raises `DamagedRunError`."""
         return self.newest_of_each(job, [step_name])[0]
 
     def newest_of_each(self, job: str, step_names: Sequence[str]) -> list[int]:
@@ -35,4 +35,5 @@ class Generations:
         if not step_names:
             return []
         found = self._redis.hmget(polls_key(job), [newest_field(name) for name in step_names])
-        return [int(generation or 0) for generation in found]
+        with reading_record(job):
+            return [int(generation or 0) for generation in found]

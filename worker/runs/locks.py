@@ -39,6 +39,7 @@ class Locks:
         self._redis = redis
         self._scripts = run_scripts(redis)
         self._held: dict[str, tuple[str, Callable[[], None]]] = {}
+        """By token: the lock's key, empty for what is renewed without one, and what is called then."""
         self._unreleased: dict[str, Lease] = {}
         self._change = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -63,9 +64,22 @@ class Locks:
 
         `on_renewal` is called at each renewal, so that long work can send heartbeats.
         """
-        token = lease.token
+        with self._held_until_end(lease.token, lease.key, on_renewal):
+            yield
+
+    @contextmanager
+    def repeating(self, function: Callable[[], None]) -> Iterator[None]:
+        """Call `function`, which may raise `RedisError`, as often as a lock is renewed, until the block ends.
+
+        One call may still be under way then.
+        """
+        with self._held_until_end(self.new_token(), "", function):
+            yield
+
+    @contextmanager
+    def _held_until_end(self, token: str, key: str, on_renewal: Callable[[], None]) -> Iterator[None]:
         with self._change:
-            self._held[token] = (lease.key, on_renewal)
+            self._held[token] = (key, on_renewal)
             self._start_thread()
         try:
             yield
@@ -119,10 +133,10 @@ class Locks:
                 held = list(self._held.items())
             for token, (key, on_renewal) in held:
                 try:
-                    if self._scripts.run("renew_lock", [key], token, int(self.seconds * 1000)):
+                    if not key or self._scripts.run("renew_lock", [key], token, int(self.seconds * 1000)):
                         on_renewal()
                 except RedisError as error:
-                    log.warning("lock not renewed", key=key, error_type=type(error).__name__)
+                    log.warning("lock not renewed", key=key or None, error_type=type(error).__name__)
             with suppress(RedisError):
                 self.release_overdue()
 

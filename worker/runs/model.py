@@ -1,7 +1,8 @@
 """A run as a step sees it, workflows and their steps, and what a step's function can say comes next."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import UnionType
@@ -133,6 +134,34 @@ def stopped_job_result(task: str, counts: Mapping[str, str]) -> JsonObject:
         result |= {name: int(counts.get(field, 0)) for name, field in names.items()}
         result |= {"status": JobStatus.STOPPED, "message": "stopped", "failures": []}
     return result
+
+
+class UnknownRunError(LookupError):
+    """There is no record of this run: it never was, or it expired a day after its end was reported."""
+
+
+class UnreadableRunError(RuntimeError):
+    """The record of a run cannot be read."""
+
+
+class DamagedRunError(UnreadableRunError):
+    """The record of this run is not what any release writes."""
+
+
+class NewerRunError(UnreadableRunError):
+    """A worker of a newer release accepted this run: its message says what this release does not know.
+
+    To ignore that could do what the message forbids, so the run's steps are left to newer workers.
+    """
+
+
+@contextmanager
+def reading_record(job: str) -> Iterator[None]:
+    """What fails in the block because it is not what any release writes is a `DamagedRunError`."""
+    try:
+        yield
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise DamagedRunError(f"the record of job {job}'s run is damaged") from error
 
 
 @dataclass(frozen=True)

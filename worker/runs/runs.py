@@ -15,17 +15,21 @@ from worker.runs.events import Events, OnReportDue
 from worker.runs.generations import Generations
 from worker.runs.heartbeat import Heartbeats, run_member
 from worker.runs.locks import Locks
-from worker.runs.model import ENDED_RUNS_SECONDS, AnyRun, Continue, Dispatch, End, Step
-from worker.runs.progress import SECONDS_BETWEEN_PATCHES, Progress, proportions_of
-from worker.runs.reports.outbox import Outbox
-from worker.runs.shares.tenants import ShareLimits, Shares
-from worker.runs.store import (
-    CollectedMessage,
+from worker.runs.model import (
+    ENDED_RUNS_SECONDS,
+    AnyRun,
+    Continue,
     DamagedRunError,
-    RunStore,
+    Dispatch,
+    End,
+    Step,
     UnknownRunError,
     UnreadableRunError,
 )
+from worker.runs.progress import SECONDS_BETWEEN_PATCHES, Progress, proportions_of
+from worker.runs.reports.outbox import Outbox
+from worker.runs.shares.tenants import ShareLimits, Shares
+from worker.runs.store import CollectedMessage, RunStore
 
 REPORT_LOCK_SECONDS = 6.0
 """How long the lock of a report lasts whose sender died."""
@@ -257,16 +261,14 @@ def recover_run(job: str, runs: Runs) -> None:
     """Publish the message of the step at which an overdue run stands, or have its end reported."""
     try:
         run = runs.store.load(job)
+        if run.end is None:
+            publish_current_step(run, runs)
+        else:
+            runs.ensure_end_reported(job)
     except UnknownRunError:
         runs.heartbeats.remove(run_member(job))
-        return
     except UnreadableRunError as error:
         recover_unreadable_run(job, runs, error)
-        return
-    if run.end is not None:
-        runs.ensure_end_reported(job)
-        return
-    publish_current_step(run, runs)
 
 
 def recover_unreadable_run(job: str, runs: Runs, error: UnreadableRunError) -> None:

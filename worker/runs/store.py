@@ -1,10 +1,10 @@
 """The record of a run in Redis: accept, claim a step, update the state, finish, what was reported."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 from pydantic import ValidationError
 from redis import Redis
@@ -28,11 +28,15 @@ from worker.runs.model import (
     ClaimStatus,
     End,
     Lease,
+    NewerRunError,
     Run,
     RunMessage,
     Step,
     StoredRun,
+    UnknownRunError,
+    UnreadableRunError,
     kept_seconds,
+    reading_record,
 )
 from worker.runs.scripts import run_scripts
 from worker.runs.state import RunState, StoredState
@@ -40,34 +44,6 @@ from worker.runs.state import RunState, StoredState
 S = TypeVar("S", bound=RunState)
 
 _MESSAGES: dict[str, type[RunMessage]] = {"deploy": DeployMessage, "to_task": ToTaskMessage}
-
-
-class UnknownRunError(LookupError):
-    """There is no record of this run: it never was, or it expired a day after its end was reported."""
-
-
-class UnreadableRunError(RuntimeError):
-    """The record of a run cannot be read."""
-
-
-class DamagedRunError(UnreadableRunError):
-    """The record of this run is not what any release writes."""
-
-
-class NewerRunError(UnreadableRunError):
-    """A worker of a newer release accepted this run: its message says what this release does not know.
-
-    To ignore that could do what the message forbids, so the run's steps are left to newer workers.
-    """
-
-
-@contextmanager
-def reading_record(job: str) -> Iterator[None]:
-    """What fails in the block because it is not what any release writes is a `DamagedRunError`."""
-    try:
-        yield
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise DamagedRunError(f"the record of job {job}'s run is damaged") from error
 
 
 @dataclass(frozen=True)
@@ -89,6 +65,14 @@ class Standing:
     priority: int
     position: int
     has_ended: bool
+
+    @classmethod
+    def of(cls, queue: str, priority: str | None, position: str | None, end: str | None) -> Self:
+        """Read the fields. A damaged run stands at the beginning: its step finds that out."""
+        try:
+            return cls(queue, int(priority or 0), int(position or 0), end is not None)
+        except ValueError:
+            return cls(queue, 0, 0, end is not None)
 
 
 @dataclass(frozen=True)
@@ -165,6 +149,7 @@ class RunStore:
     def parse(job: str, stored: Mapping[str, str]) -> StoredRun:
         """The run whose hash was read; raises `DamagedRunError` or `NewerRunError` as `load` does."""
         with reading_record(job):
+            "".join(stored.values()).encode()  # raises where something is no UTF-8
             message = json.loads(stored[RunField.MESSAGE])
             task, kwargs = message["task"], message["kwargs"]
             queue, position = stored[RunField.QUEUE], int(stored[RunField.POSITION])
@@ -199,12 +184,7 @@ class RunStore:
                 fields = [RunField.QUEUE, RunField.PRIORITY, RunField.POSITION, RunField.ENDED]
                 pipe.hmget(run_key(job), fields)
             found = pipe.execute()
-        return [
-            None
-            if queue is None
-            else Standing(str(queue), int(priority or 0), int(position), end is not None)
-            for queue, priority, position, end in found
-        ]
+        return [None if fields[0] is None else Standing.of(*fields) for fields in found]
 
     def languages(self, jobs: Iterable[str]) -> dict[str, str]:
         """The languages of these runs' messages, read in one go, without those that are gone."""
@@ -390,11 +370,14 @@ class RunStore:
         """Seconds since the end was written; None for a run without an end."""
         if not self.redis.hexists(run_key(job), RunField.ENDED):
             return None
-        return redis_time(self.redis) - float(self.redis.hget(job_key(job), "updated") or 0)
+        return self.seconds_since_change(job)
 
     def seconds_since_change(self, job: str) -> float:
-        """Seconds since the run's public record changed."""
-        return redis_time(self.redis) - float(self.redis.hget(job_key(job), "updated") or 0)
+        """Seconds since the run's public record changed; very many where it does not say it."""
+        updated = 0.0
+        with suppress(ValueError):
+            updated = float(self.redis.hget(job_key(job), "updated") or 0)
+        return redis_time(self.redis) - updated
 
     def remember_stop(self, job: str) -> None:
         """Keep a stop that came before its job's message for a day."""

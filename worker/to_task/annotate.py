@@ -315,7 +315,8 @@ def _annotation_method(
     target = pre_processor_of(run)
     application = WaitlistName.of(run.message.tenant or services.settings.synapse_tenant, target)
     wanted = target.concurrent_requests(params)
-    with SharedRequests(services.redis, application).share(run.job, wanted) as slots:
+    requests = SharedRequests(services.redis, application)
+    with requests.share(run.job, wanted, services.runs.locks) as slots:
         yield InferenceMethod(params, hooks, backend, ledger, target, slots)
 
 

@@ -16,7 +16,7 @@ from redis.asyncio import Redis as AsyncRedis
 from shared.redis_url import read_redis_url
 from worker.blame import asks_for_later
 from worker.chunk_requests import chunk_requests
-from worker.per_process import once_per_process
+from worker.per_process import RecentlyUsed, once_per_process
 from worker.platform import AsyncBackendClient, ClientError, RetryPolicy
 from worker.plugins import RunEndedError
 from worker.pre_processor.serve_application import application_key
@@ -103,10 +103,15 @@ class AsyncBackend(Protocol):
         """Requests that can be expected to be sent within `seconds`; None while no service asks for fewer."""
 
 
+IDLE_CLIENT_SECONDS = 300.0
+"""Clients of a tenant of which nothing was asked for so long are closed."""
+
+
 class TenantBackend:
     """A tenant's clients; `windows` limits the requests in flight of the whole process.
 
-    The clients are created on the event loop by the first call.
+    The clients are created on the event loop by the first call, and again by the first one after they were
+    closed, which a pass that has not asked for long does not notice.
     """
 
     def __init__(
@@ -119,6 +124,9 @@ class TenantBackend:
         self._windows = windows
         self._tenant = tenant
         self._clients: dict[str, AsyncBackendClient] = {}
+        self._calls = 0
+        self._used_at = 0.0
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def get_task(self, task: int) -> dict[str, Any]:
         """See `AsyncBackend`."""
@@ -164,6 +172,14 @@ class TenantBackend:
 
     async def _send(self, window: RequestWindow, call: Callable[[], Awaitable[T]]) -> T:
         """Call within a slot; again after a short pause, because a task that goes back is fetched anew."""
+        self._calls += 1
+        try:
+            return await self._send_in_slot(window, call)
+        finally:
+            self._calls -= 1
+            self._used_at = asyncio.get_running_loop().time()
+
+    async def _send_in_slot(self, window: RequestWindow, call: Callable[[], Awaitable[T]]) -> T:
         for attempt in range(1, MAX_SENDS + 1):
             try:
                 # A request that waits for its window must not keep a slot from those to other services.
@@ -179,8 +195,19 @@ class TenantBackend:
 
     async def aclose(self) -> None:
         """Close the clients' connections."""
-        for client in self._clients.values():
+        clients, self._clients = list(self._clients.values()), {}
+        for client in clients:
             await client.aclose()
+
+    def _close_idle(self) -> None:
+        loop = asyncio.get_running_loop()
+        left = IDLE_CLIENT_SECONDS if self._calls else self._used_at + IDLE_CLIENT_SECONDS - loop.time()
+        if left > 0:
+            loop.call_later(left, self._close_idle)
+            return
+        task = loop.create_task(self.aclose())
+        self._closing.add(task)  # the loop itself keeps weak references alone
+        task.add_done_callback(self._closing.discard)
 
     def _tasks(self) -> AsyncBackendClient:
         return self._client("task", TASK_TIMEOUT_SECONDS)
@@ -188,6 +215,8 @@ class TenantBackend:
     def _client(self, name: str, timeout: dict[str, float]) -> AsyncBackendClient:
         client = self._clients.get(name)
         if client is None:
+            if not self._clients:
+                asyncio.get_running_loop().call_later(IDLE_CLIENT_SECONDS, self._close_idle)
             client = self._clients[name] = self._make(timeout)
         return client
 
@@ -198,14 +227,18 @@ class TenantBackends:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._windows = RequestWindows(settings.worker_annotate_concurrency)
-        self._tenants: dict[str | None, TenantBackend] = {}
+        self._tenants: RecentlyUsed[str | None, TenantBackend] = RecentlyUsed()
+        self._lock = threading.Lock()
 
     def of(self, tenant: str | None) -> TenantBackend:
         """The backend for the tenant of a run."""
         tenant = tenant or self._settings.synapse_tenant
-        return self._tenants.setdefault(
-            tenant, TenantBackend(lambda t: self._new(tenant, t), self._windows, tenant)
-        )
+        with self._lock:
+            found = self._tenants.get(tenant)
+            if found is None:
+                found = TenantBackend(lambda timeout: self._new(tenant, timeout), self._windows, tenant)
+                self._tenants[tenant] = found
+        return found
 
     async def aclose(self) -> None:
         """Close all connections. On the event loop."""

@@ -14,8 +14,17 @@ from worker.lua import redis_time
 from worker.plugins import PluginCallError, PluginHostUnavailableError
 from worker.plugins.requests import Runner
 from worker.runs.events import MESSAGE_HEADROOM_ENTRIES, subscribe_log
-from worker.runs.model import Continue, Finish, Outcome, Reschedule, Run, RunFailedError, RunMessage, Workflow
-from worker.runs.store import UnknownRunError
+from worker.runs.model import (
+    Continue,
+    Finish,
+    Outcome,
+    Reschedule,
+    Run,
+    RunFailedError,
+    RunMessage,
+    UnknownRunError,
+    Workflow,
+)
 from worker.services import Services
 from worker.whole_run.job_output import error_in
 from worker.whole_run.ray_jobs import Jobs, JobState

@@ -23,11 +23,11 @@ from shared.statuses import JobStatus
 from worker.broker.rejections import keep_rejected, rejected_message
 from worker.broker.transport import Channel
 from worker.lua import redis_time
+from worker.runs.model import DamagedRunError, NewerRunError, UnknownRunError
 from worker.runs.publisher import RedactedRequest
 from worker.runs.reports import reporter
 from worker.runs.reports.outbox import REPORT
 from worker.runs.runs import publish_current_step
-from worker.runs.store import DamagedRunError, NewerRunError, UnknownRunError
 from worker.services import services
 from worker.workflow.rejected_jobs import END_REJECTED_JOB
 from worker.workflow.texts import Text, in_language

@@ -25,6 +25,7 @@ from worker.runs.model import (
     AnyRun,
     ClaimStatus,
     Continue,
+    DamagedRunError,
     Dispatch,
     End,
     Finish,
@@ -37,10 +38,11 @@ from worker.runs.model import (
     StateT,
     Step,
     StoredRun,
+    UnreadableRunError,
     WorkflowStep,
 )
 from worker.runs.runs import MAX_UNREADABLE_SECONDS, Runs
-from worker.runs.store import DamagedRunError, StepClaim, UnreadableRunError
+from worker.runs.store import StepClaim
 from worker.services import services
 from worker.workflow import intake
 from worker.workflow.dead_letters import body_text
@@ -294,11 +296,9 @@ class StepTask(DeathCountingTask):
     def _clean_up(self, job: str) -> None:
         try:
             self.on_message_after_end(job)
-        except INFRASTRUCTURE_ERRORS:
-            raise
-        except UnreadableRunError:
-            raise
         except Exception as error:
+            if isinstance(error, (*INFRASTRUCTURE_ERRORS, UnreadableRunError)):
+                raise
             if blame.in_step(error).retries is not Retries.NONE:
                 self.retry_as(self._wait_for_dependency(error))
             log.error(

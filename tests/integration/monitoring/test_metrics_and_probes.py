@@ -7,8 +7,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 
 from tests.harness.brokers import session_broker
@@ -18,6 +20,7 @@ from tests.integration.safety.proxied_harness import ProxiedHarness
 from worker.sandbox.processes import free_port
 
 TASKS = 30
+MAX_IDLE_CONNECTIONS = 6
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,39 @@ def test_prometheus_has_what_the_worker_did(
     harness: ProxiedHarness, prometheus: str, expression: str, expected: float
 ) -> None:
     harness.wait_for(lambda: query(prometheus, expression) == expected, f"{expression} = {expected}")
+
+
+def connections(harness: ProxiedHarness) -> int:
+    """How many connections to its Redis the worker has."""
+    number = urlsplit(harness.redis_url).port
+    open_ones = psutil.Process(harness.worker.pid).net_connections("tcp")
+    return sum(each.raddr != () and each.raddr[1] == number for each in open_ones)
+
+
+@pytest.mark.redis_queues("with RabbitMQ most of them are elsewhere")
+def test_an_idle_worker_has_few_connections(harness: ProxiedHarness, port: int) -> None:
+    # Given a worker that has worked on all of its threads, and does what one of all workers does
+    harness.wait_for(lambda: len(harness.redis.keys("synapse:maintenance:*")) == 3, "its leases")
+
+    # When those connections were idle for a while, then they are closed
+    harness.wait_for(lambda: connections(harness) <= MAX_IDLE_CONNECTIONS, "few connections")
+
+    # And neither its periodic work nor a scrape leaves more of them
+    counts: list[int] = []
+    renewed = 0
+    left = harness.redis.pttl("synapse:maintenance:sweep")
+
+    def is_renewed_often() -> bool:
+        nonlocal left, renewed
+        httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).raise_for_status()
+        counts.append(connections(harness))
+        before, left = left, harness.redis.pttl("synapse:maintenance:sweep")
+        renewed += left > before
+        return renewed == 3
+
+    harness.wait_for(is_renewed_often, "three looks of the sweep")
+    # On a busy machine a thread may wait in vain for the shared connection.
+    assert sum(count > MAX_IDLE_CONNECTIONS for count in counts) <= len(counts) / 10, counts
 
 
 @pytest.mark.parametrize("expression", expressions())

@@ -37,9 +37,9 @@ class ProxiedHarness(SandboxHarness):
         self.connect()
         self.start_worker(**env)
 
-    def start_worker(self, **env: str) -> Process:
+    def start_worker(self, concurrency: int = 8, **env: str) -> Process:
         settings = {"SYNAPSE_HOST": self.proxy.url, "WORKER_PLUGIN_HOST": "process", **env}
-        self.worker = self.sandbox.start_worker(concurrency=8, env=settings)
+        self.worker = self.sandbox.start_worker(concurrency=concurrency, env=settings)
         return self.worker
 
     def close(self) -> None:

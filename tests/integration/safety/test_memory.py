@@ -11,6 +11,7 @@ from redis import Redis
 from shared.channels import dead_letters_key, logs_history
 from shared.follower import LogFollower
 from shared.messages import DeployMessage
+from shared.redis_url import read_redis_url
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.pre_processor.waitlist_harness import PARAMS, WaitlistHarness, make_services
 from worker.logs.retention import TOTAL_FIELD, EndedLogs
@@ -21,6 +22,7 @@ from worker.runs.runs import Runs, Timing
 from worker.sandbox.servers import RedisServer
 from worker.to_task.steps import INITIALIZE
 from worker.workflow.dead_letters import DeadLetters
+from worker.workflow.ended_runs import EndedRuns
 from worker.workflow.intake import begin_run
 
 DAY = 24 * 60 * 60
@@ -38,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def redis(server: RedisServer) -> Iterator[Redis]:
-    client = Redis.from_url(server.url, decode_responses=True)
+    client = read_redis_url(server.url).client(decode_responses=True)
     client.flushall()
     yield client
     client.close()
@@ -178,3 +180,55 @@ def test_dead_letters_have_an_age(redis: Redis) -> None:
     assert redis.xlen(dead_letters_key()) == 1
     letters.trim(MB, -1)
     assert redis.xlen(dead_letters_key()) == 0
+
+
+@pytest.mark.parametrize("damaged", [b"\xff", "many"], ids=repr)
+def test_a_damaged_total_of_logs_is_counted_again(redis: Redis, runs: Runs, damaged: str | bytes) -> None:
+    # Given the logs of two jobs, and a total that is no number
+    for job in "12":
+        end_a_job(runs, job, lines=10)
+    logs = EndedLogs(redis, MB, DAY)
+    logs.trim()
+    total = redis.hget(kept_log_sizes_key(), TOTAL_FIELD)
+    redis.hset(kept_log_sizes_key(), TOTAL_FIELD, damaged)
+
+    # When the next look comes, then it is the sum again
+    logs.trim()
+    assert redis.hget(kept_log_sizes_key(), TOTAL_FIELD) == total != "0"
+
+
+def test_a_job_whose_name_is_no_text_is_looked_at_once(redis: Redis, runs: Runs) -> None:
+    end_a_job(runs, "1", lines=10)
+    redis.zadd(ended_logs_key(), {b"\xff": 0})
+
+    EndedLogs(redis, MB, DAY).trim()
+
+    assert redis.zcard(ended_logs_key()) == 0
+    assert redis.zrange(kept_logs_key(), 0, -1) == ["1"]
+
+
+def test_a_log_with_a_damaged_size_is_removed_as_any(redis: Redis, runs: Runs) -> None:
+    # Given a log whose size is damaged
+    end_a_job(runs, "1", lines=10)
+    EndedLogs(redis, MB, DAY).trim()
+    redis.hset(kept_log_sizes_key(), "1", "many")
+
+    # When all take too much
+    EndedLogs(redis, 1, DAY).trim()
+
+    # Then it is removed nevertheless
+    assert redis.zcard(kept_logs_key()) == 0
+
+
+def test_a_damaged_sum_of_ended_runs_keeps_no_run_from_ending(redis: Redis, runs: Runs) -> None:
+    # Given a sum of what ended runs take that is no number
+    end_a_job(runs, "1")
+    redis.hset("synapse:ended:sizes", ":total", "many")
+
+    # When another one ends, and old ones are to be forgotten
+    end_a_job(runs, "2")
+    EndedRuns(redis).trim(MB, DAY)
+
+    # Then both are kept, and the sum is a number
+    assert EndedRuns(redis).count() == 2
+    assert int(redis.hget("synapse:ended:sizes", ":total")) > 0

@@ -142,14 +142,23 @@ VARIANTS: dict[str, Any] = {
     ),
 }
 ENDPOINTS = {
-    "job": ("GET", "/jobs/{job}/"),
-    "progress": ("PATCH", "/jobs/{job}/"),
-    "project": ("GET", "/projects/{project}/"),
-    "collection": ("GET", "/data_collections/{collection}/"),
-    "list": ("GET", r"/sdk/tasks/\?.*project={project}(&|$)"),
-    "task": ("GET", "/tasks/{task}/"),
-    "write": ("PUT", "/tasks/{task}/annotate"),
+    "job": [("GET", "/jobs/{job}/", 3)],
+    "project": [("GET", "/projects/{project}/", 3)],
+    "collection": [("GET", "/data_collections/{collection}/", 3)],
+    "list": [("GET", r"/sdk/tasks/\?.*project={project}(&|$)", 3)],
+    "what ends no run": [
+        ("PATCH", "/jobs/{job}/", 1),
+        ("GET", "/tasks/{tasks[0]}/", 3),
+        ("PUT", "/tasks/{tasks[1]}/annotate", 3),
+    ],
 }
+"""The endpoints of one run each: method, path, and how many requests are answered so."""
+
+WORKER_THREADS = 32
+"""Runs wait for the pauses between attempts, in half of the threads; more of them wait at the same time."""
+
+WAIT_SECONDS = 300
+"""The bound on a hang, not on a slow machine."""
 
 
 @pytest.fixture
@@ -233,13 +242,13 @@ def start_runs_with_hostile_responses(
     """Start a run for each endpoint and each kind of response; returns the jobs."""
     jobs: list[str] = []
     for make in VARIANTS.values():
-        for name, (method, path) in ENDPOINTS.items():
+        for requests in ENDPOINTS.values():
             project, job = harness.new_project(2), harness.new_job(plugin="echo@1.0.0", action="to_task")
-            where = path.format(
-                job=job, project=project.id, collection=project.data_collection, task=project.tasks[0]
-            )
-            times = 1 if name == "progress" else 3
-            stack.enter_context(harness.proxy.intercept(method, where, echoing.reaction(make, times)))
+            for method, path, times in requests:
+                where = path.format(
+                    job=job, project=project.id, collection=project.data_collection, tasks=project.tasks
+                )
+                stack.enter_context(harness.proxy.intercept(method, where, echoing.reaction(make, times)))
             message = {"job": job, "plugin": "echo@1.0.0", "params": harness.to_task_params(project)}
             harness.send_task("to_task", "to_task", message)
             jobs.append(job)
@@ -297,7 +306,7 @@ def start_runs_with_hostile_pre_processors(
     return jobs
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(3 * WAIT_SECONDS)
 def test_no_secret_leaves_the_worker(
     own_harness: ProxiedHarness, redirect_target: tuple[str, list[str]]
 ) -> None:
@@ -323,6 +332,7 @@ def test_no_secret_leaves_the_worker(
     with RedisMonitor(url) as monitor, task_events(harness.broker_url) as events, ExitStack() as stack:
         stack.callback(receiver.close)
         harness.start_worker(
+            WORKER_THREADS,
             REDIS_URL=url,
             RAY_ADDRESS="127.0.0.1:1",
             WORKER_PRE_PROCESSOR_TIMEOUT_SECONDS="3",
@@ -339,7 +349,7 @@ def test_no_secret_leaves_the_worker(
         gated += [_send_deploy(harness, "leaking@1.0.0", 1)]
         # (A run whose job has an odd status in a response may end before its first step.)
         for job in jobs + gated:
-            harness.wait_for(lambda job=job: _ended(harness, job), f"end of {job}", 60)
+            harness.wait_for(lambda job=job: _ended(harness, job), f"end of {job}", WAIT_SECONDS)
         # And Redis is restarted without its password, and then gets it again
         harness.sandbox.redis.kill()
         harness.sandbox.redis.start()
@@ -349,10 +359,11 @@ def test_no_secret_leaves_the_worker(
             harness.wait_for(
                 lambda: any(sign in harness.worker_log() for sign in signs),
                 "the failed authentication in the log",
+                WAIT_SECONDS,
             )
             open_redis.config_set("requirepass", REDIS_PASSWORD)
         job_after_restart = _send_to_task(harness, "echo@1.0.0", count=2)
-        assert harness.wait_for_end(job_after_restart, 40)["status"] == "SUCCEEDED"
+        assert harness.wait_for_end(job_after_restart, WAIT_SECONDS)["status"] == "SUCCEEDED"
         keys = all_keys(Redis.from_url(url, decode_responses=True, encoding_errors="replace"))
 
     # Then nothing that leaves the worker contains one of them

@@ -203,6 +203,17 @@ def test_receiver_of_traces_needs_the_extra(monkeypatch: pytest.MonkeyPatch, env
     assert any("synapse-worker[traces] is not installed" in line for line in output), output
 
 
+def test_a_wrong_address_for_traces_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str]
+) -> None:
+    given_workers(monkeypatch, EVERYTHING)
+
+    output = doctor({**environ, "OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317"})
+
+    start = "! traces: no traces are sent: OTEL_EXPORTER_OTLP_ENDPOINT must start with http:// or https://"
+    assert any(line.startswith(start) for line in output), output
+
+
 ANY_QUEUE = "publish with queue=, which is one of deploy, to_task, annotate, logs, control"
 
 

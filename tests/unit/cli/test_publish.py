@@ -11,6 +11,7 @@ from tests.unit.cli.command_line import CommandLine
 from tests.unit.shared.test_publisher import taken
 from tests.unit.workflow.failed_tasks import PARAMS, add_failed_run, expire_run
 from worker.cli.console import publish
+from worker.platform import redact
 from worker.runs.model import End
 
 DEPLOY = ("deploy", "7", "digits@1.0.0", "--agent", "1")
@@ -187,3 +188,33 @@ def test_message_has_no_context_without_a_receiver() -> None:
     publish(StopMessage(job="7"), "memory://", "redis://127.0.0.1:9/0")
 
     assert "traceparent" not in taken("control")[0]
+
+
+def test_token_for_the_receiver_of_traces_is_masked(
+    spans: RecordedSpans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20tok3n-of-traces,x=1")
+
+    publish(StopMessage(job="7"), "memory://", "redis://127.0.0.1:9/0")
+
+    assert taken("control")
+    assert redact("it said: tok3n-of-traces") == "it said: ***"
+
+
+def test_wrong_address_for_traces_keeps_nothing_from_being_sent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317")
+
+    publish(StopMessage(job="7"), "memory://", "redis://127.0.0.1:9/0")
+
+    assert "traceparent" not in taken("control")[0]
+    assert "warning: OTEL_EXPORTER_OTLP_ENDPOINT must start with http://" in capsys.readouterr().err
+
+
+def test_password_of_the_queue_is_masked() -> None:
+    publish(StopMessage(job="7"), "memory://user:p4ss-of-queue@host//", "redis://127.0.0.1:9/0")
+
+    assert taken("control")
+    assert redact("it said: p4ss-of-queue") == "it said: ***"

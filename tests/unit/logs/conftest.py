@@ -33,7 +33,8 @@ def redis(server: fakeredis.FakeServer) -> Iterator[fakeredis.FakeRedis]:
 
 @pytest.fixture
 async def async_redis(server: fakeredis.FakeServer) -> AsyncIterator[fakeredis.FakeAsyncRedis]:
-    client = fakeredis.FakeAsyncRedis(server=server, decode_responses=True)
+    # As the relay's own client, see `shared.redis_url`.
+    client = fakeredis.FakeAsyncRedis(server=server, decode_responses=True, encoding_errors="surrogateescape")
     yield client
     await client.aclose()
 

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from fakeredis import FakeRedis
+from fakeredis import FakeAsyncRedis, FakeRedis
 
 from tests.unit.logs.relay_harness import LogOfJob, RelayHarness, ScriptedTail, until
 from worker.logs import relay
@@ -29,6 +29,22 @@ async def test_hundreds_of_logs_are_tailed_at_once(harness: RelayHarness, redis:
     await until(lambda: not redis.zcard(open_logs_key()))
 
     assert {tuple(LogOfJob(redis, f"j{number}").lines()) for number in range(200)} == {("one", "two")}
+
+
+@pytest.mark.parametrize("damaged", [b"42/\xff", b"rubbish"], ids=repr)
+async def test_a_damaged_subscription_is_removed(
+    async_redis: FakeAsyncRedis, redis: FakeRedis, damaged: bytes
+) -> None:
+    # Given a subscription that no release writes, and another one
+    redis.zadd(open_logs_key(), {damaged: 0, f"42/{RAY}": 0})
+    store = ClaimStore(async_redis, 60)
+
+    # When a relay looks for what it may tail
+    claims = await store.acquire(10)
+
+    # Then it has the other one, and nobody finds the damaged one again
+    assert [claim.subscription.name for claim in claims] == [f"42/{RAY}"]
+    assert redis.zrange(open_logs_key(), 0, -1) == redis.hkeys(log_owners_key()) == [f"42/{RAY}"]
 
 
 async def test_two_relays_tail_a_log_once(harness: RelayHarness, job_log: LogOfJob) -> None:

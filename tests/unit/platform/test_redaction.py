@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.platform import clean, redact, redact_event, register_secrets, secret_registry
+from worker.platform import (
+    clean,
+    redact,
+    redact_event,
+    register_secrets,
+    register_settings,
+    secret_registry,
+)
 from worker.platform.secret_registry import MASK, SecretRegistry
 
 SECRET = 'pä/ss+w"ord & more'
@@ -358,3 +365,33 @@ def test_the_secret_of_a_living_client_is_masked_whatever_comes(monkeypatch: pyt
     assert redact("secret-of-the-client") == MASK
     register_secrets(["of-a-fourth"])
     assert redact("secret-of-the-client") == "secret-of-the-client"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "Bearer abc123secret",
+        "token  abc123secret",
+        "Basic dXNlcjphYmMxMjNzZWNyZXQ=",
+        "https://user:abc123secret@host/path",
+        "amqp://user:abc123%73ecret@host//",
+    ],
+)
+def test_a_secret_within_a_registered_text_is_masked(secret: str) -> None:
+    register_secrets([secret])
+
+    assert redact(f"all of it: {secret}") == f"all of it: {MASK}"
+    assert redact("a part of it: abc123secret") == f"a part of it: {MASK}"
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "DATABASE_TOKEN"])
+def test_a_password_in_a_setting_is_masked(name: str) -> None:
+    register_settings({name: "postgres://plugin:pl4in-pass@db/1", "GREETING": "hello there"})
+
+    assert redact("hello there, pl4in-pass") == f"hello there, {MASK}"
+
+
+def test_words_of_a_pass_phrase_are_no_secrets() -> None:
+    register_secrets(["correct horse battery staple"])
+
+    assert redact("a battery and a staple") == "a battery and a staple"

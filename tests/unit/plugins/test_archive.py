@@ -1,16 +1,26 @@
 """Hostile archives: nothing is written outside of the folder, no partial folder remains."""
 
 import errno
+import os
 import random
 import stat
 import struct
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from worker.plugins import ReleaseInvalidError
-from worker.plugins.archive import unpack_release
+from worker.plugins.archive import (
+    MAX_UNPACKED,
+    MAX_UNUSED_SECONDS,
+    MIN_UNUSED_SECONDS,
+    mark_used,
+    unpack_release,
+)
 
 MB = 1024 * 1024
 
@@ -238,3 +248,95 @@ def test_folder_of_another_process_is_kept(tmp_path: Path) -> None:
     (tmp_path / "out" / "mark").touch()
     unpack_release(tmp_path / "absent.zip", tmp_path / "out", MB)
     assert (tmp_path / "out" / "mark").exists()
+
+
+class Cache:
+    """A folder with unpacked releases, by number."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "cache"
+        self._archive = make_zip(folder / "release.zip")
+
+    def path(self, number: int) -> Path:
+        return self._folder / f"cat@1.{number}-{number:016x}"
+
+    def unpack(self, number: int, used_seconds_ago: float = 0.0) -> Path:
+        unpack_release(self._archive, self.path(number), MB)
+        used_at = time.time() - used_seconds_ago
+        os.utime(self.path(number), (used_at, used_at))
+        return self.path(number)
+
+    def names(self) -> set[str]:
+        return {path.name for path in self._folder.iterdir()}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path)
+
+
+def test_release_that_nobody_has_used_for_a_day_is_removed(cache: Cache) -> None:
+    old, recent = cache.unpack(1, MAX_UNUSED_SECONDS + 60), cache.unpack(2, MAX_UNUSED_SECONDS - 60)
+
+    new = cache.unpack(3)
+
+    assert not old.exists()
+    assert cache.names() == {recent.name, new.name}
+
+
+def test_of_many_releases_those_used_last_are_kept(cache: Cache) -> None:
+    # Given more releases than are kept, some of which may be in use
+    for number in range(MAX_UNPACKED + 5):
+        cache.unpack(number, 60 if number < MAX_UNPACKED + 2 else MIN_UNUSED_SECONDS + number)
+
+    # When another one is unpacked, then only those go that are not
+    new = cache.unpack(99)
+
+    assert cache.names() == {cache.path(number).name for number in range(MAX_UNPACKED + 2)} | {new.name}
+
+
+def test_release_that_is_used_again_is_kept(cache: Cache) -> None:
+    used = cache.unpack(1, MAX_UNUSED_SECONDS + 60)
+
+    assert mark_used(used)
+    cache.unpack(2)
+
+    assert (used / "config.yaml").is_file()
+
+
+def test_release_that_a_process_holds_is_kept(cache: Cache) -> None:
+    # Given a release whose code has run in a child process for longer than a day
+    held = cache.unpack(1, MAX_UNUSED_SECONDS + 60)
+    program = "import sys, worker.host as host; host.hold_folder(host.Path(sys.argv[1])); print(); input()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, held], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"\n"
+        os.utime(held, (0, 0))
+
+        # When another one is unpacked, then it stays
+        cache.unpack(2)
+        assert (held / "config.yaml").is_file()
+    finally:
+        child.kill()
+        child.communicate()
+
+    # And it goes once the process has ended
+    cache.unpack(3)
+    assert not held.exists()
+
+
+def test_removed_release_is_not_used(cache: Cache) -> None:
+    assert not mark_used(cache.path(1))
+
+
+def test_nothing_else_in_the_folder_is_removed(cache: Cache) -> None:
+    other = cache.unpack(1).with_name("cat@1.0")
+    other.mkdir()
+    os.utime(other, (0, 0))
+
+    cache.unpack(2)
+
+    assert other.is_dir()

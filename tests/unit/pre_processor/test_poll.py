@@ -106,6 +106,21 @@ def test_a_poll_resumes_a_batch_and_the_next_one_the_rest(
     assert sorted(harness.resumed()) == ["1", "2", "3"]
 
 
+@pytest.mark.parametrize("damaged", [b"\xff", "first"], ids=repr)
+def test_a_damaged_run_keeps_no_others_waiting(
+    harness: WaitlistHarness, backend: FakeBackend, redis: FakeRedis, damaged: str | bytes
+) -> None:
+    # Given runs that wait, and the position of one is damaged
+    for job in "123":
+        harness.wait(job)
+    redis.hset(run_key("2"), RunField.POSITION, damaged)
+    backend.add_application()
+
+    # When they are polled, then all go on: the next step ends the damaged one
+    harness.poll()
+    assert sorted(harness.resumed()) == ["1", "2", "3"]
+
+
 @pytest.mark.parametrize(
     ("status", "message"),
     [

@@ -2,7 +2,7 @@
 
 import os
 import signal
-import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -12,12 +12,14 @@ from celery.concurrency.thread import TaskPool as ThreadPool
 
 from tests.harness.pool_threads import NewThread
 from worker.pool import MIN_THREADS, MinThreadsStep, SlotFile, pool
+from worker.runs import bulkhead as bulkhead_module
 from worker.runs.bulkhead import (
     ALL_DEPENDENCIES,
     MAX_RETRY_SECONDS,
     MAX_WAIT_SECONDS,
     MIN_RETRY_SECONDS,
     SECONDS_BETWEEN_TRIES,
+    WAIT_INTERVAL_SECONDS,
     Bulkhead,
     all_but_three,
     backoff,
@@ -26,6 +28,42 @@ from worker.runs.bulkhead import (
 )
 from worker.runs.model import Outcome, Reschedule, Suspend
 from worker.sandbox import wait_for
+
+DEADLINE_SECONDS = 60
+"""The bound on a hang, not on a slow machine."""
+
+
+class Clock:
+    """The bulkhead's clock, which stands still: a thread waits for a slot until there is one."""
+
+    now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(bulkhead_module, "time", made)
+    return made
+
+
+@pytest.fixture
+def waits(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[[Bulkhead], list[float]]:
+    """Let the time of a bulkhead's waits pass at once; how long each of them was."""
+
+    def record(bulkhead: Bulkhead) -> list[float]:
+        found: list[float] = []
+
+        def wait(seconds: float) -> None:
+            found.append(seconds)
+            clock.now += seconds
+
+        monkeypatch.setattr(bulkhead._released, "wait", wait)
+        return found
+
+    return record
 
 
 def test_a_dependency_gets_half_of_the_threads(new_thread: NewThread) -> None:
@@ -168,27 +206,29 @@ def test_a_step_waits_for_a_slot_that_is_given_back(new_thread: NewThread) -> No
     with ThreadPoolExecutor() as threads:
         # When a slot is given back while another step waits
         waiting = threads.submit(new_thread(bulkhead).acquire, "release", chunk_share, waits=True)
-        wait_for(lambda: is_waiting(bulkhead, 3), 5, "a thread that waits")
+        wait_for(lambda: is_waiting(bulkhead, 3), DEADLINE_SECONDS, "a thread that waits")
         assert not waiting.done()
         working[0].release_all()
 
         # Then that has it
-        assert waiting.result()
+        assert waiting.result(DEADLINE_SECONDS)
 
 
-def test_no_step_waits_for_a_dependency_that_is_stuck(new_thread: NewThread) -> None:
+def test_no_step_waits_for_a_dependency_that_is_stuck(
+    new_thread: NewThread, waits: Callable[[Bulkhead], list[float]]
+) -> None:
     # Given a dependency whose slots were all taken for as long as a step waits
     bulkhead = Bulkhead(lambda: 6)
     hanging = [new_thread(bulkhead) for _ in range(2)]
     assert all(thread.acquire("release", chunk_share) for thread in hanging)
-    begun = time.monotonic()
+    waited = waits(bulkhead)
     assert not new_thread(bulkhead).acquire("release", chunk_share, waits=True)
-    assert time.monotonic() - begun >= MAX_WAIT_SECONDS
+    assert sum(waited) == pytest.approx(MAX_WAIT_SECONDS, abs=1.01 * WAIT_INTERVAL_SECONDS)
 
     # Then none waits after it
-    begun = time.monotonic()
+    waited.clear()
     assert not any(new_thread(bulkhead).acquire("release", chunk_share, waits=True) for _ in range(20))
-    assert time.monotonic() - begun < MAX_WAIT_SECONDS
+    assert waited == []
 
     # And each that is given back ends that
     hanging[0].release_all()
@@ -265,10 +305,10 @@ def test_a_pool_of_one_thread_only_is_left_alone() -> None:
 
 
 def test_retries_for_a_slot_come_soon_and_later_each_time() -> None:
-    def waits(tries: int) -> list[float]:
+    def countdowns(tries: int) -> list[float]:
         return [Bulkhead(lambda: 4).retry_countdown("cluster", tries) for _ in range(100)]
 
-    firsts, seconds, lasts = waits(0), waits(1), waits(10_000)
+    firsts, seconds, lasts = countdowns(0), countdowns(1), countdowns(10_000)
     assert all(MIN_RETRY_SECONDS / 2 <= first <= MIN_RETRY_SECONDS for first in firsts)
     assert all(MIN_RETRY_SECONDS <= second <= 2 * MIN_RETRY_SECONDS for second in seconds)
     assert all(MAX_RETRY_SECONDS / 2 <= last <= MAX_RETRY_SECONDS for last in lasts)
@@ -276,8 +316,8 @@ def test_retries_for_a_slot_come_soon_and_later_each_time() -> None:
 
 def test_many_retries_for_a_slot_are_spread() -> None:
     bulkhead = Bulkhead(lambda: 4)
-    waits = [bulkhead.retry_countdown("cluster", 0) for _ in range(1_000)]
-    assert 0.9 * 1_000 * SECONDS_BETWEEN_TRIES < max(waits) <= 1_000 * SECONDS_BETWEEN_TRIES
+    countdowns = [bulkhead.retry_countdown("cluster", 0) for _ in range(1_000)]
+    assert max(countdowns) == pytest.approx(1_000 * SECONDS_BETWEEN_TRIES)
     assert bulkhead.retry_countdown("backend", 0) <= MIN_RETRY_SECONDS, (
         "those of another dependency are not in the way"
     )
@@ -293,7 +333,9 @@ def test_a_backoff_is_shortened_by_chance_by_a_quarter_at_most(monkeypatch: pyte
     assert max(waits) <= 8.0
 
 
-def test_steps_leave_a_thread_to_control_work(new_thread: NewThread) -> None:
+def test_steps_leave_a_thread_to_control_work(
+    new_thread: NewThread, waits: Callable[[Bulkhead], list[float]]
+) -> None:
     # Given a pool of four threads, in three of which steps hang, two of them with a slot
     bulkhead = Bulkhead(lambda: 4)
     hanging = [new_thread(bulkhead) for _ in range(3)]
@@ -301,12 +343,12 @@ def test_steps_leave_a_thread_to_control_work(new_thread: NewThread) -> None:
     assert [thread.acquire(name) for thread, name in zip(hanging, "abc", strict=True)] == [True, True, False]
 
     # Then no other begins, neither in the last thread nor after it has waited once
-    begun = time.monotonic()
+    waited = waits(bulkhead)
     assert not new_thread(bulkhead).begin_step()
-    assert time.monotonic() - begun >= MAX_WAIT_SECONDS
-    begun = time.monotonic()
+    assert sum(waited) == pytest.approx(MAX_WAIT_SECONDS, abs=1.01 * WAIT_INTERVAL_SECONDS)
+    waited.clear()
     assert not any(new_thread(bulkhead).begin_step() for _ in range(20))
-    assert time.monotonic() - begun < MAX_WAIT_SECONDS, "nobody waits while steps are stuck"
+    assert waited == [], "nobody waits while steps are stuck"
 
     # And one does when another has ended
     hanging[0].release_all()
@@ -320,7 +362,7 @@ def test_a_step_waits_for_another_that_ends(new_thread: NewThread) -> None:
     with ThreadPoolExecutor() as threads:
         waiting = threads.submit(second.begin_step)
         first.release_all()
-        assert waiting.result()
+        assert waiting.result(DEADLINE_SECONDS)
 
 
 def test_what_is_known_of_dependencies_is_bounded() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from fakeredis import FakeRedis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from worker.runs.locks import Locks
 from worker.runs.model import Lease
@@ -38,6 +39,22 @@ def test_lease_is_renewed_also_when_it_follows_another_at_once(
         eventually(lambda: redis.pttl("lock") <= 600)
 
     assert not redis.exists("lock")
+
+
+def test_what_has_no_lock_is_renewed_until_its_block_ends(redis: FakeRedis, eventually: Eventually) -> None:
+    # Given something that fails at first
+    locks, calls = Locks(redis, 0.03), []
+
+    def renew() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise RedisConnectionError("away")
+
+    # When it is repeated, then that goes on until the block ends
+    with locks.repeating(renew):
+        eventually(lambda: len(calls) > 2)
+    eventually(lambda: locks._thread is None)
+    assert not locks._held
 
 
 def test_lease_of_another_is_neither_renewed_nor_released(redis: FakeRedis) -> None:

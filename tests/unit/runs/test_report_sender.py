@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fakeredis import FakeRedis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from structlog.testing import capture_logs
 
 from shared.channels import job_key
 from shared.messages import DeployMessage, ToTaskMessage
@@ -261,6 +262,23 @@ def test_a_report_of_a_newer_run_is_left_to_newer_workers(
     redis.hset(run_key("42"), RunField.MESSAGE, known)
     report("42", runs, backend)
     assert [entry["data"]["content"] for entry in backend.logs] == ["hello"]
+
+
+def test_a_report_that_is_left_to_newer_workers_is_logged_once(
+    runs: Runs, run: Run, backend: FakeBackend, redis: FakeRedis
+) -> None:
+    # Given a run of a newer release
+    runs.events.message("42", "hello")
+    stored = json.loads(redis.hget(run_key("42"), RunField.MESSAGE))
+    stored["kwargs"]["unknown"] = True
+    redis.hset(run_key("42"), RunField.MESSAGE, json.dumps(stored))
+    report_sender._left_to_newer.clear()
+
+    # When this worker finds its report again and again, then the log says so once
+    with capture_logs() as lines:
+        for _ in range(3):
+            send_report("42", 0, runs, lambda tenant: backend)
+    assert [line["job"] for line in lines] == ["42"]
 
 
 def test_a_worker_that_stops_leaves_its_reports_to_others(

@@ -18,7 +18,7 @@ from tests.unit.runs.example_workflow import VISIBILITY_TIMEOUT
 from worker.runs.keys import RunField, run_key
 from worker.runs.model import End, Outcome, Reschedule, Step, StoredRun, Suspend
 from worker.runs.runs import Runs, Timing
-from worker.runs.shares.slots import Share, tenants_key
+from worker.runs.shares.slots import Share, slots_key, tenants_key
 from worker.runs.shares.tenants import OTHER_BROKER_SECONDS, ShareLimits
 from worker.runs.store import CollectedMessage
 from worker.to_task import tasks
@@ -440,3 +440,44 @@ def test_what_waits_for_a_limited_share_stays(two_runs: Shared) -> None:
     two_runs.runs.shares.publish_waiting()
 
     assert two_runs.published("to_task") == []
+
+
+@pytest.mark.parametrize("share", ["chunks", "runs"])
+def test_keys_of_a_tenant_that_is_seen_no_more_expire(redis: FakeRedis, clock: Clock, share: str) -> None:
+    # Given a tenant with a holder that is never given back, and one that waits
+    limited = Shared(redis, **{share: 1})
+    for run in [limited.run(job, "acme") for job in "12"]:
+        if share == "runs":
+            limited.runs.shares.take_run(run, INITIALIZE)
+        else:
+            limited.begin_chunk(run, 0)
+
+    # When nothing of it comes for long, then nothing is kept of it
+    assert len(redis.keys("*tenants*")) == 4
+    assert all(redis.ttl(key) > 0 for key in redis.keys("*tenants*"))
+    clock.forward(8 * 24 * 60 * 60)
+    assert redis.keys("*tenants*") == []
+
+
+@pytest.mark.parametrize("damaged", [b"\xff", "[", "7", None])
+def test_a_damaged_message_keeps_no_other_one_waiting(
+    chunks: Shared, redis: FakeRedis, clock: Clock, damaged: str | bytes | None
+) -> None:
+    # Given two chunks that wait, and the message of the first one is damaged
+    run = chunks.run("1", "acme")
+    held = chunks.begin_chunks(run, 0, 1)
+    for number in (2, 3):
+        clock.forward(1)
+        chunks.begin_chunk(run, number)
+    first = redis.zrange(slots_key(Share.CHUNKS, "acme", "waiting"), 0, 0)[0]
+    messages = slots_key(Share.CHUNKS, "acme", "messages")
+    if damaged is None:
+        redis.hdel(messages, first)
+    else:
+        redis.hset(messages, first, damaged)
+
+    # When a slot is free
+    chunks.end_chunk(held[0])
+
+    # Then the other one goes on
+    assert chunks.published() == [("1", 3)]

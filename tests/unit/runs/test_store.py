@@ -12,15 +12,9 @@ from shared.statuses import JobStatus
 from tests.harness.in_process_worker import InProcessWorker
 from tests.unit.runs.example_workflow import FIRST, report
 from worker.runs.keys import RunField, lock_key, messages_key, progress_key, run_key, stop_key
-from worker.runs.model import (
-    Acceptance,
-    ClaimStatus,
-    End,
-    Run,
-)
+from worker.runs.model import Acceptance, ClaimStatus, DamagedRunError, End, NewerRunError, Run
 from worker.runs.reports.reporter import stop
 from worker.runs.runs import Runs
-from worker.runs.store import DamagedRunError, NewerRunError
 from worker.testing import FakeBackend
 
 DAY = 86_400
@@ -67,15 +61,37 @@ def test_run_of_a_newer_release_is_not_read(runs: Runs, run: Run, redis: FakeRed
         (RunField.QUEUE, None),
         (RunField.POSITION, "first"),
         (RunField.ENDED, "{}"),
+        (RunField.MESSAGE, b"\xff"),
+        (RunField.STEP, b"\xff"),
+        (RunField.QUEUE, b"deploy\xff"),
     ],
 )
 def test_damaged_record_is_told_apart_from_a_newer_one(
-    runs: Runs, run: Run, redis: FakeRedis, field: str, text: str | None
+    runs: Runs, run: Run, redis: FakeRedis, field: str, text: str | bytes | None
 ) -> None:
     redis.hdel(run_key("42"), field) if text is None else redis.hset(run_key("42"), field, text)
 
     with pytest.raises(DamagedRunError, match="damaged"):
         runs.store.load("42")
+
+
+def test_bytes_in_a_name_are_damage_of_the_run(runs: Runs, run: Run, redis: FakeRedis) -> None:
+    # Given a message within which a text is no UTF-8
+    stored = redis.hget(run_key("42"), RunField.MESSAGE)
+    redis.hset(run_key("42"), RunField.MESSAGE, stored.replace("digits", "digits\udcff"))
+
+    # Then that is no run of a newer release
+    with pytest.raises(DamagedRunError):
+        runs.store.load("42")
+
+
+@pytest.mark.parametrize("updated", [b"\xff", "yesterday"])
+def test_a_damaged_time_counts_as_long_ago(
+    runs: Runs, run: Run, redis: FakeRedis, updated: str | bytes
+) -> None:
+    redis.hset(job_key("42"), "updated", updated)
+
+    assert runs.store.seconds_since_change("42") > DAY
 
 
 def test_step_of_a_newer_run_leaves_its_lock_free(runs: Runs, run: Run, redis: FakeRedis) -> None:

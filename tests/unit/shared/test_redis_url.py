@@ -72,6 +72,15 @@ def test_each_client_decides_whether_it_decodes(address: str, asks: str) -> None
         assert pool.connection_kwargs["decode_responses"] is True
 
 
+def test_a_text_is_read_of_whatever_redis_has() -> None:
+    url = read_redis_url("redis://h")
+
+    for pool in (url.pool(decode_responses=True), url.async_pool(decode_responses=True)):
+        encoder = pool.get_encoder()
+        assert encoder.encode(encoder.decode(b"run:\xff")) == b"run:\xff"
+    assert "encoding_errors" not in url.pool().connection_kwargs
+
+
 def test_threads_wait_for_one_of_a_limited_pool() -> None:
     limited = read_redis_url("redis://h?max_connections=20").pool()
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import threading
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fakeredis import FakeAsyncRedis
@@ -12,6 +13,7 @@ from worker.platform import RateLimitError, ServerError
 from worker.runs.ends import RunEnds
 from worker.testing import FakeBackend
 from worker.testing.backend import FakeAsyncBackend
+from worker.to_task import clients
 from worker.to_task.clients import (
     INFERENCE_TIMEOUT_SECONDS,
     TASK_TIMEOUT_SECONDS,
@@ -90,6 +92,68 @@ def test_the_runtime_closes_its_connections_once(loop: EventLoopThread) -> None:
     # Then its connections are closed, once
     assert closed == ["acme"]
     assert not loop.is_running
+
+
+class ClosableClient(FakeAsyncBackend):
+    is_closed = False
+
+    async def get_task(self, task: int) -> dict[str, Any]:
+        assert not self.is_closed
+        return await super().get_task(task)
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+def test_clients_of_a_tenant_that_asks_for_nothing_are_closed(
+    loop: EventLoopThread, monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Any], None]
+) -> None:
+    # Given a pass that has asked the backend for something
+    monkeypatch.setattr(clients, "IDLE_CLIENT_SECONDS", 0.05)
+    made: list[ClosableClient] = []
+
+    def make(timeout: dict[str, float]) -> Any:
+        made.append(ClosableClient(FakeBackend()))
+        return made[-1]
+
+    tenant = TenantBackend(make, RequestWindows(1))
+    loop.run(tenant.get_task(1), timeout=5)
+
+    # When it asks for nothing for a while, then its client is closed
+    eventually(lambda: made[0].is_closed)
+
+    # And when it goes on, it has another one
+    loop.run(tenant.get_task(2), timeout=5)
+    assert len(made) == 2
+    eventually(lambda: made[1].is_closed)
+
+
+def test_a_client_that_is_asked_for_something_stays_open(
+    loop: EventLoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a request that takes longer than an unused client is kept
+    monkeypatch.setattr(clients, "IDLE_CLIENT_SECONDS", 0.02)
+    looks, has_looked = [], asyncio.Event()
+    client = ClosableClient(FakeBackend())
+
+    async def get_task(task: int) -> dict[str, Any]:
+        await has_looked.wait()
+        return {"is_closed": client.is_closed}
+
+    client.get_task = get_task  # type: ignore[method-assign]
+    tenant = TenantBackend(lambda timeout: cast(Any, client), RequestWindows(1))
+    look = tenant._close_idle
+
+    def counted() -> None:
+        looks.append(1)
+        look()
+        if len(looks) == 3:
+            has_looked.set()
+
+    monkeypatch.setattr(tenant, "_close_idle", counted)
+
+    # When it is looked at meanwhile, then it stays open
+    assert loop.run(tenant.get_task(1), timeout=60) == {"is_closed": False}
 
 
 def test_an_inference_has_more_time_than_a_read(loop: EventLoopThread) -> None:

@@ -12,6 +12,7 @@ from worker.platform import NotFoundError, ServerError
 from worker.plugins import PluginHostBusyError
 from worker.pre_processor.shared_requests import SharedRequests
 from worker.pre_processor.waitlist import WaitlistName
+from worker.runs.locks import Locks
 from worker.runs.model import Continue, Reschedule, Suspend
 from worker.to_task.steps import FINALIZE
 
@@ -101,7 +102,7 @@ def test_runs_share_what_an_application_takes(by_inference: Make) -> None:
     requests.set(5)
 
     # When this run annotates, too
-    with requests.share("another", 5):
+    with requests.share("another", 5, Locks(world.redis, 30)):
         world.work()
 
     # Then it sends half of them

@@ -258,8 +258,11 @@ def test_step_of_a_newer_run_waits_for_a_newer_worker_for_a_day(
     assert ends(redis) == ("FAILED", "the run of job 42 is of a newer release")
 
 
-def test_step_of_a_damaged_run_ends_it_at_once(step_runner: TaskRunner, redis: FakeRedis) -> None:
-    redis.hset(run_key("42"), "message", "rubbish")
+@pytest.mark.parametrize("damaged", ["rubbish", b"\xff"], ids=repr)
+def test_step_of_a_damaged_run_ends_it_at_once(
+    step_runner: TaskRunner, redis: FakeRedis, damaged: str | bytes
+) -> None:
+    redis.hset(run_key("42"), "message", damaged)
 
     assert step_runner.deliver_all(FIRST.name, GENERATION).ended == "acknowledged"
 

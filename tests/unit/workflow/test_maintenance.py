@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from fakeredis import FakeRedis
 from kombu.exceptions import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from shared import redis_pools
 from shared.channels import job_key
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
 from tests.unit.workflow.harness import Backend, FakeServices, TaskRunner
 from worker import maintenance
-from worker.runs.keys import run_key
+from worker.runs.keys import heartbeats_key, newest_field, polls_key, run_key
 from worker.runs.reports.sender import send_report
 
 MESSAGE: dict[str, Any] = {"plugin": "digits@1.0.0", "agent": 1}
@@ -82,7 +82,9 @@ def test_a_run_with_a_key_of_another_type_delays_no_others(
     assert {sent.kwargs["job"] for sent in sender.of("deploy.initialize")} == {"2", "3"}
 
 
+@pytest.mark.parametrize("damaged", ["rubbish", b"\xff", b'{"task": "\xff"}'], ids=repr)
 def test_a_damaged_run_ends_failed_and_that_is_reported(
+    damaged: str | bytes,
     task_runner: TaskRunner,
     services: FakeServices,
     sender: RecordingPublisher,
@@ -91,7 +93,7 @@ def test_a_damaged_run_ends_failed_and_that_is_reported(
 ) -> None:
     # Given a run whose record is damaged
     task_runner.deliver("test.deploy", job=1, **MESSAGE)
-    services.redis.hset(run_key("1"), "message", "rubbish")
+    services.redis.hset(run_key("1"), "message", damaged)
     sender.published.clear()
     clock.forward(80)
 
@@ -104,6 +106,35 @@ def test_a_damaged_run_ends_failed_and_that_is_reported(
     assert patch == {"status": "FAILED", "result": {"error": "the record of job 1's run is damaged"}}
     clock.forward(800)
     assert maintenance.sweep() == 0
+
+
+def test_a_run_with_a_damaged_generation_ends_failed(
+    task_runner: TaskRunner, services: FakeServices, clock: Clock
+) -> None:
+    task_runner.deliver("test.deploy", job=1, **MESSAGE)
+    services.redis.hset(polls_key("1"), newest_field("deploy.initialize"), b"\xff")
+    clock.forward(80)
+
+    maintenance.sweep()
+
+    assert services.redis.hget(job_key("1"), "status") == "FAILED"
+
+
+def test_a_member_that_is_no_text_delays_no_others(
+    task_runner: TaskRunner, services: FakeServices, sender: RecordingPublisher, clock: Clock
+) -> None:
+    # Given a heartbeat of a job whose name is no UTF-8
+    task_runner.deliver("test.deploy", job=1, **MESSAGE)
+    services.redis.zadd(heartbeats_key(), {b"run:\xff": 0})
+    sender.published.clear()
+    clock.forward(80)
+
+    # When the sweep finds it overdue
+    maintenance.sweep()
+
+    # Then it is removed, as any that has no run, and the other run goes on
+    assert [sent.kwargs["job"] for sent in sender.of("deploy.initialize")] == ["1"]
+    assert services.redis.zscore(heartbeats_key(), b"run:\xff") is None
 
 
 def test_a_run_of_a_newer_release_ends_after_a_silent_day(
@@ -263,32 +294,33 @@ def test_one_worker_at_a_time_does_a_work_as_often_as_before(clock: Clock, secon
     assert gaps == {seconds.get("seconds", maintenance.SECONDS_BETWEEN_SWEEPS)}
 
 
-def test_the_works_of_a_worker_look_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given works whose looks at their leases would meet if there were two at once
-    meeting, met = threading.Barrier(2), []
+def test_the_works_of_a_worker_share_a_connection(
+    monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Callable[[], object]], None]
+) -> None:
+    # Given works that look at the same moment
+    shared: dict[str, bool] = {}
 
-    class Election:
-        def __init__(self, *_: object) -> None: ...
+    class Work:
+        def __init__(self, name: str) -> None:
+            self.name = name
 
-        def hold(self) -> float:
-            with suppress(threading.BrokenBarrierError):
-                meeting.wait(0.2)
-                met.append(True)
-            meeting.reset()
-            return 1.0
+        def do(self) -> float:
+            shared[self.name] = getattr(redis_pools._thread, "is_sharing", False)
+            return 600.0
 
-    monkeypatch.setattr(maintenance, "Election", Election)
-    works = [maintenance.Work(name, lambda: None) for name in ("sweep", "retention")]
+        def resign(self) -> None:
+            shared.setdefault(self.name, False)
 
-    # When both are due
-    threads = [threading.Thread(target=work.do) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
+    monkeypatch.setattr(maintenance, "works", lambda: [Work("sweep"), Work("retention")])
+    monkeypatch.setattr(maintenance, "SECONDS_BETWEEN_SWEEPS", 0.0)
+    monkeypatch.setattr(maintenance.Maintenance, "stop", lambda self: self._stop.set())
 
-    # Then one looks after the other, over one connection
-    assert not met
+    # When they are done, then their threads share connections
+    running = maintenance.Maintenance()
+    running.start()
+    eventually(lambda: len(shared) == 2)
+    running.stop()
+    assert shared == {"sweep": True, "retention": True}
 
 
 def test_a_worker_that_starts_anew_waits_for_a_short_lease_only(clock: Clock) -> None:

@@ -35,7 +35,7 @@ from worker.platform import (
 )
 from worker.plugins import PluginError, PluginStore
 from worker.runs.reports.webhook_client import WebhookClient
-from worker.settings import MB, Settings, SettingsError, load_settings, unknown_variables
+from worker.settings import MB, Settings, SettingsError, load_settings, trace_mistakes, unknown_variables
 
 INSPECT_TIMEOUT_SECONDS: Final = 2.0
 """How long to wait for the workers' answers."""
@@ -118,7 +118,7 @@ def doctor(
     }
     if settings.worker_webhook_url:
         checks["webhook"] = _check_webhook
-    if settings.otel_exporter_otlp_endpoint:
+    if settings.otel_exporter_otlp_endpoint or trace_mistakes():
         checks["traces"] = _check_traces
     failed = [name for name, check in checks.items() if not _passes(name, check, settings, report)]
     if "queue" not in failed:
@@ -262,6 +262,8 @@ def _check_webhook(settings: Settings, _: Report) -> str:
 
 def _check_traces(settings: Settings, _: Report) -> str:
     """Send no spans. Runs do not need them, so what is wrong is a warning."""
+    if mistakes := trace_mistakes():
+        raise CheckWarning(f"no traces are sent: {'; '.join(mistakes)}")
     target = target_of(settings)
     if not tracing.is_installed():
         raise CheckWarning("OTEL_EXPORTER_OTLP_ENDPOINT is set, but synapse-worker[traces] is not installed")

@@ -2,9 +2,9 @@
 -- KEYS: history, state, kept logs, sizes   ARGV: job, name of the field with the total
 -- Returns the total of what is kept.
 redis.call('ZREM', KEYS[3], ARGV[1])
-local counted = tonumber(redis.call('HGET', KEYS[4], ARGV[1]) or '0')
+local counted = tonumber(redis.call('HGET', KEYS[4], ARGV[1]) or 0) or 0
 redis.call('HDEL', KEYS[4], ARGV[1])
-local total = redis.call('HINCRBY', KEYS[4], ARGV[2], -counted)
+local total = add_to_total(KEYS[4], ARGV[2], -counted)
 -- One that is written again is counted at its next end.
 local seq, reopened, over = unpack(redis.call('HMGET', KEYS[2], 'seq', 'reopened', 'over'))
 local left = redis.call('PTTL', KEYS[1])

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
+from worker.host import hold_folder
 from worker.plugins.requests import ActionRequest
 from worker.plugins.runner import call_operation
 
@@ -42,6 +43,7 @@ def main(descriptor: int, parent: int, folder: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     os.set_inheritable(descriptor, False)
+    hold_folder(folder)
     connection: Connection[bytes, bytes] = Connection(descriptor)
     calls: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read_calls, args=(connection, parent, calls), daemon=True).start()

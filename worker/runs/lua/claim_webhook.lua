@@ -18,5 +18,6 @@ if not redis.call('SET', KEYS[3], ARGV[2], 'NX', 'PX', ARGV[3]) and redis.call('
   return {'locked'}
 end
 redis.call('ZADD', KEYS[4], now() + ARGV[3] / 1000, ARGV[1])
+keep_webhooks(KEYS[4])
 local message, run_end = unpack(redis.call('HMGET', run, RUN.message, RUN.ended))
 return {'claimed', tostring(now()), tostring(redis.call('PTTL', run) / 1000), message, run_end, redis.call('HGETALL', record)}

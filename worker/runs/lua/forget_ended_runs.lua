@@ -11,7 +11,7 @@ for _, job in ipairs(jobs) do forget(job) end
 -- A worker of an older release has forgotten runs and not their sizes: what is kept now counts no more, and goes by age.
 if redis.call('HLEN', sizes) > redis.call('ZCARD', all) + 1 then redis.call('DEL', sizes) end
 local forgotten = #jobs
-while forgotten < most and tonumber(redis.call('HGET', sizes, ENDED_RUNS_TOTAL) or 0) > max_bytes do
+while forgotten < most and (tonumber(redis.call('HGET', sizes, ENDED_RUNS_TOTAL) or 0) or 0) > max_bytes do
   local oldest = redis.call('ZRANGE', all, 0, 0)[1]
   if not oldest then break end
   forget(oldest)

@@ -82,8 +82,12 @@ end
 -- The webhook hears of an end once the backend has it: `mark_reported` of `log.lua` lets it be sent. Workers of the previous
 -- release do not, so it is looked at again after a while.
 local WEBHOOK_LOOK = 60
+-- Where the webhook is taken off the settings nobody looks any more, and what is left goes after so many seconds.
+local WEBHOOKS_KEPT = 30 * 24 * 60 * 60
+local function keep_webhooks(webhooks) redis.call('EXPIRE', webhooks, WEBHOOKS_KEPT) end
 local function enter_webhook(webhooks, job)
   redis.call('ZADD', webhooks, now() + WEBHOOK_LOOK, job)
+  keep_webhooks(webhooks)
 end
 local function has_changes(run)
   local version, version_sent = unpack(redis.call('HMGET', run, RUN.version, RUN.version_sent))
@@ -167,12 +171,18 @@ end
 -- looking at the rest. No job has a name with a colon.
 local ENDED_RUN_BYTES, FAILED_TASK_BYTES, ENDED_RUNS_TOTAL = 512, 6, ':total'
 local function ended_run_sizes(all) return all .. ':sizes' end
+-- Without HINCRBY: a value that is damaged counts as 0, and must not keep a run from ending.
+local function add_to_total(sizes, field, bytes)
+  local total = (tonumber(redis.call('HGET', sizes, field) or 0) or 0) + bytes
+  redis.call('HSET', sizes, field, string.format('%.0f', total))
+  return total
+end
 local function forget_ended_run_size(all, job)
   local sizes = ended_run_sizes(all)
   local counted = redis.call('HGET', sizes, job)
   if not counted then return end
   redis.call('HDEL', sizes, job)
-  if redis.call('HINCRBY', sizes, ENDED_RUNS_TOTAL, -counted) <= 0 then redis.call('DEL', sizes) end
+  if add_to_total(sizes, ENDED_RUNS_TOTAL, -(tonumber(counted) or 0)) <= 0 then redis.call('DEL', sizes) end
 end
 local function record_ended_run_size(all, job, bytes)
   local sizes = ended_run_sizes(all)
@@ -180,7 +190,7 @@ local function record_ended_run_size(all, job, bytes)
     forget_ended_run_size(all, job)
     redis.call('HSET', sizes, job, bytes)
   end
-  redis.call('HINCRBY', sizes, ENDED_RUNS_TOTAL, bytes)
+  add_to_total(sizes, ENDED_RUNS_TOTAL, bytes)
 end
 local function is_kept(record)
   local _, _, kept = ended_keys(record)

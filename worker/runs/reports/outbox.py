@@ -13,10 +13,10 @@ from worker.runs import keys
 from worker.runs.events import MessageEntry, message_entries
 from worker.runs.heartbeat import run_member
 from worker.runs.keys import RunField, run_key
-from worker.runs.model import End, Lease, StoredRun
+from worker.runs.model import End, Lease, StoredRun, reading_record
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES
 from worker.runs.scripts import run_scripts
-from worker.runs.store import RunStore, hash_of, reading_record
+from worker.runs.store import RunStore, hash_of
 
 REPORT = "runs.report"
 """Names the lock of a job's report, and the task by which workers of older releases report."""
@@ -25,6 +25,9 @@ MAX_MESSAGES = 100
 """Messages for users in one request to the backend."""
 
 MAX_TAKEN_OVER = 100
+
+WEBHOOKS_SECONDS = 30 * RETENTION_SECONDS
+"""How long what is to be sent to the webhook is kept where nobody looks any more; scripts have it, too."""
 
 
 class ReportStatus(StrEnum):
@@ -130,6 +133,7 @@ class Outbox(DueJobs):
             pipe.hset(name, mapping={RunField.MESSAGE: message, RunField.ENDED: text})
             pipe.expire(name, RETENTION_SECONDS)
             pipe.zadd(keys.webhooks_key(), {job: now})
+            pipe.expire(keys.webhooks_key(), WEBHOOKS_SECONDS)
             pipe.execute()
 
     def claim(self, job: str, token: str) -> ReportClaim:

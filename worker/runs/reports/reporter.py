@@ -21,11 +21,18 @@ from worker.platform import (
     shorten,
 )
 from worker.runs.events import MessageEntry
-from worker.runs.model import STOPPED, AnyRun, End, backend_job_id, stopped_job_result
+from worker.runs.model import (
+    STOPPED,
+    AnyRun,
+    DamagedRunError,
+    End,
+    backend_job_id,
+    reading_record,
+    stopped_job_result,
+)
 from worker.runs.progress import SECONDS_BETWEEN_PATCHES, Progress, Snapshot, proportions_of
 from worker.runs.reports.outbox import MAX_MESSAGES, ReportClaim, ReportStatus
 from worker.runs.runs import Runs, publish_current_step
-from worker.runs.store import DamagedRunError, reading_record
 
 log = structlog.get_logger(__name__)
 
@@ -115,7 +122,7 @@ def report_unreadable(job: str, runs: Runs, backend: JobsApi) -> None:
         if not runs.store.has_ended(job):
             return
         status, error = JobStatus.FAILED, f"the record of job {job}'s run is damaged"
-    backend.update_job(job, status=status, result={"error": error or ""})
+    backend.update_job(job, status=status, result={"error": clean(error or "")})
     runs.mark_reported(job)
 
 

@@ -12,8 +12,10 @@ from functools import partial
 import structlog
 
 from worker.blame import INFRASTRUCTURE_ERRORS, retry_after_seconds
+from worker.per_process import RecentlyUsed
 from worker.platform import ClientError, clean
 from worker.runs.bulkhead import backoff
+from worker.runs.model import UnreadableRunError
 from worker.runs.reports.outbox import DueJobs
 from worker.runs.reports.reporter import (
     JobsApi,
@@ -23,7 +25,6 @@ from worker.runs.reports.reporter import (
     report_unreadable,
 )
 from worker.runs.runs import Runs
-from worker.runs.store import UnreadableRunError
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +34,8 @@ MAX_THREADS_PER_TENANT = 16
 IDLE_SECONDS = 10.0
 """A thread that had nothing to do for so long ends."""
 LEASE_LOST_SECONDS = 1.0
+_left_to_newer: RecentlyUsed[str, bool] = RecentlyUsed()
+"""Jobs of which was logged that their reports are left to newer workers."""
 INFRASTRUCTURE_RETRY_SECONDS = 1.0
 
 
@@ -85,8 +88,10 @@ def _report(job: str, runs: Runs, backend_of: Callable[[str | None], JobsApi]) -
         if runs.is_lost(job, error):
             report_unreadable(job, runs, backend_of(None))
         else:
-            # It stays in the outbox, where all workers find it soon.
-            log.warning("report of a newer release left to newer workers", job=job)
+            # It stays in the outbox, where all workers find it every few seconds.
+            if _left_to_newer.get(job) is None:
+                _left_to_newer[job] = True
+                log.warning("report of a newer release left to newer workers", job=job)
         return None
 
 
@@ -133,9 +138,9 @@ class JobSender:
             self._add(job, time.monotonic() + delay)
 
     def take_over(self) -> None:
-        """Send at once what another worker has left behind."""
+        """Send at once what another worker has left behind. No line of the log says so: there may be nothing
+        to send yet, and the next look finds the same."""
         for job in self._due_jobs.take_over():
-            log.info("taken over from another worker", what=self._name, job=job)
             self.add(job, 0.0)
 
     def hand_over(self) -> None:

@@ -17,7 +17,7 @@ from worker.platform import ClientError, clean
 from worker.runs import keys
 from worker.runs.bulkhead import backoff
 from worker.runs.keys import run_key
-from worker.runs.model import stopped_job_result
+from worker.runs.model import DamagedRunError, reading_record, stopped_job_result
 from worker.runs.reports.outbox import DueJobs
 from worker.runs.reports.sender import (
     INFRASTRUCTURE_RETRY_SECONDS,
@@ -27,7 +27,7 @@ from worker.runs.reports.sender import (
 )
 from worker.runs.reports.webhook_client import WebhookClient, is_rejected
 from worker.runs.runs import Runs
-from worker.runs.store import DamagedRunError, hash_of, reading_record
+from worker.runs.store import hash_of
 
 log = structlog.get_logger(__name__)
 

@@ -14,6 +14,12 @@ local operation, tenant, most, are_runs, holder = ARGV[1], ARGV[2], tonumber(ARG
 local time = now()
 -- Seconds until a holder is looked at: one that has begun, and one whose message has just been published.
 local BEGUN, PUBLISHED = 5, 30
+-- Seconds for which a tenant's keys are kept when nothing of the tenant takes a slot, waits for one or frees one. What waits
+-- is sent again by the sweep each hour; a run may hold its slot for as long as it wants while others of its tenant come.
+local KEPT = 7 * 24 * 60 * 60
+local function keep()
+  for index = 1, 4 do redis.call('EXPIRE', KEYS[index], KEPT) end
+end
 
 local function is_gone(name)
   if are_runs then return not run_open(name) end
@@ -36,10 +42,11 @@ local function publish_next()
     redis.call('SREM', tenants, tenant)
     return false
   end
-  local waits = cjson.decode(redis.call('HGET', messages, name))
+  local is_read, waits = pcall(cjson.decode, redis.call('HGET', messages, name) or '')
   redis.call('ZREM', waiting, name)
   redis.call('HDEL', messages, name)
-  if not run_open(waits.run) then return true end
+  -- A message that is damaged keeps no other one waiting; the sweep sends it again.
+  if not is_read or type(waits) ~= 'table' or not run_open(waits.run) then return true end
   redis.call(waits.command, waits.list, waits.message)
   return true, name
 end
@@ -50,6 +57,7 @@ local function hand_out()
     if not found then return end
     if name then redis.call('ZADD', slots, time + PUBLISHED, name) end
   end
+  keep()
 end
 
 if operation == 'free' then
@@ -77,6 +85,7 @@ if redis.call('ZSCORE', slots, holder) or are_free() then
   redis.call('ZADD', slots, time + BEGUN, holder)
   redis.call('ZREM', waiting, holder)
   redis.call('HDEL', messages, holder)
+  keep()
   if are_runs and redis.call('HDEL', KEYS[6], 'waiting_for') == 1 then publish_change(KEYS[6], {waiting_for = ''}) end
   return 'has'
 end
@@ -85,6 +94,7 @@ if message ~= '' then
   redis.call('ZADD', waiting, 'NX', time, holder)
   redis.call('HSET', messages, holder, cjson.encode({run = run, command = command, list = list, message = message}))
   redis.call('SADD', tenants, tenant)
+  keep()
 end
 if waiting_for ~= '' and run_open(run) and redis.call('HSET', record, 'waiting_for', waiting_for) == 1 then
   publish_change(record, {waiting_for = waiting_for, waiting_since = now_seconds()})
