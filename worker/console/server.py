@@ -173,9 +173,7 @@ class Console:
         found = await asyncio.to_thread(self._overview.run, job)
         if found is None:
             return _problem(404, f"no run of job {job} is known")
-        known = self.changes.runs.get(job)
-        steps = known.steps if known else []
-        return JSONResponse({**found, "steps": [{"name": name, "since": since} for name, since in steps]})
+        return JSONResponse(found)
 
     async def _ended(self, request: Request) -> Response:
         """`?status=` those that ended so, `&from=` where the page before says that this one begins."""

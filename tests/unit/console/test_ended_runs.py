@@ -9,12 +9,15 @@ import pytest
 from httpx import Response
 
 from shared.messages import ToTaskMessage
+from shared.statuses import JobStatus
 from tests.unit.console.browser import Browser
+from tests.unit.runs.example_workflow import FIRST
 from tests.unit.workflow.failed_tasks import PARAMS, add_failed_run, expire_run
 from worker.console import server
 from worker.console.access import ACTION_HEADER
 from worker.console.overview import Overview
 from worker.console.server import Console
+from worker.runs.model import End
 from worker.runs.runs import Runs
 from worker.workflow import ended_runs
 from worker.workflow.retry import RetryProblem
@@ -92,6 +95,21 @@ def test_run_is_shown_as_far_as_it_is_kept(browser: Browser, redis: fakeredis.Fa
     assert after["failures"] == [{"task": 5, "error": None}, {"task": 6, "error": None}]
     assert after["values"] == before["values"]
     assert after["is_retryable"]
+
+
+def test_steps_of_a_run_that_ended_days_ago_are_shown(redis: fakeredis.FakeRedis, runs: Runs) -> None:
+    # Given a run that ended days ago
+    message = ToTaskMessage.model_validate({"job": "7", "plugin": "digits@1.0.0", "params": PARAMS})
+    runs.store.accept(message, "to_task")
+    runs.store.claim_step("7", FIRST, "", "token", 30, 0, False)
+    runs.finish("7", End(JobStatus.SUCCEEDED, {}))
+    expire_run(redis, "7")
+
+    # When a page is served since, then it has the run's steps with their times
+    found = new_browser(redis).get("/api/runs/7").json()
+    [step] = found["steps"]
+    assert step["name"] == FIRST.name
+    assert found["values"]["started"] <= step["since"] < found["values"]["updated"] + 1
 
 
 def test_a_new_run_of_a_job_has_nothing_of_the_earlier_one(

@@ -20,15 +20,16 @@ record_heartbeat(KEYS[5], KEYS[6], ARGV[12], ARGV[13])
 local is_retry = 0
 if ARGV[7] == '1' then
   -- What is known of the step before is of no use any more: a run that waits is to be small.
-  local before = redis.call('HGET', KEYS[1], RUN.step)
+  local before, times = redis.call('HGET', KEYS[1], RUN.step), {}
   if before ~= ARGV[1] then
     redis.call('HDEL', KEYS[1], RUN.begun_prefix .. (before or ''), RUN.step_queue)
     redis.call('HDEL', KEYS[2], 'waiting_for')
+    times = step_times(KEYS[2], before, ARGV[1])
   end
   redis.call('HSET', KEYS[1], RUN.position, position, RUN.step, ARGV[1])
   if ARGV[8] ~= '' then redis.call('HSET', KEYS[1], RUN.step_queue, ARGV[8]) end
   local updated = now_seconds()
-  redis.call('HSET', KEYS[2], 'step', ARGV[1], 'updated', updated)
+  redis.call('HSET', KEYS[2], 'step', ARGV[1], 'updated', updated, unpack(times))
   if before ~= ARGV[1] then publish_change(KEYS[2], {step = ARGV[1], updated = updated, waiting_for = ''}) end
   redis.call('HINCRBY', KEYS[1], RUN.begun_prefix .. ARGV[1], 1)
   is_retry = before == ARGV[1] and 1 or 0
