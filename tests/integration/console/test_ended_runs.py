@@ -83,7 +83,7 @@ def test_retry_as_a_job_that_is_taken_says_so(visitor: Visitor, harness: Console
 
     # When it is retried as a job that has a run, and as one that cannot be
     said = page.locator(".retry .said")
-    taken, unusable = f"작업 {job}에는 이미 실행이 있습니다", "다시 실행할 수 없는 작업입니다"
+    taken, unusable = f"작업 {job}에는 이미 실행이 있습니다", "그렇게 다시 실행할 수 없습니다"
     for number, words in ((job, taken), ("<b>", unusable)):
         page.get_by_label("다시 실행할 작업").fill(number)
         page.get_by_role("button", name="실패한 태스크 다시 실행").click()

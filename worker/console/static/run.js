@@ -147,9 +147,12 @@ export function showRun(main, job) {
   };
 }
 
-/** Asks for the number of the job that annotates the failed tasks, and then says what came of it. */
+/** Asks for the number of the job that annotates the failed tasks and for its options, and then says what came of it. */
 function retryForm(path) {
   const job = h("input", { id: "new-job", required: true, autocomplete: "off", maxlength: 100, "aria-describedby": "retry-hint" });
+  const plugin = h("input", { id: "retry-plugin", autocomplete: "off", maxlength: 200, placeholder: t("sameRelease") });
+  const skipAnnotated = h("input", { type: "checkbox", id: "retry-skip" });
+  const dryRun = h("input", { type: "checkbox", id: "retry-dry" });
   const said = h("p", { class: "said", role: "status" });
   let isSending = false;
   const send = async (event) => {
@@ -157,9 +160,11 @@ function retryForm(path) {
     if (isSending) return;
     isSending = true;
     const number = job.value.trim();
+    const options = { plugin: plugin.value.trim() || null, skip_annotated: skipAnnotated.checked, dry_run: dryRun.checked };
     try {
-      const sent = await act(`${path}/retry`, { new_job: number });
-      said.replaceChildren(`${t("retried")} `, h("a", { href: `#/runs/${encodeURIComponent(sent.job)}` }, `${t("openJob")} ${sent.job}`));
+      const sent = await act(`${path}/retry`, { new_job: number, ...options });
+      const words = t(dryRun.checked ? "retriedDry" : "retried");
+      said.replaceChildren(`${words} `, h("a", { href: `#/runs/${encodeURIComponent(sent.job)}` }, `${t("openJob")} ${sent.job}`));
       job.value = "";
     } catch (error) {
       const key = `retry_${error.problem}`;
@@ -168,6 +173,11 @@ function retryForm(path) {
     isSending = false;
   };
   return h("form", { class: "retry", hidden: true, onsubmit: send },
-    h("div", { class: "filters" }, h("label", { for: "new-job" }, t("newJob")), job, h("button", {}, t("retry"))),
+    h("div", { class: "filters" },
+      h("label", { for: "new-job" }, t("newJob")), job,
+      h("label", { for: "retry-plugin" }, t("retryRelease")), plugin,
+      h("label", { class: "check", for: "retry-skip" }, skipAnnotated, t("skipAnnotated")),
+      h("label", { class: "check", for: "retry-dry" }, dryRun, t("dryRun")),
+      h("button", {}, t("retry"))),
     h("p", { class: "note", id: "retry-hint" }, t("retryHint")), said);
 }
