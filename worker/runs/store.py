@@ -66,7 +66,7 @@ def reading_record(job: str) -> Iterator[None]:
     """What fails in the block because it is not what any release writes is a `DamagedRunError`."""
     try:
         yield
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RecursionError) as error:
         raise DamagedRunError(f"the record of job {job}'s run is damaged") from error
 
 
@@ -223,7 +223,7 @@ class RunStore:
             found = pipe.execute()
         fields: dict[str, object] = {}
         for job, message in zip(jobs, found, strict=True):
-            with suppress(KeyError, TypeError, ValueError):
+            with suppress(KeyError, TypeError, ValueError, RecursionError):
                 fields[job] = json.loads(message)["kwargs"].get(name)
         return fields
 
