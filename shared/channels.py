@@ -48,7 +48,8 @@ def job_key(job: str, *, prefix: str | None = None) -> str:
     Returns:
         The key of a hash of `action`, `plugin`, `status`, `step`, `overall`, `success`, `failed`, `total`,
         `started`, `updated` and `error`; while the run waits also of `waiting_for`, such as
-        `pre-processor digits@1.0.0`.
+        `pre-processor digits@1.0.0`; for each step that has begun also of `@` and its name, with the
+        milliseconds from `started` until then (negative where it is only known that it began before that).
     """
     return f"{redis_prefix(prefix)}:jobs:{{{job}}}"
 

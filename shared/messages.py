@@ -230,7 +230,10 @@ class Message(_StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _of_json_values(cls, values: Any) -> Any:
-        return as_json(values)
+        try:
+            return as_json(values)
+        except RecursionError:
+            raise ValueError("is nested too deeply") from None
 
     @model_validator(mode="after")
     def _can_be_stored(self) -> "Message":

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal
 from uuid import uuid4
 
 import structlog
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps
 from redis.exceptions import NoScriptError, ResponseError
 
 from shared import redis_broker
@@ -317,6 +319,21 @@ class Channel(PublishingChannel):
             if keep_rejected(self, rejected_element(element, str(error))) and not no_ack:
                 self.run_or_defer(lambda unacked: unacked.remove(tag))
             return None
+
+    def _handle_message(self, client: Any, response: Any) -> Any:
+        """Read what comes on a channel, such as that of Celery's commands.
+
+        What is no message is left out: kombu would pass the error on to Celery, which ends the worker.
+        """
+        received = super()._handle_message(client, response)
+        if received["data"] and bytes_to_str(received["type"]).endswith("message"):
+            try:
+                envelope = parse_element(received["data"], uuid4().hex, self.decode_body)
+                received["data"] = dumps(envelope)
+            except MalformedError as error:
+                log.warning("message of a channel left out", reason=str(error))
+                received["data"] = None
+        return received
 
     def stop_fetching(self) -> None:
         """Requeue the message that a fetch in flight returns: a closing worker delivers nothing.

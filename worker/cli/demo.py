@@ -31,6 +31,7 @@ SAMPLES = 96
 class DemoRun:
     """One run of the demo, as the final table shows it."""
 
+    job: str
     method: str
     watched: WatchedRun
     result: dict[str, Any]
@@ -84,8 +85,10 @@ def _run_demo(runs: list[DemoRun], started: float, *, keep: bool) -> None:
             ticker.stop()
             print_progress(f"the live page is on {url}")
             release = sandbox.state.value("SELECT id FROM plugin_releases WHERE code = 'digits'")
-            runs.append(_annotate(sandbox, "inference", {"pre_processor": release, "model": 1}, samples))
-            runs.append(_annotate(sandbox, "file", {"target_specification_name": "label_1"}, samples))
+            runs.append(
+                annotate_digits(sandbox, "inference", {"pre_processor": release, "model": 1}, samples)
+            )
+            runs.append(annotate_digits(sandbox, "file", {"target_specification_name": "label_1"}, samples))
             if keep:
                 _print_results(runs, started)
                 print_progress(f"the live page stays on {url}, until Ctrl-C ends all")
@@ -95,7 +98,8 @@ def _run_demo(runs: list[DemoRun], started: float, *, keep: bool) -> None:
         fail(str(error))
 
 
-def _annotate(sandbox: "Sandbox", method: str, params: dict[str, object], samples: Path) -> DemoRun:
+def annotate_digits(sandbox: "Sandbox", method: str, params: dict[str, object], samples: Path) -> DemoRun:
+    """Annotate the images of a new project, and leave the first ones in `samples` with their labels."""
     from worker.sandbox.sandbox import AGENT_ID
     from worker.sandbox.seed import seed_digits, true_labels
 
@@ -114,9 +118,8 @@ def _annotate(sandbox: "Sandbox", method: str, params: dict[str, object], sample
     truth = true_labels(project)
     labels = {task["id"]: _annotated_digit(task["data"]) for task in annotated}
     _write_samples(samples, job, method, project.tasks, labels, truth)
-    return DemoRun(
-        method, watched, result, sum(labels.get(task) == truth[task] for task in truth) / len(truth)
-    )
+    accuracy = sum(labels.get(task) == truth[task] for task in truth) / len(truth)
+    return DemoRun(job, method, watched, result, accuracy)
 
 
 def _write_samples(

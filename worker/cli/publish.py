@@ -166,7 +166,7 @@ def _without_unset(**fields: object) -> dict[str, object]:
 def _parse_params(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         fail(f"--params is not JSON: {error}")
     if not isinstance(value, dict):
         fail("--params must be a JSON object")

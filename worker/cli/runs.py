@@ -1,6 +1,5 @@
 """The commands that show runs: status, runs list, watch, logs."""
 
-import math
 import os
 import re
 import sys
@@ -38,6 +37,7 @@ from worker.cli.follow import fail_if_rejected, follow_to_end, wait_for_any_key
 from worker.lua import redis_time
 from worker.runs.heartbeat import RUN_PREFIX
 from worker.runs.keys import heartbeats_key
+from worker.runs.model import begun_steps, finite_number
 from worker.workflow.ended_runs import EndedRuns
 
 RUNS_READ_AT_ONCE: Final = 500
@@ -152,7 +152,7 @@ _TEXTS = ("action", "plugin", "status", "step", "error", "waiting_for")
 
 def _run_fields(job: str, record: dict[str, str]) -> dict[str, Any]:
     """A run as programs get it. A record that another program has written must not hide the others."""
-    numbers = {name: _number(record.get(name)) for name in _COUNTS}
+    numbers = {name: finite_number(record.get(name)) or 0.0 for name in _COUNTS}
     texts = {name: record.get(name, "") for name in _TEXTS}
     has_ended = is_final_status(texts["status"])
     until = numbers["updated"] if has_ended else time.time()
@@ -165,20 +165,27 @@ def _run_fields(job: str, record: dict[str, str]) -> dict[str, Any]:
         "ended": _utc(numbers["updated"]) if has_ended else None,
         "seconds": round(max(until - numbers["started"], 0.0)),
         "error": texts["error"],
+        "steps": _step_fields(record, until),
     }
 
 
-def _number(text: str | None) -> float:
-    try:
-        number = float(text or 0)
-    except ValueError:
-        return 0.0
-    return number if math.isfinite(number) else 0.0
+def _step_fields(record: dict[str, str], until: float) -> list[dict[str, Any]]:
+    """The steps that a run has begun, until its end or now; what is not known of one is None."""
+    steps = begun_steps(record)
+    ends = [*(step.since for step in steps[1:]), until]
+    return [
+        {
+            "name": step.name,
+            "began": None if step.since is None else _utc(step.since, "milliseconds"),
+            "seconds": None if step.since is None or end is None else round(max(end - step.since, 0.0), 3),
+        }
+        for step, end in zip(steps, ends, strict=False)
+    ]
 
 
-def _utc(seconds: float) -> str | None:
+def _utc(seconds: float, timespec: str = "seconds") -> str | None:
     try:
-        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=timespec)
     except (OverflowError, OSError, ValueError):
         return None
 
@@ -194,7 +201,13 @@ def _cells(run: dict[str, Any]) -> dict[str, str]:
         "ended": _local_time(run["ended"]),
         "seconds": str(run["seconds"]),
         "error": run["error"],
+        "steps": "\n".join(map(_step_line, run["steps"])),
     }
+
+
+def _step_line(step: dict[str, Any]) -> str:
+    took = "" if step["seconds"] is None else f"  {step['seconds']:.1f} s"
+    return f"{step['name']:<24}  {_local_time(step['began']) or 'at an unknown time'}{took}"
 
 
 def _local_time(time: str | None) -> str:
@@ -219,7 +232,7 @@ def _print_runs(found: Iterable[tuple[str, dict[str, str]]], empty: str, *, as_j
 
 def _overview(rows: list[dict[str, str]]) -> Table:
     """A table of runs; what no row has is left out, so that it is narrow enough for a terminal."""
-    hidden = {"action", "waiting for"} | {
+    hidden = {"action", "waiting for", "steps"} | {
         name for name in ("ended", "error") if not any(row[name] for row in rows)
     }
     names = [name for name in _cells(_run_fields("", {})) if name not in hidden]

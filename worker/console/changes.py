@@ -117,7 +117,7 @@ class ChangeListener:
 
     def _take(self, data: str) -> None:
         """Accept one message of the channel; what cannot be read is of another release or program."""
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             change = json.loads(data)
             if not isinstance(change, dict):
                 return

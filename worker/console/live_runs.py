@@ -32,8 +32,6 @@ class LiveRun:
     values: dict[str, Any] = field(default_factory=dict)
     changed_in: dict[str, int] = field(default_factory=dict)
     """By field the version in which it changed last."""
-    steps: list[tuple[str, int]] = field(default_factory=list)
-    """The steps that the run was seen in, each with the time at which it began."""
     counts: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=COUNTS))
     """How many tasks were done, and when, as they were seen."""
 
@@ -112,7 +110,6 @@ class LiveRuns:
             if name in values and values[name] < run.values.get(name, 0):
                 del values[name]
         was_known = run.is_known
-        self._note_step(run, values)
         self._store(run, values)
         if run.is_known and not was_known:
             # Nobody was sent what was heard of it before.
@@ -154,11 +151,6 @@ class LiveRuns:
                 break
             found[job] = None
         return found
-
-    def _note_step(self, run: LiveRun, values: Mapping[str, Any]) -> None:
-        step = values.get("step")
-        if step and (not run.steps or run.steps[-1][0] != step):
-            run.steps.append((step, values.get("updated", 0)))
 
     def _store(self, run: LiveRun, values: Mapping[str, Any]) -> None:
         new = {name: value for name, value in values.items() if run.values.get(name) != value}

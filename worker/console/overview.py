@@ -16,7 +16,7 @@ from worker.console.live_runs import read_change
 from worker.monitoring.redis_metrics import queues_at
 from worker.platform import clean, redact, shorten
 from worker.pre_processor.waitlist import Waitlist, waiting_runs
-from worker.runs.model import UnreadableRunError
+from worker.runs.model import UnreadableRunError, begun_steps
 from worker.runs.progress import Progress, proportions_of
 from worker.runs.store import RunStore
 from worker.settings import Settings
@@ -41,7 +41,7 @@ class Overview:
         self.deployments, self.workers = cluster.deployments, cluster.workers
 
     def run(self, job: str) -> Json | None:
-        """One run: its record, the progress of its steps, and its failed tasks; None for an unknown one.
+        """One run: its record, its steps and their progress, and its failed tasks; None for an unknown one.
 
         Of a run whose own keys have expired, what is kept of ended runs: of failed tasks then only their ids.
         """
@@ -55,6 +55,7 @@ class Overview:
             ended = None  # of an earlier run of the job
         found: Json = {
             "values": read_change(record),
+            "steps": [{"name": step.name, "since": step.since} for step in begun_steps(record)],
             "progress": [],
             "failures": [],
             "is_retryable": is_retryable(ended),

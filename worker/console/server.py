@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from shared import Message, Publisher, StopMessage
 from shared.statuses import JobStatus
+from shared.validation import unknown_parameters
 from worker.console.access import Guard
 from worker.console.changes import ChangeListener
 from worker.console.event_streams import ChangeStreams
@@ -38,6 +39,7 @@ from worker.workflow.retry import RetryError, RetryProblem, check_job_is_free, r
 
 MAX_FORM_BYTES: Final = 4_096
 FAILED_LOGIN_SECONDS: Final = 1.0
+RETRY_OPTIONS: Final = ("plugin", "skip_annotated", "dry_run")
 SHUTDOWN_SECONDS: Final = 3
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -173,9 +175,7 @@ class Console:
         found = await asyncio.to_thread(self._overview.run, job)
         if found is None:
             return _problem(404, f"no run of job {job} is known")
-        known = self.changes.runs.get(job)
-        steps = known.steps if known else []
-        return JSONResponse({**found, "steps": [{"name": name, "since": since} for name, since in steps]})
+        return JSONResponse(found)
 
     async def _ended(self, request: Request) -> Response:
         """`?status=` those that ended so, `&from=` where the page before says that this one begins."""
@@ -195,17 +195,20 @@ class Console:
         return JSONResponse({"published": True})
 
     async def _retry(self, request: Request) -> Response:
-        """The body is a JSON object with `new_job`, the backend's id of the job that retries the run."""
-        job, body = _job(request), await _limited_body(request)
-        try:
-            new_job = json.loads(body)["new_job"]
-        except (ValueError, TypeError, LookupError):
-            return _problem(400, "the body must be a JSON object with new_job")
-        return await asyncio.to_thread(self._publish_retry, job, new_job)
+        """The body is a JSON object with `new_job`, the backend's id of the job that retries the run.
 
-    def _publish_retry(self, job: str, new_job: object) -> Response:
+        It may have the options of the command `retry`: `plugin`, `skip_annotated` and `dry_run`.
+        """
+        job, body = _job(request), _json_object(await _limited_body(request))
+        if body is None or "new_job" not in body:
+            return _problem(400, "the body must be a JSON object with new_job")
+        if mistake := unknown_parameters(body, ("new_job", *RETRY_OPTIONS)):
+            return _problem(400, mistake)
+        return await asyncio.to_thread(self._publish_retry, job, **body)
+
+    def _publish_retry(self, job: str, new_job: object, **options: object) -> Response:
         try:
-            message = retry_message(self._redis, job, new_job)
+            message = retry_message(self._redis, job, new_job, **options)
             check_job_is_free(self._redis, message.job)
         except RetryError as error:
             status = {RetryProblem.NOT_KEPT: 404, RetryProblem.INVALID: 422}.get(error.problem, 409)
@@ -251,6 +254,14 @@ async def _limited_body(request: Request) -> bytes:
             if len(body) > MAX_FORM_BYTES:
                 return b""
     return body
+
+
+def _json_object(body: bytes) -> dict[str, object] | None:
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):  # the latter where it is nested too deeply
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _problem(status: int, detail: str) -> Response:

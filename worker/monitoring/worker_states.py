@@ -61,7 +61,7 @@ class WorkerState:
         try:
             state = cls(**json.loads(text))
             is_valid = 0 < state.pid < 2**31 and isinstance(state.name, str) and state.written_at >= 0
-        except TypeError:
+        except (TypeError, RecursionError):
             is_valid = False
         if not is_valid:
             raise ValueError("not the state of a worker")

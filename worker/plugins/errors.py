@@ -92,7 +92,11 @@ def parse_reply(reply: str, on_output: Callable[[PluginOutput], None]) -> Any:
 
     `on_output` is called first, with what the author's code has said during the call.
     """
-    content = json.loads(reply)
+    try:
+        content = json.loads(reply)
+    except RecursionError:
+        # Its own process, where less was on the stack, could still encode it.
+        raise PluginCallError("ValueError", "the answer is nested too deeply") from None
     output = read_output(content.get("output"))
     if output is not None:
         on_output(output)

@@ -96,7 +96,7 @@ def dump_json(value: Any) -> str:
     """The value's JSON; raises `TypeError` or `ValueError`, which name the place that JSON cannot hold."""
     try:
         return json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(json_mistake(value)) from None
 

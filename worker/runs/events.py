@@ -115,7 +115,7 @@ def message_entries(texts: Sequence[str]) -> list[MessageEntry]:
     for text in texts:
         try:
             entry = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             entry = None
         if isinstance(entry, dict):
             entries.append(entry)  # type: ignore[arg-type]

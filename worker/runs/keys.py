@@ -115,6 +115,9 @@ class RunField(StrEnum):
 BEGUN_PREFIX = "begun:"
 """Begins the field that counts for workers of older releases how often a step was claimed."""
 
+STEP_TIME_PREFIX = "@"
+"""Begins the fields of the public record that say when each step began, see `begun_steps`."""
+
 STATE_PREFIX = "finding:"
 """Begins the fields of the run's state."""
 

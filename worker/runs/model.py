@@ -1,6 +1,7 @@
 """A run as a step sees it, workflows and their steps, and what a step's function can say comes next."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Generic, TypeAlias, TypeVar
 from shared.channels import RETENTION_SECONDS
 from shared.messages import DeployMessage, JsonObject, ToTaskMessage
 from shared.statuses import JobStatus
+from worker.runs.keys import STEP_TIME_PREFIX
 from worker.runs.state import RunState, StoredState
 
 RunMessage = DeployMessage | ToTaskMessage
@@ -31,6 +33,43 @@ class Step:
     position: int
     queue: str | None = None
     has_parts: bool = False
+
+
+@dataclass(frozen=True)
+class BegunStep:
+    """A step that a run has begun, and when, in seconds since the epoch on Redis's clock.
+
+    `since` is None where a worker of an older release began it, which keeps no times.
+    """
+
+    name: str
+    since: float | None
+
+
+def begun_steps(record: Mapping[str, str]) -> list[BegunStep]:
+    """The steps of a run in their order, from its public record; empty where nothing is kept of them."""
+    started, found = finite_number(record.get("started")) or 0.0, []
+    for name, text in record.items():
+        milliseconds = finite_number(text) if name.startswith(STEP_TIME_PREFIX) else None
+        if milliseconds is not None:
+            found.append((abs(milliseconds), milliseconds >= 0, name.removeprefix(STEP_TIME_PREFIX)))
+    steps = [
+        BegunStep(name, started + milliseconds / 1000 if is_known else None)
+        for milliseconds, is_known, name in sorted(found)
+    ]
+    present = record.get("step")
+    if steps and present and present not in {step.name for step in steps}:
+        steps.append(BegunStep(present, None))
+    return steps
+
+
+def finite_number(text: str | None) -> float | None:
+    """The number that a text states; None where it states none, or one that is not finite."""
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 @dataclass(frozen=True)
@@ -160,7 +199,7 @@ def reading_record(job: str) -> Iterator[None]:
     """What fails in the block because it is not what any release writes is a `DamagedRunError`."""
     try:
         yield
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, RecursionError) as error:
         raise DamagedRunError(f"the record of job {job}'s run is damaged") from error
 
 

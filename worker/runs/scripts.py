@@ -9,7 +9,7 @@ from functools import cache
 from redis import Redis
 
 from worker.lua import Scripts, source_of
-from worker.runs.keys import BEGUN_PREFIX, RunField
+from worker.runs.keys import BEGUN_PREFIX, STEP_TIME_PREFIX, RunField
 
 
 @cache
@@ -18,7 +18,8 @@ def prelude() -> str:
 
     Redis keeps scripts compiled, so a call only costs the few definitions.
     """
-    names = {**{field.name.lower(): field.value for field in RunField}, "begun_prefix": BEGUN_PREFIX}
+    names = {field.name.lower(): field.value for field in RunField}
+    names |= {"begun_prefix": BEGUN_PREFIX, "step_time_prefix": STEP_TIME_PREFIX}
     table = ", ".join(f"{name} = '{value}'" for name, value in names.items())
     return f"local RUN = {{{table}}}\n{source_of('worker.runs', 'prelude')}"
 

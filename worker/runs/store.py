@@ -204,7 +204,7 @@ class RunStore:
             found = pipe.execute()
         fields: dict[str, object] = {}
         for job, message in zip(jobs, found, strict=True):
-            with suppress(KeyError, TypeError, ValueError):
+            with suppress(KeyError, TypeError, ValueError, RecursionError):
                 fields[job] = json.loads(message)["kwargs"].get(name)
         return fields
 

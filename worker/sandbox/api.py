@@ -134,5 +134,5 @@ def _parse_json(content: bytes) -> Any:
         return None
     try:
         return json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise api_error(400, "JSON parse error.") from None

@@ -368,6 +368,7 @@ def _dry_run(run: ToTaskRun, services: Services, tasks: int, chunks: int) -> Fin
         failures=[],
     )
     found = {"tasks": tasks, "chunks": chunks, "dispatch": body}
+    services.runs.events.message(run.job, text, step=PROGRESS_STEP)
     return Finish(JobStatus.SUCCEEDED, {**result.model_dump(mode="json"), "dry_run": found})
 
 

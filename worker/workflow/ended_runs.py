@@ -39,7 +39,7 @@ class EndedRun:
             for name in ("total", "success", "failed"):
                 int(record.get(name, 0))
             return cls(job, JobStatus(record["status"]), record, message)
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
             return None
 
     @property

@@ -16,6 +16,8 @@ from worker.workflow.ended_runs import EndedRun, EndedRuns
 OWN_OPTIONS: Final = ("only_failed_of", "skip_annotated", "dry_run")
 """Options of a message that a retry does not take over."""
 
+_DEFAULTS: Final = {"plugin": None, "skip_annotated": False, "dry_run": False}
+
 
 class RetryProblem(StrEnum):
     """Why nothing is retried."""
@@ -47,13 +49,14 @@ def retry_message(
     job: str,
     new_job: object,
     *,
-    plugin: str | None = None,
-    skip_annotated: bool = False,
-    dry_run: bool = False,
+    plugin: object = None,
+    skip_annotated: object = False,
+    dry_run: object = False,
 ) -> ToTaskMessage:
     """The message that annotates the failed tasks of the ended run of `job`, as `new_job`.
 
-    `plugin`: another release than that of the run. Raises `RetryError` where nothing is to be retried.
+    `plugin`: another release than that of the run. What is given is checked as any message is. Raises
+    `RetryError` where nothing is to be retried.
     """
     ended = EndedRuns(redis).get(job)
     if ended is None:
@@ -69,8 +72,8 @@ def retry_message(
         raise problem
     fields = {name: value for name, value in ended.arguments.items() if name not in OWN_OPTIONS}
     fields |= {"job": new_job, "only_failed_of": job}
-    own = {"plugin": plugin, "skip_annotated": skip_annotated or None, "dry_run": dry_run or None}
-    fields |= {name: value for name, value in own.items() if value is not None}
+    own = {"plugin": plugin, "skip_annotated": skip_annotated, "dry_run": dry_run}
+    fields |= {name: value for name, value in own.items() if value is not _DEFAULTS[name]}
     try:
         return ToTaskMessage.model_validate(fields)
     except ValidationError as error:

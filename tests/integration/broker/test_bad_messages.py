@@ -176,3 +176,22 @@ def test_message_stays_when_its_dead_letter_cannot_be_written(broker: BrokerHarn
     broker.redis.delete("synapse:dead_letters")
     broker.wait_for(lambda: len(broker.dead_letters()) == 1 and broker.is_empty(), 10, "the dead letter")
     assert worker.alive
+
+
+BAD_COMMANDS = ["no JSON", "[" * 100_000, "[]", "5", "null", '"text"', "{}", '{"body": "W10="}']
+BAD_BODIES = ["[]", "5", "no JSON", "[" * 100_000, '{"method": 5}']
+
+
+def test_what_is_no_command_ends_no_worker(broker: BrokerHarness) -> None:
+    # Given a worker that listens to commands
+    worker = broker.start_worker()
+    broker.wait_for(broker.redis.pubsub_numpat, 20, "its subscription")
+
+    # When something else is published where these come
+    for text in (*BAD_COMMANDS, *(json.dumps(element(raw_body=body)) for body in BAD_BODIES)):
+        broker.redis.publish("/0.celery.pidbox", text)
+
+    # Then it goes on
+    broker.redis.lpush("first", json.dumps(VALID))
+    broker.wait_for(lambda: broker.ended() == ["valid"], 20, "the valid message")
+    assert worker.alive

@@ -20,6 +20,8 @@ def test_run_that_ended_before_the_page_was_served_opens(visitor: Visitor, harne
     # Then what is kept of it is shown, and what is not kept is said to be so
     expect(page.get_by_role("heading", level=1)).to_contain_text("succeeded")
     expect(page.locator("dd", has_text="6 of 6 tasks, 3 failed")).to_be_visible()
+    steps = ["initialize", "prepare", "fetch_tasks", "spread", "finalize"]
+    expect(page.locator(".timeline .name")).to_have_text([f"to_task.{step}" for step in steps])
     expect(page.locator(".failures li")).to_have_count(3)
     expect(page.locator(".failures li").first).to_contain_text("its error is not kept any more")
     expect(page.get_by_text("The log of this run is not kept any more.")).to_be_visible()
@@ -76,6 +78,21 @@ def test_failed_tasks_are_retried_by_keyboard(visitor: Visitor, harness: Console
     expect(page.locator("dd", has_text="3 of 3 tasks, 3 failed")).to_be_visible()
 
 
+def test_dry_run_of_a_retry_says_what_there_is_to_do(visitor: Visitor, harness: ConsoleHarness) -> None:
+    # Given the page of a run three of whose tasks failed
+    job, new_job = harness.expired_run(), harness.new_job()
+    page = visitor.open(f"runs/{job}")
+
+    # When a dry run of its retry is asked for
+    page.get_by_label("Job that retries them").fill(new_job)
+    page.get_by_label("dry run").check()
+    page.get_by_role("button", name="Retry the failed tasks").click()
+
+    # Then the log of the new job says what there is to do
+    page.get_by_role("link", name=f"Job {new_job}").click()
+    expect(page.locator(".log li", has_text="Dry run: 3 tasks in 1 chunks")).to_be_visible()
+
+
 def test_retry_as_a_job_that_is_taken_says_so(visitor: Visitor, harness: ConsoleHarness) -> None:
     # Given the page of a run with failed tasks, in Korean
     job = harness.expired_run()
@@ -83,7 +100,7 @@ def test_retry_as_a_job_that_is_taken_says_so(visitor: Visitor, harness: Console
 
     # When it is retried as a job that has a run, and as one that cannot be
     said = page.locator(".retry .said")
-    taken, unusable = f"작업 {job}에는 이미 실행이 있습니다", "다시 실행할 수 없는 작업입니다"
+    taken, unusable = f"작업 {job}에는 이미 실행이 있습니다", "그렇게 다시 실행할 수 없습니다"
     for number, words in ((job, taken), ("<b>", unusable)):
         page.get_by_label("다시 실행할 작업").fill(number)
         page.get_by_role("button", name="실패한 태스크 다시 실행").click()

@@ -15,12 +15,13 @@ from shared.redis_url import read_redis_url
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.pre_processor.waitlist_harness import PARAMS, WaitlistHarness, make_services
 from worker.logs.retention import TOTAL_FIELD, EndedLogs
+from worker.pre_processor.waitlist import DETECT
 from worker.runs.keys import ended_logs_key, kept_log_sizes_key, kept_logs_key, patched_key
-from worker.runs.model import STOPPED, Continue
+from worker.runs.model import STOPPED, AnyRun, Continue
 from worker.runs.reports import reporter
 from worker.runs.runs import Runs, Timing
 from worker.sandbox.servers import RedisServer
-from worker.to_task.steps import INITIALIZE
+from worker.to_task.steps import INITIALIZE, PREPARE
 from worker.workflow.dead_letters import DeadLetters
 from worker.workflow.ended_runs import EndedRuns
 from worker.workflow.intake import begin_run
@@ -78,9 +79,14 @@ def test_a_run_that_waits_takes_two_kilobytes(redis: Redis, tmp_path: Path) -> N
         begin_run(run, harness.services)
         return Continue(INITIALIZE)
 
+    def prepare(run: AnyRun) -> Continue:
+        harness.runs.set_progress(run, "prepare", 10)
+        return Continue(DETECT)
+
     job, params = "1234567", {**PARAMS, "name": "first pass of the autumn images", "project": 4711}
     harness.accept(job, params=params)
     harness.worker.run_step(INITIALIZE, begin, job=job)
+    harness.worker.run_step(PREPARE, prepare, job=job)
     harness.wait(job)
     reporter.report(job, harness.runs, lambda _: harness.backend)
 

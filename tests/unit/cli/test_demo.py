@@ -13,7 +13,7 @@ def test_results_fit_into_eighty_columns() -> None:
     # Given a run with many steps
     steps = dict.fromkeys(("initialize", "prepare", "fetch_tasks", "annotate_task_data", "finalize"), 1.25)
     watched = WatchedRun(JobStatus.SUCCEEDED, seconds=123.4, seconds_by_step=steps)
-    run = DemoRun("inference", watched, {"total_tasks": 899}, 0.9711)
+    run = DemoRun("7", "inference", watched, {"total_tasks": 899}, 0.9711)
 
     # When it is shown
     text = io.StringIO()

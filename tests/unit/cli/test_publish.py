@@ -49,6 +49,13 @@ def test_running_job_is_followed_and_not_published_again(cli: CommandLine) -> No
     assert cli.published == []
 
 
+def test_params_that_no_reader_of_json_takes_are_an_error(cli: CommandLine) -> None:
+    for params in ("{", "[" * 100_000):
+        output = cli.run("to-task", "7", "digits@1.0.0", "--params", params, code=1)
+        assert "--params is not JSON" in output
+    assert cli.published == []
+
+
 def test_running_job_is_reported_without_follow(cli: CommandLine) -> None:
     cli.given_run("7")
 

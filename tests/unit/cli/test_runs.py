@@ -159,6 +159,34 @@ def test_status_knows_a_run_whose_keys_have_expired(several_runs: None, redis: F
     assert json.loads(done.stdout)["error"] == "long ago"
 
 
+@pytest.fixture
+def run_with_steps(live_runs: Runs, redis: FakeRedis) -> None:
+    """A run of job 42 that is at its third step, the second of which a worker of an older release began."""
+    times = {"@deploy.initialize": "250", "@deploy.capacity_gate": "-2750"}
+    times |= {"started": "1700000000", "@deploy.serve_run": "2750", "step": "deploy.serve_run"}
+    redis.hset(job_key("42"), mapping=times)
+
+
+def test_status_shows_the_steps_with_their_times(run_with_steps: None, redis: FakeRedis) -> None:
+    # Given that the run has ended seven seconds after it began
+    redis.hset(job_key("42"), mapping={"status": "SUCCEEDED", "updated": "1700000007"})
+
+    # When it is shown to a program
+    done = CliRunner().invoke(app, ["status", "42", "--json"])
+
+    # Then each step has its time, as far as it is known
+    assert json.loads(done.stdout)["steps"] == [
+        {"name": "deploy.initialize", "began": "2023-11-14T22:13:20.250+00:00", "seconds": None},
+        {"name": "deploy.capacity_gate", "began": None, "seconds": None},
+        {"name": "deploy.serve_run", "began": "2023-11-14T22:13:22.750+00:00", "seconds": 4.25},
+    ]
+
+
+def test_status_shows_the_steps_to_people(run_with_steps: None) -> None:
+    lines = CliRunner().invoke(app, ["status", "42"]).output.splitlines()
+    assert [line.split()[-3:] for line in lines if "capacity_gate" in line] == [["an", "unknown", "time"]]
+
+
 def test_status_lists_live_runs_as_json(live_runs: Runs, redis: FakeRedis) -> None:
     redis.zadd(heartbeats_key(), {f"{RUN_PREFIX}42": 1})
 

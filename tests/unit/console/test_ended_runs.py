@@ -9,12 +9,15 @@ import pytest
 from httpx import Response
 
 from shared.messages import ToTaskMessage
+from shared.statuses import JobStatus
 from tests.unit.console.browser import Browser
+from tests.unit.runs.example_workflow import FIRST
 from tests.unit.workflow.failed_tasks import PARAMS, add_failed_run, expire_run
 from worker.console import server
 from worker.console.access import ACTION_HEADER
 from worker.console.overview import Overview
 from worker.console.server import Console
+from worker.runs.model import End
 from worker.runs.runs import Runs
 from worker.workflow import ended_runs
 from worker.workflow.retry import RetryProblem
@@ -94,6 +97,21 @@ def test_run_is_shown_as_far_as_it_is_kept(browser: Browser, redis: fakeredis.Fa
     assert after["is_retryable"]
 
 
+def test_steps_of_a_run_that_ended_days_ago_are_shown(redis: fakeredis.FakeRedis, runs: Runs) -> None:
+    # Given a run that ended days ago
+    message = ToTaskMessage.model_validate({"job": "7", "plugin": "digits@1.0.0", "params": PARAMS})
+    runs.store.accept(message, "to_task")
+    runs.store.claim_step("7", FIRST, "", "token", 30, 0, False)
+    runs.finish("7", End(JobStatus.SUCCEEDED, {}))
+    expire_run(redis, "7")
+
+    # When a page is served since, then it has the run's steps with their times
+    found = new_browser(redis).get("/api/runs/7").json()
+    [step] = found["steps"]
+    assert step["name"] == FIRST.name
+    assert found["values"]["started"] <= step["since"] < found["values"]["updated"] + 1
+
+
 def test_a_new_run_of_a_job_has_nothing_of_the_earlier_one(
     browser: Browser, redis: fakeredis.FakeRedis, runs: Runs
 ) -> None:
@@ -151,6 +169,76 @@ def test_retry_without_a_job_is_an_error(
     add_failed_run(redis, runs, "7", 5)
 
     assert retry(browser, "7", content).status_code == 400
+    assert published == []
+
+
+def test_retry_has_the_options_of_the_command(
+    browser: Browser, redis: fakeredis.FakeRedis, runs: Runs, published: list[Any]
+) -> None:
+    # Given a run with failed tasks, whose release was mended since
+    add_failed_run(redis, runs, "7", 5)
+    options = {"plugin": "digits@1.0.1", "skip_annotated": True, "dry_run": True}
+
+    # When it is retried with that release, without tasks that have data, to see what there is to do
+    assert retry(browser, "7", {"new_job": "8", **options}).status_code == 200
+    assert retry(browser, "7", {"new_job": "9", "plugin": None, "skip_annotated": False}).status_code == 200
+
+    # Then the message says so, and without options it is as the run's was
+    found = [(each.plugin, each.skip_annotated, each.dry_run) for each in published]
+    assert found == [("digits@1.0.1", True, True), ("digits@1.0.0", False, False)]
+
+
+@pytest.mark.parametrize(
+    ("option", "status", "why"),
+    [
+        ({"plugin": "digits"}, 422, "plugin"),
+        ({"plugin": 7}, 422, "plugin"),
+        ({"skip_annotated": "yes"}, 422, "skip_annotated"),
+        ({"dry_run": [[[1]]]}, 422, "dry_run"),
+        ({"dryrun": True}, 400, "unknown parameter 'dryrun'"),
+    ],
+)
+def test_wrong_option_of_a_retry_is_named(
+    browser: Browser,
+    redis: fakeredis.FakeRedis,
+    runs: Runs,
+    published: list[Any],
+    option: dict[str, object],
+    status: int,
+    why: str,
+) -> None:
+    add_failed_run(redis, runs, "7", 5)
+
+    answer = retry(browser, "7", {"new_job": "8", **option})
+
+    assert (answer.status_code, published) == (status, [])
+    assert why in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "body", ["[" * 4_000, '{"new_job": ' + "[" * 4_000, '{"new_job": ' * 300, "{", "\xff"]
+)
+def test_body_that_cannot_be_read_is_an_error(
+    browser: Browser, redis: fakeredis.FakeRedis, runs: Runs, published: list[Any], body: str
+) -> None:
+    add_failed_run(redis, runs, "7", 5)
+
+    answer = browser.post("/api/runs/7/retry", content=body.encode("latin-1"), headers=ACTION)
+
+    assert answer.status_code == 400
+    assert answer.json()["detail"] == "the body must be a JSON object with new_job"
+    assert published == []
+
+
+def test_job_that_is_nested_is_an_error(
+    browser: Browser, redis: fakeredis.FakeRedis, runs: Runs, published: list[Any]
+) -> None:
+    add_failed_run(redis, runs, "7", 5)
+
+    for levels in (10, 100, 400, 800, 900):
+        body = '{"new_job": ' + "[" * levels + "]" * levels + "}"
+        answer = browser.post("/api/runs/7/retry", content=body, headers=ACTION)
+        assert answer.status_code in (400, 422), levels
     assert published == []
 
 

@@ -150,18 +150,6 @@ def test_ended_runs_are_limited_and_live_ones_are_not() -> None:
     assert len(runs.live_jobs()) == MAX_ENDED_RUNS
 
 
-def test_steps_are_noted_with_their_times() -> None:
-    runs = runs_with("1")
-
-    runs.apply("1", {"step": "deploy.capacity_gate", "updated": "1001"}, 1001.0)
-    runs.apply("1", {"step": "deploy.capacity_gate", "updated": "1002"}, 1002.0)
-    runs.apply("1", {"step": "deploy.serve_run", "updated": "1003"}, 1003.0)
-
-    run = runs.get("1")
-    assert run is not None
-    assert run.steps == [("deploy.capacity_gate", 1001), ("deploy.serve_run", 1003)]
-
-
 def test_time_left_comes_from_the_pace_of_tasks() -> None:
     # Given a run that annotates ten tasks a second
     runs = runs_with("1")

@@ -102,7 +102,8 @@ async def test_nonsense_on_the_channel_does_no_harm(
     listener = ChangeListener(redis, subscriber)
     async with listening(listener):
         await until(listener, lambda version: version.is_connected)
-        for text in ("", "no JSON", "[]", "7", "null", '{"job": null}', '{"job": {"a": 1}, "overall": []}'):
+        strange = ("", "no JSON", "[]", "7", "null", '{"job": null}', '{"job": {"a": 1}, "overall": []}')
+        for text in (*strange, "[" * 100_000):
             redis.publish(changes.changes_channel(), text)
         accept(runs, "42")
         await until(listener, lambda _: "42" in listener.runs.snapshot())

@@ -84,7 +84,9 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Path, state: WorkerState) -
     assert list(read_states(tmp_path / "new")) == [state]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", json.dumps({"name": "x"}), json.dumps({"x": 1})])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", json.dumps({"name": "x"}), json.dumps({"x": 1}), "[" * 100_000]
+)
 def test_a_file_that_is_no_state_is_left_out(tmp_path: Path, state: WorkerState, text: str) -> None:
     StateFile(tmp_path, "deploy@host").write(state)
     (tmp_path / "other.json").write_text(text)

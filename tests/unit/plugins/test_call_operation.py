@@ -16,6 +16,7 @@ from worker.plugins import (
     request_for,
     runner,
 )
+from worker.plugins.errors import parse_reply
 
 Write = Callable[..., Path]
 
@@ -145,6 +146,21 @@ def test_no_more_is_encoded_than_is_allowed(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("value", [[], [1, {"a": None}], {"a": [1.5, "é"]}, "text", None, True])
 def test_a_reply_is_json_whatever_the_value(value: Any) -> None:
     assert json.loads(runner._reply(value)) == {"ok": value}
+
+
+def test_a_value_that_is_nested_too_deeply_is_named() -> None:
+    # Given what an encoder of JSON does not walk through
+    value: dict[str, Any] = {}
+    for _ in range(10_000):
+        value = {"a": value}
+
+    with pytest.raises(ValueError, match="nested too deeply"):
+        runner._reply([value])
+
+
+def test_a_reply_that_is_nested_too_deeply_is_the_authors_error() -> None:
+    with pytest.raises(PluginCallError, match="nested too deeply"):
+        parse_reply('{"ok": ' + "[" * 100_000, lambda _: None)
 
 
 WORDY = """

@@ -57,6 +57,7 @@ def test_run_of_a_newer_release_is_not_read(runs: Runs, run: Run, redis: FakeRed
     [
         (RunField.MESSAGE, "rubbish"),
         (RunField.MESSAGE, "[]"),
+        (RunField.MESSAGE, "[" * 100_000),
         (RunField.MESSAGE, None),
         (RunField.QUEUE, None),
         (RunField.POSITION, "first"),

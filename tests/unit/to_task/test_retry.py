@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from fakeredis import FakeRedis
 
-from shared.channels import job_key
+from shared.channels import job_key, logs_history
 from shared.messages import ToTaskMessage
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher
 from tests.unit.conftest import Clock
-from tests.unit.to_task.world import World
+from tests.unit.to_task.world import JOB, World
 from worker.pre_processor.dispatch import detect
 from worker.pre_processor.waitlist import DETECT
 from worker.runs.keys import failed_tasks_key
@@ -236,6 +236,10 @@ def test_a_dry_run_says_how_much_there_is_to_do(make_world: Make) -> None:
     assert end.status is JobStatus.SUCCEEDED
     assert end.result["dry_run"] == {"tasks": 25, "chunks": 3, "dispatch": None}
     assert (end.result["total_tasks"], end.result["success_count"]) == (25, 0)
+
+    # And who follows it reads so in its log
+    lines = [fields.get("line", "") for _, fields in world.redis.xrange(logs_history(JOB))]
+    assert "Dry run: 25 tasks in 3 chunks would be annotated; nothing would be dispatched" in lines
     assert world.sender.published == []
     assert world.backend.annotations == []
 

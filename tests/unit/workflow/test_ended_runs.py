@@ -377,6 +377,11 @@ def test_an_ended_run_is_read_without_a_message() -> None:
     assert (run.arguments, run.project) == ({}, None)
 
 
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"status": "FAILED", "failed": "x"}', "[" * 100_000])
+def test_what_no_release_writes_is_no_ended_run(text: str | None) -> None:
+    assert EndedRun.from_json("42", text) is None
+
+
 def test_the_index_is_written_by_the_script_that_ends_the_run(
     runs: Runs, redis: FakeRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

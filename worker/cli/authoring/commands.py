@@ -178,7 +178,7 @@ def _release(name: str, plugins_dir: Path) -> Release:
 def _json(what: str, text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         fail(f"{what} is no JSON: {error}")
 
 
@@ -189,7 +189,7 @@ def _answer(given: str, call: dict[str, Any]) -> Any:
             response = httpx.post(given, json=call.get("json"), timeout=60, trust_env=False)
             response.raise_for_status()
             return response.json()
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, ValueError, RecursionError) as error:
             fail(f"the pre-processor did not answer: {error}")
     is_file = not given.lstrip().startswith(("{", "[")) and Path(given).is_file()
     return _json("--inference", Path(given).read_text() if is_file else given)

@@ -64,22 +64,26 @@ export function showRun(main, job) {
     stop.hidden = hasEnded(run) || !run.status;
   }
 
-  /** Each step as a bar whose length is its share of the time. */
+  /** Each step as a bar whose length is its share of the time. When a worker of an older release began one is not known. */
   function showSteps() {
     noSteps.hidden = steps.length > 0;
     const end = hasEnded(run) ? run.updated : live.now();
-    const begin = steps.length ? steps[0].since : end;
+    const begin = steps.find((step) => step.since !== null)?.since ?? end;
     const whole = Math.max(end - begin, 1);
     while (timeline.children.length < steps.length) {
       timeline.append(h("li", {}, h("span", { class: "name" }), h("span", { class: "track" }, h("span", { class: "span" })), h("span", { class: "took" })));
     }
     steps.forEach((step, index) => {
-      const until = steps[index + 1]?.since ?? end;
       const [name, track, took] = timeline.children[index].children;
+      const since = step.since ?? begin;
+      const until = index + 1 < steps.length ? steps[index + 1].since : end;
+      const seconds = Math.max((until ?? since) - since, 0);
       setText(name, step.name);
-      track.firstChild.style.marginInlineStart = `${(100 * Math.max(step.since - begin, 0)) / whole}%`;
-      track.firstChild.style.width = `max(${(100 * Math.max(until - step.since, 0)) / whole}%, 3px)`;
-      setText(took, `${clockTime(step.since)} · ${duration(until - step.since)}`);
+      track.firstChild.hidden = step.since === null;
+      track.firstChild.style.marginInlineStart = `${(100 * (since - begin)) / whole}%`;
+      track.firstChild.style.width = `max(${(100 * seconds) / whole}%, 3px)`;
+      const time = step.since === null ? t("timeUnknown") : clockTime(since);
+      setText(took, step.since === null || until === null ? time : `${time} · ${duration(seconds)}`);
     });
   }
 
@@ -114,7 +118,6 @@ export function showRun(main, job) {
     if (!now || (event.detail && !event.detail.has(job))) return;
     const before = run;
     run = { ...run, ...now };
-    if (run.step && run.step !== steps.at(-1)?.name) steps = [...steps, { name: run.step, since: run.updated ?? live.now() }];
     for (const part of parts.children) {
       if (part.firstChild.textContent === run.progress_step) {
         part.children[1].value = run.percent;
@@ -123,8 +126,8 @@ export function showRun(main, job) {
     }
     showFacts();
     showSteps();
-    // What is not in the changes: the errors of failed tasks, and the steps as they are at the end.
-    const isNew = hasEnded(run) !== hasEnded(before) || !parts.children.length;
+    // What is not in the changes: the errors of failed tasks, and when steps began.
+    const isNew = hasEnded(run) !== hasEnded(before) || run.step !== before.step || !parts.children.length;
     if (isNew || (run.failed !== before.failed && live.now() - asked > SECONDS_BETWEEN_FAILURES)) look();
   }
 
@@ -144,9 +147,12 @@ export function showRun(main, job) {
   };
 }
 
-/** Asks for the number of the job that annotates the failed tasks, and then says what came of it. */
+/** Asks for the number of the job that annotates the failed tasks and for its options, and then says what came of it. */
 function retryForm(path) {
   const job = h("input", { id: "new-job", required: true, autocomplete: "off", maxlength: 100, "aria-describedby": "retry-hint" });
+  const plugin = h("input", { id: "retry-plugin", autocomplete: "off", maxlength: 200, placeholder: t("sameRelease") });
+  const skipAnnotated = h("input", { type: "checkbox", id: "retry-skip" });
+  const dryRun = h("input", { type: "checkbox", id: "retry-dry" });
   const said = h("p", { class: "said", role: "status" });
   let isSending = false;
   const send = async (event) => {
@@ -154,9 +160,11 @@ function retryForm(path) {
     if (isSending) return;
     isSending = true;
     const number = job.value.trim();
+    const options = { plugin: plugin.value.trim() || null, skip_annotated: skipAnnotated.checked, dry_run: dryRun.checked };
     try {
-      const sent = await act(`${path}/retry`, { new_job: number });
-      said.replaceChildren(`${t("retried")} `, h("a", { href: `#/runs/${encodeURIComponent(sent.job)}` }, `${t("openJob")} ${sent.job}`));
+      const sent = await act(`${path}/retry`, { new_job: number, ...options });
+      const words = t(dryRun.checked ? "retriedDry" : "retried");
+      said.replaceChildren(`${words} `, h("a", { href: `#/runs/${encodeURIComponent(sent.job)}` }, `${t("openJob")} ${sent.job}`));
       job.value = "";
     } catch (error) {
       const key = `retry_${error.problem}`;
@@ -165,6 +173,11 @@ function retryForm(path) {
     isSending = false;
   };
   return h("form", { class: "retry", hidden: true, onsubmit: send },
-    h("div", { class: "filters" }, h("label", { for: "new-job" }, t("newJob")), job, h("button", {}, t("retry"))),
+    h("div", { class: "filters" },
+      h("label", { for: "new-job" }, t("newJob")), job,
+      h("label", { for: "retry-plugin" }, t("retryRelease")), plugin,
+      h("label", { class: "check", for: "retry-skip" }, skipAnnotated, t("skipAnnotated")),
+      h("label", { class: "check", for: "retry-dry" }, dryRun, t("dryRun")),
+      h("button", {}, t("retry"))),
     h("p", { class: "note", id: "retry-hint" }, t("retryHint")), said);
 }

@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 from typing import Final, Literal, get_args
 
 from worker.platform.errors import ClientError, StreamError, StreamLimitExceededError, ValidationError
-from worker.platform.requests import Json
+from worker.platform.requests import Json, too_deep
 from worker.platform.streams.lines import EVENT_PREFIX, LineSplitter
 
 KB: Final = 1024
@@ -134,7 +134,7 @@ def parse_event(text: str) -> StreamEvent | None:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(value, dict) or not value or not value.keys() <= _EVENT_KEYS:
+    if not isinstance(value, dict) or not value or not value.keys() <= _EVENT_KEYS or too_deep(text, value):
         return None
     kind = value.get("type")
     return StreamEvent(kind or "", _text(value.get("message"))) if isinstance(kind, str | None) else None

@@ -32,6 +32,17 @@ local function join_waitlist(run, list, record, waiting_for, deadline)
   redis.call('HDEL', run, RUN.begun_prefix .. (redis.call('HGET', run, RUN.step) or ''))
 end
 
+-- The fields of the record that say when a step begins, which is now: in milliseconds since the run was accepted, for short
+-- numbers take little. Of the step before, which a worker of an older release may have begun, at least that it began before
+-- that: a negative number.
+local function step_times(record, before, step)
+  local prefix = RUN.step_time_prefix
+  local started, known = unpack(redis.call('HMGET', record, 'started', prefix .. (before or '')))
+  local time = string.format('%.0f', (now() - (tonumber(started) or 0)) * 1000)
+  if not before or known then return {prefix .. step, time} end
+  return {prefix .. before, '-' .. time, prefix .. step, time}
+end
+
 -- A heartbeat: the member is overdue when there is no other within so many seconds.
 local function record_heartbeat(heartbeats, overdue_counts, member, seconds)
   redis.call('ZADD', heartbeats, now_seconds() + seconds, member)
@@ -47,6 +58,7 @@ local function move_on(run, record, step, position, queue)
   if before ~= step then
     redis.call('HDEL', run, RUN.begun_prefix .. (before or ''), RUN.step_queue)
     redis.call('HDEL', record, 'waiting_for')
+    redis.call('HSET', record, unpack(step_times(record, before, step)))
     publish_change(record, {step = step, updated = updated, waiting_for = ''})
   end
   if queue ~= '' then redis.call('HSET', run, RUN.step_queue, queue) end

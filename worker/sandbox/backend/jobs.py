@@ -144,7 +144,7 @@ class ApplicationSync:
         if agent is None or agent["url"] is None:
             return
         # Without an answer of the agent, the records stay as they are.
-        with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(httpx.HTTPError, ValueError, RecursionError, KeyError, TypeError):
             response = await self._client.get(
                 f"{agent['url']}/serve_applications/",
                 headers={"Authorization": agent["token"] or ""},

@@ -107,6 +107,7 @@ def test_a_line_without_an_end_is_not_held() -> None:
         ("17", None),
         ('"text"', None),
         ("{" * 100_000, None),
+        ('{"message": ' + "[" * 101 + "]" * 101 + "}", None),
         ("plain", None),
         ("", None),
     ],

@@ -46,3 +46,9 @@ async def test_unknown_requests_are_errors_and_recorded(backend: httpx.AsyncClie
         {"method": "DELETE", "path": "/tasks/1/", "status": 405, "body": ""},
         {"method": "PUT", "path": "/tasks/1/annotate_task_data/?schema=any", "status": 400, "body": "{"},
     ]
+
+
+async def test_body_that_is_nested_too_deeply_is_an_error(backend: httpx.AsyncClient) -> None:
+    answer = await backend.put("/tasks/1/annotate_task_data/?schema=any", content=b"[" * 100_000)
+
+    assert (answer.status_code, answer.json()) == (400, {"detail": "JSON parse error."})
