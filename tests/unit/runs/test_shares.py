@@ -35,7 +35,7 @@ class QueuePublisher(RecordingPublisher):
 
     def __init__(self, redis: FakeRedis) -> None:
         super().__init__()
-        self._redis = redis
+        self._redis, self.shares_redis = redis, True
         self._collected: list[CollectedMessage] | None = None
 
     def publish(

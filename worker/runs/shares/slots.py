@@ -6,7 +6,7 @@ from enum import StrEnum
 from redis import Redis
 
 from shared.channels import job_key, redis_prefix
-from worker.runs.keys import run_key
+from worker.runs.keys import heartbeats_key, run_key
 from worker.runs.scripts import run_scripts
 from worker.runs.store import CollectedMessage
 
@@ -52,9 +52,10 @@ class Slots:
     A holder is the key of a chunk's lock, or of a run: it has its slot until it gives that back, or is gone.
     """
 
-    def __init__(self, redis: "Redis", share: Share, most: int) -> None:
-        """`most`: slots of a tenant."""
+    def __init__(self, redis: "Redis", share: Share, most: int, *, has_queues: bool = True) -> None:
+        """`most`: slots of a tenant. `has_queues`: whether the queues are in this Redis."""
         self.share, self.most = share, most
+        self._has_queues = has_queues
         self._redis = redis
         self._scripts = run_scripts(redis, "worker.runs.shares")
 
@@ -86,6 +87,6 @@ class Slots:
 
     def _run(self, operation: str, tenant: str, more_keys: list[str], *args: str) -> object:
         names = [slots_key(self.share, tenant, what) for what in ("slots", "waiting", "messages")]
-        names += [tenants_key(self.share), *more_keys]
-        are_runs = int(self.share is Share.RUNS)
-        return self._scripts.run("slots", names, operation, tenant, self.most, are_runs, *args)
+        names += [tenants_key(self.share), heartbeats_key(), *more_keys]
+        flags = (int(self.share is Share.RUNS), int(self._has_queues))
+        return self._scripts.run("slots", names, operation, tenant, self.most, *flags, *args)
