@@ -88,7 +88,7 @@ def test_runs_go_on_at_the_new_broker(harness: ChangeHarness) -> None:
     worker = harness.start_worker_at(harness.old)
     with harness.proxy.intercept("POST", "/plugins/echo", run_plugin):
         with harness.proxy.delay("PUT", WRITE, 0.5):
-            runs = [harness.publish_run("acme", 40) for _ in range(3)]
+            runs = [harness.publish_run("acme", 150) for _ in range(3)]
             runs.append(
                 harness.publish_run("other", 8, method="inference", pre_processor=release, model=1)
             )
@@ -115,6 +115,7 @@ def test_runs_go_on_at_the_new_broker(harness: ChangeHarness) -> None:
     assert [harness.write_counts(project) for _, project in runs] == [
         [1] * len(project.tasks) for _, project in runs
     ]
+    harness.wait_for(lambda: all(harness.final_statuses(job) for job, _ in runs), "the record of requests", 10)
     assert [harness.final_statuses(job) for job, _ in runs] == [["SUCCEEDED"]] * 5
 
 
