@@ -6,7 +6,7 @@ from enum import StrEnum
 from redis import Redis
 
 from shared.channels import job_key, redis_prefix
-from worker.runs.keys import heartbeats_key, run_key
+from worker.runs.keys import run_key
 from worker.runs.scripts import run_scripts
 from worker.runs.store import CollectedMessage
 
@@ -87,6 +87,6 @@ class Slots:
 
     def _run(self, operation: str, tenant: str, more_keys: list[str], *args: str) -> object:
         names = [slots_key(self.share, tenant, what) for what in ("slots", "waiting", "messages")]
-        names += [tenants_key(self.share), heartbeats_key(), *more_keys]
-        flags = (int(self.share is Share.RUNS), int(self._has_queues))
-        return self._scripts.run("slots", names, operation, tenant, self.most, *flags, *args)
+        names += [tenants_key(self.share), *more_keys]
+        are_runs, has_queues = int(self.share is Share.RUNS), int(self._has_queues)
+        return self._scripts.run("slots", names, operation, tenant, self.most, are_runs, *args, has_queues)

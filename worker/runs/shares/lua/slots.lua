@@ -2,16 +2,17 @@
 -- it is found to be gone: a lock that has expired, a run that has ended. A delivery that finds none leaves its
 -- message, which is published as soon as there is one.
 -- KEYS: slots (holders by the time from which they are looked at), waiting (holders by when they came), messages (by
---   holder), tenants for whose slots somebody waits, heartbeats, then for `take` the run, and its record
--- ARGV: operation, tenant, most slots, '1' when holders are runs, '1' when queues are in this Redis, then for
+--   holder), tenants for whose slots somebody waits, then for `take` the run, and its record
+-- ARGV: operation, tenant, most slots, '1' when holders are runs, then for
 --   take   holder, and where it is to wait if need be: command and list of its message, the message, what it waits for
 --          -> 'has' a slot, 'full' where no message was given, or 'waits'
 --   free   holder, and for a chunk the token by which its delivery holds the lock
 --   hand_out
 --   publish, where slots are not limited any more: so many messages that wait, which take none
-local slots, waiting, messages, tenants, heartbeats = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local operation, tenant, most, are_runs, has_queues = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1', ARGV[5] == '1'
-local holder = ARGV[6]
+-- and last, for each, '1' when the queues are in this Redis
+local slots, waiting, messages, tenants = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local operation, tenant, most, are_runs, holder = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1', ARGV[5]
+local has_queues = ARGV[#ARGV] == '1'
 local time = now()
 -- Seconds until a holder is looked at: one that has begun, and one whose message has just been published.
 local BEGUN, PUBLISHED = 5, 30
@@ -45,6 +46,7 @@ local function publish_next()
     redis.call(waits.command, waits.list, waits.message)
   else
     -- It has waited since the queues were in this Redis, where nobody reads them any more: the sweep publishes the step.
+    local heartbeats = string.match(tenants, '^(.*):tenants:') .. ':live'
     redis.call('ZADD', heartbeats, 'XX', 0, 'run:' .. string.match(waits.run, '{(.*)}'))
   end
   return true, name
@@ -61,7 +63,7 @@ end
 if operation == 'free' then
   -- A delivery whose lock has expired frees nothing: the slot may be that of another one of the same chunk by now. What is
   -- nobody's is found soon.
-  if are_runs or redis.call('GET', holder) == ARGV[7] then redis.call('ZREM', slots, holder) end
+  if are_runs or redis.call('GET', holder) == ARGV[6] then redis.call('ZREM', slots, holder) end
   hand_out()
   return
 elseif operation == 'hand_out' then
@@ -83,10 +85,10 @@ if redis.call('ZSCORE', slots, holder) or are_free() then
   redis.call('ZADD', slots, time + BEGUN, holder)
   redis.call('ZREM', waiting, holder)
   redis.call('HDEL', messages, holder)
-  if are_runs and redis.call('HDEL', KEYS[7], 'waiting_for') == 1 then publish_change(KEYS[7], {waiting_for = ''}) end
+  if are_runs and redis.call('HDEL', KEYS[6], 'waiting_for') == 1 then publish_change(KEYS[6], {waiting_for = ''}) end
   return 'has'
 end
-local run, record, command, list, message, waiting_for = KEYS[6], KEYS[7], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
+local run, record, command, list, message, waiting_for = KEYS[5], KEYS[6], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 if message ~= '' then
   redis.call('ZADD', waiting, 'NX', time, holder)
   redis.call('HSET', messages, holder, cjson.encode({run = run, command = command, list = list, message = message}))
