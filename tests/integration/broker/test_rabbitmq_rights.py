@@ -7,7 +7,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from amqp.exceptions import AccessRefused
 from celery import Celery
 
 from shared import Publisher, StopMessage
@@ -103,7 +102,7 @@ def test_publisher_may_not_read_a_queue(virtual_host: VirtualHost) -> None:
 
     with (
         Connection(virtual_host.url_of("publisher", *documented_rights("publisher"))) as connection,
-        pytest.raises(AccessRefused),
+        pytest.raises(connection.channel_errors, match="control"),
     ):
         connection.default_channel.basic_get("control")
 

@@ -17,10 +17,10 @@ EVENTS, REMOTE_CONTROL, REPLIES = "celeryev", "celery.pidbox", "reply.celery.pid
 """The exchanges that Celery declares."""
 
 _OWN_REMOTE_CONTROL: Final = "doctor.celery.pidbox"
-"""As the queue in which a worker hears remote control is called; there is none of this name."""
+"""As the queue in which a worker hears remote control is called; there is no queue of this name."""
 _DEFAULT_EXCHANGE: Final = "amq.default"
 _NO_ROUTE: Final = "doctor.no.such.queue"
-_ACCESS_REFUSED: Final = 403
+_DENIED: Final = 403
 _PAGE: Final = "docs/rabbitmq.md has all of them"
 
 
@@ -104,6 +104,6 @@ def _may(connection: Connection, function: Callable[[Any], object], denial: str 
     try:
         function(channel)
     except pyamqp.Connection.channel_errors as error:
-        return not (getattr(error, "code", 0) == _ACCESS_REFUSED and denial in str(error))
+        return not (getattr(error, "code", 0) == _DENIED and denial in str(error))
     channel.close()
     return True
