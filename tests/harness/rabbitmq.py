@@ -123,7 +123,7 @@ class VirtualHost:
             evaluate(f'rabbit_auth_backend_internal:add_user({name}, <<"password">>, <<"guest">>)')
         rights = ", ".join(f'<<"{right}">>' for right in (configure, write, read))
         evaluate(
-            f"rabbit_auth_backend_internal:set_permissions({name}, {self._erlang_name}, {rights}, <<\"guest\">>)"
+            f'rabbit_auth_backend_internal:set_permissions({name}, {self._erlang_name}, {rights}, <<"guest">>)'
         )
         return self.url.replace("guest:guest", f"{user}:password")
 

@@ -89,9 +89,7 @@ def test_runs_go_on_at_the_new_broker(harness: ChangeHarness) -> None:
     with harness.proxy.intercept("POST", "/plugins/echo", run_plugin):
         with harness.proxy.delay("PUT", WRITE, 0.5):
             runs = [harness.publish_run("acme", 150) for _ in range(3)]
-            runs.append(
-                harness.publish_run("other", 8, method="inference", pre_processor=release, model=1)
-            )
+            runs.append(harness.publish_run("other", 8, method="inference", pre_processor=release, model=1))
             jobs = [job for job, _ in runs]
             harness.wait_for(
                 lambda: sum(harness.is_waiting_for(job, "of its tenant") for job in jobs) == 1, "the share"
@@ -106,7 +104,12 @@ def test_runs_go_on_at_the_new_broker(harness: ChangeHarness) -> None:
             assert "SUCCEEDED" not in [harness.job(job)["status"] for job in jobs]
             harness.start_worker_at(harness.new)
         runs.append(harness.publish_run("third", 3))
-        columns = {"job": deployment, "application": "echo@1.0.0", "status": "RUNNING", "created": time.time()}
+        columns = {
+            "job": deployment,
+            "application": "echo@1.0.0",
+            "status": "RUNNING",
+            "created": time.time(),
+        }
         harness.state.insert("serve_applications", columns)
 
         # Then all end, and each task was annotated once
@@ -115,7 +118,9 @@ def test_runs_go_on_at_the_new_broker(harness: ChangeHarness) -> None:
     assert [harness.write_counts(project) for _, project in runs] == [
         [1] * len(project.tasks) for _, project in runs
     ]
-    harness.wait_for(lambda: all(harness.final_statuses(job) for job, _ in runs), "the record of requests", 10)
+    harness.wait_for(
+        lambda: all(harness.final_statuses(job) for job, _ in runs), "the record of requests", 10
+    )
     assert [harness.final_statuses(job) for job, _ in runs] == [["SUCCEEDED"]] * 5
 
 

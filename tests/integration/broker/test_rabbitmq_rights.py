@@ -58,7 +58,11 @@ def test_documented_worker_publisher_and_flower_work(virtual_host: VirtualHost, 
         harness.connect()
         worker = harness.start_worker(CELERY_BROKER_URL=url_of["worker"])
         port, log = free_port(), tmp_path / "flower.log"
-        environ = {**clean_environment(), **harness.sandbox.environment(), "CELERY_BROKER_URL": url_of["flower"]}
+        environ = {
+            **clean_environment(),
+            **harness.sandbox.environment(),
+            "CELERY_BROKER_URL": url_of["flower"],
+        }
         environ["FLOWER_UNAUTHENTICATED_API"] = "true"
         command = [f"--port={port}", "--address=127.0.0.1", f"--db={tmp_path / 'flower.db'}"]
         command = [sys.executable, "-m", "celery", "-A", "worker", "flower", *command]

@@ -78,14 +78,14 @@ def _may_configure(connection: Connection, name: str) -> bool:
 
 
 def _may_write(connection: Connection, name: str) -> bool:
-    """Asked by removing a binding that is not there, for which one writes to the queue and reads the exchange."""
+    """Asked by removing a binding that is not there: that writes to the queue and reads the exchange."""
     return _may(connection, lambda channel: channel.queue_unbind(name, name, _NO_ROUTE), "access to queue")
 
 
 def _may_read(connection: Connection, name: str) -> bool:
     """Likewise; true where the user may not even write to the queue of remote control."""
     queue = _OWN_REMOTE_CONTROL
-    return _may(connection, lambda channel: channel.queue_unbind(queue, name, _NO_ROUTE), "access to exchange")
+    return _may(connection, lambda each: each.queue_unbind(queue, name, _NO_ROUTE), "access to exchange")
 
 
 def _publish(channel: Any) -> None:
