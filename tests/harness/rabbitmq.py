@@ -122,9 +122,8 @@ class VirtualHost:
         if evaluate(f"rabbit_auth_backend_internal:exists({name})") == "false":
             evaluate(f'rabbit_auth_backend_internal:add_user({name}, <<"password">>, <<"guest">>)')
         rights = ", ".join(f'<<"{right}">>' for right in (configure, write, read))
-        evaluate(
-            f'rabbit_auth_backend_internal:set_permissions({name}, {self._erlang_name}, {rights}, <<"guest">>)'
-        )
+        arguments = f'{name}, {self._erlang_name}, {rights}, <<"guest">>'
+        evaluate(f"rabbit_auth_backend_internal:set_permissions({arguments})")
         return self.url.replace("guest:guest", f"{user}:password")
 
     def put(self, queue: str, text: str) -> None:

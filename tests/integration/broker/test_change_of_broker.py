@@ -77,7 +77,7 @@ def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ChangeHa
 
 
 def test_runs_go_on_at_the_new_broker(harness: ChangeHarness) -> None:
-    # Given at the old broker two runs under way, one that waits for its tenant's share, and one for a pre-processor
+    # Given at the old broker two runs under way, one that waits for its share, and one for a pre-processor
     release = harness.state.value("SELECT id FROM plugin_releases WHERE code = 'echo'")
     deployment = int(harness.new_job(plugin="echo@1.0.0", action="deployment", status="RUNNING"))
 
