@@ -1,7 +1,7 @@
 """What a backend service imports to publish work for synapse-worker and to follow it.
 
 Needs neither Ray nor the worker. A service that does not want this dependency publishes with a bare
-``send_task``: the README shows how.
+``send_task``: docs/messages.md shows how.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -176,7 +176,7 @@ class ToTaskParams(BaseModel):
         pre_processor_params: Additional parameters of the inference call.
         batch_size: Requests that a pre-processor is sent at once, unless its release declares
             `serve_options.batch.max_batch_size`. Where it is not given, a pre-processor is sent as many as
-            its `serve_options.max_ongoing_requests`, by default 5.
+            its `serve_options.max_ongoing_requests`, which is 5 unless the release says otherwise.
         data_schema: `schema` in the message. With `any` the backend does not check the data's schema.
     """
 
@@ -192,7 +192,10 @@ class ToTaskParams(BaseModel):
     pre_processor: PositiveId | None = None
     model: PositiveId | None = None
     pre_processor_params: JsonObject = Field(default_factory=dict)
-    batch_size: Annotated[StrictInt, Field(ge=1)] = 1
+    # Nobody can know the pre-processor here, so that 1 stands for a value that is not given.
+    batch_size: Annotated[StrictInt, Field(ge=1)] = Field(
+        default=1, json_schema_extra={"x-default": "the pre-processor's `max_ongoing_requests`, else 5"}
+    )
     # An alias, because `schema` is a method of pydantic's models.
     data_schema: Literal["dm_schema_v1", "any"] = Field(default="dm_schema_v1", alias="schema")
 

@@ -14,6 +14,24 @@ class ExistingQueue(Queue):
     queue that its operator has declared with `x-max-priority`.
     """
 
+    def declare(self, nowait: bool = False, channel: Any = None) -> Any:
+        """Declare the queue, its exchange and their binding unless the queue exists.
+
+        A message is published to a queue by its name, which needs neither of these: so a user without the
+        right to configure, or to read, can publish to a queue that exists.
+
+        Args:
+            nowait: Do not wait for the reply.
+            channel: The channel; by default the one to which the queue is bound.
+
+        Returns:
+            Its name.
+        """
+        channel = channel or self.channel
+        if isinstance(channel, pyamqp.Channel) and self._exists(channel.connection):
+            return self.name
+        return super().declare(nowait=nowait, channel=channel)
+
     def queue_declare(self, nowait: bool = False, passive: bool = False, channel: Any = None) -> Any:
         """Declare the queue unless it exists.
 

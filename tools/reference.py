@@ -7,8 +7,10 @@ word for one of them, `tests/unit/tools/test_reference.py` fails.
 """
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import StrEnum
 from importlib import import_module
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, TypeAlias, Union, get_args, get_origin
@@ -208,8 +210,17 @@ def _parameter_row(parameter: Any) -> Row:
     names = [*parameter.opts, *parameter.secondary_opts]
     is_option = parameter.param_type_name == "option"
     shown = ", ".join(f"`{name}`" for name in names) if is_option else f"`{parameter.name.upper()}`"
-    default = "" if parameter.default in (None, False, "", ()) else f"`{parameter.default}`"
-    return shown, "required" if parameter.required else default, parameter.help or ""
+    default = "required" if parameter.required else _shown_default(parameter.default)
+    if parameter.envvar:
+        default = f"`{parameter.envvar}`, else {default}" if default else f"`{parameter.envvar}`"
+    return shown, default, parameter.help or ""
+
+
+def _shown_default(default: Any) -> str:
+    if default in (None, False, "", ()):
+        return ""
+    # The folder of this repository is another one on each machine.
+    return f"`{str(default).removeprefix(f'{ROOT}/')}`"
 
 
 def table(header: Row, rows: Iterable[Row]) -> str:
@@ -221,8 +232,15 @@ def table(header: Row, rows: Iterable[Row]) -> str:
 def _default_of(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
+    extra = field.json_schema_extra
+    if isinstance(extra, dict) and "x-default" in extra:
+        return str(extra["x-default"])  # what stands for a value that is not given
     default = field.get_default(call_default_factory=True)
-    return "" if default is None else f"`{default}`" if not isinstance(default, BaseModel) else "`{}`"
+    if default is None:
+        return ""
+    if isinstance(default, BaseModel | bool):
+        return "`{}`" if isinstance(default, BaseModel) else f"`{json.dumps(default)}`"
+    return f"`{default}`"
 
 
 def _type_name(annotation: Any) -> str:
@@ -236,6 +254,8 @@ def _type_name(annotation: Any) -> str:
         return " or ".join(f"`{value}`" for value in arguments)
     if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
         return f"[{annotation.__name__}](#{annotation.__name__.lower()})"
+    if inspect.isclass(annotation) and issubclass(annotation, StrEnum):
+        return " or ".join(f"`{value}`" for value in annotation)
     names = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "object"}
     return names.get(origin or annotation, getattr(annotation, "__name__", "any"))
 

@@ -38,7 +38,7 @@ class RecordingPublisher:
 
     def __init__(self) -> None:
         self.published: list[Published] = []
-        self.is_redis = True
+        self.is_redis, self.shares_redis = True, False
         self.broken = False
         self.queue_lengths: dict[str, int] = {}
         self.before_publish: Callable[[], None] = lambda: None

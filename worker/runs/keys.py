@@ -9,7 +9,10 @@ from shared.channels import job_key, redis_prefix
 
 
 def heartbeats_key() -> str:
-    """Sorted set: every live run and waiting list, by the time at which its next heartbeat is due."""
+    """Sorted set: every live run and waiting list, by the time at which its next heartbeat is due.
+
+    `slots.lua` makes this name itself, from that of its own keys.
+    """
     return f"{redis_prefix()}:live"
 
 

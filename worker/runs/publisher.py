@@ -106,7 +106,7 @@ class CeleryPublisher:
     def __init__(self, app: Celery, *, shares_redis: bool = False, is_redis: bool = True) -> None:
         """`shares_redis`: the queues are in the Redis database of the runs; `is_redis`: in some Redis."""
         self._app = app
-        self._shares_redis = shares_redis
+        self.shares_redis = shares_redis
         self.is_redis = is_redis
         """Whether a worker leaves in the queue what it cannot begin."""
 
@@ -140,7 +140,7 @@ class CeleryPublisher:
         Celery's signals are sent as usual. None where the queues are not in the Redis of the runs:
         everything is published as usual, and nothing collected.
         """
-        messages: list[CollectedMessage] | None = [] if self._shares_redis else None
+        messages: list[CollectedMessage] | None = [] if self.shares_redis else None
         token = _collecting.set(messages)
         try:
             yield messages

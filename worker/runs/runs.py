@@ -47,6 +47,7 @@ class StepPublisher(Protocol):
     """Publishes messages of steps and counts the messages of queues. See `CeleryPublisher`."""
 
     is_redis: bool
+    shares_redis: bool
 
     def publish(
         self,

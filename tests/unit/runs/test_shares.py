@@ -15,6 +15,7 @@ from shared.statuses import JobStatus
 from tests.harness.in_process_worker import RecordingPublisher, celery_request
 from tests.unit.conftest import Clock
 from tests.unit.runs.example_workflow import VISIBILITY_TIMEOUT
+from worker.runs.heartbeat import run_member
 from worker.runs.keys import RunField, run_key
 from worker.runs.model import End, Outcome, Reschedule, Step, StoredRun, Suspend
 from worker.runs.runs import Runs, Timing
@@ -35,7 +36,7 @@ class QueuePublisher(RecordingPublisher):
 
     def __init__(self, redis: FakeRedis) -> None:
         super().__init__()
-        self._redis = redis
+        self._redis, self.shares_redis = redis, True
         self._collected: list[CollectedMessage] | None = None
 
     def publish(
@@ -431,6 +432,34 @@ def test_what_waits_goes_on_once_the_limit_is_taken_off(redis: FakeRedis, clock:
     published = shared.published("to_task") if share == "runs" else shared.published()
     assert [job for job, _ in published] == ["3"]
     assert redis.keys("*tenants*") == [f"synapse:tenants:{share}:slots:acme"]
+
+
+@pytest.mark.parametrize("limit", ["still limited", "not limited any more"])
+@pytest.mark.parametrize("share", ["chunks", "runs"])
+def test_sweep_finds_what_waited_at_another_broker(
+    redis: FakeRedis, clock: Clock, share: str, limit: str
+) -> None:
+    # Given a chunk or a run that waits, since the queues were in the Redis of the runs
+    limited = Shared(redis, **{share: 1})
+    for run in [limited.run(job, "acme") for job in ("1", "2")]:
+        clock.forward(1)
+        if share == "runs":
+            limited.runs.shares.take_run(run, INITIALIZE)
+        else:
+            limited.begin_chunk(run, 0)
+        limited.runs.heartbeats.schedule(run_member(run.job), 3600)
+    limited.runs.store.finish("1", DONE)
+    clock.forward(60)
+
+    # When the slots are handed out by workers with another broker
+    limits = ShareLimits(**{share: 1} if limit == "still limited" else {})
+    runs = Runs(redis, RecordingPublisher(), Timing(VISIBILITY_TIMEOUT), share_limits=limits)
+    runs.shares.publish_waiting()
+    runs.shares.hand_out()
+
+    # Then no message is put into a queue that nobody reads, and the sweep publishes the step
+    assert limited.published("to_task") + limited.published() == []
+    assert "run:2" in runs.heartbeats.overdue()
 
 
 def test_what_waits_for_a_limited_share_stays(two_runs: Shared) -> None:

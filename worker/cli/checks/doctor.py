@@ -20,6 +20,7 @@ from worker.broker.queues import DEFAULT_QUEUE, waiting_messages
 from worker.cli import cluster
 from worker.cli.checks import redis_check
 from worker.cli.checks.host_check import check_disk, check_port, check_proxies, check_tokens, free_space
+from worker.cli.checks.rabbitmq_check import left_in_redis, missing_rights
 from worker.cli.checks.report import CheckFailures, CheckWarning, Report
 from worker.cli.checks.traces_check import check_receiver
 from worker.cli.console import BAD_ADDRESS_ERRORS
@@ -182,7 +183,12 @@ def _check_queue(settings: Settings, report: Report) -> str:
         return "the Redis of REDIS_URL"
     if is_redis_url(settings.broker_url):
         return _check_server("queue", settings.broker_url, QUEUES, report)
-    return f"connected to {_connect_to_broker(settings.broker_url)}"
+    connected = _connect_to_broker(settings.broker_url)
+    report.add_all("queue", left_in_redis(settings.redis_url))
+    with Connection(settings.broker_url, connect_timeout=CONNECT_TIMEOUT_SECONDS) as connection:
+        if connection.transport.driver_type == "amqp":
+            report.add_all("queue", missing_rights(connection))
+    return f"connected to {connected}"
 
 
 def _connect_to_broker(url: str) -> str:

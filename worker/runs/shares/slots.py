@@ -52,9 +52,10 @@ class Slots:
     A holder is the key of a chunk's lock, or of a run: it has its slot until it gives that back, or is gone.
     """
 
-    def __init__(self, redis: "Redis", share: Share, most: int) -> None:
-        """`most`: slots of a tenant."""
+    def __init__(self, redis: "Redis", share: Share, most: int, *, has_queues: bool = True) -> None:
+        """`most`: slots of a tenant. `has_queues`: whether the queues are in this Redis."""
         self.share, self.most = share, most
+        self._has_queues = has_queues
         self._redis = redis
         self._scripts = run_scripts(redis, "worker.runs.shares")
 
@@ -87,5 +88,5 @@ class Slots:
     def _run(self, operation: str, tenant: str, more_keys: list[str], *args: str) -> object:
         names = [slots_key(self.share, tenant, what) for what in ("slots", "waiting", "messages")]
         names += [tenants_key(self.share), *more_keys]
-        are_runs = int(self.share is Share.RUNS)
-        return self._scripts.run("slots", names, operation, tenant, self.most, are_runs, *args)
+        are_runs, has_queues = int(self.share is Share.RUNS), int(self._has_queues)
+        return self._scripts.run("slots", names, operation, tenant, self.most, are_runs, *args, has_queues)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -43,10 +44,11 @@ class Shares:
         self, redis: "Redis", publisher: "StepPublisher", heartbeats: Heartbeats, limits: ShareLimits
     ) -> None:
         self._publisher, self._heartbeats = publisher, heartbeats
-        self._chunks = Slots(redis, Share.CHUNKS, limits.chunks) if limits.chunks else None
-        self._runs = Slots(redis, Share.RUNS, limits.runs) if limits.runs else None
+        slots = partial(Slots, redis, has_queues=publisher.shares_redis)
+        self._chunks = slots(Share.CHUNKS, limits.chunks) if limits.chunks else None
+        self._runs = slots(Share.RUNS, limits.runs) if limits.runs else None
         unlimited = (Share.CHUNKS, limits.chunks), (Share.RUNS, limits.runs)
-        self._unlimited = [Slots(redis, share, PUBLISHED_AT_ONCE) for share, most in unlimited if not most]
+        self._unlimited = [slots(share, PUBLISHED_AT_ONCE) for share, most in unlimited if not most]
         self._own_tenant = limits.own_tenant or ""
 
     @property

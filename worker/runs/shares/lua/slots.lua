@@ -9,8 +9,10 @@
 --   free   holder, and for a chunk the token by which its delivery holds the lock
 --   hand_out
 --   publish, where slots are not limited any more: so many messages that wait, which take none
+-- and last, for each, '1' when the queues are in this Redis
 local slots, waiting, messages, tenants = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local operation, tenant, most, are_runs, holder = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1', ARGV[5]
+local has_queues = ARGV[#ARGV] == '1'
 local time = now()
 -- Seconds until a holder is looked at: one that has begun, and one whose message has just been published.
 local BEGUN, PUBLISHED = 5, 30
@@ -47,7 +49,13 @@ local function publish_next()
   redis.call('HDEL', messages, name)
   -- A message that is damaged keeps no other one waiting; the sweep sends it again.
   if not is_read or type(waits) ~= 'table' or not run_open(waits.run) then return true end
-  redis.call(waits.command, waits.list, waits.message)
+  if has_queues then
+    redis.call(waits.command, waits.list, waits.message)
+  else
+    -- It has waited since the queues were in this Redis, where nobody reads them any more: the sweep publishes the step.
+    local heartbeats = string.match(tenants, '^(.*):tenants:') .. ':live'
+    redis.call('ZADD', heartbeats, 'XX', 0, 'run:' .. string.match(waits.run, '{(.*)}'))
+  end
   return true, name
 end
 
