@@ -9,7 +9,14 @@ from typer.testing import CliRunner
 from worker.cli.main import app
 from worker.monitoring.worker_states import states_folder
 from worker.setting_values import read_setting_files
-from worker.settings import Settings, SettingsError, environment_setting, load_settings, unknown_variables
+from worker.settings import (
+    Settings,
+    SettingsError,
+    environment_setting,
+    load_settings,
+    trace_mistakes,
+    unknown_variables,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -47,13 +54,32 @@ def test_a_secret_is_read_from_its_file_and_is_masked(
     assert {"hush-hush", "pass-word"} <= set(settings.secrets())
 
 
-@pytest.mark.parametrize("name", [name.upper() for name in Settings.model_fields])
-def test_every_setting_may_name_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+OF_OPENTELEMETRY = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS")
+NAMES = [name.upper() for name in Settings.model_fields if name.upper() not in OF_OPENTELEMETRY]
+
+
+def let_file_be_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> str:
     monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "absent"))
+    return f"{name} cannot be read from the file that {name}_FILE names: No such file or directory"
 
-    why = f"{name} cannot be read from the file that {name}_FILE names: No such file or directory"
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_setting_may_name_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    why = let_file_be_absent(monkeypatch, tmp_path, name)
+
     assert mistakes() == [why]
+
+
+@pytest.mark.parametrize("name", OF_OPENTELEMETRY)
+def test_absent_file_of_opentelemetry_stops_no_worker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    why = let_file_be_absent(monkeypatch, tmp_path, name)
+
+    assert getattr(load_settings(), name.lower()) is None
+    [mistake] = trace_mistakes()
+    assert mistake.startswith(why)
 
 
 @pytest.mark.parametrize(
