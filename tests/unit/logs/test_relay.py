@@ -181,11 +181,19 @@ async def test_a_relay_that_was_held_up_keeps_its_own_claims(
     harness.start_relay()
     await until(lambda: job_log.lines() == ["one"])
     token = redis.hget(log_owners_key(), f"42/{RAY}")
-    monkeypatch.setattr(relay, "CLAIM_TTL_SECONDS", 0)
 
-    # When they have expired, and it looks for logs that nobody tails
-    redis.zadd(open_logs_key(), {f"42/{RAY}": 0})
-    await until(lambda: redis.zscore(open_logs_key(), f"42/{RAY}"))
+    # When they have expired between two looks for logs that nobody tails
+    has_expired = asyncio.Event()
+
+    async def expire(_store: ClaimStore, _seconds: float) -> None:
+        if not has_expired.is_set():
+            monkeypatch.setattr(relay, "CLAIM_TTL_SECONDS", 0)
+            redis.zadd(open_logs_key(), {f"42/{RAY}": 0})
+            has_expired.set()
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(ClaimStore, "wait_for_subscriptions", expire)
+    await until(lambda: has_expired.is_set() and redis.zscore(open_logs_key(), f"42/{RAY}"))
 
     # Then it has renewed them, and reads no log anew
     assert redis.hget(log_owners_key(), f"42/{RAY}") == token
