@@ -66,7 +66,7 @@ class ChangeHarness(ProxiedHarness):
         return what in self.run_record(job).get("waiting_for", "")
 
 
-@pytest.fixture(params=["redis", "rabbitmq"])
+@pytest.fixture(params=["redis", pytest.param("rabbitmq", marks=pytest.mark.chaos)])
 def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ChangeHarness]:
     """By the broker from which it is changed."""
     harness = ChangeHarness(tmp_path, request.param)
