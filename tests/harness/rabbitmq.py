@@ -23,6 +23,7 @@ ERL_CALL = shutil.which("erl_call")
 """Calls a function in a node within milliseconds, where `rabbitmqctl` takes a second."""
 IS_MISSING = not (SERVER and ERL_CALL)
 MISSING = "there is no rabbitmq-server with Erlang's erl_call"
+MAX_CONNECT_SECONDS = 10.0
 
 
 class RabbitMQ:
@@ -88,8 +89,21 @@ class RabbitMQ:
 
     def evaluate(self, expression: str) -> str:
         """The value of an Erlang expression in the node, as text."""
+        answers: list[subprocess.CompletedProcess[str]] = []
+
+        def is_answered() -> bool:
+            # The node may still be ending the connection of the call before, which had the same name.
+            answers.append(self._call(expression))
+            return "failed to connect" not in answers[-1].stderr
+
+        wait_for(is_answered, MAX_CONNECT_SECONDS, f"{expression}: a connection to the node")
+        value = answers[-1].stdout.strip()
+        assert value.startswith("{ok, "), f"{expression}: {answers[-1].stdout} {answers[-1].stderr}"
+        return value.removeprefix("{ok, ").removesuffix("}")
+
+    def _call(self, expression: str) -> subprocess.CompletedProcess[str]:
         address = f"127.0.0.1:{self._distribution_port}"
-        done = subprocess.run(
+        return subprocess.run(
             [str(ERL_CALL), "-address", address, "-c", self._cookie, "-timeout", "20", "-e"],
             input=f"{expression}.\n",
             env={"HOME": str(self._folder)},
@@ -98,9 +112,6 @@ class RabbitMQ:
             timeout=30,
             check=False,
         )
-        value = done.stdout.strip()
-        assert value.startswith("{ok, "), f"{expression}: {done.stdout} {done.stderr}"
-        return value.removeprefix("{ok, ").removesuffix("}")
 
     def _is_up(self) -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self._port), 1) as probe:

@@ -124,6 +124,7 @@ def test_runs_go_on_at_the_new_broker(harness: ChangeHarness) -> None:
     assert [harness.final_statuses(job) for job, _ in runs] == [["SUCCEEDED"]] * 5
 
 
+@pytest.mark.chaos
 def test_unread_messages_wait_for_a_worker_there(harness: ChangeHarness) -> None:
     # Given a message that nobody has read when the broker is changed
     harness.broker_url = harness.old

@@ -87,6 +87,7 @@ def test_message_arguments_are_neither_logged_nor_sent_as_event(harness: RayHarn
         receiver = app.events.Receiver(connection, handlers={"task-received": received.append})
         events = receiver.itercapture(limit=None, timeout=30, wakeup=True)
         next(events, None)
+        app.control.broadcast("enable_events", reply=True)
 
         # When a message with a confidential value is published with Celery alone
         job = harness.new_job()
