@@ -225,6 +225,7 @@ def test_both_secrets_of_a_webhook_sign_and_are_masked(monkeypatch: pytest.Monke
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://collector:4317"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:hush-hush@collector:4318"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT_FILE", "/no/such/file"),
+        ("OTEL_EXPORTER_OTLP_HEADERS_FILE", "/no/such/file"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "api-key=hush-hush\nx"),
     ],
 )
