@@ -64,6 +64,7 @@ class Scenario:
     project: SeededProject | None = None
     crash: Row | None = None
     successor: Worker | None = None
+    successor_start_time: float = 0.0
     successor_ready_time: float | None = None
     stopped: bool = False
     violations: list[str] = field(default_factory=list)
@@ -143,6 +144,7 @@ class Scenario:
         assert self.crash is not None
         due = self.crash["time"] + (LATE_START_SECONDS if self.point.late_successor else 0.0)
         if self.successor is None and time.time() >= due:
+            self.successor_start_time = time.time()
             self.successor = self.fleet.start_worker(CHAOS_CRASHES="")
 
     def poll_end(self) -> bool:
@@ -154,10 +156,19 @@ class Scenario:
 
     @property
     def deadline(self) -> float:
-        """The time by which the run has to end: the recovery begins when the successor is ready."""
+        """The time by which the run has to end: the recovery begins when the successor is ready.
+
+        It may take longer by the time that the successor needed to start: the workers of a batch recover at
+        the same time, as they started, and share the cores.
+        """
         assert self.crash is not None
-        ready = self.successor_ready_time or self.crash["time"] + MAX_START_SECONDS
-        return ready + (SWEEP_RECOVERY_SECONDS if self.point.messages_lost else RECOVERY_SECONDS)
+        ready = self.successor_ready_time
+        if ready is None:
+            ready, start_seconds = self.crash["time"] + MAX_START_SECONDS, 0.0
+        else:
+            start_seconds = ready - self.successor_start_time
+        recovery = SWEEP_RECOVERY_SECONDS if self.point.messages_lost else RECOVERY_SECONDS
+        return ready + recovery + start_seconds
 
     def audit(self) -> tuple[float, int]:
         """Seconds from the crash to the end, and how many tasks were written twice."""

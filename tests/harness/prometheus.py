@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,12 @@ def running_prometheus(folder: Path, port: int, **scraping: Any) -> Iterator[str
 
 
 def query(prometheus: str, expression: str) -> float | None:
-    """The first value of a query; None while there is none."""
+    """The first value of a query; None while there is none, or Prometheus still starts."""
     try:
         answer = httpx.get(f"{prometheus}/api/v1/query", params={"query": expression}, trust_env=False)
     except httpx.TransportError:
+        return None
+    if answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
         return None
     result = answer.json().get("data", {}).get("result", [])
     return float(result[0]["value"][1]) if result else None

@@ -1,5 +1,6 @@
 """What integration tests do with a sandbox and its worker: seed records, publish messages, wait for ends."""
 
+import json
 from typing import Any
 
 from celery import Celery
@@ -87,6 +88,18 @@ class SandboxHarness:
         """The backend's record of the job, once it is final."""
         self.wait_for(lambda: JobStatus(self.job(job)["status"]).is_final, f"end of job {job}", seconds)
         return self.job(job)
+
+    def final_statuses(self, job: str) -> list[str]:
+        """The final statuses of an ended job that the backend accepted."""
+        # The backend records a request after its answer, and so after the job has ended.
+        self.wait_for(lambda: self._final_statuses(job), f"the record of the end of job {job}", 10)
+        return self._final_statuses(job)
+
+    def _final_statuses(self, job: str) -> list[str]:
+        query = "SELECT body FROM requests WHERE method = 'PATCH' AND path = ? AND status = 200"
+        patches = self.state.rows(query, f"/jobs/{job}/")
+        statuses = [json.loads(patch["body"]).get("status") for patch in patches]
+        return [status for status in statuses if status and JobStatus(status).is_final]
 
     def wait_for(self, condition: Any, what: str, seconds: float | None = None) -> None:
         wait_for(condition, self.MAX_WAIT_SECONDS if seconds is None else seconds, what)

@@ -98,14 +98,6 @@ class ProxiedHarness(SandboxHarness):
     def is_at_step(self, job: str, step: str) -> bool:
         return bool(self.run_record(job).get("step") == step)
 
-    def final_statuses(self, job: str) -> list[str]:
-        """The final statuses of a job that the backend accepted."""
-        patches = self.state.rows(
-            "SELECT body FROM requests WHERE method = 'PATCH' AND path = ? AND status = 200", f"/jobs/{job}/"
-        )
-        statuses = [json.loads(patch["body"]).get("status") for patch in patches]
-        return [status for status in statuses if status in ("STOPPED", "SUCCEEDED", "FAILED")]
-
     def dead_letters(self) -> list[Row]:
         return [{"id": id_, **letter} for id_, letter in self.redis.xrange(dead_letters_key())]
 
