@@ -9,7 +9,7 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python
 # Two processes, for these tests mostly wait; which tests stay together says tests/conftest.py.
 IN_GROUPS = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test ray integration pythons test-all chaos test-rabbitmq deployment browser examples unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
+.PHONY: help setup demo test ray integration pythons test-all chaos test-rabbitmq slow deployment browser examples unit lint house bench bench-quick bench-ratio scale foreign foreign-quick sdk docs lock clean
 # Tests share the machine's cores and its Ray: one target at a time, also with -j.
 .NOTPARALLEL:
 
@@ -71,6 +71,9 @@ test-rabbitmq: $(STAMP)  ## Integration and chaos tests with RabbitMQ as the bro
 		tests/integration/plugins/test_bad_plugins.py $(IN_GROUPS) --broker rabbitmq \
 		-m "(chaos or not chaos) and not examples and not browser" -rA --durations 20
 
+slow: $(STAMP)  ## Integration tests that take long and are in none of the others: secrets everywhere, idle connections, kept traces
+	@$(BIN)/pytest tests/integration $(IN_GROUPS) -m slow -v -rs
+
 deployment: $(DEPLOYMENT)  ## Check Dockerfile, compose file and chart, and run their commands and health checks
 	@$(BIN)/pytest tests/integration/deployment -m "deployment or not deployment" -rs
 
@@ -78,7 +81,7 @@ browser: $(STAMP)  ## The live page and Flower in a real Chromium: every view, s
 	@$(BIN)/pytest tests/integration/console tests/integration/monitoring/test_flower.py \
 		-m "browser or not browser" -rs
 
-ray: $(STAMP)  ## What runs on a real Ray: by Ray Client, updates without a lost request, a trace to the model, slow logs
+ray: $(STAMP)  ## What runs on a real Ray: by Ray Client, updates without a lost request, a trace to the model, logs of jobs
 	@$(BIN)/pytest tests/integration $(IN_GROUPS) -m ray -v -rs
 
 examples: $(STAMP)  ## Deploy every release under examples/plugins on a real Ray, and call it
@@ -87,7 +90,7 @@ examples: $(STAMP)  ## Deploy every release under examples/plugins on a real Ray
 pythons: $(STAMP)  ## Unit tests on each newer Python that is found, integration tests on the newest
 	@$(BIN)/python -m tools.pythons
 
-test-all: test chaos test-rabbitmq ray examples sdk deployment browser pythons  ## Everything: these, each part where what it needs is found
+test-all: test chaos test-rabbitmq slow ray examples sdk deployment browser pythons  ## Everything: these, each part where what it needs is found
 
 bench: $(STAMP)  ## Measure, as ratios against bare loops and libraries; a table, JSON and a picture
 bench-quick: $(STAMP)  ## What has a goal, with small counts: under three minutes

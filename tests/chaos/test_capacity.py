@@ -46,6 +46,7 @@ def test_deployments_wait_for_capacity_in_their_order(harness: PlatformHarness) 
         assert waiting(fleet) == []
 
 
+@pytest.mark.chaos
 def test_a_wait_for_capacity_in_vain_ends_with_the_gates_error(harness: PlatformHarness) -> None:
     with harness.fleet() as fleet:
         # Given a cluster without capacity

@@ -69,6 +69,7 @@ def test_runs_of_every_kind_end_on_rabbitmq(fleet: Fleet) -> None:
     assert all(worker.alive for worker in workers)
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(180)
 def test_a_kill_of_a_worker_on_rabbitmq_costs_no_run(harness: PlatformHarness) -> None:
     points = [point for point in SHORT_TEST if KILLED.get(point.kind) == point.point]

@@ -19,6 +19,7 @@ from worker.sandbox.seed import SeededProject
 pytestmark = [
     pytest.mark.skipif(IS_MISSING, reason=MISSING),
     pytest.mark.redis_queues("these tests have both"),
+    pytest.mark.chaos,
     pytest.mark.timeout(300),
 ]
 
@@ -66,7 +67,7 @@ class ChangeHarness(ProxiedHarness):
         return what in self.run_record(job).get("waiting_for", "")
 
 
-@pytest.fixture(params=["redis", pytest.param("rabbitmq", marks=pytest.mark.chaos)])
+@pytest.fixture(params=["redis", "rabbitmq"])
 def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ChangeHarness]:
     """By the broker from which it is changed."""
     harness = ChangeHarness(tmp_path, request.param)
@@ -121,7 +122,6 @@ def test_runs_go_on_at_the_new_broker(harness: ChangeHarness) -> None:
     assert [harness.final_statuses(job) for job, _ in runs] == [["SUCCEEDED"]] * 5
 
 
-@pytest.mark.chaos
 def test_unread_messages_wait_for_a_worker_there(harness: ChangeHarness) -> None:
     # Given a message that nobody has read when the broker is changed
     harness.broker_url = harness.old

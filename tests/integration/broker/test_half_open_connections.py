@@ -108,6 +108,7 @@ class Waits:
             hub.close()
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("method", ["drain", "loop"])
 def test_idle_consumer_leaves_a_half_open_connection(
     server: RedisServer, proxy: FreezableProxy, method: str

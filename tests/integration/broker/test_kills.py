@@ -45,7 +45,9 @@ def test_kills_under_load_lose_nothing(broker: BrokerHarness, kills: int, messag
     print(f"{kills} kills, {kills_under_load} under load, {messages} messages, 0 lost, {repeated} repeated")
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork", pytest.param("solo", marks=pytest.mark.chaos)])
+@pytest.mark.parametrize(
+    "pool", ["threads", *(pytest.param(pool, marks=pytest.mark.chaos) for pool in ("prefork", "solo"))]
+)
 def test_killed_workers_message_is_redelivered_in_time(broker: BrokerHarness, pool: str) -> None:
     first = broker.start_worker(pool=pool, visibility_timeout=3)
     broker.send("long", 2)
@@ -77,6 +79,7 @@ def test_overdue_message_goes_to_one_of_many_workers(broker: BrokerHarness) -> N
     assert sorted(value for value, _, _ in broker.started()) == ["0", "1", "2", "3", "last"]
 
 
+@pytest.mark.chaos
 def test_countdown_above_the_visibility_timeout_runs_once(broker: BrokerHarness) -> None:
     broker.start_worker(visibility_timeout=2)
     broker.start_worker(visibility_timeout=2)

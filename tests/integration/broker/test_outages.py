@@ -42,6 +42,7 @@ def test_task_that_ends_in_an_outage_is_acknowledged_later(broker: BrokerHarness
     assert worker.alive
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
 def test_task_that_ends_in_a_long_outage_runs_once(broker: BrokerHarness, pool: str) -> None:
     # Given two workers and a task that ends while Redis is away for longer than the visibility timeout
@@ -69,6 +70,7 @@ def test_task_that_ends_in_a_long_outage_runs_once(broker: BrokerHarness, pool: 
     assert count("] received") == count("succeeded") == 1
 
 
+@pytest.mark.chaos
 def test_task_that_outlasts_a_long_outage_runs_once(broker: BrokerHarness) -> None:
     # Given a task that still runs when Redis is there again after the visibility timeout
     worker = broker.start_worker(concurrency=2, visibility_timeout=4)

@@ -68,6 +68,7 @@ def publish_until_rejected(send: Callable[[str], object]) -> int:
     return taken
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("by", ["a worker", "the backend's publisher"])
 def test_published_messages_survive_a_kill_of_the_broker(rabbit: RabbitMQ, by: str) -> None:
     # Given a publisher that publishes without a pause

@@ -9,7 +9,7 @@ import pytest
 from tests.integration.broker.broker_harness import BrokerHarness
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
+@pytest.mark.parametrize("pool", ["threads", pytest.param("prefork", marks=pytest.mark.chaos)])
 def test_countdown_runs_in_time_while_a_worker_drains(broker: BrokerHarness, pool: str) -> None:
     # Given a worker with a message that is delayed and a task that runs for longer
     first = broker.start_worker(pool=pool, concurrency=1, visibility_timeout=30)

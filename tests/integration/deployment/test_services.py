@@ -12,7 +12,7 @@ from tests.integration.deployment.compose import services
 from tests.integration.deployment.containers import Containers, containers, why_not_here
 from worker.sandbox import wait_for
 
-pytestmark = [pytest.mark.deployment, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.deployment, pytest.mark.timeout(1200)]
 
 WORKERS = ("deploy", "to_task", "annotate", "logs", "control")
 MAX_RUN_SECONDS = 400

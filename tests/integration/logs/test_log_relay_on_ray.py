@@ -14,7 +14,7 @@ from shared.publisher import Publisher
 from tests.integration.ray_client.jobs import JOBS, Cluster, printed
 from worker.sandbox import Sandbox
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(180), pytest.mark.ray]
 
 PRINTED = {
     "steady": ("ended", [f"step {number}" for number in range(5)]),

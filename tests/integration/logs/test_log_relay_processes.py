@@ -58,6 +58,7 @@ def test_another_relay_takes_over_ten_seconds_after_a_kill(harness: LogRelayHarn
         assert [entry["seq"] for entry in listener.entries] == list(range(1, len(listener.entries) + 1))
 
 
+@pytest.mark.chaos
 def test_relay_continues_when_the_agent_is_restarted(harness: LogRelayHarness) -> None:
     # Given a relay that tails logs
     names = {f"600-100-0-succeeded-{protocol}": 600 for protocol in ("stream", "websocket")}

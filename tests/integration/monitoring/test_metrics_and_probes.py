@@ -90,6 +90,7 @@ def connections(harness: ProxiedHarness) -> int:
     return sum(each.raddr != () and each.raddr[1] == number for each in open_ones)
 
 
+@pytest.mark.slow
 @pytest.mark.redis_queues("with RabbitMQ most of them are elsewhere")
 def test_an_idle_worker_has_few_connections(harness: ProxiedHarness, port: int) -> None:
     # Given a worker that has worked on all of its threads, and does what one of all workers does
@@ -196,6 +197,7 @@ def test_doctor_names_a_queue_that_nobody_knows(harness: ProxiedHarness) -> None
     harness.redis.delete("to_tasks")
 
 
+@pytest.mark.slow
 def test_two_workers_of_a_host_share_the_port(harness: ProxiedHarness, port: int) -> None:
     # Given a second worker with the same port
     other = harness.sandbox.start_worker(

@@ -216,6 +216,7 @@ def test_failed_run_has_its_cleaned_error(harness: ProxiedHarness, receiver: Otl
     assert token.encode() not in b"".join(receiver.bodies)
 
 
+@pytest.mark.slow
 def test_run_of_a_killed_worker_goes_on_in_the_same_trace(
     harness: ProxiedHarness, receiver: OtlpReceiver
 ) -> None:
@@ -272,6 +273,7 @@ def test_context_is_one_small_field_of_the_run(harness: ProxiedHarness, receiver
     assert (len(stored), stored.split("-")[1]) == (55, trace)
 
 
+@pytest.mark.slow
 def test_receiver_that_is_down_costs_a_run_nothing(harness: ProxiedHarness) -> None:
     # Given nobody at the endpoint
     with worker(harness, f"http://127.0.0.1:{free_port()}") as process:
@@ -292,7 +294,9 @@ def test_receiver_that_is_down_costs_a_run_nothing(harness: ProxiedHarness) -> N
     assert "Traceback" not in log
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork", "solo"])
+@pytest.mark.parametrize(
+    "pool", ["threads", *(pytest.param(pool, marks=pytest.mark.slow) for pool in ("prefork", "solo"))]
+)
 def test_last_spans_are_sent_when_a_worker_ends(
     harness: ProxiedHarness, receiver: OtlpReceiver, tmp_path: Path, pool: str
 ) -> None:

@@ -138,6 +138,7 @@ def test_only_a_task_that_ends_the_process_fails(platform: BadPlugins) -> None:
     assert alone in ([[2]], [[2], [2]])
 
 
+@pytest.mark.chaos
 def test_only_a_task_with_too_large_an_answer_fails(platform: BadPlugins) -> None:
     project = platform.bad_project(4, lambda number: "large" if number == 2 else "good")
 

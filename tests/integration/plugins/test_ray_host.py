@@ -78,6 +78,7 @@ def remove(cluster: RayCluster, *names: str) -> None:
     wait_for(lambda: not any(cluster.state(name).exists for name in names), 60, f"removal of {names}")
 
 
+@pytest.mark.ray
 def test_releases_with_the_same_package_serve_their_own_code(
     ray_host: RayHost, store: PluginStore, cluster: RayCluster, ray_cluster: LocalRay
 ) -> None:
@@ -156,6 +157,7 @@ def test_reason_of_a_failure_is_only_the_authors(
     remove(cluster, "apple@1.0.0")
 
 
+@pytest.mark.ray
 def test_dead_actor_of_conversions_is_replaced(ray_host: RayHost, store: PluginStore) -> None:
     def convert(code: str, *items: Any) -> Any:
         release = store.get(f"{code}@1.0.0")
@@ -238,6 +240,7 @@ def test_a_call_finds_the_process_of_a_warm_up(ray_host: RayHost, store: PluginS
     assert processes() == [process]
 
 
+@pytest.mark.ray
 def test_a_new_start_of_serve_is_noticed(
     ray_host: RayHost, store: PluginStore, cluster: RayCluster, ray_cluster: LocalRay
 ) -> None:
@@ -269,6 +272,7 @@ def test_address_without_a_listener_fails_at_once() -> None:
     assert time.monotonic() - started < 5
 
 
+@pytest.mark.ray
 def test_what_runs_is_pinned_though_its_release_is_another(
     ray_host: RayHost, store: PluginStore, cluster: RayCluster, connection: RayConnection, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from worker.platform import (
     ValidationError,
 )
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(180), pytest.mark.ray]
 
 COLOURS = ["\x1b[31m빨강\x1b[0m 🙂", 'data: {"type": "complete"}', "", '{"loss": 0.1}']
 

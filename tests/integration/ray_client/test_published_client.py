@@ -14,7 +14,7 @@ from tests.integration.ray_client.jobs import Cluster, printed
 from tests.integration.ray_client.published_client import python_of_published_client
 from worker.platform import AgentClient, NotFoundError, ValidationError
 
-pytestmark = [pytest.mark.sdk, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.sdk, pytest.mark.timeout(900)]
 
 MAX_LINE_BYTES = 10_240
 """The published client leaves longer lines out; this project's client cuts them."""

@@ -14,6 +14,7 @@ CHUNK = 50
 """The harness's worker has chunks of so many tasks, and four requests in flight."""
 
 
+@pytest.mark.slow
 @pytest.mark.redis_queues("a worker leaves there what it cannot begin")
 def test_processes_share_the_chunks_of_a_run(harness: ProxiedHarness) -> None:
     # Given a second worker process

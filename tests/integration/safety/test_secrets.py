@@ -306,6 +306,7 @@ def start_runs_with_hostile_pre_processors(
     return jobs
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3 * WAIT_SECONDS)
 def test_no_secret_leaves_the_worker(
     own_harness: ProxiedHarness, redirect_target: tuple[str, list[str]]

@@ -81,6 +81,7 @@ def test_missing_command_is_an_error(tmp_path: Path) -> None:
         start_process("nothing", ["/nonexistent/command"], log=tmp_path / "log")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_no_process_outlives_a_killed_owner(tmp_path: Path, number: signal.Signals) -> None:
     owner = tmp_path / "owner.py"

@@ -11,7 +11,7 @@ import pytest
 
 from worker.sandbox import Sandbox, wait_for
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
 APPLICATION = textwrap.dedent("""
     import ray

@@ -37,6 +37,7 @@ def assert_by_file(done: dict[str, Any]) -> None:
     assert done["events"].count(["metric", metric]) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # the first time the environment is made
 def test_a_generated_to_task_annotates_by_file() -> None:
     assert_by_file(run("by_file", 120)["to_task"])

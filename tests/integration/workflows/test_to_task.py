@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from shared.channels import logs_history
 from tests.integration.workflows.ray_harness import RayHarness
 
@@ -95,6 +97,7 @@ def test_many_runs_dispatch_an_absent_pre_processor_once(harness: RayHarness) ->
     assert harness.dispatch_count("echo") - before == 1
 
 
+@pytest.mark.ray
 def test_a_pre_processor_that_cannot_start_fails_its_runs(harness: RayHarness) -> None:
     # Given a pre-processor whose constructor raises, and a cluster that has a CPU for it
     if "echo@2.0.0" in harness.serve_applications():

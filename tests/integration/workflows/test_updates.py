@@ -60,7 +60,6 @@ class Load:
                     self.lost.append(f"{type(error).__name__}: {error}")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "updates", [pytest.param(3, marks=pytest.mark.ray), pytest.param(20, marks=pytest.mark.chaos)]
@@ -96,7 +95,6 @@ def test_no_request_is_lost_over_updates(harness: RayHarness, store: Path, updat
 
 
 @pytest.mark.ray
-@pytest.mark.slow
 def test_an_application_is_rolled_back_and_removed(harness: RayHarness, store: Path) -> None:
     # Given an application that was updated with code that answers differently
     name = "rolled@1.0.0"

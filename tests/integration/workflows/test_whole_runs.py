@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 import httpx
+import pytest
 
 from shared.channels import logs_history
 from tests.integration.workflows.ray_harness import RayHarness
@@ -89,6 +90,7 @@ def test_a_stop_ends_the_ray_job(harness: RayHarness) -> None:
     log_of(harness, job)
 
 
+@pytest.mark.ray
 def test_a_deployment_with_an_execute_of_its_own(harness: RayHarness) -> None:
     # When the author's execute deploys
     job = harness.deploy(WHOLE, num_cpus=0.1)
