@@ -50,7 +50,7 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doctor:
 
 @pytest.mark.parametrize("keyprefix", ["", "staging:"])
 def test_messages_left_in_the_redis_are_a_warning(redis: fakeredis.FakeRedis, keyprefix: str) -> None:
-    # Given messages that wait, also of an agent and with a priority, one that is delayed, and ones that are held
+    # Given messages that wait, also of an agent and with a priority, a delayed one, and held ones
     redis.lpush(f"{keyprefix}to_task", "a", "b")
     redis.lpush(f"{keyprefix}to_task\x06\x169", "c")
     redis.lpush(f"{keyprefix}deploy.7", "a")
@@ -117,13 +117,13 @@ def test_redis_that_cannot_be_asked_is_no_fault_of_the_queue(doctor: Doctor, url
     assert doctor(REDIS_URL=url) == ["✓ queue: connected to RabbitMQ 4.1.0"]
 
 
-def test_redis_that_is_lost_meanwhile_is_no_fault_of_the_queue(
+def test_redis_that_goes_meanwhile_is_no_fault_of_the_queue(
     redis: fakeredis.FakeRedis, monkeypatch: pytest.MonkeyPatch, doctor: Doctor
 ) -> None:
-    def lost(*_: object) -> dict[str, int]:
+    def unavailable(*_: object) -> dict[str, int]:
         raise RedisConnectionError("Connection closed by server.")
 
     monkeypatch.setattr(RedisUrl, "client", lambda *_, **__: redis)
-    monkeypatch.setattr(rabbitmq_check, "waiting_messages", lost)
+    monkeypatch.setattr(rabbitmq_check, "waiting_messages", unavailable)
 
     assert doctor() == ["✓ queue: connected to RabbitMQ 4.1.0"]
