@@ -12,6 +12,9 @@ from shared.redis_url import is_redis_url, read_redis_url
 REDIS_TIMEOUTS = {"socket_connect_timeout": 4, "socket_timeout": 5}
 """Seconds. Without them a Redis that accepts a connection and never answers blocks the publisher forever."""
 
+PRIORITIES = range(10)
+"""Those that a message may have on Redis."""
+
 CONFIRM_TIMEOUT_SECONDS = 5
 """How long RabbitMQ may take to confirm that it has stored the message."""
 

@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from shared import Message, Publisher
+from shared.publisher import PRIORITIES
 from shared.redis_url import is_redis_url, read_redis_url
 from worker import tracing
 from worker.platform import clean, redact, register_secrets
@@ -165,7 +166,9 @@ def fail_on_redis_error(error: RedisError) -> NoReturn:
 Priority = Annotated[
     int | None,
     typer.Option(
-        min=0, max=9, help="Of the run's messages: on Redis 0, the default, is the most urgent, 9 the least."
+        min=PRIORITIES[0],
+        max=PRIORITIES[-1],
+        help="Of the run's messages: on Redis 0, the default, is the most urgent, 9 the least.",
     ),
 ]
 

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 from shared import Message, Publisher, StopMessage
+from shared.publisher import PRIORITIES
 from shared.statuses import JobStatus
 from shared.validation import unknown_parameters
 from worker.console.access import Guard
@@ -197,16 +198,20 @@ class Console:
     async def _retry(self, request: Request) -> Response:
         """The body is a JSON object with `new_job`, the backend's id of the job that retries the run.
 
-        It may have the options of the command `retry`: `plugin`, `skip_annotated` and `dry_run`.
+        It may have the options of the command `retry`: `plugin`, `skip_annotated`, `dry_run` and `priority`.
         """
         job, body = _job(request), _json_object(await _limited_body(request))
         if body is None or "new_job" not in body:
             return _problem(400, "the body must be a JSON object with new_job")
-        if mistake := unknown_parameters(body, ("new_job", *RETRY_OPTIONS)):
+        if mistake := unknown_parameters(body, ("new_job", *RETRY_OPTIONS, "priority")):
             return _problem(400, mistake)
-        return await asyncio.to_thread(self._publish_retry, job, **body)
+        try:
+            priority = _priority(body.pop("priority", None))
+        except ValueError as error:
+            return _problem(400, str(error))
+        return await asyncio.to_thread(self._publish_retry, job, priority, **body)
 
-    def _publish_retry(self, job: str, new_job: object, **options: object) -> Response:
+    def _publish_retry(self, job: str, priority: int | None, new_job: object, **options: object) -> Response:
         try:
             message = retry_message(self._redis, job, new_job, **options)
             check_job_is_free(self._redis, message.job)
@@ -214,7 +219,7 @@ class Console:
             status = {RetryProblem.NOT_KEPT: 404, RetryProblem.INVALID: 422}.get(error.problem, 409)
             detail = f"{error}. {error.hint}".strip()
             return JSONResponse({"detail": detail, "problem": error.problem}, status)
-        self._publish(message)
+        self._publish(message, priority)
         return JSONResponse({"job": message.job})
 
     async def _replay(self, request: Request) -> Response:
@@ -234,9 +239,9 @@ class Console:
         dropped = await asyncio.to_thread(DeadLetters(self._redis).drop, request.path_params["id"])
         return JSONResponse({"dropped": True}) if dropped else _problem(404, "there is no such dead letter")
 
-    def _publish(self, message: Message) -> None:
+    def _publish(self, message: Message, priority: int | None = None) -> None:
         with Publisher(self._broker_url) as publisher:
-            publisher.publish(message)
+            publisher.publish(message, priority=priority)
 
 
 def _job(request: Request) -> str:
@@ -262,6 +267,13 @@ def _json_object(body: bytes) -> dict[str, object] | None:
     except (ValueError, RecursionError):  # the latter where it is nested too deeply
         return None
     return content if isinstance(content, dict) else None
+
+
+def _priority(value: object) -> int | None:
+    """As a message has it; raises `ValueError` for what is none. True is an integer, and no priority."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value in PRIORITIES):
+        return value
+    raise ValueError(f"priority must be a whole number from {PRIORITIES[0]} to {PRIORITIES[-1]}")
 
 
 def _problem(status: int, detail: str) -> Response:

@@ -33,6 +33,16 @@ def stored_field(
     return field(default=default, metadata={STORED: StoredField(name, decode, encode)})
 
 
+def stored_json(value: object) -> str:
+    """JSON that takes little memory: an escaped character of Korean is twice as long as the character."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which only an escape can write
+        return json.dumps(value, separators=(",", ":"))
+    return text
+
+
 @dataclass(frozen=True)
 class RunState:
     """The base class of states. A subclass is a frozen dataclass all of whose fields have defaults.
@@ -59,7 +69,7 @@ class RunState:
             if value != getattr(self, name):
                 content = how.encode(value) if how.encode and value is not None else value
                 # It may hold the answer of a service, which may repeat a token that was sent.
-                texts[how.name] = json.dumps(mask_secrets(content), separators=(",", ":"))
+                texts[how.name] = stored_json(mask_secrets(content))
         return texts
 
 

@@ -39,7 +39,7 @@ from worker.runs.model import (
     reading_record,
 )
 from worker.runs.scripts import run_scripts
-from worker.runs.state import RunState, StoredState
+from worker.runs.state import RunState, StoredState, stored_json
 
 S = TypeVar("S", bound=RunState)
 
@@ -122,7 +122,7 @@ class RunStore:
         answer = self._scripts.run(
             "accept",
             [run_key(job), job_key(job), keys.stop_key(job)],
-            json.dumps({"task": message.task, "kwargs": content}, separators=(",", ":")),
+            stored_json({"task": message.task, "kwargs": content}),
             message.action,
             message.plugin,
             queue,

@@ -8,7 +8,7 @@ import fakeredis
 import pytest
 from httpx import Response
 
-from shared.messages import ToTaskMessage
+from shared.messages import Message, ToTaskMessage
 from shared.statuses import JobStatus
 from tests.unit.console.browser import Browser
 from tests.unit.runs.example_workflow import FIRST
@@ -27,10 +27,21 @@ TOKEN = "a-token-of-some-length"
 
 
 @pytest.fixture
-def published(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def priorities() -> list[int | None]:
+    """Those of what the page publishes."""
+    return []
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch, priorities: list[int | None]) -> list[Any]:
     """What the page publishes."""
     published: list[Any] = []
-    monkeypatch.setattr(server.Publisher, "publish", lambda _, message: published.append(message))
+
+    def publish(_: object, message: Message, *, priority: int | None) -> None:
+        published.append(message)
+        priorities.append(priority)
+
+    monkeypatch.setattr(server.Publisher, "publish", publish)
     return published
 
 
@@ -186,6 +197,37 @@ def test_retry_has_the_options_of_the_command(
     # Then the message says so, and without options it is as the run's was
     found = [(each.plugin, each.skip_annotated, each.dry_run) for each in published]
     assert found == [("digits@1.0.1", True, True), ("digits@1.0.0", False, False)]
+
+
+@pytest.mark.parametrize(
+    ("option", "priority"),
+    [({}, None), ({"priority": None}, None), ({"priority": 0}, 0), ({"priority": 9}, 9)],
+)
+@pytest.mark.usefixtures("published")
+def test_retry_is_published_with_its_priority(
+    browser: Browser,
+    redis: fakeredis.FakeRedis,
+    runs: Runs,
+    priorities: list[int | None],
+    option: dict[str, object],
+    priority: int | None,
+) -> None:
+    add_failed_run(redis, runs, "7", 5)
+
+    assert retry(browser, "7", {"new_job": "8", **option}).status_code == 200
+    assert priorities == [priority]
+
+
+@pytest.mark.parametrize("value", [-1, 10, 10**400, 6.0, float("nan"), "6", "", True, False, [6], {}])
+def test_what_is_no_priority_of_a_retry_is_an_error(
+    browser: Browser, redis: fakeredis.FakeRedis, runs: Runs, published: list[Any], value: object
+) -> None:
+    add_failed_run(redis, runs, "7", 5)
+
+    answer = retry(browser, "7", {"new_job": "8", "priority": value})
+
+    assert (answer.status_code, published) == (400, [])
+    assert answer.json()["detail"] == "priority must be a whole number from 0 to 9"
 
 
 @pytest.mark.parametrize(

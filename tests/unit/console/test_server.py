@@ -197,7 +197,7 @@ def test_unknown_job_is_not_found(new_console: Callable[..., Console], job: str)
 
 def test_stop_is_published(new_console: Callable[..., Console], monkeypatch: pytest.MonkeyPatch) -> None:
     published: list[Any] = []
-    monkeypatch.setattr(server.Publisher, "publish", lambda _, message: published.append(message))
+    monkeypatch.setattr(server.Publisher, "publish", lambda _, message, **__: published.append(message))
 
     answer = Browser(new_console().app).post("/api/runs/42/stop", headers=ACTION)
 

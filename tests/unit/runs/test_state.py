@@ -1,5 +1,6 @@
 """What steps leave for each other: typed, stored field by field, readable by other versions."""
 
+import json
 from dataclasses import dataclass, replace
 
 import pytest
@@ -43,6 +44,20 @@ def test_field_is_stored_as_json_under_its_stored_name(runs: Runs, run: Run, red
     runs.store.update_state(typed, replace(typed.state, tries=2))
 
     assert redis.hget(run_key("42"), "finding:attempts") == "2"
+
+
+@pytest.mark.parametrize("text", ["손글씨 숫자 분류기", 'é\0"\\\x7f', "half a pair \ud83d", "한 \udc80"])
+def test_text_is_stored_as_short_as_it_can_be_and_read_again(
+    runs: Runs, run: Run, redis: FakeRedis, text: str
+) -> None:
+    typed = DEPLOY.typed(run)
+
+    runs.store.update_state(typed, replace(typed.state, application={"name": text}))
+
+    stored = redis.hget(run_key("42"), "finding:application")
+    assert DEPLOY.typed(runs.store.load("42")).state.application == {"name": text}
+    assert len(stored.encode()) <= len(json.dumps({"name": text}))
+    assert ("손글씨" in stored) == ("손글씨" in text)
 
 
 def test_only_fields_that_changed_are_written(runs: Runs, run: Run) -> None:

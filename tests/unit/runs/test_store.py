@@ -7,7 +7,7 @@ import pytest
 from fakeredis import FakeRedis
 
 from shared.channels import job_key
-from shared.messages import DeployMessage
+from shared.messages import DeployMessage, ToTaskMessage
 from shared.statuses import JobStatus
 from tests.harness.in_process_worker import InProcessWorker
 from tests.unit.runs.example_workflow import FIRST, report
@@ -29,6 +29,17 @@ def test_message_is_accepted_once(runs: Runs, deploy: DeployMessage) -> None:
         Acceptance.KNOWN,
         Acceptance.KNOWN,
     ]
+
+
+def test_message_in_korean_takes_no_more_than_its_characters(runs: Runs, redis: FakeRedis) -> None:
+    name = "가을 사진 첫 번째 자동 라벨링"
+    params = {"name": name, "project": 1, "agent": 1, "target_specification_name": "label_1"}
+    message = ToTaskMessage.model_validate({"job": "43", "plugin": "digits@1.0.0", "params": params})
+
+    runs.store.accept(message, "to_task")
+
+    assert name in redis.hget(run_key("43"), RunField.MESSAGE)
+    assert runs.store.load("43").message == message
 
 
 def test_second_message_changes_nothing(runs: Runs, run: Run) -> None:

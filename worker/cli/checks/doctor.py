@@ -184,11 +184,18 @@ def _check_queue(settings: Settings, report: Report) -> str:
     if is_redis_url(settings.broker_url):
         return _check_server("queue", settings.broker_url, QUEUES, report)
     connected = _connect_to_broker(settings.broker_url)
-    report.add_all("queue", left_in_redis(settings.redis_url))
+    _warn_of_left_messages(settings.redis_url, report)
     with Connection(settings.broker_url, connect_timeout=CONNECT_TIMEOUT_SECONDS) as connection:
         if connection.transport.driver_type == "amqp":
             report.add_all("queue", missing_rights(connection))
     return f"connected to {connected}"
+
+
+def _warn_of_left_messages(url: str, report: Report) -> None:
+    address = read_redis_url(url)
+    # The check of Redis says what is wrong with it, and its user may have no right to queues.
+    with contextlib.suppress(RedisError, *BAD_ADDRESS_ERRORS), address.client(**TIMEOUTS) as redis:
+        report.add_all("queue", left_in_redis(redis, address.global_keyprefix))
 
 
 def _connect_to_broker(url: str) -> str:

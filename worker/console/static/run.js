@@ -153,6 +153,7 @@ function retryForm(path) {
   const plugin = h("input", { id: "retry-plugin", autocomplete: "off", maxlength: 200, placeholder: t("sameRelease") });
   const skipAnnotated = h("input", { type: "checkbox", id: "retry-skip" });
   const dryRun = h("input", { type: "checkbox", id: "retry-dry" });
+  const priority = h("input", { id: "retry-priority", type: "number", min: 0, max: 9, "aria-describedby": "retry-priority-hint" });
   const said = h("p", { class: "said", role: "status" });
   let isSending = false;
   const send = async (event) => {
@@ -160,7 +161,10 @@ function retryForm(path) {
     if (isSending) return;
     isSending = true;
     const number = job.value.trim();
-    const options = { plugin: plugin.value.trim() || null, skip_annotated: skipAnnotated.checked, dry_run: dryRun.checked };
+    const options = {
+      plugin: plugin.value.trim() || null, skip_annotated: skipAnnotated.checked, dry_run: dryRun.checked,
+      priority: priority.value === "" ? null : Number(priority.value),
+    };
     try {
       const sent = await act(`${path}/retry`, { new_job: number, ...options });
       const words = t(dryRun.checked ? "retriedDry" : "retried");
@@ -176,8 +180,10 @@ function retryForm(path) {
     h("div", { class: "filters" },
       h("label", { for: "new-job" }, t("newJob")), job,
       h("label", { for: "retry-plugin" }, t("retryRelease")), plugin,
+      h("label", { for: "retry-priority" }, t("priority")), priority,
       h("label", { class: "check", for: "retry-skip" }, skipAnnotated, t("skipAnnotated")),
       h("label", { class: "check", for: "retry-dry" }, dryRun, t("dryRun")),
       h("button", {}, t("retry"))),
-    h("p", { class: "note", id: "retry-hint" }, t("retryHint")), said);
+    h("p", { class: "note", id: "retry-hint" }, t("retryHint")),
+    h("p", { class: "note", id: "retry-priority-hint" }, t("priorityHint")), said);
 }
