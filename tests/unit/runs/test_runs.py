@@ -19,6 +19,7 @@ from worker.testing import FakeBackend
 
 SPREAD = DEPLOY.step("to_task.spread", 20, queue="annotate")
 PART = DEPLOY.step("to_task.part", 20, queue="parts", has_parts=True)
+LAST = DEPLOY.step("to_task.last", 30)
 
 
 Eventually = Callable[[Callable[[], object]], None]
@@ -103,6 +104,23 @@ def test_a_run_whose_parts_are_dispatched_stands_at_their_step(
     assert redis.hget("synapse:jobs:{42}", "step") == "to_task.spread"
     late = runs.store.claim_step("42", FIRST, "", "late", 5, 0, False)
     assert late.status is ClaimStatus.SUPERSEDED
+
+
+def test_a_run_whose_parts_are_done_already_does_not_move_back(
+    runs: Runs, run: Run, redis: FakeRedis
+) -> None:
+    # Given a step that has published its parts, on a broker that is another Redis than that of the runs
+    begun = runs.store.claim_step("42", FIRST, "", "me", 5, 0, False).run
+    assert begun is not None
+    assert begun.lease is not None
+
+    # When the parts are done and the step after them begins before the first one has ended
+    runs.store.claim_step("42", LAST, "", "other", 5, 0, False)
+    assert runs.store.end_step("42", begun.lease, 0.0, None, SPREAD)
+
+    # Then the run stands at the last one
+    assert redis.hget("synapse:jobs:{42}", "step") == LAST.name
+    assert runs.store.load("42").position == LAST.position
 
 
 def test_an_ended_run_does_not_move_on(runs: Runs, run: Run, redis: FakeRedis) -> None:
