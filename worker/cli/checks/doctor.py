@@ -184,7 +184,9 @@ def _check_queue(settings: Settings, report: Report) -> str:
     if is_redis_url(settings.broker_url):
         return _check_server("queue", settings.broker_url, QUEUES, report)
     connected = _connect_to_broker(settings.broker_url)
-    report.add_all("queue", left_in_redis(settings.redis_url))
+    runs = read_redis_url(settings.redis_url)
+    with runs.client(**TIMEOUTS) as redis:
+        report.add_all("queue", left_in_redis(redis, runs.global_keyprefix))
     with Connection(settings.broker_url, connect_timeout=CONNECT_TIMEOUT_SECONDS) as connection:
         if connection.transport.driver_type == "amqp":
             report.add_all("queue", missing_rights(connection))

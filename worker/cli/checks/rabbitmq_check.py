@@ -5,9 +5,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 from kombu.transport import pyamqp
-from redis.exceptions import RedisError
+from redis import Redis, RedisError
 
-from shared.redis_url import read_redis_url
 from worker.broker import Connection
 from worker.broker.config import QUEUES
 from worker.broker.queues import held_messages, waiting_messages
@@ -47,14 +46,13 @@ def missing_rights(connection: Connection) -> Iterator[Finding]:
             yield Finding(f"the user lacks the right to {right} {', '.join(names)}: {_PAGE}")
 
 
-def left_in_redis(url: str) -> Iterator[Finding]:
+def left_in_redis(redis: "Redis", keyprefix: str = "") -> Iterator[Finding]:
     """What lies in the worker's queues in the Redis of the runs, from when that was the broker."""
-    address = read_redis_url(url)
     # The check of Redis says what is wrong with it, and its user may have no right to queues.
-    with suppress(RedisError), address.client() as redis:
-        left = waiting_messages(redis, address.global_keyprefix)
+    with suppress(RedisError):
+        left = waiting_messages(redis, keyprefix)
         counts = {f"in {name} of": count for name, count in left.items() if name.split(".")[0] in QUEUES}
-        counts["unacknowledged in"] = held_messages(redis, address.global_keyprefix)
+        counts["unacknowledged in"] = held_messages(redis, keyprefix)
         for where, count in counts.items():
             if count:
                 lie = "1 message lies" if count == 1 else f"{count} messages lie"
