@@ -13,7 +13,7 @@ from tests.harness.in_process_worker import RecordingPublisher, RecordingReports
 from tests.unit.conftest import Clock
 from tests.unit.runs.example_workflow import DEPLOY, FIRST, advance, end_by_an_older_worker, report
 from worker.runs.keys import heartbeats_key
-from worker.runs.model import STOPPED, ClaimStatus, Continue, Dispatch, End, Run
+from worker.runs.model import STOPPED, ClaimStatus, Continue, ContinueInParts, End, Run
 from worker.runs.runs import Runs, recover_run
 from worker.testing import FakeBackend
 
@@ -76,7 +76,7 @@ def dispatch_two_parts(runs: Runs) -> bool:
     run = runs.store.claim_step("42", FIRST, "", "me", 5, 0, False).run
     assert run is not None
     return runs.continue_with(
-        run, Dispatch(SPREAD, [Continue(PART, {"part": 0}), Continue(PART, {"part": 1})])
+        run, ContinueInParts(SPREAD, [Continue(PART, {"part": 0}), Continue(PART, {"part": 1})])
     )
 
 
@@ -130,7 +130,7 @@ def test_an_ended_run_does_not_move_on(runs: Runs, run: Run, redis: FakeRedis) -
     runs.finish("42", STOPPED)
 
     # When the step dispatches parts
-    runs.continue_with(begun, Dispatch(SPREAD, [Continue(PART)]))
+    runs.continue_with(begun, ContinueInParts(SPREAD, [Continue(PART)]))
 
     # Then its record shows where it was stopped
     assert redis.hget("synapse:jobs:{42}", "step") == "deploy.first"

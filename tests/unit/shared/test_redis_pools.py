@@ -184,9 +184,10 @@ def test_who_shares_nothing_lets_nobody_share(pool: Pool, monkeypatch: pytest.Mo
 
 def test_a_forked_process_shares_anew(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a process that was forked while another thread used the shared connection
+    child = os.getpid() + 1
     with sharing_connections():
         pool.get_connection()
-        monkeypatch.setattr(os, "getpid", lambda pid=os.getpid(): pid + 1)
+        monkeypatch.setattr(os, "getpid", lambda: child)
 
         # When it uses the pool
         connection = pool.get_connection()
