@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from amqp.exceptions import AccessRefused, NotFound, PreconditionFailed
+from amqp.exceptions import ChannelError, NotFound, PreconditionFailed, error_for_code
 from fakeredis import FakeRedis
 
 from worker.broker.keys import unacked_key
@@ -20,7 +20,7 @@ class FakeChannel:
         if passive:
             raise NotFound(f"queue '{queue}' has crashed and failed to restart")
         if queue == self._denied:
-            raise AccessRefused(f"access to queue '{queue}' refused")
+            raise error_for_code(403, f"no access to queue '{queue}'", (50, 10), ChannelError)
         raise PreconditionFailed("invalid type 'signedint' for arg 'x-dead-letter-exchange'")
 
     def queue_delete(self, queue: str, **_: Any) -> None:
