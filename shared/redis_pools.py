@@ -57,23 +57,31 @@ class _KeepsFew:
         super().reset()  # type: ignore[misc]
 
     def get_connection(self, *args: Any, **options: Any) -> Any:
-        shares = getattr(_thread, "is_sharing", False) and self._sharing.acquire(timeout=SHARED_WAIT_SECONDS)
+        self._checkpid()  # type: ignore[attr-defined]  # a forked process begins with a lock of its own
+        sharing = self._sharing
+        shares = getattr(_thread, "is_sharing", False) and sharing.acquire(timeout=SHARED_WAIT_SECONDS)
         try:
             connection = super().get_connection(*args, **options)  # type: ignore[misc]
         except BaseException:
             if shares:
-                self._sharing.release()
+                sharing.release()
             raise
         if shares:
             self._shared = connection
         return connection
 
     def release(self, connection: Any) -> None:
+        self._checkpid()  # type: ignore[attr-defined]
         now = connection.released_at = time.monotonic()
-        super().release(connection)  # type: ignore[misc]
-        if connection is self._shared:
+        sharing, was_shared = self._sharing, connection is self._shared
+        if was_shared:
+            # Before the pool has it back, and a thread that shares nothing may get and release it, too.
             self._shared = None
-            self._sharing.release()
+        try:
+            super().release(connection)  # type: ignore[misc]
+        finally:
+            if was_shared:
+                sharing.release()
         if now >= self._next_look:
             self._next_look = now + LOOK_SECONDS
             self._close_idle(now - IDLE_SECONDS)

@@ -136,7 +136,7 @@ class _Metrics:
 
 OUTCOMES: Final = {
     "Continue": "continued",
-    "Dispatch": "continued",
+    "ContinueInParts": "continued",
     "Reschedule": "rescheduled",
     "Retry": "retried",
     "Finish": "ended",

@@ -100,8 +100,11 @@ class Queues:
         return held_messages(self._redis, self._keyprefix)
 
     def disconnect(self) -> None:
-        """Keep no connection until somebody asks again, which may be in a minute or never."""
-        self._redis.connection_pool.disconnect()
+        """Keep no connection until somebody asks again, which may be in a minute or never.
+
+        Other threads may be asking: theirs stays.
+        """
+        self._redis.connection_pool.disconnect(inuse_connections=False)
 
     def stats(self) -> dict[str, object]:
         """Their lengths, for `inspect stats`. Flower's own page of the broker reads lists alone, so neither

@@ -69,7 +69,7 @@ class Locks:
 
     @contextmanager
     def repeating(self, function: Callable[[], None]) -> Iterator[None]:
-        """Call `function`, which may raise `RedisError`, as often as a lock is renewed, until the block ends.
+        """Call `function` as often as a lock is renewed, until the block ends; what it raises is logged.
 
         One call may still be under way then.
         """
@@ -135,7 +135,8 @@ class Locks:
                 try:
                     if not key or self._scripts.run("renew_lock", [key], token, int(self.seconds * 1000)):
                         on_renewal()
-                except RedisError as error:
+                except Exception as error:
+                    # Of any kind: one that ended this thread would let all other locks expire, too.
                     log.warning("lock not renewed", key=key or None, error_type=type(error).__name__)
             with suppress(RedisError):
                 self.release_overdue()

@@ -82,10 +82,10 @@ class Continue:
 
 
 @dataclass(frozen=True)
-class Dispatch:
+class ContinueInParts:
     """The messages of all `parts` are published, and the run stands at `step`, which has none of its own.
 
-    The last part publishes what follows. The sweep publishes `step`, which must dispatch again what is left.
+    The last part publishes what follows. The sweep publishes `step`, which must publish again what is left.
     """
 
     step: Step
@@ -119,7 +119,7 @@ class Suspend:
     """The run's next message is published from elsewhere: by its waiting list, or by the last chunk."""
 
 
-Outcome = Continue | Dispatch | Reschedule | Finish | Suspend
+Outcome = Continue | ContinueInParts | Reschedule | Finish | Suspend
 
 
 class RunFailedError(RuntimeError):

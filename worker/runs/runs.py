@@ -19,8 +19,8 @@ from worker.runs.model import (
     ENDED_RUNS_SECONDS,
     AnyRun,
     Continue,
+    ContinueInParts,
     DamagedRunError,
-    Dispatch,
     End,
     Step,
     UnknownRunError,
@@ -166,14 +166,14 @@ class Runs:
         if (progress or metrics) and self.progress.set_plugin_values(job, progress, metrics):
             self.on_report_due(job, SECONDS_BETWEEN_PATCHES)
 
-    def continue_with(self, run: AnyRun, outcome: Continue | Dispatch) -> bool:
+    def continue_with(self, run: AnyRun, outcome: Continue | ContinueInParts) -> bool:
         """Publish the message of the next step, or those of parts; whether this step's lock is released.
 
         Where the queues are in the same Redis, one script does all of it. When the lock was lost, another
         delivery may do the same; the message is published nevertheless, and its claim sorts that out.
         """
         countdown, stands_at = 0.0, None
-        if isinstance(outcome, Dispatch):
+        if isinstance(outcome, ContinueInParts):
             following, stands_at = outcome.parts, outcome.step
         else:
             following, countdown = [outcome], min(outcome.countdown, self.timing.max_countdown)

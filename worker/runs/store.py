@@ -35,6 +35,7 @@ from worker.runs.model import (
     StoredRun,
     UnknownRunError,
     UnreadableRunError,
+    finite_number,
     kept_seconds,
     reading_record,
 )
@@ -374,10 +375,8 @@ class RunStore:
 
     def seconds_since_change(self, job: str) -> float:
         """Seconds since the run's public record changed; very many where it does not say it."""
-        updated = 0.0
-        with suppress(ValueError):
-            updated = float(self.redis.hget(job_key(job), "updated") or 0)
-        return redis_time(self.redis) - updated
+        updated = finite_number(self.redis.hget(job_key(job), "updated"))
+        return redis_time(self.redis) - (updated or 0.0)
 
     def remember_stop(self, job: str) -> None:
         """Keep a stop that came before its job's message for a day."""

@@ -19,7 +19,7 @@ from worker.pre_processor.shared_requests import SharedRequests
 from worker.pre_processor.waitlist import WaitlistName, pre_processor_of
 from worker.runs.bulkhead import backoff, exponential
 from worker.runs.ends import RunEnd
-from worker.runs.model import Continue, Dispatch, Outcome, Reschedule, Suspend
+from worker.runs.model import Continue, ContinueInParts, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs
 from worker.services import Services
 from worker.to_task.attempt import ChunkPass, FailedAttempt, TaskWork
@@ -129,7 +129,7 @@ def dispatch_chunks(run: ToTaskRun, services: Services) -> Outcome:
     ledger = RedisLedger(services.redis, run.job)
     if ledger.is_complete():
         return Continue(FINALIZE)
-    return Dispatch(SPREAD, list(_next_chunks(run, services.runs, ledger, resend=True).values()))
+    return ContinueInParts(SPREAD, list(_next_chunks(run, services.runs, ledger, resend=True).values()))
 
 
 def publish_chunks(run: ToTaskRun, runs: Runs, ledger: RedisLedger, *, begun: int | None = None) -> None:

@@ -25,8 +25,8 @@ from worker.runs.model import (
     AnyRun,
     ClaimStatus,
     Continue,
+    ContinueInParts,
     DamagedRunError,
-    Dispatch,
     End,
     Finish,
     Lease,
@@ -274,7 +274,7 @@ class StepTask(DeathCountingTask):
     ) -> tuple[bool, Retry | exceptions.Retry | RunFailedError | None]:
         """Whether the step's lock is released by that, and what `retry_as` is to do with its message."""
         match outcome:
-            case Continue() | Dispatch():
+            case Continue() | ContinueInParts():
                 return self.runs.continue_with(run, outcome), None
             case Reschedule():
                 metrics.count_poll(step.name)

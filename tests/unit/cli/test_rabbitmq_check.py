@@ -1,4 +1,4 @@
-"""What `doctor` says of messages that are left in the Redis from when that was the broker."""
+"""What `doctor` says where RabbitMQ is the broker: of the user's rights, and of the Redis of the runs."""
 
 import contextlib
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from typing import Any
 
 import fakeredis
 import pytest
+from amqp.exceptions import ChannelError, NotFound, PreconditionFailed, error_for_code
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError
 from typer.testing import CliRunner
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 from shared.redis_url import RedisUrl
 from worker.cli.checks import doctor as doctor_module
 from worker.cli.checks import rabbitmq_check
-from worker.cli.checks.rabbitmq_check import left_in_redis
+from worker.cli.checks.rabbitmq_check import left_in_redis, missing_rights
 from worker.cli.main import app
 
 HELD = "synapse:broker:held"
@@ -127,3 +128,41 @@ def test_redis_that_goes_meanwhile_is_no_fault_of_the_queue(
     monkeypatch.setattr(rabbitmq_check, "waiting_messages", unavailable)
 
     assert doctor() == ["✓ queue: connected to RabbitMQ 4.1.0"]
+
+
+class FakeChannel:
+    """As much of a channel as the check needs. Its RabbitMQ has no queue, or all of them have crashed."""
+
+    def __init__(self, denied: str) -> None:
+        self._denied = denied
+
+    def queue_declare(self, queue: str, *, passive: bool = False, **_: Any) -> None:
+        if passive:
+            raise NotFound(f"queue '{queue}' has crashed and failed to restart")
+        if queue == self._denied:
+            raise error_for_code(403, f"no access to queue '{queue}'", (50, 10), ChannelError)
+        raise PreconditionFailed("invalid type 'signedint' for arg 'x-dead-letter-exchange'")
+
+    def queue_delete(self, queue: str, **_: Any) -> None:
+        raise AssertionError(f"{queue} is deleted, with its messages if it has crashed")
+
+    def queue_unbind(self, *_: Any) -> None:
+        pass
+
+    def prepare_message(self, *_: Any, **__: Any) -> None:
+        pass
+
+    basic_publish = basic_qos = close = prepare_message
+
+
+def rights_missing(denied: str = "") -> list[str]:
+    connection: Any = SimpleNamespace(channel=lambda: FakeChannel(denied))
+    return [finding.text.partition(":")[0] for finding in missing_rights(connection)]
+
+
+def test_no_queue_is_deleted_to_ask_for_a_right() -> None:
+    assert rights_missing() == []
+
+
+def test_a_queue_that_may_not_be_declared_is_named() -> None:
+    assert rights_missing(denied="annotate") == ["the user lacks the right to configure annotate"]

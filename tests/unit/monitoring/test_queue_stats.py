@@ -41,6 +41,23 @@ def test_stats_without_redis_lack_the_messages(
     assert step.info(None) == {}
 
 
+def test_connections_that_others_use_stay_open(redis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given two threads that ask, such as those of two monitors, one of which is not yet answered
+    closed: list[str] = []
+    pool = redis.connection_pool
+    busy, idle = pool.get_connection(), pool.get_connection()
+    pool.release(idle)
+    monkeypatch.setattr(busy, "disconnect", lambda *_: closed.append("busy"))
+    monkeypatch.setattr(idle, "disconnect", lambda *_: closed.append("idle"))
+
+    # When the other one has its answer
+    Queues(redis, ["deploy"]).stats()
+
+    # Then its connection alone is closed
+    assert closed == ["idle"]
+    pool.release(busy)
+
+
 def test_queues_of_rabbitmq_are_counted_by_rabbitmq(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = SimpleNamespace(broker_url="amqp://rabbit//", worker_agent=None)
     monkeypatch.setattr(redis_metrics, "settings", lambda: settings)

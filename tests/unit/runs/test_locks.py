@@ -41,14 +41,17 @@ def test_lease_is_renewed_also_when_it_follows_another_at_once(
     assert not redis.exists("lock")
 
 
-def test_what_has_no_lock_is_renewed_until_its_block_ends(redis: FakeRedis, eventually: Eventually) -> None:
+@pytest.mark.parametrize("error", [RedisConnectionError("away"), ValueError("damaged")])
+def test_what_has_no_lock_is_renewed_until_its_block_ends(
+    redis: FakeRedis, eventually: Eventually, error: Exception
+) -> None:
     # Given something that fails at first
     locks, calls = Locks(redis, 0.03), []
 
     def renew() -> None:
         calls.append(1)
         if len(calls) == 1:
-            raise RedisConnectionError("away")
+            raise error
 
     # When it is repeated, then that goes on until the block ends
     with locks.repeating(renew):

@@ -13,12 +13,13 @@ from tests.harness.in_process_worker import RecordingPublisher, RecordingReports
 from tests.unit.conftest import Clock
 from tests.unit.runs.example_workflow import DEPLOY, FIRST, advance, end_by_an_older_worker, report
 from worker.runs.keys import heartbeats_key
-from worker.runs.model import STOPPED, ClaimStatus, Continue, Dispatch, End, Run
+from worker.runs.model import STOPPED, ClaimStatus, Continue, ContinueInParts, End, Run
 from worker.runs.runs import Runs, recover_run
 from worker.testing import FakeBackend
 
 SPREAD = DEPLOY.step("to_task.spread", 20, queue="annotate")
 PART = DEPLOY.step("to_task.part", 20, queue="parts", has_parts=True)
+LAST = DEPLOY.step("to_task.last", 30)
 
 
 Eventually = Callable[[Callable[[], object]], None]
@@ -75,7 +76,7 @@ def dispatch_two_parts(runs: Runs) -> bool:
     run = runs.store.claim_step("42", FIRST, "", "me", 5, 0, False).run
     assert run is not None
     return runs.continue_with(
-        run, Dispatch(SPREAD, [Continue(PART, {"part": 0}), Continue(PART, {"part": 1})])
+        run, ContinueInParts(SPREAD, [Continue(PART, {"part": 0}), Continue(PART, {"part": 1})])
     )
 
 
@@ -105,6 +106,23 @@ def test_a_run_whose_parts_are_dispatched_stands_at_their_step(
     assert late.status is ClaimStatus.SUPERSEDED
 
 
+def test_a_run_whose_parts_are_done_already_does_not_move_back(
+    runs: Runs, run: Run, redis: FakeRedis
+) -> None:
+    # Given a step that has published its parts, on a broker that is another Redis than that of the runs
+    begun = runs.store.claim_step("42", FIRST, "", "me", 5, 0, False).run
+    assert begun is not None
+    assert begun.lease is not None
+
+    # When the parts are done and the step after them begins before the first one has ended
+    runs.store.claim_step("42", LAST, "", "other", 5, 0, False)
+    assert runs.store.end_step("42", begun.lease, 0.0, None, SPREAD)
+
+    # Then the run stands at the last one
+    assert redis.hget("synapse:jobs:{42}", "step") == LAST.name
+    assert runs.store.load("42").position == LAST.position
+
+
 def test_an_ended_run_does_not_move_on(runs: Runs, run: Run, redis: FakeRedis) -> None:
     # Given a run that is stopped amid a step
     begun = runs.store.claim_step("42", FIRST, "", "me", 5, 0, False).run
@@ -112,7 +130,7 @@ def test_an_ended_run_does_not_move_on(runs: Runs, run: Run, redis: FakeRedis) -
     runs.finish("42", STOPPED)
 
     # When the step dispatches parts
-    runs.continue_with(begun, Dispatch(SPREAD, [Continue(PART)]))
+    runs.continue_with(begun, ContinueInParts(SPREAD, [Continue(PART)]))
 
     # Then its record shows where it was stopped
     assert redis.hget("synapse:jobs:{42}", "step") == "deploy.first"

@@ -97,7 +97,7 @@ def test_bytes_in_a_name_are_damage_of_the_run(runs: Runs, run: Run, redis: Fake
         runs.store.load("42")
 
 
-@pytest.mark.parametrize("updated", [b"\xff", "yesterday"])
+@pytest.mark.parametrize("updated", [b"\xff", "yesterday", "nan", "inf"])
 def test_a_damaged_time_counts_as_long_ago(
     runs: Runs, run: Run, redis: FakeRedis, updated: str | bytes
 ) -> None:

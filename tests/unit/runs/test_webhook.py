@@ -567,6 +567,19 @@ def test_a_damaged_run_is_posted_as_far_as_it_is_known(
     assert waiting(redis) == []
 
 
+@pytest.mark.parametrize("text", ["rubbish", "nan", "1e999"])
+def test_an_end_at_an_illegible_time_is_posted(
+    runs: Runs, run: object, send: Send, receiver: Receiver, redis: FakeRedis, text: str
+) -> None:
+    runs.finish("42", SUCCEEDED)
+    redis.hset("synapse:jobs:{42}", "updated", text)
+
+    send()
+
+    assert len(receiver.events) == 1
+    assert waiting(redis) == []
+
+
 def test_an_end_of_which_nothing_is_legible_is_dropped_once(
     runs: Runs,
     run: object,

@@ -5,6 +5,7 @@ import threading
 from typing import Any
 
 import pytest
+from redis import ConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared import redis_pools
@@ -157,6 +158,44 @@ def test_a_failed_connection_keeps_no_thread_waiting(pool: Pool, monkeypatch: py
     with sharing_connections(), pytest.raises(RedisConnectionError):
         pool.get_connection()
     assert not pool._sharing.locked()
+
+
+def test_who_shares_nothing_lets_nobody_share(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = ConnectionPool.release
+    was_locked: list[bool] = []
+
+    def release_and_let_others_go_on(pool: ConnectionPool, connection: Any) -> None:
+        release(pool, connection)
+        monkeypatch.setattr(ConnectionPool, "release", release)
+        # When another thread gets it and gives it back before the first one goes on
+        pool.release(pool.get_connection())
+        was_locked.append(pool._sharing.locked())  # type: ignore[attr-defined]
+
+    # Given a thread that gives the shared connection back
+    with sharing_connections():
+        connection = pool.get_connection()
+    monkeypatch.setattr(ConnectionPool, "release", release_and_let_others_go_on)
+    pool.release(connection)
+
+    # Then the first one alone lets the next one share
+    assert was_locked == [True]
+    assert not pool._sharing.locked()
+
+
+def test_a_forked_process_shares_anew(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a process that was forked while another thread used the shared connection
+    child = os.getpid() + 1
+    with sharing_connections():
+        pool.get_connection()
+        monkeypatch.setattr(os, "getpid", lambda: child)
+
+        # When it uses the pool
+        connection = pool.get_connection()
+
+        # Then its threads share a connection of its own
+        assert pool._sharing.locked()
+        pool.release(connection)
+        assert not pool._sharing.locked()
 
 
 def test_threads_outside_share_nothing(pool: Pool) -> None:

@@ -22,7 +22,7 @@ from worker.platform import (
     ServerError,
 )
 from worker.plugins import PluginHostBusyError, PluginHostUnavailableError
-from worker.runs.model import Continue, Dispatch, Reschedule, Suspend
+from worker.runs.model import Continue, ContinueInParts, Reschedule, Suspend
 from worker.testing import image_and_label
 from worker.to_task.annotate import annotate
 from worker.to_task.ledger import RedisLedger
@@ -332,7 +332,7 @@ def test_the_sweep_resends_open_chunks_in_their_generation(make_world: Make) -> 
     world.sender.published.clear()
 
     # When the sweep publishes the step at which the run stands
-    assert isinstance(world.dispatch_again(), Dispatch)
+    assert isinstance(world.dispatch_again(), ContinueInParts)
 
     # Then the open ones are published, none that is done
     sent = {each.kwargs["chunk"]: each.kwargs["generation"] for each in world.sender.published}

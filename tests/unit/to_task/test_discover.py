@@ -10,7 +10,7 @@ import pytest
 from tests.unit.to_task.world import JOB, World
 from worker.platform import NotFoundError
 from worker.runs.keys import messages_key
-from worker.runs.model import Dispatch, Finish, Reschedule, RunFailedError, Suspend
+from worker.runs.model import ContinueInParts, Finish, Reschedule, RunFailedError, Suspend
 from worker.testing import FakeBackend
 from worker.to_task import ledger
 from worker.to_task.discover import (
@@ -43,7 +43,7 @@ def test_ids_are_cut_into_chunks_across_pages(make_world: Make) -> None:
     world.backend.page_size = 2
 
     # When they are collected
-    assert isinstance(world.fetch(), Dispatch)
+    assert isinstance(world.fetch(), ContinueInParts)
 
     # Then each chunk is whole but the last, and the total is public
     assert chunks(world) == {"0": "1,2,3", "1": "4,5,6", "2": "7"}
@@ -122,7 +122,7 @@ def test_a_second_delivery_after_the_last_page_reads_nothing(make_world: Make) -
     world.fetch_pages(world.run)
     before = world.backend.faults.calls["list_tasks"]
 
-    assert isinstance(world.fetch(), Dispatch)
+    assert isinstance(world.fetch(), ContinueInParts)
     assert world.backend.faults.calls["list_tasks"] == before
 
 
@@ -137,7 +137,7 @@ def test_a_delivery_reads_for_a_while_and_the_next_goes_on(make_world: Make) -> 
 
     # Then each delivery read one page
     assert outcomes[:2] == [Reschedule(0), Reschedule(0)]
-    assert isinstance(outcomes[2], Dispatch)
+    assert isinstance(outcomes[2], ContinueInParts)
     assert world.backend.faults.calls["list_tasks"] == 3
     assert world.record()["total"] == "30"
 
@@ -329,7 +329,7 @@ def test_tasks_deleted_while_pages_are_read_hide_no_other(
     world.backend = ShrinkingBackend(tasks, deleted)
 
     # When the ids are collected, by a run and by a direct call
-    assert isinstance(world.fetch(), Dispatch)
+    assert isinstance(world.fetch(), ContinueInParts)
     direct = ShrinkingBackend(tasks, deleted)
     warnings: list[str] = []
     ids = list(iter_task_ids(direct, world.run.message.params, 100, warnings.append))
@@ -355,7 +355,7 @@ def test_a_count_that_never_fits_is_warned_of(make_world: Make) -> None:
     world.backend.pages = [page(1, 2, following=1, count=5), page(3, count=5)]
 
     # When the ids are collected and the run has ended
-    assert isinstance(world.fetch(), Dispatch)
+    assert isinstance(world.fetch(), ContinueInParts)
 
     # Then they were listed twice, which brought no more, and log and result say so
     assert world.backend.faults.calls["list_tasks"] == 4
@@ -393,7 +393,7 @@ def test_a_listing_goes_on_in_another_delivery(make_world: Make) -> None:
     outcomes = [world.fetch_pages(world.run, lambda: float(next(ticks))) for _ in range(10)]
 
     assert outcomes[:9] == [Reschedule(0)] * 9
-    assert isinstance(outcomes[9], Dispatch)
+    assert isinstance(outcomes[9], ContinueInParts)
     assert listed(world) == list(range(1, 451))
 
 

@@ -17,7 +17,7 @@ from worker.per_process import RecentlyUsed
 from worker.plugins import PluginProcessDiedError
 from worker.pre_processor.serve_application import PreProcessor
 from worker.runs.ends import RunEnd
-from worker.runs.model import Continue, Dispatch, Finish, Outcome, Reschedule, Suspend
+from worker.runs.model import Continue, ContinueInParts, Finish, Outcome, Reschedule, Suspend
 from worker.runs.runs import Runs, Timing
 from worker.services import Services
 from worker.testing import FakeBackend, FakePluginHost
@@ -173,7 +173,7 @@ class World:
         outcome: Outcome = Reschedule(0)
         while isinstance(outcome, Reschedule):
             outcome = self.fetch()
-        assert isinstance(outcome, Dispatch), outcome
+        assert isinstance(outcome, ContinueInParts), outcome
 
     def work(self) -> Finish:
         """The whole run, each message delivered once, to its end."""

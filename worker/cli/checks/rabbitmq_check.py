@@ -18,12 +18,14 @@ _OWN_REMOTE_CONTROL: Final = "doctor.celery.pidbox"
 """As the queue in which a worker hears remote control is called; there is no queue of this name."""
 _DEFAULT_EXCHANGE: Final = "amq.default"
 _NO_ROUTE: Final = "doctor.no.such.queue"
+_UNUSABLE: Final = {"x-dead-letter-exchange": 0}
+"""Arguments of a queue that RabbitMQ rejects: a name has to be a text."""
 _DENIED: Final = 403
 _PAGE: Final = "docs/rabbitmq.md has all of them"
 
 
 def missing_rights(connection: Connection) -> Iterator[Finding]:
-    """What a worker does that this connection's user may not do. Nothing is declared, bound or read.
+    """What a worker does that this connection's user may not do. Nothing is made, deleted or read.
 
     RabbitMQ checks the rights to a name before it looks whether there is something of that name.
     """
@@ -71,8 +73,12 @@ def _exists(connection: Connection, queue: str) -> bool:
 
 
 def _may_configure(connection: Connection, name: str) -> bool:
-    """Asked by deleting a queue that is not there."""
-    return _may(connection, lambda channel: channel.queue_delete(name, if_unused=True, if_empty=True))
+    """Asked by declaring a queue that RabbitMQ cannot make, whether it has one of this name or not.
+
+    To delete one that is not there would do, too, but one that has crashed is not there either, and RabbitMQ
+    deletes it with its messages.
+    """
+    return _may(connection, lambda channel: channel.queue_declare(name, durable=True, arguments=_UNUSABLE))
 
 
 def _may_write(connection: Connection, name: str) -> bool:

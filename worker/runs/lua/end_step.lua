@@ -8,7 +8,10 @@
 -- Returns 1 when that was done.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 record_heartbeat(KEYS[3], KEYS[4], ARGV[3], ARGV[4])
-if ARGV[5] ~= '' and run_open(KEYS[5]) then move_on(KEYS[5], KEYS[6], ARGV[5], ARGV[6], ARGV[7]) end
+-- What follows may have been published before this, as on another broker, and have brought the run further already.
+if ARGV[5] ~= '' and run_open(KEYS[5]) and tonumber(redis.call('HGET', KEYS[5], RUN.position)) <= tonumber(ARGV[6]) then
+  move_on(KEYS[5], KEYS[6], ARGV[5], ARGV[6], ARGV[7])
+end
 publish_messages(7, 8)
 end_delivery(KEYS[2], ARGV[2], ARGV[1])
 redis.call('DEL', KEYS[1])

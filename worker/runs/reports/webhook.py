@@ -17,7 +17,7 @@ from worker.platform import ClientError, clean
 from worker.runs import keys
 from worker.runs.bulkhead import backoff
 from worker.runs.keys import run_key
-from worker.runs.model import DamagedRunError, reading_record, stopped_job_result
+from worker.runs.model import DamagedRunError, finite_number, reading_record, stopped_job_result
 from worker.runs.reports.outbox import DueJobs
 from worker.runs.reports.sender import (
     INFRASTRUCTURE_RETRY_SECONDS,
@@ -79,7 +79,7 @@ class Webhooks(DueJobs):
 
 
 def _due_end(job: str, now: float, left: float, message: str, end: str, record: dict[str, str]) -> DueEnd:
-    ended = int(float(record.get("updated") or now))
+    ended = int(finite_number(record.get("updated")) or now)
     try:
         with reading_record(job):
             status, result, tenant = _end_of(json.loads(message), json.loads(end), record)
