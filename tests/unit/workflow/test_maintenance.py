@@ -192,6 +192,7 @@ def test_sweep_survives_what_goes_wrong(
     monkeypatch.setattr(maintenance, "sweep", sweep)
     monkeypatch.setattr(maintenance, "remove_old", lambda: None)
     monkeypatch.setattr(maintenance, "SECONDS_BETWEEN_SWEEPS", 0.01)
+    monkeypatch.setattr(maintenance, "FAILED_SECONDS", 0.01)
     sweeper = maintenance.Maintenance()
     sweeper.start()
     eventually(lambda: len(sweeps) > 3)
