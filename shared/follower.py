@@ -263,9 +263,10 @@ def follow_run(redis: Redis, job: str, *, prefix: str | None = None) -> Iterator
                     return
                 continue
             event = _event(message["data"])
-            yield event
-            if _is_final(event):
-                return
+            if event is not None:
+                yield event
+                if _is_final(event):
+                    return
     finally:
         pubsub.close()
 
@@ -274,9 +275,15 @@ def _state(redis: Redis, record: str) -> RunEvent:
     return RunEvent("state", {"status": JobStatus.PENDING.value, **redis.hgetall(record)})
 
 
-def _event(data: str) -> RunEvent:
-    content = json.loads(data)
-    return RunEvent(content.pop("type"), content)
+def _event(data: str) -> RunEvent | None:
+    """None for what no worker published: anybody who reaches Redis may publish on the channel."""
+    try:
+        content = json.loads(data)
+        event = RunEvent(str(content.pop("type")), content)
+        _is_final(event)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return None
+    return event
 
 
 def _is_final(event: RunEvent) -> bool:

@@ -30,7 +30,7 @@ def doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doctor:
     broker = SimpleNamespace(transport=SimpleNamespace(driver_type="amqp"))
     monkeypatch.setattr(doctor_module, "Connection", lambda *_, **__: contextlib.nullcontext(broker))
     monkeypatch.setattr(doctor_module, "_connect_to_broker", lambda _url: "RabbitMQ 4.1.0")
-    monkeypatch.setattr(doctor_module, "missing_rights", lambda _connection: iter(()))
+    monkeypatch.setattr(doctor_module, "missing_rights", lambda *_: iter(()))
     monkeypatch.setattr(doctor_module, "_waiting_messages", lambda _url: {})
     monkeypatch.setattr(doctor_module, "active_queues", dict)
     environ = {
@@ -155,9 +155,9 @@ class FakeChannel:
     basic_publish = basic_qos = close = prepare_message
 
 
-def rights_missing(denied: str = "") -> list[str]:
+def rights_missing(denied: str = "", agent: int | None = None) -> list[str]:
     connection: Any = SimpleNamespace(channel=lambda: FakeChannel(denied))
-    return [finding.text.partition(":")[0] for finding in missing_rights(connection)]
+    return [finding.text.partition(":")[0] for finding in missing_rights(connection, agent)]
 
 
 def test_no_queue_is_deleted_to_ask_for_a_right() -> None:
@@ -166,3 +166,10 @@ def test_no_queue_is_deleted_to_ask_for_a_right() -> None:
 
 def test_a_queue_that_may_not_be_declared_is_named() -> None:
     assert rights_missing(denied="annotate") == ["the user lacks the right to configure annotate"]
+
+
+def test_a_worker_of_one_agent_needs_its_queue_too() -> None:
+    missing = ["the user lacks the right to configure deploy.7"]
+
+    assert rights_missing(denied="deploy.7", agent=7) == missing
+    assert rights_missing(denied="deploy.7") == []

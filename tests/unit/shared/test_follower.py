@@ -91,6 +91,23 @@ def test_run_of_another_installation_is_not_heard() -> None:
     assert list(events) == [RunEvent("state", {"status": "SUCCEEDED"})]
 
 
+@pytest.mark.parametrize(
+    "published",
+    ["no JSON", "[" * 100_000, "3", "{}", '{"type": "state"}', '{"type": "state", "status": "DONE"}'],
+)
+def test_what_is_no_event_is_skipped(redis: FakeRedis, published: str) -> None:
+    # Given a run that is followed
+    events = follow_run(redis, "42")
+    next(events)
+
+    # When somebody publishes something else on its channel, and its worker the end
+    redis.publish(events_channel("42"), published)
+    redis.publish(events_channel("42"), '{"type": "state", "status": "SUCCEEDED"}')
+
+    # Then the end is heard
+    assert list(events) == [RunEvent("state", {"status": "SUCCEEDED"})]
+
+
 def test_run_is_read_under_its_prefix(redis: FakeRedis) -> None:
     redis.hset(job_key("42", prefix="staging"), mapping={"status": "RUNNING", "step": "annotate"})
 

@@ -187,7 +187,7 @@ def _check_queue(settings: Settings, report: Report) -> str:
     _warn_of_left_messages(settings.redis_url, report)
     with Connection(settings.broker_url, connect_timeout=CONNECT_TIMEOUT_SECONDS) as connection:
         if connection.transport.driver_type == "amqp":
-            report.add_all("queue", missing_rights(connection))
+            report.add_all("queue", missing_rights(connection, settings.worker_agent))
     return f"connected to {connected}"
 
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 from kombu.transport import pyamqp
 from redis import Redis
 
+from shared import DeployMessage
 from worker.broker import Connection
 from worker.broker.config import QUEUES
 from worker.broker.queues import held_messages, waiting_messages
@@ -24,19 +25,21 @@ _DENIED: Final = 403
 _PAGE: Final = "docs/rabbitmq.md has all of them"
 
 
-def missing_rights(connection: Connection) -> Iterator[Finding]:
+def missing_rights(connection: Connection, agent: int | None = None) -> Iterator[Finding]:
     """What a worker does that this connection's user may not do. Nothing is made, deleted or read.
 
     RabbitMQ checks the rights to a name before it looks whether there is something of that name.
+    `agent`: the WORKER_AGENT of a worker that serves one alone, and so has one queue more.
     """
-    missing = [queue for queue in QUEUES if not _exists(connection, queue)]
+    queues = QUEUES if agent is None else (*QUEUES, DeployMessage.agent_queue(agent))
+    missing = [queue for queue in queues if not _exists(connection, queue)]
     declared = [EVENTS, REMOTE_CONTROL, REPLIES, _OWN_REMOTE_CONTROL]
     rights = {
         "configure": [name for name in (*missing, *declared) if not _may_configure(connection, name)],
         "write": [name for name in (*missing, *declared) if not _may_write(connection, name)],
         "read": [
             name
-            for name in (*QUEUES, REMOTE_CONTROL, REPLIES, _OWN_REMOTE_CONTROL)
+            for name in (*queues, REMOTE_CONTROL, REPLIES, _OWN_REMOTE_CONTROL)
             if not _may_read(connection, name)
         ],
     }
