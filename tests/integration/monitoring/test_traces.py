@@ -66,6 +66,7 @@ def run_command(harness: ProxiedHarness, endpoint: str, *arguments: str) -> None
     environ = {
         **clean_environment(),
         "REDIS_URL": harness.redis_url,
+        "CELERY_BROKER_URL": harness.broker_url,
         "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
         "OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=command",
     }
