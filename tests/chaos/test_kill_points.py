@@ -36,7 +36,8 @@ UNDISTURBED_SECONDS = 4.0
 SECOND_REPORT_SECONDS = 12.0
 """Within this time a repeated report would arrive, if there were one."""
 WEBHOOK_SECONDS = LOCK_SECONDS + 15.0
-TASKS = 12
+TASKS = 16
+"""Four chunks: one more than are published at once, with either broker."""
 DEPLOY_KINDS = frozenset({Kind.DEPLOY, Kind.WAITING_DEPLOY})
 FILE_KINDS = frozenset({Kind.FILE, Kind.RETRY})
 WHOLE_KINDS = frozenset({Kind.WHOLE, Kind.WHOLE_STOP})
