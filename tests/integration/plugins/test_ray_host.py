@@ -78,7 +78,6 @@ def remove(cluster: RayCluster, *names: str) -> None:
     wait_for(lambda: not any(cluster.state(name).exists for name in names), 60, f"removal of {names}")
 
 
-@pytest.mark.ray
 def test_releases_with_the_same_package_serve_their_own_code(
     ray_host: RayHost, store: PluginStore, cluster: RayCluster, ray_cluster: LocalRay
 ) -> None:

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.integration.workflows.ray_harness import NEW_RELEASES, RayHarness
+from tests.integration.workflows.ray_harness import RayHarness
 
 
-@pytest.mark.parametrize("code", NEW_RELEASES)
+@pytest.mark.parametrize("code", [pytest.param("plain", marks=pytest.mark.ray), "routed"])
 def test_a_new_release_is_deployed_and_annotates(harness: RayHarness, code: str) -> None:
     # Given a template's release that is deployed
     plugin = f"{code}@1.0.0"
