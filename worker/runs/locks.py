@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from uuid import uuid4
 
 import structlog
@@ -138,8 +138,10 @@ class Locks:
                 except Exception as error:
                     # Of any kind: one that ended this thread would let all other locks expire, too.
                     log.warning("lock not renewed", key=key or None, error_type=type(error).__name__)
-            with suppress(RedisError):
+            try:
                 self.release_overdue()
+            except Exception as error:
+                log.warning("lock not released", error_type=type(error).__name__)
 
 
 LEASE_SECONDS = 15.0

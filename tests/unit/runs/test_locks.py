@@ -60,6 +60,28 @@ def test_what_has_no_lock_is_renewed_until_its_block_ends(
     assert not locks._held
 
 
+@pytest.mark.parametrize("error", [RedisConnectionError("away"), ValueError("damaged")])
+def test_a_release_that_failed_is_repeated(
+    redis: FakeRedis, eventually: Eventually, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    # Given a release that fails at first
+    locks, errors = Locks(redis, 0.03), [error, error]
+    redis.set("lock", "me")
+    release = locks.release_overdue
+
+    def release_overdue() -> None:
+        if errors:
+            raise errors.pop()
+        release()
+
+    monkeypatch.setattr(locks, "release_overdue", release_overdue)
+
+    # When it is left for later, then it is done after all, and no thread is left
+    locks.release_later(Lease("lock", "me"))
+    eventually(lambda: not redis.exists("lock"))
+    eventually(lambda: locks._thread is None)
+
+
 def test_lease_of_another_is_neither_renewed_nor_released(redis: FakeRedis) -> None:
     locks = Locks(redis, 10)
     locks.acquire("lock", "me")
